@@ -5,18 +5,20 @@ BIN := $(VENV)/bin
 # on a machine without an NVIDIA driver the constraint keeps pip at the CPU build of torch where one is on offer
 CPU := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c requirements/cpu.txt)
 
+KERNEL := $(wildcard src/backspike/kernel/*.[ch])
+
 .PHONY: demo install test slow check clean
 demo: install
 	$(BIN)/backspike train
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml setup.py src/backspike/kernel/lif.c requirements/cpu.txt
+$(VENV)/.installed: pyproject.toml setup.py $(KERNEL) requirements/cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(CPU) -e .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml setup.py src/backspike/kernel/lif.c requirements/cpu.txt
+$(VENV)/.installed-dev: pyproject.toml setup.py $(KERNEL) requirements/cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(CPU) -e '.[dev]'
 	touch $@ $(VENV)/.installed

@@ -12,6 +12,7 @@ from setuptools.command.build_ext import build_ext
 
 # no fused multiply-add and no fast-math: they would change membranes, and with them spikes
 FLAGS = ["-std=gnu11", "-O3", "-g0", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+SOURCES, HEADERS = (sorted(map(str, Path("src/backspike/kernel").glob(f"*.{ending}"))) for ending in "ch")
 LEVELS = {"_lif": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     LEVELS |= {"_lif_v3": ["-march=x86-64-v3"], "_lif_v4": ["-march=x86-64-v4"]}
@@ -40,6 +41,6 @@ class Build(build_ext):
 
 
 setup(
-    ext_modules=[Extension(f"backspike.kernel.{name}", ["src/backspike/kernel/lif.c"], optional=True) for name in LEVELS],
+    ext_modules=[Extension(f"backspike.kernel.{name}", SOURCES, depends=HEADERS, optional=True) for name in LEVELS],
     cmdclass={"build_ext": Build},
 )

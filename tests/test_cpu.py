@@ -26,7 +26,7 @@ from backspike.kernel import cpu
 from backspike.kernel.mask import dropped_at
 from backspike.neuron import _call, _run
 
-SOURCE = Path(cpu.__file__).with_name("lif.c")
+SOURCES = sorted(map(str, Path(cpu.__file__).parent.glob("*.c")))
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C kernel was not built here")
 SEED = 2**50 + 33
 
@@ -448,7 +448,7 @@ def test_under_the_sanitizers(tmp_path):
     for name in ("libasan.so", "libubsan.so"):
         preload.append(subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip())
     flags = "-std=gnu11 -g -O1 -fopenmp -ffp-contract=off -fPIC -shared -fsanitize=address,undefined -fno-sanitize-recover=all"
-    subprocess.run([compiler, *flags.split(), str(SOURCE), "-o", str(library), "-lm"], check=True)
+    subprocess.run([compiler, *flags.split(), *SOURCES, "-o", str(library), "-lm"], check=True)
     environment = {**os.environ, "LD_PRELOAD": ":".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
     folder = Path(__file__).parent
     words = [sys.executable, "-c", SANITIZED, str(library), str(folder / "test_cpu.py"), str(folder / "test_kernel.py")]

@@ -1,0 +1,83 @@
+/* What the C files share: a call of the neuron as a struct, the mask's hash, bfloat16. Letters as in docs/methods.md, section 1. */
+
+#ifndef BACKSPIKE_LIF_H
+#define BACKSPIKE_LIF_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define SIMD _Pragma("omp simd")
+#define EACH for (int i = 0; i < n; i++)
+#define BLOCK 256
+
+enum { NONE, TRIANGLE, ATAN, RECTANGLE, SIGMOID, SUPERSPIKE, PIECEWISE_EXPONENTIAL, ERF, DSPIKE };
+enum { LAM, OFFSET, GAIN, THETA, WIDTH, CONSTANTS };
+enum { LEARNS_TAU = 1, LEARNS_THETA = 2, LEARNS_WIDTH = 4 };
+
+typedef struct {
+    int64_t family;
+    double shape, scale; /* the two fields of its dataclass */
+} Surrogate;
+
+/* One call; cpu.py has the same struct. Within a timestep everything lies in the order of x; strides are those of T. What is not
+   needed is null. Sums are taken chunk by chunk, then over the chunks in their order: the same bits on any number of threads. */
+typedef struct {
+    int64_t T, N;                  /* N: elements of a timestep */
+    int64_t C, inner, per_channel; /* element i has channel (i / inner) % C; per_channel: constants are [5, C], not [5, 1] */
+    int64_t depth, area;           /* depth > 0: channels lie last in memory, but before the area in the mask's index */
+    int64_t chunks, threads;
+    int64_t soft, decay_input, temporal, parametric, masked, rescale, learns;
+    int64_t seed, limit; /* an element is dropped when its 24 bits lie below the limit */
+    int64_t x_stride, g_stride, gu_stride;
+    double v_reset, rho, keep;
+    Surrogate surrogate, replace;
+    const void *p_constants, *p_x, *p_v0;
+    void *p_s, *p_u, *p_v;                     /* forward writes; backward reads u */
+    const void *p_g, *p_gu, *p_gv, *p_line;    /* gradients of spikes, membrane and state; a and b of gu = a + b u, [2, T, C] */
+    void *p_gx, *p_gv0;                        /* backward writes */
+    double *p_partial, *p_sums;                /* [chunks, K] and [K] zeros; K: forward [2, T, C] moments, backward [3, C] */
+} Job;
+
+static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static inline uint32_t lowbias32(uint32_t x) {
+    x ^= x >> 16;
+    x *= 0x7feb352du;
+    x ^= x >> 15;
+    x *= 0x846ca68bu;
+    x ^= x >> 16;
+    return x;
+}
+
+static inline float from_bf16(uint16_t x) {
+    union { uint32_t bits; float value; } y = {.bits = (uint32_t)x << 16};
+    return y.value;
+}
+
+static inline uint16_t to_bf16(float x) {
+    union { float value; uint32_t bits; } y = {.value = x};
+    uint16_t nearest = (uint16_t)((y.bits + 0x7fffu + ((y.bits >> 16) & 1u)) >> 16);
+    return x != x ? 0x7fc0 : nearest;
+}
+
+/* Fills where so that base + where[i] is the logical position of element o + i; returns base. */
+static inline int64_t logical(const Job *j, int64_t o, int n, uint32_t *where) {
+    if (!j->depth) {
+        EACH where[i] = (uint32_t)i;
+        return o;
+    }
+    const int64_t sample = j->depth * j->area, base = o / sample * sample;
+    EACH {
+        const int64_t k = o + i - base, inside = k % sample;
+        where[i] = (uint32_t)(k - inside + inside % j->depth * j->area + inside / j->depth);
+    }
+    return base;
+}
+
+static inline void merge(const Job *j, int64_t K) {
+    for (int64_t chunk = 0; chunk < j->chunks; chunk++)
+        for (int64_t k = 0; k < K; k++) j->p_sums[k] += j->p_partial[chunk * K + k];
+}
+
+#endif

@@ -1,0 +1,224 @@
+/* The pieces of a timestep, each a loop over a block of n elements that starts at element o of its timestep. Included by every
+   file that walks over blocks, once per pair of types (types.h). One short loop does one thing, so that every combination of
+   options is a sequence of vectorised loops. */
+
+static const REAL NAME(zero)[BLOCK];
+
+/* A row that other layers sent, in REAL: itself, or converted into the buffer; zeros where there is none. */
+static inline const REAL *NAME(load)(const void *p, int64_t at, REAL *buffer, int n) {
+    if (!p) return NAME(zero);
+    if (sizeof(IO) == sizeof(REAL)) return (const REAL *)p + at;
+    const uint16_t *half = (const uint16_t *)p + at;
+    SIMD EACH buffer[i] = from_bf16(half[i]);
+    return buffer;
+}
+
+/* out[i] = p[channel of o + i], or p[0] everywhere */
+static inline void NAME(spread)(const Job *j, int64_t per_channel, const REAL *p, int64_t o, int n, REAL *out) {
+    for (int64_t i = 0, run; i < n; i += run) {
+        const int64_t c = per_channel ? (o + i) / j->inner % j->C : 0;
+        run = !per_channel ? n : j->inner == 1 ? min(n - i, j->C - c) : min(n - i, j->inner - (o + i) % j->inner);
+        if (per_channel && j->inner == 1) memcpy(out + i, p + c, run * sizeof(REAL));
+        else for (int64_t k = 0; k < run; k++) out[i + k] = p[c];
+    }
+}
+
+/* sums[channel of o + i] += term[i], or all to sums[0] */
+static inline void NAME(add)(const Job *j, int64_t per_channel, const REAL *term, int64_t o, int n, double *sums) {
+    for (int64_t i = 0, run; i < n; i += run) {
+        const int64_t c = per_channel ? (o + i) / j->inner % j->C : 0;
+        run = !per_channel ? n : j->inner == 1 ? min(n - i, j->C - c) : min(n - i, j->inner - (o + i) % j->inner);
+        if (per_channel && j->inner == 1) {
+            SIMD for (int64_t k = 0; k < run; k++) sums[c + k] += term[i + k];
+        } else {
+            double sum = 0;
+            _Pragma("omp simd reduction(+ : sum)") for (int64_t k = 0; k < run; k++) sum += term[i + k];
+            sums[c] += sum;
+        }
+    }
+}
+
+static inline void NAME(constants)(const Job *j, int64_t o, int n, REAL table[CONSTANTS][BLOCK]) {
+    const int64_t stride = j->per_channel ? j->C : 1;
+    for (int row = 0; row < CONSTANTS; row++)
+        NAME(spread)(j, j->per_channel, (const REAL *)j->p_constants + row * stride, o, n, table[row]);
+}
+
+static inline void NAME(start)(const Job *j, int64_t o, int n, REAL *v) {
+    if (j->p_v0) memcpy(v, (const REAL *)j->p_v0 + o, n * sizeof(REAL));
+    else EACH v[i] = j->soft ? 0 : (REAL)j->v_reset;
+}
+
+static inline void NAME(fire)(const Job *j, REAL table[CONSTANTS][BLOCK], const REAL *x, REAL *v, REAL *u, IO *s, int n) {
+    const REAL *lam = table[LAM], *offset = table[OFFSET], *gain = table[GAIN], *theta = table[THETA];
+    const REAL v_reset = (REAL)j->v_reset;
+    const IO one = sizeof(IO) == 2 ? 0x3f80 : 1;
+    if (j->soft) {
+        SIMD EACH {
+            const REAL y = (lam[i] * v[i] + offset[i]) + gain[i] * x[i];
+            u[i] = y;
+            s[i] = y >= theta[i] ? one : 0;
+            v[i] = y >= theta[i] ? y - theta[i] : y;
+        }
+    } else {
+        SIMD EACH {
+            const REAL y = (lam[i] * v[i] + offset[i]) + gain[i] * x[i];
+            u[i] = y;
+            s[i] = y >= theta[i] ? one : 0;
+            v[i] = y >= theta[i] ? v_reset : y;
+        }
+    }
+}
+
+/* exp(x) for x <= 0 within a few units in the last place: 2^k times a Taylor polynomial. Unlike libm's it vectorises. */
+static inline REAL NAME(exp_below_0)(REAL x) {
+    const int wide = sizeof(REAL) == 8, mantissa = wide ? 52 : 23;
+    const REAL lowest = wide ? -708 : -87;
+    const REAL big = (REAL)3 * ((BITS)1 << (mantissa - 1)); /* adding it rounds to an integer, kept in the low bits */
+    x = x < lowest ? lowest : x;
+    union { REAL value; BITS bits; } k = {.value = x * (REAL)1.4426950408889634 + big}, power;
+    /* ln 2 in two parts, the first so short that its product is exact */
+    const REAL r = (x - (k.value - big) * (REAL)0.693145751953125) - (k.value - big) * (REAL)1.4286068203094172e-06;
+    REAL y = 1;
+    if (wide)
+        for (int term = 13; term > 7; term--) y = 1 + y * (r * (REAL)(1.0 / term));
+    for (int term = 7; term > 0; term--) y = 1 + y * (r * (REAL)(1.0 / term));
+    power.bits = (k.bits + (wide ? 1023 : 127)) << mantissa;
+    return y * power.value;
+}
+
+/* sig(x) sig(-x) for x <= 0 */
+static inline REAL NAME(slope)(REAL x) {
+    const REAL e = NAME(exp_below_0)(x);
+    return e / ((1 + e) * (1 + e));
+}
+
+/* h = derivative(z), with a width w derivative(z / w) / w. The formulas of surrogate.py, with torch's order of operations (k / y
+   is 1 / y * k there); sigmoid and tanh are written with exp. */
+static inline void NAME(derivative)(const Surrogate *p, const REAL *u, const REAL *theta, const REAL *w, REAL *h, int n) {
+    const double a = p->shape;
+#define FAMILY(FACTOR, CONSTANT, H)                         \
+    {                                                       \
+        const REAL f = (REAL)(FACTOR), k = (REAL)(CONSTANT); \
+        if (w) SIMD EACH {                                  \
+            const REAL z = (u[i] - theta[i]) / w[i];        \
+            h[i] = (H) / w[i];                              \
+        }                                                   \
+        else SIMD EACH {                                    \
+            const REAL z = u[i] - theta[i];                 \
+            h[i] = (H);                                     \
+        }                                                   \
+        break;                                              \
+    }
+#define ABS(z) ((z) < 0 ? -(z) : (z))
+    switch (p->family) {
+    case TRIANGLE: {
+        const REAL peak = (REAL)a;
+        FAMILY(a * a, p->scale, (peak - f * ABS(z) < 0 ? 0 : peak - f * ABS(z)) * k)
+    }
+    case ATAN: FAMILY(M_PI / 2 * a, p->scale * a / 2, 1 / (1 + (z * f) * (z * f)) * k)
+    case RECTANGLE: FAMILY(a / 2, p->scale / a, ABS(z) < f ? k : 0)
+    case SIGMOID: FAMILY(-a, a * p->scale, NAME(slope)(ABS(z) * f) * k)
+    case SUPERSPIKE: FAMILY(a, p->scale, 1 / ((1 + f * ABS(z)) * (1 + f * ABS(z))) * k)
+    case PIECEWISE_EXPONENTIAL: FAMILY(-a, a / 2 * p->scale, NAME(exp_below_0)(ABS(z) * f) * k)
+    case ERF: FAMILY(a, a / sqrt(M_PI) * p->scale, NAME(exp_below_0)(-((z * f) * (z * f))) * k)
+    case DSPIKE: /* sech^2 y = 4 sig(2y) sig(-2y) */
+        FAMILY(-2 * a, 2 * a / tanh(a / 2) * p->scale, ABS(z) < (REAL)0.5 ? NAME(slope)(ABS(z) * f) * k : 0)
+    }
+#undef ABS
+#undef FAMILY
+}
+
+/* own: 0 where dropped, divided by keep elsewhere with rescale. full, if not null, keeps its value where own is dropped and gets
+   own's elsewhere. */
+static inline void NAME(mask)(const Job *j, int64_t start, const uint32_t *where, REAL *own, REAL *full, int n) {
+    const uint32_t lo_0 = (uint32_t)start, hi_0 = (uint32_t)((uint64_t)start >> 32), limit = (uint32_t)j->limit;
+    const uint32_t seed_lo = (uint32_t)j->seed, seed_hi = (uint32_t)((uint64_t)j->seed >> 32);
+    const REAL keep = (REAL)j->keep;
+    if (j->rescale) SIMD EACH own[i] = own[i] / keep;
+    SIMD EACH {
+        const uint32_t lo = lo_0 + where[i], hi = hi_0 + (lo < lo_0);
+        const int gone = (lowbias32(lowbias32(lo ^ seed_lo) ^ seed_hi ^ hi) >> 8) < limit;
+        if (full) full[i] = gone ? full[i] : own[i];
+        own[i] = gone ? 0 : own[i];
+    }
+}
+
+/* G, the total gradient that arrives at s; rc = rho c */
+static inline REAL NAME(arriving)(int soft, int attached, REAL g, REAL rc, REAL u, REAL theta, REAL v_reset) {
+    return !attached ? g : soft ? g - rc * theta : g + rc * (v_reset - u);
+}
+
+typedef struct {
+    const REAL *u, *g, *theta, *own, *h, *extra; /* h: the whole surrogate; own: what of it belongs to the base */
+    REAL *c;
+} NAME(Step);
+
+static inline void NAME(learn)(const Job *j, const NAME(Step) *p, const REAL *w, int64_t o, int n, REAL *term, double *sums) {
+    const int soft = (int)j->soft, attached = j->rho != 0;
+    const REAL rho = (REAL)j->rho, v_reset = (REAL)j->v_reset;
+    const int64_t C = j->per_channel ? j->C : 1;
+    if (j->learns & LEARNS_THETA) {
+        SIMD EACH {
+            const REAL G = NAME(arriving)(soft, attached, p->g[i], rho * p->c[i], p->u[i], p->theta[i], v_reset);
+            term[i] = -(G * p->h[i]) - (soft && p->u[i] >= p->theta[i] ? p->c[i] : 0);
+        }
+        NAME(add)(j, j->per_channel, term, o, n, sums + C);
+    }
+    if (j->learns & LEARNS_WIDTH && w) {
+        SIMD EACH {
+            const REAL G = NAME(arriving)(soft, attached, p->g[i], rho * p->c[i], p->u[i], p->theta[i], v_reset);
+            term[i] = -((p->u[i] - p->theta[i]) / w[i]) * G * p->own[i];
+        }
+        NAME(add)(j, j->per_channel, term, o, n, sums + 2 * C);
+    }
+}
+
+/* delta, and what it gives to x and to the step before */
+static inline void NAME(step_as)(const int soft, const int attached, const Job *j, const NAME(Step) *p, const REAL *lam,
+                                 const REAL *gain, REAL *delta, REAL *gx, int n) {
+    const REAL rho = (REAL)j->rho, v_reset = (REAL)j->v_reset;
+    const REAL *u = p->u, *g = p->g, *theta = p->theta, *h = p->h, *extra = p->extra;
+    REAL *c = p->c;
+    SIMD EACH {
+        const REAL G = NAME(arriving)(soft, attached, g[i], rho * c[i], u[i], theta[i], v_reset);
+        const REAL d = (G * h[i] + (!soft && u[i] >= theta[i] ? 0 : c[i])) + extra[i];
+        delta[i] = d;
+        gx[i] = d * gain[i];
+        c[i] = d * lam[i];
+    }
+}
+
+static inline void NAME(step)(const Job *j, const NAME(Step) *p, const REAL *lam, const REAL *gain, REAL *delta, REAL *gx, int n) {
+    const int attached = j->rho != 0;
+    if (j->soft && attached) NAME(step_as)(1, 1, j, p, lam, gain, delta, gx, n);
+    else if (j->soft) NAME(step_as)(1, 0, j, p, lam, gain, delta, gx, n);
+    else if (attached) NAME(step_as)(0, 1, j, p, lam, gain, delta, gx, n);
+    else NAME(step_as)(0, 0, j, p, lam, gain, delta, gx, n);
+    if (!j->temporal) memset(p->c, 0, n * sizeof(REAL));
+}
+
+/* term = tau^2 delta du/dtau, with v the membrane that the step began with */
+static inline void NAME(learn_tau)(const Job *j, int64_t t, int64_t o, int n, const REAL *theta, const REAL *delta, REAL *buffer,
+                            REAL *term, double *sums) {
+    const REAL v_reset = (REAL)j->v_reset, rest = j->soft ? 0 : v_reset;
+    if (t) {
+        const REAL *u = (const REAL *)j->p_u + (t - 1) * j->N + o;
+        SIMD EACH term[i] = u[i] >= theta[i] ? (j->soft ? u[i] - theta[i] : v_reset) : u[i];
+    } else {
+        NAME(start)(j, o, n, term);
+    }
+    const REAL *x = NAME(load)(j->decay_input ? j->p_x : 0, t * j->x_stride + o, buffer, n);
+    SIMD EACH term[i] = delta[i] * (term[i] - rest - x[i]);
+    NAME(add)(j, j->per_channel, term, o, n, sums);
+}
+
+/* What arrives at u directly: gu, and a + b u for the moments. */
+static inline const REAL *NAME(direct)(const Job *j, int64_t t, int64_t o, int n, const REAL *u, REAL *a, REAL *b) {
+    const REAL *gu = j->p_gu ? (const REAL *)j->p_gu + t * j->gu_stride + o : NAME(zero);
+    if (!j->p_line) return gu;
+    NAME(spread)(j, 1, (const REAL *)j->p_line + t * j->C, o, n, a);
+    NAME(spread)(j, 1, (const REAL *)j->p_line + (j->T + t) * j->C, o, n, b);
+    SIMD EACH a[i] = gu[i] + (u[i] * b[i] + a[i]);
+    return a;
+}

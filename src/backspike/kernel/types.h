@@ -1,0 +1,32 @@
+/* Includes BODY once per pair of types: REAL of the state, IO of what other layers send and receive (uint16_t: the bits of a
+   bfloat16). NAME(f) is f with the pair's suffix, BITS the unsigned integer of the size of REAL. */
+
+#define REAL double
+#define BITS uint64_t
+#define IO double
+#define NAME(f) f##_f64
+#include BODY
+#undef REAL
+#undef BITS
+#undef IO
+#undef NAME
+
+#define REAL float
+#define BITS uint32_t
+#define IO float
+#define NAME(f) f##_f32
+#include BODY
+#undef REAL
+#undef BITS
+#undef IO
+#undef NAME
+
+#define REAL float
+#define BITS uint32_t
+#define IO uint16_t
+#define NAME(f) f##_bf16
+#include BODY
+#undef REAL
+#undef BITS
+#undef IO
+#undef NAME
