@@ -1,0 +1,50 @@
+/* A matrix of bits in the two forms that products with it read: words of STEP bits, side by side for all rows, and lists of
+   the ones of every row. */
+
+#include "bits.h"
+
+int64_t sparse_step(void) { return STEP; }
+
+static void row_words(const Bits *b, int64_t s, uint32_t *words) {
+    const int64_t n = min(STEP, b->K - s * STEP);
+    for (int64_t r = 0; r < b->M; r++) words[r] = bits_at(b->p_bits, b->M * b->K, r * b->K + s * STEP, n);
+}
+
+static void column_words(const Bits *b, int64_t s, uint32_t *words) {
+    memset(words, 0, b->K * sizeof(uint32_t));
+    for (int64_t m = s * STEP; m < min(b->M, (s + 1) * STEP); m++) {
+        const uint32_t bit = (uint32_t)1 << (m - s * STEP);
+        for (int64_t k = 0; k < b->K; k += 32) {
+            const uint32_t w = bits_at(b->p_bits, b->M * b->K, m * b->K + k, min(32, b->K - k));
+            const int n = (int)min(32, b->K - k);
+            if (n == 32) for (int i = 0; i < 32; i++) words[k + i] |= w & (uint32_t)1 << i ? bit : 0;
+            else EACH words[k + i] |= w & (uint32_t)1 << i ? bit : 0;
+        }
+    }
+}
+
+void sparse_words(const Bits *b) {
+    const int64_t R = b->transposed ? b->K : b->M, C = b->transposed ? b->M : b->K;
+    _Pragma("omp parallel for num_threads(b->threads) if (b->threads > 1) schedule(static)")
+    for (int64_t s = 0; s < (C + STEP - 1) / STEP; s++)
+        (b->transposed ? column_words : row_words)(b, s, b->p_words + s * R);
+}
+
+/* Lists from words. Rows are walked 16 at a time, for these lie in one line of the cache. */
+void sparse_lists(const Bits *b) {
+    const int64_t R = b->transposed ? b->K : b->M, C = b->transposed ? b->M : b->K, steps = (C + STEP - 1) / STEP;
+    memset(b->p_start, 0, (R + 1) * sizeof(int64_t));
+    for (int64_t s = 0; s < steps; s++)
+        for (int64_t r = 0; r < R; r++) b->p_start[r + 1] += __builtin_popcount(b->p_words[s * R + r]);
+    for (int64_t r = 0; r < R; r++) b->p_start[r + 1] += b->p_start[r];
+    _Pragma("omp parallel for num_threads(b->threads) if (b->threads > 1) schedule(static)")
+    for (int64_t first = 0; first < R; first += 16) {
+        const int64_t n = min(16, R - first);
+        int64_t at[16];
+        memcpy(at, b->p_start + first, n * sizeof(int64_t));
+        for (int64_t s = 0; s < steps; s++)
+            for (int64_t r = 0; r < n; r++)
+                for (uint32_t w = b->p_words[s * R + first + r]; w; w &= w - 1)
+                    b->p_index[at[r]++] = (int32_t)(s * STEP + __builtin_ctz(w));
+    }
+}

@@ -1,0 +1,170 @@
+/* Tensors of spikes, or of sums and averages of a few spikes, kept in 1, 4 or 8 bits an element, and back, bit for bit.
+
+   With 1 bit an element is 0 or 1; with 4 or 8 it is a code k that stands for k / 4. An element fits only if what its code
+   stands for has the very bits of the element, so that a -0, a NaN or a 0.3 is never packed. Codes follow the order of memory;
+   bit i of byte k is element 8 k + i, the low half of a byte the element before the high one. */
+
+#ifndef WORD
+
+#include <stdint.h>
+#include <string.h>
+
+#define SIMD _Pragma("omp simd")
+
+enum { BLOCK = 4096, GROUP = 64 };
+
+static inline uint32_t bits_f32(float x) { uint32_t w; memcpy(&w, &x, sizeof w); return w; }
+static inline float value_f32(uint32_t w) { float x; memcpy(&x, &w, sizeof x); return x; }
+static inline double value_f64(uint64_t w) { double x; memcpy(&x, &w, sizeof x); return x; }
+
+/* 4 x, held within a byte; anything for what is no number */
+static inline uint8_t code_f32(uint32_t w) {
+    float k = 4 * value_f32(w);
+    k = k > 0 ? k : 0;
+    return (uint8_t)(int32_t)(k < 255 ? k : 255);
+}
+static inline uint8_t code_f64(uint64_t w) {
+    double k = 4 * value_f64(w);
+    k = k > 0 ? k : 0;
+    return (uint8_t)(int32_t)(k < 255 ? k : 255);
+}
+static inline uint8_t code_bf16(uint16_t w) { return code_f32((uint32_t)w << 16); }
+/* exponents of float16 lie 112 below those of float32; the only code below its normal numbers is 0 */
+static inline uint8_t code_f16(uint16_t w) { return w ? code_f32(((uint32_t)w << 13) + (112u << 23)) : 0; }
+
+static inline uint32_t word_f32(uint8_t code) { return bits_f32(0.25f * code); }
+static inline uint64_t word_f64(uint8_t code) { double x = 0.25 * code; uint64_t w; memcpy(&w, &x, sizeof w); return w; }
+static inline uint16_t word_bf16(uint8_t code) { return (uint16_t)(word_f32(code) >> 16); }
+static inline uint16_t word_f16(uint8_t code) { return code ? (uint16_t)((word_f32(code) - (112u << 23)) >> 13) : 0; }
+
+/* One bit for each of 64 bytes that are 0 or 255. */
+static inline uint64_t narrow(const uint8_t *flags) {
+    uint64_t out = 0;
+    for (int i = 0; i < GROUP / 8; i++) {
+        uint64_t eight;
+        memcpy(&eight, flags + 8 * i, 8);
+        out |= ((eight & 0x0101010101010101u) * 0x0102040810204080u >> 56) << 8 * i;
+    }
+    return out;
+}
+
+int64_t pack_count(const uint8_t *codes, int64_t bytes) {
+    int64_t count = 0;
+    for (; bytes >= 8; bytes -= 8, codes += 8) {
+        uint64_t eight;
+        memcpy(&eight, codes, 8);
+        count += __builtin_popcountll(eight);
+    }
+    while (bytes--) count += __builtin_popcount(*codes++);
+    return count;
+}
+
+#define WORD uint64_t
+#define NAME(f) f##_f64
+#include "pack.c"
+#undef WORD
+#undef NAME
+
+#define WORD uint32_t
+#define NAME(f) f##_f32
+#include "pack.c"
+#undef WORD
+#undef NAME
+
+#define WORD uint16_t
+#define NAME(f) f##_bf16
+#include "pack.c"
+#undef NAME
+
+#define NAME(f) f##_f16
+#include "pack.c"
+#undef WORD
+#undef NAME
+
+#else
+
+/* A group of 64 elements as codes; adds those that are not zero to count; returns 0 if all fit. */
+static inline WORD NAME(squeeze)(const WORD *x, int64_t bits, uint8_t *codes, int64_t *count) {
+    WORD wrong = 0;
+    uint8_t k[GROUP];
+    if (bits == 1) {
+        const WORD one = NAME(word)(4);
+        SIMD for (int i = 0; i < GROUP; i++) {
+            k[i] = x[i] ? 255 : 0;
+            wrong |= x[i] ^ (x[i] ? one : 0);
+        }
+        const uint64_t set = narrow(k);
+        memcpy(codes, &set, 8);
+        *count += __builtin_popcountll(set);
+        return wrong;
+    }
+    uint8_t high = 0, some = 0;
+    SIMD for (int i = 0; i < GROUP; i++) {
+        k[i] = NAME(code)(x[i]);
+        wrong |= x[i] ^ NAME(word)(k[i]);
+        high |= k[i] & 0xf0;
+        some += k[i] != 0;
+    }
+    *count += some;
+    if (bits == 8) memcpy(codes, k, GROUP);
+    else for (int i = 0; i < GROUP / 2; i++) codes[i] = (uint8_t)(k[2 * i] | k[2 * i + 1] << 4);
+    return bits == 4 && high ? 1 : wrong;
+}
+
+static inline void NAME(spread)(const uint8_t *codes, int64_t bits, WORD *x) {
+    if (bits == 1) {
+        const WORD one = NAME(word)(4);
+        for (int b = 0; b < GROUP / 8; b++) {
+            const WORD byte = codes[b];
+            for (int i = 0; i < 8; i++) x[8 * b + i] = byte & (WORD)1 << i ? one : 0;
+        }
+    } else if (bits == 4)
+        for (int i = 0; i < GROUP; i++) x[i] = NAME(word)(codes[i / 2] >> i % 2 * 4 & 15);
+    else
+        SIMD for (int i = 0; i < GROUP; i++) x[i] = NAME(word)(codes[i]);
+}
+
+/* How many of n elements are not zero; -1 if they do not all fit, which ends the work early. codes: n * bits / 8 bytes, rounded up. */
+int64_t NAME(pack)(const WORD *x, int64_t n, int64_t bits, uint8_t *codes, int64_t threads) {
+    int64_t count = 0;
+    int failed = 0;
+    _Pragma("omp parallel for num_threads(threads) if (threads > 1) schedule(static) reduction(+ : count)")
+    for (int64_t o = 0; o < n; o += BLOCK) {
+        int given_up;
+        _Pragma("omp atomic read") given_up = failed;
+        if (given_up) continue;
+        const int64_t end = o + BLOCK < n ? o + BLOCK : n;
+        WORD wrong = 0;
+        int64_t i = o;
+        for (; i + GROUP <= end; i += GROUP) wrong |= NAME(squeeze)(x + i, bits, codes + i * bits / 8, &count);
+        if (i < end) {
+            WORD rest[GROUP] = {0};
+            uint8_t out[GROUP];
+            memcpy(rest, x + i, (end - i) * sizeof(WORD));
+            wrong |= NAME(squeeze)(rest, bits, out, &count);
+            memcpy(codes + i * bits / 8, out, ((end - i) * bits + 7) / 8);
+        }
+        if (wrong) {
+            _Pragma("omp atomic write") failed = 1;
+        }
+    }
+    return failed ? -1 : count;
+}
+
+void NAME(unpack)(const uint8_t *codes, int64_t n, int64_t bits, WORD *x, int64_t threads) {
+    _Pragma("omp parallel for num_threads(threads) if (threads > 1) schedule(static)")
+    for (int64_t o = 0; o < n; o += BLOCK) {
+        const int64_t end = o + BLOCK < n ? o + BLOCK : n;
+        int64_t i = o;
+        for (; i + GROUP <= end; i += GROUP) NAME(spread)(codes + i * bits / 8, bits, x + i);
+        if (i < end) {
+            WORD rest[GROUP];
+            uint8_t in[GROUP] = {0};
+            memcpy(in, codes + i * bits / 8, ((end - i) * bits + 7) / 8);
+            NAME(spread)(in, bits, rest);
+            memcpy(x + i, rest, (end - i) * sizeof(WORD));
+        }
+    }
+}
+
+#endif

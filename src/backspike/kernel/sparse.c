@@ -1,0 +1,122 @@
+/* Products with a matrix of bits, by adding alone: Y [R, N] = bits [R, C] @ A [C, N] + bias.
+
+   Two ways to add. `gather` adds the rows of A that a row of bits names: work in proportion to the set bits. `lookup` takes
+   DEPTH rows of A at a time, tabulates all sums of them once, and every row of bits looks its sum up: the same work at any
+   density, a DEPTH-th of what a dense product adds. Both walk over blocks of columns whose part of A, the panel, stays in the
+   cache. In which order an element of Y is summed depends on C alone: the same bits on any number of threads. */
+
+#include "bits.h"
+
+enum {
+    SUMS = 1 << DEPTH,
+    PANEL = 34 * STEP, /* rows of A in the panel */
+    ROWS = 2048,       /* rows of Y a task keeps the sums of, */
+    PART = 256,        /* and the fewest that are worth a task */
+    GATHER = 64,       /* columns of a block */
+    LOOKUP = 16,
+};
+
+int64_t sparse_product_size(void) { return sizeof(Product); }
+
+/* Floats of scratch for each thread. */
+int64_t sparse_product_scratch(void) { return (PANEL + ROWS) * GATHER; }
+
+/* Rows c ... c + rows - 1 of A, columns o ... o + lanes - 1, as float32 side by side; what lies outside of A is zero. */
+static void fill(const Product *j, int64_t c, int64_t rows, int64_t o, int64_t lanes, float *panel) {
+    const int64_t inside = min(rows, j->C - c), columns = min(lanes, j->N - o), base = c * j->a_row + o * j->a_column;
+    if (inside < rows || columns < lanes) memset(panel, 0, rows * lanes * sizeof(float));
+    const float *a = (const float *)j->p_a + base;
+    const uint16_t *half = (const uint16_t *)j->p_a + base;
+    if (j->a_column == 1)
+        for (int64_t r = 0; r < inside; r++, panel += lanes, a += j->a_row, half += j->a_row) {
+            if (j->a_half) SIMD for (int64_t i = 0; i < columns; i++) panel[i] = from_bf16(half[i]);
+            else memcpy(panel, a, columns * sizeof(float));
+        }
+    else
+        for (int64_t i = 0; i < columns; i++, panel++, a += j->a_column, half += j->a_column) {
+            if (j->a_half) for (int64_t r = 0; r < inside; r++) panel[r * lanes] = from_bf16(half[r * j->a_row]);
+            else for (int64_t r = 0; r < inside; r++) panel[r * lanes] = a[r * j->a_row];
+        }
+}
+
+/* at[r]: where the list of row r goes on */
+static void gather(const Product *j, int64_t c, int64_t first, int64_t rows, const float *panel, int64_t *at, float *sums) {
+    enum { V = GATHER / FLOATS };
+    for (int64_t r = 0; r < rows; r++) {
+        Vector *y = (Vector *)sums + r * V, s[V];
+        const int64_t end = j->p_start[first + r + 1];
+        int64_t e = at[r];
+        for (int v = 0; v < V; v++) s[v] = y[v];
+        for (; e < end && j->p_index[e] < c + PANEL; e++) {
+            const Vector *a = (const Vector *)panel + (j->p_index[e] - c) * V;
+            for (int v = 0; v < V; v++) s[v] += a[v];
+        }
+        for (int v = 0; v < V; v++) y[v] = s[v];
+        at[r] = e;
+    }
+}
+
+/* Entry p of the table is the sum of the rows of a that the bits of p name. */
+static inline void tabulate(const Vector *a, Vector *table) {
+    enum { V = LOOKUP / FLOATS };
+    for (int v = 0; v < V; v++) table[v] = (Vector){0};
+    for (int k = 0; k < DEPTH; k++)
+        for (int p = 0; p < 1 << k; p++)
+            for (int v = 0; v < V; v++) table[((1 << k) + p) * V + v] = table[p * V + v] + a[k * V + v];
+}
+
+static void lookup(const Product *j, int64_t c, int64_t deep, int64_t first, int64_t rows, const float *panel, float *sums) {
+    enum { V = LOOKUP / FLOATS };
+    Vector table[GROUPS * SUMS * V];
+    for (int64_t k = 0; k < deep; k += STEP) {
+        const uint32_t *words = j->p_words + (c + k) / STEP * j->R + first;
+        for (int g = 0; g < GROUPS; g++) tabulate((const Vector *)panel + (k + g * DEPTH) * V, table + g * SUMS * V);
+        for (int64_t r = 0; r < rows; r++) {
+            Vector *y = (Vector *)sums + r * V, s[V];
+            for (int v = 0; v < V; v++) s[v] = y[v];
+            for (int g = 0; g < GROUPS; g++) {
+                const Vector *a = table + (g * SUMS + (words[r] >> g * DEPTH & (SUMS - 1))) * V;
+                for (int v = 0; v < V; v++) s[v] += a[v];
+            }
+            for (int v = 0; v < V; v++) y[v] = s[v];
+        }
+    }
+}
+
+static inline void put(const Product *j, int64_t r, int64_t i, float value) {
+    const int64_t at = r * j->y_row + i * j->y_column;
+    if (j->y_half) ((uint16_t *)j->p_y)[at] = to_bf16(value);
+    else ((float *)j->p_y)[at] = value;
+}
+
+/* Sums to Y. Where columns of Y lie side by side a row is written at once, else 16 rows of a column. */
+static void finish(const Product *j, int64_t first, int64_t rows, int64_t o, int64_t lanes, const float *sums) {
+    const int64_t columns = min(lanes, j->N - o), tall = j->y_column == 1 ? 1 : 16;
+    for (int64_t tile = 0; tile < rows; tile += tall)
+        for (int64_t i = 0; i < columns; i++) {
+            const float bias = j->p_bias ? j->p_bias[o + i] : 0;
+            for (int64_t r = tile; r < min(tile + tall, rows); r++) put(j, first + r, o + i, sums[r * lanes + i] + bias);
+        }
+}
+
+void sparse_product(const Product *j) {
+    const int64_t lanes = j->p_words ? LOOKUP : GATHER, blocks = (j->N + lanes - 1) / lanes;
+    const int64_t even = j->R * blocks / (4 * j->threads) + 1, tall = even < PART ? PART : min(even, ROWS);
+    const int64_t parts = (j->R + tall - 1) / tall;
+    _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
+        float *panel = (float *)j->p_scratch + own_thread() * sparse_product_scratch(), *sums = panel + PANEL * GATHER;
+        int64_t at[ROWS];
+        _Pragma("omp for schedule(dynamic)") for (int64_t task = 0; task < blocks * parts; task++) {
+            const int64_t o = task / parts * lanes, first = task % parts * tall, rows = min(tall, j->R - first);
+            memset(sums, 0, rows * lanes * sizeof(float));
+            if (!j->p_words) memcpy(at, j->p_start + first, rows * sizeof(int64_t));
+            for (int64_t c = 0; c < j->C; c += PANEL) {
+                const int64_t deep = (min(PANEL, j->C - c) + STEP - 1) / STEP * STEP;
+                fill(j, c, deep, o, lanes, panel);
+                if (j->p_words) lookup(j, c, deep, first, rows, panel, sums);
+                else gather(j, c, first, rows, panel, at, sums);
+            }
+            finish(j, first, rows, o, lanes, sums);
+        }
+    }
+}
