@@ -21,22 +21,29 @@ int64_t sparse_product_size(void) { return sizeof(Product); }
 /* Floats of scratch for each thread. */
 int64_t sparse_product_scratch(void) { return (PANEL + ROWS) * GATHER; }
 
-/* Rows c ... c + rows - 1 of A, columns o ... o + lanes - 1, as float32 side by side; what lies outside of A is zero. */
+/* Copies a block of A, float32 afterwards. Side by side in memory lie its columns (stride is that of rows), or else its rows. */
+#define BLOCK_OF(name, IN, CONVERT)                                                                                    \
+    static void name(const IN *a, int64_t stride, int64_t rows, int64_t columns, int64_t lanes, float *panel) {        \
+        for (int64_t r = 0; r < rows; r++)                                                                             \
+            SIMD for (int64_t i = 0; i < columns; i++) panel[r * lanes + i] = CONVERT(a[r * stride + i]);              \
+    }                                                                                                                  \
+    static void name##_turned(const IN *a, int64_t stride, int64_t rows, int64_t columns, int64_t lanes, float *panel) { \
+        for (int64_t tile = 0; tile < rows; tile += 32)                                                                \
+            for (int64_t i = 0; i < columns; i++)                                                                      \
+                for (int64_t r = tile; r < min(tile + 32, rows); r++) panel[r * lanes + i] = CONVERT(a[i * stride + r]); \
+    }
+BLOCK_OF(block_f32, float, )
+BLOCK_OF(block_bf16, uint16_t, from_bf16)
+
+/* Rows c ... c + rows - 1 of A, columns o ... o + lanes - 1; what lies outside of A is zero. */
 static void fill(const Product *j, int64_t c, int64_t rows, int64_t o, int64_t lanes, float *panel) {
-    const int64_t inside = min(rows, j->C - c), columns = min(lanes, j->N - o), base = c * j->a_row + o * j->a_column;
-    if (inside < rows || columns < lanes) memset(panel, 0, rows * lanes * sizeof(float));
+    const int64_t inside = min(rows, j->C - c), columns = min(lanes, j->N - o);
+    const int64_t base = c * j->a_row + o * j->a_column, stride = j->a_column == 1 ? j->a_row : j->a_column;
     const float *a = (const float *)j->p_a + base;
     const uint16_t *half = (const uint16_t *)j->p_a + base;
-    if (j->a_column == 1)
-        for (int64_t r = 0; r < inside; r++, panel += lanes, a += j->a_row, half += j->a_row) {
-            if (j->a_half) SIMD for (int64_t i = 0; i < columns; i++) panel[i] = from_bf16(half[i]);
-            else memcpy(panel, a, columns * sizeof(float));
-        }
-    else
-        for (int64_t i = 0; i < columns; i++, panel++, a += j->a_column, half += j->a_column) {
-            if (j->a_half) for (int64_t r = 0; r < inside; r++) panel[r * lanes] = from_bf16(half[r * j->a_row]);
-            else for (int64_t r = 0; r < inside; r++) panel[r * lanes] = a[r * j->a_row];
-        }
+    if (inside < rows || columns < lanes) memset(panel, 0, rows * lanes * sizeof(float));
+    if (j->a_half) (j->a_column == 1 ? block_bf16 : block_bf16_turned)(half, stride, inside, columns, lanes, panel);
+    else (j->a_column == 1 ? block_f32 : block_f32_turned)(a, stride, inside, columns, lanes, panel);
 }
 
 /* at[r]: where the list of row r goes on */
@@ -83,20 +90,23 @@ static void lookup(const Product *j, int64_t c, int64_t deep, int64_t first, int
     }
 }
 
-static inline void put(const Product *j, int64_t r, int64_t i, float value) {
-    const int64_t at = r * j->y_row + i * j->y_column;
-    if (j->y_half) ((uint16_t *)j->p_y)[at] = to_bf16(value);
-    else ((float *)j->p_y)[at] = value;
-}
-
-/* Sums to Y. Where columns of Y lie side by side a row is written at once, else 16 rows of a column. */
 static void finish(const Product *j, int64_t first, int64_t rows, int64_t o, int64_t lanes, const float *sums) {
-    const int64_t columns = min(lanes, j->N - o), tall = j->y_column == 1 ? 1 : 16;
-    for (int64_t tile = 0; tile < rows; tile += tall)
-        for (int64_t i = 0; i < columns; i++) {
-            const float bias = j->p_bias ? j->p_bias[o + i] : 0;
-            for (int64_t r = tile; r < min(tile + tall, rows); r++) put(j, first + r, o + i, sums[r * lanes + i] + bias);
+    const int64_t columns = min(lanes, j->N - o);
+    float bias[GATHER] = {0};
+    if (j->p_bias) memcpy(bias, j->p_bias + o, columns * sizeof(float));
+    if (j->y_column == 1)
+        for (int64_t r = 0; r < rows; r++, sums += lanes) {
+            float *y = (float *)j->p_y + (first + r) * j->y_row + o;
+            uint16_t *half = (uint16_t *)j->p_y + (first + r) * j->y_row + o;
+            if (j->y_half) SIMD for (int64_t i = 0; i < columns; i++) half[i] = to_bf16(sums[i] + bias[i]);
+            else SIMD for (int64_t i = 0; i < columns; i++) y[i] = sums[i] + bias[i];
         }
+    else
+        for (int64_t tile = 0; tile < rows; tile += 16) /* a line of each column in memory */
+            for (int64_t i = 0; i < columns; i++) {
+                float *y = (float *)j->p_y + (o + i) * j->y_column;
+                for (int64_t r = tile; r < min(tile + 16, rows); r++) y[(first + r) * j->y_row] = sums[r * lanes + i] + bias[i];
+            }
 }
 
 void sparse_product(const Product *j) {

@@ -16,7 +16,7 @@ typedef struct {
     int32_t *p_index;
 } Bits;
 
-/* Y [R, N] = bits [R, C] @ A [C, N] + bias. Lists given: gather; words given: lookup. */
+/* Y [R, N] = bits [R, C] @ A [C, N] + bias. Lists given: gather; words given: lookup. Half: only with y_column 1. */
 typedef struct {
     int64_t R, C, N, threads;
     int64_t a_row, a_column, a_half, y_row, y_column, y_half;
