@@ -434,13 +434,13 @@ SANITIZED = """
 import ctypes, sys, torch, pytest
 from backspike.kernel import cpu
 cpu._c = ctypes.CDLL(sys.argv[1])
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", "cpu and not level and not sanitizers", *sys.argv[2:]]))
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", "(cpu or pack or product) and not compiled and not level and not sanitizers", *sys.argv[2:]]))
 """
 
 
 @pytest.mark.slow
 def test_under_the_sanitizers(tmp_path):
-    """The tests of this file and of test_kernel.py with AddressSanitizer and UndefinedBehaviorSanitizer in the C code."""
+    """The tests of this file and of the other kernels with AddressSanitizer and UndefinedBehaviorSanitizer in the C code."""
     compiler = shutil.which("gcc")
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs gcc on Linux")
@@ -451,7 +451,8 @@ def test_under_the_sanitizers(tmp_path):
     subprocess.run([compiler, *flags.split(), *SOURCES, "-o", str(library), "-lm"], check=True)
     environment = {**os.environ, "LD_PRELOAD": ":".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
     folder = Path(__file__).parent
-    words = [sys.executable, "-c", SANITIZED, str(library), str(folder / "test_cpu.py"), str(folder / "test_kernel.py")]
+    files = [str(folder / f"test_{name}.py") for name in ("cpu", "kernel", "pack", "product")]
+    words = [sys.executable, "-c", SANITIZED, str(library), *files]
     done = subprocess.run(words, env=environment, cwd=folder.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert " passed" in done.stdout

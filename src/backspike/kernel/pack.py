@@ -1,13 +1,14 @@
 """Spikes kept as bits: a tensor in 1, 4 or 8 bits an element where its values allow it, and back, bit for bit.
 
-1 bit holds 0 and 1; 4 and 8 bits hold k / 4 up to 15 / 4 and 255 / 4, which are the average-pooled and the summed spikes. Whether
-the values allow it is found out by comparing every one of them (`pack.c`); a tensor that does not fit is kept as it is.
+1 bit holds 0 and 1; 4 and 8 bits hold k / 4 up to 15 / 4 and 255 / 4: pooled and summed spikes. Whether the values allow
+it is found out by comparing every one of them (`pack.c`); a tensor that does not fit is kept as it is.
 """
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class Packed:
 
 
 def pack(x: Tensor) -> Packed:
-    """x (any shape) in the fewest bits that hold it exactly; one pass over x per number of bits tried, ended by the first misfit."""
+    """x (any shape) in the fewest bits that hold it exactly. Each number tried is a pass over x, ended by the first misfit."""
     x = x.detach()
     if cpu.available() and type(x) is Tensor and x.device.type == "cpu" and x.dtype in _SUFFIX and cpu._dense(x):
         n = x.numel()
@@ -62,7 +63,7 @@ def count(bits: Tensor) -> int:
     return _function("pack_count")(_pointer(bits), _number(bits.numel()))
 
 
-def _function(name: str, dtype: torch.dtype | None = None) -> ctypes._CFuncPtr:
+def _function(name: str, dtype: torch.dtype | None = None) -> Any:
     function = getattr(cpu._c, name if dtype is None else f"{name}_{_SUFFIX[dtype]}")
     function.restype = ctypes.c_int64
     return function

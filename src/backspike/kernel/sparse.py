@@ -1,6 +1,6 @@
 """Products of spikes, kept as bits, with a matrix of numbers, on the CPU: adding alone, or only where it is asked for.
 
-`Spikes` is a matrix of bits `[M, K]` and computes with it the output of a linear layer and the gradient of its weight; `how` says
+`Spikes` is a matrix of bits `[M, K]` that computes the output of a linear layer and the gradient of its weight; `how` says
 whether the rows that spikes name are gathered (work in proportion to the spikes) or their sums are looked up in small tables
 (the same work at any density). `sampled` computes the gradient of the input only where bits are set. Everything is added in
 float32, in an order that does not depend on the number of threads. Matrices are float32 or bfloat16.
@@ -40,12 +40,15 @@ class _Product(ctypes.Structure):
 
 
 class _Sampled(ctypes.Structure):
-    _fields_ = [*_fields(ctypes.c_int64, "M K N threads half x_half"), *_fields(ctypes.c_void_p, "p_bits p_g p_w p_x p_scratch")]
+    _fields_ = [
+        *_fields(ctypes.c_int64, "M K N threads half x_half"),
+        *_fields(ctypes.c_void_p, "p_bits p_g p_w p_x p_scratch"),
+    ]
 
 
 @dataclass(frozen=True)
 class Spikes:
-    """A matrix of zeros and ones `[M, K]` as bits: uint8, bit i of byte k is element 8 k + i in C order; `ones` of them are set."""
+    """A matrix of zeros and ones `[M, K]` as bits (uint8, bit i of byte k is element 8 k + i in C order) with so many ones."""
 
     bits: Tensor
     M: int

@@ -1,0 +1,324 @@
+"""Convolutions and linear layers as spiking networks need them: `convolution(x, layer)` and `linear(x, layer)` are `layer(x)`.
+
+What differs is what is kept and what is computed. The input is kept for the weight's gradient as bits where it holds spikes
+(`kernel/pack.py`), the weight is cast again for the backward pass instead of being kept twice, and a gradient nobody asked for
+is not computed. A linear layer on the CPU also adds the weights that spikes name instead of multiplying, and computes the
+gradient of its input only where the neuron in front can use it; a `Choice` says which way each of its products takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as _module
+
+from .kernel import sparse
+from .kernel.pack import Packed, count, pack
+
+# Densities below which a way is the fastest. Measured on two Zen 4 cores with 2048 samples, 1024 inputs and 1024 outputs, as
+# milliseconds in float32 / bfloat16: dense 27 / 10.5; gathered 6.3 / 5.6 at 10 %, 11 / 10.4 at 20 %; looked up 9.7 / 9.6 at any
+# density; sampled 9 / 4.7 at 10 %, 25 / 10.9 at 30 %.
+GATHER_BELOW = 0.17
+SAMPLE_BELOW = {torch.float32: 0.30, torch.bfloat16: 0.27}
+LOOKUP = {torch.float32: True, torch.bfloat16: True}  # dense otherwise
+MARGIN = 0.1  # a way is left when its limit is passed by this part of it
+WORTH_IT = 1 << 22  # products of a dense matrix product; below, calls cost more than they save
+FEWEST = 64  # rows and columns: narrower matrices leave the lanes empty
+
+
+@dataclass
+class Choice:
+    """Which way the three products of a linear layer take, and the densities they were chosen by.
+
+    It has a memory, so that a density near a limit does not change the way at every step: a run is resumed exactly only with
+    `load(state())`.
+    """
+
+    forward: str = "dense"  # dense, gather, lookup
+    weight: str = "dense"  # dense, gather, lookup
+    input: str = "dense"  # dense, sample
+    spikes: float | None = None  # part of the inputs that spiked; None: they were no spikes
+    h: float | None = None  # part of the neurons in front whose surrogate derivative is not zero; None: unknown
+
+    def state(self) -> dict[str, str | float | None]:
+        return asdict(self)
+
+    def load(self, state: dict[str, Any]) -> None:
+        for field in fields(self):
+            setattr(self, field.name, state[field.name])
+
+    def __str__(self) -> str:
+        words = {"dense": "dense", "gather": "sparse", "lookup": "by lookup", "sample": "sampled"}
+        spikes = "no spikes" if self.spikes is None else f"spikes {_percent(self.spikes)}"
+        h = "" if self.h is None else f" (h {_percent(self.h)})"
+        products = f"forward {words[self.forward]} ({spikes}), weight gradient {words[self.weight]}"
+        return f"{products}, input gradient {words[self.input]}{h}"
+
+    def decide(self, dtype: torch.dtype, M: int, K: int, N: int, spikes: float | None, h: float | None) -> Choice:
+        """The ways for `[M, K]` inputs and N outputs, from now on."""
+        worth = worth_it(dtype, M, K, N)
+        adding = [("gather", GATHER_BELOW)] + [("lookup", 2.0)] * LOOKUP.get(dtype, False)
+        self.forward = _way(self.forward, adding, spikes if worth else None)
+        self.weight = _way(self.weight, adding, spikes if worth else None)
+        self.input = _way(self.input, [("sample", SAMPLE_BELOW.get(dtype, 0.0))], h if worth else None)
+        self.spikes, self.h = spikes, h
+        return self
+
+
+def worth_it(dtype: torch.dtype, M: int, K: int, N: int) -> bool:
+    """Whether a product of this size can be faster than a dense one at all."""
+    return min(M, K, N) >= FEWEST and M * K * N >= WORTH_IT and dtype in sparse.DTYPES and sparse.available()
+
+
+def _way(now: str, limits: list[tuple[str, float]], density: float | None) -> str:
+    """The first way whose limit lies above the density; limits are moved a little in favour of the present way."""
+    if density is None:
+        return "dense"
+    ways = [way for way, _ in limits] + ["dense"]
+    for i, (way, limit) in enumerate(limits):
+        if density < limit * (1 + MARGIN if ways.index(now) <= i else 1 - MARGIN):
+            return way
+    return "dense"
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.2g} %"
+
+
+def choice(layer: nn.Linear) -> Choice:
+    """The choice that belongs to the layer; it is copied with it."""
+    if not isinstance(layer.__dict__.get("choice"), Choice):
+        layer.__dict__["choice"] = Choice()
+    return layer.__dict__["choice"]
+
+
+def choices(model: nn.Module) -> Iterator[tuple[str, Choice]]:
+    """Names of the layers that have chosen, with their choices."""
+    for name, m in model.named_modules():
+        if isinstance(m.__dict__.get("choice"), Choice):
+            yield name, m.__dict__["choice"]
+
+
+def state(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """All choices of a model as plain values, for a checkpoint."""
+    return {name: made.state() for name, made in choices(model)}
+
+
+def load(model: nn.Module, state: dict[str, dict[str, Any]]) -> None:
+    """Restores what `state` returned, also into a model that has not run yet."""
+    for name, values in state.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        choice(layer).load(values)
+
+
+# --------------------------------------------------------------------------------------------------- the functions
+
+
+def convolution(x: Tensor, layer: nn.Module) -> Tensor:
+    """`layer(x)` for a Conv1d, Conv2d or Conv3d and x `[N, C, ...]`, keeping x as bits where it can.
+
+    Any other layer, or one that is watched by hooks, pads otherwise than with zeros, or is being compiled, is simply called.
+    A double backward through what this computed raises RuntimeError.
+    """
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    if type(layer) not in kinds or not torch.is_grad_enabled() or not _plain(x, layer):
+        return layer(x)
+    assert isinstance(layer, kinds)
+    padding = _padding(layer)
+    if padding is None or layer.padding_mode != "zeros" or x.dim() != layer.weight.dim():
+        return layer(x)
+    geometry = layer.stride, padding, layer.dilation, False, (0,) * len(layer.stride), layer.groups
+    return _Convolution.apply(x, layer.weight, layer.bias, geometry, _compute_dtype(x))
+
+
+def linear(x: Tensor, layer: nn.Module, active: Tensor | None = None) -> Tensor:
+    """`layer(x)` for a Linear and x `[..., K]`, keeping x as bits where it can, by the products that its `choice` names.
+
+    active: where the derivative h of the neuron that sent x is not zero, as bits (uint8, bit i of byte k is element 8 k + i of
+    x in C order). The gradient of x may then be 0 elsewhere: give it only where nothing but that neuron reads this gradient.
+    Without gradients the way is chosen by this x alone, and the layer's choice stays as it is. Falls back and raises as
+    `convolution` does; ValueError if active has not one bit for each element of x.
+    """
+    if type(layer) is not nn.Linear or x.dim() < 2 or not _plain(x, layer):
+        return layer(x)
+    assert isinstance(layer, nn.Linear)
+    if active is not None and (active.dtype != torch.uint8 or active.numel() != (x.numel() + 7) // 8):
+        raise ValueError(
+            f"active: got {tuple(active.shape)} {active.dtype}, want uint8 with one bit for each of {x.numel()} inputs"
+        )
+    dtype = _compute_dtype(x)
+    learns = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in layer.parameters()))
+    if not learns:
+        return _infer(x, layer, dtype)
+    return _Linear.apply(x, layer.weight, layer.bias, active, choice(layer), dtype)
+
+
+def _plain(x: Tensor, layer: nn.Module) -> bool:
+    """Whether calling this layer of torch's own would do nothing but its forward, on tensors that the functions here know."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    everywhere = (
+        _module._global_forward_hooks,
+        _module._global_forward_pre_hooks,
+        _module._global_backward_hooks,
+        _module._global_backward_pre_hooks,
+    )
+    weight: Any = layer.weight
+    return (
+        not torch.compiler.is_compiling()
+        and not any(hooks)
+        and not any(everywhere)
+        and "forward" not in layer.__dict__
+        and type(x) is Tensor
+        and type(weight) is nn.Parameter
+        and x.device.type == weight.device.type == "cpu"
+        and x.is_floating_point()
+        and (x.dtype == weight.dtype or torch.is_autocast_enabled("cpu"))
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """What torch.autocast makes of x: float64 it leaves alone."""
+    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
+        return torch.get_autocast_dtype("cpu")
+    return x.dtype
+
+
+def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[int, ...] | None:
+    """Zeros on each side of every dimension; None where the sides differ."""
+    if not isinstance(layer.padding, str):
+        return layer.padding
+    sides = layer._reversed_padding_repeated_twice
+    return tuple(sides[-2::-2]) if sides[::2] == sides[1::2] else None
+
+
+def _infer(x: Tensor, layer: nn.Linear, dtype: torch.dtype) -> Tensor:
+    x2 = x.reshape(-1, x.shape[-1]).contiguous()
+    if not worth_it(dtype, len(x2), layer.in_features, layer.out_features):
+        return layer(x)
+    packed = pack(x2)
+    way = Choice().decide(dtype, len(x2), layer.in_features, layer.out_features, _spikes(packed), None).forward
+    return layer(x) if way == "dense" else _added(packed, layer.weight.to(dtype), layer.bias, way, x.shape)
+
+
+def _added(packed: Packed, weight: Tensor, bias: Tensor | None, way: str, shape: torch.Size) -> Tensor:
+    y = _as_spikes(packed).times(weight, bias, way)  # type: ignore[arg-type]
+    return torch.ops.aten._unsafe_view(y, (*shape[:-1], weight.shape[0]))
+
+
+def _spikes(packed: Packed) -> float | None:
+    return packed.density if packed.bits == 1 else None
+
+
+def _as_spikes(packed: Packed) -> sparse.Spikes:
+    assert packed.nonzero is not None
+    M, K = packed.shape
+    return sparse.Spikes(packed.codes, M, K, packed.nonzero)
+
+
+# ----------------------------------------------------------------------------------------------- forward and backward
+
+
+def _keep(ctx: Any, packed: Packed | None, *others: Tensor | None) -> None:
+    """What a backward pass needs: tensors where autograd checks that nobody changes them."""
+    ctx.save_for_backward(None if packed is None else packed.codes, *others)
+    ctx.packed = None if packed is None else replace(packed, codes=None)  # type: ignore[arg-type]
+    ctx.set_materialize_grads(False)
+
+
+def _kept(ctx: Any) -> tuple[Packed | None, tuple[Tensor, ...]]:
+    if torch.is_grad_enabled():
+        raise RuntimeError("backspike: double backward through a layer's packed input is not defined; use create_graph=False")
+    codes, *others = ctx.saved_tensors
+    return None if ctx.packed is None else replace(ctx.packed, codes=codes), tuple(others)
+
+
+def _pack(x: Tensor, dtype: torch.dtype) -> Packed:
+    """x packed; what does not fit is kept in the dtype that is computed in, as torch does. Codes fit any dtype exactly."""
+    packed = pack(x)
+    if packed.bits or packed.dtype == dtype:
+        return packed
+    x = x.to(dtype)
+    return Packed(x, 0, x.shape, x.stride(), dtype, None)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any, dtype: torch.dtype) -> Tensor:
+        packed = _pack(x, dtype) if weight.requires_grad else None
+        _keep(ctx, packed, weight)
+        ctx.geometry, ctx.dtype, ctx.x_form = geometry, dtype, (x.shape, x.stride(), x.dtype)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        with torch.autocast("cpu", enabled=False):
+            bias = None if bias is None else bias.to(dtype)
+            return torch.ops.aten.convolution(x.to(dtype), weight.to(dtype), bias, *geometry)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None) -> Any:
+        packed, (weight,) = _kept(ctx)
+        needs = ctx.needs_input_grad[:3]
+        if g is None:
+            return None, None, None, None, None
+        shape, stride, x_dtype = ctx.x_form
+        # without the weight's gradient only the form of x is read
+        x = packed.unpack(ctx.dtype) if packed else torch.empty_strided(shape, stride, dtype=ctx.dtype)
+        bias_sizes = None if ctx.bias_dtype is None else [weight.shape[0]]
+        with torch.autocast("cpu", enabled=False):
+            gx, gw, gb = torch.ops.aten.convolution_backward(g, x, weight.to(ctx.dtype), bias_sizes, *ctx.geometry, needs)
+        return (
+            gx.to(x_dtype) if needs[0] else None,
+            gw.to(weight.dtype) if needs[1] else None,
+            gb.to(ctx.bias_dtype) if needs[2] else None,
+            None,
+            None,
+        )
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, active: Tensor | None, choice: Choice, dtype: torch.dtype
+    ) -> Tensor:
+        x2 = x.reshape(-1, x.shape[-1]).contiguous()
+        packed = _pack(x2, dtype)
+        active = active if x.requires_grad and sparse.available() else None
+        h = None if active is None else count(active) / max(x.numel(), 1)
+        choice.decide(dtype, len(x2), weight.shape[1], weight.shape[0], _spikes(packed), h)
+        _keep(ctx, packed if weight.requires_grad else None, weight, active if choice.input == "sample" else None)
+        ctx.ways, ctx.dtype, ctx.x_form = (choice.weight, choice.input), dtype, (x.shape, x.dtype)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        with torch.autocast("cpu", enabled=False):
+            if choice.forward != "dense":
+                return _added(packed, weight.to(dtype), bias, choice.forward, x.shape)
+            return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None) -> Any:
+        packed, (weight, active) = _kept(ctx)
+        if g is None:
+            return None, None, None, None, None, None
+        g = g.reshape(-1, g.shape[-1])
+        (shape, x_dtype), (how, input), needs = ctx.x_form, ctx.ways, ctx.needs_input_grad
+        gx = gw = gb = None
+        with torch.autocast("cpu", enabled=False):
+            if needs[0] and input == "sample":
+                gx = sparse.sampled(g, weight.to(ctx.dtype), active).view(shape).to(x_dtype)
+            elif needs[0]:
+                gx = (g @ weight.to(ctx.dtype)).view(shape).to(x_dtype)
+            if needs[1] and packed is not None:
+                gw = _weight_gradient(packed, g, ctx.dtype, how).to(weight.dtype)
+            if needs[2]:
+                gb = g.sum(0).to(ctx.bias_dtype)
+        return gx, gw, gb, None, None, None
+
+
+def _weight_gradient(packed: Packed, g: Tensor, dtype: torch.dtype, how: str) -> Tensor:
+    if how == "dense":
+        return g.t() @ packed.unpack(dtype)
+    return _as_spikes(packed).weight_gradient(g.contiguous(), how)  # type: ignore[arg-type]
