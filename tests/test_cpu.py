@@ -434,7 +434,8 @@ SANITIZED = """
 import ctypes, sys, torch, pytest
 from backspike.kernel import cpu
 cpu._c = ctypes.CDLL(sys.argv[1])
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", "(cpu or pack or product) and not compiled and not level and not sanitizers", *sys.argv[2:]]))
+wanted = "(cpu or pack or product) and not compiled and not level and not sanitizers"
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", wanted, *sys.argv[2:]]))
 """
 
 

@@ -334,21 +334,22 @@ def test_gradients_of_a_residual_network():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_what_is_kept():
-    """The bytes that the graph holds: bits for the input, nothing for the weight."""
-    layer = nn.Conv2d(64, 64, 3, padding=1)
-    x = (torch.rand(8, 64, 16, 16) < 0.2).float().requires_grad_()
-    sizes = []
+@pytest.mark.parametrize("autocast", [False, True])
+def test_what_is_kept(autocast):
+    """The bytes that the graph holds: bits for spikes, else what is computed with; nothing for the weight."""
+    for layer, call in ((nn.Conv2d(64, 64, 3, padding=1), product.convolution), (nn.Linear(16, 64), product.linear)):
+        x, sizes = torch.rand(8, 64, 16, 16, requires_grad=True), []
 
-    def note(t):
-        sizes.append(0 if t is layer.weight or t is x else t.nbytes)
-        return t
+        def note(t, sizes=sizes, known=(layer.weight, x)):
+            sizes.append(0 if any(t is a for a in known) else t.nbytes)
+            return t
 
-    for autocast in (False, True):
-        sizes.clear()
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), torch.autocast("cpu", enabled=autocast):
-            product.convolution(x, layer)
-        assert sum(sizes) == x.numel() // 8
+        for values, size in (((x < 0.2).float().requires_grad_(), x.numel() / 8), (x, (2 if autocast else 4) * x.numel())):
+            sizes.clear()
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), torch.autocast("cpu", enabled=autocast):
+                y = call(values, layer)
+            assert sum(sizes) == size
+            assert y.grad_fn.packed.codes is None
 
 
 # --------------------------------------------------------------------------------------------------------- calls as such

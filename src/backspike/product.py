@@ -253,8 +253,8 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any, dtype: torch.dtype) -> Tensor:
         packed = _pack(x, dtype) if weight.requires_grad else None
         _keep(ctx, packed, weight)
-        ctx.geometry, ctx.dtype, ctx.x_form = geometry, dtype, (x.shape, x.stride(), x.dtype)
-        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.geometry, ctx.dtype, ctx.x_form = geometry, dtype, (x.shape, x.stride())
+        ctx.bias_sizes = None if bias is None else bias.shape
         with torch.autocast("cpu", enabled=False):
             bias = None if bias is None else bias.to(dtype)
             return torch.ops.aten.convolution(x.to(dtype), weight.to(dtype), bias, *geometry)
@@ -262,22 +262,14 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
         packed, (weight,) = _kept(ctx)
-        needs = ctx.needs_input_grad[:3]
         if g is None:
             return None, None, None, None, None
-        shape, stride, x_dtype = ctx.x_form
         # without the weight's gradient only the form of x is read
-        x = packed.unpack(ctx.dtype) if packed else torch.empty_strided(shape, stride, dtype=ctx.dtype)
-        bias_sizes = None if ctx.bias_dtype is None else [weight.shape[0]]
+        x = packed.unpack(ctx.dtype) if packed else torch.empty_strided(*ctx.x_form, dtype=ctx.dtype)
         with torch.autocast("cpu", enabled=False):
-            gx, gw, gb = torch.ops.aten.convolution_backward(g, x, weight.to(ctx.dtype), bias_sizes, *ctx.geometry, needs)
-        return (
-            gx.to(x_dtype) if needs[0] else None,
-            gw.to(weight.dtype) if needs[1] else None,
-            gb.to(ctx.bias_dtype) if needs[2] else None,
-            None,
-            None,
-        )
+            given = g, x, weight.to(ctx.dtype), ctx.bias_sizes, *ctx.geometry, ctx.needs_input_grad[:3]
+            gradients = torch.ops.aten.convolution_backward(*given)
+        return *gradients, None, None  # autograd casts them to the dtypes of what they belong to
 
 
 class _Linear(torch.autograd.Function):
@@ -291,8 +283,7 @@ class _Linear(torch.autograd.Function):
         h = None if active is None else count(active) / max(x.numel(), 1)
         choice.decide(dtype, len(x2), weight.shape[1], weight.shape[0], _spikes(packed), h)
         _keep(ctx, packed if weight.requires_grad else None, weight, active if choice.input == "sample" else None)
-        ctx.ways, ctx.dtype, ctx.x_form = (choice.weight, choice.input), dtype, (x.shape, x.dtype)
-        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.ways, ctx.dtype, ctx.shape = (choice.weight, choice.input), dtype, x.shape
         with torch.autocast("cpu", enabled=False):
             if choice.forward != "dense":
                 return _added(packed, weight.to(dtype), bias, choice.forward, x.shape)
@@ -304,17 +295,16 @@ class _Linear(torch.autograd.Function):
         if g is None:
             return None, None, None, None, None, None
         g = g.reshape(-1, g.shape[-1])
-        (shape, x_dtype), (how, input), needs = ctx.x_form, ctx.ways, ctx.needs_input_grad
+        (how, input), needs = ctx.ways, ctx.needs_input_grad
         gx = gw = gb = None
         with torch.autocast("cpu", enabled=False):
-            if needs[0] and input == "sample":
-                gx = sparse.sampled(g, weight.to(ctx.dtype), active).view(shape).to(x_dtype)
-            elif needs[0]:
-                gx = (g @ weight.to(ctx.dtype)).view(shape).to(x_dtype)
+            if needs[0]:
+                w = weight.to(ctx.dtype)
+                gx = (sparse.sampled(g, w, active) if input == "sample" else g @ w).view(ctx.shape)
             if needs[1] and packed is not None:
-                gw = _weight_gradient(packed, g, ctx.dtype, how).to(weight.dtype)
+                gw = _weight_gradient(packed, g, ctx.dtype, how)
             if needs[2]:
-                gb = g.sum(0).to(ctx.bias_dtype)
+                gb = g.sum(0)
         return gx, gw, gb, None, None, None
 
 

@@ -35,13 +35,12 @@ int64_t sparse_product_scratch(void) { return (PANEL + ROWS) * GATHER; }
 BLOCK_OF(block_f32, float, )
 BLOCK_OF(block_bf16, uint16_t, from_bf16)
 
-/* Rows c ... c + rows - 1 of A, columns o ... o + lanes - 1; what lies outside of A is zero. */
+/* Rows c ... c + rows - 1 of A, columns o ... o + lanes - 1; what lies outside of A is left as it is, and never named. */
 static void fill(const Product *j, int64_t c, int64_t rows, int64_t o, int64_t lanes, float *panel) {
     const int64_t inside = min(rows, j->C - c), columns = min(lanes, j->N - o);
     const int64_t base = c * j->a_row + o * j->a_column, stride = j->a_column == 1 ? j->a_row : j->a_column;
     const float *a = (const float *)j->p_a + base;
     const uint16_t *half = (const uint16_t *)j->p_a + base;
-    if (inside < rows || columns < lanes) memset(panel, 0, rows * lanes * sizeof(float));
     if (j->a_half) (j->a_column == 1 ? block_bf16 : block_bf16_turned)(half, stride, inside, columns, lanes, panel);
     else (j->a_column == 1 ? block_f32 : block_f32_turned)(a, stride, inside, columns, lanes, panel);
 }
