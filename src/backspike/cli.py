@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 
+# threads that wait by spinning make a busy machine many times slower; read when torch is imported
+QUIET_THREADS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 TAKE_FIELDS = ("train", "study")  # verbs that take --FIELD VALUE beside their own options
 OPTIONS_WITH_VALUE = ("out", "device", "seeds", "jobs")
 OPTIONS = ("help", "json", "force", *OPTIONS_WITH_VALUE)
@@ -36,9 +38,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    # threads that wait by spinning make a busy machine many times slower; read when torch is imported
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    os.environ.setdefault("KMP_BLOCKTIME", "1")
+    os.environ |= QUIET_THREADS | os.environ
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments, fields = _split_off_fields(arguments) if arguments[:1] in ([v] for v in TAKE_FIELDS) else (arguments, {})
