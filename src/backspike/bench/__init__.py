@@ -1,18 +1,16 @@
-"""`backspike bench`: time and memory of one training iteration, against a plain loop, other libraries and the machine's limits.
+"""`backspike bench`: time and memory of a training iteration, against a plain loop, other libraries and the machine's limits.
 
-Every implementation has a process of its own, and they take turns, round by round, so that a machine that becomes slower becomes
-so for all. Nothing is timed before its gradients were compared with float64 (`gate.py`).
+Every implementation has a process of its own, and they take turns, round by round: a machine that becomes slower becomes so
+for all. Nothing is timed before its gradients were compared with float64 (`gate.py`).
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..progress import Listener
 from .crew import BenchError as BenchError
@@ -58,8 +56,9 @@ def run(
         rows = implementations(work, precision, peers, only)
         if all(row.limit for row in rows):
             raise BenchError(f"--only {','.join(only)} names no implementation; there are: {_names(work, precision, peers)}")
-        bench.outcomes.append(_measure(work, rows, rounds, threads, peer_python, tell))
-        tell({"event": "workload", **bench.outcomes[-1].summary()})
+        outcome = _measure(work, rows, rounds, threads, peer_python, tell)
+        bench.outcomes.append(outcome)
+        tell({"event": "workload", **outcome.summary()})
     return bench
 
 
@@ -89,7 +88,7 @@ def _measure(
                 with _failing(row, tell, work):
                     row.rounds.append(workers[row.name].ask("run", **_turn(row.first[-1]))["seconds"])
             tell({"event": "round", "workload": work.name, "round": round + 1, "share": (1 + (round + 1) / rounds) / 2})
-    return Outcome(work, rows)
+    return Outcome(work, rows, gate.densities(work))
 
 
 def _set_up(worker: Worker, row: Row, work: Workload, threads: int, folder: Path) -> None:
@@ -129,8 +128,3 @@ def _failing(row: Row, tell: Listener, work: Workload) -> Iterator[None]:
         row.failed = str(e)
     if row.failed:
         tell({"event": "failed", "workload": work.name, "name": row.name, "error": row.failed})
-
-
-def command(options: dict[str, Any]) -> str:
-    """The command that this process was started with."""
-    return " ".join(["backspike", *sys.argv[1:]])

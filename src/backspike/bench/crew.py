@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Worker:
     def __init__(self, implementation: Implementation, peer_python: str | None) -> None:
         python = peer_python if implementation.peer and peer_python else sys.executable
         start = _START.format(folder=str(Path(__file__).parent / "worker"))
-        self._said = tempfile.TemporaryFile("w+", errors="replace")
+        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  (closed by end)
         self._process = subprocess.Popen(
             [python, "-W", "ignore", "-c", start],
             stdin=subprocess.PIPE,
@@ -60,7 +61,8 @@ class Worker:
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
         """The answer of the worker. Raises WorkerFailed."""
         process = self._process
-        assert process.stdin and process.stdout
+        assert process.stdin
+        assert process.stdout
         try:
             process.stdin.write(json.dumps({"do": do, **request}) + "\n")
             process.stdin.flush()
@@ -84,10 +86,8 @@ class Worker:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._said):
             if pipe and not pipe.closed:
-                try:
+                with suppress(OSError):  # what was still to be written to a process that is gone
                     pipe.close()
-                except OSError:  # what was still to be written to a process that is gone
-                    pass
 
     def _reason(self) -> str:
         code = self._process.wait()
@@ -113,11 +113,15 @@ def installed(python: str) -> dict[str, str]:
         done = subprocess.run([python, "-c", _PROBE, "torch", *PEERS], capture_output=True, text=True, timeout=PATIENCE)
         found = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired) as e:
-        raise BenchError(f"--peer-python {python}: {_first(e)}; name the python of an environment, such as peers/bin/python") from e
+        raise BenchError(
+            f"--peer-python {python}: {_first(e)}; name the python of an environment, such as peers/bin/python"
+        ) from e
     if "torch" not in found:
         raise BenchError(f"--peer-python {python} has no torch; docs/bench.md says how to install peers")
     if len(found) == 1:
-        raise BenchError(f"--peer-python {python} has none of {', '.join(PEERS.values())}; docs/bench.md says how to install them")
+        raise BenchError(
+            f"--peer-python {python} has none of {', '.join(PEERS.values())}; docs/bench.md says how to install them"
+        )
     return found
 
 

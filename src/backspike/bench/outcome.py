@@ -1,4 +1,4 @@
-"""What a bench measured, as values: rows of a workload, medians, ratios to each peer, the share of the limit that is reached."""
+"""What a bench measured, as values: rows of a workload, medians, ratios to each peer, the share of the limit reached."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import os
 import platform
 import statistics
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +62,7 @@ class Outcome:
 
     work: Workload
     rows: list[Row]
+    derivatives: list[float] = field(default_factory=list)  # share that is not zero, by layer, where the workload wants one
 
     def ranked(self) -> list[Row]:
         """The implementations, in the order of the plan; what is no limit."""
@@ -71,6 +71,14 @@ class Outcome:
     def references(self) -> list[Row]:
         """What ratios are taken to: every peer and the plain loop, as far as measured."""
         return [r for r in self.ranked() if r.measured and r.implementation.settings.library != "ours"]
+
+    def against(self, most: int) -> list[Row]:
+        """The references that a table has room for: of SpikingJelly all rows, then one of each other, the plain loop first."""
+        rows = [r for r in self.references() if r.implementation.settings.library == "spikingjelly"]
+        for row in self.references():
+            if row.implementation.settings.library not in {r.implementation.settings.library for r in rows}:
+                rows.append(row)
+        return rows[:most]
 
     def limit(self, bfloat16: bool) -> Row | None:
         """The fastest way this machine has to do the products of the workload; for neurons alone, to move its bytes."""
@@ -105,7 +113,12 @@ class Outcome:
         return {"workload": self.work.name, "about": ABOUT[self.work.name], "work": asdict(self.work), **self._measured()}
 
     def _measured(self) -> dict[str, Any]:
-        return {"spikes": self.spikes(), "speeds": self.speeds(), "rows": [self._row(row) for row in self.rows]}
+        return {
+            "spikes": self.spikes(),
+            "derivatives": self.derivatives,
+            "speeds": self.speeds(),
+            "rows": [self._row(row) for row in self.rows],
+        }
 
     def _row(self, row: Row) -> dict[str, Any]:
         low, middle, high = row.seconds()
@@ -163,7 +176,9 @@ def machine(threads: int) -> dict[str, Any]:
         "cpu": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": threads,
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1) if hasattr(os, "sysconf") else None,
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+        if hasattr(os, "sysconf")
+        else None,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -177,10 +192,3 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def against(outcome: Outcome, columns: int) -> Sequence[Row]:
-    """The references that a table has room for: the peer's as installed, in 16 bits and at its best first, then the others."""
-    rows = outcome.references()
-    rival = [r for r in rows if r.implementation.settings.library == "spikingjelly"]
-    return [*rival, *(r for r in rows if r not in rival)][:columns]

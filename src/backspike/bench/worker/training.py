@@ -1,4 +1,4 @@
-"""One iteration, forward, backward and SGD step, of a network or of a neuron layer alone; and what it computes, for the gate."""
+"""One iteration, forward, backward and SGD step, of a network or a neuron layer alone; and what it computes, for the gate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import networks
 from .networks import Library
 from .task import Settings, Workload
 
-LEARNING_RATE = 1e-6  # so small that the densities stay what they were set to
+LEARNING_RATE = 1e-12  # so small that the densities stay what they were set to
 
 
 class Network:

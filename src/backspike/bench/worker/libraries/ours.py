@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 import backspike as bs
@@ -10,7 +12,7 @@ from ..task import Neuron, Settings
 
 
 class Parts:
-    layers = nn
+    layers: Any = nn
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -21,7 +21,7 @@ class OverTime(nn.Sequential):
 class Parts:
     """Also the base of the libraries whose layers are torch's own."""
 
-    layers = nn
+    layers: Any = nn
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -55,7 +55,7 @@ class _ATan(torch.autograd.Function):
         return (z >= 0).to(z.dtype)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Tensor:
         (z,) = ctx.saved_tensors
         return g / (1 + (math.pi * z) ** 2)
 
@@ -68,7 +68,7 @@ class _Rectangle(torch.autograd.Function):
         return (z >= 0).to(z.dtype)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Any:
         (z,) = ctx.saved_tensors
         return g * (z.abs() < ctx.width / 2) / ctx.width, None
 
