@@ -1,5 +1,6 @@
 """The bench: its gate catches wrong gradients, its workers fail one by one, its numbers and pages say what was measured."""
 
+import importlib.util
 import json
 import math
 import os
@@ -139,9 +140,13 @@ def test_the_parameters_are_the_same_for_all_and_follow_the_seed():
 
 
 def test_the_full_resnet_is_resnet18():
-    """11.17 million parameters, as ResNet18 has with a 3x3 stem and ten classes."""
-    model = networks.build(WORK["resnet"], libraries.load(Settings("plain")))
-    assert sum(p.numel() for p in model.parameters()) == 11_173_962
+    """11.17 million parameters and 555 million multiplications an image, as ResNet18 has with a 3x3 stem and ten classes."""
+    work, settings = replace(WORK["resnet"], T=1, B=1), Settings("limits")
+    layers = limits._shapes(work, settings)
+    outputs = [shape[2] // m.stride[0] if isinstance(m, torch.nn.Conv2d) else 1 for m, shape in layers]
+    assert sum(size**2 * m.weight.numel() for size, (m, _) in zip(outputs, layers)) == 555_422_720
+    norms = 2 * (64 * 5 + 128 * 5 + 256 * 5 + 512 * 5)
+    assert sum(m.weight.numel() for m, _ in layers) + 10 + norms == 11_173_962
 
 
 def test_the_limit_counts_every_product_once():
@@ -299,3 +304,22 @@ def test_a_worker_runs_where_there_is_no_backspike(tmp_path):
     done = subprocess.run([sys.executable, "-c", blocked], input=json.dumps(request) + "\n", capture_output=True, text=True)
     answer = json.loads(done.stdout)
     assert len(answer["seconds"]) == 3, done.stderr
+
+
+def test_the_race_ends_at_the_goal(tmp_path):
+    """On images that are easily told apart; a side is a process of its own."""
+    script = crew.Path(__file__).parents[1] / "benchmarks" / "mnist_race.py"
+    spec = importlib.util.spec_from_file_location("mnist_race", script)
+    race = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(race)
+    y = torch.arange(1024) % 10
+    x = torch.zeros(1024, 1, 28, 28, dtype=torch.uint8)
+    for digit in range(10):
+        x[y == digit, :, 2 * digit : 2 * digit + 8, 4:24] = 255
+    data = {"train_x": x, "train_y": y, "test_x": x[:200], "test_y": y[:200]}
+    torch.save(data, tmp_path / "data.pt")
+    settings = {"file": str(tmp_path / "data.pt"), "seed": 0, "epochs": 6, "threads": 1, "precision": "float32"}
+    run = race._one_race({"backspike": sys.executable}, settings)["backspike"]
+    assert [turn["accuracy"] >= 0.99 for turn in run] == [False] * (len(run) - 1) + [True]
+    assert 1 < len(run) < 24
+    assert f"{len(run) / 4:g} epochs" in race._said(run)
