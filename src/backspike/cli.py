@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 
+# threads that wait by spinning make a busy machine many times slower; read when torch is imported
+QUIET_THREADS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 TAKE_FIELDS = ("train", "study")  # verbs that take --FIELD VALUE beside their own options
 OPTIONS_WITH_VALUE = ("out", "device", "seeds", "jobs")
 OPTIONS = ("help", "json", "force", *OPTIONS_WITH_VALUE)
@@ -36,9 +39,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    # threads that wait by spinning make a busy machine many times slower; read when torch is imported
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    os.environ.setdefault("KMP_BLOCKTIME", "1")
+    os.environ |= QUIET_THREADS | os.environ
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments, fields = _split_off_fields(arguments) if arguments[:1] in ([v] for v in TAKE_FIELDS) else (arguments, {})
@@ -99,12 +100,13 @@ def _fail(message: object, code: int) -> int:
 def _expected() -> tuple[type[Exception], ...]:
     """Errors whose message is meant for the user."""
     from .arms import StudyError
+    from .bench.crew import BenchError
     from .data import DataError
     from .recipe import RecipeError
     from .report import ReportError
     from .run import RunError
 
-    return (RecipeError, RunError, DataError, ReportError, StudyError)
+    return (RecipeError, RunError, DataError, ReportError, StudyError, BenchError)
 
 
 def _parser() -> _Parser:
@@ -148,6 +150,18 @@ def _parser() -> _Parser:
     p.add_argument("--jobs", type=int, metavar="N", help="processes at once (default: as many as cores)")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     p.add_argument("--force", action="store_true", help="replace a study that is already there")
+
+    p = verb("bench", _bench, "time and memory of training, against other libraries and the limits of this machine")
+    p.add_argument("name", nargs="?", default="all", metavar="WORKLOAD", help="neuron, fc, vgg, resnet or all (default)")
+    p.add_argument(
+        "--peer-python", metavar="PATH", help="the python of an environment with SpikingJelly, snnTorch, Norse, sinabs"
+    )
+    p.add_argument("--rounds", type=int, default=9, metavar="N", help="turns of each implementation (default: 9)")
+    p.add_argument("--threads", type=int, metavar="N", help="threads of each (default: as many as torch takes)")
+    p.add_argument("--precision", default="both", metavar="P", help="float32, bfloat16 or both (default)")
+    p.add_argument("--only", default="", metavar="NAMES", help="implementations whose name has one of these parts, by commas")
+    p.add_argument("--quick", action="store_true", help="small sizes, to see that everything runs; figures mean nothing")
+    p.add_argument("--out", default="bench", help="folder for bench.json, bench.md, bench.html, figures/ (default: bench)")
 
     verb("recipes", _recipes, "list the recipes")
 
@@ -279,6 +293,28 @@ def _study(options: argparse.Namespace) -> int:
         print((out / "table.md").read_text("utf-8"), end="")
         print(f"study: {page}")
     return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from . import bench
+    from .bench import page
+    from .bench.progress import listener
+
+    only = [part for part in options.only.split(",") if part]
+    settings = {name: getattr(options, name) for name in ("rounds", "threads", "peer_python", "precision", "quick")}
+    with listener(options.json) as listen:
+        measured = bench.run(options.name, only=only, **settings, listen=listen)
+    written = page.write(measured, Path(options.out), shlex.join(["backspike", *sys.argv[1:]]))
+    if options.json:
+        print(json.dumps({"event": "done", "report": str(written)}))
+        return 0
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    for outcome in measured.outcomes:
+        console.print(page.terminal(outcome))
+    print(f"bench: {written}")
+    return int(not any(row.measured for outcome in measured.outcomes for row in outcome.ranked()))
 
 
 def _recipes(options: argparse.Namespace) -> int:

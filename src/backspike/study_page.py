@@ -202,18 +202,18 @@ def _latex(head: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[s
 
 
 def to_json(value: Any) -> bytes:
-    return json.dumps(_plain(value), indent=1, allow_nan=False).encode() + b"\n"
+    return json.dumps(plain(value), indent=1, allow_nan=False).encode() + b"\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no nan, no arrays and no paths."""
     match value:
         case dict():
-            return {str(k): _plain(v) for k, v in value.items()}
+            return {str(k): plain(v) for k, v in value.items()}
         case list() | tuple():
-            return [_plain(v) for v in value]
+            return [plain(v) for v in value]
         case np.ndarray() | np.generic():
-            return _plain(value.tolist())
+            return plain(value.tolist())
         case Path():
             return str(value)
         case float() if not math.isfinite(value):

@@ -1,0 +1,255 @@
+"""Time of training to 99.0 % on MNIST: backspike against SpikingJelly's usual loop, quarter of an epoch by quarter, in turn.
+
+    python benchmarks/mnist_race.py --peer-python peers/bin/python [--seeds 3] [--epochs 5] [--precision float32]
+
+Both train the network of the recipe `mnist` (16-P-32-P-64-P, T = 4, threshold 0.5, triangular surrogate) from the same weights
+on the same batches of 128, with AdamW and a cosine, from tensors in memory; so all that differs is the library. The clock runs
+while they train and stands while they are tested. The files of MNIST are looked for in BACKSPIKE_DATA, then in ../shared/data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+T, BATCH, RATE, GOAL, TURNS = 4, 128, 3e-3, 0.99, 4  # TURNS: per epoch
+SIDES = {"backspike": "backspike", "spikingjelly": "SpikingJelly"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--peer-python", help="the python of an environment with SpikingJelly; without it backspike runs alone")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of backspike")
+    parser.add_argument("--limit", type=int, help="training images, for a try")
+    parser.add_argument("--out", type=Path, default=Path("bench/mnist-race.json"))
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        _serve(options.side)
+    else:
+        _race(options)
+
+
+# ---- the race ------------------------------------------------------------------------------------------------------------
+
+
+def _race(options: argparse.Namespace) -> None:
+    sides = {"backspike": sys.executable} | ({"spikingjelly": options.peer_python} if options.peer_python else {})
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = _write_data(Path(folder) / "mnist.pt", options.limit)
+        for seed in range(options.seeds):
+            settings = {"file": str(file), "seed": seed, "epochs": options.epochs, "threads": options.threads}
+            results.append(_one_race(sides, {**settings, "precision": options.precision}))
+            for side, run in results[-1].items():
+                print(f"seed {seed}, {SIDES[side]}: {_said(run)}", flush=True)
+    if len(sides) == 2:
+        _compare(results)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    complete = {"command": sys.argv, "torch": torch.__version__, "threads": options.threads, "precision": options.precision}
+    options.out.write_text(json.dumps({**complete, "seeds": results}, indent=1))
+    print(f"all turns: {options.out}")
+
+
+def _write_data(file: Path, limit: int | None) -> Path:
+    import backspike as bs
+
+    root = None if os.environ.get("BACKSPIKE_DATA") else Path(__file__).resolve().parents[2] / "shared" / "data"
+    sets = bs.data.load("mnist", str(root) if root and root.exists() else None)
+    arrays = {
+        f"{name}_{k}": torch.from_numpy(getattr(s, k))
+        for name, s in zip(("train", "test"), (sets.train, sets.test))
+        for k in "xy"
+    }
+    torch.save({k: v[:limit] if k.startswith("train") else v for k, v in arrays.items()}, file)
+    return file
+
+
+def _one_race(sides: dict[str, str], settings: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """The turns of each side until it reaches the goal or its epochs end: seconds of training and test accuracy."""
+    workers = {side: _Worker(side, python) for side, python in sides.items()}
+    runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    try:
+        for worker in workers.values():
+            worker.ask(settings)
+        for _ in range(TURNS * settings["epochs"]):
+            for side, worker in workers.items():
+                if not _reached(runs[side]):
+                    time.sleep(0.02)  # threads of the other, waiting by spinning, come to rest
+                    runs[side].append(worker.ask({}))
+                    turn = runs[side][-1]
+                    print(
+                        f"  {side} turn {len(runs[side])}: {turn['seconds']:.1f} s, test {100 * turn['accuracy']:.2f} %",
+                        flush=True,
+                    )
+    finally:
+        for worker in workers.values():
+            worker.process.kill()
+            worker.process.communicate()
+    return runs
+
+
+class _Worker:
+    def __init__(self, side: str, python: str) -> None:
+        command = [python, "-W", "ignore", __file__, "--side", side]
+        # as the command line of backspike does: threads do not wait by spinning
+        env = {"GOMP_SPINCOUNT": "1000", **os.environ} if side == "backspike" else None
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+
+    def ask(self, request: dict[str, Any]) -> dict[str, float]:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a side of the race ended with exit code {self.process.wait()}; what it said stands above")
+        return json.loads(line)
+
+
+def _reached(run: list[dict[str, float]]) -> bool:
+    return bool(run) and run[-1]["accuracy"] >= GOAL
+
+
+def _seconds(run: list[dict[str, float]]) -> float:
+    return sum(turn["seconds"] for turn in run)
+
+
+def _said(run: list[dict[str, float]]) -> str:
+    speed = f"{statistics.median(turn['seconds'] for turn in run) * TURNS:.1f} s an epoch"
+    epochs, best = len(run) / TURNS, max(turn["accuracy"] for turn in run)
+    if not _reached(run):
+        return f"{GOAL:.1%} not reached in {epochs:g} epochs, best {best:.2%}; {speed}"
+    return f"{best:.2%} after {_seconds(run):.1f} s, {epochs:g} epochs; {speed}"
+
+
+def _compare(results: list[dict[str, list[dict[str, float]]]]) -> None:
+    if both := [r for r in results if all(map(_reached, r.values()))]:
+        ratios = [_seconds(r["spikingjelly"]) / _seconds(r["backspike"]) for r in both]
+        print(f"time to {GOAL:.1%}: {statistics.median(ratios):.2f} x shorter with backspike (median of {len(ratios)} seeds)")
+    turns = [[t["seconds"] for r in results for t in r[side]] for side in ("spikingjelly", "backspike")]
+    print(f"an epoch: {statistics.median(turns[0]) / statistics.median(turns[1]):.2f} x shorter")
+
+
+# ---- a side, in its own process ------------------------------------------------------------------------------------------
+
+
+def _serve(side: str) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    settings = json.loads(sys.stdin.readline())
+    torch.set_num_threads(settings["threads"])
+    torch.manual_seed(settings["seed"])
+    training = _Training({"backspike": _Ours, "spikingjelly": _Peer}[side](settings["precision"]), settings)
+    print("{}", file=answers, flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(training.turn()), file=answers, flush=True)
+
+
+class _Ours:
+    """backspike at its best: freed memory kept, the optimizer in one pass."""
+
+    def __init__(self, precision: str) -> None:
+        import backspike as bs
+
+        neuron = bs.LIF
+        self.bfloat16, self.fused = precision == "bfloat16", True
+        if hasattr(bs, "keep_heap"):
+            bs.keep_heap()
+        self.model: nn.Module = bs.models.convnet(
+            "16-P-32-P-64-P",
+            neuron=lambda channels: neuron(v_threshold=0.5, surrogate=bs.Triangle(alpha=2.0), channels=channels),
+        )
+
+    def outputs(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            return self.model(x.expand(T, *x.shape)).float()
+
+    def reset(self) -> None:
+        """Every call starts from rest."""
+
+
+class _Peer:
+    """SpikingJelly as its documentation trains: multi-step layers, the image repeated over time, a reset after each batch."""
+
+    def __init__(self, precision: str) -> None:
+        from spikingjelly.activation_based import functional, layer, neuron, surrogate
+
+        self.reset_net, self.fused = functional.reset_net, False
+        parts: list[nn.Module] = []
+        for inputs, outputs in ((1, 16), (16, 32), (32, 64)):
+            parts += [layer.Conv2d(inputs, outputs, 3, padding=1, bias=False), layer.BatchNorm2d(outputs)]
+            # the triangle of peak 2, under the name it has there
+            step = surrogate.PiecewiseQuadratic(alpha=2.0)
+            parts += [neuron.LIFNode(tau=2.0, v_threshold=0.5, surrogate_function=step), layer.AvgPool2d(2)]
+        self.model = nn.Sequential(*parts, layer.Flatten(), layer.Linear(64 * 9, 10))
+        functional.set_step_mode(self.model, step_mode="m")
+
+    def outputs(self, x: Tensor) -> Tensor:
+        return self.model(x.unsqueeze(0).repeat(T, 1, 1, 1, 1))
+
+    def reset(self) -> None:
+        self.reset_net(self.model)
+
+
+class _Training:
+    def __init__(self, side: _Ours | _Peer, settings: dict[str, Any]) -> None:
+        data = torch.load(settings["file"], weights_only=True)
+        self.side = side
+        self.x, self.test_x = (data[k].float() / 255 for k in ("train_x", "test_x"))
+        self.y, self.test_y = data["train_y"].long(), data["test_y"].long()
+        self.generator = torch.Generator().manual_seed(settings["seed"])
+        batches = len(self.y) // BATCH
+        self.turns = [batches * (i + 1) // TURNS - batches * i // TURNS for i in range(TURNS)] * settings["epochs"]
+        self.optimizer = torch.optim.AdamW(side.model.parameters(), lr=RATE, fused=side.fused)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, batches * settings["epochs"])
+        self.left: list[Tensor] = []
+
+    def turn(self) -> dict[str, float]:
+        """A quarter of an epoch: seconds of training, and the accuracy on the test set afterwards."""
+        start = time.perf_counter()
+        self.side.model.train()
+        for _ in range(self.turns.pop()):
+            self._step()
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "accuracy": self._accuracy()}
+
+    def _step(self) -> None:
+        if not self.left:
+            self.left = list(torch.randperm(len(self.y), generator=self.generator).split(BATCH))
+            self.left = [batch for batch in self.left if len(batch) == BATCH]
+        batch = self.left.pop()
+        self.optimizer.zero_grad()
+        loss = cross_entropy(self.side.outputs(self.x[batch]).mean(0), self.y[batch])
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.side.reset()
+
+    @torch.no_grad()
+    def _accuracy(self) -> float:
+        self.side.model.eval()
+        right = 0
+        for x, y in zip(self.test_x.split(500), self.test_y.split(500)):
+            right += (self.side.outputs(x).mean(0).argmax(1) == y).sum().item()
+            self.side.reset()
+        return right / len(self.test_y)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""`backspike bench`: time and memory of a training iteration, against a plain loop, other libraries and the machine's limits.
+
+Every implementation has a process of its own, and they take turns, round by round: a machine that becomes slower becomes so
+for all. Nothing is timed before its gradients were compared with float64 (`gate.py`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..progress import Listener
+from .crew import BenchError as BenchError
+from .crew import Worker, WorkerFailed, installed
+from .outcome import Bench, Outcome, Row, machine
+from .plan import NAMES, PRECISIONS, Implementation, implementations, workloads
+from .worker.task import Workload
+
+PAUSE = 0.02  # seconds between two workers: threads that wait by spinning come to rest
+SHORT = 0.25  # seconds of iterations that a turn should have
+
+
+def run(
+    name: str = "all",
+    *,
+    rounds: int = 9,
+    threads: int | None = None,
+    peer_python: str | None = None,
+    only: Sequence[str] = (),
+    precision: str = "both",
+    quick: bool = False,
+    listen: Listener | None = None,
+) -> Bench:
+    """Measures the workloads of `name` ("neuron", "fc", "vgg", "resnet" or "all") and returns what came out.
+
+    rounds: turns of each implementation. threads: of torch in each worker (as many as cores). peer_python: the Python of an
+    environment with other libraries. only: parts of the names of implementations to keep. precision: "float32", "bfloat16" or
+    "both". quick: sizes for tests; its figures mean nothing. Raises BenchError.
+    """
+    if name not in (*NAMES, "all"):
+        raise BenchError(f"unknown workload {name!r}; there are {', '.join(NAMES)} and all")
+    if precision not in PRECISIONS:
+        raise BenchError(f"unknown precision {precision!r}; there are {', '.join(PRECISIONS)}")
+    if rounds < 1:
+        raise BenchError(f"--rounds must be at least 1, got {rounds}")
+    import torch
+
+    tell = listen or (lambda event: None)
+    peers = installed(peer_python) if peer_python else {}
+    threads = threads or torch.get_num_threads()
+    bench = Bench(machine(threads), peers, rounds, quick)
+    for work in workloads(name, quick):
+        rows = implementations(work, precision, peers, only)
+        if all(row.limit for row in rows):
+            raise BenchError(f"--only {','.join(only)} names no implementation; there are: {_names(work, precision, peers)}")
+        outcome = _measure(work, rows, rounds, threads, peer_python, tell)
+        bench.outcomes.append(outcome)
+        tell({"event": "workload", **outcome.summary()})
+    return bench
+
+
+def _names(work: Workload, precision: str, peers: dict[str, str]) -> str:
+    return "; ".join(row.name for row in implementations(work, precision, peers) if not row.limit)
+
+
+def _measure(
+    work: Workload, wanted: list[Implementation], rounds: int, threads: int, peer_python: str | None, tell: Listener
+) -> Outcome:
+    from . import gate
+
+    work = gate.calibrate(work)
+    tell({"event": "start", "workload": work.name, "implementations": len(wanted), "rounds": rounds})
+    rows = [Row(implementation) for implementation in wanted]
+    with _workers() as workers, tempfile.TemporaryDirectory() as folder:
+        for number, row in enumerate(rows):
+            worker = workers[row.name] = Worker(row.implementation, peer_python)
+            with _failing(row, tell, work):
+                _set_up(worker, row, work, threads, Path(folder))
+            tell({"event": "ready", "workload": work.name, "name": row.name, "share": (number + 1) / len(rows) / 2})
+        for round in range(rounds):
+            for row in rows:
+                if row.failed:
+                    continue
+                time.sleep(PAUSE)
+                with _failing(row, tell, work):
+                    row.rounds.append(workers[row.name].ask("run", **_turn(row.first[-1]))["seconds"])
+            tell({"event": "round", "workload": work.name, "round": round + 1, "share": (1 + (round + 1) / rounds) / 2})
+    return Outcome(work, rows, gate.densities(work))
+
+
+def _set_up(worker: Worker, row: Row, work: Workload, threads: int, folder: Path) -> None:
+    from . import gate
+
+    settings = row.implementation.settings
+    said = worker.ask("set_up", work=vars(work), settings=vars(settings), threads=threads)
+    row.first, row.heap, row.facts = said["seconds"], said["heap"], said["facts"]
+    if row.implementation.limit:
+        return
+    row.memory, row.torch = said["memory"], said["torch"]
+    row.verdict = gate.judge(worker, row.implementation, work, folder)
+    row.failed = row.verdict.reason
+
+
+def _turn(seconds: float) -> dict[str, int]:
+    """How many iterations a turn has, after one that is not counted where iterations are short and the cache counts."""
+    return {"warm": int(seconds < SHORT), "n": max(1, min(20, round(SHORT / max(seconds, 1e-6))))}
+
+
+@contextmanager
+def _workers() -> Iterator[dict[str, Worker]]:
+    workers: dict[str, Worker] = {}
+    try:
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.end()
+
+
+@contextmanager
+def _failing(row: Row, tell: Listener, work: Workload) -> Iterator[None]:
+    """What a worker cannot do becomes a row that says so."""
+    try:
+        yield
+    except WorkerFailed as e:
+        row.failed = str(e)
+    if row.failed:
+        tell({"event": "failed", "workload": work.name, "name": row.name, "error": row.failed})

@@ -1,0 +1,195 @@
+"""What a bench leaves in its folder: bench.json, bench.md, figures/ and bench.html; and its tables on a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import report
+from ..run import write_atomic
+from ..study_figures import Picture, axes, ink
+from ..study_page import to_json
+from .outcome import Bench, Outcome, Row
+from .plan import ABOUT
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.table import Table
+
+_LIMITS = (2, 5)  # colours
+COLUMNS = 4  # references that a table has room for
+NOTES = (
+    "Time: median of the interleaved iterations [quartiles]; forward, backward and SGD step, random data, untrained.",
+    "Memory: peak of the fresh process beyond what it held before the network was made, over three iterations.",
+    "Against another: how many times as fast, and the part of its memory.",
+    "Of the limit: the time of the bare products (neurons alone: of moving 16 bytes an element-step) in the same precision, "
+    "measured in the same rounds, divided by the time of the whole.",
+    "Every row passed the gate: its gradients on a small input were compared with float64 before anything was timed.",
+)
+
+
+def write(bench: Bench, out: Path, command: str) -> Path:
+    """Writes the folder and returns the path of its page."""
+    pictures = {outcome.work.name: _pictures(outcome) for outcome in bench.outcomes}
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for picture in (p for of in pictures.values() for p in of):
+        write_atomic(out / "figures" / f"{picture.name}.svg", picture.file())
+    write_atomic(out / "bench.md", markdown(bench, command).encode())
+    page = _page(bench, pictures, command)
+    write_atomic(out / "bench.html", page.encode("utf-8", "xmlcharrefreplace"))
+    write_atomic(out / "bench.json", to_json(bench.complete(command)))
+    return out / "bench.html"
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------------
+
+
+def head(outcome: Outcome) -> list[str]:
+    return [
+        "implementation",
+        "ms [quartiles]",
+        "neuron steps/s" if outcome.work.kind == "neuron" else "samples/s",
+        "peak MB",
+        *(f"against {r.name}" for r in outcome.against(COLUMNS)),
+        "of the limit",
+    ]
+
+
+def cells(outcome: Outcome, row: Row) -> list[str]:
+    """One line under `head`; of a row that failed, why."""
+    if not row.measured:
+        return [row.name, f"failed: {row.failed}", *[""] * (len(head(outcome)) - 2)]
+    low, middle, high = (1e3 * s for s in row.seconds())
+    rate = outcome.per_second(row)
+    return [
+        row.name,
+        f"{_digits(middle)} [{_digits(low)}, {_digits(high)}]",
+        f"{rate / 1e6:,.0f} M" if rate > 1e7 else f"{rate:,.0f}",
+        f"{row.bytes / 1e6:,.0f}",
+        *("–" if r is row else against(row, r) for r in outcome.against(COLUMNS)),
+        "–" if math.isnan(share := outcome.share(row)) else f"{100 * share:.0f} %",
+    ]
+
+
+def against(row: Row, other: Row) -> str:
+    """How many times as fast as another, and the part of its memory."""
+    speed, memory = other.median / row.median, row.bytes / other.bytes if other.bytes else math.nan
+    lean = "–" if math.isnan(memory) else f"1/{_digits(1 / memory)}" if 0 < memory < 1 else _digits(memory)
+    return f"{_digits(speed)}x, {lean}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
+
+
+def title(outcome: Outcome) -> str:
+    work = outcome.work
+    size = f"T = {work.T}, N = {work.B:,}, float32" if work.kind == "neuron" else f"T = {work.T}, B = {work.B}"
+    return f"{work.name}: {ABOUT[work.name]}, {size}"
+
+
+def remarks(outcome: Outcome) -> list[str]:
+    """What else was measured: the machine's speeds for this workload, and the density that was reached."""
+    said = [f"{name} {_digits(speed)} {'GB/s' if name == 'copy' else 'GFLOP/s'}" for name, speed in outcome.speeds().items()]
+    for bfloat16 in (False, True):
+        if limit := outcome.limit(bfloat16):
+            said.append(f"limit {'bf16' if bfloat16 else 'fp32'} {_digits(1e3 * limit.median)} ms")
+    lines = ["; ".join(said)] if said else []
+    if shares := outcome.spikes():
+        lines.append(f"spikes: {', '.join(f'{100 * s:.1f} %' for s in shares)} of the elements, by layer")
+    if outcome.derivatives:
+        shares = outcome.derivatives
+        lines.append(f"surrogate derivatives that are not zero: {', '.join(f'{100 * s:.1f} %' for s in shares)}, by layer")
+    return lines
+
+
+def about(bench: Bench) -> list[str]:
+    """The machine and the versions."""
+    m = bench.machine
+    lines = [
+        f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['memory_gb']} GB, {m['capability']}; {m['system']}; "
+        f"Python {m['python']}, torch {m['torch']}; {bench.rounds} rounds."
+    ]
+    if bench.peers:
+        lines.append(f"Peers: {', '.join(f'{name} {version}' for name, version in bench.peers.items())}.")
+    if bench.quick:
+        lines.append("Quick: sizes for tests, figures mean nothing.")
+    return lines
+
+
+def markdown(bench: Bench, command: str) -> str:
+    lines = ["# backspike bench", "", f"`{command}`", "", *about(bench), ""]
+    for outcome in bench.outcomes:
+        titles = head(outcome)
+        table = [titles, ["---", *["---:"] * (len(titles) - 1)], *(cells(outcome, row) for row in outcome.ranked())]
+        lines += [f"## {title(outcome)}", "", *(f"| {' | '.join(line)} |" for line in table), ""]
+        lines += [*(f"- {text}" for text in remarks(outcome)), ""]
+    return "\n".join([*lines, *(f"- {note}" for note in NOTES), ""])
+
+
+def terminal(outcome: Outcome) -> Table:
+    """The table of a workload for rich."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title(outcome), caption="\n".join(remarks(outcome)), title_justify="left", caption_justify="left")
+    for number, name in enumerate(head(outcome)):
+        table.add_column(name, justify="right" if number else "left")
+    for row in outcome.ranked():
+        table.add_row(*(Text(cell) for cell in cells(outcome, row)))
+    return table
+
+
+# ---- pictures and page ---------------------------------------------------------------------------------------------------
+
+
+def _pictures(outcome: Outcome) -> list[Picture]:
+    rows = [row for row in outcome.ranked() if row.measured]
+    if not rows:
+        return []
+    name = outcome.work.name.replace("%", "")
+    limits = [(f"limit, {'bf16' if b else 'fp32'}", 1e3 * limit.median) for b in (False, True) if (limit := outcome.limit(b))]
+    times, sizes = [1e3 * row.median for row in rows], [row.bytes / 1e6 for row in rows]
+    return [
+        _bars(f"{name}-time", f"{outcome.work.name}: ms an iteration", rows, times, limits),
+        _bars(f"{name}-memory", f"{outcome.work.name}: peak MB", rows, sizes, []),
+    ]
+
+
+def _bars(name: str, label: str, rows: Sequence[Row], values: Sequence[float], limits: Sequence[tuple[str, float]]) -> Picture:
+    said = "; ".join(f"{row.name} {_digits(value)}" for row, value in zip(rows, values))
+    legend = [(text, number) for (text, _), number in zip(limits, _LIMITS)]
+    return Picture(name, label, legend, partial(_draw_bars, rows=rows, values=values, limits=limits), said)
+
+
+def _draw_bars(ax: Axes, rows: Sequence[Row], values: Sequence[float], limits: Sequence[tuple[str, float]]) -> None:
+    """A bar for each row with its name above it, so that it is legible on a phone."""
+    size = max(4.5, min(9.0, 90 / len(rows)))
+    for i, (row, value) in enumerate(zip(rows, values)):
+        ours = row.implementation.settings.library == "ours"
+        ax.barh(i, value, height=0.42, color=ink(0 if ours else 1 if row.implementation.peer else 7))
+        ax.text(0, i - 0.3, f"{row.name}  {_digits(value)}", fontsize=size, va="bottom")
+    for (_, value), number in zip(limits, _LIMITS):
+        ax.axvline(value, color=ink(number), linewidth=1.2, zorder=0)
+    axes(ax, "")
+    ax.grid(axis="y", visible=False)
+    ax.grid(axis="x")
+    ax.set_yticks([])
+    ax.set_ylim(len(rows) - 0.5, -0.9)
+
+
+def _page(bench: Bench, pictures: dict[str, list[Picture]], command: str) -> str:
+    e, section = report._e, report._Section
+    body = f'<header><p>backspike · bench</p><h1>Time and memory</h1><p class="lead">{e(" ".join(about(bench)))}</p></header>'
+    for outcome in bench.outcomes:
+        rows = [[*map(e, cells(outcome, row))] for row in outcome.ranked()]
+        shown = report._table([*map(e, head(outcome))], rows, outcome.work.name, "numbers compare")
+        shown += report._grid(*(p.page() for p in pictures[outcome.work.name]))
+        said = " ".join(f"{text}." for text in remarks(outcome))
+        body += section(outcome.work.name.replace("%", ""), e(outcome.work.name), e(f"{title(outcome)}. {said}"), shown).html()
+    notes = "".join(f"<li>{e(note)}</li>" for note in NOTES) + f"<li><code>{e(command)}</code></li>"
+    body += section("how", "How it was measured", "All numbers of all rounds stand in bench.json.", f"<ul>{notes}</ul>").html()
+    return report._page("backspike bench", body)

@@ -1,0 +1,122 @@
+"""What is compared: the workloads, and for each of them the implementations and the limits that run in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from .worker.task import Settings, Workload
+
+NAMES = ("neuron", "fc", "fc-10%", "vgg", "resnet")  # fc is both of its kind
+PRECISIONS = ("both", "float32", "bfloat16")
+PEERS = {"spikingjelly": "SpikingJelly", "snntorch": "snnTorch", "norse": "Norse", "sinabs": "sinabs"}
+
+WORKLOADS = (
+    Workload("neuron", "neuron", T=4, B=2**22),
+    Workload("fc", "fc", T=16, B=128, layout=(784, 1024, 1024, 10), static=True, spikes=0.25),
+    Workload("fc-10%", "fc", T=16, B=128, layout=(784, 1024, 1024, 10), static=True, spikes=0.1, window=0.1),
+    Workload("vgg", "vgg", T=4, B=32, layout=(64, 128, "P", 256, "P"), size=32),
+    Workload("resnet", "resnet", T=4, B=16, layout=(64, 128, 256, 512), size=32),
+)
+ABOUT = {
+    "neuron": "LIF layer alone, forward and backward",
+    "fc": "784-1024-1024-10, static input",
+    "fc-10%": "784-1024-1024-10, static input, 10 % of spikes and of surrogate derivatives not zero",
+    "vgg": "64-128-P-256-P, BatchNorm, 32x32",
+    "resnet": "SEW-ResNet18, 3x3 stem without pool, 32x32",
+}
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One row of the table: a library and how it is run."""
+
+    name: str
+    settings: Settings
+
+    @property
+    def peer(self) -> bool:
+        return self.settings.library in PEERS
+
+    @property
+    def limit(self) -> bool:
+        return self.settings.library == "limits"
+
+
+def workloads(name: str, quick: bool) -> list[Workload]:
+    """The workloads of one name of NAMES, or of all; quick: in sizes for tests."""
+    chosen = [w for w in WORKLOADS if name in ("all", w.kind, w.name)]
+    return [_quick(w) for w in chosen] if quick else chosen
+
+
+def _quick(work: Workload) -> Workload:
+    """Some ten thousand neurons; a calibrated density stays calibrated."""
+    if work.kind == "neuron":
+        return replace(work, B=2**14)
+    narrow = tuple(n // 8 if isinstance(n, int) and n > 10 else n for n in work.layout)
+    return replace(work, B=8, layout=narrow, size=work.size // 2)
+
+
+def implementations(
+    work: Workload, precision: str = "both", peers: Collection[str] = (), only: Sequence[str] = ()
+) -> list[Implementation]:
+    """The rows for a workload. peers: libraries that are installed; only: parts of names to keep (limits always stay)."""
+    rows = [*_ours(work), *_plain(work), *(row for name in PEERS if name in peers for row in _peer(name, work))]
+    kept = [r for r in rows if precision == "both" or r.settings.bfloat16 == (precision == "bfloat16")]
+    if only:
+        kept = [r for r in kept if any(part.lower() in r.name.lower() for part in only)]
+    return [*kept, *_limits(work, precision)]
+
+
+def _ours(work: Workload) -> list[Implementation]:
+    made = [
+        Implementation("backspike", Settings("ours", heap=True)),
+        Implementation("backspike, 8 bit", Settings("ours", heap=True, memory="8bit")),
+        Implementation("backspike, heap not kept", Settings("ours")),
+        Implementation("backspike, eager", Settings("ours", heap=True, backend="eager")),
+    ]
+    if work.kind == "neuron":
+        return made
+    bfloat16 = Settings("ours", bfloat16=True, channels_last=work.size > 0, heap=True)
+    return [
+        *made,
+        Implementation("backspike, bf16", bfloat16),
+        Implementation("backspike, bf16, 8 bit", replace(bfloat16, memory="8bit")),
+    ]
+
+
+def _plain(work: Workload) -> list[Implementation]:
+    made = [Implementation("plain loop", Settings("plain"))]
+    if work.kind == "neuron":
+        return made
+    return [*made, Implementation("plain loop, bf16", Settings("plain", bfloat16=True))]
+
+
+def _peer(library: str, work: Workload) -> list[Implementation]:
+    name = PEERS[library]
+    made = [Implementation(name, Settings(library))]
+    if library != "spikingjelly":
+        return made
+    if work.kind == "neuron":
+        return [*made, Implementation(f"{name}, heap kept", Settings(library, heap=True))]
+    bfloat16 = Settings(library, bfloat16=True)
+    return [
+        *made,
+        Implementation(f"{name}, bf16", bfloat16),
+        Implementation(f"{name}, bf16, heap kept", replace(bfloat16, heap=True)),
+    ]
+
+
+def _limits(work: Workload, precision: str) -> list[Implementation]:
+    made = [Implementation("copy", Settings("limits", part="copy", heap=True))]
+    if work.kind == "neuron":
+        return made
+    products = Settings("limits", part="products", heap=True)
+    if precision != "bfloat16":
+        made.append(Implementation("products, fp32", products))
+        if work.size:
+            made.append(Implementation("products, fp32, channels-last", replace(products, channels_last=True)))
+    if precision != "float32":
+        lean = replace(products, bfloat16=True, channels_last=work.size > 0)
+        made.append(Implementation("products, bf16", lean))
+    return made

@@ -1,0 +1,89 @@
+"""The plain loop of tutorials: an autograd function for the spike, a Python loop over time, nothing else than torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..task import Neuron, Settings
+
+
+class OverTime(nn.Sequential):
+    """Stateless layers with T folded into the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class Parts:
+    """Also the base of the libraries whose layers are torch's own."""
+
+    layers: Any = nn
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def facts(self, width: float | None) -> Neuron:
+        return Neuron() if width is None else Neuron(surrogate="rectangle", width=width)
+
+    def neuron(self, width: float | None) -> nn.Module:
+        return LIF(width)
+
+    def over_time(self, *layers: nn.Module) -> nn.Module:
+        return OverTime(*layers)
+
+    def chain(self, *layers: nn.Module) -> nn.Module:
+        return nn.Sequential(*layers)
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def reset(self, model: nn.Module) -> None:
+        """Nothing is carried from call to call."""
+
+    def repeat(self, x: Tensor, T: int) -> Tensor:
+        return x.unsqueeze(0).repeat(T, *[1] * x.dim())
+
+
+class _ATan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return (z >= 0).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors
+        return g / (1 + (math.pi * z) ** 2)
+
+
+class _Rectangle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, width: float) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.width = width
+        return (z >= 0).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        (z,) = ctx.saved_tensors
+        return g * (z.abs() < ctx.width / 2) / ctx.width, None
+
+
+class LIF(nn.Module):
+    def __init__(self, width: float | None) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = torch.zeros_like(x[0])
+        spikes = []
+        for x_t in x:
+            u = v + (x_t - v) / 2
+            s = _ATan.apply(u - 1) if self.width is None else _Rectangle.apply(u - 1, self.width)
+            v = u * (1 - s)
+            spikes.append(s)
+        return torch.stack(spikes)

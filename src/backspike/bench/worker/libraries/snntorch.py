@@ -1,0 +1,34 @@
+"""snnTorch: `Leaky` in a loop over time, layers with T folded into the batch. It takes its input undivided by tau, and
+its reset passes no gradient on."""
+
+from __future__ import annotations
+
+import snntorch
+import torch
+from snntorch import surrogate
+from torch import Tensor, nn
+
+from ..task import Neuron
+from . import plain
+
+
+class Loop(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaky = snntorch.Leaky(beta=0.5, threshold=1.0, reset_mechanism="zero", spike_grad=surrogate.atan(alpha=2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        membrane = self.leaky.reset_mem()
+        spikes = []
+        for x_t in x:
+            s, membrane = self.leaky(x_t, membrane)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+
+class Parts(plain.Parts):
+    def facts(self, width: float | None) -> Neuron:
+        return Neuron(gain=1.0, detached=True)
+
+    def neuron(self, width: float | None) -> nn.Module:
+        return Loop()

@@ -1,0 +1,40 @@
+"""SpikingJelly as its documentation uses it: multi-step layers, and `functional.reset_net` after every batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spikingjelly.activation_based import functional, layer, neuron, surrogate
+from torch import Tensor, nn
+
+from ..task import Neuron, Settings
+
+
+class Parts:
+    layers: Any = layer
+
+    def __init__(self, settings: Settings) -> None:
+        pass
+
+    def facts(self, width: float | None) -> Neuron:
+        return Neuron() if width is None else Neuron(surrogate="rectangle", width=width)
+
+    def neuron(self, width: float | None) -> nn.Module:
+        step = surrogate.ATan(alpha=2.0) if width is None else surrogate.Rect(alpha=1 / width)
+        return neuron.LIFNode(tau=2.0, surrogate_function=step, step_mode="m")
+
+    def over_time(self, *layers: nn.Module) -> nn.Module:
+        return nn.Sequential(*layers)
+
+    def chain(self, *layers: nn.Module) -> nn.Module:
+        return nn.Sequential(*layers)
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        functional.set_step_mode(model, step_mode="m")
+        return model
+
+    def reset(self, model: nn.Module) -> None:
+        functional.reset_net(model)
+
+    def repeat(self, x: Tensor, T: int) -> Tensor:
+        return x.unsqueeze(0).repeat(T, *[1] * x.dim())

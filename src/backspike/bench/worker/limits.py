@@ -1,0 +1,105 @@
+"""What no implementation can beat without leaving work out: the machine's copying, and the products of a network alone.
+
+`Copy` moves the 16 bytes per element-step that a neuron layer in float32 has to move: its input and its spikes, the two
+gradients. `Products` runs the convolutions and matrix products of the network's forward and backward pass and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import networks
+from .libraries.plain import Parts
+from .task import Settings, Workload
+
+COPIED = 2**27  # bytes read and as many written, where the workload does not say: well beyond the cache
+
+
+class Copy:
+    def __init__(self, work: Workload) -> None:
+        size = 8 * work.T * work.B if work.kind == "neuron" else COPIED
+        self.a, self.b = torch.ones(size // 4), torch.zeros(size // 4)
+
+    def iteration(self) -> None:
+        self.b.copy_(self.a)
+
+    def facts(self) -> dict[str, Any]:
+        return {"bytes": 8 * self.a.numel()}
+
+
+class Products:
+    """Forward, weight gradient and, but for the first layer, input gradient of every convolution and linear layer."""
+
+    def __init__(self, work: Workload, settings: Settings) -> None:
+        self.dtype = torch.bfloat16 if settings.bfloat16 else torch.float32
+        self.layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+        self.runs: list[Callable[[], object]] = []
+        self.flop = 0
+        for module, shape in _shapes(work, settings):
+            first = not self.runs
+            if isinstance(module, nn.Conv2d):
+                self._add_convolution(module, shape, first)
+            else:
+                self._add_linear(module, shape, first)
+
+    def iteration(self) -> None:
+        for run in self.runs:
+            run()
+
+    def facts(self) -> dict[str, Any]:
+        return {"flop": self.flop}
+
+    def _tensor(self, shape: tuple[int, ...]) -> Tensor:
+        made = torch.rand(shape).to(self.dtype)
+        return made.contiguous(memory_format=self.layout) if len(shape) == 4 else made
+
+    def _count(self, products: int, operations: int) -> None:
+        self.flop += 2 * products * operations
+
+    def _add_convolution(self, m: nn.Conv2d, shape: tuple[int, ...], first: bool) -> None:
+        x, w = self._tensor(shape), self._tensor(tuple(m.weight.shape))
+        geometry: Any = (m.stride, m.padding, m.dilation)
+        g = self._tensor(tuple(nn.functional.conv2d(x, w, None, *geometry).shape))
+        backward = torch.ops.aten.convolution_backward
+
+        def run() -> None:
+            nn.functional.conv2d(x, w, None, *geometry)
+            backward(g, x, w, None, *geometry, False, [0, 0], 1, [not first, True, False])
+
+        self.runs.append(run)
+        self._count(2 if first else 3, g.numel() * math.prod(w.shape[1:]))
+
+    def _add_linear(self, m: nn.Linear, shape: tuple[int, ...], first: bool) -> None:
+        x, w = self._tensor(shape), self._tensor(tuple(m.weight.shape))
+        g = self._tensor((shape[0], m.out_features))
+
+        def run() -> None:
+            nn.functional.linear(x, w)
+            torch.mm(g.t(), x)
+            if not first:
+                torch.mm(g, w)
+
+        self.runs.append(run)
+        self._count(2 if first else 3, g.numel() * m.in_features)
+
+
+def _shapes(work: Workload, settings: Settings) -> list[tuple[Any, tuple[int, ...]]]:
+    """Every convolution and linear layer of the network with the shape of its input, T folded into the batch."""
+    seen: list[tuple[Any, tuple[int, ...]]] = []
+    lib = Parts(settings)
+    model = networks.build(work, lib)
+    for m in model.modules():
+        if isinstance(m, nn.Conv2d | nn.Linear):
+            m.register_forward_pre_hook(lambda m, inputs: seen.append((m, tuple(inputs[0].shape))))
+    x, _ = networks.data(work)
+    with torch.no_grad():
+        model(lib.repeat(x, work.T) if work.static else x)
+    if work.static:  # once is enough
+        module, shape = seen[0]
+        seen[0] = (module, (shape[0] // work.T, *shape[1:]))
+    return seen

@@ -1,0 +1,96 @@
+"""The loop of a worker: one JSON line in, one out, until its input ends.
+
+    set up   imports the library, makes the data, measures the peak memory of three iterations of the fresh process
+    gate     computes the small network for the comparison with float64
+    run      a number of iterations, each timed
+
+What a library prints goes to standard error. An exception is an answer too, so that the bench can name it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from . import libraries, limits, networks
+from .memory import Peak, keep_heap
+from .task import Settings, Workload
+from .training import Layer, Network
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the bench's affair, which then closes the pipe
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    worker = Worker()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = getattr(worker, request.pop("do"))(**request)
+        except Exception as e:
+            text = " ".join(str(e).split())
+            answer = {"error": f"{type(e).__name__}: {text[:300]}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+class Worker:
+    task: Any
+
+    def set_up(self, work: dict[str, Any], settings: dict[str, Any], threads: int) -> dict[str, Any]:
+        torch.set_num_threads(threads)
+        self.work, self.settings = Workload.read(work), Settings(**settings)
+        heap = self.settings.heap and keep_heap()
+        if self.settings.library == "limits":
+            copies = self.settings.part == "copy"
+            self.task = limits.Copy(self.work) if copies else limits.Products(self.work, self.settings)
+            return {"seconds": self._times(3), "facts": self.task.facts(), "heap": heap}
+        self.lib = libraries.load(self.settings)
+        given = networks.data(self.work)
+        _wake(self.settings.bfloat16)
+        peak = Peak()
+        self.task = self._make(self.work, self.settings, given)
+        seconds = self._times(3)
+        memory = {"bytes": peak.extra(), "how": peak.how}
+        return {"seconds": seconds, "memory": memory, "heap": heap, "facts": self.task.facts(), "torch": torch.__version__}
+
+    def gate(self, work: dict[str, Any], settings: dict[str, Any], file: str) -> dict[str, Any]:
+        small = Workload.read(work)
+        made = self._make(small, Settings(**settings), networks.data(small))
+        torch.save(made.computed(), file)
+        width = small.widths[0] if small.widths else None
+        return {"neuron": vars(self.lib.facts(width)), "version": self._version()}
+
+    def run(self, warm: int, n: int) -> dict[str, Any]:
+        return {"seconds": self._times(warm + n)[warm:]}
+
+    def _make(self, work: Workload, settings: Settings, given: Any) -> Any:
+        return (Layer if work.kind == "neuron" else Network)(work, self.lib, settings, given)
+
+    def _times(self, n: int) -> list[float]:
+        seconds = []
+        for _ in range(n):
+            start = time.perf_counter()
+            self.task.iteration()
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+    def _version(self) -> str:
+        package = {"ours": "backspike", "plain": "torch"}.get(self.settings.library, self.settings.library)
+        return metadata.version(package)
+
+
+def _wake(bfloat16: bool) -> None:
+    """Starts the threads and loads the code that any training needs, so that its memory is not the network's."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        convolution, linear = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8 * 36, 8)
+        outputs = linear(convolution(torch.rand(8, 3, 8, 8)).flatten(1))
+    torch.nn.functional.cross_entropy(outputs.float(), torch.arange(8)).backward()
+    torch.optim.SGD(linear.parameters(), lr=0.0).step()

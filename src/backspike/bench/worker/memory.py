@@ -1,0 +1,48 @@
+"""The memory of this process: how much more it takes at its peak, and whether freed memory stays with it."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import resource
+import sys
+from pathlib import Path
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+class Peak:
+    """Bytes that the process has taken at most since this was made, beyond what it had then."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        try:
+            _CLEAR.write_text("5")  # the peak so far is forgotten
+            self.how = "VmHWM"
+        except OSError:
+            self.how = "ru_maxrss"
+        self.before = _kilobytes("VmRSS") if _STATUS.exists() else self._highest()
+
+    def extra(self) -> int:
+        return max(self._highest() - self.before, 0) * 1024
+
+    def _highest(self) -> int:
+        if self.how == "VmHWM":
+            return _kilobytes("VmHWM")
+        highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return highest // 1024 if sys.platform == "darwin" else highest
+
+
+def _kilobytes(field: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1])
+
+
+def keep_heap() -> bool:
+    """Has glibc keep what is freed instead of giving it back to the kernel; False where that cannot be had."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, 2**30)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))

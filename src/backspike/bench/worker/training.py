@@ -1,0 +1,96 @@
+"""One iteration, forward, backward and SGD step, of a network or a neuron layer alone; and what it computes, for the gate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from . import networks
+from .networks import Library
+from .task import Settings, Workload
+
+LEARNING_RATE = 1e-12  # so small that the densities stay what they were set to
+
+
+class Network:
+    """A classifier whose logits are the mean over time of its outputs `[T, B, K]`."""
+
+    def __init__(self, work: Workload, lib: Library, settings: Settings, given: tuple[Tensor, Tensor]) -> None:
+        self.work, self.lib, self.settings = work, lib, settings
+        self.x, self.y = given
+        self.model = networks.build(work, lib)
+        if settings.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if self.x.dim() >= 4:
+                self.x = _channels_last(self.x)
+        self.optimizer = torch.optim.SGD(networks.weights(self.model), lr=LEARNING_RATE)
+        self.spikes: list[float] = []
+
+    def iteration(self) -> None:
+        self.optimizer.zero_grad()
+        self._loss().backward()
+        self.optimizer.step()
+
+    def _loss(self) -> Tensor:
+        self.lib.reset(self.model)
+        x = self.lib.repeat(self.x, self.work.T) if self.work.static else self.x
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bfloat16):
+            outputs = self.model(x)
+        return cross_entropy(outputs.float().mean(0), self.y)
+
+    def facts(self) -> dict[str, Any]:
+        """The share of spikes in what each neuron layer gives."""
+        shares: list[float] = []
+        kind = type(self.lib.neuron(None))
+        layers = [m for m in self.model.modules() if isinstance(m, kind)]
+        hooks = [m.register_forward_hook(lambda m, i, o: shares.append(o.detach().float().mean().item())) for m in layers]
+        with torch.no_grad():
+            self._loss()
+        for hook in hooks:
+            hook.remove()
+        return {"spikes": shares}
+
+    def computed(self) -> dict[str, Any]:
+        """Loss and gradients before any step."""
+        self.optimizer.zero_grad()
+        loss = self._loss()
+        loss.backward()
+        return {"loss": loss.detach(), "gradients": [p.grad for p in networks.weights(self.model)]}
+
+
+class Layer:
+    """Neurons alone, `[T, N]`; x and the gradient that arrives at the spikes are given, and only x has a gradient."""
+
+    def __init__(self, work: Workload, lib: Library, settings: Settings, given: tuple[Tensor, Tensor]) -> None:
+        self.lib = lib
+        x, self.g = (t.bfloat16() if settings.bfloat16 else t for t in given)
+        self.x = x.requires_grad_()
+        self.model: nn.Module = lib.finish(lib.chain(lib.neuron(None)))
+
+    def iteration(self) -> None:
+        self.x.grad = None
+        self._spikes()
+
+    def _spikes(self) -> Tensor:
+        self.lib.reset(self.model)
+        spikes = self.model(self.x)
+        spikes.backward(self.g.to(spikes.dtype))
+        return spikes
+
+    def facts(self) -> dict[str, Any]:
+        with torch.no_grad():
+            self.lib.reset(self.model)
+            return {"spikes": [self.model(self.x).float().mean().item()]}
+
+    def computed(self) -> dict[str, Any]:
+        self.x.grad = None
+        return {"spikes": self._spikes().detach(), "gradients": [self.x.grad]}
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """x `[..., C, H, W]` with the channels closest in memory."""
+    folded = x.reshape(-1, *x.shape[-3:]).contiguous(memory_format=torch.channels_last)
+    return folded.view(x.shape)
