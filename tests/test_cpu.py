@@ -336,20 +336,24 @@ def test_operators_keep_their_promises(layout, dtype):
         None,
         tau=2.0,
         v_threshold=1.0,
-        v_reset=0.0,
+        v_reset=None,
         decay_input=True,
-        surrogate=Masked(ATan()),
+        surrogate=Masked(Rectangle()),
         reset_gradient=1.0,
         temporal_gradient=True,
         seed=1,
     )
     constants, rule = cpu._constants(call), cpu._encode(call)
     checks = {"test_utils": ("test_schema", "test_faketensor")}
-    for keep in (True, False):
-        torch.library.opcheck(torch.ops.backspike.lif_forward, (x, None, constants, *rule, keep, keep), **checks)
-    membrane = torch.ops.backspike.lif_forward(x, None, constants, *rule, True, False)[2]
-    given = (membrane, None, x, constants, call.seed, call.p, x, None, None, None, *rule, 3, dtype, True)
-    torch.library.opcheck(torch.ops.backspike.lif_backward, given, **checks)
+    for keeps, repeats, record in ((-1, 1, False), (0, 1, True), (1, 3, False), (2, 1, True), (3, 1, False), (4, 3, False)):
+        frames = x[:1] if repeats > 1 else x
+        forward = (frames, None, constants, call.seed, call.p, *rule, repeats, keeps, [record] * 3)
+        torch.library.opcheck(torch.ops.backspike.lif_forward, forward, **checks)
+        spikes, state, membrane, _, kept, _ = torch.ops.backspike.lif_forward(*forward)
+        if keeps >= 0:
+            given = (membrane if keeps == 0 else kept, None, frames, constants, call.seed, call.p, spikes, None, None, None)
+            given += (spikes.shape, state.stride(), *rule, repeats, keeps, 0 if keeps == 3 else 2, dtype, True)
+            torch.library.opcheck(torch.ops.backspike.lif_backward, given, **checks)
 
 
 # ------------------------------------------------------------------------------------------------- choice and refusals
@@ -398,10 +402,12 @@ from backspike.kernel import cpu
 torch.set_num_threads(1)
 x = torch.load(sys.argv[1]).requires_grad_()
 result = {}
-for surrogate in (bs.Masked(bs.ATan()), bs.Masked(bs.Sigmoid())):
-    out = bs.lif(x, surrogate=surrogate, seed=5, backend="cpu", tau=2.7, v_reset=None, record_membrane=True)
+for surrogate, memory in ((bs.ATan(), "exact"), (bs.ATan(), "8bit"), (bs.ATan(), "bfloat16"), (bs.Sigmoid(), "exact")):
+    cpu._STREAM = 0 if memory == "8bit" else 2**24
+    options = {"surrogate": bs.Masked(surrogate), "memory": memory, "seed": 5, "tau": 2.7, "v_reset": None}
+    out = bs.lif(x, backend="cpu", record_membrane=True, **options)
     out.spikes.backward(torch.arange(x.numel()).view(x.shape).to(x) % 7 - 3)
-    result[type(surrogate.base).__name__] = out.membrane.detach(), x.grad
+    result[type(surrogate).__name__ + memory] = out.membrane.detach(), x.grad
     x.grad = None
 torch.save(result, sys.argv[2])
 print(cpu._c._name)
@@ -425,7 +431,7 @@ def test_every_level_of_the_processor_agrees(tmp_path):
     for result in results:
         for family, (membrane, gx) in result.items():
             assert torch.equal(membrane, want)
-            if family == "ATan":
+            if family.startswith("ATan"):
                 assert torch.equal(gx, results[0][family][1])
             torch.testing.assert_close(gx, results[0][family][1], rtol=1e-5, atol=1e-6)
 
@@ -452,7 +458,7 @@ def test_under_the_sanitizers(tmp_path):
     subprocess.run([compiler, *flags.split(), *SOURCES, "-o", str(library), "-lm"], check=True)
     environment = {**os.environ, "LD_PRELOAD": ":".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
     folder = Path(__file__).parent
-    files = [str(folder / f"test_{name}.py") for name in ("cpu", "kernel", "pack", "product")]
+    files = [str(folder / f"test_{name}.py") for name in ("cpu", "kernel", "kernel_kept", "pack", "product")]
     words = [sys.executable, "-c", SANITIZED, str(library), *files]
     done = subprocess.run(words, env=environment, cwd=folder.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

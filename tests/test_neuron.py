@@ -293,6 +293,7 @@ def test_explain_names_the_backend_of_every_layer():
     assert lines[4][2] == "eager"
     assert all(line[2] in bs.backends() and len(line) > 3 for line in lines)
     assert torch.equal(torch.get_rng_state(), before)
+    assert bs.explain(bs.LIF(memory="8bit")).endswith("; memory 8bit")
     assert "no spiking layer" in bs.explain(nn.Linear(2, 2))
 
 
@@ -349,6 +350,26 @@ def test_a_compiled_model_does_what_the_eager_one_does():
             torch.testing.assert_close(a.grad, b.grad)
         assert plain[0][0].weight.grad.any()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("backend", [b for b in bs.backends() if b != "reference"])
+@pytest.mark.parametrize("memory", ["8bit", "bfloat16", "recompute"])
+def test_every_memory_compiles(backend, memory):
+    layer = bs.LIF(memory=memory, backend=backend, surrogate=Masked(Parametric(ATan())), learn="threshold")
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    x = CURRENTS[:1]
+    rows = []
+    for call in (layer, compiled):
+        torch.manual_seed(0)
+        leaf = x.clone().requires_grad_()
+        layer.zero_grad()
+        y = call(leaf, repeats=3)
+        (y * torch.arange(y.numel()).view(y.shape)).sum().backward()
+        rows.append([y.detach(), leaf.grad, layer.threshold.grad, layer.log_width.grad])
+    for a, b in zip(*rows):
+        torch.testing.assert_close(a, b)
 
 
 # --------------------------------------------------------------------------------------------------------------- errors

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from . import kernel
 from .kernel.constants import state_dtype
+from .kernel.kept import lacks, needs
 from .kernel.mask import as_probability, as_seed, draw_seed
 from .surrogate import ATan, Masked, Parametric, Rectangle, Surrogate
 
@@ -54,6 +55,8 @@ def lif(
     mask_p: Tensor | None = None,
     backend: str | None = None,
     record_membrane: bool = False,
+    memory: str = "exact",
+    repeats: int = 1,
 ) -> Output:
     """Leaky integrate-and-fire neurons over a sequence of currents x `[T, B, ...]`; equations at the head of this file.
 
@@ -62,6 +65,10 @@ def lif(
     reset_gradient: rho in [0, 1], the share of the gradient that flows back through the reset; 0 detaches it (STBP), 1 keeps
     it (TSBP, Yang 2020). temporal_gradient=False: nothing flows from one timestep to an earlier one, nor to v0.
     seed: of the mask of `Masked`, drawn from torch's generator when None. mask_p: overrides `Masked.p` (annealing).
+    memory: what is kept for the backward pass, one of `bs.kernel.MEMORIES`: "exact" the membrane, "bfloat16" and "8bit" the
+    distance to the threshold in fewer bits (the spikes stay exact, gradients are off by about 0.1 and 1 %), "1bit" (exact,
+    Rectangle with soft reset alone), "recompute" x instead (exact, slower; "checkpoint" is the same here).
+    repeats: x `[1, B, ...]` stands for that many equal timesteps, and its gradient is the sum over them.
     Raises ValueError naming the argument; `Unsupported` when the named backend cannot do it.
     """
     call = _call(
@@ -78,13 +85,15 @@ def lif(
         seed=seed,
         mask_p=mask_p,
         record_membrane=record_membrane,
+        memory=memory,
+        repeats=repeats,
     )
     return _run(call, backend or "auto")[0]
 
 
 def _run(call: kernel.Call, backend: str) -> tuple[Output, kernel.Moments | None]:
-    spikes, state, membrane, moments = kernel.dispatch(backend, call)
-    return Output(spikes, state, membrane), moments
+    result = kernel.dispatch(backend, call)
+    return Output(result.spikes, result.state, result.membrane), result.moments
 
 
 def _call(
@@ -103,10 +112,16 @@ def _call(
     mask_p: Tensor | None = None,
     record_membrane: bool = False,
     record_moments: bool = False,
+    record_active: bool = False,
+    memory: str = "exact",
+    repeats: int = 1,
 ) -> kernel.Call:
     """Checks the arguments of `lif` and puts them into the form that backends take."""
     _check_constants(tau, v_threshold, v_reset, decay_input, reset_gradient)
-    _check_input(x, v0)
+    _check_input(x, v0, repeats)
+    _check_memory(memory, surrogate, v_reset, v_threshold)
+    if lack := lacks(memory, tau=tau, theta=v_threshold, moments=record_moments):
+        raise ValueError(f"memory={memory!r} {lack}")
     mask, parametric, base = _unwrap(surrogate)
     if parametric and width is None:
         raise ValueError("a Parametric surrogate needs width=, a tensor; the layer bs.LIF holds one")
@@ -129,6 +144,8 @@ def _call(
         temporal_gradient=temporal_gradient,
         record_membrane=record_membrane,
         record_moments=record_moments,
+        record_active=record_active,
+        memory="recompute" if memory == "checkpoint" else memory,
     )
     return kernel.Call(
         x=x,
@@ -139,6 +156,7 @@ def _call(
         seed=as_seed(seed, x.device) if masked and seed is not None else None,
         p=as_probability(mask.p if mask_p is None else mask_p) if masked and mask else None,
         rule=rule,
+        repeats=repeats,
     )
 
 
@@ -168,11 +186,21 @@ def _check_constants(
         raise ValueError(f"reset_gradient must lie in [0, 1], got {reset_gradient}")
 
 
-def _check_input(x: Tensor, v0: Tensor | None) -> None:
+def _check_memory(memory: str, surrogate: Surrogate, v_reset: float | None, v_threshold: float | Tensor) -> None:
+    mask, parametric, base = _unwrap(surrogate)
+    replace = mask is not None and mask.replace is not None
+    soft, theta = v_reset is None, v_threshold
+    if need := needs(memory, surrogate=base, parametric=parametric is not None, replace=replace, soft=soft, theta=theta):
+        raise ValueError(f"memory={memory!r} {need}")
+
+
+def _check_input(x: Tensor, v0: Tensor | None, repeats: int) -> None:
     if x.dtype not in _FLOATS:
         raise TypeError(f"x must be a tensor of float16, bfloat16, float32 or float64, got {x.dtype}")
     if x.dim() < 1 or x.shape[0] < 1:
         raise ValueError(f"x must be [T, B, ...] with T >= 1, got shape {list(x.shape)}")
+    if repeats < 1 or (repeats > 1 and x.shape[0] != 1):
+        raise ValueError(f"repeats={repeats} needs an x of one timestep, [1, B, ...], got shape {list(x.shape)}")
     if v0 is not None and v0.shape != x.shape[1:]:
         raise ValueError(f"v0 must have the shape of one timestep {list(x.shape[1:])}, got {list(v0.shape)}")
 
@@ -249,6 +277,7 @@ class LIF(_Streaming):
         learn: tuple[str, ...] | str = (),
         channels: int | None = None,
         backend: str = "auto",
+        memory: str = "exact",
     ) -> None:
         super().__init__()
         learn = (learn,) if isinstance(learn, str) else tuple(learn)
@@ -262,10 +291,13 @@ class LIF(_Streaming):
             raise ValueError(f"unknown backend {backend!r}; here there are: auto, {', '.join(kernel.backends())}")
         self.tau, self.v_threshold, self.v_reset, self.decay_input = tau, v_threshold, v_reset, decay_input
         self.surrogate, self.reset_gradient, self.temporal_gradient = surrogate, reset_gradient, temporal_gradient
-        self.learn, self.channels, self.backend = learn, channels, backend
+        self.learn, self.channels, self.backend, self.memory = learn, channels, backend, memory
         self.log_tau_minus_1 = nn.Parameter(torch.tensor(math.log(tau - 1))) if "tau" in learn else None
         self.threshold = nn.Parameter(torch.tensor(float(v_threshold))) if "threshold" in learn else None
         self.log_width = nn.Parameter(torch.zeros(_width_shape(parametric, channels))) if parametric else None
+        _check_memory(memory, surrogate, v_reset, v_threshold)
+        if lack := lacks(memory, tau=self.log_tau_minus_1, theta=self.threshold, moments=False):
+            raise ValueError(f"memory={memory!r} {lack}")
         # a function of the training progress, set by whoever anneals it; so it is no part of the weights
         self.register_buffer("mask_p", torch.tensor(mask.p, dtype=torch.float64) if mask else None, persistent=False)
         self.seed: Tensor | None = None  # of the last forward pass that kept a graph
@@ -285,13 +317,13 @@ class LIF(_Streaming):
         threshold = self.v_threshold if self.threshold is None else self.threshold
         return tau, threshold, None if self.log_width is None else self.log_width.exp()
 
-    def forward(self, x: Tensor, v0: Tensor | None = None) -> Any:
+    def forward(self, x: Tensor, v0: Tensor | None = None, repeats: int = 1) -> Any:
         if torch.is_grad_enabled():
             # masked or not, so that the arms of a study draw the same numbers
             self.seed = draw_seed(x.device)
             self._project()
             self.awaits_gradient = True
-        out, moments = _run(_call(x, self._start(v0), **self._options()), self.backend)
+        out, moments = _run(_call(x, self._start(v0), repeats=repeats, **self._options()), self.backend)
         self._finish(out.state)
         for watcher in self.watchers:
             watcher.see(self, out, moments)
@@ -310,6 +342,7 @@ class LIF(_Streaming):
             "width": width,
             "seed": self.seed if torch.is_grad_enabled() else None,
             "mask_p": self.mask_p,
+            "memory": self.memory,
             "record_membrane": any(w.membrane for w in self.watchers),
             "record_moments": any(w.moments for w in self.watchers),
         }
@@ -331,9 +364,10 @@ class LIF(_Streaming):
 
     def extra_repr(self) -> str:
         learned = f", learn={self.learn}" if self.learn else ""
+        memory = f", memory={self.memory!r}" if self.memory != "exact" else ""
         return (
             f"tau={self.tau}, v_threshold={self.v_threshold}, v_reset={self.v_reset}, decay_input={self.decay_input}, "
-            f"surrogate={self.surrogate}, reset_gradient={self.reset_gradient}{learned}"
+            f"surrogate={self.surrogate}, reset_gradient={self.reset_gradient}{learned}{memory}"
         )
 
 
@@ -432,4 +466,5 @@ def check_gradients(model: nn.Module) -> None:
 def _explain(layer: LIF | Integrator, device: torch.device) -> tuple[str, str]:
     x = torch.zeros(1, 1, getattr(layer, "channels", None) or 1, device=device)
     # a seed is given, so that asking draws none
-    return kernel.choose(layer.backend, _call(x, None, **{**layer._options(), "seed": 0}))
+    name, why = kernel.choose(layer.backend, _call(x, None, **{**layer._options(), "seed": 0}))
+    return name, f"{why}; memory {layer.memory}" if isinstance(layer, LIF) else why

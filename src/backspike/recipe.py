@@ -40,6 +40,7 @@ class Neuron:
     temporal_gradient: bool = True
     learn: tuple[str, ...] = ()
     backend: str = "auto"
+    memory: str = "exact"  # what is kept for the backward pass; see `bs.lif`
 
     def __call__(self, channels: int | None = None) -> nn.Module:
         from .neuron import LIF

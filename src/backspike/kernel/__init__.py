@@ -1,7 +1,7 @@
 """The one seam between the neuron and what computes it: a `Rule`, a `Call`, and a backend that runs the whole sequence.
 
-A backend is a module with `refuses(call) -> reason or None` and `run(call) -> (spikes, state, membrane, moments)`. `dispatch`
-picks one; `auto` takes the first that does not refuse and logs once why that is not the fastest.
+A backend is a module with `refuses(call) -> reason or None` and `run(call) -> Result`. `dispatch` picks one; `auto` takes the
+first that does not refuse and logs once why that is not the fastest.
 """
 
 from __future__ import annotations
@@ -15,10 +15,24 @@ from torch import Tensor
 
 from ..surrogate import Surrogate
 from . import cpu, eager, reference
+from .kept import MEMORIES
 from .mask import draw_seed, dropped
 from .moments import Moments
+from .result import Result
 
-__all__ = ["Call", "Moments", "Rule", "Unsupported", "backends", "choose", "dispatch", "draw_seed", "dropped"]
+__all__ = [
+    "MEMORIES",
+    "Call",
+    "Moments",
+    "Result",
+    "Rule",
+    "Unsupported",
+    "backends",
+    "choose",
+    "dispatch",
+    "draw_seed",
+    "dropped",
+]
 
 # the order is the order of preference of backend="auto"
 _BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "eager": eager, "reference": reference}
@@ -45,13 +59,15 @@ class Rule:
     temporal_gradient: bool
     record_membrane: bool
     record_moments: bool = False
+    record_active: bool = False
+    memory: str = "exact"  # see kept.py; "checkpoint" has become "recompute"
 
 
 @dataclass
 class Call:
     """One call of `bs.lif`, checked and normalised. Learned quantities are 0-dim or `[C]` tensors."""
 
-    x: Tensor  # [T, B, ...]
+    x: Tensor  # [T, B, ...], or [1, B, ...] that stands for `repeats` equal timesteps
     v0: Tensor | None  # [B, ...] in the state's dtype
     tau: float | Tensor
     theta: float | Tensor
@@ -59,6 +75,7 @@ class Call:
     seed: Tensor | None  # None: no mask
     p: Tensor | None
     rule: Rule
+    repeats: int = 1
 
 
 def backends() -> tuple[str, ...]:
@@ -83,11 +100,11 @@ def choose(backend: str, call: Call) -> tuple[str, str]:
     raise Unsupported("no backend can do this: " + "; ".join(reasons))
 
 
-def dispatch(backend: str, call: Call) -> tuple[Tensor, Tensor, Tensor | None, Moments | None]:
-    """Runs the call: (spikes `[T, B, ...]`, state `[B, ...]`, membrane `[T, B, ...]` or None, moments or None)."""
+def dispatch(backend: str, call: Call) -> Result:
     name, why = choose(backend, call)
     if backend == "auto" and why != _FASTEST and why not in _announced and not torch.compiler.is_compiling():
         _announced.add(why)
         # logged and not warned: it is news, no fault, and must not break a program that turns warnings into errors
         logging.getLogger("backspike").warning("backspike: backend %r computes, a slower one (%s)", name, why)
-    return _BACKENDS[name].run(call)
+    result: Result = _BACKENDS[name].run(call)
+    return result

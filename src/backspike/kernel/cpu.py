@@ -1,4 +1,4 @@
-"""The recursion in C: one fused pass over all T per direction. Only the membrane is kept.
+"""The recursion in C: one fused pass over all T per direction. Kept is the membrane, or less (see kept.py).
 
 `lif.c` is built as a plain shared library per level of the processor and called through ctypes, inside two operators that are
 opaque to torch.compile. Within a timestep elements are walked in the memory order of x, so that channels-last tensors and
@@ -11,6 +11,7 @@ import ctypes
 import importlib.util
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor
 
 from ..surrogate import ATan, Dspike, Erf, PiecewiseExponential, Rectangle, Sigmoid, SuperSpike, Surrogate, Triangle
 from .constants import leak, state_dtype
+from .kept import pack, reach, unpack
 from .moments import Moments
+from .result import Result
 
 if TYPE_CHECKING:
     from . import Call
@@ -37,6 +40,10 @@ _FAMILIES: dict[type, tuple[int, str]] = {
 _CHUNKS = 256  # sums are taken chunk by chunk; their number must not depend on the number of threads
 _GRAIN = 16384  # element-steps that are worth a thread
 _LEVELS = {"AVX512": ("_lif_v4", "_lif_v3", "_lif"), "AVX2": ("_lif_v3", "_lif")}
+_KEEPS = ("exact", "bfloat16", "8bit", "1bit", "recompute")  # in the order of lif.h
+_CODES = {1: torch.bfloat16, 2: torch.uint8, 3: torch.uint8}
+_BLOCK = 512  # as in lif.h
+_STREAM = 1 << 24  # bytes of a result from which on it is written past the cache
 _SUFFIX = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
@@ -54,10 +61,11 @@ class _Job(ctypes.Structure):
     _fields_ = [
         *_fields(ctypes.c_int64, "T N C inner per_channel depth area chunks threads"),
         *_fields(ctypes.c_int64, "soft decay_input temporal parametric masked rescale learns"),
-        *_fields(ctypes.c_int64, "seed limit x_stride g_stride gu_stride"),
-        *_fields(ctypes.c_double, "v_reset rho keep"),
+        *_fields(ctypes.c_int64, "seed limit x_stride g_stride gu_stride keeps repeated streams"),
+        *_fields(ctypes.c_double, "v_reset rho keep reach"),
         *_fields(_Surrogate, "surrogate replace"),
-        *_fields(ctypes.c_void_p, "p_constants p_x p_v0 p_s p_u p_v p_g p_gu p_gv p_line p_gx p_gv0 p_partial p_sums"),
+        *_fields(ctypes.c_void_p, "p_constants p_x p_v0 p_s p_u p_v p_kept p_active p_scratch"),
+        *_fields(ctypes.c_void_p, "p_g p_gu p_gv p_line p_gx p_gv0 p_partial p_sums"),
     ]
 
 
@@ -94,19 +102,32 @@ def refuses(call: Call) -> str | None:
     return None
 
 
-def run(call: Call) -> tuple[Tensor, Tensor, Tensor | None, Moments | None]:
+def run(call: Call) -> Result:
     rule = call.rule
     learned = (call.x, call.v0, call.tau, call.theta, call.width)
     if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in learned):
-        spikes, state, membrane, moments = _LIF.apply(call, *learned)
+        spikes, state, membrane, moments, active = _LIF.apply(call, *learned)
     else:
-        spikes, state, membrane, moments = _forward(call, _constants(call), rule.record_membrane)
-    return spikes, state, membrane if rule.record_membrane else None, Moments(*moments) if rule.record_moments else None
+        spikes, state, membrane, moments, _, active = _forward(call, _constants(call), keeps=-1)
+    return Result(
+        spikes,
+        state,
+        membrane if rule.record_membrane else None,
+        Moments(*moments) if rule.record_moments else None,
+        active if active.numel() else None,
+    )
 
 
-def _forward(call: Call, constants: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(spikes, state, membrane, moments `[2, T, C]`); the last two are empty when they are not asked for."""
-    return torch.ops.backspike.lif_forward(call.x, call.v0, constants, *_encode(call), keep, call.rule.record_moments)
+def _forward(call: Call, constants: Tensor, keeps: int) -> tuple[Tensor, ...]:
+    """(spikes, state, membrane, moments `[2, T, C]`, what is kept, active); empty is what is not asked for.
+
+    keeps: an index of `_KEEPS`, or -1 for nothing.
+    """
+    rule = call.rule
+    records = [rule.record_membrane or keeps == 0, rule.record_moments, rule.record_active and keeps >= 0]
+    return torch.ops.backspike.lif_forward(
+        call.x, call.v0, constants, call.seed, call.p, *_encode(call), call.repeats, keeps, records
+    )
 
 
 def _constants(call: Call) -> Tensor:
@@ -143,39 +164,43 @@ def _family(surrogate: Surrogate | None) -> tuple[int, float, float]:
 class _LIF(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, *learned: Any) -> Any:
-        constants = _constants(call)
-        spikes, state, membrane, moments = _forward(call, constants, keep=True)
-        keeps_x = isinstance(call.tau, Tensor) and call.rule.decay_input
+        constants, keeps = _constants(call), _KEEPS.index(call.rule.memory)
+        spikes, state, membrane, moments, kept, active = _forward(call, constants, keeps)
+        keeps_x = call.rule.memory == "recompute" or (isinstance(call.tau, Tensor) and call.rule.decay_input)
         tensors = [p if isinstance(p, Tensor) else None for p in learned[2:]]
-        ctx.save_for_backward(membrane, call.v0, call.x if keeps_x else None, constants, call.seed, call.p, *tensors)
-        ctx.rule, ctx.x_dtype = _encode(call), call.x.dtype
+        kept = kept if keeps else membrane
+        ctx.save_for_backward(kept, call.v0, call.x if keeps_x else None, constants, call.seed, call.p, *tensors)
+        ctx.rule, ctx.repeats, ctx.keeps, ctx.x_dtype = _encode(call), call.repeats, keeps, call.x.dtype
+        ctx.shape, ctx.strides = spikes.shape, state.stride()
         ctx.records = call.rule.record_membrane, call.rule.record_moments
+        ctx.mark_non_differentiable(active)
         ctx.set_materialize_grads(False)
-        return spikes, state, membrane, moments
+        return spikes, state, membrane, moments, active
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, g_v: Tensor | None, g_u: Tensor | None, g_moments: Tensor | None) -> Any:
+    def backward(ctx: Any, g: Tensor | None, g_v: Tensor | None, g_u: Tensor | None, g_moments: Tensor | None, _: Any) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError("backspike: double backward through a spiking layer is not defined; use create_graph=False")
-        membrane, v0, x, constants, seed, p, *parameters = ctx.saved_tensors
+        kept, v0, x, constants, seed, p, *parameters = ctx.saved_tensors
         _, needs_x, needs_v0, *needs = ctx.needs_input_grad
         learns = sum(1 << i for i, needed in enumerate(needs) if needed)
         # what was not asked for gets zeros, not None, in compiled code
         g_u = g_u if ctx.records[0] else None
-        line = _line(g_moments, membrane) if ctx.records[1] and g_moments is not None else None
+        line = _line(g_moments, ctx.shape, constants.dtype) if ctx.records[1] and g_moments is not None else None
         gx, g_v0, sums = torch.ops.backspike.lif_backward(
-            membrane, v0, x, constants, seed, p, g, g_v, g_u, line, *ctx.rule, learns, ctx.x_dtype, needs_x
-        )
+            kept, v0, x, constants, seed, p, g, g_v, g_u, line,
+            ctx.shape, ctx.strides, *ctx.rule, ctx.repeats, ctx.keeps, learns, ctx.x_dtype, needs_x,
+        )  # fmt: skip
         grads = [_reduced(row, parameter) if needed else None for row, parameter, needed in zip(sums, parameters, needs)]
         if needs[0]:
             grads[0] = _reduced(sums[0] / parameters[0].double() ** 2, parameters[0])
         return None, gx if needs_x else None, g_v0 if needs_v0 else None, *grads
 
 
-def _line(g_moments: Tensor, membrane: Tensor) -> Tensor:
+def _line(g_moments: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """a and b, `[2, T, C]`: what arrives at the moments reaches u as gu = a + b u."""
-    n = max(membrane[0].numel() // max(g_moments.shape[2], 1), 1)
-    return torch.stack((g_moments[0] / n, g_moments[1] * (2 / n))).to(membrane.dtype)
+    n = max(math.prod(shape[1:]) // max(g_moments.shape[2], 1), 1)
+    return torch.stack((g_moments[0] / n, g_moments[1] * (2 / n))).to(dtype)
 
 
 def _reduced(row: Tensor, parameter: Tensor) -> Tensor:
@@ -187,66 +212,100 @@ def _reduced(row: Tensor, parameter: Tensor) -> Tensor:
 
 _library = torch.library.Library("backspike", "FRAGMENT")
 _library.define(
-    "lif_forward(Tensor x, Tensor? v0, Tensor constants, int[] flags, float[] numbers, bool keep, bool moments)"
-    " -> (Tensor, Tensor, Tensor, Tensor)"
+    "lif_forward(Tensor x, Tensor? v0, Tensor constants, Tensor? seed, Tensor? p, int[] flags, float[] numbers, SymInt repeats,"
+    " int keeps, bool[] records) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _library.define(
-    "lif_backward(Tensor membrane, Tensor? v0, Tensor? x, Tensor constants, Tensor? seed, Tensor? p, Tensor? g, Tensor? g_v,"
-    " Tensor? g_u, Tensor? line, int[] flags, float[] numbers, int learns, ScalarType dtype, bool needs_x)"
-    " -> (Tensor, Tensor, Tensor)"
+    "lif_backward(Tensor kept, Tensor? v0, Tensor? x, Tensor constants, Tensor? seed, Tensor? p, Tensor? g, Tensor? g_v,"
+    " Tensor? g_u, Tensor? line, SymInt[] shape, SymInt[] strides, int[] flags, float[] numbers, SymInt repeats, int keeps,"
+    " int learns, ScalarType dtype, bool needs_x) -> (Tensor, Tensor, Tensor)"
 )
 
 
-def _forward_outputs(x: Tensor, keep: bool, moments: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    strides, dtype = _order(x[0]), state_dtype(x)
+def _forward_outputs(x: Tensor, masked: bool, repeats: int, keeps: int, records: Sequence[bool]) -> tuple[Tensor, ...]:
+    strides, dtype, device = _order(x[0], masked), state_dtype(x), x.device
+    shape = (x.shape[0] * repeats, *x.shape[1:])
+    membrane, moments, active = records
+    bytes_of_bits = (math.prod(shape[1:]) + 7) // 8
+    if keeps == 3:
+        kept = torch.empty((shape[0], bytes_of_bits), dtype=torch.uint8, device=device)
+    else:
+        kept = _empty(shape if keeps in _CODES else (0,), strides, _CODES.get(keeps, torch.uint8), device)
+    spikes = _empty(shape, strides, x.dtype, device)
     return (
-        _empty(x.shape, strides, x.dtype, x.device),
-        torch.empty_strided(x.shape[1:], strides, dtype=dtype, device=x.device),
-        _empty(x.shape if keep else (0,), strides if keep else (), dtype, x.device),
-        torch.zeros((2, x.shape[0], _channels(x)) if moments else (0,), dtype=torch.float64, device=x.device),
+        spikes,
+        torch.empty_strided(shape[1:], strides, dtype=dtype, device=device),
+        _empty(shape if membrane else (0,), strides, dtype, device),
+        torch.zeros((2, shape[0], _channels(x)) if moments else (0,), dtype=torch.float64, device=device),
+        kept,
+        torch.empty((math.prod(shape) + 7) // 8 if active and spikes.is_contiguous() else 0, dtype=torch.uint8, device=device),
     )
 
 
-def _backward_outputs(membrane: Tensor, constants: Tensor, masked: bool, dtype: Any, needs_x: bool) -> Any:
-    strides, device = _order(membrane[0], masked), membrane.device
+def _backward_outputs(
+    constants: Tensor, shape: Sequence[int], strides: Sequence[int], repeats: int, dtype: torch.dtype, needs_x: bool
+) -> tuple[Tensor, ...]:
+    device = constants.device
     return (
-        _empty(membrane.shape if needs_x else (0,), strides if needs_x else (), dtype, device),
-        torch.empty_strided(membrane.shape[1:], strides, dtype=membrane.dtype, device=device),
+        _empty((shape[0] // repeats, *shape[1:]) if needs_x else (0,), strides, dtype, device),
+        torch.empty_strided(shape[1:], strides, dtype=constants.dtype, device=device),
         torch.zeros((3, constants.shape[1]), dtype=torch.float64, device=device),
     )
 
 
 @torch.library.register_fake("backspike::lif_forward", lib=_library)
-def _(x: Any, v0: Any, constants: Any, flags: Any, numbers: Any, keep: bool, moments: bool) -> Any:
-    return _forward_outputs(x, keep, moments)
+def _(x: Any, v0: Any, constants: Any, seed: Any, p: Any, flags: Any, numbers: Any, *rest: Any) -> Any:
+    return _forward_outputs(x, seed is not None, *rest)
 
 
 @torch.library.register_fake("backspike::lif_backward", lib=_library)
-def _(membrane: Any, v0: Any, x: Any, constants: Any, seed: Any, p: Any, *rest: Any) -> Any:
-    *_, dtype, needs_x = rest
-    return _backward_outputs(membrane, constants, seed is not None, dtype, needs_x)
+def _(kept: Any, v0: Any, x: Any, constants: Any, seed: Any, p: Any, g: Any, g_v: Any, g_u: Any, line: Any, *rest: Any) -> Any:
+    shape, strides, _, _, repeats, _, _, dtype, needs_x = rest
+    return _backward_outputs(constants, shape, strides, repeats, dtype, needs_x)
 
 
 @torch.library.impl(_library, "lif_forward", "CPU")
-def _lif_forward(x: Any, v0: Any, constants: Any, flags: Any, numbers: Any, keep: bool, moments: bool) -> Any:
+def _lif_forward(
+    x: Any,
+    v0: Any,
+    constants: Any,
+    seed: Any,
+    p: Any,
+    flags: Any,
+    numbers: Any,
+    repeats: int,
+    keeps: int,
+    records: Sequence[bool],
+) -> Any:
     if x.dtype == torch.float16:
-        spikes, *others = _lif_forward(x.float(), v0, constants, flags, numbers, keep, moments)
+        given = (v0, constants, seed, p, flags, numbers, repeats, keeps, records)
+        spikes, *others = _lif_forward(x.float(), *given)
         return spikes.half(), *others
-    outputs = spikes, state, membrane, sums = _forward_outputs(x, keep, moments)
+    outputs = _forward_outputs(x, seed is not None, repeats, keeps, records)
+    spikes, state, membrane, sums, kept, active = outputs
     strides = state.stride()
     x, v0 = _arranged(x, strides), _one(v0, strides)
-    job = _job(x, constants, strides, flags, numbers)
-    partial = torch.zeros(job.chunks, sums.numel(), dtype=torch.float64) if moments else None
-    _set(job, x=x, v0=v0, s=spikes, u=membrane if keep else None, v=state, partial=partial, sums=sums)
+    job = _job(spikes.shape, constants, strides, flags, numbers, x.element_size())
+    job.x_stride = x.stride(0) if repeats == 1 else 0
+    _remember(job, max(keeps, 0), flags, numbers)
+    whole = active.numel() * 8 == spikes.numel()
+    bits = active if whole else torch.empty((spikes.shape[0], (job.N + 7) // 8), dtype=torch.uint8)
+    if active.numel():
+        _mask(job, seed, p)
+    partial = torch.zeros(job.chunks, sums.numel(), dtype=torch.float64) if sums.numel() else None
+    _set(job, x=x, v0=v0, s=spikes, u=_some(membrane), v=state, kept=_some(kept), active=bits if active.numel() else None)
+    _set(job, partial=partial, sums=sums)
     _call("lif_forward", x.dtype, job)
-    if moments:
+    if sums.numel():
         sums /= state.numel() // max(_channels(x), 1)
+    if active.numel() and not whole:
+        active.copy_(pack(torch.cat([unpack(row, job.N) for row in bits])))
     return outputs
 
 
 @torch.library.impl(_library, "lif_backward", "CPU")
 def _lif_backward(
-    membrane: Any,
+    kept: Any,
     v0: Any,
     x: Any,
     constants: Any,
@@ -256,31 +315,59 @@ def _lif_backward(
     g_v: Any,
     g_u: Any,
     line: Any,
+    shape: Sequence[int],
+    strides: Sequence[int],
     flags: Any,
     numbers: Any,
+    repeats: int,
+    keeps: int,
     learns: int,
     dtype: Any,
     needs_x: bool,
 ) -> Any:
     if dtype == torch.float16:
         x, g = (None if a is None else a.float() for a in (x, g))
-        given = (membrane, v0, x, constants, seed, p, g, g_v, g_u, line, flags, numbers, learns, torch.float32, needs_x)
-        gx, *others = _lif_backward(*given)
+        given = (kept, v0, x, constants, seed, p, g, g_v, g_u, line, shape, strides, flags, numbers, repeats, keeps, learns)
+        gx, *others = _lif_backward(*given, torch.float32, needs_x)
         return gx.half(), *others
-    outputs = gx, g_v0, sums = _backward_outputs(membrane, constants, seed is not None, dtype, needs_x)
-    strides = g_v0.stride()
-    membrane, x, g, g_u = (_arranged(a, strides) for a in (membrane, x, g, g_u))
+    outputs = gx, g_v0, sums = _backward_outputs(constants, shape, strides, repeats, dtype, needs_x)
+    x, g, g_u = (_arranged(a, strides) for a in (x, g, g_u))
     v0, g_v = _one(v0, strides), _one(g_v, strides)
-    job = _job(membrane, constants, strides, flags, numbers)
-    job.learns = learns
-    if seed is not None and p is not None:
-        job.masked, job.seed, job.limit, job.keep = 1, int(seed), round(float(p) * 2**24), 1 - float(p)
+    job = _job(shape, constants, strides, flags, numbers, dtype.itemsize)
+    job.learns, job.repeated = learns, repeats > 1
+    _remember(job, keeps, flags, numbers)
+    _mask(job, seed, p)
     job.x_stride, job.g_stride, job.gu_stride = (0 if a is None else a.stride(0) for a in (x, g, g_u))
+    if repeats > 1:
+        job.x_stride = 0
     partial = torch.zeros(job.chunks, sums.numel(), dtype=torch.float64) if learns else None
-    _set(job, x=x, v0=v0, u=membrane, g=g, gu=g_u, gv=g_v, line=line, gx=gx if needs_x else None, gv0=g_v0)
-    _set(job, partial=partial, sums=sums)
+    scratch = torch.empty((job.threads, job.T, _BLOCK), dtype=constants.dtype) if _KEEPS[keeps] == "recompute" else None
+    _set(job, x=x, v0=v0, u=kept if keeps == 0 else None, kept=kept if keeps else None, scratch=scratch, line=line)
+    _set(job, g=g, gu=g_u, gv=g_v, gx=gx if needs_x else None, gv0=g_v0, partial=partial, sums=sums)
     _call("lif_backward", dtype, job)
     return outputs
+
+
+def _remember(job: _Job, keeps: int, flags: Sequence[int], numbers: Sequence[float]) -> None:
+    job.keeps = keeps
+    if _KEEPS[keeps] == "8bit":
+        job.reach = _reach(*flags[-2:], *numbers[-4:])
+
+
+@lru_cache(maxsize=256)
+def _reach(family: int, replace: int, form: float, scale: float, replace_form: float, replace_scale: float) -> float:
+    kinds = {number: kind for kind, (number, _) in _FAMILIES.items()}
+    other = kinds[replace](replace_form, replace_scale) if replace else None
+    return reach(kinds[family](form, scale), other).item()
+
+
+def _mask(job: _Job, seed: Tensor | None, p: Tensor | None) -> None:
+    if seed is not None and p is not None:
+        job.masked, job.seed, job.limit, job.keep = 1, int(seed), round(float(p) * 2**24), 1 - float(p)
+
+
+def _some(a: Tensor) -> Tensor | None:
+    return a if a.numel() else None
 
 
 def _channels(x: Tensor) -> int:
@@ -308,28 +395,33 @@ def _channels_last(step: Tensor) -> bool:
 
 
 def _empty(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`[T, B, ...]` with these strides of a timestep; or `[0]`."""
+    if len(shape) == 1 and strides:
+        return torch.empty(shape, dtype=dtype, device=device)
     return torch.empty_strided(shape, (math.prod(shape[1:]), *strides), dtype=dtype, device=device)
 
 
-def _arranged(a: Tensor | None, strides: tuple[int, ...]) -> Tensor | None:
+def _arranged(a: Tensor | None, strides: Sequence[int]) -> Tensor | None:
     """a `[T, B, ...]`, each timestep with these strides; T may have any."""
     if a is None or all(n == 1 or i == j for n, i, j in zip(a.shape[1:], a.stride()[1:], strides)):
         return a
     return _empty(a.shape, strides, a.dtype, a.device).copy_(a)
 
 
-def _one(a: Tensor | None, strides: tuple[int, ...]) -> Tensor | None:
+def _one(a: Tensor | None, strides: Sequence[int]) -> Tensor | None:
     arranged = None if a is None else _arranged(a[None], strides)
     return None if arranged is None else arranged[0]
 
 
-def _job(x: Tensor, constants: Tensor, strides: tuple[int, ...], flags: Sequence[int], numbers: Sequence[float]) -> _Job:
-    """What both directions need; x: any tensor of the call, `[T, B, ...]`."""
+def _job(
+    shape: Sequence[int], constants: Tensor, strides: Sequence[int], flags: Sequence[int], numbers: Sequence[float], size: int
+) -> _Job:
+    """What both directions need. shape: `[T, B, ...]`; strides: of a timestep; size: of an element of x in bytes."""
     soft, decay_input, temporal, rescale, parametric, family, replace = flags
-    v_reset, rho, shape, scale, replace_shape, replace_scale = numbers
-    T, N, C = x.shape[0], math.prod(x.shape[1:]), _channels(x)
+    v_reset, rho, form, scale, replace_form, replace_scale = numbers
+    T, N, C, area = shape[0], math.prod(shape[1:]), shape[2] if len(shape) > 2 else 1, math.prod(shape[3:])
     inner = strides[1] if C > 1 else N
-    depth = C if C > 1 and inner == 1 and math.prod(x.shape[3:]) > 1 else 0
+    depth = C if C > 1 and inner == 1 and area > 1 else 0
     return _Job(
         T=T,
         N=N,
@@ -337,7 +429,7 @@ def _job(x: Tensor, constants: Tensor, strides: tuple[int, ...], flags: Sequence
         inner=inner,
         per_channel=constants.shape[1] > 1,
         depth=depth,
-        area=math.prod(x.shape[3:]),
+        area=area,
         chunks=max(1, min(_CHUNKS, N // max(512, 16 * C))),
         threads=min(torch.get_num_threads(), 1 + T * N // _GRAIN),
         soft=soft,
@@ -345,12 +437,12 @@ def _job(x: Tensor, constants: Tensor, strides: tuple[int, ...], flags: Sequence
         temporal=temporal,
         rescale=rescale,
         parametric=parametric,
-        x_stride=x.stride(0),
+        streams=T * N * size >= _STREAM,
         v_reset=v_reset,
         rho=rho,
         keep=1.0,
-        surrogate=_Surrogate(family, shape, scale),
-        replace=_Surrogate(replace, replace_shape, replace_scale),
+        surrogate=_Surrogate(family, form, scale),
+        replace=_Surrogate(replace, replace_form, replace_scale),
         p_constants=constants.data_ptr(),
     )
 

@@ -15,76 +15,191 @@ int64_t lif_job_size(void) { return sizeof(Job); }
 #else
 
 #include "step.h"
+#include "keep.h"
+
+/* What a thread has of the block it works on. */
+typedef struct {
+    REAL table[CONSTANTS][BLOCK], v[BLOCK], c[BLOCK], x[BLOCK], u[BLOCK], own[BLOCK], full[BLOCK], g[BLOCK];
+    REAL a[BLOCK], b[BLOCK], delta[BLOCK], gx[BLOCK], total[BLOCK];
+    IO s[BLOCK];
+    uint16_t half[BLOCK];
+    uint8_t byte[BLOCK];
+    uint32_t where[BLOCK];
+    int64_t o, base; /* the first element, and where the mask counts from */
+    int n;
+    REAL *past; /* KEEPS_X: the membranes of all timesteps, [T, BLOCK] */
+} NAME(Block);
+
+static inline void NAME(enter)(const Job *j, int64_t block, NAME(Block) *b) {
+    b->o = block * BLOCK;
+    b->n = (int)min(BLOCK, j->N - b->o);
+    b->base = j->masked ? logical(j, b->o, b->n, b->where) : 0;
+    if (j->per_channel) NAME(constants)(j, b->o, b->n, b->table);
+}
+
+static inline const REAL *NAME(width)(const Job *j, const NAME(Block) *b) { return j->parametric ? b->table[WIDTH] : 0; }
+
+static inline uint8_t *NAME(bits)(const Job *j, const NAME(Block) *b, const void *p, int64_t t) {
+    return (uint8_t *)p + t * ((j->N + 7) / 8) + b->o / 8;
+}
+
+/* u of step t as the backward pass knows it: in the buffer, or where it lies; null with 1 bit, of which none is needed */
+static inline const REAL *NAME(recall)(const Job *j, int64_t t, const NAME(Block) *b, REAL *buffer) {
+    const int64_t at = t * j->N + b->o;
+    switch (j->keeps) {
+    case KEEPS_U: return (const REAL *)j->p_u + at;
+    case KEEPS_X: return b->past + t * BLOCK;
+    case KEEPS_BF16: NAME(recall_bf16)((const uint16_t *)j->p_kept + at, b->table[THETA], buffer, b->n); return buffer;
+    case KEEPS_8BIT:
+        NAME(recall_8bit)(j, (const uint8_t *)j->p_kept + at, b->table[THETA], NAME(width)(j, b), buffer, b->n);
+        return buffer;
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------------------------------------------------- forward */
+
+static inline void NAME(keep)(const Job *j, int64_t t, const REAL *u, NAME(Block) *b) {
+    const int64_t at = t * j->N + b->o;
+    if (j->keeps == KEEPS_BF16) {
+        uint16_t *row = (uint16_t *)j->p_kept + at, *code = place(j, row, b->half);
+        NAME(keep_bf16)(u, b->table[THETA], code, b->n);
+        deliver(j, row, code, b->n * sizeof *code);
+    } else if (j->keeps == KEEPS_8BIT) {
+        uint8_t *row = (uint8_t *)j->p_kept + at, *code = place(j, row, b->byte);
+        NAME(keep_8bit)(j, u, b->table[THETA], NAME(width)(j, b), code, b->n);
+        deliver(j, row, code, b->n);
+    } else if (j->keeps == KEEPS_1BIT) {
+        NAME(derivative)(&j->surrogate, u, b->table[THETA], 0, b->own, b->n);
+        NAME(pack)(b->own, NAME(bits)(j, b, j->p_kept, t), b->n);
+    }
+}
+
+/* Where h, as the backward pass will have it, is not 0. */
+static inline void NAME(activate)(const Job *j, int64_t t, const REAL *u, NAME(Block) *b) {
+    const REAL *theta = b->table[THETA];
+    if (j->keeps == KEEPS_BF16 || j->keeps == KEEPS_8BIT) u = NAME(recall)(j, t, b, b->a);
+    NAME(derivative)(&j->surrogate, u, theta, NAME(width)(j, b), b->own, b->n);
+    const REAL *h = NAME(masked)(j, t * j->N + b->base, b->where, u, theta, b->own, b->full, b->n);
+    NAME(pack)(h, NAME(bits)(j, b, j->p_active, t), b->n);
+}
+
+static inline void NAME(step_forward)(const Job *j, int64_t t, NAME(Block) *b, double *sums) {
+    const int64_t at = t * j->N + b->o, next = t * j->x_stride + b->o + BLOCK;
+    const int n = b->n;
+    const REAL *x = NAME(load)(j->p_x, t * j->x_stride + b->o, b->x, n);
+    if (b->o + 2 * BLOCK <= j->N) ahead((const IO *)j->p_x + next, BLOCK * sizeof(IO));
+    REAL *p_u = j->p_u ? (REAL *)j->p_u + at : 0, *u = place(j, p_u, b->u);
+    IO *p_s = (IO *)j->p_s + at, *s = place(j, p_s, b->s);
+    NAME(fire)(j, b->table, x, b->v, u, s, n);
+    deliver(j, p_s, s, n * sizeof(IO));
+    deliver(j, p_u, u, n * sizeof(REAL));
+    if (j->p_kept) NAME(keep)(j, t, u, b);
+    if (j->p_active) NAME(activate)(j, t, u, b);
+    if (!sums) return;
+    NAME(add)(j, 1, u, b->o, n, sums + t * j->C);
+    SIMD EACH b->a[i] = u[i] * u[i];
+    NAME(add)(j, 1, b->a, b->o, n, sums + (j->T + t) * j->C);
+}
 
 void NAME(lif_forward)(const Job *j) {
     const int64_t blocks = (j->N + BLOCK - 1) / BLOCK, K = 2 * j->T * j->C;
     _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
-        REAL table[CONSTANTS][BLOCK], v[BLOCK], b_x[BLOCK], b_u[BLOCK];
-        NAME(constants)(j, 0, BLOCK, table);
+        NAME(Block) b;
+        NAME(constants)(j, 0, BLOCK, b.table);
         _Pragma("omp for schedule(static)") for (int64_t chunk = 0; chunk < j->chunks; chunk++) {
             double *sums = j->p_partial ? j->p_partial + chunk * K : 0;
-            for (int64_t b = blocks * chunk / j->chunks; b < blocks * (chunk + 1) / j->chunks; b++) {
-                const int64_t o = b * BLOCK;
-                const int n = (int)min(BLOCK, j->N - o);
-                if (j->per_channel) NAME(constants)(j, o, n, table);
-                NAME(start)(j, o, n, v);
-                for (int64_t t = 0; t < j->T; t++) {
-                    const REAL *x = NAME(load)(j->p_x, t * j->x_stride + o, b_x, n);
-                    REAL *u = j->p_u ? (REAL *)j->p_u + t * j->N + o : b_u;
-                    NAME(fire)(j, table, x, v, u, (IO *)j->p_s + t * j->N + o, n);
-                    if (!sums) continue;
-                    NAME(add)(j, 1, u, o, n, sums + t * j->C);
-                    SIMD EACH b_u[i] = u[i] * u[i];
-                    NAME(add)(j, 1, b_u, o, n, sums + (j->T + t) * j->C);
-                }
-                memcpy((REAL *)j->p_v + o, v, n * sizeof(REAL));
+            for (int64_t block = blocks * chunk / j->chunks; block < blocks * (chunk + 1) / j->chunks; block++) {
+                NAME(enter)(j, block, &b);
+                NAME(start)(j, b.o, b.n, b.v);
+                for (int64_t t = 0; t < j->T; t++) NAME(step_forward)(j, t, &b, sums);
+                memcpy((REAL *)j->p_v + b.o, b.v, b.n * sizeof(REAL));
             }
         }
+        streamed();
     }
     if (j->p_partial) merge(j, K);
+}
+
+/* ------------------------------------------------------------------------------------------------------------ backward */
+
+/* The membranes of the block once more, from x. */
+static inline void NAME(replay)(const Job *j, NAME(Block) *b) {
+    NAME(start)(j, b->o, b->n, b->v);
+    for (int64_t t = 0; t < j->T; t++) {
+        const REAL *x = NAME(load)(j->p_x, t * j->x_stride + b->o, b->x, b->n);
+        NAME(fire)(j, b->table, x, b->v, b->past + t * BLOCK, b->s, b->n);
+    }
+}
+
+static inline void NAME(prefetch)(const Job *j, int64_t t, const NAME(Block) *b) {
+    const int64_t o = b->o + BLOCK, at = t * j->N + o;
+    if (o + BLOCK > j->N) return;
+    if (j->p_g) ahead((const IO *)j->p_g + t * j->g_stride + o, BLOCK * sizeof(IO));
+    if (j->keeps == KEEPS_U) ahead((const REAL *)j->p_u + at, BLOCK * sizeof(REAL));
+    if (j->keeps == KEEPS_X) ahead((const IO *)j->p_x + t * j->x_stride + o, BLOCK * sizeof(IO));
+    if (j->keeps == KEEPS_BF16) ahead((const uint16_t *)j->p_kept + at, BLOCK * sizeof(uint16_t));
+    if (j->keeps == KEEPS_8BIT) ahead((const uint8_t *)j->p_kept + at, BLOCK);
+}
+
+/* The gradient of x at step t, or with repeated its sum over T once t is 0. */
+static inline void NAME(send)(const Job *j, int64_t t, const REAL *gx, NAME(Block) *b) {
+    const int n = b->n;
+    if (j->repeated) SIMD EACH b->total[i] += gx[i];
+    if (!j->p_gx || (j->repeated && t)) return;
+    NAME(store)(j, j->p_gx, j->repeated ? b->o : t * j->N + b->o, j->repeated ? b->total : gx, b->half, n);
+}
+
+static inline void NAME(step_learning_tau)(const Job *j, int64_t t, NAME(Block) *b, double *sums) {
+    if (t) NAME(reset)(j, NAME(recall)(j, t - 1, b, b->a), b->table[THETA], b->v, b->n);
+    else NAME(start)(j, b->o, b->n, b->v);
+    const REAL *x = NAME(load)(j->decay_input ? j->p_x : 0, t * j->x_stride + b->o, b->x, b->n);
+    NAME(learn_tau)(j, b->v, x, b->delta, b->o, b->n, b->a, sums);
+}
+
+static inline void NAME(step_back)(const Job *j, int64_t t, NAME(Block) *b, double *sums) {
+    const REAL *theta = b->table[THETA], *w = NAME(width)(j, b), *u = NAME(recall)(j, t, b, b->u);
+    const REAL height = (REAL)(j->surrogate.scale / j->surrogate.shape); /* of a rectangle */
+    const int n = b->n;
+    NAME(prefetch)(j, t, b);
+    if (j->keeps == KEEPS_1BIT) NAME(unpack)(NAME(bits)(j, b, j->p_kept, t), height, b->own, n);
+    else NAME(derivative)(&j->surrogate, u, theta, w, b->own, n);
+    const NAME(Step) p = {
+        .u = u,
+        .g = NAME(load)(j->p_g, t * j->g_stride + b->o, b->g, n),
+        .theta = theta,
+        .own = b->own,
+        .h = NAME(masked)(j, t * j->N + b->base, b->where, u, theta, b->own, b->full, n),
+        .extra = NAME(direct)(j, t, b->o, n, u, b->a, b->b),
+        .c = b->c,
+    };
+    if (sums) NAME(learn)(j, &p, w, b->o, n, b->delta, sums);
+    const int in_place = j->p_gx && sizeof(IO) == sizeof(REAL) && !j->repeated && !j->streams;
+    REAL *gx = in_place ? (REAL *)j->p_gx + t * j->N + b->o : b->gx;
+    NAME(step)(j, &p, b->table[LAM], b->table[GAIN], j->learns & LEARNS_TAU ? b->delta : 0, gx, n);
+    NAME(send)(j, t, gx, b);
+    if (j->learns & LEARNS_TAU) NAME(step_learning_tau)(j, t, b, sums);
 }
 
 void NAME(lif_backward)(const Job *j) {
     const int64_t blocks = (j->N + BLOCK - 1) / BLOCK, K = 3 * (j->per_channel ? j->C : 1);
     _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
-        REAL table[CONSTANTS][BLOCK], c[BLOCK], own[BLOCK], full[BLOCK], delta[BLOCK], term[BLOCK];
-        REAL b_x[BLOCK], b_g[BLOCK], b_gx[BLOCK], b_a[BLOCK], b_b[BLOCK];
-        uint32_t where[BLOCK];
-        const REAL *theta = table[THETA], *width = j->parametric ? table[WIDTH] : 0;
-        NAME(constants)(j, 0, BLOCK, table);
+        NAME(Block) b;
+        b.past = j->p_scratch ? (REAL *)j->p_scratch + this_thread() * j->T * BLOCK : 0;
+        NAME(constants)(j, 0, BLOCK, b.table);
         _Pragma("omp for schedule(static)") for (int64_t chunk = 0; chunk < j->chunks; chunk++) {
             double *sums = j->p_partial ? j->p_partial + chunk * K : 0;
             for (int64_t block = blocks * chunk / j->chunks; block < blocks * (chunk + 1) / j->chunks; block++) {
-                const int64_t o = block * BLOCK;
-                const int n = (int)min(BLOCK, j->N - o);
-                const int64_t base = j->masked ? logical(j, o, n, where) : 0;
-                if (j->per_channel) NAME(constants)(j, o, n, table);
-                if (j->p_gv) memcpy(c, (const REAL *)j->p_gv + o, n * sizeof(REAL));
-                else memset(c, 0, n * sizeof(REAL));
-                for (int64_t t = j->T - 1; t >= 0; t--) {
-                    const REAL *u = (const REAL *)j->p_u + t * j->N + o;
-                    REAL *whole = j->masked && j->replace.family ? full : 0;
-                    NAME(derivative)(&j->surrogate, u, theta, width, own, n);
-                    if (whole) NAME(derivative)(&j->replace, u, theta, 0, whole, n);
-                    if (j->masked) NAME(mask)(j, t * j->N + base, where, own, whole, n);
-                    const NAME(Step) p = {
-                        .u = u,
-                        .g = NAME(load)(j->p_g, t * j->g_stride + o, b_g, n),
-                        .theta = theta,
-                        .own = own,
-                        .h = whole ? whole : own,
-                        .extra = NAME(direct)(j, t, o, n, u, b_a, b_b),
-                        .c = c,
-                    };
-                    if (sums) NAME(learn)(j, &p, width, o, n, term, sums);
-                    IO *gx = j->p_gx ? (IO *)j->p_gx + t * j->N + o : 0;
-                    NAME(step)(j, &p, table[LAM], table[GAIN], delta, gx && sizeof(IO) == sizeof(REAL) ? (REAL *)gx : b_gx, n);
-                    if (gx && sizeof(IO) == 2) SIMD EACH ((uint16_t *)gx)[i] = to_bf16(b_gx[i]);
-                    if (j->learns & LEARNS_TAU) NAME(learn_tau)(j, t, o, n, theta, delta, b_x, term, sums);
-                }
-                memcpy((REAL *)j->p_gv0 + o, c, n * sizeof(REAL));
+                NAME(enter)(j, block, &b);
+                if (b.past) NAME(replay)(j, &b);
+                if (j->p_gv) memcpy(b.c, (const REAL *)j->p_gv + b.o, b.n * sizeof(REAL));
+                else memset(b.c, 0, b.n * sizeof(REAL));
+                memset(b.total, 0, b.n * sizeof(REAL));
+                for (int64_t t = j->T - 1; t >= 0; t--) NAME(step_back)(j, t, &b, sums);
+                memcpy((REAL *)j->p_gv0 + b.o, b.c, b.n * sizeof(REAL));
             }
         }
+        streamed();
     }
     if (j->p_partial) merge(j, K);
 }

@@ -6,14 +6,22 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #define SIMD _Pragma("omp simd")
 #define EACH for (int i = 0; i < n; i++)
-#define BLOCK 256
+#define ALWAYS static inline __attribute__((always_inline))
+#define BLOCK 512
 
 enum { NONE, TRIANGLE, ATAN, RECTANGLE, SIGMOID, SUPERSPIKE, PIECEWISE_EXPONENTIAL, ERF, DSPIKE };
 enum { LAM, OFFSET, GAIN, THETA, WIDTH, CONSTANTS };
 enum { LEARNS_TAU = 1, LEARNS_THETA = 2, LEARNS_WIDTH = 4 };
+enum { KEEPS_U, KEEPS_BF16, KEEPS_8BIT, KEEPS_1BIT, KEEPS_X }; /* for the backward pass; see kept.py */
 
 typedef struct {
     int64_t family;
@@ -30,10 +38,14 @@ typedef struct {
     int64_t soft, decay_input, temporal, parametric, masked, rescale, learns;
     int64_t seed, limit; /* an element is dropped when its 24 bits lie below the limit */
     int64_t x_stride, g_stride, gu_stride;
-    double v_reset, rho, keep;
+    int64_t keeps, repeated, streams; /* repeated: gx is summed over T; streams: results are too large for the cache */
+    double v_reset, rho, keep, reach; /* reach: of the 8-bit distance */
     Surrogate surrogate, replace;
     const void *p_constants, *p_x, *p_v0;
     void *p_s, *p_u, *p_v;                     /* forward writes; backward reads u */
+    void *p_kept;                              /* forward writes and backward reads [T, N] codes, or [T, N / 8] bits */
+    uint8_t *p_active;                         /* forward writes [T, N / 8] bits: where h is not 0 */
+    void *p_scratch;                           /* KEEPS_X: [threads, T, BLOCK] for backward */
     const void *p_g, *p_gu, *p_gv, *p_line;    /* gradients of spikes, membrane and state; a and b of gu = a + b u, [2, T, C] */
     void *p_gx, *p_gv0;                        /* backward writes */
     double *p_partial, *p_sums;                /* [chunks, K] and [K] zeros; K: forward [2, T, C] moments, backward [3, C] */
@@ -59,6 +71,59 @@ static inline uint16_t to_bf16(float x) {
     union { float value; uint32_t bits; } y = {.value = x};
     uint16_t nearest = (uint16_t)((y.bits + 0x7fffu + ((y.bits >> 16) & 1u)) >> 16);
     return x != x ? 0x7fc0 : nearest;
+}
+
+static inline int this_thread(void) {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+/* memcpy that leaves no trace in the cache: what is written is not read into it first. Call streamed() behind the last one. */
+static inline void stream(void *to, const void *from, int64_t bytes) {
+#if defined(__AVX512F__)
+    enum { WIDE = 64 };
+#define STREAM(k) _mm512_stream_si512((__m512i *)(b + k), _mm512_loadu_si512(a + k))
+#elif defined(__AVX__)
+    enum { WIDE = 32 };
+#define STREAM(k) _mm256_stream_si256((__m256i *)(b + k), _mm256_loadu_si256((const __m256i *)(a + k)))
+#elif defined(__SSE2__)
+    enum { WIDE = 16 };
+#define STREAM(k) _mm_stream_si128((__m128i *)(b + k), _mm_loadu_si128((const __m128i *)(a + k)))
+#endif
+#ifdef STREAM
+    const int64_t head = min(bytes, -(intptr_t)to & 63), body = (bytes - head) / 64 * 64;
+    const char *a = (const char *)from + head;
+    char *b = (char *)to + head;
+    memcpy(to, from, head);
+    for (int64_t k = 0; k < body; k += WIDE) STREAM(k);
+    memcpy(b + body, a + body, bytes - head - body);
+#undef STREAM
+#else
+    memcpy(to, from, bytes);
+#endif
+}
+
+/* Asks for a row before it is needed. */
+static inline void ahead(const void *p, int64_t bytes) {
+    for (int64_t k = 0; k < bytes; k += 64) __builtin_prefetch((const char *)p + k, 0, 2);
+}
+
+static inline void streamed(void) {
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
+}
+
+/* Where a row is computed that goes to p: there, or in the buffer, from which deliver() streams it. */
+static inline void *place(const Job *j, void *p, void *buffer) { return j->streams || !p ? buffer : p; }
+
+static inline void deliver(const Job *j, void *p, const void *buffer, int64_t bytes) {
+    if (!p || p == buffer) return;
+    if (j->streams) stream(p, buffer, bytes);
+    else memcpy(p, buffer, bytes);
 }
 
 /* Fills where so that base + where[i] is the logical position of element o + i; returns base. */

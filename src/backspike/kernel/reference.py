@@ -1,6 +1,6 @@
 """The definition: the recursion in plain torch, differentiated by autograd. Everything else is held to this file.
 
-It keeps a graph over all T and is meant to be read and compared with, not to be fast.
+It keeps a graph over all T, whatever `memory` says, and is meant to be read and compared with, not to be fast.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from .constants import leak, over_channels, rest, state_dtype
+from .kept import pack
 from .mask import dropped_at
 from .moments import Moments
+from .result import Result
 
 if TYPE_CHECKING:
     from . import Call
@@ -23,8 +25,9 @@ def refuses(call: Call) -> str | None:
     return None
 
 
-def run(call: Call) -> tuple[Tensor, Tensor, Tensor | None, Moments | None]:
-    rule, x = call.rule, call.x
+def run(call: Call) -> Result:
+    rule = call.rule
+    x = call.x.expand(call.repeats, *call.x.shape[1:]) if call.repeats > 1 else call.x
     lam, offset, gain = leak(call.tau, x, rule.v_reset, rule.decay_input)
     dtype = state_dtype(x)
     v = torch.full_like(x[0], rest(rule.v_reset), dtype=dtype) if call.v0 is None else call.v0
@@ -43,7 +46,19 @@ def run(call: Call) -> tuple[Tensor, Tensor, Tensor | None, Moments | None]:
         membrane.append(u)
     u_seq = torch.stack(membrane)
     moments = _moments(u_seq) if rule.record_moments else None
-    return torch.stack(spikes).to(x.dtype), v, u_seq if rule.record_membrane else None, moments
+    active = _active(u_seq.detach(), theta, call) if rule.record_active else None
+    return Result(torch.stack(spikes).to(x.dtype), v, u_seq if rule.record_membrane else None, moments, active)
+
+
+def _active(u_seq: Tensor, theta: float | Tensor, call: Call) -> Tensor:
+    """Where the line in `_spike` has a slope."""
+    z = u_seq - (theta.detach() if isinstance(theta, Tensor) else theta)
+    y = z if call.width is None else z / over_channels(call.width.detach().to(z.dtype), call.x)
+    h = call.rule.surrogate.derivative(y)
+    if call.seed is not None and call.p is not None:
+        m = dropped_at(call.seed, 0, z.shape, call.p)
+        h = torch.where(m, 0.0 if call.rule.replace is None else call.rule.replace.derivative(z), h)
+    return pack(h != 0)
 
 
 def _moments(u_seq: Tensor) -> Moments:

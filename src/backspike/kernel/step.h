@@ -13,6 +13,18 @@ static inline const REAL *NAME(load)(const void *p, int64_t at, REAL *buffer, in
     return buffer;
 }
 
+/* The other way: values to the row at p + at, in which they may lie already. */
+static inline void NAME(store)(const Job *j, void *p, int64_t at, const REAL *values, uint16_t *buffer, int n) {
+    IO *row = (IO *)p + at;
+    if (sizeof(IO) == sizeof(REAL)) {
+        deliver(j, row, values, n * sizeof(IO));
+        return;
+    }
+    uint16_t *half = place(j, row, buffer);
+    SIMD EACH half[i] = to_bf16((float)values[i]);
+    deliver(j, row, half, n * sizeof(IO));
+}
+
 /* out[i] = p[channel of o + i], or p[0] everywhere */
 static inline void NAME(spread)(const Job *j, int64_t per_channel, const REAL *p, int64_t o, int n, REAL *out) {
     for (int64_t i = 0, run; i < n; i += run) {
@@ -49,25 +61,28 @@ static inline void NAME(start)(const Job *j, int64_t o, int n, REAL *v) {
     else EACH v[i] = j->soft ? 0 : (REAL)j->v_reset;
 }
 
-static inline void NAME(fire)(const Job *j, REAL table[CONSTANTS][BLOCK], const REAL *x, REAL *v, REAL *u, IO *s, int n) {
+#define AT(row) row[uniform ? 0 : i]
+
+/* One timestep: u from v and x, spikes, and v for the next. uniform: the constants are those of element 0. */
+ALWAYS void NAME(fire_as)(const int soft, const int uniform, const Job *j, REAL table[CONSTANTS][BLOCK], const REAL *x, REAL *v,
+                          REAL *u, IO *s, int n) {
     const REAL *lam = table[LAM], *offset = table[OFFSET], *gain = table[GAIN], *theta = table[THETA];
     const REAL v_reset = (REAL)j->v_reset;
     const IO one = sizeof(IO) == 2 ? 0x3f80 : 1;
-    if (j->soft) {
-        SIMD EACH {
-            const REAL y = (lam[i] * v[i] + offset[i]) + gain[i] * x[i];
-            u[i] = y;
-            s[i] = y >= theta[i] ? one : 0;
-            v[i] = y >= theta[i] ? y - theta[i] : y;
-        }
-    } else {
-        SIMD EACH {
-            const REAL y = (lam[i] * v[i] + offset[i]) + gain[i] * x[i];
-            u[i] = y;
-            s[i] = y >= theta[i] ? one : 0;
-            v[i] = y >= theta[i] ? v_reset : y;
-        }
+    SIMD EACH {
+        const REAL y = (AT(lam) * v[i] + AT(offset)) + AT(gain) * x[i];
+        const int fired = y >= AT(theta);
+        u[i] = y;
+        s[i] = fired ? one : 0;
+        v[i] = !fired ? y : soft ? y - AT(theta) : v_reset;
     }
+}
+
+static inline void NAME(fire)(const Job *j, REAL table[CONSTANTS][BLOCK], const REAL *x, REAL *v, REAL *u, IO *s, int n) {
+    if (j->soft && j->per_channel) NAME(fire_as)(1, 0, j, table, x, v, u, s, n);
+    else if (j->soft) NAME(fire_as)(1, 1, j, table, x, v, u, s, n);
+    else if (j->per_channel) NAME(fire_as)(0, 0, j, table, x, v, u, s, n);
+    else NAME(fire_as)(0, 1, j, table, x, v, u, s, n);
 }
 
 /* exp(x) for x <= 0 within a few units in the last place: 2^k times a Taylor polynomial. Unlike libm's it vectorises. */
@@ -144,6 +159,15 @@ static inline void NAME(mask)(const Job *j, int64_t start, const uint32_t *where
     }
 }
 
+/* The h of step t, with the mask. own: h of the base as it comes, masked when it goes. start: of the step in the mask's index. */
+static inline const REAL *NAME(masked)(const Job *j, int64_t start, const uint32_t *where, const REAL *u, const REAL *theta,
+                                       REAL *own, REAL *full, int n) {
+    REAL *whole = j->masked && j->replace.family ? full : 0;
+    if (whole) NAME(derivative)(&j->replace, u, theta, 0, whole, n);
+    if (j->masked) NAME(mask)(j, start, where, own, whole, n);
+    return whole ? whole : own;
+}
+
 /* G, the total gradient that arrives at s; rc = rho c */
 static inline REAL NAME(arriving)(int soft, int attached, REAL g, REAL rc, REAL u, REAL theta, REAL v_reset) {
     return !attached ? g : soft ? g - rc * theta : g + rc * (v_reset - u);
@@ -174,43 +198,49 @@ static inline void NAME(learn)(const Job *j, const NAME(Step) *p, const REAL *w,
     }
 }
 
-/* delta, and what it gives to x and to the step before */
-static inline void NAME(step_as)(const int soft, const int attached, const Job *j, const NAME(Step) *p, const REAL *lam,
-                                 const REAL *gain, REAL *delta, REAL *gx, int n) {
+/* delta, and what it gives to x and to the step before. direct: something arrives at u directly. */
+ALWAYS void NAME(step_as)(const int soft, const int attached, const int uniform, const int direct, const Job *j,
+                          const NAME(Step) *p, const REAL *lam, const REAL *gain, REAL *delta, REAL *gx, int n) {
     const REAL rho = (REAL)j->rho, v_reset = (REAL)j->v_reset;
     const REAL *u = p->u, *g = p->g, *theta = p->theta, *h = p->h, *extra = p->extra;
     REAL *c = p->c;
     SIMD EACH {
-        const REAL G = NAME(arriving)(soft, attached, g[i], rho * c[i], u[i], theta[i], v_reset);
-        const REAL d = (G * h[i] + (!soft && u[i] >= theta[i] ? 0 : c[i])) + extra[i];
-        delta[i] = d;
-        gx[i] = d * gain[i];
-        c[i] = d * lam[i];
+        const REAL G = NAME(arriving)(soft, attached, g[i], rho * c[i], soft ? 0 : u[i], AT(theta), v_reset);
+        REAL d = G * h[i] + (!soft && u[i] >= AT(theta) ? 0 : c[i]);
+        if (direct) d = d + extra[i];
+        if (delta) delta[i] = d;
+        gx[i] = d * AT(gain);
+        c[i] = d * AT(lam);
     }
 }
 
 static inline void NAME(step)(const Job *j, const NAME(Step) *p, const REAL *lam, const REAL *gain, REAL *delta, REAL *gx, int n) {
-    const int attached = j->rho != 0;
-    if (j->soft && attached) NAME(step_as)(1, 1, j, p, lam, gain, delta, gx, n);
-    else if (j->soft) NAME(step_as)(1, 0, j, p, lam, gain, delta, gx, n);
-    else if (attached) NAME(step_as)(0, 1, j, p, lam, gain, delta, gx, n);
-    else NAME(step_as)(0, 0, j, p, lam, gain, delta, gx, n);
+    const int soft = j->soft != 0, attached = j->rho != 0, plain = p->extra == NAME(zero) && !delta;
+#define STEP(SOFT, ATTACHED)                                                                                     \
+    if (soft == SOFT && attached == ATTACHED) {                                                                  \
+        if (!plain) NAME(step_as)(SOFT, ATTACHED, 0, 1, j, p, lam, gain, delta, gx, n);                          \
+        else if (j->per_channel) NAME(step_as)(SOFT, ATTACHED, 0, 0, j, p, lam, gain, 0, gx, n);                 \
+        else NAME(step_as)(SOFT, ATTACHED, 1, 0, j, p, lam, gain, 0, gx, n);                                     \
+    }
+    STEP(0, 0) STEP(0, 1) STEP(1, 0) STEP(1, 1)
+#undef STEP
     if (!j->temporal) memset(p->c, 0, n * sizeof(REAL));
 }
+#undef AT
 
 /* term = tau^2 delta du/dtau, with v the membrane that the step began with */
-static inline void NAME(learn_tau)(const Job *j, int64_t t, int64_t o, int n, const REAL *theta, const REAL *delta, REAL *buffer,
-                            REAL *term, double *sums) {
-    const REAL v_reset = (REAL)j->v_reset, rest = j->soft ? 0 : v_reset;
-    if (t) {
-        const REAL *u = (const REAL *)j->p_u + (t - 1) * j->N + o;
-        SIMD EACH term[i] = u[i] >= theta[i] ? (j->soft ? u[i] - theta[i] : v_reset) : u[i];
-    } else {
-        NAME(start)(j, o, n, term);
-    }
-    const REAL *x = NAME(load)(j->decay_input ? j->p_x : 0, t * j->x_stride + o, buffer, n);
-    SIMD EACH term[i] = delta[i] * (term[i] - rest - x[i]);
+static inline void NAME(learn_tau)(const Job *j, const REAL *v, const REAL *x, const REAL *delta, int64_t o, int n, REAL *term,
+                                   double *sums) {
+    const REAL rest = j->soft ? 0 : (REAL)j->v_reset;
+    SIMD EACH term[i] = delta[i] * (v[i] - rest - x[i]);
     NAME(add)(j, j->per_channel, term, o, n, sums);
+}
+
+/* v after a step, from its u */
+static inline void NAME(reset)(const Job *j, const REAL *u, const REAL *theta, REAL *v, int n) {
+    const REAL v_reset = (REAL)j->v_reset;
+    if (j->soft) SIMD EACH v[i] = u[i] >= theta[i] ? u[i] - theta[i] : u[i];
+    else SIMD EACH v[i] = u[i] >= theta[i] ? v_reset : u[i];
 }
 
 /* What arrives at u directly: gu, and a + b u for the moments. */

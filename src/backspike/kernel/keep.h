@@ -1,0 +1,64 @@
+/* What the forward pass keeps of a block of membranes for the backward pass, and what that one makes of it. Included after step.h,
+   once per pair of types. kept.py says what the codes mean and has the same formulas in torch. */
+
+/* z = u - theta as a bfloat16 whose sign says whether the neuron fired. */
+static inline void NAME(keep_bf16)(const REAL *u, const REAL *theta, uint16_t *code, int n) {
+    SIMD EACH {
+        const uint16_t sign = u[i] >= theta[i] ? 0 : 0x8000;
+        code[i] = (to_bf16((float)(u[i] - theta[i])) & 0x7fff) | sign;
+    }
+}
+
+/* z in steps of reach / 128, z / w with a width, counted from 128: 128 and above where the neuron fired. */
+static inline void NAME(keep_8bit)(const Job *j, const REAL *u, const REAL *theta, const REAL *w, uint8_t *code, int n) {
+    const REAL fine = (REAL)(128 / j->reach);
+#define KEEP(Z)                                                              \
+    SIMD EACH {                                                              \
+        const REAL z = u[i] - theta[i], k = (Z) * fine + 128;                \
+        const int fired = u[i] >= theta[i];                                  \
+        const REAL low = fired ? 128 : 0, high = fired ? 255 : 127;          \
+        const REAL above = k > low ? k : low, between = above < high ? above : high; \
+        code[i] = (uint8_t)(int)between;                                     \
+    }
+    if (w) KEEP(z / w[i])
+    else KEEP(z)
+#undef KEEP
+}
+
+/* u from z; where z < 0 below theta, even if z is lost against theta */
+static inline REAL NAME(membrane)(REAL z, int fired, REAL theta) {
+    const REAL u = z + theta, below = theta * (REAL)(1 - (sizeof(REAL) == 8 ? 0x1p-53 : 0x1p-24));
+    return !fired && u > below ? below : u;
+}
+
+static inline void NAME(recall_bf16)(const uint16_t *code, const REAL *theta, REAL *u, int n) {
+    SIMD EACH u[i] = NAME(membrane)(from_bf16(code[i]), code[i] < 0x8000, theta[i]);
+}
+
+static inline void NAME(recall_8bit)(const Job *j, const uint8_t *code, const REAL *theta, const REAL *w, REAL *u, int n) {
+    const REAL step = (REAL)(j->reach / 128);
+#define RECALL(Z)                                            \
+    SIMD EACH {                                              \
+        const REAL z = ((REAL)code[i] - (REAL)127.5) * step; \
+        u[i] = NAME(membrane)(Z, code[i] >= 128, theta[i]);  \
+    }
+    if (w) RECALL(z * w[i])
+    else RECALL(z)
+#undef RECALL
+}
+
+/* Bit i of byte k: is element 8 k + i of h not 0? */
+static inline void NAME(pack)(const REAL *h, uint8_t *bits, int n) {
+    uint8_t some[BLOCK];
+    SIMD EACH some[i] = h[i] != 0;
+    memset(some + n, 0, -n & 7);
+    for (int i = 0; i < n; i += 8) {
+        uint64_t eight;
+        memcpy(&eight, some + i, 8);
+        bits[i / 8] = (uint8_t)(eight * 0x0102040810204080u >> 56);
+    }
+}
+
+static inline void NAME(unpack)(const uint8_t *bits, REAL value, REAL *h, int n) {
+    EACH h[i] = bits[i / 8] >> (i % 8) & 1 ? value : 0;
+}

@@ -1,0 +1,105 @@
+"""What a neuron keeps for its backward pass: `memory=` of `bs.lif`, and the codes of the membrane, once in torch.
+
+    "exact"       u in the dtype of the state
+    "bfloat16"    z = u - theta rounded to bfloat16
+    "8bit"        z in 8 bits: steps of reach / 128 from -reach to reach, saturated beyond
+    "1bit"        whether the rectangle is open; exact, and only for Rectangle with the soft reset
+    "recompute"   nothing but x, from which u is computed once more; exact
+    "checkpoint"  for a neuron alone the same as "recompute"
+
+In both rounded forms the sign of the code says whether the neuron fired, so the spikes of the backward pass are those of the
+forward pass. With a learned width w the 8 bits hold z / w. Only gradients are rounded: with ATan by about 0.5 % (8 bits) and
+0.1 % (bfloat16) of their size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..surrogate import Rectangle, Surrogate
+
+MEMORIES = ("exact", "bfloat16", "8bit", "1bit", "recompute", "checkpoint")
+ROUNDED = ("bfloat16", "8bit")
+
+
+def needs(
+    memory: str, *, surrogate: Surrogate, parametric: bool, replace: bool, soft: bool, theta: float | Tensor
+) -> str | None:
+    """What this form of memory asks of the neuron and does not find; None if nothing."""
+    if memory not in MEMORIES:
+        return f"is one of {', '.join(MEMORIES)}"
+    if memory == "1bit" and (type(surrogate) is not Rectangle or parametric or replace or not soft):
+        return (
+            "needs surrogate=Rectangle(...), masked or not but without replace, and v_reset=None; choose '8bit' or 'recompute'"
+        )
+    if memory in ROUNDED and not isinstance(theta, Tensor) and theta == math.inf:
+        return "needs a finite v_threshold, since the distance to it is kept; choose 'exact'"
+    return None
+
+
+def lacks(memory: str, *, tau: Any, theta: Any, moments: bool) -> str | None:
+    """Which gradient this form of memory cannot give; None if it can give all that are wanted."""
+    wanted = {"tau": tau, "v_threshold": theta}
+    learned = {name for name, p in wanted.items() if isinstance(p, Tensor) and p.requires_grad}
+    if memory == "1bit" and learned:
+        return f"gives no gradient for {', '.join(sorted(learned))}; choose 'recompute'"
+    if memory == "8bit" and "tau" in learned:
+        return "gives no gradient for tau, which depends on membranes far from the threshold; choose 'bfloat16' or 'recompute'"
+    if memory in ("1bit", "8bit") and moments:
+        return "gives no gradient for the moments of the membrane (PotentialAdjustment); choose 'bfloat16' or 'recompute'"
+    return None
+
+
+def reach(surrogate: Surrogate, replace: Surrogate | None = None, device: torch.device | None = None) -> Tensor:
+    """Where 8 bits end: twice the smallest power of two at which the derivative is at most a tenth of its largest value.
+
+    A derivative of compact support is so covered, and zero where the code is saturated. 2 for ATan(alpha=2). A 0-dim tensor.
+    """
+    r = 2.0 ** torch.arange(-12, 13, dtype=torch.float64, device=device)
+    z = torch.linspace(-1, 1, 257, dtype=torch.float64, device=device)
+    ends = []
+    for s in (surrogate, replace):
+        if s is not None:
+            low = s.derivative(torch.stack((-r, r))).amax(0) <= s.derivative(r[:, None] * z).max() / 10
+            ends.append(torch.where(low, 2 * r, math.inf).amin())
+    end = torch.stack(ends).amax()
+    return torch.where(end.isinf(), 2.0, end)
+
+
+def keep(memory: str, u: Tensor, theta: Any, width: Any, reach: float | Tensor) -> Tensor:
+    """The code of the membrane u: bfloat16, or uint8 with 128 and above where the neuron fired."""
+    z, fired = u - theta, u >= theta
+    if memory == "bfloat16":
+        return torch.copysign(z.to(torch.bfloat16), torch.where(fired, 1.0, -1.0).to(torch.bfloat16))
+    k = (z if width is None else z / width) * (128 / reach) + 128
+    k = torch.where(k > torch.where(fired, 128, 0), k, torch.where(fired, 128.0, 0.0).to(k))
+    return torch.where(k < torch.where(fired, 255, 127), k, torch.where(fired, 255.0, 127.0).to(k)).to(torch.uint8)
+
+
+def recall(memory: str, code: Tensor, theta: Any, width: Any, reach: float | Tensor, dtype: torch.dtype) -> Tensor:
+    """The membrane that a code stands for, on the side of the threshold where it was."""
+    if memory == "bfloat16":
+        z, fired = code.to(dtype), ~torch.signbit(code)
+    else:
+        z, fired = (code.to(dtype) - 127.5) * (reach / 128), code >= 128
+        z = z if width is None else z * width
+    theta = torch.as_tensor(theta, dtype=dtype, device=code.device)
+    below = theta * (1 - torch.finfo(dtype).eps / 2)
+    u = z + theta
+    return torch.where(~fired & (u > below), below, u)
+
+
+def pack(flags: Tensor) -> Tensor:
+    """uint8: bit i of byte k is element 8 k + i of the flags in C order; the last byte is filled with zeros."""
+    flags = torch.nn.functional.pad(flags.reshape(-1).to(torch.uint8), (0, -flags.numel() % 8)).view(-1, 8)
+    return (flags << torch.arange(8, dtype=torch.uint8, device=flags.device)).sum(1, dtype=torch.uint8)
+
+
+def unpack(bits: Tensor, n: int) -> Tensor:
+    """The first n flags, as bool."""
+    flags = bits[:, None] >> torch.arange(8, dtype=torch.uint8, device=bits.device) & 1
+    return flags.reshape(-1)[:n].bool()
