@@ -349,9 +349,10 @@ def test_operators_keep_their_promises(layout, dtype):
         frames = x[:1] if repeats > 1 else x
         forward = (frames, None, constants, call.seed, call.p, *rule, repeats, keeps, [record] * 3)
         torch.library.opcheck(torch.ops.backspike.lif_forward, forward, **checks)
-        spikes, state, membrane, _, kept, _ = torch.ops.backspike.lif_forward(*forward)
+        spikes, state, *others = torch.ops.backspike.lif_forward(*forward)
         if keeps >= 0:
-            given = (membrane if keeps == 0 else kept, None, frames, constants, call.seed, call.p, spikes, None, None, None)
+            kept = {0: others[:1], 2: others[2:]}.get(keeps, others)  # the membrane, or what follows membrane and moments
+            given = (*kept[:1], *[None] * (2 - len(kept[:1])), frames, constants, call.seed, call.p, spikes, None, None, None)
             given += (spikes.shape, state.stride(), *rule, repeats, keeps, 0 if keeps == 3 else 2, dtype, True)
             torch.library.opcheck(torch.ops.backspike.lif_backward, given, **checks)
 

@@ -353,10 +353,9 @@ def test_a_compiled_model_does_what_the_eager_one_does():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("backend", [b for b in bs.backends() if b != "reference"])
 @pytest.mark.parametrize("memory", ["8bit", "bfloat16", "recompute"])
-def test_every_memory_compiles(backend, memory):
-    layer = bs.LIF(memory=memory, backend=backend, surrogate=Masked(Parametric(ATan())), learn="threshold")
+def test_every_memory_compiles(memory):
+    layer = bs.LIF(memory=memory, surrogate=Masked(Parametric(ATan())), learn="threshold")
     torch._dynamo.reset()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     x = CURRENTS[:1]

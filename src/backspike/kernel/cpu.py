@@ -12,7 +12,7 @@ import importlib.util
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ _GRAIN = 16384  # element-steps that are worth a thread
 _LEVELS = {"AVX512": ("_lif_v4", "_lif_v3", "_lif"), "AVX2": ("_lif_v3", "_lif")}
 _KEEPS = ("exact", "bfloat16", "8bit", "1bit", "recompute")  # in the order of lif.h
 _CODES = {1: torch.bfloat16, 2: torch.uint8, 3: torch.uint8}
-_BLOCK = 512  # as in lif.h
+_BLOCK = 128  # as in lif.c
 _STREAM = 1 << 24  # bytes of a result from which on it is written past the cache
 _SUFFIX = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -108,26 +108,26 @@ def run(call: Call) -> Result:
     if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in learned):
         spikes, state, membrane, moments, active = _LIF.apply(call, *learned)
     else:
-        spikes, state, membrane, moments, _, active = _forward(call, _constants(call), keeps=-1)
+        spikes, state, membrane, moments, _, active = _forward(call, _constants(call), *_encode(call), keeps=-1)
     return Result(
-        spikes,
-        state,
-        membrane if rule.record_membrane else None,
-        Moments(*moments) if rule.record_moments else None,
-        active if active.numel() else None,
+        spikes, state, membrane if rule.record_membrane else None, Moments(*moments) if rule.record_moments else None, active
     )
 
 
-def _forward(call: Call, constants: Tensor, keeps: int) -> tuple[Tensor, ...]:
-    """(spikes, state, membrane, moments `[2, T, C]`, what is kept, active); empty is what is not asked for.
+def _forward(call: Call, constants: Tensor, flags: list[int], numbers: list[float], keeps: int) -> list[Any]:
+    """[spikes, state, membrane, moments `[2, T, C]`, what is kept, active]; None for what is not asked for.
 
     keeps: an index of `_KEEPS`, or -1 for nothing.
     """
     rule = call.rule
     records = [rule.record_membrane or keeps == 0, rule.record_moments, rule.record_active and keeps >= 0]
-    return torch.ops.backspike.lif_forward(
-        call.x, call.v0, constants, call.seed, call.p, *_encode(call), call.repeats, keeps, records
+    outputs = iter(
+        torch.ops.backspike.lif_forward(
+            call.x, call.v0, constants, call.seed, call.p, flags, numbers, call.repeats, keeps, records
+        )
     )
+    asked = (True, True, *records[:2], keeps in _CODES, records[2])
+    return [next(outputs, None) if wanted else None for wanted in asked]
 
 
 def _constants(call: Call) -> Tensor:
@@ -164,16 +164,17 @@ def _family(surrogate: Surrogate | None) -> tuple[int, float, float]:
 class _LIF(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, *learned: Any) -> Any:
-        constants, keeps = _constants(call), _KEEPS.index(call.rule.memory)
-        spikes, state, membrane, moments, kept, active = _forward(call, constants, keeps)
+        constants, rule, keeps = _constants(call), _encode(call), _KEEPS.index(call.rule.memory)
+        spikes, state, membrane, moments, kept, active = _forward(call, constants, *rule, keeps)
         keeps_x = call.rule.memory == "recompute" or (isinstance(call.tau, Tensor) and call.rule.decay_input)
         tensors = [p if isinstance(p, Tensor) else None for p in learned[2:]]
-        kept = kept if keeps else membrane
+        kept = membrane if keeps == 0 else kept
         ctx.save_for_backward(kept, call.v0, call.x if keeps_x else None, constants, call.seed, call.p, *tensors)
-        ctx.rule, ctx.repeats, ctx.keeps, ctx.x_dtype = _encode(call), call.repeats, keeps, call.x.dtype
+        ctx.rule, ctx.repeats, ctx.keeps, ctx.x_dtype = rule, call.repeats, keeps, call.x.dtype
         ctx.shape, ctx.strides = spikes.shape, state.stride()
         ctx.records = call.rule.record_membrane, call.rule.record_moments
-        ctx.mark_non_differentiable(active)
+        if active is not None:
+            ctx.mark_non_differentiable(active)
         ctx.set_materialize_grads(False)
         return spikes, state, membrane, moments, active
 
@@ -187,14 +188,18 @@ class _LIF(torch.autograd.Function):
         # what was not asked for gets zeros, not None, in compiled code
         g_u = g_u if ctx.records[0] else None
         line = _line(g_moments, ctx.shape, constants.dtype) if ctx.records[1] and g_moments is not None else None
-        gx, g_v0, sums = torch.ops.backspike.lif_backward(
+        g_v0, *others = torch.ops.backspike.lif_backward(
             kept, v0, x, constants, seed, p, g, g_v, g_u, line,
             ctx.shape, ctx.strides, *ctx.rule, ctx.repeats, ctx.keeps, learns, ctx.x_dtype, needs_x,
         )  # fmt: skip
-        grads = [_reduced(row, parameter) if needed else None for row, parameter, needed in zip(sums, parameters, needs)]
+        gx = others.pop(0) if needs_x else None
+        grads: list[Tensor | None] = [None, None, None]
+        if learns:
+            (sums,) = others
+            grads = [_reduced(row, parameter) if needed else None for row, parameter, needed in zip(sums, parameters, needs)]
         if needs[0]:
             grads[0] = _reduced(sums[0] / parameters[0].double() ** 2, parameters[0])
-        return None, gx if needs_x else None, g_v0 if needs_v0 else None, *grads
+        return None, gx, g_v0 if needs_v0 else None, *grads
 
 
 def _line(g_moments: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -213,55 +218,82 @@ def _reduced(row: Tensor, parameter: Tensor) -> Tensor:
 _library = torch.library.Library("backspike", "FRAGMENT")
 _library.define(
     "lif_forward(Tensor x, Tensor? v0, Tensor constants, Tensor? seed, Tensor? p, int[] flags, float[] numbers, SymInt repeats,"
-    " int keeps, bool[] records) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    " int keeps, bool[] records) -> Tensor[]"
 )
 _library.define(
-    "lif_backward(Tensor kept, Tensor? v0, Tensor? x, Tensor constants, Tensor? seed, Tensor? p, Tensor? g, Tensor? g_v,"
+    "lif_backward(Tensor? kept, Tensor? v0, Tensor? x, Tensor constants, Tensor? seed, Tensor? p, Tensor? g, Tensor? g_v,"
     " Tensor? g_u, Tensor? line, SymInt[] shape, SymInt[] strides, int[] flags, float[] numbers, SymInt repeats, int keeps,"
-    " int learns, ScalarType dtype, bool needs_x) -> (Tensor, Tensor, Tensor)"
+    " int learns, ScalarType dtype, bool needs_x) -> Tensor[]"
 )
 
 
-def _forward_outputs(x: Tensor, masked: bool, repeats: int, keeps: int, records: Sequence[bool]) -> tuple[Tensor, ...]:
+class _Forward(NamedTuple):
+    """What the operators write; they return what is not None."""
+
+    spikes: Tensor
+    state: Tensor
+    membrane: Tensor | None
+    moments: Tensor | None
+    kept: Tensor | None
+    active: Tensor | None
+
+
+class _Backward(NamedTuple):
+    gv0: Tensor
+    gx: Tensor | None
+    sums: Tensor | None  # [3, C]
+
+
+def _given(outputs: tuple[Tensor | None, ...]) -> list[Tensor]:
+    return [a for a in outputs if a is not None]
+
+
+def _forward_outputs(x: Tensor, masked: bool, repeats: int, keeps: int, records: Sequence[bool]) -> _Forward:
     strides, dtype, device = _order(x[0], masked), state_dtype(x), x.device
     shape = (x.shape[0] * repeats, *x.shape[1:])
     membrane, moments, active = records
-    bytes_of_bits = (math.prod(shape[1:]) + 7) // 8
-    if keeps == 3:
-        kept = torch.empty((shape[0], bytes_of_bits), dtype=torch.uint8, device=device)
-    else:
-        kept = _empty(shape if keeps in _CODES else (0,), strides, _CODES.get(keeps, torch.uint8), device)
-    spikes = _empty(shape, strides, x.dtype, device)
-    return (
+    spikes, kept = _empty(shape, strides, x.dtype, device), None
+    if keeps in _CODES:
+        bits = (shape[0], (math.prod(shape[1:]) + 7) // 8)
+        kept = _empty(bits if keeps == 3 else shape, (1,) if keeps == 3 else strides, _CODES[keeps], device)
+    return _Forward(
         spikes,
         torch.empty_strided(shape[1:], strides, dtype=dtype, device=device),
-        _empty(shape if membrane else (0,), strides, dtype, device),
-        torch.zeros((2, shape[0], _channels(x)) if moments else (0,), dtype=torch.float64, device=device),
+        _empty(shape, strides, dtype, device) if membrane else None,
+        torch.zeros((2, shape[0], _channels(x)), dtype=torch.float64, device=device) if moments else None,
         kept,
-        torch.empty((math.prod(shape) + 7) // 8 if active and spikes.is_contiguous() else 0, dtype=torch.uint8, device=device),
+        torch.empty((math.prod(shape) + 7) // 8, dtype=torch.uint8, device=device)
+        if active and spikes.is_contiguous()
+        else None,
     )
 
 
 def _backward_outputs(
-    constants: Tensor, shape: Sequence[int], strides: Sequence[int], repeats: int, dtype: torch.dtype, needs_x: bool
-) -> tuple[Tensor, ...]:
+    constants: Tensor,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    repeats: int,
+    learns: int,
+    dtype: torch.dtype,
+    needs_x: bool,
+) -> _Backward:
     device = constants.device
-    return (
-        _empty((shape[0] // repeats, *shape[1:]) if needs_x else (0,), strides, dtype, device),
+    return _Backward(
         torch.empty_strided(shape[1:], strides, dtype=constants.dtype, device=device),
-        torch.zeros((3, constants.shape[1]), dtype=torch.float64, device=device),
+        _empty((shape[0] // repeats, *shape[1:]), strides, dtype, device) if needs_x else None,
+        torch.zeros((3, constants.shape[1]), dtype=torch.float64, device=device) if learns else None,
     )
 
 
 @torch.library.register_fake("backspike::lif_forward", lib=_library)
 def _(x: Any, v0: Any, constants: Any, seed: Any, p: Any, flags: Any, numbers: Any, *rest: Any) -> Any:
-    return _forward_outputs(x, seed is not None, *rest)
+    return _given(_forward_outputs(x, seed is not None, *rest))
 
 
 @torch.library.register_fake("backspike::lif_backward", lib=_library)
 def _(kept: Any, v0: Any, x: Any, constants: Any, seed: Any, p: Any, g: Any, g_v: Any, g_u: Any, line: Any, *rest: Any) -> Any:
-    shape, strides, _, _, repeats, _, _, dtype, needs_x = rest
-    return _backward_outputs(constants, shape, strides, repeats, dtype, needs_x)
+    shape, strides, _, _, repeats, _, learns, dtype, needs_x = rest
+    return _given(_backward_outputs(constants, shape, strides, repeats, learns, dtype, needs_x))
 
 
 @torch.library.impl(_library, "lif_forward", "CPU")
@@ -280,27 +312,26 @@ def _lif_forward(
     if x.dtype == torch.float16:
         given = (v0, constants, seed, p, flags, numbers, repeats, keeps, records)
         spikes, *others = _lif_forward(x.float(), *given)
-        return spikes.half(), *others
-    outputs = _forward_outputs(x, seed is not None, repeats, keeps, records)
-    spikes, state, membrane, sums, kept, active = outputs
-    strides = state.stride()
+        return [spikes.half(), *others]
+    out = _forward_outputs(x, seed is not None, repeats, keeps, records)
+    spikes, strides, active, sums = out.spikes, out.state.stride(), out.active, out.moments
     x, v0 = _arranged(x, strides), _one(v0, strides)
     job = _job(spikes.shape, constants, strides, flags, numbers, x.element_size())
     job.x_stride = x.stride(0) if repeats == 1 else 0
     _remember(job, max(keeps, 0), flags, numbers)
-    whole = active.numel() * 8 == spikes.numel()
-    bits = active if whole else torch.empty((spikes.shape[0], (job.N + 7) // 8), dtype=torch.uint8)
-    if active.numel():
+    bits = active
+    if active is not None:
         _mask(job, seed, p)
-    partial = torch.zeros(job.chunks, sums.numel(), dtype=torch.float64) if sums.numel() else None
-    _set(job, x=x, v0=v0, s=spikes, u=_some(membrane), v=state, kept=_some(kept), active=bits if active.numel() else None)
-    _set(job, partial=partial, sums=sums)
+        if job.N % 8:  # the kernel fills the last byte of each timestep
+            bits = torch.empty((job.T, (job.N + 7) // 8), dtype=torch.uint8)
+    partial = None if sums is None else torch.zeros(job.chunks, sums.numel(), dtype=torch.float64)
+    _set(job, x=x, v0=v0, s=spikes, u=out.membrane, v=out.state, kept=out.kept, active=bits, partial=partial, sums=sums)
     _call("lif_forward", x.dtype, job)
-    if sums.numel():
-        sums /= state.numel() // max(_channels(x), 1)
-    if active.numel() and not whole:
+    if sums is not None:
+        sums /= job.N // max(job.C, 1)
+    if active is not None and bits is not None and bits is not active:
         active.copy_(pack(torch.cat([unpack(row, job.N) for row in bits])))
-    return outputs
+    return _given(out)
 
 
 @torch.library.impl(_library, "lif_backward", "CPU")
@@ -328,9 +359,9 @@ def _lif_backward(
     if dtype == torch.float16:
         x, g = (None if a is None else a.float() for a in (x, g))
         given = (kept, v0, x, constants, seed, p, g, g_v, g_u, line, shape, strides, flags, numbers, repeats, keeps, learns)
-        gx, *others = _lif_backward(*given, torch.float32, needs_x)
-        return gx.half(), *others
-    outputs = gx, g_v0, sums = _backward_outputs(constants, shape, strides, repeats, dtype, needs_x)
+        g_v0, *others = _lif_backward(*given, torch.float32, needs_x)
+        return [g_v0, *(a.half() if a.dtype == torch.float32 else a for a in others)]
+    out = _backward_outputs(constants, shape, strides, repeats, learns, dtype, needs_x)
     x, g, g_u = (_arranged(a, strides) for a in (x, g, g_u))
     v0, g_v = _one(v0, strides), _one(g_v, strides)
     job = _job(shape, constants, strides, flags, numbers, dtype.itemsize)
@@ -340,12 +371,12 @@ def _lif_backward(
     job.x_stride, job.g_stride, job.gu_stride = (0 if a is None else a.stride(0) for a in (x, g, g_u))
     if repeats > 1:
         job.x_stride = 0
-    partial = torch.zeros(job.chunks, sums.numel(), dtype=torch.float64) if learns else None
+    partial = None if out.sums is None else torch.zeros(job.chunks, out.sums.numel(), dtype=torch.float64)
     scratch = torch.empty((job.threads, job.T, _BLOCK), dtype=constants.dtype) if _KEEPS[keeps] == "recompute" else None
     _set(job, x=x, v0=v0, u=kept if keeps == 0 else None, kept=kept if keeps else None, scratch=scratch, line=line)
-    _set(job, g=g, gu=g_u, gv=g_v, gx=gx if needs_x else None, gv0=g_v0, partial=partial, sums=sums)
+    _set(job, g=g, gu=g_u, gv=g_v, gx=out.gx, gv0=out.gv0, partial=partial, sums=out.sums)
     _call("lif_backward", dtype, job)
-    return outputs
+    return _given(out)
 
 
 def _remember(job: _Job, keeps: int, flags: Sequence[int], numbers: Sequence[float]) -> None:
@@ -364,10 +395,6 @@ def _reach(family: int, replace: int, form: float, scale: float, replace_form: f
 def _mask(job: _Job, seed: Tensor | None, p: Tensor | None) -> None:
     if seed is not None and p is not None:
         job.masked, job.seed, job.limit, job.keep = 1, int(seed), round(float(p) * 2**24), 1 - float(p)
-
-
-def _some(a: Tensor) -> Tensor | None:
-    return a if a.numel() else None
 
 
 def _channels(x: Tensor) -> int:
@@ -395,9 +422,7 @@ def _channels_last(step: Tensor) -> bool:
 
 
 def _empty(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`[T, B, ...]` with these strides of a timestep; or `[0]`."""
-    if len(shape) == 1 and strides:
-        return torch.empty(shape, dtype=dtype, device=device)
+    """`[T, B, ...]` with these strides of a timestep."""
     return torch.empty_strided(shape, (math.prod(shape[1:]), *strides), dtype=dtype, device=device)
 
 

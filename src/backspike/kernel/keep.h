@@ -1,32 +1,28 @@
 /* What the forward pass keeps of a block of membranes for the backward pass, and what that one makes of it. Included after step.h,
    once per pair of types. kept.py says what the codes mean and has the same formulas in torch. */
 
-/* z = u - theta as a bfloat16 whose sign says whether the neuron fired. */
-static inline void NAME(keep_bf16)(const REAL *u, const REAL *theta, uint16_t *code, int n) {
-    SIMD EACH {
-        const uint16_t sign = u[i] >= theta[i] ? 0 : 0x8000;
-        code[i] = (to_bf16((float)(u[i] - theta[i])) & 0x7fff) | sign;
-    }
+/* z = u - theta as a bfloat16 whose sign says whether the neuron fired */
+ALWAYS uint16_t NAME(code_bf16)(REAL z, int fired) { return (to_bf16((float)z) & 0x7fff) | (fired ? 0 : 0x8000); }
+
+/* z in steps of 1 / fine, counted from 128: 128 and above where the neuron fired */
+ALWAYS uint8_t NAME(code_8bit)(REAL z, REAL fine, int fired) {
+    const REAL k = z * fine + 128, high = fired ? 255 : 127, above = k > 0 ? k : 0;
+    return (uint8_t)(int)(above < high ? above : high);
 }
 
-/* z in steps of reach / 128, z / w with a width, counted from 128: 128 and above where the neuron fired. */
+static inline void NAME(keep_bf16)(const REAL *u, const REAL *theta, uint16_t *code, int n) {
+    SIMD EACH code[i] = NAME(code_bf16)(u[i] - theta[i], u[i] >= theta[i]);
+}
+
+/* z / w with a width */
 static inline void NAME(keep_8bit)(const Job *j, const REAL *u, const REAL *theta, const REAL *w, uint8_t *code, int n) {
     const REAL fine = (REAL)(128 / j->reach);
-#define KEEP(Z)                                                              \
-    SIMD EACH {                                                              \
-        const REAL z = u[i] - theta[i], k = (Z) * fine + 128;                \
-        const int fired = u[i] >= theta[i];                                  \
-        const REAL low = fired ? 128 : 0, high = fired ? 255 : 127;          \
-        const REAL above = k > low ? k : low, between = above < high ? above : high; \
-        code[i] = (uint8_t)(int)between;                                     \
-    }
-    if (w) KEEP(z / w[i])
-    else KEEP(z)
-#undef KEEP
+    if (w) SIMD EACH code[i] = NAME(code_8bit)((u[i] - theta[i]) / w[i], fine, u[i] >= theta[i]);
+    else SIMD EACH code[i] = NAME(code_8bit)(u[i] - theta[i], fine, u[i] >= theta[i]);
 }
 
 /* u from z; where z < 0 below theta, even if z is lost against theta */
-static inline REAL NAME(membrane)(REAL z, int fired, REAL theta) {
+ALWAYS REAL NAME(membrane)(REAL z, int fired, REAL theta) {
     const REAL u = z + theta, below = theta * (REAL)(1 - (sizeof(REAL) == 8 ? 0x1p-53 : 0x1p-24));
     return !fired && u > below ? below : u;
 }

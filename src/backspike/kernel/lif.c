@@ -5,6 +5,7 @@
 
 #ifndef REAL
 
+#define BLOCK 128
 #include "lif.h"
 
 int64_t lif_job_size(void) { return sizeof(Job); }
@@ -84,11 +85,18 @@ static inline void NAME(activate)(const Job *j, int64_t t, const REAL *u, NAME(B
     NAME(pack)(h, NAME(bits)(j, b, j->p_active, t), b->n);
 }
 
+/* Asks for the x of some steps ahead, counting up from t through the blocks that follow. */
+static inline void NAME(fetch_x)(const Job *j, const NAME(Block) *b, int64_t t) {
+    int64_t o = b->o;
+    for (; t >= j->T; t -= j->T) o += BLOCK;
+    if (o + BLOCK <= j->N) ahead((const IO *)j->p_x + t * j->x_stride + o, BLOCK * sizeof(IO));
+}
+
 static inline void NAME(step_forward)(const Job *j, int64_t t, NAME(Block) *b, double *sums) {
-    const int64_t at = t * j->N + b->o, next = t * j->x_stride + b->o + BLOCK;
+    const int64_t at = t * j->N + b->o;
     const int n = b->n;
     const REAL *x = NAME(load)(j->p_x, t * j->x_stride + b->o, b->x, n);
-    if (b->o + 2 * BLOCK <= j->N) ahead((const IO *)j->p_x + next, BLOCK * sizeof(IO));
+    NAME(fetch_x)(j, b, t + FETCH);
     REAL *p_u = j->p_u ? (REAL *)j->p_u + at : 0, *u = place(j, p_u, b->u);
     IO *p_s = (IO *)j->p_s + at, *s = place(j, p_s, b->s);
     NAME(fire)(j, b->table, x, b->v, u, s, n);
@@ -103,7 +111,10 @@ static inline void NAME(step_forward)(const Job *j, int64_t t, NAME(Block) *b, d
 }
 
 void NAME(lif_forward)(const Job *j) {
-    const int64_t blocks = (j->N + BLOCK - 1) / BLOCK, K = 2 * j->T * j->C;
+    const int64_t blocks = (j->N + BLOCK - 1) / BLOCK, K = 2 * j->T * j->C, size = j->T * j->N;
+    large_pages(j, j->p_s, size * sizeof(IO));
+    large_pages(j, j->p_u, size * sizeof(REAL));
+    if (j->keeps == KEEPS_BF16 || j->keeps == KEEPS_8BIT) large_pages(j, j->p_kept, size * (j->keeps == KEEPS_BF16 ? 2 : 1));
     _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
         NAME(Block) b;
         NAME(constants)(j, 0, BLOCK, b.table);
@@ -132,8 +143,11 @@ static inline void NAME(replay)(const Job *j, NAME(Block) *b) {
     }
 }
 
-static inline void NAME(prefetch)(const Job *j, int64_t t, const NAME(Block) *b) {
-    const int64_t o = b->o + BLOCK, at = t * j->N + o;
+/* Asks for what the backward pass reads in some steps, counting down from t through the blocks that follow. */
+static inline void NAME(fetch)(const Job *j, const NAME(Block) *b, int64_t t) {
+    int64_t o = b->o;
+    for (; t < 0; t += j->T) o += BLOCK;
+    const int64_t at = t * j->N + o;
     if (o + BLOCK > j->N) return;
     if (j->p_g) ahead((const IO *)j->p_g + t * j->g_stride + o, BLOCK * sizeof(IO));
     if (j->keeps == KEEPS_U) ahead((const REAL *)j->p_u + at, BLOCK * sizeof(REAL));
@@ -161,7 +175,7 @@ static inline void NAME(step_back)(const Job *j, int64_t t, NAME(Block) *b, doub
     const REAL *theta = b->table[THETA], *w = NAME(width)(j, b), *u = NAME(recall)(j, t, b, b->u);
     const REAL height = (REAL)(j->surrogate.scale / j->surrogate.shape); /* of a rectangle */
     const int n = b->n;
-    NAME(prefetch)(j, t, b);
+    NAME(fetch)(j, b, t - FETCH);
     if (j->keeps == KEEPS_1BIT) NAME(unpack)(NAME(bits)(j, b, j->p_kept, t), height, b->own, n);
     else NAME(derivative)(&j->surrogate, u, theta, w, b->own, n);
     const NAME(Step) p = {
@@ -183,6 +197,7 @@ static inline void NAME(step_back)(const Job *j, int64_t t, NAME(Block) *b, doub
 
 void NAME(lif_backward)(const Job *j) {
     const int64_t blocks = (j->N + BLOCK - 1) / BLOCK, K = 3 * (j->per_channel ? j->C : 1);
+    large_pages(j, j->p_gx, (j->repeated ? 1 : j->T) * j->N * sizeof(IO));
     _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
         NAME(Block) b;
         b.past = j->p_scratch ? (REAL *)j->p_scratch + this_thread() * j->T * BLOCK : 0;

@@ -4,6 +4,10 @@
 
 static const REAL NAME(zero)[BLOCK];
 
+ALWAYS REAL NAME(widen)(IO x) { return sizeof(IO) == 2 ? (REAL)from_bf16((uint16_t)x) : (REAL)x; }
+
+ALWAYS IO NAME(narrow)(REAL x) { return sizeof(IO) == 2 ? (IO)to_bf16((float)x) : (IO)x; }
+
 /* A row that other layers sent, in REAL: itself, or converted into the buffer; zeros where there is none. */
 static inline const REAL *NAME(load)(const void *p, int64_t at, REAL *buffer, int n) {
     if (!p) return NAME(zero);
@@ -86,7 +90,7 @@ static inline void NAME(fire)(const Job *j, REAL table[CONSTANTS][BLOCK], const 
 }
 
 /* exp(x) for x <= 0 within a few units in the last place: 2^k times a Taylor polynomial. Unlike libm's it vectorises. */
-static inline REAL NAME(exp_below_0)(REAL x) {
+ALWAYS REAL NAME(exp_below_0)(REAL x) {
     const int wide = sizeof(REAL) == 8, mantissa = wide ? 52 : 23;
     const REAL lowest = wide ? -708 : -87;
     const REAL big = (REAL)3 * ((BITS)1 << (mantissa - 1)); /* adding it rounds to an integer, kept in the low bits */
@@ -103,45 +107,67 @@ static inline REAL NAME(exp_below_0)(REAL x) {
 }
 
 /* sig(x) sig(-x) for x <= 0 */
-static inline REAL NAME(slope)(REAL x) {
+ALWAYS REAL NAME(slope)(REAL x) {
     const REAL e = NAME(exp_below_0)(x);
     return e / ((1 + e) * (1 + e));
 }
 
-/* h = derivative(z), with a width w derivative(z / w) / w. The formulas of surrogate.py, with torch's order of operations (k / y
-   is 1 / y * k there); sigmoid and tanh are written with exp. */
-static inline void NAME(derivative)(const Surrogate *p, const REAL *u, const REAL *theta, const REAL *w, REAL *h, int n) {
-    const double a = p->shape;
-#define FAMILY(FACTOR, CONSTANT, H)                         \
-    {                                                       \
-        const REAL f = (REAL)(FACTOR), k = (REAL)(CONSTANT); \
-        if (w) SIMD EACH {                                  \
-            const REAL z = (u[i] - theta[i]) / w[i];        \
-            h[i] = (H) / w[i];                              \
-        }                                                   \
-        else SIMD EACH {                                    \
-            const REAL z = u[i] - theta[i];                 \
-            h[i] = (H);                                     \
-        }                                                   \
-        break;                                              \
-    }
-#define ABS(z) ((z) < 0 ? -(z) : (z))
+/* The numbers in the formula of a surrogate. The formulas are those of surrogate.py with torch's order of operations (k / y is
+   1 / y * k there); sigmoid and tanh are written with exp. */
+typedef struct {
+    REAL f, k, peak;
+} NAME(Formula);
+
+static inline NAME(Formula) NAME(formula)(const Surrogate *p) {
+    const double a = p->shape, scale = p->scale;
+#define FORMULA(F, K) (NAME(Formula)){(REAL)(F), (REAL)(K), (REAL)a}
     switch (p->family) {
-    case TRIANGLE: {
-        const REAL peak = (REAL)a;
-        FAMILY(a * a, p->scale, (peak - f * ABS(z) < 0 ? 0 : peak - f * ABS(z)) * k)
+    case TRIANGLE: return FORMULA(a * a, scale);
+    case ATAN: return FORMULA(M_PI / 2 * a, scale * a / 2);
+    case RECTANGLE: return FORMULA(a / 2, scale / a);
+    case SIGMOID: return FORMULA(-a, a * scale);
+    case SUPERSPIKE: return FORMULA(a, scale);
+    case PIECEWISE_EXPONENTIAL: return FORMULA(-a, a / 2 * scale);
+    case ERF: return FORMULA(a, a / sqrt(M_PI) * scale);
+    default: return FORMULA(-2 * a, 2 * a / tanh(a / 2) * scale); /* DSPIKE: sech^2 y = 4 sig(2y) sig(-2y) */
     }
-    case ATAN: FAMILY(M_PI / 2 * a, p->scale * a / 2, 1 / (1 + (z * f) * (z * f)) * k)
-    case RECTANGLE: FAMILY(a / 2, p->scale / a, ABS(z) < f ? k : 0)
-    case SIGMOID: FAMILY(-a, a * p->scale, NAME(slope)(ABS(z) * f) * k)
-    case SUPERSPIKE: FAMILY(a, p->scale, 1 / ((1 + f * ABS(z)) * (1 + f * ABS(z))) * k)
-    case PIECEWISE_EXPONENTIAL: FAMILY(-a, a / 2 * p->scale, NAME(exp_below_0)(ABS(z) * f) * k)
-    case ERF: FAMILY(a, a / sqrt(M_PI) * p->scale, NAME(exp_below_0)(-((z * f) * (z * f))) * k)
-    case DSPIKE: /* sech^2 y = 4 sig(2y) sig(-2y) */
-        FAMILY(-2 * a, 2 * a / tanh(a / 2) * p->scale, ABS(z) < (REAL)0.5 ? NAME(slope)(ABS(z) * f) * k : 0)
+#undef FORMULA
+}
+
+ALWAYS REAL NAME(h)(const int family, const REAL f, const REAL k, const REAL peak, REAL z) {
+    const REAL abs = z < 0 ? -z : z, left = peak - f * abs;
+    switch (family) {
+    case TRIANGLE: return (left < 0 ? 0 : left) * k;
+    case ATAN: return 1 / (1 + (z * f) * (z * f)) * k;
+    case RECTANGLE: return abs < f ? k : 0;
+    case SIGMOID: return NAME(slope)(abs * f) * k;
+    case SUPERSPIKE: return 1 / ((1 + f * abs) * (1 + f * abs)) * k;
+    case PIECEWISE_EXPONENTIAL: return NAME(exp_below_0)(abs * f) * k;
+    case ERF: return NAME(exp_below_0)(-((z * f) * (z * f))) * k;
+    default: return abs < (REAL)0.5 ? NAME(slope)(abs * f) * k : 0;
     }
-#undef ABS
-#undef FAMILY
+}
+
+/* h = derivative(u - theta), with a width w derivative((u - theta) / w) / w */
+static inline void NAME(derivative)(const Surrogate *p, const REAL *u, const REAL *theta, const REAL *w, REAL *h, int n) {
+    const NAME(Formula) formula = NAME(formula)(p);
+    const REAL f = formula.f, k = formula.k, peak = formula.peak;
+#define DERIVATIVE(FAMILY)                                                           \
+    case FAMILY:                                                                     \
+        if (w) SIMD EACH h[i] = NAME(h)(FAMILY, f, k, peak, (u[i] - theta[i]) / w[i]) / w[i]; \
+        else SIMD EACH h[i] = NAME(h)(FAMILY, f, k, peak, u[i] - theta[i]);             \
+        break;
+    switch (p->family) {
+        DERIVATIVE(TRIANGLE)
+        DERIVATIVE(ATAN)
+        DERIVATIVE(RECTANGLE)
+        DERIVATIVE(SIGMOID)
+        DERIVATIVE(SUPERSPIKE)
+        DERIVATIVE(PIECEWISE_EXPONENTIAL)
+        DERIVATIVE(ERF)
+        DERIVATIVE(DSPIKE)
+    }
+#undef DERIVATIVE
 }
 
 /* own: 0 where dropped, divided by keep elsewhere with rescale. full, if not null, keeps its value where own is dropped and gets
@@ -169,7 +195,7 @@ static inline const REAL *NAME(masked)(const Job *j, int64_t start, const uint32
 }
 
 /* G, the total gradient that arrives at s; rc = rho c */
-static inline REAL NAME(arriving)(int soft, int attached, REAL g, REAL rc, REAL u, REAL theta, REAL v_reset) {
+ALWAYS REAL NAME(arriving)(int soft, int attached, REAL g, REAL rc, REAL u, REAL theta, REAL v_reset) {
     return !attached ? g : soft ? g - rc * theta : g + rc * (v_reset - u);
 }
 
