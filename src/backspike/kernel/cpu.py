@@ -42,7 +42,6 @@ _GRAIN = 16384  # element-steps that are worth a thread
 _LEVELS = {"AVX512": ("_lif_v4", "_lif_v3", "_lif"), "AVX2": ("_lif_v3", "_lif")}
 _KEEPS = ("exact", "bfloat16", "8bit", "1bit", "recompute")  # in the order of lif.h
 _CODES = {1: torch.bfloat16, 2: torch.uint8, 3: torch.uint8}
-_BLOCK = 128  # as in lif.c
 _STREAM = 1 << 24  # bytes of a result from which on it is written past the cache
 _SUFFIX = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -372,7 +371,7 @@ def _lif_backward(
     if repeats > 1:
         job.x_stride = 0
     partial = None if out.sums is None else torch.zeros(job.chunks, out.sums.numel(), dtype=torch.float64)
-    scratch = torch.empty((job.threads, job.T, _BLOCK), dtype=constants.dtype) if _KEEPS[keeps] == "recompute" else None
+    scratch = torch.empty((job.threads, job.T, _c.lif_block()), dtype=constants.dtype) if _KEEPS[keeps] == "recompute" else None
     _set(job, x=x, v0=v0, u=kept if keeps == 0 else None, kept=kept if keeps else None, scratch=scratch, line=line)
     _set(job, g=g, gu=g_u, gv=g_v, gx=out.gx, gv0=out.gv0, partial=partial, sums=out.sums)
     _call("lif_backward", dtype, job)

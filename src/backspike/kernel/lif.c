@@ -9,6 +9,7 @@
 #include "lif.h"
 
 int64_t lif_job_size(void) { return sizeof(Job); }
+int64_t lif_block(void) { return BLOCK; }
 
 #define BODY "lif.c"
 #include "types.h"
