@@ -441,7 +441,7 @@ SANITIZED = """
 import ctypes, sys, torch, pytest
 from backspike.kernel import cpu
 cpu._c = ctypes.CDLL(sys.argv[1])
-wanted = "(cpu or pack or product) and not compiled and not level and not sanitizers"
+wanted = "(cpu or kept or pack or product) and not eager and not reference and not compiled and not level and not sanitizers"
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", wanted, *sys.argv[2:]]))
 """
 

@@ -3,13 +3,6 @@
 #ifndef BACKSPIKE_BITS_H
 #define BACKSPIKE_BITS_H
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-#ifdef __SSE2__
-#include <immintrin.h>
-#endif
-
 #include "lif.h"
 #include "sparse.h"
 
@@ -24,14 +17,6 @@
 typedef float Vector __attribute__((vector_size(4 * FLOATS)));
 
 enum { DEPTH = 6, GROUPS = 5, STEP = DEPTH * GROUPS }; /* lookup: bits that are looked up at once, and how often in a word */
-
-static inline int own_thread(void) {
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
 
 /* Bits at ... at + n - 1 of the given ones, n <= 56, of which there are `all`. */
 static inline uint64_t bits_at(const uint8_t *bits, int64_t all, int64_t at, int64_t n) {

@@ -371,7 +371,9 @@ def _lif_backward(
     if repeats > 1:
         job.x_stride = 0
     partial = None if out.sums is None else torch.zeros(job.chunks, out.sums.numel(), dtype=torch.float64)
-    scratch = torch.empty((job.threads, job.T, _c.lif_block()), dtype=constants.dtype) if _KEEPS[keeps] == "recompute" else None
+    scratch = None
+    if _KEEPS[keeps] == "recompute":
+        scratch = torch.empty((job.threads, job.T, _c.lif_block()), dtype=constants.dtype)  # type: ignore[union-attr]
     _set(job, x=x, v0=v0, u=kept if keeps == 0 else None, kept=kept if keeps else None, scratch=scratch, line=line)
     _set(job, g=g, gu=g_u, gv=g_v, gx=out.gx, gv0=out.gv0, partial=partial, sums=out.sums)
     _call("lif_backward", dtype, job)

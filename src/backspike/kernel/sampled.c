@@ -96,7 +96,7 @@ void sparse_sampled(const Sampled *j) {
     const int64_t wide = keys(j), blocks = (j->K + wide - 1) / wide;
     const int64_t even = j->M * blocks / (4 * j->threads) + 1, tall = even < PART ? PART : even, parts = (j->M + tall - 1) / tall;
     _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
-        float *panel = (float *)j->p_scratch + own_thread() * sparse_sampled_scratch(j), *row = panel + wide * j->N;
+        float *panel = (float *)j->p_scratch + this_thread() * sparse_sampled_scratch(j), *row = panel + wide * j->N;
         _Pragma("omp for schedule(dynamic)") for (int64_t task = 0; task < blocks * parts; task++) {
             const int64_t k = task / parts * wide, n = min(wide, j->K - k), first = task % parts * tall;
             if (paired) lay_pairs((const uint16_t *)j->p_w + k, j->N, j->K, n, (uint16_t *)panel);

@@ -113,7 +113,7 @@ void sparse_product(const Product *j) {
     const int64_t even = j->R * blocks / (4 * j->threads) + 1, tall = even < PART ? PART : min(even, ROWS);
     const int64_t parts = (j->R + tall - 1) / tall;
     _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
-        float *panel = (float *)j->p_scratch + own_thread() * sparse_product_scratch(), *sums = panel + PANEL * GATHER;
+        float *panel = (float *)j->p_scratch + this_thread() * sparse_product_scratch(), *sums = panel + PANEL * GATHER;
         int64_t at[ROWS];
         _Pragma("omp for schedule(dynamic)") for (int64_t task = 0; task < blocks * parts; task++) {
             const int64_t o = task / parts * lanes, first = task % parts * tall, rows = min(tall, j->R - first);
