@@ -116,6 +116,21 @@ def test_a_code_remembers_the_spike_and_the_distance(memory, theta):
     assert far.tolist() == [1 - 2 + 1 / 128, 1 + 2 - 1 / 128]
 
 
+@each_backend
+@pytest.mark.parametrize("memory", kept.ROUNDED)
+def test_a_spike_is_remembered_where_the_distance_is_lost(backend, memory):
+    """The gradient of the state passes where no spike reset it, also a hair below a threshold of 1e8."""
+    theta = torch.tensor(1e8)
+    x = (
+        torch.stack([theta, torch.nextafter(theta, 0 * theta), torch.nextafter(theta, 2 * theta)])
+        .view(1, 1, 3)
+        .requires_grad_()
+    )
+    rule = {"tau": math.inf, "decay_input": False, "v_threshold": 1e8, "reset_gradient": 0.0, "memory": memory}
+    bs.lif(x, backend=backend, **rule).state.sum().backward()
+    assert x.grad.flatten().tolist() == [0, 1, 0]
+
+
 def test_reach_follows_the_surrogate():
     assert kept.reach(ATan()) == 2
     assert kept.reach(ATan(alpha=0.25)) == 16
