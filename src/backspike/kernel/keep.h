@@ -1,5 +1,5 @@
-/* What the forward pass keeps of a block of membranes for the backward pass, and what that one makes of it. Included after step.h,
-   once per pair of types. kept.py says what the codes mean and has the same formulas in torch. */
+/* What the forward pass keeps of a block of membranes for the backward pass, and what that one makes of it. Included after
+   step.h, once per pair of types. kept.py says what the codes mean and has the same formulas in torch. */
 
 /* z = u - theta as a bfloat16 whose sign says whether the neuron fired */
 ALWAYS uint16_t NAME(code_bf16)(REAL z, int fired) { return (to_bf16((float)z) & 0x7fff) | (fired ? 0 : 0x8000); }
@@ -36,7 +36,7 @@ static inline void NAME(recall_8bit)(const Job *j, const uint8_t *code, const RE
 #define RECALL(Z)                                            \
     SIMD EACH {                                              \
         const REAL z = ((REAL)code[i] - (REAL)127.5) * step; \
-        u[i] = NAME(membrane)(Z, code[i] >= 128, theta[i]);  \
+        u[i] = NAME(membrane)(Z, z > 0, theta[i]);           \
     }
     if (w) RECALL(z * w[i])
     else RECALL(z)

@@ -1,7 +1,8 @@
 /* The recursion of reference.py over all T in one pass, forward and backward, in plain C called through ctypes.
 
-   Each thread walks over blocks of elements that stay in L1, and over time within a block. Compile with -ffp-contract=off: a
-   fused multiply-add would change membranes, and with them spikes. */
+   Each thread walks over blocks of elements that stay in L1, and over time within a block. What goes past the cache goes there
+   row by row, so the rows are short: the next one is computed while the last drains. Compile with -ffp-contract=off: a fused
+   multiply-add would change membranes, and with them spikes. */
 
 #ifndef REAL
 

@@ -1,4 +1,5 @@
-/* What the C files share: a call of the neuron as a struct, the mask's hash, bfloat16. Letters as in docs/methods.md, section 1. */
+/* What the C files share: a call of the neuron as a struct, the mask's hash, bfloat16, and how rows come from memory and go
+   back past the cache. Letters as in docs/methods.md, section 1. */
 
 #ifndef BACKSPIKE_LIF_H
 #define BACKSPIKE_LIF_H
@@ -19,7 +20,7 @@
 #define SIMD _Pragma("omp simd")
 #define EACH for (int i = 0; i < n; i++)
 #define ALWAYS static inline __attribute__((always_inline))
-#define FETCH 4 /* steps ahead */
+#define FETCH 4 /* steps that rows are asked for ahead */
 #ifndef BLOCK
 #define BLOCK 256
 #endif
@@ -117,7 +118,7 @@ static inline void ahead(const void *p, int64_t bytes) {
     for (int64_t k = 0; k < bytes; k += 64) __builtin_prefetch((const char *)p + k, 0, 2);
 }
 
-/* Memory that is fresh comes page by page; in large pages it comes several times faster. A wish: where it fails nothing is lost. */
+/* Fresh memory comes page by page; in large pages it comes several times faster. A wish: where it fails nothing is lost. */
 static inline void large_pages(const Job *j, void *p, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
     const intptr_t page = 2 << 20, start = ((intptr_t)p + page - 1) / page * page, end = ((intptr_t)p + bytes) / page * page;
