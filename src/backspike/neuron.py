@@ -66,7 +66,7 @@ def lif(
     it (TSBP, Yang 2020). temporal_gradient=False: nothing flows from one timestep to an earlier one, nor to v0.
     seed: of the mask of `Masked`, drawn from torch's generator when None. mask_p: overrides `Masked.p` (annealing).
     memory: what is kept for the backward pass, one of `bs.kernel.MEMORIES`: "exact" the membrane, "bfloat16" and "8bit" the
-    distance to the threshold in fewer bits (the spikes stay exact, gradients are off by about 0.1 and 1 %), "1bit" (exact,
+    distance to the threshold in fewer bits (the spikes stay exact, gradients are off by about 0.2 and 1 %), "1bit" (exact,
     Rectangle with soft reset alone), "recompute" x instead (exact, slower; "checkpoint" is the same here).
     repeats: x `[1, B, ...]` stands for that many equal timesteps, and its gradient is the sum over them.
     Raises ValueError naming the argument; `Unsupported` when the named backend cannot do it.
