@@ -33,6 +33,12 @@ DENSITIES = [0.0, 0.01, 0.3, 1.0]
 HOWS = ["gather", "lookup"]
 
 
+@pytest.fixture(autouse=True)
+def no_tiles(monkeypatch):
+    """The limits of most processors."""
+    monkeypatch.setattr(product, "_multiplies_tiles", lambda: False)
+
+
 def draw(M, K, N, density, dtype=torch.float32, seed=0):
     """Spikes [M, K] with their bits, weight [N, K], bias [N], upstream gradient [M, N]."""
     r = torch.Generator().manual_seed(seed)
@@ -232,7 +238,7 @@ def linear_case(M, K, N, density, bias=True, lead=(), dtype=torch.float32, seed=
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_layers_are_torchs(density, bias, autocast, tolerance):
-    x, layer, g = linear_case(768, 128, 96, density, bias, lead=(3, 256))
+    x, layer, g = linear_case(768, 256, 96, density, bias, lead=(3, 256))
     dtype = torch.bfloat16 if autocast else torch.float32
     got = gradients(product.linear, layer, x, autocast, g.to(dtype))
     want = gradients(itself, layer, x, autocast, g.to(dtype))
@@ -240,7 +246,7 @@ def test_linear_layers_are_torchs(density, bias, autocast, tolerance):
         assert a.dtype == b.dtype
         near(a, b.double(), dtype, tolerance)
     made = product.choice(layer)
-    expected = "gather" if density < 0.1 else "lookup" if product.LOOKUP[dtype] else "dense"
+    expected = "gather" if density < 0.1 else "lookup"
     assert (made.forward, made.weight, made.input, made.spikes) == (
         expected,
         expected,
@@ -263,7 +269,7 @@ def test_linear_layers_of_any_dtype(dtype, input, tolerance):
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_the_input_gradient_where_the_neuron_can_use_it(autocast, tolerance):
-    x, layer, g = linear_case(900, 128, 96, 0.1)
+    x, layer, g = linear_case(900, 128, 200, 0.1)
     dtype = torch.bfloat16 if autocast else torch.float32
     for density in (0.0, 0.1, 0.2, 0.9):
         mask = torch.rand(x.shape) < density
@@ -434,7 +440,7 @@ def test_active_must_match():
 def test_hysteresis():
     """A density that wanders around a limit does not change the way; one that leaves it does, in both directions."""
     made, limit = product.Choice(), product.GATHER_BELOW
-    for density, way in (
+    for part, way in (
         (1.05, "lookup"),
         (0.95, "lookup"),
         (0.85, "gather"),
@@ -442,11 +448,25 @@ def test_hysteresis():
         (1.2, "lookup"),
         (0.95, "lookup"),
     ):
-        assert made.decide(torch.float32, 1024, 256, 256, density * limit, None).forward == way
-    limit = product.SAMPLE_BELOW[torch.bfloat16]
-    for h, way in ((1.05, "dense"), (0.95, "dense"), (0.85, "sample"), (1.05, "sample"), (1.2, "dense")):
-        assert made.decide(torch.bfloat16, 1024, 256, 256, None, h * limit).input == way
+        assert made.decide(torch.float32, 1024, 256, 256, part * limit, None).forward == way
+    limit = product.SAMPLE_BELOW * 256 / (256 + product.START)
+    for part, way in ((1.05, "dense"), (0.95, "dense"), (0.85, "sample"), (1.05, "sample"), (1.2, "dense")):
+        assert made.decide(torch.float32, 1024, 256, 256, None, part * limit).input == way
         assert made.forward == made.weight == "dense"
+
+
+def test_what_the_limits_depend_on(monkeypatch):
+    for M, K, ways in ((1024, 1024, ("lookup", "lookup")), (1024, 128, ("lookup", "dense")), (128, 1024, ("dense", "lookup"))):
+        made = product.Choice().decide(torch.float32, M, K, 256, 0.5, 0.5)
+        assert (made.forward, made.weight, made.input) == (*ways, "dense")
+    monkeypatch.setattr(product, "_multiplies_tiles", lambda: True)
+    for dtype, density, ways in (
+        (torch.float32, 0.1, ("gather", "gather", "sample")),
+        (torch.bfloat16, 0.1, ("dense", "dense", "dense")),
+        (torch.bfloat16, 0.02, ("gather", "gather", "sample")),
+    ):
+        made = product.Choice().decide(dtype, 1024, 1024, 256, density, density)
+        assert (made.forward, made.weight, made.input) == ways
 
 
 @pytest.mark.parametrize(
@@ -458,13 +478,13 @@ def test_what_is_small_or_exact_stays_dense(case):
 
 
 def test_the_choice_is_saved_and_resumed():
-    x, layer, g = linear_case(1024, 128, 96, 0.165)  # just below the limit: which way depends on the way before
+    x, layer, g = linear_case(1024, 256, 96, 0.132)  # just above the limit: which way depends on the way before
     model = nn.Sequential(layer)
     product.choice(layer).load({"forward": "gather", "weight": "gather", "input": "sample", "spikes": 0.1, "h": 0.2})
     saved = product.state(model)
     twin = copy.deepcopy(model)
     assert product.state(twin) == saved
-    fresh = nn.Sequential(nn.Linear(128, 96))
+    fresh = nn.Sequential(nn.Linear(256, 96))
     fresh.load_state_dict(model.state_dict())
     product.load(fresh, copy.deepcopy(saved))
     want = gradients(product.linear, layer, x, g=g)
@@ -474,7 +494,7 @@ def test_the_choice_is_saved_and_resumed():
     assert product.choice(layer).forward == "gather"
     with torch.no_grad():
         before = product.state(model)
-        product.linear((torch.rand(1024, 128) < 0.9).float(), layer)
+        product.linear((torch.rand(1024, 256) < 0.9).float(), layer)
     assert product.state(model) == before
 
 

@@ -20,15 +20,18 @@ from torch.nn.modules import module as _module
 from .kernel import sparse
 from .kernel.pack import Packed, count, pack
 
-# Densities below which a way is the fastest. Measured on two Zen 4 cores with 2048 samples, 1024 inputs and 1024 outputs, as
-# milliseconds in float32 / bfloat16: dense 27 / 10.5; gathered 6.3 / 5.6 at 10 %, 11 / 10.4 at 20 %; looked up 9.7 / 9.6 at any
-# density; sampled 9 / 4.7 at 10 %, 25 / 10.9 at 30 %.
-GATHER_BELOW = 0.17
-SAMPLE_BELOW = {torch.float32: 0.30, torch.bfloat16: 0.27}
-LOOKUP = {torch.float32: True, torch.bfloat16: True}  # dense otherwise
+# Densities below which a way is the fastest. Measured on a Zen 4 core (avx512_bf16) with 2048 samples, 1024 inputs and 1024
+# outputs, in ms for float32 / bfloat16: dense 47 / 20; gathered 11 / 10.5 at 10 % and 20 / 19 at 20 %; looked up 13 / 13 at any
+# density; sampled 14 / 8 at 10 %, 31 / 16 at 30 %, 62 / 26 at 50 %. A dot product costs START multiplications beside its own.
+GATHER_BELOW = 0.13
+SAMPLE_BELOW, START = 0.40, 130
+LOOKUP_ROWS = 256  # fewer do not pay for the tables
+# What remains of these densities for bfloat16 on a processor that multiplies tiles (AMX), where looking up never pays: by
+# arithmetic, not measured.
+TILED = 0.25
 MARGIN = 0.1  # a way is left when its limit is passed by this part of it
-WORTH_IT = 1 << 22  # products of a dense matrix product; below, calls cost more than they save
-FEWEST = 64  # rows and columns: narrower matrices leave the lanes empty
+WORTH_IT = 1 << 22  # multiplications of the dense product; below, calls cost more than they save
+FEWEST = 64  # rows and columns; narrower matrices leave lanes empty
 
 
 @dataclass
@@ -61,11 +64,15 @@ class Choice:
 
     def decide(self, dtype: torch.dtype, M: int, K: int, N: int, spikes: float | None, h: float | None) -> Choice:
         """The ways for `[M, K]` inputs and N outputs, from now on."""
-        worth = worth_it(dtype, M, K, N)
-        adding = [("gather", GATHER_BELOW)] + [("lookup", 2.0)] * LOOKUP.get(dtype, False)
-        self.forward = _way(self.forward, adding, spikes if worth else None)
-        self.weight = _way(self.weight, adding, spikes if worth else None)
-        self.input = _way(self.input, [("sample", SAMPLE_BELOW.get(dtype, 0.0))], h if worth else None)
+        if not worth_it(dtype, M, K, N):
+            self.forward = self.weight = self.input = "dense"
+        else:
+            tiled = dtype == torch.bfloat16 and _multiplies_tiles()
+            part = TILED if tiled else 1.0
+            gather, lookup = ("gather", GATHER_BELOW * part), ("lookup", 2.0)
+            self.forward = _way(self.forward, [gather] + [lookup] * (M >= LOOKUP_ROWS and not tiled), spikes)
+            self.weight = _way(self.weight, [gather] + [lookup] * (K >= LOOKUP_ROWS and not tiled), spikes)
+            self.input = _way(self.input, [("sample", SAMPLE_BELOW * part * N / (N + START))], h)
         self.spikes, self.h = spikes, h
         return self
 
@@ -73,6 +80,10 @@ class Choice:
 def worth_it(dtype: torch.dtype, M: int, K: int, N: int) -> bool:
     """Whether a product of this size can be faster than a dense one at all."""
     return min(M, K, N) >= FEWEST and M * K * N >= WORTH_IT and dtype in sparse.DTYPES and sparse.available()
+
+
+def _multiplies_tiles() -> bool:
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 def _way(now: str, limits: list[tuple[str, float]], density: float | None) -> str:
