@@ -23,29 +23,39 @@ class Advance(Protocol):
 def progress(what: str, total: int) -> Iterator[Advance]:
     """Shows how many of `total` are done, as often as the function given is called."""
     terminal = sys.stderr.isatty()
+    pause = TERMINAL_SECONDS if terminal else PLAIN_SECONDS
     start = time.monotonic()
-    shown, done = start + PATIENCE - (TERMINAL_SECONDS if terminal else PLAIN_SECONDS), 0
+    done, shown, shown_done = 0, start + PATIENCE - pause, 0
+
+    def show(now: float) -> None:
+        nonlocal shown, shown_done
+        shown, shown_done = now, done
+        sys.stderr.write(_bar(what, done, total, now - start) if terminal else _text(what, done, total, now - start) + "\n")
+        sys.stderr.flush()
 
     def advance(n: int) -> None:
-        nonlocal shown, done
+        nonlocal done
         done += n
         now = time.monotonic()
-        if now - shown >= (TERMINAL_SECONDS if terminal else PLAIN_SECONDS):
-            shown = now
-            print(*_line(what, done, total, now - start, terminal), sep="", end="", file=sys.stderr, flush=True)
+        if now - shown >= pause:
+            show(now)
 
     try:
         yield advance
     finally:
-        if time.monotonic() - start >= PATIENCE:
-            print(*_line(what, done, total, time.monotonic() - start, terminal), sep="", file=sys.stderr, flush=True)
+        if shown_done:
+            if shown_done < done:
+                show(time.monotonic())
+            if terminal:
+                sys.stderr.write("\n")
 
 
-def _line(what: str, done: int, total: int, seconds: float, terminal: bool) -> tuple[str, str, str]:
-    """What goes before, the text, what goes behind."""
-    left = f"{seconds * (total - done) / done:,.0f} s left" if 0 < done < total else f"{seconds:,.0f} s"
-    text = f"{what}: {done:,} of {total:,}, {left}"
-    if not terminal:
-        return "", text, "\n"
-    filled = 24 * done // max(total, 1)
-    return "\r", f"{'█' * filled}{'░' * (24 - filled)} {100 * done // max(total, 1):3d} %  {text}", "\x1b[K"
+def _text(what: str, done: int, total: int, seconds: float) -> str:
+    left = f"{seconds * (total - done) / done:,.0f} s left" if done < total else f"{seconds:,.0f} s"
+    return f"{what}: {done:,} of {total:,}, {left}"
+
+
+def _bar(what: str, done: int, total: int, seconds: float) -> str:
+    """The text behind a bar, over what was shown before."""
+    filled = 24 * done // total
+    return f"\r{'█' * filled}{'░' * (24 - filled)} {100 * done // total:3d} %  {_text(what, done, total, seconds)}\x1b[K"

@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 
-from . import DataError
+from . import DataError, one_line
 
 
 def decode(data: bytes, name: str = "<bytes>", size: int = 224) -> np.ndarray:
@@ -17,7 +17,7 @@ def decode(data: bytes, name: str = "<bytes>", size: int = 224) -> np.ndarray:
     try:
         from PIL import Image
     except Exception as error:  # a broken installation raises more than ImportError
-        raise DataError(f"{name} is a picture, which Pillow reads: pip install pillow ({error})") from error
+        raise DataError(f"{name} is a picture, which Pillow reads: pip install pillow ({one_line(error)})") from error
     side = -(-size * 8 // 7)
     try:
         with warnings.catch_warnings():
@@ -31,5 +31,5 @@ def decode(data: bytes, name: str = "<bytes>", size: int = 224) -> np.ndarray:
                 # the cut before the scaling: a picture of 1 x 10^6 pixels must not become one of 256 x 256 * 10^6
                 scaled = picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=middle)
     except Exception as error:  # a damaged picture may raise nearly anything
-        raise DataError.at(name, 0, f"truncated or damaged picture ({type(error).__name__}: {error})") from error
+        raise DataError.at(name, 0, f"truncated or damaged picture ({one_line(error)})") from error
     return np.ascontiguousarray(np.asarray(scaled).transpose(2, 0, 1))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import DataError, Events
+from . import DataError, Events, one_line
 
 CHANNELS = 700
 
@@ -54,11 +54,13 @@ def _opened(path: Path) -> Any:
     try:
         import h5py
     except Exception as error:  # a broken installation raises more than ImportError
-        raise DataError(f"{path} is an HDF5 file, which h5py reads: pip install 'backspike[events]' ({error})") from error
+        raise DataError(
+            f"{path} is an HDF5 file, which h5py reads: pip install 'backspike[events]' ({one_line(error)})"
+        ) from error
     try:
         return h5py.File(path, "r")
     except Exception as error:  # h5py raises OSError, RuntimeError, ValueError, ... for damage
-        raise DataError(f"{path}: truncated or damaged HDF5 file ({error})") from error
+        raise DataError(f"{path}: truncated or damaged HDF5 file ({one_line(error)})") from error
 
 
 def _member(file: Any, path: Path, key: str) -> Any:
@@ -68,11 +70,11 @@ def _member(file: Any, path: Path, key: str) -> Any:
         out.dtype  # noqa: B018 - a group has none
         return out
     except Exception as error:
-        raise DataError(f"{path}: no data set {key!r}: damaged, or no SHD file ({error})") from error
+        raise DataError(f"{path}: no data set {key!r}: damaged, or no SHD file ({one_line(error)})") from error
 
 
 def _read(path: Path, member: Any, what: Any) -> Any:
     try:
         return member[what]
     except Exception as error:
-        raise DataError(f"{path}: {member.name} {what} cannot be read: damaged HDF5 file ({error})") from error
+        raise DataError(f"{path}: {member.name} {what} cannot be read: damaged HDF5 file ({one_line(error)})") from error
