@@ -135,25 +135,23 @@ def n_caltech101(folder):
     return made
 
 
-@pytest.mark.parametrize("place", ["N-Caltech101/Caltech101", "."])
-def test_n_caltech101(tmp_path, place):
-    made = n_caltech101(tmp_path / place)
+def test_n_caltech101(tmp_path):
+    place = tmp_path / "N-Caltech101" / "Caltech101"
+    made = n_caltech101(place)
     sets = data.load("n-caltech101", tmp_path, T=3, size=48)
-    whole = data.load("n-caltech101", tmp_path, T=3, by="count")
+    whole = data.load("n-caltech101", place, T=2, by="count")
     for part in range(3):
         split, large = ((sets.train, whole.train), (sets.validation, whole.validation), (sets.test, whole.test))[part]
         assert split.ids.tolist() == [parts[part][0] for parts in published("n-caltech101").values()]
         assert split.y.tolist() == list(range(101))
         assert split.x.shape == (101, 3, 2, 48, 48)
-        assert large.x.shape == (101, 3, 2, 180, 240)
-        for x, full, y, id in zip(split.x, large.x, split.y, split.ids):
+        assert large.x.shape == (101, 2, 2, 180, 240)
+        for x, full, y, id in zip(split.x[::7], large.x[::7], split.y[::7], split.ids[::7]):
             np.testing.assert_array_equal(x, frames(made[y, id], 3, (180, 240), 48))
-            np.testing.assert_array_equal(full, frames(made[y, id], 3, (180, 240), by="count"))
-            np.testing.assert_array_equal(np.ptp(full.sum((1, 2, 3))), 1)
+            np.testing.assert_array_equal(full, frames(made[y, id], 2, (180, 240), by="count"))
+            assert full.sum((1, 2, 3)).tolist() == [20, 20]
     assert sets.num_classes == 101
-    assert data.check("n-caltech101", tmp_path) == [
-        ((tmp_path / place).resolve() if place == "." else tmp_path / place, "present, 303 of 8,709 recordings")
-    ]
+    assert data.check("n-caltech101", tmp_path) == [(place, "present, 303 of 8,709 recordings")]
     with pytest.raises(DataError, match=r"size=\(180, 241\): the sensor of n-caltech101 has 180 x 240 pixels"):
         data.load("n-caltech101", tmp_path, size=(180, 241))
 
