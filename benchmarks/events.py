@@ -18,6 +18,8 @@ import tempfile
 import time
 import types
 from collections.abc import Callable
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -79,21 +81,25 @@ def tonic() -> Side:
     }
 
 
-def _anything(name: str) -> type:
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return object
+class StandIn(MetaPathFinder, Loader):
+    """Takes the place of torchvision and torchaudio where they are missing: what is measured does not use them."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        wanted = name.split(".")[0] in ("torchvision", "torchaudio")
+        return ModuleSpec(name, self, is_package=True) if wanted else None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__getattr__ = self.anything  # type: ignore[method-assign]
+
+    @staticmethod
+    def anything(name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return object
 
 
 def spikingjelly() -> Side:
-    import torch  # noqa: F401
-
-    try:
-        import torchvision  # noqa: F401
-    except Exception:  # what is measured uses nothing of it, but is imported with what does
-        for name in ("torchvision", "torchvision.datasets", "torchvision.datasets.utils", "torchvision.transforms"):
-            sys.modules[name] = stand_in = types.ModuleType(name)
-            stand_in.__getattr__ = _anything  # type: ignore[method-assign]
+    sys.meta_path.append(StandIn())
     from spikingjelly.datasets import cifar10_dvs, utils
 
     read = getattr(cifar10_dvs, "_load_origin_data", None) or cifar10_dvs.CIFAR10DVS.load_origin_data

@@ -336,6 +336,28 @@ def test_channels_in_a_fixed_window():
     assert out.tolist() == [[1, 0, 1], [0, 0, 1], [0, 0, 0], [1, 2, 0]]
 
 
+@pytest.mark.parametrize("line", ["2,200000,350001", "1,200000,400001", "1,300000,350001"])
+def test_gestures_marked_otherwise_are_counted_again(tmp_path, line):
+    gestures(tmp_path)
+    before = data.load("dvs128-gesture", tmp_path, T=2).test
+    path = tmp_path / "user24_led_labels.csv"
+    path.write_text(path.read_text().replace("1,200000,350001", line, 1))
+    after = data.load("dvs128-gesture", tmp_path, T=2).test
+    label, start, stop = map(int, line.split(","))
+    assert after.y[0] == label - 1
+    changed = (before.x != after.x).any((1, 2, 3, 4))
+    assert changed.tolist() == [(start, stop) != (200000, 350001)] + [False] * 9
+
+
+def test_the_end_of_a_gesture_belongs_to_the_next(tmp_path):
+    gestures(tmp_path)
+    t = np.array([99, 100, 199, 200])
+    write(tmp_path / "user24_led.aedat", aedat3.encode(Events(np.arange(4), np.arange(4), t, np.zeros(4, int))))
+    write(tmp_path / "user24_led_labels.csv", b"class,startTime_usec,endTime_usec\n1,100,200\n")
+    (rows, columns) = np.nonzero(data.load("dvs128-gesture", tmp_path, T=1).test.x[0, 0, 0])
+    assert (rows.tolist(), columns.tolist()) == ([1, 2], [1, 2])
+
+
 def test_a_gesture_without_events_gives_empty_frames(tmp_path):
     gestures(tmp_path)
     write(tmp_path / "user29_natural_labels.csv", b"class,startTime_usec,endTime_usec\n3,9000000,9000001\n")

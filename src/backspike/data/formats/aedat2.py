@@ -25,22 +25,19 @@ def decode(data: bytes, name: str = "<bytes>", upright: bool = True) -> Events:
     count, rest = divmod(len(data) - start, EVENT_BYTES)
     if rest:
         raise DataError.at(name, start + count * EVENT_BYTES, f"truncated: {rest} of the {EVENT_BYTES} bytes of an event")
-    table = np.frombuffer(data, np.uint8, offset=start).reshape(count, EVENT_BYTES)
-    beyond = (table[:, 0] | table[:, 1]) != 0
-    if beyond.any():
-        i = int(np.argmax(beyond))
-        address = table[i, :4].tobytes().hex()
-        raise DataError.at(
-            name, start + i * EVENT_BYTES, f"address {address} is no pixel of a DVS128; damaged, or another camera"
-        )
-    pixel = table[:, 2] < SIDE
+    words = np.frombuffer(data, ">u8", offset=start).astype(np.uint64)  # address and time at once: whole words are fastest
+    if words.max(initial=0) >= 1 << 48:
+        i = int(np.argmax(words >= 1 << 48))
+        what = f"address {int(words[i]) >> 32:08x} is no pixel of a DVS128; damaged, or another camera"
+        raise DataError.at(name, start + i * EVENT_BYTES, what)
+    pixel = words < 1 << 47
     if not pixel.all():
-        table = table[pixel]
-    y, x, p = table[:, 2], table[:, 3] >> np.uint8(1), table[:, 3] & np.uint8(1)
-    t = table[:, 4:].copy().view(">u4")[:, 0].astype(np.int64)
+        words = words[pixel]
+    address = (words >> 32).astype(np.uint16)
+    x, y, p = address >> 1 & 127, address >> 8, (address & 1).astype(np.uint8)
     if upright:
-        x, y, p = np.uint8(127) - y, np.uint8(127) - x, np.uint8(1) - p
-    return Events(x.astype(np.uint16), y.astype(np.uint16), t, p)
+        x, y, p = SIDE - 1 - y, SIDE - 1 - x, 1 - p
+    return Events(x, y, (words & 0xFFFFFFFF).view(np.int64), p)
 
 
 def encode(events: Events, upright: bool = True) -> bytes:

@@ -24,7 +24,7 @@ def decode(data: bytes, name: str = "<bytes>") -> Events:
     Raises DataError for another header or coding than RAW, for a packet that claims more than the file holds or is not as
     the format says.
     """
-    blocks, overflows = [np.zeros((0, 2), np.uint32)], [0]
+    blocks, overflows = [np.zeros(0, np.uint64)], [0]
     at = _packets_start(data, name)
     while at < len(data):
         if len(data) - at < PACKET.size:
@@ -44,16 +44,16 @@ def decode(data: bytes, name: str = "<bytes>") -> Events:
             raise DataError.at(
                 name, body - PACKET.size, f"polarity events of {size} bytes, time at {time_at}: expected 8 and 4"
             )
-        blocks.append(np.frombuffer(data, "<u4", 2 * number, body).reshape(number, 2))
+        blocks.append(np.frombuffer(data, "<u8", number, body))
         overflows.append(overflow)
     words = np.concatenate(blocks)
     late = np.repeat(np.array(overflows, np.int64) << 31, [len(block) for block in blocks])
-    valid = (words[:, 0] & 1).astype(bool)
+    valid = (words & 1).astype(bool)
     if not valid.all():
         words, late = words[valid], late[valid]
-    pixel = words[:, 0]
+    pixel = words.astype(np.uint32)
     x, y = (pixel >> 17).astype(np.uint16), (pixel >> 2 & 0x7FFF).astype(np.uint16)
-    return Events(x, y, late | words[:, 1], (pixel >> 1 & 1).astype(np.uint8))
+    return Events(x, y, late | (words >> 32).view(np.int64), (pixel >> 1).astype(np.uint8) & 1)
 
 
 def encode(events: Events, packet: int = 4096) -> bytes:
