@@ -221,6 +221,17 @@ def test_frames_by_time_and_by_count():
     assert by_count[1, 1, 6, 5] == by_count[1, 1, 6, 1] == 1
 
 
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=40), st.integers(1, 12))
+def test_frames_by_time_are_equal_slices(times, T):
+    """Event by event: of `length` microseconds, the first counted, slice floor((t - first) T / length)."""
+    t = np.array(times)
+    zeros = np.zeros(len(t), int)
+    wanted = [0] * T
+    for time in times:
+        wanted[(time - min(times)) * T // (max(times) - min(times) + 1)] += 1
+    assert frames(Events(zeros, zeros, t, zeros), T).sum((1, 2, 3)).tolist() == wanted
+
+
 @given(st.integers(1, 100), st.integers(1, 12))
 def test_frames_by_count_are_even(n, T):
     zeros = np.zeros(n, int)

@@ -42,12 +42,12 @@ class Binning:
         out = []
         for path, group in groupby(self.samples[first:stop], key=lambda sample: sample.path):
             try:
-                out += [self.count(events) for events in read(self.name, path, list(group), self.upright)]
+                out += [narrowest(self.count(events)) for events in read(self.name, path, list(group), self.upright)]
             except OSError as error:
                 raise DataError(f"{path} cannot be read: {error.strerror}") from error
             except DataError as error:
                 raise error if str(path) in str(error) else DataError(f"{path}: {error}") from error
-        return narrowest(np.stack(out))
+        return np.stack(out)
 
 
 def binned(binning: Binning, row_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
