@@ -129,7 +129,7 @@ def test_noise_behind_a_good_beginning(name, noise, keep):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
-@settings(max_examples=20_000, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=8_000, suppress_health_check=list(HealthCheck), deadline=None)
 @given(steps=changes, noise=st.binary(max_size=60))
 def test_damaged_bytes_for_minutes(name, steps, noise):
     check(name, damaged(READERS[name][1] + noise, steps))

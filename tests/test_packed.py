@@ -182,17 +182,20 @@ def test_a_script_without_guard_prepares_in_processes(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for children in /proc")
-def test_a_kill_leaves_no_process_and_no_half_entry(tmp_path, own_cache):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_kill_leaves_no_process_and_no_half_entry(tmp_path, own_cache, how):
     recordings(tmp_path, n=140, events=2000)
-    process = run(tmp_path)
+    process = run(tmp_path, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not (own_cache.is_dir() and any(own_cache.iterdir())) or len(children := _children(process.pid)) < 2:
         assert time.monotonic() < deadline
         assert process.poll() is None, "it was done before it was killed"
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send_signal(how)
+    _, said = process.communicate()
+    assert said.count(b"Traceback") == (how == signal.SIGINT)  # ours; the processes of the preparation are silent
     assert [path.name for path in own_cache.iterdir() if not path.name.startswith(".backspike-")] == []
+    assert how == signal.SIGKILL or list(own_cache.iterdir()) == []
     while any(os.path.exists(f"/proc/{child}") and _state(child) != "Z" for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.01)

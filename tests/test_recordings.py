@@ -2,7 +2,11 @@
 
 import functools
 import importlib.util
+import json
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -302,6 +306,17 @@ def test_without_h5py_the_cure_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     with pytest.raises(DataError, match=r"pip install 'backspike\[events\]'"):
         data.load("shd", tmp_path)
+
+
+def test_the_benchmark_of_reading_and_counting_runs(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "events.py"
+    command = [sys.executable, script, "--events", "3000", "--repeats", "1", "--json", tmp_path / "out.json"]
+    command += ["--peer-python", sys.executable]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert "tonic is left out" in out
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [row["task"] for row in rows if row["side"] == "backspike"] == ["nmnist", "aedat2", "aedat3", "time", "count"]
+    assert all(row["lost"] == 0 and row["million_events_per_second"] > 0 for row in rows if row["side"] == "backspike")
 
 
 # frames

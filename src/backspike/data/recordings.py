@@ -79,7 +79,7 @@ def _numbered(source: Source, folder: Path) -> Parts:
 
 def _numbered_in(folder: Path) -> list[Sample]:
     try:
-        found = [Sample(path, int(path.parent.name), int(path.stem)) for path in folder.glob("*/*.bin")]
+        found = [Sample(path, int(path.parent.name), int(path.stem)) for path in folder.glob("[!.]*/*.bin")]
     except ValueError as error:
         raise DataError(f"{folder}: a recording is not named <class number>/<number>.bin ({error})") from error
     if not found:

@@ -19,10 +19,18 @@ logger = logging.getLogger("backspike")
 
 
 @dataclass(frozen=True)
+class Archive:
+    """What is offered for download and has to be unpacked."""
+
+    name: str
+    md5: str
+
+
+@dataclass(frozen=True)
 class File:
     """One file, or a folder of recordings: then `recordings` is their official number, `pattern` how they are found in it.
 
-    Unknown size or sum: None.
+    Unknown size or sum: None. `archive`: where the file comes out of one whose sum is known.
     """
 
     name: str
@@ -30,6 +38,7 @@ class File:
     md5: str | None = None
     recordings: int = 0
     pattern: str = "*/*.bin"
+    archive: Archive | None = None
 
 
 @dataclass(frozen=True)
@@ -44,8 +53,7 @@ class Layout:
 class Source:
     """What is known of a data set. `samples`: train, validation, test; `shape`: one image [C, H, W] or the sensor [2, H, W].
 
-    `layouts` is empty where nothing needs to be put anywhere: the set is bundled or made on first use. `archives`: what is
-    offered for download and has to be unpacked, where sums are known of these and not of the files inside.
+    `layouts` is empty where nothing needs to be put anywhere: the set is bundled or made on first use.
     """
 
     name: str
@@ -57,7 +65,6 @@ class Source:
     home: str
     layouts: tuple[Layout, ...] = ()
     note: str = ""
-    archives: tuple[File, ...] = ()
 
     def validation_of(self, n: int) -> int:
         """How many of n official training samples are carved out for validation: `samples`' share."""
@@ -68,6 +75,10 @@ class Source:
 def _idx_layouts(folders: tuple[str, ...], *files: tuple[str, int, str]) -> tuple[Layout, ...]:
     packed = tuple(File(f"{name}.gz", size, md5) for name, size, md5 in files)
     return Layout(folders, packed), Layout(folders, tuple(File(name) for name, _, _ in files))
+
+
+def _unzipped(*files: tuple[str, str]) -> tuple[File, ...]:
+    return tuple(File(name, archive=Archive(f"{name}.zip", md5)) for name, md5 in files)
 
 
 DIGITS_CREDIT = "E. Alpaydin, C. Kaynak 1998, UCI Machine Learning Repository, CC BY 4.0"
@@ -85,6 +96,7 @@ DVS_CIFAR10_MD5 = (
     "41c7bd7d6b251be82557c6cce9a7d5c9",
     "89f3922fd147d9aeff89e76a2b0b70a7",
 )
+DVS_GESTURE = Archive("DvsGesture.tar.gz", "8a5c71fb11e24e5ca5b11866ca6c00a1")
 HEIDELBERG_CREDIT = "B. Cramer, Y. Stradmann, J. Schemmel, F. Zenke 2020, CC BY 4.0"
 HEIDELBERG_HOME = "https://zenkelab.org/datasets"
 
@@ -212,10 +224,12 @@ CATALOGUE = (
         (
             Layout(
                 ("DVS-CIFAR10", "CIFAR10DVS", "CIFAR10DVS/extract", "CIFAR10-DVS", ""),
-                tuple(File(name, recordings=1000, pattern="cifar10_*.aedat") for name in CIFAR10_CLASSES),
+                tuple(
+                    File(name, recordings=1000, pattern="cifar10_*.aedat", archive=Archive(f"{name}.zip", md5))
+                    for name, md5 in zip(CIFAR10_CLASSES, DVS_CIFAR10_MD5)
+                ),
             ),
         ),
-        archives=tuple(File(f"{name}.zip", md5=md5) for name, md5 in zip(CIFAR10_CLASSES, DVS_CIFAR10_MD5)),
     ),
     Source(
         "n-caltech101",
@@ -228,10 +242,16 @@ CATALOGUE = (
         (
             Layout(
                 ("N-Caltech101/Caltech101", "NCaltech101/Caltech101", "NCaltech101/extract/Caltech101", "Caltech101", ""),
-                (File(".", recordings=8709, pattern="*/image_*.bin"),),
+                (
+                    File(
+                        ".",
+                        recordings=8709,
+                        pattern="*/image_*.bin",
+                        archive=Archive("Caltech101.zip", "66201824eabb0239c7ab992480b50ba3"),
+                    ),
+                ),
             ),
         ),
-        archives=(File("Caltech101.zip", md5="66201824eabb0239c7ab992480b50ba3"),),
     ),
     Source(
         "dvs128-gesture",
@@ -245,13 +265,12 @@ CATALOGUE = (
             Layout(
                 ("DvsGesture", "DVS128Gesture/DvsGesture", "DVS128Gesture/extract/DvsGesture", "DVSGesture/DvsGesture", ""),
                 (
-                    File("trials_to_train.txt"),
-                    File("trials_to_test.txt"),
-                    File(".", recordings=122, pattern="user*.aedat"),
+                    File("trials_to_train.txt", archive=DVS_GESTURE),
+                    File("trials_to_test.txt", archive=DVS_GESTURE),
+                    File(".", recordings=122, pattern="user*.aedat", archive=DVS_GESTURE),
                 ),
             ),
         ),
-        archives=(File("DvsGesture.tar.gz", md5="8a5c71fb11e24e5ca5b11866ca6c00a1"),),
     ),
     Source(
         "shd",
@@ -261,10 +280,14 @@ CATALOGUE = (
         (1, 1, 700),
         HEIDELBERG_CREDIT,
         HEIDELBERG_HOME,
-        (Layout(("SHD", "shd", "hdspikes", ""), (File("shd_train.h5"), File("shd_test.h5"))),),
-        archives=(
-            File("shd_train.h5.zip", md5="f3252aeb598ac776c1b526422d90eecb"),
-            File("shd_test.h5.zip", md5="1503a5064faa34311c398fb0a1ed0a6f"),
+        (
+            Layout(
+                ("SHD", "shd", "hdspikes", ""),
+                _unzipped(
+                    ("shd_train.h5", "f3252aeb598ac776c1b526422d90eecb"),
+                    ("shd_test.h5", "1503a5064faa34311c398fb0a1ed0a6f"),
+                ),
+            ),
         ),
     ),
     Source(
@@ -275,11 +298,15 @@ CATALOGUE = (
         (1, 1, 700),
         HEIDELBERG_CREDIT,
         HEIDELBERG_HOME,
-        (Layout(("SSC", "ssc", "hdspikes", ""), (File("ssc_train.h5"), File("ssc_valid.h5"), File("ssc_test.h5"))),),
-        archives=(
-            File("ssc_train.h5.zip", md5="d102be95e7144fcc0553d1f45ba94170"),
-            File("ssc_valid.h5.zip", md5="b4eee3516a4a90dd0c71a6ac23a8ae43"),
-            File("ssc_test.h5.zip", md5="a35ff1e9cffdd02a20eb850c17c37748"),
+        (
+            Layout(
+                ("SSC", "ssc", "hdspikes", ""),
+                _unzipped(
+                    ("ssc_train.h5", "d102be95e7144fcc0553d1f45ba94170"),
+                    ("ssc_valid.h5", "b4eee3516a4a90dd0c71a6ac23a8ae43"),
+                    ("ssc_test.h5", "a35ff1e9cffdd02a20eb850c17c37748"),
+                ),
+            ),
         ),
     ),
     Source(
@@ -294,14 +321,20 @@ CATALOGUE = (
             Layout(
                 ("ImageNet", "imagenet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC", ""),
                 (
-                    File("train", recordings=1281167, pattern="*/*.JPEG"),
-                    File("val", recordings=50000, pattern="*/*.JPEG"),
+                    File(
+                        "train",
+                        recordings=1281167,
+                        pattern="*/*.JPEG",
+                        archive=Archive("ILSVRC2012_img_train.tar", "1d675b47d978889d74fa0da5fadfb00e"),
+                    ),
+                    File(
+                        "val",
+                        recordings=50000,
+                        pattern="*/*.JPEG",
+                        archive=Archive("ILSVRC2012_img_val.tar", "29b22e2961454d5413ddabcf34fc5622"),
+                    ),
                 ),
             ),
-        ),
-        archives=(
-            File("ILSVRC2012_img_train.tar", md5="1d675b47d978889d74fa0da5fadfb00e"),
-            File("ILSVRC2012_img_val.tar", md5="29b22e2961454d5413ddabcf34fc5622"),
         ),
     ),
 )
@@ -354,8 +387,6 @@ def missing(name: str, root: str | os.PathLike[str] | None = None) -> DataError:
     entry = source(name)
     layout, searched = entry.layouts[0], " or ".join(str(folder) for folder in roots(root))
     files = [f"  {layout.folders[0]}/{file.name}  {_describe(file)}" for file in layout.files]
-    if entry.archives:
-        files += ["unpacked from:", *(f"  {file.name}  {_describe(file)}" for file in entry.archives)]
     lines = "\n".join(files)
     return DataError(f"{name} is not in {searched}; from {entry.home} put there (or set BACKSPIKE_DATA):\n{lines}")
 
@@ -386,18 +417,22 @@ def _held(folder: Path, file: File) -> bool:
 
 
 def _describe(file: File) -> str:
-    if file.recordings:
-        return f"{file.recordings:,} recordings {file.pattern}"
+    number = f"{file.recordings:,} {_kind(file)} {file.pattern}" if file.recordings else ""
     size = f"{file.size:,} bytes" if file.size is not None else ""
     md5 = f"MD5 {file.md5}" if file.md5 is not None else ""
-    return ", ".join(filter(None, (size, md5)))
+    archive = f"unpacked from {file.archive.name} (MD5 {file.archive.md5})" if file.archive else ""
+    return ", ".join(filter(None, (number, size, md5, archive)))
+
+
+def _kind(file: File) -> str:
+    return "pictures" if file.pattern.endswith(".JPEG") else "recordings"
 
 
 def _state(path: Path, file: File) -> str:
     if file.recordings and path.is_dir() and (held := sum(1 for _ in path.glob(file.pattern))):
-        return f"present, {held:,} of {file.recordings:,} recordings"
+        return f"present, {held:,} of {file.recordings:,} {_kind(file)}"
     if file.recordings or not path.exists():
-        return f"missing: {_describe(file)}"
+        return f"missing: {_describe(file)}".removesuffix(": ")
     if file.size not in (None, path.stat().st_size):
         return f"damaged: {path.stat().st_size:,} bytes, the official file has {file.size:,}"
     if file.md5 is None:
