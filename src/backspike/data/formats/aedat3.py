@@ -47,13 +47,15 @@ def decode(data: bytes, name: str = "<bytes>") -> Events:
         blocks.append(np.frombuffer(data, "<u8", number, body))
         overflows.append(overflow)
     words = np.concatenate(blocks)
-    late = np.repeat(np.array(overflows, np.int64) << 31, [len(block) for block in blocks])
-    valid = (words & 1).astype(bool)
+    pixel, t = words.astype(np.uint32), words.view(np.int64)
+    t >>= 32  # in place: fresh memory costs more than arithmetic
+    if any(overflows):
+        t |= np.repeat(np.array(overflows, np.int64) << 31, [len(block) for block in blocks])
+    valid = (pixel & 1).astype(bool)
     if not valid.all():
-        words, late = words[valid], late[valid]
-    pixel = words.astype(np.uint32)
-    x, y = (pixel >> 17).astype(np.uint16), (pixel >> 2 & 0x7FFF).astype(np.uint16)
-    return Events(x, y, late | (words >> 32).view(np.int64), (pixel >> 1).astype(np.uint8) & 1)
+        pixel, t = pixel[valid], t[valid]
+    x, y, p = (pixel >> 17).astype(np.uint16), (pixel >> 2).astype(np.uint16) & 0x7FFF, (pixel >> 1).astype(np.uint8) & 1
+    return Events(x, y, t, p)
 
 
 def encode(events: Events, packet: int = 4096) -> bytes:

@@ -24,10 +24,11 @@ def decode(data: bytes, name: str = "<bytes>") -> Events:
     count, rest = divmod(len(data), EVENT_BYTES)
     if rest:
         raise DataError.at(name, count * EVENT_BYTES, f"truncated: {rest} of the {EVENT_BYTES} bytes of an event")
+    xy = np.ndarray(count, ">u2", data, strides=(EVENT_BYTES,)).astype(np.uint16)
     # five bytes as the low end of eight, which are read at once; three before the first event make room
-    words = np.ndarray(count, ">u8", b"\0\0\0" + data, strides=(EVENT_BYTES,)).astype(np.int64)
-    xy, t, p = (words >> 24).astype(np.uint16), words & (TIME_LIMIT_US - 1), (words >> 23).astype(np.uint8) & 1
-    x, y = xy >> 8, xy & 255
+    t = np.ndarray(count, ">u8", b"\0\0\0" + data, strides=(EVENT_BYTES,)).astype(np.int64)
+    x, y, p = xy >> 8, xy & 255, (t >> 23).astype(np.uint8) & 1
+    t &= TIME_LIMIT_US - 1
     mark = y == OVERFLOW_ROW
     if mark.any():
         t += OVERFLOW_US * np.cumsum(mark)
