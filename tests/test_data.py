@@ -221,6 +221,17 @@ def test_frames_by_time_and_by_count():
     assert by_count[1, 1, 6, 5] == by_count[1, 1, 6, 1] == 1
 
 
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=40), st.integers(1, 12))
+def test_frames_by_time_are_equal_slices(times, T):
+    """Event by event: of `length` microseconds, the first counted, slice floor((t - first) T / length)."""
+    t = np.array(times)
+    zeros = np.zeros(len(t), int)
+    wanted = [0] * T
+    for time in times:
+        wanted[(time - min(times)) * T // (max(times) - min(times) + 1)] += 1
+    assert frames(Events(zeros, zeros, t, zeros), T).sum((1, 2, 3)).tolist() == wanted
+
+
 @given(st.integers(1, 100), st.integers(1, 12))
 def test_frames_by_count_are_even(n, T):
     zeros = np.zeros(n, int)
@@ -331,7 +342,7 @@ def test_unknown_name_names_the_nearest():
         data.load("zzzz")
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "nmnist"])
+@pytest.mark.parametrize("name", [entry.name for entry in data.catalogue() if entry.layouts])
 def test_missing_data_says_what_to_put_where(name):
     entry = next(entry for entry in data.catalogue() if entry.name == name)
     with pytest.raises(DataError) as error:
@@ -341,6 +352,7 @@ def test_missing_data_says_what_to_put_where(name):
     for file in entry.layouts[0].files:
         assert f"{entry.layouts[0].folders[0]}/{file.name}" in str(error.value)
         assert file.md5 is None or file.md5 in str(error.value)
+        assert file.archive is None or f"unpacked from {file.archive.name} (MD5 {file.archive.md5})" in str(error.value)
     assert data.found(name) is None
     assert {state.split(":")[0] for _, state in data.check(name)} == {"missing"}
 
@@ -353,11 +365,26 @@ def test_images_take_no_event_options(option):
 
 def test_catalogue_lists_all_sets():
     names = [entry.name for entry in data.catalogue()]
-    assert names == ["digits", "digits-dvs", "mnist", "fashion-mnist", "cifar10", "cifar100", "nmnist"]
+    assert names == [
+        "digits",
+        "digits-dvs",
+        "mnist",
+        "fashion-mnist",
+        "cifar10",
+        "cifar100",
+        "nmnist",
+        "dvs-cifar10",
+        "n-caltech101",
+        "dvs128-gesture",
+        "shd",
+        "ssc",
+        "imagenet",
+    ]
     for entry in data.catalogue():
         for layout in entry.layouts:
             for file in layout.files:
-                assert file.md5 is None or len(bytes.fromhex(file.md5)) == 16
+                for md5 in (file.md5, file.archive and file.archive.md5):
+                    assert md5 is None or len(bytes.fromhex(md5)) == 16
     assert data.check("digits") == []
 
 
@@ -411,8 +438,11 @@ def test_nmnist_options_and_their_cache_entries(tmp_path, own_cache):
     assert shapes == [(10, 2, 34, 34), (3, 2, 34, 34), (10, 2, 17, 17), (10, 2, 34, 34), (3, 2, 34, 34)]
     assert len(list(own_cache.iterdir())) == 4
     np.testing.assert_array_equal(load(size=17).train.x, load().train.x.reshape(-1, 10, 2, 17, 2, 17, 2).sum((4, 6)))
-    for bad in ({"T": 0}, {"size": 35}, {"size": 0}, {"by": "magic"}):
-        with pytest.raises(DataError, match="T from 1, size from 1 to 34"):
+    for bad in ({"T": 0}, {"by": "magic"}):
+        with pytest.raises(DataError, match="T from 1, by 'time' or 'count'"):
+            load(**bad)
+    for bad in ({"size": 35}, {"size": 0}, {"size": (34, 35)}):
+        with pytest.raises(DataError, match="34 x 34 pixels: size from 1 to 34"):
             load(**bad)
 
 
@@ -454,7 +484,7 @@ def test_damaged_recording_is_named(tmp_path):
         data.load("nmnist", tmp_path)
     shutil.rmtree(tmp_path / "Test")
     (tmp_path / "Test").mkdir()
-    with pytest.raises(DataError, match="no recordings"):
+    with pytest.raises(DataError, match=r"NMNIST/Test  10,000 recordings \*/\*\.bin"):
         data.load("nmnist", tmp_path)
 
 

@@ -238,6 +238,19 @@ def test_cifar_python_refuses_noise(noise):
         cifar.decode_python(noise)
 
 
+def test_cifar_pickle_claims_are_refused_before_memory_is_taken():
+    """Bytes that are not there, a memo of 4 GB, labels that refer to themselves 10^30 times."""
+    with pytest.raises(DataError, match=r"f: byte 2: .*\(2147483647 bytes are missing\)"):
+        cifar.decode_python(b"\x80\x03B\xff\xff\xff\x7f", "f")
+    with pytest.raises(DataError, match=r"f: byte 3: .*a place in the memo"):
+        cifar.decode_python(b"\x80\x02}r\x00\x00\x00\x10.", "f")
+    labels = [1] * 10
+    for _ in range(30):
+        labels = [labels] * 10
+    with pytest.raises(DataError, match="the labels are no list of whole numbers"):
+        cifar.decode_python(pickle.dumps({**cifar_batch(), b"labels": labels}, 4))
+
+
 @pytest.mark.parametrize(
     "change",
     [

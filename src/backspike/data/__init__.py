@@ -6,9 +6,10 @@ A split works as the data set of a PyTorch DataLoader. `catalogue` says what the
 
 import os
 
-from . import digits_dvs, events, static
-from .events import By, frames
+from . import digits_dvs, events, pictures, static
 from .formats import DataError, Events
+from .frames import By, Pixels, channels, frames
+from .pictures import Pictures
 from .sources import File, Layout, Source, catalogue, check, found, missing, source
 from .split import Split, Splits
 
@@ -17,10 +18,12 @@ __all__ = [
     "Events",
     "File",
     "Layout",
+    "Pictures",
     "Source",
     "Split",
     "Splits",
     "catalogue",
+    "channels",
     "check",
     "found",
     "frames",
@@ -33,19 +36,25 @@ def load(
     name: str,
     root: str | os.PathLike[str] | None = None,
     T: int | None = None,
-    size: int | None = None,
+    size: Pixels | None = None,
     limit: int | None = None,
     by: By = "time",
+    upright: bool = True,
 ) -> Splits:
-    """The data set `name` of `catalogue()`: images uint8 [N, C, H, W] or event counts [N, T, 2, size, size].
+    """The data set `name` of `catalogue()`: images uint8 [N, C, H, W] or event counts [N, T, 2, H, W].
 
     `root`: where its files are, else BACKSPIKE_DATA, else `./data`. Event sets only: `T` time bins (10), `size` of the
-    frames (the sensor's), `by` equal "time" or equal "count" of events. `limit`: keep the first so many training samples of
-    a fixed order with balanced classes. Raises DataError for an unknown name, for missing or damaged files.
+    frames, a side or (height, width) (the sensor's), `by` equal "time" or equal "count" of events. SHD and SSC have channels
+    instead of pixels: counts [N, T, size], and equal time is that of 1.4 s (SSC: 1 s). ImageNet: pictures are decoded when
+    they are asked for, at side `size` (224). `upright=False`: pixels and polarity of DVS-CIFAR10 as the camera addressed
+    them. `limit`: keep the first so many training samples of a fixed order with balanced classes.
+    Raises DataError for an unknown name, for missing or damaged files.
     """
     entry = source(name)
-    if entry.kind == "images" and (T, size, by) != (None, None, "time"):
+    if entry.kind == "images" and (T is not None or by != "time" or (size is not None and name != "imagenet")):
         raise DataError(f"{name} holds images: T, size and by are for event recordings (digits-dvs, nmnist)")
+    if not upright and name != "dvs-cifar10":
+        raise DataError(f"upright=False is for dvs-cifar10: {name} has one orientation")
     if name == "digits":
         parts = static.digits()
     elif name == "digits-dvs":
@@ -54,9 +63,15 @@ def load(
         place = found(name, root)
         if place is None:
             raise missing(name, root)
-        parts = events.load(entry, place[0], T, size, by) if entry.kind == "events" else static.load(entry, *place)
+        if name == "imagenet":
+            parts = pictures.load(entry, place[0], size)
+        elif entry.kind == "events":
+            parts = events.load(entry, place[0], T, size, by, upright)
+        else:
+            parts = static.load(entry, *place)
     held, official = sum(map(len, parts)), sum(entry.samples)
     part = f"{held:,} of {official:,} samples" if held != official else ""
     note = "; ".join(filter(None, (entry.note, part)))
-    splits = Splits(name, *parts, entry.num_classes, entry.kind == "events", note, entry.credit)
+    num_classes = 1 + max(int(part.y.max(initial=0)) for part in parts) if name == "imagenet" else entry.num_classes
+    splits = Splits(name, *parts, num_classes, entry.kind == "events", note, entry.credit)
     return splits if limit is None else splits.limited(limit)

@@ -19,13 +19,26 @@ logger = logging.getLogger("backspike")
 
 
 @dataclass(frozen=True)
+class Archive:
+    """What is offered for download and has to be unpacked."""
+
+    name: str
+    md5: str
+
+
+@dataclass(frozen=True)
 class File:
-    """One file, or one folder of recordings (then `recordings` is its official number). Unknown size or sum: None."""
+    """One file, or a folder of recordings: then `recordings` is their official number, `pattern` how they are found in it.
+
+    Unknown size or sum: None. `archive`: where the file comes out of one whose sum is known.
+    """
 
     name: str
     size: int | None = None
     md5: str | None = None
     recordings: int = 0
+    pattern: str = "*/*.bin"
+    archive: Archive | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +77,28 @@ def _idx_layouts(folders: tuple[str, ...], *files: tuple[str, int, str]) -> tupl
     return Layout(folders, packed), Layout(folders, tuple(File(name) for name, _, _ in files))
 
 
+def _unzipped(*files: tuple[str, str]) -> tuple[File, ...]:
+    return tuple(File(name, archive=Archive(f"{name}.zip", md5)) for name, md5 in files)
+
+
 DIGITS_CREDIT = "E. Alpaydin, C. Kaynak 1998, UCI Machine Learning Repository, CC BY 4.0"
 CIFAR_CREDIT = "A. Krizhevsky 2009"
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+DVS_CIFAR10_MD5 = (
+    "0afd5c4bf9ae06af762a77b180354fdd",
+    "8438dfeba3bc970c94962d995b1b9bdd",
+    "a9c207c91c55b9dc2002dc21c684d785",
+    "52c63c677c2b15fa5146a8daf4d56687",
+    "b6bf21f6c04d21ba4e23fc3e36c8a4a3",
+    "f379ebdf6703d16e0a690782e62639c3",
+    "cad6ed91214b1c7388a5f6ee56d08803",
+    "e7cbbf77bec584ffbf913f00e682782a",
+    "41c7bd7d6b251be82557c6cce9a7d5c9",
+    "89f3922fd147d9aeff89e76a2b0b70a7",
+)
+DVS_GESTURE = Archive("DvsGesture.tar.gz", "8a5c71fb11e24e5ca5b11866ca6c00a1")
+HEIDELBERG_CREDIT = "B. Cramer, Y. Stradmann, J. Schemmel, F. Zenke 2020, CC BY 4.0"
+HEIDELBERG_HOME = "https://zenkelab.org/datasets"
 
 CATALOGUE = (
     Source(
@@ -180,6 +213,130 @@ CATALOGUE = (
             ),
         ),
     ),
+    Source(
+        "dvs-cifar10",
+        "events",
+        (8100, 900, 1000),
+        10,
+        (2, 128, 128),
+        "H. Li, H. Liu, X. Ji, G. Li, L. Shi 2017, CC BY 4.0",
+        "https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671",
+        (
+            Layout(
+                ("DVS-CIFAR10", "CIFAR10DVS", "CIFAR10DVS/extract", "CIFAR10-DVS", ""),
+                tuple(
+                    File(name, recordings=1000, pattern="cifar10_*.aedat", archive=Archive(f"{name}.zip", md5))
+                    for name, md5 in zip(CIFAR10_CLASSES, DVS_CIFAR10_MD5)
+                ),
+            ),
+        ),
+    ),
+    Source(
+        "n-caltech101",
+        "events",
+        (7063, 823, 823),
+        101,
+        (2, 180, 240),
+        "G. Orchard, A. Jayawant, G. K. Cohen, N. Thakor 2015, CC BY-SA 4.0",
+        "https://www.garrickorchard.com/datasets/n-caltech101",
+        (
+            Layout(
+                ("N-Caltech101/Caltech101", "NCaltech101/Caltech101", "NCaltech101/extract/Caltech101", "Caltech101", ""),
+                (
+                    File(
+                        ".",
+                        recordings=8709,
+                        pattern="*/image_*.bin",
+                        archive=Archive("Caltech101.zip", "66201824eabb0239c7ab992480b50ba3"),
+                    ),
+                ),
+            ),
+        ),
+    ),
+    Source(
+        "dvs128-gesture",
+        "events",
+        (1020, 156, 288),
+        11,
+        (2, 128, 128),
+        "A. Amir et al. 2017, CC BY 4.0",
+        "https://research.ibm.com/interactive/dvsgesture",
+        (
+            Layout(
+                ("DvsGesture", "DVS128Gesture/DvsGesture", "DVS128Gesture/extract/DvsGesture", "DVSGesture/DvsGesture", ""),
+                (
+                    File("trials_to_train.txt", archive=DVS_GESTURE),
+                    File("trials_to_test.txt", archive=DVS_GESTURE),
+                    File(".", recordings=122, pattern="user*.aedat", archive=DVS_GESTURE),
+                ),
+            ),
+        ),
+    ),
+    Source(
+        "shd",
+        "events",
+        (7341, 815, 2264),
+        20,
+        (1, 1, 700),
+        HEIDELBERG_CREDIT,
+        HEIDELBERG_HOME,
+        (
+            Layout(
+                ("SHD", "shd", "hdspikes", ""),
+                _unzipped(
+                    ("shd_train.h5", "f3252aeb598ac776c1b526422d90eecb"),
+                    ("shd_test.h5", "1503a5064faa34311c398fb0a1ed0a6f"),
+                ),
+            ),
+        ),
+    ),
+    Source(
+        "ssc",
+        "events",
+        (75466, 9981, 20382),
+        35,
+        (1, 1, 700),
+        HEIDELBERG_CREDIT,
+        HEIDELBERG_HOME,
+        (
+            Layout(
+                ("SSC", "ssc", "hdspikes", ""),
+                _unzipped(
+                    ("ssc_train.h5", "d102be95e7144fcc0553d1f45ba94170"),
+                    ("ssc_valid.h5", "b4eee3516a4a90dd0c71a6ac23a8ae43"),
+                    ("ssc_test.h5", "a35ff1e9cffdd02a20eb850c17c37748"),
+                ),
+            ),
+        ),
+    ),
+    Source(
+        "imagenet",
+        "images",
+        (1231167, 50000, 50000),
+        1000,
+        (3, 224, 224),
+        "O. Russakovsky et al. 2015, for research only",
+        "https://www.image-net.org/challenges/LSVRC/2012",
+        (
+            Layout(
+                ("ImageNet", "imagenet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC", ""),
+                (
+                    File(
+                        "train",
+                        recordings=1281167,
+                        pattern="*/*.JPEG",
+                        archive=Archive("ILSVRC2012_img_train.tar", "1d675b47d978889d74fa0da5fadfb00e"),
+                    ),
+                    File(
+                        "val",
+                        recordings=50000,
+                        pattern="*/*.JPEG",
+                        archive=Archive("ILSVRC2012_img_val.tar", "29b22e2961454d5413ddabcf34fc5622"),
+                    ),
+                ),
+            ),
+        ),
+    ),
 )
 
 
@@ -207,7 +364,7 @@ def roots(root: str | os.PathLike[str] | None = None) -> list[Path]:
 def found(name: str, root: str | os.PathLike[str] | None = None) -> tuple[Path, Layout] | None:
     """The first folder that holds all files of a data set, and their layout; None where there is none."""
     for folder, layout in _places(source(name), root):
-        if all((folder / file.name).exists() for file in layout.files):
+        if all(_held(folder, file) for file in layout.files):
             return folder, layout
     return None
 
@@ -221,7 +378,7 @@ def check(name: str, root: str | os.PathLike[str] | None = None) -> list[tuple[P
     places = list(_places(source(name), root))
     if not places:
         return []
-    folder, layout = max(places, key=lambda place: sum((place[0] / file.name).exists() for file in place[1].files))
+    folder, layout = max(places, key=lambda place: sum(_held(place[0], file) for file in place[1].files))
     return [(folder / file.name, _state(folder / file.name, file)) for file in layout.files]
 
 
@@ -229,8 +386,9 @@ def missing(name: str, root: str | os.PathLike[str] | None = None) -> DataError:
     """The error that says which files of a data set to put where."""
     entry = source(name)
     layout, searched = entry.layouts[0], " or ".join(str(folder) for folder in roots(root))
-    files = "\n".join(f"  {layout.folders[0]}/{file.name}  {_describe(file)}" for file in layout.files)
-    return DataError(f"{name} is not in {searched}; from {entry.home} put there (or set BACKSPIKE_DATA):\n{files}")
+    files = [f"  {layout.folders[0]}/{file.name}  {_describe(file)}" for file in layout.files]
+    lines = "\n".join(files)
+    return DataError(f"{name} is not in {searched}; from {entry.home} put there (or set BACKSPIKE_DATA):\n{lines}")
 
 
 def read(path: Path, file: File) -> bytes:
@@ -253,19 +411,28 @@ def _places(entry: Source, root: str | os.PathLike[str] | None) -> Iterator[tupl
                 yield top / folder, layout
 
 
+def _held(folder: Path, file: File) -> bool:
+    path = folder / file.name
+    return any(path.glob(file.pattern)) if file.recordings else path.exists()
+
+
 def _describe(file: File) -> str:
-    if file.recordings:
-        return f"{file.recordings:,} recordings <class>/<index>.bin"
+    number = f"{file.recordings:,} {_kind(file)} {file.pattern}" if file.recordings else ""
     size = f"{file.size:,} bytes" if file.size is not None else ""
     md5 = f"MD5 {file.md5}" if file.md5 is not None else ""
-    return ", ".join(filter(None, (size, md5)))
+    archive = f"unpacked from {file.archive.name} (MD5 {file.archive.md5})" if file.archive else ""
+    return ", ".join(filter(None, (number, size, md5, archive)))
+
+
+def _kind(file: File) -> str:
+    return "pictures" if file.pattern.endswith(".JPEG") else "recordings"
 
 
 def _state(path: Path, file: File) -> str:
-    if not path.exists():
-        return f"missing: {_describe(file)}"
-    if file.recordings:
-        return f"present, {sum(1 for _ in path.glob('*/*.bin')):,} of {file.recordings:,} recordings"
+    if file.recordings and path.is_dir() and (held := sum(1 for _ in path.glob(file.pattern))):
+        return f"present, {held:,} of {file.recordings:,} {_kind(file)}"
+    if file.recordings or not path.exists():
+        return f"missing: {_describe(file)}".removesuffix(": ")
     if file.size not in (None, path.stat().st_size):
         return f"damaged: {path.stat().st_size:,} bytes, the official file has {file.size:,}"
     if file.md5 is None:

@@ -5,19 +5,23 @@ batch for themselves. `stratified_order` is the one rule behind every split and 
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from .formats import DataError
+
+PUBLISHED = Path(__file__).with_name("splits")
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """N samples: `split[i]` is `(x, y)`, a copy of the sample and its class.
 
-    `x`: unsigned integers, images [N, C, H, W] in 0..255 or event counts [N, T, 2, H, W] (channel 0 OFF, 1 ON), possibly
-    memory-mapped (copy on write: changing it changes no file). `y`: int64 [N]. `ids`: int64 [N], the numbers of the samples
-    in the official files: they publish the split.
+    `x`: unsigned integers, images [N, C, H, W] in 0..255 or event counts [N, T, 2, H, W] (channel 0 OFF, 1 ON) or
+    [N, T, channels], possibly memory-mapped (copy on write: changing it changes no file); where a set is too large for
+    memory, `Pictures` decoded when they are asked for. `y`: int64 [N]. `ids`: int64 [N], the numbers of the samples in the
+    official files (within their class where files are so numbered): they publish the split.
     """
 
     x: np.ndarray
@@ -71,6 +75,20 @@ def stratified_order(y: np.ndarray, seed: int) -> np.ndarray:
         members = np.flatnonzero(y == c)
         place[members[np.argsort(keys[members], kind="stable")]] = (np.arange(len(members)) + 0.5) / len(members)
     return np.lexsort((y, place))
+
+
+def published(name: str) -> dict[str, tuple[range, range, range]]:
+    """Which numbers of the data set `name` train, validate and test, by class (or user), in the order of the labels.
+
+    From `data/splits/<name>.txt`: in each line a class and three ranges, both ends included.
+    """
+    out = {}
+    for line in (PUBLISHED / f"{name}.txt").read_text("ascii").splitlines():
+        if not line.startswith("#"):
+            category, *ranges = line.split()
+            train, validation, test = (tuple(map(int, text.split("-"))) for text in ranges)
+            out[category] = range(train[0], train[1] + 1), range(validation[0], validation[1] + 1), range(test[0], test[1] + 1)
+    return out
 
 
 def carve(y: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

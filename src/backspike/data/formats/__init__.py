@@ -19,6 +19,11 @@ class DataError(ValueError):
         return cls(f"{name}: byte {offset}: {what}")
 
 
+def one_line(error: Exception) -> str:
+    """What another library says of damage, fit for the message of a DataError."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 @dataclass(frozen=True, eq=False)
 class Events:
     """A recording of an event camera: N events in the order of the file.

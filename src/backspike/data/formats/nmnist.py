@@ -24,14 +24,16 @@ def decode(data: bytes, name: str = "<bytes>") -> Events:
     count, rest = divmod(len(data), EVENT_BYTES)
     if rest:
         raise DataError.at(name, count * EVENT_BYTES, f"truncated: {rest} of the {EVENT_BYTES} bytes of an event")
-    x, y, high, middle, low = np.frombuffer(data, np.uint8).reshape(count, EVENT_BYTES).T
-    t = (high & 127).astype(np.int64) << 16 | middle.astype(np.int64) << 8 | low
-    events = Events(x.astype(np.uint16), y.astype(np.uint16), t, high >> 7)
-    mark = events.y == OVERFLOW_ROW
-    if not mark.any():
-        return events
-    t += OVERFLOW_US * np.cumsum(mark)
-    return Events(events.x[~mark], events.y[~mark], t[~mark], events.p[~mark])
+    xy = np.ndarray(count, ">u2", data, strides=(EVENT_BYTES,)).astype(np.uint16)
+    # five bytes as the low end of eight, which are read at once; three before the first event make room
+    t = np.ndarray(count, ">u8", b"\0\0\0" + data, strides=(EVENT_BYTES,)).astype(np.int64)
+    x, y, p = xy >> 8, xy & 255, (t >> 23).astype(np.uint8) & 1
+    t &= TIME_LIMIT_US - 1
+    mark = y == OVERFLOW_ROW
+    if mark.any():
+        t += OVERFLOW_US * np.cumsum(mark)
+        x, y, t, p = x[~mark], y[~mark], t[~mark], p[~mark]
+    return Events(x, y, t, p)
 
 
 def encode(events: Events) -> bytes:

@@ -1,0 +1,80 @@
+"""Heidelberg spiking data sets SHD and SSC: HDF5 files of spikes in 700 channels of an artificial cochlea.
+
+`spikes/times` and `spikes/units` hold one array of variable length for each sample, seconds and channel numbers; `labels` the
+classes. Cramer, Stradmann, Schemmel, Zenke 2020, doi:10.1109/TNNLS.2020.3044364. Read through h5py (the extra `events`), by
+path and sample by sample: the files reach gigabytes. HDF5 is a large C library: open files only from where you trust.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import DataError, Events, one_line
+
+CHANNELS = 700
+
+
+def labels(path: Path, num_classes: int) -> np.ndarray:
+    """The classes of all samples, int64 [N]. Raises DataError for a file that is damaged or no SHD file."""
+    with _opened(path) as file:
+        times, units, y = (_member(file, path, key) for key in ("spikes/times", "spikes/units", "labels"))
+        if len({len(times), len(units), len(y)}) != 1:
+            raise DataError(f"{path}: {len(times)} times, {len(units)} units and {len(y)} labels do not belong together")
+        out = _read(path, y, slice(None))
+    if out.dtype.kind not in "iu" or out.ndim != 1 or (len(out) and not 0 <= out.min() <= out.max() < num_classes):
+        raise DataError(f"{path}: labels of type {out.dtype} {out.shape}: expected whole numbers below {num_classes}")
+    return out.astype(np.int64)
+
+
+def decode(path: Path, samples: Sequence[int]) -> Iterator[Events]:
+    """The events of the samples with these numbers: x the channel, y and p zero, t in microseconds.
+
+    Raises DataError for a file that is damaged, for spikes outside the 700 channels or before time zero.
+    """
+    with _opened(path) as file:
+        times, units = _member(file, path, "spikes/times"), _member(file, path, "spikes/units")
+        for i in samples:
+            yield _events(path, i, _read(path, times, i), _read(path, units, i))
+
+
+def _events(path: Path, i: int, times: Any, units: Any) -> Events:
+    times, units = np.asarray(times), np.asarray(units)
+    if times.ndim != 1 or times.shape != units.shape or times.dtype.kind != "f" or units.dtype.kind not in "iu":
+        raise DataError(f"{path}: sample {i} has times {times.dtype} {times.shape} and units {units.dtype} {units.shape}")
+    seconds = times.astype(np.float64)
+    if not ((seconds >= 0) & (seconds < 1e6)).all() or not ((units >= 0) & (units < CHANNELS)).all():
+        raise DataError(f"{path}: sample {i} has spikes before time 0 or outside channels 0 to {CHANNELS - 1}")
+    zero = np.zeros(len(units), np.uint16)
+    return Events(units.astype(np.uint16), zero, np.rint(seconds * 1e6).astype(np.int64), zero.astype(np.uint8))
+
+
+def _opened(path: Path) -> Any:
+    try:
+        import h5py
+    except Exception as error:  # a broken installation raises more than ImportError
+        raise DataError(
+            f"{path} is an HDF5 file, which h5py reads: pip install 'backspike[events]' ({one_line(error)})"
+        ) from error
+    try:
+        return h5py.File(path, "r")
+    except Exception as error:  # h5py raises OSError, RuntimeError, ValueError, ... for damage
+        raise DataError(f"{path}: truncated or damaged HDF5 file ({one_line(error)})") from error
+
+
+def _member(file: Any, path: Path, key: str) -> Any:
+    try:
+        out = file[key]
+        len(out)
+        out.dtype  # noqa: B018 - a group has none
+        return out
+    except Exception as error:
+        raise DataError(f"{path}: no data set {key!r}: damaged, or no SHD file ({one_line(error)})") from error
+
+
+def _read(path: Path, member: Any, what: Any) -> Any:
+    try:
+        return member[what]
+    except Exception as error:
+        raise DataError(f"{path}: {member.name} {what} cannot be read: damaged HDF5 file ({one_line(error)})") from error

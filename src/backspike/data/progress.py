@@ -1,0 +1,61 @@
+"""How far a long preparation of data is, on standard error: a bar on a terminal, a plain line now and then elsewhere.
+
+Nothing is shown for what takes less than `PATIENCE` seconds.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+PATIENCE = 1.0
+TERMINAL_SECONDS, PLAIN_SECONDS = 0.2, 10.0
+
+
+class Advance(Protocol):
+    """Called with how many more are done."""
+
+    def __call__(self, n: int) -> None: ...
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Advance]:
+    """Shows how many of `total` are done, as often as the function given is called."""
+    terminal = sys.stderr.isatty()
+    pause = TERMINAL_SECONDS if terminal else PLAIN_SECONDS
+    start = time.monotonic()
+    done, shown, shown_done = 0, start + PATIENCE - pause, 0
+
+    def show(now: float) -> None:
+        nonlocal shown, shown_done
+        shown, shown_done = now, done
+        sys.stderr.write(_bar(what, done, total, now - start) if terminal else _text(what, done, total, now - start) + "\n")
+        sys.stderr.flush()
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        now = time.monotonic()
+        if now - shown >= pause:
+            show(now)
+
+    try:
+        yield advance
+    finally:
+        if shown_done:
+            if shown_done < done:
+                show(time.monotonic())
+            if terminal:
+                sys.stderr.write("\n")
+
+
+def _text(what: str, done: int, total: int, seconds: float) -> str:
+    left = f"{seconds * (total - done) / done:,.0f} s left" if done < total else f"{seconds:,.0f} s"
+    return f"{what}: {done:,} of {total:,}, {left}"
+
+
+def _bar(what: str, done: int, total: int, seconds: float) -> str:
+    """The text behind a bar, over what was shown before."""
+    filled = 24 * done // total
+    return f"\r{'█' * filled}{'░' * (24 - filled)} {100 * done // total:3d} %  {_text(what, done, total, seconds)}\x1b[K"
