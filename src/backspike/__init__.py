@@ -32,6 +32,7 @@ _NAMES = {
     "potential": ("PotentialAdjustment",),
     "scaling": ("mask_weight_gradients", "scale_gradients"),
     "recipe": ("Recipe",),
+    "heap": ("keep_heap", "release_heap"),
     "train": ("evaluate", "fit", "load", "resume"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from . import models as models
     from . import readout as readout
     from . import recipes as recipes
+    from .heap import keep_heap as keep_heap
+    from .heap import release_heap as release_heap
     from .hooks import record as record
     from .kernel import Unsupported as Unsupported
     from .kernel import backends as backends

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import __version__
+from . import __version__, heap
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -40,6 +40,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     os.environ |= QUIET_THREADS | os.environ
+    heap.keep_heap_unless_told()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments, fields = _split_off_fields(arguments) if arguments[:1] in ([v] for v in TAKE_FIELDS) else (arguments, {})

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from . import heap
 from .arms import Arm as Arm
 from .arms import Job, Study, StudyError, finished, same_recipe
 from .data import DataError
@@ -227,6 +228,7 @@ def _worker(pipe: Connection, threads: int, device: str | None) -> None:
     """A process that trains the runs it is given; it ends when the other side of the pipe does."""
     import torch
 
+    heap.keep_heap_if_told()
     torch.set_num_threads(threads)
     said = 0.0
 
