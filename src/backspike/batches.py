@@ -61,7 +61,7 @@ class Batches:
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All samples once, in their order, as they are."""
-        for x, y in self._read(torch.arange(len(self.data)).split(self.recipe.batch_size)):
+        for x, y in self._read(torch.arange(len(self.data)).split(self.recipe.part_size)):
             yield self._over_time(x), y
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,9 +43,11 @@ def _plain(event: dict[str, Any]) -> None:
 def _opening(event: dict[str, Any]) -> str:
     fields = event["recipe"]["fields"]
     again = f", from epoch {event['epoch']}" if event["epoch"] else ""
+    why = event["chosen"].get("precision")
+    precision = fields["precision"] + (f" ({why})" if why else "") + (", channels last" if fields["channels_last"] else "")
     return (
         f"{event['recipe']['name']}: {fields['model']} on {fields['data']}, T = {fields['T']}, "
-        f"{event['epochs']} epochs{again}, into {event['run']}"
+        f"{event['epochs']} epochs{again}, {precision}, into {event['run']}"
     )
 
 

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from . import __version__, data, measure
 from .batches import Batches
+from .choices import choose
 from .hooks import spiking_layers
 from .neuron import check_gradients, neuron_parameters
 from .readout import TWO
@@ -96,7 +97,7 @@ def fit(
     run = Run.free(out, force)
     # everything is built and tried before an old run is deleted
     training = _Training(run, recipe, model, _sets(recipe, train, validation, test), device, listen)
-    with run.created(recipe, training.own):
+    with run.created(training.recipe, training.own):
         return training.run_to_the_end(report)
 
 
@@ -183,6 +184,8 @@ def evaluate(
     _check_own(folder, model=model, data=test)
     network = load(run, model, values=values).to(_device(device))
     recipe = folder.recipe(values)
+    if recipe.channels_last:
+        _to_channels_last(network)
     batches = Batches(_load(recipe).test if test is None else test, recipe, _device(device))
     accuracy, loss = _test(network, batches, recipe)
     over_time = _measure(folder, network, batches)
@@ -282,10 +285,6 @@ class _Training:
         try:
             network = Network(model or recipe.model.build(recipe.neuron), recipe.readout.build(recipe.T))
             self.network = network.to(self.device)
-            if recipe.channels_last:
-                self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self.averaged = copy.deepcopy(self.network) if recipe.ema else None
-            self.optimizer = recipe.optimizer.build(_groups(self.network.model, recipe))
         except (ValueError, TypeError, RuntimeError) as e:
             raise RunError(f"the recipe cannot be built: {_first_line(e)}") from e
         self.train, self.validation, self.test = (
@@ -300,7 +299,13 @@ class _Training:
         self.bad_epochs = 0
         self.scaling_said = False
         self.elapsed, self.epoch_seconds = 0.0, 0.0
-        self._check_one_batch()
+        self._choose(self._checked_sample())
+        recipe = self.recipe
+        try:
+            self.averaged = copy.deepcopy(self.network) if recipe.ema else None
+            self.optimizer = recipe.optimizer.build(_groups(self.network.model, recipe))
+        except (ValueError, TypeError, RuntimeError) as e:
+            raise RunError(f"the recipe cannot be built: {_first_line(e)}") from e
         # the parts that hook into the model; a copy of it, the averaged one, is left alone
         try:
             self.potential = recipe.potential.build(self.network.model) if recipe.potential else None
@@ -316,8 +321,16 @@ class _Training:
         """The network whose accuracy counts and whose weights are saved."""
         return self.averaged or self.network
 
-    def _check_one_batch(self) -> None:
-        """One sample through the network, so that a wrong shape is said before anything is trained."""
+    def _choose(self, x: Tensor) -> None:
+        """What the recipe leaves open: precision and memory layout."""
+        self.recipe, self.reasons = (chosen := choose(self.recipe, self.network.model, x)).recipe, chosen.reasons
+        for batches in filter(None, (self.train, self.validation, self.test)):
+            batches.recipe = self.recipe
+        if self.recipe.channels_last:
+            _to_channels_last(self.network)
+
+    def _checked_sample(self) -> Tensor:
+        """One sample `[T, 1, ...]` that went through the network, so that a wrong shape is said before anything is trained."""
         assert self.train is not None
         try:
             x, y = self.train.take(torch.zeros(1, dtype=torch.int64))
@@ -340,6 +353,7 @@ class _Training:
             raise RunError(f"the model has {K} outputs and the data {needed} classes; set num_classes={needed}")
         for batches in filter(None, (self.train, self.validation, self.test)):
             batches.expect_classes(K)
+        return x
 
     # ---- the story -------------------------------------------------------------------------------------------------
 
@@ -353,7 +367,8 @@ class _Training:
                 probed = measure.probe(self.network.model, x)
             self.run.append_log({"event": "initial", "membrane_counts": histograms, **probed})
             self.save()
-        self._say("start", run=str(self.run.path), recipe=self.recipe.to_dict(), epochs=self.recipe.epochs, epoch=self.epoch)
+        start = {"run": str(self.run.path), "recipe": self.recipe.to_dict(), "epochs": self.recipe.epochs, "epoch": self.epoch}
+        self._say("start", **start, chosen=self.reasons)
         with _stop_asked() as asked:
             while self.epoch < self.recipe.epochs and not self._out_of_patience():
                 self._train_epoch(asked)
@@ -397,8 +412,11 @@ class _Training:
             raise
         except (RuntimeError, ValueError, TypeError, MemoryError) as e:
             if isinstance(e, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(e):
-                size = self.recipe.batch_size
-                raise RunError(f"out of memory; halve --batch_size ({size}) or double --accumulate") from e
+                parts = self.recipe.accumulate
+                raise RunError(
+                    "out of memory; start anew with --memory SIZE (such as 4GB), which chooses what is kept and how large the "
+                    f"parts of a step are, or with --accumulate {2 * parts}"
+                ) from e
             raise RunError(f"epoch {self.epoch}, batch {self.batch}: {_first_line(e)}") from e
 
     def _train_step(self, x: Tensor, y: Tensor) -> None:
@@ -513,7 +531,7 @@ class _Training:
         """The batch on which layers are measured."""
         batches = self.validation or self.train
         assert batches is not None
-        return batches.take(torch.arange(min(self.recipe.batch_size, len(batches.data))))[0]
+        return batches.take(torch.arange(min(self.recipe.part_size, len(batches.data))))[0]
 
     def _out_of_patience(self) -> bool:
         return 0 < self.recipe.patience <= self.bad_epochs
@@ -619,6 +637,7 @@ class _Training:
             "data_note": self.sets.note,
             "data_credit": self.sets.credit,
             "parameters": sum(p.numel() for p in self.network.parameters()),
+            **{f"{name}_because": why for name, why in self.reasons.items()},
         }
 
 
@@ -640,6 +659,12 @@ def _cpu_name() -> str:
         return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
+def _to_channels_last(network: nn.Module) -> None:
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Weights; and what neurons learn in a group of its own, at a tenth of the learning rate and without weight decay."""
     own = neuron_parameters(model)
@@ -653,10 +678,11 @@ def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def _average(averaged: Network, network: Network, decay: float) -> None:
-    for a, b in zip(averaged.state_dict().values(), network.state_dict().values()):
-        if a.is_floating_point():
-            a.lerp_(b, 1 - decay)
-        else:
+    pairs = list(zip(averaged.state_dict().values(), network.state_dict().values()))
+    numbers = [(a, b) for a, b in pairs if a.is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in numbers], [b for _, b in numbers], 1 - decay)
+    for a, b in pairs:
+        if not a.is_floating_point():
             a.copy_(b)
 
 
