@@ -45,10 +45,12 @@ def test_the_precision_follows_processor_and_size(monkeypatch, bf16):
     monkeypatch.setattr(choices, "WORTH_CASTING", 4 * 6 * 5 * 10)  # multiply-adds of a step
     assert choose(recipe, model, x).recipe.precision == "bfloat16"
     chosen = choose(replace(recipe, batch_size=9), model, x)
-    assert chosen.recipe.precision == "float32" and "too few" in chosen.reasons["precision"]
+    assert chosen.recipe.precision == "float32"
+    assert "too few" in chosen.reasons["precision"]
     monkeypatch.setattr(choices, "bfloat16_unit", lambda device: None)
     chosen = choose(recipe, model, x)
-    assert chosen.recipe.precision == "float32" and "nothing here" in chosen.reasons["precision"]
+    assert chosen.recipe.precision == "float32"
+    assert "nothing here" in chosen.reasons["precision"]
 
 
 def test_the_layout_follows_the_network():
@@ -61,7 +63,8 @@ def test_the_layout_follows_the_network():
 def test_what_is_given_stays(bf16):
     recipe = tiny(precision="float32", channels_last=False)
     chosen = choose(recipe, bs.OverTime(nn.Conv2d(1, 3, 3)), torch.zeros(4, 1, 1, 8, 8))
-    assert chosen.recipe is recipe and chosen.reasons == {}
+    assert chosen.recipe is recipe
+    assert chosen.reasons == {}
 
 
 @pytest.mark.parametrize(("bits", "machine"), [((True, False), "x86_64"), ((False, True), "x86_64"), (None, "aarch64")])
@@ -94,7 +97,8 @@ def test_a_run_keeps_what_was_chosen_when_it_is_resumed_elsewhere(tmp_path, monk
     monkeypatch.setattr(choices, "bfloat16_unit", lambda device: None)
     bs.resume(tmp_path / "run", listen=said.append, report=False)
     start = [e for e in said if e["event"] == "start"][1]
-    assert start["chosen"] == {} and start["recipe"]["fields"]["precision"] == "bfloat16"
+    assert start["chosen"] == {}
+    assert start["recipe"]["fields"]["precision"] == "bfloat16"
     bs.fit(tiny(precision="bfloat16"), tmp_path / "given", report=False)
     a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "given"))
     assert a == b
@@ -110,7 +114,8 @@ def test_the_layout_changes_the_result_by_rounding_only(tmp_path):
         bs.fit(tiny(**changes, **{"neuron.surrogate": "ATan()"}), tmp_path / name, report=False)
     planes, pixels = (final_weights(tmp_path / name) for name in ("planes", "pixels"))
     weight = "model.features.3.0.weight"
-    assert pixels[weight].is_contiguous(memory_format=torch.channels_last) and planes[weight].is_contiguous()
+    assert pixels[weight].is_contiguous(memory_format=torch.channels_last)
+    assert planes[weight].is_contiguous()
     for name, value in planes.items():
         torch.testing.assert_close(pixels[name], value, rtol=1e-3, atol=1e-4)
 

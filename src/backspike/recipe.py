@@ -195,7 +195,12 @@ class SGD:
     def build(self, groups: Any) -> optim.Optimizer:
         from torch import optim
 
-        options = {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay, "nesterov": self.nesterov}
+        options: dict[str, Any] = {
+            "lr": self.lr,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "nesterov": self.nesterov,
+        }
         return optim.SGD(groups, **options, fused=True)
 
 
