@@ -64,7 +64,9 @@ class Libc:
 def test_what_mallopt_refuses_is_not_called_kept(monkeypatch, refused, worked):
     libc = Libc(*refused)
     monkeypatch.setattr(heap, "_glibc", lambda: libc)
+    monkeypatch.setattr(heap, "_kept", False)
     assert heap.keep_heap() is worked
+    assert heap.kept() is worked
 
 
 @linux
@@ -74,6 +76,6 @@ def test_the_command_line_keeps_it_unless_told(setting, kept):
         "from backspike import heap; seen = []; heap.keep_heap = lambda: seen.append(1)\n"
         "from backspike.cli import main; main([]); print('kept', bool(seen))"
     )
-    environment = {k: v for k, v in os.environ.items() if k != heap.VARIABLE} | ({heap.VARIABLE: setting} if setting else {})
+    environment = {k: v for k, v in os.environ.items() if k != "BACKSPIKE_HEAP"} | ({"BACKSPIKE_HEAP": setting} if setting else {})
     out = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True).stdout
     assert f"kept {kept}" in out

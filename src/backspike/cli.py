@@ -40,7 +40,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     os.environ |= QUIET_THREADS | os.environ
-    heap.keep_heap_unless_told()
+    if os.environ.get("BACKSPIKE_HEAP") != "0":
+        heap.keep_heap()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments, fields = _split_off_fields(arguments) if arguments[:1] in ([v] for v in TAKE_FIELDS) else (arguments, {})

@@ -10,38 +10,32 @@ the heap may hold gaps that fit none of them.
 from __future__ import annotations
 
 import ctypes
-import os
 
-VARIABLE = "BACKSPIKE_HEAP"  # "0": the heap is left as it is; set by the command line for the processes it starts
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of malloc.h
+_kept = False
 
 
 def keep_heap() -> bool:
     """Lets this process keep what it frees, from now on; whether that worked. Only glibc can (Linux), elsewhere it is False."""
+    global _kept
     libc = _glibc()
     if libc is None:
         return False
     # glibc before 2.35 takes no threshold above 32 MB, but it can do without separate mappings
-    kept = libc.mallopt(_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_MMAP_MAX, 0)
-    return bool(kept and libc.mallopt(_TRIM_THRESHOLD, -1))
+    above = libc.mallopt(_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_MMAP_MAX, 0)
+    _kept = bool(above and libc.mallopt(_TRIM_THRESHOLD, -1))
+    return _kept
+
+
+def kept() -> bool:
+    """Whether `keep_heap` worked in this process; a process that it starts has to be told."""
+    return _kept
 
 
 def release_heap() -> bool:
     """Gives memory that is free now back to the system; whether there was any. What is allocated later is kept as before."""
     libc = _glibc()
     return bool(libc and libc.malloc_trim(0))
-
-
-def keep_heap_unless_told() -> None:
-    """For the command line: keeps the heap, here and in the processes started from here, unless BACKSPIKE_HEAP=0."""
-    os.environ.setdefault(VARIABLE, "1")
-    keep_heap_if_told()
-
-
-def keep_heap_if_told() -> None:
-    """For processes that the command line starts."""
-    if os.environ.get(VARIABLE, "0") != "0":
-        keep_heap()
 
 
 def _glibc() -> ctypes.CDLL | None:
