@@ -33,6 +33,7 @@ _NAMES = {
     "scaling": ("mask_weight_gradients", "scale_gradients"),
     "recipe": ("Recipe",),
     "heap": ("keep_heap", "release_heap"),
+    "memory": ("plan_memory",),
     "train": ("evaluate", "fit", "load", "resume"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from .kernel import backends as backends
     from .kernel import dropped as dropped
     from .layer import OverTime as OverTime
+    from .memory import plan_memory as plan_memory
     from .neuron import IF as IF
     from .neuron import LIF as LIF
     from .neuron import Integrator as Integrator

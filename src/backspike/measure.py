@@ -24,6 +24,7 @@ SUPPORT = 0.01  # a neuron counts as receiving a gradient where h is above this 
 EDGES = np.linspace(-2, 2, 81, dtype=np.float32)  # of the histograms, in z = u - threshold
 RASTER_NEURONS = 64
 SAMPLES = 6
+SAMPLES_AT_ONCE = 32  # while layers are measured, which takes several times the memory of a layer
 
 
 def derivative(layer: LIF, z: Tensor) -> Tensor:
@@ -144,7 +145,7 @@ def collect(network: Any, batches: Batches) -> dict[str, np.ndarray]:
     confusion: Any = 0
     right_at = torch.zeros(T, dtype=torch.int64)
     right: list[Tensor] = []
-    for x, y in batches.in_order():
+    for x, y in batches.in_order(SAMPLES_AT_ONCE):
         with seen(network.model, lambda name, layer, out: tallies[name].add(layer, out)), batches.autocast():
             o = network.model(x).float()
         over_time = answers_over_time(o, network.readout)

@@ -36,6 +36,8 @@ def _plain(event: dict[str, Any]) -> None:
         print(_opening(event), flush=True)
     elif event["event"] == "scaling":
         print(_scaling(event), flush=True)
+    elif event["event"] in ("rehearsal", "memory"):
+        print(f"memory: {event['text']}", flush=True)
     elif event["event"] == "epoch":
         print(_line(event), flush=True)
 
@@ -98,6 +100,8 @@ def _bar() -> Iterator[Listener]:
                     numbers = f"loss {event['loss']:.4f}  {event['samples_per_second']:,.0f} samples/s"
                     done = event["epoch"] + event["batch"] / event["batches"]
                     progress.update(task, completed=done, numbers=numbers, description=f"epoch {event['epoch'] + 1}/{epochs}")
+                case "rehearsal" | "memory":
+                    progress.console.print(f"memory: {event['text']}", highlight=False)
                 case "scaling":
                     progress.console.print(_scaling(event), highlight=False)
                 case "epoch":

@@ -40,11 +40,12 @@ class Neuron:
     temporal_gradient: bool = True
     learn: tuple[str, ...] = ()
     backend: str = "auto"
+    memory: str = "exact"
 
     def __call__(self, channels: int | None = None) -> nn.Module:
         from .neuron import LIF
 
-        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "memory"}
         return LIF(**options, channels=channels)
 
 

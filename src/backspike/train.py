@@ -24,7 +24,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from itertools import chain, count, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,7 @@ from torch import Tensor, nn
 from . import __version__, data, measure
 from .batches import Batches
 from .choices import choose
+from .heap import release_heap
 from .hooks import spiking_layers
 from .neuron import check_gradients, neuron_parameters
 from .readout import TWO
@@ -202,6 +205,16 @@ def _measure(run: Run, network: Network, batches: Batches) -> list[float]:
     return arrays["accuracy_over_time"].tolist()
 
 
+def rehearse(recipe: Recipe, steps: int, device: str | None = None) -> tuple[list[float], bool]:
+    """A run in short that leaves nothing behind, for what it takes: the seconds of each step, and whether there is BatchNorm."""
+    with TemporaryDirectory() as folder:
+        run = Run.free(Path(folder) / "run")
+        training = _Training(run, recipe, None, _load(recipe), device, None)
+        with run.created(training.recipe):
+            seconds = training.rehearse(steps)
+    return seconds, any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in training.network.modules())
+
+
 def _sets(recipe: Recipe, train: Any, validation: Any, test: Any) -> data.Splits | _Own:
     if train is None:
         if validation is not None or test is not None:
@@ -239,6 +252,12 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 def _first_line(e: BaseException) -> str:
     return str(e).splitlines()[0] if str(e) else type(e).__name__
+
+
+def out_of_memory(e: BaseException) -> bool:
+    """Whether this, or what it comes from, says that memory could not be had."""
+    here = isinstance(e, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(e)
+    return here or (e.__cause__ is not None and out_of_memory(e.__cause__))
 
 
 @dataclass
@@ -359,14 +378,7 @@ class _Training:
 
     def run_to_the_end(self, report: bool = True) -> Result:
         if not self.run.has("last.ckpt"):
-            self.run.write_json("env.json", self._environment())
-            x = self._probed()
-            assert self.train is not None
-            with self.train.autocast():
-                histograms = measure.histograms(self.network.model, x)
-                probed = measure.probe(self.network.model, x)
-            self.run.append_log({"event": "initial", "membrane_counts": histograms, **probed})
-            self.save()
+            self._begin()
         start = {"run": str(self.run.path), "recipe": self.recipe.to_dict(), "epochs": self.recipe.epochs, "epoch": self.epoch}
         self._say("start", **start, chosen=self.reasons)
         with _stop_asked() as asked:
@@ -374,6 +386,32 @@ class _Training:
                 self._train_epoch(asked)
                 self._end_epoch()
         return self._finish(report)
+
+    def _begin(self) -> None:
+        self.run.write_json("env.json", self._environment())
+        x = self._probed()
+        assert self.train is not None
+        with self.train.autocast():
+            histograms = measure.histograms(self.network.model, x)
+            probed = measure.probe(self.network.model, x)
+        self.run.append_log({"event": "initial", "membrane_counts": histograms, **probed})
+        self.save()
+        release_heap()
+
+    def rehearse(self, steps: int) -> list[float]:
+        """All that a run does, each a little; the seconds of every step."""
+        assert self.train is not None
+        with self._said():
+            self._begin()
+            seconds = []
+            for x, y in islice(chain.from_iterable(map(self.train.training, count())), steps):
+                started = time.monotonic()
+                self._train_step(x, y)
+                seconds.append(time.monotonic() - started)
+            self.validation, self.test = (b.first_part() if b else None for b in (self.validation, self.test))
+            self._end_epoch()
+            self._finish(report=True)
+        return seconds
 
     def _train_epoch(self, asked: _Stop) -> None:
         assert self.train is not None
@@ -411,7 +449,7 @@ class _Training:
         except RunError:
             raise
         except (RuntimeError, ValueError, TypeError, MemoryError) as e:
-            if isinstance(e, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(e):
+            if out_of_memory(e):
                 parts = self.recipe.accumulate
                 raise RunError(
                     "out of memory; start anew with --memory SIZE (such as 4GB), which chooses what is kept and how large the "
@@ -491,6 +529,7 @@ class _Training:
             if self.averaged is not None:
                 self.averaged.readout.load_state_dict(readout.state_dict())
         started = time.monotonic()
+        release_heap()  # what training took in pieces of its sizes, a test takes in others
         event = self._epoch_event()
         accuracy, loss = event["validation_accuracy"], event["validation_loss"]
         score = (accuracy, -loss) if accuracy is not None else (self.epoch, 0.0)
@@ -505,6 +544,7 @@ class _Training:
         self.epoch += 1
         self.batch, self.loss_sum, self.right, self.seen, self.epoch_seconds = 0, 0.0, 0, 0, 0.0
         self.save()
+        release_heap()
         self.listen(event)
 
     def _epoch_event(self) -> dict[str, Any]:
@@ -531,7 +571,7 @@ class _Training:
         """The batch on which layers are measured."""
         batches = self.validation or self.train
         assert batches is not None
-        return batches.take(torch.arange(min(self.recipe.part_size, len(batches.data))))[0]
+        return batches.take(torch.arange(min(self.recipe.part_size, measure.SAMPLES_AT_ONCE, len(batches.data))))[0]
 
     def _out_of_patience(self) -> bool:
         return 0 < self.recipe.patience <= self.bad_epochs
