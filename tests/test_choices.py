@@ -39,6 +39,11 @@ def test_multiply_adds_are_those_of_convolutions_and_linear_layers():
     assert model.training
 
 
+def test_a_transposed_convolution_counts_at_its_input():
+    layer = nn.ConvTranspose2d(3, 4, 2, stride=2, groups=1)
+    assert multiply_adds(layer, torch.rand(2, 3, 5, 6)) == 2 * 5 * 6 * 3 * (4 * 2 * 2)
+
+
 def test_the_precision_follows_processor_and_size(monkeypatch, bf16):
     recipe, model, x = tiny(batch_size=10), nn.Linear(6, 5), torch.zeros(4, 1, 6)
     assert choose(recipe, model, x).recipe.precision == "bfloat16"

@@ -76,6 +76,8 @@ def test_the_command_line_keeps_it_unless_told(setting, kept):
         "from backspike import heap; seen = []; heap.keep_heap = lambda: seen.append(1)\n"
         "from backspike.cli import main; main([]); print('kept', bool(seen))"
     )
-    environment = {k: v for k, v in os.environ.items() if k != "BACKSPIKE_HEAP"} | ({"BACKSPIKE_HEAP": setting} if setting else {})
+    environment = {k: v for k, v in os.environ.items() if k != "BACKSPIKE_HEAP"} | (
+        {"BACKSPIKE_HEAP": setting} if setting else {}
+    )
     out = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True).stdout
     assert f"kept {kept}" in out

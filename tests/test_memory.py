@@ -27,7 +27,7 @@ def test_sizes_are_read(text, size):
 
 @pytest.mark.parametrize("text", ["", "6", "GB", "-1GB", "0GB", "6 G B", "6GBs", "1e3MB", "six GB"])
 def test_what_is_no_size_is_said(text):
-    with pytest.raises(RecipeError, match="such as 6GB, 800MB or 0.5GiB"):
+    with pytest.raises(RecipeError, match="such as 6GB, 800MB or"):
         parse_size(text)
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from .hooks import Handle
 from .recipe import Recipe
 
 # multiply-adds per step of the forward pass below which casting costs what bfloat16 gains: on two cores of a Zen 4,
@@ -67,14 +68,22 @@ def bfloat16_unit(device: torch.device) -> str | None:
 @torch.no_grad()
 def multiply_adds(model: nn.Module, x: Tensor) -> int:
     """Of convolutions and linear layers in one forward pass; a layer that is computed once for all timesteps counts once."""
+    counted = 0
+
+    def count(layer: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        nonlocal counted
+        spread = inputs[0] if getattr(layer, "transposed", False) else out  # what every weight of a channel meets
+        counted += spread.numel() * layer.weight[0].numel()
+
     was_training = model.training
     model.eval()
-    try:
-        with FlopCounterMode(display=False) as counter:
-            model(x)
-    finally:
-        model.train(was_training)
-    return counter.get_total_flops() // 2
+    with Handle() as handle:
+        for layer in model.modules():
+            if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear):
+                handle.undo.append(layer.register_forward_hook(count).remove)
+        model(x)
+    model.train(was_training)
+    return counted
 
 
 def _channels_last(model: nn.Module, device: torch.device) -> tuple[bool, str]:

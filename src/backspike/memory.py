@@ -188,7 +188,7 @@ def parse_size(text: str) -> int:
 
 
 def size_text(size: float) -> str:
-    """"6GB", "0.55GB", "800MB": three digits, as `parse_size` reads them."""
+    """ "6GB", "0.55GB", "800MB": three digits, as `parse_size` reads them."""
     unit = "GB" if size >= 10**9 else "MB"
     return f"{float(f'{size / _UNITS[unit]:.3g}'):g}{unit}"
 

@@ -206,7 +206,7 @@ def _measure(run: Run, network: Network, batches: Batches) -> list[float]:
 
 
 def rehearse(recipe: Recipe, steps: int, device: str | None = None) -> tuple[list[float], bool]:
-    """A run in short that leaves nothing behind, for what it takes: the seconds of each step, and whether there is BatchNorm."""
+    """A run in short that leaves nothing behind: the seconds of each step, and whether there is BatchNorm."""
     with TemporaryDirectory() as folder:
         run = Run.free(Path(folder) / "run")
         training = _Training(run, recipe, None, _load(recipe), device, None)
