@@ -1,12 +1,13 @@
 """The heap that is kept: fewer page faults, given back when asked, and only where the C library can."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 
 import pytest
 
-from backspike import heap
+from backspike import heap, study
 
 linux = pytest.mark.skipif(heap._glibc() is None, reason="only glibc keeps its heap")
 
@@ -81,3 +82,13 @@ def test_the_command_line_keeps_it_unless_told(setting, kept):
     )
     out = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True).stdout
     assert f"kept {kept}" in out
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_processes_of_a_study_do_as_theirs_does(monkeypatch, kept):
+    seen = []
+    monkeypatch.setattr(heap, "keep_heap", lambda: seen.append(True))
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(None)  # nothing to train
+    study._worker(theirs, 1, None, kept)
+    assert seen == [True] * kept
