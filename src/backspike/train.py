@@ -323,6 +323,7 @@ class _Training:
         try:
             self.averaged = copy.deepcopy(self.network) if recipe.ema else None
             self.optimizer = recipe.optimizer.build(_groups(self.network.model, recipe))
+            self.neurons_learn = bool(neuron_parameters(self.network.model))
         except (ValueError, TypeError, RuntimeError) as e:
             raise RunError(f"the recipe cannot be built: {_first_line(e)}") from e
         # the parts that hook into the model; a copy of it, the averaged one, is left alone
@@ -460,7 +461,8 @@ class _Training:
     def _train_step(self, x: Tensor, y: Tensor) -> None:
         recipe, network = self.recipe, self.network
         assert self.train is not None
-        network.train()
+        if not network.model.training:
+            network.train()
         lr = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
@@ -486,7 +488,8 @@ class _Training:
                 f"the {what} became {value} in epoch {self.epoch}, batch {self.batch}; lower --optimizer.lr "
                 f"({recipe.optimizer.lr}) or set --clip 1 (the last checkpoint is intact)"
             )
-        check_gradients(network.model)
+        if self.neurons_learn:
+            check_gradients(network.model)
         if recipe.clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, recipe.clip, total_norm)
         self.optimizer.step()
