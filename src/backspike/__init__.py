@@ -32,6 +32,8 @@ _NAMES = {
     "potential": ("PotentialAdjustment",),
     "scaling": ("mask_weight_gradients", "scale_gradients"),
     "recipe": ("Recipe",),
+    "heap": ("keep_heap", "release_heap"),
+    "memory": ("plan_memory",),
     "train": ("evaluate", "fit", "load", "resume"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
@@ -44,11 +46,14 @@ if TYPE_CHECKING:
     from . import models as models
     from . import readout as readout
     from . import recipes as recipes
+    from .heap import keep_heap as keep_heap
+    from .heap import release_heap as release_heap
     from .hooks import record as record
     from .kernel import Unsupported as Unsupported
     from .kernel import backends as backends
     from .kernel import dropped as dropped
     from .layer import OverTime as OverTime
+    from .memory import plan_memory as plan_memory
     from .neuron import IF as IF
     from .neuron import LIF as LIF
     from .neuron import Integrator as Integrator

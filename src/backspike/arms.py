@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .recipe import Recipe
+from .recipe import OPEN, Recipe
 from .run import Run
 
 FREE = ("checkpoint_seconds", "root")  # fields that change no result
@@ -122,6 +122,8 @@ def same_recipe(job: Job) -> bool:
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise StudyError(f"{path} is damaged ({e}); remove {job.folder} and run the study again") from e
     wanted = json.loads(json.dumps(job.recipe.to_dict()["fields"]))
-    if {k: v for k, v in stored.items() if k not in FREE} != {k: v for k, v in wanted.items() if k not in FREE}:
+    # what the study leaves to the machine stands in the run as it was chosen
+    any_value = {*FREE, *(k for k, v in OPEN.items() if wanted[k] == v)}
+    if {k: v for k, v in stored.items() if k not in any_value} != {k: v for k, v in wanted.items() if k not in any_value}:
         raise StudyError(f"{job.folder} holds a run of another recipe; remove it, or choose another folder with --out")
     return True

@@ -5,13 +5,14 @@ The order of an epoch is a function of (seed, epoch), so that a resumed run goes
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from .data import Split
 from .recipe import Recipe
@@ -59,15 +60,22 @@ class Batches:
                 x = augment(x)
             yield self._over_time(x), y
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """All samples once, in their order, as they are."""
-        for x, y in self._read(torch.arange(len(self.data)).split(self.recipe.batch_size)):
+    def in_order(self, at_most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """All samples once, in their order, as they are; at_most: so many at once."""
+        size = min(self.recipe.part_size, at_most or self.recipe.part_size)
+        for x, y in self._read(torch.arange(len(self.data)).split(size)):
             yield self._over_time(x), y
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The samples of these indices as one batch."""
         x, y = next(self._read((index,)))
         return self._over_time(x), y
+
+    def first_part(self) -> Batches:
+        """The same data, cut to as many samples as go through the network at once."""
+        short = copy.copy(self)
+        short.data = Subset(self.data, range(min(self.recipe.part_size, len(self.data))))
+        return short
 
     def autocast(self) -> torch.autocast:
         """The precision of the recipe, for training and testing alike."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import __version__
+from . import __version__, heap
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # threads that wait by spinning make a busy machine many times slower; read when torch is imported
 QUIET_THREADS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 TAKE_FIELDS = ("train", "study")  # verbs that take --FIELD VALUE beside their own options
-OPTIONS_WITH_VALUE = ("out", "device", "seeds", "jobs")
+OPTIONS_WITH_VALUE = ("out", "device", "seeds", "jobs", "memory")
 OPTIONS = ("help", "json", "force", *OPTIONS_WITH_VALUE)
 
 
@@ -40,6 +40,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     os.environ |= QUIET_THREADS | os.environ
+    if os.environ.get("BACKSPIKE_HEAP") != "0":
+        heap.keep_heap()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments, fields = _split_off_fields(arguments) if arguments[:1] in ([v] for v in TAKE_FIELDS) else (arguments, {})
@@ -112,6 +114,10 @@ def _expected() -> tuple[type[Exception], ...]:
 def _parser() -> _Parser:
     parser = _Parser(prog="backspike", description="Trains spiking neural networks by back-propagating through spikes.")
     parser.add_argument("--version", action="version", version=f"backspike {__version__}")
+    parser.epilog = (
+        "Environment: BACKSPIKE_DATA, folder of the data; BACKSPIKE_HEAP=0, give freed memory back at once instead of keeping it "
+        "for the next step (slower); BACKSPIKE_TRACEBACK=1, show where an unexpected error comes from."
+    )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
 
     def verb(name: str, run: Any, help: str, **options: Any) -> _Parser:
@@ -121,12 +127,13 @@ def _parser() -> _Parser:
         return p
 
     p = verb("train", _train, "train a recipe (default: digits) into a run folder", add_help=False)
-    p.usage = "backspike train [RECIPE] [--out DIR] [--force] [--device DEVICE] [--json] [--FIELD VALUE ...]"
+    p.usage = "backspike train [RECIPE] [--out DIR] [--force] [--device DEVICE] [--memory SIZE] [--json] [--FIELD VALUE ...]"
     p.add_argument("-h", "--help", action="store_true", help="this, with every field of the recipe")
     p.add_argument("recipe", nargs="?", default="digits", metavar="RECIPE", help="see: backspike recipes")
     p.add_argument("--out", help="run folder (default: runs/RECIPE-1, or the next number)")
     p.add_argument("--force", action="store_true", help="replace a run that is already there")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    p.add_argument("--memory", metavar="SIZE", help="choose settings with which it fits, such as 6GB, and say what they cost")
     p.set_defaults(parser=p)
 
     p = verb("resume", _resume, "go on with an interrupted run, to the same result")
@@ -176,6 +183,7 @@ def _parser() -> _Parser:
 
 def _train(options: argparse.Namespace) -> int:
     from . import recipes
+    from .memory import parse_size, plan_memory
     from .recipe import RecipeError
 
     try:
@@ -185,14 +193,19 @@ def _train(options: argparse.Namespace) -> int:
             print("\n" + _field_help(recipe))
             return 0
         recipe = recipe.replace(options.fields)
+        budget = parse_size(options.memory) if options.memory else None
     except RecipeError as e:
         raise UsageError(e) from None
-    from .run import next_free
+    from .run import Run, next_free
 
     out = Path(options.out) if options.out else next_free(Path("runs"), recipe.name)
-    return _run(
-        options, out, lambda train, listen: train.fit(recipe, out, force=options.force, device=options.device, listen=listen)
-    )
+    Run.free(out, options.force)
+
+    def work(train: Any, listen: Any) -> Any:
+        fitting = plan_memory(recipe, budget, device=options.device, listen=listen).recipe if budget else recipe
+        return train.fit(fitting, out, force=options.force, device=options.device, listen=listen)
+
+    return _run(options, out, work)
 
 
 def _resume(options: argparse.Namespace) -> int:

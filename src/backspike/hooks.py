@@ -46,14 +46,21 @@ def spiking_layers(model: nn.Module) -> dict[str, LIF]:
 
 
 @contextmanager
-def record(model: nn.Module) -> Iterator[dict[str, Output]]:
-    """Within it, every forward pass leaves the `Output` of each spiking layer, membrane included, under the layer's name."""
-    seen: dict[str, Output] = {}
+def seen(model: nn.Module, see: Callable[[str, LIF, Output], None]) -> Iterator[None]:
+    """Within it, `see(name, layer, output)` is called at every forward pass of a spiking layer, membrane included."""
+
+    def watcher(name: str) -> Watcher:
+        return Watcher(lambda layer, out, _moments: see(name, layer, out), membrane=True)
+
     with Handle() as handle:
         for name, layer in spiking_layers(model).items():
-            handle.undo.append(watch(layer, Watcher(_keep(seen, name), membrane=True)))
-        yield seen
+            handle.undo.append(watch(layer, watcher(name)))
+        yield
 
 
-def _keep(seen: dict[str, Output], name: str) -> Callable[..., None]:
-    return lambda _layer, out, _moments: seen.__setitem__(name, out)
+@contextmanager
+def record(model: nn.Module) -> Iterator[dict[str, Output]]:
+    """Within it, every forward pass leaves the `Output` of each spiking layer, membrane included, under the layer's name."""
+    outputs: dict[str, Output] = {}
+    with seen(model, lambda name, _layer, out: outputs.__setitem__(name, out)):
+        yield outputs

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import readout
 from .batches import Batches
-from .hooks import record, spiking_layers
+from .hooks import record, seen, spiking_layers
 from .kernel import dropped
 from .neuron import LIF, Output
 from .potential import potential_statistics
@@ -24,6 +24,7 @@ SUPPORT = 0.01  # a neuron counts as receiving a gradient where h is above this 
 EDGES = np.linspace(-2, 2, 81, dtype=np.float32)  # of the histograms, in z = u - threshold
 RASTER_NEURONS = 64
 SAMPLES = 6
+SAMPLES_AT_ONCE = 32  # while layers are measured, which takes several times the memory of a layer
 
 
 def derivative(layer: LIF, z: Tensor) -> Tensor:
@@ -52,33 +53,36 @@ def in_support(layer: LIF, z: Tensor) -> Tensor:
 def probe(model: nn.Module, x: Tensor) -> dict[str, Any]:
     """Per spiking layer, on one batch x `[T, B, ...]`: firing rate, share of neurons with a gradient, and how the potentials
     lie at each timestep (`potential_statistics`); and over all layers the share of the surrogate gradient that a mask takes
-    away at these potentials (that of seed 0, so that a resumed run measures the same)."""
-    model.eval()
-    layers = spiking_layers(model)
-    with record(model) as outputs:
-        model(x)
-    firing, support, whole, masked = {}, {}, 0.0, 0.0
-    for name, out in outputs.items():
-        layer = layers[name]
+    away at these potentials (that of seed t at timestep t, so that a resumed run measures the same)."""
+    firing: dict[str, float] = {}
+    support: dict[str, float] = {}
+    potential: dict[str, dict[str, list[float]]] = {}
+    whole = masked = 0.0
+
+    def see(name: str, layer: LIF, out: Output) -> None:
+        nonlocal whole, masked
         assert out.spikes is not None
-        firing[name] = float(out.spikes.mean())
-        z = distance(layer, out)
-        h = derivative(layer, z)
-        support[name] = float(in_support(layer, z).float().mean())
-        whole += float(h.sum())
-        if layer.mask_p is not None:
-            masked += float((h * dropped(0, z.shape, layer.mask_p)).sum())
-    p = next((layer.mask_p for layer in layers.values() if layer.mask_p is not None), None)
-    share = masked / whole if p is not None and whole > 0 else None
-    potential = {
-        name: {quantity: [round(float(v), 5) for v in values] for quantity, values in statistics.items()}
-        for name, statistics in potential_statistics(model, outputs).items()
-    }
+        firing[name] = float(out.spikes.float().mean())
+        inside = 0
+        for t, z in enumerate(_distances(layer, out)):
+            h = derivative(layer, z)
+            inside += int(in_support(layer, z).sum())
+            whole += float(h.sum())
+            if layer.mask_p is not None:
+                masked += float((h * dropped(t, z.shape, layer.mask_p)).sum())
+        support[name] = inside / out.spikes.numel()
+        statistics = potential_statistics(model, {name: out})[name]
+        potential[name] = {quantity: [round(float(v), 5) for v in values] for quantity, values in statistics.items()}
+
+    model.eval()
+    with seen(model, see):
+        model(x)
+    p = next((layer.mask_p for layer in spiking_layers(model).values() if layer.mask_p is not None), None)
     return {
         "firing_rate": firing,
         "support_share": support,
         "potential": potential,
-        "masked_share": share,
+        "masked_share": masked / whole if p is not None and whole > 0 else None,
         "mask_p": None if p is None else float(p),
     }
 
@@ -86,11 +90,22 @@ def probe(model: nn.Module, x: Tensor) -> dict[str, Any]:
 @torch.no_grad()
 def histograms(model: nn.Module, x: Tensor) -> dict[str, list[int]]:
     """Per spiking layer, on one batch x `[T, B, ...]`: the histogram of u - threshold over `EDGES`."""
+    counts: dict[str, list[int]] = {}
+
+    def see(name: str, layer: LIF, out: Output) -> None:
+        counts[name] = np.sum([_histogram(z) for z in _distances(layer, out)], axis=0).tolist()
+
     model.eval()
-    layers = spiking_layers(model)
-    with record(model) as outputs:
+    with seen(model, see):
         model(x)
-    return {name: _histogram(distance(layers[name], out)).tolist() for name, out in outputs.items()}
+    return counts
+
+
+def _distances(layer: LIF, out: Output) -> Iterator[Tensor]:
+    """z of one timestep after the other, `[1, B, ...]`: what is made from it is T times smaller than the layer."""
+    assert out.membrane is not None
+    for u in out.membrane.split(1):
+        yield distance(layer, out._replace(membrane=u))
 
 
 def _histogram(z: Tensor) -> np.ndarray:
@@ -130,11 +145,9 @@ def collect(network: Any, batches: Batches) -> dict[str, np.ndarray]:
     confusion: Any = 0
     right_at = torch.zeros(T, dtype=torch.int64)
     right: list[Tensor] = []
-    for x, y in batches.in_order():
-        with record(network.model) as outputs, batches.autocast():
+    for x, y in batches.in_order(SAMPLES_AT_ONCE):
+        with seen(network.model, lambda name, layer, out: tallies[name].add(layer, out)), batches.autocast():
             o = network.model(x).float()
-        for name, out in outputs.items():
-            tallies[name].add(layers[name], out)
         over_time = answers_over_time(o, network.readout)
         answer = network.readout(o).argmax(-1)
         K = o.shape[2]
@@ -176,12 +189,14 @@ class _Tally:
         self.counts = np.zeros(len(EDGES) - 1, dtype=np.int64)
 
     def add(self, layer: LIF, out: Output) -> None:
-        z = distance(layer, out)
         assert out.spikes is not None
-        self.spikes = self.spikes + out.spikes.double().flatten(1).sum(1).cpu()
-        self.support = self.support + in_support(layer, z).double().flatten(1).sum(1).cpu()
-        self.elements += z[0].numel()
-        self.counts += _histogram(z)
+        self.elements += out.spikes[0].numel()
+        self.spikes = self.spikes + torch.stack([s.sum(dtype=torch.float64).cpu() for s in out.spikes])
+        support = []
+        for z in _distances(layer, out):
+            support.append(in_support(layer, z).sum(dtype=torch.float64).cpu())
+            self.counts += _histogram(z)
+        self.support = self.support + torch.stack(support)
 
     def arrays(self, images: int) -> dict[str, np.ndarray]:
         return {

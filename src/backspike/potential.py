@@ -208,17 +208,23 @@ def _statistics(layer: LIF, out: Output) -> dict[str, np.ndarray]:
     u, s = out.membrane, out.spikes
     if u is None or s is None:
         raise ValueError("potential_statistics: the membrane was not recorded; use bs.record(model)")
+    # one timestep after the other: in double precision a whole layer would take much memory
+    steps = [_at_one_timestep(layer, u[t : t + 1], s[t : t + 1]) for t in range(len(u))]
+    return {quantity: np.array([step[quantity] for step in steps]) for quantity in steps[0]}
+
+
+def _at_one_timestep(layer: LIF, u: Tensor, s: Tensor) -> dict[str, float]:
     theta = layer.constants()[1]
     width: Any = over_channels(surrogate_width(layer), u)
 
-    def over_all(x: Tensor) -> np.ndarray:
-        return x.double().flatten(1).mean(1).cpu().numpy()
+    def over_all(x: Tensor) -> float:
+        return float(x.mean(dtype=torch.float64))
 
     return {
         "mean": over_all(u),
-        "std": u.double().flatten(1).std(1, correction=0).cpu().numpy(),
+        "std": float(u.double().std(correction=0)),
         "quantisation_error": over_all((u - theta * s) ** 2),
-        "active_share": over_all((u - theta).abs() < width / 2),
-        "share_below": over_all(u <= 0),
-        "share_above": over_all(u >= 2 * theta),
+        "active_share": over_all(((u - theta).abs() < width / 2).float()),
+        "share_below": over_all((u <= 0).float()),
+        "share_above": over_all((u >= 2 * theta).float()),
     }

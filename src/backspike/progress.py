@@ -36,6 +36,8 @@ def _plain(event: dict[str, Any]) -> None:
         print(_opening(event), flush=True)
     elif event["event"] == "scaling":
         print(_scaling(event), flush=True)
+    elif event["event"] in ("rehearsal", "memory"):
+        print(f"memory: {event['text']}", flush=True)
     elif event["event"] == "epoch":
         print(_line(event), flush=True)
 
@@ -43,9 +45,11 @@ def _plain(event: dict[str, Any]) -> None:
 def _opening(event: dict[str, Any]) -> str:
     fields = event["recipe"]["fields"]
     again = f", from epoch {event['epoch']}" if event["epoch"] else ""
+    why = event["chosen"].get("precision")
+    precision = fields["precision"] + (f" ({why})" if why else "") + (", channels last" if fields["channels_last"] else "")
     return (
         f"{event['recipe']['name']}: {fields['model']} on {fields['data']}, T = {fields['T']}, "
-        f"{event['epochs']} epochs{again}, into {event['run']}"
+        f"{event['epochs']} epochs{again}, {precision}, into {event['run']}"
     )
 
 
@@ -96,6 +100,8 @@ def _bar() -> Iterator[Listener]:
                     numbers = f"loss {event['loss']:.4f}  {event['samples_per_second']:,.0f} samples/s"
                     done = event["epoch"] + event["batch"] / event["batches"]
                     progress.update(task, completed=done, numbers=numbers, description=f"epoch {event['epoch'] + 1}/{epochs}")
+                case "rehearsal" | "memory":
+                    progress.console.print(f"memory: {event['text']}", highlight=False)
                 case "scaling":
                     progress.console.print(_scaling(event), highlight=False)
                 case "epoch":

@@ -45,7 +45,7 @@ class Neuron:
     def __call__(self, channels: int | None = None) -> nn.Module:
         from .neuron import LIF
 
-        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "memory"}
         return LIF(**options, channels=channels)
 
 
@@ -183,7 +183,7 @@ class AdamW:
     def build(self, groups: Any) -> optim.Optimizer:
         from torch import optim
 
-        return optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
+        return optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay, fused=True)
 
 
 @dataclass(frozen=True)
@@ -196,11 +196,21 @@ class SGD:
     def build(self, groups: Any) -> optim.Optimizer:
         from torch import optim
 
-        return optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov)
+        options: dict[str, Any] = {
+            "lr": self.lr,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "nesterov": self.nesterov,
+        }
+        return optim.SGD(groups, **options, fused=True)
 
 
 def _field(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
+
+
+# values that leave a field to the machine: see choices.py
+OPEN = {"precision": "auto", "channels_last": None}
 
 
 @dataclass(frozen=True)
@@ -233,8 +243,8 @@ class Recipe:
     ema: float = _field(0.0, "decay of the averaged weights that are evaluated and saved; 0: none")
     patience: int = _field(0, "stop after so many epochs without a better validation accuracy; 0: never")
     augment: tuple[_augment.Augment, ...] = _field((), "changes to training samples, drawn afresh for each")
-    precision: str = _field("float32", "float32 or bfloat16 (autocast)")
-    channels_last: bool = _field(False, "memory layout of images and convolutions")
+    precision: str = _field("auto", "float32, bfloat16 (autocast) or auto: bfloat16 where the processor computes in it")
+    channels_last: bool | None = _field(None, "memory layout of images and convolutions; None: where it is faster")
     seed: int = _field(0, "of weights, order, augmentation and masks")
     checkpoint_seconds: float = _field(60.0, "time between checkpoints within an epoch")
 
@@ -248,7 +258,8 @@ class Recipe:
         _require(0 <= self.weight_mask <= 1, "weight_mask", "a probability in [0, 1]", self.weight_mask)
         _require(0 <= self.ema < 1, "ema", "in [0, 1)", self.ema)
         _require(self.schedule in ("cosine", "constant"), "schedule", "cosine or constant", self.schedule)
-        _require(self.precision in ("float32", "bfloat16"), "precision", "float32 or bfloat16", self.precision)
+        precisions = ("auto", "float32", "bfloat16")
+        _require(self.precision in precisions, "precision", "auto, float32 or bfloat16", self.precision)
         _require(self.optimizer.lr > 0, "optimizer.lr", "positive", self.optimizer.lr)
         if self.mask_p_end is not None:
             _require(0 <= self.mask_p_end <= 1, "mask_p_end", "a probability in [0, 1]", self.mask_p_end)
@@ -258,6 +269,11 @@ class Recipe:
             _require(not (rescaled and self.mask_p_end == 1), "mask_p_end", "below 1 with rescale", self.mask_p_end)
         if not self.neuron.tau > 1:
             raise RecipeError(f"neuron.tau must be above 1 timestep, got {self.neuron.tau}")
+
+    @property
+    def part_size(self) -> int:
+        """Samples that go through the network at once: a step of `batch_size` in `accumulate` parts."""
+        return -(-self.batch_size // self.accumulate)
 
     def replace(self, changes: dict[str, Any]) -> Recipe:
         """The recipe with fields changed: {"epochs": 3, "neuron.surrogate.p": "0.3"}; text is parsed as on a command line."""

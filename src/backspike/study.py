@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from . import heap
 from .arms import Arm as Arm
 from .arms import Job, Study, StudyError, finished, same_recipe
 from .data import DataError
@@ -164,7 +165,7 @@ def _in_processes(jobs: list[Job], workers: int, threads: int, device: str | Non
 
     def start() -> None:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_worker, args=(theirs, threads, device), daemon=True)
+        process = context.Process(target=_worker, args=(theirs, threads, device, heap.kept()), daemon=True)
         # it does not see Ctrl-C by itself: only a run in training does, and this process ends the others
         with _on_signal(signal.SIGINT, signal.SIG_IGN):
             process.start()
@@ -223,10 +224,12 @@ def _on_signal(number: int, handler: Any) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def _worker(pipe: Connection, threads: int, device: str | None) -> None:
+def _worker(pipe: Connection, threads: int, device: str | None, keep_heap: bool) -> None:
     """A process that trains the runs it is given; it ends when the other side of the pipe does."""
     import torch
 
+    if keep_heap:
+        heap.keep_heap()
     torch.set_num_threads(threads)
     said = 0.0
 

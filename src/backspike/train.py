@@ -24,7 +24,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from itertools import chain, count, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,8 @@ from torch import Tensor, nn
 
 from . import __version__, data, measure
 from .batches import Batches
+from .choices import choose
+from .heap import release_heap
 from .hooks import spiking_layers
 from .neuron import check_gradients, neuron_parameters
 from .readout import TWO
@@ -96,7 +100,7 @@ def fit(
     run = Run.free(out, force)
     # everything is built and tried before an old run is deleted
     training = _Training(run, recipe, model, _sets(recipe, train, validation, test), device, listen)
-    with run.created(recipe, training.own):
+    with run.created(training.recipe, training.own):
         return training.run_to_the_end(report)
 
 
@@ -183,6 +187,8 @@ def evaluate(
     _check_own(folder, model=model, data=test)
     network = load(run, model, values=values).to(_device(device))
     recipe = folder.recipe(values)
+    if recipe.channels_last:
+        _to_channels_last(network)
     batches = Batches(_load(recipe).test if test is None else test, recipe, _device(device))
     accuracy, loss = _test(network, batches, recipe)
     over_time = _measure(folder, network, batches)
@@ -197,6 +203,16 @@ def _measure(run: Run, network: Network, batches: Batches) -> list[float]:
     np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
     run.write("evaluation.npz", packed.getvalue())
     return arrays["accuracy_over_time"].tolist()
+
+
+def rehearse(recipe: Recipe, steps: int, device: str | None = None) -> tuple[list[float], bool]:
+    """A run in short that leaves nothing behind: the seconds of each step, and whether there is BatchNorm."""
+    with TemporaryDirectory() as folder:
+        run = Run.free(Path(folder) / "run")
+        training = _Training(run, recipe, None, _load(recipe), device, None)
+        with run.created(training.recipe):
+            seconds = training.rehearse(steps)
+    return seconds, any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in training.network.modules())
 
 
 def _sets(recipe: Recipe, train: Any, validation: Any, test: Any) -> data.Splits | _Own:
@@ -236,6 +252,12 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 def _first_line(e: BaseException) -> str:
     return str(e).splitlines()[0] if str(e) else type(e).__name__
+
+
+def out_of_memory(e: BaseException) -> bool:
+    """Whether this, or what it comes from, says that memory could not be had."""
+    here = isinstance(e, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(e)
+    return here or (e.__cause__ is not None and out_of_memory(e.__cause__))
 
 
 @dataclass
@@ -282,10 +304,6 @@ class _Training:
         try:
             network = Network(model or recipe.model.build(recipe.neuron), recipe.readout.build(recipe.T))
             self.network = network.to(self.device)
-            if recipe.channels_last:
-                self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self.averaged = copy.deepcopy(self.network) if recipe.ema else None
-            self.optimizer = recipe.optimizer.build(_groups(self.network.model, recipe))
         except (ValueError, TypeError, RuntimeError) as e:
             raise RunError(f"the recipe cannot be built: {_first_line(e)}") from e
         self.train, self.validation, self.test = (
@@ -300,7 +318,14 @@ class _Training:
         self.bad_epochs = 0
         self.scaling_said = False
         self.elapsed, self.epoch_seconds = 0.0, 0.0
-        self._check_one_batch()
+        self._choose(self._checked_sample())
+        recipe = self.recipe
+        try:
+            self.averaged = copy.deepcopy(self.network) if recipe.ema else None
+            self.optimizer = recipe.optimizer.build(_groups(self.network.model, recipe))
+            self.neurons_learn = bool(neuron_parameters(self.network.model))
+        except (ValueError, TypeError, RuntimeError) as e:
+            raise RunError(f"the recipe cannot be built: {_first_line(e)}") from e
         # the parts that hook into the model; a copy of it, the averaged one, is left alone
         try:
             self.potential = recipe.potential.build(self.network.model) if recipe.potential else None
@@ -316,8 +341,16 @@ class _Training:
         """The network whose accuracy counts and whose weights are saved."""
         return self.averaged or self.network
 
-    def _check_one_batch(self) -> None:
-        """One sample through the network, so that a wrong shape is said before anything is trained."""
+    def _choose(self, x: Tensor) -> None:
+        """What the recipe leaves open: precision and memory layout."""
+        self.recipe, self.reasons = (chosen := choose(self.recipe, self.network.model, x)).recipe, chosen.reasons
+        for batches in filter(None, (self.train, self.validation, self.test)):
+            batches.recipe = self.recipe
+        if self.recipe.channels_last:
+            _to_channels_last(self.network)
+
+    def _checked_sample(self) -> Tensor:
+        """One sample `[T, 1, ...]` that went through the network, so that a wrong shape is said before anything is trained."""
         assert self.train is not None
         try:
             x, y = self.train.take(torch.zeros(1, dtype=torch.int64))
@@ -340,25 +373,46 @@ class _Training:
             raise RunError(f"the model has {K} outputs and the data {needed} classes; set num_classes={needed}")
         for batches in filter(None, (self.train, self.validation, self.test)):
             batches.expect_classes(K)
+        return x
 
     # ---- the story -------------------------------------------------------------------------------------------------
 
     def run_to_the_end(self, report: bool = True) -> Result:
         if not self.run.has("last.ckpt"):
-            self.run.write_json("env.json", self._environment())
-            x = self._probed()
-            assert self.train is not None
-            with self.train.autocast():
-                histograms = measure.histograms(self.network.model, x)
-                probed = measure.probe(self.network.model, x)
-            self.run.append_log({"event": "initial", "membrane_counts": histograms, **probed})
-            self.save()
-        self._say("start", run=str(self.run.path), recipe=self.recipe.to_dict(), epochs=self.recipe.epochs, epoch=self.epoch)
+            self._begin()
+        start = {"run": str(self.run.path), "recipe": self.recipe.to_dict(), "epochs": self.recipe.epochs, "epoch": self.epoch}
+        self._say("start", **start, chosen=self.reasons)
         with _stop_asked() as asked:
             while self.epoch < self.recipe.epochs and not self._out_of_patience():
                 self._train_epoch(asked)
                 self._end_epoch()
         return self._finish(report)
+
+    def _begin(self) -> None:
+        self.run.write_json("env.json", self._environment())
+        x = self._probed()
+        assert self.train is not None
+        with self.train.autocast():
+            histograms = measure.histograms(self.network.model, x)
+            probed = measure.probe(self.network.model, x)
+        self.run.append_log({"event": "initial", "membrane_counts": histograms, **probed})
+        self.save()
+        release_heap()
+
+    def rehearse(self, steps: int) -> list[float]:
+        """All that a run does, each a little; the seconds of every step."""
+        assert self.train is not None
+        with self._said():
+            self._begin()
+            seconds = []
+            for x, y in islice(chain.from_iterable(map(self.train.training, count())), steps):
+                started = time.monotonic()
+                self._train_step(x, y)
+                seconds.append(time.monotonic() - started)
+            self.validation, self.test = (b.first_part() if b else None for b in (self.validation, self.test))
+            self._end_epoch()
+            self._finish(report=True)
+        return seconds
 
     def _train_epoch(self, asked: _Stop) -> None:
         assert self.train is not None
@@ -396,15 +450,19 @@ class _Training:
         except RunError:
             raise
         except (RuntimeError, ValueError, TypeError, MemoryError) as e:
-            if isinstance(e, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(e):
-                size = self.recipe.batch_size
-                raise RunError(f"out of memory; halve --batch_size ({size}) or double --accumulate") from e
+            if out_of_memory(e):
+                parts = self.recipe.accumulate
+                raise RunError(
+                    "out of memory; start anew with --memory SIZE (such as 4GB), which chooses what is kept and how large the "
+                    f"parts of a step are, or with --accumulate {2 * parts}"
+                ) from e
             raise RunError(f"epoch {self.epoch}, batch {self.batch}: {_first_line(e)}") from e
 
     def _train_step(self, x: Tensor, y: Tensor) -> None:
         recipe, network = self.recipe, self.network
         assert self.train is not None
-        network.train()
+        if not network.model.training:
+            network.train()
         lr = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
@@ -430,7 +488,8 @@ class _Training:
                 f"the {what} became {value} in epoch {self.epoch}, batch {self.batch}; lower --optimizer.lr "
                 f"({recipe.optimizer.lr}) or set --clip 1 (the last checkpoint is intact)"
             )
-        check_gradients(network.model)
+        if self.neurons_learn:
+            check_gradients(network.model)
         if recipe.clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, recipe.clip, total_norm)
         self.optimizer.step()
@@ -473,6 +532,7 @@ class _Training:
             if self.averaged is not None:
                 self.averaged.readout.load_state_dict(readout.state_dict())
         started = time.monotonic()
+        release_heap()  # what training took in pieces of its sizes, a test takes in others
         event = self._epoch_event()
         accuracy, loss = event["validation_accuracy"], event["validation_loss"]
         score = (accuracy, -loss) if accuracy is not None else (self.epoch, 0.0)
@@ -487,6 +547,7 @@ class _Training:
         self.epoch += 1
         self.batch, self.loss_sum, self.right, self.seen, self.epoch_seconds = 0, 0.0, 0, 0, 0.0
         self.save()
+        release_heap()
         self.listen(event)
 
     def _epoch_event(self) -> dict[str, Any]:
@@ -513,7 +574,7 @@ class _Training:
         """The batch on which layers are measured."""
         batches = self.validation or self.train
         assert batches is not None
-        return batches.take(torch.arange(min(self.recipe.batch_size, len(batches.data))))[0]
+        return batches.take(torch.arange(min(self.recipe.part_size, measure.SAMPLES_AT_ONCE, len(batches.data))))[0]
 
     def _out_of_patience(self) -> bool:
         return 0 < self.recipe.patience <= self.bad_epochs
@@ -619,6 +680,7 @@ class _Training:
             "data_note": self.sets.note,
             "data_credit": self.sets.credit,
             "parameters": sum(p.numel() for p in self.network.parameters()),
+            **{f"{name}_because": why for name, why in self.reasons.items()},
         }
 
 
@@ -640,6 +702,12 @@ def _cpu_name() -> str:
         return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
+def _to_channels_last(network: nn.Module) -> None:
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Weights; and what neurons learn in a group of its own, at a tenth of the learning rate and without weight decay."""
     own = neuron_parameters(model)
@@ -653,10 +721,11 @@ def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def _average(averaged: Network, network: Network, decay: float) -> None:
-    for a, b in zip(averaged.state_dict().values(), network.state_dict().values()):
-        if a.is_floating_point():
-            a.lerp_(b, 1 - decay)
-        else:
+    pairs = list(zip(averaged.state_dict().values(), network.state_dict().values()))
+    numbers = [(a, b) for a, b in pairs if a.is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in numbers], [b for _, b in numbers], 1 - decay)
+    for a, b in pairs:
+        if not a.is_floating_point():
             a.copy_(b)
 
 

@@ -1,0 +1,94 @@
+"""The heap that is kept: fewer page faults, given back when asked, and only where the C library can."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import pytest
+
+from backspike import heap, study
+
+linux = pytest.mark.skipif(heap._glibc() is None, reason="only glibc keeps its heap")
+
+# takes and frees 40 MB sixty times; prints the page faults, MB held after all is freed, whether it was released, and MB then
+CHURN = """
+import resource, sys
+import numpy as np
+import backspike as bs
+if "keep" in sys.argv:
+    assert bs.keep_heap()
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() // 2**20
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(60):
+    np.ones(10_000_000, np.float32).sum()
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+kept = held()
+print(faults, kept, bs.release_heap(), held())
+"""
+
+
+def churn(*words):
+    out = subprocess.run([sys.executable, "-c", CHURN, *words], check=True, capture_output=True, text=True).stdout.split()
+    return int(out[0]), int(out[1]), out[2] == "True", int(out[3])
+
+
+@linux
+def test_a_kept_heap_takes_no_fresh_pages_and_gives_them_back_when_asked():
+    faults, kept, released, after = churn("keep")
+    fresh, *_ = churn()
+    assert fresh > 1000  # 2.4 GB of fresh pages, of 2 MB each at most
+    assert faults < fresh / 5  # the heap grows at first
+    assert released
+    assert after < kept - 35
+
+
+def test_elsewhere_it_says_that_it_did_not_work(monkeypatch):
+    monkeypatch.setattr(heap, "_glibc", lambda: None)
+    assert heap.keep_heap() is False
+    assert heap.release_heap() is False
+
+
+class Libc:
+    """A C library that refuses what it is told to refuse."""
+
+    def __init__(self, *refused):
+        self.refused, self.asked = refused, []
+
+    def mallopt(self, option, value):
+        self.asked.append(option)
+        return int(option not in self.refused)
+
+
+@pytest.mark.parametrize(("refused", "worked"), [((), True), ((-3,), True), ((-3, -4), False), ((-1,), False)])
+def test_what_mallopt_refuses_is_not_called_kept(monkeypatch, refused, worked):
+    libc = Libc(*refused)
+    monkeypatch.setattr(heap, "_glibc", lambda: libc)
+    monkeypatch.setattr(heap, "_kept", False)
+    assert heap.keep_heap() is worked
+    assert heap.kept() is worked
+
+
+@linux
+@pytest.mark.parametrize(("setting", "kept"), [(None, True), ("1", True), ("0", False)])
+def test_the_command_line_keeps_it_unless_told(setting, kept):
+    code = (
+        "from backspike import heap; seen = []; heap.keep_heap = lambda: seen.append(1)\n"
+        "from backspike.cli import main; main([]); print('kept', bool(seen))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "BACKSPIKE_HEAP"} | (
+        {"BACKSPIKE_HEAP": setting} if setting else {}
+    )
+    out = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True).stdout
+    assert f"kept {kept}" in out
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_processes_of_a_study_do_as_theirs_does(monkeypatch, kept):
+    seen = []
+    monkeypatch.setattr(heap, "keep_heap", lambda: seen.append(True))
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(None)  # nothing to train
+    study._worker(theirs, 1, None, kept)
+    assert seen == [True] * kept

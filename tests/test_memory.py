@@ -1,0 +1,190 @@
+"""Fitting into memory: sizes as text, the cheapest setting that fits, and peaks that are measured and kept to."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import backspike as bs
+from backspike import memory
+from backspike.cli import main
+from backspike.memory import Rehearsal, parse_size, plan_memory, size_text
+from backspike.recipe import RecipeError
+from backspike.run import RunError
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="measures and limits a process through /proc")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("6GB", 6_000_000_000), ("800 MB", 800_000_000), ("0.5GiB", 2**29), ("1tib", 2**40), ("64KB", 64_000), (" 2.5gb ", 2.5e9)],
+)
+def test_sizes_are_read(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "6", "GB", "-1GB", "0GB", "6 G B", "6GBs", "1e3MB", "six GB"])
+def test_what_is_no_size_is_said(text):
+    with pytest.raises(RecipeError, match="such as 6GB, 800MB or"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("size", [64_000_000, 999_400_000, 1_230_000_000, 6_000_000_000])
+def test_sizes_are_written_as_they_are_read(size):
+    assert parse_size(size_text(size)) == pytest.approx(size, rel=5e-3)
+
+
+# ---- the choice, on a machine that is a formula --------------------------------------------------------------------------
+
+FIXED = 300e6
+PER_SAMPLE = {"exact": 40e6, "recompute": 25e6, "checkpoint": 10e6, "8bit": 20e6}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Peaks as a line over the samples at once; what needs more than 2.5 GB cannot be run. Gives the list of what was tried."""
+    tried = []
+
+    def rehearse(recipe, device, threads):
+        tried.append(recipe)
+        peak = FIXED + PER_SAMPLE[recipe.neuron.memory] * recipe.part_size
+        known = peak <= 2.5e9
+        seconds = 1.0 + LADDER.index(recipe.neuron.memory) * 0.25 if recipe.neuron.memory in LADDER else 1.0
+        return Rehearsal(recipe, round(peak) if known else None, seconds if known else None, batch_norm=True)
+
+    monkeypatch.setattr(memory, "_rehearse", rehearse)
+    return tried
+
+
+LADDER = ("exact", "recompute", "checkpoint")
+
+
+def recipe(**changes):
+    return bs.recipes.digits().replace({"batch_size": 64, **changes})
+
+
+def best(budget, start="exact", size=64):
+    """The first setting, from cheap to dear, that fits: by trying all."""
+    for mode in LADDER[LADDER.index(start) :]:
+        if FIXED + PER_SAMPLE[mode] * size <= 0.95 * budget:
+            return mode, 1
+    return "checkpoint", next(k for k in range(1, size + 1) if FIXED + 10e6 * -(-size // k) <= 0.95 * budget)
+
+
+@pytest.mark.parametrize("budget", [5e9, 2.6e9, 2.1e9, 2e9, 1.1e9, 0.95e9, 0.7e9, 0.55e9, 0.4e9, 0.33e9])
+def test_the_cheapest_setting_that_fits_is_chosen(machine, budget):
+    if budget > 2.6e9:
+        machine_limit = 2.6e9  # more than the machine has: what cannot be rehearsed does not fit
+    else:
+        machine_limit = budget
+    plan = plan_memory(recipe(), round(budget))
+    chosen = plan.recipe.neuron.memory, plan.recipe.part_size
+    mode, parts = best(machine_limit)
+    assert chosen == (mode, -(-64 // parts))
+    assert len(machine) <= 6
+    assert plan.recipe.batch_size == 64
+
+
+def test_a_start_further_down_the_ladder_stays_there(machine):
+    assert plan_memory(recipe(**{"neuron.memory": "checkpoint"}), 10**9).recipe.neuron.memory == "checkpoint"
+    assert len(machine) == 1
+    plan = plan_memory(recipe(**{"neuron.memory": "8bit"}), 10**9)
+    assert (plan.recipe.neuron.memory, plan.recipe.part_size) == ("8bit", 32)
+
+
+def test_the_plan_says_what_it_costs(machine):
+    events = []
+    text = str(plan_memory(recipe(), "2GB", listen=events.append))
+    assert text == (
+        "to fit into 2GB: --neuron.memory recompute; 1.9GB, 1.25 s a step instead of more than is free here; the same gradients"
+    )
+    assert [e["event"] for e in events] == ["rehearsal", "rehearsal", "memory"]
+    assert events[0]["text"] == "tried as it is: more than is free here"
+    text = str(plan_memory(recipe(batch_size=32), "0.5GB"))
+    assert "--neuron.memory checkpoint --accumulate 2; 460MB, 1.5 s a step instead of 1.58GB, 1 s a step; +50 % time" in text
+    assert text.endswith("BatchNorm sees 16 samples instead of 32")
+    assert str(plan_memory(recipe(batch_size=32), "2GB")) == "fits into 2GB as it is: 1.58GB, 1 s a step"
+
+
+def test_an_impossible_budget_names_the_smallest_that_works(machine):
+    with pytest.raises(RunError, match="does not train within 300MB; the smallest that works is --memory 330MB") as error:
+        plan_memory(recipe(), "300MB")
+    assert "8bit" in str(error.value)
+    assert len(machine) <= 6
+    assert plan_memory(recipe(), "330MB").recipe.part_size == 1
+
+
+def test_the_command_line_trains_what_was_chosen(machine, capsys, tmp_path):
+    fields = ["--limit=60", "--epochs=1", "--model=ConvNet('4-P-4-P', size=8)", "--batch_size=32", "--neuron.memory=checkpoint"]
+    assert main(["train", "--memory", "0.5GB", "--out", str(tmp_path / "run"), *fields]) == 0
+    out = capsys.readouterr().out
+    assert "memory: tried --accumulate 4: 380MB, 1.5 s a step" in out
+    assert "memory: to fit into 500MB: --accumulate 2" in out
+    assert json.loads((tmp_path / "run/recipe.json").read_text())["fields"]["accumulate"] == 2
+    assert main(["train", "--memory", "6", "--out", str(tmp_path / "other")]) == 2
+    assert "such as 6GB" in capsys.readouterr().err
+
+
+# ---- real processes ------------------------------------------------------------------------------------------------------
+
+
+def large(**changes):
+    """Small in weights, large in what a step keeps."""
+    fields = {"model": "ConvNet('32-32-P-32-P', size=8)", "T": 8, "batch_size": 256, "epochs": 1, "limit": 512}
+    return bs.recipes.digits().replace({**fields, **changes})
+
+
+TRAIN = """
+import sys
+from backspike import memory, recipe, train
+from backspike.run import Run
+train.fit(Run.open(sys.argv[1]).recipe(), sys.argv[2])
+print(memory._peak())
+"""
+
+
+@linux
+def test_a_training_stays_within_the_budget_that_it_was_fitted_to(tmp_path, monkeypatch):
+    """At the end of the ladder, where the step has to be split."""
+    start = large(**{"neuron.memory": "checkpoint"})
+    rehearse = memory._rehearse
+    as_it_is = rehearse(start, None, 1)
+    monkeypatch.setattr(memory, "_rehearse", lambda r, *more: as_it_is if r == start else rehearse(r, *more))
+    budget = round(as_it_is.peak * 0.95)
+    plan = plan_memory(start, budget, threads=1)
+    assert plan.recipe.part_size < 256
+    assert plan.after.peak <= 0.95 * budget < plan.before.peak
+    folder = tmp_path / "recipe"
+    folder.mkdir()
+    (folder / "recipe.json").write_text(json.dumps(plan.recipe.to_dict()))
+    words = [sys.executable, "-c", TRAIN, str(folder), str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, check=True, capture_output=True, text=True)
+    assert int(done.stdout) <= budget
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_DATA, (700_000_000, 700_000_000))
+import backspike as bs
+from backspike import memory
+found = memory._rehearse(bs.recipes.digits().replace({"model": sys.argv[1], "limit": 128, "batch_size": 128}), None, 1)
+print(found.peak)
+"""
+
+
+@linux
+@pytest.mark.parametrize(("layout", "runs"), [("4-P-4-P", True), ("512-512-P-P", False), ("2000-9000-P-P", False)])
+def test_what_does_not_run_here_does_not_fit(layout, runs):
+    """In the step, and already when the network is built."""
+    model = f"ConvNet('{layout}', size=8)"
+    done = subprocess.run([sys.executable, "-c", LIMITED, model], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout.strip() != "None") is runs
+
+
+def test_a_recipe_that_fails_anyway_says_why(tmp_path):
+    with pytest.raises(RunError, match="pools the input away"):
+        plan_memory(recipe(model="ConvNet('4-P-P-P-P', size=8)"), "1GB")
