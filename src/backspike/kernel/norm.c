@@ -40,6 +40,8 @@ int64_t norm_splits(const Norm *m) { return walk(m->neuron.N, last(&m->neuron), 
 
 #include "step.h"
 
+static const IO NAME(none)[BLOCK];
+
 static inline REAL NAME(widen)(IO x) { return sizeof(IO) == 2 ? (REAL)from_bf16((uint16_t)x) : (REAL)x; }
 
 static inline IO NAME(narrow)(REAL x) { return sizeof(IO) == 2 ? (IO)to_bf16((float)x) : (IO)x; }
@@ -72,11 +74,17 @@ static inline const REAL *NAME(row)(const Norm *m, const Walk *w, const Block *b
 
 /* ------------------------------------------------------------------------------------------------------- statistics */
 
-static inline void NAME(deviate)(const IO *y, const REAL *guess, REAL *a, REAL *q, int n) {
+/* Of `rows` rows of n elements, so many that sums stay in registers. */
+static inline void NAME(deviate_as)(const int rows, const IO *y, int64_t stride, const REAL *guess, REAL *a, REAL *q, int n) {
     SIMD EACH {
-        const REAL d = NAME(widen)(y[i]) - guess[i];
-        a[i] += d;
-        q[i] += d * d;
+        REAL sum = a[i], square = q[i];
+        for (int row = 0; row < rows; row++) {
+            const REAL d = NAME(widen)(y[row * stride + i]) - guess[i];
+            sum += d;
+            square += d * d;
+        }
+        a[i] = sum;
+        q[i] = square;
     }
 }
 
@@ -92,29 +100,28 @@ static void NAME(guess)(const Norm *m, double *mean) {
     }
 }
 
+/* Sums of a chunk. Where channels lie last, HELD blocks below each other are added up before they go to the sums in float64. */
 static void NAME(deviations)(const Norm *m, const Walk *w, int64_t chunk, double *sums) {
     const Job *j = &m->neuron;
+    const int64_t from = w->groups * chunk / j->chunks, to = w->groups * (chunk + 1) / j->chunks, held = j->inner == 1 ? HELD : 1;
+    const int64_t stride = w->positions * w->C;
     REAL a[BLOCK], q[BLOCK], buffer[BLOCK];
-    Block b;
-    const int64_t from = w->groups * chunk / j->chunks, to = w->groups * (chunk + 1) / j->chunks;
+    Block b, end;
     for (int64_t t = 0; t < (m->repeated ? 1 : j->T); t++)
-        for (int64_t split = 0; split < w->splits; split++) {
-            int n = 0;
-            for (int64_t group = from, held = 0; group < to; group++) {
-                describe(w, group * w->splits + split, &b);
-                if (!held) {
-                    n = b.run;
-                    memset(a, 0, sizeof a);
-                    memset(q, 0, sizeof q);
-                }
-                const REAL *guess = NAME(row)(m, w, &b, MEAN, buffer);
-                NAME(deviate)((const IO *)j->p_x + t * j->x_stride + b.at[0], guess, a, q, b.run);
-                held = j->inner == 1 && group + 1 < to && held + 1 < HELD ? held + 1 : 0;
-                if (held) continue;
-                const int64_t o = j->inner == 1 ? split * w->width : b.at[0];
-                NAME(add)(j, 1, a, o, n, sums);
-                NAME(add)(j, 1, q, o, n, sums + j->C);
-            }
+        for (int64_t k = 0; k < w->splits * over(to - from, held); k++) {
+            const int64_t split = k % w->splits, first = from + k / w->splits * held, rows = min(held, to - first);
+            describe(w, first * w->splits + split, &b);
+            describe(w, (first + rows - 1) * w->splits + split, &end); /* the last of all may be short */
+            const int n = b.run, whole = (int)rows - (end.run < n);
+            const REAL *guess = NAME(row)(m, w, &b, MEAN, buffer);
+            const IO *y = (const IO *)j->p_x + t * j->x_stride + b.at[0];
+            SIMD EACH a[i] = q[i] = 0;
+            int row = 0;
+            for (; row + 4 <= whole; row += 4) NAME(deviate_as)(4, y + row * stride, stride, guess, a, q, n);
+            for (; row < whole; row++) NAME(deviate_as)(1, y + row * stride, stride, guess, a, q, n);
+            if (whole < rows) NAME(deviate_as)(1, y + whole * stride, stride, guess, a, q, end.run);
+            NAME(add)(j, 1, a, b.at[0], n, sums);
+            NAME(add)(j, 1, q, b.at[0], n, sums + j->C);
         }
 }
 
@@ -154,11 +161,23 @@ static void NAME(affine)(const Norm *m) {
 
 #define SEGMENTS for (int k = 0, i = 0; k < b->count; k++, i += b->run)
 
+static inline void NAME(scaled)(const IO *y, const REAL *scale, const REAL *shift, REAL *x, int n) {
+    SIMD EACH x[i] = NAME(widen)(y[i]) * scale[i] + shift[i];
+}
+
 static inline void NAME(normalise)(const Job *j, const Block *b, int64_t t, const REAL *scale, const REAL *shift, REAL *x) {
-    SEGMENTS {
-        const IO *y = (const IO *)j->p_x + t * j->x_stride + b->at[k];
-        SIMD for (int r = 0; r < b->run; r++) x[i + r] = NAME(widen)(y[r]) * scale[i + r] + shift[i + r];
-    }
+    const IO *y = (const IO *)j->p_x + t * j->x_stride;
+    SEGMENTS NAME(scaled)(y + b->at[k], scale + i, shift + i, x + i, b->run);
+}
+
+/* Calls for what the next block will read: the processor foresees no jumps from timestep to timestep. */
+static inline void NAME(fetch)(const void *p, int64_t at, int64_t n) {
+    const char *from = (const char *)((const IO *)p + at);
+    for (int64_t k = 0; k < n * (int64_t)sizeof(IO); k += 64) __builtin_prefetch(from + k);
+}
+
+static inline void NAME(fetch_input)(const Job *j, const Block *b, int64_t t) {
+    SEGMENTS NAME(fetch)(j->p_x, t * j->x_stride + b->at[k], b->run);
 }
 
 static inline void NAME(block_constants)(const Job *j, const Block *b, REAL table[CONSTANTS][BLOCK]) {
@@ -171,36 +190,68 @@ static inline void NAME(add_block)(const Job *j, int64_t per_channel, const Bloc
     SEGMENTS NAME(add)(j, per_channel, term + i, b->at[k], b->run, sums);
 }
 
-/* of four neighbours, each `run` elements of spikes */
+/* The spikes of windows, each four neighbours of `run` elements. */
 static inline void NAME(pool_spikes)(int64_t pool, const Block *b, const IO *s, IO *out) {
     const int n = b->run;
-    for (int k = 0; k < b->windows; k++, s += 4 * n) {
+    for (int k = 0; k < b->windows; k++) {
+        const IO *s0 = s + 4 * k * n, *s1 = s0 + n, *s2 = s1 + n, *s3 = s2 + n;
         IO *to = out + b->out[k];
-        if (pool == AVERAGE) SIMD EACH to[i] = NAME(narrow)(((s[i] != 0) + (s[n + i] != 0) + (s[2 * n + i] != 0) + (s[3 * n + i] != 0)) * (REAL)0.25);
-        else SIMD EACH to[i] = s[i] != 0 || s[n + i] != 0 || s[2 * n + i] != 0 || s[3 * n + i] != 0 ? NAME(narrow)(1) : 0;
+        if (pool == MAXIMUM) SIMD EACH to[i] = s0[i] != 0 ? s0[i] : s1[i] != 0 ? s1[i] : s2[i] != 0 ? s2[i] : s3[i];
+        else SIMD EACH to[i] = NAME(narrow)((REAL)((s0[i] != 0) + (s1[i] != 0) + (s2[i] != 0) + (s3[i] != 0)) * (REAL)0.25);
     }
 }
 
 /* The gradient of a window in equal parts, or all of it where the window first fired (to its first element if it did not). */
-static inline void NAME(unpool)(int64_t pool, const Block *b, const IO *from, const REAL *u, const REAL *theta, REAL *g) {
+static inline void NAME(unpool)(int64_t pool, const Block *b, const IO *from, const REAL *u, const REAL *theta, IO *g) {
     const int n = b->run;
-    for (int k = 0; k < b->windows; k++, g += 4 * n, u += 4 * n, theta += 4 * n) {
+    for (int k = 0; k < b->windows; k++) {
         const IO *gp = from + b->out[k];
-        SIMD EACH {
-            const REAL whole = NAME(widen)(gp[i]), part = whole * (REAL)0.25;
-            const int f0 = u[i] >= theta[i], f1 = u[n + i] >= theta[n + i];
-            const int f2 = u[2 * n + i] >= theta[2 * n + i], f3 = u[3 * n + i] >= theta[3 * n + i];
-            g[i] = pool == AVERAGE ? part : f0 || !(f1 || f2 || f3) ? whole : 0;
-            g[n + i] = pool == AVERAGE ? part : !f0 && f1 ? whole : 0;
-            g[2 * n + i] = pool == AVERAGE ? part : !f0 && !f1 && f2 ? whole : 0;
-            g[3 * n + i] = pool == AVERAGE ? part : !f0 && !f1 && !f2 && f3 ? whole : 0;
+        const REAL *u0 = u + 4 * k * n, *u1 = u0 + n, *u2 = u1 + n, *u3 = u2 + n;
+        const REAL *theta0 = theta + 4 * k * n, *theta1 = theta0 + n, *theta2 = theta1 + n, *theta3 = theta2 + n;
+        IO *g0 = g + 4 * k * n, *g1 = g0 + n, *g2 = g1 + n, *g3 = g2 + n;
+        if (pool == MAXIMUM) SIMD EACH {
+            const int f0 = u0[i] >= theta0[i], f1 = !f0 & (u1[i] >= theta1[i]), f2 = !(f0 | f1) & (u2[i] >= theta2[i]);
+            const int f3 = !(f0 | f1 | f2) & (u3[i] >= theta3[i]);
+            g0[i] = f1 | f2 | f3 ? 0 : gp[i];
+            g1[i] = f1 ? gp[i] : 0;
+            g2[i] = f2 ? gp[i] : 0;
+            g3[i] = f3 ? gp[i] : 0;
         }
+        else SIMD EACH g0[i] = g1[i] = g2[i] = g3[i] = NAME(narrow)(NAME(widen)(gp[i]) * (REAL)0.25);
     }
 }
 
 /* ----------------------------------------------------------------------------------------------------------- forward */
 
-static void NAME(forward_block)(const Norm *m, const Walk *w, const Block *b, REAL table[CONSTANTS][BLOCK], double *sums) {
+/* One timestep of neurons with the same constants, from y on in one loop. */
+ALWAYS void NAME(advance_as)(const int soft, const Job *j, REAL table[CONSTANTS][BLOCK], const IO *y, const REAL *scale,
+                             const REAL *shift, REAL *v, REAL *u, IO *s, int n) {
+    const REAL lam = table[LAM][0], offset = table[OFFSET][0], gain = table[GAIN][0], theta = table[THETA][0];
+    const REAL v_reset = (REAL)j->v_reset;
+    const IO one = sizeof(IO) == 2 ? 0x3f80 : 1;
+    SIMD EACH {
+        const REAL x = NAME(widen)(y[i]) * scale[i] + shift[i], potential = (lam * v[i] + offset) + gain * x;
+        if (u) u[i] = potential;
+        if (s) s[i] = potential >= theta ? one : 0;
+        v[i] = potential >= theta ? soft ? potential - theta : v_reset : potential;
+    }
+}
+
+/* One timestep: v to the next, and the spikes; u and x are written too where they are needed, by the slower way at least. */
+static inline void NAME(advance)(const Norm *m, const Block *b, int64_t t, REAL table[CONSTANTS][BLOCK], const REAL *scale,
+                                 const REAL *shift, REAL *x, REAL *v, REAL *u, IO *s) {
+    const Job *j = &m->neuron;
+    if (j->per_channel || m->repeated || j->p_partial) {
+        if (!t || !m->repeated) NAME(normalise)(j, b, t, scale, shift, x);
+        NAME(fire)(j, table, x, v, u, s, b->count * b->run);
+    } else {
+        const IO *y = (const IO *)j->p_x + t * j->x_stride;
+        if (j->soft) SEGMENTS NAME(advance_as)(1, j, table, y + b->at[k], scale + i, shift + i, v + i, 0, s + i, b->run);
+        else SEGMENTS NAME(advance_as)(0, j, table, y + b->at[k], scale + i, shift + i, v + i, 0, s + i, b->run);
+    }
+}
+
+static void NAME(forward_block)(const Norm *m, const Walk *w, const Block *b, const Block *next, REAL table[CONSTANTS][BLOCK], double *sums) {
     const Job *j = &m->neuron;
     const int n = b->count * b->run;
     const int64_t steps = w->H ? w->windows * w->C : j->N;
@@ -210,9 +261,9 @@ static void NAME(forward_block)(const Norm *m, const Walk *w, const Block *b, RE
     if (j->per_channel) NAME(block_constants)(j, b, table);
     SEGMENTS NAME(start)(j, b->at[k], b->run, v + i);
     for (int64_t t = 0; t < j->T; t++) {
-        if (!t || !m->repeated) NAME(normalise)(j, b, t, scale, shift, x);
         IO *s = (IO *)j->p_s + t * steps;
-        NAME(fire)(j, table, x, v, u, w->H ? b_s : s + b->at[0], n);
+        if (!t || !m->repeated) NAME(fetch_input)(j, next, t);
+        NAME(advance)(m, b, t, table, scale, shift, x, v, u, w->H ? b_s : s + b->at[0]);
         NAME(pool_spikes)(m->pool, b, b_s, s);
         if (!sums) continue;
         NAME(add_block)(j, 1, b, u, sums + t * j->C);
@@ -232,12 +283,13 @@ void NAME(norm_forward)(const Norm *m) {
     NAME(set_row)(m, &w, SHIFT, m->p_norm + SHIFT * j->C, 1);
     _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
         REAL table[CONSTANTS][BLOCK];
-        Block b;
+        Block b, next;
         if (!j->per_channel) NAME(constants)(j, 0, BLOCK, table);
         _Pragma("omp for schedule(static)") for (int64_t chunk = 0; chunk < j->chunks; chunk++)
             for (int64_t k = blocks * chunk / j->chunks; k < blocks * (chunk + 1) / j->chunks; k++) {
                 describe(&w, k, &b);
-                NAME(forward_block)(m, &w, &b, table, j->p_partial ? j->p_partial + chunk * K : 0);
+                describe(&w, min(k + 1, blocks - 1), &next);
+                NAME(forward_block)(m, &w, &b, &next, table, j->p_partial ? j->p_partial + chunk * K : 0);
             }
     }
     if (j->p_partial) merge(j, K);
@@ -246,39 +298,90 @@ void NAME(norm_forward)(const Norm *m) {
 /* ---------------------------------------------------------------------------------------------------------- backward */
 
 /* u of all T steps into the cache */
-static inline void NAME(again)(const Norm *m, const Block *b, REAL table[CONSTANTS][BLOCK], const REAL *scale, const REAL *shift,
-                               REAL *x, REAL *cache) {
+static inline void NAME(again)(const Norm *m, const Block *b, const Block *next, REAL table[CONSTANTS][BLOCK], const REAL *scale,
+                               const REAL *shift, REAL *x, REAL *cache) {
     const Job *j = &m->neuron;
     REAL v[BLOCK];
     IO s[BLOCK];
     SEGMENTS NAME(start)(j, b->at[k], b->run, v + i);
     for (int64_t t = 0; t < j->T; t++) {
-        if (!t || !m->repeated) NAME(normalise)(j, b, t, scale, shift, x);
-        NAME(fire)(j, table, x, v, cache + t * BLOCK, s, b->count * b->run);
+        const IO *y = (const IO *)j->p_x + t * j->x_stride;
+        REAL *u = cache + t * BLOCK;
+        if (!t || !m->repeated) NAME(fetch_input)(j, next, t);
+        if (j->per_channel || m->repeated) {
+            if (!t || !m->repeated) NAME(normalise)(j, b, t, scale, shift, x);
+            NAME(fire)(j, table, x, v, u, s, b->count * b->run);
+        } else if (j->soft) SEGMENTS NAME(advance_as)(1, j, table, y + b->at[k], scale + i, shift + i, v + i, u + i, 0, b->run);
+        else SEGMENTS NAME(advance_as)(0, j, table, y + b->at[k], scale + i, shift + i, v + i, u + i, 0, b->run);
     }
 }
 
-static inline const REAL *NAME(upstream)(const Norm *m, const Walk *w, const Block *b, int64_t t, const REAL *u, const REAL *theta,
-                                         REAL *buffer) {
+/* The gradient that arrives at the spikes of a block. */
+static inline const IO *NAME(upstream)(const Norm *m, const Walk *w, const Block *b, int64_t t, const REAL *u, const REAL *theta,
+                                       IO *buffer) {
     const Job *j = &m->neuron;
-    if (!w->H || !j->p_g) return NAME(load)(j->p_g, t * j->g_stride + b->at[0], buffer, b->run);
-    if (b->windows) NAME(unpool)(m->pool, b, (const IO *)j->p_g + t * j->g_stride, u, theta, buffer);
-    else memset(buffer, 0, BLOCK * sizeof(REAL));
+    const IO *g = (const IO *)j->p_g + t * j->g_stride;
+    if (!j->p_g || (w->H && !b->windows)) return NAME(none);
+    if (!w->H) return g + b->at[0];
+    NAME(unpool)(m->pool, b, g, u, theta, buffer);
     return buffer;
 }
 
+static inline void NAME(fetch_upstream)(const Job *j, const Walk *w, const Block *b, int64_t t) {
+    if (!j->p_g) return;
+    if (!w->H) NAME(fetch)(j->p_g, t * j->g_stride + b->at[0], b->run);
+    for (int k = 0; k < b->windows; k++) NAME(fetch)(j->p_g, t * j->g_stride + b->out[k], b->run);
+}
+
 /* gx to where dy will be, and into the sums a of gx and q of gx (y - mean) */
+static inline void NAME(send_run)(const IO *y, const REAL *mean, const REAL *factor, const REAL *gx, REAL *a, REAL *q, IO *dy,
+                                  int n) {
+    SIMD EACH {
+        a[i] += gx[i];
+        q[i] += gx[i] * (NAME(widen)(y[i]) - mean[i]);
+    }
+    if (factor) SIMD EACH dy[i] = NAME(narrow)(gx[i] * factor[i]);
+    else SIMD EACH dy[i] = NAME(narrow)(gx[i]);
+}
+
 static inline void NAME(send)(const Job *j, const Block *b, int64_t t, const REAL *mean, const REAL *factor, const REAL *gx, REAL *a,
                               REAL *q) {
-    SEGMENTS {
-        const IO *y = (const IO *)j->p_x + t * j->x_stride + b->at[k];
-        IO *dy = (IO *)j->p_gx + t * j->N + b->at[k];
-        SIMD for (int r = 0; r < b->run; r++) {
-            a[i + r] += gx[i + r];
-            q[i + r] += gx[i + r] * (NAME(widen)(y[r]) - mean[i + r]);
-            dy[r] = NAME(narrow)(factor ? gx[i + r] * factor[i + r] : gx[i + r]);
-        }
+    const IO *y = (const IO *)j->p_x + t * j->x_stride;
+    IO *dy = (IO *)j->p_gx + t * j->N;
+    SEGMENTS NAME(send_run)(y + b->at[k], mean + i, factor ? factor + i : 0, gx + i, a + i, q + i, dy + b->at[k], b->run);
+}
+
+/* One timestep back, in one loop as far as it goes when all neurons have the same constants and learn nothing. */
+ALWAYS void NAME(retreat_as)(const int soft, const int attached, const Job *j, REAL table[CONSTANTS][BLOCK], const REAL *u,
+                             const REAL *h, const IO *g, const IO *y, const REAL *mean, const REAL *factor, REAL *c, REAL *a, REAL *q,
+                             IO *dy, int n) {
+    const REAL lam = table[LAM][0], gain = table[GAIN][0], theta = table[THETA][0];
+    const REAL rho = (REAL)j->rho, v_reset = (REAL)j->v_reset;
+    SIMD EACH {
+        const REAL G = NAME(arriving)(soft, attached, NAME(widen)(g[i]), rho * c[i], u[i], theta, v_reset);
+        const REAL d = G * h[i] + (!soft && u[i] >= theta ? 0 : c[i]), gx = d * gain;
+        c[i] = d * lam;
+        a[i] += gx;
+        q[i] += gx * (NAME(widen)(y[i]) - mean[i]);
+        dy[i] = NAME(narrow)(factor ? gx * factor[i] : gx);
     }
+}
+
+static inline void NAME(retreat)(const Job *j, const Block *b, int64_t t, REAL table[CONSTANTS][BLOCK], const REAL *u, const REAL *h,
+                                 const IO *g, const REAL *mean, const REAL *factor, REAL *c, REAL *a, REAL *q) {
+    const IO *y = (const IO *)j->p_x + t * j->x_stride;
+    IO *dy = (IO *)j->p_gx + t * j->N;
+#define CASE(SOFT, ATTACHED, FACTOR)                                                                                          \
+    if (!!j->soft == SOFT && (j->rho != 0) == ATTACHED)                                                                       \
+        SEGMENTS NAME(retreat_as)(SOFT, ATTACHED, j, table, u + i, h + i, g + i, y + b->at[k], mean + i, FACTOR, c + i, a + i, \
+                                  q + i, dy + b->at[k], b->run);
+    if (factor) {
+        CASE(0, 0, factor + i) CASE(0, 1, factor + i) CASE(1, 0, factor + i) CASE(1, 1, factor + i)
+    } else {
+        CASE(0, 0, 0) CASE(0, 1, 0) CASE(1, 0, 0) CASE(1, 1, 0)
+    }
+#undef CASE
+    if (!j->temporal) SIMD for (int i = 0; i < BLOCK; i++) c[i] = 0;
 }
 
 static inline void NAME(tau_term)(const Job *j, const Block *b, const REAL *before, const REAL *theta, const REAL *x,
@@ -290,30 +393,43 @@ static inline void NAME(tau_term)(const Job *j, const Block *b, const REAL *befo
     SIMD EACH term[i] = delta[i] * (term[i] - rest - (x ? x[i] : 0));
 }
 
-static void NAME(backward_block)(const Norm *m, const Walk *w, const Block *b, REAL table[CONSTANTS][BLOCK], REAL *cache,
+static inline void NAME(settle)(const Job *j, const Block *b, REAL *a, REAL *q, double *moved) {
+    NAME(add_block)(j, 1, b, a, moved);
+    NAME(add_block)(j, 1, b, q, moved + j->C);
+    SIMD for (int i = 0; i < BLOCK; i++) a[i] = q[i] = 0;
+}
+
+static void NAME(backward_block)(const Norm *m, const Walk *w, const Block *b, const Block *next, REAL table[CONSTANTS][BLOCK], REAL *cache,
                                  double *learned, double *moved) {
     const Job *j = &m->neuron;
     const int n = b->count * b->run;
     REAL x[BLOCK], c[BLOCK], own[BLOCK], full[BLOCK], delta[BLOCK], gx[BLOCK], term[BLOCK], a[BLOCK], q[BLOCK];
     REAL b_g[BLOCK], b_a[BLOCK], b_b[BLOCK], b_scale[BLOCK], b_shift[BLOCK], b_mean[BLOCK];
+    IO b_half[BLOCK];
     uint32_t where[BLOCK];
     int64_t base[BLOCK];
+    const int plain = !j->per_channel && !m->repeated && !j->learns && !j->p_line;
     const REAL *scale = NAME(row)(m, w, b, SCALE, b_scale), *shift = NAME(row)(m, w, b, SHIFT, b_shift);
     const REAL *mean = NAME(row)(m, w, b, MEAN, b_mean), *factor = m->batch ? 0 : scale;
     if (j->per_channel) NAME(block_constants)(j, b, table);
     const REAL *theta = table[THETA], *width = j->parametric ? table[WIDTH] : 0;
-    NAME(again)(m, b, table, scale, shift, x, cache);
+    NAME(again)(m, b, next, table, scale, shift, x, cache);
     if (j->masked) SEGMENTS base[k] = logical(j, b->at[k], b->run, where + i);
-    memset(c, 0, sizeof c);
+    SIMD EACH c[i] = a[i] = q[i] = 0;
     if (j->p_gv) SEGMENTS memcpy(c + i, (const REAL *)j->p_gv + b->at[k], b->run * sizeof(REAL));
-    memset(a, 0, sizeof a);
-    memset(q, 0, sizeof q);
     for (int64_t t = j->T - 1; t >= 0; t--) {
         const REAL *u = cache + t * BLOCK;
+        NAME(fetch_upstream)(j, w, next, t);
         REAL *whole = j->masked && j->replace.family ? full : 0;
         NAME(derivative)(&j->surrogate, u, theta, width, own, n);
         if (whole) NAME(derivative)(&j->replace, u, theta, 0, whole, n);
         if (j->masked) SEGMENTS NAME(mask)(j, t * j->N + base[k], where + i, own + i, whole ? whole + i : 0, b->run);
+        const IO *g = NAME(upstream)(m, w, b, t, u, theta, b_half);
+        if (plain) {
+            NAME(retreat)(j, b, t, table, u, whole ? whole : own, g, mean, factor, c, a, q);
+            if (t % HELD == 0) NAME(settle)(j, b, a, q, moved);
+            continue;
+        }
         const REAL *extra = NAME(zero);
         if (j->p_line) {
             SEGMENTS NAME(direct)(j, t, b->at[k], b->run, u + i, b_a + i, b_b + i);
@@ -321,7 +437,7 @@ static void NAME(backward_block)(const Norm *m, const Walk *w, const Block *b, R
         }
         const NAME(Step) p = {
             .u = u,
-            .g = NAME(upstream)(m, w, b, t, u, theta, b_g),
+            .g = NAME(load)(g, 0, b_g, n),
             .theta = theta,
             .own = own,
             .h = whole ? whole : own,
@@ -342,19 +458,14 @@ static void NAME(backward_block)(const Norm *m, const Walk *w, const Block *b, R
             SIMD EACH a[i] += gx[i];
         } else {
             NAME(send)(j, b, t, mean, factor, gx, a, q);
-            if (t % HELD) continue;
-            NAME(add_block)(j, 1, b, a, moved);
-            NAME(add_block)(j, 1, b, q, moved + j->C);
-            memset(a, 0, sizeof a);
-            memset(q, 0, sizeof q);
+            if (t % HELD == 0) NAME(settle)(j, b, a, q, moved);
         }
     }
     if (m->repeated) {
         memcpy(gx, a, sizeof a);
         memset(a, 0, sizeof a);
         NAME(send)(j, b, 0, mean, factor, gx, a, q);
-        NAME(add_block)(j, 1, b, a, moved);
-        NAME(add_block)(j, 1, b, q, moved + j->C);
+        NAME(settle)(j, b, a, q, moved);
     }
     if (j->p_gv0) SEGMENTS memcpy((REAL *)j->p_gv0 + b->at[k], c + i, b->run * sizeof(REAL));
 }
@@ -401,13 +512,14 @@ void NAME(norm_backward)(const Norm *m) {
     _Pragma("omp parallel for schedule(static) num_threads(j->threads) if (j->threads > 1)")
     for (int64_t worker = 0; worker < j->threads; worker++) {
         REAL table[CONSTANTS][BLOCK], *cache = (REAL *)m->p_cache + worker * j->T * BLOCK;
-        Block b;
+        Block b, next;
         if (!j->per_channel) NAME(constants)(j, 0, BLOCK, table);
         for (int64_t chunk = j->chunks * worker / j->threads; chunk < j->chunks * (worker + 1) / j->threads; chunk++)
             for (int64_t k = blocks * chunk / j->chunks; k < blocks * (chunk + 1) / j->chunks; k++) {
                 describe(&w, k, &b);
+                describe(&w, min(k + 1, blocks - 1), &next);
                 double *learned = j->p_partial ? j->p_partial + chunk * K : 0;
-                NAME(backward_block)(m, &w, &b, table, cache, learned, m->p_moved + chunk * 2 * j->C);
+                NAME(backward_block)(m, &w, &b, &next, table, cache, learned, m->p_moved + chunk * 2 * j->C);
             }
     }
     if (j->p_partial) merge(j, K);
