@@ -7,8 +7,6 @@
 
 #include "lif.h"
 
-#define ALWAYS static inline __attribute__((always_inline))
-
 typedef struct {
     int64_t C, width, splits;     /* channels that lie last in memory, how many a segment takes, parts of C that this makes */
     int64_t positions, N;         /* per block and part; elements of a timestep */

@@ -17,7 +17,6 @@ enum { SAMPLES = 16, HELD = 16 }; /* of y for a first guess at the mean; terms a
 /* One call; norm.py has the same struct. x of the neuron is y. */
 typedef struct {
     Job neuron;
-    int64_t repeated;          /* y and its gradient are one timestep that stands for T */
     int64_t batch;             /* statistics are those of y; else p_norm has them */
     int64_t pool, H, W;        /* H = W = 0 without a pool; g and s are then of the size of y */
     double eps;
@@ -91,7 +90,7 @@ static inline void NAME(deviate_as)(const int rows, const IO *y, int64_t stride,
 /* Of a few elements of every channel: near enough to the mean that deviations from it lose nothing. */
 static void NAME(guess)(const Norm *m, double *mean) {
     const Job *j = &m->neuron;
-    const int64_t steps = m->repeated ? 1 : j->T, each = j->N / j->C, taken = min(SAMPLES, steps * each);
+    const int64_t steps = j->repeated ? 1 : j->T, each = j->N / j->C, taken = min(SAMPLES, steps * each);
     for (int64_t c = 0; c < j->C; c++) mean[c] = 0;
     for (int64_t k = 0; k < taken; k++) {
         const int64_t at = k * (steps * each) / taken, q = at % each;
@@ -107,7 +106,7 @@ static void NAME(deviations)(const Norm *m, const Walk *w, int64_t chunk, double
     const int64_t stride = w->positions * w->C;
     REAL a[BLOCK], q[BLOCK], buffer[BLOCK];
     Block b, end;
-    for (int64_t t = 0; t < (m->repeated ? 1 : j->T); t++)
+    for (int64_t t = 0; t < (j->repeated ? 1 : j->T); t++)
         for (int64_t k = 0; k < w->splits * over(to - from, held); k++) {
             const int64_t split = k % w->splits, first = from + k / w->splits * held, rows = min(held, to - first);
             describe(w, first * w->splits + split, &b);
@@ -129,7 +128,7 @@ static void NAME(statistics)(const Norm *m) {
     const Job *j = &m->neuron;
     const Walk w = walk(j->N, last(j), 0, 0);
     double *mean = m->p_norm, *variance = m->p_norm + VARIANCE * j->C;
-    const double n = (double)(m->repeated ? 1 : j->T) * (j->N / j->C);
+    const double n = (double)(j->repeated ? 1 : j->T) * (j->N / j->C);
     NAME(guess)(m, mean);
     NAME(set_row)(m, &w, MEAN, mean, 1);
     _Pragma("omp parallel for schedule(static) num_threads(j->threads) if (j->threads > 1)")
@@ -170,14 +169,9 @@ static inline void NAME(normalise)(const Job *j, const Block *b, int64_t t, cons
     SEGMENTS NAME(scaled)(y + b->at[k], scale + i, shift + i, x + i, b->run);
 }
 
-/* Calls for what the next block will read: the processor foresees no jumps from timestep to timestep. */
-static inline void NAME(fetch)(const void *p, int64_t at, int64_t n) {
-    const char *from = (const char *)((const IO *)p + at);
-    for (int64_t k = 0; k < n * (int64_t)sizeof(IO); k += 64) __builtin_prefetch(from + k);
-}
-
+/* The processor foresees no jumps from timestep to timestep. */
 static inline void NAME(fetch_input)(const Job *j, const Block *b, int64_t t) {
-    SEGMENTS NAME(fetch)(j->p_x, t * j->x_stride + b->at[k], b->run);
+    SEGMENTS ahead((const IO *)j->p_x + t * j->x_stride + b->at[k], b->run * sizeof(IO));
 }
 
 static inline void NAME(block_constants)(const Job *j, const Block *b, REAL table[CONSTANTS][BLOCK]) {
@@ -241,8 +235,8 @@ ALWAYS void NAME(advance_as)(const int soft, const Job *j, REAL table[CONSTANTS]
 static inline void NAME(advance)(const Norm *m, const Block *b, int64_t t, REAL table[CONSTANTS][BLOCK], const REAL *scale,
                                  const REAL *shift, REAL *x, REAL *v, REAL *u, IO *s) {
     const Job *j = &m->neuron;
-    if (j->per_channel || m->repeated || j->p_partial) {
-        if (!t || !m->repeated) NAME(normalise)(j, b, t, scale, shift, x);
+    if (j->per_channel || j->repeated || j->p_partial) {
+        if (!t || !j->repeated) NAME(normalise)(j, b, t, scale, shift, x);
         NAME(fire)(j, table, x, v, u, s, b->count * b->run);
     } else {
         const IO *y = (const IO *)j->p_x + t * j->x_stride;
@@ -261,10 +255,11 @@ static void NAME(forward_block)(const Norm *m, const Walk *w, const Block *b, co
     if (j->per_channel) NAME(block_constants)(j, b, table);
     SEGMENTS NAME(start)(j, b->at[k], b->run, v + i);
     for (int64_t t = 0; t < j->T; t++) {
-        IO *s = (IO *)j->p_s + t * steps;
-        if (!t || !m->repeated) NAME(fetch_input)(j, next, t);
-        NAME(advance)(m, b, t, table, scale, shift, x, v, u, w->H ? b_s : s + b->at[0]);
-        NAME(pool_spikes)(m->pool, b, b_s, s);
+        IO *p_s = (IO *)j->p_s + t * steps, *s = w->H ? b_s : place(j, p_s + b->at[0], b_s);
+        if (!t || !j->repeated) NAME(fetch_input)(j, next, t);
+        NAME(advance)(m, b, t, table, scale, shift, x, v, u, s);
+        if (w->H) NAME(pool_spikes)(m->pool, b, b_s, p_s);
+        else deliver(j, p_s + b->at[0], s, n * sizeof(IO));
         if (!sums) continue;
         NAME(add_block)(j, 1, b, u, sums + t * j->C);
         SIMD EACH u[i] = u[i] * u[i];
@@ -291,6 +286,7 @@ void NAME(norm_forward)(const Norm *m) {
                 describe(&w, min(k + 1, blocks - 1), &next);
                 NAME(forward_block)(m, &w, &b, &next, table, j->p_partial ? j->p_partial + chunk * K : 0);
             }
+        streamed();
     }
     if (j->p_partial) merge(j, K);
 }
@@ -307,9 +303,9 @@ static inline void NAME(again)(const Norm *m, const Block *b, const Block *next,
     for (int64_t t = 0; t < j->T; t++) {
         const IO *y = (const IO *)j->p_x + t * j->x_stride;
         REAL *u = cache + t * BLOCK;
-        if (!t || !m->repeated) NAME(fetch_input)(j, next, t);
-        if (j->per_channel || m->repeated) {
-            if (!t || !m->repeated) NAME(normalise)(j, b, t, scale, shift, x);
+        if (!t || !j->repeated) NAME(fetch_input)(j, next, t);
+        if (j->per_channel || j->repeated) {
+            if (!t || !j->repeated) NAME(normalise)(j, b, t, scale, shift, x);
             NAME(fire)(j, table, x, v, u, s, b->count * b->run);
         } else if (j->soft) SEGMENTS NAME(advance_as)(1, j, table, y + b->at[k], scale + i, shift + i, v + i, u + i, 0, b->run);
         else SEGMENTS NAME(advance_as)(0, j, table, y + b->at[k], scale + i, shift + i, v + i, u + i, 0, b->run);
@@ -328,9 +324,10 @@ static inline const IO *NAME(upstream)(const Norm *m, const Walk *w, const Block
 }
 
 static inline void NAME(fetch_upstream)(const Job *j, const Walk *w, const Block *b, int64_t t) {
+    const IO *g = (const IO *)j->p_g + t * j->g_stride;
     if (!j->p_g) return;
-    if (!w->H) NAME(fetch)(j->p_g, t * j->g_stride + b->at[0], b->run);
-    for (int k = 0; k < b->windows; k++) NAME(fetch)(j->p_g, t * j->g_stride + b->out[k], b->run);
+    if (!w->H) ahead(g + b->at[0], b->run * sizeof(IO));
+    for (int k = 0; k < b->windows; k++) ahead(g + b->out[k], b->run * sizeof(IO));
 }
 
 /* gx to where dy will be, and into the sums a of gx and q of gx (y - mean) */
@@ -368,29 +365,21 @@ ALWAYS void NAME(retreat_as)(const int soft, const int attached, const Job *j, R
 }
 
 static inline void NAME(retreat)(const Job *j, const Block *b, int64_t t, REAL table[CONSTANTS][BLOCK], const REAL *u, const REAL *h,
-                                 const IO *g, const REAL *mean, const REAL *factor, REAL *c, REAL *a, REAL *q) {
+                                 const IO *g, const REAL *mean, const REAL *factor, REAL *c, REAL *a, REAL *q, IO *buffer) {
     const IO *y = (const IO *)j->p_x + t * j->x_stride;
     IO *dy = (IO *)j->p_gx + t * j->N;
 #define CASE(SOFT, ATTACHED, FACTOR)                                                                                          \
     if (!!j->soft == SOFT && (j->rho != 0) == ATTACHED)                                                                       \
         SEGMENTS NAME(retreat_as)(SOFT, ATTACHED, j, table, u + i, h + i, g + i, y + b->at[k], mean + i, FACTOR, c + i, a + i, \
-                                  q + i, dy + b->at[k], b->run);
+                                  q + i, place(j, dy + b->at[k], buffer + i), b->run);
     if (factor) {
         CASE(0, 0, factor + i) CASE(0, 1, factor + i) CASE(1, 0, factor + i) CASE(1, 1, factor + i)
     } else {
         CASE(0, 0, 0) CASE(0, 1, 0) CASE(1, 0, 0) CASE(1, 1, 0)
     }
 #undef CASE
+    if (j->streams) SEGMENTS stream(dy + b->at[k], buffer + i, b->run * sizeof(IO));
     if (!j->temporal) SIMD for (int i = 0; i < BLOCK; i++) c[i] = 0;
-}
-
-static inline void NAME(tau_term)(const Job *j, const Block *b, const REAL *before, const REAL *theta, const REAL *x,
-                                  const REAL *delta, REAL *term) {
-    const int n = b->count * b->run;
-    const REAL v_reset = (REAL)j->v_reset, rest = j->soft ? 0 : v_reset;
-    if (before) SIMD EACH term[i] = before[i] >= theta[i] ? (j->soft ? before[i] - theta[i] : v_reset) : before[i];
-    else SEGMENTS NAME(start)(j, b->at[k], b->run, term + i);
-    SIMD EACH term[i] = delta[i] * (term[i] - rest - (x ? x[i] : 0));
 }
 
 static inline void NAME(settle)(const Job *j, const Block *b, REAL *a, REAL *q, double *moved) {
@@ -403,12 +392,12 @@ static void NAME(backward_block)(const Norm *m, const Walk *w, const Block *b, c
                                  double *learned, double *moved) {
     const Job *j = &m->neuron;
     const int n = b->count * b->run;
-    REAL x[BLOCK], c[BLOCK], own[BLOCK], full[BLOCK], delta[BLOCK], gx[BLOCK], term[BLOCK], a[BLOCK], q[BLOCK];
+    REAL x[BLOCK], v[BLOCK], c[BLOCK], own[BLOCK], full[BLOCK], delta[BLOCK], gx[BLOCK], term[BLOCK], a[BLOCK], q[BLOCK];
     REAL b_g[BLOCK], b_a[BLOCK], b_b[BLOCK], b_scale[BLOCK], b_shift[BLOCK], b_mean[BLOCK];
-    IO b_half[BLOCK];
+    IO b_half[BLOCK], b_dy[BLOCK];
     uint32_t where[BLOCK];
     int64_t base[BLOCK];
-    const int plain = !j->per_channel && !m->repeated && !j->learns && !j->p_line;
+    const int plain = !j->per_channel && !j->repeated && !j->learns && !j->p_line;
     const REAL *scale = NAME(row)(m, w, b, SCALE, b_scale), *shift = NAME(row)(m, w, b, SHIFT, b_shift);
     const REAL *mean = NAME(row)(m, w, b, MEAN, b_mean), *factor = m->batch ? 0 : scale;
     if (j->per_channel) NAME(block_constants)(j, b, table);
@@ -420,13 +409,12 @@ static void NAME(backward_block)(const Norm *m, const Walk *w, const Block *b, c
     for (int64_t t = j->T - 1; t >= 0; t--) {
         const REAL *u = cache + t * BLOCK;
         NAME(fetch_upstream)(j, w, next, t);
-        REAL *whole = j->masked && j->replace.family ? full : 0;
         NAME(derivative)(&j->surrogate, u, theta, width, own, n);
-        if (whole) NAME(derivative)(&j->replace, u, theta, 0, whole, n);
-        if (j->masked) SEGMENTS NAME(mask)(j, t * j->N + base[k], where + i, own + i, whole ? whole + i : 0, b->run);
+        if (j->masked) SEGMENTS NAME(masked)(j, t * j->N + base[k], where + i, u + i, theta + i, own + i, full + i, b->run);
+        const REAL *h = j->masked && j->replace.family ? full : own;
         const IO *g = NAME(upstream)(m, w, b, t, u, theta, b_half);
         if (plain) {
-            NAME(retreat)(j, b, t, table, u, whole ? whole : own, g, mean, factor, c, a, q);
+            NAME(retreat)(j, b, t, table, u, h, g, mean, factor, c, a, q, b_dy);
             if (t % HELD == 0) NAME(settle)(j, b, a, q, moved);
             continue;
         }
@@ -440,7 +428,7 @@ static void NAME(backward_block)(const Norm *m, const Walk *w, const Block *b, c
             .g = NAME(load)(g, 0, b_g, n),
             .theta = theta,
             .own = own,
-            .h = whole ? whole : own,
+            .h = h,
             .extra = extra,
             .c = c,
         };
@@ -448,20 +436,21 @@ static void NAME(backward_block)(const Norm *m, const Walk *w, const Block *b, c
             const NAME(Step) part = {u + i, p.g + i, theta + i, own + i, p.h + i, extra, c + i};
             NAME(learn)(j, &part, width ? width + i : 0, b->at[k], b->run, term, learned);
         }
-        NAME(step)(j, &p, table[LAM], table[GAIN], delta, gx, n);
+        NAME(step)(j, &p, table[LAM], table[GAIN], j->learns & LEARNS_TAU ? delta : 0, gx, n);
         if (j->learns & LEARNS_TAU) {
-            if (!m->repeated && j->decay_input) NAME(normalise)(j, b, t, scale, shift, x);
-            NAME(tau_term)(j, b, t ? u - BLOCK : 0, theta, j->decay_input ? x : 0, delta, term);
-            NAME(add_block)(j, j->per_channel, b, term, learned);
+            if (!j->repeated && j->decay_input) NAME(normalise)(j, b, t, scale, shift, x);
+            if (t) NAME(reset)(j, u - BLOCK, theta, v, n);
+            else SEGMENTS NAME(start)(j, b->at[k], b->run, v + i);
+            SEGMENTS NAME(learn_tau)(j, v + i, j->decay_input ? x + i : NAME(zero), delta + i, b->at[k], b->run, term, learned);
         }
-        if (m->repeated) {
+        if (j->repeated) {
             SIMD EACH a[i] += gx[i];
         } else {
             NAME(send)(j, b, t, mean, factor, gx, a, q);
             if (t % HELD == 0) NAME(settle)(j, b, a, q, moved);
         }
     }
-    if (m->repeated) {
+    if (j->repeated) {
         memcpy(gx, a, sizeof a);
         memset(a, 0, sizeof a);
         NAME(send)(j, b, 0, mean, factor, gx, a, q);
@@ -474,7 +463,7 @@ static void NAME(backward_block)(const Norm *m, const Walk *w, const Block *b, c
 static void NAME(through_statistics)(const Norm *m) {
     const Job *j = &m->neuron;
     const Walk w = walk(j->N, last(j), 0, 0);
-    const double steps = m->repeated ? 1 : j->T, n = steps * (j->N / j->C);
+    const double steps = j->repeated ? 1 : j->T, n = steps * (j->N / j->C);
     enum { SLOPE = RSTD, CENTRE = SHIFT }; /* rows that are free by now */
     const double *rstd = m->p_norm + RSTD * j->C;
     double *slope = m->p_moved; /* merged by now */
@@ -488,7 +477,7 @@ static void NAME(through_statistics)(const Norm *m) {
     for (int64_t chunk = 0; chunk < j->chunks; chunk++) {
         REAL b_mean[BLOCK], b_scale[BLOCK], b_slope[BLOCK], b_centre[BLOCK];
         Block b;
-        for (int64_t t = 0; t < (m->repeated ? 1 : j->T); t++)
+        for (int64_t t = 0; t < (j->repeated ? 1 : j->T); t++)
             for (int64_t block = blocks * chunk / j->chunks; block < blocks * (chunk + 1) / j->chunks; block++) {
                 describe(&w, block, &b);
                 const int n = b.run;
@@ -521,6 +510,7 @@ void NAME(norm_backward)(const Norm *m) {
                 double *learned = j->p_partial ? j->p_partial + chunk * K : 0;
                 NAME(backward_block)(m, &w, &b, &next, table, cache, learned, m->p_moved + chunk * 2 * j->C);
             }
+        streamed();
     }
     if (j->p_partial) merge(j, K);
     for (int64_t chunk = 0; chunk < j->chunks; chunk++)

@@ -11,18 +11,17 @@ import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from . import Call, Moments, cpu, dispatch
+from . import Call, Moments, Result, cpu, dispatch
 from .constants import state_dtype
+from .pool import avg_pool, max_pool
 
 POOLS = (None, "avg", "max")  # in the order of the numbers in norm.c
 _ROWS = 5  # of the constants of the channels: mean, variance, 1 / deviation, scale, shift
-_BLOCK = 256  # lif.h
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,31 +41,22 @@ class Norm:
     eps: float
 
 
-class Result(NamedTuple):
-    """What `norm_lif` returns."""
+def norm_lif(call: Call, norm: Norm, pool: str | None = None, backend: str = "auto", want_state: bool = True) -> Result:
+    """BatchNorm, then the neuron of `call`, whose x is what BatchNorm gets, `[T, B, C, ...]`, then a pool of the spikes.
 
-    spikes: Tensor  # [T, B, C, ...] in the dtype of the input, pooled if asked for
-    state: Tensor | None  # [B, C, ...], v[T-1]; None unless wanted
-    moments: Moments | None  # of the membrane; None unless recorded
-
-
-def norm_lif(
-    call: Call, norm: Norm, pool: str | None = None, backend: str = "auto", repeats: int = 1, want_state: bool = True
-) -> Result:
-    """BatchNorm, then the neuron of `call`, whose x is the input of BatchNorm `[T, B, C, ...]`, then a pool of the spikes.
-
-    pool: None, "avg" or "max": windows of 2x2, stride 2, an odd last row or column left out. repeats: x is one timestep
-    `[1, B, C, ...]` that stands for that many equal ones; its gradient comes summed over them, and the running variance is
-    that of all of them. For backward this keeps x in its own dtype, five numbers per channel and the seed where `refuses`
-    returns None; the composed path keeps what its parts keep. Raises ValueError naming the argument.
+    pool: None, "avg" or "max": windows of 2x2, stride 2, an odd last row or column left out. Where x stands for
+    `call.repeats` equal timesteps its gradient comes summed over them, and the running variance is that of all of them.
+    The normalised current has the dtype of the state, so it is not rounded to 16 bits. Where `refuses` returns None, x, five
+    numbers per channel and the seed are kept for backward, whatever the neuron's `memory`; else what the parts keep.
+    want_state=False spares writing the state, which may then come out empty. Raises ValueError naming the argument.
     """
-    _check(call, norm, pool, repeats)
+    _check(call, norm, pool)
     if refuses(call, norm) or backend not in ("auto", "cpu"):
-        return _composed(call, norm, pool, backend, repeats)
+        return _composed(call, norm, pool, backend)
     if pool and not cpu._channels_last(call.x[0]):
-        spikes, *others = _fused(call, norm, None, repeats, want_state)
-        return Result(_pooled(spikes, pool), *others)
-    return _fused(call, norm, pool, repeats, want_state)
+        result = _fused(call, norm, None, want_state)
+        return result._replace(spikes=_pooled(result.spikes, pool))
+    return _fused(call, norm, pool, want_state)
 
 
 def refuses(call: Call, norm: Norm) -> str | None:
@@ -79,10 +69,12 @@ def refuses(call: Call, norm: Norm) -> str | None:
         return "the parameters of BatchNorm are not on the CPU"
     if call.rule.record_membrane:
         return "the membrane is recorded, which one operator does not keep"
+    if call.rule.record_active:
+        return "where the surrogate is active is recorded"
     return "the input is empty" if not call.x.numel() else None
 
 
-def _check(call: Call, norm: Norm, pool: str | None, repeats: int) -> None:
+def _check(call: Call, norm: Norm, pool: str | None) -> None:
     x = call.x
     if x.dim() < 3:
         raise ValueError(f"BatchNorm needs an input [T, B, C, ...], got shape {list(x.shape)}")
@@ -92,9 +84,7 @@ def _check(call: Call, norm: Norm, pool: str | None, repeats: int) -> None:
             raise ValueError(f"{name} of BatchNorm must be [C] with C = {x.shape[2]}, got shape {list(p.shape)}")
     if not norm.training and (norm.running_mean is None or norm.running_var is None):
         raise ValueError("BatchNorm without running statistics normalises by its input's: training must be True")
-    if repeats != 1 and x.shape[0] != 1:
-        raise ValueError(f"repeats={repeats} needs an input of one timestep [1, B, C, ...], got shape {list(x.shape)}")
-    if norm.training and _samples(x, repeats) == 1:
+    if norm.training and _samples(call) == 1:
         raise ValueError(f"BatchNorm needs more than one value per channel in training, got shape {list(x.shape)}")
     if pool not in POOLS:
         raise ValueError(f"pool must be None, 'avg' or 'max', got {pool!r}")
@@ -102,14 +92,13 @@ def _check(call: Call, norm: Norm, pool: str | None, repeats: int) -> None:
         raise ValueError(f"a 2x2 pool needs images of at least 2x2, [T, B, C, H, W], got shape {list(x.shape)}")
 
 
-def _samples(x: Tensor, repeats: int) -> int:
+def _samples(call: Call) -> int:
     """Values of a channel, those of equal timesteps counted."""
-    return repeats * x.shape[0] * x.shape[1] * math.prod(x.shape[3:])
+    return call.repeats * call.x.shape[0] * call.x.shape[1] * math.prod(call.x.shape[3:])
 
 
-def _track(norm: Norm, x: Tensor, repeats: int, mean: Tensor, variance: Tensor) -> None:
-    """Moves the running statistics; variance: the biased one."""
-    n = _samples(x, repeats)
+def _track(norm: Norm, n: int, mean: Tensor, variance: Tensor) -> None:
+    """Moves the running statistics towards those of n samples; variance: the biased one."""
     with torch.no_grad():
         if norm.running_mean is not None:
             norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
@@ -120,40 +109,41 @@ def _track(norm: Norm, x: Tensor, repeats: int, mean: Tensor, variance: Tensor) 
 # -------------------------------------------------------------------------------------------------- one after the other
 
 
-def _composed(call: Call, norm: Norm, pool: str | None, backend: str, repeats: int) -> Result:
-    y, T = call.x, call.x.shape[0] * repeats
-    folded, running = y.flatten(0, 1), (norm.running_mean, norm.running_var)
-    if repeats > 1 and norm.training:
-        if any(p is not None for p in running):
-            dims = [d for d in range(folded.dim()) if d != 1]
-            variance, mean = torch.var_mean(folded.detach().double(), dims, correction=0)
-            _track(norm, y, repeats, mean, variance)
+def _composed(call: Call, norm: Norm, pool: str | None, backend: str) -> Result:
+    y, dtype = call.x.flatten(0, 1), state_dtype(call.x)
+    running, tracked = (norm.running_mean, norm.running_var), norm.running_mean is not None or norm.running_var is not None
+    if call.repeats > 1 and norm.training:
+        if tracked:
+            dims = [d for d in range(y.dim()) if d != 1]
+            variance, mean = torch.var_mean(y.detach().double(), dims, correction=0)
+            _track(norm, _samples(call), mean, variance)
         running = None, None
+    weight, bias = (None if p is None else p.to(dtype) for p in (norm.weight, norm.bias))
     # not F.batch_norm: it would refuse the one value per channel that repeats over T
-    x = torch.batch_norm(folded, norm.weight, norm.bias, *running, norm.training, norm.momentum, norm.eps, False)
-    x = x.unflatten(0, y.shape[:2]).expand(T, *y.shape[1:])
-    spikes, state, _, moments = dispatch(backend, replace(call, x=x))
-    return Result(_pooled(spikes, pool) if pool else spikes, state, moments)
+    x = torch.batch_norm(y.to(dtype), weight, bias, *running, norm.training, norm.momentum, norm.eps, False)
+    result = dispatch(backend, replace(call, x=x.unflatten(0, call.x.shape[:2])))
+    spikes = result.spikes.to(call.x.dtype)
+    return result._replace(spikes=_pooled(spikes, pool) if pool else spikes)
 
 
 def _pooled(spikes: Tensor, pool: str) -> Tensor:
-    pooled = F.avg_pool2d(spikes.flatten(0, 1), 2) if pool == "avg" else F.max_pool2d(spikes.flatten(0, 1), 2)
+    pooled = avg_pool(spikes.flatten(0, 1)) if pool == "avg" else max_pool(spikes.flatten(0, 1))
     return pooled.unflatten(0, spikes.shape[:2])
 
 
 # --------------------------------------------------------------------------------------------------------------- as one
 
 
-def _fused(call: Call, norm: Norm, pool: str | None, repeats: int, want_state: bool) -> Result:
+def _fused(call: Call, norm: Norm, pool: str | None, want_state: bool) -> Result:
     learned = (call.x, call.v0, call.tau, call.theta, call.width, norm.weight, norm.bias)
-    options = POOLS.index(pool), repeats, want_state
+    options = POOLS.index(pool), call.repeats, want_state
     if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in learned):
         spikes, state, moments, rows = _NormLIF.apply(call, norm, options, *learned)
     else:
         spikes, state, moments, rows = _forward(call, norm, options, cpu._constants(call))
     if norm.training:
-        _track(norm, call.x, repeats, rows[0], rows[1])
-    return Result(spikes, state if want_state else None, Moments(*moments) if call.rule.record_moments else None)
+        _track(norm, _samples(call), rows[0], rows[1])
+    return Result(spikes, state, moments=Moments(*moments) if call.rule.record_moments else None)
 
 
 def _forward(call: Call, norm: Norm, options: tuple[int, int, bool], constants: Tensor) -> Any:
@@ -186,7 +176,8 @@ class _NormLIF(torch.autograd.Function):
         training, pool, repeats, has_state = ctx.choices
         _, _, _, needs_y, needs_v0, *needs = ctx.needs_input_grad
         learns = sum(1 << i for i, needed in enumerate(needs[:3]) if needed)
-        line = _line(g_moments, y) if ctx.moments and g_moments is not None else None
+        shape = (y.shape[0] * repeats, *y.shape[1:])
+        line = cpu._line(g_moments, shape, constants.dtype) if ctx.moments and g_moments is not None else None
         g_v = g_v if has_state else None
         dy, g_v0, sums, through = torch.ops.backspike.norm_lif_backward(
             y, v0, rows, constants, seed, p, g, g_v, line, *ctx.rule, training, pool, repeats, learns, needs_v0
@@ -198,12 +189,6 @@ class _NormLIF(torch.autograd.Function):
         return None, None, None, dy if needs_y else None, g_v0 if needs_v0 else None, *grads
 
 
-def _line(g_moments: Tensor, y: Tensor) -> Tensor:
-    """a and b, `[2, T, C]`: what arrives at the moments reaches u as gu = a + b u."""
-    n = y.shape[1] * math.prod(y.shape[3:])
-    return torch.stack((g_moments[0] / n, g_moments[1] * (2 / n))).to(state_dtype(y))
-
-
 # ------------------------------------------------------------------------------------------------------- the operators
 
 
@@ -212,7 +197,7 @@ class _Job(ctypes.Structure):
 
     _fields_ = [
         ("neuron", cpu._Job),
-        *cpu._fields(ctypes.c_int64, "repeated batch pool H W"),
+        *cpu._fields(ctypes.c_int64, "batch pool H W"),
         ("eps", ctypes.c_double),
         *cpu._fields(ctypes.c_void_p, "p_weight p_bias p_norm p_rows p_tables p_cache p_moved p_moments"),
     ]
@@ -224,17 +209,19 @@ def _built() -> bool:
 
 cpu._library.define(
     "norm_lif_forward(Tensor y, Tensor? v0, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? variance, Tensor constants,"
-    " int[] flags, float[] numbers, float eps, int pool, int repeats, bool want_state, bool moments)"
+    " int[] flags, float[] numbers, float eps, int pool, SymInt repeats, bool want_state, bool moments)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 cpu._library.define(
     "norm_lif_backward(Tensor y, Tensor? v0, Tensor rows, Tensor constants, Tensor? seed, Tensor? p, Tensor? g, Tensor? g_v,"
-    " Tensor? line, int[] flags, float[] numbers, bool training, int pool, int repeats, int learns, bool needs_v0)"
+    " Tensor? line, int[] flags, float[] numbers, bool training, int pool, SymInt repeats, int learns, bool needs_v0)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
-def _forward_outputs(y: Tensor, pool: int, repeats: int, want_state: bool, moments: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward_outputs(
+    y: Tensor, pool: int, repeats: int, want_state: bool, moments: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     strides, device, T = cpu._order(y[0]), y.device, y.shape[0] * repeats
     step, spike_strides = y.shape[1:], strides
     if pool:
@@ -345,8 +332,7 @@ def _norm_lif_backward(
     job, space = _job(y, constants, strides, flags, numbers, rows, pool, repeats)
     neuron = job.neuron
     neuron.learns, job.batch = learns, training
-    if seed is not None and p is not None:
-        neuron.masked, neuron.seed, neuron.limit, neuron.keep = 1, int(seed), round(float(p) * 2**24), 1 - float(p)
+    cpu._mask(neuron, seed, p)
     neuron.g_stride = 0 if g is None else g.stride(0)
     partial = torch.zeros(neuron.chunks, sums.numel(), dtype=torch.float64) if learns else None
     cpu._set(neuron, v0=v0, g=g, gv=g_v, line=line, gx=dy, gv0=g_v0 if needs_v0 else None, partial=partial, sums=sums)
@@ -367,14 +353,15 @@ def _job(
 ) -> tuple[_Job, tuple[Tensor, ...]]:
     """What both directions need, and the work space, which must live as long."""
     T, C = y.shape[0] * repeats, y.shape[2]
-    neuron = cpu._job(y.expand(T, *y.shape[1:]), constants, strides, flags, numbers)
+    neuron = cpu._job((T, *y.shape[1:]), constants, strides, flags, numbers, y.element_size())
+    neuron.repeated, neuron.x_stride = repeats > 1, y.stride(0) if repeats == 1 else 0
     cpu._set(neuron, x=y)
-    job = _Job(neuron=neuron, repeated=repeats > 1, pool=pool)
+    job = _Job(neuron=neuron, pool=pool)
     if pool:
         job.H, job.W = y.shape[3:]
     parts = cpu._c.norm_splits(ctypes.byref(job)) if neuron.inner == 1 else 0
-    sizes = (_ROWS * C, _ROWS * parts * _BLOCK, neuron.threads * T * _BLOCK)
-    space = *(torch.empty(n, dtype=state_dtype(y)) for n in sizes), torch.zeros(neuron.chunks * 2 * C, dtype=torch.float64)
+    sizes = (_ROWS * C, _ROWS * parts * cpu._BLOCK, neuron.threads * T * cpu._BLOCK)
+    space = *(torch.empty(n, dtype=constants.dtype) for n in sizes), torch.zeros(neuron.chunks * 2 * C, dtype=torch.float64)
     cpu._set(job, norm=rows, rows=space[0], tables=space[1], cache=space[2], moved=space[3])
     return job, space
 
