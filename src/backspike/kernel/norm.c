@@ -6,8 +6,6 @@
 
 #ifndef REAL
 
-#include <stdlib.h>
-
 #include "blocks.h"
 
 enum { MEAN, VARIANCE, RSTD, SCALE, SHIFT, NORM };
@@ -30,6 +28,8 @@ int64_t norm_job_size(void) { return sizeof(Norm); }
 
 static inline int64_t last(const Job *j) { return j->inner == 1 ? j->C : 1; }
 
+int64_t norm_block(void) { return BLOCK; }
+
 int64_t norm_splits(const Norm *m) { return walk(m->neuron.N, last(&m->neuron), m->H, m->W).splits; }
 
 #define BODY "norm.c"
@@ -40,10 +40,6 @@ int64_t norm_splits(const Norm *m) { return walk(m->neuron.N, last(&m->neuron), 
 #include "step.h"
 
 static const IO NAME(none)[BLOCK];
-
-static inline REAL NAME(widen)(IO x) { return sizeof(IO) == 2 ? (REAL)from_bf16((uint16_t)x) : (REAL)x; }
-
-static inline IO NAME(narrow)(REAL x) { return sizeof(IO) == 2 ? (IO)to_bf16((float)x) : (IO)x; }
 
 /* ------------------------------------------------------------------------------------------- constants of the channels */
 
@@ -276,6 +272,7 @@ void NAME(norm_forward)(const Norm *m) {
     NAME(affine)(m);
     NAME(set_row)(m, &w, SCALE, m->p_norm + SCALE * j->C, 1);
     NAME(set_row)(m, &w, SHIFT, m->p_norm + SHIFT * j->C, 1);
+    large_pages(j, j->p_s, j->T * (w.H ? w.windows * w.C : j->N) * sizeof(IO));
     _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
         REAL table[CONSTANTS][BLOCK];
         Block b, next;
@@ -498,6 +495,7 @@ void NAME(norm_backward)(const Norm *m) {
     const Walk w = walk(j->N, last(j), m->H, m->W);
     const int64_t K = 3 * (j->per_channel ? j->C : 1), blocks = w.groups * w.splits;
     for (int which = 0; which < NORM; which++) NAME(set_row)(m, &w, which, m->p_norm + which * j->C, 1);
+    large_pages(j, j->p_gx, (j->repeated ? 1 : j->T) * j->N * sizeof(IO));
     _Pragma("omp parallel for schedule(static) num_threads(j->threads) if (j->threads > 1)")
     for (int64_t worker = 0; worker < j->threads; worker++) {
         REAL table[CONSTANTS][BLOCK], *cache = (REAL *)m->p_cache + worker * j->T * BLOCK;

@@ -223,17 +223,22 @@ def _forward_outputs(
     y: Tensor, pool: int, repeats: int, want_state: bool, moments: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     strides, device, T = cpu._order(y[0]), y.device, y.shape[0] * repeats
-    step, spike_strides = y.shape[1:], strides
-    if pool:
-        B, C, H, W = y.shape[1], y.shape[2], y.shape[3] // 2, y.shape[4] // 2
-        step, spike_strides = torch.Size((B, C, H, W)), (C * H * W, 1, C * W, C)
+    step = (*y.shape[1:3], y.shape[3] // 2, y.shape[4] // 2) if pool else y.shape[1:]
     state = (y.shape[1:], strides) if want_state else ((0,), (1,))
     return (
-        cpu._empty((T, *step), spike_strides, y.dtype, device),
+        cpu._empty((T, *step), _spike_strides(y, strides, pool), y.dtype, device),
         torch.empty_strided(*state, dtype=state_dtype(y), device=device),
         torch.zeros((2, T, y.shape[2]) if moments else (0,), dtype=torch.float64, device=device),
         torch.zeros((_ROWS, y.shape[2]), dtype=torch.float64, device=device),
     )
+
+
+def _spike_strides(y: Tensor, strides: Sequence[int], pool: int) -> Sequence[int]:
+    """Of a timestep; what is pooled has its channels last."""
+    if not pool:
+        return strides
+    C, H, W = y.shape[2], y.shape[3] // 2, y.shape[4] // 2
+    return C * H * W, 1, C * W, C
 
 
 def _backward_outputs(y: Tensor, constants: Tensor, masked: bool, needs_v0: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -282,7 +287,7 @@ def _norm_lif_forward(
     strides = cpu._order(y[0])
     y, v0 = cpu._arranged(y, strides), cpu._one(v0, strides)
     weight, bias = (None if p is None else p.to(state.dtype).contiguous() for p in (weight, bias))
-    job, space = _job(y, constants, strides, flags, numbers, rows, pool, repeats)
+    job = _job(y, constants, strides, flags, numbers, rows, pool, repeats)
     job.eps = eps
     if mean is None:
         job.batch = 1
@@ -323,13 +328,9 @@ def _norm_lif_backward(
         return dy.half(), *others
     outputs = dy, g_v0, sums, through = _backward_outputs(y, constants, seed is not None, needs_v0)
     strides = dy.stride()[1:]
-    spike_strides = strides
-    if pool and g is not None:
-        B, C, H, W = g.shape[1:]
-        spike_strides = (C * H * W, 1, C * W, C)
-    y, g = cpu._arranged(y, strides), cpu._arranged(g, spike_strides)
+    y, g = cpu._arranged(y, strides), cpu._arranged(g, _spike_strides(y, strides, pool))
     v0, g_v = cpu._one(v0, strides), cpu._one(g_v, strides)
-    job, space = _job(y, constants, strides, flags, numbers, rows, pool, repeats)
+    job = _job(y, constants, strides, flags, numbers, rows, pool, repeats)
     neuron = job.neuron
     neuron.learns, job.batch = learns, training
     cpu._mask(neuron, seed, p)
@@ -350,20 +351,22 @@ def _job(
     rows: Tensor,
     pool: int,
     repeats: int,
-) -> tuple[_Job, tuple[Tensor, ...]]:
-    """What both directions need, and the work space, which must live as long."""
+) -> Any:
+    """What both directions need, a `_Job` with its work space."""
     T, C = y.shape[0] * repeats, y.shape[2]
     neuron = cpu._job((T, *y.shape[1:]), constants, strides, flags, numbers, y.element_size())
     neuron.repeated, neuron.x_stride = repeats > 1, y.stride(0) if repeats == 1 else 0
     cpu._set(neuron, x=y)
-    job = _Job(neuron=neuron, pool=pool)
+    job: Any = _Job(neuron=neuron, pool=pool)
     if pool:
         job.H, job.W = y.shape[3:]
-    parts = cpu._c.norm_splits(ctypes.byref(job)) if neuron.inner == 1 else 0
-    sizes = (_ROWS * C, _ROWS * parts * cpu._BLOCK, neuron.threads * T * cpu._BLOCK)
+    c: Any = cpu._c
+    parts, block = c.norm_splits(ctypes.byref(job)) if neuron.inner == 1 else 0, c.norm_block()
+    sizes = (_ROWS * C, _ROWS * parts * block, neuron.threads * T * block)
     space = *(torch.empty(n, dtype=constants.dtype) for n in sizes), torch.zeros(neuron.chunks * 2 * C, dtype=torch.float64)
+    job.space = space  # lives as long as the job
     cpu._set(job, norm=rows, rows=space[0], tables=space[1], cache=space[2], moved=space[3])
-    return job, space
+    return job
 
 
 def _call(name: str, dtype: torch.dtype, job: _Job) -> None:

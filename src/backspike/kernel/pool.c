@@ -23,36 +23,34 @@ int64_t pool_job_size(void) { return sizeof(Pool); }
 
 #else
 
-static inline REAL NAME(read)(IO x) { return sizeof(IO) == 2 ? (REAL)from_bf16((uint16_t)x) : (REAL)x; }
-
-static inline IO NAME(write)(REAL x) { return sizeof(IO) == 2 ? (IO)to_bf16((float)x) : (IO)x; }
+#include "step.h"
 
 /* n windows: by elements apart, their second column `side` elements on, their second row `below`; codes null: average */
-static inline __attribute__((always_inline)) void NAME(pool_run)(const int by, const IO *x, int64_t side, int64_t below, IO *y,
+ALWAYS void NAME(pool_run)(const int by, const IO *x, int64_t side, int64_t below, IO *y,
                                                                  uint8_t *codes, int64_t n) {
     const IO *x1 = x + side, *x2 = x + below, *x3 = x2 + side;
     if (!codes) {
         SIXTEEN for (int64_t i = 0; i < n; i++)
-            y[i] = NAME(write)((((NAME(read)(x[i * by]) + NAME(read)(x1[i * by])) + NAME(read)(x2[i * by])) + NAME(read)(x3[i * by])) / 4);
+            y[i] = NAME(narrow)((((NAME(widen)(x[i * by]) + NAME(widen)(x1[i * by])) + NAME(widen)(x2[i * by])) + NAME(widen)(x3[i * by])) / 4);
         return;
     }
     SIXTEEN for (int64_t i = 0; i < n; i++) {
-        const REAL v0 = NAME(read)(x[i * by]), v1 = NAME(read)(x1[i * by]), v2 = NAME(read)(x2[i * by]), v3 = NAME(read)(x3[i * by]);
+        const REAL v0 = NAME(widen)(x[i * by]), v1 = NAME(widen)(x1[i * by]), v2 = NAME(widen)(x2[i * by]), v3 = NAME(widen)(x3[i * by]);
         const int later1 = (v1 > v0) | (v1 != v1);
         const REAL best1 = later1 ? v1 : v0;
         const int later2 = (v2 > best1) | (v2 != v2);
         const REAL best2 = later2 ? v2 : best1;
         const int later3 = (v3 > best2) | (v3 != v3);
-        y[i] = NAME(write)(later3 ? v3 : best2);
+        y[i] = NAME(narrow)(later3 ? v3 : best2);
         codes[i] = later3 ? 3 : later2 ? 2 : later1;
     }
 }
 
-static inline __attribute__((always_inline)) void NAME(unpool_run)(const int by, const IO *g, const uint8_t *codes, int64_t side,
+ALWAYS void NAME(unpool_run)(const int by, const IO *g, const uint8_t *codes, int64_t side,
                                                                    int64_t below, IO *gx, int64_t n) {
     IO *gx1 = gx + side, *gx2 = gx + below, *gx3 = gx2 + side;
     if (!codes) SIXTEEN for (int64_t i = 0; i < n; i++) {
-        const IO part = NAME(write)(NAME(read)(g[i]) / 4);
+        const IO part = NAME(narrow)(NAME(widen)(g[i]) / 4);
         gx[i * by] = part;
         gx1[i * by] = part;
         gx2[i * by] = part;
