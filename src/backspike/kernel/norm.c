@@ -6,6 +6,7 @@
 
 #ifndef REAL
 
+#define BLOCK 512
 #include "blocks.h"
 
 enum { MEAN, VARIANCE, RSTD, SCALE, SHIFT, NORM };
