@@ -28,6 +28,8 @@ _NAMES = {
     "neuron": ("IF", "LIF", "Integrator", "Output", "check_gradients", "explain", "lif", "streaming"),
     "kernel": ("Unsupported", "backends", "dropped"),
     "layer": ("OverTime",),
+    "fusion": ("block",),
+    "sequential": ("Sequential",),
     "hooks": ("record",),
     "potential": ("PotentialAdjustment",),
     "scaling": ("mask_weight_gradients", "scale_gradients"),
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from . import models as models
     from . import readout as readout
     from . import recipes as recipes
+    from .fusion import block as block
     from .hooks import record as record
     from .kernel import Unsupported as Unsupported
     from .kernel import backends as backends
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe as Recipe
     from .scaling import mask_weight_gradients as mask_weight_gradients
     from .scaling import scale_gradients as scale_gradients
+    from .sequential import Sequential as Sequential
     from .surrogate import ATan as ATan
     from .surrogate import Dspike as Dspike
     from .surrogate import Erf as Erf

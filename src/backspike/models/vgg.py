@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..layer import OverTime
 from ..neuron import LIF
+from ..sequential import Sequential
 
 
 class PlainNet(nn.Module):
@@ -54,7 +55,7 @@ def convnet(
         raise ValueError(f"layout: {layout!r} pools the input away; it is too small for {layout.count('P')} pools")
     head = [nn.Flatten()] if size else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     classifier = OverTime(*head, nn.Linear(width * (size or 1) ** 2, num_classes))
-    return PlainNet(nn.Sequential(*blocks), classifier, in_channels)
+    return PlainNet(Sequential(*blocks), classifier, in_channels)
 
 
 def vggsnn(num_classes: int = 10, in_channels: int = 2, *, size: int = 48, neuron: Callable[..., nn.Module] = LIF) -> PlainNet:

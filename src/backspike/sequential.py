@@ -1,0 +1,87 @@
+"""`Sequential`: torch's own, with the neighbours in it run as spiking blocks.
+
+It finds `OverTime(..., convolution or linear, [BatchNorm])`, a neuron and `OverTime(2x2 pool, ...)` that stand one after the
+other, also across nested Sequentials, and hands them to `fusion.Block`. Names of parameters, printing and slicing are those of
+`nn.Sequential`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from .fusion import Block
+from .layer import BATCH_NORMS, POOLS, PRODUCTS, OverTime, flat, hooked, over_time, plain
+from .neuron import LIF
+
+
+class Sequential(nn.Sequential):
+    """Layers one after the other on `[T, B, ...]`: `nn.Sequential`, in which neighbours run as one op where they can.
+
+    The result is that of `nn.Sequential` to rounding, and faster; `bs.explain` says what runs together. A layer that has a
+    hook, or a subclass of a known one, is called as it is. Of a nested Sequential without hooks the layers are taken.
+    """
+
+    def forward(self, x: Tensor) -> Any:
+        for step in plan(self):
+            x = step.run(x)
+        return x
+
+
+@dataclass(frozen=True)
+class Stateless:
+    """Layers that run with T folded into the batch."""
+
+    layers: list[nn.Module]
+
+    def run(self, x: Tensor) -> Tensor:
+        return over_time(x, self.layers)
+
+
+@dataclass(frozen=True)
+class Called:
+    """A module that is called as it is."""
+
+    module: nn.Module
+
+    def run(self, x: Any) -> Any:
+        return self.module(x)
+
+
+def plan(model: nn.Sequential) -> list[Block | Stateless | Called]:
+    """What runs for this Sequential, in order. It follows from the modules as they are now, hooks included."""
+    steps: list[Block | Stateless | Called] = []
+    waiting: list[nn.Module] = []  # stateless layers that no step holds yet
+    items = deque(_items(model))
+    while items:
+        m, stateless = items.popleft()
+        if stateless:
+            waiting.append(m)
+            continue
+        spikes = isinstance(m, LIF)
+        norm = waiting.pop() if spikes and waiting and isinstance(waiting[-1], BATCH_NORMS) else None
+        product = waiting.pop() if spikes and waiting and isinstance(waiting[-1], PRODUCTS) else None
+        if waiting:
+            steps.append(Stateless(waiting))
+            waiting = []
+        if spikes:
+            pool = items.popleft()[0] if items and isinstance(items[0][0], POOLS) and items[0][1] else None
+            steps.append(Block(product, norm, m, pool))
+        else:
+            steps.append(Called(m))
+    return [*steps, Stateless(waiting)] if waiting else steps
+
+
+def _items(model: nn.Sequential) -> Iterator[tuple[nn.Module, bool]]:
+    """The layers of a Sequential and of those nested in it; with whether they are stateless, to be run over time."""
+    for m in model:
+        if type(m) in (Sequential, nn.Sequential) and not hooked(m):
+            yield from _items(m)
+        elif plain(m, (OverTime,)):
+            yield from ((layer, True) for layer in flat(m))
+        else:
+            yield m, plain(m, (nn.Linear,))
