@@ -146,7 +146,7 @@ def _folds(product: nn.Module, norm: nn.Module) -> bool:
         and not torch.compiler.is_compiling()
         and plain(norm, BATCH_NORMS)
         and plain(product, CONVOLUTIONS)
-        and product.weight.dtype in (torch.float32, torch.float64)  # type: ignore[union-attr]
+        and product.weight.dtype in (torch.float32, torch.float64)
     )
 
 

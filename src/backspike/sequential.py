@@ -79,9 +79,9 @@ def plan(model: nn.Sequential) -> list[Block | Stateless | Called]:
 def _items(model: nn.Sequential) -> Iterator[tuple[nn.Module, bool]]:
     """The layers of a Sequential and of those nested in it; with whether they are stateless, to be run over time."""
     for m in model:
-        if type(m) in (Sequential, nn.Sequential) and not hooked(m):
+        if isinstance(m, nn.Sequential) and type(m) in (Sequential, nn.Sequential) and not hooked(m):
             yield from _items(m)
-        elif plain(m, (OverTime,)):
+        elif isinstance(m, OverTime) and plain(m, (OverTime,)):
             yield from ((layer, True) for layer in flat(m))
         else:
             yield m, plain(m, (nn.Linear,))

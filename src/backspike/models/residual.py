@@ -1,11 +1,11 @@
-"""Residual networks with the names of torchvision (conv1, bn1, layer1.0.conv1, layer1.0.downsample.0, fc), so that weights load.
+"""Residual networks with the names of torchvision (conv1, bn1, layer1.0.conv1, layer1.0.downsample.0, fc): its weights load.
 
     ResNet   the neuron comes after the addition of current and spikes          (torchvision's, a neuron in the place of ReLU)
     SEW      the spikes of a block are added to the spikes that entered it      (Fang et al. 2021, arXiv 2102.04159; ADD)
     MS       currents are added, and neurons stand before the convolutions      (Hu et al. 2021, arXiv 2112.08954)
 
-The stem "imagenet" is a 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2, "cifar" a 3x3 convolution. Convolutions have
-no bias, BatchNorm takes its statistics over time too, and the last linear layer does not spike.
+The stem "imagenet" is a 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2, "cifar" a 3x3 convolution. Convolutions
+have no bias, BatchNorm takes its statistics over time too, and the last linear layer does not spike.
 """
 
 from __future__ import annotations
