@@ -25,10 +25,11 @@ _NAMES = {
         "Surrogate",
         "Triangle",
     ),
-    "neuron": ("IF", "LIF", "Integrator", "Output", "check_gradients", "explain", "lif", "streaming"),
+    "neuron": ("IF", "LIF", "Integrator", "Output", "check_gradients", "lif", "streaming"),
     "kernel": ("Unsupported", "backends", "dropped"),
     "layer": ("OverTime",),
     "fusion": ("block",),
+    "explanation": ("explain",),
     "sequential": ("Sequential",),
     "hooks": ("record",),
     "potential": ("PotentialAdjustment",),
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from . import models as models
     from . import readout as readout
     from . import recipes as recipes
+    from .explanation import explain as explain
     from .fusion import block as block
     from .hooks import record as record
     from .kernel import Unsupported as Unsupported
@@ -57,7 +59,6 @@ if TYPE_CHECKING:
     from .neuron import Integrator as Integrator
     from .neuron import Output as Output
     from .neuron import check_gradients as check_gradients
-    from .neuron import explain as explain
     from .neuron import lif as lif
     from .neuron import streaming as streaming
     from .potential import PotentialAdjustment as PotentialAdjustment

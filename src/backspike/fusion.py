@@ -1,19 +1,22 @@
 """A spiking block: product (convolution or linear), BatchNorm, neuron and pool, as one op where nothing forbids it.
 
-`block(x, product, norm, neuron, pool)` is what calling the four one after the other gives, to rounding: a hook on any of them
-still fires, because then that one is called.
+`block(x, product, norm, neuron, pool)` is what calling the four one after the other gives, to rounding. A hook on any of them
+still fires, because then that one is called. BatchNorm, neuron and 2x2 pool together keep the output of the product and
+nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import kernel
-from .layer import once, over_time, plain
+from .kernel.norm import Norm, norm_lif
+from .layer import BATCH_NORMS, POOLS, once, over_time, plain
 from .neuron import IF, LIF, Output
 
 
@@ -42,29 +45,76 @@ class Block:
     pool: nn.Module | None = None
 
     def run(self, x: Tensor) -> Tensor:
-        if self.neuron is None:
+        neuron = self.neuron
+        if neuron is None:
             return over_time(x, _given(self.product, self.norm, self.pool))
-        if self.obstacle():
-            return over_time(self.neuron(over_time(x, _given(self.product, self.norm))), _given(self.pool))
-        assert isinstance(self.neuron, LIF)
-        y, repeats = once(x, _given(self.product, self.norm))
-        call = self.neuron.call(y.expand(repeats, *y.shape[1:]) if repeats > 1 else y)
-        spikes, state, membrane, moments = kernel.dispatch(self.neuron.backend, call)
-        self.neuron.see(Output(spikes, state, membrane), moments)
-        return over_time(spikes, _given(self.pool))
+        if not isinstance(neuron, LIF) or why_called(neuron):
+            return over_time(neuron(over_time(x, _given(self.product, self.norm))), _given(self.pool))
+        return self._apart(x, neuron) if self.norm is None or self.why_norm_apart() else self._as_one(x, neuron)
 
-    def obstacle(self) -> str:
-        """Why the neuron is called as a module and not as a part of the block, or ""."""
-        if torch.compiler.is_compiling():
-            return "under torch.compile"
-        if not isinstance(self.neuron, LIF):
-            return f"{type(self.neuron).__name__} is no LIF"
-        if not plain(self.neuron, (LIF, IF)):
-            return "it is a subclass or has hooks"
-        if any(w.membrane for w in self.neuron.watchers):
-            return "its membrane is recorded"
-        return ""
+    def why_norm_apart(self) -> str:
+        """Why the norm does not run as one op with the neuron; "" where it does."""
+        if type(self.norm) not in BATCH_NORMS:
+            return f"{type(self.norm).__name__} is not torch's BatchNorm"
+        return "" if plain(self.norm, BATCH_NORMS) else "it has hooks"
+
+    def why_pool_apart(self) -> str:
+        """Why the pool does not run as one op with norm and neuron; "" where it does."""
+        if self.norm is None or self.why_norm_apart():
+            return "only with a BatchNorm before the neuron they are one"
+        if isinstance(self.neuron, LIF) and self.neuron.watchers:
+            return "the spikes are watched"
+        return "" if pool_kind(self.pool) else "it is not torch's pool of 2x2 or has hooks"
+
+    def _as_one(self, x: Tensor, neuron: LIF) -> Tensor:
+        y, repeats = once(x, _given(self.product))
+        pool = None if self.pool is None or self.why_pool_apart() else pool_kind(self.pool)
+        seen = neuron._streams or bool(neuron.watchers)
+        spikes, state, moments = norm_lif(neuron.call(y), _norm(self.norm, y), pool, neuron.backend, repeats, want_state=seen)
+        if seen and state is not None:
+            neuron.see(Output(spikes, state, None), moments)
+        return spikes if pool else over_time(spikes, _given(self.pool))
+
+    def _apart(self, x: Tensor, neuron: LIF) -> Tensor:
+        y, repeats = once(x, _given(self.product, self.norm))
+        call = neuron.call(y.expand(repeats, *y.shape[1:]) if repeats > 1 else y)
+        spikes, state, membrane, moments = kernel.dispatch(neuron.backend, call)
+        neuron.see(Output(spikes, state, membrane), moments)
+        return over_time(spikes, _given(self.pool))
 
 
 def _given(*layers: nn.Module | None) -> Sequence[nn.Module]:
     return [layer for layer in layers if layer is not None]
+
+
+def why_called(neuron: LIF) -> str:
+    """Why a neuron is called as a module, apart from the other layers of its block; "" where it is not."""
+    if torch.compiler.is_compiling():
+        return "under torch.compile"
+    if not plain(neuron, (LIF, IF)):
+        return "it is a subclass or has hooks"
+    return "its membrane is recorded" if any(w.membrane for w in neuron.watchers) else ""
+
+
+def pool_kind(pool: Any) -> str | None:
+    """ "avg" or "max" for torch's pool of 2x2 windows side by side, an odd last row or column left out; None for others."""
+    if not plain(pool, POOLS):
+        return None
+    ours = (2, (2, 2))
+    if pool.kernel_size not in ours or pool.stride not in ours or pool.padding not in (0, (0, 0)) or pool.ceil_mode:
+        return None
+    if isinstance(pool, nn.AvgPool2d):
+        return "avg" if pool.divisor_override is None else None
+    return "max" if pool.dilation in (1, (1, 1)) and not pool.return_indices else None
+
+
+def _norm(norm: Any, y: Tensor) -> Norm:
+    """What this BatchNorm does in a forward pass on y `[T, B, C, ...]`; counts the pass as the module would."""
+    norm._check_input_dim(y[0])  # of as many dimensions as y with T folded into the batch
+    share = 0.0 if norm.momentum is None else norm.momentum
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else share
+    tracks = norm.running_mean is not None and (norm.track_running_stats or not norm.training)
+    mean, variance = (norm.running_mean, norm.running_var) if tracks else (None, None)
+    return Norm(norm.weight, norm.bias, mean, variance, norm.training or not tracks, share, norm.eps)

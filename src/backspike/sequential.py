@@ -8,7 +8,7 @@ other, also across nested Sequentials, and hands them to `fusion.Block`. Names o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +27,10 @@ class Sequential(nn.Sequential):
     """
 
     def forward(self, x: Tensor) -> Any:
-        for step in plan(self):
-            x = step.run(x)
-        return x
+        return run(self, x)
+
+    def spiking_blocks(self) -> list[Block]:
+        return [step for step in plan(self) if isinstance(step, Block)]
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,18 @@ class Called:
         return self.module(x)
 
 
-def plan(model: nn.Sequential) -> list[Block | Stateless | Called]:
-    """What runs for this Sequential, in order. It follows from the modules as they are now, hooks included."""
+def run(layers: Iterable[nn.Module], x: Tensor) -> Any:
+    """The layers one after the other, neighbours together."""
+    for step in plan(layers):
+        x = step.run(x)
+    return x
+
+
+def plan(layers: Iterable[nn.Module]) -> list[Block | Stateless | Called]:
+    """What runs for these layers, in order. It follows from the modules as they are now, hooks included."""
     steps: list[Block | Stateless | Called] = []
     waiting: list[nn.Module] = []  # stateless layers that no step holds yet
-    items = deque(_items(model))
+    items = deque(_items(layers))
     while items:
         m, stateless = items.popleft()
         if stateless:
@@ -76,9 +84,9 @@ def plan(model: nn.Sequential) -> list[Block | Stateless | Called]:
     return [*steps, Stateless(waiting)] if waiting else steps
 
 
-def _items(model: nn.Sequential) -> Iterator[tuple[nn.Module, bool]]:
-    """The layers of a Sequential and of those nested in it; with whether they are stateless, to be run over time."""
-    for m in model:
+def _items(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, bool]]:
+    """The layers, with those of a Sequential in its place; with whether they are stateless, to be run over time."""
+    for m in layers:
         if isinstance(m, nn.Sequential) and type(m) in (Sequential, nn.Sequential) and not hooked(m):
             yield from _items(m)
         elif isinstance(m, OverTime) and plain(m, (OverTime,)):

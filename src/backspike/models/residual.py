@@ -27,7 +27,7 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 class _Shortcut(nn.Sequential):
     """The way around a residual block: 1x1 convolution, norm, and a neuron where spikes are added."""
 
-    def blocks(self) -> Sequence[Block]:
+    def spiking_blocks(self) -> Sequence[Block]:
         return [Block(*self)]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,11 +62,11 @@ class Basic(nn.Module):
         self.conv2, self.bn2, self.sn2 = _conv(width, width, 3), nn.BatchNorm2d(width), neuron(channels=width)
         self.downsample = _shortcut(inputs, width, stride)
 
-    def blocks(self) -> Sequence[Block]:
+    def spiking_blocks(self) -> Sequence[Block]:
         return Block(self.conv1, self.bn1, self.sn1), Block(self.conv2, self.bn2), Block(neuron=self.sn2)
 
     def forward(self, x: Tensor) -> Tensor:
-        *convolutions, last = self.blocks()
+        *convolutions, last = self.spiking_blocks()
         return last.run(_through(convolutions, x) + _around(self.downsample, x))
 
 
@@ -82,12 +82,12 @@ class Bottleneck(nn.Module):
         self.conv3, self.bn3, self.sn3 = _conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width), neuron(channels=4 * width)
         self.downsample = _shortcut(inputs, 4 * width, stride)
 
-    def blocks(self) -> Sequence[Block]:
+    def spiking_blocks(self) -> Sequence[Block]:
         first, second = Block(self.conv1, self.bn1, self.sn1), Block(self.conv2, self.bn2, self.sn2)
         return first, second, Block(self.conv3, self.bn3), Block(neuron=self.sn3)
 
     def forward(self, x: Tensor) -> Tensor:
-        *convolutions, last = self.blocks()
+        *convolutions, last = self.spiking_blocks()
         return last.run(_through(convolutions, x) + _around(self.downsample, x))
 
 
@@ -102,11 +102,11 @@ class SEWBasic(nn.Module):
         self.conv2, self.bn2, self.sn2 = _conv(width, width, 3), nn.BatchNorm2d(width), neuron(channels=width)
         self.downsample = _shortcut(inputs, width, stride, neuron)
 
-    def blocks(self) -> Sequence[Block]:
+    def spiking_blocks(self) -> Sequence[Block]:
         return Block(self.conv1, self.bn1, self.sn1), Block(self.conv2, self.bn2, self.sn2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _through(self.blocks(), x) + _around(self.downsample, x)
+        return _through(self.spiking_blocks(), x) + _around(self.downsample, x)
 
 
 class SEWBottleneck(nn.Module):
@@ -121,12 +121,12 @@ class SEWBottleneck(nn.Module):
         self.conv3, self.bn3, self.sn3 = _conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width), neuron(channels=4 * width)
         self.downsample = _shortcut(inputs, 4 * width, stride, neuron)
 
-    def blocks(self) -> Sequence[Block]:
+    def spiking_blocks(self) -> Sequence[Block]:
         conv_norm_neuron = (self.conv1, self.bn1, self.sn1), (self.conv2, self.bn2, self.sn2), (self.conv3, self.bn3, self.sn3)
         return [Block(*layers) for layers in conv_norm_neuron]
 
     def forward(self, x: Tensor) -> Tensor:
-        return _through(self.blocks(), x) + _around(self.downsample, x)
+        return _through(self.spiking_blocks(), x) + _around(self.downsample, x)
 
 
 class MSBasic(nn.Module):
@@ -140,11 +140,11 @@ class MSBasic(nn.Module):
         self.sn2, self.conv2, self.bn2 = neuron(channels=width), _conv(width, width, 3), nn.BatchNorm2d(width)
         self.downsample = _shortcut(inputs, width, stride)
 
-    def blocks(self) -> Sequence[Block]:
+    def spiking_blocks(self) -> Sequence[Block]:
         return Block(neuron=self.sn1), Block(self.conv1, self.bn1, self.sn2), Block(self.conv2, self.bn2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _through(self.blocks(), x) + _around(self.downsample, x)
+        return _through(self.spiking_blocks(), x) + _around(self.downsample, x)
 
 
 class ResNet(nn.Module):
@@ -191,14 +191,14 @@ class ResNet(nn.Module):
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
-    def blocks(self) -> Sequence[Block]:
+    def spiking_blocks(self) -> Sequence[Block]:
         stem = Block(self.conv1, self.bn1, self.sn1, self.maxpool)
         return stem, Block(neuron=self.sn, pool=self.avgpool), Block(self.fc1, None, self.sn_fc1), Block(self.fc)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 5 or x.shape[2] != self.in_channels:
             raise ValueError(f"expected input [T, B, {self.in_channels}, H, W], got shape {list(x.shape)}")
-        stem, *head = self.blocks()
+        stem, *head = self.spiking_blocks()
         x = stem.run(x)
         for i in range(self.stages):
             x = self.get_submodule(f"layer{i + 1}")(x)

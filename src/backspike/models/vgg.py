@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..layer import OverTime
 from ..neuron import LIF
-from ..sequential import Sequential
+from ..sequential import Sequential, run
 
 
 class PlainNet(nn.Module):
@@ -27,7 +27,7 @@ class PlainNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 5 or x.shape[2] != self.in_channels:
             raise ValueError(f"expected input [T, B, {self.in_channels}, H, W], got shape {list(x.shape)}")
-        return self.classifier(self.features(x))
+        return run((self.features, self.classifier), x)
 
 
 def convnet(
