@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import kernel
+from .kernel.constants import state_dtype
 from .kernel.norm import Norm, norm_lif
 from .layer import BATCH_NORMS, POOLS, once, over_time, plain
 from .neuron import IF, LIF, Output
@@ -50,17 +51,21 @@ class Block:
             return over_time(x, _given(self.product, self.norm, self.pool))
         if not isinstance(neuron, LIF) or why_called(neuron):
             return over_time(neuron(over_time(x, _given(self.product, self.norm))), _given(self.pool))
-        return self._apart(x, neuron) if self.norm is None or self.why_norm_apart() else self._as_one(x, neuron)
+        return self._apart(x, neuron) if self.why_norm_apart() else self._as_one(x, neuron)
 
     def why_norm_apart(self) -> str:
         """Why the norm does not run as one op with the neuron; "" where it does."""
+        if self.norm is None:
+            return "there is none"
+        if any(w.membrane for w in getattr(self.neuron, "watchers", ())):
+            return "the membrane is recorded"
         if type(self.norm) not in BATCH_NORMS:
             return f"{type(self.norm).__name__} is not torch's BatchNorm"
         return "" if plain(self.norm, BATCH_NORMS) else "it has hooks"
 
     def why_pool_apart(self) -> str:
         """Why the pool does not run as one op with norm and neuron; "" where it does."""
-        if self.norm is None or self.why_norm_apart():
+        if self.why_norm_apart():
             return "only with a BatchNorm before the neuron they are one"
         if isinstance(self.neuron, LIF) and self.neuron.watchers:
             return "the spikes are watched"
@@ -76,9 +81,11 @@ class Block:
         return spikes if pool else over_time(spikes, _given(self.pool))
 
     def _apart(self, x: Tensor, neuron: LIF) -> Tensor:
-        y, repeats = once(x, _given(self.product, self.norm))
-        call = neuron.call(y.expand(repeats, *y.shape[1:]) if repeats > 1 else y)
-        spikes, state, membrane, moments = kernel.dispatch(neuron.backend, call)
+        y = over_time(x, _given(self.product))
+        # in the state's dtype, as the op that joins them computes: recorded or not, the spikes are the same
+        z = over_time(y.to(state_dtype(y)), _given(self.norm)) if self.norm is not None else y
+        spikes, state, membrane, moments = kernel.dispatch(neuron.backend, neuron.call(z))
+        spikes = spikes.to(y.dtype)
         neuron.see(Output(spikes, state, membrane), moments)
         return over_time(spikes, _given(self.pool))
 
@@ -91,9 +98,7 @@ def why_called(neuron: LIF) -> str:
     """Why a neuron is called as a module, apart from the other layers of its block; "" where it is not."""
     if torch.compiler.is_compiling():
         return "under torch.compile"
-    if not plain(neuron, (LIF, IF)):
-        return "it is a subclass or has hooks"
-    return "its membrane is recorded" if any(w.membrane for w in neuron.watchers) else ""
+    return "" if plain(neuron, (LIF, IF)) else "it is a subclass or has hooks"
 
 
 def pool_kind(pool: Any) -> str | None:
