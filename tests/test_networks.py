@@ -19,8 +19,9 @@ BOUND = {"exact": 1e-10, "recompute": 1e-10, "checkpoint": 1e-10, "bfloat16": 0.
 
 def neuron(channels=None, **options):
     given = {"v_threshold": 0.4, "surrogate": bs.Masked(bs.ATan(), 0.3), "learn": ("tau", "threshold")} | options
-    given.pop("memory", None)  # TEMP
-    return bs.LIF(channels=channels, **given)
+    memory = given.pop("memory", "exact")  # TEMP
+    lif = bs.LIF(channels=channels, **given); lif.memory = memory
+    return lif
 
 
 def plain_net(**options):
@@ -225,6 +226,39 @@ def test_bfloat16_autocast(name):
     assert got[0].dtype == torch.bfloat16
     torch.testing.assert_close(got[0], want[0], rtol=0.02, atol=0.02)
     assert error(got, want) < 0.02
+
+
+def test_recomputing_draws_nothing_moves_nothing_and_masks_once():
+    """And of spikes, which enter the second block, one bit is kept."""
+    kept = {}
+    for memory in ("exact", "checkpoint"):
+        model = build("vgg", memory=memory)
+        torch.manual_seed(SEED)
+        with bs.mask_weight_gradients(model, 0.5):
+            o = model(images())
+            before = copy.deepcopy(statistics(model))
+            torch.manual_seed(SEED)
+            o.square().sum().backward()
+            after = torch.randint(1 << 60, ())
+        for n, b in statistics(model).items():
+            assert torch.equal(b, before[n])
+            assert not n.endswith("tracked") or b == 1
+        kept[memory] = {n: p.grad for n, p in model.named_parameters()} | {"next number": after.double()}
+    assert all((g == 0).double().mean() > 0.3 for n, g in kept["exact"].items() if g.dim() > 1)
+    assert_equal((o, kept["checkpoint"]), (o, kept["exact"]), 1e-9)
+    spikes = bs.block(images(), model.features[0][0], model.features[0][1], model.features[1])
+    s = bs.block(spikes, model.features[2][0], model.features[2][1], model.features[3])
+    assert s.grad_fn.packed.bits == 1
+    assert torch.equal(s.grad_fn.packed.unpack(), spikes)
+
+
+def test_a_weight_changed_before_backward_is_noticed():
+    model = build("vgg", memory="checkpoint")
+    o = model(images())
+    with torch.no_grad():
+        model.features[2][0].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        o.sum().backward()
 
 
 # --------------------------------------------------------------------------------------- whoever looks at the layers

@@ -8,17 +8,20 @@ nothing else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from . import kernel
+from .checkpoint import checkpoint, with_parameters
 from .kernel.constants import state_dtype
 from .kernel.norm import Norm, norm_lif
-from .layer import BATCH_NORMS, POOLS, once, over_time, plain
-from .neuron import IF, LIF, Output
+from .layer import BATCH_NORMS, POOLS, PRODUCTS, once, over_time, plain
+from .neuron import IF, LIF, Output, _call
+
+_CONSTANTS = ("tau", "v_threshold", "width")
 
 
 def block(
@@ -51,7 +54,13 @@ class Block:
             return over_time(x, _given(self.product, self.norm, self.pool))
         if not isinstance(neuron, LIF) or why_called(neuron):
             return over_time(neuron(over_time(x, _given(self.product, self.norm))), _given(self.pool))
-        return self._apart(x, neuron) if self.why_norm_apart() else self._as_one(x, neuron)
+        if self.norm is not None and self.why_norm_apart():
+            y = over_time(x, _given(self.product))
+            # in the state's dtype, as the op that joins them computes: recorded or not, the spikes are the same
+            z = over_time(y.to(state_dtype(y)), [self.norm])
+            return over_time(Block(neuron=neuron)._spikes(z, neuron).to(y.dtype), _given(self.pool))
+        spikes = self._spikes(x, neuron)
+        return over_time(spikes, _given(self.pool)) if self.why_pool_apart() else spikes
 
     def why_norm_apart(self) -> str:
         """Why the norm does not run as one op with the neuron; "" where it does."""
@@ -71,23 +80,80 @@ class Block:
             return "the spikes are watched"
         return "" if pool_kind(self.pool) else "it is not torch's pool of 2x2 or has hooks"
 
-    def _as_one(self, x: Tensor, neuron: LIF) -> Tensor:
-        y, repeats = once(x, _given(self.product))
+    def _spikes(self, x: Tensor, neuron: LIF) -> Tensor:
+        """The spikes, pooled where the pool is joined."""
+        neuron.begin(x.device)
         pool = None if self.pool is None or self.why_pool_apart() else pool_kind(self.pool)
+        norm = None if self.norm is None else _norm(self.norm)
         seen = neuron._streams or bool(neuron.watchers)
-        spikes, state, moments = norm_lif(neuron.call(y), _norm(self.norm, y), pool, neuron.backend, repeats, want_state=seen)
+        part = _Part(self.product, norm, pool, neuron._start(None), neuron._options(), neuron.backend, seen)
+        again = neuron.memory == "checkpoint" and plain(self.product, PRODUCTS)
+        spikes, state, membrane, moments = part.recomputed(x) if again else part.result(x)
         if seen and state is not None:
-            neuron.see(Output(spikes, state, None), moments)
-        return spikes if pool else over_time(spikes, _given(self.pool))
+            neuron.see(Output(spikes, state, membrane), moments)
+        return spikes
 
-    def _apart(self, x: Tensor, neuron: LIF) -> Tensor:
-        y = over_time(x, _given(self.product))
-        # in the state's dtype, as the op that joins them computes: recorded or not, the spikes are the same
-        z = over_time(y.to(state_dtype(y)), _given(self.norm)) if self.norm is not None else y
-        spikes, state, membrane, moments = kernel.dispatch(neuron.backend, neuron.call(z))
-        spikes = spikes.to(y.dtype)
-        neuron.see(Output(spikes, state, membrane), moments)
-        return over_time(spikes, _given(self.pool))
+
+class Result(NamedTuple):
+    spikes: Tensor
+    state: Tensor | None
+    membrane: Tensor | None
+    moments: kernel.Moments | None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a block computes in one forward pass: modules, and the tensors and options that they have in it."""
+
+    product: nn.Module | None
+    norm: Norm | None
+    pool: str | None
+    v0: Tensor | None
+    options: dict[str, Any]  # of the neuron
+    backend: str
+    want_state: bool
+
+    def result(self, x: Tensor) -> Result:
+        y, repeats = once(x, _given(self.product))
+        if self.norm is None:
+            y = y.expand(repeats, *y.shape[1:]) if repeats > 1 else y
+            return Result(*kernel.dispatch(self.backend, _call(y, self.v0, **self.options)))
+        call = _call(y, self.v0, **self.options)
+        spikes, state, moments = norm_lif(call, self.norm, self.pool, self.backend, repeats, self.want_state)
+        return Result(spikes, state, None, moments)
+
+    def recomputed(self, x: Tensor) -> Result:
+        """The same; for the backward pass x and what learns are kept, and the rest is computed again."""
+        T, kept = len(x), x[:1] if len(x) > 1 and x.stride(0) == 0 else x
+
+        def run(again: bool, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+            spikes, state, _, moments = self._on(tensors, again).result(x.expand(T, *x.shape[1:]))
+            return spikes, state, *(moments or (None, None))
+
+        spikes, state, mean, square = checkpoint(run, kept, *self._tensors())
+        assert spikes is not None
+        moments = kernel.Moments(mean, square) if mean is not None and square is not None else None
+        return Result(spikes, state, None, moments)
+
+    def _tensors(self) -> list[Tensor | None]:
+        """What learns in it, in the order of `_on`."""
+        p = dict(self.product.named_parameters()) if self.product is not None else {}
+        affine = (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
+        constants = [t if isinstance(t := self.options[name], Tensor) else None for name in _CONSTANTS]
+        return [p.get("weight"), p.get("bias"), *affine, self.v0, *constants]
+
+    def _on(self, tensors: Sequence[Tensor | None], again: bool) -> _Part:
+        """The same part on other tensors; the second time the running statistics stay as they are."""
+        weight, bias, gamma, beta, v0, *constants = tensors
+        product, norm = self.product, self.norm
+        if product is not None:
+            product = with_parameters(product, {"weight": weight, "bias": bias})
+        if norm is not None:
+            norm = replace(norm, weight=gamma, bias=beta)
+            if again and norm.training:
+                norm = replace(norm, running_mean=None, running_var=None)
+        options = self.options | {name: t for name, t in zip(_CONSTANTS, constants) if t is not None}
+        return replace(self, product=product, norm=norm, v0=v0, options=options)
 
 
 def _given(*layers: nn.Module | None) -> Sequence[nn.Module]:
@@ -113,9 +179,8 @@ def pool_kind(pool: Any) -> str | None:
     return "max" if pool.dilation in (1, (1, 1)) and not pool.return_indices else None
 
 
-def _norm(norm: Any, y: Tensor) -> Norm:
-    """What this BatchNorm does in a forward pass on y `[T, B, C, ...]`; counts the pass as the module would."""
-    norm._check_input_dim(y[0])  # of as many dimensions as y with T folded into the batch
+def _norm(norm: Any) -> Norm:
+    """What this BatchNorm does in a forward pass, which is counted as the module would."""
     share = 0.0 if norm.momentum is None else norm.momentum
     if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
