@@ -127,6 +127,8 @@ class _Part:
         T, kept = len(x), x[:1] if len(x) > 1 and x.stride(0) == 0 else x
 
         def run(again: bool, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+            # on copies without a graph both times: other ways of a product could round otherwise
+            tensors = tensors if again else tuple(None if t is None else t.detach() for t in tensors)
             spikes, state, _, moments = self._on(tensors, again).result(x.expand(T, *x.shape[1:]))
             return spikes, state, *(moments or (None, None))
 

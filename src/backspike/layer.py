@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from . import product
 from .neuron import _Streaming
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -95,6 +96,10 @@ def plain(m: nn.Module | None, kinds: tuple[type, ...]) -> bool:
 
 
 def _apply(layer: nn.Module, x: Tensor, repeats: int) -> Tensor:
+    if isinstance(layer, CONVOLUTIONS):
+        return product.convolution(x, layer)
+    if isinstance(layer, nn.Linear):
+        return product.linear(x, layer)
     if repeats > 1 and isinstance(layer, BATCH_NORMS) and layer.training and layer.track_running_stats:
         return _norm_of_copies(layer, x, repeats)
     return layer(x)
@@ -137,7 +142,7 @@ def _with_norms(layers: Sequence[nn.Module]) -> list[tuple[nn.Module, nn.Module 
     return out
 
 
-def _folds(product: nn.Module, norm: nn.Module) -> bool:
+def _folds(convolution: nn.Module, norm: nn.Module) -> bool:
     return (
         isinstance(norm, BATCH_NORMS)
         and not norm.training
@@ -145,8 +150,8 @@ def _folds(product: nn.Module, norm: nn.Module) -> bool:
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and plain(norm, BATCH_NORMS)
-        and plain(product, CONVOLUTIONS)
-        and product.weight.dtype in (torch.float32, torch.float64)
+        and plain(convolution, CONVOLUTIONS)
+        and convolution.weight.dtype in (torch.float32, torch.float64)
     )
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .residual import sew_resnet18 as sew_resnet18
     from .residual import sew_resnet34 as sew_resnet34
     from .residual import sew_resnet50 as sew_resnet50
+    from .transformer import spikformer as spikformer
     from .vgg import cifarnet as cifarnet
     from .vgg import convnet as convnet
     from .vgg import vgg11 as vgg11
@@ -38,6 +39,7 @@ _FACTORIES = {
         *("resnet18", "resnet34", "resnet50", "sew_resnet18", "sew_resnet34", "sew_resnet50"),
         *("ms_resnet18", "resnet19", "resnet20", "resnet32"),
     ),
+    "transformer": ("spikformer",),
 }
 _HOME = {factory: module for module, factories in _FACTORIES.items() for factory in factories}
 
@@ -174,10 +176,21 @@ class VGG16(_Named):
     size: int = 32
 
 
+@dataclass(frozen=True)
+class Spikformer(_Named):
+    """Spikformer-4-384 (Zhou et al. 2022). dim: features of a token; depth: encoders; heads: of the attention."""
+
+    dim: int = 384
+    depth: int = 4
+    heads: int = 12
+    _factory = "spikformer"
+
+
 # what a recipe may name
 NETWORKS: tuple[type, ...] = (
     *(ConvNet, VGGSNN, CIFARNet, VGG11, VGG16),
     *(ResNet18, ResNet34, ResNet50, SEWResNet18, SEWResNet34, SEWResNet50, MSResNet18, ResNet19, ResNet20, ResNet32),
+    Spikformer,
 )
 __all__ = ["Model", "NETWORKS", *(network.__name__ for network in NETWORKS), *_HOME]
 
