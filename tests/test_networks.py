@@ -415,6 +415,23 @@ def test_folding_of_batchnorm_is_exact():
         assert normed == [2]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["max pools", "sew"])
+def test_a_compiled_network_is_one_graph(name):
+    model = build(name)
+    twin = copy.deepcopy(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
+    assert_equal(gradients(twin, compiled, images()), gradients(model, model, images()), 1e-9)
+
+
+def test_one_neuron_without_a_batch():
+    x = torch.rand(5)
+    assert torch.equal(bs.Sequential(bs.LIF(v_threshold=0.3))(x), bs.LIF(v_threshold=0.3)(x))
+    x = torch.rand(1).expand(5)
+    assert torch.equal(bs.block(x, neuron=bs.LIF(v_threshold=0.3)), bs.LIF(v_threshold=0.3)(x))
+
+
 def test_explain_says_what_runs_together():
     model = max_pooled()
     model.append(bs.LIF())

@@ -64,11 +64,12 @@ def over_time(x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
 
 def once(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, int]:
     """(y, repeats): `[T, B, ...]` and 1; or, where input and layers repeat over T, one copy `[1, B, ...]` and T."""
-    if not layers and (x.stride(0) != 0 or len(x) == 1):
-        return x, 1
-    T, B = x.shape[:2]
+    T = len(x)
     repeats = T if T > 1 and x.stride(0) == 0 else 1
-    x = (x[:1] if repeats > 1 else x).flatten(0, 1)
+    x = x[:1] if repeats > 1 else x
+    if not layers:
+        return x, repeats
+    B, x = x.shape[1], x.flatten(0, 1)
     for layer, norm in _with_norms(layers):
         if repeats > 1 and not _same_at_every_timestep(layer, x):
             x, repeats = x.expand(T, *x.shape).flatten(0, 1), 1
