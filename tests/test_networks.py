@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import backspike as bs
+from backspike import product
 from backspike.models import residual, vgg
 
 T, B, K = 3, 4, 5
@@ -19,9 +20,9 @@ BOUND = {"exact": 1e-10, "recompute": 1e-10, "checkpoint": 1e-10, "bfloat16": 0.
 
 def neuron(channels=None, **options):
     given = {"v_threshold": 0.4, "surrogate": bs.Masked(bs.ATan(), 0.3), "learn": ("tau", "threshold")} | options
-    memory = given.pop("memory", "exact")  # TEMP
-    lif = bs.LIF(channels=channels, **given); lif.memory = memory
-    return lif
+    if given.get("memory") == "8bit":
+        given["learn"] = "threshold"  # it gives no gradient of tau
+    return bs.LIF(channels=channels, **given)
 
 
 def plain_net(**options):
@@ -259,6 +260,34 @@ def test_a_weight_changed_before_backward_is_noticed():
         model.features[2][0].weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         o.sum().backward()
+
+
+def linear_layers(**options):
+    torch.manual_seed(0)
+    lif = lambda: neuron(learn="threshold", **options)  # noqa: E731
+    first, second = [bs.OverTime(nn.Linear(64, 256)), lif()], [bs.OverTime(nn.Flatten(), nn.Linear(256, 256)), lif()]
+    return bs.Sequential(*first, *second, bs.OverTime(nn.Flatten()), bs.OverTime(nn.Linear(256, 64)), lif())
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_the_gradient_of_spikes_is_computed_where_their_neuron_uses_it(static):
+    """Masked with p = 0.9, nine in ten places need none; the gradients of all that learns stay the same."""
+    model = linear_layers(surrogate=bs.Masked(bs.ATan(), 0.9))
+    twin = copy.deepcopy(model)
+    x = torch.randn(1 if static else 4, 64, 64, generator=torch.Generator().manual_seed(3)).expand(4, -1, -1)
+    got = gradients(model, model, x)
+    want = gradients(twin, lambda x: nn.Sequential.forward(twin, x), x)
+    assert_equal(got, want, 1e-4)
+    assert {name: made.input for name, made in product.choices(model)} == {"0.0": "dense", "2.1": "sample", "5.0": "sample"}
+    assert {made.input for _, made in product.choices(twin)} == {"dense"}
+    assert all(0.08 < made.h < 0.12 for name, made in product.choices(model) if name != "0.0")
+
+
+@pytest.mark.parametrize("surrogate", [bs.ATan(), bs.Masked(bs.ATan(), 0.5), bs.Masked(bs.Triangle(), 0.9, replace=bs.ATan())])
+def test_where_a_gradient_is_wanted_everywhere_nothing_is_recorded(surrogate):
+    model = linear_layers(surrogate=surrogate)
+    model(torch.randn(4, 64, 64)).sum().backward()
+    assert all(made.h is None for _, made in product.choices(model))
 
 
 # --------------------------------------------------------------------------------------- whoever looks at the layers

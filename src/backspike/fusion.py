@@ -9,19 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import kernel
+from .kernel import Result
 from .checkpoint import checkpoint, with_parameters
 from .kernel.constants import state_dtype
 from .kernel.norm import Norm, norm_lif
 from .layer import BATCH_NORMS, POOLS, PRODUCTS, once, over_time, plain
-from .neuron import IF, LIF, Output, _call
+from .neuron import IF, LIF, Output, _call, _unwrap
+from .product import FEWEST, SAMPLE_BELOW
+from .surrogate import Dspike, Rectangle, Triangle
 
 _CONSTANTS = ("tau", "v_threshold", "width")
+_BOUNDED = (Triangle, Rectangle, Dspike)  # zero outside a window
 
 
 def block(
@@ -49,18 +53,25 @@ class Block:
     pool: nn.Module | None = None
 
     def run(self, x: Tensor) -> Tensor:
-        neuron = self.neuron
+        return self.step(x)[0]
+
+    def step(self, x: Tensor, active: Tensor | None = None, reader: nn.Linear | None = None) -> tuple[Tensor, Tensor | None]:
+        """The spikes, and where their neuron needs a gradient of them, if that is known and of use to their `reader`.
+
+        Both are bits as `product.linear` takes them; active: those of the neuron that sent x.
+        """
+        neuron, before, pool = self.neuron, _given(self.product, self.norm), _given(self.pool)
         if neuron is None:
-            return over_time(x, _given(self.product, self.norm, self.pool))
+            return over_time(x, [*before, *pool], active), None
         if not isinstance(neuron, LIF) or why_called(neuron):
-            return over_time(neuron(over_time(x, _given(self.product, self.norm))), _given(self.pool))
+            return over_time(neuron(over_time(x, before, active)), pool), None
         if self.norm is not None and self.why_norm_apart():
-            y = over_time(x, _given(self.product))
+            y = over_time(x, _given(self.product), active)
             # in the state's dtype, as the op that joins them computes: recorded or not, the spikes are the same
             z = over_time(y.to(state_dtype(y)), [self.norm])
-            return over_time(Block(neuron=neuron)._spikes(z, neuron).to(y.dtype), _given(self.pool))
-        spikes = self._spikes(x, neuron)
-        return over_time(spikes, _given(self.pool)) if self.why_pool_apart() else spikes
+            return over_time(Block(neuron=neuron).run(z).to(y.dtype), pool), None
+        result = self._result(x, neuron, active, reader if self.pool is None else None)
+        return over_time(result.spikes, pool) if self.why_pool_apart() else result.spikes, result.active
 
     def why_norm_apart(self) -> str:
         """Why the norm does not run as one op with the neuron; "" where it does."""
@@ -80,25 +91,19 @@ class Block:
             return "the spikes are watched"
         return "" if pool_kind(self.pool) else "it is not torch's pool of 2x2 or has hooks"
 
-    def _spikes(self, x: Tensor, neuron: LIF) -> Tensor:
-        """The spikes, pooled where the pool is joined."""
+    def _result(self, x: Tensor, neuron: LIF, active: Tensor | None, reader: nn.Linear | None) -> Result:
+        """Of the neuron, with its spikes pooled where the pool is joined."""
         neuron.begin(x.device)
         pool = None if self.pool is None or self.why_pool_apart() else pool_kind(self.pool)
         norm = None if self.norm is None else _norm(self.norm)
         seen = neuron._streams or bool(neuron.watchers)
-        part = _Part(self.product, norm, pool, neuron._start(None), neuron._options(), neuron.backend, seen)
+        options = neuron._options() | {"record_active": reader is not None and _may_be_sampled(neuron, reader)}
+        part = _Part(self.product, active, norm, pool, neuron._start(None), options, neuron.backend, seen)
         again = neuron.memory == "checkpoint" and plain(self.product, PRODUCTS)
-        spikes, state, membrane, moments = part.recomputed(x) if again else part.result(x)
-        if seen and state is not None:
-            neuron.see(Output(spikes, state, membrane), moments)
-        return spikes
-
-
-class Result(NamedTuple):
-    spikes: Tensor
-    state: Tensor | None
-    membrane: Tensor | None
-    moments: kernel.Moments | None
+        result = part.recomputed(x) if again else part.result(x)
+        if seen:
+            neuron.see(Output(result.spikes, result.state, result.membrane), result.moments)
+        return result
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class _Part:
     """What a block computes in one forward pass: modules, and the tensors and options that they have in it."""
 
     product: nn.Module | None
+    active: Tensor | None
     norm: Norm | None
     pool: str | None
     v0: Tensor | None
@@ -114,11 +120,10 @@ class _Part:
     want_state: bool
 
     def result(self, x: Tensor) -> Result:
-        y, repeats = once(x, _given(self.product))
+        y, repeats = once(x, _given(self.product), self.active)
+        call = _call(y, self.v0, **self.options, repeats=repeats)
         if self.norm is None:
-            y = y.expand(repeats, *y.shape[1:]) if repeats > 1 else y
-            return Result(*kernel.dispatch(self.backend, _call(y, self.v0, **self.options)))
-        call = _call(y, self.v0, **self.options)
+            return kernel.dispatch(self.backend, call)
         spikes, state, moments = norm_lif(call, self.norm, self.pool, self.backend, repeats, self.want_state)
         return Result(spikes, state, None, moments)
 
@@ -129,13 +134,11 @@ class _Part:
         def run(again: bool, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
             # on copies without a graph both times: other ways of a product could round otherwise
             tensors = tensors if again else tuple(None if t is None else t.detach() for t in tensors)
-            spikes, state, _, moments = self._on(tensors, again).result(x.expand(T, *x.shape[1:]))
-            return spikes, state, *(moments or (None, None))
+            result = self._on(tensors, again).result(x.expand(T, *x.shape[1:]))
+            return result.spikes, result.state, *(result.moments or (None, None)), result.active
 
-        spikes, state, mean, square = checkpoint(run, kept, *self._tensors())
-        assert spikes is not None
-        moments = kernel.Moments(mean, square) if mean is not None and square is not None else None
-        return Result(spikes, state, None, moments)
+        spikes, state, *moments, active = checkpoint(run, kept, *self._tensors())
+        return Result(spikes, state, None, None if moments[0] is None else kernel.Moments(*moments), active)
 
     def _tensors(self) -> list[Tensor | None]:
         """What learns in it, in the order of `_on`."""
@@ -167,6 +170,17 @@ def why_called(neuron: LIF) -> str:
     if torch.compiler.is_compiling():
         return "under torch.compile"
     return "" if plain(neuron, (LIF, IF)) else "it is a subclass or has hooks"
+
+
+def _may_be_sampled(neuron: LIF, reader: nn.Linear) -> bool:
+    """Whether a gradient of the spikes may be wanted at so few places that the layer which reads them computes it there alone."""
+    mask, _, base = _unwrap(neuron.surrogate)
+    everywhere = float(not isinstance(base, _BOUNDED))  # the part of the neurons that want it wherever their potential is
+    if mask is not None and neuron.mask_p is not None:
+        p, replaced = float(neuron.mask_p), mask.replace is not None and not isinstance(mask.replace, _BOUNDED)
+        everywhere = (1 - p) * everywhere + p * replaced
+    wide = min(reader.in_features, reader.out_features) >= FEWEST
+    return wide and torch.is_grad_enabled() and everywhere < max(SAMPLE_BELOW.values())
 
 
 def pool_kind(pool: Any) -> str | None:

@@ -54,27 +54,42 @@ class OverTime(nn.Sequential):
         return over_time(x, flat(self))
 
 
-def over_time(x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
-    """Stateless layers one after the other on `[T, B, ...]`; what repeats over T comes out with stride 0."""
+def over_time(x: Tensor, layers: Sequence[nn.Module], active: Tensor | None = None) -> Tensor:
+    """Stateless layers one after the other on `[T, B, ...]`; what repeats over T comes out with stride 0. active: see `once`."""
     if not layers:
         return x
-    y, repeats = once(x, layers)
+    y, repeats = once(x, layers, active)
     return y.expand(repeats, *y.shape[1:]) if repeats > 1 else y
 
 
-def once(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, int]:
-    """(y, repeats): `[T, B, ...]` and 1; or, where input and layers repeat over T, one copy `[1, B, ...]` and T."""
+def once(x: Tensor, layers: Sequence[nn.Module], active: Tensor | None = None) -> tuple[Tensor, int]:
+    """(y, repeats): `[T, B, ...]` and 1; or, where input and layers repeat over T, one copy `[1, B, ...]` and T.
+
+    active: of spikes x, where the neuron that sent them needs a gradient, as bits; see `product.linear`.
+    """
     T = len(x)
     repeats = T if T > 1 and x.stride(0) == 0 else 1
     x = x[:1] if repeats > 1 else x
     if not layers:
         return x, repeats
     B, x = x.shape[1], x.flatten(0, 1)
+    first = entered_by_linear(layers)
     for layer, norm in _with_norms(layers):
         if repeats > 1 and not _same_at_every_timestep(layer, x):
             x, repeats = x.expand(T, *x.shape).flatten(0, 1), 1
-        x = folded(layer, norm, x) if norm is not None else _apply(layer, x, repeats)
+        if norm is not None:
+            x = folded(layer, norm, x)
+        elif layer is first and active is not None:
+            x = product.linear(x, first, active)
+        else:
+            x = _apply(layer, x, repeats)
     return x.unflatten(0, (T // repeats, B)), repeats
+
+
+def entered_by_linear(layers: Sequence[nn.Module | None]) -> nn.Linear | None:
+    """The linear layer that reads the input of these layers as it is, flattened or not."""
+    first = next((layer for layer in layers if not plain(layer, (nn.Flatten,))), None)
+    return first if isinstance(first, nn.Linear) and plain(first, (nn.Linear,)) else None
 
 
 def flat(layers: nn.Sequential) -> list[nn.Module]:

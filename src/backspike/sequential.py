@@ -8,14 +8,14 @@ other, also across nested Sequentials, and hands them to `fusion.Block`. Names o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from .fusion import Block
-from .layer import BATCH_NORMS, POOLS, PRODUCTS, OverTime, flat, hooked, over_time, plain
+from .layer import BATCH_NORMS, POOLS, PRODUCTS, OverTime, entered_by_linear, flat, hooked, over_time, plain
 from .neuron import LIF
 
 
@@ -39,8 +39,9 @@ class Stateless:
 
     layers: list[nn.Module]
 
-    def run(self, x: Tensor) -> Tensor:
-        return over_time(x, self.layers)
+    def step(self, x: Tensor, active: Tensor | None, reader: nn.Linear | None) -> tuple[Tensor, Tensor | None]:
+        moved = all(plain(layer, (nn.Flatten,)) for layer in self.layers)
+        return over_time(x, self.layers, active), active if moved else None
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,34 @@ class Called:
 
     module: nn.Module
 
-    def run(self, x: Any) -> Any:
-        return self.module(x)
+    def step(self, x: Any, active: Tensor | None, reader: nn.Linear | None) -> tuple[Any, None]:
+        return self.module(x), None
+
+
+Step = Block | Stateless | Called
 
 
 def run(layers: Iterable[nn.Module], x: Tensor) -> Any:
     """The layers one after the other, neighbours together."""
-    for step in plan(layers):
-        x = step.run(x)
+    steps, active = plan(layers), None
+    for i, step in enumerate(steps, 1):
+        x, active = step.step(x, active, _reader(steps[i:]))
     return x
 
 
-def plan(layers: Iterable[nn.Module]) -> list[Block | Stateless | Called]:
+def _reader(steps: Sequence[Step]) -> nn.Linear | None:
+    """The linear layer that reads what enters these steps."""
+    layers: list[nn.Module | None] = []
+    for step in steps:
+        layers += step.layers if isinstance(step, Stateless) else [step.product] if isinstance(step, Block) else [None]
+        if not isinstance(step, Stateless):
+            break
+    return entered_by_linear(layers)
+
+
+def plan(layers: Iterable[nn.Module]) -> list[Step]:
     """What runs for these layers, in order. It follows from the modules as they are now, hooks included."""
-    steps: list[Block | Stateless | Called] = []
+    steps: list[Step] = []
     waiting: list[nn.Module] = []  # stateless layers that no step holds yet
     items = deque(_items(layers))
     while items:
