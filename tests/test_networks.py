@@ -266,7 +266,7 @@ def linear_layers(**options):
     torch.manual_seed(0)
     lif = lambda: neuron(learn="threshold", **options)  # noqa: E731
     first, second = [bs.OverTime(nn.Linear(64, 256)), lif()], [bs.OverTime(nn.Flatten(), nn.Linear(256, 256)), lif()]
-    return bs.Sequential(*first, *second, bs.OverTime(nn.Flatten()), bs.OverTime(nn.Linear(256, 64)), lif())
+    return bs.Sequential(*first, *second, bs.OverTime(nn.Flatten()), bs.OverTime(nn.Linear(256, 128)), lif())
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -391,7 +391,9 @@ def test_copies_and_stored_weights(name, tmp_path):
 
 def test_neighbours_are_found_across_nested_sequentials_and_changes():
     conv, norm, lif, pool = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), bs.LIF(), nn.AvgPool2d(2)
-    model = bs.Sequential(nn.Sequential(bs.OverTime(nn.Identity(), conv), bs.OverTime(norm)), bs.Sequential(lif), bs.OverTime(pool))
+    model = bs.Sequential(
+        nn.Sequential(bs.OverTime(nn.Identity(), conv), bs.OverTime(norm)), bs.Sequential(lif), bs.OverTime(pool)
+    )
     (block,) = model.spiking_blocks()
     assert (block.product, block.norm, block.neuron, block.pool) == (conv, norm, lif, pool)
     model[2] = bs.OverTime(nn.Flatten())
@@ -414,7 +416,12 @@ def test_subclasses_and_parametrizations_do_what_they_say():
     torch.manual_seed(0)
     weighted = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3, padding=1))
     for product, lif in ((Doubled(2, 4, 3), bs.LIF(v_threshold=0.4)), (nn.Conv2d(2, 4, 3), Loud(v_threshold=0.4))):
-        layers = [bs.OverTime(product, nn.BatchNorm2d(4)), lif, bs.OverTime(weighted, nn.GroupNorm(2, 4)), bs.LIF(v_threshold=0.4)]
+        layers = [
+            bs.OverTime(product, nn.BatchNorm2d(4)),
+            lif,
+            bs.OverTime(weighted, nn.GroupNorm(2, 4)),
+            bs.LIF(v_threshold=0.4),
+        ]
         model = bs.Sequential(*layers, bs.OverTime(nn.MaxPool2d(3))).double()
         x = images().requires_grad_()
         got, want = model(x), nn.Sequential.forward(model, x)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from . import kernel
-from .kernel import Result
 from .checkpoint import checkpoint, with_parameters
+from .kernel import Result
 from .kernel.constants import state_dtype
 from .kernel.norm import Norm, norm_lif
-from .layer import BATCH_NORMS, POOLS, PRODUCTS, once, over_time, plain
+from .layer import BATCH_NORMS, PRODUCTS, once, over_time, plain, pool_kind
 from .neuron import IF, LIF, Output, _call, _unwrap
 from .product import FEWEST, SAMPLE_BELOW
 from .surrogate import Dspike, Rectangle, Triangle
@@ -97,7 +97,8 @@ class Block:
         pool = None if self.pool is None or self.why_pool_apart() else pool_kind(self.pool)
         norm = None if self.norm is None else _norm(self.norm)
         seen = neuron._streams or bool(neuron.watchers)
-        options = neuron._options() | {"record_active": reader is not None and _may_be_sampled(neuron, reader)}
+        record_active = norm is None and reader is not None and _may_be_sampled(neuron, reader)
+        options = neuron._options() | {"record_active": record_active}
         part = _Part(self.product, active, norm, pool, neuron._start(None), options, neuron.backend, seen)
         again = neuron.memory == "checkpoint" and plain(self.product, PRODUCTS)
         result = part.recomputed(x) if again else part.result(x)
@@ -124,8 +125,7 @@ class _Part:
         call = _call(y, self.v0, **self.options, repeats=repeats)
         if self.norm is None:
             return kernel.dispatch(self.backend, call)
-        spikes, state, moments = norm_lif(call, self.norm, self.pool, self.backend, repeats, self.want_state)
-        return Result(spikes, state, None, moments)
+        return norm_lif(call, self.norm, self.pool, self.backend, self.want_state)
 
     def recomputed(self, x: Tensor) -> Result:
         """The same; for the backward pass x and what learns are kept, and the rest is computed again."""
@@ -173,26 +173,14 @@ def why_called(neuron: LIF) -> str:
 
 
 def _may_be_sampled(neuron: LIF, reader: nn.Linear) -> bool:
-    """Whether a gradient of the spikes may be wanted at so few places that the layer which reads them computes it there alone."""
+    """Whether a gradient of the spikes may be wanted at so few places that their reader should compute it there alone."""
     mask, _, base = _unwrap(neuron.surrogate)
     everywhere = float(not isinstance(base, _BOUNDED))  # the part of the neurons that want it wherever their potential is
     if mask is not None and neuron.mask_p is not None:
         p, replaced = float(neuron.mask_p), mask.replace is not None and not isinstance(mask.replace, _BOUNDED)
         everywhere = (1 - p) * everywhere + p * replaced
     wide = min(reader.in_features, reader.out_features) >= FEWEST
-    return wide and torch.is_grad_enabled() and everywhere < max(SAMPLE_BELOW.values())
-
-
-def pool_kind(pool: Any) -> str | None:
-    """ "avg" or "max" for torch's pool of 2x2 windows side by side, an odd last row or column left out; None for others."""
-    if not plain(pool, POOLS):
-        return None
-    ours = (2, (2, 2))
-    if pool.kernel_size not in ours or pool.stride not in ours or pool.padding not in (0, (0, 0)) or pool.ceil_mode:
-        return None
-    if isinstance(pool, nn.AvgPool2d):
-        return "avg" if pool.divisor_override is None else None
-    return "max" if pool.dilation in (1, (1, 1)) and not pool.return_indices else None
+    return wide and torch.is_grad_enabled() and everywhere < SAMPLE_BELOW
 
 
 def _norm(norm: Any) -> Norm:

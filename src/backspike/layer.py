@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from . import product
+from .kernel.pool import avg_pool, max_pool
 from .neuron import _Streaming
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -55,7 +56,7 @@ class OverTime(nn.Sequential):
 
 
 def over_time(x: Tensor, layers: Sequence[nn.Module], active: Tensor | None = None) -> Tensor:
-    """Stateless layers one after the other on `[T, B, ...]`; what repeats over T comes out with stride 0. active: see `once`."""
+    """Stateless layers one after the other on `[T, B, ...]`, as `once`; what repeats over T comes out with stride 0."""
     if not layers:
         return x
     y, repeats = once(x, layers, active)
@@ -111,11 +112,25 @@ def plain(m: nn.Module | None, kinds: tuple[type, ...]) -> bool:
     return type(m) in kinds and m is not None and not hooked(m)
 
 
+def pool_kind(pool: Any) -> str | None:
+    """ "avg" or "max" for torch's pool of 2x2 windows side by side, an odd last row or column left out; None for others."""
+    if not plain(pool, POOLS):
+        return None
+    ours = (2, (2, 2))
+    if pool.kernel_size not in ours or pool.stride not in ours or pool.padding not in (0, (0, 0)) or pool.ceil_mode:
+        return None
+    if isinstance(pool, nn.AvgPool2d):
+        return "avg" if pool.divisor_override is None else None
+    return "max" if pool.dilation in (1, (1, 1)) and not pool.return_indices else None
+
+
 def _apply(layer: nn.Module, x: Tensor, repeats: int) -> Tensor:
     if isinstance(layer, CONVOLUTIONS):
         return product.convolution(x, layer)
     if isinstance(layer, nn.Linear):
         return product.linear(x, layer)
+    if (kind := pool_kind(layer)) and not torch.compiler.is_compiling():
+        return max_pool(x) if kind == "max" else avg_pool(x)
     if repeats > 1 and isinstance(layer, BATCH_NORMS) and layer.training and layer.track_running_stats:
         return _norm_of_copies(layer, x, repeats)
     return layer(x)

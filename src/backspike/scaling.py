@@ -326,7 +326,7 @@ _NORMS = frozenset({
 })  # fmt: skip
 _POOLS = frozenset({
     "AvgPool2D", "AvgPool3D", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "AdaptiveAvgPool2D",
-    "AdaptiveAvgPool3D", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "Mean",
+    "AdaptiveAvgPool3D", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "Mean", "_Pool",
 })  # fmt: skip
 
 

@@ -1,12 +1,13 @@
 """Spikformer: a transformer whose attention multiplies spikes (Zhou et al. 2022, arXiv 2209.15425).
 
-Queries, keys and values are spikes, so no softmax is needed: attention is q k^T v times a constant, and a neuron makes spikes of
-it. A token is a place of a small image `[T, B, D, H, W]`, so the linear layers are 1x1 convolutions.
+Queries, keys and values are spikes, so no softmax is needed: attention is q k^T v times a constant, and a neuron makes spikes
+of it. A token is a place of a small image `[T, B, D, H, W]`, so the linear layers are 1x1 convolutions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ class Patches(nn.Module):
     def __init__(self, in_channels: int, dim: int, neuron: Neuron) -> None:
         super().__init__()
         widths = (in_channels, dim // 8, dim // 4, dim // 2, dim)
-        self.split = Sequential(*(_convolution(a, b, neuron, 3, i > 1) for i, (a, b) in enumerate(zip(widths, widths[1:]))))
+        self.split = Sequential(*(_convolution(a, b, neuron, 3, i > 1) for i, (a, b) in enumerate(pairwise(widths))))
         self.position = _convolution(dim, dim, neuron, 3)
 
     def forward(self, x: Tensor) -> Tensor:
