@@ -484,3 +484,32 @@ def test_explain_says_what_runs_together():
     assert "layer2.0.downsample.2  LIF  cpu" in text
     assert "one op with BatchNorm2d layer2.0.downsample.1" in text
     assert "MaxPool2d maxpool apart: it is not torch's pool of 2x2" in text
+
+
+@pytest.mark.parametrize(
+    ("memory", "joined", "alone"),
+    [
+        ("exact", "keeps what the norm gets, one op", "keeps the membrane"),
+        ("8bit", "keeps what the norm gets, one op", "keeps the distance to the threshold in 8 bits"),
+        ("checkpoint", "keeps the input of 0.0, one op", "keeps its input"),
+    ],
+)
+def test_explain_says_what_is_kept(memory, joined, alone):
+    model = max_pooled(memory=memory)
+    model.extend([bs.LIF(memory=memory), bs.LIF(memory=memory)])
+    lines = bs.explain(model).splitlines()
+    assert joined in lines[0]
+    assert alone in lines[-1]
+    assert "one op" not in lines[-1]
+    lines = bs.explain(max_pooled(memory=memory, backend="eager")).splitlines()
+    assert "BatchNorm2d 0.1 apart: backend eager runs one after the other" in lines[0]
+
+
+def test_explain_says_which_way_products_take():
+    model = linear_layers(surrogate=bs.Masked(bs.ATan(), 0.9))
+    assert "Linear " not in bs.explain(model)
+    model(torch.randn(4, 64, 64)).sum().backward()
+    rows = {line.split()[0]: line for line in bs.explain(model).splitlines()}
+    assert list(rows) == ["0.0", "1", "2.1", "3", "5.0", "6"]
+    assert "input gradient sampled (h " in rows["2.1"]
+    assert "input gradient dense" in rows["0.0"]

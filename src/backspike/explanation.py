@@ -13,20 +13,34 @@ from torch import nn
 
 from . import kernel
 from .fusion import Block, why_called
+from .layer import PRODUCTS, plain
 from .neuron import LIF, Integrator, _call
+from .product import choices
+
+_KEPT = {
+    "exact": "the membrane",
+    "bfloat16": "the distance to the threshold in bfloat16",
+    "8bit": "the distance to the threshold in 8 bits",
+    "1bit": "a bit",
+    "recompute": "its input",
+    "checkpoint": "its input",
+}
 
 
 def explain(model: nn.Module) -> str:
-    """A table as text, one line per spiking layer: its name and type, the backend and why, and what runs with it as one op."""
+    """A table as text, one line per spiking layer: its name and type, the backend and why, what it keeps for the backward pass,
+    and what runs with it as one op. A linear layer that has run says which way its products take."""
     device = next((t.device for tensors in (model.parameters(), model.buffers()) for t in tensors), torch.device("cpu"))
     names = {m: name or "(model)" for name, m in model.named_modules()}
-    blocks = _blocks(model)
-    rows = [
-        (name, type(layer).__name__, *_backend(layer, device), _together(blocks.get(layer), names))
-        for layer, name in names.items()
-        if isinstance(layer, LIF | Integrator)
-    ]
-    if not rows:
+    blocks, chosen = _blocks(model), dict(choices(model))
+    rows = []
+    for layer, name in names.items():
+        if isinstance(layer, LIF | Integrator):
+            backend, why = _backend(layer, device)
+            rows.append((name, type(layer).__name__, backend, why, _together(layer, blocks.get(layer), backend, names)))
+        elif name in chosen:
+            rows.append((name, type(layer).__name__, "cpu", str(chosen[name]), ""))
+    if not any(isinstance(layer, LIF | Integrator) for layer in names):
         return "no spiking layer here: nothing for a kernel to do"
     widths = [max(len(r[i]) for r in rows) for i in range(4)]
     return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(r, widths)), r[4]]).rstrip() for r in rows)
@@ -49,13 +63,22 @@ def _backend(layer: LIF | Integrator, device: torch.device) -> tuple[str, str]:
     return kernel.choose(layer.backend, _call(x, None, **{**layer._options(), "seed": 0}))
 
 
-def _together(block: Block | None, names: dict[nn.Module, str]) -> str:
-    """What of its block runs with the neuron as one op, and why the rest does not."""
-    if block is None or not isinstance(block.neuron, LIF):
+def _together(layer: LIF | Integrator, block: Block | None, backend: str, names: dict[nn.Module, str]) -> str:
+    """What it keeps, what of its block runs with it as one op, and why the rest does not."""
+    if not isinstance(layer, LIF):
         return ""
-    if reason := why_called(block.neuron):
-        return f"called by itself: {reason}"
-    parts = (block.norm, block.why_norm_apart()), (block.pool, block.why_pool_apart())
+    kept = f"keeps {_KEPT[layer.memory]}"
+    if block is None:
+        return kept
+    if reason := why_called(layer):
+        return f"{kept}; called by itself: {reason}"
+    elsewhere = "" if backend == "cpu" else f"backend {backend} runs one after the other"
+    parts = (block.norm, elsewhere or block.why_norm_apart()), (block.pool, elsewhere or block.why_pool_apart())
     told = [(f"{type(part).__name__} {names.get(part, '')}".rstrip(), why) for part, why in parts if part is not None]
     joined = " and ".join(text for text, why in told if not why)
-    return "; ".join([*([f"one op with {joined}"] if joined else []), *(f"{text} apart: {why}" for text, why in told if why)])
+    if layer.memory == "checkpoint" and plain(block.product, PRODUCTS):
+        kept = f"keeps the input of {names.get(block.product, type(block.product).__name__)}"
+    elif joined:
+        kept = "keeps what the norm gets"
+    apart = [f"{text} apart: {why}" for text, why in told if why]
+    return "; ".join([f"{kept}, one op with {joined}" if joined else kept, *apart])
