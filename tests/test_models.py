@@ -32,7 +32,8 @@ def parameters(model):
 
 
 # VGGSNN, CIFARNet: Li et al. 2024; ResNet20 and 32, VGG16: Park et al. 2023, without biases of convolutions; ResNet18, 34, 50:
-# torchvision's, 11,689,512, 21,797,672 and 25,557,032 with 1000 classes; VGG11: its vgg11_bn's convolutions; Spikformer-4-384: 9.32 M (Zhou et al. 2022)
+# torchvision's, 11,689,512, 21,797,672 and 25,557,032 with 1000 classes; VGG11: its vgg11_bn's convolutions, 9,223,232
+# without biases and with their norms; Spikformer-4-384: 9.32 M (Zhou et al. 2022)
 COUNTS = [
     (VGGSNN(10, in_channels=3), 9_269_322),
     (CIFARNet(10), 19_489_546),
@@ -93,7 +94,7 @@ def test_every_network_is_a_value_a_text_and_a_factory():
 # names and shapes of torchvision's ResNet18, written out: torchvision is not needed
 def torchvision_names():
     def norm(name, c):
-        shapes = {n: (c,) for n in ("weight", "bias", "running_mean", "running_var")}
+        shapes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (c,))
         return {f"{name}.{n}": shape for n, shape in shapes.items()} | {f"{name}.num_batches_tracked": ()}
 
     names = {"conv1.weight": (64, 3, 7, 7)} | norm("bn1", 64)

@@ -1,4 +1,4 @@
-"""Whole networks with neighbours run as one op, against the same layers one after the other, written out here in plain torch."""
+"""Whole networks with neighbours run as one op, against the same layers one after the other, in plain torch."""
 
 import copy
 
@@ -415,9 +415,9 @@ class Loud(bs.LIF):
 def test_subclasses_and_parametrizations_do_what_they_say():
     torch.manual_seed(0)
     weighted = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3, padding=1))
-    for product, lif in ((Doubled(2, 4, 3), bs.LIF(v_threshold=0.4)), (nn.Conv2d(2, 4, 3), Loud(v_threshold=0.4))):
+    for conv, lif in ((Doubled(2, 4, 3), bs.LIF(v_threshold=0.4)), (nn.Conv2d(2, 4, 3), Loud(v_threshold=0.4))):
         layers = [
-            bs.OverTime(product, nn.BatchNorm2d(4)),
+            bs.OverTime(conv, nn.BatchNorm2d(4)),
             lif,
             bs.OverTime(weighted, nn.GroupNorm(2, 4)),
             bs.LIF(v_threshold=0.4),
@@ -442,11 +442,11 @@ def test_folding_of_batchnorm_is_exact():
         want = norm(conv(x.flatten(0, 1))).unflatten(0, x.shape[:2])
         normed = []
         with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(F, "batch_norm", lambda *a, **k: normed.append(1))
+            patch.setattr(F, "batch_norm", lambda *a, seen=normed, **k: seen.append(1))
             torch.testing.assert_close(model(x), want, rtol=1e-12, atol=1e-12)
         assert not normed
         assert model(x).grad_fn is not None
-        with torch.no_grad(), norm.register_forward_hook(lambda *_: normed.append(2)):
+        with torch.no_grad(), norm.register_forward_hook(lambda *_, seen=normed: seen.append(2)):
             torch.testing.assert_close(model(x), want, rtol=1e-12, atol=1e-12)
         assert normed == [2]
 

@@ -21,11 +21,12 @@ from .kernel.constants import state_dtype
 from .kernel.norm import Norm, norm_lif
 from .layer import BATCH_NORMS, PRODUCTS, once, over_time, plain, pool_kind
 from .neuron import IF, LIF, Output, _call, _unwrap
-from .product import FEWEST, SAMPLE_BELOW
+from .product import Choice
 from .surrogate import Dspike, Rectangle, Triangle
 
 _CONSTANTS = ("tau", "v_threshold", "width")
 _BOUNDED = (Triangle, Rectangle, Dspike)  # zero outside a window
+_MANY = 1 << 20  # samples, of a product that is large enough
 
 
 def block(
@@ -179,8 +180,8 @@ def _may_be_sampled(neuron: LIF, reader: nn.Linear) -> bool:
     if mask is not None and neuron.mask_p is not None:
         p, replaced = float(neuron.mask_p), mask.replace is not None and not isinstance(mask.replace, _BOUNDED)
         everywhere = (1 - p) * everywhere + p * replaced
-    wide = min(reader.in_features, reader.out_features) >= FEWEST
-    return wide and torch.is_grad_enabled() and everywhere < SAMPLE_BELOW
+    at_best = Choice().decide(torch.float32, _MANY, reader.in_features, reader.out_features, None, everywhere)
+    return torch.is_grad_enabled() and at_best.input != "dense"
 
 
 def _norm(norm: Any) -> Norm:
