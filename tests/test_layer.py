@@ -61,10 +61,20 @@ def test_a_repeated_input_is_computed_once_with_the_same_result(train):
     for a, b in zip(model.parameters(), full.parameters()):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(model[1].running_mean, full[1].running_mean)
-    # the variance of n copied samples: corrected by n/(n - 1) once, by nT/(nT - 1) otherwise
-    n = B * 4 * 6
-    new, old = model[1].running_var - 0.9 * train, full[1].running_var - 0.9 * train
-    torch.testing.assert_close(new, old * ((n - 1 / T) / (n - 1) if train else 1.0), rtol=1e-10, atol=0.0)
+    torch.testing.assert_close(model[1].running_var, full[1].running_var, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_the_running_variance_of_a_repeated_input_counts_every_timestep(momentum):
+    """Twice, from statistics that are not 0 and 1; and with one sample, which has no variance of its own."""
+    once, full = (bs.OverTime(nn.BatchNorm1d(3, momentum=momentum)).double() for _ in range(2))
+    for x in (torch.randn(1, 5, 3, dtype=torch.float64), torch.randn(1, 2, 3, dtype=torch.float64)):
+        once(x.expand(4, -1, -1))
+        full(x.repeat(4, 1, 1))
+    torch.testing.assert_close(once[0].running_var, full[0].running_var, rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(once[0].running_mean, full[0].running_mean, rtol=1e-12, atol=1e-15)
+    x = torch.randn(1, 1, 3, dtype=torch.float64).expand(4, -1, -1)
+    torch.testing.assert_close(once(x), full(x.clone()), rtol=0.0, atol=1e-10)
 
 
 def test_random_layers_are_not_shared_between_timesteps():

@@ -5,19 +5,67 @@ import torch
 from torch.nn import functional as F
 
 import backspike as bs
-from backspike.models import VGGSNN, CIFARNet, ConvNet
+from backspike.models import (
+    NETWORKS,
+    VGG11,
+    VGG16,
+    VGGSNN,
+    CIFARNet,
+    ConvNet,
+    MSResNet18,
+    ResNet18,
+    ResNet19,
+    ResNet20,
+    ResNet32,
+    ResNet34,
+    ResNet50,
+    SEWResNet18,
+    SEWResNet34,
+    SEWResNet50,
+    Spikformer,
+)
+from backspike.recipe import parse
 
 
 def parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def test_parameter_counts_are_those_of_the_papers():
-    assert parameters(bs.models.vggsnn(num_classes=10, in_channels=3)) == 9_269_322
-    assert parameters(bs.models.cifarnet(num_classes=10)) == 19_489_546
+# VGGSNN, CIFARNet: Li et al. 2024; ResNet20 and 32, VGG16: Park et al. 2023, without biases of convolutions; ResNet18, 34, 50:
+# torchvision's, 11,689,512, 21,797,672 and 25,557,032 with 1000 classes; VGG11: its vgg11_bn's convolutions, 9,223,232
+# without biases and with their norms; Spikformer-4-384: 9.32 M (Zhou et al. 2022)
+COUNTS = [
+    (VGGSNN(10, in_channels=3), 9_269_322),
+    (CIFARNet(10), 19_489_546),
+    (VGG16(10), 15_249_354),
+    (ResNet20(10), 4_327_754),
+    (ResNet32(10), 7_427_914),
+    (ResNet18(1000), 11_689_512),
+    (ResNet34(1000), 21_797_672),
+    (ResNet50(1000), 25_557_032),
+    (SEWResNet18(1000), 11_689_512),
+    (SEWResNet34(1000), 21_797_672),
+    (SEWResNet50(1000), 25_557_032),
+    (MSResNet18(1000), 11_689_512),
+    (ResNet19(10), 12_697_994),
+    (VGG11(10), 9_753_674),
+    (Spikformer(10), 9_324_730),
+]
 
 
-@pytest.mark.parametrize("value", [ConvNet("4-P-6", 3, 2, 9), VGGSNN(7, 2, 16), CIFARNet(5)])
+@pytest.mark.parametrize(("value", "count"), COUNTS, ids=str)
+def test_parameter_counts_are_those_of_the_papers(value, count):
+    with torch.device("meta"):
+        assert parameters(value.build(bs.LIF)) == count
+
+
+SMALL = [
+    *(ConvNet("4-P-6", 3, 2, 9), VGGSNN(7, 2, 16), CIFARNet(5), VGG11(3), VGG16(3, 1, 32), Spikformer(3, 2, dim=48, depth=1)),
+    *(ResNet18(3, stem="cifar"), ResNet18(4), ResNet19(3), ResNet20(3), SEWResNet18(3, 2, stem="cifar"), MSResNet18(3)),
+]
+
+
+@pytest.mark.parametrize("value", SMALL, ids=str)
 def test_the_value_and_the_factory_build_the_same(value):
     channels = []
 
@@ -26,10 +74,48 @@ def test_the_value_and_the_factory_build_the_same(value):
         return bs.LIF()
 
     model = value.build(neuron)
-    size = getattr(value, "size", 8)
+    size = getattr(value, "size", 16)
     assert model(torch.rand(3, 2, value.in_channels, size, size)).shape == (3, 2, value.num_classes)
-    assert channels
+    assert len(channels) == sum(isinstance(m, bs.LIF) for m in model.modules())
     assert None not in channels
+
+
+def test_every_network_is_a_value_a_text_and_a_factory():
+    for network in NETWORKS:
+        value = network(num_classes=7)
+        assert parse(repr(value)) == value
+        assert network.__name__.lower() in {name.replace("_", "") for name in dir(bs.models) + bs.models.__all__}
+    assert bs.models.spikformer(dim=48, depth=1) is not None
+    assert callable(bs.models.spikformer)  # still the factory, once its module is loaded
+    with pytest.raises(AttributeError, match="nonet"):
+        bs.models.nonet  # noqa: B018
+
+
+# names and shapes of torchvision's ResNet18, written out: torchvision is not needed
+def torchvision_names():
+    def norm(name, c):
+        shapes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (c,))
+        return {f"{name}.{n}": shape for n, shape in shapes.items()} | {f"{name}.num_batches_tracked": ()}
+
+    names = {"conv1.weight": (64, 3, 7, 7)} | norm("bn1", 64)
+    inputs = 64
+    for i, width in enumerate((64, 128, 256, 512), 1):
+        for j in range(2):
+            block = f"layer{i}.{j}"
+            names |= {f"{block}.conv1.weight": (width, inputs, 3, 3)} | norm(f"{block}.bn1", width)
+            names |= {f"{block}.conv2.weight": (width, width, 3, 3)} | norm(f"{block}.bn2", width)
+            if inputs != width:
+                names |= {f"{block}.downsample.0.weight": (width, inputs, 1, 1)} | norm(f"{block}.downsample.1", width)
+            inputs = width
+    return names | {"fc.weight": (1000, 512), "fc.bias": (1000,)}
+
+
+@pytest.mark.parametrize("value", [ResNet18(1000), SEWResNet18(1000), MSResNet18(1000)], ids=str)
+def test_weights_of_torchvision_load(value):
+    model = value.build(bs.LIF)
+    weights = {name: torch.full(shape, 0.5) for name, shape in torchvision_names().items()}
+    model.load_state_dict(weights, strict=True)
+    assert all((p == 0.5).all() for p in model.parameters())
 
 
 def test_wrong_input_and_layouts_are_refused():
@@ -39,22 +125,42 @@ def test_wrong_input_and_layouts_are_refused():
         bs.models.convnet("32-Q")
     with pytest.raises(ValueError, match="too small"):
         bs.models.convnet("8-P-P-P-P", size=8)
+    with pytest.raises(ValueError, match="'cifar' or 'imagenet'"):
+        bs.models.resnet18(stem="none")
+    with pytest.raises(ValueError, match=r"\[T, B, 3, H, W\]"):
+        bs.models.resnet20()(torch.rand(2, 3, 2, 8, 8))
+    with pytest.raises(ValueError, match="multiple of 8"):
+        bs.models.spikformer(dim=20)
 
 
-@pytest.mark.parametrize("value", [ConvNet("16-P-16-P", size=8), pytest.param(VGGSNN(10, 1, 16), marks=pytest.mark.slow)])
+LEARNERS = [
+    ConvNet("16-P-16-P", size=8),
+    *(
+        pytest.param(value, marks=pytest.mark.slow)
+        for value in (
+            *(VGGSNN(10, 1, 16), VGG11(10, 1), VGG16(10, 1), CIFARNet(10, 1), Spikformer(10, 1, dim=96, depth=2)),
+            *(ResNet18(10, 1), ResNet18(10, 1, "cifar"), ResNet34(10, 1), ResNet50(10, 1), ResNet19(10, 1), ResNet20(10, 1)),
+            *(ResNet32(10, 1), SEWResNet18(10, 1), SEWResNet34(10, 1), SEWResNet50(10, 1), MSResNet18(10, 1)),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("value", LEARNERS, ids=str)
 def test_it_learns_eight_samples_by_heart(value):
     torch.manual_seed(0)
     split = bs.data.load("digits").train
     x = torch.from_numpy(split.x[:8]).float() / 255
-    if value.size > 8:
-        x = F.interpolate(x, scale_factor=value.size // 8)
+    if not isinstance(value, ConvNet):
+        x = F.interpolate(x, scale_factor=getattr(value, "size", 32) // 8)
     y = torch.from_numpy(split.y[:8])
-    neuron = lambda channels: bs.LIF(v_threshold=0.5, surrogate=bs.Masked(bs.Triangle(), p=0.5))  # noqa: E731
-    model = value.build(neuron)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(40):
-        loss = F.cross_entropy(model(x.expand(4, *x.shape)).mean(0), y)
+    model = value.build(lambda channels: bs.LIF(v_threshold=0.5, surrogate=bs.Masked(bs.Triangle(), p=0.5)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2 if isinstance(value, ConvNet | VGGSNN) else 1e-3)
+    for _ in range(60):
+        o = model(x.expand(4, *x.shape)).mean(0)
+        if (o.argmax(1) == y).all():
+            break
         optimizer.zero_grad()
-        loss.backward()
+        F.cross_entropy(o, y).backward()
         optimizer.step()
     assert (model(x.expand(4, *x.shape)).mean(0).argmax(1) == y).all()

@@ -293,7 +293,7 @@ def test_explain_names_the_backend_of_every_layer():
     assert lines[4][2] == "eager"
     assert all(line[2] in bs.backends() and len(line) > 3 for line in lines)
     assert torch.equal(torch.get_rng_state(), before)
-    assert bs.explain(bs.LIF(memory="8bit")).endswith("; memory 8bit")
+    assert bs.explain(bs.LIF(memory="8bit")).endswith("keeps the distance to the threshold in 8 bits")
     assert "no spiking layer" in bs.explain(nn.Linear(2, 2))
 
 

@@ -25,9 +25,12 @@ _NAMES = {
         "Surrogate",
         "Triangle",
     ),
-    "neuron": ("IF", "LIF", "Integrator", "Output", "check_gradients", "explain", "lif", "streaming"),
+    "neuron": ("IF", "LIF", "Integrator", "Output", "check_gradients", "lif", "streaming"),
     "kernel": ("Unsupported", "backends", "dropped"),
     "layer": ("OverTime",),
+    "fusion": ("block",),
+    "explanation": ("explain",),
+    "sequential": ("Sequential",),
     "hooks": ("record",),
     "potential": ("PotentialAdjustment",),
     "scaling": ("mask_weight_gradients", "scale_gradients"),
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     from . import models as models
     from . import readout as readout
     from . import recipes as recipes
+    from .explanation import explain as explain
+    from .fusion import block as block
     from .heap import keep_heap as keep_heap
     from .heap import release_heap as release_heap
     from .hooks import record as record
@@ -59,13 +64,13 @@ if TYPE_CHECKING:
     from .neuron import Integrator as Integrator
     from .neuron import Output as Output
     from .neuron import check_gradients as check_gradients
-    from .neuron import explain as explain
     from .neuron import lif as lif
     from .neuron import streaming as streaming
     from .potential import PotentialAdjustment as PotentialAdjustment
     from .recipe import Recipe as Recipe
     from .scaling import mask_weight_gradients as mask_weight_gradients
     from .scaling import scale_gradients as scale_gradients
+    from .sequential import Sequential as Sequential
     from .surrogate import ATan as ATan
     from .surrogate import Dspike as Dspike
     from .surrogate import Erf as Erf

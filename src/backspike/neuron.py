@@ -318,16 +318,24 @@ class LIF(_Streaming):
         return tau, threshold, None if self.log_width is None else self.log_width.exp()
 
     def forward(self, x: Tensor, v0: Tensor | None = None, repeats: int = 1) -> Any:
+        self.begin(x.device)
+        out, moments = _run(_call(x, self._start(v0), repeats=repeats, **self._options()), self.backend)
+        self.see(out, moments)
+        return out.spikes if v0 is None else out
+
+    def begin(self, device: torch.device) -> None:
+        """The first thing in a forward pass. With gradients enabled a seed is drawn, once per pass."""
         if torch.is_grad_enabled():
             # masked or not, so that the arms of a study draw the same numbers
-            self.seed = draw_seed(x.device)
+            self.seed = draw_seed(device)
             self._project()
             self.awaits_gradient = True
-        out, moments = _run(_call(x, self._start(v0), repeats=repeats, **self._options()), self.backend)
+
+    def see(self, out: Output, moments: kernel.Moments | None) -> None:
+        """The last thing in a forward pass: the state is carried where it streams, and watchers are told."""
         self._finish(out.state)
         for watcher in self.watchers:
             watcher.see(self, out, moments)
-        return out.spikes if v0 is None else out
 
     def _options(self) -> dict[str, Any]:
         tau, threshold, width = self.constants()
@@ -421,19 +429,6 @@ class Integrator(_Streaming):
         return f"tau={self.tau}, decay_input={self.decay_input}"
 
 
-def explain(model: nn.Module) -> str:
-    """Which kernel each spiking layer of `model` runs, and why: a table as text, one line per layer."""
-    rows = []
-    device = next((t.device for tensors in (model.parameters(), model.buffers()) for t in tensors), torch.device("cpu"))
-    for name, layer in model.named_modules():
-        if isinstance(layer, LIF | Integrator):
-            rows.append((name or "(model)", type(layer).__name__, *_explain(layer, device)))
-    if not rows:
-        return "no spiking layer here: nothing for a kernel to do"
-    widths = [max(len(r[i]) for r in rows) for i in range(3)]
-    return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(r, widths)), r[3]]) for r in rows)
-
-
 def neuron_parameters(model: nn.Module) -> list[nn.Parameter]:
     """What the neurons of `model` learn: thresholds, time constants and widths, for an optimizer group of their own.
 
@@ -461,10 +456,3 @@ def check_gradients(model: nn.Module) -> None:
             f"no gradient reached {', '.join(silent)}: backpropagate a loss that depends on these layers, "
             "or freeze them with requires_grad_(False)"
         )
-
-
-def _explain(layer: LIF | Integrator, device: torch.device) -> tuple[str, str]:
-    x = torch.zeros(1, 1, getattr(layer, "channels", None) or 1, device=device)
-    # a seed is given, so that asking draws none
-    name, why = kernel.choose(layer.backend, _call(x, None, **{**layer._options(), "seed": 0}))
-    return name, f"{why}; memory {layer.memory}" if isinstance(layer, LIF) else why

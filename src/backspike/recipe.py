@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints, runti
 
 from . import surrogate as _surrogate
 from .data import augment as _augment
-from .models import VGGSNN, CIFARNet, ConvNet, Model
+from .models import NETWORKS, ConvNet, Model
 from .surrogate import ATan, Surrogate
 
 if TYPE_CHECKING:
@@ -445,7 +445,7 @@ VALUES: dict[str, Callable[..., Any]] = {
     for c in (
         *(_surrogate.ATan, _surrogate.Dspike, _surrogate.Erf, _surrogate.Masked, _surrogate.Parametric),
         *(_surrogate.PiecewiseExponential, _surrogate.Rectangle, _surrogate.Sigmoid, _surrogate.SuperSpike),
-        *(_surrogate.Triangle, ConvNet, VGGSNN, CIFARNet, Mean, Last, TWO, CrossEntropy, TET, PDA),
+        *(_surrogate.Triangle, *NETWORKS, Mean, Last, TWO, CrossEntropy, TET, PDA),
         *(SGS, AdamW, SGD),
         *(_augment.Shift, _augment.Crop, _augment.Flip, _augment.Cutout, _augment.AutoAugment),
     )

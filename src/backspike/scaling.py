@@ -326,7 +326,7 @@ _NORMS = frozenset({
 })  # fmt: skip
 _POOLS = frozenset({
     "AvgPool2D", "AvgPool3D", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "AdaptiveAvgPool2D",
-    "AdaptiveAvgPool3D", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "Mean",
+    "AdaptiveAvgPool3D", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "Mean", "Pool",
 })  # fmt: skip
 
 
@@ -404,7 +404,7 @@ def _origins(node: Any, passed: frozenset[str]) -> set[tuple[_Mark | None, str]]
         if node is None or isinstance(mark, _Mark) or not node.next_functions:
             found.add((mark if isinstance(mark, _Mark) else None, obstacle))
             continue
-        operation = node.name().split("::")[-1].split("Backward")[0]
+        operation = node.name().split("::")[-1].split("Backward")[0].lstrip("_")
         here = obstacle or ("" if operation in passed else operation)
         stack += [(before, here) for before, _ in node.next_functions]
     return found

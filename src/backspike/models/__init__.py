@@ -10,18 +10,38 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from .residual import ms_resnet18 as ms_resnet18
+    from .residual import resnet18 as resnet18
+    from .residual import resnet19 as resnet19
+    from .residual import resnet20 as resnet20
+    from .residual import resnet32 as resnet32
+    from .residual import resnet34 as resnet34
+    from .residual import resnet50 as resnet50
+    from .residual import sew_resnet18 as sew_resnet18
+    from .residual import sew_resnet34 as sew_resnet34
+    from .residual import sew_resnet50 as sew_resnet50
+    from .transformer import spikformer as spikformer
     from .vgg import cifarnet as cifarnet
     from .vgg import convnet as convnet
+    from .vgg import vgg11 as vgg11
+    from .vgg import vgg16 as vgg16
     from .vgg import vggsnn as vggsnn
 
-_FACTORIES = {"convnet": "vgg", "vggsnn": "vgg", "cifarnet": "vgg"}
-
-__all__ = ["CIFARNet", "ConvNet", "Model", "VGGSNN", *_FACTORIES]
+_FACTORIES = {
+    "vgg": ("convnet", "vggsnn", "cifarnet", "vgg11", "vgg16"),
+    "residual": (
+        *("resnet18", "resnet34", "resnet50", "sew_resnet18", "sew_resnet34", "sew_resnet50"),
+        *("ms_resnet18", "resnet19", "resnet20", "resnet32"),
+    ),
+    "transformer": ("spikformer",),
+}
+_HOME = {factory: module for module, factories in _FACTORIES.items() for factory in factories}
 
 
 @runtime_checkable
@@ -47,33 +67,139 @@ class ConvNet:
 
 
 @dataclass(frozen=True)
-class VGGSNN:
-    """VGGSNN of paper A (Li et al. 2024): 8 convolutions, for event frames of 48x48."""
-
-    num_classes: int = 10
-    in_channels: int = 2
-    size: int = 48
-
-    def build(self, neuron: Callable[..., nn.Module]) -> nn.Module:
-        from .vgg import vggsnn
-
-        return vggsnn(self.num_classes, self.in_channels, size=self.size, neuron=neuron)
-
-
-@dataclass(frozen=True)
-class CIFARNet:
-    """CIFARNet of paper A (Li et al. 2024): 8 convolutions and a global average pool."""
+class _Named:
+    """A network that is all in the name of its factory, but for the classes and the channels of the input."""
 
     num_classes: int = 10
     in_channels: int = 3
+    _factory: ClassVar[str]
 
     def build(self, neuron: Callable[..., nn.Module]) -> nn.Module:
-        from .vgg import cifarnet
+        return getattr(_module(self._factory), self._factory)(**vars(self), neuron=neuron)
 
-        return cifarnet(self.num_classes, self.in_channels, neuron=neuron)
+
+@dataclass(frozen=True)
+class VGGSNN(_Named):
+    """VGGSNN of paper A (Li et al. 2024): 8 convolutions, for event frames of 48x48."""
+
+    in_channels: int = 2
+    size: int = 48
+    _factory = "vggsnn"
+
+
+class CIFARNet(_Named):
+    """CIFARNet of paper A (Li et al. 2024): 8 convolutions and a global average pool."""
+
+    _factory = "cifarnet"
+
+
+@dataclass(frozen=True)
+class _WithStem(_Named):
+    stem: str = "imagenet"
+
+
+class ResNet18(_WithStem):
+    """ResNet18, the neuron after the addition. stem: "imagenet" or, for small images, "cifar"."""
+
+    _factory = "resnet18"
+
+
+class ResNet34(_WithStem):
+    """ResNet34, the neuron after the addition. stem: "imagenet" or, for small images, "cifar"."""
+
+    _factory = "resnet34"
+
+
+class ResNet50(_WithStem):
+    """ResNet50, the neuron after the addition. stem: "imagenet" or, for small images, "cifar"."""
+
+    _factory = "resnet50"
+
+
+class SEWResNet18(_WithStem):
+    """SEW-ResNet18 (Fang et al. 2021). stem: "imagenet" or, for small images, "cifar"."""
+
+    _factory = "sew_resnet18"
+
+
+class SEWResNet34(_WithStem):
+    """SEW-ResNet34 (Fang et al. 2021). stem: "imagenet" or, for small images, "cifar"."""
+
+    _factory = "sew_resnet34"
+
+
+class SEWResNet50(_WithStem):
+    """SEW-ResNet50 (Fang et al. 2021). stem: "imagenet" or, for small images, "cifar"."""
+
+    _factory = "sew_resnet50"
+
+
+class MSResNet18(_WithStem):
+    """MS-ResNet18 (Hu et al. 2021). stem: "imagenet" or, for small images, "cifar"."""
+
+    _factory = "ms_resnet18"
+
+
+class ResNet19(_Named):
+    """ResNet19 of paper C (Zheng et al. 2021)."""
+
+    _factory = "resnet19"
+
+
+class ResNet20(_Named):
+    """ResNet20 of paper D (Park et al. 2023)."""
+
+    _factory = "resnet20"
+
+
+class ResNet32(_Named):
+    """ResNet32 of paper D (Park et al. 2023)."""
+
+    _factory = "resnet32"
+
+
+@dataclass(frozen=True)
+class VGG11(_Named):
+    """VGG11 for images of `size`, 32 by default, with linear layers 512-512-K."""
+
+    _factory = "vgg11"
+
+    size: int = 32
+
+
+@dataclass(frozen=True)
+class VGG16(_Named):
+    """VGG16 for images of `size`, 32 by default, with linear layers 512-512-K, as paper D (Park et al. 2023) uses it."""
+
+    _factory = "vgg16"
+
+    size: int = 32
+
+
+@dataclass(frozen=True)
+class Spikformer(_Named):
+    """Spikformer-4-384 (Zhou et al. 2022). dim: features of a token; depth: encoders; heads: of the attention."""
+
+    dim: int = 384
+    depth: int = 4
+    heads: int = 12
+    _factory = "spikformer"
+
+
+# what a recipe may name
+NETWORKS: tuple[type, ...] = (
+    *(ConvNet, VGGSNN, CIFARNet, VGG11, VGG16),
+    *(ResNet18, ResNet34, ResNet50, SEWResNet18, SEWResNet34, SEWResNet50, MSResNet18, ResNet19, ResNet20, ResNet32),
+    Spikformer,
+)
+__all__ = ["Model", "NETWORKS", *(network.__name__ for network in NETWORKS), *_HOME]
+
+
+def _module(factory: str) -> ModuleType:
+    return import_module(f".{_HOME[factory]}", __name__)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _FACTORIES:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_FACTORIES[name]}", __name__), name)
+    return getattr(_module(name), name)

@@ -1,4 +1,4 @@
-"""Plain convolutional networks, one block after the other: 3x3 convolution, BatchNorm, neuron; average pools between.
+"""Plain networks, one block after the other: 3x3 convolution, BatchNorm, neuron; average pools; spiking linear layers.
 
 The convolutions have no bias (BatchNorm follows), T is folded into the batch for the statistics, and the last linear layer
 does not spike: its outputs over time `[T, B, K]` are what a readout turns into logits.
@@ -6,12 +6,13 @@ does not spike: its outputs over time `[T, B, K]` are what a readout turns into 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
 from ..layer import OverTime
 from ..neuron import LIF
+from ..sequential import Sequential, run
 
 
 class PlainNet(nn.Module):
@@ -26,7 +27,7 @@ class PlainNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 5 or x.shape[2] != self.in_channels:
             raise ValueError(f"expected input [T, B, {self.in_channels}, H, W], got shape {list(x.shape)}")
-        return self.classifier(self.features(x))
+        return run((self.features, self.classifier), x)
 
 
 def convnet(
@@ -35,9 +36,14 @@ def convnet(
     in_channels: int = 1,
     *,
     size: int | None = 28,
+    hidden: Sequence[int] = (),
     neuron: Callable[..., nn.Module] = LIF,
 ) -> PlainNet:
-    """Convolutions and pools as `layout` says, "32-P-64-P"; size: height and width of the input, None: global average pool."""
+    """Convolutions and pools as `layout` says, "32-P-64-P".
+
+    size: height and width of the input, None: global average pool; hidden: features of spiking linear layers
+    before the last one.
+    """
     blocks: list[nn.Module] = []
     width = in_channels
     for item in layout.split("-"):
@@ -53,8 +59,11 @@ def convnet(
     if size == 0:
         raise ValueError(f"layout: {layout!r} pools the input away; it is too small for {layout.count('P')} pools")
     head = [nn.Flatten()] if size else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    classifier = OverTime(*head, nn.Linear(width * (size or 1) ** 2, num_classes))
-    return PlainNet(nn.Sequential(*blocks), classifier, in_channels)
+    width *= (size or 1) ** 2
+    for features in hidden:
+        blocks += [OverTime(*head, nn.Linear(width, features)), neuron(channels=features)]
+        head, width = [], features
+    return PlainNet(Sequential(*blocks), OverTime(*head, nn.Linear(width, num_classes)), in_channels)
 
 
 def vggsnn(num_classes: int = 10, in_channels: int = 2, *, size: int = 48, neuron: Callable[..., nn.Module] = LIF) -> PlainNet:
@@ -66,3 +75,15 @@ def cifarnet(num_classes: int = 10, in_channels: int = 3, *, neuron: Callable[..
     """CIFARNet of paper A (Li et al. 2024): 256-256-AP2-256-256-AP2-512-512-AP2-1024-1024-GAP-FC."""
     layout = "256-256-P-256-256-P-512-512-P-1024-1024"
     return convnet(layout, num_classes, in_channels, size=None, neuron=neuron)
+
+
+def vgg11(num_classes: int = 10, in_channels: int = 3, *, size: int = 32, neuron: Callable[..., nn.Module] = LIF) -> PlainNet:
+    """VGG11 with average pools and linear layers 512-512-K."""
+    layout = "64-P-128-P-256-256-P-512-512-P-512-512-P"
+    return convnet(layout, num_classes, in_channels, size=size, hidden=(512, 512), neuron=neuron)
+
+
+def vgg16(num_classes: int = 10, in_channels: int = 3, *, size: int = 32, neuron: Callable[..., nn.Module] = LIF) -> PlainNet:
+    """VGG16 with average pools and linear layers 512-512-K, as paper D (Park et al. 2023) uses it."""
+    layout = "64-64-P-128-128-P-256-256-256-P-512-512-512-P-512-512-512-P"
+    return convnet(layout, num_classes, in_channels, size=size, hidden=(512, 512), neuron=neuron)

@@ -28,7 +28,7 @@ class Parts:
         return bs.OverTime(*layers)
 
     def chain(self, *layers: nn.Module) -> nn.Module:
-        return nn.Sequential(*layers)
+        return bs.Sequential(*layers)
 
     def finish(self, model: nn.Module) -> nn.Module:
         return model

@@ -1,0 +1,195 @@
+"""A spiking block: product (convolution or linear), BatchNorm, neuron and pool, as one op where nothing forbids it.
+
+`block(x, product, norm, neuron, pool)` is what calling the four one after the other gives, to rounding. A hook on any of them
+still fires, because then that one is called. BatchNorm, neuron and 2x2 pool together keep the output of the product and
+nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import kernel
+from .checkpoint import checkpoint, with_parameters
+from .kernel import Result
+from .kernel.constants import state_dtype
+from .kernel.norm import Norm, norm_lif
+from .layer import BATCH_NORMS, PRODUCTS, once, over_time, plain, pool_kind
+from .neuron import IF, LIF, Output, _call, _unwrap
+from .product import Choice
+from .surrogate import Dspike, Rectangle, Triangle
+
+_CONSTANTS = ("tau", "v_threshold", "width")
+_BOUNDED = (Triangle, Rectangle, Dspike)  # zero outside a window
+_MANY = 1 << 20  # samples, of a product that is large enough
+
+
+def block(
+    x: Tensor,
+    product: nn.Module | None = None,
+    norm: nn.Module | None = None,
+    neuron: nn.Module | None = None,
+    pool: nn.Module | None = None,
+) -> Tensor:
+    """pool(neuron(norm(product(x)))) over time, `[T, B, ...] -> [T, B, ...]`; what is None is left out.
+
+    product: torch's convolution or linear layer; norm: its BatchNorm, with statistics over time, batch and space; neuron:
+    `bs.LIF`; pool: torch's. Other modules, and modules that someone hooked into, are called one after the other.
+    """
+    return Block(product, norm, neuron, pool).run(x)
+
+
+@dataclass(frozen=True)
+class Block:
+    """The layers of a block, and how they run."""
+
+    product: nn.Module | None = None
+    norm: nn.Module | None = None
+    neuron: nn.Module | None = None
+    pool: nn.Module | None = None
+
+    def run(self, x: Tensor) -> Tensor:
+        return self.step(x)[0]
+
+    def step(self, x: Tensor, active: Tensor | None = None, reader: nn.Linear | None = None) -> tuple[Tensor, Tensor | None]:
+        """The spikes, and where their neuron needs a gradient of them, if that is known and of use to their `reader`.
+
+        Both are bits as `product.linear` takes them; active: those of the neuron that sent x.
+        """
+        neuron, before, pool = self.neuron, _given(self.product, self.norm), _given(self.pool)
+        if neuron is None:
+            return over_time(x, [*before, *pool], active), None
+        if not isinstance(neuron, LIF) or why_called(neuron):
+            return over_time(neuron(over_time(x, before, active)), pool), None
+        if self.norm is not None and self.why_norm_apart():
+            y = over_time(x, _given(self.product), active)
+            # in the state's dtype, as the op that joins them computes: recorded or not, the spikes are the same
+            z = over_time(y.to(state_dtype(y)), [self.norm])
+            return over_time(Block(neuron=neuron).run(z).to(y.dtype), pool), None
+        result = self._result(x, neuron, active, reader if self.pool is None else None)
+        return over_time(result.spikes, pool) if self.why_pool_apart() else result.spikes, result.active
+
+    def why_norm_apart(self) -> str:
+        """Why the norm does not run as one op with the neuron; "" where it does."""
+        if self.norm is None:
+            return "there is none"
+        if any(w.membrane for w in getattr(self.neuron, "watchers", ())):
+            return "the membrane is recorded"
+        if type(self.norm) not in BATCH_NORMS:
+            return f"{type(self.norm).__name__} is not torch's BatchNorm"
+        return "" if plain(self.norm, BATCH_NORMS) else "it has hooks"
+
+    def why_pool_apart(self) -> str:
+        """Why the pool does not run as one op with norm and neuron; "" where it does."""
+        if self.why_norm_apart():
+            return "only with a BatchNorm before the neuron they are one"
+        if isinstance(self.neuron, LIF) and self.neuron.watchers:
+            return "the spikes are watched"
+        return "" if pool_kind(self.pool) else "it is not torch's pool of 2x2 or has hooks"
+
+    def _result(self, x: Tensor, neuron: LIF, active: Tensor | None, reader: nn.Linear | None) -> Result:
+        """Of the neuron, with its spikes pooled where the pool is joined."""
+        neuron.begin(x.device)
+        pool = None if self.pool is None or self.why_pool_apart() else pool_kind(self.pool)
+        norm = None if self.norm is None else _norm(self.norm)
+        seen = neuron._streams or bool(neuron.watchers)
+        record_active = norm is None and reader is not None and _may_be_sampled(neuron, reader)
+        options = neuron._options() | {"record_active": record_active}
+        part = _Part(self.product, active, norm, pool, neuron._start(None), options, neuron.backend, seen)
+        again = neuron.memory == "checkpoint" and plain(self.product, PRODUCTS)
+        result = part.recomputed(x) if again else part.result(x)
+        if seen:
+            neuron.see(Output(result.spikes, result.state, result.membrane), result.moments)
+        return result
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a block computes in one forward pass: modules, and the tensors and options that they have in it."""
+
+    product: nn.Module | None
+    active: Tensor | None
+    norm: Norm | None
+    pool: str | None
+    v0: Tensor | None
+    options: dict[str, Any]  # of the neuron
+    backend: str
+    want_state: bool
+
+    def result(self, x: Tensor) -> Result:
+        y, repeats = once(x, _given(self.product), self.active)
+        call = _call(y, self.v0, **self.options, repeats=repeats)
+        if self.norm is None:
+            return kernel.dispatch(self.backend, call)
+        return norm_lif(call, self.norm, self.pool, self.backend, self.want_state)
+
+    def recomputed(self, x: Tensor) -> Result:
+        """The same; for the backward pass x and what learns are kept, and the rest is computed again."""
+        T, kept = len(x), x[:1] if len(x) > 1 and x.stride(0) == 0 else x
+
+        def run(again: bool, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+            # on copies without a graph both times: other ways of a product could round otherwise
+            tensors = tensors if again else tuple(None if t is None else t.detach() for t in tensors)
+            result = self._on(tensors, again).result(x.expand(T, *x.shape[1:]))
+            return result.spikes, result.state, *(result.moments or (None, None)), result.active
+
+        spikes, state, *moments, active = checkpoint(run, kept, *self._tensors())
+        return Result(spikes, state, None, None if moments[0] is None else kernel.Moments(*moments), active)
+
+    def _tensors(self) -> list[Tensor | None]:
+        """What learns in it, in the order of `_on`."""
+        p = dict(self.product.named_parameters()) if self.product is not None else {}
+        affine = (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
+        constants = [t if isinstance(t := self.options[name], Tensor) else None for name in _CONSTANTS]
+        return [p.get("weight"), p.get("bias"), *affine, self.v0, *constants]
+
+    def _on(self, tensors: Sequence[Tensor | None], again: bool) -> _Part:
+        """The same part on other tensors; the second time the running statistics stay as they are."""
+        weight, bias, gamma, beta, v0, *constants = tensors
+        product, norm = self.product, self.norm
+        if product is not None:
+            product = with_parameters(product, {"weight": weight, "bias": bias})
+        if norm is not None:
+            norm = replace(norm, weight=gamma, bias=beta)
+            if again and norm.training:
+                norm = replace(norm, running_mean=None, running_var=None)
+        options = self.options | {name: t for name, t in zip(_CONSTANTS, constants) if t is not None}
+        return replace(self, product=product, norm=norm, v0=v0, options=options)
+
+
+def _given(*layers: nn.Module | None) -> Sequence[nn.Module]:
+    return [layer for layer in layers if layer is not None]
+
+
+def why_called(neuron: LIF) -> str:
+    """Why a neuron is called as a module, apart from the other layers of its block; "" where it is not."""
+    if torch.compiler.is_compiling():
+        return "under torch.compile"
+    return "" if plain(neuron, (LIF, IF)) else "it is a subclass or has hooks"
+
+
+def _may_be_sampled(neuron: LIF, reader: nn.Linear) -> bool:
+    """Whether a gradient of the spikes may be wanted at so few places that their reader should compute it there alone."""
+    mask, _, base = _unwrap(neuron.surrogate)
+    everywhere = float(not isinstance(base, _BOUNDED))  # the part of the neurons that want it wherever their potential is
+    if mask is not None and neuron.mask_p is not None:
+        p, replaced = float(neuron.mask_p), mask.replace is not None and not isinstance(mask.replace, _BOUNDED)
+        everywhere = (1 - p) * everywhere + p * replaced
+    at_best = Choice().decide(torch.float32, _MANY, reader.in_features, reader.out_features, None, everywhere)
+    return torch.is_grad_enabled() and at_best.input != "dense"
+
+
+def _norm(norm: Any) -> Norm:
+    """What this BatchNorm does in a forward pass, which is counted as the module would."""
+    share = 0.0 if norm.momentum is None else norm.momentum
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else share
+    tracks = norm.running_mean is not None and (norm.track_running_stats or not norm.training)
+    mean, variance = (norm.running_mean, norm.running_var) if tracks else (None, None)
+    return Norm(norm.weight, norm.bias, mean, variance, norm.training or not tracks, share, norm.eps)

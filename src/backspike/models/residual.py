@@ -1,0 +1,258 @@
+"""Residual networks with the names of torchvision (conv1, bn1, layer1.0.conv1, layer1.0.downsample.0, fc): its weights load.
+
+    ResNet   the neuron comes after the addition of current and spikes          (torchvision's, a neuron in the place of ReLU)
+    SEW      the spikes of a block are added to the spikes that entered it      (Fang et al. 2021, arXiv 2102.04159; ADD)
+    MS       currents are added, and neurons stand before the convolutions      (Hu et al. 2021, arXiv 2112.08954)
+
+The stem "imagenet" is a 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2, "cifar" a 3x3 convolution. Convolutions
+have no bias, BatchNorm takes its statistics over time too, and the last linear layer does not spike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from ..fusion import Block
+from ..neuron import LIF
+
+Neuron = Callable[..., nn.Module]
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class _Shortcut(nn.Sequential):
+    """The way around a residual block: 1x1 convolution, norm, and a neuron where spikes are added."""
+
+    def spiking_blocks(self) -> Sequence[Block]:
+        return [Block(*self)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Block(*self).run(x)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int, neuron: Neuron | None = None) -> _Shortcut | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    convolution = _conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)
+    return _Shortcut(*convolution, neuron(channels=outputs)) if neuron else _Shortcut(*convolution)
+
+
+def _around(shortcut: _Shortcut | None, x: Tensor) -> Tensor:
+    return x if shortcut is None else shortcut(x)
+
+
+def _through(blocks: Sequence[Block], x: Tensor) -> Tensor:
+    for block in blocks:
+        x = block.run(x)
+    return x
+
+
+class Basic(nn.Module):
+    """conv-bn-neuron, conv-bn, addition, neuron."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.sn1 = _conv(inputs, width, 3, stride), nn.BatchNorm2d(width), neuron(channels=width)
+        self.conv2, self.bn2, self.sn2 = _conv(width, width, 3), nn.BatchNorm2d(width), neuron(channels=width)
+        self.downsample = _shortcut(inputs, width, stride)
+
+    def spiking_blocks(self) -> Sequence[Block]:
+        return Block(self.conv1, self.bn1, self.sn1), Block(self.conv2, self.bn2), Block(neuron=self.sn2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        *convolutions, last = self.spiking_blocks()
+        return last.run(_through(convolutions, x) + _around(self.downsample, x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, the last one before the addition and its neuron."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.sn1 = _conv(inputs, width, 1), nn.BatchNorm2d(width), neuron(channels=width)
+        self.conv2, self.bn2, self.sn2 = _conv(width, width, 3, stride), nn.BatchNorm2d(width), neuron(channels=width)
+        self.conv3, self.bn3, self.sn3 = _conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width), neuron(channels=4 * width)
+        self.downsample = _shortcut(inputs, 4 * width, stride)
+
+    def spiking_blocks(self) -> Sequence[Block]:
+        first, second = Block(self.conv1, self.bn1, self.sn1), Block(self.conv2, self.bn2, self.sn2)
+        return first, second, Block(self.conv3, self.bn3), Block(neuron=self.sn3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        *convolutions, last = self.spiking_blocks()
+        return last.run(_through(convolutions, x) + _around(self.downsample, x))
+
+
+class SEWBasic(nn.Module):
+    """conv-bn-neuron twice, then the addition of spikes."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.sn1 = _conv(inputs, width, 3, stride), nn.BatchNorm2d(width), neuron(channels=width)
+        self.conv2, self.bn2, self.sn2 = _conv(width, width, 3), nn.BatchNorm2d(width), neuron(channels=width)
+        self.downsample = _shortcut(inputs, width, stride, neuron)
+
+    def spiking_blocks(self) -> Sequence[Block]:
+        return Block(self.conv1, self.bn1, self.sn1), Block(self.conv2, self.bn2, self.sn2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _through(self.spiking_blocks(), x) + _around(self.downsample, x)
+
+
+class SEWBottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, each with its neuron, then the addition of spikes."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.sn1 = _conv(inputs, width, 1), nn.BatchNorm2d(width), neuron(channels=width)
+        self.conv2, self.bn2, self.sn2 = _conv(width, width, 3, stride), nn.BatchNorm2d(width), neuron(channels=width)
+        self.conv3, self.bn3, self.sn3 = _conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width), neuron(channels=4 * width)
+        self.downsample = _shortcut(inputs, 4 * width, stride, neuron)
+
+    def spiking_blocks(self) -> Sequence[Block]:
+        conv_norm_neuron = (self.conv1, self.bn1, self.sn1), (self.conv2, self.bn2, self.sn2), (self.conv3, self.bn3, self.sn3)
+        return [Block(*layers) for layers in conv_norm_neuron]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _through(self.spiking_blocks(), x) + _around(self.downsample, x)
+
+
+class MSBasic(nn.Module):
+    """neuron-conv-bn twice, then the addition of currents."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron) -> None:
+        super().__init__()
+        self.sn1, self.conv1, self.bn1 = neuron(channels=inputs), _conv(inputs, width, 3, stride), nn.BatchNorm2d(width)
+        self.sn2, self.conv2, self.bn2 = neuron(channels=width), _conv(width, width, 3), nn.BatchNorm2d(width)
+        self.downsample = _shortcut(inputs, width, stride)
+
+    def spiking_blocks(self) -> Sequence[Block]:
+        return Block(neuron=self.sn1), Block(self.conv1, self.bn1, self.sn2), Block(self.conv2, self.bn2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _through(self.spiking_blocks(), x) + _around(self.downsample, x)
+
+
+class ResNet(nn.Module):
+    """Stem, stages of residual blocks, global average pool and linear layer: `[T, B, C, H, W] -> [T, B, K]`.
+
+    depths: blocks of each stage; widths: their channels; every stage but the first halves the image. hidden: features of a
+    spiking linear layer before the last one, 0 for none.
+    """
+
+    def __init__(
+        self,
+        kind: type[Basic | Bottleneck | SEWBasic | SEWBottleneck | MSBasic],
+        depths: Sequence[int],
+        widths: Sequence[int],
+        num_classes: int,
+        in_channels: int,
+        stem: str,
+        neuron: Neuron,
+        hidden: int = 0,
+    ) -> None:
+        super().__init__()
+        if stem not in ("cifar", "imagenet"):
+            raise ValueError(f"stem: 'cifar' or 'imagenet', got {stem!r}")
+        inputs, currents = widths[0], kind is MSBasic
+        self.in_channels = in_channels
+        self.conv1 = _conv(in_channels, inputs, 3) if stem == "cifar" else _conv(in_channels, inputs, 7, stride=2)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        # of currents, the first block's neuron makes spikes, and a last one the spikes that are pooled
+        self.sn1 = None if currents else neuron(channels=inputs)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else None
+        for i, (depth, width) in enumerate(zip(depths, widths), 1):
+            stage = []
+            for j in range(depth):
+                stage.append(kind(inputs, width, 2 if i > 1 and j == 0 else 1, neuron))
+                inputs = width * kind.expansion
+            self.add_module(f"layer{i}", nn.Sequential(*stage))
+        self.stages = len(depths)
+        self.sn = neuron(channels=inputs) if currents else None
+        self.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc1 = nn.Linear(inputs, hidden) if hidden else None
+        self.sn_fc1 = neuron(channels=hidden) if hidden else None
+        self.fc = nn.Linear(hidden or inputs, num_classes)
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+
+    def spiking_blocks(self) -> Sequence[Block]:
+        stem = Block(self.conv1, self.bn1, self.sn1, self.maxpool)
+        return stem, Block(neuron=self.sn, pool=self.avgpool), Block(self.fc1, None, self.sn_fc1), Block(self.fc)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 5 or x.shape[2] != self.in_channels:
+            raise ValueError(f"expected input [T, B, {self.in_channels}, H, W], got shape {list(x.shape)}")
+        stem, *head = self.spiking_blocks()
+        x = stem.run(x)
+        for i in range(self.stages):
+            x = self.get_submodule(f"layer{i + 1}")(x)
+        return _through(head, x)
+
+
+_WIDTHS = (64, 128, 256, 512)
+
+
+def resnet18(num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF) -> ResNet:
+    """ResNet18 with the neuron after the addition, as paper A uses it."""
+    return ResNet(Basic, (2, 2, 2, 2), _WIDTHS, num_classes, in_channels, stem, neuron)
+
+
+def resnet34(num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF) -> ResNet:
+    """ResNet34 with the neuron after the addition."""
+    return ResNet(Basic, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron)
+
+
+def resnet50(num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF) -> ResNet:
+    """ResNet50 with the neuron after the addition."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron)
+
+
+def sew_resnet18(num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF) -> ResNet:
+    """SEW-ResNet18 (Fang et al. 2021)."""
+    return ResNet(SEWBasic, (2, 2, 2, 2), _WIDTHS, num_classes, in_channels, stem, neuron)
+
+
+def sew_resnet34(num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF) -> ResNet:
+    """SEW-ResNet34 (Fang et al. 2021), paper A's network for ImageNet."""
+    return ResNet(SEWBasic, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron)
+
+
+def sew_resnet50(num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF) -> ResNet:
+    """SEW-ResNet50 (Fang et al. 2021)."""
+    return ResNet(SEWBottleneck, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron)
+
+
+def ms_resnet18(num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF) -> ResNet:
+    """MS-ResNet18 (Hu et al. 2021), with torchvision's shortcuts and stems."""
+    return ResNet(MSBasic, (2, 2, 2, 2), _WIDTHS, num_classes, in_channels, stem, neuron)
+
+
+def resnet19(num_classes: int = 10, in_channels: int = 3, *, neuron: Neuron = LIF) -> ResNet:
+    """ResNet19 of paper C (Zheng et al. 2021, arXiv 2011.05280): stages 128-256-512 and a spiking linear layer of 256."""
+    return ResNet(Basic, (3, 3, 2), (128, 256, 512), num_classes, in_channels, "cifar", neuron, hidden=256)
+
+
+def resnet20(num_classes: int = 10, in_channels: int = 3, *, neuron: Neuron = LIF) -> ResNet:
+    """ResNet20 of paper D (Park et al. 2023): stages 64-128-256 of three blocks."""
+    return ResNet(Basic, (3, 3, 3), (64, 128, 256), num_classes, in_channels, "cifar", neuron)
+
+
+def resnet32(num_classes: int = 10, in_channels: int = 3, *, neuron: Neuron = LIF) -> ResNet:
+    """ResNet32 of paper D (Park et al. 2023): stages 64-128-256 of five blocks."""
+    return ResNet(Basic, (5, 5, 5), (64, 128, 256), num_classes, in_channels, "cifar", neuron)
