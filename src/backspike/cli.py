@@ -115,8 +115,8 @@ def _parser() -> _Parser:
     parser = _Parser(prog="backspike", description="Trains spiking neural networks by back-propagating through spikes.")
     parser.add_argument("--version", action="version", version=f"backspike {__version__}")
     parser.epilog = (
-        "Environment: BACKSPIKE_DATA, folder of the data; BACKSPIKE_HEAP=0, give freed memory back at once instead of keeping it "
-        "for the next step (slower); BACKSPIKE_TRACEBACK=1, show where an unexpected error comes from."
+        "Environment: BACKSPIKE_DATA, folder of the data; BACKSPIKE_HEAP=0, give freed memory back at once instead of "
+        "keeping it for the next step (slower); BACKSPIKE_TRACEBACK=1, show where an unexpected error comes from."
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
 

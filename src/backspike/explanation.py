@@ -76,7 +76,7 @@ def _together(layer: LIF | Integrator, block: Block | None, backend: str, names:
     parts = (block.norm, elsewhere or block.why_norm_apart()), (block.pool, elsewhere or block.why_pool_apart())
     told = [(f"{type(part).__name__} {names.get(part, '')}".rstrip(), why) for part, why in parts if part is not None]
     joined = " and ".join(text for text, why in told if not why)
-    if layer.memory == "checkpoint" and plain(block.product, PRODUCTS):
+    if layer.memory == "checkpoint" and block.product is not None and plain(block.product, PRODUCTS):
         kept = f"keeps the input of {names.get(block.product, type(block.product).__name__)}"
     elif joined:
         kept = "keeps what the norm gets"

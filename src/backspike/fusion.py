@@ -139,7 +139,10 @@ class _Part:
             return result.spikes, result.state, *(result.moments or (None, None)), result.active
 
         spikes, state, *moments, active = checkpoint(run, kept, *self._tensors())
-        return Result(spikes, state, None, None if moments[0] is None else kernel.Moments(*moments), active)
+        assert spikes is not None and state is not None
+        mean, square = moments
+        taken = None if mean is None or square is None else kernel.Moments(mean, square)
+        return Result(spikes, state, None, taken, active)
 
     def _tensors(self) -> list[Tensor | None]:
         """What learns in it, in the order of `_on`."""
