@@ -139,7 +139,8 @@ class _Part:
             return result.spikes, result.state, *(result.moments or (None, None)), result.active
 
         spikes, state, *moments, active = checkpoint(run, kept, *self._tensors())
-        assert spikes is not None and state is not None
+        assert spikes is not None
+        assert state is not None
         mean, square = moments
         taken = None if mean is None or square is None else kernel.Moments(mean, square)
         return Result(spikes, state, None, taken, active)
