@@ -209,3 +209,14 @@ def test_gesture_trials():
             gesture.trials(b"user01_lab.aedat\n" + bad, "f")
     with pytest.raises(DataError, match="f: byte 0: truncated"):
         gesture.trials(b"", "f")
+
+
+def test_a_valid_event_before_the_clock_is_refused_with_its_offset():
+    events = Events(*(np.arange(6, dtype=d) for d in (np.uint16, np.uint16, np.int64)), np.zeros(6, np.uint8))
+    data = bytearray(aedat3.encode(events, packet=4))
+    at = len(data) - 8  # the second of two packets: its second event
+    data[at + 7] |= 0x80
+    with pytest.raises(DataError, match=f"byte {at}: an event before the start of the clock"):
+        aedat3.decode(bytes(data))
+    data[at] &= 0xFE  # no event at all
+    assert aedat3.decode(bytes(data)).t.tolist() == [0, 1, 2, 3, 4]

@@ -132,7 +132,7 @@ def test_the_command_line_trains_what_was_chosen(machine, capsys, tmp_path):
 
 def large(**changes):
     """Small in weights, large in what a step keeps."""
-    fields = {"model": "ConvNet('32-32-P-32-P', size=8)", "T": 8, "batch_size": 256, "epochs": 1, "limit": 512}
+    fields = {"model": "ConvNet('64-64-P-64-P', size=8)", "T": 8, "batch_size": 512, "epochs": 1, "limit": 512}
     return bs.recipes.digits().replace({**fields, **changes})
 
 
@@ -154,7 +154,7 @@ def test_a_training_stays_within_the_budget_that_it_was_fitted_to(tmp_path, monk
     monkeypatch.setattr(memory, "_rehearse", lambda r, *more: as_it_is if r == start else rehearse(r, *more))
     budget = round(as_it_is.peak * 0.95)
     plan = plan_memory(start, budget, threads=1)
-    assert plan.recipe.part_size < 256
+    assert plan.recipe.part_size < 512
     assert plan.after.peak <= 0.95 * budget < plan.before.peak
     folder = tmp_path / "recipe"
     folder.mkdir()
@@ -170,7 +170,7 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_DATA, (700_000_000, 700_000_000))
 import backspike as bs
 from backspike import memory
-found = memory._rehearse(bs.recipes.digits().replace({"model": sys.argv[1], "limit": 128, "batch_size": 128}), None, 1)
+found = memory._rehearse(bs.recipes.digits().replace({"model": sys.argv[1], "limit": 512, "batch_size": 512}), None, 1)
 print(found.peak)
 """
 

@@ -448,7 +448,7 @@ def test_pooling():
     with bs.scale_gradients(model), pytest.raises(RuntimeError, match="no layer of this model can be scaled") as e:
         model(x)
     assert "2.1: Pool lies between the spikes and its input; pool_pre=True allows that" in str(e.value)
-    assert "4.0: AvgPool2D lies between it and the spiking layer 5" in str(e.value)
+    assert "4.0: Pool lies between it and the spiking layer 5" in str(e.value)
     assert "6.0: its input and its output differ in size, [2, 3] and [1, 2]" in str(e.value)
     with bs.scale_gradients(model, pool_pre=True) as handle:
         seen, fired = run(model, x)

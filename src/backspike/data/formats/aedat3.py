@@ -22,9 +22,9 @@ def decode(data: bytes, name: str = "<bytes>") -> Events:
     """The valid polarity events of one `.aedat` file, in file order; packets of other types are passed over.
 
     Raises DataError for another header or coding than RAW, for a packet that claims more than the file holds or is not as
-    the format says.
+    the format says, for a valid event with a negative time.
     """
-    blocks, overflows = [np.zeros(0, np.uint64)], [0]
+    blocks, bodies, overflows = [np.zeros(0, np.uint64)], [0], [0]
     at = _packets_start(data, name)
     while at < len(data):
         if len(data) - at < PACKET.size:
@@ -45,8 +45,15 @@ def decode(data: bytes, name: str = "<bytes>") -> Events:
                 name, body - PACKET.size, f"polarity events of {size} bytes, time at {time_at}: expected 8 and 4"
             )
         blocks.append(np.frombuffer(data, "<u8", number, body))
+        bodies.append(body)
         overflows.append(overflow)
     words = np.concatenate(blocks)
+    if len(words) and (before := (words >> 63).astype(bool) & (words & 1).astype(bool)).any():
+        ends = np.cumsum([len(block) for block in blocks])
+        i = int(np.argmax(before))
+        k = int(np.searchsorted(ends, i, side="right"))
+        at = bodies[k] + POLARITY_BYTES * (i - int(ends[k]) + len(blocks[k]))
+        raise DataError.at(name, at, "an event before the start of the clock: damaged")
     pixel, t = words.astype(np.uint32), words.view(np.int64)
     t >>= 32  # in place: fresh memory costs more than arithmetic
     if any(overflows):
