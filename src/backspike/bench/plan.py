@@ -82,6 +82,7 @@ def _ours(work: Workload) -> list[Implementation]:
         *made,
         Implementation("backspike, bf16", bfloat16),
         Implementation("backspike, bf16, 8 bit", replace(bfloat16, memory="8bit")),
+        Implementation("backspike, bf16, checkpoint", replace(bfloat16, memory="checkpoint")),
     ]
 
 

@@ -33,6 +33,9 @@ class Library(Protocol):
     def chain(self, *layers: nn.Module) -> nn.Module:
         """One after the other."""
 
+    def residual(self, inputs: int, outputs: int, stride: int) -> nn.Module:
+        """The block of SEW-ResNet with ADD: the library's own, or `Residual` of its parts."""
+
     def finish(self, model: nn.Module) -> nn.Module:
         """Whatever the library wants done to a built model."""
 
@@ -44,7 +47,7 @@ class Library(Protocol):
 
 
 class Residual(nn.Module):
-    """The block of SEW-ResNet (Fang et al. 2021) with ADD, under torchvision's names."""
+    """The block of SEW-ResNet (Fang et al. 2021) with ADD, from the parts of a library."""
 
     def __init__(self, lib: Library, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -97,7 +100,7 @@ def _resnet(work: Workload, lib: Library) -> list[nn.Module]:
     widths = [int(n) for n in work.layout]
     parts = spiking(lib, 3, widths[0])
     for i, (inputs, outputs) in enumerate(pairwise([widths[0], *widths])):
-        parts += [Residual(lib, inputs, outputs, 2 if i else 1), Residual(lib, outputs, outputs, 1)]
+        parts += [lib.residual(inputs, outputs, 2 if i else 1), lib.residual(outputs, outputs, 1)]
     head = lib.layers.AdaptiveAvgPool2d(1), lib.layers.Flatten(), lib.layers.Linear(widths[-1], work.classes)
     return [*parts, lib.over_time(*head)]
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..networks import Residual
 from ..task import Neuron, Settings
 
 
@@ -37,6 +38,9 @@ class Parts:
 
     def chain(self, *layers: nn.Module) -> nn.Module:
         return nn.Sequential(*layers)
+
+    def residual(self, inputs: int, outputs: int, stride: int) -> nn.Module:
+        return Residual(self, inputs, outputs, stride)
 
     def finish(self, model: nn.Module) -> nn.Module:
         return model

@@ -7,6 +7,7 @@ from typing import Any
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor, nn
 
+from ..networks import Residual
 from ..task import Neuron, Settings
 
 
@@ -28,6 +29,9 @@ class Parts:
 
     def chain(self, *layers: nn.Module) -> nn.Module:
         return nn.Sequential(*layers)
+
+    def residual(self, inputs: int, outputs: int, stride: int) -> nn.Module:
+        return Residual(self, inputs, outputs, stride)
 
     def finish(self, model: nn.Module) -> nn.Module:
         functional.set_step_mode(model, step_mode="m")
