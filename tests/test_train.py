@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import backspike as bs
+from backspike import product
 from backspike import train as training
 from backspike.batches import Batches
 from backspike.recipe import TET, AdamW, Mean, RecipeError
@@ -146,6 +148,40 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, changes, batches):
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     assert epochs(tmp_path / "whole") == epochs(tmp_path / "parts")
     assert training.resume(tmp_path / "parts", report=False) == result  # resuming what is done changes nothing
+
+
+class Dense(nn.Module):
+    """Fully connected, its second layer wide enough for a product driven by spikes, [T, B, 1, 8, 8] -> [T, B, 10]."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = bs.OverTime(nn.Flatten(), nn.Linear(64, 256))
+        self.second = nn.Linear(256, 256)
+        self.last = bs.OverTime(nn.Linear(256, 10))
+        self.neurons = nn.ModuleList(bs.LIF(v_threshold=0.5) for _ in range(2))
+
+    def forward(self, x):
+        s = self.neurons[0](self.first(x))
+        return self.last(self.neurons[1](product.linear(s, self.second)))
+
+
+def test_a_resumed_run_multiplies_as_the_uninterrupted_one(tmp_path):
+    """Which products are dense and which are sparse depends on densities seen before: it belongs to the checkpoint."""
+    sets = bs.data.load("digits", limit=320)
+    recipe = tiny(checkpoint_seconds=0, epochs=3, batch_size=80, precision="float32", **{"optimizer.lr": 0.02})
+    arguments = {"train": sets.train, "test": sets.test, "validation": sets.validation}
+    torch.manual_seed(0)
+    fit(recipe, tmp_path / "whole", Dense(), **arguments)
+    torch.manual_seed(0)
+    with pytest.raises(Stop):
+        fit(recipe, tmp_path / "parts", Dense(), **arguments, listen=stop_after(6))
+    stored = training._unpacked(Run.open(tmp_path / "parts"), "last.ckpt")["products"]
+    assert stored["model.second"]["forward"] != "dense"
+    again = training._Training(Run.open(tmp_path / "parts"), recipe, Dense(), training._Own(**arguments), None, None)
+    again.restore()
+    assert product.state(again.network) == stored
+    training.resume(tmp_path / "parts", Dense(), **arguments, report=False)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
 def command(*words):

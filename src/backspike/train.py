@@ -1,8 +1,8 @@
 """Training: `fit` runs a recipe into a run folder; `resume` goes on after any stop; `evaluate` and `load` use what is there.
 
 A resumed run equals the uninterrupted one bit for bit on the same machine: the checkpoint holds the weights, the optimizer,
-the averaged weights, the readout with its counts, every generator's state and the position in the epoch. The choice of the
-best epoch is made on the validation split, never on the test set.
+the averaged weights, the readout with its counts, which way products take (dense or sparse), every generator's state and the
+position in the epoch. The choice of the best epoch is made on the validation split, never on the test set.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from . import __version__, data, measure
+from . import __version__, data, measure, product
 from .batches import Batches
 from .choices import choose
 from .heap import release_heap
@@ -48,7 +48,7 @@ from .scaling import mask_weight_gradients
 from .surrogate import Masked
 
 Listener = Callable[[dict[str, Any]], None]
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -583,10 +583,10 @@ class _Training:
         """Tests the last and the best epoch, leaves weights, measurements, log and report."""
         last = _test(self.evaluated, self.test, self.recipe)[0] if self.test else None
         assert self.best is not None
-        final = self.evaluated
-        if self.best["epoch"] != self.epoch - 1:
+        final, best_is_last = self.evaluated, self.best["epoch"] == self.epoch - 1
+        if not best_is_last:
             final.load_state_dict(_unpacked(self.run, "best.ckpt")["network"])
-        accuracy = _test(final, self.test, self.recipe)[0] if self.test else None
+        accuracy = last if best_is_last else _test(final, self.test, self.recipe)[0] if self.test else None
         state = {k: v.contiguous() for k, v in final.state_dict().items()}
         self.run.write("model.safetensors", save_safetensors(state, metadata={"backspike": __version__}))
         if self.test is not None:
@@ -627,6 +627,7 @@ class _Training:
             "network": self.network.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "products": product.state(self.network),
             "potential": None if self.potential is None else self.potential.state_dict(),
             "generators": _generators(),
             "position": [self.epoch, self.batch, self.step],
@@ -649,11 +650,12 @@ class _Training:
         try:
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
+            product.load(self.network, state["products"])
             if self.averaged is not None:
                 self.averaged.load_state_dict(state["averaged"])
             if self.potential is not None:
                 self.potential.load_state_dict(state["potential"])
-        except (RuntimeError, ValueError, KeyError) as e:
+        except (RuntimeError, ValueError, KeyError, AttributeError) as e:
             text = str(e).splitlines()[0]
             raise RunError(
                 f"{self.run.path / 'last.ckpt'} does not fit this network ({text}); give fit's own model= again"
