@@ -9,8 +9,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#define SIMD _Pragma("omp simd")
-
 enum { BLOCK = 4096, GROUP = 64 };
 
 static inline uint32_t bits_f32(float x) { uint32_t w; memcpy(&w, &x, sizeof w); return w; }
@@ -46,6 +44,15 @@ static inline uint64_t narrow(const uint8_t *flags) {
         out |= ((eight & 0x0101010101010101u) * 0x0102040810204080u >> 56) << 8 * i;
     }
     return out;
+}
+
+/* And back: 64 bytes that are 0 or 1. In each byte of `spread` one bit is left, which carries into its highest. */
+static inline void widen(const uint8_t *codes, uint8_t *flags) {
+    for (int i = 0; i < GROUP / 8; i++) {
+        const uint64_t spread = codes[i] * 0x0101010101010101u & 0x8040201008040201u;
+        const uint64_t eight = (spread + 0x7f7f7f7f7f7f7f7fu) >> 7 & 0x0101010101010101u;
+        memcpy(flags + 8 * i, &eight, 8);
+    }
 }
 
 int64_t pack_count(const uint8_t *codes, int64_t bytes) {
@@ -89,22 +96,18 @@ static inline WORD NAME(squeeze)(const WORD *x, int64_t bits, uint8_t *codes, in
     uint8_t k[GROUP];
     if (bits == 1) {
         const WORD one = NAME(word)(4);
-        SIMD for (int i = 0; i < GROUP; i++) {
-            k[i] = x[i] ? 255 : 0;
-            wrong |= x[i] ^ (x[i] ? one : 0);
-        }
+        for (int i = 0; i < GROUP; i++) k[i] = x[i] ? 255 : 0;
+        for (int i = 0; i < GROUP; i++) wrong |= x[i] ^ (x[i] ? one : 0);
         const uint64_t set = narrow(k);
         memcpy(codes, &set, 8);
         *count += __builtin_popcountll(set);
         return wrong;
     }
     uint8_t high = 0, some = 0;
-    SIMD for (int i = 0; i < GROUP; i++) {
-        k[i] = NAME(code)(x[i]);
-        wrong |= x[i] ^ NAME(word)(k[i]);
-        high |= k[i] & 0xf0;
-        some += k[i] != 0;
-    }
+    for (int i = 0; i < GROUP; i++) k[i] = NAME(code)(x[i]);
+    for (int i = 0; i < GROUP; i++) wrong |= x[i] ^ NAME(word)(k[i]);
+    for (int i = 0; i < GROUP; i++) high |= k[i] & 0xf0;
+    for (int i = 0; i < GROUP; i++) some += k[i] != 0;
     *count += some;
     if (bits == 8) memcpy(codes, k, GROUP);
     else for (int i = 0; i < GROUP / 2; i++) codes[i] = (uint8_t)(k[2 * i] | k[2 * i + 1] << 4);
@@ -112,16 +115,17 @@ static inline WORD NAME(squeeze)(const WORD *x, int64_t bits, uint8_t *codes, in
 }
 
 static inline void NAME(spread)(const uint8_t *codes, int64_t bits, WORD *x) {
+    uint8_t k[GROUP];
     if (bits == 1) {
         const WORD one = NAME(word)(4);
-        for (int b = 0; b < GROUP / 8; b++) {
-            const WORD byte = codes[b];
-            for (int i = 0; i < 8; i++) x[8 * b + i] = byte & (WORD)1 << i ? one : 0;
-        }
-    } else if (bits == 4)
-        for (int i = 0; i < GROUP; i++) x[i] = NAME(word)(codes[i / 2] >> i % 2 * 4 & 15);
-    else
-        SIMD for (int i = 0; i < GROUP; i++) x[i] = NAME(word)(codes[i]);
+        widen(codes, k);
+        for (int i = 0; i < GROUP; i++) x[i] = (WORD)(0 - (WORD)k[i]) & one;
+        return;
+    }
+    if (bits == 4)
+        for (int i = 0; i < GROUP / 2; i++) k[2 * i] = codes[i] & 15, k[2 * i + 1] = codes[i] >> 4;
+    else memcpy(k, codes, GROUP);
+    for (int i = 0; i < GROUP; i++) x[i] = NAME(word)(k[i]);
 }
 
 /* How many of n elements are not zero; -1 if they do not all fit, which ends the work early. codes: n * bits / 8 bytes, rounded up. */
