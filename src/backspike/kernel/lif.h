@@ -147,10 +147,15 @@ static inline int64_t logical(const Job *j, int64_t o, int n, uint32_t *where) {
         EACH where[i] = (uint32_t)i;
         return o;
     }
+    /* channel by channel of one position, then the next: divisions only here */
     const int64_t sample = j->depth * j->area, base = o / sample * sample;
-    EACH {
-        const int64_t k = o + i - base, inside = k % sample;
-        where[i] = (uint32_t)(k - inside + inside % j->depth * j->area + inside / j->depth);
+    int64_t channel = o % j->depth, position = o % sample / j->depth, before = 0;
+    for (int i = 0, run; i < n; i += run) {
+        run = (int)min(n - i, j->depth - channel);
+        const uint32_t first = (uint32_t)(before + channel * j->area + position), step = (uint32_t)j->area;
+        SIMD for (int k = 0; k < run; k++) where[i + k] = first + (uint32_t)k * step;
+        channel = 0;
+        if (++position == j->area) position = 0, before += sample;
     }
     return base;
 }

@@ -386,6 +386,17 @@ static inline void NAME(settle)(const Job *j, const Block *b, REAL *a, REAL *q, 
     SIMD for (int i = 0; i < BLOCK; i++) a[i] = q[i] = 0;
 }
 
+/* Where the block's elements stand in the mask's index: base + where[i]. Its segments lie in one sample or in neighbours. */
+static inline int64_t NAME(locate)(const Job *j, const Block *b, uint32_t *where) {
+    int64_t base = INT64_MAX;
+    SEGMENTS base = min(base, logical(j, b->at[k], b->run, where + i));
+    SEGMENTS {
+        const uint32_t more = (uint32_t)(logical(j, b->at[k], 0, where) - base);
+        if (more) SIMD for (int m = 0; m < b->run; m++) where[i + m] += more;
+    }
+    return base;
+}
+
 static void NAME(backward_block)(const Norm *m, const Walk *w, const Block *b, const Block *next, REAL table[CONSTANTS][BLOCK], REAL *cache,
                                  double *learned, double *moved) {
     const Job *j = &m->neuron;
@@ -394,21 +405,20 @@ static void NAME(backward_block)(const Norm *m, const Walk *w, const Block *b, c
     REAL b_g[BLOCK], b_a[BLOCK], b_b[BLOCK], b_scale[BLOCK], b_shift[BLOCK], b_mean[BLOCK];
     IO b_half[BLOCK], b_dy[BLOCK];
     uint32_t where[BLOCK];
-    int64_t base[BLOCK];
     const int plain = !j->per_channel && !j->repeated && !j->learns && !j->p_line;
     const REAL *scale = NAME(row)(m, w, b, SCALE, b_scale), *shift = NAME(row)(m, w, b, SHIFT, b_shift);
     const REAL *mean = NAME(row)(m, w, b, MEAN, b_mean), *factor = m->batch ? 0 : scale;
     if (j->per_channel) NAME(block_constants)(j, b, table);
     const REAL *theta = table[THETA], *width = j->parametric ? table[WIDTH] : 0;
     NAME(again)(m, b, next, table, scale, shift, x, cache);
-    if (j->masked) SEGMENTS base[k] = logical(j, b->at[k], b->run, where + i);
+    const int64_t base = j->masked ? NAME(locate)(j, b, where) : 0;
     SIMD EACH c[i] = a[i] = q[i] = 0;
     if (j->p_gv) SEGMENTS memcpy(c + i, (const REAL *)j->p_gv + b->at[k], b->run * sizeof(REAL));
     for (int64_t t = j->T - 1; t >= 0; t--) {
         const REAL *u = cache + t * BLOCK;
         NAME(fetch_upstream)(j, w, next, t);
         NAME(derivative)(&j->surrogate, u, theta, width, own, n);
-        if (j->masked) SEGMENTS NAME(masked)(j, t * j->N + base[k], where + i, u + i, theta + i, own + i, full + i, b->run);
+        if (j->masked) NAME(masked)(j, t * j->N + base, where, u, theta, own, full, n);
         const REAL *h = j->masked && j->replace.family ? full : own;
         const IO *g = NAME(upstream)(m, w, b, t, u, theta, b_half);
         if (plain) {
