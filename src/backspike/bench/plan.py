@@ -76,13 +76,15 @@ def _ours(work: Workload) -> list[Implementation]:
         Implementation("backspike, eager", Settings("ours", heap=True, backend="eager")),
     ]
     if work.kind == "neuron":
-        return made
+        return [*made, Implementation("backspike, 8 bit, heap not kept", Settings("ours", memory="8bit"))]
     bfloat16 = Settings("ours", bfloat16=True, channels_last=work.size > 0, heap=True)
     return [
         *made,
         Implementation("backspike, bf16", bfloat16),
         Implementation("backspike, bf16, 8 bit", replace(bfloat16, memory="8bit")),
         Implementation("backspike, bf16, checkpoint", replace(bfloat16, memory="checkpoint")),
+        Implementation("backspike, bf16, heap not kept", replace(bfloat16, heap=False)),
+        Implementation("backspike, bf16, checkpoint, heap not kept", replace(bfloat16, memory="checkpoint", heap=False)),
     ]
 
 
