@@ -113,7 +113,7 @@ def _composed(call: Call, norm: Norm, pool: str | None, backend: str) -> Result:
     y, dtype = call.x.flatten(0, 1), state_dtype(call.x)
     running, tracked = (norm.running_mean, norm.running_var), norm.running_mean is not None or norm.running_var is not None
     if call.repeats > 1 and norm.training:
-        if tracked:
+        if tracked and y.numel():
             dims = [d for d in range(y.dim()) if d != 1]
             variance, mean = torch.var_mean(y.detach().double(), dims, correction=0)
             _track(norm, _samples(call), mean, variance)
