@@ -17,7 +17,7 @@ from test_kernel import LEARNED, MASKS, RESETS, close
 
 import backspike as bs
 from backspike import ATan, Masked, Parametric, Sigmoid
-from backspike.kernel import Result, cpu, dispatch
+from backspike.kernel import cpu, dispatch
 from backspike.kernel import norm as fused
 from backspike.kernel.norm import Norm, norm_lif
 from backspike.neuron import _call
@@ -271,18 +271,19 @@ def grid(shape, seed, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("training", [True, False])
 def test_spikes_are_those_of_the_same_operations_bit_for_bit(training, dtype, layout):
-    """In training of an input whose statistics are exact, in evaluation of any; with one constant, one per channel, repeated."""
-    norm = make_norm(SHAPE[2], training, dtype=torch.float32 if dtype != torch.float64 else dtype)
-    for pool, repeats, learned, reset in itertools.product(fused.POOLS, (1, 3), ({}, per_channel(SHAPE[2])), RESETS.values()):
-        shape = (1 if repeats > 1 else SHAPE[0], *SHAPE[1:])
+    """In training of an input whose statistics are exact, in evaluation of any; constants of all kinds, repeated or not."""
+    T, *step = 3, 2, 40, 5, 3
+    norm = make_norm(40, training, dtype=torch.float32 if dtype != torch.float64 else dtype)
+    for pool, repeats, learned, reset in itertools.product(fused.POOLS, (1, 3), ({}, per_channel(40)), RESETS.values()):
+        shape = (1 if repeats > 1 else T, *step)
         y = LAYOUTS[layout](grid(shape, 20, dtype) if training else normal(shape, 21).to(dtype))
         surrogate = Parametric(ATan()) if learned else ATan()
-        call = make_call(y, normal(SHAPE[1:], 22), {"v_reset": reset, "surrogate": surrogate}, learned, repeats=repeats)
+        call = make_call(y, normal(step, 22), {"v_reset": reset, "surrogate": surrogate}, learned, repeats=repeats)
         want, state = exact(call, norm, pool)
         got = norm_lif(call, norm, pool)
         assert got.spikes.dtype == dtype
         assert torch.equal(got.spikes, want)
-        torch.testing.assert_close(got.state, state, rtol=0, atol=1e-14 if training and dtype == torch.float64 else 0)
+        torch.testing.assert_close(got.state, state, rtol=0, atol=1e-14 if dtype == torch.float64 else 0)
         assert 0 < want.float().mean() < 1
 
 
@@ -314,9 +315,9 @@ def test_gradients_in_fewer_bits(dtype, pool, tolerance):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_statistics_are_torchs(dtype, layout, tolerance):
-    """Of inputs far from zero, whose squares would drown the variance; call after call; the share of an average of all calls."""
-    shape, bound = (4, 3, 70, 9, 8), 1e-12 if dtype == torch.float64 else 2e-7
+def test_statistics_are_torchs(dtype, layout):
+    """Of inputs far from zero, whose squares would drown the variance, call after call; several shares, repeated or not."""
+    shape, bound = (4, 3, 70, 9, 8), 1e-12 if dtype == torch.float64 else 5e-7
     for momentum, repeats in ((0.1, 1), (1.0, 1), (0.3, 4)):
         ours, torchs = ([torch.zeros(70, dtype=torch.float64), torch.ones(70, dtype=torch.float64)] for _ in range(2))
         for seed, mean in enumerate((0.0, 1000.0)):
@@ -325,8 +326,8 @@ def test_statistics_are_torchs(dtype, layout, tolerance):
             norm_lif(make_call(LAYOUTS[layout](y), repeats=repeats), norm)
             full = y.double().expand(4, -1, -1, -1, -1).flatten(0, 1)
             F.batch_norm(full, *torchs, training=True, momentum=momentum)
-            torch.testing.assert_close(ours[0], torchs[0], rtol=bound, atol=bound)
-            torch.testing.assert_close(ours[1], torchs[1], rtol=30 * bound, atol=0.0)
+            torch.testing.assert_close(ours[0], torchs[0], rtol=1e-14, atol=bound)
+            torch.testing.assert_close(ours[1], torchs[1], rtol=bound, atol=0.0)
     assert (ours[0] != 0).all()
 
 
@@ -412,7 +413,7 @@ def test_a_graph_may_be_used_twice_and_the_state_may_be_left_out():
     want = torch.autograd.grad(norm_lif(make_call(y), make_norm(SHAPE[2])).spikes.sum(), y)[0]
     for _ in range(2):
         assert torch.equal(torch.autograd.grad(result.spikes.sum(), y, retain_graph=True)[0], want)
-    with pytest.raises(RuntimeError, match="double backward .* is not defined; use create_graph=False"):
+    with pytest.raises(RuntimeError, match=r"double backward .* is not defined; use create_graph=False"):
         torch.autograd.grad(result.spikes.sum(), y, create_graph=True)
     state = norm_lif(make_call(y), make_norm(SHAPE[2])).state  # nothing arrives at the spikes
     want = torch.autograd.grad(apart(make_call(y), make_norm(SHAPE[2])).state.sum(), y)[0]

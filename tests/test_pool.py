@@ -142,7 +142,7 @@ def test_what_is_torchs_own(kind, monkeypatch):
 @pytest.mark.parametrize("kind", PAIRS)
 def test_a_second_derivative_is_refused_in_one_line(kind):
     x = draw((2, 3, 4, 4), "any", torch.float32).requires_grad_()
-    with pytest.raises(RuntimeError, match="double backward .* is not defined; use create_graph=False"):
+    with pytest.raises(RuntimeError, match=r"double backward .* is not defined; use create_graph=False"):
         torch.autograd.grad(PAIRS[kind][0](x).sum(), x, create_graph=True)
 
 

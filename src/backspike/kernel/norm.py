@@ -100,10 +100,9 @@ def _samples(call: Call) -> int:
 def _track(norm: Norm, n: int, mean: Tensor, variance: Tensor) -> None:
     """Moves the running statistics towards those of n samples; variance: the biased one."""
     with torch.no_grad():
-        if norm.running_mean is not None:
-            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-        if norm.running_var is not None:
-            norm.running_var.lerp_((variance * (n / (n - 1))).to(norm.running_var.dtype), norm.momentum)
+        for running, now in ((norm.running_mean, mean), (norm.running_var, variance * (n / (n - 1)))):
+            if running is not None:
+                running.copy_(running.double().lerp(now, norm.momentum))
 
 
 # -------------------------------------------------------------------------------------------------- one after the other
