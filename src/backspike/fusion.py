@@ -75,7 +75,8 @@ class Block:
         if self.norm is None:
             return neuron(y)
         # in the state's dtype, as the op that joins them computes: hooked into, recorded or not, the spikes are the same
-        return neuron(over_time(y.to(state_dtype(y)), [self.norm])).to(y.dtype)
+        narrow = any(p.dtype.itemsize == 2 for p in self.norm.parameters())  # torch's norms take no wider input than these
+        return neuron(over_time(y if narrow else y.to(state_dtype(y)), [self.norm])).to(y.dtype)
 
     def why_norm_apart(self) -> str:
         """Why the norm does not run as one op with the neuron; "" where it does."""
