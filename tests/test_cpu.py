@@ -401,6 +401,7 @@ import json, sys, torch
 import backspike as bs
 from backspike.kernel import cpu
 torch.set_num_threads(1)
+torch.manual_seed(0)
 x = torch.load(sys.argv[1]).requires_grad_()
 result = {}
 for surrogate, memory in ((bs.ATan(), "exact"), (bs.ATan(), "8bit"), (bs.ATan(), "bfloat16"), (bs.Sigmoid(), "exact")):
@@ -410,7 +411,15 @@ for surrogate, memory in ((bs.ATan(), "exact"), (bs.ATan(), "8bit"), (bs.ATan(),
     out.spikes.backward(torch.arange(x.numel()).view(x.shape).to(x) % 7 - 3)
     result[type(surrogate).__name__ + memory] = out.membrane.detach(), x.grad
     x.grad = None
-torch.save(result, sys.argv[2])
+normed = []
+y = torch.randint(-8, 9, (3, 2, 70, 5, 4)) / 4  # statistics without rounding
+y = y.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (3, 2)).requires_grad_()
+for pool in (torch.nn.AvgPool2d(2), torch.nn.MaxPool2d(2)):
+    s = bs.block(y, norm=torch.nn.BatchNorm2d(70), neuron=bs.LIF(v_threshold=0.5), pool=pool)
+    assert type(s.grad_fn).__name__ == "_NormLIFBackward"
+    (gy,) = torch.autograd.grad((s * torch.arange(70).view(-1, 1, 1)).sum(), y)
+    normed += [s.detach(), gy]
+torch.save((result, normed), sys.argv[2])
 print(cpu._c._name)
 """
 
@@ -429,19 +438,22 @@ def test_every_level_of_the_processor_agrees(tmp_path):
     assert names[0] == "_lif"
     assert Path(cpu._c._name).name.split(".")[0] == names[2]
     want = bs.lif(x, tau=2.7, v_reset=None, record_membrane=True, backend="reference").membrane
-    for result in results:
+    for result, normed in results:
         for family, (membrane, gx) in result.items():
             assert torch.equal(membrane, want)
             if family.startswith("ATan"):
-                assert torch.equal(gx, results[0][family][1])
-            torch.testing.assert_close(gx, results[0][family][1], rtol=1e-5, atol=1e-6)
+                assert torch.equal(gx, results[0][0][family][1])
+            torch.testing.assert_close(gx, results[0][0][family][1], rtol=1e-5, atol=1e-6)
+        assert all(torch.equal(a, b) for a, b in zip(normed, results[0][1], strict=True))
+        assert all(a.any() for a in normed)
 
 
 SANITIZED = """
 import ctypes, sys, torch, pytest
 from backspike.kernel import cpu
 cpu._c = ctypes.CDLL(sys.argv[1])
-wanted = "(cpu or kept or pack or product) and not eager and not reference and not compiled and not level and not sanitizers"
+wanted = "(cpu or kept or norm or pack or pool or product)"
+wanted += " and not eager and not reference and not compiled and not level and not sanitizers"
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", wanted, *sys.argv[2:]]))
 """
 
@@ -459,7 +471,7 @@ def test_under_the_sanitizers(tmp_path):
     subprocess.run([compiler, *flags.split(), *SOURCES, "-o", str(library), "-lm"], check=True)
     environment = {**os.environ, "LD_PRELOAD": ":".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
     folder = Path(__file__).parent
-    files = [str(folder / f"test_{name}.py") for name in ("cpu", "kernel", "kernel_kept", "pack", "product")]
+    files = [str(folder / f"test_{name}.py") for name in ("cpu", "kernel", "kernel_kept", "norm", "pack", "pool", "product")]
     words = [sys.executable, "-c", SANITIZED, str(library), *files]
     done = subprocess.run(words, env=environment, cwd=folder.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

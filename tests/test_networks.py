@@ -311,9 +311,9 @@ def test_every_hook_fires_once_and_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", ["vgg", "max pools", "sew", "resnet"])
-@pytest.mark.parametrize("form", ["moments", "softmax"])
-def test_potential_adjustment_gives_the_same_numbers(name, form):
-    model = build(name)
+@pytest.mark.parametrize(("form", "memory"), [("moments", "exact"), ("moments", "checkpoint"), ("softmax", "exact")])
+def test_potential_adjustment_gives_the_same_numbers(name, form, memory):
+    model = build(name, memory=memory)
     plain = reference(model)
     found = []
     for m, run in ((model, model), (plain, lambda x: by_hand(plain, x))):

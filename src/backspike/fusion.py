@@ -61,18 +61,22 @@ class Block:
 
         Both are bits as `product.linear` takes them; active: those of the neuron that sent x.
         """
-        neuron, before, pool = self.neuron, _given(self.product, self.norm), _given(self.pool)
+        neuron, pool = self.neuron, _given(self.pool)
         if neuron is None:
-            return over_time(x, [*before, *pool], active), None
-        if not isinstance(neuron, LIF) or why_called(neuron):
-            return over_time(neuron(over_time(x, before, active)), pool), None
-        if self.norm is not None and self.why_norm_apart():
-            y = over_time(x, _given(self.product), active)
-            # in the state's dtype, as the op that joins them computes: recorded or not, the spikes are the same
-            z = over_time(y.to(state_dtype(y)), [self.norm])
-            return over_time(Block(neuron=neuron).run(z).to(y.dtype), pool), None
+            return over_time(x, [*_given(self.product, self.norm), *pool], active), None
+        if not isinstance(neuron, LIF) or why_called(neuron) or (self.norm is not None and self.why_norm_apart()):
+            return over_time(self._apart(x, neuron, active), pool), None
         result = self._result(x, neuron, active, reader if self.pool is None else None)
         return over_time(result.spikes, pool) if self.why_pool_apart() else result.spikes, result.active
+
+    def _apart(self, x: Tensor, neuron: nn.Module, active: Tensor | None) -> Any:
+        """The neuron, called on what product and norm give."""
+        y = over_time(x, _given(self.product), active)
+        if self.norm is None:
+            return neuron(y)
+        # in the state's dtype, as the op that joins them computes: hooked into, recorded or not, the spikes are the same
+        narrow = any(p.dtype.itemsize == 2 for p in self.norm.parameters())  # torch's norms take no wider input than these
+        return neuron(over_time(y if narrow else y.to(state_dtype(y)), [self.norm])).to(y.dtype)
 
     def why_norm_apart(self) -> str:
         """Why the norm does not run as one op with the neuron; "" where it does."""
@@ -96,7 +100,7 @@ class Block:
         """Of the neuron, with its spikes pooled where the pool is joined."""
         neuron.begin(x.device)
         pool = None if self.pool is None or self.why_pool_apart() else pool_kind(self.pool)
-        norm = None if self.norm is None else _norm(self.norm)
+        norm = None if self.norm is None else _norm(self.norm, x)
         seen = neuron._streams or bool(neuron.watchers)
         record_active = norm is None and reader is not None and _may_be_sampled(neuron, reader)
         options = neuron._options() | {"record_active": record_active}
@@ -188,8 +192,9 @@ def _may_be_sampled(neuron: LIF, reader: nn.Linear) -> bool:
     return torch.is_grad_enabled() and at_best.input != "dense"
 
 
-def _norm(norm: Any) -> Norm:
-    """What this BatchNorm does in a forward pass, which is counted as the module would."""
+def _norm(norm: Any, x: Tensor) -> Norm:
+    """What this BatchNorm does in a forward pass of the block on x, which is counted as the module would."""
+    norm._check_input_dim(x[0])  # the product keeps the number of dimensions
     share = 0.0 if norm.momentum is None else norm.momentum
     if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)

@@ -40,6 +40,8 @@ int64_t norm_splits(const Norm *m) { return walk(m->neuron.N, last(&m->neuron), 
 
 #include "step.h"
 
+#define SEGMENTS for (int k = 0, i = 0; k < b->count; k++, i += b->run)
+
 static const IO NAME(none)[BLOCK];
 
 /* ------------------------------------------------------------------------------------------- constants of the channels */
@@ -64,7 +66,7 @@ static void NAME(set_row)(const Norm *m, const Walk *w, int which, const double 
 
 static inline const REAL *NAME(row)(const Norm *m, const Walk *w, const Block *b, int which, REAL *buffer) {
     if (m->neuron.inner == 1) return NAME(table)(m, w, which) + b->split * BLOCK;
-    NAME(spread)(&m->neuron, 1, (const REAL *)m->p_rows + which * m->neuron.C, b->at[0], b->run, buffer);
+    SEGMENTS NAME(spread)(&m->neuron, 1, (const REAL *)m->p_rows + which * m->neuron.C, b->at[k], b->run, buffer + i);
     return buffer;
 }
 
@@ -154,8 +156,6 @@ static void NAME(affine)(const Norm *m) {
 }
 
 /* ------------------------------------------------------------------------------------------------------------ blocks */
-
-#define SEGMENTS for (int k = 0, i = 0; k < b->count; k++, i += b->run)
 
 static inline void NAME(scaled)(const IO *y, const REAL *scale, const REAL *shift, REAL *x, int n) {
     SIMD EACH x[i] = NAME(widen)(y[i]) * scale[i] + shift[i];

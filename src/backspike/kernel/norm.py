@@ -100,10 +100,9 @@ def _samples(call: Call) -> int:
 def _track(norm: Norm, n: int, mean: Tensor, variance: Tensor) -> None:
     """Moves the running statistics towards those of n samples; variance: the biased one."""
     with torch.no_grad():
-        if norm.running_mean is not None:
-            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-        if norm.running_var is not None:
-            norm.running_var.lerp_((variance * (n / (n - 1))).to(norm.running_var.dtype), norm.momentum)
+        for running, now in ((norm.running_mean, mean), (norm.running_var, variance * (n / (n - 1)))):
+            if running is not None:
+                running.copy_(running.double().lerp(now, norm.momentum))
 
 
 # -------------------------------------------------------------------------------------------------- one after the other
@@ -113,7 +112,7 @@ def _composed(call: Call, norm: Norm, pool: str | None, backend: str) -> Result:
     y, dtype = call.x.flatten(0, 1), state_dtype(call.x)
     running, tracked = (norm.running_mean, norm.running_var), norm.running_mean is not None or norm.running_var is not None
     if call.repeats > 1 and norm.training:
-        if tracked:
+        if tracked and y.numel():
             dims = [d for d in range(y.dim()) if d != 1]
             variance, mean = torch.var_mean(y.detach().double(), dims, correction=0)
             _track(norm, _samples(call), mean, variance)
