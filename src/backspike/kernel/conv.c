@@ -60,17 +60,13 @@ ALWAYS uint64_t nonzero(uint64_t w, int bits) {
     return (((w & 0x7f7f7f7f7f7f7f7fu) + 0x7f7f7f7f7f7f7f7fu) | w) >> 7 & 0x0101010101010101u;
 }
 
-/* For each of n <= 64 / bits codes from `at` on that is not zero: DO with its number i and its value. */
-#define EVENTS(j, bits, at, n, DO)                                                                    \
-    {                                                                                                 \
-        const uint64_t word = word_at(j, (at) * (bits));                                              \
-        const uint64_t inside = (n) < 64 / (bits) ? ((uint64_t)1 << (n) * (bits)) - 1 : ~(uint64_t)0; \
-        for (uint64_t some = nonzero(word & inside, bits); some; some &= some - 1) {                  \
-            const int bit = __builtin_ctzll(some), i = bit / (bits);                                  \
-            const float value = (bits) == 1 ? 1.0f : 0.25f * (word >> bit & ((1 << (bits)) - 1));     \
-            DO                                                                                        \
-        }                                                                                             \
-    }
+/* The codes from `at` on, as many as a word holds but n at most: a bit, at the lowest of its own, for each that is not zero. */
+ALWAYS uint64_t codes_at(const Conv *j, int bits, int64_t at, int64_t n, uint64_t *word) {
+    *word = word_at(j, at * bits);
+    return nonzero(n < 64 / bits ? *word & (((uint64_t)1 << n * bits) - 1) : *word, bits);
+}
+
+ALWAYS float value_at(uint64_t word, int bits, int bit) { return 0.25f * (word >> bit & ((1 << bits) - 1)); }
 
 /* ------------------------------------------------------------------------------------------------------------- units */
 
@@ -155,11 +151,12 @@ ALWAYS void list_row(const Conv *j, int bits, int64_t row, int32_t *start, Lists
         start[w] = count;
         for (int64_t c = 0; c < j->C; c += 64 / bits) {
             const int64_t first = w * j->C + c;
-            EVENTS(j, bits, row * j->W * j->C + first, j->C - c, {
-                l->index[count] = (int32_t)(first + i);
-                if (bits > 1) l->value[count] = value;
-                count++;
-            })
+            uint64_t word, some = codes_at(j, bits, row * j->W * j->C + first, j->C - c, &word);
+            for (; some; some &= some - 1, count++) {
+                const int bit = __builtin_ctzll(some);
+                l->index[count] = (int32_t)(first + bit / bits);
+                if (bits > 1) l->value[count] = value_at(word, bits, bit);
+            }
         }
     }
     start[j->W] = l->count = count;
@@ -289,5 +286,209 @@ void conv_forward(const Conv *j) {
         void *scratch = (char *)j->p_scratch + this_thread() * forward_scratch(j);
         _Pragma("omp for schedule(dynamic)") for (int64_t task = 0; task < tasks; task++)
             forward_task(j, task * each, min(each, rows - task * each), scratch);
+    }
+}
+
+/* --------------------------------------------------------------------------------------------- the weight's gradient */
+
+/* gw[n, c, kh, kw] = sum of x[h, w, c] g[(h + pad - kh dilation) / stride, ..., n] where that divides. With q = (h + pad) / stride,
+   rounded down, and kh dilation = m stride + r, tap kh meets the inputs whose remainder is r, at row q - m of g. So the inputs
+   fall into classes by their remainders, each with taps of its own at fixed distances in g. */
+
+typedef struct {
+    int64_t rows, bands, pieces; /* a piece: input rows of an image; how many make the image; pieces that are listed at once */
+    int64_t reach_h, reach_w;    /* the largest m */
+    int64_t high, wide, places;  /* of g below a piece, and zeros around it; of all pieces that are listed at once */
+    int64_t classes, room;       /* room: events of a channel and class that fit */
+    int64_t units;               /* of output channels that a task takes, one after the other */
+} Spread;
+
+static Spread spread_of(const Conv *j, int64_t rows) {
+    Spread s = {.rows = rows, .bands = over(j->H, rows), .classes = j->stride_h * j->stride_w, .pieces = 1};
+    s.reach_h = (j->KH - 1) * j->dilation_h / j->stride_h;
+    s.reach_w = (j->KW - 1) * j->dilation_w / j->stride_w;
+    s.high = over(rows - 1, j->stride_h) + 1 + s.reach_h;
+    s.wide = over(j->W - 1, j->stride_w) + 1 + s.reach_w;
+    s.places = s.high * s.wide;
+    return s;
+}
+
+static Spread spread(const Conv *j) {
+    Spread s = spread_of(j, j->H);
+    while (s.places > 2 * SPREAD && s.rows > 1) s = spread_of(j, (s.rows + 1) / 2);
+    if (s.bands == 1) s.pieces = max(1, min(SPREAD / s.places, j->images));
+    s.places *= s.pieces;
+    s.room = s.pieces * over(s.rows, j->stride_h) * over(j->W, j->stride_w);
+    const int64_t all = over(j->N, UNIT), parts = over(j->C, DEEP);
+    s.units = max(1, min(WIDEST, all * parts / (2 * j->threads)));
+    return s;
+}
+
+typedef struct {
+    float *sums;     /* [units, DEEP, KH * KW, UNIT] */
+    void *panel;     /* [places], a unit of g each */
+    int32_t *count;  /* [DEEP, classes] */
+    int32_t *place;  /* [DEEP, classes, room] */
+    float *value;
+} Gather;
+
+static int64_t gather_parts(const Conv *j, const Spread *s, void *scratch, Gather *g) {
+    const int64_t lists = DEEP * s->classes;
+    char *p = scratch;
+    const int64_t sums = s->units * DEEP * j->KH * j->KW * UNIT * 4, panel = s->places * unit_bytes(j->half);
+    const int64_t count = line(lists * 4), place = line(lists * s->room * 4), value = j->bits > 1 ? place : 0;
+    if (g) *g = (Gather){(float *)p, p + sums, (int32_t *)(p + sums + panel), (int32_t *)(p + sums + panel + count), (float *)(p + sums + panel + count + place)};
+    return sums + panel + count + place + value;
+}
+
+int64_t conv_gradient_scratch(const Conv *j) {
+    const Spread s = spread(j);
+    return gather_parts(j, &s, NULL, NULL);
+}
+
+/* Piece p as an image and its first row. */
+static inline void piece_at(const Spread *s, int64_t p, int64_t *image, int64_t *row) {
+    *image = p / s->bands;
+    *row = p % s->bands * s->rows;
+}
+
+/* The lists of channels c ... c + n - 1 in the pieces first ... last - 1. */
+ALWAYS void list_channels(const Conv *j, const Spread *s, int bits, int64_t first, int64_t last, int64_t c, int64_t n, Gather *g) {
+    memset(g->count, 0, n * s->classes * sizeof(int32_t));
+    for (int64_t p = first; p < last; p++) {
+        int64_t image, top;
+        piece_at(s, p, &image, &top);
+        const int64_t low_h = (top + j->pad_h) / j->stride_h, low_w = j->pad_w / j->stride_w;
+        for (int64_t h = top; h < min(top + s->rows, j->H); h++) {
+            const int64_t y = (h + j->pad_h) / j->stride_h - low_h + s->reach_h + (p - first) * s->high;
+            const int64_t class_h = (h + j->pad_h) % j->stride_h * j->stride_w;
+            for (int64_t w = 0; w < j->W; w++) {
+                const int32_t place = (int32_t)(y * s->wide + (w + j->pad_w) / j->stride_w - low_w + s->reach_w);
+                const int64_t class = class_h + (w + j->pad_w) % j->stride_w, at = ((image * j->H + h) * j->W + w) * j->C + c;
+                for (int64_t k = 0; k < n; k += 64 / bits) {
+                    uint64_t word, some = codes_at(j, bits, at + k, n - k, &word);
+                    for (; some; some &= some - 1) {
+                        const int bit = __builtin_ctzll(some);
+                        const int64_t list = (k + bit / bits) * s->classes + class, e = list * s->room + g->count[list]++;
+                        g->place[e] = place;
+                        if (bits > 1) g->value[e] = value_at(word, bits, bit);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/* Unit o of the channels of g below these pieces, with zeros around. */
+static void lay_gradient(const Conv *j, const Spread *s, int64_t first, int64_t last, int64_t o, char *panel) {
+    const int64_t size = unit_bytes(j->half), n = min(UNIT, j->N - o * UNIT);
+    for (int64_t p = first; p < last; p++) {
+        int64_t image, top;
+        piece_at(s, p, &image, &top);
+        const int64_t left = j->pad_w / j->stride_w - s->reach_w;
+        for (int64_t y = 0; y < s->high; y++) {
+            const int64_t h = y + (top + j->pad_h) / j->stride_h - s->reach_h;
+            const int64_t from = h < 0 || h >= j->out_H ? s->wide : min(max(-left, 0), s->wide);
+            const int64_t to = max(from, min(j->out_W - left, s->wide));
+            memset(panel, 0, from * size);
+            for (int64_t x = from; x < to; x++)
+                lay_unit(j->p_g, ((image * j->out_H + h) * j->out_W + x + left) * j->N + o * UNIT, 1, n, j->half != 0, panel + x * size);
+            memset(panel + to * size, 0, (s->wide - to) * size);
+            panel += s->wide * size;
+        }
+    }
+}
+
+/* Adds to the sums of some taps, far[t] places before each event. */
+ALWAYS void add_taps(const char *panel, const int32_t *place, const float *value, int64_t n, const int32_t *far, float *const *sums, int taps, int half, int valued) {
+    Vector s[2 * TAPS];
+    for (int t = 0; t < 2 * taps; t++) s[t] = (Vector){0};
+    for (int64_t e = 0; e < n; e++)
+        for (int t = 0; t < taps; t++)
+            add_unit(s + 2 * t, panel + (int64_t)(place[e] - far[t]) * unit_bytes(half), half, valued, valued ? value[e] : 1);
+    for (int t = 0; t < taps; t++) {
+        Vector *y = (Vector *)sums[t];
+        y[0] += s[2 * t];
+        y[1] += s[2 * t + 1];
+    }
+}
+
+typedef void AddTaps(const char *, const int32_t *, const float *, int64_t, const int32_t *, float *const *);
+
+#define TAP(taps, half, valued)                                                                                           \
+    static void taps_##taps##half##valued(                                                                                \
+        const char *panel, const int32_t *place, const float *value, int64_t n, const int32_t *far, float *const *sums) { \
+        add_taps(panel, place, value, n, far, sums, taps, half, valued);                                                  \
+    }
+#define TAP_ALL(taps) TAP(taps, 0, 0) TAP(taps, 0, 1) TAP(taps, 1, 0) TAP(taps, 1, 1)
+#define TAP_ROW(taps) {{taps_##taps##00, taps_##taps##01}, {taps_##taps##10, taps_##taps##11}}
+TAP_ALL(1) TAP_ALL(2) TAP_ALL(3)
+#if FLOATS == 16
+TAP_ALL(4) TAP_ALL(5) TAP_ALL(6) TAP_ALL(7) TAP_ALL(8) TAP_ALL(9)
+#endif
+static AddTaps *const add_some[TAPS][2][2] = {
+    TAP_ROW(1), TAP_ROW(2), TAP_ROW(3),
+#if FLOATS == 16
+    TAP_ROW(4), TAP_ROW(5), TAP_ROW(6), TAP_ROW(7), TAP_ROW(8), TAP_ROW(9),
+#endif
+};
+
+/* All taps of a class, for the events of each of n channels. */
+static void add_class(const Conv *j, const Spread *s, int64_t class, int64_t n, const Gather *g, float *sums) {
+    const int64_t taps = j->KH * j->KW;
+    int32_t far[TAPS];
+    int64_t tap[TAPS];
+    for (int64_t t = 0, some = 0; t < taps; t++) {
+        const int64_t h = t / j->KW * j->dilation_h, w = t % j->KW * j->dilation_w;
+        if (h % j->stride_h * j->stride_w + w % j->stride_w == class) {
+            far[some] = (int32_t)(h / j->stride_h * s->wide + w / j->stride_w);
+            tap[some++] = t;
+        }
+        if (!some || (some < TAPS && t + 1 < taps)) continue;
+        AddTaps *const add = add_some[some - 1][j->half != 0][j->bits > 1];
+        for (int64_t c = 0; c < n; c++) {
+            const int64_t list = c * s->classes + class;
+            float *at[TAPS];
+            for (int64_t k = 0; k < some; k++) at[k] = sums + (c * taps + tap[k]) * UNIT;
+            if (g->count[list])
+                add(g->panel, g->place + list * s->room, g->value + list * s->room, g->count[list], far, at);
+        }
+        some = 0;
+    }
+}
+
+static void write_gradient(const Conv *j, int64_t o, int64_t c, int64_t n, const float *sums) {
+    const int64_t taps = j->KH * j->KW;
+    for (int64_t k = 0; k < n; k++)
+        for (int64_t t = 0; t < taps; t++, sums += UNIT)
+            for (int64_t i = 0; i < min(UNIT, j->N - o); i++)
+                j->p_gw[(o + i) * j->w_n + (c + k) * j->w_c + t / j->KW * j->w_h + t % j->KW * j->w_w] = sums[i];
+}
+
+static void gradient_task(const Conv *j, const Spread *s, int64_t first, int64_t c, Gather *g) {
+    const int64_t n = min(DEEP, j->C - c), last = min(first + s->units, over(j->N, UNIT)), pieces = j->images * s->bands;
+    const int64_t each = DEEP * j->KH * j->KW * UNIT;
+    memset(g->sums, 0, s->units * each * sizeof(float));
+    for (int64_t p = 0; p < pieces; p += s->pieces) {
+        const int64_t end = min(p + s->pieces, pieces);
+        if (j->bits == 1) list_channels(j, s, 1, p, end, c, n, g);
+        else if (j->bits == 4) list_channels(j, s, 4, p, end, c, n, g);
+        else list_channels(j, s, 8, p, end, c, n, g);
+        for (int64_t u = first; u < last; u++) {
+            lay_gradient(j, s, p, end, u, g->panel);
+            for (int64_t class = 0; class < s->classes; class++) add_class(j, s, class, n, g, g->sums + (u - first) * each);
+        }
+    }
+    for (int64_t u = first; u < last; u++) write_gradient(j, u * UNIT, c, n, g->sums + (u - first) * each);
+}
+
+void conv_gradient(const Conv *j) {
+    const Spread s = spread(j);
+    const int64_t blocks = over(over(j->N, UNIT), s.units), parts = over(j->C, DEEP);
+    _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
+        Gather g;
+        gather_parts(j, &s, (char *)j->p_scratch + this_thread() * gather_parts(j, &s, NULL, NULL), &g);
+        _Pragma("omp for schedule(dynamic)") for (int64_t task = 0; task < blocks * parts; task++)
+            gradient_task(j, &s, task % blocks * s.units, task / blocks * DEEP, &g);
     }
 }

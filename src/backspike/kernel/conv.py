@@ -64,6 +64,20 @@ class Events:
         _c("conv_forward")(ctypes.byref(job))
         return y
 
+    def weight_gradient(self, g: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+        """float32, in the form of the weight, for g `[images, N, out_H, out_W]`, channels last."""
+        job = self._job(weight.shape, geometry)
+        gw = torch.empty_strided(weight.shape, weight.stride())
+        if not g.numel() * gw.numel():
+            return gw.zero_()
+        job.half = g.dtype == torch.bfloat16
+        job.w_n, job.w_c, job.w_h, job.w_w = gw.stride()
+        job.p_g, job.p_gw = _p(g), _p(gw)
+        scratch = torch.empty(job.threads, _c("conv_gradient_scratch")(ctypes.byref(job)), dtype=torch.uint8)
+        job.p_scratch = _p(scratch)
+        _c("conv_gradient")(ctypes.byref(job))
+        return gw
+
     def _job(self, weight: torch.Size, geometry: Geometry) -> _Job:
         (images, C, H, W), (N, _, KH, KW) = self.shape, weight
         sizes = zip((H, W), (KH, KW), geometry.stride, geometry.padding, geometry.dilation)
