@@ -7,6 +7,7 @@ float32 in an order that does not depend on the number of threads. Weights and g
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,12 @@ class Geometry:
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
+
+    def outputs(self, size: Sequence[int], window: Sequence[int]) -> tuple[int, int]:
+        """(height, width) of what an input of this (height, width) gives."""
+        sizes = zip(size, window, self.stride, self.padding, self.dilation)
+        height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+        return height, width
 
 
 @dataclass(frozen=True)
@@ -80,11 +87,15 @@ class Events:
 
     def _job(self, weight: torch.Size, geometry: Geometry) -> _Job:
         (images, C, H, W), (N, _, KH, KW) = self.shape, weight
-        sizes = zip((H, W), (KH, KW), geometry.stride, geometry.padding, geometry.dilation)
-        out_H, out_W = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+        out_H, out_W = geometry.outputs((H, W), (KH, KW))
         threads = min(torch.get_num_threads(), 1 + images * out_H * out_W * N * C * KH * KW // 8 // _GRAIN)
         job = _Job(images=images, C=C, H=H, W=W, N=N, out_H=out_H, out_W=out_W, KH=KH, KW=KW, threads=threads)
         (job.stride_h, job.stride_w), (job.pad_h, job.pad_w) = geometry.stride, geometry.padding
         job.dilation_h, job.dilation_w = geometry.dilation
         job.bits, job.bytes, job.p_codes = self.bits, self.codes.numel(), _p(self.codes)
         return job
+
+
+def available() -> bool:
+    """Whether the library that was built has these convolutions, in the form this file calls."""
+    return cpu.available() and _c("conv_job_size")() == ctypes.sizeof(_Job)
