@@ -15,7 +15,7 @@ enum {
     PANEL = 3 << 18,              /* bytes of weights that the second cache holds beside what else it needs */
     PIXELS = 512,                 /* output pixels of a task, which use the same weights */
     SPREAD = 1024,                /* places of g that a list is taken over */
-    DEEP = 64,                    /* input channels of a task of the weight's gradient */
+    DEEP = 64,                    /* input channels of a task of the weight's gradient: a word of bits */
 };
 
 /* conv.py has the same struct. Strides w_... of the weight, or its gradient, [N, C, KH, KW] are in elements. */
@@ -43,14 +43,16 @@ static inline int64_t line(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 /* ------------------------------------------------------------------------------------------------------------- codes */
 
 /* 64 bits of the codes from bit `at` on; after the last, zeros. */
-static inline uint64_t word_at(const Conv *j, int64_t at) {
+ALWAYS uint64_t word_at(const Conv *j, int64_t at) {
     const uint8_t *p = j->p_codes + at / 8;
     const int64_t left = j->bytes - at / 8, shift = at % 8;
-    uint64_t low = 0, high = 0;
-    memcpy(&low, p, left < 8 ? left : 8);
-    if (!shift) return low;
-    if (left > 8) high = p[8];
-    return low >> shift | high << (64 - shift);
+    uint64_t w = 0;
+    if (left > 8) {
+        memcpy(&w, p, 8);
+        return shift ? w >> shift | (uint64_t)p[8] << (64 - shift) : w;
+    }
+    memcpy(&w, p, left);
+    return w >> shift;
 }
 
 /* One bit, at its lowest, for each code in a word that is not zero. */
@@ -60,13 +62,23 @@ ALWAYS uint64_t nonzero(uint64_t w, int bits) {
     return (((w & 0x7f7f7f7f7f7f7f7fu) + 0x7f7f7f7f7f7f7f7fu) | w) >> 7 & 0x0101010101010101u;
 }
 
-/* The codes from `at` on, as many as a word holds but n at most: a bit, at the lowest of its own, for each that is not zero. */
-ALWAYS uint64_t codes_at(const Conv *j, int bits, int64_t at, int64_t n, uint64_t *word) {
-    *word = word_at(j, at * bits);
-    return nonzero(n < 64 / bits ? *word & (((uint64_t)1 << n * bits) - 1) : *word, bits);
+/* Codes at ... at + n - 1, 64 at most, as words, and a bit for each that is not zero. */
+ALWAYS uint64_t codes_at(const Conv *j, int bits, int64_t at, int64_t n, uint64_t *words) {
+    const int each = 64 / bits;
+    uint64_t some = 0;
+    for (int k = 0; k < bits && k * each < n; k++) {
+        words[k] = word_at(j, (at + k * each) * bits);
+        if (n - k * each < each) words[k] &= ((uint64_t)1 << (n - k * each) * bits) - 1;
+        some |= nonzero(words[k], bits) << k;
+    }
+    return some;
 }
 
-ALWAYS float value_at(uint64_t word, int bits, int bit) { return 0.25f * (word >> bit & ((1 << bits) - 1)); }
+/* Which code a bit stands for, and what the code does. */
+ALWAYS int number_of(int bit, int bits) { return bit % bits * (64 / bits) + bit / bits; }
+ALWAYS float value_of(const uint64_t *words, int bit, int bits) {
+    return 0.25f * (words[bit % bits] >> (bit - bit % bits) & ((1 << bits) - 1));
+}
 
 /* ------------------------------------------------------------------------------------------------------------- units */
 
@@ -126,11 +138,6 @@ static int64_t listed(const Conv *j) {
     return min(parts * j->H, rows * j->stride_h + parts * (j->KH - 1) * j->dilation_h);
 }
 
-static int64_t forward_scratch(const Conv *j) {
-    const int64_t rows = listed(j), events = rows * j->W * j->C;
-    return line(rows * (j->W + 1) * 4) + line(events * 4) * (j->bits == 1 ? 1 : 2);
-}
-
 typedef struct {
     int32_t *start; /* [rows, W + 1]: where the events of a pixel begin */
     int32_t *index; /* of an event, pixel * C + channel */
@@ -138,24 +145,27 @@ typedef struct {
     int32_t count;
 } Lists;
 
-static Lists lists(const Conv *j, void *scratch) {
-    const int64_t rows = listed(j);
-    char *p = scratch;
-    int32_t *index = (int32_t *)(p + line(rows * (j->W + 1) * 4));
-    return (Lists){.start = (int32_t *)p, .index = index, .value = (float *)((char *)index + line(rows * j->W * j->C * 4))};
+/* Bytes of the lists, which lie in the scratch. */
+static int64_t lists(const Conv *j, char *scratch, Lists *l) {
+    const int64_t rows = listed(j), starts = line(rows * (j->W + 1) * 4), valued = j->bits > 1;
+    const int64_t events = line(rows * j->W * j->C * 4);
+    if (l) *l = (Lists){(int32_t *)scratch, (int32_t *)(scratch + starts), (float *)(scratch + starts + events), 0};
+    return starts + (1 + valued) * events;
 }
+
+int64_t conv_forward_scratch(const Conv *j) { return lists(j, NULL, NULL); }
 
 ALWAYS void list_row(const Conv *j, int bits, int64_t row, int32_t *start, Lists *l) {
     int32_t count = l->count;
     for (int64_t w = 0; w < j->W; w++) {
         start[w] = count;
-        for (int64_t c = 0; c < j->C; c += 64 / bits) {
+        for (int64_t c = 0; c < j->C; c += 64) {
             const int64_t first = w * j->C + c;
-            uint64_t word, some = codes_at(j, bits, row * j->W * j->C + first, j->C - c, &word);
+            uint64_t words[8], some = codes_at(j, bits, row * j->W * j->C + first, j->C - c, words);
             for (; some; some &= some - 1, count++) {
                 const int bit = __builtin_ctzll(some);
-                l->index[count] = (int32_t)(first + bit / bits);
-                if (bits > 1) l->value[count] = value_at(word, bits, bit);
+                l->index[count] = (int32_t)(first + number_of(bit, bits));
+                if (bits > 1) l->value[count] = value_of(words, bit, bits);
             }
         }
     }
@@ -174,10 +184,10 @@ static void needed(const Conv *j, int64_t first, int64_t last, int64_t *from, in
     *to = max(*from, min((last - 1) * j->stride_h - j->pad_h + (j->KH - 1) * j->dilation_h + 1, j->H));
 }
 
-/* The sums of a block at one output pixel. rows[kh]: the starts of the input row below that row of the window, or null. */
+/* Adds the rows of the weight that the events below the window of an output pixel name. rows[kh]: the starts of the input row
+   below that row of the window, or null. */
 ALWAYS void window(
-    const Conv *j, const Lists *l, const int32_t *const *rows, int64_t out_w, const char *panel, Vector *s, int units, int half, int valued
-) {
+    const Conv *j, const Lists *l, const int32_t *const *rows, int64_t out_w, const char *panel, Vector *s, int units, int half, int valued) {
     const int64_t runs = j->dilation_w == 1 ? 1 : j->KW, wide = j->dilation_w == 1 ? j->KW : 1, size = units * unit_bytes(half);
     for (int64_t kh = 0; kh < j->KH; kh++) {
         if (!rows[kh]) continue;
@@ -195,22 +205,23 @@ ALWAYS void window(
     }
 }
 
-static void write(const Conv *j, const float *s, int64_t pixel, int64_t o, int64_t n) {
-    const int64_t at = pixel * j->N + o;
-    float bias[WIDEST * UNIT] = {0};
-    if (j->p_bias) memcpy(bias, j->p_bias + o, n * sizeof(float));
-    if (j->half) SIMD for (int64_t i = 0; i < n; i++) ((uint16_t *)j->p_y)[at + i] = to_bf16(s[i] + bias[i]);
-    else SIMD for (int64_t i = 0; i < n; i++) ((float *)j->p_y)[at + i] = s[i] + bias[i];
+ALWAYS void write(const float *s, const float *bias, void *y, int64_t at, int64_t n, int half) {
+    if (half) SIMD for (int64_t i = 0; i < n; i++) ((uint16_t *)y)[at + i] = to_bf16(s[i] + bias[i]);
+    else SIMD for (int64_t i = 0; i < n; i++) ((float *)y)[at + i] = s[i] + bias[i];
 }
 
 ALWAYS void output_row(const Conv *j, const Lists *l, const int32_t *const *rows, int64_t row, int64_t block, int units, int half, int valued) {
-    const int64_t o = block * units * UNIT, n = min(units * UNIT, j->N - o);
-    const char *panel = (const char *)j->p_panel + block * j->KH * j->KW * j->C * units * unit_bytes(half);
+    const int64_t o = block * units * UNIT, outputs = min(units * UNIT, j->N - o), size = units * unit_bytes(half);
+    const char *panel = (const char *)j->p_panel + block * j->KH * j->KW * j->C * size;
+    float bias[WIDEST * UNIT] = {0};
+    if (j->p_bias) memcpy(bias, j->p_bias + o, outputs * sizeof(float));
     for (int64_t w = 0; w < j->out_W; w++) {
         Vector s[2 * WIDEST];
         for (int u = 0; u < 2 * units; u++) s[u] = (Vector){0};
         window(j, l, rows, w, panel, s, units, half, valued);
-        write(j, (const float *)s, row * j->out_W + w, o, n);
+        const int64_t at = (row * j->out_W + w) * j->N + o;
+        if (outputs == units * UNIT) write((const float *)s, bias, j->p_y, at, units * UNIT, half);
+        else write((const float *)s, bias, j->p_y, at, outputs, half);
     }
 }
 
@@ -237,7 +248,8 @@ static Output *output(int64_t units, int half, int valued) {
 static void forward_task(const Conv *j, int64_t first, int64_t count, void *scratch) {
     const int64_t units = block_units(j), blocks = over(j->N, units * UNIT);
     Output *const row_of = output(units, j->half != 0, j->bits > 1);
-    Lists l = lists(j, scratch);
+    Lists l;
+    lists(j, scratch, &l);
     int64_t where[count]; /* in the lists, input row 0 of the image of each output row, as if it were listed */
     int64_t from, to, rows = 0;
     for (int64_t r = first; r < first + count;) {
@@ -277,13 +289,11 @@ static void lay_weight(const Conv *j) {
     }
 }
 
-int64_t conv_forward_scratch(const Conv *j) { return forward_scratch(j); }
-
 void conv_forward(const Conv *j) {
     const int64_t rows = j->images * j->out_H, each = tall(j), tasks = over(rows, each);
     _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
         lay_weight(j);
-        void *scratch = (char *)j->p_scratch + this_thread() * forward_scratch(j);
+        void *scratch = (char *)j->p_scratch + this_thread() * conv_forward_scratch(j);
         _Pragma("omp for schedule(dynamic)") for (int64_t task = 0; task < tasks; task++)
             forward_task(j, task * each, min(each, rows - task * each), scratch);
     }
@@ -365,14 +375,12 @@ ALWAYS void list_channels(const Conv *j, const Spread *s, int bits, int64_t firs
             for (int64_t w = 0; w < j->W; w++) {
                 const int32_t place = (int32_t)(y * s->wide + (w + j->pad_w) / j->stride_w - low_w + s->reach_w);
                 const int64_t class = class_h + (w + j->pad_w) % j->stride_w, at = ((image * j->H + h) * j->W + w) * j->C + c;
-                for (int64_t k = 0; k < n; k += 64 / bits) {
-                    uint64_t word, some = codes_at(j, bits, at + k, n - k, &word);
-                    for (; some; some &= some - 1) {
-                        const int bit = __builtin_ctzll(some);
-                        const int64_t list = (k + bit / bits) * s->classes + class, e = list * s->room + g->count[list]++;
-                        g->place[e] = place;
-                        if (bits > 1) g->value[e] = value_at(word, bits, bit);
-                    }
+                uint64_t words[8], some = codes_at(j, bits, at, n, words);
+                for (; some; some &= some - 1) {
+                    const int bit = __builtin_ctzll(some);
+                    const int64_t list = number_of(bit, bits) * s->classes + class, e = list * s->room + g->count[list]++;
+                    g->place[e] = place;
+                    if (bits > 1) g->value[e] = value_of(words, bit, bits);
                 }
             }
         }
@@ -457,12 +465,17 @@ static void add_class(const Conv *j, const Spread *s, int64_t class, int64_t n, 
     }
 }
 
+/* To a few outputs at a time, in the order of memory. */
 static void write_gradient(const Conv *j, int64_t o, int64_t c, int64_t n, const float *sums) {
-    const int64_t taps = j->KH * j->KW;
-    for (int64_t k = 0; k < n; k++)
-        for (int64_t t = 0; t < taps; t++, sums += UNIT)
-            for (int64_t i = 0; i < min(UNIT, j->N - o); i++)
-                j->p_gw[(o + i) * j->w_n + (c + k) * j->w_c + t / j->KW * j->w_h + t % j->KW * j->w_w] = sums[i];
+    const int64_t taps = j->KH * j->KW, outer = j->w_c == 1 ? taps : n, inner = j->w_c == 1 ? n : taps;
+    for (int64_t i = 0; i < min(UNIT, j->N - o); i += 8)
+        for (int64_t a = 0; a < outer; a++)
+            for (int64_t b = 0; b < inner; b++) {
+                const int64_t k = j->w_c == 1 ? b : a, t = j->w_c == 1 ? a : b;
+                const float *from = sums + (k * taps + t) * UNIT;
+                float *to = j->p_gw + (c + k) * j->w_c + t / j->KW * j->w_h + t % j->KW * j->w_w;
+                for (int64_t m = i; m < min(i + 8, min(UNIT, j->N - o)); m++) to[(o + m) * j->w_n] = from[m];
+            }
 }
 
 static void gradient_task(const Conv *j, const Spread *s, int64_t first, int64_t c, Gather *g) {
