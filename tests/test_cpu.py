@@ -441,7 +441,7 @@ SANITIZED = """
 import ctypes, sys, torch, pytest
 from backspike.kernel import cpu
 cpu._c = ctypes.CDLL(sys.argv[1])
-wanted = "(cpu or kept or pack or product) and not eager and not reference and not compiled and not level and not sanitizers"
+wanted = "(cpu or kept or pack or product or conv) and not (eager or reference or compiled or level or sanitizers)"
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", wanted, *sys.argv[2:]]))
 """
 
@@ -459,7 +459,7 @@ def test_under_the_sanitizers(tmp_path):
     subprocess.run([compiler, *flags.split(), *SOURCES, "-o", str(library), "-lm"], check=True)
     environment = {**os.environ, "LD_PRELOAD": ":".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
     folder = Path(__file__).parent
-    files = [str(folder / f"test_{name}.py") for name in ("cpu", "kernel", "kernel_kept", "pack", "product")]
+    files = [str(folder / f"test_{name}.py") for name in ("cpu", "kernel", "kernel_kept", "pack", "product", "conv")]
     words = [sys.executable, "-c", SANITIZED, str(library), *files]
     done = subprocess.run(words, env=environment, cwd=folder.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -82,12 +82,13 @@ class Choice:
         self.spikes, self.h = spikes, h
         return self
 
-    def decide_events(self, dtype: torch.dtype, spikes: float | None) -> Choice:
-        """The ways of a convolution that `events` finds worth it, from now on."""
+    def decide_events(self, dtype: torch.dtype, taps: int, spikes: float | None) -> Choice:
+        """The ways of a convolution with so many taps, from now on, if it is worth it at all (see `_window`)."""
         part = TILED if dtype == torch.bfloat16 and _multiplies_tiles() else 1.0
         forward, weight = EVENTS_BELOW[dtype]
         self.forward = _way(self.forward, [("gather", forward * part)], spikes)
-        self.weight = _way(self.weight, [("gather", weight * part)], spikes)
+        # with one tap, listing the events of a channel costs what adding them does
+        self.weight = _way(self.weight, [("gather", weight * part)], spikes if taps > 1 else None)
         self.spikes = spikes
         return self
 
@@ -151,8 +152,8 @@ def convolution(x: Tensor, layer: nn.Module) -> Tensor:
 
     A Conv2d goes by the products that its `choice` names; without gradients they are chosen by this x alone, and the layer's
     choice stays as it is. Where only what is not zero is added, the output lies channels last. Any other layer, or one that is
-    watched by hooks, pads otherwise than with zeros, or is being compiled, is simply called. A double backward through what this
-    computed raises RuntimeError.
+    watched by hooks, pads otherwise than with zeros, or is being compiled, is simply called. A double backward through what
+    this computed raises RuntimeError.
     """
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     if type(layer) not in kinds or not _plain(x, layer):
@@ -174,7 +175,7 @@ def infer(x: Tensor, layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
     dtype = _compute_dtype(x)
     if window := _window(x, layer, dtype):
         packed = pack(x)
-        if Choice().decide_events(dtype, packed.density).forward != "dense":
+        if Choice().decide_events(dtype, math.prod(layer.kernel_size), packed.density).forward != "dense":
             return _as_events(_last(packed, x)).convolved(weight.to(dtype), bias, window)
     y: Tensor = layer._conv_forward(x, weight, bias)
     return y
@@ -185,9 +186,14 @@ def _window(x: Tensor, layer: Any, dtype: torch.dtype) -> Geometry | None:
     if type(layer) is not nn.Conv2d or x.dim() != 4 or layer.groups != 1 or layer.padding_mode != "zeros":
         return None
     padding = _padding(layer)
-    if padding is None or min(layer.in_channels, layer.out_channels) < FEWEST_CHANNELS or x.shape[1] != layer.in_channels:
+    if (
+        not x.numel()
+        or padding is None
+        or min(layer.in_channels, layer.out_channels) < FEWEST_CHANNELS
+        or x.shape[1] != layer.in_channels
+    ):
         return None
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or dtype not in conv.DTYPES or not conv.available():
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or dtype not in sparse.DTYPES or not conv.available():
         return None
     window = Geometry(layer.stride, padding, layer.dilation)  # type: ignore[arg-type]
     size = window.outputs(x.shape[2:], layer.kernel_size)
@@ -330,7 +336,7 @@ class _Convolution(torch.autograd.Function):
         packed = _pack(x, dtype) if weight.requires_grad or choice else None
         ways = ("dense", "dense")
         if packed and choice:
-            made = choice.decide_events(dtype, packed.density)
+            made = choice.decide_events(dtype, math.prod(weight.shape[2:]), packed.density)
             ways = made.forward, made.weight
             packed = _last(packed, x) if "gather" in ways else packed
         _keep(ctx, packed if weight.requires_grad else None, weight)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import cpu
-from .sparse import DTYPES, _c, _fields, _p
+from .sparse import _c, _fields, _p
 
 _GRAIN = 1 << 18  # multiplications of the dense convolution, divided by 8, that are worth a thread
 
