@@ -29,9 +29,13 @@ def checkpoint(run: Run, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | N
 
 
 def with_parameters(layer: nn.Module, parameters: dict[str, Tensor | None]) -> nn.Module:
-    """The same layer on other parameters; the layer itself stays as it is."""
+    """The same layer on other parameters; the layer itself stays as it is.
+
+    It has no choice of products: that is made anew, and so in the same way, each time that something is computed.
+    """
     twin = type(layer).__new__(type(layer))
     twin.__dict__.update(layer.__dict__)
+    twin.__dict__.pop("choice", None)
     twin._parameters = parameters  # type: ignore[assignment]
     return twin
 

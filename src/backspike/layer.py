@@ -197,6 +197,6 @@ def folded(convolution: Any, norm: Any, x: Tensor) -> Tensor:
         scale = scale * norm.weight
     bias = norm.bias + shift * scale if norm.affine else shift * scale
     weight = convolution.weight * scale.view(-1, *[1] * (convolution.weight.dim() - 1))
-    y = convolution._conv_forward(x, weight, bias)
+    y = product.infer(x, convolution, weight, bias)
     norm._check_input_dim(y)
     return y

@@ -2,12 +2,14 @@
 
 What differs is what is kept and what is computed. The input is kept for the weight's gradient as bits where it holds spikes
 (`kernel/pack.py`), the weight is cast again for the backward pass instead of being kept twice, and a gradient nobody asked for
-is not computed. A linear layer on the CPU also adds the weights that spikes name instead of multiplying, and computes the
-gradient of its input only where the neuron in front can use it; a `Choice` says which way each of its products takes.
+is not computed. On the CPU a linear layer or a Conv2d also adds the weights that spikes name instead of multiplying, and a
+linear layer computes the gradient of its input only where the neuron in front can use it; a `Choice` says which way each of its
+products takes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -17,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
-from .kernel import sparse
+from .kernel import conv, sparse
+from .kernel.conv import Geometry
 from .kernel.pack import Packed, count, pack
 
 # Densities below which a way is the fastest. Measured on a Zen 4 core (avx512_bf16) with 2048 samples, 1024 inputs and 1024
@@ -32,11 +35,14 @@ TILED = 0.25
 MARGIN = 0.1  # a way is left when its limit is passed by this part of it
 WORTH_IT = 1 << 22  # multiplications of the dense product; below, calls cost more than they save
 FEWEST = 64  # rows and columns; narrower matrices leave lanes empty
+# The same for convolutions, forward and weight gradient, of what is not zero.
+EVENTS_BELOW = {torch.float32: (0.4, 0.5), torch.bfloat16: (0.25, 0.25)}
+FEWEST_CHANNELS = 16
 
 
 @dataclass
 class Choice:
-    """Which way the three products of a linear layer take, and the densities they were chosen by.
+    """Which way the three products of a linear layer or a convolution take, and the densities they were chosen by.
 
     It has a memory, so that a density near a limit does not change the way at every step: a run is resumed exactly only with
     `load(state())`.
@@ -45,7 +51,7 @@ class Choice:
     forward: str = "dense"  # dense, gather, lookup
     weight: str = "dense"  # dense, gather, lookup
     input: str = "dense"  # dense, sample
-    spikes: float | None = None  # part of the inputs that spiked; None: they were no spikes
+    spikes: float | None = None  # part of the inputs that spiked, or that are not zero; None: they were no spikes
     h: float | None = None  # part of the neurons in front whose surrogate derivative is not zero; None: unknown
 
     def state(self) -> dict[str, str | float | None]:
@@ -76,6 +82,16 @@ class Choice:
         self.spikes, self.h = spikes, h
         return self
 
+    def decide_events(self, dtype: torch.dtype, taps: int, spikes: float | None) -> Choice:
+        """The ways of a convolution with so many taps, from now on, if it is worth it at all (see `_window`)."""
+        part = TILED if dtype == torch.bfloat16 and _multiplies_tiles() else 1.0
+        forward, weight = EVENTS_BELOW[dtype]
+        self.forward = _way(self.forward, [("gather", forward * part)], spikes)
+        # with one tap, listing the events of a channel costs what adding them does
+        self.weight = _way(self.weight, [("gather", weight * part)], spikes if taps > 1 else None)
+        self.spikes = spikes
+        return self
+
 
 def worth_it(dtype: torch.dtype, M: int, K: int, N: int) -> bool:
     """Whether a product of this size can be faster than a dense one at all."""
@@ -101,7 +117,7 @@ def _percent(part: float) -> str:
     return f"{100 * part:.2g} %"
 
 
-def choice(layer: nn.Linear) -> Choice:
+def choice(layer: nn.Module) -> Choice:
     """The choice that belongs to the layer; it is copied with it."""
     if not isinstance(layer.__dict__.get("choice"), Choice):
         layer.__dict__["choice"] = Choice()
@@ -124,7 +140,7 @@ def load(model: nn.Module, state: dict[str, dict[str, Any]]) -> None:
     """Restores what `state` returned, also into a model that has not run yet."""
     for name, values in state.items():
         layer = model.get_submodule(name)
-        assert isinstance(layer, nn.Linear)
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
         choice(layer).load(values)
 
 
@@ -134,18 +150,54 @@ def load(model: nn.Module, state: dict[str, dict[str, Any]]) -> None:
 def convolution(x: Tensor, layer: nn.Module) -> Tensor:
     """`layer(x)` for a Conv1d, Conv2d or Conv3d and x `[N, C, ...]`, keeping x as bits where it can.
 
-    Any other layer, or one that is watched by hooks, pads otherwise than with zeros, or is being compiled, is simply called.
-    A double backward through what this computed raises RuntimeError.
+    A Conv2d goes by the products that its `choice` names; without gradients they are chosen by this x alone, and the layer's
+    choice stays as it is. Where only what is not zero is added, the output lies channels last. Any other layer, or one that is
+    watched by hooks, pads otherwise than with zeros, or is being compiled, is simply called. A double backward through what
+    this computed raises RuntimeError.
     """
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    if type(layer) not in kinds or not torch.is_grad_enabled() or not _plain(x, layer):
+    if type(layer) not in kinds or not _plain(x, layer):
         return layer(x)
     assert isinstance(layer, kinds)
+    if not torch.is_grad_enabled():
+        return infer(x, layer, layer.weight, layer.bias)
     padding = _padding(layer)
     if padding is None or layer.padding_mode != "zeros" or x.dim() != layer.weight.dim():
         return layer(x)
     geometry = layer.stride, padding, layer.dilation, False, (0,) * len(layer.stride), layer.groups
-    return _Convolution.apply(x, layer.weight, layer.bias, geometry, _compute_dtype(x))
+    dtype = _compute_dtype(x)
+    window = _window(x, layer, dtype)
+    return _Convolution.apply(x, layer.weight, layer.bias, geometry, dtype, window, choice(layer) if window else None)
+
+
+def infer(x: Tensor, layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What the convolution gives for x without gradients, with this weight and bias for its own."""
+    dtype = _compute_dtype(x)
+    if window := _window(x, layer, dtype):
+        packed = pack(x)
+        if Choice().decide_events(dtype, math.prod(layer.kernel_size), packed.density).forward != "dense":
+            return _as_events(_last(packed, x)).convolved(weight.to(dtype), bias, window)
+    y: Tensor = layer._conv_forward(x, weight, bias)
+    return y
+
+
+def _window(x: Tensor, layer: Any, dtype: torch.dtype) -> Geometry | None:
+    """How the layer's window moves, if adding what is not zero can be faster than a dense convolution at all."""
+    if type(layer) is not nn.Conv2d or x.dim() != 4 or layer.groups != 1 or layer.padding_mode != "zeros":
+        return None
+    padding = _padding(layer)
+    if (
+        not x.numel()
+        or padding is None
+        or min(layer.in_channels, layer.out_channels) < FEWEST_CHANNELS
+        or x.shape[1] != layer.in_channels
+    ):
+        return None
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or dtype not in sparse.DTYPES or not conv.available():
+        return None
+    window = Geometry(layer.stride, padding, layer.dilation)  # type: ignore[arg-type]
+    size = window.outputs(x.shape[2:], layer.kernel_size)
+    return window if min(size) > 0 and math.prod(size) * len(x) * layer.weight.numel() >= WORTH_IT else None
 
 
 def linear(x: Tensor, layer: nn.Module, active: Tensor | None = None) -> Tensor:
@@ -227,6 +279,16 @@ def _spikes(packed: Packed) -> float | None:
     return packed.density if packed.bits == 1 else None
 
 
+def _last(packed: Packed, x: Tensor) -> Packed:
+    """x packed in the order `[N, H, W, C]`."""
+    last = torch.channels_last
+    return packed if x.is_contiguous(memory_format=last) else pack(x.contiguous(memory_format=last))
+
+
+def _as_events(packed: Packed) -> conv.Events:
+    return conv.Events(packed.codes, packed.bits, packed.shape)
+
+
 def _as_spikes(packed: Packed) -> sparse.Spikes:
     assert packed.nonzero is not None
     M, K = packed.shape
@@ -261,12 +323,28 @@ def _pack(x: Tensor, dtype: torch.dtype) -> Packed:
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any, dtype: torch.dtype) -> Tensor:
-        packed = _pack(x, dtype) if weight.requires_grad else None
-        _keep(ctx, packed, weight)
-        ctx.geometry, ctx.dtype, ctx.x_form = geometry, dtype, (x.shape, x.stride())
-        ctx.bias_sizes = None if bias is None else bias.shape
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: Any,
+        dtype: torch.dtype,
+        window: Geometry | None,
+        choice: Choice | None,
+    ) -> Tensor:
+        packed = _pack(x, dtype) if weight.requires_grad or choice else None
+        ways = ("dense", "dense")
+        if packed and choice:
+            made = choice.decide_events(dtype, math.prod(weight.shape[2:]), packed.density)
+            ways = made.forward, made.weight
+            packed = _last(packed, x) if "gather" in ways else packed
+        _keep(ctx, packed if weight.requires_grad else None, weight)
+        ctx.geometry, ctx.window, ctx.dtype, ctx.x_form = geometry, window, dtype, (x.shape, x.stride())
+        ctx.way, ctx.bias_sizes = ways[1], None if bias is None else bias.shape
         with torch.autocast("cpu", enabled=False):
+            if packed and window and ways[0] == "gather":
+                return _as_events(packed).convolved(weight.to(dtype), bias, window)
             bias = None if bias is None else bias.to(dtype)
             return torch.ops.aten.convolution(x.to(dtype), weight.to(dtype), bias, *geometry)
 
@@ -274,13 +352,17 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor | None) -> Any:
         packed, (weight,) = _kept(ctx)
         if g is None:
-            return None, None, None, None, None
+            return (None,) * 7
+        needs, gathered = list(ctx.needs_input_grad[:3]), None
+        if packed and needs[1] and ctx.way == "gather":
+            gathered = _as_events(packed).weight_gradient(g.contiguous(memory_format=torch.channels_last), weight, ctx.window)
+            needs[1] = False
         # without the weight's gradient only the form of x is read
-        x = packed.unpack(ctx.dtype) if packed else torch.empty_strided(*ctx.x_form, dtype=ctx.dtype)
+        x = packed.unpack(ctx.dtype) if packed and needs[1] else torch.empty_strided(*ctx.x_form, dtype=ctx.dtype)
         with torch.autocast("cpu", enabled=False):
-            given = g, x, weight.to(ctx.dtype), ctx.bias_sizes, *ctx.geometry, ctx.needs_input_grad[:3]
-            gradients = torch.ops.aten.convolution_backward(*given)
-        return *gradients, None, None  # autograd casts them to the dtypes of what they belong to
+            given = g, x, weight.to(ctx.dtype), ctx.bias_sizes, *ctx.geometry, needs
+            gx, gw, gb = torch.ops.aten.convolution_backward(*given) if any(needs) else (None,) * 3
+        return gx, gw if gathered is None else gathered, gb, None, None, None, None  # autograd casts them to their dtypes
 
 
 class _Linear(torch.autograd.Function):
