@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backspike import data
-from backspike.data import DataError, Events, Split, cache, digits_dvs, frames, static
+from backspike.data import DataError, Events, Split, cache, frames, simulated, static
 from backspike.data.formats import nmnist
 from backspike.data.simulate import record
 from backspike.data.split import carve, stratified_order
@@ -45,6 +45,11 @@ def few_digits(monkeypatch):
     few = tuple(split.take(np.arange(n)) for split, n in zip(whole, (12, 5, 7)))
     monkeypatch.setattr(static, "digits", lambda: few)
     return few
+
+
+def digits_dvs():
+    """The folder of digits-dvs, made where it is not."""
+    return simulated.folder("digits-dvs", data.load("digits"))
 
 
 def write(path, content):
@@ -379,6 +384,8 @@ def test_catalogue_lists_all_sets():
         "shd",
         "ssc",
         "imagenet",
+        "mnist-dvs",
+        "cifar10-dvs-simulated",
     ]
     for entry in data.catalogue():
         for layout in entry.layouts:
@@ -505,14 +512,16 @@ def test_digits_dvs_is_the_simulated_digits(few_digits, own_cache):
     assert [split.x.shape for split in (dvs.train, dvs.validation, dvs.test)] == [(n, 10, 2, 34, 34) for n in (12, 5, 7)]
     assert "simulated" in dvs.note
     assert dvs.events
-    folder = own_cache / digits_dvs.name()
+    folder = digits_dvs()
     for split, digits, part in zip((dvs.train, dvs.validation, dvs.test), few_digits, ("Train", "Validation", "Test")):
         assert sorted(zip(split.ids, split.y)) == sorted(zip(digits.ids, digits.y))
         for i, (id, y) in enumerate(zip(split.ids, split.y)):
             e = nmnist.decode((folder / part / str(y) / f"{id:05d}.bin").read_bytes())
             assert split.x[i].sum() == len(e) > 500
             (j,) = np.flatnonzero(digits.ids == id)
-            np.testing.assert_array_equal(e.t, record(digits.x[j], digits_dvs.SEED, int(id)).t)
+            seed = ("Train", "Validation", "Test").index(part)
+            shown = np.pad(digits.x[j, 0], 1)
+            np.testing.assert_array_equal(e.t, record(shown, seed, int(id), simulated.SETS["digits-dvs"].camera).t)
     assert len(data.load("digits-dvs", T=4, size=17, limit=3).train) == 3
 
 
@@ -531,32 +540,33 @@ def damage_remove(folder):
 
 
 def damage_add(folder):
-    write(folder / "Train" / "0" / "99999.bin", bytes(5))
+    write(sorted(folder.rglob("*.bin"))[3].with_name("99999.bin"), bytes(5))
 
 
 def damage_sums(folder):
-    path = folder / digits_dvs.SUMS
+    path = sorted(folder.rglob(simulated.SUMS))[0]
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
 
 
 def damage_recording_and_sum(folder):
-    path = folder / digits_dvs.SUMS
+    path = sorted(folder.rglob(simulated.SUMS))[0]
     *lines, last = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines))
-    (folder / last.split()[1]).unlink()
+    (path.parent / last.split()[1]).unlink()
 
 
 def damage_no_sums(folder):
-    (folder / digits_dvs.SUMS).unlink()
+    sorted(folder.rglob(simulated.SUMS))[0].unlink()
 
 
 def damage_garbled_sums(folder):
-    (folder / digits_dvs.SUMS).write_bytes(b"\xff\xfe garbage\n")
+    sorted(folder.rglob(simulated.SUMS))[0].write_bytes(b"\xff\xfe garbage\n")
 
 
 def damage_file_in_its_place(folder):
-    shutil.rmtree(folder)
-    folder.write_bytes(b"")
+    one = sorted((folder / "Train").iterdir())[1]
+    shutil.rmtree(one)
+    one.write_bytes(b"")
 
 
 @pytest.mark.parametrize(
@@ -574,10 +584,10 @@ def damage_file_in_its_place(folder):
     ],
 )
 def test_damaged_recordings_in_the_cache_are_made_again(few_digits, own_cache, caplog, damage):
-    folder = digits_dvs.folder()
+    folder = digits_dvs()
     good = contents(folder)
     damage(folder)
-    assert digits_dvs.folder() == folder
+    assert digits_dvs() == folder
     assert contents(folder) == good
     assert len(caplog.messages) == 1
     assert "is damaged" in caplog.messages[0]
@@ -623,15 +633,15 @@ def test_a_kill_while_writing_leaves_nothing_that_is_taken_for_an_entry(own_cach
 
 
 def test_leftovers_of_killed_processes_are_ignored_and_swept_when_old(few_digits, own_cache):
-    name = digits_dvs.name()
+    name = simulated.entry_name("digits-dvs", data.load("digits"))
     for i in range(2):
-        write(own_cache / f".backspike-{name}.{i}.{i}.tmp" / "Train" / "0" / "00000.bin", b"half")
-    write(own_cache / ".backspike-x.npy.1.1.tmp", b"half")
-    write(own_cache / ".other.tmp", b"not ours")
-    for old in (f".backspike-{name}.0.0.tmp", ".backspike-x.npy.1.1.tmp", ".other.tmp"):
-        os.utime(own_cache / old, (0, 0))
-    assert len(list(digits_dvs.folder().rglob("*.bin"))) == 24
-    assert sorted(path.name for path in own_cache.iterdir()) == [f".backspike-{name}.1.1.tmp", ".other.tmp", name]
+        write(own_cache / name / "Train" / f".backspike-3.{i}.{i}.tmp" / "00000.bin", b"half")
+    write(own_cache / name / "Train" / ".other.tmp", b"not ours")
+    for old in (".backspike-3.0.0.tmp", ".other.tmp"):
+        os.utime(own_cache / name / "Train" / old, (0, 0))
+    assert len(data.load("digits-dvs").train) == 12
+    leftovers = {path.name for path in (own_cache / name / "Train").iterdir() if not path.name.isdigit()}
+    assert leftovers == {".backspike-3.1.1.tmp", ".other.tmp"}
 
 
 def _child(barrier, queue):
@@ -688,7 +698,7 @@ def test_cache_that_cannot_be_written_gives_way_to_a_temporary_folder(few_digits
     monkeypatch.setattr(cache, "_temporary", lambda: temporary)
     assert len(data.load("digits-dvs").train) == 12
     assert {"a temporary folder serves" in message for message in caplog.messages} == {True}
-    assert (temporary / digits_dvs.name()).is_dir()
+    assert (temporary / simulated.entry_name("digits-dvs", data.load("digits"))).is_dir()
     monkeypatch.setattr(cache, "_temporary", lambda: tmp_path / "file" / "too")
     with pytest.raises(DataError, match="set BACKSPIKE_CACHE"):
         data.load("digits-dvs")
@@ -710,8 +720,8 @@ def test_cache_folder(monkeypatch, tmp_path):
 
 def test_simulation_is_announced_only_to_those_who_listen(few_digits, caplog):
     with caplog.at_level(logging.INFO, "backspike"):
-        digits_dvs.folder()
-        digits_dvs.folder()
+        digits_dvs()
+        digits_dvs()
     assert [record.levelname for record in caplog.records] == ["INFO"]
 
 

@@ -6,7 +6,7 @@ A split works as the data set of a PyTorch DataLoader. `catalogue` says what the
 
 import os
 
-from . import digits_dvs, events, pictures, static
+from . import events, pictures, simulated, static
 from .formats import DataError, Events
 from .frames import By, Pixels, channels, frames
 from .pictures import Pictures
@@ -55,14 +55,16 @@ def load(
         raise DataError(f"{name} holds images: T, size and by are for event recordings (digits-dvs, nmnist)")
     if not upright and name != "dvs-cifar10":
         raise DataError(f"upright=False is for dvs-cifar10: {name} has one orientation")
+    place = found(name, root)
+    if entry.layouts and place is None:
+        raise missing(name, root)
     if name == "digits":
         parts = static.digits()
-    elif name == "digits-dvs":
-        parts = events.load(entry, digits_dvs.folder(), T, size, by)
+    elif name in simulated.SETS:
+        recordings = simulated.folder(name, load(simulated.SETS[name].images, root))
+        parts = events.load(entry, recordings, T, size, by)
     else:
-        place = found(name, root)
-        if place is None:
-            raise missing(name, root)
+        assert place is not None
         if name == "imagenet":
             parts = pictures.load(entry, place[0], size)
         elif entry.kind == "events":

@@ -82,7 +82,32 @@ def _unzipped(*files: tuple[str, str]) -> tuple[File, ...]:
 
 
 DIGITS_CREDIT = "E. Alpaydin, C. Kaynak 1998, UCI Machine Learning Repository, CC BY 4.0"
+MNIST_CREDIT = "Y. LeCun, C. Cortes, C. J. C. Burges"
 CIFAR_CREDIT = "A. Krizhevsky 2009"
+MNIST_LAYOUTS = _idx_layouts(
+    ("MNIST/raw", "MNIST", ""),
+    ("train-images-idx3-ubyte", 9912422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+    ("train-labels-idx1-ubyte", 28881, "d53e105ee54ea40749a09fcbcd1e9432"),
+    ("t10k-images-idx3-ubyte", 1648877, "9fb629c4189551a2d022fa330f9573f3"),
+    ("t10k-labels-idx1-ubyte", 4542, "ec29112dd5afa0611ce80d1b7f02629c"),
+)
+CIFAR10_LAYOUTS = (
+    Layout(
+        ("cifar-10-batches-py", ""),
+        (
+            File("data_batch_1", 31035704, "c99cafc152244af753f735de768cd75f"),
+            File("data_batch_2", 31035320, "d4bba439e000b95fd0a9bffe97cbabec"),
+            File("data_batch_3", 31035999, "54ebc095f3ab1f0389bbae665268c751"),
+            File("data_batch_4", 31035696, "634d18415352ddfa80567beed471001a"),
+            File("data_batch_5", 31035623, "482c414d41f54cd18b22e5b47cb7c3cb"),
+            File("test_batch", 31035526, "40351d587109b95175f43aff81a1287e"),
+        ),
+    ),
+    Layout(
+        ("cifar-10-batches-bin", ""),
+        (*(File(f"data_batch_{i}.bin", 30730000) for i in range(1, 6)), File("test_batch.bin", 30730000)),
+    ),
+)
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DVS_CIFAR10_MD5 = (
     "0afd5c4bf9ae06af762a77b180354fdd",
@@ -127,15 +152,9 @@ CATALOGUE = (
         (55000, 5000, 10000),
         10,
         (1, 28, 28),
-        "Y. LeCun, C. Cortes, C. J. C. Burges",
+        MNIST_CREDIT,
         "https://yann.lecun.com/exdb/mnist",
-        _idx_layouts(
-            ("MNIST/raw", "MNIST", ""),
-            ("train-images-idx3-ubyte", 9912422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
-            ("train-labels-idx1-ubyte", 28881, "d53e105ee54ea40749a09fcbcd1e9432"),
-            ("t10k-images-idx3-ubyte", 1648877, "9fb629c4189551a2d022fa330f9573f3"),
-            ("t10k-labels-idx1-ubyte", 4542, "ec29112dd5afa0611ce80d1b7f02629c"),
-        ),
+        MNIST_LAYOUTS,
     ),
     Source(
         "fashion-mnist",
@@ -161,23 +180,7 @@ CATALOGUE = (
         (3, 32, 32),
         CIFAR_CREDIT,
         "https://www.cs.toronto.edu/~kriz/cifar.html",
-        (
-            Layout(
-                ("cifar-10-batches-py", ""),
-                (
-                    File("data_batch_1", 31035704, "c99cafc152244af753f735de768cd75f"),
-                    File("data_batch_2", 31035320, "d4bba439e000b95fd0a9bffe97cbabec"),
-                    File("data_batch_3", 31035999, "54ebc095f3ab1f0389bbae665268c751"),
-                    File("data_batch_4", 31035696, "634d18415352ddfa80567beed471001a"),
-                    File("data_batch_5", 31035623, "482c414d41f54cd18b22e5b47cb7c3cb"),
-                    File("test_batch", 31035526, "40351d587109b95175f43aff81a1287e"),
-                ),
-            ),
-            Layout(
-                ("cifar-10-batches-bin", ""),
-                (*(File(f"data_batch_{i}.bin", 30730000) for i in range(1, 6)), File("test_batch.bin", 30730000)),
-            ),
-        ),
+        CIFAR10_LAYOUTS,
     ),
     Source(
         "cifar100",
@@ -336,6 +339,28 @@ CATALOGUE = (
                 ),
             ),
         ),
+    ),
+    Source(
+        "mnist-dvs",
+        "events",
+        (55000, 5000, 10000),
+        10,
+        (2, 34, 34),
+        MNIST_CREDIT,
+        "https://yann.lecun.com/exdb/mnist",
+        MNIST_LAYOUTS,
+        note="simulated: made on first use from mnist's files",
+    ),
+    Source(
+        "cifar10-dvs-simulated",
+        "events",
+        (45000, 5000, 10000),
+        10,
+        (2, 48, 48),
+        CIFAR_CREDIT,
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+        CIFAR10_LAYOUTS,
+        note="simulated: made on first use from cifar10's files; not the recordings of DVS-CIFAR10",
     ),
 )
 

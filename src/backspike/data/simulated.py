@@ -1,0 +1,153 @@
+"""Image sets before the simulated event camera, as N-MNIST files: digits-dvs, mnist-dvs, cifar10-dvs-simulated.
+
+Made on first use in the cache, in N-MNIST's layout and format (`Train|Validation|Test/<class>/<id>.bin`, ids and split those
+of the images), so that they are read by the reader of the real recordings. Every class of a part is an entry of the cache,
+made in a process of its own: a simulation that was stopped goes on with the classes that are missing. `SHA256SUMS` lists the
+recordings of an entry; the sums are compared on every use, and an entry that differs is made again.
+"""
+
+import hashlib
+import logging
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import cache
+from .binning import processors
+from .cache import cached
+from .formats import DataError, nmnist
+from .progress import progress
+from .simulate import Camera, record_all
+from .split import Splits
+
+logger = logging.getLogger("backspike")
+VERSION = 2
+SUMS = "SHA256SUMS"
+TOGETHER = 8  # images simulated at once
+SERIAL_IMAGES = 2_000  # starting processes takes longer than simulating so many
+
+
+@dataclass(frozen=True)
+class Set:
+    """The image set of the catalogue that is shown to a camera, with a margin of `pad` empty pixels around each image."""
+
+    images: str
+    camera: Camera
+    pad: int = 0
+
+
+SETS = {
+    # a digit is 16 pixels high, as the ink of N-MNIST's digits; blurred by enlarging, it needs a lower threshold
+    "digits-dvs": Set("digits", Camera(side=20.0, threshold=0.127, drift=0.21), pad=1),
+    "mnist-dvs": Set("mnist", Camera()),
+    "cifar10-dvs-simulated": Set("cifar10", Camera(size=48, side=42.0, negative=False, threshold=0.15)),
+}
+
+
+def folder(name: str, images: Splits) -> Path:
+    """The folder of the recordings of a set, complete and verified; simulates those that are not there."""
+    entry = entry_name(name, images)
+    if not (cache.folder() / entry).is_dir():
+        logger.info("simulating %s, once, in %s", name, cache.folder())
+    made = {path.parent.parent for path in _made(entry, list(_jobs(name, images)))}
+    if len(made) > 1:
+        raise DataError(f"no room for all of {entry}; set BACKSPIKE_CACHE to a folder that can be written")
+    return made.pop()
+
+
+def entry_name(name: str, images: Splits) -> str:
+    """The name of the folder in the cache: it changes with the images and with the camera."""
+    digest = hashlib.sha256(f"{SETS[name]} {VERSION}".encode())
+    for split in (images.train, images.validation, images.test):
+        for array in (split.x, split.y, split.ids):
+            digest.update(np.ascontiguousarray(array).data)
+    return f"{name}-{digest.hexdigest()[:16]}"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The recordings of one class of one part: `<part>/<label>/<id>.bin`. The part and the id seed what is random."""
+
+    name: str
+    part: int
+    label: int
+    x: np.ndarray
+    ids: np.ndarray
+
+    @property
+    def place(self) -> str:
+        return f"{('Train', 'Validation', 'Test')[self.part]}/{self.label}"
+
+    def write(self, target: Path) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        shown, pad = SETS[self.name], SETS[self.name].pad
+        x = np.pad(self.x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+        sums = []
+        for first in range(0, len(x), TOGETHER):
+            ids = self.ids[first : first + TOGETHER].tolist()
+            for id, events in zip(ids, record_all(x[first : first + TOGETHER], self.part, ids, shown.camera)):
+                data = nmnist.encode(events)
+                (target / f"{id:05d}.bin").write_bytes(data)
+                sums.append(f"{hashlib.sha256(data).hexdigest()}  {id:05d}.bin\n")
+        (target / SUMS).write_text("".join(sums))
+
+    def write_elsewhere(self, target: Path) -> None:
+        """`write` in a plain interpreter: unlike those of `multiprocessing` it does not run the user's script again."""
+        places = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        code = "import pickle, sys; job, target = pickle.load(sys.stdin.buffer); job.write(target)"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            input=pickle.dumps((self, target), pickle.HIGHEST_PROTOCOL),
+            stderr=subprocess.PIPE,
+            env={**os.environ, **places},
+        )
+        if done.returncode:
+            why = done.stderr.decode(errors="replace").strip().splitlines()
+            raise DataError(
+                f"simulating {self.name}, {self.place} failed ({why[-1] if why else done.returncode}): run it again"
+            )
+
+    def verified(self, target: Path) -> Path:
+        lines = (target / SUMS).read_text().splitlines()
+        listed = {path: digest for digest, path in (line.split("  ") for line in lines)}
+        held = {path.name for path in target.glob("*.bin")}
+        if held != listed.keys() or held != {f"{id:05d}.bin" for id in self.ids}:
+            raise DataError(f"{len(held)} recordings and {len(listed)} sums instead of {len(self.ids)}")
+        for path, digest in listed.items():
+            if hashlib.sha256((target / path).read_bytes()).hexdigest() != digest:
+                raise DataError(f"{path} differs from its sum")
+        return target
+
+
+def _jobs(name: str, images: Splits) -> Iterator[_Job]:
+    for part, split in enumerate((images.train, images.validation, images.test)):
+        for label in np.unique(split.y):
+            (index,) = np.nonzero(split.y == label)
+            yield _Job(name, part, int(label), split.x[index], split.ids[index])
+
+
+def _made(entry: str, jobs: list[_Job]) -> list[Path]:
+    """The entries of all jobs, in processes where there is enough to do."""
+    images = sum(len(job.ids) for job in jobs)
+    alone = images <= SERIAL_IMAGES or not sys.executable
+    pool = ThreadPoolExecutor(1 if alone else processors())
+    try:
+        with progress(f"recordings of {jobs[0].name}", images) as advance:
+            made = []
+            for job, path in zip(jobs, pool.map(lambda job: _ready(entry, job, alone), jobs)):
+                made.append(path)
+                advance(len(job.ids))
+            return made
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _ready(entry: str, job: _Job, alone: bool) -> Path:
+    return cached(f"{entry}/{job.place}", read=job.verified, write=job.write if alone else job.write_elsewhere)
