@@ -55,6 +55,6 @@ def test_shapes_and_gradients(f):
     assert value.dim() == 0
     value.backward()
     assert y_seq.grad.all()
-    for bad in ((y_seq[0], torch.zeros(4).long()), (y_seq, torch.zeros(3).long()), (y_seq, torch.zeros(4, 5))):
-        with pytest.raises(ValueError, match=r"expected y_seq \[T, B, K\] and target \[B\], got"):
+    for bad in ((y_seq[0], torch.zeros(4).long()), (y_seq, torch.zeros(3).long()), (y_seq, torch.zeros(4, 6))):
+        with pytest.raises(ValueError, match=r"expected y_seq \[T, B, K\] and target \[B\] or \[B, K\], got"):
             f(*bad)

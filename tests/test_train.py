@@ -135,8 +135,9 @@ def stop_after(batches):
         {},
         {"ema": 0.9, "accumulate": 2, "mask_p_end": 0.1, "clip": 1.0},
         {"optimizer": "SGD(lr=0.05, nesterov=True)", "precision": "bfloat16", "neuron.learn": "('tau', 'threshold')"},
+        {"augment": "(Shift(1), OneOf(), CutMix(), Mixup())", "readout": "TWO(start_epoch=1)", "loss": "TET()"},
     ],
-    ids=["plain", "ema+accumulate+anneal", "sgd+bf16+learn"],
+    ids=["plain", "ema+accumulate+anneal", "sgd+bf16+learn", "mixed"],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, changes, batches):
     recipe = tiny(checkpoint_seconds=0, **changes)

@@ -1,26 +1,32 @@
-"""From a data set to batches `[T, B, ...]`: whole small sets live on the device as uint8, others are read sample by sample.
+"""From a data set to batches `[T, B, ...]`: arrays are indexed where they lie, other data sets are read sample by sample.
 
-The order of an epoch is a function of (seed, epoch), so that a resumed run goes on in the middle of it.
+The order of an epoch is a function of (seed, epoch), and augmentation is drawn here, not where samples are read: a resumed run
+goes on in the middle of an epoch, with any number of workers.
 """
 
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_worker_info
 
 from .data import Split
+from .data.mixing import Mixing
 from .recipe import Recipe
 from .run import RunError
 
+RESIDENT_SHARE = 0.25  # of a GPU's free memory: larger sets stay on the host
+
 
 class Batches:
-    """A data set cut into batches (x `[T, B, ...]`, y `[B]`).
+    """A data set cut into batches (x `[T, B, ...]`, y `[B]`, or `[B, K]` where samples are mixed).
 
     data: a `bs.data.Split`, or any data set with `len(d)` and `d[i] -> (x, y)`. A sample with 4 dimensions is `[T, C, H, W]`;
     any other is static and repeats over T, unless the recipe's `has_time` says otherwise. Static samples of uint8 are divided
@@ -33,8 +39,12 @@ class Batches:
         self.data, self.recipe, self.device = data, recipe, device
         self.classes: int | None = None  # once known, labels outside are refused
         self.arrays: tuple[Tensor, Tensor] | None = None
-        if isinstance(data, Split):
-            self.arrays = torch.from_numpy(np.array(data.x)).to(device), torch.from_numpy(np.array(data.y)).long().to(device)
+        if (
+            isinstance(data, Split)
+            and isinstance(data.x, np.ndarray)
+            and not (isinstance(data.x, np.memmap) and recipe.workers)
+        ):
+            self.arrays = _placed(data.x, device), _placed(data.y, device).long()
 
     def expect_classes(self, K: int) -> None:
         """From now on labels outside 0 ... K - 1 are refused."""
@@ -55,9 +65,9 @@ class Batches:
 
     def training(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch in its own order, augmented, from batch number `first` on."""
-        for x, y in self._read(self.order(epoch).split(self.recipe.batch_size), first):
-            for augment in self.recipe.augment:
-                x = augment(x)
+        for x, y in self._read(self.order(epoch).split(self.recipe.batch_size), first, epoch):
+            if self.recipe.augment:
+                x, y = self._augmented(self._values(x), y)
             yield self._over_time(x), y
 
     def in_order(self, at_most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -87,29 +97,111 @@ class Batches:
     def _values(self, x: Tensor) -> Tensor:
         return x.float() / 255 if x.dtype == torch.uint8 and not self._has_time(x) else x.float()
 
-    def _read(self, parts: tuple[Tensor, ...], first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.arrays is not None:
-            images, labels = self.arrays
-            for part in parts[first:]:
-                index = part.to(self.device)
-                yield self._values(images[index]), labels[index]
+    def _augmented(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        for augment in self.recipe.augment:
+            if isinstance(augment, Mixing):
+                x, y = augment.mix(x, self._shares(y))
+            else:
+                x = augment(x)
+        return x, y
+
+    def _shares(self, y: Tensor) -> Tensor:
+        """Labels as shares of the classes, [B, K]."""
+        if y.dim() == 2:
+            return y
+        if self.classes is None:
+            raise RunError("samples can be mixed once the number of classes is known: call expect_classes first")
+        return F.one_hot(y, self.classes).float()
+
+    def _read(self, parts: tuple[Tensor, ...], first: int = 0, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.arrays is None:
+            yield from self._sampled(parts, first, epoch)
             return
-        # a generator of its own: the default one must not be drawn from when a loader is made
-        loader = DataLoader(self.data, batch_sampler=[p.tolist() for p in parts[first:]], generator=torch.Generator())
-        for number, (x, y) in enumerate(loader, first):
-            x = self._values(x.to(self.device))
-            if not bool(torch.isfinite(x).all()):
+        images, labels = self.arrays
+        for part in parts[first:]:
+            index = part.to(images.device)
+            yield self._here(images[index]), self._here(labels[index])
+
+    def _here(self, x: Tensor) -> Tensor:
+        """On the device; from pinned memory, a copy to a GPU goes on beside the computation."""
+        if x.device == self.device:
+            return x
+        return (x.pin_memory() if self.device.type == "cuda" else x).to(self.device, non_blocking=True)
+
+    def _sampled(self, parts: tuple[Tensor, ...], first: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        loader: DataLoader[Any] = DataLoader(
+            _Seeded(self.data, (self.recipe.seed, epoch)),
+            batch_sampler=[part.tolist() for part in parts[first:]],
+            num_workers=min(self.recipe.workers, len(parts) - first),
+            collate_fn=default_collate,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # of its own: the default one must not be drawn from when a loader is made
+        )
+        for number, (x, y) in enumerate(_in_one_line(iter(loader), self.recipe.workers), first):
+            x = x.to(self.device, non_blocking=True)
+            if x.is_floating_point() and not bool(torch.isfinite(x).all()):
                 raise RunError(f"batch {number} of the data holds NaN or infinity; clean the data set")
-            y = torch.as_tensor(y, device=self.device).long()
+            y = torch.as_tensor(y).to(self.device, torch.long)
             self._check_labels(y, f"batch {number} of the data")
             yield x, y
 
     def _over_time(self, x: Tensor) -> Tensor:
-        """`[B, ...]` to `[T, B, ...]`: time comes first; a static sample repeats (stride 0, no copy)."""
+        """`[B, ...]` to float32 `[T, B, ...]`: time comes first; a static sample repeats (stride 0, no copy)."""
         T = self.recipe.T
-        if self._has_time(x):
-            if x.shape[1] != T:
-                raise RunError(f"the samples have {x.shape[1]} timesteps and the recipe has T = {T}; make them equal")
-            x = x.transpose(0, 1)
-            return x.contiguous()
-        return x.expand(T, *x.shape)
+        if not self._has_time(x):
+            x = self._values(x)
+            if self.recipe.channels_last and x.dim() == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
+            return x.expand(T, *x.shape)
+        if x.shape[1] != T:
+            raise RunError(f"the samples have {x.shape[1]} timesteps and the recipe has T = {T}; make them equal")
+        x = x.transpose(0, 1)
+        if self.recipe.channels_last and x.dim() == 5:
+            out = torch.empty(*x.shape[:2], *x.shape[3:], x.shape[2], device=x.device).movedim(-1, 2)
+        else:
+            out = torch.empty(x.shape, device=x.device)
+        return out.copy_(x)  # the change of order and of type in one pass
+
+
+def _placed(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array on the device where it is small enough, else as it lies on the host; memory-mapped files are not read."""
+    tensor = torch.from_numpy(array if array.flags.writeable else np.array(array))
+    if device.type == "cuda" and array.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return tensor
+    return tensor.to(device)
+
+
+class _Seeded(Dataset[Any]):
+    """A data set whose samples, read in a worker, draw at random by (seed, epoch, number): whoever reads them, and when."""
+
+    def __init__(self, data: Any, seed: tuple[int, int]) -> None:
+        self.data, self.seed = data, seed
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> Any:
+        if get_worker_info() is not None:
+            (seed,) = np.random.SeedSequence((*self.seed, i)).generate_state(1).tolist()
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002  (what a user's data set may draw from)
+        return self.data[i]
+
+
+def _in_one_line(batches: Iterator[Any], workers: int) -> Iterator[Any]:
+    """What goes wrong in a worker, in one line."""
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as e:
+            if workers == 0:
+                raise
+            if "exited unexpectedly" in str(e) or "killed by signal" in str(e):
+                raise RunError(
+                    f"a process that reads samples ended (killed, perhaps for want of memory); lower --workers ({workers})"
+                ) from e
+            raise RunError(f"a sample cannot be read: {str(e).strip().splitlines()[-1]}") from e
+        yield batch

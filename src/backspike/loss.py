@@ -1,4 +1,4 @@
-"""Losses on the outputs over time: `loss(y_seq, target)` with y_seq `[T, B, K]` and target `[B]` (class indices)."""
+"""Losses on the outputs over time: `loss(y_seq, target)` with y_seq `[T, B, K]`; target `[B]`: classes, or `[B, K]`: shares."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ def tet(y_seq: Tensor, target: Tensor, lam: float = 0.05, phi: float = 1.0, labe
     (1 - lam) mean_t CE(o[t], y) + lam mean_t MSE(o[t], phi); the second term keeps outliers down.
     """
     _check(y_seq, target)
-    T = y_seq.shape[0]
-    each = F.cross_entropy(y_seq.flatten(0, 1), target.repeat(T), label_smoothing=label_smoothing)
+    each = F.cross_entropy(y_seq.flatten(0, 1), torch.cat([target] * len(y_seq)), label_smoothing=label_smoothing)
     return (1 - lam) * each + lam * F.mse_loss(y_seq, torch.full_like(y_seq, phi))
 
 
@@ -28,10 +27,10 @@ def spike_count_mse(y_seq: Tensor, target: Tensor, correct: float = 0.8, wrong: 
     """Mean squared distance of the firing rates from `correct` for the target class and `wrong` for the others."""
     _check(y_seq, target)
     rate = y_seq.mean(0)
-    wanted = torch.full_like(rate, wrong).scatter_(1, target.unsqueeze(1), correct)
-    return F.mse_loss(rate, wanted)
+    share = target if target.dim() == 2 else F.one_hot(target, rate.shape[1])
+    return F.mse_loss(rate, wrong + (correct - wrong) * share.to(rate.dtype))
 
 
 def _check(y_seq: Tensor, target: Tensor) -> None:
-    if y_seq.dim() != 3 or target.shape != y_seq.shape[1:2]:
-        raise ValueError(f"expected y_seq [T, B, K] and target [B], got {list(y_seq.shape)} and {list(target.shape)}")
+    if y_seq.dim() != 3 or target.shape not in (y_seq.shape[1:2], y_seq.shape[1:]):
+        raise ValueError(f"expected y_seq [T, B, K] and target [B] or [B, K], got {list(y_seq.shape)} and {list(target.shape)}")

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints, runti
 
 from . import surrogate as _surrogate
 from .data import augment as _augment
+from .data import autoaugment as _autoaugment
+from .data import mixing as _mixing
 from .models import NETWORKS, ConvNet, Model
 from .surrogate import ATan, Surrogate
 
@@ -242,9 +244,10 @@ class Recipe:
     clip: float = _field(0.0, "largest norm of the gradient; 0: no clipping")
     ema: float = _field(0.0, "decay of the averaged weights that are evaluated and saved; 0: none")
     patience: int = _field(0, "stop after so many epochs without a better validation accuracy; 0: never")
-    augment: tuple[_augment.Augment, ...] = _field((), "changes to training samples, drawn afresh for each")
+    augment: tuple[_augment.Augment | _mixing.Mixing, ...] = _field((), "changes to training samples, drawn afresh for each")
     precision: str = _field("auto", "float32, bfloat16 (autocast) or auto: bfloat16 where the processor computes in it")
     channels_last: bool | None = _field(None, "memory layout of images and convolutions; None: where it is faster")
+    workers: int = _field(0, "processes that read samples of data sets that do not lie in memory")
     seed: int = _field(0, "of weights, order, augmentation and masks")
     checkpoint_seconds: float = _field(60.0, "time between checkpoints within an epoch")
 
@@ -252,7 +255,17 @@ class Recipe:
         _check_types(self)
         for name in ("T", "epochs", "batch_size", "accumulate"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("limit", "size", "freeze_width", "warmup_epochs", "clip", "patience", "seed", "checkpoint_seconds"):
+        for name in (
+            "limit",
+            "size",
+            "freeze_width",
+            "warmup_epochs",
+            "clip",
+            "patience",
+            "seed",
+            "checkpoint_seconds",
+            "workers",
+        ):
             _require(getattr(self, name) >= 0, name, "not negative", getattr(self, name))
         _require(self.seed < 2**40, "seed", "below 2^40", self.seed)
         _require(0 <= self.weight_mask <= 1, "weight_mask", "a probability in [0, 1]", self.weight_mask)
@@ -397,6 +410,7 @@ _EXAMPLES = {
     "Loss": "CrossEntropy()",
     "Optimizer": "AdamW(lr=0.001)",
     "Augment": "Shift(1)",
+    "Mixing": "CutMix()",
 }
 
 
@@ -447,7 +461,8 @@ VALUES: dict[str, Callable[..., Any]] = {
         *(_surrogate.PiecewiseExponential, _surrogate.Rectangle, _surrogate.Sigmoid, _surrogate.SuperSpike),
         *(_surrogate.Triangle, *NETWORKS, Mean, Last, TWO, CrossEntropy, TET, PDA),
         *(SGS, AdamW, SGD),
-        *(_augment.Shift, _augment.Crop, _augment.Flip, _augment.Cutout, _augment.AutoAugment),
+        *(_augment.Shift, _augment.Crop, _augment.Flip, _augment.Cutout, _augment.Roll, _augment.Rotate, _augment.Shear),
+        *(_augment.EventDrop, _augment.OneOf, _autoaugment.AutoAugment, _mixing.Mixup, _mixing.CutMix),
     )
 }
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .data.augment import AutoAugment, Crop, Cutout, Flip, Shift
+from .data.augment import Crop, Cutout, Flip, Shift
+from .data.autoaugment import AutoAugment
 from .models import CIFARNet, ConvNet
 from .recipe import TWO, AdamW, Neuron, Recipe
 from .surrogate import Masked, Triangle

@@ -500,6 +500,7 @@ class _Training:
             _average(self.averaged, network, min(recipe.ema, self.step / (self.step + 9)))
 
     def _observe(self, o: Tensor, logits: Tensor, y: Tensor) -> None:
+        y = y.argmax(-1) if y.dim() == 2 else y  # of a mixed sample the larger share counts
         if isinstance(self.network.readout, TWO):
             self.network.readout.observe(o, y)
         self.right += int((logits.argmax(-1) == y).sum())

@@ -1,11 +1,13 @@
 """Augmentation of a batch, on its device: every value here is called with images `[B, C, H, W]` or frames `[B, T, C, H, W]`.
 
-Each sample gets its own draw, the same for all its timesteps, from torch's default generator. Torch is imported when a value
-is called, so that recipes can hold these values without it.
+Each sample gets its own draw, the same for all its timesteps, from torch's default generator. Shape and dtype stay as they
+are; pixels move whole, so that counts of events stay counts. Torch is imported when a value is called, so that recipes can
+hold these values without it.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -15,9 +17,31 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Augment(Protocol):
-    """Anything callable on a batch that keeps its shape."""
+    """Anything callable on a batch that keeps its shape. The trainer gives float32: images in [0, 1], counts of events."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
+
+
+def _positive(value: object, name: str, amount: float) -> None:
+    if not amount > 0:
+        raise ValueError(f"{type(value).__name__}: {name} must be above 0, got {amount}")
+
+
+def _probability(value: object, name: str, p: float) -> None:
+    if not 0 <= p <= 1:
+        raise ValueError(f"{type(value).__name__}: {name} must lie in [0, 1], got {p}")
+
+
+def _each(draw: Tensor, x: Tensor) -> Tensor:
+    """One value a sample, [B], in a shape that broadcasts against x."""
+    return draw.view(-1, *[1] * (x.dim() - 1))
+
+
+def _uniform(x: Tensor, bound: float) -> Tensor:
+    """One number a sample in [-bound, bound], float32 [B]."""
+    import torch
+
+    return (2 * torch.rand(len(x), device=x.device) - 1) * bound
 
 
 @dataclass(frozen=True)
@@ -58,14 +82,13 @@ class Flip:
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.p <= 1:
-            raise ValueError(f"Flip: p must lie in [0, 1], got {self.p}")
+        _probability(self, "p", self.p)
 
     def __call__(self, x: Tensor) -> Tensor:
         import torch
 
         flipped = torch.rand(len(x), device=x.device) < self.p
-        return torch.where(flipped.view(-1, *[1] * (x.dim() - 1)), x.flip(-1), x)
+        return torch.where(_each(flipped, x), x.flip(-1), x)
 
 
 @dataclass(frozen=True)
@@ -75,35 +98,175 @@ class Cutout:
     size: int = 16
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"Cutout: size must be at least 1, got {self.size}")
+        _positive(self, "size", self.size)
 
     def __call__(self, x: Tensor) -> Tensor:
         import torch
 
-        inside = []
-        for length in x.shape[-2:]:
-            centre = torch.randint(0, length, (len(x), 1), device=x.device)
-            first = centre - self.size // 2
-            index = torch.arange(length, device=x.device)
-            inside.append((index >= first) & (index < first + self.size))
-        hole = inside[0][:, :, None] & inside[1][:, None, :]
-        return x.masked_fill(hole.view(len(x), *[1] * (x.dim() - 3), *hole.shape[1:]), 0)
+        size = torch.full((len(x),), self.size, device=x.device)
+        return x.masked_fill(box(x, size, size), 0)
+
+
+def box(x: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    """True in a box of height [B] and width [B] pixels around a random pixel of each sample, cut at the border; [B, 1, H, W]
+    or [B, 1, 1, H, W]."""
+    import torch
+
+    inside = []
+    for length, side in zip(x.shape[-2:], (height, width)):
+        first = torch.randint(0, length, (len(x),), device=x.device) - side // 2
+        index = torch.arange(length, device=x.device)
+        inside.append((index >= first[:, None]) & (index < (first + side)[:, None]))
+    return (inside[0][:, :, None] & inside[1][:, None, :]).view(len(x), *[1] * (x.dim() - 3), *x.shape[-2:])
+
+
+def warp(x: Tensor, matrix: Tensor, shift: Tensor | None = None) -> Tensor:
+    """Every sample's pixels taken from elsewhere: pixel d, (row, column) from the centre, shows pixel `matrix @ d + shift`.
+
+    matrix [B, 2, 2], shift [B, 2]. The nearest pixel is taken, zero outside: values, and so counts, are moved, never mixed.
+    """
+    import torch
+
+    H, W = x.shape[-2:]
+    rows, columns = (torch.arange(n, device=x.device, dtype=matrix.dtype) - (n - 1) / 2 for n in (H, W))
+    here = torch.stack([rows[:, None].expand(H, W), columns.expand(H, W)]).reshape(2, H * W)
+    there = matrix @ here  # [B, 2, H * W]
+    if shift is not None:
+        there = there + shift[:, :, None]
+    row, column = ((t + n / 2).floor().long() for t, n in zip(there.unbind(1), (H, W)))
+    outside = (row < 0) | (row >= H) | (column < 0) | (column >= W)
+    index = (row * W + column).masked_fill(outside, 0)
+    between = [1] * (x.dim() - 3)
+    flat = x.flatten(-2)
+    taken = flat.gather(-1, index.view(len(x), *between, H * W).expand_as(flat))
+    return taken.masked_fill(outside.view(len(x), *between, H * W), 0).unflatten(-1, (H, W))
 
 
 @dataclass(frozen=True)
-class AutoAugment:
-    """The AutoAugment policy for CIFAR-10 (Cubuk et al. 2019), kornia's implementation; for RGB images in [0, 1]."""
+class Roll:
+    """Each sample moves by up to `pixels` in each direction; what leaves on one side enters on the other."""
 
-    policy: str = "cifar10"
+    pixels: int = 5
 
     def __post_init__(self) -> None:
-        if self.policy not in ("cifar10", "imagenet", "svhn"):
-            raise ValueError(f"AutoAugment: policy must be cifar10, imagenet or svhn, got {self.policy!r}")
+        _positive(self, "pixels", self.pixels)
 
     def __call__(self, x: Tensor) -> Tensor:
-        from kornia.augmentation.auto import AutoAugment as Kornia
+        import torch
 
-        if x.dim() != 4 or x.shape[1] != 3:
-            raise ValueError(f"AutoAugment: expected RGB images [B, 3, H, W], got shape {list(x.shape)}")
-        return Kornia(self.policy)(x).clamp(0, 1)
+        for dimension in (-2, -1):
+            n = x.shape[dimension]
+            by = torch.randint(-self.pixels, self.pixels + 1, (len(x), 1), device=x.device)
+            index = (torch.arange(n, device=x.device) - by) % n
+            shape = [len(x), *[1] * (x.dim() - 1)]
+            shape[dimension] = n
+            x = x.gather(dimension, index.view(shape).expand_as(x))
+        return x
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Each sample turns by up to `degrees` to either side, about its centre."""
+
+    degrees: float = 15.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "degrees", self.degrees)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return warp(x, rotation(_uniform(x, math.radians(self.degrees))))
+
+
+def rotation(angle: Tensor) -> Tensor:
+    """Matrices for `warp` that turn counter-clockwise by `angle` [B] (radians): [B, 2, 2]."""
+    import torch
+
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([cos, sin, -sin, cos], -1).view(-1, 2, 2)
+
+
+@dataclass(frozen=True)
+class Shear:
+    """Rows slide sideways: by up to `amount` pixels for each row away from the centre."""
+
+    amount: float = 0.15
+
+    def __post_init__(self) -> None:
+        _positive(self, "amount", self.amount)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return warp(x, shearing(_uniform(x, self.amount)))
+
+
+def shearing(amount: Tensor, vertical: bool = False) -> Tensor:
+    """Matrices for `warp`, [B, 2, 2]: rows slide by `amount` [B] a row; with `vertical` columns do."""
+    import torch
+
+    matrix = torch.eye(2, dtype=amount.dtype, device=amount.device).repeat(len(amount), 1, 1)
+    matrix[:, 1 - vertical, int(vertical)] = amount
+    return matrix
+
+
+@dataclass(frozen=True)
+class EventDrop:
+    """Of each sample, with equal probability: nothing is dropped, or single events, or a span of time, or an area.
+
+    Single events go with a probability drawn from [0, `most`], a span takes a share of the timesteps and an area a share of
+    each side from the same range. After EventDrop (Gu, Sng, Hu & Yu 2021), on frames `[B, T, C, H, W]` of counts.
+    """
+
+    most: float = 0.5
+
+    def __post_init__(self) -> None:
+        _positive(self, "most", self.most)
+        _probability(self, "most", self.most)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        import torch
+
+        if x.dim() != 5:
+            raise ValueError(f"EventDrop: expected frames [B, T, C, H, W], got shape {list(x.shape)}")
+        B, T, _, H, W = x.shape
+        kind = torch.randint(0, 4, (B,), device=x.device)
+        share = torch.rand(B, device=x.device) * self.most
+        x = _thinned(x, torch.where(kind == 1, share, 0))
+        first = torch.rand(B, device=x.device) * (1 - share) * T
+        step = torch.arange(T, device=x.device) + 0.5
+        span = (step >= first[:, None]) & (step < (first + share * T)[:, None]) & (kind == 2)[:, None]
+        area = box(x, (share * H).round().long(), (share * W).round().long()) & _each(kind == 3, x)
+        return x.masked_fill(span.view(B, T, 1, 1, 1) | area, 0)
+
+
+def _thinned(x: Tensor, p: Tensor) -> Tensor:
+    """Counts x after every single event was dropped with probability p [B]."""
+    import torch
+
+    (cell,) = torch.nonzero(((x > 0) & (_each(p, x) > 0)).flatten(), as_tuple=True)
+    event = torch.repeat_interleave(torch.arange(len(cell), device=x.device), x.flatten()[cell].long())  # the cell of each
+    stays = torch.rand(len(event), device=x.device) >= p[cell // x[0].numel()][event]
+    kept = torch.zeros(len(cell), dtype=torch.long, device=x.device).index_add_(0, event, stays.long())
+    return x.flatten().index_put((cell,), kept.to(x.dtype)).view(x.shape)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Each sample gets one of `choices`, all equally probable: `OneOf((Roll(), Rotate(), Shear(), Cutout(8)))`.
+
+    With a `Flip` before and a `CutMix` behind, this is the scheme of NDA (Li, Kim, Park, Geller & Panda 2022).
+    """
+
+    choices: tuple[Augment, ...] = (Roll(), Rotate(), Shear(), Cutout(8))
+
+    def __post_init__(self) -> None:
+        if not self.choices:
+            raise ValueError("OneOf: at least one choice is needed")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        import torch
+
+        choice, out = torch.randint(0, len(self.choices), (len(x),), device=x.device), x.clone()
+        for number, augment in enumerate(self.choices):
+            (index,) = torch.nonzero(choice == number, as_tuple=True)
+            if len(index):
+                out[index] = augment(x[index])
+        return out
