@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from backspike import loss
 from backspike.batches import Batches
-from backspike.data import Split
+from backspike.data import Pictures, Split
 from backspike.data.augment import Flip, Shift
 from backspike.data.mixing import CutMix, Mixup
 from backspike.recipe import TET, CrossEntropy, Recipe, RecipeError
@@ -126,6 +127,19 @@ def test_an_epoch_resumes_in_the_middle_with_any_number_of_workers(kind, tmp_pat
     assert len(epoch(2, 2)) == 3
     assert not torch.equal(epoch(0, 0)[0][1], epoch(0, 0, number=2)[0][1])
     assert not torch.equal(epoch(0, 0)[0][1], epoch(0, 0, seed=8)[0][1])
+
+
+def test_pictures_are_decoded_in_workers_and_not_before(tmp_path):
+    """Folders of pictures do not go into memory: they come one by one, with workers the same."""
+    rng = np.random.default_rng(0)
+    names = [f"{i:02d}.png" for i in range(13)]
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / name)
+    whole = Split(Pictures(tmp_path, np.array(names, bytes), 8), np.arange(13) % 4, np.arange(13))
+    alone, helped = (list(Batches(whole, recipe(workers=n), CPU).training(0)) for n in (0, 2))
+    assert all(torch.equal(x, other) for (x, _), (other, _) in zip(alone, helped, strict=True))
+    first = int(Batches(whole, recipe(), CPU).order(0)[0])
+    np.testing.assert_allclose(alone[0][0][1, 0], whole.x[first] / np.float32(255), rtol=1e-6)
 
 
 def test_every_sample_comes_once_an_epoch():

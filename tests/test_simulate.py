@@ -98,10 +98,8 @@ def test_an_edge_entering_a_pixel_is_on_and_leaving_it_off():
     e = record(np.pad(np.full((18, 18), 255, np.uint8), 5), camera=camera)
     inner = (e.y > 10) & (e.y < 23)
     x, p = e.x[inner], e.p[inner]
-    assert (x[p == 1].min(), x[p == 1].max()) == (
-        21,
-        30,
-    )  # right edge from 17 - 4 + 9 = 22 to 30, and what sees it there from 1 away
+    # right edge from 17 - 4 + 9 = 22 to 30, and what sees it there from 1 away
+    assert (x[p == 1].min(), x[p == 1].max()) == (21, 30)
     assert (x[p == 0].min(), x[p == 0].max()) == (3, 12)  # left edge from 17 - 4 - 9 = 4 to 12
     change = np.log1p(camera.contrast)  # from black to white, in each of 8 columns and 12 rows
     assert (p == 1).sum() == pytest.approx(8 * 12 * change / camera.threshold, abs=8 * 12)

@@ -58,13 +58,15 @@ class AutoAugment:
         levels = x.clone() if x.dtype == torch.uint8 else (x * 255).round().to(torch.uint8)
         policy = torch.randint(0, len(POLICY), (len(x),), device=x.device)
         for place in range(2):
-            chance = torch.rand(len(x), device=x.device)
+            names, probabilities, strengths = zip(*(operations[place] for operations in POLICY))
+            chosen = torch.rand(len(x), device=x.device) < torch.tensor(probabilities, device=x.device)[policy]
             sign = 2 * torch.randint(0, 2, (len(x),), device=x.device).double() - 1
-            for number, operations in enumerate(POLICY):
-                name, p, strength = operations[place]
-                (index,) = torch.nonzero((policy == number) & (chance < p), as_tuple=True)
+            m = sign * torch.tensor(strengths, device=x.device)[policy] / 9
+            for name in dict.fromkeys(names):
+                same = torch.tensor([name == other for other in names], device=x.device)[policy]
+                (index,) = torch.nonzero(chosen & same, as_tuple=True)
                 if len(index):
-                    levels[index] = OPERATIONS[name](levels[index], sign[index] * strength / 9)
+                    levels[index] = OPERATIONS[name](levels[index], m[index])
         return levels if x.dtype == torch.uint8 else levels.to(x.dtype) / 255
 
 
