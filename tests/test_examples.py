@@ -9,7 +9,13 @@ import pytest
 import backspike as bs
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+
+def blocks(name):
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.S)
+
+
+BLOCKS = blocks("README.md")
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
@@ -22,6 +28,13 @@ def test_the_code_of_the_readme_runs(code, monkeypatch, tmp_path, capsys):
     else:
         assert variables["loss"].item() < 0.8
         assert bs.backends()[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["docs/speed-and-memory.md"])
+def test_the_code_of_the_docs_runs(page, capsys):
+    for code in blocks(page):
+        exec(code, {})
+    assert "one op with BatchNorm2d 0.1 and MaxPool2d 2.0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
