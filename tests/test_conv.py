@@ -211,8 +211,8 @@ def test_layers_are_torchs(name, input, formats, autocast, always, tolerance):
         assert a.dtype == b.dtype
         near(a, b.double(), tolerance[dtype])
     made = product.choice(layer)
-    assert (made.forward, made.input, made.spikes) == ("gather", "dense", pytest.approx(float((x != 0).float().mean())))
-    assert made.weight == ("dense" if name == "1x1" else "gather")
+    density = pytest.approx(float((x != 0).float().mean()))
+    assert (made.forward, made.weight, made.input, made.spikes) == ("gather", "gather", "dense", density)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert torch.equal(product.convolution(x, layer), got[0])
 
@@ -284,12 +284,14 @@ def test_hysteresis(monkeypatch):
             (1.2, "dense"),
             (0.95, "dense"),
         ):
-            assert made.decide_events(dtype, 9, part * forward).forward == way
+            assert made.decide_events(dtype, True, part * forward).forward == way
+        made = product.Choice()
         for part, way in ((0.95, "dense"), (0.85, "gather"), (1.05, "gather"), (1.2, "dense")):
-            assert made.decide_events(dtype, 9, part * weight).weight == way
-        assert made.decide_events(dtype, 9, 0.01).weight == "gather"
-        assert made.decide_events(dtype, 1, 0.01).weight == "dense"
-        made.decide_events(dtype, 9, None)
+            assert made.decide_events(dtype, True, part * weight).weight == way
+        for binary, way in ((True, "gather"), (False, "dense")):
+            made = product.Choice().decide_events(dtype, binary, 0.8 * min(forward, weight))
+            assert (made.forward, made.weight) == (way, way)
+        made.decide_events(dtype, True, None)
         assert (made.forward, made.weight, made.spikes) == ("dense", "dense", None)
 
 
@@ -299,7 +301,7 @@ def test_the_choice_is_saved_resumed_and_told():
     x = (torch.rand((8, 32, 16, 16), generator=torch.Generator().manual_seed(2)) < density).float()
     model = bs.Sequential(bs.OverTime(nn.Conv2d(32, 32, 3, padding=1)), bs.LIF())
     layer = model[0][0]
-    made = product.choice(layer).decide_events(torch.float32, 9, 0.01)
+    made = product.choice(layer).decide_events(torch.float32, True, 0.01)
     assert (made.forward, made.weight) == ("gather", "gather")
     saved, other = product.state(model), copy.deepcopy(model)
     want = gradients(product.convolution, layer, x)

@@ -362,6 +362,13 @@ static inline void piece_at(const Spread *s, int64_t p, int64_t *image, int64_t 
     *row = p % s->bands * s->rows;
 }
 
+/* Whether some of k taps meet inputs of this remainder. */
+static int met(int64_t k, int64_t dilation, int64_t stride, int64_t remainder) {
+    for (int64_t i = 0; i < k; i++)
+        if (i * dilation % stride == remainder) return 1;
+    return 0;
+}
+
 /* The lists of channels c ... c + n - 1 in the pieces first ... last - 1. */
 ALWAYS void list_channels(const Conv *j, const Spread *s, int bits, int64_t first, int64_t last, int64_t c, int64_t n, Gather *g) {
     memset(g->count, 0, n * s->classes * sizeof(int32_t));
@@ -372,7 +379,9 @@ ALWAYS void list_channels(const Conv *j, const Spread *s, int bits, int64_t firs
         for (int64_t h = top; h < min(top + s->rows, j->H); h++) {
             const int64_t y = (h + j->pad_h) / j->stride_h - low_h + s->reach_h + (p - first) * s->high;
             const int64_t class_h = (h + j->pad_h) % j->stride_h * j->stride_w;
+            if (!met(j->KH, j->dilation_h, j->stride_h, (h + j->pad_h) % j->stride_h)) continue;
             for (int64_t w = 0; w < j->W; w++) {
+                if (!met(j->KW, j->dilation_w, j->stride_w, (w + j->pad_w) % j->stride_w)) continue;
                 const int32_t place = (int32_t)(y * s->wide + (w + j->pad_w) / j->stride_w - low_w + s->reach_w);
                 const int64_t class = class_h + (w + j->pad_w) % j->stride_w, at = ((image * j->H + h) * j->W + w) * j->C + c;
                 uint64_t words[8], some = codes_at(j, bits, at, n, words);
