@@ -289,7 +289,7 @@ def test_hysteresis(monkeypatch):
         for part, way in ((0.95, "dense"), (0.85, "gather"), (1.05, "gather"), (1.2, "dense")):
             assert made.decide_events(dtype, True, part * weight).weight == way
         for binary, way in ((True, "gather"), (False, "dense")):
-            made = product.Choice().decide_events(dtype, binary, 0.8 * min(forward, weight))
+            made = product.Choice().decide_events(dtype, binary, 0.875 * min(forward, weight))
             assert (made.forward, made.weight) == (way, way)
         made.decide_events(dtype, True, None)
         assert (made.forward, made.weight, made.spikes) == ("dense", "dense", None)
