@@ -35,10 +35,11 @@ TILED = 0.25
 MARGIN = 0.1  # a way is left when its limit is passed by this part of it
 WORTH_IT = 1 << 22  # multiplications of the dense product; below, calls cost more than they save
 FEWEST = 64  # rows and columns; narrower matrices leave lanes empty
-# The same for convolutions: forward, weight gradient. Measured on two Zen 4 cores that others used too, so that only ratios
-# count: 3x3, 64 images of 64 channels at 32x32, in ms, bfloat16: dense 19.0, 25.7; of what is not zero 2.5, 3 at 3 %; 6.2, 9.1 at
-# 10 %; 10.4, 16.6 at 20 %; 18.7, 25 at 30 %. float32: dense 37, 48; 7.3, 6.1 at 10 %; 21, 22 at 30 %; 32, 32 at 50 %. Other sizes
-# with 32 to 512 channels, 1x1 and stride 2 break even at 20 to 38 % and from 40 % on; values other than 1 at 3/4 of that.
+# The same for convolutions: forward, weight gradient. Measured on two Zen 4 cores that others used too, so that only
+# ratios count: 3x3, 64 images of 64 channels at 32x32, in ms, bfloat16: dense 19.0, 25.7; of what is not zero 2.5, 3 at 3
+# %; 6.2, 9.1 at 10 %; 10.4, 16.6 at 20 %; 18.7, 25 at 30 %. float32: dense 37, 48; 7.3, 6.1 at 10 %; 21, 22 at 30 %; 32,
+# 32 at 50 %. Other sizes with 32 to 512 channels, 1x1 and stride 2 break even at 20 to 38 % and from 40 % on; values
+# other than 1 at 3/4 of that.
 EVENTS_BELOW = {torch.float32: (0.4, 0.5), torch.bfloat16: (0.25, 0.2)}
 VALUED = 0.75
 FEWEST_CHANNELS = 16

@@ -184,10 +184,12 @@ static void needed(const Conv *j, int64_t first, int64_t last, int64_t *from, in
     *to = max(*from, min((last - 1) * j->stride_h - j->pad_h + (j->KH - 1) * j->dilation_h + 1, j->H));
 }
 
-/* Adds the rows of the weight that the events below the window of an output pixel name. rows[kh]: the starts of the input row
-   below that row of the window, or null. */
+/* For each row of the window the starts of the input row below it, or null. */
+typedef const int32_t *const *Rows;
+
+/* Adds the rows of the weight that the events below the window of an output pixel name. */
 ALWAYS void window(
-    const Conv *j, const Lists *l, const int32_t *const *rows, int64_t out_w, const char *panel, Vector *s, int units, int half, int valued) {
+    const Conv *j, const Lists *l, Rows rows, int64_t out_w, const char *panel, Vector *s, int units, int half, int valued) {
     const int64_t runs = j->dilation_w == 1 ? 1 : j->KW, wide = j->dilation_w == 1 ? j->KW : 1, size = units * unit_bytes(half);
     for (int64_t kh = 0; kh < j->KH; kh++) {
         if (!rows[kh]) continue;
@@ -210,7 +212,8 @@ ALWAYS void write(const float *s, const float *bias, void *y, int64_t at, int64_
     else SIMD for (int64_t i = 0; i < n; i++) ((float *)y)[at + i] = s[i] + bias[i];
 }
 
-ALWAYS void output_row(const Conv *j, const Lists *l, const int32_t *const *rows, int64_t row, int64_t block, int units, int half, int valued) {
+ALWAYS void output_row(
+    const Conv *j, const Lists *l, Rows rows, int64_t row, int64_t block, int units, int half, int valued) {
     const int64_t o = block * units * UNIT, outputs = min(units * UNIT, j->N - o), size = units * unit_bytes(half);
     const char *panel = (const char *)j->p_panel + block * j->KH * j->KW * j->C * size;
     float bias[WIDEST * UNIT] = {0};
@@ -225,15 +228,15 @@ ALWAYS void output_row(const Conv *j, const Lists *l, const int32_t *const *rows
     }
 }
 
-#define OUTPUT(units, half, valued)                                                                                           \
-    static void output_##units##half##valued(const Conv *j, const Lists *l, const int32_t *const *rows, int64_t row, int64_t b) { \
-        output_row(j, l, rows, row, b, units, half, valued);                                                                 \
+#define OUTPUT(units, half, valued)                                                                                    \
+    static void output_##units##half##valued(const Conv *j, const Lists *l, Rows rows, int64_t row, int64_t b) {       \
+        output_row(j, l, rows, row, b, units, half, valued);                                                           \
     }
 OUTPUT(1, 0, 0) OUTPUT(1, 0, 1) OUTPUT(1, 1, 0) OUTPUT(1, 1, 1)
 OUTPUT(2, 0, 0) OUTPUT(2, 0, 1) OUTPUT(2, 1, 0) OUTPUT(2, 1, 1)
 OUTPUT(4, 0, 0) OUTPUT(4, 0, 1) OUTPUT(4, 1, 0) OUTPUT(4, 1, 1)
 
-typedef void Output(const Conv *, const Lists *, const int32_t *const *, int64_t, int64_t);
+typedef void Output(const Conv *, const Lists *, Rows, int64_t, int64_t);
 
 static Output *output(int64_t units, int half, int valued) {
     static Output *const all[3][2][2] = {
@@ -301,9 +304,9 @@ void conv_forward(const Conv *j) {
 
 /* --------------------------------------------------------------------------------------------- the weight's gradient */
 
-/* gw[n, c, kh, kw] = sum of x[h, w, c] g[(h + pad - kh dilation) / stride, ..., n] where that divides. With q = (h + pad) / stride,
-   rounded down, and kh dilation = m stride + r, tap kh meets the inputs whose remainder is r, at row q - m of g. So the inputs
-   fall into classes by their remainders, each with taps of its own at fixed distances in g. */
+/* gw[n, c, kh, kw] = sum of x[h, w, c] g[(h + pad - kh dilation) / stride, ..., n] where that divides. With q = (h + pad) /
+   stride, rounded down, and kh dilation = m stride + r, tap kh meets the inputs whose remainder is r, at row q - m of g. So the
+   inputs fall into classes by their remainders, each with taps of its own at fixed distances in g. */
 
 typedef struct {
     int64_t rows, bands, pieces; /* a piece: input rows of an image; how many make the image; pieces that are listed at once */
@@ -347,7 +350,10 @@ static int64_t gather_parts(const Conv *j, const Spread *s, void *scratch, Gathe
     char *p = scratch;
     const int64_t sums = s->units * DEEP * j->KH * j->KW * UNIT * 4, panel = s->places * unit_bytes(j->half);
     const int64_t count = line(lists * 4), place = line(lists * s->room * 4), value = j->bits > 1 ? place : 0;
-    if (g) *g = (Gather){(float *)p, p + sums, (int32_t *)(p + sums + panel), (int32_t *)(p + sums + panel + count), (float *)(p + sums + panel + count + place)};
+    if (g) {
+        char *lists_at = p + sums + panel, *places = lists_at + count;
+        *g = (Gather){(float *)p, p + sums, (int32_t *)lists_at, (int32_t *)places, (float *)(places + place)};
+    }
     return sums + panel + count + place + value;
 }
 
@@ -370,7 +376,8 @@ static int met(int64_t k, int64_t dilation, int64_t stride, int64_t remainder) {
 }
 
 /* The lists of channels c ... c + n - 1 in the pieces first ... last - 1. */
-ALWAYS void list_channels(const Conv *j, const Spread *s, int bits, int64_t first, int64_t last, int64_t c, int64_t n, Gather *g) {
+ALWAYS void list_channels(
+    const Conv *j, const Spread *s, int bits, int64_t first, int64_t last, int64_t c, int64_t n, Gather *g) {
     memset(g->count, 0, n * s->classes * sizeof(int32_t));
     for (int64_t p = first; p < last; p++) {
         int64_t image, top;
@@ -408,8 +415,8 @@ static void lay_gradient(const Conv *j, const Spread *s, int64_t first, int64_t 
             const int64_t from = h < 0 || h >= j->out_H ? s->wide : min(max(-left, 0), s->wide);
             const int64_t to = max(from, min(j->out_W - left, s->wide));
             memset(panel, 0, from * size);
-            for (int64_t x = from; x < to; x++)
-                lay_unit(j->p_g, ((image * j->out_H + h) * j->out_W + x + left) * j->N + o * UNIT, 1, n, j->half != 0, panel + x * size);
+            const int64_t row = ((image * j->out_H + h) * j->out_W + left) * j->N + o * UNIT;
+            for (int64_t x = from; x < to; x++) lay_unit(j->p_g, row + x * j->N, 1, n, j->half != 0, panel + x * size);
             memset(panel + to * size, 0, (s->wide - to) * size);
             panel += s->wide * size;
         }
@@ -417,7 +424,9 @@ static void lay_gradient(const Conv *j, const Spread *s, int64_t first, int64_t 
 }
 
 /* Adds to the sums of some taps, far[t] places before each event. */
-ALWAYS void add_taps(const char *panel, const int32_t *place, const float *value, int64_t n, const int32_t *far, float *const *sums, int taps, int half, int valued) {
+ALWAYS void add_taps(
+    const char *panel, const int32_t *place, const float *value, int64_t n, const int32_t *far, float *const *sums, int taps,
+    int half, int valued) {
     Vector s[2 * TAPS];
     for (int t = 0; t < 2 * taps; t++) s[t] = (Vector){0};
     for (int64_t e = 0; e < n; e++)
