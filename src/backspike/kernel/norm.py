@@ -175,8 +175,7 @@ class _NormLIF(torch.autograd.Function):
         training, pool, repeats, has_state = ctx.choices
         _, _, _, needs_y, needs_v0, *needs = ctx.needs_input_grad
         learns = sum(1 << i for i, needed in enumerate(needs[:3]) if needed)
-        shape = (y.shape[0] * repeats, *y.shape[1:])
-        line = cpu._line(g_moments, shape, constants.dtype) if ctx.moments and g_moments is not None else None
+        line = cpu._line(g_moments, y.shape, constants.dtype) if ctx.moments and g_moments is not None else None
         g_v = g_v if has_state else None
         dy, g_v0, sums, through = torch.ops.backspike.norm_lif_backward(
             y, v0, rows, constants, seed, p, g, g_v, line, *ctx.rule, training, pool, repeats, learns, needs_v0
