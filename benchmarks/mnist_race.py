@@ -2,9 +2,11 @@
 
     python benchmarks/mnist_race.py --peer-python peers/bin/python [--seeds 3] [--epochs 5] [--precision float32]
 
-Both train the network of the recipe `mnist` (16-P-32-P-64-P, T = 4, threshold 0.5, triangular surrogate) from the same weights
-on the same batches of 128, with AdamW and a cosine, from tensors in memory; so all that differs is the library. The clock runs
-while they train and stands while they are tested. The files of MNIST are looked for in BACKSPIKE_DATA, then in ../shared/data.
+All train the network of the recipe `mnist` (16-P-32-P-64-P, T = 4, threshold 0.5, triangular surrogate) from the same weights
+on the same batches of 128, with AdamW and a cosine, from tensors in memory; so all that differs is the library. backspike runs
+in the precision and layout that its trainer would choose, SpikingJelly as installed and, beside it, with bfloat16. The clock
+runs while they train and stands while they are tested. The files of MNIST are looked for in BACKSPIKE_DATA, then in
+../shared/data.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 T, BATCH, RATE, GOAL, TURNS = 4, 128, 3e-3, 0.99, 4  # TURNS: per epoch
-SIDES = {"backspike": "backspike", "spikingjelly": "SpikingJelly"}
+SIDES = {"backspike": "backspike", "spikingjelly": "SpikingJelly", "spikingjelly-bf16": "SpikingJelly, bf16"}
 
 
 def main() -> None:
@@ -34,7 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of backspike")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of backspike")
     parser.add_argument("--limit", type=int, help="training images, for a try")
     parser.add_argument("--out", type=Path, default=Path("bench/mnist-race.json"))
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -49,7 +52,8 @@ def main() -> None:
 
 
 def _race(options: argparse.Namespace) -> None:
-    sides = {"backspike": sys.executable} | ({"spikingjelly": options.peer_python} if options.peer_python else {})
+    sides = {side: sys.executable if side == "backspike" else options.peer_python for side in SIDES}
+    sides = {side: python for side, python in sides.items() if python}
     results = []
     with tempfile.TemporaryDirectory() as folder:
         file = _write_data(Path(folder) / "mnist.pt", options.limit)
@@ -58,8 +62,9 @@ def _race(options: argparse.Namespace) -> None:
             results.append(_one_race(sides, {**settings, "precision": options.precision}))
             for side, run in results[-1].items():
                 print(f"seed {seed}, {SIDES[side]}: {_said(run)}", flush=True)
-    if len(sides) == 2:
-        _compare(results)
+    for side in sides:
+        if side != "backspike":
+            _compare(results, side)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     complete = {"command": sys.argv, "torch": torch.__version__, "threads": options.threads, "precision": options.precision}
     options.out.write_text(json.dumps({**complete, "seeds": results}, indent=1))
@@ -85,8 +90,8 @@ def _one_race(sides: dict[str, str], settings: dict[str, Any]) -> dict[str, list
     workers = {side: _Worker(side, python) for side, python in sides.items()}
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     try:
-        for worker in workers.values():
-            worker.ask(settings)
+        for side, worker in workers.items():
+            print(f"  {side}: {worker.ask(settings)['precision']}", flush=True)
         for _ in range(TURNS * settings["epochs"]):
             for side, worker in workers.items():
                 if not _reached(runs[side]):
@@ -111,7 +116,7 @@ class _Worker:
         env = {"GOMP_SPINCOUNT": "1000", **os.environ} if side == "backspike" else None
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
-    def ask(self, request: dict[str, Any]) -> dict[str, float]:
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -138,12 +143,12 @@ def _said(run: list[dict[str, float]]) -> str:
     return f"{best:.2%} after {_seconds(run):.1f} s, {epochs:g} epochs; {speed}"
 
 
-def _compare(results: list[dict[str, list[dict[str, float]]]]) -> None:
-    if both := [r for r in results if all(map(_reached, r.values()))]:
-        ratios = [_seconds(r["spikingjelly"]) / _seconds(r["backspike"]) for r in both]
-        print(f"time to {GOAL:.1%}: {statistics.median(ratios):.2f} x shorter with backspike (median of {len(ratios)} seeds)")
-    turns = [[t["seconds"] for r in results for t in r[side]] for side in ("spikingjelly", "backspike")]
-    print(f"an epoch: {statistics.median(turns[0]) / statistics.median(turns[1]):.2f} x shorter")
+def _compare(results: list[dict[str, list[dict[str, float]]]], peer: str) -> None:
+    if both := [(r[peer], r["backspike"]) for r in results if _reached(r[peer]) and _reached(r["backspike"])]:
+        ratio = statistics.median(_seconds(theirs) / _seconds(ours) for theirs, ours in both)
+        print(f"against {SIDES[peer]}: time to {GOAL:.1%} {ratio:.2f} x shorter (median of {len(both)} seeds)")
+    theirs, ours = (statistics.median(t["seconds"] for r in results for t in r[side]) for side in (peer, "backspike"))
+    print(f"against {SIDES[peer]}: an epoch {theirs / ours:.2f} x shorter")
 
 
 # ---- a side, in its own process ------------------------------------------------------------------------------------------
@@ -155,30 +160,34 @@ def _serve(side: str) -> None:
     settings = json.loads(sys.stdin.readline())
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(settings["seed"])
-    training = _Training({"backspike": _Ours, "spikingjelly": _Peer}[side](settings["precision"]), settings)
-    print("{}", file=answers, flush=True)
+    made = _Ours(settings["precision"]) if side == "backspike" else _Peer("bfloat16" if side.endswith("bf16") else "float32")
+    training = _Training(made, settings)
+    print(json.dumps({"precision": made.precision}), file=answers, flush=True)
     for _ in sys.stdin:
         print(json.dumps(training.turn()), file=answers, flush=True)
 
 
 class _Ours:
-    """backspike at its best: freed memory kept, the optimizer in one pass."""
+    """backspike as its trainer runs the recipe: freed memory kept, precision and layout chosen, the optimizer in one pass."""
 
     def __init__(self, precision: str) -> None:
         import backspike as bs
+        from backspike.choices import choose
 
-        neuron = bs.LIF
-        self.bfloat16, self.fused = precision == "bfloat16", True
-        if hasattr(bs, "keep_heap"):
-            bs.keep_heap()
+        bs.keep_heap()
+        self.fused = True
         self.model: nn.Module = bs.models.convnet(
             "16-P-32-P-64-P",
-            neuron=lambda channels: neuron(v_threshold=0.5, surrogate=bs.Triangle(alpha=2.0), channels=channels),
+            neuron=lambda channels: bs.LIF(v_threshold=0.5, surrogate=bs.Triangle(alpha=2.0), channels=channels),
         )
+        recipe = replace(bs.recipes.mnist(), precision=precision, batch_size=BATCH)
+        recipe = choose(recipe, self.model, torch.zeros(T, 1, 1, 28, 28)).recipe
+        self.precision = recipe.precision
+        if recipe.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def outputs(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
-            return self.model(x.expand(T, *x.shape)).float()
+        return self.model(x.expand(T, *x.shape))
 
     def reset(self) -> None:
         """Every call starts from rest."""
@@ -190,7 +199,7 @@ class _Peer:
     def __init__(self, precision: str) -> None:
         from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
-        self.reset_net, self.fused = functional.reset_net, False
+        self.reset_net, self.fused, self.precision = functional.reset_net, False, precision
         parts: list[nn.Module] = []
         for inputs, outputs in ((1, 16), (16, 32), (32, 64)):
             parts += [layer.Conv2d(inputs, outputs, 3, padding=1, bias=False), layer.BatchNorm2d(outputs)]
@@ -235,18 +244,23 @@ class _Training:
             self.left = [batch for batch in self.left if len(batch) == BATCH]
         batch = self.left.pop()
         self.optimizer.zero_grad()
-        loss = cross_entropy(self.side.outputs(self.x[batch]).mean(0), self.y[batch])
+        loss = cross_entropy(self._logits(self.x[batch]), self.y[batch])
         loss.backward()
         self.optimizer.step()
         self.schedule.step()
         self.side.reset()
+
+    def _logits(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.side.precision == "bfloat16"):
+            outputs = self.side.outputs(x)
+        return outputs.float().mean(0)
 
     @torch.no_grad()
     def _accuracy(self) -> float:
         self.side.model.eval()
         right = 0
         for x, y in zip(self.test_x.split(500), self.test_y.split(500)):
-            right += (self.side.outputs(x).mean(0).argmax(1) == y).sum().item()
+            right += (self._logits(x).argmax(1) == y).sum().item()
             self.side.reset()
         return right / len(self.test_y)
 

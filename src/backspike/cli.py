@@ -159,7 +159,10 @@ def _parser() -> _Parser:
     p.add_argument("--force", action="store_true", help="replace a study that is already there")
 
     p = verb("bench", _bench, "time and memory of training, against other libraries and the limits of this machine")
-    p.add_argument("name", nargs="?", default="all", metavar="WORKLOAD", help="neuron, fc, vgg, resnet or all (default)")
+    names = (
+        "some of neuron, fc, fc-10%%, vgg, vgg-10%%, vgg-20%%, resnet, resnet-10%%, resnet-20%%, by commas, or all (default)"
+    )
+    p.add_argument("name", nargs="?", default="all", metavar="WORKLOAD", help=names)
     p.add_argument(
         "--peer-python", metavar="PATH", help="the python of an environment with SpikingJelly, snnTorch, Norse, sinabs"
     )
@@ -324,8 +327,8 @@ def _bench(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    for outcome in measured.outcomes:
-        console.print(page.terminal(outcome))
+    for table in page.terminal(measured):
+        console.print(table)
     print(f"bench: {written}")
     return int(not any(row.measured for outcome in measured.outcomes for row in outcome.ranked()))
 

@@ -16,11 +16,11 @@ from ..progress import Listener
 from .crew import BenchError as BenchError
 from .crew import Worker, WorkerFailed, installed
 from .outcome import Bench, Outcome, Row, machine
-from .plan import NAMES, PRECISIONS, Implementation, implementations, workloads
+from .plan import PRECISIONS, Implementation, implementations, workloads
 from .worker.task import Workload
 
 PAUSE = 0.02  # seconds between two workers: threads that wait by spinning come to rest
-SHORT = 0.25  # seconds of iterations that a turn should have
+TURN, QUICK_TURN = 0.3, 0.02  # seconds of iterations that a turn has, at least one
 
 
 def run(
@@ -34,14 +34,16 @@ def run(
     quick: bool = False,
     listen: Listener | None = None,
 ) -> Bench:
-    """Measures the workloads of `name` ("neuron", "fc", "vgg", "resnet" or "all") and returns what came out.
+    """Measures the workloads of `name` (such as "vgg", "fc,fc-10%" or "all") and returns what came out.
 
-    rounds: turns of each implementation. threads: of torch in each worker (as many as cores). peer_python: the Python of an
-    environment with other libraries. only: parts of the names of implementations to keep. precision: "float32", "bfloat16" or
-    "both". quick: sizes for tests; its figures mean nothing. Raises BenchError.
+    rounds: turns of each implementation, after one that does not count. threads: of torch in each worker (as many as cores).
+    peer_python: the Python of an environment with other libraries. only: parts of the names of implementations to keep.
+    precision: "float32", "bfloat16" or "both". quick: sizes for tests; its figures mean nothing. Raises BenchError.
     """
-    if name not in (*NAMES, "all"):
-        raise BenchError(f"unknown workload {name!r}; there are {', '.join(NAMES)} and all")
+    try:
+        chosen = workloads(name, quick)
+    except ValueError as e:
+        raise BenchError(str(e)) from None
     if precision not in PRECISIONS:
         raise BenchError(f"unknown precision {precision!r}; there are {', '.join(PRECISIONS)}")
     if rounds < 1:
@@ -52,11 +54,11 @@ def run(
     peers = installed(peer_python) if peer_python else {}
     threads = threads or torch.get_num_threads()
     bench = Bench(machine(threads), peers, rounds, quick)
-    for work in workloads(name, quick):
+    for work in chosen:
         rows = implementations(work, precision, peers, only)
         if all(row.limit for row in rows):
             raise BenchError(f"--only {','.join(only)} names no implementation; there are: {_names(work, precision, peers)}")
-        outcome = _measure(work, rows, rounds, threads, peer_python, tell)
+        outcome = _measure(work, rows, bench, peer_python, tell)
         bench.outcomes.append(outcome)
         tell({"event": "workload", **outcome.summary()})
     return bench
@@ -66,29 +68,29 @@ def _names(work: Workload, precision: str, peers: dict[str, str]) -> str:
     return "; ".join(row.name for row in implementations(work, precision, peers) if not row.limit)
 
 
-def _measure(
-    work: Workload, wanted: list[Implementation], rounds: int, threads: int, peer_python: str | None, tell: Listener
-) -> Outcome:
-    from . import gate
+def _measure(work: Workload, wanted: list[Implementation], bench: Bench, peer_python: str | None, tell: Listener) -> Outcome:
+    from . import density
 
-    work = gate.calibrate(work)
+    work, rounds, seconds = density.calibrate(work), bench.rounds, QUICK_TURN if bench.quick else TURN
     tell({"event": "start", "workload": work.name, "implementations": len(wanted), "rounds": rounds})
     rows = [Row(implementation) for implementation in wanted]
     with _workers() as workers, tempfile.TemporaryDirectory() as folder:
         for number, row in enumerate(rows):
             worker = workers[row.name] = Worker(row.implementation, peer_python)
             with _failing(row, tell, work):
-                _set_up(worker, row, work, threads, Path(folder))
+                _set_up(worker, row, work, bench.machine["threads"], Path(folder))
             tell({"event": "ready", "workload": work.name, "name": row.name, "share": (number + 1) / len(rows) / 2})
-        for round in range(rounds):
+        for round in range(rounds + 1):
             for row in rows:
                 if row.failed:
                     continue
                 time.sleep(PAUSE)
                 with _failing(row, tell, work):
-                    row.rounds.append(workers[row.name].ask("run", **_turn(row.first[-1]))["seconds"])
-            tell({"event": "round", "workload": work.name, "round": round + 1, "share": (1 + (round + 1) / rounds) / 2})
-    return Outcome(work, rows, gate.densities(work))
+                    times = workers[row.name].ask("run", seconds=seconds)["seconds"]
+                    if round:  # the first is for the machine to come to its pace
+                        row.rounds.append(times)
+            tell({"event": "round", "workload": work.name, "round": round, "share": (1 + round / rounds) / 2})
+    return Outcome(work, rows, density.derivatives(work))
 
 
 def _set_up(worker: Worker, row: Row, work: Workload, threads: int, folder: Path) -> None:
@@ -102,11 +104,6 @@ def _set_up(worker: Worker, row: Row, work: Workload, threads: int, folder: Path
     row.memory, row.torch = said["memory"], said["torch"]
     row.verdict = gate.judge(worker, row.implementation, work, folder)
     row.failed = row.verdict.reason
-
-
-def _turn(seconds: float) -> dict[str, int]:
-    """How many iterations a turn has, after one that is not counted where iterations are short and the cache counts."""
-    return {"warm": int(seconds < SHORT), "n": max(1, min(20, round(SHORT / max(seconds, 1e-6))))}
 
 
 @contextmanager

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .gate import Verdict
 
 
+_GLANCED = ("ours", "spikingjelly", "plain")
+
+
 @dataclass
 class Row:
     """One implementation: what its gate said and what its rounds took. failed: why it has no figures."""
@@ -56,6 +59,19 @@ class Row:
         return not self.failed and bool(self.rounds)
 
 
+@dataclass(frozen=True)
+class Glance:
+    """Our fastest and our leanest row against another library: as installed, in bfloat16, and at its best (nan: not measured).
+
+    speed: how many times as fast; memory: the part of its memory."""
+
+    other: str
+    fastest: Row
+    leanest: Row
+    speed: tuple[float, float, float]
+    memory: tuple[float, float, float]
+
+
 @dataclass
 class Outcome:
     """All rows of a workload, the limits among them."""
@@ -79,6 +95,24 @@ class Outcome:
             if row.implementation.settings.library not in {r.implementation.settings.library for r in rows}:
                 rows.append(row)
         return rows[:most]
+
+    def glance(self) -> Glance | None:
+        """Against SpikingJelly where it was measured, else against the plain loop; None where there is nothing to compare."""
+        rows = {
+            name: [r for r in self.ranked() if r.measured and r.implementation.settings.library == name] for name in _GLANCED
+        }
+        ours, others = rows["ours"], rows["spikingjelly"] or rows["plain"]
+        if not ours or not others:
+            return None
+        chosen = [
+            [r for r in others if not r.implementation.settings.heap and r.implementation.settings.bfloat16 == b]
+            for b in (0, 1)
+        ]
+        fastest, leanest = min(ours, key=lambda r: r.median), min(ours, key=lambda r: r.bytes)
+        speed = [min((r.median for r in rs), default=math.nan) / fastest.median for rs in (*chosen, others)]
+        memory = [leanest.bytes / min((r.bytes for r in rs), default=math.nan) for rs in (*chosen, others)]
+        name = "SpikingJelly" if rows["spikingjelly"] else "the plain loop"
+        return Glance(name, fastest, leanest, (speed[0], speed[1], speed[2]), (memory[0], memory[1], memory[2]))
 
     def limit(self, bfloat16: bool) -> Row | None:
         """The fastest way this machine has to do the products of the workload; for neurons alone, to move its bytes."""
@@ -109,12 +143,17 @@ class Outcome:
         """The share of spikes of each layer, in the first row that was measured."""
         return next((r.facts["spikes"] for r in self.ranked() if r.measured), [])
 
+    def inputs(self) -> list[float]:
+        """The share of what each convolution and linear layer is given that is not zero."""
+        return next((r.facts["inputs"] for r in self.rows if r.measured and "inputs" in r.facts), [])
+
     def summary(self) -> dict[str, Any]:
         return {"workload": self.work.name, "about": ABOUT[self.work.name], "work": asdict(self.work), **self._measured()}
 
     def _measured(self) -> dict[str, Any]:
         return {
             "spikes": self.spikes(),
+            "inputs": self.inputs(),
             "derivatives": self.derivatives,
             "speeds": self.speeds(),
             "rows": [self._row(row) for row in self.rows],

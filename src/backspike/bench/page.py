@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import report
 from ..run import write_atomic
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _LIMITS = (2, 5)  # colours
 COLUMNS = 4  # references that a table has room for
+GLANCE = "Our fastest and our leanest row of each workload: how many times as fast, and the part of the memory."
 NOTES = (
     "Time: median of the interleaved iterations [quartiles]; forward, backward and SGD step, random data, untrained.",
     "Memory: peak of the fresh process beyond what it held before the network was made, over three iterations.",
@@ -76,13 +77,28 @@ def cells(outcome: Outcome, row: Row) -> list[str]:
 
 def against(row: Row, other: Row) -> str:
     """How many times as fast as another, and the part of its memory."""
-    speed, memory = other.median / row.median, row.bytes / other.bytes if other.bytes else math.nan
-    lean = "–" if math.isnan(memory) else f"1/{_digits(1 / memory)}" if 0 < memory < 1 else _digits(memory)
-    return f"{_digits(speed)}x, {lean}"
+    return f"{_digits(other.median / row.median)}x, {_part(row.bytes / other.bytes if other.bytes else math.nan)}"
+
+
+def _part(memory: float) -> str:
+    return "–" if math.isnan(memory) else f"1/{_digits(1 / memory)}" if 0 < memory < 1 else _digits(memory)
 
 
 def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
+
+
+def glance(bench: Bench) -> list[list[str]]:
+    """A line for each workload, under a head: our fastest and leanest row against the library that it is compared with."""
+    seen = [(outcome.work.name, g) for outcome in bench.outcomes if (g := outcome.glance())]
+    if not seen:
+        return []
+    columns = [f"{seen[0][1].other}", "in bf16", "at its best"]
+    lines = [["workload", "fastest", *columns, "leanest", *columns]]
+    for name, g in seen:
+        speed = ["–" if math.isnan(x) else f"{_digits(x)}x" for x in g.speed]
+        lines.append([name, g.fastest.name, *speed, g.leanest.name, *map(_part, g.memory)])
+    return lines
 
 
 def title(outcome: Outcome) -> str:
@@ -97,25 +113,17 @@ def remarks(outcome: Outcome) -> list[str]:
     for bfloat16 in (False, True):
         if limit := outcome.limit(bfloat16):
             said.append(f"limit {'bf16' if bfloat16 else 'fp32'} {_digits(1e3 * limit.median)} ms")
-    lines = [*glance(outcome), *(["; ".join(said)] if said else [])]
-    if shares := outcome.spikes():
-        lines.append(f"spikes: {', '.join(f'{100 * s:.1f} %' for s in shares)} of the elements, by layer")
-    if outcome.derivatives:
-        shares = outcome.derivatives
-        lines.append(f"surrogate derivatives that are not zero: {', '.join(f'{100 * s:.1f} %' for s in shares)}, by layer")
-    return lines
+    lines = ["; ".join(said)] if said else []
+    measured = {
+        "spikes": outcome.spikes(),
+        "surrogate derivatives that are not zero": outcome.derivatives,
+        "what products are given and is not zero": outcome.inputs(),
+    }
+    return lines + [f"{name}: {_shares(shares)}, by layer" for name, shares in measured.items() if shares]
 
 
-def glance(outcome: Outcome) -> list[str]:
-    """Our fastest and our leanest way beside each row of SpikingJelly, in one line each."""
-    ours = [r for r in outcome.ranked() if r.measured and r.implementation.settings.library == "ours"]
-    peers = [r for r in outcome.references() if r.implementation.settings.library == "spikingjelly"]
-    if not ours or not peers:
-        return []
-    fast, lean = min(ours, key=lambda r: r.median), min(ours, key=lambda r: r.bytes)
-    speed = ", ".join(f"{_digits(r.median / fast.median)} times as fast as {r.name}" for r in peers)
-    memory = ", ".join(f"1/{_digits(r.bytes / lean.bytes)} of the memory of {r.name}" for r in peers)
-    return [f"fastest: {fast.name}, {speed}", f"leanest: {lean.name}, {memory}"]
+def _shares(shares: Sequence[float]) -> str:
+    return ", ".join(f"{100 * s:.1f} %" for s in shares)
 
 
 def about(bench: Bench) -> list[str]:
@@ -134,25 +142,46 @@ def about(bench: Bench) -> list[str]:
 
 def markdown(bench: Bench, command: str) -> str:
     lines = ["# backspike bench", "", f"`{command}`", "", *about(bench), ""]
+    if seen := glance(bench):
+        lines += ["## At a glance", "", GLANCE, "", *_table(seen), ""]
     for outcome in bench.outcomes:
-        titles = head(outcome)
-        table = [titles, ["---", *["---:"] * (len(titles) - 1)], *(cells(outcome, row) for row in outcome.ranked())]
-        lines += [f"## {title(outcome)}", "", *(f"| {' | '.join(line)} |" for line in table), ""]
+        table = [head(outcome), *(cells(outcome, row) for row in outcome.ranked())]
+        lines += [f"## {title(outcome)}", "", *_table(table), ""]
         lines += [*(f"- {text}" for text in remarks(outcome)), ""]
     return "\n".join([*lines, *(f"- {note}" for note in NOTES), ""])
 
 
-def terminal(outcome: Outcome) -> Table:
-    """The table of a workload for rich."""
+def _table(lines: Sequence[Sequence[str]]) -> list[str]:
+    """In Markdown; the first line is the head, and what is not a name stands at the right."""
+    rule = ["---" if _is_name(title) else "---:" for title in lines[0]]
+    return [f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])]
+
+
+def terminal(bench: Bench) -> list[Table]:
+    """The tables for rich: one for each workload, then all at a glance."""
+    tables = []
+    for outcome in bench.outcomes:
+        lines = [head(outcome), *(cells(outcome, row) for row in outcome.ranked())]
+        tables.append(_rich(lines, title(outcome), "\n".join(remarks(outcome))))
+    if lines := glance(bench):
+        tables.append(_rich(lines, GLANCE, ""))
+    return tables
+
+
+def _rich(lines: Sequence[Sequence[str]], title: str, caption: str) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title(outcome), caption="\n".join(remarks(outcome)), title_justify="left", caption_justify="left")
-    for number, name in enumerate(head(outcome)):
-        table.add_column(name, justify="right" if number else "left")
-    for row in outcome.ranked():
-        table.add_row(*(Text(cell) for cell in cells(outcome, row)))
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for name in lines[0]:
+        table.add_column(name, justify="left" if _is_name(name) else "right")
+    for line in lines[1:]:
+        table.add_row(*map(Text, line))
     return table
+
+
+def _is_name(title: str) -> bool:
+    return title in ("implementation", "workload", "fastest", "leanest")
 
 
 # ---- pictures and page ---------------------------------------------------------------------------------------------------
@@ -179,13 +208,11 @@ def _bars(name: str, label: str, rows: Sequence[Row], values: Sequence[float], l
 
 def _draw_bars(ax: Axes, rows: Sequence[Row], values: Sequence[float], limits: Sequence[tuple[str, float]]) -> None:
     """A bar for each row with its name above it, so that it is legible on a phone."""
-    figure: Any = ax.figure
-    width, height = figure.get_size_inches()
-    figure.set_size_inches(width, max(height, 0.36 * (len(rows) + 1)))
+    size = max(4.5, min(9.0, 90 / len(rows)))
     for i, (row, value) in enumerate(zip(rows, values)):
         ours = row.implementation.settings.library == "ours"
         ax.barh(i, value, height=0.42, color=ink(0 if ours else 1 if row.implementation.peer else 7))
-        ax.text(0, i - 0.3, f"{row.name}  {_digits(value)}", fontsize=8.5, va="bottom")
+        ax.text(0, i - 0.3, f"{row.name}  {_digits(value)}", fontsize=size, va="bottom")
     for (_, value), number in zip(limits, _LIMITS):
         ax.axvline(value, color=ink(number), linewidth=1.2, zorder=0)
     axes(ax, "")
@@ -198,6 +225,9 @@ def _draw_bars(ax: Axes, rows: Sequence[Row], values: Sequence[float], limits: S
 def _page(bench: Bench, pictures: dict[str, list[Picture]], command: str) -> str:
     e, section = report._e, report._Section
     body = f'<header><p>backspike · bench</p><h1>Time and memory</h1><p class="lead">{e(" ".join(about(bench)))}</p></header>'
+    if lines := glance(bench):
+        shown = report._table([*map(e, lines[0])], [[*map(e, line)] for line in lines[1:]], "at a glance", "numbers compare")
+        body += section("glance", "At a glance", GLANCE, shown).html()
     for outcome in bench.outcomes:
         rows = [[*map(e, cells(outcome, row))] for row in outcome.ranked()]
         shown = report._table([*map(e, head(outcome))], rows, outcome.work.name, "numbers compare")

@@ -7,23 +7,34 @@ from dataclasses import dataclass, replace
 
 from .worker.task import Settings, Workload
 
-NAMES = ("neuron", "fc", "fc-10%", "vgg", "resnet")  # fc is both of its kind
 PRECISIONS = ("both", "float32", "bfloat16")
 PEERS = {"spikingjelly": "SpikingJelly", "snntorch": "snnTorch", "norse": "Norse", "sinabs": "sinabs"}
 
+_FC = Workload("fc", "fc", T=16, B=128, layout=(784, 1024, 1024, 10), static=True, spikes=0.25)
+_VGG = Workload("vgg", "vgg", T=4, B=32, layout=(64, 128, "P", 256, "P"), size=32)
+_RESNET = Workload("resnet", "resnet", T=4, B=16, layout=(64, 128, 256, 512), size=32)
 WORKLOADS = (
     Workload("neuron", "neuron", T=4, B=2**22),
-    Workload("fc", "fc", T=16, B=128, layout=(784, 1024, 1024, 10), static=True, spikes=0.25),
-    Workload("fc-10%", "fc", T=16, B=128, layout=(784, 1024, 1024, 10), static=True, spikes=0.1, window=0.1),
-    Workload("vgg", "vgg", T=4, B=32, layout=(64, 128, "P", 256, "P"), size=32),
-    Workload("resnet", "resnet", T=4, B=16, layout=(64, 128, 256, 512), size=32),
+    _FC,
+    replace(_FC, name="fc-10%", spikes=0.1, window=0.1),
+    _VGG,
+    replace(_VGG, name="vgg-10%", spikes=0.1),
+    replace(_VGG, name="vgg-20%", spikes=0.2),
+    _RESNET,
+    replace(_RESNET, name="resnet-10%", spikes=0.1),
+    replace(_RESNET, name="resnet-20%", spikes=0.2),
 )
+NAMES = tuple(work.name for work in WORKLOADS)
 ABOUT = {
     "neuron": "LIF layer alone, forward and backward",
     "fc": "784-1024-1024-10, static input",
     "fc-10%": "784-1024-1024-10, static input, 10 % of spikes and of surrogate derivatives not zero",
     "vgg": "64-128-P-256-P, BatchNorm, 32x32",
+    "vgg-10%": "64-128-P-256-P, BatchNorm, 32x32, 10 % of spikes",
+    "vgg-20%": "64-128-P-256-P, BatchNorm, 32x32, 20 % of spikes",
     "resnet": "SEW-ResNet18, 3x3 stem without pool, 32x32",
+    "resnet-10%": "SEW-ResNet18, 3x3 stem without pool, 32x32, 10 % of spikes",
+    "resnet-20%": "SEW-ResNet18, 3x3 stem without pool, 32x32, 20 % of spikes",
 }
 
 
@@ -43,9 +54,12 @@ class Implementation:
         return self.settings.library == "limits"
 
 
-def workloads(name: str, quick: bool) -> list[Workload]:
-    """The workloads of one name of NAMES, or of all; quick: in sizes for tests."""
-    chosen = [w for w in WORKLOADS if name in ("all", w.kind, w.name)]
+def workloads(names: str, quick: bool) -> list[Workload]:
+    """The workloads of some NAMES, separated by commas, or of "all"; quick: in sizes for tests. ValueError: no such name."""
+    wanted = NAMES if names == "all" else names.split(",")
+    if unknown := [name for name in wanted if name not in NAMES]:
+        raise ValueError(f"unknown workload {', '.join(map(repr, unknown))}; there are {', '.join(NAMES)} and all")
+    chosen = [w for w in WORKLOADS if w.name in wanted]
     return [_quick(w) for w in chosen] if quick else chosen
 
 
@@ -69,22 +83,26 @@ def implementations(
 
 
 def _ours(work: Workload) -> list[Implementation]:
+    exact = Settings("ours", heap=True)
+    eight = replace(exact, memory="8bit")
     made = [
-        Implementation("backspike", Settings("ours", heap=True)),
-        Implementation("backspike, 8 bit", Settings("ours", heap=True, memory="8bit")),
-        Implementation("backspike, heap not kept", Settings("ours")),
-        Implementation("backspike, eager", Settings("ours", heap=True, backend="eager")),
+        Implementation("backspike", exact),
+        Implementation("backspike, heap not kept", replace(exact, heap=False)),
+        Implementation("backspike, 8 bit", eight),
+        Implementation("backspike, 8 bit, heap not kept", replace(eight, heap=False)),
+        Implementation("backspike, eager", replace(exact, backend="eager")),
     ]
     if work.kind == "neuron":
-        return [*made, Implementation("backspike, 8 bit, heap not kept", Settings("ours", memory="8bit"))]
-    bfloat16 = Settings("ours", bfloat16=True, channels_last=work.size > 0, heap=True)
+        return made
+    bfloat16 = replace(exact, bfloat16=True, channels_last=work.size > 0)
+    checkpoint = replace(bfloat16, memory="checkpoint")
     return [
         *made,
         Implementation("backspike, bf16", bfloat16),
-        Implementation("backspike, bf16, 8 bit", replace(bfloat16, memory="8bit")),
-        Implementation("backspike, bf16, checkpoint", replace(bfloat16, memory="checkpoint")),
         Implementation("backspike, bf16, heap not kept", replace(bfloat16, heap=False)),
-        Implementation("backspike, bf16, checkpoint, heap not kept", replace(bfloat16, memory="checkpoint", heap=False)),
+        Implementation("backspike, bf16, 8 bit", replace(bfloat16, memory="8bit")),
+        Implementation("backspike, bf16, checkpoint", checkpoint),
+        Implementation("backspike, bf16, checkpoint, heap not kept", replace(checkpoint, heap=False)),
     ]
 
 

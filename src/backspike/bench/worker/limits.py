@@ -40,7 +40,9 @@ class Products:
         self.layout = torch.channels_last if settings.channels_last else torch.contiguous_format
         self.runs: list[Callable[[], object]] = []
         self.flop = 0
-        for module, shape in _shapes(work, settings):
+        self.inputs: list[float] = []
+        for module, shape, share in _layers(work, settings):
+            self.inputs.append(share)
             first = not self.runs
             if isinstance(module, nn.Conv2d):
                 self._add_convolution(module, shape, first)
@@ -52,7 +54,8 @@ class Products:
             run()
 
     def facts(self) -> dict[str, Any]:
-        return {"flop": self.flop}
+        """inputs: the share of entries that are not zero in what each product is given."""
+        return {"flop": self.flop, "inputs": self.inputs}
 
     def _tensor(self, shape: tuple[int, ...]) -> Tensor:
         made = torch.rand(shape).to(self.dtype)
@@ -88,18 +91,23 @@ class Products:
         self._count(2 if first else 3, g.numel() * m.in_features)
 
 
-def _shapes(work: Workload, settings: Settings) -> list[tuple[Any, tuple[int, ...]]]:
-    """Every convolution and linear layer of the network with the shape of its input, T folded into the batch."""
-    seen: list[tuple[Any, tuple[int, ...]]] = []
+@torch.no_grad()
+def _layers(work: Workload, settings: Settings) -> list[tuple[Any, tuple[int, ...], float]]:
+    """Every convolution and linear layer of the network with the shape of its input, T folded into the batch, and the share
+    of it that is not zero."""
+    seen: list[tuple[Any, tuple[int, ...], float]] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append((module, tuple(inputs[0].shape), inputs[0].count_nonzero().item() / inputs[0].numel()))
+
     lib = Parts(settings)
     model = networks.build(work, lib)
     for m in model.modules():
         if isinstance(m, nn.Conv2d | nn.Linear):
-            m.register_forward_pre_hook(lambda m, inputs: seen.append((m, tuple(inputs[0].shape))))
+            m.register_forward_pre_hook(note)
     x, _ = networks.data(work)
-    with torch.no_grad():
-        model(lib.repeat(x, work.T) if work.static else x)
+    model(lib.repeat(x, work.T) if work.static else x)
     if work.static:  # once is enough
-        module, shape = seen[0]
-        seen[0] = (module, (shape[0] // work.T, *shape[1:]))
+        module, shape, share = seen[0]
+        seen[0] = (module, (shape[0] // work.T, *shape[1:]), share)
     return seen

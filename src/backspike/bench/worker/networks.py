@@ -106,7 +106,7 @@ def _resnet(work: Workload, lib: Library) -> list[nn.Module]:
 
 
 def fill(model: nn.Module, work: Workload) -> None:
-    """Normal weights of variance 2/inputs, the same numbers for every library; BatchNorm at 1 and 0."""
+    """Normal weights of variance 2/inputs, the same numbers for every library; biases at 0, or at the shift of a current."""
     generator = torch.Generator().manual_seed(work.seed)
     shifts = iter(work.shifts)
     with torch.no_grad():
@@ -115,7 +115,9 @@ def fill(model: nn.Module, work: Workload) -> None:
                 values = torch.randn(p.shape, generator=generator) * math.sqrt(2 / p[0].numel())
                 p.copy_(values)
         for m in model.modules():
-            if isinstance(m, nn.Linear) and m.bias is not None:
+            if isinstance(
+                m, nn.Linear | nn.BatchNorm2d
+            ):  # what gives the current of a hidden layer, in their order; then the last
                 m.bias.fill_(next(shifts, 0.0))
 
 

@@ -33,14 +33,14 @@ class Workload:
             return replace(self, B=min(self.B, 4099))
         layout = tuple(max(n // 16, 10) if isinstance(n, int) else n for n in self.layout)
         layout = (*layout[:-1], self.layout[-1]) if self.kind == "fc" else layout
-        hidden = len(self.layout) - 2 if self.kind == "fc" else 0
+        hidden = len(self.layout) - 2 if self.kind == "fc" else 0  # elsewhere BatchNorm gives any width the same currents
         return replace(
             self,
             T=min(self.T, 6),
             B=min(self.B, 4),
             layout=layout,
             size=min(self.size, 16),
-            shifts=(1.0,) * hidden,  # without them few neurons would fire
+            shifts=(1.0,) * hidden or self.shifts,  # without them few neurons would fire
             widths=(0.5,) * hidden if self.window else (),
         )
 
