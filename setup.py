@@ -12,6 +12,7 @@ from setuptools.command.build_ext import build_ext
 
 # no fused multiply-add and no fast-math: they would change membranes, and with them spikes
 FLAGS = ["-std=gnu11", "-O3", "-g0", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += ["-fno-thread-jumps"]  # threads the conditions of a loop into branches, which GCC then vectorises badly
 SOURCES, HEADERS = (sorted(map(str, Path("src/backspike/kernel").glob(f"*.{ending}"))) for ending in "ch")
 LEVELS = {"_lif": []}
 if platform.machine().lower() in ("x86_64", "amd64"):

@@ -6,8 +6,7 @@ ALWAYS uint16_t NAME(code_bf16)(REAL z, int fired) { return (to_bf16((float)z) &
 
 /* z in steps of 1 / fine, counted from 128: 128 and above where the neuron fired */
 ALWAYS uint8_t NAME(code_8bit)(REAL z, REAL fine, int fired) {
-    const REAL k = z * fine + 128, high = fired ? 255 : 127, above = k > 0 ? k : 0;
-    return (uint8_t)(int)(above < high ? above : high);
+    return (uint8_t)(int)NAME(lower)(NAME(higher)(z * fine + 128, 0), fired ? (REAL)255 : (REAL)127);
 }
 
 static inline void NAME(keep_bf16)(const REAL *u, const REAL *theta, uint16_t *code, int n) {
@@ -23,24 +22,30 @@ static inline void NAME(keep_8bit)(const Job *j, const REAL *u, const REAL *thet
 
 /* u from z; where z < 0 below theta, even if z is lost against theta */
 ALWAYS REAL NAME(membrane)(REAL z, int fired, REAL theta) {
-    const REAL u = z + theta, below = theta * (REAL)(1 - (sizeof(REAL) == 8 ? 0x1p-53 : 0x1p-24));
-    return !fired && u > below ? below : u;
+    const REAL below = theta * (REAL)(1 - (sizeof(REAL) == 8 ? 0x1p-53 : 0x1p-24));
+    return NAME(lower)(fired ? (REAL)INFINITY : below, z + theta);
+}
+
+ALWAYS REAL NAME(u_of_bf16)(uint16_t code, REAL theta) { return NAME(membrane)(from_bf16(code), code < 0x8000, theta); }
+
+ALWAYS REAL NAME(z_of_8bit)(uint8_t code, REAL step) { return ((REAL)code - (REAL)127.5) * step; }
+
+ALWAYS REAL NAME(u_of_8bit)(uint8_t code, REAL step, REAL theta) {
+    const REAL z = NAME(z_of_8bit)(code, step);
+    return NAME(membrane)(z, z > 0, theta);
 }
 
 static inline void NAME(recall_bf16)(const uint16_t *code, const REAL *theta, REAL *u, int n) {
-    SIMD EACH u[i] = NAME(membrane)(from_bf16(code[i]), code[i] < 0x8000, theta[i]);
+    SIMD EACH u[i] = NAME(u_of_bf16)(code[i], theta[i]);
 }
 
 static inline void NAME(recall_8bit)(const Job *j, const uint8_t *code, const REAL *theta, const REAL *w, REAL *u, int n) {
     const REAL step = (REAL)(j->reach / 128);
-#define RECALL(Z)                                            \
-    SIMD EACH {                                              \
-        const REAL z = ((REAL)code[i] - (REAL)127.5) * step; \
-        u[i] = NAME(membrane)(Z, z > 0, theta[i]);           \
+    if (w) SIMD EACH {
+        const REAL z = NAME(z_of_8bit)(code[i], step);
+        u[i] = NAME(membrane)(z * w[i], z > 0, theta[i]);
     }
-    if (w) RECALL(z * w[i])
-    else RECALL(z)
-#undef RECALL
+    else SIMD EACH u[i] = NAME(u_of_8bit)(code[i], step, theta[i]);
 }
 
 /* Bit i of byte k: is element 8 k + i of h not 0? */

@@ -19,6 +19,7 @@ int64_t lif_block(void) { return BLOCK; }
 
 #include "step.h"
 #include "keep.h"
+#include "fused.h"
 
 /* What a thread has of the block it works on. */
 typedef struct {
@@ -94,11 +95,10 @@ static inline void NAME(fetch_x)(const Job *j, const NAME(Block) *b, int64_t t) 
     if (o + BLOCK <= j->N) ahead((const IO *)j->p_x + t * j->x_stride + o, BLOCK * sizeof(IO));
 }
 
-static inline void NAME(step_forward)(const Job *j, int64_t t, NAME(Block) *b, double *sums) {
+static void NAME(step_forward)(const Job *j, int64_t t, NAME(Block) *b, double *sums) {
     const int64_t at = t * j->N + b->o;
     const int n = b->n;
     const REAL *x = NAME(load)(j->p_x, t * j->x_stride + b->o, b->x, n);
-    NAME(fetch_x)(j, b, t + FETCH);
     REAL *p_u = j->p_u ? (REAL *)j->p_u + at : 0, *u = place(j, p_u, b->u);
     IO *p_s = (IO *)j->p_s + at, *s = place(j, p_s, b->s);
     NAME(fire)(j, b->table, x, b->v, u, s, n);
@@ -112,6 +112,19 @@ static inline void NAME(step_forward)(const Job *j, int64_t t, NAME(Block) *b, d
     NAME(add)(j, 1, b->a, b->o, n, sums + (j->T + t) * j->C);
 }
 
+/* The same for a whole block, when nobody but the backward pass wants to know u. */
+static inline void NAME(step_forward_fused)(const Job *j, int64_t t, NAME(Block) *b) {
+    static const int sizes[] = {[KEEPS_U] = sizeof(REAL), [KEEPS_BF16] = 2, [KEEPS_8BIT] = 1};
+    const int64_t at = t * j->N + b->o, size = sizes[j->keeps];
+    IO *p_s = (IO *)j->p_s + at, *s = place(j, p_s, b->s);
+    char *p_kept = j->keeps == KEEPS_U ? j->p_u : j->p_kept;
+    p_kept = p_kept ? p_kept + at * size : 0;
+    void *kept = place(j, p_kept, b->u);
+    NAME(advance)(j, p_kept ? j->keeps : KEEPS_X, b->table, (const IO *)j->p_x + t * j->x_stride + b->o, b->v, kept, s);
+    deliver(j, p_s, s, BLOCK * sizeof(IO));
+    deliver(j, p_kept, kept, BLOCK * size);
+}
+
 void NAME(lif_forward)(const Job *j) {
     const int64_t blocks = (j->N + BLOCK - 1) / BLOCK, K = 2 * j->T * j->C, size = j->T * j->N;
     large_pages(j, j->p_s, size * sizeof(IO));
@@ -120,12 +133,17 @@ void NAME(lif_forward)(const Job *j) {
     _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
         NAME(Block) b;
         NAME(constants)(j, 0, BLOCK, b.table);
-        _Pragma("omp for schedule(static)") for (int64_t chunk = 0; chunk < j->chunks; chunk++) {
+        _Pragma("omp for schedule(dynamic, share(j))") for (int64_t chunk = 0; chunk < j->chunks; chunk++) {
             double *sums = j->p_partial ? j->p_partial + chunk * K : 0;
             for (int64_t block = blocks * chunk / j->chunks; block < blocks * (chunk + 1) / j->chunks; block++) {
                 NAME(enter)(j, block, &b);
                 NAME(start)(j, b.o, b.n, b.v);
-                for (int64_t t = 0; t < j->T; t++) NAME(step_forward)(j, t, &b, sums);
+                const int fused = b.n == BLOCK && NAME(advances)(j);
+                for (int64_t t = 0; t < j->T; t++) {
+                    NAME(fetch_x)(j, &b, t + FETCH);
+                    if (fused) NAME(step_forward_fused)(j, t, &b);
+                    else NAME(step_forward)(j, t, &b, sums);
+                }
                 memcpy((REAL *)j->p_v + b.o, b.v, b.n * sizeof(REAL));
             }
         }
@@ -140,6 +158,10 @@ void NAME(lif_forward)(const Job *j) {
 static inline void NAME(replay)(const Job *j, NAME(Block) *b) {
     NAME(start)(j, b->o, b->n, b->v);
     for (int64_t t = 0; t < j->T; t++) {
+        if (b->n == BLOCK && NAME(fast) && !j->per_channel) {
+            NAME(replay_step)(j, b->table, (const IO *)j->p_x + t * j->x_stride + b->o, b->v, b->past + t * BLOCK);
+            continue;
+        }
         const REAL *x = NAME(load)(j->p_x, t * j->x_stride + b->o, b->x, b->n);
         NAME(fire)(j, b->table, x, b->v, b->past + t * BLOCK, b->s, b->n);
     }
@@ -173,11 +195,10 @@ static inline void NAME(step_learning_tau)(const Job *j, int64_t t, NAME(Block) 
     NAME(learn_tau)(j, b->v, x, b->delta, b->o, b->n, b->a, sums);
 }
 
-static inline void NAME(step_back)(const Job *j, int64_t t, NAME(Block) *b, double *sums) {
+static void NAME(step_back)(const Job *j, int64_t t, NAME(Block) *b, double *sums) {
     const REAL *theta = b->table[THETA], *w = NAME(width)(j, b), *u = NAME(recall)(j, t, b, b->u);
     const REAL height = (REAL)(j->surrogate.scale / j->surrogate.shape); /* of a rectangle */
     const int n = b->n;
-    NAME(fetch)(j, b, t - FETCH);
     if (j->keeps == KEEPS_1BIT) NAME(unpack)(NAME(bits)(j, b, j->p_kept, t), height, b->own, n);
     else NAME(derivative)(&j->surrogate, u, theta, w, b->own, n);
     const NAME(Step) p = {
@@ -197,14 +218,27 @@ static inline void NAME(step_back)(const Job *j, int64_t t, NAME(Block) *b, doub
     if (j->learns & LEARNS_TAU) NAME(step_learning_tau)(j, t, b, sums);
 }
 
+/* The same for a whole block, when nothing learns. */
+static inline void NAME(step_back_fused)(const Job *j, int64_t t, NAME(Block) *b, const NAME(Formula) *formula) {
+    const int64_t at = t * j->N + b->o;
+    IO *p_gx = (IO *)j->p_gx + at, *gx = place(j, p_gx, b->s);
+    const void *kept = (const REAL *)j->p_u + at;
+    if (j->keeps == KEEPS_X) kept = b->past + t * BLOCK;
+    if (j->keeps == KEEPS_BF16) kept = (const uint16_t *)j->p_kept + at;
+    if (j->keeps == KEEPS_8BIT) kept = (const uint8_t *)j->p_kept + at;
+    NAME(retreat)(j, formula, b->table, kept, (const IO *)j->p_g + t * j->g_stride + b->o, b->c, gx);
+    deliver(j, p_gx, gx, BLOCK * sizeof(IO));
+}
+
 void NAME(lif_backward)(const Job *j) {
     const int64_t blocks = (j->N + BLOCK - 1) / BLOCK, K = 3 * (j->per_channel ? j->C : 1);
+    const NAME(Formula) formula = NAME(formula)(&j->surrogate);
     large_pages(j, j->p_gx, (j->repeated ? 1 : j->T) * j->N * sizeof(IO));
     _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
         NAME(Block) b;
         b.past = j->p_scratch ? (REAL *)j->p_scratch + this_thread() * j->T * BLOCK : 0;
         NAME(constants)(j, 0, BLOCK, b.table);
-        _Pragma("omp for schedule(static)") for (int64_t chunk = 0; chunk < j->chunks; chunk++) {
+        _Pragma("omp for schedule(dynamic, share(j))") for (int64_t chunk = 0; chunk < j->chunks; chunk++) {
             double *sums = j->p_partial ? j->p_partial + chunk * K : 0;
             for (int64_t block = blocks * chunk / j->chunks; block < blocks * (chunk + 1) / j->chunks; block++) {
                 NAME(enter)(j, block, &b);
@@ -212,7 +246,12 @@ void NAME(lif_backward)(const Job *j) {
                 if (j->p_gv) memcpy(b.c, (const REAL *)j->p_gv + b.o, b.n * sizeof(REAL));
                 else memset(b.c, 0, b.n * sizeof(REAL));
                 memset(b.total, 0, b.n * sizeof(REAL));
-                for (int64_t t = j->T - 1; t >= 0; t--) NAME(step_back)(j, t, &b, sums);
+                const int fused = b.n == BLOCK && NAME(retreats)(j);
+                for (int64_t t = j->T - 1; t >= 0; t--) {
+                    NAME(fetch)(j, &b, t - FETCH);
+                    if (fused) NAME(step_back_fused)(j, t, &b, &formula);
+                    else NAME(step_back)(j, t, &b, sums);
+                }
                 memcpy((REAL *)j->p_gv0 + b.o, b.c, b.n * sizeof(REAL));
             }
         }

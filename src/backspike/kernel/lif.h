@@ -80,6 +80,11 @@ ALWAYS uint16_t to_bf16(float x) {
     return x != x ? 0x7fc0 : nearest;
 }
 
+/* Chunks that a thread takes at a time: one where each is long, so that the other threads do not wait for one that is disturbed. */
+static inline int share(const Job *j) {
+    return j->streams ? 1 : (int)((j->chunks + j->threads - 1) / j->threads);
+}
+
 static inline int this_thread(void) {
 #ifdef _OPENMP
     return omp_get_thread_num();

@@ -353,8 +353,7 @@ ALWAYS void NAME(retreat_as)(const int soft, const int attached, const Job *j, R
     const REAL lam = table[LAM][0], gain = table[GAIN][0], theta = table[THETA][0];
     const REAL rho = (REAL)j->rho, v_reset = (REAL)j->v_reset;
     SIMD EACH {
-        const REAL G = NAME(arriving)(soft, attached, NAME(widen)(g[i]), rho * c[i], u[i], theta, v_reset);
-        const REAL d = G * h[i] + (!soft && u[i] >= theta ? 0 : c[i]), gx = d * gain;
+        const REAL d = NAME(delta)(soft, attached, NAME(widen)(g[i]), h[i], u[i], theta, c[i], rho, v_reset), gx = d * gain;
         c[i] = d * lam;
         a[i] += gx;
         q[i] += gx * (NAME(widen)(y[i]) - mean[i]);

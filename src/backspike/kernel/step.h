@@ -8,6 +8,10 @@ ALWAYS REAL NAME(widen)(IO x) { return sizeof(IO) == 2 ? (REAL)from_bf16((uint16
 
 ALWAYS IO NAME(narrow)(REAL x) { return sizeof(IO) == 2 ? (IO)to_bf16((float)x) : (IO)x; }
 
+/* In this form compilers see one instruction; b where a is not a number. */
+ALWAYS REAL NAME(lower)(REAL a, REAL b) { return a < b ? a : b; }
+ALWAYS REAL NAME(higher)(REAL a, REAL b) { return a > b ? a : b; }
+
 /* A row that other layers sent, in REAL: itself, or converted into the buffer; zeros where there is none. */
 static inline const REAL *NAME(load)(const void *p, int64_t at, REAL *buffer, int n) {
     if (!p) return NAME(zero);
@@ -135,9 +139,9 @@ static inline NAME(Formula) NAME(formula)(const Surrogate *p) {
 }
 
 ALWAYS REAL NAME(h)(const int family, const REAL f, const REAL k, const REAL peak, REAL z) {
-    const REAL abs = z < 0 ? -z : z, left = peak - f * abs;
+    const REAL abs = (REAL)fabs(z), left = peak - f * abs;
     switch (family) {
-    case TRIANGLE: return (left < 0 ? 0 : left) * k;
+    case TRIANGLE: return NAME(higher)(0, left) * k;
     case ATAN: return 1 / (1 + (z * f) * (z * f)) * k;
     case RECTANGLE: return abs < f ? k : 0;
     case SIGMOID: return NAME(slope)(abs * f) * k;
@@ -199,6 +203,11 @@ ALWAYS REAL NAME(arriving)(int soft, int attached, REAL g, REAL rc, REAL u, REAL
     return !attached ? g : soft ? g - rc * theta : g + rc * (v_reset - u);
 }
 
+/* delta = dL/du without what arrives at u directly; c: what v passed back from the step after */
+ALWAYS REAL NAME(delta)(int soft, int attached, REAL g, REAL h, REAL u, REAL theta, REAL c, REAL rho, REAL v_reset) {
+    return NAME(arriving)(soft, attached, g, rho * c, u, theta, v_reset) * h + (!soft && u >= theta ? 0 : c);
+}
+
 typedef struct {
     const REAL *u, *g, *theta, *own, *h, *extra; /* h: the whole surrogate; own: what of it belongs to the base */
     REAL *c;
@@ -231,8 +240,7 @@ ALWAYS void NAME(step_as)(const int soft, const int attached, const int uniform,
     const REAL *u = p->u, *g = p->g, *theta = p->theta, *h = p->h, *extra = p->extra;
     REAL *c = p->c;
     SIMD EACH {
-        const REAL G = NAME(arriving)(soft, attached, g[i], rho * c[i], soft ? 0 : u[i], AT(theta), v_reset);
-        REAL d = G * h[i] + (!soft && u[i] >= AT(theta) ? 0 : c[i]);
+        REAL d = NAME(delta)(soft, attached, g[i], h[i], soft ? 0 : u[i], AT(theta), c[i], rho, v_reset);
         if (direct) d = d + extra[i];
         if (delta) delta[i] = d;
         gx[i] = d * AT(gain);
