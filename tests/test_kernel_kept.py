@@ -69,6 +69,27 @@ def test_one_bit_is_exact(backend, mask, rho):
             assert want["x"].count_nonzero() > 100
 
 
+@needs_c
+@pytest.mark.parametrize("memory", ["exact", "bfloat16", "8bit", "recompute"])
+@pytest.mark.parametrize(
+    "surrogate", [Triangle(1.3), ATan(2.0), Rectangle(0.7), SuperSpike(10.0)], ids=lambda s: type(s).__name__
+)
+def test_whole_timesteps_in_one_loop_come_to_the_same_bits(memory, surrogate):
+    """A threshold for each channel, all the same, takes the neuron off the fast way of fused.h."""
+    resets = itertools.product((0.1, None), (0.0, 0.4))
+    for dtype, (v_reset, rho) in itertools.product((torch.float32, torch.bfloat16), resets):
+        x, v0, upstream = draw(SHAPE, dtype=dtype)
+        rule = {"surrogate": surrogate, "memory": memory, "v_reset": v_reset, "reset_gradient": rho, "tau": 2.3}
+        results = []
+        for theta in (0.9, torch.full((4,), 0.9)):
+            given = x.clone().requires_grad_(), v0.clone().requires_grad_()
+            out = bs.lif(*given, v_threshold=theta, backend="cpu", **rule)
+            gradients = torch.autograd.grad([out.spikes, out.state], given, [upstream["g"], upstream["c"]])
+            results.append({"s": out.spikes, "v": out.state, "x": gradients[0], "v0": gradients[1]})
+        same(*results)
+        assert results[0]["x"].count_nonzero() > 100
+
+
 # ----------------------------------------------------------------------------------------------------- rounded memories
 
 
