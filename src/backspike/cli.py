@@ -336,12 +336,16 @@ def _bench(options: argparse.Namespace) -> int:
 def _recipes(options: argparse.Namespace) -> int:
     from . import recipes
 
-    for name, make in recipes.NAMES.items():
-        recipe, text = make(), (make.__doc__ or "").splitlines()[0]
+    for name, shipped in recipes.NAMES.items():
+        recipe = shipped.make()
         if options.json:
-            print(json.dumps({"event": "recipe", **recipe.to_dict(), "about": text}))
-        else:
-            print(f"{name:12s} {text}\n{'':12s} {recipe.model}")
+            reported = shipped.reported and dataclasses.asdict(shipped.reported)
+            line = {"event": "recipe", **recipe.to_dict(), "about": shipped.about, "reported": reported, "here": shipped.here}
+            print(json.dumps(line))
+            continue
+        print(f"{name}: {shipped.about}")
+        print(f"    data {recipe.data}, T = {recipe.T}, network {recipe.model}")
+        print(f"    reported: {shipped.reported or 'no accuracy known'}; here: {shipped.here or 'not run'}")
     return 0
 
 

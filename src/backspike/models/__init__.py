@@ -53,17 +53,18 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class ConvNet:
-    """A small convolutional network. layout: channels of 3x3 convolutions and P for a 2x2 average pool, "32-P-64-P"."""
+    """A small convolutional network, see `convnet`. layout: "32-P-64-P", "15C5-P-40C5-P"; hidden: spiking linear layers."""
 
     layout: str = "32-P-64-P"
     num_classes: int = 10
     in_channels: int = 1
     size: int = 28
+    hidden: tuple[int, ...] = ()
 
     def build(self, neuron: Callable[..., nn.Module]) -> nn.Module:
         from .vgg import convnet
 
-        return convnet(self.layout, self.num_classes, self.in_channels, size=self.size, neuron=neuron)
+        return convnet(**vars(self), neuron=neuron)
 
 
 @dataclass(frozen=True)

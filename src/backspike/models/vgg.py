@@ -6,6 +6,7 @@ does not spike: its outputs over time `[T, B, K]` are what a readout turns into 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from ..layer import OverTime
 from ..neuron import LIF
 from ..sequential import Sequential, run
+
+_CONVOLUTION = re.compile("([1-9][0-9]*)(?:C([1-9]?[13579]))?")
 
 
 class PlainNet(nn.Module):
@@ -39,7 +42,8 @@ def convnet(
     hidden: Sequence[int] = (),
     neuron: Callable[..., nn.Module] = LIF,
 ) -> PlainNet:
-    """Convolutions and pools as `layout` says, "32-P-64-P".
+    """Convolutions and pools as `layout` says, "32-P-64-P": 3x3 convolutions of so many channels, 2x2 average pools; 15C5 is a
+    5x5 convolution of 15 channels. All keep the size.
 
     size: height and width of the input, None: global average pool; hidden: features of spiking linear layers
     before the last one.
@@ -50,9 +54,9 @@ def convnet(
         if item == "P":
             blocks.append(OverTime(nn.AvgPool2d(2)))
             size = size // 2 if size else None
-        elif item.isdigit() and int(item) > 0:
-            convolution = nn.Conv2d(width, int(item), 3, padding=1, bias=False)
-            width = int(item)
+        elif found := _CONVOLUTION.fullmatch(item):
+            inputs, width, kernel = width, int(found[1]), int(found[2] or 3)
+            convolution = nn.Conv2d(inputs, width, kernel, padding=kernel // 2, bias=False)
             blocks += [OverTime(convolution, nn.BatchNorm2d(width)), neuron(channels=width)]
         else:
             raise ValueError(f"layout: expected channels and P joined by '-', as in '32-P-64-P', got {item!r} in {layout!r}")

@@ -1,0 +1,68 @@
+"""The recipes that ship: a file for each paper, and small ones. Each is a function that returns a `Recipe`; a variant changes
+two fields. `NAMES` is the one list, with what the papers report and what was run here.
+"""
+
+from __future__ import annotations
+
+from ..recipe import Recipe, RecipeError, nearest
+from . import li2024, wang2023, yang2020
+from .li2024 import (
+    ablated,
+    cifar10,
+    cifar10_crop_flip,
+    cifar100,
+    cifar100_resnet18,
+    dvs128_gesture,
+    dvs_cifar10,
+    dvs_cifar10_resnet18,
+    imagenet,
+    n_caltech101,
+    n_caltech101_resnet18,
+)
+from .park2023 import cifar10_resnet20, cifar10_resnet32, cifar10_vgg16
+from .shipped import GRADES, Reported, Shipped
+from .small import cifar10_small, digits, digits_dvs, mnist
+from .wang2023 import cifar10_resnet19, cifar100_resnet19
+from .yang2020 import cifar10_tsbp, mnist_tsbp, nmnist_tsbp
+
+NAMES = {
+    "digits": Shipped(digits, here="99.35 ± 0.16 %, 3 seeds, 6-8 s each"),
+    "digits-dvs": Shipped(digits_dvs, here="97.32 ± 0.70 %, 3 seeds, 35 s each"),
+    "mnist": Shipped(mnist, here="99.22 ± 0.02 %, 3 seeds, 4-5 min each"),
+    "cifar10-small": Shipped(cifar10_small),
+    "cifar10": Shipped(cifar10, li2024.reported(95.40, 0.12)),
+    "cifar10-crop-flip": Shipped(cifar10_crop_flip, li2024.reported(94.30, 0.22)),
+    "cifar100": Shipped(cifar100, li2024.reported(77.48, 0.14)),
+    "imagenet": Shipped(imagenet, li2024.reported(67.46)),
+    "dvs-cifar10": Shipped(dvs_cifar10, li2024.reported(83.97, 0.12)),
+    "dvs-cifar10-baseline": Shipped(ablated(dvs_cifar10, "baseline"), li2024.reported(82.70)),
+    "dvs-cifar10-two": Shipped(ablated(dvs_cifar10, "two"), li2024.reported(83.20)),
+    "dvs-cifar10-msg": Shipped(ablated(dvs_cifar10, "msg"), li2024.reported(83.30)),
+    "dvs-cifar10-resnet18": Shipped(dvs_cifar10_resnet18, li2024.reported(79.35, 0.34)),
+    "dvs-cifar10-resnet18-baseline": Shipped(ablated(dvs_cifar10_resnet18, "baseline"), li2024.reported(72.90)),
+    "dvs-cifar10-resnet18-two": Shipped(ablated(dvs_cifar10_resnet18, "two"), li2024.reported(74.40)),
+    "dvs-cifar10-resnet18-msg": Shipped(ablated(dvs_cifar10_resnet18, "msg"), li2024.reported(78.30)),
+    "n-caltech101": Shipped(n_caltech101, li2024.reported(77.70, 0.15)),
+    "n-caltech101-resnet18": Shipped(n_caltech101_resnet18, li2024.reported(70.81, 0.31)),
+    "cifar100-resnet18": Shipped(cifar100_resnet18, li2024.reported(69.21)),
+    "cifar100-resnet18-baseline": Shipped(ablated(cifar100_resnet18, "baseline"), li2024.reported(68.79)),
+    "cifar100-resnet18-two": Shipped(ablated(cifar100_resnet18, "two"), li2024.reported(68.98)),
+    "cifar100-resnet18-msg": Shipped(ablated(cifar100_resnet18, "msg"), li2024.reported(69.08)),
+    "dvs128-gesture": Shipped(dvs128_gesture),
+    "nmnist-tsbp": Shipped(nmnist_tsbp, yang2020.reported(99.29)),
+    "mnist-tsbp": Shipped(mnist_tsbp, yang2020.reported(99.49)),
+    "cifar10-tsbp": Shipped(cifar10_tsbp, yang2020.reported(88.96)),
+    "cifar10-resnet19": Shipped(cifar10_resnet19, wang2023.reported(95.35)),
+    "cifar100-resnet19": Shipped(cifar100_resnet19, wang2023.reported(75.98)),
+    "cifar10-vgg16": Shipped(cifar10_vgg16),
+    "cifar10-resnet20": Shipped(cifar10_resnet20),
+    "cifar10-resnet32": Shipped(cifar10_resnet32),
+}
+__all__ = ["GRADES", "NAMES", "Reported", "Shipped", "get"]
+
+
+def get(name: str) -> Recipe:
+    """The recipe of that name; RecipeError with the nearest names if there is none."""
+    if name not in NAMES:
+        raise RecipeError(f"unknown recipe {name!r}{nearest(name, NAMES)}")
+    return NAMES[name].make()

@@ -1,0 +1,77 @@
+"""Recipes for two cores, and bundled data first: seconds to minutes."""
+
+from __future__ import annotations
+
+from ..data.augment import Crop, Flip, Shift
+from ..models import ConvNet
+from ..recipe import SGD, TWO, AdamW, CrossEntropy, Neuron, Recipe
+from ..surrogate import Triangle
+from .li2024 import NEURON
+
+
+def digits() -> Recipe:
+    """UCI digits (bundled, 8x8), small convolutional network, MSG + TWO: the main job, seconds."""
+    return Recipe(
+        name="digits",
+        data="digits",
+        T=4,
+        model=ConvNet("32-P-64-P", size=8),
+        neuron=NEURON,
+        readout=TWO(),
+        optimizer=AdamW(lr=5e-3),
+        epochs=25,
+        warmup_epochs=1.0,
+        ema=0.98,
+        augment=(Shift(1),),
+    )
+
+
+def digits_dvs() -> Recipe:
+    """Simulated event-camera recordings of the UCI digits (bundled), MSG + TWO: a minute or two."""
+    return Recipe(
+        name="digits-dvs",
+        data="digits-dvs",
+        T=10,
+        size=17,
+        model=ConvNet("16-P-32-P-32-P", in_channels=2, size=17),
+        neuron=NEURON,
+        readout=TWO(),
+        optimizer=AdamW(lr=1e-2),
+        epochs=25,
+        warmup_epochs=1.0,
+        augment=(Shift(1),),
+    )
+
+
+def mnist() -> Recipe:
+    """MNIST, small convolutional network, MSG + TWO: minutes on two cores."""
+    return Recipe(
+        name="mnist",
+        data="mnist",
+        T=4,
+        model=ConvNet("16-P-32-P-64-P", size=28),
+        neuron=NEURON,
+        readout=TWO(start_epoch=1),
+        optimizer=AdamW(lr=3e-3),
+        epochs=5,
+        batch_size=128,
+        warmup_epochs=0.5,
+        augment=(Shift(1),),
+    )
+
+
+def cifar10_small() -> Recipe:
+    """CIFAR-10, small convolutional network: ten minutes on two cores."""
+    return Recipe(
+        name="cifar10-small",
+        data="cifar10",
+        T=2,
+        model=ConvNet("32-P-64-P-128-128-P-256", in_channels=3, size=32),
+        neuron=Neuron(tau=2.0, v_threshold=0.5, surrogate=Triangle(alpha=1.0)),
+        loss=CrossEntropy(label_smoothing=0.1),
+        optimizer=SGD(lr=0.1, weight_decay=5e-4, nesterov=True),
+        epochs=9,
+        batch_size=128,
+        warmup_epochs=1.0,
+        augment=(Crop(4), Flip()),
+    )

@@ -1,0 +1,44 @@
+"""Paper C: Wang, Cheng & Lim 2023, arXiv 2304.13289. Learned surrogate width (PSG), potential distribution adjustment (PDA).
+
+From the author's earlier code [code]: lam 0.25 (tau 4/3), rectangle of width 1, SGD of 0.04, batch 64, 400 epochs;
+ResNet19 and T are of the paper [note]. The threshold, the reset, crops and flips, and the strength of PDA are [ours].
+"""
+
+from __future__ import annotations
+
+from ..data.augment import Crop, Flip
+from ..models import ResNet19
+from ..recipe import PDA, SGD, Neuron, Recipe
+from ..surrogate import Parametric, Rectangle
+from .shipped import Reported
+
+NEURON = Neuron(tau=4 / 3, v_threshold=0.5, v_reset=0.0, decay_input=False, surrogate=Parametric(Rectangle(width=1.0)))
+
+
+def reported(accuracy: float) -> Reported:
+    return Reported(accuracy, None, "Wang et al. 2023")
+
+
+def _resnet19(name: str, data: str, num_classes: int, T: int) -> Recipe:
+    return Recipe(
+        name=name,
+        data=data,
+        T=T,
+        model=ResNet19(num_classes),
+        neuron=NEURON,
+        potential=PDA(),
+        optimizer=SGD(lr=0.04),
+        epochs=400,
+        batch_size=64,
+        augment=(Crop(4), Flip()),
+    )
+
+
+def cifar10_resnet19() -> Recipe:
+    """CIFAR-10, ResNet19, PSG + PDA: a GPU and a day."""
+    return _resnet19("cifar10-resnet19", "cifar10", 10, T=6)
+
+
+def cifar100_resnet19() -> Recipe:
+    """CIFAR-100, ResNet19, PSG + PDA: a GPU and a day."""
+    return _resnet19("cifar100-resnet19", "cifar100", 100, T=4)

@@ -1,0 +1,172 @@
+"""The recipes that ship: each runs on fabricated files in the official layout, and says what to put where without them."""
+
+import pickle
+import re
+
+import numpy as np
+import pytest
+
+import backspike as bs
+from backspike import data, train
+from backspike.cli import main
+from backspike.models import NETWORKS
+from backspike.recipe import TWO, Mean
+from backspike.recipes import GRADES, NAMES, Reported, Shipped
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BACKSPIKE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BACKSPIKE_DATA", str(tmp_path / "data"))
+
+
+# official layouts with few samples
+
+
+def cifar(folder, files, labels, classes, n=20):
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for file in files:
+        batch = {b"data": rng.integers(0, 256, (n, 3072), np.uint8), labels: [i % classes for i in range(n)]}
+        (folder / file).write_bytes(pickle.dumps(batch, 4))
+
+
+def put(name, root):
+    """A few samples of a data set, where its official files belong."""
+    if name == "mnist":
+        from test_data import fake_mnist
+
+        fake_mnist(root / "MNIST" / "raw")
+    elif name == "nmnist":
+        from test_data import fake_nmnist
+
+        fake_nmnist(root / "NMNIST")
+    elif name == "cifar10":
+        cifar(root / "cifar-10-batches-py", [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], b"labels", 10)
+    elif name == "cifar100":
+        cifar(root / "cifar-100-python", ["train", "test"], b"fine_labels", 100, n=200)
+    elif name == "dvs-cifar10":
+        from test_recordings import dvs_cifar10
+
+        dvs_cifar10(root / "DVS-CIFAR10", numbers=(0, 810, 900))
+    elif name == "n-caltech101":
+        from test_recordings import n_caltech101
+
+        n_caltech101(root / "N-Caltech101" / "Caltech101")
+    elif name == "dvs128-gesture":
+        from test_recordings import gestures
+
+        gestures(root / "DvsGesture")
+    elif name == "imagenet":
+        pytest.importorskip("PIL")
+        from test_pictures import imagenet
+
+        imagenet(root / "ImageNet", n=20)
+    else:
+        assert not data.source(name).layouts, f"no fabricated files for {name}"
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_runs_two_steps_on_files_in_the_official_layout(name, tmp_path, monkeypatch):
+    """As it is, but for the number of samples in a step."""
+    monkeypatch.setattr("backspike.report.write", lambda run: None)
+    recipe = bs.recipes.get(name)
+    put(recipe.data, tmp_path / "data")
+    seconds, _ = train.rehearse(recipe.replace({"batch_size": 2, "workers": 0}), steps=2, device="cpu")
+    assert len(seconds) == 2
+
+
+@pytest.mark.parametrize("name", [name for name, shipped in NAMES.items() if data.source(shipped.make().data).layouts])
+def test_without_its_data_a_recipe_says_what_to_put_where(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", name]) == 1
+    said = capsys.readouterr().err
+    source = data.source(NAMES[name].make().data)
+    assert f"{source.name} is not in {tmp_path / 'data'}; from {source.home} put there" in said
+    for file in source.layouts[0].files:
+        (line,) = re.findall(rf"^  {source.layouts[0].folders[0]}/{re.escape(file.name)}  .*$", said, re.M)
+        md5 = file.md5 or (file.archive and file.archive.md5)
+        assert md5 is None or md5 in line
+    assert not (tmp_path / "runs").exists()
+
+
+# the list
+
+
+def test_every_recipe_has_its_own_name_and_fits_its_data():
+    for name, shipped in NAMES.items():
+        recipe = shipped.make()
+        source = data.source(recipe.data)
+        assert recipe.name == name
+        assert isinstance(recipe.model, NETWORKS)
+        assert recipe.model.num_classes == source.num_classes
+        assert recipe.model.in_channels == source.shape[0]
+        assert shipped.about.endswith((".", "seconds.", "hours."))
+
+
+def test_the_rows_of_the_ablation_differ_in_the_mask_and_the_readout_alone():
+    for name in ("dvs-cifar10", "dvs-cifar10-resnet18", "cifar100-resnet18"):
+        both, base, two, msg = (bs.recipes.get(name + row) for row in ("", "-baseline", "-two", "-msg"))
+        masked, bare = bs.Masked(bs.Triangle(alpha=2.0), p=0.5), bs.Triangle(alpha=2.0)
+        parts = [(r.neuron.surrogate, r.readout) for r in (both, base, two, msg)]
+        assert parts == [(masked, TWO()), (bare, Mean()), (bare, TWO()), (masked, Mean())]
+        for row in (base, two, msg):
+            assert row.replace({"name": name, "neuron.surrogate": masked, "readout": TWO()}) == both
+
+
+# accuracies in % of the tables of the papers, network and T: methods.md, section 9
+TABLE = [
+    ("cifar10-crop-flip", "CIFARNet", 4, 94.30, 0.22),
+    ("cifar10", "CIFARNet", 4, 95.40, 0.12),
+    ("cifar100", "CIFARNet", 4, 77.48, 0.14),
+    ("imagenet", "SEWResNet34", 4, 67.46, None),
+    ("dvs-cifar10-resnet18", "ResNet18", 10, 79.35, 0.34),
+    ("dvs-cifar10", "VGGSNN", 10, 83.97, 0.12),
+    ("n-caltech101-resnet18", "ResNet18", 10, 70.81, 0.31),
+    ("n-caltech101", "VGGSNN", 10, 77.70, 0.15),
+    ("cifar100-resnet18-baseline", "ResNet18", 4, 68.79, None),
+    ("cifar100-resnet18-two", "ResNet18", 4, 68.98, None),
+    ("cifar100-resnet18-msg", "ResNet18", 4, 69.08, None),
+    ("cifar100-resnet18", "ResNet18", 4, 69.21, None),
+    ("dvs-cifar10-resnet18-baseline", "ResNet18", 10, 72.90, None),
+    ("dvs-cifar10-resnet18-two", "ResNet18", 10, 74.40, None),
+    ("dvs-cifar10-resnet18-msg", "ResNet18", 10, 78.30, None),
+    ("dvs-cifar10-baseline", "VGGSNN", 10, 82.70, None),
+    ("dvs-cifar10-two", "VGGSNN", 10, 83.20, None),
+    ("dvs-cifar10-msg", "VGGSNN", 10, 83.30, None),
+    ("nmnist-tsbp", "ConvNet", 30, 99.29, None),
+    ("mnist-tsbp", "ConvNet", 5, 99.49, None),
+    ("cifar10-tsbp", "ConvNet", 5, 88.96, None),
+    ("cifar10-resnet19", "ResNet19", 6, 95.35, None),
+    ("cifar100-resnet19", "ResNet19", 4, 75.98, None),
+]
+
+
+@pytest.mark.parametrize(("name", "network", "T", "accuracy", "spread"), TABLE)
+def test_rows_of_the_papers(name, network, T, accuracy, spread):
+    recipe, reported = NAMES[name].make(), NAMES[name].reported
+    assert (type(recipe.model).__name__, recipe.T) == (network, T)
+    assert (reported.accuracy, reported.spread) == (accuracy, spread)
+
+
+def test_what_is_reported_has_a_row_above():
+    assert {name for name, shipped in NAMES.items() if shipped.reported} == {row[0] for row in TABLE}
+
+
+def test_a_reported_accuracy_says_where_it_comes_from():
+    assert str(Reported(95.4, 0.12, "Li et al. 2024")) == "95.40 ± 0.12 % (Li et al. 2024, second-hand)"
+    assert str(Reported(67.46, None, "X", "abs")) == "67.46 % (X, from the abstract)"
+    assert list(GRADES) == ["abs", "code", "note", "ours"]
+    with pytest.raises(ValueError, match="grade: one of abs, code, note, ours"):
+        Reported(1.0, None, "X", "rumour")
+    assert Shipped(bs.recipes.digits).here == ""
+
+
+def test_the_command_line_prints_data_network_T_and_where_the_accuracy_comes_from(capsys):
+    assert main(["recipes"]) == 0
+    rows = {lines.split(":")[0]: lines for lines in re.split(r"\n(?=\S)", capsys.readouterr().out.strip())}
+    assert list(rows) == list(NAMES)
+    for text in ("data dvs-cifar10, T = 10", "VGGSNN(", "83.97 ± 0.12 % (Li et al. 2024, second-hand)", "not run"):
+        assert text in rows["dvs-cifar10"]
+    assert "99.35" in rows["digits"]
