@@ -60,7 +60,15 @@ def test_parameter_counts_are_those_of_the_papers(value, count):
 
 
 SMALL = [
-    *(ConvNet("4-P-6", 3, 2, 9), VGGSNN(7, 2, 16), CIFARNet(5), VGG11(3), VGG16(3, 1, 32), Spikformer(3, 2, dim=48, depth=1)),
+    *(
+        ConvNet("4-P-6", 3, 2, 9),
+        ConvNet("4C5-P-6C1-5C7", 3, 2, 9, hidden=(7, 5)),
+        VGGSNN(7, 2, 16),
+        CIFARNet(5),
+        VGG11(3),
+        VGG16(3, 1, 32),
+        Spikformer(3, 2, dim=48, depth=1),
+    ),
     *(ResNet18(3, stem="cifar"), ResNet18(4), ResNet19(3), ResNet20(3), SEWResNet18(3, 2, stem="cifar"), MSResNet18(3)),
 ]
 
@@ -89,6 +97,12 @@ def test_every_network_is_a_value_a_text_and_a_factory():
     assert callable(bs.models.spikformer)  # still the factory, once its module is loaded
     with pytest.raises(AttributeError, match="nonet"):
         bs.models.nonet  # noqa: B018
+
+
+def test_a_layout_says_channels_kernels_and_hidden_layers():
+    model = ConvNet("15C5-P-40-P", 10, 1, 28, hidden=(300,)).build(bs.LIF)
+    shapes = [tuple(p.shape) for p in model.parameters() if p.dim() > 1]
+    assert shapes == [(15, 1, 5, 5), (40, 15, 3, 3), (300, 40 * 7 * 7), (10, 300)]
 
 
 # names and shapes of torchvision's ResNet18, written out: torchvision is not needed
@@ -123,6 +137,9 @@ def test_wrong_input_and_layouts_are_refused():
         bs.models.convnet()(torch.rand(2, 3, 2, 28, 28))
     with pytest.raises(ValueError, match="joined by '-'"):
         bs.models.convnet("32-Q")
+    for layout in ("8C4", "8C", "C3", "0", "08", "8c3"):  # an even kernel cannot keep the size
+        with pytest.raises(ValueError, match="joined by '-'"):
+            bs.models.convnet(layout)
     with pytest.raises(ValueError, match="too small"):
         bs.models.convnet("8-P-P-P-P", size=8)
     with pytest.raises(ValueError, match="'cifar' or 'imagenet'"):

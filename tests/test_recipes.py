@@ -5,12 +5,14 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 import backspike as bs
 from backspike import data, train
 from backspike.cli import main
+from backspike.data import static
 from backspike.models import NETWORKS
-from backspike.recipe import TWO, Mean
+from backspike.recipe import TWO, Mean, RecipeError
 from backspike.recipes import GRADES, NAMES, Reported, Shipped
 
 
@@ -66,11 +68,30 @@ def put(name, root):
         assert not data.source(name).layouts, f"no fabricated files for {name}"
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero")
-@pytest.mark.parametrize("name", NAMES)
+# of networks that take seconds a step, one recipe for each kind of data runs with the quick tests
+SLOW = (
+    "imagenet",
+    "cifar10",
+    "cifar10-crop-flip",
+    "cifar100",
+    "dvs-cifar10",
+    "cifar10-resnet19",
+    "cifar10-tsbp",
+    "cifar10-resnet32",
+)
+ROWS = ("-baseline", "-two", "-msg")
+
+
+def timed(name):
+    return pytest.param(name, marks=pytest.mark.slow) if name in SLOW or name.endswith(ROWS) else name
+
+
+@pytest.mark.parametrize("name", [timed(name) for name in NAMES])
 def test_a_recipe_runs_two_steps_on_files_in_the_official_layout(name, tmp_path, monkeypatch):
     """As it is, but for the number of samples in a step."""
     monkeypatch.setattr("backspike.report.write", lambda run: None)
+    few = [split.take(np.arange(24)) for split in static.digits()]  # simulating all takes seconds
+    monkeypatch.setattr(static, "digits", lambda: few)
     recipe = bs.recipes.get(name)
     put(recipe.data, tmp_path / "data")
     seconds, _ = train.rehearse(recipe.replace({"batch_size": 2, "workers": 0}), steps=2, device="cpu")
@@ -89,6 +110,34 @@ def test_without_its_data_a_recipe_says_what_to_put_where(name, tmp_path, capsys
         md5 = file.md5 or (file.archive and file.archive.md5)
         assert md5 is None or md5 in line
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("by", ["time", "count"])
+def test_frames_of_a_recipe_are_cut_by_time_or_by_count(by, tmp_path):
+    put("dvs-cifar10", tmp_path / "data")
+    changes = {"by": by, "T": 3, "size": 24, "model": bs.models.ConvNet("4-P", in_channels=2, size=24)}
+    recipe = bs.recipes.get("dvs-cifar10").replace({**changes, "epochs": 1, "augment": ()})
+    result = bs.fit(recipe, tmp_path / "run", report=False)
+    x = torch.from_numpy(data.load("dvs-cifar10", None, T=3, size=24, by=by).test.x).float().transpose(0, 1)
+    with torch.no_grad():
+        right = (bs.load(result.run)(x).argmax(1) == torch.arange(10)).float().mean().item()
+    assert result.test_accuracy == pytest.approx(right)
+    assert train._load(recipe).test.x.sum((2, 3, 4)).tolist() == x.transpose(0, 1).sum((2, 3, 4)).tolist()
+
+
+def test_pictures_have_the_size_of_the_recipe(tmp_path):
+    put("imagenet", tmp_path / "data")
+    recipe = bs.recipes.get("imagenet")
+    assert train._load(recipe).train.x.shape[1:] == (3, 224, 224)
+    assert train._load(recipe.replace({"size": 32})).train.x.shape[1:] == (3, 32, 32)
+
+
+def test_options_of_event_sets_are_refused_for_images(tmp_path):
+    for changes in ({"by": "count"}, {"size": 4}):
+        with pytest.raises(data.DataError, match="digits holds images"):
+            train._load(bs.recipes.digits().replace(changes))
+    with pytest.raises(RecipeError, match="by must be time or count"):
+        bs.recipes.digits().replace({"by": "events"})
 
 
 # the list

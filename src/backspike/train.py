@@ -224,8 +224,9 @@ def _sets(recipe: Recipe, train: Any, validation: Any, test: Any) -> data.Splits
 
 
 def _load(recipe: Recipe) -> data.Splits:
-    T, size = (recipe.T, recipe.size or None) if data.source(recipe.data).kind == "events" else (None, None)
-    return data.load(recipe.data, recipe.root or None, T, size, recipe.limit or None)
+    T = recipe.T if data.source(recipe.data).kind == "events" else None
+    by: Any = recipe.by
+    return data.load(recipe.data, recipe.root or None, T, recipe.size or None, recipe.limit or None, by)
 
 
 @dataclass(frozen=True)
