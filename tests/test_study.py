@@ -203,7 +203,7 @@ def test_shipped_studies_hold_together(name, data):
     assert len(set(texts)) == len(texts), "two arms are the same"
     side = {"digits": 8, "digits-dvs": 17, "mnist": 28}[data]
     for recipe in {shipped.recipe(arm).model: shipped.recipe(arm) for arm in shipped.arms}.values():
-        network = recipe.model.build(recipe.neuron)
+        network = recipe.network()
         x = torch.zeros(recipe.T, 2, 2 if data == "digits-dvs" else 1, side, side)
         assert network(x).shape == (recipe.T, 2, 10)
 

@@ -28,6 +28,7 @@ _NAMES = {
     "neuron": ("IF", "LIF", "Integrator", "Output", "check_gradients", "lif", "streaming"),
     "kernel": ("Unsupported", "backends", "dropped"),
     "layer": ("OverTime",),
+    "norm": ("TDBN", "TEBN"),
     "fusion": ("block",),
     "explanation": ("explain",),
     "sequential": ("Sequential",),
@@ -66,6 +67,8 @@ if TYPE_CHECKING:
     from .neuron import check_gradients as check_gradients
     from .neuron import lif as lif
     from .neuron import streaming as streaming
+    from .norm import TDBN as TDBN
+    from .norm import TEBN as TEBN
     from .potential import PotentialAdjustment as PotentialAdjustment
     from .recipe import Recipe as Recipe
     from .scaling import mask_weight_gradients as mask_weight_gradients

@@ -21,6 +21,7 @@ from .kernel.constants import state_dtype
 from .kernel.norm import Norm, norm_lif
 from .layer import BATCH_NORMS, PRODUCTS, once, over_time, plain, pool_kind
 from .neuron import IF, LIF, Output, _call, _unwrap
+from .norm import applied
 from .product import Choice
 from .surrogate import Dspike, Rectangle, Triangle
 
@@ -100,7 +101,8 @@ class Block:
         """Of the neuron, with its spikes pooled where the pool is joined."""
         neuron.begin(x.device)
         pool = None if self.pool is None or self.why_pool_apart() else pool_kind(self.pool)
-        norm = None if self.norm is None else _norm(self.norm, x)
+        # x has as many dimensions as what the product makes of it
+        norm = None if self.norm is None else applied(self.norm, x[0])
         seen = neuron._streams or bool(neuron.watchers)
         record_active = norm is None and reader is not None and _may_be_sampled(neuron, reader)
         options = neuron._options() | {"record_active": record_active}
@@ -190,15 +192,3 @@ def _may_be_sampled(neuron: LIF, reader: nn.Linear) -> bool:
         everywhere = (1 - p) * everywhere + p * replaced
     at_best = Choice().decide(torch.float32, _MANY, reader.in_features, reader.out_features, None, everywhere)
     return torch.is_grad_enabled() and at_best.input != "dense"
-
-
-def _norm(norm: Any, x: Tensor) -> Norm:
-    """What this BatchNorm does in a forward pass of the block on x, which is counted as the module would."""
-    norm._check_input_dim(x[0])  # the product keeps the number of dimensions
-    share = 0.0 if norm.momentum is None else norm.momentum
-    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else share
-    tracks = norm.running_mean is not None and (norm.track_running_stats or not norm.training)
-    mean, variance = (norm.running_mean, norm.running_var) if tracks else (None, None)
-    return Norm(norm.weight, norm.bias, mean, variance, norm.training or not tracks, share, norm.eps)

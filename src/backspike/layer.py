@@ -16,11 +16,12 @@ from torch.nn.modules.module import _has_any_global_hook
 from . import product
 from .kernel.pool import avg_pool, max_pool
 from .neuron import _Streaming
+from .norm import TDBN, TEBN, gain
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PRODUCTS = (*CONVOLUTIONS, nn.Linear)
 POOLS = (nn.AvgPool2d, nn.MaxPool2d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, TDBN)
 # Running these on one copy of an input that repeats over T gives what running them on all T copies gives.
 _SAME_AT_EVERY_TIMESTEP = (
     nn.modules.conv._ConvNd,
@@ -50,6 +51,8 @@ class OverTime(nn.Sequential):
         super().__init__(*layers)
         if any(isinstance(m, _Streaming) for m in self.modules()):
             raise TypeError("OverTime folds T into the batch, so a spiking layer must stand beside it, not inside it")
+        if {m for m in self.modules() if isinstance(m, TEBN)} - set(flat(self)):
+            raise TypeError("TEBN must be one of the layers of OverTime, not within a module among them, to be shown the time")
 
     def forward(self, x: Tensor) -> Tensor:
         return over_time(x, flat(self))
@@ -80,6 +83,8 @@ def once(x: Tensor, layers: Sequence[nn.Module], active: Tensor | None = None) -
             x, repeats = x.expand(T, *x.shape).flatten(0, 1), 1
         if norm is not None:
             x = folded(layer, norm, x)
+        elif isinstance(layer, TEBN):
+            x = layer(x.unflatten(0, (T, B))).flatten(0, 1)
         elif layer is first and active is not None:
             x = product.linear(x, first, active)
         else:
@@ -150,8 +155,8 @@ def _norm_of_copies(norm: nn.modules.batchnorm._BatchNorm, x: Tensor, T: int) ->
 
 
 def _same_at_every_timestep(layer: nn.Module, x: Tensor) -> bool:
-    if not type(layer).__module__.startswith("torch."):  # a user's subclass may do anything, such as add noise
-        return False
+    if not type(layer).__module__.startswith("torch.") and type(layer) is not TDBN:
+        return False  # a user's subclass may do anything, such as add noise
     if isinstance(layer, BATCH_NORMS):
         # one sample has no variance, T copies of it have
         return not layer.training or x.numel() > math.prod(x.shape[1:2])
@@ -194,7 +199,7 @@ def folded(convolution: Any, norm: Any, x: Tensor) -> Tensor:
     scale = (norm.running_var + norm.eps).rsqrt()
     shift = -norm.running_mean if convolution.bias is None else convolution.bias - norm.running_mean
     if norm.affine:
-        scale = scale * norm.weight
+        scale = scale * gain(norm)
     bias = norm.bias + shift * scale if norm.affine else shift * scale
     weight = convolution.weight * scale.view(-1, *[1] * (convolution.weight.dim() - 1))
     y = product.infer(x, convolution, weight, bias)

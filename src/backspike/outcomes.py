@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +114,7 @@ def gradient_shares(study: Study, outcome: Outcome, samples: int = 16) -> list[d
         if changed.model != recipe.model:
             continue
         torch.manual_seed(0)
-        network = Network(recipe.model.build(changed.neuron), recipe.readout.build(recipe.T))
+        network = Network(replace(recipe, neuron=changed.neuron).network(), recipe.readout.build(recipe.T))
         # a learned width is not among the weights: it stays 1
         network.load_state_dict(weights, strict=False)
         network.eval()

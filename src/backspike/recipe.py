@@ -12,6 +12,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints, runtime_checkable
 
 from . import surrogate as _surrogate
@@ -49,6 +50,33 @@ class Neuron:
 
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "memory"}
         return LIF(**options, channels=channels)
+
+
+@runtime_checkable
+class Norm(Protocol):
+    """What makes the norms of a network: a function `norm(channels, branches=1)`, for T timesteps and a threshold."""
+
+    def layers(self, T: int, v_threshold: float) -> Callable[..., nn.Module]: ...
+
+
+@dataclass(frozen=True)
+class TDBN:
+    """Threshold-dependent BatchNorm, see `bs.TDBN`."""
+
+    def layers(self, T: int, v_threshold: float) -> Callable[..., nn.Module]:
+        from . import norm
+
+        return partial(norm.TDBN, v_threshold=v_threshold)
+
+
+@dataclass(frozen=True)
+class TEBN:
+    """Temporal effective BatchNorm, see `bs.TEBN`."""
+
+    def layers(self, T: int, v_threshold: float) -> Callable[..., nn.Module]:
+        from . import norm
+
+        return lambda channels, branches=1: norm.TEBN(channels, T)
 
 
 @runtime_checkable
@@ -229,6 +257,7 @@ class Recipe:
     has_time: bool | None = _field(None, "samples carry time, [T, ...]; None: those with 4 dimensions do")
     model: Model = _field(ConvNet(), "the network, a value")
     neuron: Neuron = _field(Neuron(), "the neuron of every spiking layer")
+    norm: Norm | None = _field(None, "TDBN() or TEBN() in the place of BatchNorm; None: the network's own")
     readout: Readout = _field(Mean(), "Mean(), Last() or TWO(beta, start_epoch, cumulative)")
     loss: Loss = _field(CrossEntropy(), "CrossEntropy(label_smoothing) or TET(lam, phi, label_smoothing)")
     mask_p_end: float | None = _field(None, "anneal the probability of Masked linearly over the epochs to this value")
@@ -284,6 +313,12 @@ class Recipe:
             _require(not (rescaled and self.mask_p_end == 1), "mask_p_end", "below 1 with rescale", self.mask_p_end)
         if not self.neuron.tau > 1:
             raise RecipeError(f"neuron.tau must be above 1 timestep, got {self.neuron.tau}")
+
+    def network(self) -> nn.Module:
+        """The model, built with its neurons and norms: `[T, B, ...] -> [T, B, K]`."""
+        if self.norm is None:
+            return self.model.build(self.neuron)
+        return self.model.build(self.neuron, self.norm.layers(self.T, self.neuron.v_threshold))
 
     @property
     def part_size(self) -> int:
@@ -408,6 +443,7 @@ def _name(hint: Any) -> str:
 _EXAMPLES = {
     "Surrogate": "Triangle(alpha=2.0)",
     "Model": "ConvNet('32-P-64-P')",
+    "Norm": "TDBN()",
     "Readout": "TWO(beta=0.7)",
     "Loss": "CrossEntropy()",
     "Optimizer": "AdamW(lr=0.001)",
@@ -461,7 +497,7 @@ VALUES: dict[str, Callable[..., Any]] = {
     for c in (
         *(_surrogate.ATan, _surrogate.Dspike, _surrogate.Erf, _surrogate.Masked, _surrogate.Parametric),
         *(_surrogate.PiecewiseExponential, _surrogate.Rectangle, _surrogate.Sigmoid, _surrogate.SuperSpike),
-        *(_surrogate.Triangle, *NETWORKS, Mean, Last, TWO, CrossEntropy, TET, PDA),
+        *(_surrogate.Triangle, *NETWORKS, TDBN, TEBN, Mean, Last, TWO, CrossEntropy, TET, PDA),
         *(SGS, AdamW, SGD),
         *(_augment.Shift, _augment.Crop, _augment.Flip, _augment.Cutout, _augment.Roll, _augment.Rotate, _augment.Shear),
         *(_augment.EventDrop, _augment.OneOf, _autoaugment.AutoAugment, _mixing.Mixup, _mixing.CutMix),

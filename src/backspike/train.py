@@ -159,7 +159,7 @@ def load(run: str | Path, model: nn.Module | None = None, *, values: tuple[type,
     recipe = folder.recipe(values)
     if not folder.has("model.safetensors"):
         raise RunError(f"{folder.path} has no model.safetensors; finish it with: backspike resume {folder.path}")
-    network = Network(model or recipe.model.build(recipe.neuron), recipe.readout.build(recipe.T))
+    network = Network(model or recipe.network(), recipe.readout.build(recipe.T))
     try:
         network.load_state_dict(load_safetensors(folder.read("model.safetensors")))
     except Exception as e:  # whatever a damaged file makes the reader raise
@@ -303,7 +303,7 @@ class _Training:
         self.run, self.recipe, self.listen, self.device = run, recipe, listen or (lambda event: None), _device(device)
         torch.manual_seed(recipe.seed)
         try:
-            network = Network(model or recipe.model.build(recipe.neuron), recipe.readout.build(recipe.T))
+            network = Network(model or recipe.network(), recipe.readout.build(recipe.T))
             self.network = network.to(self.device)
         except (ValueError, TypeError, RuntimeError) as e:
             raise RunError(f"the recipe cannot be built: {_first_line(e)}") from e

@@ -1,8 +1,9 @@
 """Networks by name. Each comes twice: a value that a recipe can hold and print, and the factory that builds the module.
 
-`VGGSNN(num_classes=10)` is a frozen dataclass without torch; `VGGSNN(...).build(neuron)` and
-`vggsnn(num_classes=..., in_channels=..., neuron=...)` give the same `nn.Module`, which maps `[T, B, C, H, W]` to the outputs
-over time `[T, B, K]`. `neuron` is called as `neuron(channels=c)` for every spiking layer.
+`VGGSNN(num_classes=10)` is a frozen dataclass without torch; `VGGSNN(...).build(neuron, norm)` and
+`vggsnn(num_classes=..., in_channels=..., neuron=..., norm=...)` give the same `nn.Module`, which maps `[T, B, C, H, W]` to the
+outputs over time `[T, B, K]`. `neuron` is called as `neuron(channels=c)` for every spiking layer; `norm`, torch's BatchNorm
+where none is given, as `norm(channels)`, or as `norm(channels, branches=2)` for two currents that are added before a neuron.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import nn
+
+    Layer = Callable[..., nn.Module]
 
     from .residual import ms_resnet18 as ms_resnet18
     from .residual import resnet18 as resnet18
@@ -48,7 +51,7 @@ _HOME = {factory: module for module, factories in _FACTORIES.items() for factory
 class Model(Protocol):
     """A network as a value: what a recipe holds."""
 
-    def build(self, neuron: Callable[..., nn.Module]) -> nn.Module: ...
+    def build(self, neuron: Layer, norm: Layer | None = None) -> nn.Module: ...
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,10 @@ class ConvNet:
     size: int = 28
     hidden: tuple[int, ...] = ()
 
-    def build(self, neuron: Callable[..., nn.Module]) -> nn.Module:
+    def build(self, neuron: Layer, norm: Layer | None = None) -> nn.Module:
         from .vgg import convnet
 
-        return convnet(**vars(self), neuron=neuron)
+        return convnet(**vars(self), **_layers(neuron, norm))
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,8 @@ class _Named:
     in_channels: int = 3
     _factory: ClassVar[str]
 
-    def build(self, neuron: Callable[..., nn.Module]) -> nn.Module:
-        return getattr(_module(self._factory), self._factory)(**vars(self), neuron=neuron)
+    def build(self, neuron: Layer, norm: Layer | None = None) -> nn.Module:
+        return getattr(_module(self._factory), self._factory)(**vars(self), **_layers(neuron, norm))
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,10 @@ NETWORKS: tuple[type, ...] = (
     Spikformer,
 )
 __all__ = ["Model", "NETWORKS", *(network.__name__ for network in NETWORKS), *_HOME]
+
+
+def _layers(neuron: Layer, norm: Layer | None) -> dict[str, Any]:
+    return {"neuron": neuron} if norm is None else {"neuron": neuron, "norm": norm}
 
 
 def _module(factory: str) -> ModuleType:

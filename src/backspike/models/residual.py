@@ -5,7 +5,8 @@
     MS       currents are added, and neurons stand before the convolutions      (Hu et al. 2021, arXiv 2112.08954)
 
 The stem "imagenet" is a 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2, "cifar" a 3x3 convolution. Convolutions
-have no bias, BatchNorm takes its statistics over time too, and the last linear layer does not spike.
+have no bias, and the last linear layer does not spike. norm: makes the norms, whose statistics are taken over time too, called
+as `norm(channels)`, or as `norm(channels, branches=2)` for the two currents that are added before a neuron.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from ..fusion import Block
 from ..neuron import LIF
+from ..norm import NormLayer, batch_norm
 
 Neuron = Callable[..., nn.Module]
 
@@ -34,11 +36,13 @@ class _Shortcut(nn.Sequential):
         return Block(*self).run(x)
 
 
-def _shortcut(inputs: int, outputs: int, stride: int, neuron: Neuron | None = None) -> _Shortcut | None:
+def _shortcut(inputs: int, outputs: int, stride: int, norm: NormLayer, neuron: Neuron | None = None) -> _Shortcut | None:
     if stride == 1 and inputs == outputs:
         return None
-    convolution = _conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)
-    return _Shortcut(*convolution, neuron(channels=outputs)) if neuron else _Shortcut(*convolution)
+    convolution = _conv(inputs, outputs, 1, stride)
+    if neuron is None:  # currents are added
+        return _Shortcut(convolution, norm(outputs, branches=2))
+    return _Shortcut(convolution, norm(outputs), neuron(channels=outputs))
 
 
 def _around(shortcut: _Shortcut | None, x: Tensor) -> Tensor:
@@ -56,11 +60,11 @@ class Basic(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.sn1 = _conv(inputs, width, 3, stride), nn.BatchNorm2d(width), neuron(channels=width)
-        self.conv2, self.bn2, self.sn2 = _conv(width, width, 3), nn.BatchNorm2d(width), neuron(channels=width)
-        self.downsample = _shortcut(inputs, width, stride)
+        self.conv1, self.bn1, self.sn1 = _conv(inputs, width, 3, stride), norm(width), neuron(channels=width)
+        self.conv2, self.bn2, self.sn2 = _conv(width, width, 3), norm(width, branches=2), neuron(channels=width)
+        self.downsample = _shortcut(inputs, width, stride, norm)
 
     def spiking_blocks(self) -> Sequence[Block]:
         return Block(self.conv1, self.bn1, self.sn1), Block(self.conv2, self.bn2), Block(neuron=self.sn2)
@@ -75,12 +79,12 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.sn1 = _conv(inputs, width, 1), nn.BatchNorm2d(width), neuron(channels=width)
-        self.conv2, self.bn2, self.sn2 = _conv(width, width, 3, stride), nn.BatchNorm2d(width), neuron(channels=width)
-        self.conv3, self.bn3, self.sn3 = _conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width), neuron(channels=4 * width)
-        self.downsample = _shortcut(inputs, 4 * width, stride)
+        self.conv1, self.bn1, self.sn1 = _conv(inputs, width, 1), norm(width), neuron(channels=width)
+        self.conv2, self.bn2, self.sn2 = _conv(width, width, 3, stride), norm(width), neuron(channels=width)
+        self.conv3, self.bn3, self.sn3 = _conv(width, 4 * width, 1), norm(4 * width, branches=2), neuron(channels=4 * width)
+        self.downsample = _shortcut(inputs, 4 * width, stride, norm)
 
     def spiking_blocks(self) -> Sequence[Block]:
         first, second = Block(self.conv1, self.bn1, self.sn1), Block(self.conv2, self.bn2, self.sn2)
@@ -96,11 +100,11 @@ class SEWBasic(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.sn1 = _conv(inputs, width, 3, stride), nn.BatchNorm2d(width), neuron(channels=width)
-        self.conv2, self.bn2, self.sn2 = _conv(width, width, 3), nn.BatchNorm2d(width), neuron(channels=width)
-        self.downsample = _shortcut(inputs, width, stride, neuron)
+        self.conv1, self.bn1, self.sn1 = _conv(inputs, width, 3, stride), norm(width), neuron(channels=width)
+        self.conv2, self.bn2, self.sn2 = _conv(width, width, 3), norm(width), neuron(channels=width)
+        self.downsample = _shortcut(inputs, width, stride, norm, neuron)
 
     def spiking_blocks(self) -> Sequence[Block]:
         return Block(self.conv1, self.bn1, self.sn1), Block(self.conv2, self.bn2, self.sn2)
@@ -114,12 +118,12 @@ class SEWBottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.sn1 = _conv(inputs, width, 1), nn.BatchNorm2d(width), neuron(channels=width)
-        self.conv2, self.bn2, self.sn2 = _conv(width, width, 3, stride), nn.BatchNorm2d(width), neuron(channels=width)
-        self.conv3, self.bn3, self.sn3 = _conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width), neuron(channels=4 * width)
-        self.downsample = _shortcut(inputs, 4 * width, stride, neuron)
+        self.conv1, self.bn1, self.sn1 = _conv(inputs, width, 1), norm(width), neuron(channels=width)
+        self.conv2, self.bn2, self.sn2 = _conv(width, width, 3, stride), norm(width), neuron(channels=width)
+        self.conv3, self.bn3, self.sn3 = _conv(width, 4 * width, 1), norm(4 * width), neuron(channels=4 * width)
+        self.downsample = _shortcut(inputs, 4 * width, stride, norm, neuron)
 
     def spiking_blocks(self) -> Sequence[Block]:
         conv_norm_neuron = (self.conv1, self.bn1, self.sn1), (self.conv2, self.bn2, self.sn2), (self.conv3, self.bn3, self.sn3)
@@ -134,11 +138,11 @@ class MSBasic(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm) -> None:
         super().__init__()
-        self.sn1, self.conv1, self.bn1 = neuron(channels=inputs), _conv(inputs, width, 3, stride), nn.BatchNorm2d(width)
-        self.sn2, self.conv2, self.bn2 = neuron(channels=width), _conv(width, width, 3), nn.BatchNorm2d(width)
-        self.downsample = _shortcut(inputs, width, stride)
+        self.sn1, self.conv1, self.bn1 = neuron(channels=inputs), _conv(inputs, width, 3, stride), norm(width)
+        self.sn2, self.conv2, self.bn2 = neuron(channels=width), _conv(width, width, 3), norm(width, branches=2)
+        self.downsample = _shortcut(inputs, width, stride, norm)
 
     def spiking_blocks(self) -> Sequence[Block]:
         return Block(neuron=self.sn1), Block(self.conv1, self.bn1, self.sn2), Block(self.conv2, self.bn2)
@@ -163,6 +167,7 @@ class ResNet(nn.Module):
         in_channels: int,
         stem: str,
         neuron: Neuron,
+        norm: NormLayer = batch_norm,
         hidden: int = 0,
     ) -> None:
         super().__init__()
@@ -171,14 +176,14 @@ class ResNet(nn.Module):
         inputs, currents = widths[0], kind is MSBasic
         self.in_channels = in_channels
         self.conv1 = _conv(in_channels, inputs, 3) if stem == "cifar" else _conv(in_channels, inputs, 7, stride=2)
-        self.bn1 = nn.BatchNorm2d(inputs)
+        self.bn1 = norm(inputs)
         # of currents, the first block's neuron makes spikes, and a last one the spikes that are pooled
         self.sn1 = None if currents else neuron(channels=inputs)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else None
         for i, (depth, width) in enumerate(zip(depths, widths), 1):
             stage = []
             for j in range(depth):
-                stage.append(kind(inputs, width, 2 if i > 1 and j == 0 else 1, neuron))
+                stage.append(kind(inputs, width, 2 if i > 1 and j == 0 else 1, neuron, norm))
                 inputs = width * kind.expansion
             self.add_module(f"layer{i}", nn.Sequential(*stage))
         self.stages = len(depths)
@@ -208,51 +213,65 @@ class ResNet(nn.Module):
 _WIDTHS = (64, 128, 256, 512)
 
 
-def resnet18(num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF) -> ResNet:
+def resnet18(
+    num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF, norm: NormLayer = batch_norm
+) -> ResNet:
     """ResNet18 with the neuron after the addition, as paper A uses it."""
-    return ResNet(Basic, (2, 2, 2, 2), _WIDTHS, num_classes, in_channels, stem, neuron)
+    return ResNet(Basic, (2, 2, 2, 2), _WIDTHS, num_classes, in_channels, stem, neuron, norm)
 
 
-def resnet34(num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF) -> ResNet:
+def resnet34(
+    num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF, norm: NormLayer = batch_norm
+) -> ResNet:
     """ResNet34 with the neuron after the addition."""
-    return ResNet(Basic, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron)
+    return ResNet(Basic, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron, norm)
 
 
-def resnet50(num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF) -> ResNet:
+def resnet50(
+    num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF, norm: NormLayer = batch_norm
+) -> ResNet:
     """ResNet50 with the neuron after the addition."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron)
+    return ResNet(Bottleneck, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron, norm)
 
 
-def sew_resnet18(num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF) -> ResNet:
+def sew_resnet18(
+    num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF, norm: NormLayer = batch_norm
+) -> ResNet:
     """SEW-ResNet18 (Fang et al. 2021)."""
-    return ResNet(SEWBasic, (2, 2, 2, 2), _WIDTHS, num_classes, in_channels, stem, neuron)
+    return ResNet(SEWBasic, (2, 2, 2, 2), _WIDTHS, num_classes, in_channels, stem, neuron, norm)
 
 
-def sew_resnet34(num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF) -> ResNet:
+def sew_resnet34(
+    num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF, norm: NormLayer = batch_norm
+) -> ResNet:
     """SEW-ResNet34 (Fang et al. 2021), paper A's network for ImageNet."""
-    return ResNet(SEWBasic, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron)
+    return ResNet(SEWBasic, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron, norm)
 
 
-def sew_resnet50(num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF) -> ResNet:
+def sew_resnet50(
+    num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF, norm: NormLayer = batch_norm
+) -> ResNet:
     """SEW-ResNet50 (Fang et al. 2021)."""
-    return ResNet(SEWBottleneck, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron)
+    return ResNet(SEWBottleneck, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron, norm)
 
 
-def ms_resnet18(num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF) -> ResNet:
+def ms_resnet18(
+    num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF, norm: NormLayer = batch_norm
+) -> ResNet:
     """MS-ResNet18 (Hu et al. 2021), with torchvision's shortcuts and stems."""
-    return ResNet(MSBasic, (2, 2, 2, 2), _WIDTHS, num_classes, in_channels, stem, neuron)
+    return ResNet(MSBasic, (2, 2, 2, 2), _WIDTHS, num_classes, in_channels, stem, neuron, norm)
 
 
-def resnet19(num_classes: int = 10, in_channels: int = 3, *, neuron: Neuron = LIF) -> ResNet:
+def resnet19(num_classes: int = 10, in_channels: int = 3, *, neuron: Neuron = LIF, norm: NormLayer = batch_norm) -> ResNet:
     """ResNet19 of paper C (Zheng et al. 2021, arXiv 2011.05280): stages 128-256-512 and a spiking linear layer of 256."""
-    return ResNet(Basic, (3, 3, 2), (128, 256, 512), num_classes, in_channels, "cifar", neuron, hidden=256)
+    return ResNet(Basic, (3, 3, 2), (128, 256, 512), num_classes, in_channels, "cifar", neuron, norm, hidden=256)
 
 
-def resnet20(num_classes: int = 10, in_channels: int = 3, *, neuron: Neuron = LIF) -> ResNet:
+def resnet20(num_classes: int = 10, in_channels: int = 3, *, neuron: Neuron = LIF, norm: NormLayer = batch_norm) -> ResNet:
     """ResNet20 of paper D (Park et al. 2023): stages 64-128-256 of three blocks."""
-    return ResNet(Basic, (3, 3, 3), (64, 128, 256), num_classes, in_channels, "cifar", neuron)
+    return ResNet(Basic, (3, 3, 3), (64, 128, 256), num_classes, in_channels, "cifar", neuron, norm)
 
 
-def resnet32(num_classes: int = 10, in_channels: int = 3, *, neuron: Neuron = LIF) -> ResNet:
+def resnet32(num_classes: int = 10, in_channels: int = 3, *, neuron: Neuron = LIF, norm: NormLayer = batch_norm) -> ResNet:
     """ResNet32 of paper D (Park et al. 2023): stages 64-128-256 of five blocks."""
-    return ResNet(Basic, (5, 5, 5), (64, 128, 256), num_classes, in_channels, "cifar", neuron)
+    return ResNet(Basic, (5, 5, 5), (64, 128, 256), num_classes, in_channels, "cifar", neuron, norm)

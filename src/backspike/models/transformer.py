@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..layer import OverTime
 from ..neuron import LIF
+from ..norm import NormLayer, batch_norm
 from ..sequential import Sequential, run
 
 Neuron = Callable[..., nn.Module]
@@ -20,20 +21,20 @@ Neuron = Callable[..., nn.Module]
 SCALE = 0.25
 
 
-def _convolution(inputs: int, outputs: int, neuron: Neuron, kernel: int = 1, pool: bool = False) -> Sequential:
+def _convolution(inputs: int, outputs: int, neuron: Neuron, norm: NormLayer, kernel: int = 1, pool: bool = False) -> Sequential:
     convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=kernel == 1)
-    layers = [OverTime(convolution, nn.BatchNorm2d(outputs)), neuron(channels=outputs)]
+    layers = [OverTime(convolution, norm(outputs)), neuron(channels=outputs)]
     return Sequential(*layers, OverTime(nn.MaxPool2d(3, 2, 1))) if pool else Sequential(*layers)
 
 
 class Patches(nn.Module):
     """Spiking patch splitting: four convolutions and two pools, and a relative position embedding, a fifth one, added."""
 
-    def __init__(self, in_channels: int, dim: int, neuron: Neuron) -> None:
+    def __init__(self, in_channels: int, dim: int, neuron: Neuron, norm: NormLayer) -> None:
         super().__init__()
         widths = (in_channels, dim // 8, dim // 4, dim // 2, dim)
-        self.split = Sequential(*(_convolution(a, b, neuron, 3, i > 1) for i, (a, b) in enumerate(pairwise(widths))))
-        self.position = _convolution(dim, dim, neuron, 3)
+        self.split = Sequential(*(_convolution(a, b, neuron, norm, 3, i > 1) for i, (a, b) in enumerate(pairwise(widths))))
+        self.position = _convolution(dim, dim, neuron, norm, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         s = self.split(x)
@@ -43,12 +44,12 @@ class Patches(nn.Module):
 class Attention(nn.Module):
     """Spiking self-attention between the places of `[T, B, D, H, W]`."""
 
-    def __init__(self, dim: int, heads: int, neuron: Neuron) -> None:
+    def __init__(self, dim: int, heads: int, neuron: Neuron, norm: NormLayer) -> None:
         super().__init__()
         self.heads = heads
-        self.q, self.k, self.v = (_convolution(dim, dim, neuron) for _ in range(3))
+        self.q, self.k, self.v = (_convolution(dim, dim, neuron, norm) for _ in range(3))
         self.neuron = neuron(channels=dim)
-        self.project = _convolution(dim, dim, neuron)
+        self.project = _convolution(dim, dim, neuron, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (part(x).flatten(3).unflatten(2, (self.heads, -1)) for part in (self.q, self.k, self.v))
@@ -60,10 +61,10 @@ class Attention(nn.Module):
 class Encoder(nn.Module):
     """Attention and two linear layers, each added to what entered it."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, neuron: Neuron) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, neuron: Neuron, norm: NormLayer) -> None:
         super().__init__()
-        self.attention = Attention(dim, heads, neuron)
-        self.mlp = Sequential(_convolution(dim, hidden, neuron), _convolution(hidden, dim, neuron))
+        self.attention = Attention(dim, heads, neuron, norm)
+        self.mlp = Sequential(_convolution(dim, hidden, neuron, norm), _convolution(hidden, dim, neuron, norm))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(x)
@@ -84,11 +85,18 @@ class SpikformerNet(nn.Module):
 
 
 def spikformer(
-    num_classes: int = 10, in_channels: int = 3, *, dim: int = 384, depth: int = 4, heads: int = 12, neuron: Neuron = LIF
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    dim: int = 384,
+    depth: int = 4,
+    heads: int = 12,
+    neuron: Neuron = LIF,
+    norm: NormLayer = batch_norm,
 ) -> SpikformerNet:
     """Spikformer-4-384 for images of 32x32, of which it makes 8x8 tokens. dim: features of a token; depth: encoders."""
     if dim % 8 or dim % heads:
         raise ValueError(f"dim must be a multiple of 8 and of heads={heads}, got {dim}")
-    encoders = nn.Sequential(*(Encoder(dim, heads, 4 * dim, neuron) for _ in range(depth)))
+    encoders = nn.Sequential(*(Encoder(dim, heads, 4 * dim, neuron, norm) for _ in range(depth)))
     head = OverTime(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(dim, num_classes))
-    return SpikformerNet(Patches(in_channels, dim, neuron), encoders, head, in_channels)
+    return SpikformerNet(Patches(in_channels, dim, neuron, norm), encoders, head, in_channels)

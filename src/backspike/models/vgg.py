@@ -1,6 +1,6 @@
 """Plain networks, one block after the other: 3x3 convolution, BatchNorm, neuron; average pools; spiking linear layers.
 
-The convolutions have no bias (BatchNorm follows), T is folded into the batch for the statistics, and the last linear layer
+The convolutions have no bias (a norm follows), T is folded into the batch for its statistics, and the last linear layer
 does not spike: its outputs over time `[T, B, K]` are what a readout turns into logits.
 """
 
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from ..layer import OverTime
 from ..neuron import LIF
+from ..norm import NormLayer, batch_norm
 from ..sequential import Sequential, run
 
 _CONVOLUTION = re.compile("([1-9][0-9]*)(?:C([1-9]?[13579]))?")
+Neuron = Callable[..., nn.Module]
 
 
 class PlainNet(nn.Module):
@@ -40,7 +42,8 @@ def convnet(
     *,
     size: int | None = 28,
     hidden: Sequence[int] = (),
-    neuron: Callable[..., nn.Module] = LIF,
+    neuron: Neuron = LIF,
+    norm: NormLayer = batch_norm,
 ) -> PlainNet:
     """Convolutions and pools as `layout` says, "32-P-64-P": 3x3 convolutions of so many channels, 2x2 average pools; 15C5 is a
     5x5 convolution of 15 channels. All keep the size.
@@ -57,7 +60,7 @@ def convnet(
         elif found := _CONVOLUTION.fullmatch(item):
             inputs, width, kernel = width, int(found[1]), int(found[2] or 3)
             convolution = nn.Conv2d(inputs, width, kernel, padding=kernel // 2, bias=False)
-            blocks += [OverTime(convolution, nn.BatchNorm2d(width)), neuron(channels=width)]
+            blocks += [OverTime(convolution, norm(width)), neuron(channels=width)]
         else:
             raise ValueError(f"layout: expected channels and P joined by '-', as in '32-P-64-P', got {item!r} in {layout!r}")
     if size == 0:
@@ -70,24 +73,30 @@ def convnet(
     return PlainNet(Sequential(*blocks), OverTime(*head, nn.Linear(width, num_classes)), in_channels)
 
 
-def vggsnn(num_classes: int = 10, in_channels: int = 2, *, size: int = 48, neuron: Callable[..., nn.Module] = LIF) -> PlainNet:
+def vggsnn(
+    num_classes: int = 10, in_channels: int = 2, *, size: int = 48, neuron: Neuron = LIF, norm: NormLayer = batch_norm
+) -> PlainNet:
     """VGGSNN of paper A (Li et al. 2024): 64-128-AP2-256-256-AP2-512-512-AP2-512-512-AP2-FC."""
-    return convnet("64-128-P-256-256-P-512-512-P-512-512-P", num_classes, in_channels, size=size, neuron=neuron)
+    return convnet("64-128-P-256-256-P-512-512-P-512-512-P", num_classes, in_channels, size=size, neuron=neuron, norm=norm)
 
 
-def cifarnet(num_classes: int = 10, in_channels: int = 3, *, neuron: Callable[..., nn.Module] = LIF) -> PlainNet:
+def cifarnet(num_classes: int = 10, in_channels: int = 3, *, neuron: Neuron = LIF, norm: NormLayer = batch_norm) -> PlainNet:
     """CIFARNet of paper A (Li et al. 2024): 256-256-AP2-256-256-AP2-512-512-AP2-1024-1024-GAP-FC."""
     layout = "256-256-P-256-256-P-512-512-P-1024-1024"
-    return convnet(layout, num_classes, in_channels, size=None, neuron=neuron)
+    return convnet(layout, num_classes, in_channels, size=None, neuron=neuron, norm=norm)
 
 
-def vgg11(num_classes: int = 10, in_channels: int = 3, *, size: int = 32, neuron: Callable[..., nn.Module] = LIF) -> PlainNet:
+def vgg11(
+    num_classes: int = 10, in_channels: int = 3, *, size: int = 32, neuron: Neuron = LIF, norm: NormLayer = batch_norm
+) -> PlainNet:
     """VGG11 with average pools and linear layers 512-512-K."""
     layout = "64-P-128-P-256-256-P-512-512-P-512-512-P"
-    return convnet(layout, num_classes, in_channels, size=size, hidden=(512, 512), neuron=neuron)
+    return convnet(layout, num_classes, in_channels, size=size, hidden=(512, 512), neuron=neuron, norm=norm)
 
 
-def vgg16(num_classes: int = 10, in_channels: int = 3, *, size: int = 32, neuron: Callable[..., nn.Module] = LIF) -> PlainNet:
+def vgg16(
+    num_classes: int = 10, in_channels: int = 3, *, size: int = 32, neuron: Neuron = LIF, norm: NormLayer = batch_norm
+) -> PlainNet:
     """VGG16 with average pools and linear layers 512-512-K, as paper D (Park et al. 2023) uses it."""
     layout = "64-64-P-128-128-P-256-256-256-P-512-512-512-P-512-512-512-P"
-    return convnet(layout, num_classes, in_channels, size=size, hidden=(512, 512), neuron=neuron)
+    return convnet(layout, num_classes, in_channels, size=size, hidden=(512, 512), neuron=neuron, norm=norm)
