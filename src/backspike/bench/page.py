@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import report
 from ..run import write_atomic
@@ -97,8 +97,12 @@ def glance(bench: Bench) -> list[list[str]]:
     lines = [["workload", "fastest", *columns, "leanest", *columns]]
     for name, g in seen:
         speed = ["–" if math.isnan(x) else f"{_digits(x)}x" for x in g.speed]
-        lines.append([name, g.fastest.name, *speed, g.leanest.name, *map(_part, g.memory)])
+        lines.append([name, _short(g.fastest), *speed, _short(g.leanest), *map(_part, g.memory)])
     return lines
+
+
+def _short(row: Row) -> str:
+    return row.name.removeprefix("backspike, ")
 
 
 def title(outcome: Outcome) -> str:
@@ -208,11 +212,13 @@ def _bars(name: str, label: str, rows: Sequence[Row], values: Sequence[float], l
 
 def _draw_bars(ax: Axes, rows: Sequence[Row], values: Sequence[float], limits: Sequence[tuple[str, float]]) -> None:
     """A bar for each row with its name above it, so that it is legible on a phone."""
-    size = max(4.5, min(9.0, 90 / len(rows)))
+    figure: Any = ax.figure
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, max(height, 0.36 * (len(rows) + 1)))
     for i, (row, value) in enumerate(zip(rows, values)):
         ours = row.implementation.settings.library == "ours"
         ax.barh(i, value, height=0.42, color=ink(0 if ours else 1 if row.implementation.peer else 7))
-        ax.text(0, i - 0.3, f"{row.name}  {_digits(value)}", fontsize=size, va="bottom")
+        ax.text(0, i - 0.3, f"{row.name}  {_digits(value)}", fontsize=8.5, va="bottom")
     for (_, value), number in zip(limits, _LIMITS):
         ax.axvline(value, color=ink(number), linewidth=1.2, zorder=0)
     axes(ax, "")

@@ -1,7 +1,7 @@
 """Paper D: Park et al. 2023, arXiv 2308.00558. Spike-dependent gradient scaling (SGS).
 
 From the authors' code [code]: lam 0.9 (tau 10), threshold 0.5, rectangle, SGD of 0.1, batch 100, 300 epochs, CutMix, T = 4,
-scaling with a = 0.5. Weight decay, crops and flips, and the reset are [ours]. Its accuracies are not known to us.
+tdBN, scaling with a = 0.5. Weight decay, crops and flips, and the reset are [ours]. Its accuracies are not known to us.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..data.augment import Crop, Flip
 from ..data.mixing import CutMix
 from ..models import VGG16, Model, ResNet20, ResNet32
-from ..recipe import SGD, SGS, Neuron, Recipe
+from ..recipe import SGD, SGS, TDBN, Neuron, Recipe
 from ..surrogate import Rectangle
 
 NEURON = Neuron(tau=10.0, v_threshold=0.5, v_reset=0.0, decay_input=False, surrogate=Rectangle(width=1.0))
@@ -22,6 +22,7 @@ def _cifar10(name: str, model: Model) -> Recipe:
         T=4,
         model=model,
         neuron=NEURON,
+        norm=TDBN(),
         scaling=SGS(alpha=0.5),
         optimizer=SGD(lr=0.1, weight_decay=5e-4),
         epochs=300,
