@@ -25,7 +25,8 @@ _NAMES = {
         "Surrogate",
         "Triangle",
     ),
-    "neuron": ("IF", "LIF", "Integrator", "Output", "check_gradients", "lif", "streaming"),
+    "neuron": ("CLIF", "IF", "LIF", "PLIF", "CubaLIF", "Integrator", "Output", "check_gradients", "lif", "streaming"),
+    "recurrent": ("Recurrent",),
     "kernel": ("Unsupported", "backends", "dropped"),
     "layer": ("OverTime",),
     "fusion": ("block",),
@@ -59,8 +60,11 @@ if TYPE_CHECKING:
     from .kernel import dropped as dropped
     from .layer import OverTime as OverTime
     from .memory import plan_memory as plan_memory
+    from .neuron import CLIF as CLIF
     from .neuron import IF as IF
     from .neuron import LIF as LIF
+    from .neuron import PLIF as PLIF
+    from .neuron import CubaLIF as CubaLIF
     from .neuron import Integrator as Integrator
     from .neuron import Output as Output
     from .neuron import check_gradients as check_gradients
@@ -68,6 +72,7 @@ if TYPE_CHECKING:
     from .neuron import streaming as streaming
     from .potential import PotentialAdjustment as PotentialAdjustment
     from .recipe import Recipe as Recipe
+    from .recurrent import Recurrent as Recurrent
     from .scaling import mask_weight_gradients as mask_weight_gradients
     from .scaling import scale_gradients as scale_gradients
     from .sequential import Sequential as Sequential
