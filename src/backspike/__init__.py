@@ -27,6 +27,7 @@ _NAMES = {
     ),
     "neuron": ("CLIF", "IF", "LIF", "PLIF", "CubaLIF", "Integrator", "Output", "check_gradients", "lif", "streaming"),
     "recurrent": ("Recurrent",),
+    "recurrent": ("Recurrent",),
     "kernel": ("Unsupported", "backends", "dropped"),
     "layer": ("OverTime",),
     "fusion": ("block",),

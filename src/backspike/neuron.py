@@ -224,9 +224,9 @@ class _Streaming(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._streams = False
-        self._carried: Tensor | None = None
+        self._carried: Any = None
 
-    def _start(self, v0: Tensor | None) -> Tensor | None:
+    def _start(self, v0: Tensor | None) -> Any:
         return self._carried if v0 is None and self._streams else v0
 
     def _finish(self, state: Tensor) -> None:
