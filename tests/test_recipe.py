@@ -75,6 +75,16 @@ def test_text_that_looks_like_a_value_stays_text():
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
+def test_every_field_of_a_neuron_reaches_its_layers():
+    options = {"tau": 3.0, "v_threshold": 0.5, "v_reset": None, "decay_input": False, "surrogate": bs.Rectangle(width=0.5)}
+    options |= {"reset_gradient": 0.25, "temporal_gradient": False, "learn": ("threshold",), "backend": "eager"}
+    options |= {"memory": "bfloat16"}
+    assert {f.name for f in dataclasses.fields(Neuron)} == set(options)
+    layer = Neuron(**options)(channels=3)
+    assert {name: getattr(layer, name) for name in options} == options
+    assert layer.channels == 3
+
+
 def test_annealing_to_one_cannot_be_rescaled():
     with pytest.raises(RecipeError, match="rescale"):
         Recipe(mask_p_end=1.0, neuron=Neuron(surrogate=bs.Masked(bs.ATan(), rescale=True)))

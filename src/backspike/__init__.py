@@ -25,7 +25,9 @@ _NAMES = {
         "Surrogate",
         "Triangle",
     ),
-    "neuron": ("IF", "LIF", "Integrator", "Output", "check_gradients", "lif", "streaming"),
+    "neuron": ("CLIF", "IF", "LIF", "PLIF", "CubaLIF", "Integrator", "Output", "check_gradients", "lif", "streaming"),
+    "recurrent": ("Recurrent",),
+    "recurrent": ("Recurrent",),
     "kernel": ("Unsupported", "backends", "dropped"),
     "layer": ("OverTime",),
     "norm": ("TDBN", "TEBN"),
@@ -60,8 +62,11 @@ if TYPE_CHECKING:
     from .kernel import dropped as dropped
     from .layer import OverTime as OverTime
     from .memory import plan_memory as plan_memory
+    from .neuron import CLIF as CLIF
     from .neuron import IF as IF
     from .neuron import LIF as LIF
+    from .neuron import PLIF as PLIF
+    from .neuron import CubaLIF as CubaLIF
     from .neuron import Integrator as Integrator
     from .neuron import Output as Output
     from .neuron import check_gradients as check_gradients
@@ -71,6 +76,7 @@ if TYPE_CHECKING:
     from .norm import TEBN as TEBN
     from .potential import PotentialAdjustment as PotentialAdjustment
     from .recipe import Recipe as Recipe
+    from .recurrent import Recurrent as Recurrent
     from .scaling import mask_weight_gradients as mask_weight_gradients
     from .scaling import scale_gradients as scale_gradients
     from .sequential import Sequential as Sequential

@@ -20,7 +20,7 @@ from .kernel import Result
 from .kernel.constants import state_dtype
 from .kernel.norm import Norm, norm_lif
 from .layer import BATCH_NORMS, PRODUCTS, once, over_time, plain, pool_kind
-from .neuron import IF, LIF, Output, _call, _unwrap
+from .neuron import IF, LIF, PLIF, Output, _call, _unwrap
 from .norm import applied
 from .product import Choice
 from .surrogate import Dspike, Rectangle, Triangle
@@ -180,7 +180,7 @@ def why_called(neuron: LIF) -> str:
     """Why a neuron is called as a module, apart from the other layers of its block; "" where it is not."""
     if torch.compiler.is_compiling():
         return "under torch.compile"
-    return "" if plain(neuron, (LIF, IF)) else "it is a subclass or has hooks"
+    return "" if plain(neuron, (LIF, IF, PLIF)) else "it is no LIF, IF or PLIF, or has hooks"
 
 
 def _may_be_sampled(neuron: LIF, reader: nn.Linear) -> bool:

@@ -1,4 +1,4 @@
-"""The neuron: `lif`, a pure function of a whole input sequence, and the layers `LIF`, `IF` and `Integrator` around it.
+"""The neuron: `lif`, a pure function of a whole input sequence, and the layers around it: `LIF` and its kin, `Integrator`.
 
 With lam = 1 - 1/tau, gain = 1/tau (or 1 when the input does not decay) and rest = v_reset (0 for the soft reset)
 
@@ -35,7 +35,7 @@ class Output(NamedTuple):
     """What `bs.lif` returns."""
 
     spikes: Tensor | None  # [T, B, ...], zeros and ones in the dtype of x
-    state: Tensor  # [B, ...], v[T-1]; float32 for 16-bit inputs
+    state: Tensor  # [B, ...], v[T-1]; float32 for 16-bit inputs. [2, B, ...] where a neuron has two: v and the other
     membrane: Tensor | None  # [T, B, ...], u before the reset; None unless recorded
 
 
@@ -115,10 +115,11 @@ def _call(
     record_active: bool = False,
     memory: str = "exact",
     repeats: int = 1,
+    complementary: bool = False,
 ) -> kernel.Call:
     """Checks the arguments of `lif` and puts them into the form that backends take."""
     _check_constants(tau, v_threshold, v_reset, decay_input, reset_gradient)
-    _check_input(x, v0, repeats)
+    _check_input(x, v0, repeats, states=2 if complementary else 1)
     _check_memory(memory, surrogate, v_reset, v_threshold)
     if lack := lacks(memory, tau=tau, theta=v_threshold, moments=record_moments):
         raise ValueError(f"memory={memory!r} {lack}")
@@ -146,6 +147,7 @@ def _call(
         record_moments=record_moments,
         record_active=record_active,
         memory="recompute" if memory == "checkpoint" else memory,
+        complementary=complementary,
     )
     return kernel.Call(
         x=x,
@@ -194,15 +196,18 @@ def _check_memory(memory: str, surrogate: Surrogate, v_reset: float | None, v_th
         raise ValueError(f"memory={memory!r} {need}")
 
 
-def _check_input(x: Tensor, v0: Tensor | None, repeats: int) -> None:
+def _check_input(x: Tensor, v0: Tensor | None, repeats: int = 1, states: int = 1) -> None:
     if x.dtype not in _FLOATS:
         raise TypeError(f"x must be a tensor of float16, bfloat16, float32 or float64, got {x.dtype}")
     if x.dim() < 1 or x.shape[0] < 1:
         raise ValueError(f"x must be [T, B, ...] with T >= 1, got shape {list(x.shape)}")
     if repeats < 1 or (repeats > 1 and x.shape[0] != 1):
         raise ValueError(f"repeats={repeats} needs an x of one timestep, [1, B, ...], got shape {list(x.shape)}")
-    if v0 is not None and v0.shape != x.shape[1:]:
-        raise ValueError(f"v0 must have the shape of one timestep {list(x.shape[1:])}, got {list(v0.shape)}")
+    step = list(x.shape[1:])
+    if v0 is not None and states == 1 and list(v0.shape) != step:
+        raise ValueError(f"v0 must have the shape of one timestep {step}, got {list(v0.shape)}")
+    if v0 is not None and states > 1 and list(v0.shape) != [states, *step]:
+        raise ValueError(f"v0 must be the {states} states of this neuron, {[states, *step]}, got {list(v0.shape)}")
 
 
 def _check_parameter(name: str, p: float | Tensor | None, x: Tensor) -> None:
@@ -219,9 +224,9 @@ class _Streaming(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._streams = False
-        self._carried: Tensor | None = None
+        self._carried: Any = None
 
-    def _start(self, v0: Tensor | None) -> Tensor | None:
+    def _start(self, v0: Tensor | None) -> Any:
         return self._carried if v0 is None and self._streams else v0
 
     def _finish(self, state: Tensor) -> None:
@@ -319,9 +324,13 @@ class LIF(_Streaming):
 
     def forward(self, x: Tensor, v0: Tensor | None = None, repeats: int = 1) -> Any:
         self.begin(x.device)
-        out, moments = _run(_call(x, self._start(v0), repeats=repeats, **self._options()), self.backend)
+        out, moments = self.compute(x, self._start(v0), repeats)
         self.see(out, moments)
         return out.spikes if v0 is None else out
+
+    def compute(self, x: Tensor, v0: Tensor | None, repeats: int = 1) -> tuple[Output, kernel.Moments | None]:
+        """Between `begin` and `see`: the output from this state, and the moments of the membrane if a watcher wants them."""
+        return _run(_call(x, v0, repeats=repeats, **self._options()), self.backend)
 
     def begin(self, device: torch.device) -> None:
         """The first thing in a forward pass. With gradients enabled a seed is drawn, once per pass."""
@@ -394,6 +403,101 @@ class IF(LIF):
         super().__init__(math.inf, decay_input=False, **options)
 
 
+class PLIF(LIF):
+    """A layer of parametric LIF neurons: `LIF` whose tau learns, one for the layer, from the tau given (Fang et al. 2021).
+
+    The paper's parameter w, with 1/tau = sig(w), is -log_tau_minus_1: w = -log(tau - 1). Runs as `LIF` does, in one op with
+    its BatchNorm and pool.
+    """
+
+    def __init__(self, tau: float = 2.0, *, learn: tuple[str, ...] | str = (), **options: Any) -> None:
+        learn = (learn,) if isinstance(learn, str) else tuple(learn)
+        super().__init__(tau, learn=("tau", *(name for name in learn if name != "tau")), **options)
+
+
+class CLIF(LIF):
+    """A layer of complementary LIF neurons (Huang et al. 2024, arXiv 2402.04663): a second potential m adapts the soft reset.
+
+        u[t] = lam v[t-1] + gain x[t],   s[t] = 1 if u[t] >= theta else 0
+        m[t] = m[t-1] sig(u[t] / tau) + s[t]
+        v[t] = u[t] - s[t] (theta + sig(m[t]))
+
+    m rises with every spike and decays the faster the lower u is, and its path carries gradients far back in time. The input
+    does not decay by default and the surrogate is a rectangle of width 1, as in the paper; theta and its learning, the width
+    and the mask are those of `LIF`, reset_gradient is the share through the s that stands before the brackets, and the state
+    is v and m, `[2, B, ...]`. memory: "exact", "recompute" or "checkpoint".
+    """
+
+    def __init__(
+        self,
+        tau: float = 2.0,
+        *,
+        decay_input: bool = False,
+        surrogate: Surrogate = Rectangle(),  # noqa: B008  (a frozen value)
+        memory: str = "exact",
+        **options: Any,
+    ) -> None:
+        if "v_reset" in options:
+            raise ValueError("CLIF has a reset of its own, by theta + sig(m); leave v_reset out")
+        if memory not in ("exact", "recompute", "checkpoint"):
+            raise ValueError(f"CLIF: memory is exact, recompute or checkpoint, since m depends on all of u; got {memory!r}")
+        super().__init__(tau, v_reset=None, decay_input=decay_input, surrogate=surrogate, memory=memory, **options)
+
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {"complementary": True}
+
+
+class CubaLIF(LIF):
+    """A layer of current-based LIF neurons: a first-order synapse filters the input before the membrane does.
+
+        i[t] = lam_s i[t-1] + gain_s x[t]        lam_s = 1 - 1/tau_synapse, gain_s = 1/tau_synapse or 1 (decay_input=False)
+
+    and i is the current x of `LIF`. learn may hold "tau_synapse" as well, the parameter `log_tau_synapse_minus_1`. The state is
+    v and i, `[2, B, ...]`. memory is that of the membrane; i is kept beside it. decay_input=False is the neuron of Lava (Davies
+    et al. 2018) and the `Synaptic` of snnTorch; Cramer et al. 2022 have gain_s = 1 alone, which scales the weights.
+    """
+
+    def __init__(
+        self, tau: float = 2.0, *, tau_synapse: float = 2.0, learn: tuple[str, ...] | str = (), **options: Any
+    ) -> None:
+        learn = (learn,) if isinstance(learn, str) else tuple(learn)
+        super().__init__(tau, learn=tuple(name for name in learn if name != "tau_synapse"), **options)
+        _check_constants(tau_synapse, 1.0, 0.0, self.decay_input, 0.0)
+        if "tau_synapse" in learn and math.isinf(tau_synapse):
+            raise ValueError("learn='tau_synapse' needs a finite tau_synapse to start from")
+        start = torch.tensor(math.log(tau_synapse - 1)) if "tau_synapse" in learn else None
+        self.tau_synapse, self.learn = tau_synapse, learn
+        self.log_tau_synapse_minus_1 = None if start is None else nn.Parameter(start)
+
+    def compute(self, x: Tensor, v0: Tensor | None, repeats: int = 1) -> tuple[Output, kernel.Moments | None]:
+        _check_input(x, v0, repeats, states=2)
+        x = x.expand(repeats, *x.shape[1:]) if repeats > 1 else x
+        v0, i0 = (None, None) if v0 is None else v0
+        learned = self.log_tau_synapse_minus_1
+        tau = self.tau_synapse if learned is None else 1 + learned.exp()
+        current = _integrate(x, i0, tau, self.decay_input, self.backend)
+        assert current.membrane is not None
+        out, moments = super().compute(current.membrane.to(x.dtype), v0)
+        return out._replace(state=torch.stack((out.state, current.state))), moments
+
+    def extra_repr(self) -> str:
+        return f"tau_synapse={self.tau_synapse}, {super().extra_repr()}"
+
+
+def _integrate(x: Tensor, v0: Tensor | None, tau: float | Tensor, decay_input: bool, backend: str) -> Output:
+    """`lif` without spikes, its membrane recorded."""
+    return lif(x, v0, tau=tau, decay_input=decay_input, backend=backend, **_SPIKELESS)
+
+
+# an infinite threshold is never reached, and a rectangle is zero there: no spikes and no surrogate
+_SPIKELESS: dict[str, Any] = {
+    "v_threshold": math.inf,
+    "surrogate": Rectangle(),
+    "reset_gradient": 0.0,
+    "record_membrane": True,
+}
+
+
 class Integrator(_Streaming):
     """A readout layer of neurons that never spike: `layer(x) -> membrane`, both `[T, B, ...]`; `layer(x, v0) -> bs.Output`.
 
@@ -413,17 +517,9 @@ class Integrator(_Streaming):
         return membrane if v0 is None else Output(None, out.state, membrane)
 
     def _options(self) -> dict[str, Any]:
-        # an infinite threshold is never reached, and a rectangle is zero there: no spikes and no surrogate
-        return {
-            "tau": math.inf if self.tau is None else self.tau,
-            "v_threshold": math.inf,
-            "v_reset": 0.0,
-            "decay_input": self.decay_input and self.tau is not None,
-            "surrogate": Rectangle(),
-            "reset_gradient": 0.0,
-            "temporal_gradient": True,
-            "record_membrane": True,
-        }
+        tau = math.inf if self.tau is None else self.tau
+        rest = {"v_reset": 0.0, "temporal_gradient": True}
+        return {"tau": tau, "decay_input": self.decay_input and self.tau is not None, **rest, **_SPIKELESS}
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}, decay_input={self.decay_input}"

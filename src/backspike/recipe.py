@@ -48,8 +48,7 @@ class Neuron:
     def __call__(self, channels: int | None = None) -> nn.Module:
         from .neuron import LIF
 
-        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "memory"}
-        return LIF(**options, channels=channels)
+        return LIF(**vars(self), channels=channels)
 
 
 @runtime_checkable

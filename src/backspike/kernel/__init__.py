@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..surrogate import Surrogate
-from . import cpu, eager, reference
+from . import clif, cpu, eager, reference
 from .kept import MEMORIES
 from .mask import draw_seed, dropped
 from .moments import Moments
@@ -61,6 +61,7 @@ class Rule:
     record_moments: bool = False
     record_active: bool = False
     memory: str = "exact"  # see kept.py; "checkpoint" has become "recompute"
+    complementary: bool = False  # the neuron of clif.py, with a soft reset
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Call:
     """One call of `bs.lif`, checked and normalised. Learned quantities are 0-dim or `[C]` tensors."""
 
     x: Tensor  # [T, B, ...], or [1, B, ...] that stands for `repeats` equal timesteps
-    v0: Tensor | None  # [B, ...] in the state's dtype
+    v0: Tensor | None  # [B, ...] in the state's dtype; of a complementary neuron [2, B, ...]
     tau: float | Tensor
     theta: float | Tensor
     width: Tensor | None
@@ -106,5 +107,7 @@ def dispatch(backend: str, call: Call) -> Result:
         _announced.add(why)
         # logged and not warned: it is news, no fault, and must not break a program that turns warnings into errors
         logging.getLogger("backspike").warning("backspike: backend %r computes, a slower one (%s)", name, why)
+    if call.rule.complementary and name != "reference":
+        return clif.run(call, compiled=name == "cpu")
     result: Result = _BACKENDS[name].run(call)
     return result

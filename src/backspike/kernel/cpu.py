@@ -131,9 +131,13 @@ def _forward(call: Call, constants: Tensor, flags: list[int], numbers: list[floa
 
 def _constants(call: Call) -> Tensor:
     """lam, offset, gain, theta and width in the state's dtype: `[5, C]`, or `[5, 1]` when none is per channel."""
-    dtype = state_dtype(call.x)
     width = 1.0 if call.width is None else call.width
     rows = [*leak(call.tau, call.x, call.rule.v_reset, call.rule.decay_input), call.theta, width]
+    return _table(rows, state_dtype(call.x))
+
+
+def _table(rows: Sequence[Any], dtype: torch.dtype) -> Tensor:
+    """Floats and tensors as rows of one tensor without a graph, `[rows, C]` or `[rows, 1]`."""
     if not any(isinstance(row, Tensor) for row in rows):
         return torch.tensor(rows, dtype=dtype).view(-1, 1)
     tensors = [row.detach() if isinstance(row, Tensor) else torch.tensor(row, dtype=torch.float64) for row in rows]

@@ -242,7 +242,7 @@ def _backward(
     return _Sums(d_tau.value(scale), d_theta.value(), d_width.value()), c
 
 
-def _masked_derivative(z: Tensor, t: int, width: Any, saved: _Saved | Call) -> tuple[Tensor, Tensor]:
+def _masked_derivative(z: Tensor, t: int, width: Any, saved: Any) -> tuple[Tensor, Tensor]:
     """(h with the mask, and its part that belongs to the base, through which a width learns)."""
     rule = saved.rule
     h = rule.surrogate.derivative(z) if width is None else rule.surrogate.derivative(z / width) / width

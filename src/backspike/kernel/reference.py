@@ -31,19 +31,27 @@ def run(call: Call) -> Result:
     lam, offset, gain = leak(call.tau, x, rule.v_reset, rule.decay_input)
     dtype = state_dtype(x)
     v = torch.full_like(x[0], rest(rule.v_reset), dtype=dtype) if call.v0 is None else call.v0
+    m = torch.zeros_like(x[0], dtype=dtype)  # of the complementary neuron
+    if rule.complementary and call.v0 is not None:
+        v, m = call.v0
     theta = over_channels(call.theta, x)
     if isinstance(theta, Tensor):
         theta = theta.to(dtype)
     spikes, membrane = [], []
     for t in range(x.shape[0]):
         if not rule.temporal_gradient:
-            v = v.detach()
+            v, m = v.detach(), m.detach()
         u = (lam * v + offset) + gain * x[t].to(dtype)
         s = _spike(u, theta, t, call)
         s_reset = s.detach() + rule.reset_gradient * (s - s.detach())
-        v = u - theta * s_reset if rule.v_reset is None else (1 - s_reset) * u + s_reset * rule.v_reset
+        if rule.complementary:
+            m = m * torch.sigmoid(u * (1 - lam)) + s
+            v = u - (theta + torch.sigmoid(m)) * s_reset
+        else:
+            v = u - theta * s_reset if rule.v_reset is None else (1 - s_reset) * u + s_reset * rule.v_reset
         spikes.append(s)
         membrane.append(u)
+    v = torch.stack((v, m)) if rule.complementary else v
     u_seq = torch.stack(membrane)
     moments = _moments(u_seq) if rule.record_moments else None
     active = _active(u_seq.detach(), theta, call) if rule.record_active else None

@@ -1,0 +1,53 @@
+"""`Recurrent`: a spiking layer whose spikes come back to it a timestep later, as networks for spoken words (SHD) have them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .kernel import Moments
+from .neuron import LIF, Output, _check_input, _Streaming
+
+
+class Recurrent(_Streaming):
+    """`neuron` on x[t] + layer(s[t-1]), with s[-1] = 0: `[T, B, ...] -> [T, B, ...]`, gradients exact through both paths.
+
+    layer: any stateless layer that keeps the shape of a timestep `[B, ...]`, such as `nn.Linear(n, n)` or a convolution.
+    neuron: `bs.LIF` or one of its kin; watchers (`bs.record`, PDA) see all T of it at once. `bs.streaming` carries spikes and
+    state. A masked surrogate draws a seed for each timestep.
+
+    Cost: what comes back is not known beforehand, so T kernels and T products run one after the other, where a layer without
+    recurrence has one of each: forward and backward of 128 neurons, 128 samples and T = 100 take 52 ms instead of 6 (two cores).
+    SGS leaves `layer`, and what feeds the neuron, as they are.
+    """
+
+    def __init__(self, layer: nn.Module, neuron: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(neuron, LIF):
+            raise TypeError(f"Recurrent: neuron must be a spiking layer such as bs.LIF(), got {type(neuron).__name__}")
+        if any(isinstance(m, _Streaming) for m in layer.modules()):
+            raise TypeError("Recurrent: layer sees one timestep at a time, so no spiking layer may stand inside it")
+        self.layer, self.neuron = layer, neuron
+
+    def forward(self, x: Tensor) -> Tensor:
+        _check_input(x, None)
+        neuron, (s, v) = self.neuron, self._start(None) or (torch.zeros_like(x[0]), None)
+        steps = []
+        for x_t in x:
+            neuron.begin(x.device)
+            out, moments = neuron.compute(self._current(x_t, s)[None], v)
+            s, v = out.spikes[0], out.state
+            steps.append((out, moments))
+        outputs, moments = zip(*steps)
+        spikes, _, membranes = zip(*outputs)
+        whole = Output(torch.cat(spikes), v, None if membranes[0] is None else torch.cat(membranes))
+        neuron.see(whole, None if moments[0] is None else Moments(*map(torch.cat, zip(*moments))))
+        if self._streams:
+            self._carried = s.detach(), v.detach()
+        return whole.spikes
+
+    def _current(self, x: Tensor, s: Tensor) -> Tensor:
+        back = self.layer(s)
+        if back.shape != x.shape:
+            raise ValueError(f"Recurrent: layer must keep the shape of a timestep {list(x.shape)}, got {list(back.shape)}")
+        return x + back
