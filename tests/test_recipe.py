@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import backspike as bs
-from backspike.recipe import AdamW, Neuron, Recipe, RecipeError, parse
+from backspike.recipe import CLIF, PLIF, AdamW, CubaLIF, Neuron, Recipe, RecipeError, parse
 from backspike.recipes import NAMES
 
 
@@ -60,6 +60,10 @@ def test_replace_takes_text_and_values_and_goes_into_objects():
         ({"readout": "TWO(beta='x')"}, "readout.beta must be a number"),
         ({"model": "ConvNet(size=8.5)"}, "model.size must be a whole number"),
         ({"optimizer": "AdamW(lr='a')"}, "optimizer.lr"),
+        ({"neuron": "CLIF(v_reset=0.0)"}, "neuron.v_reset must be None"),
+        ({"neuron": "LIF()"}, "did you mean .*CLIF"),
+        ({"neuron": "ATan()"}, r"neuron must be a value such as PLIF\(tau=2.0\)"),
+        ({"neuron": "CLIF()", "neuron.tau_synapse": "3"}, "no field of CLIF"),
         ({"neuron.learn": "threshold"}, r"\('threshold',\)"),
         ({"neuron.surrogate": "Triangle(alfa=2)"}, "alfa"),
     ],
@@ -83,6 +87,26 @@ def test_every_field_of_a_neuron_reaches_its_layers():
     layer = Neuron(**options)(channels=3)
     assert {name: getattr(layer, name) for name in options} == options
     assert layer.channels == 3
+
+
+@pytest.mark.parametrize("kind", [Neuron, PLIF, CubaLIF, CLIF])
+def test_a_neuron_is_named_then_changed_and_survives_its_file(kind):
+    name = kind.__name__
+    recipe = bs.recipes.digits().replace({"neuron": f"{name}(tau=3.0, v_threshold=0.5)", "neuron.surrogate": "Sigmoid(2.0)"})
+    assert recipe.neuron == kind(tau=3.0, v_threshold=0.5, surrogate=bs.Sigmoid(2.0))
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    layer = recipe.neuron(channels=3)
+    assert type(layer).__name__ == {"Neuron": "LIF"}.get(name, name)
+    assert (layer.tau, layer.v_threshold, layer.surrogate, layer.channels) == (3.0, 0.5, bs.Sigmoid(2.0), 3)
+
+
+def test_what_a_neuron_has_of_its_own():
+    assert CubaLIF(tau_synapse=5.0, learn=("tau_synapse",))().tau_synapse == 5.0
+    assert PLIF()().learn == ("tau",)
+    assert (CLIF()().v_reset, CLIF()().decay_input, CLIF()().surrogate) == (None, False, bs.Rectangle())
+    stored = Recipe().to_dict()
+    del stored["fields"]["neuron"]  # as files were before there were others
+    assert Recipe.from_dict(stored) == Recipe()
 
 
 def test_annealing_to_one_cannot_be_rescaled():

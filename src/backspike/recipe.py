@@ -20,7 +20,7 @@ from .data import augment as _augment
 from .data import autoaugment as _autoaugment
 from .data import mixing as _mixing
 from .models import NETWORKS, ConvNet, Model
-from .surrogate import ATan, Surrogate
+from .surrogate import ATan, Rectangle, Surrogate
 
 if TYPE_CHECKING:
     from torch import Tensor, nn, optim
@@ -32,7 +32,10 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class Neuron:
-    """The spiking neuron of every layer: the arguments of `bs.LIF`. Called with `channels=`, it builds the layer."""
+    """The spiking neuron of every layer: the arguments of `bs.LIF`. Called with `channels=`, it builds the layer.
+
+    Other neurons are subclasses of the name that they have in `bs`.
+    """
 
     tau: float = 2.0
     v_threshold: float = 1.0
@@ -49,6 +52,44 @@ class Neuron:
         from .neuron import LIF
 
         return LIF(**vars(self), channels=channels)
+
+
+@dataclass(frozen=True)
+class PLIF(Neuron):
+    """`bs.PLIF`: tau learns."""
+
+    def __call__(self, channels: int | None = None) -> nn.Module:
+        from .neuron import PLIF
+
+        return PLIF(**vars(self), channels=channels)
+
+
+@dataclass(frozen=True)
+class CubaLIF(Neuron):
+    """`bs.CubaLIF`: a synapse filters the current."""
+
+    tau_synapse: float = 2.0
+
+    def __call__(self, channels: int | None = None) -> nn.Module:
+        from .neuron import CubaLIF
+
+        return CubaLIF(**vars(self), channels=channels)
+
+
+@dataclass(frozen=True)
+class CLIF(Neuron):
+    """`bs.CLIF`, with the defaults of its paper; its reset is its own, so v_reset stays None."""
+
+    v_reset: None = None
+    decay_input: bool = False
+    surrogate: Surrogate = field(default=Rectangle())
+
+    def __call__(self, channels: int | None = None) -> nn.Module:
+        from .neuron import CLIF
+
+        options = vars(self) | {"channels": channels}
+        del options["v_reset"]
+        return CLIF(**options)
 
 
 @runtime_checkable
@@ -255,7 +296,7 @@ class Recipe:
     by: str = _field("time", "event frames hold an equal time or an equal count of events: time or count")
     has_time: bool | None = _field(None, "samples carry time, [T, ...]; None: those with 4 dimensions do")
     model: Model = _field(ConvNet(), "the network, a value")
-    neuron: Neuron = _field(Neuron(), "the neuron of every spiking layer")
+    neuron: Neuron = _field(Neuron(), "the neuron of every layer: Neuron() is LIF; PLIF(), CubaLIF(), CLIF()")
     norm: Norm | None = _field(None, "TDBN() or TEBN() in the place of BatchNorm; None: the network's own")
     readout: Readout = _field(Mean(), "Mean(), Last() or TWO(beta, start_epoch, cumulative)")
     loss: Loss = _field(CrossEntropy(), "CrossEntropy(label_smoothing) or TET(lam, phi, label_smoothing)")
@@ -355,13 +396,16 @@ class Recipe:
 def _rebuild(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     own = {k: _plain(recipe, k, v) for k, v in changes.items() if "." not in k}
     neuron = {k.split(".", 1)[1]: v for k, v in changes.items() if k.startswith("neuron.")}
+    kind = own.pop("neuron", recipe.neuron)
+    if not isinstance(kind, Neuron):
+        raise RecipeError(f"neuron must be a value such as {_EXAMPLES['Neuron']}, got {kind!r}")
     if unknown := [k for k in changes if "." in k and not k.startswith("neuron.")]:
         raise RecipeError(f"not a field of a recipe: {unknown[0]}")
-    for owner, names in ((recipe, own), (recipe.neuron, neuron)):
+    for owner, names in ((recipe, own), (kind, neuron)):
         for name in names:
             _known(owner, name, name)
-    parts = {k: _plain(recipe.neuron, k, v) for k, v in neuron.items()}
-    return dataclasses.replace(recipe, neuron=dataclasses.replace(recipe.neuron, **parts), **own)
+    parts = {k: _plain(kind, k, v) for k, v in neuron.items()}
+    return dataclasses.replace(recipe, neuron=dataclasses.replace(kind, **parts), **own)
 
 
 def _plain(owner: Any, name: str, value: Any) -> Any:
@@ -376,6 +420,7 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
     for f in dataclasses.fields(recipe):
         value = getattr(recipe, f.name)
         if isinstance(value, Neuron):
+            out[f.name] = f"{type(value).__name__}()"
             out |= {f"{f.name}.{g.name}": _text(getattr(value, g.name)) for g in dataclasses.fields(value)}
         else:
             out[f.name] = _text(value)
@@ -443,6 +488,7 @@ _EXAMPLES = {
     "Surrogate": "Triangle(alpha=2.0)",
     "Model": "ConvNet('32-P-64-P')",
     "Norm": "TDBN()",
+    "Neuron": "PLIF(tau=2.0)",
     "Readout": "TWO(beta=0.7)",
     "Loss": "CrossEntropy()",
     "Optimizer": "AdamW(lr=0.001)",
@@ -497,6 +543,7 @@ VALUES: dict[str, Callable[..., Any]] = {
         *(_surrogate.ATan, _surrogate.Dspike, _surrogate.Erf, _surrogate.Masked, _surrogate.Parametric),
         *(_surrogate.PiecewiseExponential, _surrogate.Rectangle, _surrogate.Sigmoid, _surrogate.SuperSpike),
         *(_surrogate.Triangle, *NETWORKS, TDBN, TEBN, Mean, Last, TWO, CrossEntropy, TET, PDA),
+        *(Neuron, PLIF, CubaLIF, CLIF),
         *(SGS, AdamW, SGD),
         *(_augment.Shift, _augment.Crop, _augment.Flip, _augment.Cutout, _augment.Roll, _augment.Rotate, _augment.Shear),
         *(_augment.EventDrop, _augment.OneOf, _autoaugment.AutoAugment, _mixing.Mixup, _mixing.CutMix),
