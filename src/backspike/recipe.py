@@ -44,12 +44,14 @@ class Neuron:
     learn: tuple[str, ...] = ()
     backend: str = "auto"
     memory: str = "exact"  # what is kept for the backward pass; see `bs.lif`
+    membrane_norm: bool = False  # BatchNorm of the membrane; see `bs.MPBN`
 
     def __call__(self, channels: int | None = None) -> nn.Module:
+        from .mpbn import MPBN
         from .neuron import LIF
 
-        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "memory"}
-        return LIF(**options, channels=channels)
+        options = vars(self) | {"channels": channels}
+        return (MPBN if options.pop("membrane_norm") else LIF)(**options)
 
 
 @runtime_checkable
