@@ -23,15 +23,16 @@ from torch import Tensor, nn
 from . import kernel
 from .kernel import reference
 from .kernel.constants import leak, over_channels, rest, state_dtype
-from .neuron import LIF, Output, _call
+from .neuron import LIF, Output, _call, _run
 from .norm import AnyBatchNorm
 
 
 class MPBN(LIF):
     """`LIF` with BatchNorm of its membrane; equations at the head of this file. channels: dimension 2 of x `[T, B, C, ...]`.
 
-    What is learned of the norm is `norm.weight` and `norm.bias`. The surrogate sees n - theta. A bs.record shows u. The reset
-    is hard, since theta is no distance in u; other arguments are those of `LIF`, and memory is "exact".
+    What is learned of the norm is `norm.weight` and `norm.bias`. The surrogate sees n - theta, and who records the membrane or
+    adjusts it gets n, what meets the threshold. The reset is hard, since theta is no distance in u; other arguments are those
+    of `LIF`, and memory is "exact".
     """
 
     def __init__(self, tau: float = 2.0, *, channels: int | None = None, **options: Any) -> None:
@@ -45,12 +46,14 @@ class MPBN(LIF):
         self.norm = AnyBatchNorm(channels)
 
     def forward(self, x: Tensor, v0: Tensor | None = None, repeats: int = 1) -> Any:
-        if not torch.is_grad_enabled() and self.folds():
-            return super().forward(x, v0, repeats)
         self.begin(x.device)
-        # once more for the options: theta itself is wanted, not the one with the norm in it
-        call = _call(x, self._start(v0), repeats=repeats, **self._options() | {"v_threshold": super().constants()[1]})
-        out, moments = _steps(call, self.norm)
+        options, start = self._options(), self._start(v0)
+        watched = options["record_membrane"] or options["record_moments"]
+        if self.folds() and not watched and not torch.is_grad_enabled():
+            options["v_threshold"] = self.folded_threshold()
+            out, moments = _run(_call(x, start, repeats=repeats, **options), self.backend)
+        else:
+            out, moments = _steps(_call(x, start, repeats=repeats, **options), self.norm)
         self.see(out, moments)
         return out.spikes if v0 is None else out
 
@@ -58,14 +61,9 @@ class MPBN(LIF):
         """Whether the norm is, for the mode and the weights as they are, a change of the threshold."""
         return not self.norm.training and bool((self.norm.weight > 0).all())
 
-    def constants(self) -> tuple[float | Tensor, float | Tensor, Tensor | None]:
-        """(tau, threshold, width) as used by a kernel, in evaluation with the norm in the threshold `[C]`."""
-        tau, theta, width = super().constants()
-        return (tau, self.folded_threshold(), width) if self.folds() else (tau, theta, width)
-
     def folded_threshold(self) -> Tensor:
         """theta' `[C]`."""
-        n, theta = self.norm, super().constants()[1]
+        n, theta = self.norm, self.constants()[1]
         assert n.running_var is not None
         assert n.running_mean is not None
         return (theta - n.bias) * (n.running_var + n.eps).sqrt() / n.weight + n.running_mean
@@ -76,15 +74,16 @@ def _steps(call: kernel.Call, norm: nn.Module) -> tuple[Output, kernel.Moments |
     lam, offset, gain = leak(call.tau, x, rule.v_reset, rule.decay_input)
     reset, theta = rest(rule.v_reset), over_channels(call.theta, x)
     v = torch.full_like(x[0], reset, dtype=dtype) if call.v0 is None else call.v0
-    spikes, membrane = [], []
+    spikes, normalised = [], []
     for t in range(len(x) * call.repeats):
         v = v if rule.temporal_gradient else v.detach()
         u = (lam * v + offset) + gain * x[t // call.repeats].to(dtype)
-        s = reference._spike(norm(u), theta, t, call)
+        n = norm(u)
+        s = reference._spike(n, theta, t, call)
         s_reset = s.detach() + rule.reset_gradient * (s - s.detach())
         v = (1 - s_reset) * u + s_reset * reset
         spikes.append(s.to(x.dtype))
-        membrane.append(u)
-    u_seq = torch.stack(membrane) if rule.record_membrane or rule.record_moments else None
-    moments = reference._moments(u_seq) if u_seq is not None and rule.record_moments else None
-    return Output(torch.stack(spikes), v, u_seq if rule.record_membrane else None), moments
+        normalised.append(n)
+    n_seq = torch.stack(normalised) if rule.record_membrane or rule.record_moments else None
+    moments = reference._moments(n_seq) if n_seq is not None and rule.record_moments else None
+    return Output(torch.stack(spikes), v, n_seq if rule.record_membrane else None), moments
