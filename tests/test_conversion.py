@@ -60,6 +60,8 @@ def neuron(channels=None):
 def test_a_resnet_becomes_the_spiking_resnet_of_the_same_weights():
     torch.manual_seed(0)
     ann = ResNet().double()
+    for norm in (m for m in ann.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.constant_(norm.bias, 0.4)
     model, ours = bs.from_torch(ann, neuron), bs.models.resnet18(5, neuron=neuron).double()
     assert list(model.state_dict()) == list(ann.state_dict())
     model.load_state_dict(ann.state_dict(), strict=True)

@@ -31,18 +31,17 @@ def from_torch(
     their kernels, one layer after the other; `bs.Sequential` and the networks of `bs.models` run norms with them.
     Raises ValueError naming the module that cannot be converted.
     """
-    model, time, found = copy.deepcopy(model), _Time(), 0
+    model, time = copy.deepcopy(model), _Time()
     for name, m in list(model.named_modules()):
         if reason := _why_not(m, tuple(replace)):
             raise ValueError(f"from_torch: {name or 'the model'} is a {type(m).__name__}, {reason}")
+    # one that has several parents, or names, stays one
+    neurons = {m: _Folded(neuron(), time) for m in model.modules() if isinstance(m, tuple(replace))}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
-            if isinstance(child, tuple(replace)):
-                # one that has several parents, or names, is still one
-                setattr(parent, name, time.neurons.setdefault(child, _Folded(neuron(), time)))
-                found += 1
-    time.neurons.clear()
-    if not found:
+            if child in neurons:
+                setattr(parent, name, neurons[child])
+    if not neurons:
         wanted = ", ".join(kind.__name__ for kind in replace)
         raise ValueError(
             f"from_torch: {type(model).__name__} holds no module of the types {wanted}, so nothing would spike; "
@@ -71,7 +70,6 @@ class _Time:
     def __init__(self) -> None:
         self.T: int | None = None
         self.ran: set[_Folded] = set()  # in this forward pass
-        self.neurons: dict[nn.Module, _Folded] = {}  # by what they replace, while the model is converted
 
     def fold(self, model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *others = args
