@@ -27,10 +27,11 @@ _NAMES = {
     ),
     "neuron": ("CLIF", "IF", "LIF", "PLIF", "CubaLIF", "Integrator", "Output", "check_gradients", "lif", "streaming"),
     "recurrent": ("Recurrent",),
-    "recurrent": ("Recurrent",),
     "kernel": ("Unsupported", "backends", "dropped"),
     "layer": ("OverTime",),
     "norm": ("TDBN", "TEBN"),
+    "mpbn": ("MPBN",),
+    "conversion": ("from_torch",),
     "fusion": ("block",),
     "explanation": ("explain",),
     "sequential": ("Sequential",),
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from . import models as models
     from . import readout as readout
     from . import recipes as recipes
+    from .conversion import from_torch as from_torch
     from .explanation import explain as explain
     from .fusion import block as block
     from .heap import keep_heap as keep_heap
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from .kernel import dropped as dropped
     from .layer import OverTime as OverTime
     from .memory import plan_memory as plan_memory
+    from .mpbn import MPBN as MPBN
     from .neuron import CLIF as CLIF
     from .neuron import IF as IF
     from .neuron import LIF as LIF

@@ -31,7 +31,15 @@ def batch_norm(channels: int, branches: int = 1) -> nn.Module:
     return nn.BatchNorm2d(channels)
 
 
-class TDBN(_BatchNorm):
+class AnyBatchNorm(_BatchNorm):
+    """torch's BatchNorm for inputs of any number of dimensions, `[N, C, ...] -> [N, C, ...]`."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2:
+            raise ValueError(f"{type(self).__name__} needs an input [N, C, ...], got shape {list(x.shape)}")
+
+
+class TDBN(AnyBatchNorm):
     """Threshold-dependent BatchNorm: what enters a neuron has the deviation of its threshold. `[N, C, ...] -> [N, C, ...]`.
 
     Stands where BatchNorm does, in `bs.OverTime` or `bs.block`, of any number of dimensions, and runs in the same kernels.
@@ -54,14 +62,11 @@ class TDBN(_BatchNorm):
             x, n.weight, n.bias, n.running_mean, n.running_var, n.training, n.momentum, n.eps, torch.backends.cudnn.enabled
         )
 
-    def _check_input_dim(self, x: Tensor) -> None:
-        _check_dimensions(self, x)
-
     def extra_repr(self) -> str:
         return f"{self.num_features}, branches={self.branches}, v_threshold={self.v_threshold}, eps={self.eps}"
 
 
-class TEBN(_BatchNorm):
+class TEBN(AnyBatchNorm):
     """Temporal effective BatchNorm: BatchNorm over time with a learned factor `scale` `[T]` for each timestep.
 
     `[T, B, C, ...] -> [T, B, C, ...]`; may also stand among the layers of a `bs.OverTime`, which shows it the time. T is fixed:
@@ -78,16 +83,8 @@ class TEBN(_BatchNorm):
         y: Tensor = super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         return y * self.scale.to(y.dtype).view(-1, *[1] * (y.dim() - 1))
 
-    def _check_input_dim(self, x: Tensor) -> None:
-        _check_dimensions(self, x)
-
     def extra_repr(self) -> str:
         return f"{self.num_features}, T={len(self.scale)}, eps={self.eps}"
-
-
-def _check_dimensions(norm: _BatchNorm, x: Tensor) -> None:
-    if x.dim() < 2:
-        raise ValueError(f"{type(norm).__name__} needs an input [N, C, ...], got shape {list(x.shape)}")
 
 
 def gain(norm: Any) -> Tensor | None:

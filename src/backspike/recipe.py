@@ -92,6 +92,16 @@ class CLIF(Neuron):
         return CLIF(**options)
 
 
+@dataclass(frozen=True)
+class MPBN(Neuron):
+    """`bs.MPBN`: BatchNorm of the membrane before it fires."""
+
+    def __call__(self, channels: int | None = None) -> nn.Module:
+        from .mpbn import MPBN
+
+        return MPBN(**vars(self), channels=channels)
+
+
 @runtime_checkable
 class Norm(Protocol):
     """What makes the norms of a network: a function `norm(channels, branches=1)`, for T timesteps and a threshold."""
@@ -296,7 +306,7 @@ class Recipe:
     by: str = _field("time", "event frames hold an equal time or an equal count of events: time or count")
     has_time: bool | None = _field(None, "samples carry time, [T, ...]; None: those with 4 dimensions do")
     model: Model = _field(ConvNet(), "the network, a value")
-    neuron: Neuron = _field(Neuron(), "the neuron of every layer: Neuron() is LIF; PLIF(), CubaLIF(), CLIF()")
+    neuron: Neuron = _field(Neuron(), "the neuron of every layer: Neuron() is LIF; PLIF(), CubaLIF(), CLIF(), MPBN()")
     norm: Norm | None = _field(None, "TDBN() or TEBN() in the place of BatchNorm; None: the network's own")
     readout: Readout = _field(Mean(), "Mean(), Last() or TWO(beta, start_epoch, cumulative)")
     loss: Loss = _field(CrossEntropy(), "CrossEntropy(label_smoothing) or TET(lam, phi, label_smoothing)")
@@ -543,7 +553,7 @@ VALUES: dict[str, Callable[..., Any]] = {
         *(_surrogate.ATan, _surrogate.Dspike, _surrogate.Erf, _surrogate.Masked, _surrogate.Parametric),
         *(_surrogate.PiecewiseExponential, _surrogate.Rectangle, _surrogate.Sigmoid, _surrogate.SuperSpike),
         *(_surrogate.Triangle, *NETWORKS, TDBN, TEBN, Mean, Last, TWO, CrossEntropy, TET, PDA),
-        *(Neuron, PLIF, CubaLIF, CLIF),
+        *(Neuron, PLIF, CubaLIF, CLIF, MPBN),
         *(SGS, AdamW, SGD),
         *(_augment.Shift, _augment.Crop, _augment.Flip, _augment.Cutout, _augment.Roll, _augment.Rotate, _augment.Shear),
         *(_augment.EventDrop, _augment.OneOf, _autoaugment.AutoAugment, _mixing.Mixup, _mixing.CutMix),

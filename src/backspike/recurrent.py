@@ -17,7 +17,7 @@ class Recurrent(_Streaming):
     state. A masked surrogate draws a seed for each timestep.
 
     Cost: what comes back is not known beforehand, so T kernels and T products run one after the other, where a layer without
-    recurrence has one of each: forward and backward of 128 neurons, 128 samples and T = 100 take 52 ms instead of 6 (two cores).
+    recurrence has one of each: forward and backward of 128 neurons, 128 samples, T = 100 take 52 ms instead of 6 (two cores).
     SGS leaves `layer`, and what feeds the neuron, as they are.
     """
 

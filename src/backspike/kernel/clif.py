@@ -51,7 +51,9 @@ def _forward(call: Call, constants: Tensor, compiled: bool, membrane: bool) -> l
     records = [membrane, call.rule.record_moments]
     if not compiled:
         return _forward_torch(call.x, call.v0, constants, records)
-    outputs = iter(torch.ops.backspike.clif_forward(call.x, call.v0, constants, *cpu._encode(call), call.seed is not None, records))
+    outputs = iter(
+        torch.ops.backspike.clif_forward(call.x, call.v0, constants, *cpu._encode(call), call.seed is not None, records)
+    )
     return [next(outputs) if wanted else None for wanted in (True, True, *records)]
 
 
@@ -99,7 +101,11 @@ class _CLIF(torch.autograd.Function):
         _, _, needs_x, needs_v0, *needs = ctx.needs_input_grad
         learns = sum(1 << i for i, needed in enumerate(needs) if needed)
         # what was not asked for gets zeros, not None, in compiled code
-        line = cpu._line(g_moments, ctx.shape, saved.constants.dtype) if ctx.rule.record_moments and g_moments is not None else None
+        line = (
+            cpu._line(g_moments, ctx.shape, saved.constants.dtype)
+            if ctx.rule.record_moments and g_moments is not None
+            else None
+        )
         arriving = _Arriving(g, g_state, gu if ctx.rule.record_membrane else None, line)
         if ctx.encoded is None:
             gx, g_v0, sums = _backward_torch(saved, arriving, ctx.shape, ctx.x_dtype, learns)
@@ -208,7 +214,8 @@ class _Sums:
 # ----------------------------------------------------------------------------------------------------------------- in C
 
 cpu._library.define(
-    "clif_forward(Tensor x, Tensor? v0, Tensor constants, int[] flags, float[] numbers, bool masked, bool[] records) -> Tensor[]"
+    "clif_forward(Tensor x, Tensor? v0, Tensor constants, int[] flags, float[] numbers, bool masked, bool[] records)"
+    " -> Tensor[]"
 )
 cpu._library.define(
     "clif_backward(Tensor? u, Tensor? x, Tensor? v0, Tensor constants, Tensor? seed, Tensor? p, Tensor? g, Tensor? g_state,"

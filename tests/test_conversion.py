@@ -1,0 +1,156 @@
+"""from_torch: networks written for images, against the networks of bs.models and against loops over time."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import backspike as bs
+
+
+class Basic(nn.Module):
+    """A residual block as it is written everywhere, with one ReLU for two calls."""
+
+    def __init__(self, inputs, width, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = None
+        if stride > 1:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(nn.Module):
+    """An ANN with the names of torchvision's ResNet18, of other widths."""
+
+    def __init__(self, widths=(64, 128, 256, 512), classes=5):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, widths[0], 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        inputs = widths[0]
+        for i, width in enumerate(widths, 1):
+            stage = nn.Sequential(Basic(inputs, width, 2 if i > 1 else 1), Basic(width, width, 1))
+            self.add_module(f"layer{i}", stage)
+            inputs = width
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(inputs, classes)
+
+    def forward(self, x):
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+def neuron(channels=None):
+    return bs.LIF(v_threshold=0.3)
+
+
+def test_a_resnet_becomes_the_spiking_resnet_of_the_same_weights():
+    torch.manual_seed(0)
+    ann = ResNet().double()
+    for norm in (m for m in ann.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.constant_(norm.bias, 0.4)
+    model, ours = bs.from_torch(ann, neuron), bs.models.resnet18(5, neuron=neuron).double()
+    assert list(model.state_dict()) == list(ann.state_dict())
+    model.load_state_dict(ann.state_dict(), strict=True)
+    ours.load_state_dict(ann.state_dict(), strict=True)
+    x = torch.rand(3, 2, 3, 32, 32, dtype=torch.float64)
+    for train in (True, False):
+        y, want = model.train(train)(x), ours.train(train)(x)
+        assert y.shape == (3, 2, 5)
+        assert (want[0] != want[2]).any()
+        torch.testing.assert_close(y, want, rtol=1e-9, atol=1e-9)
+    y.square().sum().backward()
+    want.square().sum().backward()
+    for (name, p), q in zip(model.named_parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-7, atol=1e-9 * float(q.grad.abs().max()), msg=name)
+    assert sum(isinstance(m, nn.ReLU) for m in ann.modules()) == 9  # the original is left alone
+    assert bs.explain(model).count("LIF") == 9
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU6(), nn.Linear(5, 3))
+
+
+def test_an_mlp_is_what_its_layers_say():
+    ann, x = mlp().eval(), torch.randn(5, 7, 4) * 3
+    model = bs.from_torch(ann, neuron)
+    y = neuron()(ann[1](ann[0](x.flatten(0, 1))).unflatten(0, (5, 7)))
+    want = ann[5](neuron()(ann[3](y)))
+    assert 0 < y.mean() < 1
+    torch.testing.assert_close(model(x), want)
+    again = copy.deepcopy(model)
+    torch.testing.assert_close(again(x[:2]), want[:2])
+    with bs.streaming(model):
+        torch.testing.assert_close(torch.cat([model(x[:2]), model(x[2:])]), want)
+
+
+def test_learned_constants_are_parameters_and_layers_are_found():
+    model = bs.from_torch(mlp(), lambda: bs.LIF(learn="threshold", v_threshold=0.3))
+    model(torch.randn(4, 8, 4) * 3).sum().backward()
+    bs.check_gradients(model)
+    with bs.record(model) as layers:
+        model(torch.randn(4, 8, 4))
+    assert [out.spikes.shape for out in layers.values()] == [(4, 8, 6), (4, 8, 5)]
+
+
+def test_a_relu_under_two_names_is_one_neuron():
+    relu = nn.ReLU()
+    model = bs.from_torch(nn.Sequential(nn.Linear(2, 2), relu, nn.Linear(2, 2), relu))
+    assert model[1] is model[3]
+
+
+def test_a_subclass_of_sequential_with_other_activations_by_name():
+    model = bs.from_torch(nn.Sequential(nn.Linear(2, 3), nn.SiLU()), neuron, replace=(nn.SiLU,))
+    assert set(model(torch.randn(4, 9, 2) * 9).unique().tolist()) == {0.0, 1.0}
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return F.relu(self.fc(x))
+
+
+CANNOT = [
+    (nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.GELU())), r"1\.0 is a GELU, which is no ReLU.*nn\.GELU\)"),
+    (Functional(), "Functional holds no module of the types ReLU, ReLU6.*F.relu cannot be seen"),
+    (nn.Sequential(nn.ReLU(), nn.LSTM(2, 2)), "1 is a LSTM, whose batch comes second; set batch_first=True"),
+    (nn.Sequential(nn.ReLU(), nn.MultiheadAttention(2, 1)), "1 is a MultiheadAttention, whose batch comes second"),
+    (nn.Sequential(nn.ReLU(), bs.LIF()), "1 is a LIF, which sees time already"),
+]
+
+
+@pytest.mark.parametrize(("model", "message"), CANNOT, ids=["GELU", "function", "LSTM", "attention", "LIF"])
+def test_what_cannot_be_converted_is_named(model, message):
+    with pytest.raises(ValueError, match=message):
+        bs.from_torch(model)
+
+
+def test_errors_of_a_converted_model():
+    model = bs.from_torch(ResNet((4, 4, 6, 8)))
+    with pytest.raises(RuntimeError, match="call the whole model"):
+        model.layer1(torch.rand(2, 4, 8, 8))
+    with pytest.raises(ValueError, match=r"one input \[T, B, ...\], got shape \[3\]"):
+        model(torch.rand(3))
+    with pytest.raises(RuntimeError, match="a ReLU that the model calls twice"), bs.streaming(model):
+        model(torch.rand(2, 2, 3, 32, 32))
+    moved = bs.from_torch(nn.Sequential(nn.Flatten(0, 1), nn.Unflatten(0, (5, -1)), nn.ReLU()))
+    with pytest.raises(ValueError, match=r"T=3 timesteps are not in the batch of \[5, 12, 4\]"):
+        moved(torch.rand(3, 2, 10, 4))
+    assert model(torch.rand(2, 2, 3, 32, 32)).shape == (2, 2, 5)  # an error leaves nothing behind
