@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -31,20 +33,26 @@ class Recurrent(_Streaming):
 
     def forward(self, x: Tensor) -> Tensor:
         _check_input(x, None)
-        neuron, (s, v) = self.neuron, self._start(None) or (torch.zeros_like(x[0]), None)
-        steps = []
+        neuron = self.neuron
+        start: tuple[Tensor, Any] = self._start(None) or (torch.zeros_like(x[0]), None)
+        s, v = start
+        spikes, membranes, moments = [], [], []
         for x_t in x:
             neuron.begin(x.device)
-            out, moments = neuron.compute(self._current(x_t, s)[None], v)
+            out, seen = neuron.compute(self._current(x_t, s)[None], v)
+            assert out.spikes is not None
             s, v = out.spikes[0], out.state
-            steps.append((out, moments))
-        outputs, moments = zip(*steps)
-        spikes, _, membranes = zip(*outputs)
-        whole = Output(torch.cat(spikes), v, None if membranes[0] is None else torch.cat(membranes))
-        neuron.see(whole, None if moments[0] is None else Moments(*map(torch.cat, zip(*moments))))
+            spikes.append(out.spikes)
+            membranes += [] if out.membrane is None else [out.membrane]
+            moments += [] if seen is None else [seen]
+        whole = torch.cat(spikes)
+        neuron.see(
+            Output(whole, v, torch.cat(membranes) if membranes else None),
+            Moments(*map(torch.cat, zip(*moments))) if moments else None,
+        )
         if self._streams:
             self._carried = s.detach(), v.detach()
-        return whole.spikes
+        return whole
 
     def _current(self, x: Tensor, s: Tensor) -> Tensor:
         back = self.layer(s)

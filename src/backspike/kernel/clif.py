@@ -96,16 +96,13 @@ class _CLIF(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor | None, g_state: Tensor | None, gu: Tensor | None, g_moments: Tensor | None) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError("backspike: double backward through a spiking layer is not defined; use create_graph=False")
-        saved = _Saved(*ctx.saved_tensors[:6], ctx.rule, ctx.parametric)
-        parameters = ctx.saved_tensors[6:]
+        u, x, v0, constants, seed, p, *parameters = ctx.saved_tensors
+        saved = _Saved(u, x, v0, constants, seed, p, ctx.rule, ctx.parametric)
         _, _, needs_x, needs_v0, *needs = ctx.needs_input_grad
         learns = sum(1 << i for i, needed in enumerate(needs) if needed)
         # what was not asked for gets zeros, not None, in compiled code
-        line = (
-            cpu._line(g_moments, ctx.shape, saved.constants.dtype)
-            if ctx.rule.record_moments and g_moments is not None
-            else None
-        )
+        measured = ctx.rule.record_moments and g_moments is not None
+        line = cpu._line(g_moments, ctx.shape, constants.dtype) if measured else None
         arriving = _Arriving(g, g_state, gu if ctx.rule.record_membrane else None, line)
         if ctx.encoded is None:
             gx, g_v0, sums = _backward_torch(saved, arriving, ctx.shape, ctx.x_dtype, learns)
