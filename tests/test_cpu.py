@@ -452,7 +452,7 @@ SANITIZED = """
 import ctypes, sys, torch, pytest
 from backspike.kernel import cpu
 cpu._c = ctypes.CDLL(sys.argv[1])
-wanted = "(cpu or kept or norm or pack or pool or product)"
+wanted = "(cpu or clif or kept or norm or pack or pool or product)"
 wanted += " and not eager and not reference and not compiled and not level and not sanitizers"
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", wanted, *sys.argv[2:]]))
 """
@@ -472,7 +472,7 @@ def test_under_the_sanitizers(tmp_path):
     environment = {**os.environ, "LD_PRELOAD": ":".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
     folder = Path(__file__).parent
     files = [
-        str(folder / f"test_{name}.py") for name in ("cpu", "kernel", "kernel_kept", "norm", "pack", "pool", "product", "conv")
+        str(folder / f"test_{name}.py") for name in ("cpu", "kernel", "kernel_kept", "kernel_clif", "norm", "pack", "pool", "product", "conv")
     ]
     words = [sys.executable, "-c", SANITIZED, str(library), *files]
     done = subprocess.run(words, env=environment, cwd=folder.parent, capture_output=True, text=True)

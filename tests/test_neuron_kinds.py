@@ -1,0 +1,315 @@
+"""PLIF, CubaLIF, CLIF and Recurrent as layers: what they are by definition, and that they work wherever `bs.LIF` does."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import backspike as bs
+from backspike import ATan, Masked, Parametric, Rectangle, Triangle
+from backspike.neuron import neuron_parameters
+
+r = torch.Generator().manual_seed(0)
+CURRENTS = torch.randn(8, 3, 2, 5, generator=r, dtype=torch.float64) + 0.9
+WEIGHTS = torch.randn(8, 3, 2, 5, generator=r, dtype=torch.float64)
+KINDS = {"PLIF": bs.PLIF, "CubaLIF": bs.CubaLIF, "CLIF": bs.CLIF}
+each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+each_backend = pytest.mark.parametrize("backend", bs.backends())
+
+
+def gradients(f, *leaves):
+    leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    y = f(*leaves)
+    return [y.detach(), *torch.autograd.grad((y * WEIGHTS).sum(), leaves)]
+
+
+# ---------------------------------------------------------------------------------------------------------------- PLIF
+
+
+def test_plif_is_lif_with_tau_learned():
+    a, b = bs.PLIF(tau=3.0, surrogate=Parametric(ATan())).double(), bs.LIF(
+        tau=3.0, learn="tau", surrogate=Parametric(ATan())
+    ).double()
+    assert a.state_dict().keys() == b.state_dict().keys()
+    assert bs.PLIF(learn=("threshold", "tau")).learn == ("tau", "threshold")
+    for layer in (a, b):
+        (layer(CURRENTS) * WEIGHTS).sum().backward()
+    for p, q in zip(a.parameters(), b.parameters()):
+        assert torch.equal(p.grad, q.grad)
+        assert p.grad != 0
+    w = -a.log_tau_minus_1.item()  # the parameter of the paper
+    assert 1 / (1 + math.exp(-w)) == pytest.approx(1 / 3)
+
+
+def test_plif_runs_as_one_op_with_norm_and_pool():
+    x = torch.randn(4, 2, 3, 6, 6).requires_grad_()
+    s = bs.block(x, nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), bs.PLIF(v_threshold=0.3), nn.AvgPool2d(2))
+    assert type(s.grad_fn).__name__ == "_NormLIFBackward"
+
+
+# ------------------------------------------------------------------------------------------------------------- CubaLIF
+
+
+def synapse(x, i0, tau, gain):
+    i, out = i0, []
+    for x_t in x:
+        i = (1 - 1 / tau) * i + gain * x_t
+        out.append(i)
+    return torch.stack(out)
+
+
+@each_backend
+@pytest.mark.parametrize("decay_input", [True, False])
+def test_cuba_is_a_filter_before_lif(backend, decay_input):
+    """Gradients of x, of both states and of all that learns, against autograd over the two recursions."""
+    options = {"tau": 3.0, "v_threshold": 0.7, "decay_input": decay_input, "surrogate": Triangle(1.0)}
+    layer = bs.CubaLIF(tau_synapse=2.5, learn=("tau", "tau_synapse", "threshold"), backend=backend, **options).double()
+    state = torch.rand(2, 3, 2, 5, generator=r, dtype=torch.float64)
+    got = gradients(lambda x, v0: layer(x, v0).spikes, CURRENTS, state)
+    (layer(CURRENTS, state).spikes * WEIGHTS).sum().backward()
+
+    logs = torch.tensor([math.log(2.0), math.log(1.5)], dtype=torch.float64, requires_grad=True)
+    theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+
+    def statement(x, v0):
+        tau, tau_s = 1 + logs.exp()
+        current = synapse(x, v0[1], tau_s, 1 / tau_s if decay_input else 1.0)
+        rule = options | {"tau": tau, "v_threshold": theta, "backend": "reference"}
+        return bs.lif(current, v0[0], **rule).spikes
+
+    want = gradients(statement, CURRENTS, state)
+    assert torch.equal(got[0], want[0])
+    assert 0.1 < got[0].mean() < 0.9
+    for a, b in zip(got[1:], want[1:]):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    (statement(CURRENTS, state) * WEIGHTS).sum().backward()
+    learned = [layer.log_tau_minus_1, layer.log_tau_synapse_minus_1, layer.threshold]
+    # parameters are made in float32
+    for p, g in zip(learned, [*logs.grad, theta.grad]):
+        assert p.grad.item() == pytest.approx(g.item(), rel=1e-5)
+    assert set(map(id, neuron_parameters(layer))) == set(map(id, learned))
+
+
+def test_cuba_state_is_membrane_and_current():
+    layer = bs.CubaLIF(tau_synapse=4.0, v_threshold=100.0).double()
+    out = layer(CURRENTS, torch.zeros(2, 3, 2, 5).double())
+    current = synapse(CURRENTS, torch.zeros(()), 4.0, 0.25)
+    torch.testing.assert_close(out.state[1], current[-1])
+    torch.testing.assert_close(out.state[0], bs.lif(current, v_threshold=100.0).state)
+
+
+# -------------------------------------------------------------------------------------------------------- what all can
+
+
+@each_kind
+def test_chunks_of_a_stream_are_the_whole(kind):
+    layer = kind(v_threshold=0.6).double()
+    whole = layer(CURRENTS)
+    assert whole.any()
+    with bs.streaming(layer):
+        parts = [layer(x) for x in CURRENTS.split((1, 3, 4))]
+    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(layer(CURRENTS), whole)
+    first = layer(CURRENTS[:3], torch.zeros(layer_state(kind), dtype=torch.float64))
+    assert torch.equal(layer(CURRENTS[3:], first.state).spikes, whole[3:])
+
+
+def layer_state(kind):
+    return (3, 2, 5) if kind is bs.PLIF else (2, 3, 2, 5)
+
+
+@pytest.mark.parametrize("kind", [bs.CubaLIF, bs.CLIF])
+def test_a_state_of_one_row_is_refused(kind):
+    with pytest.raises(ValueError, match=r"the 2 states of this neuron, \[2, 3, 2, 5\], got \[3, 2, 5\]"):
+        kind()(CURRENTS, torch.zeros(3, 2, 5).double())
+
+
+@each_kind
+def test_what_is_recorded_is_the_membrane_before_the_reset(kind):
+    layer = kind(v_threshold=0.6).double()
+    with bs.record(layer) as seen:
+        spikes = layer(CURRENTS)
+    (out,) = seen.values()
+    assert torch.equal((out.membrane >= 0.6).double(), spikes)
+    assert torch.equal(out.spikes, spikes)
+
+
+@each_kind
+def test_networks_take_it_and_learn(kind):
+    """PDA and SGS with it; every parameter gets a gradient, and a few steps bring the loss down."""
+    torch.manual_seed(1)
+    surrogate = Masked(Parametric(ATan(), per_channel=True), p=0.2)
+    model = bs.models.convnet(
+        "8-8-P-8", 4, 2, size=8, neuron=lambda channels: kind(v_threshold=0.5, surrogate=surrogate, channels=channels)
+    )
+    x, y = torch.rand(4, 8, 2, 8, 8), torch.arange(8) % 4
+    scaling, pda = bs.scale_gradients(model), bs.PotentialAdjustment(model, 1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad(set_to_none=True)
+        loss = nn.functional.cross_entropy(model(x).mean(0), y) + pda.loss()
+        loss.backward()
+        bs.check_gradients(model)
+        assert all(p.grad is not None for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+    assert len(scaling.scaled) == 1  # of the others, one reads the input and one has a pool before it
+
+
+@each_kind
+def test_bfloat16_autocast_and_copies(kind):
+    model = nn.Sequential(bs.OverTime(nn.Linear(5, 6)), kind(v_threshold=0.2), bs.OverTime(nn.Linear(6, 4)))
+    x = CURRENTS[:, :, 0].float()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(x)
+    y.float().sum().backward()
+    assert y.dtype == torch.bfloat16
+    assert model[0][0].weight.grad.isfinite().all()
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+
+
+@each_kind
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_is_what_it_is_eagerly(kind):
+    layer = kind(v_threshold=0.6)
+    x = CURRENTS.float()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    results = []
+    for f in (layer, compiled):
+        leaf = x.clone().requires_grad_()
+        s = f(leaf)
+        s.backward(WEIGHTS.float())
+        results.append((s.detach(), leaf.grad))
+    for a, b in zip(*results):
+        assert torch.equal(a, b)
+
+
+@each_kind
+@pytest.mark.parametrize("memory", ["recompute", "checkpoint"])
+def test_memory_changes_no_gradient(kind, memory):
+    x = CURRENTS.transpose(0, 1).contiguous().transpose(0, 1)
+    a, b = (gradients(kind(v_threshold=0.6, memory=m).double(), x) for m in ("exact", memory))
+    for p, q in zip(a, b):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+
+
+def test_explain_says_what_runs():
+    text = bs.explain(nn.Sequential(bs.PLIF(), bs.CubaLIF(), bs.CLIF()))
+    assert [line.split()[1] for line in text.splitlines()] == ["PLIF", "CubaLIF", "CLIF"]
+    backend = bs.backends()[0]
+    assert all(line.split()[2] == backend for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: bs.CLIF(v_reset=0.0), "leave v_reset out"),
+        (lambda: bs.CLIF(memory="8bit"), "exact, recompute or checkpoint"),
+        (lambda: bs.CLIF(memory="1bit"), "exact, recompute or checkpoint"),
+        (lambda: bs.PLIF(memory="8bit"), "no gradient for tau"),
+        (lambda: bs.PLIF(math.inf, decay_input=False), "finite tau"),
+        (lambda: bs.CubaLIF(tau_synapse=1.0), "tau must be above 1"),
+        (lambda: bs.CubaLIF(learn=("tau_s",)), "tau_s"),
+        (lambda: bs.CubaLIF(tau_synapse=math.inf, decay_input=False, learn="tau_synapse"), "finite tau_synapse"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(make, words):
+    with pytest.raises(ValueError, match=words) as refusal:
+        make()
+    assert "\n" not in str(refusal.value)
+
+
+# ----------------------------------------------------------------------------------------------------------- Recurrent
+
+
+def recurrent(kind=bs.LIF, **options):
+    torch.manual_seed(4)
+    return bs.Recurrent(nn.Linear(5, 5), kind(v_threshold=0.5, **options)).double()
+
+
+@each_backend
+def test_recurrent_against_autograd_over_the_recursion(backend):
+    """u[t] gets x[t] + W s[t-1] + b; a spike is a step forward and a line of slope h backward."""
+    layer = recurrent(surrogate=Rectangle(2.0), backend=backend)
+    W, b = (p.detach() for p in layer.layer.parameters())
+
+    def statement(x, W, b):
+        v, s, out = torch.zeros_like(x[0]), torch.zeros_like(x[0]), []
+        for x_t in x:
+            u = 0.5 * v + 0.5 * (x_t + s @ W.t() + b)
+            z = u - 0.5
+            s = (z >= 0).double() + (z - z.detach()) * (z.abs() < 1).double() / 2
+            v = (1 - s) * u
+            out.append(s)
+        return torch.stack(out)
+
+    def ours(x, W, b):
+        return torch.func.functional_call(layer, {"layer.weight": W, "layer.bias": b}, (x,))
+
+    got, want = gradients(ours, CURRENTS, W, b), gradients(statement, CURRENTS, W, b)
+    assert torch.equal(got[0], want[0])
+    assert 0.1 < got[0].mean() < 0.9
+    for a, c in zip(got[1:], want[1:]):
+        torch.testing.assert_close(a, c, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", [bs.LIF, *KINDS.values()])
+def test_recurrent_streams_records_and_feeds_pda(kind):
+    layer = recurrent(kind)
+    whole = layer(CURRENTS)
+    with bs.streaming(layer):
+        parts = [layer(x) for x in CURRENTS.split((3, 1, 4))]
+    assert torch.equal(torch.cat(parts), whole)
+    with bs.streaming(layer):
+        assert torch.equal(layer(CURRENTS[:2]), whole[:2])  # each starts from rest
+    with bs.record(layer) as seen:
+        layer(CURRENTS)
+    out = seen["neuron"]
+    assert torch.equal((out.membrane >= 0.5).double(), whole)
+    pda = bs.PotentialAdjustment(layer, 1.0)
+    layer(CURRENTS)
+    loss = pda.loss()
+    loss.backward()
+    assert loss > 0
+    assert layer.layer.weight.grad.abs().sum() > 0
+
+
+def test_recurrent_with_no_weights_is_its_neuron():
+    layer = recurrent()
+    nn.init.zeros_(layer.layer.weight), nn.init.zeros_(layer.layer.bias)
+    assert torch.equal(layer(CURRENTS), layer.neuron(CURRENTS))
+
+
+def test_recurrent_draws_a_mask_for_each_timestep():
+    layer = recurrent(surrogate=Masked(ATan(), p=0.5), temporal_gradient=False)
+    nn.init.zeros_(layer.layer.weight)
+    x = CURRENTS.clone().requires_grad_()
+    layer(x).sum().backward()
+    gone = x.grad == 0
+    assert 0.3 < gone.double().mean() < 0.7
+    assert not any(torch.equal(a, b) for a, b in zip(gone, gone[1:]))
+
+
+def test_recurrent_in_networks_and_what_it_refuses():
+    model = bs.Sequential(
+        bs.OverTime(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3)), bs.Recurrent(nn.Conv2d(3, 3, 1), bs.LIF(v_threshold=0.3))
+    )
+    x = torch.randn(4, 2, 2, 5, 5)
+    model(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    scaled = bs.scale_gradients(model)
+    with pytest.raises(RuntimeError, match="it runs more than once"):
+        model(x)
+    scaled.remove()
+    with pytest.raises(TypeError, match="must be a spiking layer"):
+        bs.Recurrent(nn.Linear(2, 2), nn.ReLU())
+    with pytest.raises(TypeError, match="no spiking layer may stand inside"):
+        bs.Recurrent(nn.Sequential(nn.Linear(2, 2), bs.LIF()), bs.LIF())
+    with pytest.raises(ValueError, match=r"keep the shape of a timestep \[3, 5\], got \[3, 4\]"):
+        bs.Recurrent(nn.Linear(5, 4), bs.LIF())(torch.zeros(2, 3, 5))
+    with pytest.raises(TypeError, match="must stand beside it"):
+        bs.OverTime(bs.Recurrent(nn.Linear(2, 2), bs.LIF()))
