@@ -471,9 +471,8 @@ def test_under_the_sanitizers(tmp_path):
     subprocess.run([compiler, *flags.split(), *SOURCES, "-o", str(library), "-lm"], check=True)
     environment = {**os.environ, "LD_PRELOAD": ":".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
     folder = Path(__file__).parent
-    files = [
-        str(folder / f"test_{name}.py") for name in ("cpu", "kernel", "kernel_kept", "kernel_clif", "norm", "pack", "pool", "product", "conv")
-    ]
+    names = "cpu kernel kernel_kept kernel_clif norm pack pool product conv"
+    files = [str(folder / f"test_{name}.py") for name in names.split()]
     words = [sys.executable, "-c", SANITIZED, str(library), *files]
     done = subprocess.run(words, env=environment, cwd=folder.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -29,7 +29,7 @@ def sig(x):
 
 
 def statement(x, state, *, tau, theta, decay_input, h, rho, temporal, w=1.0, m=None, g, gu, gv):
-    """Spikes, membrane, state, and the gradients of sum(g s) + sum(gu u) + sum(gv state); x `[T, B, C, R]`. m: what is dropped."""
+    """Spikes, membrane, state, gradients of sum(g s) + sum(gu u) + sum(gv state); x `[T, B, C, R]`, m what is dropped."""
     T, gain = len(x), 1 / tau if decay_input else 1.0
     u, s, V, M = (np.empty((T + 1, *x.shape[1:])) for _ in range(4))
     V[0], M[0] = state
@@ -164,9 +164,7 @@ def test_dtypes(backend, memory, dtype, tolerance):
     rule = {"surrogate": Sigmoid(3.0), "decay_input": True}
     got = run(backend, x, state, narrow, tau=torch.tensor(2.0), theta=theta, memory=memory, **rule)
     wide = {k: u.double() for k, u in narrow.items()}
-    want = run(
-        "reference", x.double(), state.double(), wide, tau=torch.tensor(2.0).double(), theta=theta.double(), **rule
-    )
+    want = run("reference", x.double(), state.double(), wide, tau=torch.tensor(2.0).double(), theta=theta.double(), **rule)
     assert torch.equal(got["s"].double(), want["s"])
     assert (got["s"].dtype, got["x"].dtype, got["u"].dtype, got["state"].dtype) == (dtype, dtype, torch.float32, torch.float32)
     for key in ("u", "state", "v0"):

@@ -1,6 +1,7 @@
 """PLIF, CubaLIF, CLIF and Recurrent as layers: what they are by definition, and that they work wherever `bs.LIF` does."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -29,9 +30,10 @@ def gradients(f, *leaves):
 
 
 def test_plif_is_lif_with_tau_learned():
-    a, b = bs.PLIF(tau=3.0, surrogate=Parametric(ATan())).double(), bs.LIF(
-        tau=3.0, learn="tau", surrogate=Parametric(ATan())
-    ).double()
+    a, b = (
+        bs.PLIF(tau=3.0, surrogate=Parametric(ATan())).double(),
+        bs.LIF(tau=3.0, learn="tau", surrogate=Parametric(ATan())).double(),
+    )
     assert a.state_dict().keys() == b.state_dict().keys()
     assert bs.PLIF(learn=("threshold", "tau")).learn == ("tau", "threshold")
     for layer in (a, b):
@@ -291,7 +293,7 @@ def test_recurrent_draws_a_mask_for_each_timestep():
     layer(x).sum().backward()
     gone = x.grad == 0
     assert 0.3 < gone.double().mean() < 0.7
-    assert not any(torch.equal(a, b) for a, b in zip(gone, gone[1:]))
+    assert not any(torch.equal(a, b) for a, b in itertools.pairwise(gone))
 
 
 def test_recurrent_in_networks_and_what_it_refuses():

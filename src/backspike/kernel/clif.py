@@ -101,8 +101,8 @@ class _CLIF(torch.autograd.Function):
         _, _, needs_x, needs_v0, *needs = ctx.needs_input_grad
         learns = sum(1 << i for i, needed in enumerate(needs) if needed)
         # what was not asked for gets zeros, not None, in compiled code
-        measured = ctx.rule.record_moments and g_moments is not None
-        line = cpu._line(g_moments, ctx.shape, constants.dtype) if measured else None
+        measured = g_moments if ctx.rule.record_moments else None
+        line = None if measured is None else cpu._line(measured, ctx.shape, constants.dtype)
         arriving = _Arriving(g, g_state, gu if ctx.rule.record_membrane else None, line)
         if ctx.encoded is None:
             gx, g_v0, sums = _backward_torch(saved, arriving, ctx.shape, ctx.x_dtype, learns)
