@@ -479,7 +479,7 @@ def test_explain_says_what_runs_together():
     with model[0][1].register_forward_hook(lambda *_: None):
         assert "BatchNorm2d 0.1 apart: it has hooks" in bs.explain(model)
     with model[1].register_forward_hook(lambda *_: None):
-        assert "called by itself: it is a subclass or has hooks" in bs.explain(model)
+        assert "called by itself: it is no LIF, IF or PLIF, or has hooks" in bs.explain(model)
     text = bs.explain(bs.models.sew_resnet18(stem="imagenet"))
     assert "layer2.0.downsample.2  LIF  cpu" in text
     assert "one op with BatchNorm2d layer2.0.downsample.1" in text

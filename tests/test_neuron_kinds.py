@@ -46,8 +46,9 @@ def test_plif_is_lif_with_tau_learned():
 
 
 def test_plif_runs_as_one_op_with_norm_and_pool():
-    x = torch.randn(4, 2, 3, 6, 6).requires_grad_()
-    s = bs.block(x, nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), bs.PLIF(v_threshold=0.3), nn.AvgPool2d(2))
+    x = torch.randn(4, 2, 6, 6, 3).permute(0, 1, 4, 2, 3).requires_grad_()  # channels-last, as pools are joined
+    layers = nn.Conv2d(3, 4, 3, padding=1).to(memory_format=torch.channels_last), nn.BatchNorm2d(4)
+    s = bs.block(x, *layers, bs.PLIF(v_threshold=0.3), nn.AvgPool2d(2))
     assert type(s.grad_fn).__name__ == "_NormLIFBackward"
 
 
@@ -72,11 +73,12 @@ def test_cuba_is_a_filter_before_lif(backend, decay_input):
     got = gradients(lambda x, v0: layer(x, v0).spikes, CURRENTS, state)
     (layer(CURRENTS, state).spikes * WEIGHTS).sum().backward()
 
-    logs = torch.tensor([math.log(2.0), math.log(1.5)], dtype=torch.float64, requires_grad=True)
-    theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    learned = [layer.log_tau_minus_1, layer.log_tau_synapse_minus_1, layer.threshold]
+    torch.testing.assert_close([p.item() for p in learned], [math.log(2.0), math.log(1.5), 0.7], rtol=1e-6, atol=0)
+    *logs, theta = (p.detach().clone().requires_grad_() for p in learned)  # which were made in float32
 
     def statement(x, v0):
-        tau, tau_s = 1 + logs.exp()
+        tau, tau_s = (1 + log.exp() for log in logs)
         current = synapse(x, v0[1], tau_s, 1 / tau_s if decay_input else 1.0)
         rule = options | {"tau": tau, "v_threshold": theta, "backend": "reference"}
         return bs.lif(current, v0[0], **rule).spikes
@@ -87,10 +89,8 @@ def test_cuba_is_a_filter_before_lif(backend, decay_input):
     for a, b in zip(got[1:], want[1:]):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
     (statement(CURRENTS, state) * WEIGHTS).sum().backward()
-    learned = [layer.log_tau_minus_1, layer.log_tau_synapse_minus_1, layer.threshold]
-    # parameters are made in float32
-    for p, g in zip(learned, [*logs.grad, theta.grad]):
-        assert p.grad.item() == pytest.approx(g.item(), rel=1e-5)
+    for p, q in zip(learned, [*logs, theta]):
+        assert p.grad.item() == pytest.approx(q.grad.item(), rel=1e-10)
     assert set(map(id, neuron_parameters(layer))) == set(map(id, learned))
 
 
