@@ -53,7 +53,7 @@ def mnist() -> Recipe:
         neuron=NEURON,
         readout=TWO(start_epoch=1),
         optimizer=AdamW(lr=3e-3),
-        epochs=5,
+        epochs=8,
         batch_size=128,
         warmup_epochs=0.5,
         augment=(Shift(1),),
