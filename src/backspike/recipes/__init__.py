@@ -26,9 +26,9 @@ from .wang2023 import cifar10_resnet19, cifar100_resnet19
 from .yang2020 import cifar10_tsbp, mnist_tsbp, nmnist_tsbp
 
 NAMES = {
-    "digits": Shipped(digits, here="99.35 ± 0.16 %, 3 seeds, 6-8 s each"),
-    "digits-dvs": Shipped(digits_dvs, here="97.32 ± 0.70 %, 3 seeds, 35 s each"),
-    "mnist": Shipped(mnist, here="99.22 ± 0.02 %, 3 seeds, 4-5 min each"),
+    "digits": Shipped(digits, here="99.35 ± 0.16 %, 3 seeds, 5 s each"),
+    "digits-dvs": Shipped(digits_dvs, here="98.33 ± 0.28 %, 3 seeds, 17-20 s each"),
+    "mnist": Shipped(mnist, here="99.32 ± 0.04 %, 3 seeds, 2.5-2.7 min each"),
     "cifar10-small": Shipped(cifar10_small),
     "cifar10": Shipped(cifar10, li2024.reported(95.40, 0.12)),
     "cifar10-crop-flip": Shipped(cifar10_crop_flip, li2024.reported(94.30, 0.22)),
