@@ -45,17 +45,12 @@ class MPBN(LIF):
             raise ValueError(f"MPBN keeps a graph over T: memory must be 'exact', got {self.memory!r}")
         self.norm = AnyBatchNorm(channels)
 
-    def forward(self, x: Tensor, v0: Tensor | None = None, repeats: int = 1) -> Any:
-        self.begin(x.device)
-        options, start = self._options(), self._start(v0)
+    def compute(self, x: Tensor, v0: Tensor | None, repeats: int = 1) -> tuple[Output, kernel.Moments | None]:
+        options = self._options()
         watched = options["record_membrane"] or options["record_moments"]
-        if self.folds() and not watched and not torch.is_grad_enabled():
-            options["v_threshold"] = self.folded_threshold()
-            out, moments = _run(_call(x, start, repeats=repeats, **options), self.backend)
-        else:
-            out, moments = _steps(_call(x, start, repeats=repeats, **options), self.norm)
-        self.see(out, moments)
-        return out.spikes if v0 is None else out
+        if watched or torch.is_grad_enabled() or not self.folds():
+            return _steps(_call(x, v0, repeats=repeats, **options), self.norm)
+        return _run(_call(x, v0, repeats=repeats, **options | {"v_threshold": self.folded_threshold()}), self.backend)
 
     def folds(self) -> bool:
         """Whether the norm is, for the mode and the weights as they are, a change of the threshold."""
