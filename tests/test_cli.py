@@ -192,7 +192,7 @@ def test_train_help_lists_every_field_with_its_value(capsys):
     assert main(["train", "mnist", "--help"]) == 0
     out = said(capsys)[0]
     assert "--neuron.surrogate Masked(base=Triangle(alpha=2.0" in out
-    assert "--epochs 5" in out
+    assert "--epochs 8" in out
 
 
 def test_the_next_free_folder_is_taken(capsys, monkeypatch, tmp_path):
