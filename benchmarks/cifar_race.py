@@ -14,21 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from sides import SIDES, Worker, data_root, pythons, serve
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-SIDES = {"backspike": "backspike", "spikingjelly": "SpikingJelly", "spikingjelly-bf16": "SpikingJelly, bf16"}
 PAD = 4
 
 
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        _serve(options.side)
+        serve(partial(_start, options.side))
     else:
         _race(options)
 
@@ -75,9 +75,8 @@ def main() -> None:
 
 
 def _race(options: argparse.Namespace) -> None:
-    sides = {side: sys.executable if side == "backspike" else options.peer_python for side in SIDES}
     wanted = options.only.split(",") if options.only else list(SIDES)
-    sides = {side: python for side, python in sides.items() if python and side in wanted}
+    sides = {side: python for side, python in pythons(options.peer_python).items() if side in wanted}
     results = []
     with tempfile.TemporaryDirectory() as folder:
         file = _write_data(Path(folder) / "cifar.pt")
@@ -98,8 +97,7 @@ def _race(options: argparse.Namespace) -> None:
 def _write_data(file: Path) -> Path:
     import backspike as bs
 
-    root = None if os.environ.get("BACKSPIKE_DATA") else Path(__file__).resolve().parents[2] / "shared" / "data"
-    sets = bs.data.load("cifar10", str(root) if root and root.exists() else None)
+    sets = bs.data.load("cifar10", data_root())
     parts = {"train": (sets.train, sets.validation), "test": (sets.test,)}
     arrays = {
         f"{name}_{k}": torch.cat([torch.tensor(getattr(split, k)) for split in splits])
@@ -139,7 +137,7 @@ def _settings(file: Path, seed: int, threads: int, seconds: float) -> Settings:
 
 def _one_race(sides: dict[str, str], settings: Settings, slice: float) -> dict[str, list[dict[str, float]]]:
     """The slices of each side: seconds trained so far, images seen so far and, once a minute and last, the test accuracy."""
-    workers = {side: _Worker(side, python) for side, python in sides.items()}
+    workers = {side: Worker(__file__, side, python) for side, python in sides.items()}
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     try:
         for worker in workers.values():
@@ -149,36 +147,16 @@ def _one_race(sides: dict[str, str], settings: Settings, slice: float) -> dict[s
                 left = _left(runs[side], settings)
                 if left <= 0:
                     continue
-                time.sleep(0.05)  # threads of the other, waiting by spinning, come to rest
                 runs[side].append(worker.ask({"seconds": min(slice, left)}))
                 print(f"  {side}: {_said(runs[side])}", flush=True)
     finally:
         for worker in workers.values():
-            worker.process.kill()
-            worker.process.communicate()
+            worker.end()
     return runs
 
 
 def _left(run: list[dict[str, float]], settings: Settings) -> float:
     return settings.seconds - (run[-1]["seconds"] if run else 0.0)
-
-
-class _Worker:
-    def __init__(self, side: str, python: str) -> None:
-        command = [python, "-W", "ignore", __file__, "--side", side]
-        # as the command line of backspike does: threads do not wait by spinning
-        env = {"GOMP_SPINCOUNT": "1000", **os.environ} if side == "backspike" else None
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-
-    def ask(self, request: dict[str, Any]) -> dict[str, float]:
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"a side of the race ended with exit code {self.process.wait()}; what it said stands above")
-        return json.loads(line)
 
 
 def _said(run: list[dict[str, float]]) -> str:
@@ -190,16 +168,12 @@ def _said(run: list[dict[str, float]]) -> str:
 # ---- a side, in its own process ------------------------------------------------------------------------------------------
 
 
-def _serve(side: str) -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    settings = Settings(**json.loads(sys.stdin.readline()))
+def _start(side: str, given: dict[str, Any]) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
+    settings = Settings(**given)
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     training = _Training({"backspike": _Ours}.get(side, _Peer)(settings, side), settings)
-    print("{}", file=answers, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(training.slice(json.loads(line)["seconds"])), file=answers, flush=True)
+    return {}, lambda request: training.slice(request["seconds"])
 
 
 class _Ours:

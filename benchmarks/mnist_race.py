@@ -13,22 +13,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from sides import SIDES, Worker, data_root, pythons, serve
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 T, BATCH, RATE, GOAL, TURNS = 4, 128, 3e-3, 0.99, 4  # TURNS: per epoch
-SIDES = {"backspike": "backspike", "spikingjelly": "SpikingJelly", "spikingjelly-bf16": "SpikingJelly, bf16"}
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        _serve(options.side)
+        serve(partial(_start, options.side))
     else:
         _race(options)
 
@@ -52,8 +52,7 @@ def main() -> None:
 
 
 def _race(options: argparse.Namespace) -> None:
-    sides = {side: sys.executable if side == "backspike" else options.peer_python for side in SIDES}
-    sides = {side: python for side, python in sides.items() if python}
+    sides = pythons(options.peer_python)
     results = []
     with tempfile.TemporaryDirectory() as folder:
         file = _write_data(Path(folder) / "mnist.pt", options.limit)
@@ -74,8 +73,7 @@ def _race(options: argparse.Namespace) -> None:
 def _write_data(file: Path, limit: int | None) -> Path:
     import backspike as bs
 
-    root = None if os.environ.get("BACKSPIKE_DATA") else Path(__file__).resolve().parents[2] / "shared" / "data"
-    sets = bs.data.load("mnist", str(root) if root and root.exists() else None)
+    sets = bs.data.load("mnist", data_root())
     arrays = {
         f"{name}_{k}": torch.from_numpy(getattr(s, k))
         for name, s in zip(("train", "test"), (sets.train, sets.test))
@@ -87,7 +85,7 @@ def _write_data(file: Path, limit: int | None) -> Path:
 
 def _one_race(sides: dict[str, str], settings: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
     """The turns of each side until it reaches the goal or its epochs end: seconds of training and test accuracy."""
-    workers = {side: _Worker(side, python) for side, python in sides.items()}
+    workers = {side: Worker(__file__, side, python) for side, python in sides.items()}
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     try:
         for side, worker in workers.items():
@@ -95,7 +93,6 @@ def _one_race(sides: dict[str, str], settings: dict[str, Any]) -> dict[str, list
         for _ in range(TURNS * settings["epochs"]):
             for side, worker in workers.items():
                 if not _reached(runs[side]):
-                    time.sleep(0.02)  # threads of the other, waiting by spinning, come to rest
                     runs[side].append(worker.ask({}))
                     turn = runs[side][-1]
                     print(
@@ -104,27 +101,8 @@ def _one_race(sides: dict[str, str], settings: dict[str, Any]) -> dict[str, list
                     )
     finally:
         for worker in workers.values():
-            worker.process.kill()
-            worker.process.communicate()
+            worker.end()
     return runs
-
-
-class _Worker:
-    def __init__(self, side: str, python: str) -> None:
-        command = [python, "-W", "ignore", __file__, "--side", side]
-        # as the command line of backspike does: threads do not wait by spinning
-        env = {"GOMP_SPINCOUNT": "1000", **os.environ} if side == "backspike" else None
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"a side of the race ended with exit code {self.process.wait()}; what it said stands above")
-        return json.loads(line)
 
 
 def _reached(run: list[dict[str, float]]) -> bool:
@@ -154,17 +132,12 @@ def _compare(results: list[dict[str, list[dict[str, float]]]], peer: str) -> Non
 # ---- a side, in its own process ------------------------------------------------------------------------------------------
 
 
-def _serve(side: str) -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    settings = json.loads(sys.stdin.readline())
+def _start(side: str, settings: dict[str, Any]) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(settings["seed"])
     made = _Ours(settings["precision"]) if side == "backspike" else _Peer("bfloat16" if side.endswith("bf16") else "float32")
     training = _Training(made, settings)
-    print(json.dumps({"precision": made.precision}), file=answers, flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(training.turn()), file=answers, flush=True)
+    return {"precision": made.precision}, lambda _: training.turn()
 
 
 class _Ours:
