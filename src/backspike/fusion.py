@@ -7,7 +7,7 @@ nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +46,19 @@ def block(
 
 
 @dataclass(frozen=True)
+class Taken:
+    """What a block took in: what its product gives, `[1, B, ...]` where it repeats over T; or its input, to be multiplied."""
+
+    x: Tensor
+    repeats: int | None  # None: x is the input
+    active: Tensor | None = None
+
+    def over_time(self) -> Tensor:
+        """[T, B, ...]."""
+        return self.x.expand(self.repeats, *self.x.shape[1:]) if self.repeats and self.repeats > 1 else self.x
+
+
+@dataclass(frozen=True)
 class Block:
     """The layers of a block, and how they run."""
 
@@ -55,24 +68,40 @@ class Block:
     pool: nn.Module | None = None
 
     def run(self, x: Tensor) -> Tensor:
-        return self.step(x)[0]
+        return through([self], x)
 
-    def step(self, x: Tensor, active: Tensor | None = None, reader: nn.Linear | None = None) -> tuple[Tensor, Tensor | None]:
-        """The spikes, and where their neuron needs a gradient of them, if that is known and of use to their `reader`.
+    def take(self, x: Tensor, active: Tensor | None = None) -> Taken:
+        """What `fire` goes on with: the product of x. x is not in it, so that its memory is free before the neurons fire.
 
-        Both are bits as `product.linear` takes them; active: those of the neuron that sent x.
+        active: bits as `product.linear` takes them, of the neuron that sent x.
         """
-        neuron, pool = self.neuron, _given(self.pool)
-        if neuron is None:
-            return over_time(x, [*_given(self.product, self.norm), *pool], active), None
-        if not isinstance(neuron, LIF) or why_called(neuron) or (self.norm is not None and self.why_norm_apart()):
-            return over_time(self._apart(x, neuron, active), pool), None
-        result = self._result(x, neuron, active, reader if self.pool is None else None)
-        return over_time(result.spikes, pool) if self.why_pool_apart() else result.spikes, result.active
+        if self.neuron is None:
+            return Taken(*once(x, _given(self.product, self.norm, self.pool), active))
+        if self._multiplies_again():
+            return Taken(x, None, active)
+        return Taken(*once(x, _given(self.product), active))
 
-    def _apart(self, x: Tensor, neuron: nn.Module, active: Tensor | None) -> Any:
-        """The neuron, called on what product and norm give."""
-        y = over_time(x, _given(self.product), active)
+    def fire(self, taken: Taken, reader: nn.Linear | None = None) -> tuple[Tensor, Tensor | None]:
+        """The spikes, and where their neuron needs a gradient of them, if that is known and of use to their `reader`."""
+        neuron = self.neuron
+        if neuron is None:
+            return taken.over_time(), None
+        if not isinstance(neuron, LIF) or self._why_apart():
+            return over_time(self._apart(taken.over_time(), neuron), _given(self.pool)), None
+        result = self._result(taken, neuron, reader if self.pool is None else None)
+        return over_time(result.spikes, _given(self.pool)) if self.why_pool_apart() else result.spikes, result.active
+
+    def _why_apart(self) -> str:
+        """Why the neuron is called, apart from product and norm; "" where it is not."""
+        return why_called(self.neuron) or ("" if self.norm is None else self.why_norm_apart())
+
+    def _multiplies_again(self) -> bool:
+        """Whether the product's input is kept and multiplied again in the backward pass."""
+        again = isinstance(self.neuron, LIF) and self.neuron.memory == "checkpoint" and plain(self.product, PRODUCTS)
+        return again and not self._why_apart()
+
+    def _apart(self, y: Tensor, neuron: nn.Module) -> Any:
+        """The neuron, called on the norm of what the product gave."""
         if self.norm is None:
             return neuron(y)
         # in the state's dtype, as the op that joins them computes: hooked into, recorded or not, the spikes are the same
@@ -97,8 +126,9 @@ class Block:
             return "the spikes are watched"
         return "" if pool_kind(self.pool) else "it is not torch's pool of 2x2 or has hooks"
 
-    def _result(self, x: Tensor, neuron: LIF, active: Tensor | None, reader: nn.Linear | None) -> Result:
+    def _result(self, taken: Taken, neuron: LIF, reader: nn.Linear | None) -> Result:
         """Of the neuron, with its spikes pooled where the pool is joined."""
+        x = taken.x
         neuron.begin(x.device)
         pool = None if self.pool is None or self.why_pool_apart() else pool_kind(self.pool)
         # x has as many dimensions as what the product makes of it
@@ -106,12 +136,19 @@ class Block:
         seen = neuron._streams or bool(neuron.watchers)
         record_active = norm is None and reader is not None and _may_be_sampled(neuron, reader)
         options = neuron._options() | {"record_active": record_active}
-        part = _Part(self.product, active, norm, pool, neuron._start(None), options, neuron.backend, seen)
-        again = neuron.memory == "checkpoint" and plain(self.product, PRODUCTS)
-        result = part.recomputed(x) if again else part.result(x)
+        part = _Part(self.product, taken.active, norm, pool, neuron._start(None), options, neuron.backend, seen)
+        result = part.recomputed(x) if taken.repeats is None else part.result(x, taken.repeats)
         if seen:
             neuron.see(Output(result.spikes, result.state, result.membrane), result.moments)
         return result
+
+
+def through(blocks: Iterable[Block], x: Any) -> Tensor:
+    """The blocks one after the other on x `[T, B, ...]`."""
+    for block in blocks:
+        x = block.take(x)  # what came in is let go of before the neurons fire
+        x = block.fire(x)[0]
+    return x
 
 
 @dataclass(frozen=True)
@@ -127,21 +164,22 @@ class _Part:
     backend: str
     want_state: bool
 
-    def result(self, x: Tensor) -> Result:
-        y, repeats = once(x, _given(self.product), self.active)
+    def result(self, y: Tensor, repeats: int) -> Result:
+        """Of what the product gave."""
         call = _call(y, self.v0, **self.options, repeats=repeats)
         if self.norm is None:
             return kernel.dispatch(self.backend, call)
         return norm_lif(call, self.norm, self.pool, self.backend, self.want_state)
 
     def recomputed(self, x: Tensor) -> Result:
-        """The same; for the backward pass x and what learns are kept, and the rest is computed again."""
+        """Of what the product will give for x; for the backward pass x and what learns are kept, the rest is computed again."""
         T, kept = len(x), x[:1] if len(x) > 1 and x.stride(0) == 0 else x
 
         def run(again: bool, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
             # on copies without a graph both times: other ways of a product could round otherwise
             tensors = tensors if again else tuple(None if t is None else t.detach() for t in tensors)
-            result = self._on(tensors, again).result(x.expand(T, *x.shape[1:]))
+            part = self._on(tensors, again)
+            result = part.result(*once(x.expand(T, *x.shape[1:]), _given(part.product), part.active))
             return result.spikes, result.state, *(result.moments or (None, None)), result.active
 
         spikes, state, *moments, active = checkpoint(run, kept, *self._tensors())
@@ -176,7 +214,7 @@ def _given(*layers: nn.Module | None) -> Sequence[nn.Module]:
     return [layer for layer in layers if layer is not None]
 
 
-def why_called(neuron: LIF) -> str:
+def why_called(neuron: nn.Module | None) -> str:
     """Why a neuron is called as a module, apart from the other layers of its block; "" where it is not."""
     if torch.compiler.is_compiling():
         return "under torch.compile"

@@ -39,7 +39,7 @@ class Stateless:
 
     layers: list[nn.Module]
 
-    def step(self, x: Tensor, active: Tensor | None, reader: nn.Linear | None) -> tuple[Tensor, Tensor | None]:
+    def step(self, x: Tensor, active: Tensor | None) -> tuple[Tensor, Tensor | None]:
         moved = all(plain(layer, (nn.Flatten,)) for layer in self.layers)
         return over_time(x, self.layers, active), active if moved else None
 
@@ -50,18 +50,22 @@ class Called:
 
     module: nn.Module
 
-    def step(self, x: Any, active: Tensor | None, reader: nn.Linear | None) -> tuple[Any, None]:
+    def step(self, x: Any, active: Tensor | None) -> tuple[Any, None]:
         return self.module(x), None
 
 
 Step = Block | Stateless | Called
 
 
-def run(layers: Iterable[nn.Module], x: Tensor) -> Any:
+def run(layers: Iterable[nn.Module], x: Any) -> Any:
     """The layers one after the other, neighbours together."""
     steps, active = plan(layers), None
     for i, step in enumerate(steps, 1):
-        x, active = step.step(x, active, _reader(steps[i:]))
+        if isinstance(step, Block):
+            x = step.take(x, active)  # what came in is let go of before the neurons fire
+            x, active = step.fire(x, _reader(steps[i:]))
+        else:
+            x, active = step.step(x, active)
     return x
 
 

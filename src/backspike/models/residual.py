@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from ..fusion import Block
+from ..fusion import Block, through
 from ..neuron import LIF
 from ..norm import NormLayer, batch_norm
 
@@ -49,12 +49,6 @@ def _around(shortcut: _Shortcut | None, x: Tensor) -> Tensor:
     return x if shortcut is None else shortcut(x)
 
 
-def _through(blocks: Sequence[Block], x: Tensor) -> Tensor:
-    for block in blocks:
-        x = block.run(x)
-    return x
-
-
 class Basic(nn.Module):
     """conv-bn-neuron, conv-bn, addition, neuron."""
 
@@ -71,7 +65,7 @@ class Basic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         *convolutions, last = self.spiking_blocks()
-        return last.run(_through(convolutions, x) + _around(self.downsample, x))
+        return last.run(through(convolutions, x) + _around(self.downsample, x))
 
 
 class Bottleneck(nn.Module):
@@ -92,7 +86,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         *convolutions, last = self.spiking_blocks()
-        return last.run(_through(convolutions, x) + _around(self.downsample, x))
+        return last.run(through(convolutions, x) + _around(self.downsample, x))
 
 
 class SEWBasic(nn.Module):
@@ -110,7 +104,7 @@ class SEWBasic(nn.Module):
         return Block(self.conv1, self.bn1, self.sn1), Block(self.conv2, self.bn2, self.sn2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _through(self.spiking_blocks(), x) + _around(self.downsample, x)
+        return through(self.spiking_blocks(), x) + _around(self.downsample, x)
 
 
 class SEWBottleneck(nn.Module):
@@ -130,7 +124,7 @@ class SEWBottleneck(nn.Module):
         return [Block(*layers) for layers in conv_norm_neuron]
 
     def forward(self, x: Tensor) -> Tensor:
-        return _through(self.spiking_blocks(), x) + _around(self.downsample, x)
+        return through(self.spiking_blocks(), x) + _around(self.downsample, x)
 
 
 class MSBasic(nn.Module):
@@ -148,7 +142,7 @@ class MSBasic(nn.Module):
         return Block(neuron=self.sn1), Block(self.conv1, self.bn1, self.sn2), Block(self.conv2, self.bn2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _through(self.spiking_blocks(), x) + _around(self.downsample, x)
+        return through(self.spiking_blocks(), x) + _around(self.downsample, x)
 
 
 class ResNet(nn.Module):
@@ -207,7 +201,7 @@ class ResNet(nn.Module):
         x = stem.run(x)
         for i in range(self.stages):
             x = self.get_submodule(f"layer{i + 1}")(x)
-        return _through(head, x)
+        return through(head, x)
 
 
 _WIDTHS = (64, 128, 256, 512)
