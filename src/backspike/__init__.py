@@ -39,7 +39,7 @@ _NAMES = {
     "potential": ("PotentialAdjustment",),
     "scaling": ("mask_weight_gradients", "scale_gradients"),
     "recipe": ("Recipe",),
-    "heap": ("keep_heap", "release_heap"),
+    "heap": ("keep_heap", "lean_heap", "release_heap"),
     "memory": ("plan_memory",),
     "train": ("evaluate", "fit", "load", "resume"),
 }
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .explanation import explain as explain
     from .fusion import block as block
     from .heap import keep_heap as keep_heap
+    from .heap import lean_heap as lean_heap
     from .heap import release_heap as release_heap
     from .hooks import record as record
     from .kernel import Unsupported as Unsupported

@@ -40,8 +40,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     os.environ |= QUIET_THREADS | os.environ
-    if os.environ.get("BACKSPIKE_HEAP") != "0":
-        heap.keep_heap()
+    heap.use({"0": "", "lean": "lean"}.get(os.environ.get("BACKSPIKE_HEAP", ""), "kept"))
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments, fields = _split_off_fields(arguments) if arguments[:1] in ([v] for v in TAKE_FIELDS) else (arguments, {})

@@ -199,7 +199,7 @@ def size_text(size: float) -> str:
 def _rehearse(recipe: Recipe, device: str | None, threads: int | None) -> Rehearsal:
     torch = sys.modules.get("torch")
     threads = threads or (torch.get_num_threads() if torch else None)
-    work = pickle.dumps((recipe, device, threads, heap.kept()))
+    work = pickle.dumps((recipe, device, threads, heap.mode()))
     code = "from backspike.memory import _child; _child()"
     done = subprocess.run([sys.executable, "-c", code], input=work, capture_output=True)
     try:
@@ -216,10 +216,9 @@ def _rehearse(recipe: Recipe, device: str | None, threads: int | None) -> Rehear
 
 def _child() -> None:
     """Reads what to rehearse from standard input, writes one line of JSON."""
-    recipe, device, threads, keep_heap = pickle.load(sys.stdin.buffer)
+    recipe, device, threads, mode = pickle.load(sys.stdin.buffer)
     _spare_the_others()
-    if keep_heap:
-        heap.keep_heap()
+    heap.use(mode)
     import torch
 
     from . import train

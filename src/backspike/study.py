@@ -165,7 +165,7 @@ def _in_processes(jobs: list[Job], workers: int, threads: int, device: str | Non
 
     def start() -> None:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_worker, args=(theirs, threads, device, heap.kept()), daemon=True)
+        process = context.Process(target=_worker, args=(theirs, threads, device, heap.mode()), daemon=True)
         # it does not see Ctrl-C by itself: only a run in training does, and this process ends the others
         with _on_signal(signal.SIGINT, signal.SIG_IGN):
             process.start()
@@ -224,12 +224,11 @@ def _on_signal(number: int, handler: Any) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def _worker(pipe: Connection, threads: int, device: str | None, keep_heap: bool) -> None:
+def _worker(pipe: Connection, threads: int, device: str | None, mode: str) -> None:
     """A process that trains the runs it is given; it ends when the other side of the pipe does."""
     import torch
 
-    if keep_heap:
-        heap.keep_heap()
+    heap.use(mode)
     torch.set_num_threads(threads)
     said = 0.0
 

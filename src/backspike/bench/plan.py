@@ -83,13 +83,13 @@ def implementations(
 
 
 def _ours(work: Workload) -> list[Implementation]:
-    exact = Settings("ours", heap=True)
+    exact = Settings("ours", heap="kept")
     eight = replace(exact, memory="8bit")
     made = [
         Implementation("backspike", exact),
-        Implementation("backspike, heap not kept", replace(exact, heap=False)),
+        Implementation("backspike, heap not kept", replace(exact, heap="")),
         Implementation("backspike, 8 bit", eight),
-        Implementation("backspike, 8 bit, heap not kept", replace(eight, heap=False)),
+        Implementation("backspike, 8 bit, lean heap", replace(eight, heap="lean")),
         Implementation("backspike, eager", replace(exact, backend="eager")),
     ]
     if work.kind == "neuron":
@@ -99,10 +99,11 @@ def _ours(work: Workload) -> list[Implementation]:
     return [
         *made,
         Implementation("backspike, bf16", bfloat16),
-        Implementation("backspike, bf16, heap not kept", replace(bfloat16, heap=False)),
+        Implementation("backspike, bf16, heap not kept", replace(bfloat16, heap="")),
         Implementation("backspike, bf16, 8 bit", replace(bfloat16, memory="8bit")),
         Implementation("backspike, bf16, checkpoint", checkpoint),
-        Implementation("backspike, bf16, checkpoint, heap not kept", replace(checkpoint, heap=False)),
+        Implementation("backspike, bf16, 8 bit, lean heap", replace(bfloat16, memory="8bit", heap="lean")),
+        Implementation("backspike, bf16, checkpoint, lean heap", replace(checkpoint, heap="lean")),
     ]
 
 
@@ -119,20 +120,21 @@ def _peer(library: str, work: Workload) -> list[Implementation]:
     if library != "spikingjelly":
         return made
     if work.kind == "neuron":
-        return [*made, Implementation(f"{name}, heap kept", Settings(library, heap=True))]
+        return [*made, Implementation(f"{name}, heap kept", Settings(library, heap="kept"))]
     bfloat16 = Settings(library, bfloat16=True)
     return [
         *made,
         Implementation(f"{name}, bf16", bfloat16),
-        Implementation(f"{name}, bf16, heap kept", replace(bfloat16, heap=True)),
+        Implementation(f"{name}, bf16, heap kept", replace(bfloat16, heap="kept")),
+        Implementation(f"{name}, bf16, lean heap", replace(bfloat16, heap="lean")),
     ]
 
 
 def _limits(work: Workload, precision: str) -> list[Implementation]:
-    made = [Implementation("copy", Settings("limits", part="copy", heap=True))]
+    made = [Implementation("copy", Settings("limits", part="copy", heap="kept"))]
     if work.kind == "neuron":
         return made
-    products = Settings("limits", part="products", heap=True)
+    products = Settings("limits", part="products", heap="kept")
     if precision != "bfloat16":
         made.append(Implementation("products, fp32", products))
         if work.size:

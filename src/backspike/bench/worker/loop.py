@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from . import libraries, limits, networks
-from .memory import Peak, keep_heap
+from .memory import Peak, use_heap
 from .task import Settings, Workload
 from .training import Layer, Network
 
@@ -47,7 +47,7 @@ class Worker:
     def set_up(self, work: dict[str, Any], settings: dict[str, Any], threads: int) -> dict[str, Any]:
         torch.set_num_threads(threads)
         self.work, self.settings = Workload.read(work), Settings(**settings)
-        heap = self.settings.heap and keep_heap()
+        heap = use_heap(self.settings.heap)
         if self.settings.library == "limits":
             copies = self.settings.part == "copy"
             self.task = limits.Copy(self.work) if copies else limits.Products(self.work, self.settings)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_THRESHOLDS = {"kept": (2**30, 2**31 - 1), "lean": (2**16, 2**16)}  # for mappings of their own, for giving back
 
 
 class Peak:
@@ -39,10 +40,13 @@ def _kilobytes(field: str) -> int:
     return int(line.split()[1])
 
 
-def keep_heap() -> bool:
-    """Has glibc keep what is freed instead of giving it back to the kernel; False where that cannot be had."""
+def use_heap(mode: str) -> bool:
+    """Has glibc keep what is freed ("kept") or give it back at once ("lean"); False where that cannot be had, or for ""."""
+    if not mode:
+        return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, 2**30)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    mapped, trimmed = _THRESHOLDS[mode]
+    return bool(mallopt(_M_MMAP_THRESHOLD, mapped)) and bool(mallopt(_M_TRIM_THRESHOLD, trimmed))

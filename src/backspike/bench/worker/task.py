@@ -47,12 +47,12 @@ class Workload:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a library is run. heap: freed memory is kept by the process (glibc's mallopt)."""
+    """How a library is run. heap: what glibc does with freed memory: "kept", "lean" (given back at once), or ""."""
 
     library: str
     bfloat16: bool = False
     channels_last: bool = False
-    heap: bool = False
+    heap: str = ""
     backend: str = "auto"  # ours: of bs.LIF
     memory: str = "exact"  # ours: of bs.LIF
     part: str = ""  # limits: "copy" or "products"
