@@ -58,7 +58,7 @@ def test_a_run_leaves_what_the_design_says(tmp_path):
     result = bs.fit(tiny(), tmp_path / "run", listen=events.append)
     names = {p.name for p in (tmp_path / "run").iterdir() if not p.name.startswith(".")}
     assert names == {
-        *("recipe.json", "env.json", "log.jsonl", "last.ckpt", "best.ckpt"),
+        *("recipe.json", "env.json", "log.jsonl", "last.ckpt", "previous.ckpt", "best.ckpt"),
         *("model.safetensors", "evaluation.npz", "report.html"),
     }
     log = Run.open(tmp_path / "run").log()
@@ -266,6 +266,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path):
     with pytest.raises(Stop):
         fit(tiny(), tmp_path / "run", listen=stop_after(1))
     (tmp_path / "run/last.ckpt").unlink()
+    (tmp_path / "run/previous.ckpt").unlink(missing_ok=True)
     training.resume(tmp_path / "run", report=False)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
     assert epochs(tmp_path / "whole") == epochs(tmp_path / "run")
@@ -355,6 +356,7 @@ def test_a_damaged_checkpoint_is_said(tmp_path):
     with pytest.raises(Stop):
         fit(tiny(checkpoint_seconds=0), tmp_path / "run", listen=stop_after(3))
     path = tmp_path / "run/last.ckpt"
+    (tmp_path / "run/previous.ckpt").write_bytes(b"damaged as well")
     whole = path.read_bytes()
     for broken in (whole[: len(whole) // 2], b"", whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:]):
         path.write_bytes(broken)
