@@ -177,9 +177,9 @@ def fill(disk, but):
     return filler
 
 
-@pytest.mark.parametrize("left", [0, 4096, 12288, 40960])
+@pytest.mark.parametrize("left", [0, 4096, 12288])
 def test_a_disk_that_fills_up_loses_nothing(left, small_disk, whole):
-    """Each time another file is the one that has no room: a line of the log, the best weights, the checkpoint."""
+    """Sooner or later a line of the log, the best weights or a checkpoint has no room."""
     run, fillers = small_disk / "run", []
 
     def listen(event):
@@ -241,7 +241,7 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path, capsys, w
 
 # ---- two processes -------------------------------------------------------------------------------------------------------
 
-HOLDS = "import fcntl, sys, time; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX); print(flush=True); time.sleep(60)"
+HOLDS = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); time.sleep(600)"
 
 
 def test_a_folder_in_use_is_left_alone_until_its_process_is_gone(tmp_path, capsys, whole):
@@ -316,8 +316,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, tmp_path, capl
         (run / "last.ckpt").write_bytes(DAMAGES[damage](last))
     with pytest.raises(Stop):  # stopped again before the next checkpoint, both are whole
         training.resume(run, report=False, listen=stop_after(1))
-    assert "last.ckpt" in caplog.text
-    assert "going on from the one before, epoch 1, batch 0" in caplog.text
+    assert caplog.messages == [f"{run / 'last.ckpt'} is damaged: going on from the one before, epoch 1, batch 0"]
     assert (run / "last.ckpt").read_bytes() == (run / "previous.ckpt").read_bytes() == before
     training.resume(run, report=False)
     assert_equal_runs(whole, run)

@@ -703,7 +703,8 @@ class _Training:
             except RunError:
                 raise damaged from None
             epoch, batch, _ = state["position"]
-            logger.warning("%s: going on from the one before, epoch %d, batch %d", damaged, epoch, batch)
+            path = self.run.path / "last.ckpt"
+            logger.warning("%s is damaged: going on from the one before, epoch %d, batch %d", path, epoch, batch)
             self.run.write("last.ckpt", self.run.read("previous.ckpt"))
             return state
 
