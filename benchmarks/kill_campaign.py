@@ -42,6 +42,7 @@ from backspike.data import Events, binning, simulated, static
 from backspike.data.formats import nmnist
 
 TIMES = {"seconds", "seconds_per_epoch", "samples_per_second", "run"}  # what differs between equal runs: times and places
+PATIENCE = 600  # seconds, for processes to end on a machine that others use as well
 NETWORK = ["--model=ConvNet('6-P-8-P', size=8)", "--limit=120", "--batch_size=32", "--checkpoint_seconds=0"]
 EVENTS = ["--model=ConvNet('4-P-4-P', in_channels=2, size=17)", "--T=4", "--batch_size=6", "--workers=2"]
 
@@ -254,11 +255,11 @@ def _wait(pid: int, seconds: float) -> int | None:
 def _kill(pid: int, alone: bool) -> bool:
     """Whether it was killed, and not over before."""
     (os.kill if alone else os.killpg)(pid, signal.SIGKILL)
-    killed = _wait(pid, 60) == -signal.SIGKILL
-    end = time.monotonic() + 60
+    killed = _wait(pid, PATIENCE) == -signal.SIGKILL
+    end = time.monotonic() + PATIENCE
     while _alive(pid):  # its children end by themselves
         if time.monotonic() > end:
-            raise SystemExit(f"processes of group {pid} outlived their parent by a minute")
+            raise SystemExit(f"processes of group {pid} outlived their parent by {PATIENCE} s")
         time.sleep(0.01)
     return killed
 

@@ -199,7 +199,7 @@ def _check_numbers(x: Tensor, number: int, samples: Tensor) -> None:
 
 
 def reader_died(e: BaseException) -> bool:
-    """Whether this says that a process that reads samples is gone; torch may raise it at any moment, not only between batches."""
+    """Whether this says that a process that reads samples is gone. Torch may raise it at any moment."""
     return "DataLoader worker" in str(e) and ("exited unexpectedly" in str(e) or "killed by signal" in str(e))
 
 

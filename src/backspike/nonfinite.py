@@ -49,6 +49,6 @@ def _finite(x: Tensor) -> bool:
 
 
 def _share(x: Tensor) -> str:
-    """"NaN in 3 of 40 values", infinity counted beside it."""
+    """ "NaN in 3 of 40 values", infinity counted beside it."""
     bad = int((~torch.isfinite(x)).sum())
     return f"{'NaN' if bool(x.isnan().any()) else 'infinity'} in {bad:,} of {x.numel():,} values"

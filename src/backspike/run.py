@@ -1,8 +1,8 @@
 """The run folder: everything a training run leaves, written so that a kill at any moment loses nothing.
 
 `recipe.json`, `env.json`, `log.jsonl`, `last.ckpt`, `previous.ckpt`, `best.ckpt`, `model.safetensors`, `evaluation.npz`,
-`report.html`. Files are replaced whole (temporary file, fsync, rename); the log is appended to, and what a checkpoint knew of it
-is put back on a resume.
+`report.html`. Files are replaced whole (temporary file, fsync, rename); the log is appended to, and on a resume put back as the
+checkpoint holds it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 def _cannot_write(path: Path, e: OSError) -> RunError:
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(
-            f"no space left to write {path}; free some and give the same command again, for a run: backspike resume {path.parent}"
+            f"no space left to write {path}; free some and repeat the command, or for a run: backspike resume {path.parent}"
         )
     return RunError(f"cannot write {path}: {e.strerror or e}; make the folder writable or choose another with --out")
 
@@ -112,7 +112,9 @@ class Run:
             return Recipe.from_dict(json.loads(path.read_bytes()), values)
         except (ValueError, OSError) as e:
             hint = "; pass your own classes as values=" if isinstance(e, RecipeError) and "unknown name" in str(e) else ""
-            raise RunError(f"{path} is damaged or of another version: {e}{hint or '; put it back, or train anew with --force'}") from e
+            raise RunError(
+                f"{path} is damaged or of another version: {e}{hint or '; put it back, or train anew with --force'}"
+            ) from e
 
     def own(self) -> list[str]:
         """What the user gave to `fit` in place of the recipe's: any of "model", "data"."""

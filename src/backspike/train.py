@@ -2,7 +2,8 @@
 
 A resumed run equals the uninterrupted one bit for bit on the same machine: the checkpoint holds the weights, the optimizer,
 the averaged weights, the readout with its counts, which way products take (dense or sparse), every generator's state, the
-position in the epoch and the log so far; the checkpoint before it stays beside it. The choice of the best epoch is made on the validation split, never on the test set.
+position in the epoch and the log so far; the checkpoint before it stays beside it. The choice of the best epoch is made on the
+validation split, never on the test set.
 """
 
 from __future__ import annotations
@@ -272,8 +273,8 @@ def _refusals_said(recipe: Recipe) -> Iterator[None]:
         if out_of_memory(e):
             parts = recipe.accumulate
             raise RunError(
-                f"out of memory with --batch_size {recipe.batch_size}, a step in {parts} part{'s' * (parts > 1)}; start anew with "
-                "--memory SIZE (such as 4GB), which chooses what is kept and how large the parts of a step are, with "
+                f"out of memory with --batch_size {recipe.batch_size}, a step in {parts} part{'s' * (parts > 1)}; start anew "
+                "with --memory SIZE (such as 4GB), which chooses what is kept and how large the parts of a step are, with "
                 f"--accumulate {2 * parts}, or with a smaller --batch_size"
             ) from e
         if reader_died(e):
@@ -517,7 +518,9 @@ class _Training:
 
     def _diverged(self, what: str) -> RunError:
         lr = self.recipe.optimizer.lr
-        return RunError(f"{what}; start anew with a lower --optimizer.lr ({lr}) or with --clip 1 (the last checkpoint is intact)")
+        return RunError(
+            f"{what}; start anew with a lower --optimizer.lr ({lr}) or with --clip 1 (the last checkpoint is intact)"
+        )
 
     def _observe(self, o: Tensor, logits: Tensor, y: Tensor) -> None:
         y = y.argmax(-1) if y.dim() == 2 else y  # of a mixed sample the larger share counts

@@ -54,7 +54,7 @@ def read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _made(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
-    """The mapped array, all of its file's room taken: a full disk is an OSError here, and kills no process at some later row."""
+    """The mapped array, all of its file's room taken: a full disk is an OSError here, and no signal at some later row."""
     out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate") and out.nbytes:
         with path.open("r+b") as stream:
