@@ -18,6 +18,7 @@ import io
 import json
 import os
 import platform
+import re
 import signal
 import sys
 import tempfile
@@ -123,7 +124,12 @@ def study_result(folder: Path) -> dict[str, str]:
 
 def cache_result(folder: Path) -> dict[str, str]:
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and not _unfinished(p, folder))
-    return {str(p.relative_to(folder)): _sum(p.read_bytes()) for p in paths}
+    return {_name(p, folder): _sum(p.read_bytes()) for p in paths}
+
+
+def _name(path: Path, folder: Path) -> str:
+    """Without the key of a cache entry, which depends on times of files."""
+    return re.sub(r"-[0-9a-f]{16}", "", str(path.relative_to(folder)))
 
 
 def _sum(value: Any) -> str:
@@ -154,7 +160,7 @@ def torn(folder: Path, whole: dict[str, str]) -> list[str]:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not _unfinished(path, folder):
             try:
-                _read(path, whole.get(str(path.relative_to(folder))))
+                _read(path, whole.get(_name(path, folder)))
             except Exception as e:
                 bad.append(f"{path}: {e}")
     return bad
@@ -302,6 +308,7 @@ def campaign(part: Part, kills: int, folder: Path, random: Random) -> Tally:
             else:
                 tally.losses.append(f"{place}: exit code {code}: {said.read_text().strip()[-300:]}")
             break
+        print(f"{place.parent.name}: {tally.kills} of {kills} kills", file=sys.stderr, flush=True)
     return tally
 
 

@@ -447,7 +447,7 @@ def test_nan_in_a_weight_names_it(value, word, tmp_path):
     def break_it():
         weight.data[0, 3] = value
 
-    message = rf"^the loss became nan in epoch 1, batch 2: net\.2\.0\.weight held {word} in 1 of 32 values before the step; start anew"
+    message = rf"^the loss became nan in epoch 1, batch 2: net\.2\.0\.weight held {word} in 1 of 32 values before the step;"
     with pytest.raises(RunError, match=message) as e:
         fit(own(), tmp_path / "run", model, Points(), Points(8), listen=spoil((1, 2), break_it))
     assert "--optimizer.lr (0.02) or with --clip 1 (the last checkpoint is intact)" in str(e.value)
@@ -552,8 +552,8 @@ def test_memory_that_runs_out_names_the_cures(when, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
     assert str(e.value) == (
-        "out of memory with --batch_size 16, a step in 2 parts; start anew with --memory SIZE (such as 4GB), which chooses what "
-        "is kept and how large the parts of a step are, with --accumulate 4, or with a smaller --batch_size"
+        "out of memory with --batch_size 16, a step in 2 parts; start anew with --memory SIZE (such as 4GB), which chooses "
+        "what is kept and how large the parts of a step are, with --accumulate 4, or with a smaller --batch_size"
     )
     sets = {"train": Points(), "test": Points(8), "validation": Points(8)}
     training.resume(tmp_path / "run", Own(), **sets, report=False)
