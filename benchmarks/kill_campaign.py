@@ -2,7 +2,7 @@
 
 python benchmarks/kill_campaign.py [--kills N] [--only PART[,PART]] [--seed N] [--out kills.json]
 
-Every part is first done once undisturbed. Then it is begun, killed (SIGKILL) at a moment drawn from its whole duration, the
+Every part is first done once undisturbed. Then it is begun, killed (SIGKILL) at a moment drawn at random, within its duration, the
 process alone or its whole group, and begun again with the command a user would give, until it comes to its end; and so on until
 as many kills fell as were asked for. After each kill every file that bears its final name is read: one that is torn is counted.
 At each end weights, averaged weights, optimizer, losses and outputs must equal, bit for bit, those of the undisturbed one: what
@@ -291,7 +291,8 @@ def campaign(part: Part, kills: int, folder: Path, random: Random) -> Tally:
             tally.went_on += place.is_dir() and any(place.iterdir())
             pid = _start(part.work, place, said)
             enough = tally.kills >= kills
-            code = _wait(pid, 3600 if enough else random.uniform(0, 1.1 * seconds))
+            # every attempt goes on: short ones, many to an end, put kills everywhere
+            code = _wait(pid, 3600 if enough else 1.2 * seconds * random.random() ** 3)
             if code is None:
                 alone = random.random() < 0.3
                 if _kill(pid, alone):
