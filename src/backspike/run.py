@@ -64,6 +64,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.logged = ""  # what a checkpoint holds of the log: as this process wrote it, whatever becomes of the file
 
     @staticmethod
     def free(out: str | Path, force: bool = False) -> Run:
@@ -162,13 +163,20 @@ class Run:
         return (self.path / name).is_file()
 
     def append_log(self, event: dict[str, Any]) -> None:
+        line = json.dumps(event) + "\n"
+        self.logged += line
         try:
             with open(self.path / "log.jsonl", "ab") as f:
-                f.write(json.dumps(event).encode() + b"\n")
+                f.write(line.encode())
                 f.flush()
                 os.fsync(f.fileno())
         except OSError as e:
             raise _cannot_write(self.path / "log.jsonl", e) from e
+
+    def put_back_log(self, text: str) -> None:
+        """Makes the log what a checkpoint knew of it: without what came after it, a torn line, or damage."""
+        self.logged = text
+        self.write("log.jsonl", text.encode())
 
     def keep(self, name: str, older: str) -> None:
         """Keeps what is in file `name` as file `older` too, so that the next `write` of it replaces only one of them."""

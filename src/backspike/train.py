@@ -131,7 +131,7 @@ def resume(
         if folder.has("last.ckpt") or folder.has("previous.ckpt"):
             training.restore()
         else:  # stopped before the first checkpoint
-            folder.write("log.jsonl", b"")
+            folder.put_back_log("")
         return training.run_to_the_end(report)
 
 
@@ -661,7 +661,7 @@ class _Training:
             "best": self.best,
             "bad_epochs": self.bad_epochs,
             "elapsed": [self.elapsed, self.epoch_seconds],
-            "log": self.run.read("log.jsonl").decode("utf-8", "replace"),
+            "log": self.run.logged,
         }
         self.run.keep("last.ckpt", "previous.ckpt")
         self.run.write("last.ckpt", _packed(state))
@@ -693,7 +693,7 @@ class _Training:
         self.elapsed, self.epoch_seconds = state["elapsed"]
         if self.best is not None:
             _unpacked(self.run, "best.ckpt")  # damage is said now, not after hours of training
-        self.run.write("log.jsonl", state["log"].encode())
+        self.run.put_back_log(state["log"])
         _set_generators(state["generators"])
 
     def _last_checkpoint(self) -> dict[str, Any]:

@@ -105,10 +105,15 @@ def _sweep(parent: Path) -> None:
     """Remove what killed processes left: of this machine at once, of others, whose processes are not seen, after a day."""
     for leftover in parent.glob(".backspike-*.tmp"):
         with contextlib.suppress(OSError):  # swept by another process
-            of = re.search(r"\.([0-9]+)@(.*)\.[0-9]+(\.wide)?\.tmp$", leftover.name)
-            here = of is not None and of[2] == platform.node() and os.name == "posix"
-            if not _lives(int(of[1])) if of and here else time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+            if _abandoned(leftover):
                 _remove(leftover)
+
+
+def _abandoned(leftover: Path) -> bool:
+    made_by = re.search(r"\.([0-9]+)@(.*)\.[0-9]+(\.wide)?\.tmp$", leftover.name)
+    if made_by and made_by[2] == platform.node() and os.name == "posix":
+        return not _lives(int(made_by[1]))
+    return time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS
 
 
 def _lives(process: int) -> bool:
