@@ -6,7 +6,7 @@ Every part is first done once undisturbed. Then it is begun, killed (SIGKILL) at
 group, and begun again with the command a user would give, until it comes to its end; and so on until as many kills fell as were
 asked for. After each kill every file that bears its final name is read: one that is torn is counted. At each end weights,
 averaged weights, optimizer, losses and outputs must equal, bit for bit, those of the undisturbed one: what does not, and an
-attempt that fails, is a loss. Exit code 1 if there is any. Processes are forked from this one, with everything imported, so that
+attempt that fails, is a loss. Exit code 1 if there is any. Processes are forked from this one, with all imported, so that
 kills fall on the work. Linux or macOS.
 """
 
