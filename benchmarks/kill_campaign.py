@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -230,11 +231,12 @@ def _start(work: Callable[[Path], int], folder: Path, said: Path) -> int:
     """A process of its own group that does the work; what it says goes to a file."""
     sys.stdout.flush()
     pid = os.fork()
+    with suppress(PermissionError):  # both sides, so that the group is there whoever comes first
+        os.setpgid(pid, pid)
     if pid:
         return pid
     code = 70
     try:
-        os.setsid()
         out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
