@@ -7,8 +7,11 @@ import logging
 import multiprocessing
 import os
 import pickle
+import platform
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -632,16 +635,28 @@ def test_a_kill_while_writing_leaves_nothing_that_is_taken_for_an_entry(own_cach
     assert list(own_cache.iterdir()) == []
 
 
-def test_leftovers_of_killed_processes_are_ignored_and_swept_when_old(few_digits, own_cache):
+@pytest.mark.skipif(os.name != "posix", reason="processes are looked for")
+def test_leftovers_of_killed_processes_are_ignored_and_swept(few_digits, own_cache):
+    """Of this machine as soon as their process is gone, whatever the clock says; of another one after a day."""
     name = simulated.entry_name("digits-dvs", data.load("digits"))
-    for i in range(2):
-        write(own_cache / name / "Train" / f".backspike-3.{i}.{i}.tmp" / "00000.bin", b"half")
-    write(own_cache / name / "Train" / ".other.tmp", b"not ours")
-    for old in (".backspike-3.0.0.tmp", ".other.tmp"):
-        os.utime(own_cache / name / "Train" / old, (0, 0))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here, old, young = platform.node(), 0, 2**33  # seconds; young is in the future, as after the clock was set back
+    kept = {
+        f".backspike-3.{gone.pid}@{here}.1.tmp": (young, False),
+        f".backspike-3.npy.{gone.pid}@{here}.1.wide.tmp": (young, False),
+        f".backspike-3.{os.getpid()}@{here}.1.tmp": (old, True),
+        f".backspike-3.{gone.pid}@not.{here}.1.tmp": (young, True),
+        f".backspike-3.{os.getpid()}@not.{here}.1.tmp": (old, False),
+        ".other.tmp": (old, True),
+    }
+    for leftover, (age, _) in kept.items():
+        path = own_cache / name / "Train" / leftover
+        write(path / "00000.bin", b"half")
+        os.utime(path, (age, age))
     assert len(data.load("digits-dvs").train) == 12
     leftovers = {path.name for path in (own_cache / name / "Train").iterdir() if not path.name.isdigit()}
-    assert leftovers == {".backspike-3.1.1.tmp", ".other.tmp"}
+    assert leftovers == {leftover for leftover, (_, stays) in kept.items() if stays}
 
 
 def _child(barrier, queue):

@@ -110,8 +110,7 @@ def finished(job: Job) -> bool:
     """Whether the run is there and complete. StudyError if the folder holds a run of another recipe."""
     if not (job.folder / "recipe.json").is_file():
         return False
-    log = Run.open(job.folder).log()
-    return bool(log) and log[-1].get("event") == "done" and same_recipe(job)
+    return Run.open(job.folder).done() is not None and same_recipe(job)
 
 
 def same_recipe(job: Job) -> bool:

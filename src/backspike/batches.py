@@ -118,9 +118,11 @@ class Batches:
             yield from self._sampled(parts, first, epoch)
             return
         images, labels = self.arrays
-        for part in parts[first:]:
+        for number, part in enumerate(parts[first:], first):
             index = part.to(images.device)
-            yield self._here(images[index]), self._here(labels[index])
+            x = self._here(images[index])
+            _check_numbers(x, number, part)
+            yield x, self._here(labels[index])
 
     def _here(self, x: Tensor) -> Tensor:
         """On the device; from pinned memory, a copy to a GPU goes on beside the computation."""
@@ -139,8 +141,7 @@ class Batches:
         )
         for number, (x, y) in enumerate(_in_one_line(iter(loader), self.recipe.workers), first):
             x = x.to(self.device, non_blocking=True)
-            if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-                raise RunError(f"batch {number} of the data holds NaN or infinity; clean the data set")
+            _check_numbers(x, number, parts[number])
             y = torch.as_tensor(y).to(self.device, torch.long)
             self._check_labels(y, f"batch {number} of the data")
             yield x, y
@@ -189,6 +190,23 @@ class _Seeded(Dataset[Any]):
         return self.data[i]
 
 
+def _check_numbers(x: Tensor, number: int, samples: Tensor) -> None:
+    """Refuses NaN and infinity in batch `number`, which holds these samples."""
+    if x.is_floating_point() and not bool((fine := torch.isfinite(x)).all()):
+        bad = samples[~fine.reshape(len(x), -1).all(1).cpu()].tolist()
+        named = ", ".join(map(str, bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        raise RunError(f"batch {number} of the data holds NaN or infinity (sample {named}); clean the data set")
+
+
+def reader_died(e: BaseException) -> bool:
+    """Whether this says that a process that reads samples is gone. Torch may raise it at any moment."""
+    return "DataLoader worker" in str(e) and ("exited unexpectedly" in str(e) or "killed by signal" in str(e))
+
+
+def reader_ended(workers: int) -> RunError:
+    return RunError(f"a process that reads samples ended (killed, perhaps for want of memory); lower --workers ({workers})")
+
+
 def _in_one_line(batches: Iterator[Any], workers: int) -> Iterator[Any]:
     """What goes wrong in a worker, in one line."""
     while True:
@@ -199,9 +217,7 @@ def _in_one_line(batches: Iterator[Any], workers: int) -> Iterator[Any]:
         except Exception as e:
             if workers == 0:
                 raise
-            if "exited unexpectedly" in str(e) or "killed by signal" in str(e):
-                raise RunError(
-                    f"a process that reads samples ended (killed, perhaps for want of memory); lower --workers ({workers})"
-                ) from e
+            if reader_died(e):
+                raise reader_ended(workers) from e
             raise RunError(f"a sample cannot be read: {str(e).strip().splitlines()[-1]}") from e
         yield batch

@@ -11,8 +11,8 @@ import base64
 import html
 import io
 import json
+import logging
 import math
-import os
 import re
 import shlex
 import zipfile
@@ -24,10 +24,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .run import RunError, write_atomic
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+logger = logging.getLogger("backspike")
 _MAX_SAMPLES, _MAX_RASTERS, _MAX_STEPS, _MAX_FRAMES, _MAX_CLASSES, _MAX_PIXELS = 6, 6, 12, 8, 20, 128
 
 # The arrays of evaluation.npz and their axes; "*" stands for any further axes.
@@ -145,13 +148,14 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[st
     epochs: dict[int, dict[str, Any]] = {}
     done: dict[str, Any] = {}
     initial: dict[str, Any] = {}
-    resumed = read = 0
+    resumed = read = damaged = 0
     for line in lines:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
-            continue
+            entry = None
         if not isinstance(entry, dict):
+            damaged += 1
             continue
         read, event = read + 1, entry.get("event")
         if event == "epoch" and isinstance(entry.get("epoch"), int):
@@ -163,6 +167,8 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[st
         resumed += event == "resumed"
     if len(lines) > 1 and not read:
         raise ReportError(f"{path}: damaged (no line is JSON); restore the file or train again")
+    if damaged and done:  # in a run that is not, a kill may have torn the last one
+        logger.warning("%s: %d damaged lines left out; put back by: backspike resume %s", path, damaged, path.parent)
     return [epochs[number] for number in sorted(epochs)], done, initial, resumed
 
 
@@ -976,13 +982,9 @@ def _page(title: str, body: str) -> str:
 
 
 def _write(path: Path, page: str) -> Path:
-    """Writes a temporary file beside `path` and moves it there: a reader sees the old page or the new one, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A reader sees the old page or the new one, never half."""
     try:
-        temporary.write_text(page, "utf-8", errors="xmlcharrefreplace")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ReportError(f"{path}: cannot be written ({error.strerror}); free the place or choose another") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_atomic(path, page.encode("utf-8", "xmlcharrefreplace"))
+    except RunError as error:
+        raise ReportError(str(error)) from None
     return path

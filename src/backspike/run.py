@@ -1,7 +1,8 @@
 """The run folder: everything a training run leaves, written so that a kill at any moment loses nothing.
 
-`recipe.json`, `env.json`, `log.jsonl`, `last.ckpt`, `best.ckpt`, `model.safetensors`, `evaluation.npz`, `report.html`. Files
-are replaced whole (temporary file, fsync, rename); the log is appended to, and cut back to the checkpoint on a resume.
+`recipe.json`, `env.json`, `log.jsonl`, `last.ckpt`, `previous.ckpt`, `best.ckpt`, `model.safetensors`, `evaluation.npz`,
+`report.html`. Files are replaced whole (temporary file, fsync, rename); the log is appended to, and on a resume put back as the
+checkpoint holds it.
 """
 
 from __future__ import annotations
@@ -9,14 +10,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .recipe import Recipe, RecipeError
 
-FILES = ("recipe.json", "env.json", "log.jsonl", "last.ckpt", "best.ckpt", "model.safetensors", "evaluation.npz", "report.html")
+# in the order in which an old run is deleted, so that a kill meanwhile leaves a run that is done, or one that starts again
+FILES = (
+    *("last.ckpt", "previous.ckpt", "log.jsonl", "env.json", "best.ckpt", "model.safetensors", "evaluation.npz", "report.html"),
+    "recipe.json",
+)
+TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")
 
 
 class RunError(RuntimeError):
@@ -38,13 +45,17 @@ def write_atomic(path: Path, data: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as e:
-        temporary.unlink(missing_ok=True)
         raise _cannot_write(path, e) from e
+    finally:
+        with suppress(OSError):  # it was renamed, or the folder cannot be written
+            temporary.unlink()
 
 
 def _cannot_write(path: Path, e: OSError) -> RunError:
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(f"no space left to write {path}; free some and run: backspike resume {path.parent}")
+        return RunError(
+            f"no space left to write {path}; free some and repeat the command, or for a run: backspike resume {path.parent}"
+        )
     return RunError(f"cannot write {path}: {e.strerror or e}; make the folder writable or choose another with --out")
 
 
@@ -53,6 +64,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.logged = ""  # what a checkpoint holds of the log: as this process wrote it, whatever becomes of the file
 
     @staticmethod
     def free(out: str | Path, force: bool = False) -> Run:
@@ -60,7 +72,9 @@ class Run:
         path = Path(out)
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; choose another folder with --out")
-        there = [p.name for p in path.iterdir()] if path.exists() else []
+        names = [p.name for p in path.iterdir()] if path.exists() else []
+        # what a run leaves that was killed before it had its recipe does not count
+        there = [name for name in names if name != ".lock" and not TEMPORARY.fullmatch(name)]
         if there and "recipe.json" not in there:
             raise RunError(f"{path} holds other files; choose another folder with --out")
         if there and not force:
@@ -70,15 +84,16 @@ class Run:
         return Run(path)
 
     @contextmanager
-    def created(self, recipe: Recipe, own: Sequence[str] = ()) -> Iterator[None]:
+    def created(self, recipe: Recipe, own: Sequence[str] = (), force: bool = False) -> Iterator[None]:
         """The folder with nothing but its recipe in it, locked. own: what the user gave in place of the recipe's."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise _cannot_write(self.path, e) from e
         with self.locked():
+            Run.free(self.path, force)  # another process may have made a run here since it was asked
             try:
-                for name in FILES:
+                for name in FILES[:-1]:
                     (self.path / name).unlink(missing_ok=True)
             except OSError as e:
                 raise _cannot_write(self.path, e) from e
@@ -98,7 +113,9 @@ class Run:
             return Recipe.from_dict(json.loads(path.read_bytes()), values)
         except (ValueError, OSError) as e:
             hint = "; pass your own classes as values=" if isinstance(e, RecipeError) and "unknown name" in str(e) else ""
-            raise RunError(f"{path} is damaged or of another version: {e}{hint}") from e
+            raise RunError(
+                f"{path} is damaged or of another version: {e}{hint or '; put it back, or train anew with --force'}"
+            ) from e
 
     def own(self) -> list[str]:
         """What the user gave to `fit` in place of the recipe's: any of "model", "data"."""
@@ -107,7 +124,10 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps a second process out of the folder; the lock goes with the process, however it ends."""
+        """Keeps a second process out of the folder, and removes what killed ones left half written.
+
+        The lock goes with the process, however it ends.
+        """
         try:
             import fcntl
         except ImportError:  # not on this platform
@@ -122,6 +142,9 @@ class Run:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as e:
                 raise RunError(f"{self.path} is in use by another process; wait for it or choose another --out") from e
+            for path in self.path.iterdir():
+                if TEMPORARY.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
             yield
 
     def write(self, name: str, data: bytes) -> None:
@@ -140,35 +163,53 @@ class Run:
         return (self.path / name).is_file()
 
     def append_log(self, event: dict[str, Any]) -> None:
+        line = json.dumps(event) + "\n"
+        self.logged += line
         try:
             with open(self.path / "log.jsonl", "ab") as f:
-                f.write(json.dumps(event).encode() + b"\n")
+                f.write(line.encode())
                 f.flush()
                 os.fsync(f.fileno())
         except OSError as e:
             raise _cannot_write(self.path / "log.jsonl", e) from e
 
-    def log_size(self) -> int:
-        path = self.path / "log.jsonl"
-        return path.stat().st_size if path.exists() else 0
+    def put_back_log(self, text: str) -> None:
+        """Makes the log what a checkpoint knew of it: without what came after it, a torn line, or damage."""
+        self.logged = text
+        self.write("log.jsonl", text.encode())
 
-    def cut_log(self, size: int) -> None:
-        """Forgets what was logged after a checkpoint was made, a torn line included."""
-        path = self.path / "log.jsonl"
-        path.touch()
-        os.truncate(path, min(size, path.stat().st_size))
+    def keep(self, name: str, older: str) -> None:
+        """Keeps what is in file `name` as file `older` too, so that the next `write` of it replaces only one of them."""
+        if not self.has(name):
+            return
+        temporary = self.path / f".{older}.{os.getpid()}.tmp"
+        try:
+            os.link(self.path / name, temporary)
+            os.replace(temporary, self.path / older)
+        except OSError:  # a file system without hard links
+            self.write(older, self.read(name))
 
     def log(self) -> list[dict[str, Any]]:
-        """The events logged so far; a line torn by a kill is left out."""
-        if not self.has("log.jsonl"):
-            return []
-        events = []
-        for line in self.read("log.jsonl").splitlines():
-            try:
-                events.append(json.loads(line))
-            except ValueError:
-                continue
-        return events
+        """The events logged so far; a line torn by a kill, or damaged, is left out."""
+        return [event for event in self._lines() if event is not None]
+
+    def done(self) -> dict[str, Any] | None:
+        """The event that ends a complete run; None if it is not there yet, or if anything in the log is damaged."""
+        events = self._lines()
+        last = events[-1] if events else None
+        return last if last and last.get("event") == "done" and None not in events else None
+
+    def _lines(self) -> list[dict[str, Any] | None]:
+        """The events of the log, None for a line that is none."""
+        return [_event(line) for line in self.read("log.jsonl").splitlines()] if self.has("log.jsonl") else []
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) else None
 
 
 def next_free(parent: Path, name: str) -> Path:

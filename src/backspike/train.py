@@ -1,17 +1,18 @@
 """Training: `fit` runs a recipe into a run folder; `resume` goes on after any stop; `evaluate` and `load` use what is there.
 
 A resumed run equals the uninterrupted one bit for bit on the same machine: the checkpoint holds the weights, the optimizer,
-the averaged weights, the readout with its counts, which way products take (dense or sparse), every generator's state and the
-position in the epoch. The choice of the best epoch is made on the validation split, never on the test set.
+the averaged weights, the readout with its counts, which way products take (dense or sparse), every generator's state, the
+position in the epoch and the log so far; the checkpoint before it stays beside it. The choice of the best epoch is made on the
+validation split, never on the test set.
 """
 
 from __future__ import annotations
 
 import copy
 import io
+import logging
 import math
 import os
-import pickle
 import platform
 import random
 import shlex
@@ -36,19 +37,21 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from . import __version__, data, measure, product
-from .batches import Batches
+from .batches import Batches, reader_died, reader_ended
 from .choices import choose
 from .heap import release_heap
 from .hooks import spiking_layers
 from .neuron import check_gradients, neuron_parameters
+from .nonfinite import origin
 from .readout import TWO
 from .recipe import Recipe
 from .run import Run, RunError
 from .scaling import mask_weight_gradients
 from .surrogate import Masked
 
+logger = logging.getLogger("backspike")
 Listener = Callable[[dict[str, Any]], None]
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,11 @@ def fit(
     Sets torch's global seed. Raises RunError, DataError or RecipeError in one line; KeyboardInterrupt after a checkpoint.
     """
     run = Run.free(out, force)
-    # everything is built and tried before an old run is deleted
-    training = _Training(run, recipe, model, _sets(recipe, train, validation, test), device, listen)
-    with run.created(training.recipe, training.own):
-        return training.run_to_the_end(report)
+    with _refusals_said(recipe):
+        # everything is built and tried before an old run is deleted
+        training = _Training(run, recipe, model, _sets(recipe, train, validation, test), device, listen)
+        with run.created(training.recipe, training.own, force):
+            return training.run_to_the_end(report)
 
 
 def resume(
@@ -119,20 +123,19 @@ def resume(
     """Goes on from the last checkpoint of a run folder, with the same arguments as `fit` had. values: see `load`."""
     folder = Run.open(run)
     recipe = folder.recipe(values)
-    if folder.log()[-1:] and folder.log()[-1].get("event") == "done":
-        return _already_done(folder, listen, report)
+    if done := folder.done():
+        return _already_done(folder, done, listen, report)
     _check_own(folder, model=model, data=train)
-    with folder.locked():
+    with folder.locked(), _refusals_said(recipe):
         training = _Training(folder, recipe, model, _sets(recipe, train, validation, test), device, listen)
-        if folder.has("last.ckpt"):
+        if folder.has("last.ckpt") or folder.has("previous.ckpt"):
             training.restore()
         else:  # stopped before the first checkpoint
-            folder.cut_log(0)
+            folder.put_back_log("")
         return training.run_to_the_end(report)
 
 
-def _already_done(run: Run, listen: Listener | None, report: bool) -> Result:
-    done = run.log()[-1]
+def _already_done(run: Run, done: dict[str, Any], listen: Listener | None, report: bool) -> Result:
     if report and not run.has("report.html"):
         from .report import write
 
@@ -259,6 +262,24 @@ def out_of_memory(e: BaseException) -> bool:
     """Whether this, or what it comes from, says that memory could not be had."""
     here = isinstance(e, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(e)
     return here or (e.__cause__ is not None and out_of_memory(e.__cause__))
+
+
+@contextmanager
+def _refusals_said(recipe: Recipe) -> Iterator[None]:
+    """What the machine refuses, memory or a process, in one line; the last checkpoint stands."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as e:
+        if out_of_memory(e):
+            parts = recipe.accumulate
+            raise RunError(
+                f"out of memory with --batch_size {recipe.batch_size}, a step in {parts} part{'s' * (parts > 1)}; start anew "
+                "with --memory SIZE (such as 4GB), which chooses what is kept and how large the parts of a step are, with "
+                f"--accumulate {2 * parts}, or with a smaller --batch_size"
+            ) from e
+        if reader_died(e):
+            raise reader_ended(recipe.workers) from e
+        raise
 
 
 @dataclass
@@ -450,13 +471,9 @@ class _Training:
             yield
         except RunError:
             raise
-        except (RuntimeError, ValueError, TypeError, MemoryError) as e:
-            if out_of_memory(e):
-                parts = self.recipe.accumulate
-                raise RunError(
-                    "out of memory; start anew with --memory SIZE (such as 4GB), which chooses what is kept and how large the "
-                    f"parts of a step are, or with --accumulate {2 * parts}"
-                ) from e
+        except (RuntimeError, ValueError, TypeError) as e:
+            if out_of_memory(e) or reader_died(e):
+                raise
             raise RunError(f"epoch {self.epoch}, batch {self.batch}: {_first_line(e)}") from e
 
     def _train_step(self, x: Tensor, y: Tensor) -> None:
@@ -485,10 +502,9 @@ class _Training:
         norm = float(total_norm)
         if not (math.isfinite(total) and math.isfinite(norm)):
             what, value = ("gradient", norm) if math.isfinite(total) else ("loss", total)
-            raise RunError(
-                f"the {what} became {value} in epoch {self.epoch}, batch {self.batch}; lower --optimizer.lr "
-                f"({recipe.optimizer.lr}) or set --clip 1 (the last checkpoint is intact)"
-            )
+            with self.train.autocast():
+                where = origin(network.model, x)
+            raise self._diverged(f"the {what} became {value} in epoch {self.epoch}, batch {self.batch}: {where}")
         if self.neurons_learn:
             check_gradients(network.model)
         if recipe.clip:
@@ -499,6 +515,12 @@ class _Training:
         if self.averaged is not None:
             # a young average forgets faster, or it would long hold the weights of the start
             _average(self.averaged, network, min(recipe.ema, self.step / (self.step + 9)))
+
+    def _diverged(self, what: str) -> RunError:
+        lr = self.recipe.optimizer.lr
+        return RunError(
+            f"{what}; start anew with a lower --optimizer.lr ({lr}) or with --clip 1 (the last checkpoint is intact)"
+        )
 
     def _observe(self, o: Tensor, logits: Tensor, y: Tensor) -> None:
         y = y.argmax(-1) if y.dim() == 2 else y  # of a mixed sample the larger share counts
@@ -528,6 +550,7 @@ class _Training:
                 layer.mask_p.fill_(p)
 
     def _end_epoch(self) -> None:
+        self._check_weights()
         readout = self.network.readout
         if isinstance(readout, TWO):
             readout.end_epoch()
@@ -616,13 +639,14 @@ class _Training:
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
-    def save(self) -> None:
+    def _check_weights(self) -> None:
+        """Before they replace good ones in a file."""
         for name, value in self.network.state_dict().items():
             if not bool(torch.isfinite(value).all()):
-                raise RunError(
-                    f"{name} became NaN or infinite in epoch {self.epoch}; lower --optimizer.lr ({self.recipe.optimizer.lr}) "
-                    "or set --clip 1 (the last checkpoint is intact)"
-                )
+                raise self._diverged(f"{name} became NaN or infinite in epoch {self.epoch}, before batch {self.batch}")
+
+    def save(self) -> None:
+        self._check_weights()
         state = {
             "version": CHECKPOINT_VERSION,
             "recipe": self.recipe.to_dict(),
@@ -637,12 +661,13 @@ class _Training:
             "best": self.best,
             "bad_epochs": self.bad_epochs,
             "elapsed": [self.elapsed, self.epoch_seconds],
-            "log_size": self.run.log_size(),
+            "log": self.run.logged,
         }
+        self.run.keep("last.ckpt", "previous.ckpt")
         self.run.write("last.ckpt", _packed(state))
 
     def restore(self) -> None:
-        state = _unpacked(self.run, "last.ckpt")
+        state = self._last_checkpoint()
         if state.get("version") != CHECKPOINT_VERSION:
             raise RunError(f"{self.run.path / 'last.ckpt'} is of another version of backspike; resume it with that one")
         if state["recipe"] != self.recipe.to_dict():
@@ -666,8 +691,25 @@ class _Training:
         self.loss_sum, self.right, self.seen = state["sums"]
         self.best, self.bad_epochs = state["best"], state["bad_epochs"]
         self.elapsed, self.epoch_seconds = state["elapsed"]
-        self.run.cut_log(state["log_size"])
+        if self.best is not None:
+            _unpacked(self.run, "best.ckpt")  # damage is said now, not after hours of training
+        self.run.put_back_log(state["log"])
         _set_generators(state["generators"])
+
+    def _last_checkpoint(self) -> dict[str, Any]:
+        """The last checkpoint, or, where it is damaged, the one before, which then takes its place."""
+        try:
+            return _unpacked(self.run, "last.ckpt")
+        except RunError as damaged:
+            try:
+                state = _unpacked(self.run, "previous.ckpt")
+            except RunError:
+                raise damaged from None
+            epoch, batch, _ = state["position"]
+            path = self.run.path / "last.ckpt"
+            logger.warning("%s is damaged: going on from the one before, epoch %d, batch %d", path, epoch, batch)
+            self.run.write("last.ckpt", self.run.read("previous.ckpt"))
+            return state
 
     def _environment(self) -> dict[str, Any]:
         return {
@@ -762,8 +804,8 @@ def _unpacked(run: Run, name: str) -> dict[str, Any]:
             if (torn := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"{torn} fails its checksum")
         return torch.load(io.BytesIO(packed), weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
-        raise RunError(f"{run.path / name} is damaged ({str(e).splitlines()[0]}); start the run anew with --force") from e
+    except Exception as e:  # whatever a damaged file makes the readers raise
+        raise RunError(f"{run.path / name} is damaged ({_first_line(e)}); start the run anew with --force") from e
 
 
 def _generators() -> dict[str, Any]:

@@ -10,6 +10,8 @@ import contextlib
 import functools
 import logging
 import os
+import platform
+import re
 import shutil
 import tempfile
 import time
@@ -96,15 +98,32 @@ def _sync(path: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".backspike-{path.name}.{os.getpid()}.{time.time_ns()}.tmp")
+    return path.with_name(f".backspike-{path.name}.{os.getpid()}@{platform.node()}.{time.time_ns()}.tmp")
 
 
 def _sweep(parent: Path) -> None:
-    """Remove what killed processes left; what is young may belong to a living one."""
+    """Remove what killed processes left: of this machine at once, of others, whose processes are not seen, after a day."""
     for leftover in parent.glob(".backspike-*.tmp"):
         with contextlib.suppress(OSError):  # swept by another process
-            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+            if _abandoned(leftover):
                 _remove(leftover)
+
+
+def _abandoned(leftover: Path) -> bool:
+    made_by = re.search(r"\.([0-9]+)@(.*)\.[0-9]+(\.wide)?\.tmp$", leftover.name)
+    if made_by and made_by[2] == platform.node() and os.name == "posix":
+        return not _lives(int(made_by[1]))
+    return time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def _remove(path: Path) -> None:

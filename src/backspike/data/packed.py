@@ -19,7 +19,7 @@ BLOCK_BYTES = 1 << 22
 
 def write(path: Path, shape: tuple[int, ...], rows: Iterable[tuple[int, np.ndarray]]) -> None:
     """The file of an array whose rows come in any order, as (number of the first, unsigned integers [n, ...])."""
-    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    out = _made(path, np.dtype(np.uint8), shape)
     for first, part in rows:
         if part.dtype.itemsize > out.dtype.itemsize:
             out = _widened(path, out, part.dtype)
@@ -53,10 +53,19 @@ def read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return x
 
 
+def _made(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+    """The mapped array, all of its file's room taken: a full disk is an OSError here, and no signal at some later row."""
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate") and out.nbytes:
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, out.offset + out.nbytes)
+    return out
+
+
 def _widened(path: Path, narrow: np.memmap, dtype: np.dtype) -> np.memmap:
     other = path.with_suffix(".wide.tmp")
     try:
-        out = np.lib.format.open_memmap(other, mode="w+", dtype=dtype, shape=narrow.shape)
+        out = _made(other, dtype, narrow.shape)
         out[:] = narrow
         os.replace(other, path)
     finally:

@@ -1,0 +1,369 @@
+"""Kills training, cache building and studies at random moments, goes on, and compares with what was never killed.
+
+python benchmarks/kill_campaign.py [--kills N] [--only PART[,PART]] [--seed N] [--out kills.json]
+
+Every part is first done once undisturbed. Then it is begun, killed (SIGKILL) at a random moment, the process alone or its whole
+group, and begun again with the command a user would give, until it comes to its end; and so on until as many kills fell as were
+asked for. After each kill every file that bears its final name is read: one that is torn is counted. At each end weights,
+averaged weights, optimizer, losses and outputs must equal, bit for bit, those of the undisturbed one: what does not, and an
+attempt that fails, is a loss. Exit code 1 if there is any. Processes are forked from this one, with all imported, so that
+kills fall on the work. Linux or macOS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import platform
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a process that had threads cannot be forked safely
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_safetensors
+
+import backspike
+from backspike import data, report, run, study_page, train  # noqa: F401  (imported once, for all that are forked)
+from backspike.cli import main as command_line
+from backspike.data import Events, binning, simulated, static
+from backspike.data.formats import nmnist
+
+TIMES = {"seconds", "seconds_per_epoch", "samples_per_second", "run"}  # what differs between equal runs: times and places
+PATIENCE = 600  # seconds, for processes to end on a machine that others use as well
+NETWORK = ["--model=ConvNet('6-P-8-P', size=8)", "--limit=120", "--batch_size=32", "--checkpoint_seconds=0"]
+EVENTS = ["--model=ConvNet('4-P-4-P', in_channels=2, size=17)", "--T=4", "--batch_size=6", "--workers=2"]
+
+
+# ---- what is done, in a process of its own, and what comes of it -------------------------------------------------------------
+
+
+def train_digits(folder: Path) -> int:
+    more = ["--epochs=4", "--ema=0.9", "--accumulate=2", "--mask_p_end=0.1"]
+    return _begin_or_resume(folder, ["train", "digits", *NETWORK, *more])
+
+
+def train_events(folder: Path) -> int:
+    """Mid-epoch, its samples read in two processes."""
+    _few_digits()
+    os.environ["BACKSPIKE_CACHE"] = str(folder.parent / "events-cache")
+    return _begin_or_resume(folder, ["train", "digits-dvs", *EVENTS, "--epochs=2", "--checkpoint_seconds=0"])
+
+
+def _begin_or_resume(folder: Path, words: list[str]) -> int:
+    there = (folder / "recipe.json").exists()
+    return command_line(["resume", str(folder)] if there else [*words, "--out", str(folder)])
+
+
+def study(folder: Path) -> int:
+    words = ["study", "reset-gradient", "--seeds=1", "--epochs=1", "--jobs=1", *NETWORK]
+    return command_line([*words, "--out", str(folder)])
+
+
+def study_in_processes(folder: Path) -> int:
+    words = ["study", "reset-gradient", "--seeds=2", "--epochs=1", "--jobs=2", *NETWORK]
+    return command_line([*words, "--out", str(folder)])
+
+
+def caches(folder: Path) -> int:
+    """Recordings simulated, and recordings counted, both in processes."""
+    _few_digits()
+    os.environ["BACKSPIKE_CACHE"] = str(folder)
+    simulated.SERIAL_IMAGES, binning.SERIAL_BYTES = 0, 0
+    binning.CHUNK_ROWS, binning.CHUNK_BYTES = 8, 0
+    data.load("digits-dvs", T=5)
+    data.load("nmnist", folder.parent / "recordings", T=40)
+    return 0
+
+
+def _few_digits() -> None:
+    few = [split.take(np.flatnonzero(split.y < 2)[:18]) for split in static.digits()]
+    static.digits = lambda: few
+
+
+def _recordings(folder: Path) -> None:
+    """Files of N-MNIST's format, of random events."""
+    random = np.random.default_rng(0)
+    for part in ("Train", "Test"):
+        for i in range(60):
+            x, y, p = random.integers(0, 34, 2000), random.integers(0, 34, 2000), random.integers(0, 2, 2000)
+            path = folder / part / str(i % 10) / f"{i:05d}.bin"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(nmnist.encode(Events(x, y, np.arange(2000), p)))
+
+
+def run_result(folder: Path) -> dict[str, str]:
+    """What a run came to, as sums of its parts."""
+    last, best = (train._unpacked(run.Run(folder), name) for name in ("last.ckpt", "best.ckpt"))
+    found = {name: _sum(last[name]) for name in ("network", "averaged", "optimizer", "position")}
+    found["generator"] = _sum(last["generators"]["torch"])
+    found |= {"best": _sum(best), "log": _sum(run.Run(folder).log())}
+    found["model.safetensors"] = _sum((folder / "model.safetensors").read_bytes())
+    with np.load(folder / "evaluation.npz") as arrays:
+        found["evaluation.npz"] = _sum({name: torch.from_numpy(v) for name, v in arrays.items() if v.dtype.kind in "biuf"})
+    return found
+
+
+def study_result(folder: Path) -> dict[str, str]:
+    runs = {str(p.parent.relative_to(folder)): _sum(run_result(p.parent)) for p in sorted(folder.glob("runs/*/*/last.ckpt"))}
+    return runs | {"study.json": _sum(json.loads((folder / "study.json").read_bytes()))}
+
+
+def cache_result(folder: Path) -> dict[str, str]:
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and not _unfinished(p, folder))
+    return {_name(p, folder): _sum(p.read_bytes()) for p in paths}
+
+
+def _name(path: Path, folder: Path) -> str:
+    """Without the key of a cache entry, which depends on times of files."""
+    return re.sub(r"-[0-9a-f]{16}", "", str(path.relative_to(folder)))
+
+
+def _sum(value: Any) -> str:
+    digest = hashlib.sha256()
+
+    def take(value: Any) -> None:
+        if isinstance(value, dict):
+            for k, v in value.items():
+                if k not in TIMES:
+                    digest.update(repr(k).encode())
+                    take(v)
+        elif isinstance(value, list | tuple):
+            digest.update(str(len(value)).encode())
+            for v in value:
+                take(v)
+        elif isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype} {tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
+        else:
+            digest.update(value if isinstance(value, bytes) else repr(value).encode())
+
+    take(value)
+    return digest.hexdigest()
+
+
+def torn(folder: Path, whole: dict[str, str]) -> list[str]:
+    """The files under their final names that cannot be read to the end; of a cache, those that differ from the whole one's."""
+    bad = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not _unfinished(path, folder):
+            try:
+                _read(path, whole.get(_name(path, folder)))
+            except Exception as e:
+                bad.append(f"{path}: {e}")
+    return bad
+
+
+def _read(path: Path, wanted: str | None) -> None:
+    content = path.read_bytes()
+    match path.suffix:
+        case ".ckpt":
+            train._unpacked(run.Run(path.parent), path.name)
+        case ".json":
+            json.loads(content)
+        case ".jsonl":
+            lines = content.split(b"\n")
+            for line in lines[:-1]:  # a kill may tear the last one, which a resume puts right
+                json.loads(line)
+        case ".safetensors":
+            load_safetensors(content)
+        case ".npz":
+            with np.load(io.BytesIO(content)) as arrays:
+                _ = [arrays[name] for name in arrays]
+        case ".html" | ".svg":
+            if not content.rstrip().endswith((b"</html>", b"</svg>")):
+                raise ValueError("ends too early")
+        case ".npy" | ".bin" | "":
+            if path.name != ".lock" and wanted is not None and _sum(content) != wanted:
+                raise ValueError("differs from the whole one")
+
+
+def _unfinished(path: Path, folder: Path) -> bool:
+    return any(part.endswith(".tmp") for part in path.relative_to(folder).parts)
+
+
+@dataclass(frozen=True)
+class Part:
+    about: str
+    work: Callable[[Path], int]
+    result: Callable[[Path], dict[str, str]]
+    share: int  # of the kills
+
+
+PARTS = {
+    "training": Part("a run with EMA, accumulation and mask", train_digits, run_result, 4),
+    "workers": Part("a run that reads in two processes", train_events, run_result, 2),
+    "cache": Part("simulating and counting recordings", caches, cache_result, 3),
+    "study": Part("three runs and their page", study, study_result, 2),
+    "study in processes": Part("six runs, two at once", study_in_processes, study_result, 1),
+}
+
+
+# ---- killing -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Tally:
+    kills: int = 0
+    alone: int = 0  # of them, those that hit the process and not its children
+    writing: int = 0  # after which a half-written temporary file was found
+    went_on: int = 0  # attempts after a kill that found something to go on with
+    ends: int = 0
+    equal: int = 0
+    torn: list[str] = field(default_factory=list)
+    losses: list[str] = field(default_factory=list)
+
+
+def _start(work: Callable[[Path], int], folder: Path, said: Path) -> int:
+    """A process of its own group that does the work; what it says goes to a file."""
+    sys.stdout.flush()
+    pid = os.fork()
+    with suppress(PermissionError):  # both sides, so that the group is there whoever comes first
+        os.setpgid(pid, pid)
+    if pid:
+        return pid
+    code = 70
+    try:
+        out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        code = work(folder)
+    except BaseException as e:
+        print(f"{type(e).__name__}: {e}", file=sys.stderr)
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _wait(pid: int, seconds: float) -> int | None:
+    """The exit code, once it ended; None if it did not in so many seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= end:
+            return None
+        time.sleep(0.0005)
+
+
+def _kill(pid: int, alone: bool) -> bool:
+    """Whether it was killed, and not over before."""
+    (os.kill if alone else os.killpg)(pid, signal.SIGKILL)
+    killed = _wait(pid, PATIENCE) == -signal.SIGKILL
+    end = time.monotonic() + PATIENCE
+    while _alive(pid):  # its children end by themselves
+        if time.monotonic() > end:
+            raise SystemExit(f"processes of group {pid} outlived their parent by {PATIENCE} s")
+        time.sleep(0.01)
+    return killed
+
+
+def _alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+        return True
+    except ProcessLookupError:
+        return False
+
+
+def campaign(part: Part, kills: int, folder: Path, random: Random) -> Tally:
+    """Kills one part so many times, in folders within `folder`."""
+    tally, said = Tally(), folder / "said.txt"
+    started = time.monotonic()
+    if _wait(_start(part.work, folder / "whole", said), 3600) != 0:
+        raise SystemExit(f"undisturbed, it failed: {said.read_text().strip()}")
+    seconds, whole = time.monotonic() - started, part.result(folder / "whole")
+    while tally.kills < kills:
+        place = folder / f"round-{tally.ends}-{len(tally.losses)}"
+        while True:
+            tally.went_on += place.is_dir() and any(place.iterdir())
+            pid = _start(part.work, place, said)
+            enough = tally.kills >= kills
+            # every attempt goes on: short ones, many to an end, put kills everywhere
+            code = _wait(pid, 3600 if enough else 1.2 * seconds * random.random() ** 3)
+            if code is None:
+                alone = random.random() < 0.3
+                if _kill(pid, alone):
+                    tally.kills, tally.alone = tally.kills + 1, tally.alone + alone
+                    tally.writing += place.is_dir() and any(p.name.endswith(".tmp") for p in place.rglob(".*"))
+                    tally.torn += torn(place, whole) if place.is_dir() else []
+                continue
+            if code == 0:
+                tally.ends += 1
+                differing = [name for name, value in part.result(place).items() if value != whole.get(name)]
+                differing += [name for name in whole if name not in part.result(place)]
+                tally.equal += not differing
+                tally.losses += [f"{place}: {', '.join(differing)} differ"] if differing else []
+            else:
+                tally.losses.append(f"{place}: exit code {code}: {said.read_text().strip()[-300:]}")
+            break
+        print(f"{place.parent.name}: {tally.kills} of {kills} kills", file=sys.stderr, flush=True)
+    return tally
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=120, help="in all (default: 120)")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"parts by commas, of: {', '.join(PARTS)}")
+    parser.add_argument("--seed", type=int, default=None, help="of the moments (default: another one each time)")
+    parser.add_argument("--out", type=Path, help="a JSON file for the counts")
+    options = parser.parse_args()
+    parts = {name: PARTS[name] for name in options.only.split(",") if name in PARTS}
+    if unknown := set(options.only.split(",")) - set(PARTS):
+        parser.error(f"unknown part {unknown.pop()!r}; choose of: {', '.join(PARTS)}")
+    torch.set_num_threads(1)
+    seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4), "little")
+    random, shares = Random(seed), sum(part.share for part in parts.values())
+    tallies: dict[str, Tally] = {}
+    with tempfile.TemporaryDirectory(prefix="kills-") as folder:
+        for name, part in parts.items():
+            place = Path(folder) / name.replace(" ", "-")
+            place.mkdir()
+            if name == "cache":
+                _recordings(place / "recordings")
+            tallies[name] = tally = campaign(part, -(-options.kills * part.share // shares), place, random)
+            if tally.losses or tally.torn:
+                print("\n".join([*tally.losses, *tally.torn]), file=sys.stderr)
+    print(_table(tallies, seed))
+    if options.out:
+        versions = {"backspike": backspike.__version__, "torch": torch.__version__, "python": platform.python_version()}
+        record = {"seed": seed, "versions": versions, "parts": {name: vars(tally) for name, tally in tallies.items()}}
+        options.out.write_text(json.dumps(record, indent=2) + "\n")
+    return int(any(tally.losses or tally.torn for tally in tallies.values()))
+
+
+def _table(tallies: dict[str, Tally], seed: int) -> str:
+    counts = Counter[str]()
+    lines = [
+        f"seed {seed}\n",
+        "| killed | kills (process alone) | in a write | went on | came to its end | equal | torn files | losses |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, t in tallies.items():
+        numbers = {k: v if isinstance(v, int) else len(v) for k, v in vars(t).items()}
+        counts.update(numbers)
+        lines.append(_row(f"{name}: {PARTS[name].about}", numbers))
+    return "\n".join([*lines, _row("all", counts)])
+
+
+def _row(name: str, n: dict[str, int]) -> str:
+    cells = [f"{n['kills']} ({n['alone']})", *(n[k] for k in ("writing", "went_on", "ends", "equal", "torn", "losses"))]
+    return f"| {name} | {' | '.join(map(str, cells))} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
