@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import shlex
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.environ.get("BACKSPIKE_HEAP") != "0":
         heap.keep_heap()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
     try:
         arguments, fields = _split_off_fields(arguments) if arguments[:1] in ([v] for v in TAKE_FIELDS) else (arguments, {})
         parser = _parser()
@@ -95,7 +98,9 @@ def _split_off_fields(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _fail(message: object, code: int) -> int:
-    print(f"backspike: {message}", file=sys.stderr)
+    from .progress import printable
+
+    print(f"backspike: {printable(str(message))}", file=sys.stderr)
     return code
 
 

@@ -15,14 +15,14 @@ import math
 import os
 import re
 import shlex
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from .run import read_arrays, read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,10 +123,10 @@ def _load(path: Path) -> _Run:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = read_json(path.read_bytes())
     except FileNotFoundError:
         raise ReportError(f"{path}: missing; give a folder that `backspike train` wrote") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ReportError(f"{path}: damaged ({_one_line(error)}); restore the file or train again") from None
     if not isinstance(value, dict):
         raise ReportError(f"{path}: damaged (not a JSON object); restore the file or train again")
@@ -148,8 +148,8 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[st
     resumed = read = 0
     for line in lines:
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
+            entry = read_json(line)
+        except ValueError:
             continue
         if not isinstance(entry, dict):
             continue
@@ -170,10 +170,9 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
     try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_arrays(path)
         _check(arrays)
-    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError) as error:
         cure = "remove it, or write it again with `backspike eval`"
         raise ReportError(f"{path}: damaged ({_one_line(error)}); {cure}") from None
     return arrays

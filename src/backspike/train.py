@@ -11,7 +11,6 @@ import copy
 import io
 import math
 import os
-import pickle
 import platform
 import random
 import shlex
@@ -123,6 +122,8 @@ def resume(
         return _already_done(folder, listen, report)
     _check_own(folder, model=model, data=train)
     with folder.locked():
+        if model is None and folder.has("last.ckpt"):
+            _check_size(folder, recipe, (folder.path / "last.ckpt").stat().st_size)
         training = _Training(folder, recipe, model, _sets(recipe, train, validation, test), device, listen)
         if folder.has("last.ckpt"):
             training.restore()
@@ -132,7 +133,10 @@ def resume(
 
 
 def _already_done(run: Run, listen: Listener | None, report: bool) -> Result:
-    done = run.log()[-1]
+    done = {k: v for k, v in run.log()[-1].items() if k == "event" or k in Result.__dataclass_fields__}
+    numbers = [done.get(k) for k in ("epochs", "seconds", "best_epoch", "test_accuracy", "test_accuracy_last")]
+    if not all(n is None or type(n) in (int, float) for n in numbers) or None in numbers[:3]:
+        raise RunError(f"{run.path / 'log.jsonl'} is damaged (its last line); restore it, or train again with --force")
     if report and not run.has("report.html"):
         from .report import write
 
@@ -159,15 +163,35 @@ def load(run: str | Path, model: nn.Module | None = None, *, values: tuple[type,
     recipe = folder.recipe(values)
     if not folder.has("model.safetensors"):
         raise RunError(f"{folder.path} has no model.safetensors; finish it with: backspike resume {folder.path}")
-    network = Network(model or recipe.network(), recipe.readout.build(recipe.T))
     try:
-        network.load_state_dict(load_safetensors(folder.read("model.safetensors")))
+        weights = load_safetensors(packed := folder.read("model.safetensors"))
+        if model is None:
+            _check_size(folder, recipe, len(packed))
+        network = Network(model or recipe.network(), recipe.readout.build(recipe.T))
+        network.load_state_dict(weights)
+    except RunError:
+        raise
     except Exception as e:  # whatever a damaged file makes the reader raise
         text = _first_line(e)
         raise RunError(
             f"{folder.path / 'model.safetensors'} is damaged or belongs to another network (give model= again): {text}"
         ) from e
     return network.eval()
+
+
+def _check_size(run: Run, recipe: Recipe, held: int) -> None:
+    """A recipe may be anybody's: its network is not built where `held` bytes of weights cannot be all of it."""
+    try:
+        with torch.device("meta"):
+            network = Network(recipe.network(), recipe.readout.build(recipe.T))
+        needed = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+    except Exception as e:  # whatever sizes that fit nothing make torch raise
+        raise RunError(f"{run.path}: the network of recipe.json cannot be built ({_first_line(e)}); restore the file") from e
+    if needed > held:
+        raise RunError(
+            f"{run.path}: the network of recipe.json needs {needed} bytes of weights, its file has {held}; restore the two "
+            "that belong together"
+        )
 
 
 def evaluate(
@@ -190,8 +214,13 @@ def evaluate(
     if recipe.channels_last:
         _to_channels_last(network)
     batches = Batches(_load(recipe).test if test is None else test, recipe, _device(device))
-    accuracy, loss = _test(network, batches, recipe)
-    over_time = _measure(folder, network, batches)
+    try:
+        accuracy, loss = _test(network, batches, recipe)
+        over_time = _measure(folder, network, batches)
+    except (RuntimeError, ValueError, TypeError, IndexError) as e:
+        if isinstance(e, RunError):
+            raise
+        raise RunError(f"the network of {folder.path} does not take the data {recipe.data}: {_first_line(e)}") from e
     n = len(batches.data)
     return {"run": str(run), "test_accuracy": accuracy, "test_loss": loss, "n": n, "accuracy_over_time": over_time}
 
@@ -587,7 +616,10 @@ class _Training:
         assert self.best is not None
         final, best_is_last = self.evaluated, self.best["epoch"] == self.epoch - 1
         if not best_is_last:
-            final.load_state_dict(_unpacked(self.run, "best.ckpt")["network"])
+            try:
+                final.load_state_dict(_unpacked(self.run, "best.ckpt")["network"])
+            except (RuntimeError, KeyError, TypeError, AttributeError) as e:
+                raise RunError(f"{self.run.path / 'best.ckpt'} is damaged ({_first_line(e)}); restore it") from e
         accuracy = last if best_is_last else _test(final, self.test, self.recipe)[0] if self.test else None
         state = {k: v.contiguous() for k, v in final.state_dict().items()}
         self.run.write("model.safetensors", save_safetensors(state, metadata={"backspike": __version__}))
@@ -645,29 +677,57 @@ class _Training:
         state = _unpacked(self.run, "last.ckpt")
         if state.get("version") != CHECKPOINT_VERSION:
             raise RunError(f"{self.run.path / 'last.ckpt'} is of another version of backspike; resume it with that one")
-        if state["recipe"] != self.recipe.to_dict():
+        if state.get("recipe") != self.recipe.to_dict():
             raise RunError(
                 f"{self.run.path}: last.ckpt is of another recipe than recipe.json; restore the one that belongs to it"
             )
         try:
-            self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            product.load(self.network, state["products"])
-            if self.averaged is not None:
-                self.averaged.load_state_dict(state["averaged"])
-            if self.potential is not None:
-                self.potential.load_state_dict(state["potential"])
-        except (RuntimeError, ValueError, KeyError, AttributeError) as e:
-            text = str(e).splitlines()[0]
+            self._take(state)
+        except Exception as e:  # whatever a damaged checkpoint makes of it
             raise RunError(
-                f"{self.run.path / 'last.ckpt'} does not fit this network ({text}); give fit's own model= again"
+                f"{self.run.path / 'last.ckpt'} does not fit this network ({_first_line(e)}); give fit's own model= again"
             ) from e
-        self.epoch, self.batch, self.step = state["position"]
-        self.loss_sum, self.right, self.seen = state["sums"]
-        self.best, self.bad_epochs = state["best"], state["bad_epochs"]
-        self.elapsed, self.epoch_seconds = state["elapsed"]
-        self.run.cut_log(state["log_size"])
+
+    def _take(self, state: dict[str, Any]) -> None:
+        """The state of a checkpoint, which may be anybody's: what has no checks of its own is checked here."""
+        self.network.load_state_dict(state["network"])
+        # the groups are those of the recipe; only the learning rate changes, and every step sets it
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": self._moments(state["optimizer"]["state"]), "param_groups": groups})
+        product.load(self.network, state["products"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        if self.potential is not None:
+            self.potential.load_state_dict(state["potential"])
+        self.epoch, self.batch, self.step = _numbers(state["position"], int, int, int)
+        self.loss_sum, self.right, self.seen = _numbers(state["sums"], float, int, int)
+        self.best, (self.bad_epochs,) = state["best"], _numbers([state["bad_epochs"]], int)
+        self.elapsed, self.epoch_seconds = _numbers(state["elapsed"], float, float)
+        if self.best is not None:
+            accuracy = [a for a in [self.best["accuracy"]] if a is not None]
+            _numbers([*self.best["score"], self.best["epoch"], *accuracy], float, float, int, *([float] * len(accuracy)))
+        if (self.best is None) != (self.epoch == 0) or self.epoch > self.recipe.epochs or (self.batch > 0) != (self.seen > 0):
+            raise ValueError(f"epoch {self.epoch}, batch {self.batch}, best {self.best}")
+        (log_size,) = _numbers([state["log_size"]], int)
         _set_generators(state["generators"])
+        self.run.cut_log(log_size)
+
+    def _moments(self, stored: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        """The state of torch's fused optimizers, which write past a tensor of the wrong size without a check: a copy in
+        tensors like the parameters. Of other optimizers as it is."""
+        names = _FUSED.get(type(self.optimizer))
+        if names is None:
+            return stored
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        out: dict[int, dict[str, Any]] = {}
+        for i, values in stored.items():
+            if not set(values) <= names:
+                raise ValueError(f"the optimizer has no {', '.join(map(str, set(values) - names))}")
+            wanted = {name: torch.tensor(0.0) if name == "step" else parameters[i].detach() for name in values}
+            if any(v is not None and v.shape != wanted[name].shape for name, v in values.items()):
+                raise ValueError(f"the optimizer's state of parameter {i} has another shape")
+            out[i] = {name: None if v is None else torch.empty_like(wanted[name]).copy_(v) for name, v in values.items()}
+        return out
 
     def _environment(self) -> dict[str, Any]:
         return {
@@ -755,15 +815,36 @@ def _packed(state: dict[str, Any]) -> bytes:
 
 
 def _unpacked(run: Run, name: str) -> dict[str, Any]:
-    """Reads a checkpoint: tensors and plain values only, its checksums verified."""
+    """Reads a checkpoint: tensors and plain values only, its checksums verified, nothing larger than the file."""
     packed = run.read(name)
     try:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            if (size := sum(member.file_size for member in archive.infolist())) > len(packed):
+                raise zipfile.BadZipFile(f"{size} bytes in a file of {len(packed)}")  # torch.save packs without compressing
             if (torn := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"{torn} fails its checksum")
-        return torch.load(io.BytesIO(packed), weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
-        raise RunError(f"{run.path / name} is damaged ({str(e).splitlines()[0]}); start the run anew with --force") from e
+        state = torch.load(io.BytesIO(packed), weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"a {type(state).__name__}")
+    except Exception as e:  # whatever a damaged file makes the readers raise
+        raise RunError(f"{run.path / name} is damaged ({_first_line(e)}); start the run anew with --force") from e
+    return state
+
+
+_FUSED: dict[type, set[str]] = {
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.SGD: {"momentum_buffer"},
+}
+
+
+def _numbers(values: Any, *kinds: type) -> list[Any]:
+    """Numbers of a checkpoint, not negative but for a loss; ValueError for anything else."""
+    for value, kind in zip(values, kinds, strict=True):
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise ValueError(f"{value!r} is no {kind.__name__}")
+        if kind is int and not 0 <= value < 1 << 62:
+            raise ValueError(f"{value} is out of range")
+    return list(values)
 
 
 def _generators() -> dict[str, Any]:
@@ -783,5 +864,7 @@ def _set_generators(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    kind, keys, position, *rest = state["numpy"]
+    if keys.shape != (624,) or not 0 <= position <= 624:  # NumPy takes any position, and reads there
+        raise ValueError(f"a generator of {list(keys.shape)} words at {position}")
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, *rest))  # noqa: NPY002
