@@ -12,7 +12,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints, runtime_checkable
 
 from . import surrogate as _surrogate
@@ -447,7 +447,7 @@ def _text(value: Any) -> Any:
 
 
 def _text_fields(owner: type) -> list[str]:
-    return [name for name, hint in get_type_hints(owner).items() if hint is str]
+    return [name for name, hint in _hints(owner).items() if hint is str]
 
 
 def _require(ok: bool, name: str, wanted: str, got: Any) -> None:
@@ -467,6 +467,7 @@ def _check_types(owner: Any, path: str = "") -> None:
                 _check_types(part, f"{path}{f.name}.")
 
 
+@cache
 def _hints(owner: type) -> dict[str, Any]:
     try:
         return get_type_hints(owner)

@@ -185,8 +185,8 @@ def _check_size(run: Run, recipe: Recipe, held: int) -> None:
         with torch.device("meta"):
             network = Network(recipe.network(), recipe.readout.build(recipe.T))
         needed = sum(t.numel() * t.element_size() for t in network.state_dict().values())
-    except Exception as e:  # whatever sizes that fit nothing make torch raise
-        raise RunError(f"{run.path}: the network of recipe.json cannot be built ({_first_line(e)}); restore the file") from e
+    except Exception:  # it says why when it is built in earnest
+        return
     if needed > held:
         raise RunError(
             f"{run.path}: the network of recipe.json needs {needed} bytes of weights, its file has {held}; restore the two "
