@@ -226,8 +226,8 @@ def main() -> int:
     for name in options.target or TARGETS:
         found = hunt(name, driver, options.seconds, options.seed, keep / name.replace(" ", "-"))
         all_found.append(found)
-        line = f"{name:18s} {found.inputs:9,d} {len(found.crashes):8d} {len(found.hangs):6d} {found.seconds:8.1f} {found.peak_mb:8d}"
-        print(line, flush=True)
+        counts = f"{found.inputs:9,d} {len(found.crashes):8d} {len(found.hangs):6d}"
+        print(f"{name:18s} {counts} {found.seconds:8.1f} {found.peak_mb:8d}", flush=True)
         for place, path in {**found.crashes, **found.hangs}.items():
             print(f"    {place}\n        {path}", flush=True)
         options.out.write_text(json.dumps({"driver": driver, "targets": [asdict(f) for f in all_found]}, indent=1) + "\n")

@@ -1,12 +1,13 @@
 """What is fuzzed: every reader of files that may be anybody's, with a few good files each, made by code.
 
-A target takes bytes and returns, or raises one of its `refusals` with a message on one line; anything else is a crash. Files that
-are damaged at random seldom come past a checksum, so the targets of run folders also take bytes as a list of edits: of the
-values in a checkpoint, of the numbers, texts and arrays that a report shows.
+A target takes bytes and returns, or raises one of its `refusals` with a message; anything else is a crash. Files that are
+damaged at random seldom come past a checksum, so the targets of run folders also take bytes as a list of edits: of the values
+in a checkpoint, of the numbers, texts and arrays that a report shows.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import io
@@ -41,12 +42,12 @@ class Target:
     share: float = 1.0
 
     def __call__(self, data: bytes) -> None:
-        """Raises whatever is no refusal, AssertionError for one that is not on one line."""
+        """Raises whatever is no refusal."""
         try:
             self.run(data)
         except self.refusals as refusal:
-            assert str(refusal).strip(), "a refusal without a word"
-            assert "\n" not in str(refusal), f"a refusal of several lines: {refusal}"
+            if not str(refusal).strip():
+                raise AssertionError("a refusal without a word") from refusal
 
 
 # ---- changes to bytes ----------------------------------------------------------------------------------------------------
@@ -331,7 +332,9 @@ def _edit_recipe(data: bytes) -> None:
 
 
 def _fields() -> list[bytes]:
-    return [b"--epochs\0" + b"3\0--neuron.surrogate=Triangle(2)\0--out\0x\0--augment\0(Shift(1),)\0--name\0a\0--optimizer.lr\0.1"]
+    return [
+        b"--epochs\0" + b"3\0--neuron.surrogate=Triangle(2)\0--out\0x\0--augment\0(Shift(1),)\0--name\0a\0--optimizer.lr\0.1"
+    ]
 
 
 def _read_fields(data: bytes) -> None:
@@ -373,10 +376,8 @@ def _trained() -> Path:
             raise KeyboardInterrupt
 
     other = _folder() / "stopped"
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         bs.fit(recipe.replace({"checkpoint_seconds": 0.0}), other, listen=listen, report=False)
-    except KeyboardInterrupt:
-        pass
     return path
 
 
@@ -413,7 +414,7 @@ def _restore(data: bytes) -> None:
     training = _training()
     training.run.write("last.ckpt", data)
     training.restore()
-    torch.rand(1), np.random.rand(1), random.random()
+    torch.rand(1), np.random.rand(1), random.random()  # noqa: NPY002  (the generators that are restored)
     x, y = next(iter(training.train.training(0)))
     with training._said():
         training._train_step(x, y)
@@ -442,7 +443,7 @@ def _hostile_value(old: Any, which: int) -> Any:
     return [
         flat[:0],
         flat[:1].clone(),
-        flat[:1].expand(old.shape),  # as large as it should be, in the memory of one number
+        flat[:1].expand(old.shape) if old.dim() else old,  # as large as it should be, in the memory of one number
         old.double(),
         old.to(torch.complex64),
         old.bool(),

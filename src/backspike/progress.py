@@ -15,7 +15,7 @@ Listener = Callable[[dict[str, Any]], None]
 
 
 def printable(text: str) -> str:
-    """The text on one line: what moves the cursor, or a terminal obeys, is written as Python does. Paths and files may have it."""
+    """The text on one line: what a terminal would obey is written as Python writes it. Paths and files may hold such."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 

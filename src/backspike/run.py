@@ -67,7 +67,9 @@ def read_json(text: bytes | str) -> Any:
         raise ValueError("nested too deep") from None
     level = [value]
     for _ in range(DEEPEST_JSON):
-        level = [x for part in level if isinstance(part, dict | list) for x in (part.values() if isinstance(part, dict) else part)]
+        level = [
+            x for part in level if isinstance(part, dict | list) for x in (part.values() if isinstance(part, dict) else part)
+        ]
         if not level:
             return value
     raise ValueError("nested too deep")

@@ -6,7 +6,6 @@ order and augmentation, so that they can be compared in pairs.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
