@@ -123,7 +123,7 @@ def resume(
     _check_own(folder, model=model, data=train)
     with folder.locked():
         if model is None and folder.has("last.ckpt"):
-            _check_size(folder, recipe, (folder.path / "last.ckpt").stat().st_size)
+            _check_size(recipe, folder.path / "last.ckpt")
         training = _Training(folder, recipe, model, _sets(recipe, train, validation, test), device, listen)
         if folder.has("last.ckpt"):
             training.restore()
@@ -164,9 +164,9 @@ def load(run: str | Path, model: nn.Module | None = None, *, values: tuple[type,
     if not folder.has("model.safetensors"):
         raise RunError(f"{folder.path} has no model.safetensors; finish it with: backspike resume {folder.path}")
     try:
-        weights = load_safetensors(packed := folder.read("model.safetensors"))
+        weights = load_safetensors(folder.read("model.safetensors"))
         if model is None:
-            _check_size(folder, recipe, len(packed))
+            _check_size(recipe, folder.path / "model.safetensors")
         network = Network(model or recipe.network(), recipe.readout.build(recipe.T))
         network.load_state_dict(weights)
     except RunError:
@@ -179,18 +179,18 @@ def load(run: str | Path, model: nn.Module | None = None, *, values: tuple[type,
     return network.eval()
 
 
-def _check_size(run: Run, recipe: Recipe, held: int) -> None:
-    """A recipe may be anybody's: its network is not built where `held` bytes of weights cannot be all of it."""
+def _check_size(recipe: Recipe, weights: Path) -> None:
+    """A recipe may be anybody's: its network is not built where the file of its weights cannot hold them."""
     try:
         with torch.device("meta"):
             network = Network(recipe.network(), recipe.readout.build(recipe.T))
         needed = sum(t.numel() * t.element_size() for t in network.state_dict().values())
     except Exception:  # it says why when it is built in earnest
         return
-    if needed > held:
+    if needed > (held := weights.stat().st_size):
         raise RunError(
-            f"{run.path}: the network of recipe.json needs {needed} bytes of weights, its file has {held}; restore the two "
-            "that belong together"
+            f"{weights} is damaged or of another network: it has {held} bytes, the weights of the network in recipe.json {needed}; "
+            "restore the two that belong together"
         )
 
 
@@ -721,12 +721,12 @@ class _Training:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         out: dict[int, dict[str, Any]] = {}
         for i, values in stored.items():
-            if not set(values) <= names:
-                raise ValueError(f"the optimizer has no {', '.join(map(str, set(values) - names))}")
+            if values and set(values) != names:
+                raise ValueError(f"the optimizer keeps {', '.join(sorted(names))}, not {', '.join(map(str, values))}")
             wanted = {name: torch.tensor(0.0) if name == "step" else parameters[i].detach() for name in values}
-            if any(v is not None and v.shape != wanted[name].shape for name, v in values.items()):
+            if any(v.shape != wanted[name].shape for name, v in values.items()):
                 raise ValueError(f"the optimizer's state of parameter {i} has another shape")
-            out[i] = {name: None if v is None else torch.empty_like(wanted[name]).copy_(v) for name, v in values.items()}
+            out[i] = {name: torch.empty_like(wanted[name]).copy_(v) for name, v in values.items()}
         return out
 
     def _environment(self) -> dict[str, Any]:
