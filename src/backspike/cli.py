@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as e:
         if isinstance(e, _expected()):
             return _fail(e, 1)
+        if isinstance(e, OSError) and e.filename is not None:
+            return _fail(f"{e.filename}: {e.strerror}; check this path", 1)
         if os.environ.get("BACKSPIKE_TRACEBACK"):
             raise
         line = (str(e).splitlines() or [""])[0]
@@ -100,7 +102,9 @@ def _split_off_fields(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 def _fail(message: object, code: int) -> int:
     from .progress import printable
 
-    print(f"backspike: {printable(str(message))}", file=sys.stderr)
+    text = printable(str(message))
+    text = text if len(text) <= 1000 else f"{text[:600]} ... {text[-300:]}"  # the cure stands at the end
+    print(f"backspike: {text}", file=sys.stderr)
     return code
 
 
@@ -201,7 +205,7 @@ def _train(options: argparse.Namespace) -> int:
             print("\n" + _field_help(recipe))
             return 0
         recipe = recipe.replace(options.fields)
-        budget = parse_size(options.memory) if options.memory else None
+        budget = parse_size(options.memory) if options.memory is not None else None
     except RecipeError as e:
         raise UsageError(e) from None
     from .run import Run, next_free

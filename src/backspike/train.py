@@ -189,8 +189,8 @@ def _check_size(recipe: Recipe, weights: Path) -> None:
         return
     if needed > (held := weights.stat().st_size):
         raise RunError(
-            f"{weights} is damaged or of another network: it has {held} bytes, the weights of the network in recipe.json {needed}; "
-            "restore the two that belong together"
+            f"{weights} is damaged or of another network: it has {held} bytes, the weights of the network in recipe.json "
+            f"{needed}; restore the two that belong together"
         )
 
 
