@@ -45,6 +45,7 @@ class Found:
     driver: str
     inputs: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     peak_mb: int = 0
     crashes: dict[str, str] = field(default_factory=dict)
     hangs: dict[str, str] = field(default_factory=dict)
@@ -172,7 +173,7 @@ def hunt(name: str, driver: str, seconds: float, seed: int, folder: Path) -> Fou
 
 def _watched(process: subprocess.Popen[bytes], now: Path, found: Found) -> str | None:
     """None once the process ended well, else why not. Code that never comes back to Python is ended here."""
-    seen, since = -1, 0.0
+    seen, since, used, before = -1, 0.0, 0.0, found.cpu_seconds
     while process.poll() is None:
         time.sleep(0.2)
         try:
@@ -181,6 +182,7 @@ def _watched(process: subprocess.Popen[bytes], now: Path, found: Found) -> str |
         except OSError:
             continue
         used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        found.cpu_seconds = round(before + used, 1)
         found.peak_mb = max(found.peak_mb, pages * resource.getpagesize() >> 20)
         number = _now(now)[0]
         if number != seen:
@@ -221,13 +223,13 @@ def main() -> int:
         parser.error(f"no target {', '.join(unknown)}; there are: {', '.join(TARGETS)}")
     keep = options.keep or Path(tempfile.mkdtemp(prefix="fuzz-"))
     print(f"driver: {driver}, {options.seconds:g} s a target, seed {options.seed}; inputs that fail go to {keep}")
-    print(f"{'target':18s} {'inputs':>9s} {'crashes':>8s} {'hangs':>6s} {'seconds':>8s} {'peak MB':>8s}")
+    print(f"{'target':18s} {'inputs':>9s} {'crashes':>8s} {'hangs':>6s} {'seconds':>8s} {'of CPU':>7s} {'peak MB':>8s}")
     all_found = []
     for name in options.target or TARGETS:
         found = hunt(name, driver, options.seconds, options.seed, keep / name.replace(" ", "-"))
         all_found.append(found)
         counts = f"{found.inputs:9,d} {len(found.crashes):8d} {len(found.hangs):6d}"
-        print(f"{name:18s} {counts} {found.seconds:8.1f} {found.peak_mb:8d}", flush=True)
+        print(f"{name:18s} {counts} {found.seconds:8.1f} {found.cpu_seconds:7.1f} {found.peak_mb:8d}", flush=True)
         for place, path in {**found.crashes, **found.hangs}.items():
             print(f"    {place}\n        {path}", flush=True)
         options.out.write_text(json.dumps({"driver": driver, "targets": [asdict(f) for f in all_found]}, indent=1) + "\n")
