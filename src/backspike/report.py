@@ -108,11 +108,8 @@ def _number(value: Any) -> float:
     """A float; the mean of a list (a value per channel); nan for everything else, and for what no measurement gives."""
     if isinstance(value, list):
         return float(np.mean([_number(item) for item in value])) if value else math.nan
-    return (
-        float(value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _MAX_NUMBER
-        else math.nan
-    )
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _MAX_NUMBER
+    return float(value) if known else math.nan
 
 
 def _load(path: Path) -> _Run:

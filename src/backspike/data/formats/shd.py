@@ -76,9 +76,8 @@ def _member(file: Any, path: Path, key: str) -> Any:
         if not own or out.file != file or out.external or out.is_virtual:
             raise ValueError("it lies in another file")
         chunk = math.prod(out.chunks or ()) * out.dtype.itemsize
-        if max(out.nbytes, chunk) > DEFLATE_RATIO * out.id.get_storage_size():
+        if len(out) and max(out.nbytes, chunk) > DEFLATE_RATIO * out.id.get_storage_size():
             raise ValueError(f"{out.shape} of {out.dtype} in {out.id.get_storage_size()} bytes")
-        len(out)
         return out
     except Exception as error:
         raise DataError(f"{path}: no data set {key!r}: damaged, or no SHD file ({one_line(error)})") from error
