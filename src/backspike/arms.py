@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .recipe import OPEN, Recipe
-from .run import Run
+from .run import Run, read_json
 
 FREE = ("checkpoint_seconds", "root")  # fields that change no result
 
@@ -117,7 +117,7 @@ def same_recipe(job: Job) -> bool:
     """True; StudyError if the folder holds a run of another recipe."""
     path = job.folder / "recipe.json"
     try:
-        stored = json.loads(path.read_bytes())["fields"]
+        stored = dict(read_json(path.read_bytes())["fields"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise StudyError(f"{path} is damaged ({e}); remove {job.folder} and run the study again") from e
     wanted = json.loads(json.dumps(job.recipe.to_dict()["fields"]))

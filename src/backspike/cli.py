@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import shlex
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ |= QUIET_THREADS | os.environ
     heap.use({"0": "", "lean": "lean"}.get(os.environ.get("BACKSPIKE_HEAP", ""), "kept"))
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
     try:
         arguments, fields = _split_off_fields(arguments) if arguments[:1] in ([v] for v in TAKE_FIELDS) else (arguments, {})
         parser = _parser()
@@ -61,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as e:
         if isinstance(e, _expected()):
             return _fail(e, 1)
+        if isinstance(e, OSError) and e.filename is not None:
+            return _fail(f"{e.filename}: {e.strerror}; check this path", 1)
         if os.environ.get("BACKSPIKE_TRACEBACK"):
             raise
         line = (str(e).splitlines() or [""])[0]
@@ -94,7 +99,11 @@ def _split_off_fields(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _fail(message: object, code: int) -> int:
-    print(f"backspike: {message}", file=sys.stderr)
+    from .progress import printable
+
+    text = printable(str(message))
+    text = text if len(text) <= 1000 else f"{text[:600]} ... {text[-300:]}"  # the cure stands at the end
+    print(f"backspike: {text}", file=sys.stderr)
     return code
 
 
@@ -195,7 +204,7 @@ def _train(options: argparse.Namespace) -> int:
             print("\n" + _field_help(recipe))
             return 0
         recipe = recipe.replace(options.fields)
-        budget = parse_size(options.memory) if options.memory else None
+        budget = parse_size(options.memory) if options.memory is not None else None
     except RecipeError as e:
         raise UsageError(e) from None
     from .run import Run, next_free

@@ -182,7 +182,7 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MI
 def parse_size(text: str) -> int:
     """Bytes: "6GB", "800 MB", "0.5GiB". RecipeError for anything else."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]i?B)", text.strip(), re.IGNORECASE)
-    if not match or float(match[1]) <= 0:
+    if not match or not 0 < float(match[1]) < 1e15:
         raise RecipeError(f"a memory size is a number and a unit, such as 6GB, 800MB or 0.5GiB; got {text!r}")
     return round(float(match[1]) * _UNITS[match[2].upper()])
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from .arms import Job, Study
 from .paired import paired
-from .run import Run
+from .run import Run, read_arrays
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,8 +42,7 @@ class Outcome:
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        with np.load(self.folder / "evaluation.npz", allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        return read_arrays(self.folder / "evaluation.npz")
 
     def numbers(self) -> dict[str, float]:
         spikes = float(self.arrays["spikes_per_image"].sum())

@@ -156,6 +156,8 @@ class PotentialAdjustment(Handle):
         return {"step": self.step}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
+        if type(state["step"]) is not int or state["step"] < 0:
+            raise ValueError(f"step is {state['step']!r}, not a count of calls")
         self.step = state["step"]
 
     def _see(self, name: str, measure: Callable[..., Tensor], layer: LIF, out: Output, moments: Moments | None) -> None:

@@ -45,6 +45,9 @@ VALUED = 0.75
 FEWEST_CHANNELS = 16
 
 
+_WAYS = {"forward": ("dense", "gather", "lookup"), "weight": ("dense", "gather", "lookup"), "input": ("dense", "sample")}
+
+
 @dataclass
 class Choice:
     """Which way the three products of a linear layer or a convolution take, and the densities they were chosen by.
@@ -53,9 +56,9 @@ class Choice:
     `load(state())`.
     """
 
-    forward: str = "dense"  # dense, gather, lookup
-    weight: str = "dense"  # dense, gather, lookup
-    input: str = "dense"  # dense, sample
+    forward: str = "dense"  # of _WAYS, as the next two
+    weight: str = "dense"
+    input: str = "dense"
     spikes: float | None = None  # part of the inputs that spiked, or that are not zero; None: they were no spikes
     h: float | None = None  # part of the neurons in front whose surrogate derivative is not zero; None: unknown
 
@@ -64,7 +67,10 @@ class Choice:
 
     def load(self, state: dict[str, Any]) -> None:
         for field in fields(self):
-            setattr(self, field.name, state[field.name])
+            value = state[field.name]
+            if value not in _WAYS[field.name] if field.name in _WAYS else not isinstance(value, float | None):
+                raise ValueError(f"{field.name} of a product is {value!r}")
+            setattr(self, field.name, value)
 
     def __str__(self) -> str:
         words = {"dense": "dense", "gather": "sparse", "lookup": "by lookup", "sample": "sampled"}

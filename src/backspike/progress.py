@@ -14,6 +14,11 @@ from typing import Any
 Listener = Callable[[dict[str, Any]], None]
 
 
+def printable(text: str) -> str:
+    """The text on one line: what a terminal would obey is written as Python writes it. Paths and files may hold such."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
 @contextmanager
 def listener(as_json: bool) -> Iterator[Listener]:
     """The way of showing that fits where standard output goes."""
@@ -47,7 +52,7 @@ def _opening(event: dict[str, Any]) -> str:
     again = f", from epoch {event['epoch']}" if event["epoch"] else ""
     why = event["chosen"].get("precision")
     precision = fields["precision"] + (f" ({why})" if why else "") + (", channels last" if fields["channels_last"] else "")
-    return (
+    return printable(
         f"{event['recipe']['name']}: {fields['model']} on {fields['data']}, T = {fields['T']}, "
         f"{event['epochs']} epochs{again}, {precision}, into {event['run']}"
     )
@@ -94,17 +99,17 @@ def _bar() -> Iterator[Listener]:
             match event["event"]:
                 case "start":
                     epochs = event["epochs"]
-                    progress.console.print(_opening(event), highlight=False)
+                    progress.console.print(_opening(event), highlight=False, markup=False)
                     progress.update(task, total=epochs, completed=event["epoch"])
                 case "batch":
                     numbers = f"loss {event['loss']:.4f}  {event['samples_per_second']:,.0f} samples/s"
                     done = event["epoch"] + event["batch"] / event["batches"]
                     progress.update(task, completed=done, numbers=numbers, description=f"epoch {event['epoch'] + 1}/{epochs}")
                 case "rehearsal" | "memory":
-                    progress.console.print(f"memory: {event['text']}", highlight=False)
+                    progress.console.print(f"memory: {event['text']}", highlight=False, markup=False)
                 case "scaling":
-                    progress.console.print(_scaling(event), highlight=False)
+                    progress.console.print(_scaling(event), highlight=False, markup=False)
                 case "epoch":
-                    progress.console.print(_line(event), highlight=False)
+                    progress.console.print(_line(event), highlight=False, markup=False)
 
         yield listen

@@ -12,7 +12,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints, runtime_checkable
 
 from . import surrogate as _surrogate
@@ -347,6 +347,9 @@ class Recipe:
             "workers",
         ):
             _require(getattr(self, name) >= 0, name, "not negative", getattr(self, name))
+        # a recipe may be anybody's: no size of which a single one would fill the memory, or the table of processes
+        for name, most in {"T": 1_000_000, "workers": 256, "batch_size": 1 << 31, "accumulate": 1 << 31}.items():
+            _require(getattr(self, name) <= most, name, f"at most {most:,}", getattr(self, name))
         _require(self.seed < 2**40, "seed", "below 2^40", self.seed)
         _require(0 <= self.weight_mask <= 1, "weight_mask", "a probability in [0, 1]", self.weight_mask)
         _require(0 <= self.ema < 1, "ema", "in [0, 1)", self.ema)
@@ -444,7 +447,7 @@ def _text(value: Any) -> Any:
 
 
 def _text_fields(owner: type) -> list[str]:
-    return [name for name, hint in get_type_hints(owner).items() if hint is str]
+    return [name for name, hint in _hints(owner).items() if hint is str]
 
 
 def _require(ok: bool, name: str, wanted: str, got: Any) -> None:
@@ -464,6 +467,7 @@ def _check_types(owner: Any, path: str = "") -> None:
                 _check_types(part, f"{path}{f.name}.")
 
 
+@cache
 def _hints(owner: type) -> dict[str, Any]:
     try:
         return get_type_hints(owner)
@@ -583,6 +587,8 @@ def parse(text: str, extra: dict[str, Callable[..., Any]] | None = None, where: 
 def _evaluate(node: ast.expr, names: dict[str, Callable[..., Any]]) -> Any:
     match node:
         case ast.Constant(value=value) if value is None or isinstance(value, bool | int | float | str):
+            if isinstance(value, int) and value >= 1 << 63:
+                raise RecipeError("a whole number beyond 64 bits")
             return value
         case ast.Tuple(elts=items) | ast.List(elts=items):
             return tuple(_evaluate(i, names) for i in items)

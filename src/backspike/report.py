@@ -15,8 +15,6 @@ import logging
 import math
 import re
 import shlex
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .run import RunError, write_atomic
+from .run import RunError, read_arrays, read_json, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("backspike")
 _MAX_SAMPLES, _MAX_RASTERS, _MAX_STEPS, _MAX_FRAMES, _MAX_CLASSES, _MAX_PIXELS = 6, 6, 12, 8, 20, 128
+_MAX_LINES, _MAX_LAYERS, _MAX_NUMBER = 100, 1000, 1e30
 
 # The arrays of evaluation.npz and their axes; "*" stands for any further axes.
 _AXES = {
@@ -51,6 +50,9 @@ _AXES = {
     "readout_weights": "T",
     "spikes_per_image": "L",
 }
+
+# Their dtype kinds where they are not any numbers: names, and counts that are added up.
+_KINDS = {"classes": "Uiu", "layer_names": "Uiu", "confusion": "iu", "membrane_counts": "iu", "sample_y": "iu"}
 
 
 class ReportError(Exception):
@@ -104,10 +106,11 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float:
-    """A float; the mean of a list (a value per channel); nan for everything else."""
+    """A float; the mean of a list (a value per channel); nan for everything else, and for what no measurement gives."""
     if isinstance(value, list):
         return float(np.mean([_number(item) for item in value])) if value else math.nan
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _MAX_NUMBER
+    return float(value) if known else math.nan
 
 
 def _load(path: Path) -> _Run:
@@ -126,10 +129,10 @@ def _load(path: Path) -> _Run:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = read_json(path.read_bytes())
     except FileNotFoundError:
         raise ReportError(f"{path}: missing; give a folder that `backspike train` wrote") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ReportError(f"{path}: damaged ({_one_line(error)}); restore the file or train again") from None
     if not isinstance(value, dict):
         raise ReportError(f"{path}: damaged (not a JSON object); restore the file or train again")
@@ -151,8 +154,8 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[st
     resumed = read = damaged = 0
     for line in lines:
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
+            entry = read_json(line)
+        except ValueError:
             entry = None
         if not isinstance(entry, dict):
             damaged += 1
@@ -176,10 +179,9 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
     try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_arrays(path)
         _check(arrays)
-    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError) as error:
         cure = "remove it, or write it again with `backspike eval`"
         raise ReportError(f"{path}: damaged ({_one_line(error)}); {cure}") from None
     return arrays
@@ -198,6 +200,20 @@ def _check(arrays: dict[str, np.ndarray]) -> None:
         for axis, size in zip(axes, shape):
             if axis != "N" and sizes.setdefault(axis, size) != size:
                 raise ValueError(f"{name} has {size} along {axis}, other arrays have {sizes[axis]}")
+    if empty := [axis for axis, size in sizes.items() if not size and axis not in "SL"]:
+        raise ValueError(f"there is nothing along {empty[0]}")
+    if sizes.get("L", 0) > _MAX_LAYERS:
+        raise ValueError(f"{sizes['L']} layers are more than {_MAX_LAYERS}")
+    for name in (set(_AXES) | set(rasters)) & set(arrays):
+        kinds, array = _KINDS.get(name, "biuf"), arrays[name]
+        if array.size and array.dtype.kind not in kinds:
+            raise ValueError(f"{name} is of type {array.dtype}")
+        if array.dtype.kind == "f" and array.size and np.nanmax(np.abs(array), initial=0) > _MAX_NUMBER:
+            raise ValueError(f"{name} has numbers above {_MAX_NUMBER:g}")
+        if kinds == "iu" and array.size and (array.min() < 0 or array.max() >= 1 << 40):
+            raise ValueError(f"{name} has numbers that count nothing")
+        if name in ("membrane_edges", "surrogate_z") and not (np.diff(array.astype(float)) > 0).all():
+            raise ValueError(f"{name} does not rise")
     if {"edges", "bins"} <= set(sizes) and sizes["edges"] != sizes["bins"] + 1:
         raise ValueError(f"membrane_edges has {sizes['edges']} values for {sizes['bins']} bins")
 
@@ -328,6 +344,7 @@ def _chart(name: str, title: str, lines: Sequence[_Line], xlabel: str, percent: 
     lines = [line for line in lines if np.isfinite(line.y).any()]
     if not lines:
         return ""
+    lines = lines[:: math.ceil(len(lines) / _MAX_LINES)]
     write = _percent if percent else _plain
 
     def plot(ax: Axes) -> None:
@@ -659,8 +676,8 @@ def _membranes(run: _Run) -> _Section:
     if not all(key in arrays for key in keys):
         return _Section("membranes", "", "", "")
     counts, edges, z, h = (arrays[key] for key in keys)
-    logged = {k: np.array(v) for k, v in _dict(run.initial.get("membrane_counts")).items() if isinstance(v, list)}
-    before = {k: v for k, v in logged.items() if v.shape == counts.shape[1:] and v.dtype.kind == "i"}
+    logged = {k: v for k, v in _dict(run.initial.get("membrane_counts")).items() if isinstance(v, list)}
+    before = {k: np.array(v) for k, v in logged.items() if len(v) == counts.shape[1] and all(type(n) is int for n in v)}
     names = _layer_names(run)
     figures = [_membrane(i, name, counts[i], before.get(name), edges, z, h[i]) for i, name in enumerate(names)]
     text = (

@@ -8,13 +8,19 @@ checkpoint holds it.
 from __future__ import annotations
 
 import errno
+import io
 import json
+import math
 import os
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
 
 from .recipe import Recipe, RecipeError
 
@@ -24,6 +30,8 @@ FILES = (
     "recipe.json",
 )
 TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")
+DEEPEST_JSON = 32  # levels; what is written here has fewer than ten
+LARGEST_ARRAYS = 1 << 29  # bytes of an evaluation.npz, unpacked
 
 
 class RunError(RuntimeError):
@@ -57,6 +65,54 @@ def _cannot_write(path: Path, e: OSError) -> RunError:
             f"no space left to write {path}; free some and repeat the command, or for a run: backspike resume {path.parent}"
         )
     return RunError(f"cannot write {path}: {e.strerror or e}; make the folder writable or choose another with --out")
+
+
+def read_json(text: bytes | str) -> Any:
+    """JSON from a file that may be anybody's: whole numbers beyond 64 bits become floats, as other readers have them.
+
+    Raises ValueError for whatever is no JSON, or is nested more than `DEEPEST_JSON` levels deep.
+    """
+    try:
+        value = json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 19 else float(digits))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    level = [value]
+    for _ in range(DEEPEST_JSON):
+        level = [
+            x for part in level if isinstance(part, dict | list) for x in (part.values() if isinstance(part, dict) else part)
+        ]
+        if not level:
+            return value
+    raise ValueError("nested too deep")
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, which may be anybody's: no pickles, and no memory for what the file does not hold.
+
+    Raises ValueError for damage, for more than `LARGEST_ARRAYS` bytes; OSError for a file that cannot be read.
+    """
+    out = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if (size := sum(member.file_size for member in members)) > LARGEST_ARRAYS:
+                raise ValueError(f"unpacks to {size} bytes, more than {LARGEST_ARRAYS}")
+            for member in members:
+                data = io.BytesIO(archive.read(member))  # never more than the size that was added up
+                version = npy.read_magic(data)
+                header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                shape, fortran, dtype = header(data)
+                rest = data.getbuffer()[data.tell() :]
+                n = math.prod(shape)
+                if dtype.hasobject or not dtype.itemsize or min(shape, default=0) < 0 or n * dtype.itemsize != len(rest):
+                    raise ValueError(f"{member.filename}: {dtype} {shape} in {len(rest)} bytes")
+                array = np.frombuffer(bytearray(rest), dtype) if n else np.zeros(0, dtype)
+                out[member.filename.removesuffix(".npy")] = array.reshape(shape, order="F" if fortran else "C")
+    except OSError:
+        raise
+    except Exception as e:  # a damaged archive or header may raise nearly anything
+        raise ValueError(f"{type(e).__name__}: {e}") from e
+    return out
 
 
 class Run:
@@ -110,7 +166,7 @@ class Run:
     def recipe(self, values: tuple[type, ...] = ()) -> Recipe:
         path = self.path / "recipe.json"
         try:
-            return Recipe.from_dict(json.loads(path.read_bytes()), values)
+            return Recipe.from_dict(read_json(path.read_bytes()), values)
         except (ValueError, OSError) as e:
             hint = "; pass your own classes as values=" if isinstance(e, RecipeError) and "unknown name" in str(e) else ""
             raise RunError(
@@ -119,8 +175,8 @@ class Run:
 
     def own(self) -> list[str]:
         """What the user gave to `fit` in place of the recipe's: any of "model", "data"."""
-        stored = json.loads(self.read("recipe.json"))
-        return [o for o in stored.get("own", []) if isinstance(o, str)] if isinstance(stored, dict) else []
+        own = self.read_json("recipe.json").get("own")
+        return [o for o in own if isinstance(o, str)] if isinstance(own, list) else []
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -158,6 +214,16 @@ class Run:
             return (self.path / name).read_bytes()
         except OSError as e:
             raise RunError(f"{self.path / name} cannot be read: {e.strerror}") from e
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The object in a JSON file of the folder."""
+        try:
+            value = read_json(self.read(name))
+        except ValueError as e:
+            raise RunError(f"{self.path / name} is damaged ({e}); restore the file or train again") from e
+        if not isinstance(value, dict):
+            raise RunError(f"{self.path / name} is damaged (no JSON object); restore the file or train again")
+        return value
 
     def has(self, name: str) -> bool:
         return (self.path / name).is_file()
@@ -206,8 +272,8 @@ class Run:
 
 def _event(line: bytes) -> dict[str, Any] | None:
     try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
+        event = read_json(line)
+    except ValueError:
         return None
     return event if isinstance(event, dict) else None
 

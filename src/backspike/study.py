@@ -6,7 +6,6 @@ order and augmentation, so that they can be compared in pairs.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -27,7 +26,7 @@ from .arms import Job, Study, StudyError, finished, same_recipe
 from .data import DataError
 from .progress import Listener
 from .recipe import RecipeError
-from .run import Run, RunError, write_atomic
+from .run import Run, RunError, read_json, write_atomic
 from .study_page import to_json, write
 from .study_progress import Clock
 
@@ -93,7 +92,7 @@ def folder(out: Path, settings: dict[str, Any], force: bool) -> Iterator[None]:
 
 def _settings(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())["settings"]
+        return read_json(path.read_bytes())["settings"]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise StudyError(f"{path} is damaged ({e}); choose another folder with --out") from e
 
@@ -102,7 +101,8 @@ def _difference(known: Any, wanted: dict[str, Any]) -> str:
     """In words, how the study in a folder differs from the one wanted."""
     if not isinstance(known, dict) or known.get("name") != wanted["name"]:
         return f"another study, {known.get('name') if isinstance(known, dict) else known}"
-    old, new = known.get("base", {}), wanted.get("base", {})
+    old, new = known.get("base"), wanted.get("base", {})
+    old = old if isinstance(old, dict) else {}
     fields = [k for k in {**old, **new} if old.get(k, ...) != new.get(k, ...)]
     what = f"{fields[0]} was {old.get(fields[0])!r} and is {new.get(fields[0])!r}" if fields else "its arms are different"
     return f"this study with other settings ({what})"

@@ -52,7 +52,7 @@ def write(study: Study, out: Path, seeds: int, failed: Mapping[Job, str] | None 
     said = sentences(rows, seeds)
     if failed:
         said.insert(0, f"{len(failed)} runs failed and are missing: {'; '.join(failed.values())}.")
-    env = json.loads(Run(outcomes[0].folder).read("env.json"))
+    env = Run(outcomes[0].folder).read_json("env.json")
     notes = [
         "Mean ± standard deviation over seeds; difference to the arm compared with, paired by seed, in percentage points, with "
         "its 95 % confidence interval (t); p of the two-sided sign-flip test over all sign patterns.",

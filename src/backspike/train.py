@@ -51,6 +51,7 @@ from .surrogate import Masked
 
 logger = logging.getLogger("backspike")
 Listener = Callable[[dict[str, Any]], None]
+CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 CHECKPOINT_VERSION = 3
 
 
@@ -127,8 +128,10 @@ def resume(
         return _already_done(folder, done, listen, report)
     _check_own(folder, model=model, data=train)
     with folder.locked(), _refusals_said(recipe):
+        if model is None and (kept := [folder.path / name for name in CHECKPOINTS if folder.has(name)]):
+            _check_size(recipe, max(kept, key=lambda path: path.stat().st_size))
         training = _Training(folder, recipe, model, _sets(recipe, train, validation, test), device, listen)
-        if folder.has("last.ckpt") or folder.has("previous.ckpt"):
+        if any(folder.has(name) for name in CHECKPOINTS):
             training.restore()
         else:  # stopped before the first checkpoint
             folder.put_back_log("")
@@ -136,6 +139,10 @@ def resume(
 
 
 def _already_done(run: Run, done: dict[str, Any], listen: Listener | None, report: bool) -> Result:
+    done = {k: v for k, v in done.items() if k == "event" or k in Result.__dataclass_fields__}
+    numbers = [done.get(k) for k in ("epochs", "seconds", "best_epoch", "test_accuracy", "test_accuracy_last")]
+    if not all(n is None or type(n) in (int, float) for n in numbers) or None in numbers[:3]:
+        raise RunError(f"{run.path / 'log.jsonl'} is damaged (its last line); restore it, or train again with --force")
     if report and not run.has("report.html"):
         from .report import write
 
@@ -162,15 +169,35 @@ def load(run: str | Path, model: nn.Module | None = None, *, values: tuple[type,
     recipe = folder.recipe(values)
     if not folder.has("model.safetensors"):
         raise RunError(f"{folder.path} has no model.safetensors; finish it with: backspike resume {folder.path}")
-    network = Network(model or recipe.network(), recipe.readout.build(recipe.T))
     try:
-        network.load_state_dict(load_safetensors(folder.read("model.safetensors")))
+        weights = load_safetensors(folder.read("model.safetensors"))
+        if model is None:
+            _check_size(recipe, folder.path / "model.safetensors")
+        network = Network(model or recipe.network(), recipe.readout.build(recipe.T))
+        network.load_state_dict(weights)
+    except RunError:
+        raise
     except Exception as e:  # whatever a damaged file makes the reader raise
         text = _first_line(e)
         raise RunError(
             f"{folder.path / 'model.safetensors'} is damaged or belongs to another network (give model= again): {text}"
         ) from e
     return network.eval()
+
+
+def _check_size(recipe: Recipe, weights: Path) -> None:
+    """A recipe may be anybody's: its network is not built where the file of its weights cannot hold them."""
+    try:
+        with torch.device("meta"):
+            network = Network(recipe.network(), recipe.readout.build(recipe.T))
+        needed = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+    except Exception:  # it says why when it is built in earnest
+        return
+    if needed > (held := weights.stat().st_size):
+        raise RunError(
+            f"{weights} is damaged or of another network: it has {held} bytes, the weights of the network in recipe.json "
+            f"{needed}; restore the two that belong together"
+        )
 
 
 def evaluate(
@@ -193,8 +220,13 @@ def evaluate(
     if recipe.channels_last:
         _to_channels_last(network)
     batches = Batches(_load(recipe).test if test is None else test, recipe, _device(device))
-    accuracy, loss = _test(network, batches, recipe)
-    over_time = _measure(folder, network, batches)
+    try:
+        accuracy, loss = _test(network, batches, recipe)
+        over_time = _measure(folder, network, batches)
+    except (RuntimeError, ValueError, TypeError, IndexError) as e:
+        if isinstance(e, RunError):
+            raise
+        raise RunError(f"the network of {folder.path} does not take the data {recipe.data}: {_first_line(e)}") from e
     n = len(batches.data)
     return {"run": str(run), "test_accuracy": accuracy, "test_loss": loss, "n": n, "accuracy_over_time": over_time}
 
@@ -610,7 +642,10 @@ class _Training:
         assert self.best is not None
         final, best_is_last = self.evaluated, self.best["epoch"] == self.epoch - 1
         if not best_is_last:
-            final.load_state_dict(_unpacked(self.run, "best.ckpt")["network"])
+            try:
+                final.load_state_dict(_unpacked(self.run, "best.ckpt")["network"])
+            except (RuntimeError, KeyError, TypeError, AttributeError) as e:
+                raise RunError(f"{self.run.path / 'best.ckpt'} is damaged ({_first_line(e)}); restore it") from e
         accuracy = last if best_is_last else _test(final, self.test, self.recipe)[0] if self.test else None
         state = {k: v.contiguous() for k, v in final.state_dict().items()}
         self.run.write("model.safetensors", save_safetensors(state, metadata={"backspike": __version__}))
@@ -670,31 +705,60 @@ class _Training:
         state = self._last_checkpoint()
         if state.get("version") != CHECKPOINT_VERSION:
             raise RunError(f"{self.run.path / 'last.ckpt'} is of another version of backspike; resume it with that one")
-        if state["recipe"] != self.recipe.to_dict():
+        if state.get("recipe") != self.recipe.to_dict():
             raise RunError(
                 f"{self.run.path}: last.ckpt is of another recipe than recipe.json; restore the one that belongs to it"
             )
         try:
-            self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            product.load(self.network, state["products"])
-            if self.averaged is not None:
-                self.averaged.load_state_dict(state["averaged"])
-            if self.potential is not None:
-                self.potential.load_state_dict(state["potential"])
-        except (RuntimeError, ValueError, KeyError, AttributeError) as e:
-            text = str(e).splitlines()[0]
+            self._take(state)
+        except Exception as e:  # whatever a damaged checkpoint makes of it
             raise RunError(
-                f"{self.run.path / 'last.ckpt'} does not fit this network ({text}); give fit's own model= again"
+                f"{self.run.path / 'last.ckpt'} does not fit this network ({_first_line(e)}); give fit's own model= again"
             ) from e
-        self.epoch, self.batch, self.step = state["position"]
-        self.loss_sum, self.right, self.seen = state["sums"]
-        self.best, self.bad_epochs = state["best"], state["bad_epochs"]
-        self.elapsed, self.epoch_seconds = state["elapsed"]
         if self.best is not None:
             _unpacked(self.run, "best.ckpt")  # damage is said now, not after hours of training
         self.run.put_back_log(state["log"])
+
+    def _take(self, state: dict[str, Any]) -> None:
+        """The state of a checkpoint, which may be anybody's: what has no checks of its own is checked here."""
+        self.network.load_state_dict(state["network"])
+        # the groups are those of the recipe; only the learning rate changes, and every step sets it
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": self._moments(state["optimizer"]["state"]), "param_groups": groups})
+        product.load(self.network, state["products"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        if self.potential is not None:
+            self.potential.load_state_dict(state["potential"])
+        self.epoch, self.batch, self.step = _numbers(state["position"], int, int, int)
+        self.loss_sum, self.right, self.seen = _numbers(state["sums"], float, int, int)
+        self.best, (self.bad_epochs,) = state["best"], _numbers([state["bad_epochs"]], int)
+        self.elapsed, self.epoch_seconds = _numbers(state["elapsed"], float, float)
+        if self.best is not None:
+            accuracy = [a for a in [self.best["accuracy"]] if a is not None]
+            _numbers([*self.best["score"], self.best["epoch"], *accuracy], float, float, int, *([float] * len(accuracy)))
+        if (self.best is None) != (self.epoch == 0) or self.epoch > self.recipe.epochs or (self.batch > 0) != (self.seen > 0):
+            raise ValueError(f"epoch {self.epoch}, batch {self.batch}, best {self.best}")
+        if not isinstance(state["log"], str):
+            raise ValueError(f"its log is a {type(state['log']).__name__}")
         _set_generators(state["generators"])
+
+    def _moments(self, stored: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        """The state of torch's fused optimizers, which write past a tensor of the wrong size without a check: a copy in
+        tensors like the parameters. Of other optimizers as it is."""
+        names = _FUSED.get(type(self.optimizer))
+        if names is None:
+            return stored
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        out: dict[int, dict[str, Any]] = {}
+        for i, values in stored.items():
+            if values and set(values) != names:
+                raise ValueError(f"the optimizer keeps {', '.join(sorted(names))}, not {', '.join(map(str, values))}")
+            wanted = {name: torch.tensor(0.0) if name == "step" else parameters[i].detach() for name in values}
+            if any(v.shape != wanted[name].shape for name, v in values.items()):
+                raise ValueError(f"the optimizer's state of parameter {i} has another shape")
+            out[i] = {name: torch.empty_like(wanted[name]).copy_(v) for name, v in values.items()}
+        return out
 
     def _last_checkpoint(self) -> dict[str, Any]:
         """The last checkpoint, or, where it is damaged, the one before, which then takes its place."""
@@ -797,15 +861,36 @@ def _packed(state: dict[str, Any]) -> bytes:
 
 
 def _unpacked(run: Run, name: str) -> dict[str, Any]:
-    """Reads a checkpoint: tensors and plain values only, its checksums verified."""
+    """Reads a checkpoint: tensors and plain values only, its checksums verified, nothing larger than the file."""
     packed = run.read(name)
     try:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            if (size := sum(member.file_size for member in archive.infolist())) > len(packed):
+                raise zipfile.BadZipFile(f"{size} bytes in a file of {len(packed)}")  # torch.save packs without compressing
             if (torn := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"{torn} fails its checksum")
-        return torch.load(io.BytesIO(packed), weights_only=True)
+        state = torch.load(io.BytesIO(packed), weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"a {type(state).__name__}")
     except Exception as e:  # whatever a damaged file makes the readers raise
         raise RunError(f"{run.path / name} is damaged ({_first_line(e)}); start the run anew with --force") from e
+    return state
+
+
+_FUSED: dict[type, set[str]] = {
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.SGD: {"momentum_buffer"},
+}
+
+
+def _numbers(values: Any, *kinds: type) -> list[Any]:
+    """Numbers of a checkpoint, not negative but for a loss; ValueError for anything else."""
+    for value, kind in zip(values, kinds, strict=True):
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise ValueError(f"{value!r} is no {kind.__name__}")
+        if kind is int and not 0 <= value < 1 << 62:
+            raise ValueError(f"{value} is out of range")
+    return list(values)
 
 
 def _generators() -> dict[str, Any]:
@@ -825,5 +910,7 @@ def _set_generators(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    kind, keys, position, *rest = state["numpy"]
+    if keys.shape != (624,) or not 0 <= position <= 624:  # NumPy takes any position, and reads there
+        raise ValueError(f"a generator of {list(keys.shape)} words at {position}")
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, *rest))  # noqa: NPY002

@@ -411,9 +411,8 @@ def missing(name: str, root: str | os.PathLike[str] | None = None) -> DataError:
     """The error that says which files of a data set to put where."""
     entry = source(name)
     layout, searched = entry.layouts[0], " or ".join(str(folder) for folder in roots(root))
-    files = [f"  {layout.folders[0]}/{file.name}  {_describe(file)}" for file in layout.files]
-    lines = "\n".join(files)
-    return DataError(f"{name} is not in {searched}; from {entry.home} put there (or set BACKSPIKE_DATA):\n{lines}")
+    files = "; ".join(f"{layout.folders[0]}/{file.name}, {_describe(file)}" for file in layout.files)
+    return DataError(f"{name} is not in {searched}; from {entry.home} put there (or set BACKSPIKE_DATA): {files}")
 
 
 def read(path: Path, file: File) -> bytes:

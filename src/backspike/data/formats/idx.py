@@ -35,7 +35,11 @@ def decode(data: bytes, name: str = "<bytes>") -> np.ndarray:
     held = len(data) * DEFLATE_RATIO if packed else len(data) - 4 - 4 * ndim
     if size > held:
         raise DataError.at(name, 4, f"truncated: the header announces {size} bytes, the file holds at most {held}")
-    return np.frombuffer(take(size, last=True), dtype).reshape(shape).astype(dtype.newbyteorder("="))
+    flat = np.frombuffer(take(size, last=True), dtype)
+    try:
+        return flat.reshape(shape).astype(dtype.newbyteorder("="))
+    except ValueError as error:  # with a size of zero the others may be anything
+        raise DataError.at(name, 4, f"{ndim} sizes that no array has ({error})") from error
 
 
 class _Plain:

@@ -11,6 +11,9 @@ import numpy as np
 
 from . import DataError, one_line
 
+# Pillow knows more than forty formats, and starts other programs for some of them
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+
 
 def decode(data: bytes, name: str = "<bytes>", size: int = 224) -> np.ndarray:
     """RGB, uint8 [3, size, size]. Raises DataError for a damaged file, and for one that would unpack to a huge picture."""
@@ -23,7 +26,7 @@ def decode(data: bytes, name: str = "<bytes>", size: int = 224) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as picture:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 picture.draft("RGB", (side, side))  # JPEG: decoded at the nearest half, quarter or eighth, not smaller
                 half = min(picture.size) * size / side / 2
                 left, top = picture.width / 2 - half, picture.height / 2 - half

@@ -2,9 +2,11 @@
 
 `spikes/times` and `spikes/units` hold one array of variable length for each sample, seconds and channel numbers; `labels` the
 classes. Cramer, Stradmann, Schemmel, Zenke 2020, doi:10.1109/TNNLS.2020.3044364. Read through h5py (the extra `events`), by
-path and sample by sample: the files reach gigabytes. HDF5 is a large C library: open files only from where you trust.
+path and sample by sample: the files reach gigabytes. A file that refers to others, or claims more than it holds, is refused;
+but HDF5 is a large C library, and damage made on purpose may end the process: open files only from where you trust.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import DataError, Events, one_line
+from .idx import DEFLATE_RATIO
 
 CHANNELS = 700
 
@@ -64,10 +67,17 @@ def _opened(path: Path) -> Any:
 
 
 def _member(file: Any, path: Path, key: str) -> Any:
+    """The data set `key`, lying in this file, and not larger than what is stored of it can be."""
+    import h5py
+
     try:
         out = file[key]
-        len(out)
-        out.dtype  # noqa: B018 - a group has none
+        own = all(isinstance(file.get(part, getlink=True), h5py.HardLink) for part in {key, key.split("/")[0]})
+        if not own or out.file != file or out.external or out.is_virtual:
+            raise ValueError("it lies in another file")
+        chunk = math.prod(out.chunks or ()) * out.dtype.itemsize
+        if len(out) and max(out.nbytes, chunk) > DEFLATE_RATIO * out.id.get_storage_size():
+            raise ValueError(f"{out.shape} of {out.dtype} in {out.id.get_storage_size()} bytes")
         return out
     except Exception as error:
         raise DataError(f"{path}: no data set {key!r}: damaged, or no SHD file ({one_line(error)})") from error
