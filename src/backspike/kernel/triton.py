@@ -1,8 +1,8 @@
 """The recursion in Triton, for GPUs: one kernel per direction over all T. Kept is the membrane, or less (see kept.py).
 
-A program walks over time with a block of elements whose membranes stay in registers. Elements are taken in the memory order of x;
-where sums per channel are wanted, in tiles of rows and channels. Sums are taken block by block in float64 and then over the
-blocks, so that they are the same bits every time. Imported only where Triton is installed and has a GPU, or its interpreter
+A program walks over time with a block of elements whose membranes stay in registers. Elements are taken in the memory order of
+x, and where sums per channel are wanted in tiles of rows and channels. Sums are taken block by block in float64 and then over
+the blocks, so that they are the same bits every time. Imported only where Triton is installed and has a GPU, or its interpreter
 (TRITON_INTERPRET=1), which runs the same kernels on the CPU for tests.
 """
 
@@ -186,7 +186,7 @@ def lif_fwd_kernel(
         fired = u >= theta
         v = step.reset(u, fired, theta, v_reset, SOFT)
         if p_s is not None:
-            tl.store(p_s + at, fired.to(p_s.dtype.element_ty), mask=inside)
+            tl.store(p_s + at, step.narrow(tl.where(fired, 1.0, 0.0), p_s.dtype.element_ty), mask=inside)
         if p_u is not None:
             tl.store(p_u + at, u, mask=inside)
         known = u
@@ -208,9 +208,7 @@ def lif_fwd_kernel(
             bits = ((h != 0) & inside).to(tl.int32).reshape(ROWS // 8, 8) << tl.arange(0, 8)[None, :]
             byte = block * (ROWS // 8) + tl.arange(0, ROWS // 8)
             bytes_of_a_step = tl.cdiv(N, 8)
-            tl.store(
-                p_kept + row * bytes_of_a_step + byte, tl.sum(bits, axis=1).to(tl.uint8), mask=byte < bytes_of_a_step
-            )
+            tl.store(p_kept + row * bytes_of_a_step + byte, tl.sum(bits, axis=1).to(tl.uint8), mask=byte < bytes_of_a_step)
         if p_active is not None:
             own = step.derivative(known - theta, w, p_numbers + BASE, FAMILY)
             h, _ = _masked(own, known, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, INSTEAD)
@@ -366,7 +364,7 @@ def _forward(
     )  # fmt: skip
     if partial is not None and walk.N:
         torch.sum(partial, 0, out=out.moments).div_(walk.N // walk.C)
-    if marks is not None:
+    if out.active is not None and marks is not None:
         out.active.copy_(pack(marks))
     return operators.given(out)
 
@@ -450,9 +448,7 @@ def _launch_forward(
     x, v0 = layout.arranged(x, walk.strides), layout.one(v0, walk.strides)  # type: ignore[assignment]
     wanted = dict.fromkeys(("p_s", "p_u", "p_v", "p_kept", "p_active", "p_partial")) | results
     given = _given(walk, x.device, constants, seed, p, flags, numbers, memory)
-    _launch(
-        lif_fwd_kernel, walk, **given, p_x=x, p_v0=v0, **wanted, x_stride=x.stride(0) if repeats == 1 else 0, KEEPS=memory
-    )
+    _launch(lif_fwd_kernel, walk, **given, p_x=x, p_v0=v0, **wanted, x_stride=x.stride(0) if repeats == 1 else 0, KEEPS=memory)
 
 
 class _Walk:
