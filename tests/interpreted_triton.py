@@ -45,8 +45,8 @@ COMBINATIONS = list(
 
 @pytest.mark.parametrize("part", range(4))
 def test_backward_against_the_statement(part):
-    """In float64, 32 of the 4,608 combinations of test_kernel.py; among them every value of every option."""
-    chosen = random.Random(3).sample(COMBINATIONS, 32)
+    """In float64, 24 of the 4,608 combinations of test_kernel.py; among them every value of every option."""
+    chosen = random.Random(3).sample(COMBINATIONS, 24)
     for i, values in enumerate(zip(*chosen)):
         assert set(values) == {c[i] for c in COMBINATIONS}
     x, v0, upstream = draw()
@@ -265,11 +265,11 @@ def test_rounded_gradients_are_those_in_torch(memory, mask):
     x, v0, upstream = draw(STEP)
     names = ("v_threshold", "width") if memory == "8bit" else tuple(CONSTANTS)
     learned = {n: torch.full((5,), CONSTANTS[n], dtype=torch.float64) for n in names}
-    for reset in (-0.3, None):
-        rule = {"v_reset": reset, "surrogate": MASKS[mask](Parametric(ATan(alpha=3.0))), "memory": memory}
-        given = {"learned": learned, "upstream": upstream, "seed": SEED}
-        got, want = both(x, v0, rule=rule | {"reset_gradient": 0.37}, backends=("triton", "eager"), **given)
-        assert_same(got, want, 1e-11)
+    rule = {"v_reset": None if mask == "no mask" else -0.3, "memory": memory, "reset_gradient": 0.37}
+    rule |= {"surrogate": MASKS[mask](Parametric(ATan(alpha=3.0)))}
+    given = {"rule": rule, "learned": learned, "upstream": upstream, "seed": SEED}
+    got, want = both(x, v0, backends=("triton", "eager"), **given)
+    assert_same(got, want, 1e-11)
 
 
 @pytest.mark.parametrize("mask", ["no mask", "rescale"])
@@ -335,11 +335,13 @@ def test_nothing_is_kept_without_grad_and_no_graph_goes_twice_back():
         assert not bs.lif(x, backend="triton").spikes.requires_grad
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_layer_in_compiled_code():
     """No graph break, and the same numbers."""
     torch.manual_seed(0)
     layer = bs.LIF(surrogate=Masked(Parametric(ATan()), p=0.4), learn=("tau", "threshold"), backend="triton")
     rows = []
+    torch._dynamo.reset()
     for f in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
         torch.manual_seed(1)
         x = draw((3, 2, 7), dtype=torch.float32)[0].requires_grad_()
