@@ -7,7 +7,9 @@ first that does not refuse and logs once why that is not the fastest.
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -34,10 +36,23 @@ __all__ = [
     "dropped",
 ]
 
-# the order is the order of preference of backend="auto"
-_BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "eager": eager, "reference": reference}
-if not cpu.available():
-    del _BACKENDS["cpu"]
+_MISSING = {"cpu": "the C kernel was not built on installation"}
+
+
+def _found() -> dict[str, ModuleType]:
+    """In the order of preference of backend="auto"; which of them takes an input is for them to say."""
+    found: dict[str, ModuleType] = {"cpu": cpu} if cpu.available() else {}
+    if (on_gpu := torch.cuda.is_available()) or os.environ.get("TRITON_INTERPRET") == "1":
+        try:
+            triton = import_module(".triton", __name__)
+        except Exception as error:  # not installed, or broken
+            _MISSING["triton"] = f"it does not import ({error})"
+        else:
+            found = {"triton": triton, **found} if on_gpu else {**found, "triton": triton}
+    return {**found, "eager": eager, "reference": reference}
+
+
+_BACKENDS = _found()
 _FASTEST = "the fastest here"
 _announced: set[str] = set()
 
@@ -92,12 +107,13 @@ def choose(backend: str, call: Call) -> tuple[str, str]:
         if reason := _BACKENDS[backend].refuses(call):
             raise Unsupported(f"backend {backend!r}: {reason}; use backend='auto'")
         return backend, "asked for"
-    reasons = [] if "cpu" in _BACKENDS else ["cpu: the C kernel was not built on installation"]
-    for name, module in _BACKENDS.items():
-        if reason := module.refuses(call):
-            reasons.append(f"{name}: {reason}")
-            continue
-        return name, "; ".join(reasons) or _FASTEST
+    fastest = "triton" if call.x.device.type == "cuda" else "cpu"
+    reasons = []
+    for name in (fastest, "eager", "reference"):
+        reason = _BACKENDS[name].refuses(call) if name in _BACKENDS else _MISSING[name]
+        if reason is None:
+            return name, "; ".join(reasons) or _FASTEST
+        reasons.append(f"{name}: {reason}")
     raise Unsupported("no backend can do this: " + "; ".join(reasons))
 
 
