@@ -16,7 +16,17 @@ from typing import Any
 
 from .recipe import Recipe, RecipeError
 
-FILES = ("recipe.json", "env.json", "log.jsonl", "last.ckpt", "best.ckpt", "model.safetensors", "evaluation.npz", "report.html")
+FILES = (
+    "recipe.json",
+    "env.json",
+    "log.jsonl",
+    "last.ckpt",
+    "best.ckpt",
+    "model.safetensors",
+    "evaluation.npz",
+    "report.html",
+    "doctor.html",
+)
 
 
 class RunError(RuntimeError):

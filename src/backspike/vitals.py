@@ -25,6 +25,7 @@ from .neuron import LIF, Output
 from .norm import TDBN
 from .recipe import Recipe
 from .recurrent import Recurrent
+from .scaling import mask_weight_gradients
 from .surrogate import Masked
 
 Batch = tuple[Tensor, Tensor]
@@ -86,6 +87,7 @@ class Vitals:
     labels: int  # different ones among the samples
     input_rms: float
     input_constant: bool  # every sample is the same
+    input_normed: bool  # a norm stands before the first spiking layer
     static: bool  # a sample is the same at every timestep
     logit_scale: float  # root mean square of the logits of a sample around their mean
     logit_spread: float  # deviation of a logit over the samples, relative to the scale
@@ -151,7 +153,8 @@ def take(
     }
     return Vitals(
         **course.inputs(),
-        **whole.answers(recipe, [y for _, y in batches]),
+        **whole.answers([y for _, y in batches]),
+        input_normed=whole.input_normed,
         layers=layers,
         weights=weights,
         flat_norms={name: float((spread < FLAT).float().mean()) for name, spread in whole.spreads.items()},
@@ -170,7 +173,8 @@ class _Course(Handle):
         model = network.model
         self.potential = recipe.potential.build(model) if recipe.potential else None
         scaling = recipe.scaling.build(model) if recipe.scaling else None
-        self.undo += [part.remove for part in (self.potential, scaling) if part is not None]
+        mask = mask_weight_gradients(model, recipe.weight_mask) if recipe.weight_mask else None
+        self.undo += [part.remove for part in (self.potential, scaling, mask) if part is not None]
 
     def gradients(self, before: _Gradients | None = None) -> _Gradients:
         """Of the mean loss; before: the same of an earlier pass, to be compared with."""
@@ -235,6 +239,7 @@ class _Gradients:
         self.of: dict[str, Tensor] = {}  # of the learned tensors
         self.outputs: list[tuple[Tensor, Tensor, float]] = []
         self.batch = self.call = 0
+        self.input_normed = False
         # of the currents: by batch, call and layer while a later pass may ask for them; sums of squares over T
         self.currents: dict[tuple[int, int, str], Tensor] = {}
         self.squares: dict[str, Tensor] = {}
@@ -285,6 +290,8 @@ class _Gradients:
 
     @torch.no_grad()
     def _see(self, name: str, layer: LIF, out: Output) -> None:
+        if not self.tallies:
+            self.input_normed = bool(self.spreads)
         self.tallies.setdefault(name, _Tally()).add(layer, out)
 
     def energy(self, name: str) -> list[float]:
@@ -305,7 +312,7 @@ class _Gradients:
         pairs = zip(self.differences[name].tolist(), self.squares[name].tolist())
         return [math.sqrt(d / s) if s > 0 else math.inf if d > 0 else 0.0 for d, s in pairs]
 
-    def answers(self, recipe: Recipe, targets: list[Tensor]) -> dict[str, Any]:
+    def answers(self, targets: list[Tensor]) -> dict[str, Any]:
         logits = torch.cat([logits for _, logits, _ in self.outputs]).double()
         y = torch.cat(targets)
         hard = y.argmax(-1) if y.dim() == 2 else y
@@ -352,9 +359,7 @@ class _Tally:
         over = [d for d in range(s.dim()) if d != 2]
         self.channels = self.channels + (s if s.dim() > 2 else s[:, :, None]).mean(over, dtype=torch.float64).cpu()
 
-    def layer(
-        self, batches: int, energy: list[float], reset: list[float] | None, mask_left: list[float] | None
-    ) -> Layer:
+    def layer(self, batches: int, energy: list[float], reset: list[float] | None, mask_left: list[float] | None) -> Layer:
         rates = self.channels / self.calls
         u, z = torch.cat(self.potentials), torch.cat(self.distances)
         return Layer(
