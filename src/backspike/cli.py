@@ -274,10 +274,10 @@ def _eval(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     from . import recipes
-    from .recipe import Recipe, RecipeError
+    from .recipe import RecipeError
     from .run import Run
 
-    subject: Recipe | Path = Path(options.subject)
+    subject: Any = Path(options.subject)
     try:
         if not (Path(options.subject) / "recipe.json").is_file():
             subject = recipes.get(options.subject).replace(options.fields)

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from . import recipe as recipes
 from .hooks import spiking_layers
 from .measure import in_support
-from .neuron import LIF, _unwrap
+from .neuron import LIF
 from .recipe import Recipe
 from .surrogate import Dspike, Masked, Parametric, Rectangle, Surrogate, Triangle
 from .vitals import Layer, Vitals, Weight
@@ -31,10 +31,11 @@ DEAD = 0.5  # of the channels without a spike, and SATURATED with nothing else: 
 SATURATED = 0.5
 SUPPORT = 0.05  # of the potentials under the surrogate
 FLAT = 0.5  # of the channels of a norm that give out a constant
-VANISHED = 1e-3  # gradient of the first layer's currents relative to the last one's, and of early timesteps to all
-EXPLODED = 1e3
-RESET = 3.0  # the part of a gradient that came through the reset, relative to all else
-ALIGNED = 0.3  # cosine between the gradient with and without the mask
+VANISHED = 1e-2  # gradient of the first layer's currents relative to the last one's
+EXPLODED = 1e2
+FORGOTTEN = 1e-3  # gradient of the first half of the timesteps relative to all
+RESET = 10.0  # norm of the part of a gradient that came through the reset, relative to all else
+ALIGNED = 0.2  # cosine between the gradient with and without the mask; of 72 weights noise has ±0.12
 FAR = 1.0  # a step as long as the weights themselves leaves nothing of them
 NEAR = 0.1  # all steps of the recipe, if every one went the same way, relative to the weights
 LOUD = 2.0  # cross-entropy relative to log K, what answers at random cost
@@ -183,13 +184,12 @@ def _outside(case: _Case) -> Iterator[Finding]:
         return
     name, layer, neuron = min(ill, key=lambda item: item[1].support)
     found = (
-        f"{_percent(layer.support)} of the potentials of {name} lie under the surrogate, and only there a gradient passes; half "
-        f"of them lie {layer.distance['0.5']:.2g} or more from the threshold, and it ends at {reach(neuron):.2g}"
+        f"{_percent(layer.support)} of the potentials of {name} lie under the surrogate, and only there a gradient passes; "
+        f"half of them lie {layer.distance['0.5']:.2g} or more from the threshold, and it ends at {reach(neuron):.2g}"
     )
     factor = max(layer.distance[f"{RIGHT_SUPPORT:g}"] / reach(neuron) for _, layer, neuron in ill)
-    wider = widened(neuron.surrogate, factor, reach(neuron))
-    advice = f"widen the surrogate {factor:.2g} times, or draw the potentials to it with --potential \"PDA(target='window')\""
-    yield Finding("outside the surrogate", [n for n, *_ in ill], found, advice, {"neuron.surrogate": wider})
+    advice = f"widen the surrogate {factor:.3g} times, or draw the potentials to it with --potential \"PDA(target='window')\""
+    yield Finding("outside the surrogate", [n for n, *_ in ill], found, advice, _widened(neuron, factor))
 
 
 def reach(neuron: LIF) -> float:
@@ -202,15 +202,22 @@ def reach(neuron: LIF) -> float:
     return float(z[inside].max()) if bool(inside.any()) else 1e-5
 
 
-def widened(surrogate: Surrogate, factor: float, reaches: float) -> Surrogate:
-    """The same surrogate so many times as wide; a triangle where its width cannot be set."""
-    if isinstance(surrogate, Masked | Parametric):
-        return dataclasses.replace(surrogate, base=widened(surrogate.base, factor, reaches))
-    if isinstance(surrogate, Rectangle):
-        return dataclasses.replace(surrogate, width=_tidy(surrogate.width * factor))
-    if isinstance(surrogate, Dspike) or not isinstance(getattr(surrogate, "alpha", None), float | int):
-        return Triangle(alpha=_tidy(1 / (reaches * factor)))
-    return dataclasses.replace(surrogate, alpha=_tidy(surrogate.alpha / factor))  # type: ignore[type-var, attr-defined]
+def _base(surrogate: Surrogate) -> tuple[str, Surrogate]:
+    """What a mask or a learned width wraps, with the name of its field in a recipe."""
+    path = "neuron.surrogate"
+    while isinstance(surrogate, Masked | Parametric):
+        path, surrogate = f"{path}.base", surrogate.base
+    return path, surrogate
+
+
+def _widened(neuron: LIF, factor: float) -> dict[str, Any]:
+    """The surrogate so many times as wide; a triangle where its width cannot be set."""
+    path, base = _base(neuron.surrogate)
+    if isinstance(base, Rectangle):
+        return {f"{path}.width": _tidy(base.width * factor)}
+    if isinstance(base, Dspike) or not isinstance(getattr(base, "alpha", None), float | int):
+        return {path: Triangle(alpha=_tidy(1 / (reach(neuron) * factor)))}
+    return {f"{path}.alpha": _tidy(base.alpha / factor)}  # type: ignore[attr-defined]
 
 
 # ---- norms ---------------------------------------------------------------------------------------------------------------
@@ -287,25 +294,19 @@ def _through_depth(case: _Case) -> Iterator[Finding]:
     each = ratio ** (1 / (len(known) - 1)) if ratio > 0 else 0.1
     illness = "vanishing gradient" if ratio < 1 else "exploding gradient"
     found = f"over {len(known)} layers, from {last} back to {first}, the gradient becomes {ratio:.2g} times what it was"
-    base = _unwrap(neuron.surrogate)[2]
+    path, base = _base(neuron.surrogate)
     scale = getattr(base, "scale", None)
     if scale is None:
         yield Finding(illness, [first], found, f"multiply the surrogate's derivative by {1 / each:.2g}")
         return
     better = _tidy(scale / each)
     advice = f"scale the surrogate from {scale:g} to {better:g}, so that each layer passes on as much as arrives"
-    yield Finding(illness, [first], found, advice, {"neuron.surrogate": _scaled(neuron.surrogate, better)})
+    yield Finding(illness, [first], found, advice, {f"{path}.scale": better})
 
 
 def _unmasked(layer: Layer) -> float:
     left = layer.mask_left or [1.0] * len(layer.gradient)
     return math.sqrt(sum((g / m) ** 2 for g, m in zip(layer.gradient, left) if m > 0))
-
-
-def _scaled(surrogate: Any, scale: float) -> Any:
-    if isinstance(surrogate, Masked | Parametric):
-        return dataclasses.replace(surrogate, base=_scaled(surrogate.base, scale))
-    return dataclasses.replace(surrogate, scale=scale)
 
 
 def _through_time(case: _Case) -> Iterator[Finding]:
@@ -314,7 +315,7 @@ def _through_time(case: _Case) -> Iterator[Finding]:
     if T < 2 or not known or case.vitals.static:
         return
     early = [sum(g * g for g in layer.gradient[: T // 2]) ** 0.5 / layer.gradient_norm for _, layer, _ in known]
-    if max(early) >= VANISHED:
+    if max(early) >= FORGOTTEN:
         return
     _, _, neuron = known[-1]
     found = (
@@ -344,7 +345,7 @@ def _through_reset(case: _Case) -> Iterator[Finding]:
     if not ill:
         return
     worst = max(ill.values())
-    found = f"the gradient through the reset is {worst:.2g} times as large as all that arrives otherwise, and swings from step to step"
+    found = f"the gradient through the reset is {worst:.2g} times as large as all else that arrives"
     advice = "detach the reset, or widen the surrogate until theta times its peak is below 1"
     yield Finding("reset dominates", list(ill), found, advice, {"neuron.reset_gradient": 0.0})
 
@@ -370,8 +371,8 @@ def _steps(case: _Case) -> Iterator[Finding]:
     if way < NEAR and case.steps:
         higher = _tidy(lr * 0.01 / largest) if largest > 0 else 1e-3
         found = (
-            f"a step changes the weights by {largest:.1g} of their size at most; all {case.steps:,} steps, if each went the same "
-            f"way, by {way:.1g}"
+            f"a step changes the weights by {largest:.1g} of their size at most; all {case.steps:,} steps, if each "
+            f"went the same way, by {way:.1g}"
         )
         yield Finding(
             "steps too small", [], found, f"raise the learning rate from {lr:g} to {higher:g}", {"optimizer.lr": higher}

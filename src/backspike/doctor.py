@@ -1,4 +1,4 @@
-"""`examine`: why does it not learn? A few batches of real data through a recipe's network, or a run's, and what is wrong with it."""
+"""`examine`: why does it not learn? A few batches through the network of a recipe, or of a run, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def lines(examination: Examination) -> list[str]:
     rows = [_HEAD, *(_row(name, layer) for name, layer in v.layers.items())]
     widths = [max(map(len, column)) for column in zip(*rows)]
     out = [
-        f"{examination.subject} ({state}): {v.samples} samples of {recipe.data}, T = {v.T}, cross-entropy {v.cross_entropy:.3g}, "
-        f"accuracy {100 * v.accuracy:.1f} %",
+        f"{examination.subject} ({state}): {v.samples} samples of {recipe.data}, T = {v.T}, "
+        f"cross-entropy {v.cross_entropy:.3g}, accuracy {100 * v.accuracy:.1f} %",
         *("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows),
     ]
     if v.weights:

@@ -43,8 +43,8 @@ def write(examination: Examination, path: Path) -> Path:
 
 def _findings(findings: Sequence[Finding]) -> report._Section:
     text = (
-        "The first cause first: what comes later on the way of the signal is judged once what comes before is well. Each change "
-        "is one to try; examine again with it, or train with it."
+        "The first cause first: what comes later on the way of the signal is judged once what comes before is well. Each "
+        "change is one to try; examine again with it, or train with it."
     )
     rows = [
         [
@@ -101,9 +101,9 @@ def _gradients(v: Vitals) -> report._Section:
         report._chart("mask", "Left by the mask", over_steps((n, a.mask_left) for n, a in items), "timestep", True),
     )
     text = (
-        "The norm of the loss's gradient at the currents, over all samples and neurons: a line that falls by powers of ten from "
-        "right to left does not reach the first layers; one that rises does so too strongly. What the reset adds and the mask "
-        "leaves is found by taking the gradient again without them."
+        "The norm of the loss's gradient at the currents, over all samples and neurons: a line that falls by powers of ten "
+        "from right to left does not reach the first layers; one that rises does so too strongly. What the reset adds and "
+        "the mask leaves is found by taking the gradient again without them."
     )
     return report._Section("gradients", "Gradients through depth and time", text, charts)
 
@@ -119,8 +119,8 @@ def _weights(v: Vitals) -> report._Section:
         for name, w in v.weights.items()
     ]
     text = (
-        "A step: how far one at the recipe's full learning rate moves the weights, relative to their size; 0.001 to 0.1 is common. "
-        "Agreement: the cosine between the gradient with and without the mask."
+        "A step: how far one at the recipe's full learning rate moves the weights, relative to their size; 0.001 to 0.1 is "
+        "common. Agreement: the cosine between the gradient with and without the mask."
     )
     table = report._table(["weights", "norm", "gradient", "step", "agreement"], rows, "Weights", "numbers") if rows else ""
     return report._Section("weights", "Steps", text, table)

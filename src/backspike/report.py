@@ -774,9 +774,9 @@ def _watch(run: _Run) -> _Section:
         _chart("watch-dead", "Channels that never fire", lines("layers", "dead"), _DONE, True),
     )
     text = (
-        "What <code>backspike doctor</code> measures, on 64 training samples before training and after every epoch: how large a "
-        "gradient reaches each layer, how far a step moves weights, what comes through the reset, and how much of the direction "
-        "a mask leaves (1: all, 0: noise)."
+        "What <code>backspike doctor</code> measures, on 64 training samples before training and after every epoch: how large "
+        "a gradient reaches each layer, how far a step moves weights, what comes through the reset, and how much of the "
+        "direction a mask leaves (1: all, 0: noise)."
     )
     return _Section("watch", "Health while training", text, charts and charts + _watch_findings(run))
 

@@ -387,17 +387,19 @@ class _Training:
     # ---- the story -------------------------------------------------------------------------------------------------
 
     def run_to_the_end(self, report: bool = True) -> Result:
-        if not self.run.has("last.ckpt"):
-            self._begin()
+        watched = None if self.run.has("last.ckpt") else self._begin()
         start = {"run": str(self.run.path), "recipe": self.recipe.to_dict(), "epochs": self.recipe.epochs, "epoch": self.epoch}
         self._say("start", **start, chosen=self.reasons)
+        if watched:
+            self.listen(watched)
         with _stop_asked() as asked:
             while self.epoch < self.recipe.epochs and not self._out_of_patience():
                 self._train_epoch(asked)
                 self._end_epoch()
         return self._finish(report)
 
-    def _begin(self) -> None:
+    def _begin(self) -> dict[str, Any] | None:
+        """Writes what a run starts with; what is watched before training, if it is."""
         self.run.write_json("env.json", self._environment())
         x = self._probed()
         assert self.train is not None
@@ -407,9 +409,8 @@ class _Training:
         self.run.append_log({"event": "initial", "membrane_counts": histograms, **probed})
         watched = self._watch()
         self.save()
-        if watched:
-            self.listen(watched)
         release_heap()
+        return watched
 
     def rehearse(self, steps: int) -> list[float]:
         """All that a run does, each a little; the seconds of every step."""
@@ -593,7 +594,7 @@ class _Training:
         return batches.take(torch.arange(min(self.recipe.part_size, measure.SAMPLES_AT_ONCE, len(batches.data))))[0]
 
     def _watch(self) -> dict[str, Any] | None:
-        """Logs the vitals of the training as it is now, measured on a copy of it; no random number is drawn from its streams."""
+        """Logs the vitals of the training as it is now, measured on a copy of it; the generators go on as if nothing were."""
         if not self.watch:
             return None
         assert self.train is not None
