@@ -61,7 +61,7 @@ class Plain:
         ("outside the surrogate", {"neuron.surrogate": "Masked(Triangle(alpha=300.0), p=0.5)"}),
         ("outside the surrogate", {"neuron.surrogate": "Rectangle(width=0.001)"}),
         ("masked away", {"neuron.surrogate.p": 0.999}),
-        ("vanishing gradient", {**DEEP, "neuron.surrogate": "Triangle(alpha=2.0, scale=0.1)"}),
+        ("vanishing gradient", {**DEEP, "optimizer": SGD(lr=0.1), "neuron.surrogate": "Triangle(alpha=2.0, scale=0.1)"}),
         ("exploding gradient", {**DEEP, "neuron.surrogate": "Triangle(alpha=2.0, scale=12.0)", "neuron.reset_gradient": 0.0}),
         (
             "reset dominates",
@@ -82,6 +82,12 @@ def test_an_illness_is_found_and_its_advice_cures_it(illness, brings):
     after = [f.illness for f in ill(bs.examine(recipe, changes=finding.changes))]
     assert illness not in after
     assert not after or illness in ("saturated layer",)
+
+
+def test_adam_makes_up_for_a_gradient_that_vanishes():
+    examination = bs.examine(tiny(**DEEP, **{"neuron.surrogate": "Triangle(alpha=2.0, scale=0.1)"}))
+    assert [(f.illness, f.note) for f in examination.findings] == [("vanishing gradient", True)]
+    assert examination.healthy
 
 
 @pytest.mark.parametrize("cause", [{"neuron.tau": 1.05}, {"neuron.temporal_gradient": False}])

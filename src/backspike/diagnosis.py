@@ -31,7 +31,7 @@ DEAD = 0.5  # of the channels without a spike, and SATURATED with nothing else: 
 SATURATED = 0.5
 SUPPORT = 0.05  # of the potentials under the surrogate
 FLAT = 0.5  # of the channels of a norm that give out a constant
-VANISHED = 1e-2  # gradient of the first layer's currents relative to the last one's
+VANISHED = 1e-2  # gradient of the first layer's currents relative to the last one's; of a step's size likewise
 EXPLODED = 1e2
 FORGOTTEN = 1e-3  # gradient of the first half of the timesteps relative to all
 RESET = 10.0  # norm of the part of a gradient that came through the reset, relative to all else
@@ -82,8 +82,10 @@ def diagnose(vitals: Vitals, model: nn.Module, recipe: Recipe, steps: int, train
     case = _Case(vitals, model, recipe, steps, trained)
     notes = [note for look in _NOTES for note in look(case)]
     for stage in _STAGES:
-        if found := [finding for look in stage for finding in look(case)]:
+        found = [finding for look in stage for finding in look(case)]
+        if any(not finding.note for finding in found):
             return found + notes
+        notes += found
     return notes
 
 
@@ -142,29 +144,23 @@ def _input_scale(case: _Case) -> Iterator[Finding]:
         yield Finding("input out of scale", [name], found, f"{verb} the samples by {_tidy(factor):g}")
 
 
-def _silent(case: _Case) -> Iterator[Finding]:
+def _firing(case: _Case) -> Iterator[Finding]:
+    """The first layer that fires too little or too much; those after it get nothing to tell apart."""
     for name, layer, neuron in case.layers:
-        few, dead = layer.spikes_per_sample < SPIKES, layer.dead >= DEAD
-        if not (few or dead):
-            continue
-        found = (
-            f"{layer.spikes_per_sample:.2g} spikes per sample in the whole layer, so that most samples pass nothing on"
-            if few
-            else f"{_percent(layer.dead)} of the channels never fire"
-        )
-        yield _rethreshold(case, "silent layer", name, layer, neuron, found)
-        return  # layers after it are silent for want of input
-
-
-def _saturated(case: _Case) -> Iterator[Finding]:
-    for name, layer, neuron in case.layers:
-        if layer.saturated >= SATURATED:
+        if layer.spikes_per_sample < SPIKES:
+            found = f"{layer.spikes_per_sample:.2g} spikes per sample in the whole layer, so that most samples pass nothing on"
+        elif layer.dead >= DEAD:
+            found = f"{_percent(layer.dead)} of the channels never fire"
+        elif layer.saturated >= SATURATED:
             found = f"{_percent(layer.saturated)} of the channels fire always, whatever the input"
-            yield _rethreshold(case, "saturated layer", name, layer, neuron, found)
-            return
+        else:
+            continue
+        illness = "saturated layer" if layer.saturated >= SATURATED else "silent layer"
+        yield _rethreshold(illness, name, layer, neuron, found)
+        return
 
 
-def _rethreshold(case: _Case, illness: str, name: str, layer: Layer, neuron: LIF, found: str) -> Finding:
+def _rethreshold(illness: str, name: str, layer: Layer, neuron: LIF, found: str) -> Finding:
     """The threshold that a fifth of the potentials lie above."""
     theta = _tidy(layer.potential[f"{1 - RIGHT_RATE:g}"])
     now = float(torch.as_tensor(neuron.constants()[1]).detach().mean())
@@ -293,15 +289,18 @@ def _through_depth(case: _Case) -> Iterator[Finding]:
         return
     each = ratio ** (1 / (len(known) - 1)) if ratio > 0 else 0.1
     illness = "vanishing gradient" if ratio < 1 else "exploding gradient"
+    # Adam divides a gradient by its size; only far below its eps it cannot make up for what vanishes
+    ratios = [weight.update_ratio for _, weight in case.weights]
+    note = ratio < 1 and min(ratios) >= VANISHED * max(ratios)
     found = f"over {len(known)} layers, from {last} back to {first}, the gradient becomes {ratio:.2g} times what it was"
     path, base = _base(neuron.surrogate)
     scale = getattr(base, "scale", None)
     if scale is None:
-        yield Finding(illness, [first], found, f"multiply the surrogate's derivative by {1 / each:.2g}")
+        yield Finding(illness, [first], found, f"multiply the surrogate's derivative by {1 / each:.2g}", note=note)
         return
     better = _tidy(scale / each)
     advice = f"scale the surrogate from {scale:g} to {better:g}, so that each layer passes on as much as arrives"
-    yield Finding(illness, [first], found, advice, {f"{path}.scale": better})
+    yield Finding(illness, [first], found, advice, {f"{path}.scale": better}, note)
 
 
 def _unmasked(layer: Layer) -> float:
@@ -369,7 +368,8 @@ def _steps(case: _Case) -> Iterator[Finding]:
         return
     way = largest * case.steps / 2  # a cosine's mean is half its peak
     if way < NEAR and case.steps:
-        higher = _tidy(lr * 0.01 / largest) if largest > 0 else 1e-3
+        right = min(0.05, max(0.01, 10 * NEAR / case.steps))
+        higher = _tidy(lr * right / largest) if largest > 0 else 1e-3
         found = (
             f"a step changes the weights by {largest:.1g} of their size at most; all {case.steps:,} steps, if each "
             f"went the same way, by {way:.1g}"
@@ -407,7 +407,8 @@ def _answers(case: _Case) -> Iterator[Finding]:
 _STAGES: Sequence[Sequence[Callable[[_Case], Iterator[Finding]]]] = (
     (_blank, _one_label),
     (_input_scale,),
-    (_silent, _saturated, _outside),
+    (_firing,),
+    (_outside,),
     (_flat,),
     (_missing, _masked, _through_depth, _through_time, _through_reset),
     (_steps,),
@@ -444,7 +445,7 @@ def _text(value: Any) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+    return f"{100 * share:.3g} %"
 
 
 def _times(ratio: float) -> str:

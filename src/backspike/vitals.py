@@ -199,10 +199,11 @@ class _Course(Handle):
         return o, logits, loss if self.potential is None else loss + self.potential.loss()
 
     def steps(self, optimizer: torch.optim.Optimizer, count: int) -> dict[str, float]:
-        """How far steps at the full learning rate go, relative to the weights: the median of each tensor."""
+        """How far steps at the full learning rate go, relative to the weights as they are: the median of each tensor."""
         for group in optimizer.param_groups:
             group["lr"] = self.recipe.optimizer.lr * group.get("lr_scale", 1.0)
         weights = {name: p for name, p in self.network.model.named_parameters() if p.requires_grad and p.dim() > 1}
+        sizes = {name: float(p.detach().norm()) for name, p in weights.items()}
         ratios: dict[str, list[float]] = {name: [] for name in weights}
         for step in range(count):
             self.network.zero_grad(set_to_none=True)
@@ -213,7 +214,8 @@ class _Course(Handle):
             old = {name: p.detach().clone() for name, p in weights.items()}
             optimizer.step()
             for name, p in weights.items():
-                size, change = float(old[name].norm()), float((p.detach() - old[name]).norm())
+                change = float((p.detach() - old[name]).norm())
+                size = sizes[name] or float(old[name].norm())  # what starts at 0 has a size after a step
                 ratios[name].append(change / size if size > 0 else math.inf if change else 0.0)
         return {name: sorted(r)[len(r) // 2] for name, r in ratios.items() if r}
 
