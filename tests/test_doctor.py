@@ -66,7 +66,7 @@ class Plain:
         (
             "reset dominates",
             {"T": 12, "neuron.v_reset": None, "neuron.tau": 20.0, "neuron.decay_input": False}
-            | {"neuron.surrogate": "Rectangle(width=0.12)"},
+            | {"neuron.v_threshold": 1.0, "neuron.surrogate": "Triangle(alpha=5)"},
         ),
         ("steps too large", {"optimizer.lr": 20.0}),
         ("steps too large", {"optimizer": SGD(lr=1e4)}),

@@ -410,7 +410,8 @@ _STAGES: Sequence[Sequence[Callable[[_Case], Iterator[Finding]]]] = (
     (_firing,),
     (_outside,),
     (_flat,),
-    (_missing, _masked, _through_depth, _through_time, _through_reset),
+    (_missing, _masked, _through_reset),
+    (_through_depth, _through_time),
     (_steps,),
     (_answers,),
 )

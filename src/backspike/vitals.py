@@ -32,7 +32,7 @@ Batch = tuple[Tensor, Tensor]
 ALWAYS = 0.99  # a channel that fires at this share of its places and timesteps always fires
 FLAT = 0.1  # a channel of a norm is flat where its output varies less than this, of the 1 that a norm is for
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.8, 0.9, 0.99)
-_DRAWN = 1 << 14  # potentials of a timestep and batch that quantiles are taken from
+_DRAWN = 1 << 11  # potentials of a timestep and batch that quantiles are taken from
 _SEED = 1  # of every pass, so that two of them drop the same elements
 
 
