@@ -42,6 +42,7 @@ _NAMES = {
     "heap": ("keep_heap", "lean_heap", "release_heap"),
     "memory": ("plan_memory",),
     "train": ("evaluate", "fit", "load", "resume"),
+    "doctor": ("examine",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from . import readout as readout
     from . import recipes as recipes
     from .conversion import from_torch as from_torch
+    from .doctor import examine as examine
     from .explanation import explain as explain
     from .fusion import block as block
     from .heap import keep_heap as keep_heap

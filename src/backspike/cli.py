@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 # threads that wait by spinning make a busy machine many times slower; read when torch is imported
 QUIET_THREADS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
-TAKE_FIELDS = ("train", "study")  # verbs that take --FIELD VALUE beside their own options
+TAKE_FIELDS = ("train", "study", "doctor")  # verbs that take --FIELD VALUE beside their own options
 OPTIONS_WITH_VALUE = ("out", "device", "seeds", "jobs", "memory")
-OPTIONS = ("help", "json", "force", *OPTIONS_WITH_VALUE)
+OPTIONS = ("help", "json", "force", "watch", *OPTIONS_WITH_VALUE)
 
 
 class UsageError(Exception):
@@ -135,14 +135,23 @@ def _parser() -> _Parser:
         return p
 
     p = verb("train", _train, "train a recipe (default: digits) into a run folder", add_help=False)
-    p.usage = "backspike train [RECIPE] [--out DIR] [--force] [--device DEVICE] [--memory SIZE] [--json] [--FIELD VALUE ...]"
+    p.usage = "backspike train [RECIPE] [--out DIR] [--force] [--device DEVICE] [--memory SIZE] [--watch] [--json] "
+    p.usage += "[--FIELD VALUE ...]"
     p.add_argument("-h", "--help", action="store_true", help="this, with every field of the recipe")
     p.add_argument("recipe", nargs="?", default="digits", metavar="RECIPE", help="see: backspike recipes")
     p.add_argument("--out", help="run folder (default: runs/RECIPE-1, or the next number)")
     p.add_argument("--force", action="store_true", help="replace a run that is already there")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     p.add_argument("--memory", metavar="SIZE", help="choose settings with which it fits, such as 6GB, and say what they cost")
+    p.add_argument("--watch", action="store_true", help="after every epoch, what `backspike doctor` measures; same result")
     p.set_defaults(parser=p)
+
+    p = verb("doctor", _doctor, "why does it not learn? a few batches through a recipe or a run, and what is wrong")
+    p.usage = "backspike doctor RUN|RECIPE [--out PAGE] [--device DEVICE] [--json] [--FIELD VALUE ...]"
+    p.epilog = "Fields are those of the recipe, to try a change. Exit code 0: nothing found, or notes only; 1: findings."
+    p.add_argument("subject", metavar="RUN|RECIPE", help="a folder that `train` made, or a name of: backspike recipes")
+    p.add_argument("--out", metavar="PAGE", help="also write a page with the pictures (a run's by default: RUN/doctor.html)")
+    p.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
 
     p = verb("resume", _resume, "go on with an interrupted run, to the same result")
     p.add_argument("folder", metavar="RUN")
@@ -214,7 +223,7 @@ def _train(options: argparse.Namespace) -> int:
 
     def work(train: Any, listen: Any) -> Any:
         fitting = plan_memory(recipe, budget, device=options.device, listen=listen).recipe if budget else recipe
-        return train.fit(fitting, out, force=options.force, device=options.device, listen=listen)
+        return train.fit(fitting, out, force=options.force, device=options.device, listen=listen, watch=options.watch)
 
     return _run(options, out, work)
 
@@ -269,6 +278,33 @@ def _eval(options: argparse.Namespace) -> int:
         steps = "  ".join(f"{t + 1}: {100 * a:.2f} %" for t, a in enumerate(result["accuracy_over_time"]))
         print(f"stopped after so many timesteps: {steps}")
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from . import recipes
+    from .recipe import RecipeError
+    from .run import Run
+
+    subject: Any = Path(options.subject)
+    try:
+        if not (Path(options.subject) / "recipe.json").is_file():
+            subject = recipes.get(options.subject).replace(options.fields)
+        else:
+            Run.open(options.subject).recipe().replace(options.fields)
+    except RecipeError as e:
+        raise UsageError(f"{e}; nor is there a run folder of that name" if "unknown recipe" in str(e) else e) from None
+    from . import doctor, doctor_page
+
+    found = doctor.examine(subject, changes=options.fields if isinstance(subject, Path) else {}, device=options.device)
+    out = Path(options.out) if options.out else subject / "doctor.html" if isinstance(subject, Path) else None
+    page = doctor_page.write(found, out) if out else None
+    if options.json:
+        print(json.dumps({"event": "done", **found.to_dict(), "report": page and str(page)}))
+    else:
+        print("\n".join(doctor.lines(found)))
+        if page:
+            print(f"report: {page}")
+    return int(not found.healthy)
 
 
 def _report(options: argparse.Namespace) -> int:

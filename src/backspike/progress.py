@@ -45,6 +45,8 @@ def _plain(event: dict[str, Any]) -> None:
         print(f"memory: {event['text']}", flush=True)
     elif event["event"] == "epoch":
         print(_line(event), flush=True)
+    elif event["event"] == "watch":
+        print(_health(event), flush=True)
 
 
 def _opening(event: dict[str, Any]) -> str:
@@ -76,6 +78,19 @@ def _line(event: dict[str, Any]) -> str:
         f"epoch {event['epoch']:3d}  loss {event['loss']:.4f}  train {_percent(event['train_accuracy'])}{validation}"
         f"  firing {_percent(sum(rates) / max(len(rates), 1))}{masked}  {event['samples_per_second']:,.0f} samples/s"
     )
+
+
+def _health(event: dict[str, Any]) -> str:
+    vitals = event["vitals"]
+    layers, weights = vitals["layers"].values(), vitals["weights"].values()
+    support = [sum(layer["support_share"]) / len(layer["support_share"]) for layer in layers]
+    steps = [w["update_ratio"] for w in weights if w["update_ratio"] is not None]
+    said = [f"under the surrogate {_percent(min(support))}-{_percent(max(support))}"] if support else []
+    said += [f"steps {min(steps):.1g}-{max(steps):.1g} of the weights"] if steps else []
+    ill = [
+        f"{f['illness']} ({', '.join(f['where'])})" if f["where"] else f["illness"] for f in event["findings"] if not f["note"]
+    ]
+    return f"    health  {'  '.join(said)}  {'; '.join(ill) or 'nothing found'}"
 
 
 @contextmanager
@@ -111,5 +126,7 @@ def _bar() -> Iterator[Listener]:
                     progress.console.print(_scaling(event), highlight=False, markup=False)
                 case "epoch":
                     progress.console.print(_line(event), highlight=False, markup=False)
+                case "watch":
+                    progress.console.print(_health(event), highlight=False, markup=False)
 
         yield listen

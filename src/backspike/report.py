@@ -72,6 +72,7 @@ class _Run:
     done: dict[str, Any]
     initial: dict[str, Any]
     resumed: int
+    watched: list[dict[str, Any]]
     arrays: dict[str, np.ndarray] = field(repr=False)
 
     @property
@@ -119,12 +120,12 @@ def _load(path: Path) -> _Run:
         raise ReportError(f"{path}: no such run folder; give the folder that `backspike train` wrote")
     recipe = _read_json(path / "recipe.json")
     env = _read_json(path / "env.json") if (path / "env.json").exists() else {}
-    epochs, done, initial, resumed = _read_log(path / "log.jsonl")
+    epochs, done, initial, resumed, watched = _read_log(path / "log.jsonl")
     fields = recipe.get("fields")
     if not isinstance(fields, dict):
         raise ReportError(f'{path / "recipe.json"}: has no "fields"; restore the file or train again')
     name = str(recipe.get("name") or path.name)
-    return _Run(path, name, fields, env, epochs, done, initial, resumed, _read_arrays(path / "evaluation.npz"))
+    return _Run(path, name, fields, env, epochs, done, initial, resumed, watched, _read_arrays(path / "evaluation.npz"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -139,8 +140,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_log(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any], int]:
-    """Epochs by number, the last word if the run is done, the network before training, how often the run was resumed.
+def _read_log(
+    path: Path,
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any], int, list[dict[str, Any]]]:
+    """Epochs by number, the last word if the run is done, the network before training, how often the run was resumed, and
+    what was watched.
 
     Torn lines are passed over.
     """
@@ -151,6 +155,7 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[st
     epochs: dict[int, dict[str, Any]] = {}
     done: dict[str, Any] = {}
     initial: dict[str, Any] = {}
+    watched: dict[int, dict[str, Any]] = {}
     resumed = read = damaged = 0
     for line in lines:
         try:
@@ -167,12 +172,14 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[st
             done = entry
         elif event == "initial":
             initial = entry
+        elif event == "watch" and isinstance(entry.get("epochs"), int):
+            watched[entry["epochs"]] = entry
         resumed += event == "resumed"
     if len(lines) > 1 and not read:
         raise ReportError(f"{path}: damaged (no line is JSON); restore the file or train again")
     if damaged and done:  # in a run that is not, a kill may have torn the last one
         logger.warning("%s: %d damaged lines left out; put back by: backspike resume %s", path, damaged, path.parent)
-    return [epochs[number] for number in sorted(epochs)], done, initial, resumed
+    return [epochs[number] for number in sorted(epochs)], done, initial, resumed, [watched[n] for n in sorted(watched)]
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -339,8 +346,11 @@ class _Line(NamedTuple):
     dashed: bool = False
 
 
-def _chart(name: str, title: str, lines: Sequence[_Line], xlabel: str, percent: bool = False, mark: float = math.nan) -> str:
-    """A chart of lines with its legend in HTML, or nothing if no line has a value; `mark` draws an upright at that epoch."""
+def _chart(
+    name: str, title: str, lines: Sequence[_Line], xlabel: str, percent: bool = False, mark: float = math.nan, log: bool = False
+) -> str:
+    """A chart of lines with its legend in HTML, or nothing if no line has a value; `mark` draws an upright at that epoch, `log`
+    the values by powers of ten."""
     lines = [line for line in lines if np.isfinite(line.y).any()]
     if not lines:
         return ""
@@ -355,7 +365,7 @@ def _chart(name: str, title: str, lines: Sequence[_Line], xlabel: str, percent: 
             dots = "o" if np.isfinite(line.y).sum() <= 20 else ""
             style = (0, (4, 2)) if line.dashed else "-"
             ax.plot(line.x[keep], line.y[keep], color=line.colour, linestyle=style, linewidth=1.8, marker=dots, markersize=3.5)
-        _finish(ax, xlabel, percent)
+        _finish(ax, xlabel, percent, log)
 
     said = "; ".join(f"{line.label}: {_span(line.y, write)}" for line in lines[:12])
     marked = [f'<li><i class="upright"></i>best epoch by validation: {mark:.0f}</li>'] if math.isfinite(mark) else []
@@ -367,12 +377,20 @@ def _span(y: np.ndarray, write: Callable[[float], str]) -> str:
     return f"{write(known[0])} at first, {write(known[-1])} at the end"
 
 
-def _finish(ax: Axes, xlabel: str, percent: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+def _finish(ax: Axes, xlabel: str, percent: bool, log: bool = False) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     ax.set_xlabel(xlabel)
     ax.grid(axis="y")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    if log:
+        low, high = ax.get_ylim()
+        ax.set(yscale="log")
+        ax.set_ylim(max(low, 1e-30), max(high, 1e-29))
+        ax.yaxis.set_major_locator(LogLocator(numticks=6))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}" if value < 0.01 else f"{value:g}"))
+        return
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     if percent:
         ax.set_ylim(top=min(ax.get_ylim()[1], 1.01), bottom=max(ax.get_ylim()[0], -0.01))
@@ -759,6 +777,70 @@ def _support(run: _Run) -> _Section:
     return _Section("support", "Neurons that receive a gradient", text, table + _grid(chart))
 
 
+def _watch(run: _Run) -> _Section:
+    x = np.array([event["epochs"] for event in run.watched], float)
+    seen = [_dict(event.get("vitals")) for event in run.watched]
+
+    def lines(kind: str, key: str) -> list[_Line]:
+        of = [_dict(vitals.get(kind)) for vitals in seen]
+        names = list(dict.fromkeys(name for values in of for name in values))
+        series = [np.array([_size(_dict(values.get(name)).get(key)) for values in of]) for name in names]
+        return [_Line(name, x, y, _ramp(i, len(names))) for i, (name, y) in enumerate(zip(names, series))]
+
+    charts = _grid(
+        _chart("watch-gradient", "Gradient of the currents", lines("layers", "gradient"), _DONE, log=True),
+        _chart(
+            "watch-step", "Step at the full rate, relative to the weights", lines("weights", "update_ratio"), _DONE, log=True
+        ),
+        _chart("watch-reset", "Gradient through the reset, relative to the rest", lines("layers", "reset_ratio"), _DONE),
+        _chart("watch-mask", "Agreement with the unmasked gradient", lines("weights", "mask_alignment"), _DONE),
+        _chart("watch-dead", "Channels that never fire", lines("layers", "dead"), _DONE, True),
+    )
+    text = (
+        "What <code>backspike doctor</code> measures, on 64 training samples before training and after every epoch: how large "
+        "a gradient reaches each layer, how far a step moves weights, what comes through the reset, and how much of the "
+        "direction a mask leaves (1: all, 0: noise)."
+    )
+    return _Section("watch", "Health while training", text, charts and charts + _watch_findings(run))
+
+
+_DONE = "epochs done"
+
+
+def _size(value: Any) -> float:
+    """A number; of a list, the root of the mean square."""
+    if not isinstance(value, list):
+        return _number(value)
+    return math.sqrt(np.mean([_number(item) ** 2 for item in value])) if value else math.nan
+
+
+def _watch_findings(run: _Run) -> str:
+    rows: dict[str, list[Any]] = {}
+    for event in run.watched:
+        findings = event.get("findings")
+        for finding in findings if isinstance(findings, list) else []:
+            finding = _dict(finding)
+            places = finding.get("where")
+            key = f"{finding.get('illness')} {places}"
+            where = ", ".join(map(str, places)) if isinstance(places, list) else ""
+            rows.setdefault(key, [finding, where, []])[2].append(event["epochs"])
+    if not rows:
+        return "<p>Nothing was found at any time.</p>"
+    cells = [
+        [_e(f.get("illness")), _e(where), _e(_spans(at)), _e(f.get("found")), _advice(f)] for f, where, at in rows.values()
+    ]
+    return _table(["finding", "where", "after epochs", "what", "to try"], cells, "Findings", "pairs")
+
+
+def _advice(finding: dict[str, Any]) -> str:
+    flags = finding.get("flags")
+    return _e(finding.get("advice")) + (f": <code>{_e(flags)}</code>" if flags else "")
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    return f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}, {len(numbers)} times"
+
+
 def _widths(run: _Run) -> _Section:
     text = (
         "The learned width of each layer's surrogate: a layer that widens asks for gradients from membranes further from the "
@@ -910,7 +992,7 @@ def _glossary(run: _Run) -> _Section:
 
 
 _SECTIONS = (
-    *(_curves, _readout, _over_time, _confusion, _firing, _membranes, _potentials, _support, _widths),
+    *(_curves, _readout, _over_time, _confusion, _firing, _membranes, _potentials, _support, _widths, _watch),
     *(_samples, _recipe, _environment, _glossary),
 )
 

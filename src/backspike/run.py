@@ -27,7 +27,7 @@ from .recipe import Recipe, RecipeError
 # in the order in which an old run is deleted, so that a kill meanwhile leaves a run that is done, or one that starts again
 FILES = (
     *("last.ckpt", "previous.ckpt", "log.jsonl", "env.json", "best.ckpt", "model.safetensors", "evaluation.npz", "report.html"),
-    "recipe.json",
+    *("doctor.html", "recipe.json"),
 )
 TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")
 DEEPEST_JSON = 32  # levels; what is written here has fewer than ten

@@ -36,9 +36,10 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from . import __version__, data, measure, product
+from . import __version__, data, measure, product, vitals
 from .batches import Batches, reader_died, reader_ended
 from .choices import choose
+from .diagnosis import diagnose
 from .heap import release_heap
 from .hooks import spiking_layers
 from .neuron import check_gradients, neuron_parameters
@@ -53,6 +54,7 @@ logger = logging.getLogger("backspike")
 Listener = Callable[[dict[str, Any]], None]
 CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 CHECKPOINT_VERSION = 3
+WATCHED = 64  # training samples that `watch` measures
 
 
 @dataclass(frozen=True)
@@ -92,19 +94,21 @@ def fit(
     device: str | torch.device | None = None,
     listen: Listener | None = None,
     report: bool = True,
+    watch: bool = False,
 ) -> Result:
     """Trains `recipe` into the folder `out` and returns what came of it.
 
     model: your own module `[T, B, ...] -> [T, B, K]` in place of the recipe's. train, validation, test: your own data sets
     (`len(d)`, `d[i] -> (x, y)`) in place of the recipe's; without a validation set the last epoch is the one that counts.
     force: replace a run that is already there. listen: called with every event (a dict; see docs/run-folder.md).
-    report=False leaves report.html out; `backspike report` makes it later.
+    report=False leaves report.html out; `backspike report` makes it later. watch: what `bs.examine` measures, before training
+    and after every epoch, into the log and the report, with what is wrong; it changes no result, and a resume goes on with it.
     Sets torch's global seed. Raises RunError, DataError or RecipeError in one line; KeyboardInterrupt after a checkpoint.
     """
     run = Run.free(out, force)
     with _refusals_said(recipe):
         # everything is built and tried before an old run is deleted
-        training = _Training(run, recipe, model, _sets(recipe, train, validation, test), device, listen)
+        training = _Training(run, recipe, model, _sets(recipe, train, validation, test), device, listen, watch)
         with run.created(training.recipe, training.own, force):
             return training.run_to_the_end(report)
 
@@ -130,7 +134,8 @@ def resume(
     with folder.locked(), _refusals_said(recipe):
         if model is None and (kept := [folder.path / name for name in CHECKPOINTS if folder.has(name)]):
             _check_size(recipe, max(kept, key=lambda path: path.stat().st_size))
-        training = _Training(folder, recipe, model, _sets(recipe, train, validation, test), device, listen)
+        watch = any(event.get("event") == "watch" for event in folder.log())
+        training = _Training(folder, recipe, model, _sets(recipe, train, validation, test), device, listen, watch)
         if any(folder.has(name) for name in CHECKPOINTS):
             training.restore()
         else:  # stopped before the first checkpoint
@@ -352,6 +357,7 @@ class _Training:
         sets: Any,
         device: str | torch.device | None,
         listen: Listener | None,
+        watch: bool = False,
     ) -> None:
         self.run, self.recipe, self.listen, self.device = run, recipe, listen or (lambda event: None), _device(device)
         torch.manual_seed(recipe.seed)
@@ -371,6 +377,8 @@ class _Training:
         self.best: dict[str, Any] | None = None
         self.bad_epochs = 0
         self.scaling_said = False
+        self.watch = watch
+        self.watched: list[vitals.Batch] = []  # the same samples after every epoch
         self.elapsed, self.epoch_seconds = 0.0, 0.0
         self._choose(self._checked_sample())
         recipe = self.recipe
@@ -432,17 +440,19 @@ class _Training:
     # ---- the story -------------------------------------------------------------------------------------------------
 
     def run_to_the_end(self, report: bool = True) -> Result:
-        if not self.run.has("last.ckpt"):
-            self._begin()
+        watched = None if self.run.has("last.ckpt") else self._begin()
         start = {"run": str(self.run.path), "recipe": self.recipe.to_dict(), "epochs": self.recipe.epochs, "epoch": self.epoch}
         self._say("start", **start, chosen=self.reasons)
+        if watched:
+            self.listen(watched)
         with _stop_asked() as asked:
             while self.epoch < self.recipe.epochs and not self._out_of_patience():
                 self._train_epoch(asked)
                 self._end_epoch()
         return self._finish(report)
 
-    def _begin(self) -> None:
+    def _begin(self) -> dict[str, Any] | None:
+        """Writes what a run starts with; what is watched before training, if it is."""
         self.run.write_json("env.json", self._environment())
         x = self._probed()
         assert self.train is not None
@@ -450,8 +460,10 @@ class _Training:
             histograms = measure.histograms(self.network.model, x)
             probed = measure.probe(self.network.model, x)
         self.run.append_log({"event": "initial", "membrane_counts": histograms, **probed})
+        watched = self._watch()
         self.save()
         release_heap()
+        return watched
 
     def rehearse(self, steps: int) -> list[float]:
         """All that a run does, each a little; the seconds of every step."""
@@ -603,9 +615,12 @@ class _Training:
         self.run.append_log(event)
         self.epoch += 1
         self.batch, self.loss_sum, self.right, self.seen, self.epoch_seconds = 0, 0.0, 0, 0, 0.0
+        watched = self._watch()
         self.save()
         release_heap()
         self.listen(event)
+        if watched:
+            self.listen(watched)
 
     def _epoch_event(self) -> dict[str, Any]:
         accuracy, loss = _test(self.evaluated, self.validation, self.recipe) if self.validation else (None, None)
@@ -632,6 +647,23 @@ class _Training:
         batches = self.validation or self.train
         assert batches is not None
         return batches.take(torch.arange(min(self.recipe.part_size, measure.SAMPLES_AT_ONCE, len(batches.data))))[0]
+
+    def _watch(self) -> dict[str, Any] | None:
+        """Logs the vitals of the training as it is now, measured on a copy of it; the generators go on as if nothing were."""
+        if not self.watch:
+            return None
+        assert self.train is not None
+        generators = _generators()
+        if not self.watched:
+            size = min(measure.SAMPLES_AT_ONCE, self.recipe.part_size)
+            self.watched = [self.train.take(part) for part in self.train.order(0)[:WATCHED].split(size)]
+        seen = vitals.take(self.network, self.optimizer, self.watched, self.recipe, self.train.autocast)
+        _set_generators(generators)
+        steps = self.recipe.epochs * len(self.train)
+        found = diagnose(seen, self.network.model, self.recipe, steps, trained=self.step > 0)
+        event = {"event": "watch", "epochs": self.epoch, "vitals": seen.to_dict(), "findings": [f.to_dict() for f in found]}
+        self.run.append_log(event)
+        return event
 
     def _out_of_patience(self) -> bool:
         return 0 < self.recipe.patience <= self.bad_epochs
