@@ -1,16 +1,17 @@
 """Do all backends compute the same on this machine? `run()` holds them, case by case, to the definition in float64.
 
 A case is one call of `bs.lif` with one value for every axis of `AXES`. Currents, states and gradients that arrive lie on a grid
-of 1/64, where every membrane is exact in float32 (tau 2 with T <= 16, tau 4 with T <= 8) and some of them tie with the threshold.
-So spikes, membranes and the mask have to be those of `kernel/reference.py` in float64 bit for bit; gradients, which autograd
-derives there and other backends by hand, to rounding.
+of 1/64, where every membrane is exact in float32 (tau 2 with T <= 16, tau 4 with T <= 8) and some tie with the threshold. So
+spikes, membranes and the mask have to be those of `kernel/reference.py` in float64 bit for bit; gradients, which autograd derives
+there and other backends by hand, to rounding. Where the membrane is kept in fewer bits (memory="8bit", "bfloat16"), gradients
+have to be those at the membrane as it is remembered (`kernel/kept.py`), to the same tolerance.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,11 +21,10 @@ import torch
 from torch import Tensor
 
 from . import kernel
-from .bench.gate import EIGHT_BIT
 from .bench.outcome import machine
 from .covering import Case, pairwise
-from .kernel import Unsupported, cpu, reference
-from .kernel.constants import over_channels, state_dtype
+from .kernel import Unsupported, cpu
+from .kernel.constants import leak, over_channels, rest, state_dtype
 from .kernel.kept import ROUNDED, reach, recall
 from .kernel.kept import keep as kept_code
 from .neuron import _call
@@ -44,9 +44,6 @@ from .surrogate import (
 
 # largest error of a gradient, ||g - g64|| / ||g64||; of what is learned and of the state, that of the dtype of the state
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-# where the membrane is kept rounded; in bfloat16 a membrane may fall on the other side of a rectangle's edge
-TOLERANCE_KEPT = {"bfloat16": 0.05, "8bit": EIGHT_BIT}
-
 SHAPE = (T, B, C, H, W) = (5, 3, 4, 7, 9)  # 756 elements a timestep: more than a block of the C code, and no multiple of 8
 SEED = 2**41 + 17
 
@@ -109,17 +106,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one case came to. errors: of the gradients, by name; limits: what they may be; reason: what is wrong, or ""."""
+    """What one case came to. errors: of the gradients, by name; reason: what is wrong, or ""."""
 
     case: Case
     errors: dict[str, float]
-    limits: dict[str, float]
     mask: bool | None  # whether its bits are right; None where there is none, or it is not told
     reason: str = ""
-
-    @property
-    def error(self) -> float:
-        return max(self.errors.values(), default=0.0)
 
     def command(self) -> str:
         """What repeats it alone."""
@@ -127,20 +119,38 @@ class Finding:
 
 
 @dataclass
+class Row:
+    """All cases of a place. errors: the largest of a gradient, by dtype."""
+
+    cases: int = 0
+    failed: int = 0
+    masks: int = 0  # cases whose mask bits were compared
+    errors: dict[str, float] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)  # why other combinations were not tried, each reason once
+
+    def add(self, finding: Finding) -> None:
+        self.cases += 1
+        self.failed += bool(finding.reason)
+        self.masks += finding.mask is not None
+        dtype = finding.case["dtype"]
+        self.errors[dtype] = max(self.errors.get(dtype, 0.0), *finding.errors.values(), 0.0)
+
+
+@dataclass
 class Certificate:
-    """All findings, the reasons for which backends refused combinations, and the machine."""
+    """The rows by place, what failed, and the machine."""
 
     machine: dict[str, Any]
-    findings: list[Finding] = field(default_factory=list)
-    refused: dict[str, list[str]] = field(default_factory=dict)  # place -> reasons, each once
+    rows: dict[str, Row] = field(default_factory=dict)
+    failed: list[Finding] = field(default_factory=list)
 
     @property
-    def failed(self) -> list[Finding]:
-        return [f for f in self.findings if f.reason]
+    def cases(self) -> int:
+        return sum(row.cases for row in self.rows.values())
 
     @property
     def passed(self) -> bool:
-        return bool(self.findings) and not self.failed
+        return self.cases > 0 and not self.failed
 
 
 Listener = Callable[[dict[str, Any]], None]
@@ -157,22 +167,21 @@ def run(only: Mapping[str, str] | None = None, *, all: bool = False, listen: Lis
     axes = _held({"backend": dict(there), **AXES}, only or {})
     tell = listen or (lambda event: None)
     certificate = Certificate(machine(torch.get_num_threads()))
-    work = []
+    work: list[tuple[Place, Iterable[Case]]] = []
     for name in axes.pop("backend"):
-        # the definition keeps a graph whatever memory says
-        own = axes if name != "reference" else {**axes, "memory": ["exact"]}
-        cases, reasons = _cases(there[name], own, all)
-        certificate.refused[name] = reasons
-        work.append((there[name], cases))
-    if not any(cases for _, cases in work) and not all:
-        reasons = [r for rs in certificate.refused.values() for r in rs]
-        raise CertifyError(f"--only leaves no combination that a backend takes: {'; '.join(dict.fromkeys(reasons))}")
-    tell({"event": "start", "cases": None if all else sum(len(list(cases)) for _, cases in work)})
+        row = certificate.rows[name] = Row()
+        allowed = _allowed(there[name], row)
+        work.append((there[name], _every(axes, allowed) if all else pairwise(axes, allowed)))
+    tell({"event": "start", "cases": None if all else sum(len(cases) for _, cases in work if isinstance(cases, list))})
     for place, cases in work:
         for case in cases:
-            finding = check(place, case)
-            certificate.findings.append(finding)
-            tell({"event": "case", "failed": bool(finding.reason), "finding": finding})
+            finding = check(place, {"backend": place.name, **case})
+            certificate.rows[place.name].add(finding)
+            certificate.failed += [finding] if finding.reason else []
+            tell({"event": "case", **finding.case, "errors": finding.errors, "mask": finding.mask, "failed": finding.reason})
+    if not certificate.cases:
+        reasons = dict.fromkeys(reason for row in certificate.rows.values() for reason in row.refused)
+        raise CertifyError(f"--only leaves no combination that a backend takes: {'; '.join(reasons)}")
     return certificate
 
 
@@ -195,59 +204,56 @@ def _held(axes: dict[str, dict[str, Any]], only: Mapping[str, str]) -> dict[str,
     return {axis: [only[axis]] if axis in only else list(values) for axis, values in axes.items()}
 
 
-def _cases(place: Place, axes: Mapping[str, Sequence[str]], all: bool) -> tuple[Any, list[str]]:
-    """The cases of a place, and why it refused others."""
-    reasons: dict[str, None] = {}
+def _allowed(place: Place, row: Row) -> Callable[[Case], bool]:
+    """Whether the place takes a case; why not is noted in the row."""
 
     def allowed(case: Case) -> bool:
-        if reason := _refusal(place, case):
-            reasons[reason] = None
+        reason = _refusal(place, case)
+        if reason and reason not in row.refused:
+            row.refused.append(reason)
         return not reason
 
-    if all:
-        return _every(axes, allowed, place), list(reasons)
-    cases = pairwise(axes, allowed)
-    return [{"backend": place.name, **case} for case in cases], list(reasons)
+    return allowed
 
 
-def _every(axes: Mapping[str, Sequence[str]], allowed: Callable[[Case], bool], place: Place) -> Iterator[Case]:
-    # dtype and memory change last in the reference, so they change first here
+def _every(axes: Mapping[str, Sequence[str]], allowed: Callable[[Case], bool]) -> Iterator[Case]:
+    # dtype and memory, which the definition does not know, change fastest
     slow = sorted(axes, key=lambda axis: axis in ("dtype", "memory"))
     for values in itertools.product(*(axes[axis] for axis in slow)):
         case = dict(zip(slow, values))
         if allowed(case):
-            yield {"backend": place.name, **{axis: case[axis] for axis in axes}}
+            yield {axis: case[axis] for axis in axes}
 
 
 # ------------------------------------------------------------------------------------------------------------- one case
 
 
 def check(place: Place, case: Case) -> Finding:
-    """Runs a case, a value for every axis of `AXES`, and compares it with the definition in float64."""
-    want = _definition(tuple(case[axis] for axis in AXES if axis not in ("dtype", "memory")))
+    """Runs a case, a value for every axis of `AXES`, at a place, and compares it with the definition in float64."""
+    want = _definition(case["memory"] if case["memory"] in ROUNDED else "exact", tuple(case[a] for a in _SHARED))
     limits = _limits(case)
     try:
         with place.computes():
             got = _computed(place, case)
     except Exception as e:  # what a broken backend raises is a finding
-        return Finding(case, {}, limits, None, f"raised {type(e).__name__}: {(str(e).splitlines() or [''])[0]}")
+        return Finding(case, {}, None, f"raised {type(e).__name__}: {(str(e).splitlines() or [''])[0]}")
     wrong = [f"{name} differ in {n} places" for name in ("spikes", "membranes", "states") if (n := _unequal(got, want, name))]
-    mask = _mask_is_right(case, got, want)
+    # a backend tells only of contiguous spikes
+    mask = None if got["active"] is None else torch.equal(got["active"], want["active"])
     if mask is False:
         wrong.append("mask bits differ")
     errors = {name: _error(got[name], want[name]) for name in limits}
     for name, error in errors.items():
         if not error <= limits[name]:
             wrong.append(f"the gradient of {name} is off by {error:.2g}, more than {limits[name]:.2g}")
-    return Finding(case, errors, limits, mask, "; ".join(wrong))
+    return Finding(case, errors, mask, "; ".join(wrong))
 
 
 def _limits(case: Case) -> dict[str, float]:
-    dtype, memory = AXES["dtype"][case["dtype"]], case["memory"]
+    dtype = AXES["dtype"][case["dtype"]]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    kept = TOLERANCE_KEPT.get(memory, 0.0)
     others = [*LEARNED[case["learned"]], *(["v0"] if case["call"] == "state" else [])]
-    return {"x": max(TOLERANCE[dtype], kept)} | {name: max(TOLERANCE[wide], kept) for name in others}
+    return {"x": TOLERANCE[dtype]} | dict.fromkeys(others, TOLERANCE[wide])
 
 
 @lru_cache(maxsize=8)
@@ -278,7 +284,9 @@ def _rule(case: Case) -> dict[str, Any]:
     """The arguments of the call that are no tensors."""
     base = AXES["surrogate"][case["surrogate"]]
     mask = MASKS[case["mask"]]
-    rule = {name: AXES[name][case[name]] for name in ("v_reset", "decay_input", "reset_gradient", "temporal_gradient", "memory")}
+    rule = {
+        name: AXES[name][case[name]] for name in ("v_reset", "decay_input", "reset_gradient", "temporal_gradient", "memory")
+    }
     wrapped = mask(Parametric(base) if "width" in LEARNED[case["learned"]] else base)
     return rule | {"surrogate": wrapped, "record_membrane": case["call"] == "membrane"}
 
@@ -295,6 +303,8 @@ def _constants(case: Case, dtype: torch.dtype, device: str) -> dict[str, Any]:
 
 def _refusal(place: Place, case: Case) -> str:
     """Why there is no such neuron, or why this backend does not take it; "" where it does."""
+    if place.backend == "reference" and case["memory"] != "exact":
+        return "reference: it keeps a graph whatever memory says, so only memory=exact counts"
     dtype = AXES["dtype"][case["dtype"]]
     x = torch.zeros((1, 1, C), dtype=dtype, device=place.device)
     constants = _constants(case, state_dtype(x), place.device)
@@ -305,38 +315,61 @@ def _refusal(place: Place, case: Case) -> str:
     return ""
 
 
-def _computed(place: Place, case: Case, definition: bool = False) -> dict[str, Any]:
-    """Outputs and gradients of a case; of the definition in float64, with the membrane recorded in any case."""
-    dtype = torch.float64 if definition else AXES["dtype"][case["dtype"]]
+def _computed(place: Place, case: Case, **change: Any) -> dict[str, Any]:
+    """Outputs and gradients of a case, and the call. change: of the arguments of the call."""
+    dtype = AXES["dtype"][case["dtype"]]
     state = torch.float64 if dtype == torch.float64 else torch.float32
     given = {k: None if a is None else a.to(place.device) for k, a in _inputs(case["call"]).items()}
-    assert given["x"] is not None and given["g"] is not None  # noqa: PT018
-    x = given["x"].to(dtype).detach().requires_grad_()
-    v0 = None if given["v0"] is None else given["v0"].to(state).detach().requires_grad_()
-    constants, rule = _constants(case, state, place.device), _rule(case)
-    options = {**rule, **constants, "seed": SEED, "repeats": T if case["call"] == "repeats" else 1}
-    if definition:
-        options |= {"record_membrane": True, "memory": "exact"}
-    call = _call(x, v0, **options)
+    leaf = {k: None if (a := given[k]) is None else a.to(d).detach().requires_grad_() for k, d in (("x", dtype), ("v0", state))}
+    constants = _constants(case, state, place.device)
+    options = {**_rule(case), **constants, "seed": SEED, "repeats": T if case["call"] == "repeats" else 1, **leaf, **change}
+    call = _call(**options)
     out = kernel.dispatch(place.backend, call)
-    arriving = [
-        (out.spikes, given["g"].to(dtype)),
-        *([(out.state, given["c"].to(state))] if given["c"] is not None else []),
-        *([(out.membrane, given["gu"].to(state))] if given["gu"] is not None and out.membrane is not None else []),
-    ]
-    torch.autograd.backward([a for a, _ in arriving], [g for _, g in arriving])
-    result = {"spikes": out.spikes, "states": out.state, "membranes": out.membrane, "x": x.grad}
-    result |= {"v0": None if v0 is None else v0.grad, "active": None, "call": call}
-    result |= {name: p.grad for name, p in constants.items() if isinstance(p, Tensor)}
+    arriving = (out.spikes, given["g"], dtype), (out.state, given["c"], state), (out.membrane, given["gu"], state)
+    entered = [(a, g.to(d)) for a, g, d in arriving if a is not None and g is not None]
+    torch.autograd.backward([a for a, _ in entered], [g for _, g in entered])
+    result = {"spikes": out.spikes, "states": out.state, "membranes": out.membrane, "active": None}
+    result |= {name: p.grad for name, p in (*leaf.items(), *constants.items()) if isinstance(p, Tensor)}
     if case["mask"] != "none":
-        result["active"] = kernel.dispatch(place.backend, _call(x, v0, **{**options, "record_active": True})).active
-    return {k: a.detach().cpu() if isinstance(a, Tensor) else a for k, a in result.items()}
+        result["active"] = kernel.dispatch(place.backend, _call(**{**options, "record_active": True})).active
+    return {"call": call} | {k: None if a is None else a.detach().cpu() for k, a in result.items()}
+
+
+_SHARED = tuple(axis for axis in AXES if axis not in ("dtype", "memory"))  # what the definition depends on
 
 
 @lru_cache(maxsize=64)
-def _definition(values: tuple[str, ...]) -> dict[str, Any]:
-    case = dict(zip([axis for axis in AXES if axis not in ("dtype", "memory")], values), dtype="float64", memory="exact")
-    return _computed(Place("reference"), case, definition=True)
+def _definition(memory: str, values: tuple[str, ...]) -> dict[str, Any]:
+    """What the definition gives in float64, at the membranes as this memory remembers them."""
+    case = dict(zip(_SHARED, values), dtype="float64", memory="exact")
+    exact = _computed(Place("reference"), case, record_membrane=True)
+    if memory == "exact":
+        return exact
+    call = exact["call"]
+    theta, width = (over_channels(p.detach(), call.x) if isinstance(p, Tensor) else p for p in (call.theta, call.width))
+    end = reach(call.rule.surrogate, call.rule.replace)
+    u = recall(memory, kept_code(memory, exact["membranes"], theta, width, end), theta, width, end, torch.float64)
+    x = _currents(u, exact["spikes"], call)
+    remembered = _computed(Place("reference"), case, record_membrane=True, x=x, repeats=1)
+    gx = x.grad
+    assert gx is not None
+    if "tau" in remembered and call.rule.decay_input:
+        # du/dtau has the current as it came, not the one that leads to what is remembered
+        gain = leak(call.tau.detach(), call.x, call.rule.v_reset, True).gain
+        came = (gx / gain * (x - call.x)).detach() / over_channels(call.tau.detach(), call.x) ** 2
+        remembered["tau"] = remembered["tau"] + (came.sum((0, 1, 3, 4)) if call.tau.dim() else came.sum())
+    remembered["x"] = gx.sum(0, keepdim=True) if call.repeats > 1 else gx
+    return exact | {name: remembered[name] for name in ("x", "v0", "active", *CONSTANTS) if name in remembered}
+
+
+def _currents(u: Tensor, spikes: Tensor, call: kernel.Call) -> Tensor:
+    """The currents `[T, B, ...]` that lead to these membranes, the first from the state of the call; exact on the grid."""
+    rule = call.rule
+    tau, theta = (p.detach() if isinstance(p, Tensor) else p for p in (call.tau, call.theta))
+    lam, offset, gain = leak(tau, call.x, rule.v_reset, rule.decay_input)
+    start = torch.full_like(u[0], rest(rule.v_reset)) if call.v0 is None else call.v0.detach()
+    after = u - over_channels(theta, u) * spikes if rule.v_reset is None else torch.where(spikes > 0, rule.v_reset, u)
+    return ((u - (lam * torch.cat((start[None], after[:-1])) + offset)) / gain).requires_grad_()
 
 
 def _unequal(got: dict[str, Any], want: dict[str, Any], name: str) -> int:
@@ -346,23 +379,6 @@ def _unequal(got: dict[str, Any], want: dict[str, Any], name: str) -> int:
     if got[name].shape != want[name].shape:
         return want[name].numel()
     return int((got[name].double() != want[name]).sum())
-
-
-def _mask_is_right(case: Case, got: dict[str, Any], want: dict[str, Any]) -> bool | None:
-    """Whether the surrogate is zero exactly where the definition has it zero: where the mask drops it, or beyond its window.
-
-    A membrane that is kept rounded counts as it is remembered. A backend tells only of contiguous spikes.
-    """
-    if got["active"] is None:
-        return None
-    active, memory, call = want["active"], case["memory"], want["call"]
-    if memory in ROUNDED:
-        u, x = want["membranes"], call.x
-        theta, width = (over_channels(p.detach(), x) if isinstance(p, Tensor) else p for p in (call.theta, call.width))
-        end = reach(call.rule.surrogate, call.rule.replace) if memory == "8bit" else 0.0
-        code = kept_code(memory, u, theta, width, end)
-        active = reference._active(recall(memory, code, theta, width, end, torch.float64), theta, call)
-    return torch.equal(got["active"], active)
 
 
 def _error(got: Tensor | None, want: Tensor | None) -> float:

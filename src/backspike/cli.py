@@ -173,6 +173,11 @@ def _parser() -> _Parser:
     p.add_argument("--quick", action="store_true", help="small sizes, to see that everything runs; figures mean nothing")
     p.add_argument("--out", default="bench", help="folder for bench.json, bench.md, bench.html, figures/ (default: bench)")
 
+    p = verb("certify", _certify, "check that all backends compute the same on this machine, against float64")
+    p.add_argument("--only", metavar="NAME=VALUE,...", help="hold options to these values, such as backend=cpu,dtype=bfloat16")
+    p.add_argument("--all", action="store_true", help="every combination instead of every pair of options; hours")
+    p.add_argument("--out", metavar="FILE.md", help="write the certificate there, and beside it FILE.json")
+
     verb("recipes", _recipes, "list the recipes")
 
     p = verb("data", _data, "list the data sets: what is here, and what to put where")
@@ -331,6 +336,34 @@ def _bench(options: argparse.Namespace) -> int:
         console.print(table)
     print(f"bench: {written}")
     return int(not any(row.measured for outcome in measured.outcomes for row in outcome.ranked()))
+
+
+def _certify(options: argparse.Namespace) -> int:
+    words = [word.partition("=") for word in (options.only or "").split(",") if word]
+    if bad := next((name for name, equals, _ in words if not equals), None):
+        raise UsageError(f"--only takes NAME=VALUE pairs joined by commas, such as backend=cpu,dtype=bfloat16; got {bad!r}")
+    if options.out and not options.out.endswith(".md"):
+        raise UsageError(f"--out names a Markdown file, such as certificate.md (the JSON is put beside it), got {options.out}")
+    from . import certificate, certify
+
+    try:
+        with certificate.listener(options.json) as listen:
+            made = certify.run({name: value for name, _, value in words}, all=options.all, listen=listen)
+    except certify.CertifyError as e:
+        raise UsageError(e) from None
+    if options.out:
+        certificate.write(made, Path(options.out), shlex.join(["backspike", *sys.argv[1:]]))
+    if options.json:
+        failed = [certificate.failure(finding) for finding in made.failed]
+        print(json.dumps({"event": "done", "passed": made.passed, "cases": made.cases, "failed": failed}))
+        return int(not made.passed)
+    from rich.console import Console
+
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(certificate.terminal(made))
+    for line in certificate.failures(made):
+        print(line)
+    print(certificate.summary(made))
+    return int(not made.passed)
 
 
 def _recipes(options: argparse.Namespace) -> int:
