@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from . import energy
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -47,6 +49,8 @@ _AXES = {
     "sample_logits": "S T K",
     "readout_weights": "T",
     "spikes_per_image": "L",
+    **{f"op_{key}": "E" for key in ("name", "kind", "steps", "macs", "additions", "products", "spikes", "weights")},
+    **{f"op_{key}": "E" for key in ("inputs", "outputs", "bits")},
 }
 
 
@@ -648,6 +652,66 @@ def _firing(run: _Run) -> _Section:
     return _Section("firing", "Firing rates", text, table + _grid(chart))
 
 
+def _energy(run: _Run) -> _Section:
+    T = _number(run.fields.get("T"))
+    layers = energy.layers(run.arrays, int(T) if math.isfinite(T) else 1)
+    if not layers:
+        return _Section("energy", "", "", "")
+    ann, snn = energy.total(layer.ann for layer in layers), energy.total(layer.snn for layer in layers)
+    prices = {"arithmetic alone": 0.0, "with memory, all in SRAM": energy.SRAM, "with memory, all in DRAM": energy.DRAM}
+    compared = {name: (ann.with_memory(word), snn.with_memory(word)) for name, word in prices.items()}
+    times = {name: s / a if a else math.inf for name, (a, s) in compared.items()}
+    totals = [[name, _joules(a), _joules(s), f"{_tidy(times[name])}\u202f×"] for name, (a, s) in compared.items()]
+    head = ["estimate for one sample", "without spikes", "spiking", "spiking / without"]
+    table = f'<div id="fig-energy">{_table(head, totals, "Energy in all", "numbers")}</div>'
+    dearer = ", ".join(f"{name} {_tidy(times[name])} times as much" for name, (a, s) in compared.items() if s > a)
+    warning = (
+        '<p class="notice" role="note"><strong>The spiking network costs more</strong> than the equal network without spikes: '
+        f"{dearer}. Fewer timesteps and fewer spikes lower it, and hardware that keeps weights and membranes at hand.</p>"
+    )
+    once = "".join(
+        f" <code>{_e(layer.name)}</code> is computed once, as its input is the same at every timestep."
+        for layer in layers
+        if layer.steps < T
+    )
+    text = (
+        f"Counted on {_count(float(run.arrays['op_samples']))} test samples, beside the same layers run once without spikes. A "
+        "spike costs an addition (AC) at every output that it reaches; a real number, as a first layer sees of an image, a "
+        "multiply-accumulate (MAC); spikes that a pool has added up whichever of both is less. A neuron costs a MAC a timestep."
+        f"{once} Norms are folded into weights; pools and the additions of branches are left out. Prices of Horowitz 2014 "
+        f"(ISSCC, 45\u202fnm, 32 bits): MAC {energy.MAC:g}\u202fpJ, AC {energy.AC:g}\u202fpJ, a word from 8\u202fkB of SRAM "
+        f"{energy.SRAM:g}\u202fpJ, from DRAM {energy.DRAM:g}\u202fpJ. A word is taken to move once per layer and timestep: "
+        "weights and inputs are read, outputs written; a membrane is read and written, a spike is a bit."
+    )
+    return _Section("energy", "Energy, estimated", text, warning * bool(dearer) + table + _energy_table(layers))
+
+
+def _energy_table(layers: Sequence[energy.Layer]) -> str:
+    """The layers in the order in which they ran, and their sum; each quantity without spikes and spiking."""
+    pairs = [("", layer.name, f"{layer.steps}", _count(layer.spikes), layer.ann, layer.snn) for layer in layers]
+    ann, snn = energy.total(layer.ann for layer in layers), energy.total(layer.snn for layer in layers)
+    rows = []
+    for mark, name, steps, spikes, a, s in [*pairs, ("b", "in all", "", "", ann, snn)]:
+        cells = [
+            *map(_count, (a.macs, s.macs, s.acs)),
+            *map(_joules, (a.arithmetic, s.arithmetic)),
+            *map(_count, (a.words, s.words)),
+        ]
+        rows.append([f"<b>{_e(name)}</b>" if mark else _e(name), steps, spikes, *cells])
+    both = [f"{what}, {which}" for what in ("arithmetic", "words moved") for which in ("without", "spiking")]
+    head = ["layer", "steps", "spikes", "MACs, without", "MACs, spiking", "ACs, spiking", *both]
+    return _table(head, rows, "Energy of each layer", "numbers")
+
+
+def _joules(pico: float) -> str:
+    if not math.isfinite(pico):
+        return "–"
+    for unit, size in (("mJ", 1e9), ("µJ", 1e6), ("nJ", 1e3)):
+        if pico >= size:
+            return f"{pico / size:.3g}\u202f{unit}"
+    return f"{pico:.3g}\u202fpJ"
+
+
 def _membranes(run: _Run) -> _Section:
     arrays, keys = run.arrays, ("membrane_counts", "membrane_edges", "surrogate_z", "surrogate_h")
     if not all(key in arrays for key in keys):
@@ -887,7 +951,7 @@ def _glossary(run: _Run) -> _Section:
 
 
 _SECTIONS = (
-    *(_curves, _readout, _over_time, _confusion, _firing, _membranes, _potentials, _support, _widths),
+    *(_curves, _readout, _over_time, _confusion, _firing, _energy, _membranes, _potentials, _support, _widths),
     *(_samples, _recipe, _environment, _glossary),
 )
 

@@ -35,7 +35,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from . import __version__, data, measure, product
+from . import __version__, data, measure, operations, product
 from .batches import Batches
 from .choices import choose
 from .heap import release_heap
@@ -198,7 +198,7 @@ def evaluate(
 
 def _measure(run: Run, network: Network, batches: Batches) -> list[float]:
     """Writes evaluation.npz; the accuracy if stopped after each timestep."""
-    arrays = measure.collect(network, batches)
+    arrays = measure.collect(network, batches) | operations.count(network, batches)
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
     run.write("evaluation.npz", packed.getvalue())
