@@ -143,6 +143,9 @@ def _parser() -> _Parser:
     p = verb("eval", _eval, "run the test set through the trained network of a run")
     p.add_argument("folder", metavar="RUN")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    p.add_argument(
+        "--anytime", action="store_true", help="measure early exit too; its threshold is chosen on the validation split"
+    )
 
     p = verb("report", _report, "make the report of a run, or compare several, from the run folders alone")
     p.add_argument("folders", metavar="RUN", nargs="+")
@@ -258,13 +261,21 @@ def _field_help(recipe: Recipe) -> str:
 def _eval(options: argparse.Namespace) -> int:
     from .train import evaluate
 
-    result = evaluate(options.folder, device=options.device)
+    result = evaluate(options.folder, device=options.device, anytime=options.anytime)
     if options.json:
         print(json.dumps({"event": "done", **result}))
     else:
         print(f"test accuracy {100 * result['test_accuracy']:.2f} % of {result['n']} samples, loss {result['test_loss']:.4f}")
         steps = "  ".join(f"{t + 1}: {100 * a:.2f} %" for t, a in enumerate(result["accuracy_over_time"]))
         print(f"stopped after so many timesteps: {steps}")
+    if options.anytime and not options.json:
+        for name, curve in result["anytime"]["exit"].items():
+            i = curve["chosen"]
+            print(
+                f"early exit by {name} of at least {curve['threshold'][i]:.3f} (chosen on the validation split): "
+                f"{100 * curve['accuracy'][i]:.2f} % after {curve['steps'][i]:.2f} timesteps on average"
+            )
+        print(f"with a figure of it: backspike report {shlex.quote(options.folder)}")
     return 0
 
 

@@ -72,6 +72,7 @@ class _Run:
     initial: dict[str, Any]
     resumed: int
     arrays: dict[str, np.ndarray] = field(repr=False)
+    anytime: dict[str, Any] = field(repr=False, default_factory=dict)
 
     @property
     def x(self) -> np.ndarray:
@@ -122,18 +123,20 @@ def _load(path: Path) -> _Run:
     if not isinstance(fields, dict):
         raise ReportError(f'{path / "recipe.json"}: has no "fields"; restore the file or train again')
     name = str(recipe.get("name") or path.name)
-    return _Run(path, name, fields, env, epochs, done, initial, resumed, _read_arrays(path / "evaluation.npz"))
+    early, cure = path / "anytime.json", "remove it, or write it again with `backspike eval --anytime`"
+    anytime = _read_json(early, cure) if early.exists() else {}
+    return _Run(path, name, fields, env, epochs, done, initial, resumed, _read_arrays(path / "evaluation.npz"), anytime)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, cure: str = "restore the file or train again") -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ReportError(f"{path}: missing; give a folder that `backspike train` wrote") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ReportError(f"{path}: damaged ({_one_line(error)}); restore the file or train again") from None
+        raise ReportError(f"{path}: damaged ({_one_line(error)}); {cure}") from None
     if not isinstance(value, dict):
-        raise ReportError(f"{path}: damaged (not a JSON object); restore the file or train again")
+        raise ReportError(f"{path}: damaged (not a JSON object); {cure}")
     return value
 
 
@@ -537,6 +540,48 @@ def _over_time(run: _Run) -> _Section:
         "at a proportional saving of time and spikes."
     )
     return _Section("over-time", "Accuracy over time", text, _grid(chart))
+
+
+def _early_exit(run: _Run) -> _Section:
+    accuracy, exits = run.anytime.get("accuracy"), _dict(run.anytime.get("exit"))
+    curves = {name: c for name, c in exits.items() if _is_curve(c)}
+    if not _are_numbers(accuracy) or not curves:
+        return _Section("early-exit", "", "", "")
+    validation, steps = run.anytime.get("validation_accuracy"), np.arange(1.0, len(accuracy) + 1)
+    at_last = validation[-1] if _are_numbers(validation) else math.nan
+    lines = [_Line("the same number of steps for all", steps, np.array(accuracy), _colour("soft"), dashed=True)]
+    rows = []
+    for i, (name, c) in enumerate(curves.items()):
+        order = np.argsort(c["steps"], kind="stable")
+        lines.append(
+            _Line(f"exit by {name}", *(np.array(c[key], float)[order] for key in ("steps", "accuracy")), _colour(f"run{i}"))
+        )
+        at = c["chosen"]
+        values = [_percent(c[key][at], 2) for key in ("validation_accuracy", "accuracy")]
+        rows.append([_e(name), _plain(c["threshold"][at]), values[0], values[1], f"{c['steps'][at]:.2f} of {len(accuracy)}"])
+    rows.append(["all timesteps", "", _percent(_number(at_last), 2), _percent(accuracy[-1], 2), f"{len(accuracy)}"])
+    chart = _chart("early-exit", "Test accuracy", lines, "mean timesteps", percent=True)
+    head = ["exit by", "threshold", "validation accuracy", "test accuracy", "mean timesteps on the test set"]
+    text = (
+        "Each sample stops at the first timestep at which the network is sure enough, the last at the latest. Confidence is "
+        "the largest probability of the answer so far, margin its lead over the second. The threshold in the table is the one that "
+        f"stops soonest without one more mistake on the {_count(_number(run.anytime.get('validation_samples')))} validation "
+        "samples than after all timesteps. The test samples choose nothing; the curve shows what other thresholds would give."
+    )
+    body = _grid(chart) + _table(head, rows, "Early exit", "numbers")
+    return _Section("early-exit", "Early exit", text, body)
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and bool(values) and all(math.isfinite(_number(v)) for v in values)
+
+
+def _is_curve(c: Any) -> bool:
+    """Whether it is a curve as `anytime.Curve` has it."""
+    keys = ("threshold", "validation_steps", "validation_accuracy", "steps", "accuracy")
+    if not isinstance(c, dict) or not all(_are_numbers(c.get(key)) for key in keys):
+        return False
+    return len({len(c[key]) for key in keys}) == 1 and isinstance(c.get("chosen"), int) and 0 <= c["chosen"] < len(c["steps"])
 
 
 def _confusion(run: _Run) -> _Section:
@@ -951,7 +996,7 @@ def _glossary(run: _Run) -> _Section:
 
 
 _SECTIONS = (
-    *(_curves, _readout, _over_time, _confusion, _firing, _energy, _membranes, _potentials, _support, _widths),
+    *(_curves, _readout, _over_time, _early_exit, _confusion, _firing, _energy, _membranes, _potentials, _support, _widths),
     *(_samples, _recipe, _environment, _glossary),
 )
 

@@ -1,7 +1,8 @@
 """The run folder: everything a training run leaves, written so that a kill at any moment loses nothing.
 
-`recipe.json`, `env.json`, `log.jsonl`, `last.ckpt`, `best.ckpt`, `model.safetensors`, `evaluation.npz`, `report.html`. Files
-are replaced whole (temporary file, fsync, rename); the log is appended to, and cut back to the checkpoint on a resume.
+`recipe.json`, `env.json`, `log.jsonl`, `last.ckpt`, `best.ckpt`, `model.safetensors`, `evaluation.npz`, `anytime.json`,
+`report.html`. Files are replaced whole (temporary file, fsync, rename); the log is appended to, and cut back to the checkpoint on
+a resume.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from typing import Any
 
 from .recipe import Recipe, RecipeError
 
-FILES = ("recipe.json", "env.json", "log.jsonl", "last.ckpt", "best.ckpt", "model.safetensors", "evaluation.npz", "report.html")
+FILES = (
+    *("recipe.json", "env.json", "log.jsonl", "last.ckpt", "best.ckpt", "model.safetensors", "evaluation.npz", "anytime.json"),
+    "report.html",
+)
 
 
 class RunError(RuntimeError):
