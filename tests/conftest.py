@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-torch.set_num_threads(1)
+from backspike.certify import TOLERANCE
 
-# largest difference allowed, relative to the largest expected value (or to the sum of absolute terms, for a scalar sum)
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+torch.set_num_threads(1)
 
 
 @pytest.fixture
 def tolerance():
+    """Relative to the largest expected value, or to the sum of absolute terms for a scalar sum."""
     return TOLERANCE
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("data", "loss", "models", "readout", "recipes")
+_SUBMODULES = ("certify", "data", "loss", "models", "readout", "recipes")
 _NAMES = {
     "surrogate": (
         "ATan",
@@ -49,6 +49,7 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted([*_HOME, *_SUBMODULES])
 
 if TYPE_CHECKING:
+    from . import certify as certify
     from . import data as data
     from . import loss as loss
     from . import models as models

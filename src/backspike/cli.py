@@ -160,6 +160,9 @@ def _parser() -> _Parser:
     p = verb("eval", _eval, "run the test set through the trained network of a run")
     p.add_argument("folder", metavar="RUN")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    p.add_argument(
+        "--anytime", action="store_true", help="measure early exit too; its threshold is chosen on the validation split"
+    )
 
     p = verb("report", _report, "make the report of a run, or compare several, from the run folders alone")
     p.add_argument("folders", metavar="RUN", nargs="+")
@@ -189,6 +192,11 @@ def _parser() -> _Parser:
     p.add_argument("--only", default="", metavar="NAMES", help="implementations whose name has one of these parts, by commas")
     p.add_argument("--quick", action="store_true", help="small sizes, to see that everything runs; figures mean nothing")
     p.add_argument("--out", default="bench", help="folder for bench.json, bench.md, bench.html, figures/ (default: bench)")
+
+    p = verb("certify", _certify, "check that all backends compute the same on this machine, against float64")
+    p.add_argument("--only", metavar="NAME=VALUE,...", help="hold options to these values, such as backend=cpu,dtype=bfloat16")
+    p.add_argument("--all", action="store_true", help="every combination instead of every pair of options; hours")
+    p.add_argument("--out", metavar="FILE.md", help="write the certificate there, and beside it FILE.json")
 
     verb("recipes", _recipes, "list the recipes")
 
@@ -270,13 +278,21 @@ def _field_help(recipe: Recipe) -> str:
 def _eval(options: argparse.Namespace) -> int:
     from .train import evaluate
 
-    result = evaluate(options.folder, device=options.device)
+    result = evaluate(options.folder, device=options.device, anytime=options.anytime)
     if options.json:
         print(json.dumps({"event": "done", **result}))
     else:
         print(f"test accuracy {100 * result['test_accuracy']:.2f} % of {result['n']} samples, loss {result['test_loss']:.4f}")
         steps = "  ".join(f"{t + 1}: {100 * a:.2f} %" for t, a in enumerate(result["accuracy_over_time"]))
         print(f"stopped after so many timesteps: {steps}")
+    if options.anytime and not options.json:
+        for name, curve in result["anytime"]["exit"].items():
+            i = curve["chosen"]
+            print(
+                f"early exit by {name} of at least {curve['threshold'][i]:.3f} (chosen on the validation split): "
+                f"{100 * curve['accuracy'][i]:.2f} % after {curve['steps'][i]:.2f} timesteps on average"
+            )
+        print(f"with a figure of it: backspike report {shlex.quote(options.folder)}")
     return 0
 
 
@@ -375,6 +391,34 @@ def _bench(options: argparse.Namespace) -> int:
         console.print(table)
     print(f"bench: {written}")
     return int(not any(row.measured for outcome in measured.outcomes for row in outcome.ranked()))
+
+
+def _certify(options: argparse.Namespace) -> int:
+    words = [word.partition("=") for word in (options.only or "").split(",") if word]
+    if bad := next((name for name, equals, _ in words if not equals), None):
+        raise UsageError(f"--only takes NAME=VALUE pairs joined by commas, such as backend=cpu,dtype=bfloat16; got {bad!r}")
+    if options.out and not options.out.endswith(".md"):
+        raise UsageError(f"--out names a Markdown file, such as certificate.md (the JSON is put beside it), got {options.out}")
+    from . import certificate, certify
+
+    try:
+        with certificate.listener(options.json) as listen:
+            made = certify.run({name: value for name, _, value in words}, all=options.all, listen=listen)
+    except certify.CertifyError as e:
+        raise UsageError(e) from None
+    if options.out:
+        certificate.write(made, Path(options.out), shlex.join(["backspike", *sys.argv[1:]]))
+    if options.json:
+        failed = [certificate.failure(finding) for finding in made.failed]
+        print(json.dumps({"event": "done", "passed": made.passed, "cases": made.cases, "failed": failed}))
+        return int(not made.passed)
+    from rich.console import Console
+
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(certificate.terminal(made))
+    for line in certificate.failures(made):
+        print(line)
+    print(certificate.summary(made))
+    return int(not made.passed)
 
 
 def _recipes(options: argparse.Namespace) -> int:

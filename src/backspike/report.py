@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from . import energy
 from .run import RunError, read_arrays, read_json, write_atomic
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ _AXES = {
     "sample_logits": "S T K",
     "readout_weights": "T",
     "spikes_per_image": "L",
+    **{f"op_{key}": "E" for key in ("name", "kind", "steps", "macs", "additions", "products", "spikes", "weights")},
+    **{f"op_{key}": "E" for key in ("inputs", "outputs", "bits")},
 }
 
 # Their dtype kinds where they are not any numbers: names, and counts that are added up.
@@ -74,6 +77,7 @@ class _Run:
     resumed: int
     watched: list[dict[str, Any]]
     arrays: dict[str, np.ndarray] = field(repr=False)
+    anytime: dict[str, Any] = field(repr=False, default_factory=dict)
 
     @property
     def x(self) -> np.ndarray:
@@ -125,18 +129,21 @@ def _load(path: Path) -> _Run:
     if not isinstance(fields, dict):
         raise ReportError(f'{path / "recipe.json"}: has no "fields"; restore the file or train again')
     name = str(recipe.get("name") or path.name)
-    return _Run(path, name, fields, env, epochs, done, initial, resumed, watched, _read_arrays(path / "evaluation.npz"))
+    early, cure = path / "anytime.json", "remove it, or write it again with `backspike eval --anytime`"
+    anytime = _read_json(early, cure) if early.exists() else {}
+    arrays = _read_arrays(path / "evaluation.npz")
+    return _Run(path, name, fields, env, epochs, done, initial, resumed, watched, arrays, anytime)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, cure: str = "restore the file or train again") -> dict[str, Any]:
     try:
         value = read_json(path.read_bytes())
     except FileNotFoundError:
         raise ReportError(f"{path}: missing; give a folder that `backspike train` wrote") from None
     except (OSError, ValueError) as error:
-        raise ReportError(f"{path}: damaged ({_one_line(error)}); restore the file or train again") from None
+        raise ReportError(f"{path}: damaged ({_one_line(error)}); {cure}") from None
     if not isinstance(value, dict):
-        raise ReportError(f"{path}: damaged (not a JSON object); restore the file or train again")
+        raise ReportError(f"{path}: damaged (not a JSON object); {cure}")
     return value
 
 
@@ -576,6 +583,48 @@ def _over_time(run: _Run) -> _Section:
     return _Section("over-time", "Accuracy over time", text, _grid(chart))
 
 
+def _early_exit(run: _Run) -> _Section:
+    accuracy, exits = run.anytime.get("accuracy"), _dict(run.anytime.get("exit"))
+    curves = {name: c for name, c in exits.items() if _is_curve(c)}
+    if not _are_numbers(accuracy) or not curves:
+        return _Section("early-exit", "", "", "")
+    validation, steps = run.anytime.get("validation_accuracy"), np.arange(1.0, len(accuracy) + 1)
+    at_last = validation[-1] if _are_numbers(validation) else math.nan
+    lines = [_Line("the same number of steps for all", steps, np.array(accuracy), _colour("soft"), dashed=True)]
+    rows = []
+    for i, (name, c) in enumerate(curves.items()):
+        order = np.argsort(c["steps"], kind="stable")
+        lines.append(
+            _Line(f"exit by {name}", *(np.array(c[key], float)[order] for key in ("steps", "accuracy")), _colour(f"run{i}"))
+        )
+        at = c["chosen"]
+        values = [_percent(c[key][at], 2) for key in ("validation_accuracy", "accuracy")]
+        rows.append([_e(name), _plain(c["threshold"][at]), values[0], values[1], f"{c['steps'][at]:.2f} of {len(accuracy)}"])
+    rows.append(["all timesteps", "", _percent(_number(at_last), 2), _percent(accuracy[-1], 2), f"{len(accuracy)}"])
+    chart = _chart("early-exit", "Test accuracy", lines, "mean timesteps", percent=True)
+    head = ["exit by", "threshold", "validation accuracy", "test accuracy", "mean timesteps on the test set"]
+    text = (
+        "Each sample stops at the first timestep at which the network is sure enough, the last at the latest. Confidence is "
+        "the largest probability of the answer so far, margin its lead over the second. The threshold in the table is the one that "
+        f"stops soonest without one more mistake on the {_count(_number(run.anytime.get('validation_samples')))} validation "
+        "samples than after all timesteps. The test samples choose nothing; the curve shows what other thresholds would give."
+    )
+    body = _grid(chart) + _table(head, rows, "Early exit", "numbers")
+    return _Section("early-exit", "Early exit", text, body)
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and bool(values) and all(math.isfinite(_number(v)) for v in values)
+
+
+def _is_curve(c: Any) -> bool:
+    """Whether it is a curve as `anytime.Curve` has it."""
+    keys = ("threshold", "validation_steps", "validation_accuracy", "steps", "accuracy")
+    if not isinstance(c, dict) or not all(_are_numbers(c.get(key)) for key in keys):
+        return False
+    return len({len(c[key]) for key in keys}) == 1 and isinstance(c.get("chosen"), int) and 0 <= c["chosen"] < len(c["steps"])
+
+
 def _confusion(run: _Run) -> _Section:
     counts = run.arrays.get("confusion", np.zeros((0, 0)))
     if not counts.sum():
@@ -687,6 +736,66 @@ def _firing(run: _Run) -> _Section:
         f"few spikes are what makes these networks cheap on neuromorphic hardware.{total}"
     )
     return _Section("firing", "Firing rates", text, table + _grid(chart))
+
+
+def _energy(run: _Run) -> _Section:
+    T = _number(run.fields.get("T"))
+    layers = energy.layers(run.arrays, int(T) if math.isfinite(T) else 1)
+    if not layers:
+        return _Section("energy", "", "", "")
+    ann, snn = energy.total(layer.ann for layer in layers), energy.total(layer.snn for layer in layers)
+    prices = {"arithmetic alone": 0.0, "with memory, all in SRAM": energy.SRAM, "with memory, all in DRAM": energy.DRAM}
+    compared = {name: (ann.with_memory(word), snn.with_memory(word)) for name, word in prices.items()}
+    times = {name: s / a if a else math.inf for name, (a, s) in compared.items()}
+    totals = [[name, _joules(a), _joules(s), f"{_tidy(times[name])}\u202f×"] for name, (a, s) in compared.items()]
+    head = ["estimate for one sample", "without spikes", "spiking", "spiking / without"]
+    table = f'<div id="fig-energy">{_table(head, totals, "Energy in all", "numbers")}</div>'
+    dearer = ", ".join(f"{name} {_tidy(times[name])} times as much" for name, (a, s) in compared.items() if s > a)
+    warning = (
+        '<p class="notice" role="note"><strong>The spiking network costs more</strong> than the equal network without spikes: '
+        f"{dearer}. Fewer timesteps and fewer spikes lower it, and hardware that keeps weights and membranes at hand.</p>"
+    )
+    once = "".join(
+        f" <code>{_e(layer.name)}</code> is computed once, as its input is the same at every timestep."
+        for layer in layers
+        if layer.steps < T
+    )
+    text = (
+        f"Counted on {_count(float(run.arrays['op_samples']))} test samples, beside the same layers run once without spikes. A "
+        "spike costs an addition (AC) at every output that it reaches; a real number, as a first layer sees of an image, a "
+        "multiply-accumulate (MAC); spikes that a pool has added up whichever of both is less. A neuron costs a MAC a timestep."
+        f"{once} Norms are folded into weights; pools and the additions of branches are left out. Prices of Horowitz 2014 "
+        f"(ISSCC, 45\u202fnm, 32 bits): MAC {energy.MAC:g}\u202fpJ, AC {energy.AC:g}\u202fpJ, a word from 8\u202fkB of SRAM "
+        f"{energy.SRAM:g}\u202fpJ, from DRAM {energy.DRAM:g}\u202fpJ. A word is taken to move once per layer and timestep: "
+        "weights and inputs are read, outputs written; a membrane is read and written, a spike is a bit."
+    )
+    return _Section("energy", "Energy, estimated", text, warning * bool(dearer) + table + _energy_table(layers))
+
+
+def _energy_table(layers: Sequence[energy.Layer]) -> str:
+    """The layers in the order in which they ran, and their sum; each quantity without spikes and spiking."""
+    pairs = [("", layer.name, f"{layer.steps}", _count(layer.spikes), layer.ann, layer.snn) for layer in layers]
+    ann, snn = energy.total(layer.ann for layer in layers), energy.total(layer.snn for layer in layers)
+    rows = []
+    for mark, name, steps, spikes, a, s in [*pairs, ("b", "in all", "", "", ann, snn)]:
+        cells = [
+            *map(_count, (a.macs, s.macs, s.acs)),
+            *map(_joules, (a.arithmetic, s.arithmetic)),
+            *map(_count, (a.words, s.words)),
+        ]
+        rows.append([f"<b>{_e(name)}</b>" if mark else _e(name), steps, spikes, *cells])
+    both = [f"{what}, {which}" for what in ("arithmetic", "words moved") for which in ("without", "spiking")]
+    head = ["layer", "steps", "spikes", "MACs, without", "MACs, spiking", "ACs, spiking", *both]
+    return _table(head, rows, "Energy of each layer", "numbers")
+
+
+def _joules(pico: float) -> str:
+    if not math.isfinite(pico):
+        return "–"
+    for unit, size in (("mJ", 1e9), ("µJ", 1e6), ("nJ", 1e3)):
+        if pico >= size:
+            return f"{pico / size:.3g}\u202f{unit}"
+    return f"{pico:.3g}\u202fpJ"
 
 
 def _membranes(run: _Run) -> _Section:
@@ -992,7 +1101,8 @@ def _glossary(run: _Run) -> _Section:
 
 
 _SECTIONS = (
-    *(_curves, _readout, _over_time, _confusion, _firing, _membranes, _potentials, _support, _widths, _watch),
+    *(_curves, _readout, _over_time, _early_exit, _confusion, _firing, _energy, _membranes, _potentials, _support, _widths),
+    _watch,
     *(_samples, _recipe, _environment, _glossary),
 )
 

@@ -1,8 +1,8 @@
 """The run folder: everything a training run leaves, written so that a kill at any moment loses nothing.
 
 `recipe.json`, `env.json`, `log.jsonl`, `last.ckpt`, `previous.ckpt`, `best.ckpt`, `model.safetensors`, `evaluation.npz`,
-`report.html`. Files are replaced whole (temporary file, fsync, rename); the log is appended to, and on a resume put back as the
-checkpoint holds it.
+`anytime.json`, `report.html`, `doctor.html`. Files are replaced whole (temporary file, fsync, rename); the log is appended to, and
+on a resume put back as the checkpoint holds it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from .recipe import Recipe, RecipeError
 
 # in the order in which an old run is deleted, so that a kill meanwhile leaves a run that is done, or one that starts again
 FILES = (
-    *("last.ckpt", "previous.ckpt", "log.jsonl", "env.json", "best.ckpt", "model.safetensors", "evaluation.npz", "report.html"),
-    *("doctor.html", "recipe.json"),
+    *("last.ckpt", "previous.ckpt", "log.jsonl", "env.json", "best.ckpt", "model.safetensors", "evaluation.npz"),
+    *("anytime.json", "report.html", "doctor.html", "recipe.json"),
 )
 TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")
 DEEPEST_JSON = 32  # levels; what is written here has fewer than ten

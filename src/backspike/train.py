@@ -36,7 +36,8 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from . import __version__, data, measure, product, vitals
+from . import __version__, data, measure, operations, product, vitals
+from . import anytime as early
 from .batches import Batches, reader_died, reader_ended
 from .choices import choose
 from .diagnosis import diagnose
@@ -210,13 +211,15 @@ def evaluate(
     model: nn.Module | None = None,
     test: Any = None,
     *,
+    validation: Any = None,
+    anytime: bool = False,
     device: str | torch.device | None = None,
     values: tuple[type, ...] = (),
 ) -> dict[str, Any]:
     """Runs the test set through the trained network of a run, and leaves what it measures in `evaluation.npz`.
 
     Returns accuracy, loss, number of samples, and the accuracy if stopped after each timestep. The arguments are `load`'s and
-    `fit`'s.
+    `fit`'s. anytime: early exit is measured too, its threshold chosen on the validation split, and left in `anytime.json`.
     """
     folder = Run.open(run)
     _check_own(folder, model=model, data=test)
@@ -224,7 +227,10 @@ def evaluate(
     recipe = folder.recipe(values)
     if recipe.channels_last:
         _to_channels_last(network)
-    batches = Batches(_load(recipe).test if test is None else test, recipe, _device(device))
+    sets = _load(recipe) if test is None else _Own(None, validation, test)
+    if anytime and sets.validation is None:
+        raise RunError("early exit chooses its threshold on a validation split; give validation=, as to fit")
+    batches = Batches(sets.test, recipe, _device(device))
     try:
         accuracy, loss = _test(network, batches, recipe)
         over_time = _measure(folder, network, batches)
@@ -233,12 +239,17 @@ def evaluate(
             raise
         raise RunError(f"the network of {folder.path} does not take the data {recipe.data}: {_first_line(e)}") from e
     n = len(batches.data)
-    return {"run": str(run), "test_accuracy": accuracy, "test_loss": loss, "n": n, "accuracy_over_time": over_time}
+    result = {"run": str(run), "test_accuracy": accuracy, "test_loss": loss, "n": n, "accuracy_over_time": over_time}
+    if anytime:
+        held_out = Batches(sets.validation, recipe, _device(device))
+        result["anytime"] = early.measured(early.split(network, held_out), early.split(network, batches))
+        folder.write_json("anytime.json", result["anytime"])
+    return result
 
 
 def _measure(run: Run, network: Network, batches: Batches) -> list[float]:
     """Writes evaluation.npz; the accuracy if stopped after each timestep."""
-    arrays = measure.collect(network, batches)
+    arrays = measure.collect(network, batches) | operations.count(network, batches)
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
     run.write("evaluation.npz", packed.getvalue())

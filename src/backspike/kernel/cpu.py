@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _CHUNKS = 256  # sums are taken chunk by chunk; their number must not depend on the number of threads
 _GRAIN = 16384  # element-steps that are worth a thread
 _LEVELS = {"AVX512": ("_lif_v4", "_lif_v3", "_lif"), "AVX2": ("_lif_v3", "_lif")}
+_LEVEL_NAMES = {"_lif_v4": "v4", "_lif_v3": "v3", "_lif": "baseline"}
 _STREAM = 1 << 24  # bytes of a result from which on it is written past the cache
 _SUFFIX = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -52,8 +54,8 @@ class _Job(ctypes.Structure):
     ]
 
 
-def _load() -> ctypes.CDLL | None:
-    """The best library for this processor, as torch judges it (ATEN_CPU_CAPABILITY); None where none was built."""
+def _built() -> Iterator[tuple[str, ctypes.CDLL]]:
+    """The libraries that this processor runs, as torch judges it (ATEN_CPU_CAPABILITY), the best first."""
     for name in _LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("_lif",)):
         spec = importlib.util.find_spec(f"backspike.kernel.{name}")
         if spec is None or spec.origin is None:
@@ -64,11 +66,26 @@ def _load() -> ctypes.CDLL | None:
         except (OSError, AttributeError):
             continue
         if library.lif_job_size() == ctypes.sizeof(_Job):  # else it was built from other sources
-            return library
-    return None
+            yield name, library
 
 
-_c = _load()
+_c = next((library for _, library in _built()), None)
+
+
+def levels() -> tuple[str, ...]:
+    """What was built for this processor and for lesser ones: any of "v4", "v3", "baseline", the one in use first."""
+    return tuple(_LEVEL_NAMES[name] for name, _ in _built())
+
+
+@contextmanager
+def level(name: str) -> Iterator[None]:
+    """Within it, the library of this level computes; for checks, not for threads that compute meanwhile."""
+    global _c
+    before, _c = _c, {_LEVEL_NAMES[n]: library for n, library in _built()}[name]
+    try:
+        yield
+    finally:
+        _c = before
 
 
 def available() -> bool:
