@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..fusion import Block
 from ..neuron import LIF
 from ..norm import NormLayer, batch_norm
+from .dense import spiking_linear
 
 Neuron = Callable[..., nn.Module]
 
@@ -189,7 +190,7 @@ class ResNet(nn.Module):
         self.stages = len(depths)
         self.sn = neuron(channels=inputs) if currents else None
         self.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.fc1 = nn.Linear(inputs, hidden) if hidden else None
+        self.fc1 = spiking_linear(inputs, hidden) if hidden else None
         self.sn_fc1 = neuron(channels=hidden) if hidden else None
         self.fc = nn.Linear(hidden or inputs, num_classes)
         for m in self.modules():
