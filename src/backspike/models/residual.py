@@ -12,6 +12,7 @@ as `norm(channels)`, or as `norm(channels, branches=2)` for the two currents tha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -196,6 +197,11 @@ class ResNet(nn.Module):
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for key in [key for key in state_dict if ".downsample_sn." in key]:  # SpikingJelly's neuron of a SEW shortcut
+            state_dict[key.replace(".downsample_sn.", ".downsample.2.")] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def spiking_blocks(self) -> Sequence[Block]:
         stem = Block(self.conv1, self.bn1, self.sn1, self.maxpool)
