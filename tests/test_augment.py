@@ -70,7 +70,9 @@ def test_images_are_taken_too_and_draws_follow_the_seed(value):
     assert outs[0].shape == x.shape
 
 
-@pytest.mark.parametrize("value", [Crop(2), ResizedCrop(), Flip(), Roll(3), Rotate(30.0), Shear(0.5), Cutout(4), EventDrop()], ids=repr)
+@pytest.mark.parametrize(
+    "value", [Crop(2), ResizedCrop(), Flip(), Roll(3), Rotate(30.0), Shear(0.5), Cutout(4), EventDrop()], ids=repr
+)
 def test_values_are_moved_or_removed_never_made(value):
     x = frames()
     torch.manual_seed(1)
@@ -111,7 +113,7 @@ def test_wrong_values_are_refused_in_one_line(make, message):
 
 
 def test_a_resized_crop_is_the_part_scaled_to_the_whole(monkeypatch):
-    """A quarter of the image whose centre is at 5/8 of the height and 1/4 of the width: each pixel twice, in both directions."""
+    """A quarter of the image, around 5/8 of the height and 1/4 of the width: each pixel twice, in both directions."""
     x = images(B=3, H=16, W=12)
     part = torch.tensor([[0.625, 0.25]]).expand(3, 2), torch.full((3, 2), 0.5)
     monkeypatch.setattr(ResizedCrop, "boxes", lambda self, n, width, height: part)
@@ -132,7 +134,9 @@ def test_resized_crops_have_the_area_and_the_ratio_asked_for_and_lie_anywhere(wi
     assert small.log().mean().abs() < 0.03  # log-uniform, about square
     free = (centre - extent / 2) / (1 - extent)  # uniform in [0, 1]
     assert ((free > -1e-4) & (free < 1 + 1e-4)).all()
-    np.testing.assert_allclose(free.quantile(torch.tensor([0.25, 0.5, 0.75]), 0), [[0.25] * 2, [0.5] * 2, [0.75] * 2], atol=0.03)
+    np.testing.assert_allclose(
+        free.quantile(torch.tensor([0.25, 0.5, 0.75]), 0), [[0.25] * 2, [0.5] * 2, [0.75] * 2], atol=0.03
+    )
 
 
 def test_where_no_crop_fits_the_largest_in_the_middle_is_taken():

@@ -54,7 +54,7 @@ def test_w_of_plif_is_read_in_the_place_of_ours_and_nothing_else():
     assert 1 / layer.constants()[0].item() == pytest.approx(torch.sigmoid(w).item())
     layer.load_state_dict(layer.state_dict())
     for wrong in ({"w": w, "log_tau_minus_1": w}, {"v": w}, {}):
-        with pytest.raises(RuntimeError, match="Unexpected key|Missing key"):
+        with pytest.raises(RuntimeError, match=r"Unexpected key|Missing key"):
             layer.load_state_dict(wrong)
-    with pytest.raises(RuntimeError, match='Unexpected key.*"w"'):
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"w"'):
         bs.LIF().load_state_dict(read)

@@ -133,9 +133,7 @@ class Batches:
             return x
         return (x.pin_memory() if self.device.type == "cuda" else x).to(self.device, non_blocking=True)
 
-    def _sampled(
-        self, source: Any, parts: tuple[Tensor, ...], first: int, epoch: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _sampled(self, source: Any, parts: tuple[Tensor, ...], first: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         loader: DataLoader[Any] = DataLoader(
             _Seeded(source, (self.recipe.seed, epoch)),
             batch_sampler=[part.tolist() for part in parts[first:]],

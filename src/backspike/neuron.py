@@ -406,8 +406,8 @@ class IF(LIF):
 class PLIF(LIF):
     """A layer of parametric LIF neurons: `LIF` whose tau learns, one for the layer, from the tau given (Fang et al. 2021).
 
-    The paper's parameter w, with 1/tau = sig(w), is -log_tau_minus_1: w = -log(tau - 1). `load_state_dict` takes either, so that
-    weights of SpikingJelly, where w is learned, are read as they are. Runs as `LIF` does, in one op with its BatchNorm and pool.
+    The paper's parameter w, with 1/tau = sig(w), is -log_tau_minus_1: w = -log(tau - 1). `load_state_dict` takes either, so it
+    reads weights of SpikingJelly, where w is learned. Runs as `LIF` does, in one op with its BatchNorm and pool.
     """
 
     def __init__(self, tau: float = 2.0, *, learn: tuple[str, ...] | str = (), **options: Any) -> None:

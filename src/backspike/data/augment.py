@@ -93,7 +93,8 @@ class Flip:
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """A random part of the image, of `scale` of its area and `ratio` of width to height, scaled to the whole (Szegedy et al. 2015).
+    """A random part of the image, scaled to the whole (Szegedy et al. 2015). Bounds of its share of the area, `scale`, and of
+    width to height, `ratio`.
 
     First among a recipe's augmentations it cuts pictures where they are decoded, out of the whole file, bilinearly scaled;
     elsewhere it cuts what it is given, and the nearest pixel is taken.
@@ -105,7 +106,9 @@ class ResizedCrop:
     def __post_init__(self) -> None:
         for name, (low, high), most in (("scale", self.scale, 1), ("ratio", self.ratio, math.inf)):
             if not (0 < low <= high <= most and high < math.inf):
-                raise ValueError(f"ResizedCrop: {name} must rise from above 0{' to at most 1' * (most == 1)}, got {(low, high)}")
+                raise ValueError(
+                    f"ResizedCrop: {name} must rise from above 0{' to at most 1' * (most == 1)}, got {(low, high)}"
+                )
 
     def __call__(self, x: Tensor) -> Tensor:
         import torch

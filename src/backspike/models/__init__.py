@@ -1,9 +1,10 @@
 """Networks by name. Each comes twice: a value that a recipe can hold and print, and the factory that builds the module.
 
 `VGGSNN(num_classes=10)` is a frozen dataclass without torch; `VGGSNN(...).build(neuron, norm)` and
-`vggsnn(num_classes=..., in_channels=..., neuron=..., norm=...)` give the same `nn.Module`, which maps `[T, B, C, H, W]`, of an
-MLP `[T, B, C]`, to the outputs over time `[T, B, K]`. `neuron` is called as `neuron(channels=c)` for every spiking layer; `norm`, torch's BatchNorm
-where none is given, as `norm(channels)`, or as `norm(channels, branches=2)` for two currents that are added before a neuron.
+`vggsnn(num_classes=..., in_channels=..., neuron=..., norm=...)` give the same `nn.Module`, which maps `[T, B, C, H, W]`, an MLP
+`[T, B, C]`, to the outputs over time `[T, B, K]`. `neuron` is called as `neuron(channels=c)` for every spiking layer; `norm`,
+torch's BatchNorm where none is given, as `norm(channels)`, or as `norm(channels, branches=2)` for two currents that are added
+before a neuron.
 """
 
 from __future__ import annotations

@@ -86,7 +86,9 @@ def cifar100_resnet18() -> Recipe:
 
 def imagenet() -> Recipe:
     """ImageNet, SEW-ResNet34, MSG + TWO: several GPUs and days."""
-    return replace(_images("imagenet", "imagenet", SEWResNet34(num_classes=1000), (ResizedCrop(), Flip())), epochs=120, workers=8)
+    return replace(
+        _images("imagenet", "imagenet", SEWResNet34(num_classes=1000), (ResizedCrop(), Flip())), epochs=120, workers=8
+    )
 
 
 def dvs_cifar10() -> Recipe:

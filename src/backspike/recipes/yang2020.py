@@ -1,10 +1,10 @@
 """Paper B: Yang 2020, arXiv 2011.09964. Gradient through the reset (TSBP), against the reset detached (STBP).
 
 Known are T and the accuracies [note], and of the author's notebook [code] tau 5, threshold 1, input not divided by tau, a
-first-order synapse of tau_s 2 before the neuron, hard reset, sigmoid of c = 0.2. The rest is [ours]: networks after TSSL-BP (Zhang
-& Li 2020, arXiv 2002.10085) with BatchNorm and 5x5 convolutions that keep the size, AdamW, and the synapse's gain of 1 instead of
-1/tau_s, a factor that BatchNorm's weights take over. `--neuron.reset_gradient 0` is STBP, `--neuron.temporal_gradient False` the
-spatial rule.
+first-order synapse of tau_s 2 before the neuron, hard reset, sigmoid of c = 0.2. The rest is [ours]: networks after TSSL-BP
+(Zhang & Li 2020, arXiv 2002.10085) with BatchNorm and 5x5 convolutions that keep the size, AdamW, and the synapse's gain of 1
+instead of 1/tau_s, a factor that BatchNorm's weights take over. `--neuron.reset_gradient 0` is STBP,
+`--neuron.temporal_gradient False` the spatial rule.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Compressed pictures (JPEG, PNG, ...), decoded by Pillow to one size: the files of ImageNet.
 
-A part of the picture is scaled bilinearly. Unless another is asked for it is the middle, 7/8 of the shorter side (224 of 256): the
-usual way to test on ImageNet.
+A part of the picture is scaled bilinearly. Unless another is asked for it is the middle, 7/8 of the shorter side (224 of 256):
+the usual way to test on ImageNet.
 """
 
 import io
@@ -12,7 +12,6 @@ import numpy as np
 
 from . import DataError, one_line
 
-
 Box = tuple[float, float, float, float]  # left, top, right, bottom, as shares of the sides
 
 
@@ -21,9 +20,7 @@ def middle(width: int, height: int) -> Box:
     return 0.5 - x, 0.5 - y, 0.5 + x, 0.5 + y
 
 
-def decode(
-    data: bytes, name: str = "<bytes>", size: int = 224, part: Callable[[int, int], Box] = middle
-) -> np.ndarray:
+def decode(data: bytes, name: str = "<bytes>", size: int = 224, part: Callable[[int, int], Box] = middle) -> np.ndarray:
     """RGB, uint8 [3, size, size], of the part that `part(width, height)` says.
 
     Raises DataError for a damaged file, and for one that would unpack to a huge picture.
