@@ -6,11 +6,25 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from backspike.data import augment, autoaugment
-from backspike.data.augment import Crop, Cutout, EventDrop, Flip, OneOf, Roll, Rotate, Shear, Shift, rotation, shearing, warp
+from backspike.data.augment import (
+    Crop,
+    Cutout,
+    EventDrop,
+    Flip,
+    OneOf,
+    ResizedCrop,
+    Roll,
+    Rotate,
+    Shear,
+    Shift,
+    rotation,
+    shearing,
+    warp,
+)
 from backspike.data.autoaugment import POLICY, AutoAugment
 from backspike.data.mixing import CutMix, Mixup
 
-ALL = (Crop(3), Shift(1), Flip(), Cutout(5), Roll(3), Rotate(40.0), Shear(0.4), EventDrop(), OneOf())
+ALL = (Crop(3), Shift(1), ResizedCrop(), Flip(), Cutout(5), Roll(3), Rotate(40.0), Shear(0.4), EventDrop(), OneOf())
 
 
 def images(B=7, C=3, H=12, W=10, dtype=torch.uint8):
@@ -56,7 +70,9 @@ def test_images_are_taken_too_and_draws_follow_the_seed(value):
     assert outs[0].shape == x.shape
 
 
-@pytest.mark.parametrize("value", [Crop(2), Flip(), Roll(3), Rotate(30.0), Shear(0.5), Cutout(4), EventDrop()], ids=repr)
+@pytest.mark.parametrize(
+    "value", [Crop(2), ResizedCrop(), Flip(), Roll(3), Rotate(30.0), Shear(0.5), Cutout(4), EventDrop()], ids=repr
+)
 def test_values_are_moved_or_removed_never_made(value):
     x = frames()
     torch.manual_seed(1)
@@ -72,6 +88,9 @@ def test_values_are_moved_or_removed_never_made(value):
     ("make", "message"),
     [
         (lambda: Crop(0), "at least 1"),
+        (lambda: ResizedCrop((0.0, 1.0)), "ResizedCrop: scale must rise from above 0 to at most 1"),
+        (lambda: ResizedCrop((0.5, 1.5)), "ResizedCrop: scale must rise"),
+        (lambda: ResizedCrop(ratio=(2.0, 0.5)), "ResizedCrop: ratio must rise from above 0, got"),
         (lambda: Flip(1.5), "Flip: p must lie in"),
         (lambda: Cutout(0), "Cutout: size must be above 0"),
         (lambda: Roll(0), "Roll: pixels must be above 0"),
@@ -91,6 +110,41 @@ def test_wrong_values_are_refused_in_one_line(make, message):
 
 
 # geometry
+
+
+def test_a_resized_crop_is_the_part_scaled_to_the_whole(monkeypatch):
+    """A quarter of the image, around 5/8 of the height and 1/4 of the width: each pixel twice, in both directions."""
+    x = images(B=3, H=16, W=12)
+    part = torch.tensor([[0.625, 0.25]]).expand(3, 2), torch.full((3, 2), 0.5)
+    monkeypatch.setattr(ResizedCrop, "boxes", lambda self, n, width, height: part)
+    want = x[:, :, 6:14, 0:6].repeat_interleave(2, -2).repeat_interleave(2, -1)
+    assert torch.equal(ResizedCrop()(x), want)
+
+
+@pytest.mark.parametrize(("width", "height"), [(20, 20), (60, 40)])
+def test_resized_crops_have_the_area_and_the_ratio_asked_for_and_lie_anywhere(width, height):
+    torch.manual_seed(0)
+    centre, extent = ResizedCrop(scale=(0.1, 0.5), ratio=(0.5, 2.0)).boxes(4000, width, height)
+    area, ratio = extent.prod(1), extent[:, 1] * width / (extent[:, 0] * height)
+    assert 0.1 - 1e-6 < area.min() < 0.11
+    assert 0.49 < area.max() < 0.5 + 1e-6
+    assert 0.5 - 1e-6 < ratio.min() < 0.52
+    assert 1.9 < ratio.max() < 2 + 1e-6
+    small = ratio[area < 0.2]  # all of these fit, so nothing is chosen among them
+    assert small.log().mean().abs() < 0.03  # log-uniform, about square
+    free = (centre - extent / 2) / (1 - extent)  # uniform in [0, 1]
+    assert ((free > -1e-4) & (free < 1 + 1e-4)).all()
+    np.testing.assert_allclose(
+        free.quantile(torch.tensor([0.25, 0.5, 0.75]), 0), [[0.25] * 2, [0.5] * 2, [0.75] * 2], atol=0.03
+    )
+
+
+def test_where_no_crop_fits_the_largest_in_the_middle_is_taken():
+    """Of 100 x 10 pixels none of nine tenths of the area has a ratio up to 4/3; 13.3 x 10 pixels has the largest."""
+    want = (0.5 - 4 / 60, 0.0, 0.5 + 4 / 60, 1.0)
+    assert ResizedCrop(scale=(0.9, 1.0)).part(100, 10) == pytest.approx(want)
+    assert ResizedCrop(scale=(0.9, 1.0)).part(10, 100) == pytest.approx((0.0, 0.5 - 4 / 60, 1.0, 0.5 + 4 / 60))
+    assert ResizedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0)).part(7, 7) == pytest.approx((0, 0, 1, 1))
 
 
 @pytest.mark.parametrize("side", [9, 10])

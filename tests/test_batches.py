@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from backspike import loss
 from backspike.batches import Batches
 from backspike.data import Pictures, Split
-from backspike.data.augment import Flip, Shift
+from backspike.data.augment import Flip, ResizedCrop, Shift
 from backspike.data.mixing import CutMix, Mixup
 from backspike.recipe import TET, CrossEntropy, Recipe, RecipeError
 from backspike.run import RunError
@@ -140,6 +140,32 @@ def test_pictures_are_decoded_in_workers_and_not_before(tmp_path):
     assert all(torch.equal(x, other) for (x, _), (other, _) in zip(alone, helped, strict=True))
     first = int(Batches(whole, recipe(), CPU).order(0)[0])
     np.testing.assert_allclose(alone[0][0][1, 0], whole.x[first] / np.float32(255), rtol=1e-6)
+
+
+def test_pictures_are_cropped_at_random_where_they_are_decoded(tmp_path):
+    """From the whole file, whose border the cut for testing never shows; with workers by (seed, epoch, sample) alone."""
+    array = np.zeros((32, 32, 3), np.uint8)
+    array[1:-1, 1:-1] = np.random.default_rng(0).integers(60, 256, (30, 30, 3))
+    names = [f"{i}.png" for i in range(6)]
+    for name in names:
+        Image.fromarray(array).save(tmp_path / name)
+    whole = Split(Pictures(tmp_path, np.array(names, bytes), 32), np.arange(6), np.arange(6))
+
+    def training(epoch=0, first=0, **changes):
+        torch.manual_seed(0)
+        return [x[0] for x, _ in Batches(whole, recipe(**changes), CPU).training(epoch, first)]
+
+    (x, *_) = training(augment=(ResizedCrop((1.0, 1.0), (1.0, 1.0)), Flip(1.0)))
+    np.testing.assert_allclose(x[0], array[:, ::-1].transpose(2, 0, 1) / np.float32(255))
+    crop = (ResizedCrop(),)
+    one, two = training(augment=crop, workers=1), training(augment=crop, workers=2)
+    assert all(torch.equal(x, y) for x, y in zip(one, two, strict=True))
+    assert torch.equal(training(augment=crop, workers=2, first=1)[0], one[1])
+    assert len(torch.unique(torch.cat(one).flatten(1), dim=0)) == 6
+    assert not torch.equal(training(1, augment=crop, workers=1)[0], one[0])
+    for x, _ in Batches(whole, recipe(augment=crop), CPU).in_order():
+        assert x.min() > 0.1  # 2 of 32 pixels are cut off on each side
+        assert torch.equal(x[0, 0], x[0, -1])
 
 
 def test_every_sample_comes_once_an_epoch():

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 import backspike as bs
 from backspike.models import (
+    MLP,
     NETWORKS,
     VGG11,
     VGG16,
@@ -33,7 +34,8 @@ def parameters(model):
 
 # VGGSNN, CIFARNet: Li et al. 2024; ResNet20 and 32, VGG16: Park et al. 2023, without biases of convolutions; ResNet18, 34, 50:
 # torchvision's, 11,689,512, 21,797,672 and 25,557,032 with 1000 classes; VGG11: its vgg11_bn's convolutions, 9,223,232
-# without biases and with their norms; Spikformer-4-384: 9.32 M (Zhou et al. 2022)
+# without biases and with their norms; Spikformer-4-384: 9.32 M (Zhou et al. 2022); MLP: weights 700 x 128 + 128 x 128, as many
+# that come back, 2 x 128 x 128, norms 2 x 2 x 128, and 129 x 20
 COUNTS = [
     (VGGSNN(10, in_channels=3), 9_269_322),
     (CIFARNet(10), 19_489_546),
@@ -50,6 +52,7 @@ COUNTS = [
     (ResNet19(10), 12_697_994),
     (VGG11(10), 9_753_674),
     (Spikformer(10), 9_324_730),
+    (MLP(recurrent=True), 141_844),
 ]
 
 
@@ -70,6 +73,7 @@ SMALL = [
         Spikformer(3, 2, dim=48, depth=1),
     ),
     *(ResNet18(3, stem="cifar"), ResNet18(4), ResNet19(3), ResNet20(3), SEWResNet18(3, 2, stem="cifar"), MSResNet18(3)),
+    *(MLP(3, 7, (6, 5)), MLP(3, 7, (6, 5), recurrent=True, dropout=0.5)),
 ]
 
 
@@ -82,8 +86,8 @@ def test_the_value_and_the_factory_build_the_same(value):
         return bs.LIF()
 
     model = value.build(neuron)
-    size = getattr(value, "size", 16)
-    assert model(torch.rand(3, 2, value.in_channels, size, size)).shape == (3, 2, value.num_classes)
+    place = () if isinstance(value, MLP) else (getattr(value, "size", 16),) * 2
+    assert model(torch.rand(3, 2, value.in_channels, *place)).shape == (3, 2, value.num_classes)
     assert len(channels) == sum(isinstance(m, bs.LIF) for m in model.modules())
     assert None not in channels
 
@@ -103,6 +107,30 @@ def test_a_layout_says_channels_kernels_and_hidden_layers():
     model = ConvNet("15C5-P-40-P", 10, 1, 28, hidden=(300,)).build(bs.LIF)
     shapes = [tuple(p.shape) for p in model.parameters() if p.dim() > 1]
     assert shapes == [(15, 1, 5, 5), (40, 15, 3, 3), (300, 40 * 7 * 7), (10, 300)]
+
+
+def test_an_mlp_recurs_and_drops_where_it_is_asked_to():
+    torch.manual_seed(0)
+    plain, model = (MLP(3, 7, (6, 5), recurrent=again, dropout=0.5).build(bs.LIF) for again in (False, True))
+    assert not any(isinstance(m, bs.Recurrent) for m in plain.modules())
+    layers = [m for m in model.modules() if isinstance(m, bs.Recurrent)]
+    for layer, n in zip(layers, (6, 5), strict=True):
+        torch.testing.assert_close(layer.layer.weight @ layer.layer.weight.T, torch.eye(n))
+    x = torch.rand(4, 9, 7) * 3
+    assert not torch.equal(model(x), model(x))  # other spikes are dropped
+    assert torch.equal(model.eval()(x), model(x))
+
+
+@pytest.mark.parametrize("value", [ConvNet("8-P-8-P", size=8, hidden=(64, 64)), VGG11(10, 1), ResNet19(10, 1)], ids=str)
+def test_every_layer_fires_at_the_start(value):
+    """Also the linear ones, which no norm precedes."""
+    torch.manual_seed(0)
+    side = getattr(value, "size", 8)
+    x = F.interpolate(torch.from_numpy(bs.data.load("digits").train.x[:4]).float() / 255, scale_factor=side // 8)
+    model = value.build(lambda channels: bs.LIF(v_threshold=0.5))
+    with bs.record(model) as seen, torch.no_grad():
+        model(x.expand(4, *x.shape))
+    assert min(out.spikes.mean() for out in seen.values()) > 0.01
 
 
 # names and shapes of torchvision's ResNet18, written out: torchvision is not needed
@@ -148,6 +176,8 @@ def test_wrong_input_and_layouts_are_refused():
         bs.models.resnet20()(torch.rand(2, 3, 2, 8, 8))
     with pytest.raises(ValueError, match="multiple of 8"):
         bs.models.spikformer(dim=20)
+    with pytest.raises(ValueError, match=r"expected input \[T, B, 700\], got shape \[2, 3, 1, 700\]"):
+        bs.models.mlp()(torch.rand(2, 3, 1, 700))
 
 
 LEARNERS = [

@@ -45,6 +45,32 @@ def test_plif_is_lif_with_tau_learned():
     assert 1 / (1 + math.exp(-w)) == pytest.approx(1 / 3)
 
 
+@each_backend
+def test_plif_is_the_equation_of_its_paper(backend):
+    """u[t] = v[t-1] + sig(w) (x[t] - (v[t-1] - rest)) with w = -log_tau_minus_1; a spike steps, and has slope h backward."""
+    layer = bs.PLIF(3.0, v_threshold=0.7, v_reset=0.1, surrogate=Rectangle(2.0), backend=backend).double()
+    w = -layer.log_tau_minus_1.detach()
+
+    def statement(x, w):
+        v, out = torch.full_like(x[0], 0.1), []
+        for x_t in x:
+            u = v + torch.sigmoid(w) * (x_t - (v - 0.1))
+            z = u - 0.7
+            s = (z >= 0).double() + (z - z.detach()) * (z.abs() < 1).double() / 2
+            v = (1 - s) * u + 0.1 * s
+            out.append(s)
+        return torch.stack(out)
+
+    def ours(x, w):
+        return torch.func.functional_call(layer, {"log_tau_minus_1": -w}, (x,))
+
+    got, want = gradients(ours, CURRENTS, w), gradients(statement, CURRENTS, w)
+    assert torch.equal(got[0], want[0].round())
+    assert 0.1 < got[0].mean() < 0.9
+    for a, c in zip(got[1:], want[1:]):
+        torch.testing.assert_close(a, c, rtol=1e-11, atol=1e-13)
+
+
 def test_plif_runs_as_one_op_with_norm_and_pool():
     x = torch.randn(4, 2, 6, 6, 3).permute(0, 1, 4, 2, 3).requires_grad_()  # channels-last, as pools are joined
     layers = nn.Conv2d(3, 4, 3, padding=1).to(memory_format=torch.channels_last), nn.BatchNorm2d(4)

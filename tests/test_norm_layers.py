@@ -159,6 +159,7 @@ SMALL = [
     *(bs.models.ConvNet("4-P-6", 3, 2, 8), bs.models.Spikformer(3, 2, dim=16, depth=1, heads=2)),
     *(bs.models.ResNet18(3, 2), bs.models.ResNet50(3, 2, "cifar"), bs.models.SEWResNet18(3, 2), bs.models.SEWResNet50(3, 2)),
     *(bs.models.MSResNet18(3, 2), bs.models.ResNet20(3, 2), bs.models.ResNet19(3, 2), bs.models.VGG11(3, 2)),
+    bs.models.MLP(3, 2, (5, 4), recurrent=True),
 ]
 
 
@@ -167,11 +168,13 @@ def test_every_network_takes_a_norm(model):
     recipe = Recipe(model=model, norm=TEBN(), T=2)
     plain, tebn = Recipe(model=model).network(), recipe.network()
     tdbn = recipe.replace({"norm": "TDBN()", "neuron.v_threshold": "0.5"}).network()
-    assert count(tebn, bs.TEBN) == count(tdbn, bs.TDBN) == count(plain, nn.BatchNorm2d) > 0
-    assert count(tebn, nn.BatchNorm2d) == count(tdbn, nn.BatchNorm2d) == 0
+    kind = nn.BatchNorm1d if isinstance(model, bs.models.MLP) else nn.BatchNorm2d
+    assert count(tebn, bs.TEBN) == count(tdbn, bs.TDBN) == count(plain, kind) > 0
+    assert count(tebn, kind) == count(tdbn, kind) == 0
     assert {m.v_threshold for m in tdbn.modules() if isinstance(m, bs.TDBN)} == {0.5}
     tdbn.load_state_dict(plain.state_dict())  # the names are those of BatchNorm
-    x = torch.rand(2, 2, 2, *[32 if "VGG" in str(model) else 8] * 2)
+    place = [] if kind is nn.BatchNorm1d else [32 if "VGG" in str(model) else 8] * 2
+    x = torch.rand(2, 2, 2, *place)
     for network in (tdbn, tebn):
         network(x).sum().backward()
     assert all(p.grad is not None for p in tebn.parameters())

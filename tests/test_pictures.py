@@ -96,6 +96,20 @@ def test_a_picture_is_scaled_and_its_middle_cut_out():
     np.testing.assert_array_equal(upright, array[1:15, 13:27].transpose(2, 1, 0))
 
 
+def test_another_part_may_be_asked_for():
+    array = np.random.default_rng(0).integers(0, 256, (16, 40, 3), np.uint8)
+    part = picture.decode(encoded(array), size=8, part=lambda width, height: (10 / width, 8 / height, 18 / width, 1.0))
+    np.testing.assert_array_equal(part, array[8:16, 10:18].transpose(2, 0, 1))
+
+
+def test_a_small_part_of_a_large_jpeg_keeps_its_detail():
+    """Stripes of 8 pixels: the part is decoded at full size, though the whole could be at an eighth."""
+    stripes = np.broadcast_to((np.arange(1024) // 8 % 2 * 255).astype(np.uint8)[None, :, None], (1024, 1024, 3))
+    jpeg = encoded(np.ascontiguousarray(stripes), "JPEG", quality=95)
+    x = picture.decode(jpeg, size=128, part=lambda width, height: (0.5, 0.5, 0.625, 0.625))
+    np.testing.assert_allclose(x, stripes[512:640, 512:640].transpose(2, 0, 1), atol=8)
+
+
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P"])
 def test_other_kinds_of_pictures_become_rgb(mode):
     out = io.BytesIO()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_worker_info
 
-from .data import Split
+from .data import Pictures, Split
+from .data.augment import Augment, ResizedCrop
 from .data.mixing import Mixing
 from .recipe import Recipe
 from .run import RunError
@@ -65,9 +67,10 @@ class Batches:
 
     def training(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch in its own order, augmented, from batch number `first` on."""
-        for x, y in self._read(self.order(epoch).split(self.recipe.batch_size), first, epoch):
-            if self.recipe.augment:
-                x, y = self._augmented(self._values(x), y)
+        source, augment = _cut_when_decoded(self.data, self.recipe.augment)
+        for x, y in self._read(self.order(epoch).split(self.recipe.batch_size), first, epoch, source):
+            if augment:
+                x, y = self._augmented(self._values(x), y, augment)
             yield self._over_time(x), y
 
     def in_order(self, at_most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -97,12 +100,12 @@ class Batches:
     def _values(self, x: Tensor) -> Tensor:
         return x.float() / 255 if x.dtype == torch.uint8 and not self._has_time(x) else x.float()
 
-    def _augmented(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        for augment in self.recipe.augment:
-            if isinstance(augment, Mixing):
-                x, y = augment.mix(x, self._shares(y))
+    def _augmented(self, x: Tensor, y: Tensor, augment: tuple[Augment | Mixing, ...]) -> tuple[Tensor, Tensor]:
+        for change in augment:
+            if isinstance(change, Mixing):
+                x, y = change.mix(x, self._shares(y))
             else:
-                x = augment(x)
+                x = change(x)
         return x, y
 
     def _shares(self, y: Tensor) -> Tensor:
@@ -113,9 +116,11 @@ class Batches:
             raise RunError("samples can be mixed once the number of classes is known: call expect_classes first")
         return F.one_hot(y, self.classes).float()
 
-    def _read(self, parts: tuple[Tensor, ...], first: int = 0, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def _read(
+        self, parts: tuple[Tensor, ...], first: int = 0, epoch: int = 0, source: Any = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         if self.arrays is None:
-            yield from self._sampled(parts, first, epoch)
+            yield from self._sampled(self.data if source is None else source, parts, first, epoch)
             return
         images, labels = self.arrays
         for number, part in enumerate(parts[first:], first):
@@ -130,9 +135,9 @@ class Batches:
             return x
         return (x.pin_memory() if self.device.type == "cuda" else x).to(self.device, non_blocking=True)
 
-    def _sampled(self, parts: tuple[Tensor, ...], first: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _sampled(self, source: Any, parts: tuple[Tensor, ...], first: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         loader: DataLoader[Any] = DataLoader(
-            _Seeded(self.data, (self.recipe.seed, epoch)),
+            _Seeded(source, (self.recipe.seed, epoch)),
             batch_sampler=[part.tolist() for part in parts[first:]],
             num_workers=min(self.recipe.workers, len(parts) - first),
             collate_fn=default_collate,
@@ -162,6 +167,14 @@ class Batches:
         else:
             out = torch.empty(x.shape, device=x.device)
         return out.copy_(x)  # the change of order and of type in one pass
+
+
+def _cut_when_decoded(data: Any, augment: tuple[Augment | Mixing, ...]) -> tuple[Any, tuple[Augment | Mixing, ...]]:
+    """A `ResizedCrop` that comes first becomes the part of the pictures that is decoded: (data, what is left of augment)."""
+    match augment:
+        case (ResizedCrop() as crop, *others) if isinstance(data, Split) and isinstance(data.x, Pictures):
+            return replace(data, x=replace(data.x, part=crop.part)), tuple(others)
+    return data, augment
 
 
 def _placed(array: np.ndarray, device: torch.device) -> Tensor:

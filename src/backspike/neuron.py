@@ -406,13 +406,19 @@ class IF(LIF):
 class PLIF(LIF):
     """A layer of parametric LIF neurons: `LIF` whose tau learns, one for the layer, from the tau given (Fang et al. 2021).
 
-    The paper's parameter w, with 1/tau = sig(w), is -log_tau_minus_1: w = -log(tau - 1). Runs as `LIF` does, in one op with
-    its BatchNorm and pool.
+    The paper's parameter w, with 1/tau = sig(w), is -log_tau_minus_1: w = -log(tau - 1). `load_state_dict` takes either, so it
+    reads weights of SpikingJelly, where w is learned. Runs as `LIF` does, in one op with its BatchNorm and pool.
     """
 
     def __init__(self, tau: float = 2.0, *, learn: tuple[str, ...] | str = (), **options: Any) -> None:
         learn = (learn,) if isinstance(learn, str) else tuple(learn)
         super().__init__(tau, learn=("tau", *(name for name in learn if name != "tau")), **options)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        w, ours = f"{prefix}w", f"{prefix}log_tau_minus_1"
+        if w in state_dict and ours not in state_dict:
+            state_dict[ours] = -state_dict.pop(w)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class CLIF(LIF):

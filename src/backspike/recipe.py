@@ -303,6 +303,7 @@ class Recipe:
     limit: int = _field(0, "use only so many training samples, the same share of each class; 0: all")
     T: int = _field(4, "timesteps")
     size: int = _field(0, "side that event frames are summed down to, or of ImageNet's pictures; 0: the sensor's own, 224")
+    upright: bool = _field(True, "DVS-CIFAR10: pictures upright; False: pixels and polarity as the camera addressed them")
     by: str = _field("time", "event frames hold an equal time or an equal count of events: time or count")
     has_time: bool | None = _field(None, "samples carry time, [T, ...]; None: those with 4 dimensions do")
     model: Model = _field(ConvNet(), "the network, a value")
@@ -560,7 +561,7 @@ VALUES: dict[str, Callable[..., Any]] = {
         *(Neuron, PLIF, CubaLIF, CLIF, MPBN),
         *(SGS, AdamW, SGD),
         *(_augment.Shift, _augment.Crop, _augment.Flip, _augment.Cutout, _augment.Roll, _augment.Rotate, _augment.Shear),
-        *(_augment.EventDrop, _augment.OneOf, _autoaugment.AutoAugment, _mixing.Mixup, _mixing.CutMix),
+        *(_augment.EventDrop, _augment.OneOf, _augment.ResizedCrop, _autoaugment.AutoAugment, _mixing.Mixup, _mixing.CutMix),
     )
 }
 

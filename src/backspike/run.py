@@ -1,8 +1,8 @@
 """The run folder: everything a training run leaves, written so that a kill at any moment loses nothing.
 
 `recipe.json`, `env.json`, `log.jsonl`, `last.ckpt`, `previous.ckpt`, `best.ckpt`, `model.safetensors`, `evaluation.npz`,
-`anytime.json`, `report.html`, `doctor.html`. Files are replaced whole (temporary file, fsync, rename); the log is appended to, and
-on a resume put back as the checkpoint holds it.
+`anytime.json`, `report.html`, `doctor.html`. Files are replaced whole (temporary file, fsync, rename); the log is appended
+to, and on a resume put back as the checkpoint holds it.
 """
 
 from __future__ import annotations

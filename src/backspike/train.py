@@ -277,7 +277,7 @@ def _sets(recipe: Recipe, train: Any, validation: Any, test: Any) -> data.Splits
 def _load(recipe: Recipe) -> data.Splits:
     T = recipe.T if data.source(recipe.data).kind == "events" else None
     by: Any = recipe.by
-    return data.load(recipe.data, recipe.root or None, T, recipe.size or None, recipe.limit or None, by)
+    return data.load(recipe.data, recipe.root or None, T, recipe.size or None, recipe.limit or None, by, recipe.upright)
 
 
 @dataclass(frozen=True)

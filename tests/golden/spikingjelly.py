@@ -1,6 +1,6 @@
 """Writes spikingjelly.json: names and shapes of the weights of SpikingJelly's networks, and what these give for made-up ones.
 
-Run where SpikingJelly is installed: `python tests/golden/spikingjelly.py`. The tests read the file and need no SpikingJelly.
+Run where SpikingJelly is installed: `python -P tests/golden/spikingjelly.py`. The tests read the file and need no SpikingJelly.
 """
 
 import json
@@ -18,12 +18,15 @@ def weights(shapes):
     """Made-up weights in float64, the same on every machine: waves, as large as makes every layer spike."""
     made = {}
     for i, (name, shape) in enumerate(shapes.items()):
-        wave = torch.sin(torch.arange(math.prod(shape), dtype=torch.float64) * (1.1 + i / 97)).reshape(shape)
+        first = 7 * i if name.endswith(".w") else 0  # a wave of one number is another one in each layer
+        wave = torch.sin((first + torch.arange(math.prod(shape), dtype=torch.float64)) * (1.1 + i / 97)).reshape(shape)
         kind = name.rsplit(".", 1)[1]
         if kind == "num_batches_tracked":
             made[name] = torch.tensor(3)
         elif len(shape) > 1:
             made[name] = wave * 2 / math.sqrt(math.prod(shape[1:]))
+        elif kind == "w":  # of PLIF: 1/tau = sig(w)
+            made[name] = wave
         elif kind in ("weight", "running_var"):
             made[name] = 1.2 + 0.3 * wave
         else:
@@ -41,10 +44,12 @@ def main():
     from spikingjelly.activation_based.model import sew_resnet, spiking_resnet
 
     networks = {}
-    for name in ("sew_resnet18", "sew_resnet34", "sew_resnet50", "spiking_resnet18", "spiking_resnet34", "spiking_resnet50"):
+    names = ("sew_resnet18", "sew_resnet34", "sew_resnet50", "spiking_resnet18", "spiking_resnet34", "spiking_resnet50")
+    plif = [(f"{name}_plif", name, neuron.ParametricLIFNode) for name in names if name.endswith("18")]
+    for key, name, kind in [*((name, name, neuron.IFNode) for name in names), *plif]:
         make = getattr(sew_resnet if name.startswith("sew") else spiking_resnet, name)
-        kind = {"cnf": "ADD"} if name.startswith("sew") else {}
-        model = make(pretrained=False, num_classes=CLASSES, spiking_neuron=neuron.IFNode, **kind).double()
+        addition = {"cnf": "ADD"} if name.startswith("sew") else {}
+        model = make(pretrained=False, num_classes=CLASSES, spiking_neuron=kind, **addition).double()
         shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
         model.load_state_dict(weights(shapes))
         functional.set_step_mode(model, "m")
@@ -53,7 +58,7 @@ def main():
             model.train(mode)
             functional.reset_net(model)
             out.append(model(image()).detach().flatten(1).tolist())
-        networks[name] = {"shapes": shapes, "eval": out[0], "train": out[1]}
+        networks[key] = {"shapes": shapes, "eval": out[0], "train": out[1]}
     FILE.write_text(json.dumps({"spikingjelly": version("spikingjelly"), "networks": networks}) + "\n")
 
 

@@ -92,6 +92,59 @@ class Flip:
 
 
 @dataclass(frozen=True)
+class ResizedCrop:
+    """A random part of the image, scaled to the whole (Szegedy et al. 2015). Bounds of its share of the area, `scale`, and of
+    width to height, `ratio`.
+
+    First among a recipe's augmentations it cuts pictures where they are decoded, out of the whole file, bilinearly scaled;
+    elsewhere it cuts what it is given, and the nearest pixel is taken.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self) -> None:
+        for name, (low, high), most in (("scale", self.scale, 1), ("ratio", self.ratio, math.inf)):
+            if not (0 < low <= high <= most and high < math.inf):
+                raise ValueError(
+                    f"ResizedCrop: {name} must rise from above 0{' to at most 1' * (most == 1)}, got {(low, high)}"
+                )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        import torch
+
+        H, W = x.shape[-2:]
+        centre, extent = (part.to(x.device) for part in self.boxes(len(x), W, H))
+        return warp(x, torch.diag_embed(extent), (centre - 0.5) * torch.tensor([H, W], device=x.device))
+
+    def part(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """One part, for `picture.decode`: left, top, right, bottom."""
+        centre, extent = (part[0] for part in self.boxes(1, width, height))
+        (top, left), (bottom, right) = ((centre + sign * extent / 2).clamp(0, 1).tolist() for sign in (-1, 1))
+        return left, top, right, bottom
+
+    def boxes(self, n: int, width: int, height: int) -> tuple[Tensor, Tensor]:
+        """n parts of images of this size: (centre, extent), each (row, column) as shares of the sides, float32 [n, 2].
+
+        Of ten draws of area and ratio the first that fits is taken; where none does, the largest part in the middle of the
+        ratio nearest to the image's.
+        """
+        import torch
+
+        area = torch.empty(n, 10).uniform_(*self.scale)
+        ratio = torch.empty(n, 10).uniform_(*map(math.log, self.ratio)).exp() * height / width  # now of shares
+        extent = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], -1)
+        fits = (extent <= 1).all(-1)
+        chosen = extent[torch.arange(n), fits.int().argmax(1)]
+        middle = min(max(width / height, self.ratio[0]), self.ratio[1]) * height / width
+        largest = torch.tensor([min(1 / middle, 1.0), min(middle, 1.0)])
+        found = fits.any(1, keepdim=True)
+        extent = torch.where(found, chosen, largest)
+        centre = torch.where(found, extent / 2 + torch.rand(n, 2) * (1 - extent), 0.5)
+        return centre, extent
+
+
+@dataclass(frozen=True)
 class Cutout:
     """A square of `size` pixels set to zero at a random place, cut at the border (DeVries & Taylor 2017)."""
 

@@ -5,6 +5,7 @@ test set, as everywhere in the literature; validation is carved out of the train
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -30,6 +31,7 @@ class Pictures:
     folder: Path
     names: np.ndarray
     size: int
+    part: Callable[[int, int], picture.Box] = picture.middle  # of each picture, by its width and height; see picture.decode
 
     dtype = np.dtype(np.uint8)
 
@@ -50,7 +52,7 @@ class Pictures:
             return replace(self, names=self.names[index])
         path = self.folder / os.fsdecode(self.names[index])
         try:
-            return picture.decode(path.read_bytes(), str(path), self.size)
+            return picture.decode(path.read_bytes(), str(path), self.size, self.part)
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}") from error
 

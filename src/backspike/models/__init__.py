@@ -1,9 +1,10 @@
 """Networks by name. Each comes twice: a value that a recipe can hold and print, and the factory that builds the module.
 
 `VGGSNN(num_classes=10)` is a frozen dataclass without torch; `VGGSNN(...).build(neuron, norm)` and
-`vggsnn(num_classes=..., in_channels=..., neuron=..., norm=...)` give the same `nn.Module`, which maps `[T, B, C, H, W]` to the
-outputs over time `[T, B, K]`. `neuron` is called as `neuron(channels=c)` for every spiking layer; `norm`, torch's BatchNorm
-where none is given, as `norm(channels)`, or as `norm(channels, branches=2)` for two currents that are added before a neuron.
+`vggsnn(num_classes=..., in_channels=..., neuron=..., norm=...)` give the same `nn.Module`, which maps `[T, B, C, H, W]`, an MLP
+`[T, B, C]`, to the outputs over time `[T, B, K]`. `neuron` is called as `neuron(channels=c)` for every spiking layer; `norm`,
+torch's BatchNorm where none is given, as `norm(channels)`, or as `norm(channels, branches=2)` for two currents that are added
+before a neuron.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     Layer = Callable[..., nn.Module]
 
+    from .dense import mlp as mlp
     from .residual import ms_resnet18 as ms_resnet18
     from .residual import resnet18 as resnet18
     from .residual import resnet19 as resnet19
@@ -43,6 +45,7 @@ _FACTORIES = {
         *("ms_resnet18", "resnet19", "resnet20", "resnet32"),
     ),
     "transformer": ("spikformer",),
+    "dense": ("mlp",),
 }
 _HOME = {factory: module for module, factories in _FACTORIES.items() for factory in factories}
 
@@ -190,11 +193,24 @@ class Spikformer(_Named):
     _factory = "spikformer"
 
 
+@dataclass(frozen=True)
+class MLP(_Named):
+    """Spiking linear layers, for inputs without a place: SHD, SSC. hidden: their features; recurrent: spikes come back to their
+    layer; dropout: the share of spikes dropped behind each."""
+
+    num_classes: int = 20
+    in_channels: int = 700
+    hidden: tuple[int, ...] = (128, 128)
+    recurrent: bool = False
+    dropout: float = 0.0
+    _factory = "mlp"
+
+
 # what a recipe may name
 NETWORKS: tuple[type, ...] = (
     *(ConvNet, VGGSNN, CIFARNet, VGG11, VGG16),
     *(ResNet18, ResNet34, ResNet50, SEWResNet18, SEWResNet34, SEWResNet50, MSResNet18, ResNet19, ResNet20, ResNet32),
-    Spikformer,
+    *(Spikformer, MLP),
 )
 __all__ = ["Model", "NETWORKS", *(network.__name__ for network in NETWORKS), *_HOME]
 

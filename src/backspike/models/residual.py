@@ -12,12 +12,14 @@ as `norm(channels)`, or as `norm(channels, branches=2)` for the two currents tha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..fusion import Block, through
 from ..neuron import LIF
 from ..norm import NormLayer, batch_norm
+from .dense import spiking_linear
 
 Neuron = Callable[..., nn.Module]
 
@@ -183,12 +185,17 @@ class ResNet(nn.Module):
         self.stages = len(depths)
         self.sn = neuron(channels=inputs) if currents else None
         self.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.fc1 = nn.Linear(inputs, hidden) if hidden else None
+        self.fc1 = spiking_linear(inputs, hidden) if hidden else None
         self.sn_fc1 = neuron(channels=hidden) if hidden else None
         self.fc = nn.Linear(hidden or inputs, num_classes)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for key in [key for key in state_dict if ".downsample_sn." in key]:  # SpikingJelly's neuron of a SEW shortcut
+            state_dict[key.replace(".downsample_sn.", ".downsample.2.")] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def spiking_blocks(self) -> Sequence[Block]:
         stem = Block(self.conv1, self.bn1, self.sn1, self.maxpool)

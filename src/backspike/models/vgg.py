@@ -15,6 +15,7 @@ from ..layer import OverTime
 from ..neuron import LIF
 from ..norm import NormLayer, batch_norm
 from ..sequential import Sequential, run
+from .dense import spiking_linear
 
 _CONVOLUTION = re.compile("([1-9][0-9]*)(?:C([1-9]?[13579]))?")
 Neuron = Callable[..., nn.Module]
@@ -68,7 +69,7 @@ def convnet(
     head = [nn.Flatten()] if size else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     width *= (size or 1) ** 2
     for features in hidden:
-        blocks += [OverTime(*head, nn.Linear(width, features)), neuron(channels=features)]
+        blocks += [OverTime(*head, spiking_linear(width, features)), neuron(channels=features)]
         head, width = [], features
     return PlainNet(Sequential(*blocks), OverTime(*head, nn.Linear(width, num_classes)), in_channels)
 

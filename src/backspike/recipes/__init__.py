@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from ..recipe import Recipe, RecipeError, nearest
 from . import li2024, wang2023, yang2020
+from .bittar2022 import shd
 from .li2024 import (
     ablated,
     cifar10,
@@ -57,6 +58,7 @@ NAMES = {
     "cifar10-vgg16": Shipped(cifar10_vgg16),
     "cifar10-resnet20": Shipped(cifar10_resnet20),
     "cifar10-resnet32": Shipped(cifar10_resnet32),
+    "shd": Shipped(shd),
 }
 __all__ = ["GRADES", "NAMES", "Reported", "Shipped", "get"]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..data.augment import Augment, Crop, Cutout, Flip, Rotate
+from ..data.augment import Augment, Crop, Cutout, Flip, ResizedCrop, Rotate
 from ..data.autoaugment import AutoAugment
 from ..models import VGGSNN, CIFARNet, Model, ResNet18, SEWResNet34
 from ..recipe import TWO, AdamW, CrossEntropy, Mean, Neuron, Recipe
@@ -86,7 +86,9 @@ def cifar100_resnet18() -> Recipe:
 
 def imagenet() -> Recipe:
     """ImageNet, SEW-ResNet34, MSG + TWO: several GPUs and days."""
-    return replace(_images("imagenet", "imagenet", SEWResNet34(num_classes=1000), (Flip(),)), epochs=120, workers=8)
+    return replace(
+        _images("imagenet", "imagenet", SEWResNet34(num_classes=1000), (ResizedCrop(), Flip())), epochs=120, workers=8
+    )
 
 
 def dvs_cifar10() -> Recipe:

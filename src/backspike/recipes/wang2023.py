@@ -1,14 +1,15 @@
 """Paper C: Wang, Cheng & Lim 2023, arXiv 2304.13289. Learned surrogate width (PSG), potential distribution adjustment (PDA).
 
 From the author's earlier code [code]: lam 0.25 (tau 4/3), rectangle of width 1, SGD of 0.04, batch 64, 400 epochs;
-ResNet19 and T are of the paper [note]. The threshold, the reset, crops and flips, and the strength of PDA are [ours].
+ResNet19 and T are of the paper [note]. The threshold, the reset, crops and flips, the strength of PDA, and tdBN, which ResNet19
+was made with (Zheng et al. 2021), are [ours].
 """
 
 from __future__ import annotations
 
 from ..data.augment import Crop, Flip
 from ..models import ResNet19
-from ..recipe import PDA, SGD, Neuron, Recipe
+from ..recipe import PDA, SGD, TDBN, Neuron, Recipe
 from ..surrogate import Parametric, Rectangle
 from .shipped import Reported
 
@@ -26,6 +27,7 @@ def _resnet19(name: str, data: str, num_classes: int, T: int) -> Recipe:
         T=T,
         model=ResNet19(num_classes),
         neuron=NEURON,
+        norm=TDBN(),
         potential=PDA(),
         optimizer=SGD(lr=0.04),
         epochs=400,

@@ -1,8 +1,9 @@
 """Paper B: Yang 2020, arXiv 2011.09964. Gradient through the reset (TSBP), against the reset detached (STBP).
 
-Known are T and the accuracies [note], and of the author's notebook [code] tau 5, threshold 1, input not divided by tau, hard
-reset, sigmoid of c = 0.2. The rest is [ours]: networks after TSSL-BP (Zhang & Li 2020, arXiv 2002.10085) with BatchNorm and 5x5
-convolutions that keep the size, AdamW, no synapses between spikes and neurons. `--neuron.reset_gradient 0` is STBP,
+Known are T and the accuracies [note], and of the author's notebook [code] tau 5, threshold 1, input not divided by tau, a
+first-order synapse of tau_s 2 before the neuron, hard reset, sigmoid of c = 0.2. The rest is [ours]: networks after TSSL-BP
+(Zhang & Li 2020, arXiv 2002.10085) with BatchNorm and 5x5 convolutions that keep the size, AdamW, and the synapse's gain of 1
+instead of 1/tau_s, a factor that BatchNorm's weights take over. `--neuron.reset_gradient 0` is STBP,
 `--neuron.temporal_gradient False` the spatial rule.
 """
 
@@ -12,11 +13,19 @@ from dataclasses import replace
 
 from ..data.augment import Crop, Flip
 from ..models import ConvNet
-from ..recipe import AdamW, Neuron, Recipe
+from ..recipe import AdamW, CubaLIF, Recipe
 from ..surrogate import Sigmoid
 from .shipped import Reported
 
-NEURON = Neuron(tau=5.0, v_threshold=1.0, v_reset=0.0, decay_input=False, surrogate=Sigmoid(alpha=5.0), reset_gradient=1.0)
+NEURON = CubaLIF(
+    tau=5.0,
+    tau_synapse=2.0,
+    v_threshold=1.0,
+    v_reset=0.0,
+    decay_input=False,
+    surrogate=Sigmoid(alpha=5.0),
+    reset_gradient=1.0,
+)
 
 
 def reported(accuracy: float) -> Reported:

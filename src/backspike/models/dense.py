@@ -1,0 +1,78 @@
+"""Networks of linear layers, for inputs without a place, `[T, B, F]`: the spikes of an artificial cochlea (SHD, SSC).
+
+A block is a linear layer without bias, BatchNorm over time and batch, a neuron, and dropout. The last linear layer does not
+spike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from ..layer import OverTime
+from ..neuron import LIF
+from ..norm import NormLayer
+from ..recurrent import Recurrent
+from ..sequential import Sequential, run
+
+Neuron = Callable[..., nn.Module]
+
+
+def spiking_linear(inputs: int, features: int) -> nn.Linear:
+    """A linear layer before a neuron, with no norm between them: weights of variance 2 / inputs (He et al. 2015).
+
+    torch's own have a sixth of that: behind pooled spikes the currents then stay below the threshold, no neuron fires and,
+    where the surrogate has ended too, nothing learns.
+    """
+    layer = nn.Linear(inputs, features)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return layer
+
+
+def batch_norm(channels: int, branches: int = 1) -> nn.Module:
+    """torch's BatchNorm, for networks of features that may be given another norm."""
+    return nn.BatchNorm1d(channels)
+
+
+class MLPNet(nn.Module):
+    """`features`, spiking, then `classifier`, not spiking: `[T, B, F] -> [T, B, K]`."""
+
+    def __init__(self, features: nn.Sequential, classifier: OverTime, in_channels: int) -> None:
+        super().__init__()
+        self.features, self.classifier, self.in_channels = features, classifier, in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 3 or x.shape[2] != self.in_channels:
+            raise ValueError(f"expected input [T, B, {self.in_channels}], got shape {list(x.shape)}")
+        return run((self.features, self.classifier), x)
+
+
+def mlp(
+    num_classes: int = 20,
+    in_channels: int = 700,
+    *,
+    hidden: Sequence[int] = (128, 128),
+    recurrent: bool = False,
+    dropout: float = 0.0,
+    neuron: Neuron = LIF,
+    norm: NormLayer = batch_norm,
+) -> MLPNet:
+    """Spiking linear layers of `hidden` features, and one that does not spike.
+
+    recurrent: the spikes of each layer come back to it a timestep later, see `bs.Recurrent`, by weights that begin orthogonal.
+    dropout: the share of spikes that are dropped behind each layer, drawn for every timestep.
+    """
+    blocks: list[nn.Module] = []
+    for inputs, features in zip((in_channels, *hidden), hidden):
+        blocks += [OverTime(nn.Linear(inputs, features, bias=False), norm(features)), _spiking(features, recurrent, neuron)]
+        blocks += [OverTime(nn.Dropout(dropout))] if dropout else []
+    return MLPNet(Sequential(*blocks), OverTime(nn.Linear((in_channels, *hidden)[-1], num_classes)), in_channels)
+
+
+def _spiking(features: int, recurrent: bool, neuron: Neuron) -> nn.Module:
+    if not recurrent:
+        return neuron(channels=features)
+    back = nn.Linear(features, features, bias=False)
+    nn.init.orthogonal_(back.weight)
+    return Recurrent(back, neuron(channels=features))
