@@ -171,6 +171,30 @@ class Run:
         return events
 
 
+class Elsewhere(Run):
+    """The folder of a run that another process writes: here nothing is written to it, nor need it be there."""
+
+    @contextmanager
+    def created(self, recipe: Recipe, own: Sequence[str] = ()) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        yield
+
+    def write(self, name: str, data: bytes) -> None:
+        pass
+
+    def append_log(self, event: dict[str, Any]) -> None:
+        pass
+
+    def log_size(self) -> int:
+        return 0
+
+    def cut_log(self, size: int) -> None:
+        pass
+
+
 def next_free(parent: Path, name: str) -> Path:
     """parent/name-1, or the first number that is not taken."""
     n = 1
