@@ -40,7 +40,7 @@ def divergence(p: Normal, q: Normal) -> Tensor:
 
 
 def _of_all(layer: LIF, out: Output, mean: Tensor) -> Tensor:
-    """The mean over the samples of all ranks, from that over this one's; evaluation keeps to its own, as a rank may do it alone."""
+    """The mean over the samples of all ranks, from that over this one's; not in evaluation, which a rank may do alone."""
     if ranks.here().size == 1 or not layer.training:
         return mean
     assert out.spikes is not None

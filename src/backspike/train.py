@@ -457,7 +457,7 @@ class _Training:
         assert self.train is not None
         with self._said():
             self._begin()
-            seconds = []
+            seconds: list[float] = []
             for x, y in islice(chain.from_iterable(map(self.train.training, count())), steps):
                 self.batch = len(seconds) % len(self.train)
                 started = time.monotonic()
@@ -537,7 +537,7 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
-        total, right = 0.0, 0
+        total, right = 0.0, 0.0
         parts = self.train.parts(self.batch)
         shares = [self.ranks.share(samples) for samples in parts]
         for number, (part_x, part_y) in enumerate(zip(x.split(shares, dim=1), y.split(shares)), 1):
