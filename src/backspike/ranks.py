@@ -20,8 +20,8 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 R = TypeVar("R")
-# how long a rank waits for another that neither comes nor ends, as while a data set is made ready
-PATIENCE = timedelta(hours=1)
+MEETING = timedelta(minutes=5)  # for all ranks to come
+PATIENCE = timedelta(hours=1)  # a rank waits so long for another that does not end, as while a data set is made ready
 _STARTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells a process
 
 
@@ -150,7 +150,7 @@ def joined(device: str | torch.device | None = None) -> Iterator[Ranks]:
         return
     gpu = torch.cuda.is_available() and str(device or "cuda").startswith("cuda")
     try:
-        store, rank, size = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+        store, rank, size = next(iter(dist.rendezvous("env://", timeout=MEETING)))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE
         )
