@@ -8,6 +8,7 @@ by the number of ranks. BatchNorm takes the statistics of the whole batch, so th
 """
 
 import argparse
+import warnings
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -49,6 +50,7 @@ def train(options: argparse.Namespace, together: ranks.Ranks) -> None:
         for encoder in model.encoders:
             fully_shard(encoder)
         fully_shard(model)
+        warnings.filterwarnings("ignore", message=".* returned a view tensor")  # which nobody changes in place
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     order = torch.Generator().manual_seed(0)

@@ -444,3 +444,22 @@ def test_what_is_wrong_is_said_once(tmp_path, words, code, text):
     (line,) = said(done.stderr)
     assert text in line
     assert f"exitcode  : {code}" in done.stderr  # torchrun's own is 1
+
+
+@pytest.mark.slow
+def test_a_sharded_spikformer_trains_as_a_whole_one(tmp_path):
+    example = Path(__file__).parent.parent / "examples/sharded.py"
+    words = [example, *["--dim", "32", "--depth", "2", "--heads", "4", "--batch", "16", "--steps", "3", "--out"]]
+    sharded, environment = torchrun(*words, tmp_path / "2.pt")
+    alone = [sys.executable, *map(str, words), str(tmp_path / "1.pt")]
+    said = [
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+        for command in (alone, sharded)
+    ]
+    assert len(said[0]) == len(said[1]) == 3 * 4
+    np.testing.assert_allclose(*(np.array(lines[3::4], float) for lines in said), atol=2e-5)
+    a, b = (torch.load(tmp_path / f"{n}.pt") for n in (1, 2))
+    assert a.keys() == b.keys()
+    for k in a:  # but for biases before BatchNorm, of which the gradient is nothing but rounding
+        if k.endswith("weight"):
+            torch.testing.assert_close(b[k], a[k], rtol=1e-4, atol=1e-5)

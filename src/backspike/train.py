@@ -290,25 +290,30 @@ class _Stop:
 def _stop_asked() -> Iterator[_Stop]:
     """A flag that Ctrl-C or SIGTERM sets, so that a step ends before the run does; a second one ends it at once.
 
-    Not under torchrun, which passes on what every rank has had from the terminal already, and later kills who does not end.
+    Not under torchrun. It passes on what every rank has had from the terminal already, signals all when one ends, whose last
+    words would then be cut, and after 30 s kills who is still there.
     """
-    asked, again = _Stop(), signal.SIG_IGN if torch.distributed.is_torchelastic_launched() else None
+    asked, once = _Stop(), "TORCHELASTIC_RUN_ID" in os.environ
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    after: dict[signal.Signals, Any] = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(number: int, frame: Any) -> None:
         asked.yes = True
-        signal.signal(number, before[signal.Signals(number)] if again is None else again)
+        signal.signal(number, signal.SIG_IGN if once else after[signal.Signals(number)])
 
-    for s in before:
+    for s in after:
         signal.signal(s, ask)
     try:
         yield asked
+    except BaseException:
+        if once:
+            after = dict.fromkeys(after, signal.SIG_IGN)
+        raise
     finally:
-        for s, handler in before.items():
-            signal.signal(s, again if asked.yes and again is not None else handler)
+        for s, handler in after.items():
+            signal.signal(s, handler)
 
 
 class _Training:
