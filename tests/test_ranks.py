@@ -1,5 +1,6 @@
 """Several ranks against one process: the same batches, statistics, losses and weights; and what happens when one dies."""
 
+import copy
 import json
 import os
 import signal
@@ -99,6 +100,38 @@ def normalised(layer, rank=None):
         y = over_time(x)
         y.backward(g)
     return {"y": y.detach(), "x": x.grad}, {n: p.grad for n, p in layer.named_parameters()}, dict(layer.named_buffers())
+
+
+def test_common_statistics_of_one_process_are_its_own():
+    """`synced` replaces torch's norms and keeps names, values and what SGS finds; `explain` says what it costs."""
+    model = bs.models.sew_resnet18(in_channels=1, stem="cifar")
+    twin = copy.deepcopy(model)
+    norm.synced(twin)
+    assert not any(type(m) is nn.BatchNorm2d for m in twin.modules())
+    assert sum(isinstance(m, norm.SyncNorm) for m in twin.modules()) == sum(
+        isinstance(m, nn.BatchNorm2d) for m in model.modules()
+    )
+    assert "its statistics are summed over ranks" in bs.explain(twin)
+    assert "its statistics are summed over ranks" not in bs.explain(model)
+    x = torch.rand(2, 1, 8, 8).expand(2, 2, 1, 8, 8)
+    scaling = [bs.scale_gradients(m, pool_pre=True) for m in (model, twin)]
+    for m in (model, twin):
+        torch.manual_seed(0)
+        m(x).sum().backward()
+    assert str(scaling[0]) == str(scaling[1])
+    for (name, a), (same_name, b) in zip(model.state_dict().items(), twin.state_dict().items()):
+        assert name == same_name
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    twin.eval()
+    assert bs.explain(twin) == bs.explain(model.eval()).replace("BatchNorm2d", "SyncNorm")
+
+
+def test_a_norm_of_the_users_own_is_refused():
+    class Mine(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(ValueError, match=r"^0 is a Mine, which cannot be told to sum over ranks; set --sync_norm False$"):
+        norm.synced(nn.Sequential(Mine(3)))
 
 
 def distances(target, per_channel, x):
@@ -234,6 +267,7 @@ recipe = bs.recipes.digits().replace(json.loads(sys.argv[2]))
 bs.fit(recipe, sys.argv[1], listen=lambda e: losses.append(e["loss"]) if e["event"] == "batch" else None, report=False)
 if losses:  # on rank 0
     print(json.dumps(losses))
+bs.fit(recipe.replace({"epochs": 1}), sys.argv[1] + "-again", report=False)  # ranks come together a second time
 """
 # 117 = 3 * 32 + 21: the last batch is uneven, and so are the shares of two ranks
 EQUAL = {

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 R = TypeVar("R")
 MEETING = timedelta(minutes=5)  # for all ranks to come
 PATIENCE = timedelta(hours=1)  # a rank waits so long for another that does not end, as while a data set is made ready
+_meetings = count()  # what was agreed in one must not be found in the next
 _STARTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells a process
 
 
@@ -151,6 +153,7 @@ def joined(device: str | torch.device | None = None) -> Iterator[Ranks]:
     gpu = torch.cuda.is_available() and str(device or "cuda").startswith("cuda")
     try:
         store, rank, size = next(iter(dist.rendezvous("env://", timeout=MEETING)))
+        store = dist.PrefixStore(f"backspike/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_meetings)}", store)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE
         )
@@ -168,7 +171,7 @@ def joined(device: str | torch.device | None = None) -> Iterator[Ranks]:
 
 def _first_to_say(store: Any) -> bool:
     try:
-        return store.add(f"backspike/said/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
+        return store.add("said", 1) == 1
     except RuntimeError:  # who keeps the store is gone
         return True
 
