@@ -348,7 +348,7 @@ def test_without_common_statistics_it_trains_as_well(tmp_path):
 
 LONG = {
     **EQUAL,
-    "epochs": 40,
+    "epochs": 20,
     "checkpoint_seconds": 0.05,
     "neuron.surrogate": "Masked(Triangle(), p=0.5)",
     "augment": "(Shift(1),)",
@@ -366,7 +366,7 @@ def whole(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     opening, *lines = done.stdout.splitlines()
     assert opening.startswith("digits: ")
-    assert [line.split()[0] for line in lines] == ["epoch"] * 40 + ["test", "report:"]  # all of it once
+    assert [line.split()[0] for line in lines] == ["epoch"] * 20 + ["test", "report:"]  # all of it once
     return folder
 
 
@@ -444,7 +444,7 @@ def test_torchrun_starts_again_what_died(tmp_path, whole):
     out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert out.count("digits: ") == 2  # the second time from an epoch
-    assert "40 epochs, from epoch " in out
+    assert "20 epochs, from epoch " in out
     assert same_run(run, whole)
 
 
@@ -455,8 +455,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=120)
     result = training.resume(run, report=False)  # of one
-    assert result.epochs == 40
-    assert [e["epoch"] for e in epochs(run)] == list(range(40))
+    assert result.epochs == 20
+    assert [e["epoch"] for e in epochs(run)] == list(range(20))
     assert len(state(run)["ranks"]) == 1
 
 
