@@ -101,7 +101,7 @@ def test_arms_of_a_study_see_the_same_random_numbers(tmp_path):
     states = []
     for name, surrogate in (("a", "Triangle()"), ("b", "Masked(Triangle(), p=0.9)")):
         fit(tiny(epochs=1, **{"neuron.surrogate": surrogate}), tmp_path / name)
-        states.append(training._unpacked(Run.open(tmp_path / name), "last.ckpt")["generators"]["torch"])
+        states.append(training._unpacked(Run.open(tmp_path / name), "last.ckpt")["ranks"][0]["generators"]["torch"])
     assert torch.equal(*states)
 
 
@@ -176,7 +176,7 @@ def test_a_resumed_run_multiplies_as_the_uninterrupted_one(tmp_path):
     torch.manual_seed(0)
     with pytest.raises(Stop):
         fit(recipe, tmp_path / "parts", Dense(), **arguments, listen=stop_after(6))
-    stored = training._unpacked(Run.open(tmp_path / "parts"), "last.ckpt")["products"]
+    stored = training._unpacked(Run.open(tmp_path / "parts"), "last.ckpt")["ranks"][0]["products"]
     assert stored["model.second"]["forward"] != "dense"
     again = training._Training(Run.open(tmp_path / "parts"), recipe, Dense(), training._Own(**arguments), None, None)
     again.restore()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,9 +21,11 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_w
 from .data import Pictures, Split
 from .data.augment import Augment, ResizedCrop
 from .data.mixing import Mixing
+from .ranks import Ranks
 from .recipe import Recipe
 from .run import RunError
 
+ALONE = Ranks()
 RESIDENT_SHARE = 0.25  # of a GPU's free memory: larger sets stay on the host
 
 
@@ -32,7 +34,8 @@ class Batches:
 
     data: a `bs.data.Split`, or any data set with `len(d)` and `d[i] -> (x, y)`. A sample with 4 dimensions is `[T, C, H, W]`;
     any other is static and repeats over T, unless the recipe's `has_time` says otherwise. Static samples of uint8 are divided
-    by 255; all other values are taken as they are.
+    by 255; all other values are taken as they are. Of several ranks each reads its share of every batch, augmented with its
+    own draws.
     """
 
     def __init__(self, data: Any, recipe: Recipe, device: torch.device) -> None:
@@ -61,27 +64,35 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self.data) // self.recipe.batch_size)
 
+    def parts(self, number: int) -> list[int]:
+        """Into how many samples each batch is split that goes through the network at once: of batch `number`, of all ranks."""
+        size = min(self.recipe.batch_size, len(self.data) - number * self.recipe.batch_size)
+        return [len(part) for part in torch.arange(size).chunk(self.recipe.accumulate)]
+
     def order(self, epoch: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
         return torch.randperm(len(self.data), generator=generator)
 
-    def training(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch in its own order, augmented, from batch number `first` on."""
+    def training(self, epoch: int, first: int = 0, ranks: Ranks = ALONE) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch in its own order, augmented, from batch number `first` on; a rank's share of each part."""
         source, augment = _cut_when_decoded(self.data, self.recipe.augment)
-        for x, y in self._read(self.order(epoch).split(self.recipe.batch_size), first, epoch, source):
+        batches = self.order(epoch).split(self.recipe.batch_size)
+        shares = [torch.cat([ranks.mine(p) for p in batch.chunk(self.recipe.accumulate)]) for batch in batches]
+        for x, y in self._read(shares, first, epoch, source):
             if augment:
                 x, y = self._augmented(self._values(x), y, augment)
             yield self._over_time(x), y
 
-    def in_order(self, at_most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """All samples once, in their order, as they are; at_most: so many at once."""
+    def in_order(self, at_most: int | None = None, ranks: Ranks = ALONE) -> Iterator[tuple[Tensor, Tensor]]:
+        """All samples once, in their order, as they are; at_most: so many at once. Of ranks each has others."""
         size = min(self.recipe.part_size, at_most or self.recipe.part_size)
-        for x, y in self._read(torch.arange(len(self.data)).split(size)):
+        shares = [ranks.mine(part) for part in torch.arange(len(self.data)).split(size)]
+        for x, y in self._read([share for share in shares if len(share)]):
             yield self._over_time(x), y
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The samples of these indices as one batch."""
-        x, y = next(self._read((index,)))
+        x, y = next(self._read([index]))
         return self._over_time(x), y
 
     def first_part(self) -> Batches:
@@ -117,7 +128,7 @@ class Batches:
         return F.one_hot(y, self.classes).float()
 
     def _read(
-        self, parts: tuple[Tensor, ...], first: int = 0, epoch: int = 0, source: Any = None
+        self, parts: Sequence[Tensor], first: int = 0, epoch: int = 0, source: Any = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         if self.arrays is None:
             yield from self._sampled(self.data if source is None else source, parts, first, epoch)
@@ -135,7 +146,7 @@ class Batches:
             return x
         return (x.pin_memory() if self.device.type == "cuda" else x).to(self.device, non_blocking=True)
 
-    def _sampled(self, source: Any, parts: tuple[Tensor, ...], first: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _sampled(self, source: Any, parts: Sequence[Tensor], first: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         loader: DataLoader[Any] = DataLoader(
             _Seeded(source, (self.recipe.seed, epoch)),
             batch_sampler=[part.tolist() for part in parts[first:]],

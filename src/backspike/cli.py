@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,6 +28,7 @@ QUIET_THREADS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 TAKE_FIELDS = ("train", "study", "doctor")  # verbs that take --FIELD VALUE beside their own options
 OPTIONS_WITH_VALUE = ("out", "device", "seeds", "jobs", "memory")
 OPTIONS = ("help", "json", "force", "watch", *OPTIONS_WITH_VALUE)
+ON_RANKS = ("train", "resume")  # verbs that torchrun may start
 
 
 class UsageError(Exception):
@@ -41,6 +43,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     os.environ |= QUIET_THREADS | os.environ
+    if _from_torchrun("WORLD_SIZE") > 1:  # torch's warnings in C++ would come once a rank
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     heap.use({"0": "", "lean": "lean"}.get(os.environ.get("BACKSPIKE_HEAP", ""), "kept"))
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -53,9 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         options.fields = fields
+        if options.verb not in ON_RANKS and _from_torchrun("WORLD_SIZE") > 1:
+            raise UsageError(f"torchrun is for {' and '.join(ON_RANKS)}; run backspike {options.verb} without it")
         return options.run(options)
     except UsageError as e:
-        return _fail(e, 2)
+        return 2 if _from_torchrun("RANK") else _fail(e, 2)
     except KeyboardInterrupt:
         return _fail("stopped", 1)
     except BrokenPipeError:
@@ -107,16 +113,22 @@ def _fail(message: object, code: int) -> int:
     return code
 
 
+def _from_torchrun(name: str) -> int:
+    """One of the numbers that torchrun tells a process in its environment; 0 without it."""
+    return int(os.environ.get(name, "0"))
+
+
 def _expected() -> tuple[type[Exception], ...]:
     """Errors whose message is meant for the user."""
     from .arms import StudyError
     from .bench.crew import BenchError
     from .data import DataError
+    from .ranks import RanksError
     from .recipe import RecipeError
     from .report import ReportError
     from .run import RunError
 
-    return (RecipeError, RunError, DataError, ReportError, StudyError, BenchError)
+    return (RecipeError, RunError, RanksError, DataError, ReportError, StudyError, BenchError)
 
 
 def _parser() -> _Parser:
@@ -224,36 +236,65 @@ def _train(options: argparse.Namespace) -> int:
         budget = parse_size(options.memory) if options.memory is not None else None
     except RecipeError as e:
         raise UsageError(e) from None
+    if options.memory and _from_torchrun("WORLD_SIZE") > 1:
+        raise UsageError("--memory is for one process: run it without torchrun, and give what it finds as fields")
+    if options.watch and _from_torchrun("WORLD_SIZE") > 1:
+        raise UsageError("--watch is for one process: run it without torchrun, or ask `backspike doctor RUN` afterwards")
+    if not options.out and _from_torchrun("TORCHELASTIC_MAX_RESTARTS"):
+        raise UsageError("what torchrun starts again has to find its run: name the folder with --out DIR")
+    from . import ranks
     from .run import Run, next_free
 
-    out = Path(options.out) if options.out else next_free(Path("runs"), recipe.name)
-    Run.free(out, options.force)
-
-    def work(train: Any, listen: Any) -> Any:
+    def work(train: Any, listen: Any, out: Path) -> Any:
+        if ranks.here().of_first(lambda: _started_before(out, recipe)):
+            return train.resume(out, device=options.device, listen=listen)
+        if budget:
+            Run.free(out, options.force)  # before it takes time to find out what fits
         fitting = plan_memory(recipe, budget, device=options.device, listen=listen).recipe if budget else recipe
         return train.fit(fitting, out, force=options.force, device=options.device, listen=listen, watch=options.watch)
 
-    return _run(options, out, work)
+    with ranks.joined(options.device) as together:
+        out = together.of_first(lambda: Path(options.out) if options.out else next_free(Path("runs"), recipe.name))
+        return _run(options, out, work)
+
+
+def _started_before(out: Path, recipe: Recipe) -> bool:
+    """Whether torchrun has started this training before: its folder is there."""
+    from .recipe import OPEN
+    from .run import Run
+
+    if not _from_torchrun("TORCHELASTIC_RESTART_COUNT") or not (out / "recipe.json").is_file():
+        return False
+    left_open = {name: getattr(recipe, name) for name in OPEN}
+    return dataclasses.replace(Run.open(out).recipe(), **left_open) == recipe
 
 
 def _resume(options: argparse.Namespace) -> int:
-    out = Path(options.folder)
-    return _run(options, out, lambda train, listen: train.resume(out, device=options.device, listen=listen))
+    from . import ranks
+
+    def work(train: Any, listen: Any, out: Path) -> Any:
+        return train.resume(out, device=options.device, listen=listen)
+
+    with ranks.joined(options.device):
+        return _run(options, Path(options.folder), work)
 
 
 def _run(options: argparse.Namespace, out: Path, work: Any) -> int:
     """Does the work of `train` or `resume` and says what came of it."""
-    from . import train
+    from . import ranks, train
     from .progress import listener
+    from .run import RunError
 
+    first = ranks.here().first
     try:
-        with listener(options.json) as listen:
-            result = work(train, listen)
+        with listener(options.json) if first else nullcontext() as listen:
+            result = work(train, listen, out)
     except KeyboardInterrupt:
-        if (out / "last.ckpt").exists():
-            return _fail(f"stopped; a checkpoint is saved, go on with: backspike resume {out}", 1)
+        if (out / "last.ckpt").exists() or not first:
+            again = ranks.command("resume", out)
+            raise RunError(f"stopped; a checkpoint is saved, go on with: {again}") from None
         raise
-    if not options.json:
+    if first and not options.json:
         tested = "" if result.test_accuracy is None else f"test accuracy {100 * result.test_accuracy:.2f} % "
         print(f"{tested}(best epoch {result.best_epoch} of {result.epochs}), trained {result.seconds:.1f} s")
         print(f"report: {out / 'report.html'}")

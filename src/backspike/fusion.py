@@ -116,6 +116,8 @@ class Block:
             return "the membrane is recorded"
         if type(self.norm) not in BATCH_NORMS:
             return f"{type(self.norm).__name__} is not torch's BatchNorm"
+        if getattr(self.norm, "synced", False) and self.norm.training:
+            return "its statistics are summed over ranks"
         return "" if plain(self.norm, BATCH_NORMS) else "it has hooks"
 
     def why_pool_apart(self) -> str:

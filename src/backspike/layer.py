@@ -16,12 +16,12 @@ from torch.nn.modules.module import _has_any_global_hook
 from . import product
 from .kernel.pool import avg_pool, max_pool
 from .neuron import _Streaming
-from .norm import TDBN, TEBN, gain
+from .norm import TDBN, TEBN, SyncNorm, gain
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PRODUCTS = (*CONVOLUTIONS, nn.Linear)
 POOLS = (nn.AvgPool2d, nn.MaxPool2d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, TDBN)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, SyncNorm, TDBN)
 # Running these on one copy of an input that repeats over T gives what running them on all T copies gives.
 _SAME_AT_EVERY_TIMESTEP = (
     nn.modules.conv._ConvNd,
@@ -155,13 +155,13 @@ def _norm_of_copies(norm: nn.modules.batchnorm._BatchNorm, x: Tensor, T: int) ->
 
 
 def _same_at_every_timestep(layer: nn.Module, x: Tensor) -> bool:
-    if not type(layer).__module__.startswith("torch.") and type(layer) is not TDBN:
+    if not type(layer).__module__.startswith("torch.") and type(layer) not in (SyncNorm, TDBN):
         return False  # a user's subclass may do anything, such as add noise
+    if isinstance(layer, nn.SyncBatchNorm | nn.Dropout) or getattr(layer, "synced", False):
+        return not layer.training
     if isinstance(layer, BATCH_NORMS):
         # one sample has no variance, T copies of it have
         return not layer.training or x.numel() > math.prod(x.shape[1:2])
-    if isinstance(layer, nn.SyncBatchNorm | nn.Dropout):
-        return not layer.training
     if isinstance(layer, nn.Sequential):
         return all(_same_at_every_timestep(m, x) for m in layer)
     return isinstance(layer, _SAME_AT_EVERY_TIMESTEP)

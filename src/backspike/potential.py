@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from . import ranks
 from .hooks import Handle, spiking_layers, watch
 from .kernel import Moments
 from .kernel.constants import over_channels
@@ -38,12 +39,21 @@ def divergence(p: Normal, q: Normal) -> Tensor:
     return (p.var + d2) / (4 * q.var) + (q.var + d2) / (4 * p.var) - 0.5
 
 
+def _of_all(layer: LIF, out: Output, mean: Tensor) -> Tensor:
+    """The mean over the samples of all ranks, from that over this one's; not in evaluation, which a rank may do alone."""
+    if ranks.here().size == 1 or not layer.training:
+        return mean
+    assert out.spikes is not None
+    samples = out.spikes.shape[1]
+    return ranks.summed(mean * samples) / ranks.summed(mean.new_tensor(samples))
+
+
 def _spikes(layer: LIF, out: Output, per_channel: bool, window: float) -> Normal:
     """Of theta s, what the membrane is rounded to: mean theta r, variance theta^2 r (1 - r), with r the firing rate."""
     s, theta = out.spikes, layer.constants()[1]
     assert s is not None
     dims = [d for d in range(1, s.dim()) if not (per_channel and d == 2)]
-    rate = s.detach().mean(dims, dtype=torch.float64).view(s.shape[0], -1)
+    rate = _of_all(layer, out, s.detach().mean(dims, dtype=torch.float64).view(s.shape[0], -1))
     return Normal(theta * rate, theta**2 * rate * (1 - rate))
 
 
@@ -98,7 +108,8 @@ class PotentialAdjustment(Handle):
     adds eps theta^2 to both variances, so that a silent layer has a finite loss; "softmax" compares, for the target
     "spikes", the softmax over the features of u with that of theta s, and records u. per_channel: a distribution for every
     channel (dimension 2) instead of one for the layer. layers: names of the layers to adjust, all by default. warmup:
-    calls of `loss()` over which the strength rises linearly to its value; `state_dict()` holds the count.
+    calls of `loss()` over which the strength rises linearly to its value; `state_dict()` holds the count. Over several ranks
+    of torch.distributed P and Q are of the samples of all, in training mode.
 
     Evidence: that the shift of the potential distribution caused by quantisation is measured and minimised is the paper's
     abstract; that it is a symmetric divergence added to the loss, reading notes; the softmax form, the author's earlier
@@ -164,7 +175,8 @@ class PotentialAdjustment(Handle):
         self._distances[name] = measure(layer, out, moments).to(out.state.dtype)
 
     def _moment_distance(self, layer: LIF, out: Output, moments: Moments) -> Tensor:
-        mean, square = moments if self.per_channel else (m.mean(1, keepdim=True) for m in moments)
+        own = (m if self.per_channel else m.mean(1, keepdim=True) for m in moments)
+        mean, square = (_of_all(layer, out, m) for m in own)
         with torch.no_grad():
             theta = layer.constants()[1]
             q = _TARGETS[self.target](layer, out, self.per_channel, self.window)

@@ -53,10 +53,11 @@ def _opening(event: dict[str, Any]) -> str:
     fields = event["recipe"]["fields"]
     again = f", from epoch {event['epoch']}" if event["epoch"] else ""
     why = event["chosen"].get("precision")
+    together = f", {event['ranks']} ranks" if event["ranks"] > 1 else ""
     precision = fields["precision"] + (f" ({why})" if why else "") + (", channels last" if fields["channels_last"] else "")
     return printable(
         f"{event['recipe']['name']}: {fields['model']} on {fields['data']}, T = {fields['T']}, "
-        f"{event['epochs']} epochs{again}, {precision}, into {event['run']}"
+        f"{event['epochs']} epochs{again}, {precision}{together}, into {event['run']}"
     )
 
 

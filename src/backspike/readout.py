@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from . import ranks
+
 
 class Mean(nn.Module):
     """logits = (1/T) sum_t o[t]."""
@@ -32,8 +34,8 @@ class TWO(nn.Module):
         w <- beta w + (1 - beta) acc / mean(acc)
 
     so that mean(w) stays 1; if no timestep was ever right, w stays. The weights and the running counts are buffers: saved,
-    restored within an epoch, and equal on all ranks (counts are summed). cumulative=True scores the sum of o up to t, as older
-    scripts of the authors do.
+    restored within an epoch, and equal on all ranks (`observe` sums over them). cumulative=True scores the sum of o up to t,
+    as older scripts of the authors do.
     """
 
     weights: Tensor
@@ -66,15 +68,14 @@ class TWO(nn.Module):
         if y.shape != o.shape[1:2]:
             raise ValueError(f"TWO: expected targets y [B] with B = {o.shape[1]}, got shape {list(y.shape)}")
         score = o.cumsum(0) if self.cumulative else o
-        self.correct += (score.argmax(-1) == y).sum(1)
-        self.seen += y.shape[0]
+        correct = (score.argmax(-1) == y).sum(1)
+        counts = ranks.summed(torch.cat([correct, correct.new_tensor([len(y)])]))
+        self.correct += counts[:-1]
+        self.seen += counts[-1]
 
     @torch.no_grad()
     def end_epoch(self) -> None:
         """Moves the weights by the counts of the epoch that ends, and starts counting anew."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(self.correct)
-            torch.distributed.all_reduce(self.seen)
         accuracy = self.correct.double() / self.seen.clamp(min=1)
         if self.epoch >= self.start_epoch and accuracy.sum() > 0:
             target = accuracy / accuracy.mean()

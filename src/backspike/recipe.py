@@ -320,6 +320,7 @@ class Recipe:
     epochs: int = _field(10, "passes over the training split")
     batch_size: int = _field(64, "samples per step")
     accumulate: int = _field(1, "split each step into so many parts to save memory")
+    sync_norm: bool = _field(True, "of several ranks: BatchNorm takes the statistics of the whole batch, not of a rank's share")
     warmup_epochs: float = _field(0.0, "epochs over which the learning rate rises from 0")
     schedule: str = _field("cosine", "learning rate after the warm-up: cosine (to 0) or constant")
     clip: float = _field(0.0, "largest norm of the gradient; 0: no clipping")

@@ -278,6 +278,27 @@ def _event(line: bytes) -> dict[str, Any] | None:
     return event if isinstance(event, dict) else None
 
 
+class Elsewhere(Run):
+    """The folder of a run that another process writes: here nothing is written to it, nor need it be there."""
+
+    @contextmanager
+    def created(self, recipe: Recipe, own: Sequence[str] = (), force: bool = False) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        yield
+
+    def write(self, name: str, data: bytes) -> None:
+        pass
+
+    def append_log(self, event: dict[str, Any]) -> None:
+        pass
+
+    def put_back_log(self, text: str) -> None:
+        pass
+
+
 def next_free(parent: Path, name: str) -> Path:
     """parent/name-1, or the first number that is not taken."""
     n = 1

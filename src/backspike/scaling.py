@@ -322,7 +322,7 @@ _MOVES = frozenset({
 })  # fmt: skip
 _NORMS = frozenset({
     "Add", "Sub", "Mul", "Div", "Neg", "Pow", "Sqrt", "Rsqrt", "Reciprocal", "Mean", "Sum", "Var", "VarMean", "Std",
-    "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeLayerNorm", "NativeGroupNorm",
+    "OverRanks", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeLayerNorm", "NativeGroupNorm",
 })  # fmt: skip
 _POOLS = frozenset({
     "AvgPool2D", "AvgPool3D", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "AdaptiveAvgPool2D",

@@ -3,7 +3,8 @@
 A resumed run equals the uninterrupted one bit for bit on the same machine: the checkpoint holds the weights, the optimizer,
 the averaged weights, the readout with its counts, which way products take (dense or sparse), every generator's state, the
 position in the epoch and the log so far; the checkpoint before it stays beside it. The choice of the best epoch is made on the
-validation split, never on the test set.
+validation split, never on the test set. Under torchrun several ranks do all this together (ranks.py), each on its share of
+every batch; rank 0 alone writes the folder.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ import math
 import os
 import platform
 import random
-import shlex
 import signal
 import sys
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from itertools import chain, count, islice
@@ -36,7 +36,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from . import __version__, data, measure, operations, product, vitals
+from . import __version__, data, measure, operations, product, ranks, vitals
 from . import anytime as early
 from .batches import Batches, reader_died, reader_ended
 from .choices import choose
@@ -45,9 +45,11 @@ from .heap import release_heap
 from .hooks import spiking_layers
 from .neuron import check_gradients, neuron_parameters
 from .nonfinite import origin
+from .norm import synced
+from .ranks import Ranks
 from .readout import TWO
 from .recipe import Recipe
-from .run import Run, RunError
+from .run import Elsewhere, Run, RunError
 from .scaling import mask_weight_gradients
 from .surrogate import Masked
 
@@ -105,9 +107,10 @@ def fit(
     report=False leaves report.html out; `backspike report` makes it later. watch: what `bs.examine` measures, before training
     and after every epoch, into the log and the report, with what is wrong; it changes no result, and a resume goes on with it.
     Sets torch's global seed. Raises RunError, DataError or RecipeError in one line; KeyboardInterrupt after a checkpoint.
+    Called by each of the processes that torchrun starts, it trains with all of them; `listen` is called on rank 0.
     """
-    run = Run.free(out, force)
-    with _refusals_said(recipe):
+    with ranks.joined(device) as together, _refusals_said(recipe):
+        run = _folder(together, lambda: Run.free(out, force))
         # everything is built and tried before an old run is deleted
         training = _Training(run, recipe, model, _sets(recipe, train, validation, test), device, listen, watch)
         with run.created(training.recipe, training.own, force):
@@ -127,25 +130,35 @@ def resume(
     report: bool = True,
 ) -> Result:
     """Goes on from the last checkpoint of a run folder, with the same arguments as `fit` had. values: see `load`."""
-    folder = Run.open(run)
-    recipe = folder.recipe(values)
-    if done := folder.done():
-        return _already_done(folder, done, listen, report)
-    _check_own(folder, model=model, data=train)
-    with folder.locked(), _refusals_said(recipe):
-        if model is None and (kept := [folder.path / name for name in CHECKPOINTS if folder.has(name)]):
-            _check_size(recipe, max(kept, key=lambda path: path.stat().st_size))
-        watch = any(event.get("event") == "watch" for event in folder.log())
-        training = _Training(folder, recipe, model, _sets(recipe, train, validation, test), device, listen, watch)
-        if any(folder.has(name) for name in CHECKPOINTS):
-            training.restore()
-        else:  # stopped before the first checkpoint
-            folder.put_back_log("")
-        return training.run_to_the_end(report)
+    with ranks.joined(device) as together:
+        folder = _folder(together, lambda: Run.open(run))
+        recipe = together.of_first(lambda: folder.recipe(values))
+        if done := together.of_first(lambda: _already_done(folder, listen, report)):
+            return done
+        together.of_first(lambda: _check_own(folder, model=model, data=train))
+        with folder.locked(), _refusals_said(recipe):
+            kept = together.of_first(lambda: [folder.path / name for name in CHECKPOINTS if folder.has(name)])
+            if model is None and kept:
+                together.of_first(lambda: _check_size(recipe, max(kept, key=lambda path: path.stat().st_size)))
+            watch = together.of_first(lambda: any(event.get("event") == "watch" for event in folder.log()))
+            training = _Training(folder, recipe, model, _sets(recipe, train, validation, test), device, listen, watch)
+            if kept:
+                training.restore()
+            else:  # stopped before the first checkpoint
+                folder.put_back_log("")
+            return training.run_to_the_end(report)
 
 
-def _already_done(run: Run, done: dict[str, Any], listen: Listener | None, report: bool) -> Result:
-    done = {k: v for k, v in done.items() if k == "event" or k in Result.__dataclass_fields__}
+def _folder(together: Ranks, open: Callable[[], Run]) -> Run:
+    """The folder as rank 0 finds it; the others do not write to it."""
+    run = together.of_first(open)
+    return run if together.first else Elsewhere(run.path)
+
+
+def _already_done(run: Run, listen: Listener | None, report: bool) -> Result | None:
+    if not (found := run.done()):
+        return None
+    done = {k: v for k, v in found.items() if k == "event" or k in Result.__dataclass_fields__}
     numbers = [done.get(k) for k in ("epochs", "seconds", "best_epoch", "test_accuracy", "test_accuracy_last")]
     if not all(n is None or type(n) in (int, float) for n in numbers) or None in numbers[:3]:
         raise RunError(f"{run.path / 'log.jsonl'} is damaged (its last line); restore it, or train again with --force")
@@ -270,7 +283,8 @@ def _sets(recipe: Recipe, train: Any, validation: Any, test: Any) -> data.Splits
     if train is None:
         if validation is not None or test is not None:
             raise RunError("validation= and test= need train= beside them")
-        return _load(recipe)
+        with ranks.here().one_first():
+            return _load(recipe)
     return _Own(train, validation, test)
 
 
@@ -299,6 +313,12 @@ def _device(device: str | torch.device | None) -> torch.device:
         raise RunError(f"unknown device {device!r}; use cpu, cuda or cuda:1") from e
     if found.type == "cuda" and not torch.cuda.is_available():
         raise RunError("no CUDA device can be used here; use --device cpu")
+    if found.type == "cuda" and ranks.here().size > 1:
+        number, there = ranks.local_rank(), torch.cuda.device_count()
+        if number >= there:
+            raise RunError(f"there are {there} GPUs here; start as many ranks, --nproc-per-node={there}, or use --device cpu")
+        found = torch.device("cuda", number)
+        torch.cuda.set_device(found)
     return found
 
 
@@ -337,23 +357,31 @@ class _Stop:
 
 @contextmanager
 def _stop_asked() -> Iterator[_Stop]:
-    """A flag that Ctrl-C or SIGTERM sets, so that a step ends before the run does; a second one ends it at once."""
-    asked = _Stop()
+    """A flag that Ctrl-C or SIGTERM sets, so that a step ends before the run does; a second one ends it at once.
+
+    Not under torchrun. It passes on what every rank has had from the terminal already, signals all when one ends, whose last
+    words would then be cut, and after 30 s kills who is still there.
+    """
+    asked, once = _Stop(), "TORCHELASTIC_RUN_ID" in os.environ
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    after: dict[signal.Signals, Any] = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(number: int, frame: Any) -> None:
         asked.yes = True
-        signal.signal(number, before[signal.Signals(number)])
+        signal.signal(number, signal.SIG_IGN if once else after[signal.Signals(number)])
 
-    for s in before:
+    for s in after:
         signal.signal(s, ask)
     try:
         yield asked
+    except BaseException:
+        if once:
+            after = dict.fromkeys(after, signal.SIG_IGN)
+        raise
     finally:
-        for s, handler in before.items():
+        for s, handler in after.items():
             signal.signal(s, handler)
 
 
@@ -370,11 +398,15 @@ class _Training:
         listen: Listener | None,
         watch: bool = False,
     ) -> None:
-        self.run, self.recipe, self.listen, self.device = run, recipe, listen or (lambda event: None), _device(device)
+        self.run, self.recipe, self.device, self.ranks = run, recipe, _device(device), ranks.here()
+        self.listen = listen if listen and self.ranks.first else (lambda event: None)
         torch.manual_seed(recipe.seed)
         try:
             network = Network(model or recipe.network(), recipe.readout.build(recipe.T))
+            if recipe.sync_norm and self.ranks.size > 1:
+                synced(network)
             self.network = network.to(self.device)
+            self.ranks.alike(self.network)
         except (ValueError, TypeError, RuntimeError) as e:
             raise RunError(f"the recipe cannot be built: {_first_line(e)}") from e
         self.train, self.validation, self.test = (
@@ -392,6 +424,7 @@ class _Training:
         self.watched: list[vitals.Batch] = []  # the same samples after every epoch
         self.elapsed, self.epoch_seconds = 0.0, 0.0
         self._choose(self._checked_sample())
+        self._check_shares()
         recipe = self.recipe
         try:
             self.averaged = copy.deepcopy(self.network) if recipe.ema else None
@@ -408,6 +441,8 @@ class _Training:
         if recipe.patience and self.validation is None:
             raise RunError("patience counts epochs without a better validation accuracy; give validation=, or patience=0")
         self.weight_mask = mask_weight_gradients(self.network.model, recipe.weight_mask) if recipe.weight_mask else None
+        self.parallel = self.ranks.parallel(self.network.model)
+        self._draw_apart()
 
     @property
     def evaluated(self) -> Network:
@@ -416,7 +451,8 @@ class _Training:
 
     def _choose(self, x: Tensor) -> None:
         """What the recipe leaves open: precision and memory layout."""
-        self.recipe, self.reasons = (chosen := choose(self.recipe, self.network.model, x)).recipe, chosen.reasons
+        chosen = self.ranks.of_first(lambda: choose(self.recipe, self.network.model, x))
+        self.recipe, self.reasons = chosen.recipe, chosen.reasons
         for batches in filter(None, (self.train, self.validation, self.test)):
             batches.recipe = self.recipe
         if self.recipe.channels_last:
@@ -448,12 +484,32 @@ class _Training:
             batches.expect_classes(K)
         return x
 
+    def _check_shares(self) -> None:
+        """Every rank has something to do in every step."""
+        assert self.train is not None
+        for number in {0, len(self.train) - 1}:
+            if (fewest := min(self.train.parts(number))) < self.ranks.size:
+                raise RunError(
+                    f"batch {number} of an epoch comes in parts of {fewest} samples, too few for {self.ranks.size} ranks; "
+                    f"change --batch_size ({self.recipe.batch_size}), --accumulate ({self.recipe.accumulate}) or --limit"
+                )
+
+    def _draw_apart(self) -> None:
+        """Ranks draw different numbers for their samples; rank 0 those of a single process."""
+        if not self.ranks.first:
+            mixed = np.random.SeedSequence((self.recipe.seed, self.ranks.rank, self.step)).generate_state(1, np.uint64)
+            torch.manual_seed(int(mixed[0]))
+
     # ---- the story -------------------------------------------------------------------------------------------------
 
     def run_to_the_end(self, report: bool = True) -> Result:
-        watched = None if self.run.has("last.ckpt") else self._begin()
+        with self._together():
+            return self._run_to_the_end(report)
+
+    def _run_to_the_end(self, report: bool) -> Result:
+        watched = None if self.ranks.of_first(lambda: self.run.has("last.ckpt")) else self._begin()
         start = {"run": str(self.run.path), "recipe": self.recipe.to_dict(), "epochs": self.recipe.epochs, "epoch": self.epoch}
-        self._say("start", **start, chosen=self.reasons)
+        self._say("start", **start, chosen=self.reasons, ranks=self.ranks.size)
         if watched:
             self.listen(watched)
         with _stop_asked() as asked:
@@ -464,13 +520,14 @@ class _Training:
 
     def _begin(self) -> dict[str, Any] | None:
         """Writes what a run starts with; what is watched before training, if it is."""
-        self.run.write_json("env.json", self._environment())
-        x = self._probed()
-        assert self.train is not None
-        with self.train.autocast():
-            histograms = measure.histograms(self.network.model, x)
-            probed = measure.probe(self.network.model, x)
-        self.run.append_log({"event": "initial", "membrane_counts": histograms, **probed})
+        if self.ranks.first:
+            self.run.write_json("env.json", self._environment())
+            x = self._probed()
+            assert self.train is not None
+            with self.train.autocast():
+                histograms = measure.histograms(self.network.model, x)
+                probed = measure.probe(self.network.model, x)
+            self.run.append_log({"event": "initial", "membrane_counts": histograms, **probed})
         watched = self._watch()
         self.save()
         release_heap()
@@ -481,8 +538,9 @@ class _Training:
         assert self.train is not None
         with self._said():
             self._begin()
-            seconds = []
+            seconds: list[float] = []
             for x, y in islice(chain.from_iterable(map(self.train.training, count())), steps):
+                self.batch = len(seconds) % len(self.train)
                 started = time.monotonic()
                 self._train_step(x, y)
                 seconds.append(time.monotonic() - started)
@@ -501,7 +559,7 @@ class _Training:
         before = self.epoch_seconds
         batches = len(self.train)
         with self._said():
-            for x, y in self.train.training(self.epoch, first=self.batch):
+            for x, y in self.train.training(self.epoch, self.batch, self.ranks):
                 self._train_step(x, y)
                 if self.scaling is not None and not self.scaling_said:
                     self._say("scaling", scaled=self.scaling.scaled, not_scaled=self.scaling.not_scaled)
@@ -512,10 +570,12 @@ class _Training:
                 fresh = self.loss_sum / self.seen
                 rate = self.seen / max(self.epoch_seconds, 1e-9)
                 self._say("batch", epoch=self.epoch, batch=self.batch, batches=batches, loss=fresh, samples_per_second=rate)
-                if asked.yes:
+                due = self.ranks.first and now - saved >= self.recipe.checkpoint_seconds
+                stop, due = map(bool, self.ranks.sums(asked.yes, due))  # all at the same step
+                if stop:
                     self.save()
                     raise KeyboardInterrupt
-                if now - saved >= self.recipe.checkpoint_seconds:
+                if due:
                     self.save()
                     saved = now
 
@@ -527,11 +587,23 @@ class _Training:
         except RunError:
             raise
         except (RuntimeError, ValueError, TypeError) as e:
-            if out_of_memory(e) or reader_died(e):
+            if out_of_memory(e) or reader_died(e) or ranks.lost(e):
                 raise
             raise RunError(f"epoch {self.epoch}, batch {self.batch}: {_first_line(e)}") from e
 
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """The end of another rank, in one line."""
+        try:
+            yield
+        except RuntimeError as e:
+            if not ranks.lost(e):
+                raise
+            again = ranks.command("resume", self.run.path)
+            raise RunError(f"another rank ended in epoch {self.epoch}; go on from the last checkpoint with: {again}") from e
+
     def _train_step(self, x: Tensor, y: Tensor) -> None:
+        """One step on batch number `self.batch`, of which x and y are this rank's share."""
         recipe, network = self.recipe, self.network
         assert self.train is not None
         if not network.model.training:
@@ -540,18 +612,23 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for part_x, part_y in zip(x.chunk(recipe.accumulate, dim=1), y.chunk(recipe.accumulate)):
-            with self.train.autocast():
-                o = network.model(part_x).float()
-            logits = network.readout(o)
-            loss = recipe.loss.value(o, logits, part_y)
-            if self.potential is not None:
-                loss = loss + self.potential.loss()
-            loss = loss * (len(part_y) / len(y))
-            loss.backward()
-            total += float(loss.detach())
-            self._observe(o.detach(), logits.detach(), part_y)
+        total, right = 0.0, 0.0
+        parts = self.train.parts(self.batch)
+        shares = [self.ranks.share(samples) for samples in parts]
+        for number, (part_x, part_y) in enumerate(zip(x.split(shares, dim=1), y.split(shares)), 1):
+            with ranks.apart(self.parallel) if number < len(parts) else nullcontext():
+                with self.train.autocast():
+                    o = self.parallel(part_x).float()
+                logits = network.readout(o)
+                loss = recipe.loss.value(o, logits, part_y)
+                if self.potential is not None:
+                    loss = loss + self.potential.loss()
+                # of the gradients of all ranks the mean is taken
+                loss = loss * (len(part_y) * self.ranks.size / sum(parts))
+                loss.backward()
+            total += float(loss.detach()) / self.ranks.size
+            right += self._observe(o.detach(), logits.detach(), part_y)
+        total, right = self.ranks.sums(total, right)
         parameters = [p for p in network.parameters() if p.grad is not None]
         total_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm = float(total_norm)
@@ -566,7 +643,9 @@ class _Training:
             torch.nn.utils.clip_grads_with_norm_(parameters, recipe.clip, total_norm)
         self.optimizer.step()
         self.step += 1
-        self.loss_sum += total * len(y)
+        self.loss_sum += total * sum(parts)
+        self.right += int(right)
+        self.seen += sum(parts)
         if self.averaged is not None:
             # a young average forgets faster, or it would long hold the weights of the start
             _average(self.averaged, network, min(recipe.ema, self.step / (self.step + 9)))
@@ -577,12 +656,12 @@ class _Training:
             f"{what}; start anew with a lower --optimizer.lr ({lr}) or with --clip 1 (the last checkpoint is intact)"
         )
 
-    def _observe(self, o: Tensor, logits: Tensor, y: Tensor) -> None:
+    def _observe(self, o: Tensor, logits: Tensor, y: Tensor) -> int:
+        """How many answers are right; the readout learns from them."""
         y = y.argmax(-1) if y.dim() == 2 else y  # of a mixed sample the larger share counts
         if isinstance(self.network.readout, TWO):
             self.network.readout.observe(o, y)
-        self.right += int((logits.argmax(-1) == y).sum())
-        self.seen += len(y)
+        return int((logits.argmax(-1) == y).sum())
 
     def _learning_rate(self) -> float:
         assert self.train is not None
@@ -611,6 +690,7 @@ class _Training:
             readout.end_epoch()
             if self.averaged is not None:
                 self.averaged.readout.load_state_dict(readout.state_dict())
+        self.ranks.alike(self.evaluated)  # running statistics may differ
         started = time.monotonic()
         release_heap()  # what training took in pieces of its sizes, a test takes in others
         event = self._epoch_event()
@@ -618,7 +698,7 @@ class _Training:
         score = (accuracy, -loss) if accuracy is not None else (self.epoch, 0.0)
         if self.best is None or score >= tuple(self.best["score"]):
             self.best = {"score": list(score), "epoch": self.epoch, "accuracy": accuracy}
-            self.run.write("best.ckpt", _packed({"network": self.evaluated.state_dict(), "epoch": self.epoch}))
+            self._write("best.ckpt", {"network": self.evaluated.state_dict(), "epoch": self.epoch})
             self.bad_epochs = 0
         else:
             self.bad_epochs += 1
@@ -634,7 +714,7 @@ class _Training:
             self.listen(watched)
 
     def _epoch_event(self) -> dict[str, Any]:
-        accuracy, loss = _test(self.evaluated, self.validation, self.recipe) if self.validation else (None, None)
+        accuracy, loss = self._tested(self.validation)
         readout = self.network.readout
         event = {
             "event": "epoch",
@@ -649,9 +729,14 @@ class _Training:
             "readout_weights": readout.weights.tolist() if isinstance(readout, TWO) else None,
             "widths": measure.widths(self.network.model),
         }
+        if not self.ranks.first:
+            return event
         assert self.train is not None
         with self.train.autocast():
             return event | measure.probe(self.network.model, self._probed())
+
+    def _tested(self, batches: Batches | None) -> tuple[float, float] | tuple[None, None]:
+        return _test(self.evaluated, batches, self.recipe) if batches else (None, None)
 
     def _probed(self) -> Tensor:
         """The batch on which layers are measured."""
@@ -664,12 +749,12 @@ class _Training:
         if not self.watch:
             return None
         assert self.train is not None
-        generators = _generators()
+        generators = _generators(self.device)
         if not self.watched:
             size = min(measure.SAMPLES_AT_ONCE, self.recipe.part_size)
             self.watched = [self.train.take(part) for part in self.train.order(0)[:WATCHED].split(size)]
         seen = vitals.take(self.network, self.optimizer, self.watched, self.recipe, self.train.autocast)
-        _set_generators(generators)
+        _set_generators(generators, self.device)
         steps = self.recipe.epochs * len(self.train)
         found = diagnose(seen, self.network.model, self.recipe, steps, trained=self.step > 0)
         event = {"event": "watch", "epochs": self.epoch, "vitals": seen.to_dict(), "findings": [f.to_dict() for f in found]}
@@ -681,18 +766,20 @@ class _Training:
 
     def _finish(self, report: bool) -> Result:
         """Tests the last and the best epoch, leaves weights, measurements, log and report."""
-        last = _test(self.evaluated, self.test, self.recipe)[0] if self.test else None
+        accuracy = last = self._tested(self.test)[0]
         assert self.best is not None
-        final, best_is_last = self.evaluated, self.best["epoch"] == self.epoch - 1
-        if not best_is_last:
+        final = self.evaluated
+        if self.best["epoch"] != self.epoch - 1:
             try:
-                final.load_state_dict(_unpacked(self.run, "best.ckpt")["network"])
+                final.load_state_dict(self.ranks.of_first(lambda: _unpacked(self.run, "best.ckpt")["network"]))
             except (RuntimeError, KeyError, TypeError, AttributeError) as e:
+                if ranks.lost(e):
+                    raise
                 raise RunError(f"{self.run.path / 'best.ckpt'} is damaged ({_first_line(e)}); restore it") from e
-        accuracy = last if best_is_last else _test(final, self.test, self.recipe)[0] if self.test else None
+            accuracy = self._tested(self.test)[0]
         state = {k: v.contiguous() for k, v in final.state_dict().items()}
         self.run.write("model.safetensors", save_safetensors(state, metadata={"backspike": __version__}))
-        if self.test is not None:
+        if self.test is not None and self.ranks.first:
             _measure(self.run, final, self.test)
         result = Result(
             run=str(self.run.path),
@@ -705,7 +792,7 @@ class _Training:
         )
         done = {"event": "done", **asdict(result)}
         self.run.append_log(done)
-        if report:
+        if report and self.ranks.first:
             from .report import write  # imports matplotlib, which is only needed here
 
             write(self.run.path)
@@ -731,9 +818,8 @@ class _Training:
             "network": self.network.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "products": product.state(self.network),
             "potential": None if self.potential is None else self.potential.state_dict(),
-            "generators": _generators(),
+            "ranks": self.ranks.gathered({"generators": _generators(self.device), "products": product.state(self.network)}),
             "position": [self.epoch, self.batch, self.step],
             "sums": [self.loss_sum, self.right, self.seen],
             "best": self.best,
@@ -741,11 +827,17 @@ class _Training:
             "elapsed": [self.elapsed, self.epoch_seconds],
             "log": self.run.logged,
         }
-        self.run.keep("last.ckpt", "previous.ckpt")
-        self.run.write("last.ckpt", _packed(state))
+        if self.ranks.first:
+            self.run.keep("last.ckpt", "previous.ckpt")
+        self._write("last.ckpt", state)
+
+    def _write(self, name: str, state: dict[str, Any]) -> None:
+        if self.ranks.first:
+            self.run.write(name, _packed(state))
 
     def restore(self) -> None:
-        state = self._last_checkpoint()
+        """From the checkpoint; with another number of ranks than it was made by, samples and masks are drawn anew."""
+        state = self.ranks.of_first(self._last_checkpoint)
         if state.get("version") != CHECKPOINT_VERSION:
             raise RunError(f"{self.run.path / 'last.ckpt'} is of another version of backspike; resume it with that one")
         if state.get("recipe") != self.recipe.to_dict():
@@ -759,7 +851,7 @@ class _Training:
                 f"{self.run.path / 'last.ckpt'} does not fit this network ({_first_line(e)}); give fit's own model= again"
             ) from e
         if self.best is not None:
-            _unpacked(self.run, "best.ckpt")  # damage is said now, not after hours of training
+            self.ranks.of_first(lambda: _unpacked(self.run, "best.ckpt"))  # damage is said now, not after hours of training
         self.run.put_back_log(state["log"])
 
     def _take(self, state: dict[str, Any]) -> None:
@@ -768,7 +860,8 @@ class _Training:
         # the groups are those of the recipe; only the learning rate changes, and every step sets it
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": self._moments(state["optimizer"]["state"]), "param_groups": groups})
-        product.load(self.network, state["products"])
+        own = state["ranks"][self.ranks.rank if len(state["ranks"]) == self.ranks.size else 0]
+        product.load(self.network, own["products"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
         if self.potential is not None:
@@ -784,7 +877,9 @@ class _Training:
             raise ValueError(f"epoch {self.epoch}, batch {self.batch}, best {self.best}")
         if not isinstance(state["log"], str):
             raise ValueError(f"its log is a {type(state['log']).__name__}")
-        _set_generators(state["generators"])
+        _set_generators(own["generators"], self.device)
+        if len(state["ranks"]) != self.ranks.size:
+            self._draw_apart()
 
     def _moments(self, stored: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
         """The state of torch's fused optimizers, which write past a tensor of the wrong size without a check: a copy in
@@ -827,6 +922,7 @@ class _Training:
             "platform": platform.platform(),
             "cpu": _cpu_name(),
             "threads": torch.get_num_threads(),
+            "ranks": self.ranks.size,
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "command": _command(self.recipe, self.own),
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -840,7 +936,7 @@ class _Training:
 def _command(recipe: Recipe, own: list[str]) -> str:
     """What repeats the run: the command line that was given, or the call of `fit` with the recipe written out."""
     if Path(sys.argv[0]).stem in ("backspike", "__main__"):
-        return shlex.join(["backspike", *sys.argv[1:]])
+        return ranks.command(*sys.argv[1:])
     given = {"model": "model=...", "data": "train=..., test=..."}
     return ", ".join([f"bs.fit({recipe!r}", "out", *(given[o] for o in own)]) + ")"
 
@@ -884,17 +980,18 @@ def _average(averaged: Network, network: Network, decay: float) -> None:
 
 @torch.no_grad()
 def _test(network: Network, batches: Batches, recipe: Recipe) -> tuple[float, float]:
-    """(accuracy, loss) over a data set."""
+    """(accuracy, loss) over a data set, of which each rank takes a share."""
     network.eval()
-    right, loss, n = 0, 0.0, 0
-    for x, y in batches.in_order():
+    right, loss, n, together = 0, 0.0, 0, ranks.here()
+    for x, y in batches.in_order(ranks=together):
         with batches.autocast():
             o = network.model(x).float()
         logits = network.readout(o)
         right += int((logits.argmax(-1) == y).sum())
         loss += float(recipe.loss.value(o, logits, y)) * len(y)
         n += len(y)
-    return right / n, loss / n
+    all_right, all_loss, all_n = together.sums(right, loss, n)
+    return all_right / all_n, all_loss / all_n
 
 
 def _packed(state: dict[str, Any]) -> bytes:
@@ -912,7 +1009,7 @@ def _unpacked(run: Run, name: str) -> dict[str, Any]:
                 raise zipfile.BadZipFile(f"{size} bytes in a file of {len(packed)}")  # torch.save packs without compressing
             if (torn := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"{torn} fails its checksum")
-        state = torch.load(io.BytesIO(packed), weights_only=True)
+        state = torch.load(io.BytesIO(packed), "cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"a {type(state).__name__}")
     except Exception as e:  # whatever a damaged file makes the readers raise
@@ -936,21 +1033,21 @@ def _numbers(values: Any, *kinds: type) -> list[Any]:
     return list(values)
 
 
-def _generators() -> dict[str, Any]:
+def _generators(device: torch.device) -> dict[str, Any]:
     version, state, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002  (what a user's data set may draw from)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "python": [version, list(state), gauss],
         "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
     }
 
 
-def _set_generators(state: dict[str, Any]) -> None:
+def _set_generators(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, position, *rest = state["numpy"]
