@@ -30,7 +30,7 @@ def write(examination: Examination, path: Path) -> Path:
     ])  # fmt: skip
     head = (
         f"<header><p>backspike · doctor</p><h1>{_e(examination.subject)}</h1>"
-        f'<p class="lead"><code>{_e(recipe.model)}</code> · <code>{_e(recipe.neuron)}</code> on <b>{_e(recipe.data)}</b>, '
+        f'<p class="lead"><code>{_e(recipe.model)}</code> · <code>{_e(recipe.neuron.surrogate)}</code> on <b>{_e(recipe.data)}</b>, '
         f"{state}</p>{tiles}</header>"
     )
     sections = [_findings(examination.findings), _layers(v), _gradients(v), _weights(v)]
