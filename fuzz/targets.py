@@ -609,7 +609,7 @@ def _targets() -> dict[str, Target]:
         "checkpoint values": Target(_edits, _restore_edited, run, share=0.3),
         "log": Target(_log, _read_log, run),
         "npz": Target(_arrays, _read_arrays, run),
-        "report": Target(_edits, _report_edited, run, share=0.05),
+        "report": Target(_edits, _report_edited, run, share=0.02),
     }
 
 

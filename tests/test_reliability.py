@@ -564,7 +564,7 @@ def test_memory_that_runs_out_names_the_cures(when, tmp_path):
 
 
 def test_a_data_set_without_room_names_the_cures(tmp_path, monkeypatch):
-    monkeypatch.setattr(static, "digits", lambda: np.empty(1 << 60))
+    monkeypatch.setattr(static, "digits", lambda: np.empty(1 << 50))
     with pytest.raises(RunError, match=r"^out of memory .*--memory SIZE"):
         fit(tiny(), tmp_path / "run")
 

@@ -310,16 +310,15 @@ def _unmasked(layer: Layer) -> float:
 
 def _through_time(case: _Case) -> Iterator[Finding]:
     T = case.vitals.T
-    known = [(n, layer, neuron) for n, layer, neuron in case.layers if layer.gradient_norm > 0]
-    if T < 2 or not known or case.vitals.static:
+    if T < 2 or not case.layers or case.vitals.static:
         return
-    early = [sum(g * g for g in layer.gradient[: T // 2]) ** 0.5 / layer.gradient_norm for _, layer, _ in known]
-    if max(early) >= FORGOTTEN:
+    # of the last layer: to those before it a BatchNorm over time hands a little of every timestep's gradient
+    name, layer, neuron = case.layers[-1]
+    early = math.sqrt(sum(g * g for g in layer.gradient[: T // 2]))
+    if not early < FORGOTTEN * layer.gradient_norm:
         return
-    _, _, neuron = known[-1]
-    found = (
-        f"the first half of the {T} timesteps gets {max(early):.1g} of the gradient at most, so that nothing early is learned"
-    )
+    share = early / layer.gradient_norm
+    found = f"the first half of the {T} timesteps gets {share:.1g} of its gradient, so that nothing early is learned"
     if not neuron.temporal_gradient:
         changes: dict[str, Any] = {"neuron.temporal_gradient": True}
         advice = "let the gradient flow back through time"
@@ -329,11 +328,11 @@ def _through_time(case: _Case) -> Iterator[Finding]:
         longer = _tidy(1 / (1 - 0.1 ** (2 / T)))  # a tenth after half of the timesteps
         if longer <= tau:
             readout = {"readout": "Mean()"} if isinstance(case.recipe.readout, recipes.Last) else {}
-            yield Finding("forgotten timesteps", [], found, "read out every timestep", readout)
+            yield Finding("forgotten timesteps", [name], found, "read out every timestep", readout)
             return
         changes = {"neuron.tau": longer}
         advice = f"raise tau from {tau:.3g} to {longer:g}, which keeps a tenth over half of them, or read out every timestep"
-    yield Finding("forgotten timesteps", [], found, advice, changes)
+    yield Finding("forgotten timesteps", [name], found, advice, changes)
 
 
 def _through_reset(case: _Case) -> Iterator[Finding]:

@@ -30,8 +30,8 @@ def write(examination: Examination, path: Path) -> Path:
     ])  # fmt: skip
     head = (
         f"<header><p>backspike · doctor</p><h1>{_e(examination.subject)}</h1>"
-        f'<p class="lead"><code>{_e(recipe.model)}</code> · <code>{_e(recipe.neuron)}</code> on <b>{_e(recipe.data)}</b>, '
-        f"{state}</p>{tiles}</header>"
+        f'<p class="lead"><code>{_e(recipe.model)}</code> · <code>{_e(recipe.neuron.surrogate)}</code> on '
+        f"<b>{_e(recipe.data)}</b>, {state}</p>{tiles}</header>"
     )
     sections = [_findings(examination.findings), _layers(v), _gradients(v), _weights(v)]
     body = head + "".join(section.html() for section in sections if section.body)

@@ -391,12 +391,14 @@ def _finish(ax: Axes, xlabel: str, percent: bool, log: bool = False) -> None:
     ax.grid(axis="y")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     if log:
-        low, high = ax.get_ylim()
-        ax.set(yscale="log")
-        ax.set_ylim(max(low, 1e-30), max(high, 1e-29))
+        shown = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines])
+        decades = np.log10(shown[np.isfinite(shown) & (shown > 0)])
+        ax.set_yscale("log")
+        if decades.size:  # whole powers of ten, so that at least two are marked
+            ax.set_ylim(10 ** math.floor(decades.min()), 10 ** math.ceil(decades.max() + 1e-6))
         ax.yaxis.set_major_locator(LogLocator(numticks=6))
         ax.yaxis.set_minor_locator(NullLocator())
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}" if value < 0.01 else f"{value:g}"))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if 0.01 <= value <= 1000 else f"{value:.0e}"))
         return
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     if percent:
