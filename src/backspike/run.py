@@ -1,8 +1,8 @@
 """The run folder: everything a training run leaves, written so that a kill at any moment loses nothing.
 
 `recipe.json`, `env.json`, `log.jsonl`, `last.ckpt`, `best.ckpt`, `model.safetensors`, `evaluation.npz`, `anytime.json`,
-`report.html`. Files are replaced whole (temporary file, fsync, rename); the log is appended to, and cut back to the checkpoint on
-a resume.
+`report.html`. Files are replaced whole (temporary file, fsync, rename); the log is appended to, and cut back to the checkpoint
+on a resume.
 """
 
 from __future__ import annotations
