@@ -494,7 +494,7 @@ def test_damaged_recording_is_named(tmp_path):
         data.load("nmnist", tmp_path)
     shutil.rmtree(tmp_path / "Test")
     (tmp_path / "Test").mkdir()
-    with pytest.raises(DataError, match=r"NMNIST/Test  10,000 recordings \*/\*\.bin"):
+    with pytest.raises(DataError, match=r"NMNIST/Test, 10,000 recordings \*/\*\.bin"):
         data.load("nmnist", tmp_path)
 
 

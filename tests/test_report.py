@@ -397,9 +397,9 @@ def test_truncated_evaluation(full: Path, size: int) -> None:
     [
         ({"confusion": np.ones((9, 9), int)}, "confusion has 9 along K"),
         ({"firing_rate": np.ones(3)}, r"firing_rate has shape \[3\], expected \[L T\]"),
-        ({"membrane_edges": np.ones(80)}, "membrane_edges has 80 values for 80 bins"),
+        ({"membrane_edges": np.arange(80.0)}, "membrane_edges has 80 values for 80 bins"),
         ({"sample_spikes_1": np.ones((4, 3, 64))}, "sample_spikes_1 has 3 along T"),
-        ({"classes": np.array([{}] * 10)}, "allow_pickle"),
+        ({"classes": np.array([{}] * 10)}, "classes.npy: object"),
     ],
 )
 def test_arrays_that_disagree(full: Path, change: dict[str, np.ndarray], said: str) -> None:

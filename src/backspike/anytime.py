@@ -90,8 +90,8 @@ def curve(validation: Split, test: Split, measure: str) -> Curve:
     steps, accuracy = validation.exits(measure, thresholds)
     as_good = (accuracy >= accuracy[-1]).nonzero().flatten()
     chosen = int(as_good[steps[as_good].argmin()])
-    points = thresholds, steps, accuracy, *test.exits(measure, thresholds)
-    return Curve(*(a.tolist() for a in points), chosen)
+    on_test = [a.tolist() for a in test.exits(measure, thresholds)]
+    return Curve(thresholds.tolist(), steps.tolist(), accuracy.tolist(), on_test[0], on_test[1], chosen)
 
 
 def measured(validation: Split, test: Split) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def count(network: Any, batches: Batches) -> dict[str, np.ndarray]:
         counter.watch(network.model, x.float())
         if (n := n + x.shape[1]) >= SAMPLES:
             break
-    return {"op_samples": np.int64(n), **_arrays(counter.tallies, n, T)}
+    return {"op_samples": np.array(n), **_arrays(counter.tallies, n, T)}
 
 
 def _arrays(tallies: dict[str, _Tally], n: int, T: int) -> dict[str, np.ndarray]:

@@ -55,7 +55,12 @@ _AXES = {
 }
 
 # Their dtype kinds where they are not any numbers: names, and counts that are added up.
-_KINDS = {"classes": "Uiu", "layer_names": "Uiu", "confusion": "iu", "membrane_counts": "iu", "sample_y": "iu"}
+_KINDS = {
+    **{"classes": "Uiu", "layer_names": "Uiu", "op_name": "U", "op_kind": "U"},
+    "confusion": "iu",
+    "membrane_counts": "iu",
+    "sample_y": "iu",
+}
 
 
 class ReportError(Exception):
@@ -586,23 +591,21 @@ def _over_time(run: _Run) -> _Section:
 
 
 def _early_exit(run: _Run) -> _Section:
-    accuracy, exits = run.anytime.get("accuracy"), _dict(run.anytime.get("exit"))
-    curves = {name: c for name, c in exits.items() if _is_curve(c)}
-    if not _are_numbers(accuracy) or not curves:
+    accuracy, validation = (_numbers(run.anytime.get(key)) for key in ("accuracy", "validation_accuracy"))
+    curves = {name: c for name, c in _dict(run.anytime.get("exit")).items() if _is_curve(c)}
+    if not accuracy or not validation or not curves:
         return _Section("early-exit", "", "", "")
-    validation, steps = run.anytime.get("validation_accuracy"), np.arange(1.0, len(accuracy) + 1)
-    at_last = validation[-1] if _are_numbers(validation) else math.nan
+    steps = np.arange(1.0, len(accuracy) + 1)
     lines = [_Line("the same number of steps for all", steps, np.array(accuracy), _colour("soft"), dashed=True)]
     rows = []
     for i, (name, c) in enumerate(curves.items()):
         order = np.argsort(c["steps"], kind="stable")
-        lines.append(
-            _Line(f"exit by {name}", *(np.array(c[key], float)[order] for key in ("steps", "accuracy")), _colour(f"run{i}"))
-        )
+        x, y = (np.array(c[key], float)[order] for key in ("steps", "accuracy"))
+        lines.append(_Line(f"exit by {name}", x, y, _colour(f"run{i % 8}")))
         at = c["chosen"]
         values = [_percent(c[key][at], 2) for key in ("validation_accuracy", "accuracy")]
         rows.append([_e(name), _plain(c["threshold"][at]), values[0], values[1], f"{c['steps'][at]:.2f} of {len(accuracy)}"])
-    rows.append(["all timesteps", "", _percent(_number(at_last), 2), _percent(accuracy[-1], 2), f"{len(accuracy)}"])
+    rows.append(["all timesteps", "", _percent(validation[-1], 2), _percent(accuracy[-1], 2), f"{len(accuracy)}"])
     chart = _chart("early-exit", "Test accuracy", lines, "mean timesteps", percent=True)
     head = ["exit by", "threshold", "validation accuracy", "test accuracy", "mean timesteps on the test set"]
     text = (
@@ -615,14 +618,16 @@ def _early_exit(run: _Run) -> _Section:
     return _Section("early-exit", "Early exit", text, body)
 
 
-def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list) and bool(values) and all(math.isfinite(_number(v)) for v in values)
+def _numbers(values: Any) -> list[float]:
+    """A list of finite numbers; empty for anything else."""
+    numbers = [_number(v) for v in values] if isinstance(values, list) else []
+    return numbers if all(map(math.isfinite, numbers)) else []
 
 
 def _is_curve(c: Any) -> bool:
     """Whether it is a curve as `anytime.Curve` has it."""
     keys = ("threshold", "validation_steps", "validation_accuracy", "steps", "accuracy")
-    if not isinstance(c, dict) or not all(_are_numbers(c.get(key)) for key in keys):
+    if not isinstance(c, dict) or not all(_numbers(c.get(key)) for key in keys):
         return False
     return len({len(c[key]) for key in keys}) == 1 and isinstance(c.get("chosen"), int) and 0 <= c["chosen"] < len(c["steps"])
 

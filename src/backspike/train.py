@@ -139,7 +139,7 @@ def resume(
         with folder.locked(), _refusals_said(recipe):
             kept = together.of_first(lambda: [folder.path / name for name in CHECKPOINTS if folder.has(name)])
             if model is None and kept:
-                together.of_first(lambda: _check_size(recipe, max(kept, key=lambda path: path.stat().st_size)))
+                together.of_first(lambda: _check_size(recipe, *kept))
             watch = together.of_first(lambda: any(event.get("event") == "watch" for event in folder.log()))
             training = _Training(folder, recipe, model, _sets(recipe, train, validation, test), device, listen, watch)
             if kept:
@@ -204,18 +204,18 @@ def load(run: str | Path, model: nn.Module | None = None, *, values: tuple[type,
     return network.eval()
 
 
-def _check_size(recipe: Recipe, weights: Path) -> None:
-    """A recipe may be anybody's: its network is not built where the file of its weights cannot hold them."""
+def _check_size(recipe: Recipe, weights: Path, *others: Path) -> None:
+    """A recipe may be anybody's: its network is not built where no file of its weights can hold them."""
     try:
         with torch.device("meta"):
             network = Network(recipe.network(), recipe.readout.build(recipe.T))
         needed = sum(t.numel() * t.element_size() for t in network.state_dict().values())
     except Exception:  # it says why when it is built in earnest
         return
-    if needed > (held := weights.stat().st_size):
+    if needed > (held := max(path.stat().st_size for path in (weights, *others))):
         raise RunError(
             f"{weights} is damaged or of another network: it has {held} bytes, the weights of the network in recipe.json "
-            f"{needed}; restore the two that belong together"
+            f"{needed}; restore the two that belong together, or give model= again if it was your own"
         )
 
 
