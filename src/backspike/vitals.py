@@ -32,7 +32,7 @@ Batch = tuple[Tensor, Tensor]
 ALWAYS = 0.99  # a channel that fires at this share of its places and timesteps always fires
 FLAT = 0.1  # a channel of a norm is flat where its output varies less than this, of the 1 that a norm is for
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.8, 0.9, 0.99)
-_DRAWN = 1 << 11  # potentials of a timestep and batch that quantiles are taken from
+_DRAWN = 1 << 11  # potentials of a timestep and batch, about, that quantiles are taken from
 _SEED = 1  # of every pass, so that two of them drop the same elements
 
 
@@ -351,11 +351,11 @@ class _Tally:
         self.T, self.calls = len(s), self.calls + 1
         self.samples += s.shape[1]
         self.elements += s[0].numel()
-        self.spikes = self.spikes + s.flatten(1).sum(1, dtype=torch.float64).cpu()
+        self.spikes = self.spikes + s.sum(list(range(1, s.dim())), dtype=torch.float64).cpu()
         support = []
         for z in _distances(layer, out):
             support.append(in_support(layer, z).sum(dtype=torch.float64).cpu())
-            self.distances.append(_some(z.abs()))
+            self.distances.append(_some(z[0]).abs())
         self.support = self.support + torch.stack(support)
         self.potentials += [_some(u_t) for u_t in u.detach()]
         over = [d for d in range(s.dim()) if d != 2]
@@ -379,7 +379,9 @@ class _Tally:
 
 
 def _some(x: Tensor) -> Tensor:
-    flat = x.detach().flatten().float()
+    """Elements of one timestep `[B, ...]`, out of as many samples as it takes."""
+    samples = min(len(x), -(-_DRAWN // x[0].numel()))
+    flat = x.detach()[:: len(x) // samples].flatten().float()
     return flat[:: -(-len(flat) // _DRAWN)].cpu()
 
 
@@ -390,7 +392,7 @@ def _quantiles(x: Tensor) -> dict[str, float]:
 
 def _squares(g: Tensor) -> Tensor:
     """The sum of squares at every timestep, `[T]`."""
-    return g.double().square().flatten(1).sum(1).cpu()
+    return torch.linalg.vector_norm(g.float(), dim=list(range(1, g.dim()))).double().square().cpu()
 
 
 def _cosine(a: Tensor | None, b: Tensor | None) -> float | None:
