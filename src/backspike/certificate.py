@@ -91,7 +91,8 @@ def failures(certificate: Certificate) -> Iterator[str]:
 def markdown(certificate: Certificate, command: str) -> str:
     limits = ["limit", "", "", "", *(f"{limit:.0e}" for limit in LIMITS.values())]
     rows = [head(), ["---", *["---:"] * (len(head()) - 1)], limits, *(cells(n, r) for n, r in certificate.rows.items())]
-    lines = ["# Certificate", "", f"`{command}`: {summary(certificate)}.", "", f"{about(certificate)}.", ""]
+    made = f"{summary(certificate)}. Made by `{command}`; the same command checks another machine."
+    lines = ["# Certificate", "", made, "", f"{about(certificate)}.", ""]
     lines += [f"{TITLE}; mask bits: in how many cases they were compared.", "", *(f"| {' | '.join(row)} |" for row in rows), ""]
     lines += ["Options, of which each backend met every pair that it takes (with `--all`: every combination):", ""]
     lines += [f"- `{axis}`: {', '.join(values)}" for axis, values in AXES.items()]
