@@ -110,7 +110,7 @@ def run_result(folder: Path) -> dict[str, str]:
     """What a run came to, as sums of its parts."""
     last, best = (train._unpacked(run.Run(folder), name) for name in ("last.ckpt", "best.ckpt"))
     found = {name: _sum(last[name]) for name in ("network", "averaged", "optimizer", "position")}
-    found["generator"] = _sum(last["generators"]["torch"])
+    found["generator"] = _sum(last["ranks"][0]["generators"]["torch"])
     found |= {"best": _sum(best), "log": _sum(run.Run(folder).log())}
     found["model.safetensors"] = _sum((folder / "model.safetensors").read_bytes())
     with np.load(folder / "evaluation.npz") as arrays:

@@ -359,7 +359,7 @@ def test_a_watched_training_gives_the_same_weights(tmp_path):
     fit(tmp_path / "plain", False)
     watched, plain = (training._unpacked(Run.open(tmp_path / n), "last.ckpt") for n in ("watched", "plain"))
     assert all(torch.equal(watched["network"][k], plain["network"][k]) for k in plain["network"])
-    assert torch.equal(watched["generators"]["torch"], plain["generators"]["torch"])
+    assert torch.equal(watched["ranks"][0]["generators"]["torch"], plain["ranks"][0]["generators"]["torch"])
     seen = [e for e in events if e["event"] == "watch"]
     assert [e["epochs"] for e in seen] == [0, 1, 2]
     assert [e for e in Run.open(tmp_path / "watched").log() if e["event"] == "watch"] == seen

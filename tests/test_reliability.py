@@ -80,13 +80,13 @@ def test_a_recipe_resumes_within_an_epoch_to_the_last_bit(name, tmp_path, monkey
     recipe = recipe.replace({"batch_size": 2, "limit": 4, "epochs": 2, **changes, **EXACT})
     load = training._load
 
-    def few(split):
+    def four(split):
         return split.take(np.arange(min(4, len(split))))
 
     def loaded(recipe):
         """Validated and tested on few samples as well."""
         sets = load(recipe)
-        return replace(sets, validation=few(sets.validation), test=few(sets.test))
+        return replace(sets, validation=four(sets.validation), test=four(sets.test))
 
     monkeypatch.setattr(training, "_load", loaded)
     fit(recipe, tmp_path / "whole")

@@ -22,7 +22,7 @@ class Handle:
     """Something hooked into a model until `remove()` or the end of a `with`."""
 
     def __init__(self) -> None:
-        self.undo: list[Callable[[], None]] = []
+        self.undo: list[Callable[[], object]] = []
 
     def remove(self) -> None:
         while self.undo:

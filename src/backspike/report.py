@@ -231,7 +231,7 @@ def _check(arrays: dict[str, np.ndarray]) -> None:
             raise ValueError(f"{name} has numbers above {_MAX_NUMBER:g}")
         if kinds == "iu" and array.size and (array.min() < 0 or array.max() >= 1 << 40):
             raise ValueError(f"{name} has numbers that count nothing")
-        if name in ("membrane_edges", "surrogate_z") and not (np.diff(array.astype(float)) > 0).all():
+        if name in ("membrane_edges", "surrogate_z") and (np.diff(array.astype(float)) <= 0).any():
             raise ValueError(f"{name} does not rise")
     if {"edges", "bins"} <= set(sizes) and sizes["edges"] != sizes["bins"] + 1:
         raise ValueError(f"membrane_edges has {sizes['edges']} values for {sizes['bins']} bins")
@@ -611,8 +611,8 @@ def _early_exit(run: _Run) -> _Section:
     text = (
         "Each sample stops at the first timestep at which the network is sure enough, the last at the latest. Confidence is "
         "the largest probability of the answer so far, margin its lead over the second. The threshold in the table is the one "
-        f"that stops soonest without one more mistake on the {_count(_number(run.anytime.get('validation_samples')))} validation "
-        "samples than after all timesteps. The test samples choose nothing; the curve shows what other thresholds would give."
+        "that stops soonest without one more mistake on the "
+        f"{_count(_number(run.anytime.get('validation_samples')))} validation samples than after all timesteps. The test samples choose nothing; the curve shows what other thresholds would give."
     )
     body = _grid(chart) + _table(head, rows, "Early exit", "numbers")
     return _Section("early-exit", "Early exit", text, body)

@@ -1028,7 +1028,7 @@ def _numbers(values: Any, *kinds: type) -> list[Any]:
     for value, kind in zip(values, kinds, strict=True):
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise ValueError(f"{value!r} is no {kind.__name__}")
-        if kind is int and not 0 <= value < 1 << 62:
+        if type(value) is int and not 0 <= value < 1 << 62:
             raise ValueError(f"{value} is out of range")
     return list(values)
 
