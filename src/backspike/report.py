@@ -612,7 +612,8 @@ def _early_exit(run: _Run) -> _Section:
         "Each sample stops at the first timestep at which the network is sure enough, the last at the latest. Confidence is "
         "the largest probability of the answer so far, margin its lead over the second. The threshold in the table is the one "
         "that stops soonest without one more mistake on the "
-        f"{_count(_number(run.anytime.get('validation_samples')))} validation samples than after all timesteps. The test samples choose nothing; the curve shows what other thresholds would give."
+        f"{_count(_number(run.anytime.get('validation_samples')))} validation samples than after all timesteps. The test "
+        "samples choose nothing; the curve shows what other thresholds would give."
     )
     body = _grid(chart) + _table(head, rows, "Early exit", "numbers")
     return _Section("early-exit", "Early exit", text, body)
