@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -247,22 +247,21 @@ class _Gradients:
         self.squares: dict[str, Tensor] = {}
         self.differences: dict[str, Tensor] = {}
 
-    def looking(self, model: nn.Module) -> AbstractContextManager[Any]:
-        handle = Handle()
+    @contextmanager
+    def looking(self, model: nn.Module) -> Iterator[None]:
         layers = spiking_layers(model)
-        for name, m in model.named_modules():
-            if isinstance(m, Recurrent):  # which computes its neuron without calling it
-                neuron = f"{name}.neuron".lstrip(".")
-                handle.undo.append(m.register_forward_pre_hook(partial(self._current, neuron)).remove)
-            elif name in layers:
-                handle.undo.append(m.register_forward_pre_hook(partial(self._current, name)).remove)
-            elif self.before is None and isinstance(m, _BatchNorm):
-                handle.undo.append(m.register_forward_pre_hook(partial(self._norm, name)).remove)
-        if self.before is None:
-            watching = seen(model, self._see)
-            watching.__enter__()
-            handle.undo.append(partial(watching.__exit__, None, None, None))
-        return handle
+        with Handle() as handle, seen(model, self._see) if self.before is None else nullcontext():
+            for name, m in model.named_modules():
+                if isinstance(m, Recurrent):  # which computes its neuron without calling it
+                    see = partial(self._current, f"{name}.neuron".lstrip("."))
+                elif name in layers:
+                    see = partial(self._current, name)
+                elif self.before is None and isinstance(m, _BatchNorm):
+                    see = partial(self._norm, name)
+                else:
+                    continue
+                handle.undo.append(m.register_forward_pre_hook(see).remove)
+            yield
 
     def _current(self, name: str, module: nn.Module, args: Any) -> None:
         x = args[0]
