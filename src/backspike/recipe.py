@@ -457,7 +457,7 @@ def _require(ok: bool, name: str, wanted: str, got: Any) -> None:
 
 def _check_types(owner: Any, path: str = "") -> None:
     """Every field of a recipe, and of the values in it, has the type that it is declared with."""
-    hints = _hints(type(owner))
+    hints = _hints(type(owner))  # type: ignore[arg-type]
     for f in dataclasses.fields(owner):
         value, hint = getattr(owner, f.name), hints.get(f.name, object)
         if not _fits(value, hint):
@@ -529,7 +529,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def _with(owner: Any, path: list[str], value: Any, whole: str) -> Any:
     _known(owner, path[0], whole)
     old = getattr(owner, path[0])
-    hint = _hints(type(owner)).get(path[0])
+    hint = _hints(type(owner)).get(path[0])  # type: ignore[arg-type]
     if len(path) > 1:
         new = _with(old, path[1:], value, whole)
     elif not isinstance(value, str) or hint is str:
