@@ -1024,11 +1024,11 @@ _FUSED: dict[type, set[str]] = {
 
 
 def _numbers(values: Any, *kinds: type) -> list[Any]:
-    """Numbers of a checkpoint, not negative but for a loss; ValueError for anything else."""
+    """Numbers of a checkpoint, whole ones not negative; ValueError for anything else."""
     for value, kind in zip(values, kinds, strict=True):
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise ValueError(f"{value!r} is no {kind.__name__}")
-        if type(value) is int and not 0 <= value < 1 << 62:
+        if isinstance(value, int) and not 0 <= value < 1 << 62:
             raise ValueError(f"{value} is out of range")
     return list(values)
 
