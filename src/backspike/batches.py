@@ -119,7 +119,7 @@ class Batches:
             return
         images, labels = self.arrays
         for part in parts[first:]:
-            index = part.to(images.device)
+            index = part if images.device.type == "cpu" else self._here(part)
             yield self._here(images[index]), self._here(labels[index])
 
     def _here(self, x: Tensor) -> Tensor:
@@ -138,12 +138,12 @@ class Batches:
             generator=torch.Generator(),  # of its own: the default one must not be drawn from when a loader is made
         )
         for number, (x, y) in enumerate(_in_one_line(iter(loader), self.recipe.workers), first):
-            x = x.to(self.device, non_blocking=True)
+            # looked at on the host, so that nothing waits for the device
             if x.is_floating_point() and not bool(torch.isfinite(x).all()):
                 raise RunError(f"batch {number} of the data holds NaN or infinity; clean the data set")
-            y = torch.as_tensor(y).to(self.device, torch.long)
+            y = torch.as_tensor(y).long()
             self._check_labels(y, f"batch {number} of the data")
-            yield x, y
+            yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def _over_time(self, x: Tensor) -> Tensor:
         """`[B, ...]` to float32 `[T, B, ...]`: time comes first; a static sample repeats (stride 0, no copy)."""

@@ -185,6 +185,8 @@ def why_called(neuron: LIF) -> str:
 
 def _may_be_sampled(neuron: LIF, reader: nn.Linear) -> bool:
     """Whether a gradient of the spikes may be wanted at so few places that their reader should compute it there alone."""
+    if reader.weight.device.type != "cpu":
+        return False  # and reading the mask's probability would wait for the device
     mask, _, base = _unwrap(neuron.surrogate)
     everywhere = float(not isinstance(base, _BOUNDED))  # the part of the neurons that want it wherever their potential is
     if mask is not None and neuron.mask_p is not None:

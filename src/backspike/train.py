@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from . import __version__, data, measure, product
 from .batches import Batches
 from .choices import choose
+from .cuda_graph import Replayed
 from .heap import release_heap
 from .hooks import spiking_layers
 from .neuron import check_gradients, neuron_parameters
@@ -49,6 +50,7 @@ from .surrogate import Masked
 
 Listener = Callable[[dict[str, Any]], None]
 CHECKPOINT_VERSION = 2
+READ_EVERY = 20  # steps between two looks at the loss, where looking makes the host wait for the device
 
 
 @dataclass(frozen=True)
@@ -314,7 +316,11 @@ class _Training:
         self.own = ["model"] * (model is not None) + ["data"] * isinstance(sets, _Own)
         # the position: epoch and batch are the next to be done
         self.epoch, self.batch, self.step = 0, 0, 0
-        self.loss_sum, self.right, self.seen = 0.0, 0, 0
+        # of the epoch so far: losses, right answers and norms of gradients are added up on the device, where no step waits
+        # for them, and read now and then; a value that is not finite stays in its sum
+        self.sums, self.seen = torch.zeros(3, dtype=torch.float64, device=self.device), 0
+        self.loss_sum, self.right, self.loss = 0.0, 0, math.nan
+        self.waits = self.device.type == "cpu"  # reading costs nothing there
         self.best: dict[str, Any] | None = None
         self.bad_epochs = 0
         self.scaling_said = False
@@ -336,6 +342,7 @@ class _Training:
         if recipe.patience and self.validation is None:
             raise RunError("patience counts epochs without a better validation accuracy; give validation=, or patience=0")
         self.weight_mask = mask_weight_gradients(self.network.model, recipe.weight_mask) if recipe.weight_mask else None
+        self.replayed = Replayed(self._compute, self.device, self._not_recorded) if self._records() else None
 
     @property
     def evaluated(self) -> Network:
@@ -349,6 +356,29 @@ class _Training:
             batches.recipe = self.recipe
         if self.recipe.channels_last:
             _to_channels_last(self.network)
+
+    def _records(self) -> bool:
+        """Whether steps are recorded as a CUDA graph."""
+        recipe = self.recipe
+        if recipe.cuda_graph is False:
+            return False
+        why = None
+        if self.device.type != "cuda":
+            why = "needs a GPU; leave it out, or run where torch.cuda.is_available()"
+        elif torch.distributed.is_available() and torch.distributed.is_initialized():
+            why = "cannot record a step of several processes; leave it out"
+        elif recipe.scaling is not None:
+            why = "cannot record SGS, which looks at the graph of autograd; leave one of them out"
+        elif recipe.potential is not None and recipe.potential.warmup:
+            why = "cannot record PDA's warm-up, a number of the host; set potential's warmup to 0"
+        if why and recipe.cuda_graph:
+            raise RunError(f"--cuda_graph {why}")
+        return why is None
+
+    def _not_recorded(self, why: str) -> None:
+        if self.recipe.cuda_graph:
+            raise RunError(f"--cuda_graph: this step cannot be recorded ({why}); set --cuda_graph False")
+        self._say("cuda_graph", text=f"steps are launched one kernel after the other, as they cannot be recorded: {why}")
 
     def _checked_sample(self) -> Tensor:
         """One sample `[T, 1, ...]` that went through the network, so that a wrong shape is said before anything is trained."""
@@ -409,6 +439,7 @@ class _Training:
             for x, y in islice(chain.from_iterable(map(self.train.training, count())), steps):
                 started = time.monotonic()
                 self._train_step(x, y)
+                self._read()
                 seconds.append(time.monotonic() - started)
             self.validation, self.test = (b.first_part() if b else None for b in (self.validation, self.test))
             self._end_epoch()
@@ -419,8 +450,11 @@ class _Training:
         assert self.train is not None
         self._set_mask_probability()
         if 0 < self.recipe.freeze_width <= self.epoch:
-            for parameter in neuron_parameters(self.network.model):
+            learning = [p for p in neuron_parameters(self.network.model) if p.requires_grad]
+            for parameter in learning:
                 parameter.requires_grad_(False)
+            if learning and self.replayed:
+                self.replayed.forget()
         started = saved = time.monotonic()
         before = self.epoch_seconds
         batches = len(self.train)
@@ -433,9 +467,8 @@ class _Training:
                 self.batch += 1
                 now = time.monotonic()
                 self.epoch_seconds = before + now - started
-                fresh = self.loss_sum / self.seen
-                rate = self.seen / max(self.epoch_seconds, 1e-9)
-                self._say("batch", epoch=self.epoch, batch=self.batch, batches=batches, loss=fresh, samples_per_second=rate)
+                rate, at = self.seen / max(self.epoch_seconds, 1e-9), {"epoch": self.epoch, "batch": self.batch}
+                self._say("batch", **at, batches=batches, loss=self.loss, samples_per_second=rate)
                 if asked.yes:
                     self.save()
                     raise KeyboardInterrupt
@@ -461,14 +494,31 @@ class _Training:
 
     def _train_step(self, x: Tensor, y: Tensor) -> None:
         recipe, network = self.recipe, self.network
-        assert self.train is not None
         if not network.model.training:
             network.train()
         lr = self._learning_rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
+            rate = lr * group["lr_scale"]
+            if self.replayed:
+                _on_device(group, self.device).fill_(rate)
+            else:
+                group["lr"] = rate
+        (self.replayed or self._compute)(x, y)
+        self.step += 1
+        self.seen += len(y)
+        if self.waits or self.step % READ_EVERY == 0:
+            self._read()
+        if self.averaged is not None:
+            # a young average forgets faster, or it would long hold the weights of the start
+            _average(self.averaged, network, min(recipe.ema, self.step / (self.step + 9)))
+
+    def _compute(self, x: Tensor, y: Tensor) -> None:
+        """Forward, backward and the optimizer's step. All that changes lies in tensors and nothing waits for the device, so
+        that it can be recorded."""
+        recipe, network = self.recipe, self.network
+        assert self.train is not None
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for part_x, part_y in zip(x.chunk(recipe.accumulate, dim=1), y.chunk(recipe.accumulate)):
             with self.train.autocast():
                 o = network.model(part_x).float()
@@ -478,34 +528,42 @@ class _Training:
                 loss = loss + self.potential.loss()
             loss = loss * (len(part_y) / len(y))
             loss.backward()
-            total += float(loss.detach())
+            total += loss.detach()
             self._observe(o.detach(), logits.detach(), part_y)
         parameters = [p for p in network.parameters() if p.grad is not None]
-        total_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = float(total_norm)
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            what, value = ("gradient", norm) if math.isfinite(total) else ("loss", total)
-            raise RunError(
-                f"the {what} became {value} in epoch {self.epoch}, batch {self.batch}; lower --optimizer.lr "
-                f"({recipe.optimizer.lr}) or set --clip 1 (the last checkpoint is intact)"
-            )
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.sums[0] += total * len(y)
+        self.sums[2] += norm
+        if self.waits:
+            self._check()
         if self.neurons_learn:
             check_gradients(network.model)
         if recipe.clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, recipe.clip, total_norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, recipe.clip, norm)
         self.optimizer.step()
-        self.step += 1
-        self.loss_sum += total * len(y)
-        if self.averaged is not None:
-            # a young average forgets faster, or it would long hold the weights of the start
-            _average(self.averaged, network, min(recipe.ema, self.step / (self.step + 9)))
 
     def _observe(self, o: Tensor, logits: Tensor, y: Tensor) -> None:
         y = y.argmax(-1) if y.dim() == 2 else y  # of a mixed sample the larger share counts
         if isinstance(self.network.readout, TWO):
             self.network.readout.observe(o, y)
-        self.right += int((logits.argmax(-1) == y).sum())
-        self.seen += len(y)
+        self.sums[1] += (logits.argmax(-1) == y).sum()
+
+    def _read(self) -> None:
+        """Waits for the device and takes from it what came out of the steps so far."""
+        self.loss_sum, self.right = self._check()
+        self.loss = self.loss_sum / max(self.seen, 1)
+
+    def _check(self) -> tuple[float, int]:
+        """The sums of losses and of right answers, if the losses and gradients were finite."""
+        losses, right, norms = self.sums.tolist()
+        if math.isfinite(losses) and math.isfinite(norms):
+            return losses, int(right)
+        what, value = ("gradient", norms) if math.isfinite(losses) else ("loss", losses)
+        last = self.batch if self.waits else f"{max(self.batch - READ_EVERY + 1, 0)} to {self.batch}"
+        raise RunError(
+            f"the {what} became {value} in epoch {self.epoch}, batch {last}; lower --optimizer.lr "
+            f"({self.recipe.optimizer.lr}) or set --clip 1 (the last checkpoint is intact)"
+        )
 
     def _learning_rate(self) -> float:
         assert self.train is not None
@@ -528,6 +586,7 @@ class _Training:
                 layer.mask_p.fill_(p)
 
     def _end_epoch(self) -> None:
+        self._read()
         readout = self.network.readout
         if isinstance(readout, TWO):
             readout.end_epoch()
@@ -547,7 +606,8 @@ class _Training:
         self.elapsed += self.epoch_seconds + time.monotonic() - started
         self.run.append_log(event)
         self.epoch += 1
-        self.batch, self.loss_sum, self.right, self.seen, self.epoch_seconds = 0, 0.0, 0, 0, 0.0
+        self.batch, self.seen, self.epoch_seconds = 0, 0, 0.0
+        self.sums.zero_()
         self.save()
         release_heap()
         self.listen(event)
@@ -617,6 +677,7 @@ class _Training:
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def save(self) -> None:
+        self._read()
         for name, value in self.network.state_dict().items():
             if not bool(torch.isfinite(value).all()):
                 raise RunError(
@@ -663,7 +724,8 @@ class _Training:
                 f"{self.run.path / 'last.ckpt'} does not fit this network ({text}); give fit's own model= again"
             ) from e
         self.epoch, self.batch, self.step = state["position"]
-        self.loss_sum, self.right, self.seen = state["sums"]
+        *sums, self.seen = state["sums"]
+        self.sums[:2] = torch.tensor(sums, dtype=torch.float64)
         self.best, self.bad_epochs = state["best"], state["bad_epochs"]
         self.elapsed, self.epoch_seconds = state["elapsed"]
         self.run.cut_log(state["log_size"])
@@ -723,6 +785,15 @@ def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return groups
 
 
+def _on_device(group: dict[str, Any], device: torch.device) -> Tensor:
+    """The learning rate of a group of parameters as a tensor, so that a recorded step reads what it is now."""
+    if not isinstance(group["lr"], Tensor) or group["lr"].device != device:
+        group["lr"] = torch.zeros((), device=device)
+        if "capturable" in group:
+            group["capturable"] = True
+    return group["lr"]
+
+
 @torch.no_grad()
 def _average(averaged: Network, network: Network, decay: float) -> None:
     pairs = list(zip(averaged.state_dict().values(), network.state_dict().values()))
@@ -737,14 +808,15 @@ def _average(averaged: Network, network: Network, decay: float) -> None:
 def _test(network: Network, batches: Batches, recipe: Recipe) -> tuple[float, float]:
     """(accuracy, loss) over a data set."""
     network.eval()
-    right, loss, n = 0, 0.0, 0
+    sums, n = torch.zeros(2, dtype=torch.float64, device=batches.device), 0
     for x, y in batches.in_order():
         with batches.autocast():
             o = network.model(x).float()
         logits = network.readout(o)
-        right += int((logits.argmax(-1) == y).sum())
-        loss += float(recipe.loss.value(o, logits, y)) * len(y)
+        sums[0] += (logits.argmax(-1) == y).sum()
+        sums[1] += recipe.loss.value(o, logits, y).double() * len(y)
         n += len(y)
+    right, loss = sums.tolist()
     return right / n, loss / n
 
 
@@ -761,7 +833,7 @@ def _unpacked(run: Run, name: str) -> dict[str, Any]:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:
             if (torn := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"{torn} fails its checksum")
-        return torch.load(io.BytesIO(packed), weights_only=True)
+        return torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
         raise RunError(f"{run.path / name} is damaged ({str(e).splitlines()[0]}); start the run anew with --force") from e
 
