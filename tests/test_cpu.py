@@ -22,7 +22,7 @@ from test_surrogate import FAMILIES, with_scale
 
 import backspike as bs
 from backspike import ATan, Masked, Parametric, Rectangle, Sigmoid, SuperSpike, Triangle
-from backspike.kernel import cpu
+from backspike.kernel import cpu, operators
 from backspike.kernel.mask import dropped_at
 from backspike.neuron import _call, _run
 
@@ -343,7 +343,7 @@ def test_operators_keep_their_promises(layout, dtype):
         temporal_gradient=True,
         seed=1,
     )
-    constants, rule = cpu._constants(call), cpu._encode(call)
+    constants, rule = operators.constants(call), operators.encode(call)
     checks = {"test_utils": ("test_schema", "test_faketensor")}
     for keeps, repeats, record in ((-1, 1, False), (0, 1, True), (1, 3, False), (2, 1, True), (3, 1, False), (4, 3, False)):
         frames = x[:1] if repeats > 1 else x

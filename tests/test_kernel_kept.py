@@ -13,7 +13,7 @@ from test_surrogate import FAMILIES
 
 import backspike as bs
 from backspike import ATan, Dspike, Masked, Parametric, Rectangle, Sigmoid, SuperSpike, Triangle
-from backspike.kernel import cpu, kept
+from backspike.kernel import cpu, kept, operators
 from backspike.neuron import _call
 
 SEED = 2**50 + 33
@@ -112,7 +112,9 @@ def test_codes_in_c_are_those_in_torch(dtype, memory, width):
     surrogate = ATan(alpha=3.0) if width is None else Parametric(ATan(alpha=3.0))
     rule = {"tau": math.inf, "decay_input": False, "v_threshold": 1.0, "v_reset": 0.0, "surrogate": surrogate}
     call = _call(x, None, width=w, memory=memory, reset_gradient=1.0, temporal_gradient=True, record_membrane=True, **rule)
-    spikes, _, u, _, code, _ = cpu._forward(call, cpu._constants(call), *cpu._encode(call), cpu._KEEPS.index(memory))
+    spikes, _, u, _, code, _ = operators.forward(
+        "lif", call, operators.constants(call), *operators.encode(call), operators.KEEPS.index(memory)
+    )
     reach = kept.reach(ATan(alpha=3.0))
     want = kept.keep(memory, u, 1.0, w, reach)
     torch.testing.assert_close(code, want, rtol=0, atol=0, equal_nan=True)

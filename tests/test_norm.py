@@ -17,7 +17,7 @@ from test_kernel import LEARNED, MASKS, RESETS, close
 
 import backspike as bs
 from backspike import ATan, Masked, Parametric, Sigmoid
-from backspike.kernel import cpu, dispatch
+from backspike.kernel import cpu, dispatch, operators
 from backspike.kernel import norm as fused
 from backspike.kernel.norm import Norm, norm_lif
 from backspike.neuron import _call
@@ -430,7 +430,7 @@ def test_operators_keep_their_promises(layout, dtype):
         pool = pool if layout == "channels last" else 0
         y = LAYOUTS[layout](normal((1 if repeats > 1 else SHAPE[0], *SHAPE[1:]), 30).to(dtype))
         call = make_call(y, rule={"surrogate": Masked(ATan())}, repeats=repeats)
-        constants, rule = cpu._constants(call), cpu._encode(call)
+        constants, rule = operators.constants(call), operators.encode(call)
         forward = (y, None, norm.weight, norm.bias, None, None, constants, *rule, norm.eps, pool, repeats, state, moments)
         torch.library.opcheck(torch.ops.backspike.norm_lif_forward, forward, **checks)
         spikes, _, _, rows = torch.ops.backspike.norm_lif_forward(*forward)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import cpu, eager
+from . import cpu, eager, layout, operators
 from .constants import leak, over_channels, state_dtype
 from .moments import Moments
 from .result import Result
@@ -40,10 +40,10 @@ def run(call: Call, compiled: bool) -> Result:
 
 
 def _constants(call: Call) -> Tensor:
-    """lam, 1 / tau, gain, theta and width, as `cpu._table` makes them."""
+    """lam, 1 / tau, gain, theta and width, as `operators.table` makes them."""
     lam, _, gain = leak(call.tau, call.x, None, call.rule.decay_input)
     rows = (lam, 1 - lam, gain, call.theta, 1.0 if call.width is None else call.width)
-    return cpu._table(rows, state_dtype(call.x)).to(call.x.device)
+    return operators.table(rows, state_dtype(call.x), call.x.device).to(call.x.device)
 
 
 def _forward(call: Call, constants: Tensor, compiled: bool, membrane: bool) -> list[Any]:
@@ -52,7 +52,7 @@ def _forward(call: Call, constants: Tensor, compiled: bool, membrane: bool) -> l
     if not compiled:
         return _forward_torch(call.x, call.v0, constants, records)
     outputs = iter(
-        torch.ops.backspike.clif_forward(call.x, call.v0, constants, *cpu._encode(call), call.seed is not None, records)
+        torch.ops.backspike.clif_forward(call.x, call.v0, constants, *operators.encode(call), call.seed is not None, records)
     )
     return [next(outputs) if wanted else None for wanted in (True, True, *records)]
 
@@ -87,7 +87,7 @@ class _CLIF(torch.autograd.Function):
         tensors = [p if isinstance(p, Tensor) else None for p in learned[2:]]
         kept = None if again else u, call.x if keeps_x else None, call.v0
         ctx.save_for_backward(*kept, constants, call.seed, call.p, *tensors)
-        ctx.rule, ctx.parametric, ctx.encoded = rule, call.width is not None, cpu._encode(call) if compiled else None
+        ctx.rule, ctx.parametric, ctx.encoded = rule, call.width is not None, operators.encode(call) if compiled else None
         ctx.shape, ctx.strides, ctx.x_dtype = spikes.shape, spikes.stride()[1:], call.x.dtype
         ctx.set_materialize_grads(False)
         return spikes, state, u, moments
@@ -102,7 +102,7 @@ class _CLIF(torch.autograd.Function):
         learns = sum(1 << i for i, needed in enumerate(needs) if needed)
         # what was not asked for gets zeros, not None, in compiled code
         measured = g_moments if ctx.rule.record_moments else None
-        line = None if measured is None else cpu._line(measured, ctx.shape, constants.dtype)
+        line = None if measured is None else operators.line(measured, ctx.shape, constants.dtype)
         arriving = _Arriving(g, g_state, gu if ctx.rule.record_membrane else None, line)
         if ctx.encoded is None:
             gx, g_v0, sums = _backward_torch(saved, arriving, ctx.shape, ctx.x_dtype, learns)
@@ -110,9 +110,9 @@ class _CLIF(torch.autograd.Function):
             gx, g_v0, sums = torch.ops.backspike.clif_backward(
                 *saved[:6], *arriving, ctx.shape, ctx.strides, *ctx.encoded, learns, ctx.x_dtype
             )
-        grads = [cpu._reduced(row, p) if needed else None for row, p, needed in zip(sums, parameters, needs)]
+        grads = [operators.reduced(row, p) if needed else None for row, p, needed in zip(sums, parameters, needs)]
         if needs[0]:
-            grads[0] = cpu._reduced(sums[0] / parameters[0].double() ** 2, parameters[0])
+            grads[0] = operators.reduced(sums[0] / parameters[0].double() ** 2, parameters[0])
         return None, None, gx if needs_x else None, g_v0 if needs_v0 else None, *grads
 
 
@@ -135,7 +135,7 @@ def _forward_torch(x: Tensor, v0: Tensor | None, constants: Tensor, records: Seq
     lam, per_tau, gain, theta, _ = _rows(constants, x[0])
     spikes, T, dtype = torch.empty_like(x), len(x), state_dtype(x)
     membrane = torch.empty_like(spikes, dtype=dtype) if records[0] else None
-    moments = x.new_zeros((2, T, cpu._channels(x)), dtype=torch.float64) if records[1] else None
+    moments = x.new_zeros((2, T, layout.channels(x)), dtype=torch.float64) if records[1] else None
     v, m = _start(x, v0)
     for t in range(T):
         u = v * lam + x[t].to(dtype) * gain
@@ -210,11 +210,11 @@ class _Sums:
 
 # ----------------------------------------------------------------------------------------------------------------- in C
 
-cpu._library.define(
+operators.library.define(
     "clif_forward(Tensor x, Tensor? v0, Tensor constants, int[] flags, float[] numbers, bool masked, bool[] records)"
     " -> Tensor[]"
 )
-cpu._library.define(
+operators.library.define(
     "clif_backward(Tensor? u, Tensor? x, Tensor? v0, Tensor constants, Tensor? seed, Tensor? p, Tensor? g, Tensor? g_state,"
     " Tensor? gu, Tensor? line, SymInt[] shape, SymInt[] strides, int[] flags, float[] numbers, int learns, ScalarType dtype)"
     " -> (Tensor, Tensor, Tensor)"
@@ -222,12 +222,12 @@ cpu._library.define(
 
 
 def _forward_outputs(x: Tensor, masked: bool, records: Sequence[bool]) -> list[Tensor | None]:
-    strides, dtype = cpu._order(x[0], masked), state_dtype(x)
+    strides, dtype = layout.order(x[0], masked), state_dtype(x)
     return [
-        cpu._empty(x.shape, strides, x.dtype, x.device),
-        cpu._empty((2, *x.shape[1:]), strides, dtype, x.device),
-        cpu._empty(x.shape, strides, dtype, x.device) if records[0] else None,
-        torch.zeros((2, len(x), cpu._channels(x)), dtype=torch.float64, device=x.device) if records[1] else None,
+        layout.empty(x.shape, strides, x.dtype, x.device),
+        layout.empty((2, *x.shape[1:]), strides, dtype, x.device),
+        layout.empty(x.shape, strides, dtype, x.device) if records[0] else None,
+        torch.zeros((2, len(x), layout.channels(x)), dtype=torch.float64, device=x.device) if records[1] else None,
     ]
 
 
@@ -235,24 +235,24 @@ def _backward_outputs(
     constants: Tensor, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        cpu._empty(shape, strides, dtype, constants.device),
-        cpu._empty((2, *shape[1:]), strides, constants.dtype, constants.device),
+        layout.empty(shape, strides, dtype, constants.device),
+        layout.empty((2, *shape[1:]), strides, constants.dtype, constants.device),
         torch.zeros((3, constants.shape[1]), dtype=torch.float64, device=constants.device),
     )
 
 
-@torch.library.register_fake("backspike::clif_forward", lib=cpu._library)
+@torch.library.register_fake("backspike::clif_forward", lib=operators.library)
 def _(x: Any, v0: Any, constants: Any, flags: Any, numbers: Any, masked: bool, records: Any) -> Any:
     return [a for a in _forward_outputs(x, masked, records) if a is not None]
 
 
-@torch.library.register_fake("backspike::clif_backward", lib=cpu._library)
+@torch.library.register_fake("backspike::clif_backward", lib=operators.library)
 def _(u: Any, x: Any, v0: Any, constants: Any, *rest: Any) -> Any:
     shape, strides, _, _, _, dtype = rest[6:]
     return _backward_outputs(constants, shape, strides, dtype)
 
 
-@torch.library.impl(cpu._library, "clif_forward", "CPU")
+@torch.library.impl(operators.library, "clif_forward", "CPU")
 def _clif_forward(x: Any, v0: Any, constants: Any, flags: Any, numbers: Any, masked: bool, records: Any) -> Any:
     if x.dtype == torch.float16:
         spikes, *others = _clif_forward(x.float(), v0, constants, flags, numbers, masked, records)
@@ -260,7 +260,7 @@ def _clif_forward(x: Any, v0: Any, constants: Any, flags: Any, numbers: Any, mas
     outputs = spikes, state, u, sums = _forward_outputs(x, masked, records)
     assert spikes is not None
     strides = spikes.stride()[1:]
-    x, v0 = cpu._arranged(x, strides), _state(v0, strides)
+    x, v0 = layout.arranged(x, strides), _state(v0, strides)
     job = cpu._job(spikes.shape, constants, strides, flags, numbers, x.element_size())
     job.x_stride = x.stride(0)
     partial = None if sums is None else torch.zeros(job.chunks, sums.numel(), dtype=torch.float64)
@@ -271,7 +271,7 @@ def _clif_forward(x: Any, v0: Any, constants: Any, flags: Any, numbers: Any, mas
     return [a for a in outputs if a is not None]
 
 
-@torch.library.impl(cpu._library, "clif_backward", "CPU")
+@torch.library.impl(operators.library, "clif_backward", "CPU")
 def _clif_backward(
     u: Any,
     x: Any,
@@ -296,10 +296,10 @@ def _clif_backward(
         gx, *others = _clif_backward(*given, torch.float32)
         return gx.half(), *others
     outputs = gx, g_v0, sums = _backward_outputs(constants, shape, strides, dtype)
-    x, g, gu = (cpu._arranged(a, strides) for a in (x, g, gu))
+    x, g, gu = (layout.arranged(a, strides) for a in (x, g, gu))
     v0, g_state = _state(v0, strides), _state(g_state, strides)
     job = cpu._job(shape, constants, strides, flags, numbers, dtype.itemsize)
-    job.learns, job.keeps = learns, cpu._KEEPS.index("recompute" if u is None else "exact")
+    job.learns, job.keeps = learns, operators.KEEPS.index("recompute" if u is None else "exact")
     cpu._mask(job, seed, p)
     job.x_stride, job.g_stride, job.gu_stride = (0 if a is None else a.stride(0) for a in (x, g, gu))
     partial = torch.zeros(job.chunks, sums.numel(), dtype=torch.float64) if learns else None
@@ -315,6 +315,6 @@ _PASTS = 4  # of clif.c
 
 def _state(a: Tensor | None, strides: Sequence[int]) -> Tensor | None:
     """`[2, B, ...]` as the kernel takes it: two rows without a gap."""
-    if a is None or (a.stride(0) == math.prod(a.shape[1:]) and cpu._arranged(a, strides) is a):
+    if a is None or (a.stride(0) == math.prod(a.shape[1:]) and layout.arranged(a, strides) is a):
         return a
-    return cpu._empty(a.shape, strides, a.dtype, a.device).copy_(a)
+    return layout.empty(a.shape, strides, a.dtype, a.device).copy_(a)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Call, Moments, Result, cpu, dispatch
+from . import Call, Moments, Result, cpu, dispatch, layout, operators
 from .constants import state_dtype
 from .pool import avg_pool, max_pool
 
@@ -53,7 +53,7 @@ def norm_lif(call: Call, norm: Norm, pool: str | None = None, backend: str = "au
     _check(call, norm, pool)
     if refuses(call, norm) or backend not in ("auto", "cpu"):
         return _composed(call, norm, pool, backend)
-    if pool and not cpu._channels_last(call.x[0]):
+    if pool and not layout.channels_last(call.x[0]):
         result = _fused(call, norm, None, want_state)
         return result._replace(spikes=_pooled(result.spikes, pool))
     return _fused(call, norm, pool, want_state)
@@ -139,7 +139,7 @@ def _fused(call: Call, norm: Norm, pool: str | None, want_state: bool) -> Result
     if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in learned):
         spikes, state, moments, rows = _NormLIF.apply(call, norm, options, *learned)
     else:
-        spikes, state, moments, rows = _forward(call, norm, options, cpu._constants(call))
+        spikes, state, moments, rows = _forward(call, norm, options, operators.constants(call))
     if norm.training:
         _track(norm, _samples(call), rows[0], rows[1])
     return Result(spikes, state, moments=Moments(*moments) if call.rule.record_moments else None)
@@ -148,7 +148,7 @@ def _fused(call: Call, norm: Norm, pool: str | None, want_state: bool) -> Result
 def _forward(call: Call, norm: Norm, options: tuple[int, int, bool], constants: Tensor) -> Any:
     running = (None, None) if norm.training else (norm.running_mean, norm.running_var)
     parameters = (norm.weight, norm.bias, *running)
-    rule = cpu._encode(call)
+    rule = operators.encode(call)
     return torch.ops.backspike.norm_lif_forward(
         call.x, call.v0, *parameters, constants, *rule, norm.eps, *options, call.rule.record_moments
     )
@@ -157,11 +157,11 @@ def _forward(call: Call, norm: Norm, options: tuple[int, int, bool], constants: 
 class _NormLIF(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, norm: Norm, options: tuple[int, int, bool], *learned: Any) -> Any:
-        constants = cpu._constants(call)
+        constants = operators.constants(call)
         spikes, state, moments, rows = _forward(call, norm, options, constants)
         tensors = [p if isinstance(p, Tensor) else None for p in learned[2:]]
         ctx.save_for_backward(call.x, call.v0, rows, constants, call.seed, call.p, *tensors)
-        ctx.rule, ctx.moments = cpu._encode(call), call.rule.record_moments
+        ctx.rule, ctx.moments = operators.encode(call), call.rule.record_moments
         ctx.choices = norm.training, *options
         ctx.mark_non_differentiable(rows)
         ctx.set_materialize_grads(False)
@@ -175,15 +175,15 @@ class _NormLIF(torch.autograd.Function):
         training, pool, repeats, has_state = ctx.choices
         _, _, _, needs_y, needs_v0, *needs = ctx.needs_input_grad
         learns = sum(1 << i for i, needed in enumerate(needs[:3]) if needed)
-        line = cpu._line(g_moments, y.shape, constants.dtype) if ctx.moments and g_moments is not None else None
+        line = operators.line(g_moments, y.shape, constants.dtype) if ctx.moments and g_moments is not None else None
         g_v = g_v if has_state else None
         dy, g_v0, sums, through = torch.ops.backspike.norm_lif_backward(
             y, v0, rows, constants, seed, p, g, g_v, line, *ctx.rule, training, pool, repeats, learns, needs_v0
         )
         neuron = zip([*sums, through[1] * rows[2], through[0]], parameters, needs)
-        grads = [cpu._reduced(row, parameter) if needed else None for row, parameter, needed in neuron]
+        grads = [operators.reduced(row, parameter) if needed else None for row, parameter, needed in neuron]
         if needs[0]:
-            grads[0] = cpu._reduced(sums[0] / parameters[0].double() ** 2, parameters[0])
+            grads[0] = operators.reduced(sums[0] / parameters[0].double() ** 2, parameters[0])
         return None, None, None, dy if needs_y else None, g_v0 if needs_v0 else None, *grads
 
 
@@ -205,12 +205,12 @@ def _built() -> bool:
     return cpu._c is not None and cpu._c.norm_job_size() == ctypes.sizeof(_Job)  # else it was built from other sources
 
 
-cpu._library.define(
+operators.library.define(
     "norm_lif_forward(Tensor y, Tensor? v0, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? variance, Tensor constants,"
     " int[] flags, float[] numbers, float eps, int pool, SymInt repeats, bool want_state, bool moments)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
-cpu._library.define(
+operators.library.define(
     "norm_lif_backward(Tensor y, Tensor? v0, Tensor rows, Tensor constants, Tensor? seed, Tensor? p, Tensor? g, Tensor? g_v,"
     " Tensor? line, int[] flags, float[] numbers, bool training, int pool, SymInt repeats, int learns, bool needs_v0)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
@@ -220,11 +220,11 @@ cpu._library.define(
 def _forward_outputs(
     y: Tensor, pool: int, repeats: int, want_state: bool, moments: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    strides, device, T = cpu._order(y[0]), y.device, y.shape[0] * repeats
+    strides, device, T = layout.order(y[0]), y.device, y.shape[0] * repeats
     step = (*y.shape[1:3], y.shape[3] // 2, y.shape[4] // 2) if pool else y.shape[1:]
     state = (y.shape[1:], strides) if want_state else ((0,), (1,))
     return (
-        cpu._empty((T, *step), _spike_strides(y, strides, pool), y.dtype, device),
+        layout.empty((T, *step), _spike_strides(y, strides, pool), y.dtype, device),
         torch.empty_strided(*state, dtype=state_dtype(y), device=device),
         torch.zeros((2, T, y.shape[2]) if moments else (0,), dtype=torch.float64, device=device),
         torch.zeros((_ROWS, y.shape[2]), dtype=torch.float64, device=device),
@@ -240,27 +240,27 @@ def _spike_strides(y: Tensor, strides: Sequence[int], pool: int) -> Sequence[int
 
 
 def _backward_outputs(y: Tensor, constants: Tensor, masked: bool, needs_v0: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    strides, device = cpu._order(y[0], masked), y.device
+    strides, device = layout.order(y[0], masked), y.device
     state = (y.shape[1:], strides) if needs_v0 else ((0,), (1,))
     return (
-        cpu._empty(y.shape, strides, y.dtype, device),
+        layout.empty(y.shape, strides, y.dtype, device),
         torch.empty_strided(*state, dtype=state_dtype(y), device=device),
         torch.zeros((3, constants.shape[1]), dtype=torch.float64, device=device),
         torch.zeros((2, y.shape[2]), dtype=torch.float64, device=device),
     )
 
 
-@torch.library.register_fake("backspike::norm_lif_forward", lib=cpu._library)
+@torch.library.register_fake("backspike::norm_lif_forward", lib=operators.library)
 def _(y: Any, v0: Any, weight: Any, bias: Any, mean: Any, variance: Any, constants: Any, *rest: Any) -> Any:
     return _forward_outputs(y, *rest[3:])
 
 
-@torch.library.register_fake("backspike::norm_lif_backward", lib=cpu._library)
+@torch.library.register_fake("backspike::norm_lif_backward", lib=operators.library)
 def _(y: Any, v0: Any, rows: Any, constants: Any, seed: Any, *rest: Any) -> Any:
     return _backward_outputs(y, constants, seed is not None, rest[-1])
 
 
-@torch.library.impl(cpu._library, "norm_lif_forward", "CPU")
+@torch.library.impl(operators.library, "norm_lif_forward", "CPU")
 def _norm_lif_forward(
     y: Any,
     v0: Any,
@@ -282,8 +282,8 @@ def _norm_lif_forward(
         spikes, *others = _norm_lif_forward(y.float(), v0, *given)
         return spikes.half(), *others
     outputs = spikes, state, sums, rows = _forward_outputs(y, pool, repeats, want_state, moments)
-    strides = cpu._order(y[0])
-    y, v0 = cpu._arranged(y, strides), cpu._one(v0, strides)
+    strides = layout.order(y[0])
+    y, v0 = layout.arranged(y, strides), layout.one(v0, strides)
     weight, bias = (None if p is None else p.to(state.dtype).contiguous() for p in (weight, bias))
     job = _job(y, constants, strides, flags, numbers, rows, pool, repeats)
     job.eps = eps
@@ -300,7 +300,7 @@ def _norm_lif_forward(
     return outputs
 
 
-@torch.library.impl(cpu._library, "norm_lif_backward", "CPU")
+@torch.library.impl(operators.library, "norm_lif_backward", "CPU")
 def _norm_lif_backward(
     y: Any,
     v0: Any,
@@ -326,8 +326,8 @@ def _norm_lif_backward(
         return dy.half(), *others
     outputs = dy, g_v0, sums, through = _backward_outputs(y, constants, seed is not None, needs_v0)
     strides = dy.stride()[1:]
-    y, g = cpu._arranged(y, strides), cpu._arranged(g, _spike_strides(y, strides, pool))
-    v0, g_v = cpu._one(v0, strides), cpu._one(g_v, strides)
+    y, g = layout.arranged(y, strides), layout.arranged(g, _spike_strides(y, strides, pool))
+    v0, g_v = layout.one(v0, strides), layout.one(g_v, strides)
     job = _job(y, constants, strides, flags, numbers, rows, pool, repeats)
     neuron = job.neuron
     neuron.learns, job.batch = learns, training

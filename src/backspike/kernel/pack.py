@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cpu
+from . import cpu, layout
 
 _SUFFIX = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 _GRAIN = 65536  # elements that are worth a thread
@@ -48,7 +48,7 @@ class Packed:
 def pack(x: Tensor) -> Packed:
     """x (any shape) in the fewest bits that hold it exactly. Each number tried is a pass over x, ended by the first misfit."""
     x = x.detach()
-    if cpu.available() and type(x) is Tensor and x.device.type == "cpu" and x.dtype in _SUFFIX and cpu._dense(x):
+    if cpu.available() and type(x) is Tensor and x.device.type == "cpu" and x.dtype in _SUFFIX and layout.dense(x):
         n = x.numel()
         for bits in (1, 4, 8):
             codes = torch.empty((n * bits + 7) // 8, dtype=torch.uint8)

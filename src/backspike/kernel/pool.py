@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import cpu
+from . import cpu, operators
 
 _GRAIN = 65536  # elements that are worth a thread
 
@@ -75,8 +75,8 @@ def _built() -> bool:
     return cpu._c is not None and cpu._c.pool_job_size() == ctypes.sizeof(_Job)
 
 
-cpu._library.define("pool_forward(Tensor x, bool maximum) -> (Tensor, Tensor)")
-cpu._library.define("pool_backward(Tensor g, Tensor codes, SymInt H, SymInt W, bool maximum) -> Tensor")
+operators.library.define("pool_forward(Tensor x, bool maximum) -> (Tensor, Tensor)")
+operators.library.define("pool_backward(Tensor g, Tensor codes, SymInt H, SymInt W, bool maximum) -> Tensor")
 
 
 def _format(x: Tensor) -> torch.memory_format:
@@ -97,17 +97,17 @@ def _backward_output(g: Tensor, codes: Tensor, H: int, W: int) -> Tensor:
     return torch.empty((*g.shape[:2], H, W), dtype=g.dtype, device=g.device, memory_format=memory_format)
 
 
-@torch.library.register_fake("backspike::pool_forward", lib=cpu._library)
+@torch.library.register_fake("backspike::pool_forward", lib=operators.library)
 def _(x: Tensor, maximum: bool) -> Any:
     return _forward_outputs(x, maximum)
 
 
-@torch.library.register_fake("backspike::pool_backward", lib=cpu._library)
+@torch.library.register_fake("backspike::pool_backward", lib=operators.library)
 def _(g: Tensor, codes: Tensor, H: int, W: int, maximum: bool) -> Any:
     return _backward_output(g, codes, H, W)
 
 
-@torch.library.impl(cpu._library, "pool_forward", "CPU")
+@torch.library.impl(operators.library, "pool_forward", "CPU")
 def _pool_forward(x: Tensor, maximum: bool) -> tuple[Tensor, Tensor]:
     y, codes = _forward_outputs(x, maximum)
     x = x.contiguous(memory_format=_format(x))
@@ -115,7 +115,7 @@ def _pool_forward(x: Tensor, maximum: bool) -> tuple[Tensor, Tensor]:
     return y, codes
 
 
-@torch.library.impl(cpu._library, "pool_backward", "CPU")
+@torch.library.impl(operators.library, "pool_backward", "CPU")
 def _pool_backward(g: Tensor, codes: Tensor, H: int, W: int, maximum: bool) -> Tensor:
     gx = _backward_output(g, codes, H, W)
     g = g.contiguous(memory_format=_format(gx))

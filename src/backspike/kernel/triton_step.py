@@ -1,8 +1,8 @@
 """The pieces of a timestep as device functions in Triton, inlined into every kernel: letters as in docs/methods.md, section 1.
 
-They say on a GPU what step.h and keep.h say in C. Flags are `tl.constexpr`; every number comes from a tensor in the dtype of the
-state (`numbers` makes it), so that float64 keeps its digits and no new value compiles anything again. A kernel that uses
-these must be launched with `enable_fp_fusion=False`: a fused multiply-add would change membranes, and with them spikes.
+They say on a GPU what step.h and keep.h say in C. Flags are `tl.constexpr`; every number comes from a tensor in the dtype of
+the state, so that float64 keeps its digits and no new value compiles anything again. A kernel that uses these must be launched
+with `enable_fp_fusion=False`: a fused multiply-add would change membranes, and with them spikes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import triton.language as tl
 # Triton's interpreter, which runs kernels on the CPU for tests
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
-# what `numbers` puts where
+# what stands where in the tensor of numbers
 V_RESET = tl.constexpr(0)
 RHO = tl.constexpr(1)
 FINE = tl.constexpr(2)  # 128 / reach, of the 8-bit distance

@@ -1,0 +1,51 @@
+"""How a timestep lies in memory. Kernels walk over it in the order in which x lies, channels last too, and copy nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def channels(x: Tensor) -> int:
+    return x.shape[2] if x.dim() > 2 else 1
+
+
+def order(step: Tensor, masked: bool = False) -> tuple[int, ...]:
+    """The strides in which a timestep is walked: its own if it lies densely, else, or if the mask could not follow, C order."""
+    if step.is_contiguous() or (channels_last(step) if masked else dense(step)):
+        return step.stride()
+    return torch.empty(step.shape, device="meta").stride()
+
+
+def dense(step: Tensor) -> bool:
+    size = 1
+    for stride, n in sorted((stride, n) for stride, n in zip(step.stride(), step.shape) if n != 1):
+        if stride != size:
+            return False
+        size *= n
+    return True
+
+
+def channels_last(step: Tensor) -> bool:
+    return step.dim() > 2 and step.movedim(1, -1).is_contiguous()
+
+
+def empty(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`[T, B, ...]` with these strides of a timestep."""
+    return torch.empty_strided(shape, (math.prod(shape[1:]), *strides), dtype=dtype, device=device)
+
+
+def arranged(a: Tensor | None, strides: Sequence[int]) -> Tensor | None:
+    """a `[T, B, ...]`, each timestep with these strides; T may have any."""
+    if a is None or all(n == 1 or i == j for n, i, j in zip(a.shape[1:], a.stride()[1:], strides)):
+        return a
+    return empty(a.shape, strides, a.dtype, a.device).copy_(a)
+
+
+def one(a: Tensor | None, strides: Sequence[int]) -> Tensor | None:
+    """a `[B, ...]` likewise."""
+    found = None if a is None else arranged(a[None], strides)
+    return None if found is None else found[0]
