@@ -56,7 +56,7 @@ class Replayed:
 
     Inputs of another shape (a last batch), and the first `WARM_UP` steps, run as they are. The masks are those of a step that
     is not recorded, bit for bit. `step` must not look at values of tensors on the host; where it does, or memory does not
-    suffice for a second copy of the activations, `record` fails, `refused` is told why in one line and every step runs as it is.
+    suffice for a second copy of the activations, recording fails, `refused` is told why in one line and each step runs as it is.
     """
 
     def __init__(

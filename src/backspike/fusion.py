@@ -54,8 +54,15 @@ class Block:
     neuron: nn.Module | None = None
     pool: nn.Module | None = None
 
-    def run(self, x: Tensor) -> Tensor:
-        return self.step(x)[0]
+    def run(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """add: what is added to the spikes, as residual blocks do."""
+        if add is None:
+            return self.step(x)[0]
+        neuron = self.neuron
+        joined = isinstance(neuron, LIF) and not why_called(neuron) and not self.why_norm_apart() and not neuron.watchers
+        if not joined or self.pool is not None or neuron.memory == "checkpoint":
+            return self.step(x)[0] + add
+        return self._result(x, neuron, None, None, add).spikes
 
     def step(self, x: Tensor, active: Tensor | None = None, reader: nn.Linear | None = None) -> tuple[Tensor, Tensor | None]:
         """The spikes, and where their neuron needs a gradient of them, if that is known and of use to their `reader`.
@@ -97,7 +104,9 @@ class Block:
             return "the spikes are watched"
         return "" if pool_kind(self.pool) else "it is not torch's pool of 2x2 or has hooks"
 
-    def _result(self, x: Tensor, neuron: LIF, active: Tensor | None, reader: nn.Linear | None) -> Result:
+    def _result(
+        self, x: Tensor, neuron: LIF, active: Tensor | None, reader: nn.Linear | None, add: Tensor | None = None
+    ) -> Result:
         """Of the neuron, with its spikes pooled where the pool is joined."""
         neuron.begin(x.device)
         pool = None if self.pool is None or self.why_pool_apart() else pool_kind(self.pool)
@@ -106,7 +115,7 @@ class Block:
         seen = neuron._streams or bool(neuron.watchers)
         record_active = norm is None and reader is not None and _may_be_sampled(neuron, reader)
         options = neuron._options() | {"record_active": record_active}
-        part = _Part(self.product, active, norm, pool, neuron._start(None), options, neuron.backend, seen)
+        part = _Part(self.product, active, norm, pool, neuron._start(None), options, neuron.backend, seen, add)
         again = neuron.memory == "checkpoint" and plain(self.product, PRODUCTS)
         result = part.recomputed(x) if again else part.result(x)
         if seen:
@@ -126,13 +135,14 @@ class _Part:
     options: dict[str, Any]  # of the neuron
     backend: str
     want_state: bool
+    add: Tensor | None = None
 
     def result(self, x: Tensor) -> Result:
         y, repeats = once(x, _given(self.product), self.active)
         call = _call(y, self.v0, **self.options, repeats=repeats)
         if self.norm is None:
             return kernel.dispatch(self.backend, call)
-        return norm_lif(call, self.norm, self.pool, self.backend, self.want_state)
+        return norm_lif(call, self.norm, self.pool, self.backend, self.want_state, self.add)
 
     def recomputed(self, x: Tensor) -> Result:
         """The same; for the backward pass x and what learns are kept, and the rest is computed again."""

@@ -208,9 +208,7 @@ def lif_fwd_kernel(
             bits = ((h != 0) & inside).to(tl.int32).reshape(ROWS // 8, 8) << tl.arange(0, 8)[None, :]
             byte = block * (ROWS // 8) + tl.arange(0, ROWS // 8)
             bytes_of_a_step = tl.cdiv(N, 8)
-            tl.store(
-                p_kept + row * bytes_of_a_step + byte, tl.sum(bits, axis=1).to(tl.uint8), mask=byte < bytes_of_a_step
-            )
+            tl.store(p_kept + row * bytes_of_a_step + byte, tl.sum(bits, axis=1).to(tl.uint8), mask=byte < bytes_of_a_step)
         if p_active is not None:
             own = step.derivative(known - theta, w, p_numbers + BASE, FAMILY)
             h, _ = _masked(own, known, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, INSTEAD)
@@ -405,7 +403,8 @@ def _backward(
     v0, g_v = layout.one(v0, strides), layout.one(g_v, strides)
     _launch(
         lif_bwd_kernel,
-        walk,
+        walk.grid,
+        **walk.tile,
         **_given(walk, device, constants, seed, p, flags, numbers, memory),
         p_kept=kept,
         p_x=x,
@@ -451,7 +450,15 @@ def _launch_forward(
     wanted = dict.fromkeys(("p_s", "p_u", "p_v", "p_kept", "p_active", "p_partial")) | results
     given = _given(walk, x.device, constants, seed, p, flags, numbers, memory)
     _launch(
-        lif_fwd_kernel, walk, **given, p_x=x, p_v0=v0, **wanted, x_stride=x.stride(0) if repeats == 1 else 0, KEEPS=memory
+        lif_fwd_kernel,
+        walk.grid,
+        **walk.tile,
+        **given,
+        p_x=x,
+        p_v0=v0,
+        **wanted,
+        x_stride=x.stride(0) if repeats == 1 else 0,
+        KEEPS=memory,
     )
 
 
@@ -471,6 +478,7 @@ class _Walk:
             self.rows = _BLOCK // self.columns
             self.blocks = triton.cdiv(self.N // max(self.C, 1), self.rows)
             self.programs = self.blocks * triton.cdiv(self.C, self.columns)
+        self.grid, self.tile = (self.programs if self.N else 0,), {"ROWS": self.rows, "COLUMNS": self.columns}
 
 
 def _given(
@@ -522,14 +530,14 @@ def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.devi
         return torch.tensor(values, dtype=dtype, device=device)
 
 
-def _launch(kernel: Any, walk: _Walk, **arguments: Any) -> None:
-    if not walk.N:
+def _launch(kernel: Any, programs: tuple[int, ...], **arguments: Any) -> None:
+    if not math.prod(programs):
         return
-    options = {"ROWS": walk.rows, "COLUMNS": walk.columns, "num_warps": 4, "enable_fp_fusion": False}
+    given = next(a for a in arguments.values() if isinstance(a, Tensor))
     # the interpreter computes in numpy, which warns where a GPU goes on with infinity
-    with torch.cuda.device_of(arguments["p_numbers"]), np.errstate(all="ignore"):
+    with torch.cuda.device_of(given), np.errstate(all="ignore"):
         try:
-            kernel[(walk.programs,)](**arguments, **options)
+            kernel[programs](**arguments, num_warps=4, enable_fp_fusion=False)
         except Exception as error:
             if "[CUDA]" in str(error):  # of the device, perhaps of an earlier kernel
                 raise
