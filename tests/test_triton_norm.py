@@ -1,5 +1,5 @@
-"""The Triton kernels of BatchNorm, neuron and pool against the statements of test_norm.py, in Triton's interpreter; and compiled
-for a GPU that is not there.
+"""The Triton kernels of BatchNorm, neuron and pool against the statements of test_norm.py, in Triton's interpreter; and
+compiled for a GPU that is not there.
 
 Whether kernels are interpreted is settled when they are imported, so this file runs itself once more in a process of its own.
 """
@@ -7,9 +7,8 @@ Whether kernels are interpreted is settled when they are imported, so this file 
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,8 +55,8 @@ CASES = {
         LAST,
         (2, 2, 3, 3, 5),
     ),
-    "replaced, rescaled, maximum pool": (
-        Case({"surrogate": Masked(ATan(alpha=3.0), p=0.4, replace=Rectangle(1.5), rescale=True)}, {}, pool="max"),
+    "replaced, maximum pool": (
+        Case({"surrogate": Masked(ATan(alpha=3.0), p=0.4, replace=Rectangle(1.5))}, {}, pool="max"),
         torch.Tensor.contiguous,
         (2, 2, 3, 3, 4),
     ),
@@ -167,7 +166,6 @@ def test_kernels_compile_and_do_not_fuse(dtype, pool, monkeypatch):
     from backspike.kernel import triton_norm
 
     compiler = _Compiler([])
-    monkeypatch.setattr(triton_norm, "lif", SimpleNamespace(**vars(triton_norm.lif)))
     monkeypatch.setattr(triton_norm.lif, "_launch", compiler)
     rule = {"surrogate": Masked(ATan(), p=0.5)}
     call = make_call(LAST(normal((4, 8, 64, 4, 4), 1)).to(dtype).requires_grad_(), rule=rule)
