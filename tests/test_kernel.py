@@ -112,8 +112,8 @@ def over_axes(terms, shape):
     return terms.sum((0, 1, 3)) if shape else terms.sum()
 
 
-def check_case(x, v0, upstream, v_reset, decay_input, rho, temporal, surrogate, mask, learned, masks):
-    """Every gradient of every backend in EXACT against the statement; returns what differs."""
+def check_case(x, v0, upstream, v_reset, decay_input, rho, temporal, surrogate, mask, learned, masks, backends=EXACT):
+    """Every gradient of every backend against the statement; returns what differs."""
     base = Parametric(surrogate) if "width" in LEARNED[learned] else surrogate
     tensors = {name: torch.tensor(v, dtype=torch.float64) for name, v in LEARNED[learned].items()}
     wrapped = MASKS[mask](base)
@@ -139,7 +139,7 @@ def check_case(x, v0, upstream, v_reset, decay_input, rho, temporal, surrogate, 
         **{k: u.numpy() for k, u in upstream.items()},
     )
     bad = []
-    for backend in EXACT:
+    for backend in backends:
         got = run(backend, x, v0, rule=rule, learned=tensors, upstream=upstream, seed=SEED)
         bad += [f"{backend} {k}" for k in ("s", "u", "v") if not close(got[k], want[k], tolerance=1e-14)]
         bad += [f"{backend} dx"] if not close(got["x"], want["x"]) else []
