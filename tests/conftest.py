@@ -23,7 +23,9 @@ def _garbage(tensor):
 @pytest.fixture(autouse=True)
 def nan_filled_empty(request, monkeypatch):
     """In kernel tests, memory that a backend takes and does not write comes out as NaN instead of, perhaps, zeros."""
-    if not any(part in request.module.__name__ for part in ("kernel", "cpu", "norm", "pack", "pool", "product", "conv", "triton")):
+    if not any(
+        part in request.module.__name__ for part in ("kernel", "cpu", "norm", "pack", "pool", "product", "conv", "triton")
+    ):
         return
     takers = [(torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch.Tensor, "new_empty")]
     for owner, name in takers:

@@ -37,7 +37,9 @@ def both(x, v0=None, backends=("triton", "reference"), **options):
 
 # ------------------------------------------------------------------------------------------------------ every gradient
 
-COMBINATIONS = list(itertools.product(RESETS.values(), (True, False), (0.0, 0.37, 1.0), (True, False), FAMILIES, MASKS, LEARNED))
+COMBINATIONS = list(
+    itertools.product(RESETS.values(), (True, False), (0.0, 0.37, 1.0), (True, False), FAMILIES, MASKS, LEARNED)
+)
 
 
 @pytest.mark.parametrize("part", range(4))

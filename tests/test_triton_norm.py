@@ -1,36 +1,27 @@
-"""The Triton kernels of BatchNorm, neuron and pool against the statements of test_norm.py, in Triton's interpreter; and
-compiled for a GPU that is not there.
-
-Whether kernels are interpreted is settled when they are imported, so this file runs itself once more in a process of its own.
-"""
+"""The Triton kernels of BatchNorm, neuron and pool: interpreted, in a process of its own as that is settled when they are
+imported, and compiled for a GPU that is not there."""
 
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from test_cpu import LAYOUTS
-from test_norm import CONSTANTS, SEED, Case, apart, assert_same, exact, gradients, make_call, make_norm, normal, per_channel
+from test_norm import make_call, make_norm, normal
 
-import backspike as bs
-from backspike import ATan, Masked, Parametric, Rectangle, Sigmoid
-from backspike.kernel.norm import norm_lif, refuses
+from backspike import ATan, Masked
+from backspike.kernel import norm
 
 pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs where TRITON_INTERPRET=1")
-run = partial(norm_lif, backend="triton")
-SCALARS = {name: torch.tensor(v, dtype=torch.float64) for name, v in CONSTANTS.items()}
-LAST = LAYOUTS["channels last"]
 
 
-@pytest.mark.skipif(INTERPRETED, reason="it is the one that runs")
 def test_in_the_interpreter():
+    file = Path(__file__).with_name("interpreted_triton_norm.py")
     said = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not slow", __file__],
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(file)],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -38,94 +29,6 @@ def test_in_the_interpreter():
     assert said.returncode == 0, said.stdout[-3000:] + said.stderr[-1000:]
     assert "failed" not in said.stdout
     assert "passed" in said.stdout
-
-
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch):
-    """Several tiles for each program, and several programs, of small inputs."""
-    if INTERPRETED:
-        from backspike.kernel import triton_norm
-
-        monkeypatch.setattr(triton_norm, "_TILE", 32)
-
-
-CASES = {
-    "masked, soft, average pool": (
-        Case({"surrogate": Masked(ATan(alpha=3.0), p=0.4), "v_reset": None}, {}, pool="avg"),
-        LAST,
-        (2, 2, 3, 3, 5),
-    ),
-    "replaced, maximum pool": (
-        Case({"surrogate": Masked(ATan(alpha=3.0), p=0.4, replace=Rectangle(1.5))}, {}, pool="max"),
-        torch.Tensor.contiguous,
-        (2, 2, 3, 3, 4),
-    ),
-    "running statistics, all per channel": (
-        Case({"surrogate": Parametric(Sigmoid(alpha=3.0))}, per_channel(3), training=False, moments=True),
-        LAST,
-        (3, 2, 3, 4, 3),
-    ),
-    "repeated, all learned": (Case({"surrogate": Parametric(ATan(alpha=3.0))}, SCALARS, repeats=3), LAST, (1, 2, 5, 3, 3)),
-    "vectors, not affine, space only": (
-        Case({"temporal_gradient": False}, {}, affine=False),
-        torch.Tensor.contiguous,
-        (3, 7, 5),
-    ),
-}
-
-
-@interpreted
-@pytest.mark.parametrize("name", CASES)
-def test_gradients(name):
-    case, arrange, shape = CASES[name]
-    y, v0 = arrange(normal(shape, 7)), normal(shape[1:], 8).mul(0.3)
-    assert refuses(make_call(y, v0, case.rule, case.learned), make_norm(shape[2]), "triton") is None
-    want = gradients(apart, case, y.contiguous(), v0)
-    assert 0 < want["spikes"].mean() < 1, "a case that shows nothing"
-    assert_same(gradients(run, case, y, v0), want)
-
-
-@interpreted
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_spikes_are_exact(dtype):
-    y = LAST(normal((3, 2, 3, 3, 5), 7)).to(dtype)
-    norm = make_norm(3, dtype=torch.float32)
-    call = make_call(y)
-    spikes, state = exact(call, norm)
-    got = run(call, norm)
-    assert got.spikes.dtype == dtype
-    assert torch.equal(got.spikes, spikes)
-    assert torch.equal(got.state, state)
-
-
-@interpreted
-def test_what_is_added():
-    y, add = LAST(normal((2, 2, 3, 2, 3), 7)), LAST(normal((2, 2, 3, 2, 3), 9)).requires_grad_()
-    alone, norm = norm_lif(make_call(y), make_norm(3), backend="cpu").spikes, make_norm(3)
-    joined = norm_lif(make_call(y.requires_grad_()), norm, backend="triton", add=add).spikes
-    assert torch.equal(joined, alone + add)
-    g = normal(joined.shape, 5)
-    joined.backward(g)
-    assert torch.equal(add.grad, g)
-    assert y.grad.any()
-
-
-@interpreted
-def test_a_network_runs_them():
-    """A residual network under this backend gives the logits, and the gradients, that it gives on the C kernels."""
-
-    def outputs(backend):
-        torch.manual_seed(0)
-        neuron = lambda channels: bs.LIF(surrogate=Masked(ATan(), p=0.3), backend=backend)  # noqa: E731
-        block = bs.models.residual.SEWBasic(2, 3, 2, neuron).double()
-        x = normal((2, 2, 2, 4, 4), 3).sign().relu()
-        torch.manual_seed(SEED)
-        o = block(x)
-        o.sum().backward()
-        return [o.detach(), *(p.grad for p in block.parameters())]
-
-    for got, want in zip(outputs("triton"), outputs("cpu")):
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
 
 
 # ------------------------------------------------------------------------------------------- compiled, without a GPU
@@ -158,7 +61,6 @@ class _Compiler:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
 @pytest.mark.parametrize("pool", [None, "avg", "max"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_kernels_compile_and_do_not_fuse(dtype, pool, monkeypatch):
@@ -168,9 +70,7 @@ def test_kernels_compile_and_do_not_fuse(dtype, pool, monkeypatch):
     compiler = _Compiler([])
     monkeypatch.setattr(triton_norm.lif, "_launch", compiler)
     rule = {"surrogate": Masked(ATan(), p=0.5)}
-    call = make_call(LAST(normal((4, 8, 64, 4, 4), 1)).to(dtype).requires_grad_(), rule=rule)
-    from backspike.kernel import norm
-
+    call = make_call(LAYOUTS["channels last"](normal((4, 8, 64, 4, 4), 1)).to(dtype).requires_grad_(), rule=rule)
     add = None if pool else torch.zeros_like(call.x)
     result = norm._fused("triton", call, make_norm(64, dtype=torch.float32), pool, False, add)
     result.spikes.backward(torch.ones_like(result.spikes))

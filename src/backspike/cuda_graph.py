@@ -55,8 +55,8 @@ class Replayed:
     """`step(*inputs)`, which returns nothing, with its launches recorded for inputs like the first ones and then replayed.
 
     Inputs of another shape (a last batch), and the first `WARM_UP` steps, run as they are. The masks are those of a step that
-    is not recorded, bit for bit. `step` must not look at values of tensors on the host; where it does, or memory does not
-    suffice for a second copy of the activations, recording fails, `refused` is told why in one line and each step runs as it is.
+    is not recorded, bit for bit. `step` must not look at values of tensors on the host. Where it does, or where memory does
+    not suffice for the activations of the recording, `refused` is told why in one line and each step runs as it is.
     """
 
     def __init__(

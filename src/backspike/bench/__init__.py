@@ -39,7 +39,8 @@ def run(
 
     rounds: turns of each implementation, after one that does not count. threads: of torch in each worker (as many as cores).
     peer_python: the Python of an environment with other libraries. only: parts of the names of implementations to keep.
-    precision: "float32", "bfloat16" or "both". device: "cpu" or "cuda". quick: sizes for tests; its figures mean nothing. Raises BenchError.
+    precision: "float32", "bfloat16" or "both". device: "cpu" or "cuda". quick: sizes for tests, whose figures mean
+    nothing. Raises BenchError.
     """
     try:
         chosen = workloads(name, quick, device)

@@ -229,7 +229,7 @@ def norm_lif_fwd_kernel(
         fired = (u >= theta) & inside
         v = step.reset(u, fired, theta, v_reset, SOFT)
         if POOL is None:
-            s = fired.to(out)
+            s = tl.where(fired, 1.0, 0.0).to(out)
             if p_add is not None:
                 s = step.narrow(fired.to(dtype) + _read(p_add, row * add_stride + o, inside, dtype), out)
             tl.store(p_s + row * s_stride + o, s, mask=inside)
