@@ -40,7 +40,8 @@ class _Compiler:
 
     ptx: list[str]
 
-    def __call__(self, kernel, programs, **arguments):
+    def __call__(self, kernel, walk, **arguments):
+        arguments |= {"ROWS": walk.rows, "COLUMNS": walk.columns}
         import triton
         from triton.backends.compiler import GPUTarget
 

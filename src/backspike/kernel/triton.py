@@ -1,8 +1,8 @@
 """The recursion in Triton, for GPUs: one kernel per direction over all T. Kept is the membrane, or less (see kept.py).
 
-A program walks over time with a block of elements whose membranes stay in registers. Elements are taken in the memory order of x;
-where sums per channel are wanted, in tiles of rows and channels. Sums are taken block by block in float64 and then over the
-blocks, so that they are the same bits every time. Imported only where Triton is installed and has a GPU, or its interpreter
+A program walks over time with a block of elements whose membranes stay in registers. Elements are taken in the memory order of
+x, and where sums per channel are wanted in tiles of rows and channels. Sums are taken block by block in float64 and then over
+the blocks, so that they are the same bits every time. Imported only where Triton is installed and has a GPU, or its interpreter
 (TRITON_INTERPRET=1), which runs the same kernels on the CPU for tests.
 """
 
@@ -364,7 +364,7 @@ def _forward(
     )  # fmt: skip
     if partial is not None and walk.N:
         torch.sum(partial, 0, out=out.moments).div_(walk.N // walk.C)
-    if marks is not None:
+    if out.active is not None and marks is not None:
         out.active.copy_(pack(marks))
     return operators.given(out)
 
@@ -403,8 +403,7 @@ def _backward(
     v0, g_v = layout.one(v0, strides), layout.one(g_v, strides)
     _launch(
         lif_bwd_kernel,
-        walk.grid,
-        **walk.tile,
+        walk,
         **_given(walk, device, constants, seed, p, flags, numbers, memory),
         p_kept=kept,
         p_x=x,
@@ -449,17 +448,7 @@ def _launch_forward(
     x, v0 = layout.arranged(x, walk.strides), layout.one(v0, walk.strides)  # type: ignore[assignment]
     wanted = dict.fromkeys(("p_s", "p_u", "p_v", "p_kept", "p_active", "p_partial")) | results
     given = _given(walk, x.device, constants, seed, p, flags, numbers, memory)
-    _launch(
-        lif_fwd_kernel,
-        walk.grid,
-        **walk.tile,
-        **given,
-        p_x=x,
-        p_v0=v0,
-        **wanted,
-        x_stride=x.stride(0) if repeats == 1 else 0,
-        KEEPS=memory,
-    )
+    _launch(lif_fwd_kernel, walk, **given, p_x=x, p_v0=v0, **wanted, x_stride=x.stride(0) if repeats == 1 else 0, KEEPS=memory)
 
 
 class _Walk:
@@ -478,7 +467,6 @@ class _Walk:
             self.rows = _BLOCK // self.columns
             self.blocks = triton.cdiv(self.N // max(self.C, 1), self.rows)
             self.programs = self.blocks * triton.cdiv(self.C, self.columns)
-        self.grid, self.tile = (self.programs if self.N else 0,), {"ROWS": self.rows, "COLUMNS": self.columns}
 
 
 def _given(
@@ -530,14 +518,14 @@ def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.devi
         return torch.tensor(values, dtype=dtype, device=device)
 
 
-def _launch(kernel: Any, programs: tuple[int, ...], **arguments: Any) -> None:
-    if not math.prod(programs):
+def _launch(kernel: Any, walk: _Walk, **arguments: Any) -> None:
+    if not walk.N:
         return
-    given = next(a for a in arguments.values() if isinstance(a, Tensor))
+    options = {"ROWS": walk.rows, "COLUMNS": walk.columns, "num_warps": 4, "enable_fp_fusion": False}
     # the interpreter computes in numpy, which warns where a GPU goes on with infinity
-    with torch.cuda.device_of(given), np.errstate(all="ignore"):
+    with torch.cuda.device_of(next(a for a in arguments.values() if isinstance(a, Tensor))), np.errstate(all="ignore"):
         try:
-            kernel[programs](**arguments, num_warps=4, enable_fp_fusion=False)
+            kernel[(walk.programs,)](**arguments, **options)
         except Exception as error:
             if "[CUDA]" in str(error):  # of the device, perhaps of an earlier kernel
                 raise

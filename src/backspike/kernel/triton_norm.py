@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from functools import lru_cache
 from typing import Any
 
@@ -35,6 +36,14 @@ _RESIDENT = 4  # programs of a multiprocessor that sum and recompute, in turn, o
 
 
 # --------------------------------------------------------------------------------------------------------------- pieces
+
+
+@triton.jit
+def _program(C, COLUMNS: tl.constexpr):
+    """(which part of the positions is this program's, its channels)"""
+    across = tl.cdiv(C, COLUMNS)
+    channels = (tl.program_id(0) % across).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    return tl.program_id(0) // across, channels
 
 
 @triton.jit
@@ -116,8 +125,7 @@ def statistics_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    column = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-    split = tl.program_id(1)
+    split, column = _program(C, COLUMNS)
     sample = (tl.arange(0, SAMPLES).to(tl.int64) * M // SAMPLES)[:, None]
     at = (sample // inner * C + column[None, :]) * inner + sample % inner
     guess = tl.sum(tl.load(p_y + at, mask=column[None, :] < C, other=0.0).to(dtype), axis=0) / SAMPLES
@@ -149,16 +157,19 @@ def affine_kernel(
     splits,
     eps,  # a tensor of one float64
     dtype: tl.constexpr,
+    ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """From the sums of the programs to the constants of the channels."""
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    _, column = _program(C, COLUMNS)
     inside = column < C
     if p_guess is not None:
         a, q = tl.zeros([COLUMNS], tl.float64), tl.zeros([COLUMNS], tl.float64)
-        for split in range(splits):
-            a += tl.load(p_partial + split * 2 * C + column, mask=inside, other=0.0)
-            q += tl.load(p_partial + (split * 2 + 1) * C + column, mask=inside, other=0.0)
+        for first in range(0, splits, ROWS):
+            split = (first + tl.arange(0, ROWS))[:, None]
+            at, there = split * 2 * C + column[None, :], (split < splits) & inside[None, :]
+            a += tl.sum(tl.load(p_partial + at, mask=there, other=0.0), axis=0)
+            q += tl.sum(tl.load(p_partial + at + C, mask=there, other=0.0), axis=0)
         count = tl.cast(n, tl.float64)
         moved = a / count
         mean = tl.load(p_guess + column, mask=inside, other=0.0).to(tl.float64) + moved
@@ -212,8 +223,7 @@ def norm_lif_fwd_kernel(
 ):
     dtype: tl.constexpr = p_numbers.dtype.element_ty
     out: tl.constexpr = p_s.dtype.element_ty
-    column = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-    block = tl.program_id(1)
+    block, column = _program(C, COLUMNS)
     o, _logical, inside = _tile(block, column, M, C, H, W, inner, ROWS, POOL is not None)
     scale, shift = _row(p_rows, SCALE, column, C, dtype), _row(p_rows, SHIFT, column, C, dtype)
     lam = _constant(p_constants, LAM, column, C, PER_CHANNEL)
@@ -303,8 +313,7 @@ def norm_lif_bwd_kernel(
     dtype: tl.constexpr = p_numbers.dtype.element_ty
     MEMBERS: tl.constexpr = 1 if POOL is None else 4
     SIZE: tl.constexpr = ROWS * MEMBERS * COLUMNS
-    column = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-    split = tl.program_id(1)
+    split, column = _program(C, COLUMNS)
     scale, shift = _row(p_rows, SCALE, column, C, dtype), _row(p_rows, SHIFT, column, C, dtype)
     mean = _row(p_rows, MEAN, column, C, dtype)
     centre, slope = mean, mean  # looked at with GRADIENT and BATCH alone
@@ -325,7 +334,7 @@ def norm_lif_bwd_kernel(
     v_reset, rho = tl.load(p_numbers + V_RESET), tl.load(p_numbers + RHO)
     sum_a, sum_q = tl.zeros([COLUMNS], tl.float64), tl.zeros([COLUMNS], tl.float64)
     sum_tau, sum_theta, sum_width = sum_a, sum_a, sum_a
-    program = (split * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
+    program = tl.program_id(0).to(tl.int64)
     own = (
         tl.arange(0, ROWS)[:, None, None] * (MEMBERS * COLUMNS)
         + tl.arange(0, MEMBERS)[None, :, None] * COLUMNS
@@ -459,7 +468,13 @@ class _Walk:
         self.across = triton.cdiv(self.C, self.columns)
         self.blocks = triton.cdiv(positions, self.rows)
         self.splits = max(1, min(self.blocks, _programs(y.device) // self.across))
+        self.programs = self.across * self.splits
         self.tile = self.rows * members * self.columns
+
+    def with_(self, **changes: int) -> _Walk:
+        twin = copy(self)
+        vars(twin).update(changes)
+        return twin
 
     def sizes(self) -> dict[str, int]:
         return {"M": self.M, "C": self.C, "H": self.H, "W": self.W, "inner": self.inner}
@@ -499,29 +514,27 @@ def _forward(
     dtype = tl.float64 if state.dtype == torch.float64 else tl.float32
     y_stride = y.stride(0) if repeats == 1 else 0
     if mean is None:
-        tile = {"ROWS": _TILE // walk.columns, "COLUMNS": walk.columns}
         lif._launch(
-            statistics_kernel, (walk.across, walk.splits),
+            statistics_kernel, walk.with_(rows=_TILE // walk.columns),
             p_y=y, p_guess=guess, p_partial=space, steps=walk.steps, **walk.sizes(), y_stride=y.stride(0),
-            splits=walk.splits, dtype=dtype, **tile,
+            splits=walk.splits, dtype=dtype,
         )  # fmt: skip
     else:
         rows[MEAN.value], rows[VARIANCE.value] = mean, variance
     weight, bias = (None if p is None else p.contiguous() for p in (weight, bias))
     lif._launch(
-        affine_kernel, (triton.cdiv(walk.C, 128), 1),
+        affine_kernel, walk.with_(programs=triton.cdiv(walk.C, 16), rows=64, columns=16),
         p_guess=guess, p_partial=space, p_weight=weight, p_bias=bias, p_rows=rows, n=walk.steps * walk.M, C=walk.C,
-        splits=walk.splits, eps=lif._on_device((eps,), torch.float64, y.device), dtype=dtype, COLUMNS=128,
+        splits=walk.splits, eps=lif._on_device((eps,), torch.float64, y.device), dtype=dtype,
     )  # fmt: skip
     partial = y.new_empty((walk.blocks, *sums.shape), dtype=torch.float64) if moments else None
     kept = ("p_constants", "p_numbers", "SOFT", "PER_CHANNEL")
     lif._launch(
-        norm_lif_fwd_kernel, (walk.across, walk.blocks),
+        norm_lif_fwd_kernel, walk.with_(programs=walk.across * walk.blocks),
         **{name: given[name] for name in kept}, p_rows=rows, p_y=y, p_v0=v0, p_add=add, p_s=spikes,
         p_v=state if want_state else None, p_partial=partial, T=walk.T, N=walk.N, **walk.sizes(),
         pooled_inner=walk.pooled_inner, y_stride=y_stride,
         add_stride=0 if add is None else add.stride(0), s_stride=spikes.stride(0), POOL=norm.POOLS[pool],
-        ROWS=walk.rows, COLUMNS=walk.columns,
     )  # fmt: skip
     if partial is not None:
         torch.sum(partial, 0, out=sums).div_(walk.M)
@@ -555,13 +568,13 @@ def _backward(
     given = lif._given(walk, y.device, constants, seed, p, flags, numbers, None)
     for name in ("N", "C", "inner", "area", "LAST", "KEEPS"):
         given.pop(name, None)
-    space = torch.empty(walk.splits * walk.across, walk.T, walk.tile, dtype=constants.dtype, device=y.device)
+    space = torch.empty(walk.programs, walk.T, walk.tile, dtype=constants.dtype, device=y.device)
     moved = y.new_empty(walk.splits, 2, walk.C, dtype=torch.float64)
     partial = y.new_empty(walk.splits, 3, walk.C, dtype=torch.float64) if learns else None
     passes = [(True, False), (False, True)] if training else [(True, True)]
     for first, last in passes:
         lif._launch(
-            norm_lif_bwd_kernel, (walk.across, walk.splits),
+            norm_lif_bwd_kernel, walk,
             **given, p_rows=rows, p_through=through, p_y=y, p_v0=v0, p_g=g, p_gv=g_v,
             p_line=None if line is None else line.contiguous(), p_dy=dy, p_gv0=g_v0 if needs_v0 else None, p_space=space,
             p_moved=moved, p_partial=partial, N=walk.N, **walk.sizes(), pooled_inner=walk.pooled_inner,
@@ -569,7 +582,7 @@ def _backward(
             g_stride=0 if g is None else g.stride(0), n=walk.steps * walk.M, splits=walk.splits,
             ATTACHED=numbers[1] != 0, DECAY_INPUT=bool(flags[1]), TEMPORAL=bool(flags[2]), REPEATED=repeats > 1,
             LEARNS_TAU=bool(learns & 1), LEARNS_THETA=bool(learns & 2), LEARNS_WIDTH=bool(learns & 4),
-            POOL=norm.POOLS[pool], SUMS=first, GRADIENT=last, BATCH=training, ROWS=walk.rows, COLUMNS=walk.columns,
+            POOL=norm.POOLS[pool], SUMS=first, GRADIENT=last, BATCH=training,
         )  # fmt: skip
         if first:
             torch.sum(moved, 0, out=through)
