@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from test_cpu import LAYOUTS
-from test_norm import make_call, make_norm, normal
+from test_norm import make_call, make_norm, normal, per_channel
 
-from backspike import ATan, Masked
+from backspike import ATan, Masked, Parametric
 from backspike.kernel import norm
 
 pytest.importorskip("triton")
@@ -79,3 +79,23 @@ def test_kernels_compile_and_do_not_fuse(dtype, pool, monkeypatch):
     for ptx in compiler.ptx:
         assert "fma.rn.f32" not in ptx
         assert ".target sm_90" in ptx
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
+def test_kernels_with_all_flags_compile(training, monkeypatch):
+    """Learned constants of every channel, a first state, moments, equal timesteps and a gradient of every output."""
+    from backspike.kernel import triton_norm
+
+    compiler = _Compiler([])
+    monkeypatch.setattr(triton_norm.lif, "_launch", compiler)
+    shape = (1, 3, 40, 3, 5)
+    y, learned = normal(shape, 1).float().requires_grad_(), {k: v.requires_grad_() for k, v in per_channel(40).items()}
+    rule = {"surrogate": Masked(Parametric(ATan()), p=0.5, rescale=True)}
+    call = make_call(y, normal(shape[1:], 2).float().requires_grad_(), rule, learned, repeats=3, record_moments=True)
+    result = norm._fused("triton", call, make_norm(40, training, dtype=torch.float32), None, True)
+    torch.autograd.backward(
+        [result.spikes, result.state, *result.moments],
+        [torch.ones_like(o) for o in (result.spikes, result.state, *result.moments)],
+    )
+    assert len(compiler.ptx) == (5 if training else 3)
