@@ -27,6 +27,7 @@ from backspike.kernel.mask import dropped_at
 from backspike.neuron import _call, _run
 
 SEED = 2**50 + 33
+SEED_OF_CASES = 2**41 + 17  # that of check_case
 STEP = (3, 2, 5, 3, 4)  # 120 elements a step
 CONSTANTS = {"tau": 2.3, "v_threshold": 0.9, "width": 0.8}
 
@@ -55,9 +56,6 @@ def test_backward_against_the_statement(part):
         if found := check_case(x, v0, upstream, *case, masks, backends=("triton",)):
             bad[case] = found
     assert not bad
-
-
-SEED_OF_CASES = 2**41 + 17  # that of check_case
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.7])
@@ -177,8 +175,8 @@ def test_outputs_lie_like_the_input():
 @pytest.mark.parametrize("arrange", [torch.clone, channels_last], ids=["contiguous", "channels last"])
 def test_blocks_and_tiles_that_are_not_full(arrange, monkeypatch, tolerance):
     """More than one block, also in tiles of rows and channels; the same bits at every call."""
-    monkeypatch.setattr(kernels, "_BLOCK", 16)
-    monkeypatch.setattr(kernels, "_SMALL_BLOCK", 16)
+    monkeypatch.setattr(kernels, "_BLOCK", 64)
+    monkeypatch.setattr(kernels, "_SMALL_BLOCK", 64)
     x, v0, upstream = draw(STEP, seed=4, dtype=torch.float32)
     rule = {"surrogate": Masked(Parametric(Sigmoid(alpha=3.0)), p=0.5)}
     for channels in ((), (5,)):
@@ -397,6 +395,6 @@ def test_a_kernel_that_does_not_compile_says_what_to_do(monkeypatch):
             raise triton.runtime.errors.OutOfResources(300000, 232448, "shared memory")
 
     monkeypatch.setattr(kernels, "lif_fwd_kernel", Broken())
-    with pytest.raises(bs.Unsupported, match="does not compile here .*shared memory.*use backend='eager'") as error:
+    with pytest.raises(bs.Unsupported, match=r"does not compile here .*shared memory.*use backend='eager'") as error:
         bs.lif(torch.rand(3, 2, 4), backend="triton")
     assert "\n" not in str(error.value)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
 
@@ -37,8 +36,24 @@ __all__ = [
     "dropped",
 ]
 
+_MISSING = {"cpu": "the C kernel was not built on installation"}
+
+
+def _found() -> dict[str, ModuleType]:
+    """In the order of preference of backend="auto"; which of them takes an input is for them to say."""
+    found: dict[str, ModuleType] = {"cpu": cpu} if cpu.available() else {}
+    if (on_gpu := torch.cuda.is_available()) or os.environ.get("TRITON_INTERPRET") == "1":
+        try:
+            triton = import_module(".triton", __name__)
+        except Exception as error:  # not installed, or broken
+            _MISSING["triton"] = f"it does not import ({error})"
+        else:
+            found = {"triton": triton, **found} if on_gpu else {**found, "triton": triton}
+    return {**found, "eager": eager, "reference": reference}
+
+
+_BACKENDS = _found()
 _FASTEST = "the fastest here"
-_MISSING = {"cpu": "the C kernel was not built on installation", "triton": "Triton is not installed, or does not import"}
 _announced: set[str] = set()
 
 
@@ -79,43 +94,26 @@ class Call:
     repeats: int = 1
 
 
-@lru_cache(maxsize=1)
-def _backends() -> dict[str, ModuleType]:
-    """In the order of preference of backend="auto"; which of them takes an input is for them to say."""
-    found: dict[str, ModuleType] = {"cpu": cpu} if cpu.available() else {}
-    if (on_gpu := torch.cuda.is_available()) or os.environ.get("TRITON_INTERPRET") == "1":
-        try:
-            triton = import_module(".triton", __name__)
-        except Exception:  # not installed, or broken
-            pass
-        else:
-            found = {"triton": triton, **found} if on_gpu else {**found, "triton": triton}
-    return {**found, "eager": eager, "reference": reference}
-
-
 def backends() -> tuple[str, ...]:
     """Names of the backends that work on this machine, the preferred one first."""
-    return tuple(_backends())
+    return tuple(_BACKENDS)
 
 
 def choose(backend: str, call: Call) -> tuple[str, str]:
     """The backend that runs this call and why. Raises `Unsupported` when the named one cannot."""
-    found = _backends()
     if backend != "auto":
-        if backend not in found:
-            raise ValueError(f"unknown backend {backend!r}; here there are: auto, {', '.join(found)}")
-        if reason := found[backend].refuses(call):
+        if backend not in _BACKENDS:
+            raise ValueError(f"unknown backend {backend!r}; here there are: auto, {', '.join(_BACKENDS)}")
+        if reason := _BACKENDS[backend].refuses(call):
             raise Unsupported(f"backend {backend!r}: {reason}; use backend='auto'")
         return backend, "asked for"
     fastest = "triton" if call.x.device.type == "cuda" else "cpu"
-    reasons = [] if fastest in found else [f"{fastest}: {_MISSING[fastest]}"]
-    for name in dict.fromkeys((fastest, "eager", "reference")):
-        if name not in found:
-            continue
-        if reason := found[name].refuses(call):
-            reasons.append(f"{name}: {reason}")
-            continue
-        return name, "; ".join(reasons) or _FASTEST
+    reasons = []
+    for name in (fastest, "eager", "reference"):
+        reason = _BACKENDS[name].refuses(call) if name in _BACKENDS else _MISSING[name]
+        if reason is None:
+            return name, "; ".join(reasons) or _FASTEST
+        reasons.append(f"{name}: {reason}")
     raise Unsupported("no backend can do this: " + "; ".join(reasons))
 
 
@@ -127,5 +125,5 @@ def dispatch(backend: str, call: Call) -> Result:
         logging.getLogger("backspike").warning("backspike: backend %r computes, a slower one (%s)", name, why)
     if call.rule.complementary and name != "reference":
         return clif.run(call, compiled=name == "cpu")
-    result: Result = _backends()[name].run(call)
+    result: Result = _BACKENDS[name].run(call)
     return result

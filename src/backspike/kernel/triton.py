@@ -186,7 +186,7 @@ def lif_fwd_kernel(
         fired = u >= theta
         v = step.reset(u, fired, theta, v_reset, SOFT)
         if p_s is not None:
-            tl.store(p_s + at, fired.to(p_s.dtype.element_ty), mask=inside)
+            tl.store(p_s + at, step.narrow(tl.where(fired, 1.0, 0.0), p_s.dtype.element_ty), mask=inside)
         if p_u is not None:
             tl.store(p_u + at, u, mask=inside)
         known = u
