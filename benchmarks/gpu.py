@@ -258,7 +258,7 @@ def recorded(device: torch.device, backend: str, options: argparse.Namespace) ->
 
 def compiled(device: torch.device, backend: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     model = bs.Sequential(
-        bs.OverTime(torch.nn.Conv2d(2, 8, 3, padding=1), torch.nn.BatchNorm2d(8)),
+        bs.OverTime(torch.nn.Conv2d(2, 8, 3, padding=1, bias=False), torch.nn.BatchNorm2d(8)),
         bs.LIF(v_threshold=0.5, surrogate=bs.Masked(bs.Triangle(), p=0.5)),
         bs.OverTime(torch.nn.Flatten(), torch.nn.Linear(8 * 64, 10)),
     ).to(device)
