@@ -157,7 +157,48 @@ def test_the_limit_counts_every_product_once():
     work = Workload("vgg", "vgg", T=2, B=3, layout=(5, "P"), size=8)
     convolution, linear = 2 * 2 * 6 * 64 * 5 * 27, 2 * 3 * 6 * 5 * 16 * 10
     assert limits.Products(work, Settings("limits", part="products")).flop == convolution + linear
-    assert limits.Copy(WORK["neuron"]).facts()["bytes"] == 16 * 4 * 2**22
+    assert limits.Copy(WORK["neuron"], Settings("limits")).facts()["bytes"] == 16 * 4 * 2**22
+
+
+def test_what_moves_at_least_is_counted():
+    """A convolution 3 -> 5 of 6 images of 8x8 (input 1152, output 1920), then a linear layer 80 -> 10 (480, 60), in float32."""
+    work = Workload("vgg", "vgg", T=2, B=3, layout=(5, "P"), size=8)
+    moved = 4 * (2 * (1152 + 1920) + 8 * 1920 + 3 * (480 + 60) + 8 * 60)
+    assert limits.Products(work, Settings("limits", part="products")).facts()["moved"] == moved
+    rows = [
+        _row("copy", 0.5, {"bytes": 1000}, part="copy"),
+        _row("products, fp32", 0.1, {"flop": 1, "moved": 8000}, part="products"),
+    ]
+    assert outcome.Outcome(work, rows).floor(False) == (8000, 4.0)
+
+
+def _row(name, seconds, facts, **settings):
+    implementation = plan.Implementation(name, Settings("limits", **settings))
+    return outcome.Row(implementation, rounds=[[seconds]], facts=facts)
+
+
+def test_the_rows_of_a_gpu():
+    work = {w.name: w for w in plan.GPU_WORKLOADS}
+    rows = {r.name: r.settings for r in plan.implementations(work["vggsnn"], peers=["spikingjelly"], device="cuda")}
+    assert all(settings.device == "cuda" for settings in rows.values())
+    assert not [name for name in rows if "heap" in name]
+    assert rows["backspike, bf16, CUDA graph"].graph
+    assert rows["SpikingJelly, bf16, Triton"] == Settings("spikingjelly", bfloat16=True, backend="triton", device="cuda")
+    assert not [r for r in plan.implementations(work["vggsnn"], peers=["spikingjelly"]) if "Triton" in r.name]
+    assert [w.name for w in plan.workloads("all", False, "cuda")] == list(work)
+
+
+# VGGSNN: convolutions 9 (2 64 + 64 128 + 128 256 + 256 256 + 256 512 + 3 512 512), norms 2 (64 + 128 + 2 256 + 4 512), linear
+# 10 (9 512 + 1); ResNet18 of ImageNet: 11,689,512
+PARAMETERS = {"vggsnn": 9 * (128 + 8192 + 32768 + 65536 + 131072 + 786432) + 2 * 2752 + 46090, "resnet-224px": 11_689_512}
+
+
+@pytest.mark.parametrize(("name", "outputs"), [("vggsnn", (6, 4, 10)), ("resnet-224px", (4, 4, 1000))])
+def test_the_networks_of_a_gpu(name, outputs):
+    work = next(w for w in plan.GPU_WORKLOADS if w.name == name)
+    assert sum(p.numel() for p in networks.build(work, libraries.load(Settings("plain"))).parameters()) == PARAMETERS[name]
+    x, _ = networks.data(work.small())
+    assert networks.build(work.small(), libraries.load(Settings("ours")))(x).shape == outputs
 
 
 def test_the_peak_is_the_memory_that_was_taken():
@@ -271,9 +312,10 @@ def test_ctrl_c_ends_all_workers(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["cnn"], "there are neuron, fc, fc-10%, vgg, vgg-10%, vgg-20%, resnet, resnet-10%, resnet-20% and all"),
+        (["cnn"], "there are neuron, fc, fc-10%, vgg, vgg-10%, vgg-20%, resnet, resnet-10%, resnet-20%, neuron-gpu"),
         (["--rounds", "0"], "at least 1"),
         (["--precision", "half"], "float32, bfloat16"),
+        (["--device", "tpu"], "use --device cpu, or cuda"),
         (["neuron", "--only", "nothing"], "plain loop"),
         (["--peer-python", "/no/such/python"], "such as peers/bin/python"),
         (["--peer-python", sys.executable], "none of SpikingJelly"),

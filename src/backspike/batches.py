@@ -135,10 +135,11 @@ class Batches:
             return
         images, labels = self.arrays
         for number, part in enumerate(parts[first:], first):
-            index = part.to(images.device)
-            x = self._here(images[index])
-            _check_numbers(x, number, part)
-            yield x, self._here(labels[index])
+            index = part if images.device.type == "cpu" else self._here(part)
+            x = images[index]
+            if x.device.type == "cpu":  # what lies on the device is not looked at, so that nothing waits for it
+                _check_numbers(x, number, part)
+            yield self._here(x), self._here(labels[index])
 
     def _here(self, x: Tensor) -> Tensor:
         """On the device; from pinned memory, a copy to a GPU goes on beside the computation."""
@@ -156,11 +157,10 @@ class Batches:
             generator=torch.Generator(),  # of its own: the default one must not be drawn from when a loader is made
         )
         for number, (x, y) in enumerate(_in_one_line(iter(loader), self.recipe.workers), first):
-            x = x.to(self.device, non_blocking=True)
-            _check_numbers(x, number, parts[number])
-            y = torch.as_tensor(y).to(self.device, torch.long)
+            _check_numbers(x, number, parts[number])  # on the host, so that nothing waits for the device
+            y = torch.as_tensor(y).long()
             self._check_labels(y, f"batch {number} of the data")
-            yield x, y
+            yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def _over_time(self, x: Tensor) -> Tensor:
         """`[B, ...]` to float32 `[T, B, ...]`: time comes first; a static sample repeats (stride 0, no copy)."""

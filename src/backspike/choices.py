@@ -45,6 +45,8 @@ def _precision(recipe: Recipe, model: nn.Module, x: Tensor) -> tuple[str, str]:
     unit = bfloat16_unit(x.device)
     if unit is None:
         return "float32", "nothing here computes in bfloat16"
+    if x.device.type == "cuda":
+        return "bfloat16", f"{unit} computes in it, and half the bytes are moved"
     work = multiply_adds(model, x) * recipe.batch_size
     said = f"{work / 1e6:,.0f} million multiply-adds a step"
     if work < WORTH_CASTING:
@@ -89,6 +91,5 @@ def multiply_adds(model: nn.Module, x: Tensor) -> int:
 def _channels_last(model: nn.Module, device: torch.device) -> tuple[bool, str]:
     if not any(isinstance(m, nn.Conv2d) for m in model.modules()):
         return False, "there is no convolution over images"
-    if device.type != "cpu":
-        return False, "what torch prefers on this device"
-    return True, "convolutions are faster so on a CPU"
+    where = {"cpu": "on a CPU", "cuda": "on a GPU's tensor cores"}.get(device.type)
+    return (True, f"convolutions are faster so {where}") if where else (False, "what torch prefers on this device")

@@ -192,12 +192,14 @@ def _parser() -> _Parser:
 
     p = verb("bench", _bench, "time and memory of training, against other libraries and the limits of this machine")
     names = (
-        "some of neuron, fc, fc-10%%, vgg, vgg-10%%, vgg-20%%, resnet, resnet-10%%, resnet-20%%, by commas, or all (default)"
+        "some of neuron, fc, fc-10%%, vgg, vgg-10%%, vgg-20%%, resnet, resnet-10%%, resnet-20%%, by commas, or all (default); "
+        "for a GPU neuron-gpu, resnet-32px, vggsnn, resnet-224px"
     )
     p.add_argument("name", nargs="?", default="all", metavar="WORKLOAD", help=names)
     p.add_argument(
         "--peer-python", metavar="PATH", help="the python of an environment with SpikingJelly, snnTorch, Norse, sinabs"
     )
+    p.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     p.add_argument("--rounds", type=int, default=9, metavar="N", help="turns of each implementation (default: 9)")
     p.add_argument("--threads", type=int, metavar="N", help="threads of each (default: as many as torch takes)")
     p.add_argument("--precision", default="both", metavar="P", help="float32, bfloat16 or both (default)")
@@ -418,7 +420,7 @@ def _bench(options: argparse.Namespace) -> int:
     from .bench.progress import listener
 
     only = [part for part in options.only.split(",") if part]
-    settings = {name: getattr(options, name) for name in ("rounds", "threads", "peer_python", "precision", "quick")}
+    settings = {name: getattr(options, name) for name in ("rounds", "threads", "peer_python", "precision", "device", "quick")}
     with listener(options.json) as listen:
         measured = bench.run(options.name, only=only, **settings, listen=listen)
     written = page.write(measured, Path(options.out), shlex.join(["backspike", *sys.argv[1:]]))

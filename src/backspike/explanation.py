@@ -72,7 +72,7 @@ def _together(layer: LIF | Integrator, block: Block | None, backend: str, names:
         return kept
     if reason := why_called(layer):
         return f"{kept}; called by itself: {reason}"
-    elsewhere = "" if backend == "cpu" else f"backend {backend} runs one after the other"
+    elsewhere = "" if backend in ("cpu", "triton") else f"backend {backend} runs one after the other"
     parts = (block.norm, elsewhere or block.why_norm_apart()), (block.pool, elsewhere or block.why_pool_apart())
     told = [(f"{type(part).__name__} {names.get(part, '')}".rstrip(), why) for part, why in parts if part is not None]
     joined = " and ".join(text for text, why in told if not why)

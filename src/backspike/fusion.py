@@ -67,8 +67,16 @@ class Block:
     neuron: nn.Module | None = None
     pool: nn.Module | None = None
 
-    def run(self, x: Tensor) -> Tensor:
-        return through([self], x)
+    def run(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """add: what is added to the spikes, as residual blocks do."""
+        taken, neuron = self.take(x), self.neuron
+        if add is None:
+            return self.fire(taken)[0]
+        joined = isinstance(neuron, LIF) and self.norm is not None and not self._why_apart() and not neuron.watchers
+        if not joined or self.pool is not None or taken.repeats is None:
+            return self.fire(taken)[0] + add
+        assert isinstance(neuron, LIF)
+        return self._result(taken, neuron, None, add).spikes
 
     def take(self, x: Tensor, active: Tensor | None = None) -> Taken:
         """What `fire` goes on with: the product of x. x is not in it, so that its memory is free before the neurons fire.
@@ -128,7 +136,7 @@ class Block:
             return "the spikes are watched"
         return "" if pool_kind(self.pool) else "it is not torch's pool of 2x2 or has hooks"
 
-    def _result(self, taken: Taken, neuron: LIF, reader: nn.Linear | None) -> Result:
+    def _result(self, taken: Taken, neuron: LIF, reader: nn.Linear | None, add: Tensor | None = None) -> Result:
         """Of the neuron, with its spikes pooled where the pool is joined."""
         x = taken.x
         neuron.begin(x.device)
@@ -138,7 +146,7 @@ class Block:
         seen = neuron._streams or bool(neuron.watchers)
         record_active = norm is None and reader is not None and _may_be_sampled(neuron, reader)
         options = neuron._options() | {"record_active": record_active}
-        part = _Part(self.product, taken.active, norm, pool, neuron._start(None), options, neuron.backend, seen)
+        part = _Part(self.product, taken.active, norm, pool, neuron._start(None), options, neuron.backend, seen, add)
         result = part.recomputed(x) if taken.repeats is None else part.result(x, taken.repeats)
         if seen:
             neuron.see(Output(result.spikes, result.state, result.membrane), result.moments)
@@ -165,13 +173,14 @@ class _Part:
     options: dict[str, Any]  # of the neuron
     backend: str
     want_state: bool
+    add: Tensor | None = None
 
     def result(self, y: Tensor, repeats: int) -> Result:
         """Of what the product gave."""
         call = _call(y, self.v0, **self.options, repeats=repeats)
         if self.norm is None:
             return kernel.dispatch(self.backend, call)
-        return norm_lif(call, self.norm, self.pool, self.backend, self.want_state)
+        return norm_lif(call, self.norm, self.pool, self.backend, self.want_state, self.add)
 
     def recomputed(self, x: Tensor) -> Result:
         """Of what the product will give for x; for the backward pass x and what learns are kept, the rest is computed again."""
@@ -225,6 +234,8 @@ def why_called(neuron: nn.Module | None) -> str:
 
 def _may_be_sampled(neuron: LIF, reader: nn.Linear) -> bool:
     """Whether a gradient of the spikes may be wanted at so few places that their reader should compute it there alone."""
+    if reader.weight.device.type != "cpu":
+        return False  # and reading the mask's probability would wait for the device
     mask, _, base = _unwrap(neuron.surrogate)
     everywhere = float(not isinstance(base, _BOUNDED))  # the part of the neurons that want it wherever their potential is
     if mask is not None and neuron.mask_p is not None:

@@ -43,6 +43,8 @@ def _plain(event: dict[str, Any]) -> None:
         print(_scaling(event), flush=True)
     elif event["event"] in ("rehearsal", "memory"):
         print(f"memory: {event['text']}", flush=True)
+    elif event["event"] == "cuda_graph":
+        print(f"CUDA graph: {event['text']}", flush=True)
     elif event["event"] == "epoch":
         print(_line(event), flush=True)
     elif event["event"] == "watch":
@@ -123,6 +125,8 @@ def _bar() -> Iterator[Listener]:
                     progress.update(task, completed=done, numbers=numbers, description=f"epoch {event['epoch'] + 1}/{epochs}")
                 case "rehearsal" | "memory":
                     progress.console.print(f"memory: {event['text']}", highlight=False, markup=False)
+                case "cuda_graph":
+                    progress.console.print(f"CUDA graph: {event['text']}", highlight=False, markup=False)
                 case "scaling":
                     progress.console.print(_scaling(event), highlight=False, markup=False)
                 case "epoch":

@@ -51,11 +51,11 @@ class Ranks:
         """How many of so many samples are this rank's."""
         return samples // self.size + (self.rank < samples % self.size)
 
-    def sums(self, *values: float) -> list[float]:
-        """Each value summed over the ranks, in float64, equal on all of them."""
+    def sums(self, *values: Any) -> list[Any]:
+        """Each value, a number, summed over the ranks, in float64, equal on all of them; of one rank as it is."""
         if self.size == 1:
             return list(values)
-        total = torch.tensor(values, dtype=torch.float64)
+        total = torch.tensor([float(value) for value in values], dtype=torch.float64)
         dist.all_reduce(total)
         return total.tolist()
 

@@ -329,6 +329,7 @@ class Recipe:
     augment: tuple[_augment.Augment | _mixing.Mixing, ...] = _field((), "changes to training samples, drawn afresh for each")
     precision: str = _field("auto", "float32, bfloat16 (autocast) or auto: bfloat16 where the processor computes in it")
     channels_last: bool | None = _field(None, "memory layout of images and convolutions; None: where it is faster")
+    cuda_graph: bool | None = _field(None, "on a GPU, record a step once and replay it; None: where the step can be recorded")
     workers: int = _field(0, "processes that read samples of data sets that do not lie in memory")
     seed: int = _field(0, "of weights, order, augmentation and masks")
     checkpoint_seconds: float = _field(60.0, "time between checkpoints within an epoch")

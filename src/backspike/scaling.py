@@ -28,6 +28,7 @@ class _WeightMask(Handle):
 
     def __init__(self, weights: list[Tensor], p: float) -> None:
         super().__init__()
+        self._device = weights[0].device  # so that no backward pass copies it there
         self.p = p
         self.undo = [w.register_hook(self._mask).remove for w in weights]
 
@@ -37,7 +38,7 @@ class _WeightMask(Handle):
 
     @p.setter
     def p(self, p: float) -> None:
-        self._p = as_probability(p)
+        self._p = as_probability(p).to(self._device)
 
     def _mask(self, g: Tensor) -> Tensor:
         return g.masked_fill(dropped_at(draw_seed(g.device), 0, g.shape, self._p), 0.0)

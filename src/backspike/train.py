@@ -40,6 +40,7 @@ from . import __version__, data, measure, operations, product, ranks, vitals
 from . import anytime as early
 from .batches import Batches, reader_died, reader_ended
 from .choices import choose
+from .cuda_graph import Replayed
 from .diagnosis import diagnose
 from .heap import release_heap
 from .hooks import spiking_layers
@@ -57,6 +58,7 @@ logger = logging.getLogger("backspike")
 Listener = Callable[[dict[str, Any]], None]
 CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 CHECKPOINT_VERSION = 3
+READ_EVERY = 20  # steps between two looks at the loss, where looking makes the host wait for the device
 WATCHED = 64  # training samples that `watch` measures
 
 
@@ -416,7 +418,11 @@ class _Training:
         self.own = ["model"] * (model is not None) + ["data"] * isinstance(sets, _Own)
         # the position: epoch and batch are the next to be done
         self.epoch, self.batch, self.step = 0, 0, 0
-        self.loss_sum, self.right, self.seen = 0.0, 0, 0
+        # of the epoch so far: losses, right answers and norms of gradients are added up on the device, where no step waits
+        # for them, and read now and then; a value that is not finite stays in its sum
+        self.sums, self.seen = torch.zeros(3, dtype=torch.float64, device=self.device), 0
+        self.loss_sum, self.right, self.loss = 0.0, 0, math.nan
+        self.waits = self.device.type == "cpu"  # reading costs nothing there
         self.best: dict[str, Any] | None = None
         self.bad_epochs = 0
         self.scaling_said = False
@@ -443,6 +449,7 @@ class _Training:
         self.weight_mask = mask_weight_gradients(self.network.model, recipe.weight_mask) if recipe.weight_mask else None
         self.parallel = self.ranks.parallel(self.network.model)
         self._draw_apart()
+        self.replayed = Replayed(self._compute, self.device, self._not_recorded) if self._records() else None
 
     @property
     def evaluated(self) -> Network:
@@ -457,6 +464,29 @@ class _Training:
             batches.recipe = self.recipe
         if self.recipe.channels_last:
             _to_channels_last(self.network)
+
+    def _records(self) -> bool:
+        """Whether steps are recorded as a CUDA graph."""
+        recipe = self.recipe
+        if recipe.cuda_graph is False:
+            return False
+        why = None
+        if self.device.type != "cuda":
+            why = "needs a GPU; leave it out, or run where torch.cuda.is_available()"
+        elif torch.distributed.is_available() and torch.distributed.is_initialized():
+            why = "cannot record a step of several processes; leave it out"
+        elif recipe.scaling is not None:
+            why = "cannot record SGS, which looks at the graph of autograd; leave one of them out"
+        elif recipe.potential is not None and recipe.potential.warmup:
+            why = "cannot record PDA's warm-up, a number of the host; set potential's warmup to 0"
+        if why and recipe.cuda_graph:
+            raise RunError(f"--cuda_graph {why}")
+        return why is None
+
+    def _not_recorded(self, why: str) -> None:
+        if self.recipe.cuda_graph:
+            raise RunError(f"--cuda_graph: this step cannot be recorded ({why}); set --cuda_graph False")
+        self._say("cuda_graph", text=f"steps are launched one kernel after the other, as they cannot be recorded: {why}")
 
     def _checked_sample(self) -> Tensor:
         """One sample `[T, 1, ...]` that went through the network, so that a wrong shape is said before anything is trained."""
@@ -543,6 +573,7 @@ class _Training:
                 self.batch = len(seconds) % len(self.train)
                 started = time.monotonic()
                 self._train_step(x, y)
+                self._read()
                 seconds.append(time.monotonic() - started)
             self.validation, self.test = (b.first_part() if b else None for b in (self.validation, self.test))
             self._end_epoch()
@@ -553,8 +584,11 @@ class _Training:
         assert self.train is not None
         self._set_mask_probability()
         if 0 < self.recipe.freeze_width <= self.epoch:
-            for parameter in neuron_parameters(self.network.model):
+            learning = [p for p in neuron_parameters(self.network.model) if p.requires_grad]
+            for parameter in learning:
                 parameter.requires_grad_(False)
+            if learning and self.replayed:
+                self.replayed.forget()
         started = saved = time.monotonic()
         before = self.epoch_seconds
         batches = len(self.train)
@@ -567,9 +601,8 @@ class _Training:
                 self.batch += 1
                 now = time.monotonic()
                 self.epoch_seconds = before + now - started
-                fresh = self.loss_sum / self.seen
-                rate = self.seen / max(self.epoch_seconds, 1e-9)
-                self._say("batch", epoch=self.epoch, batch=self.batch, batches=batches, loss=fresh, samples_per_second=rate)
+                rate, at = self.seen / max(self.epoch_seconds, 1e-9), {"epoch": self.epoch, "batch": self.batch}
+                self._say("batch", **at, batches=batches, loss=self.loss, samples_per_second=rate)
                 due = self.ranks.first and now - saved >= self.recipe.checkpoint_seconds
                 stop, due = map(bool, self.ranks.sums(asked.yes, due))  # all at the same step
                 if stop:
@@ -610,9 +643,28 @@ class _Training:
             network.train()
         lr = self._learning_rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
+            rate = lr * group["lr_scale"]
+            if self.replayed:
+                _on_device(group, self.device).fill_(rate)
+            else:
+                group["lr"] = rate
+        (self.replayed or self._compute)(x, y)
+        self.step += 1
+        self.seen += sum(self.train.parts(self.batch))
+        if self.waits or self.step % READ_EVERY == 0:
+            self._read()
+        if self.averaged is not None:
+            # a young average forgets faster, or it would long hold the weights of the start
+            _average(self.averaged, network, min(recipe.ema, self.step / (self.step + 9)))
+
+    def _compute(self, x: Tensor, y: Tensor) -> None:
+        """Forward, backward and the optimizer's step. All that changes lies in tensors and nothing waits for the device, so
+        that it can be recorded."""
+        recipe, network = self.recipe, self.network
+        assert self.train is not None
         self.optimizer.zero_grad(set_to_none=True)
-        total, right = 0.0, 0.0
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        right = torch.zeros((), dtype=torch.int64, device=self.device)
         parts = self.train.parts(self.batch)
         shares = [self.ranks.share(samples) for samples in parts]
         for number, (part_x, part_y) in enumerate(zip(x.split(shares, dim=1), y.split(shares)), 1):
@@ -626,29 +678,21 @@ class _Training:
                 # of the gradients of all ranks the mean is taken
                 loss = loss * (len(part_y) * self.ranks.size / sum(parts))
                 loss.backward()
-            total += float(loss.detach()) / self.ranks.size
+            total += loss.detach() / self.ranks.size
             right += self._observe(o.detach(), logits.detach(), part_y)
         total, right = self.ranks.sums(total, right)
         parameters = [p for p in network.parameters() if p.grad is not None]
-        total_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = float(total_norm)
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            what, value = ("gradient", norm) if math.isfinite(total) else ("loss", total)
-            with self.train.autocast():
-                where = origin(network.model, x)
-            raise self._diverged(f"the {what} became {value} in epoch {self.epoch}, batch {self.batch}: {where}")
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.sums[0] += total * sum(parts)
+        self.sums[1] += right
+        self.sums[2] += norm
+        if self.waits:
+            self._check(x)
         if self.neurons_learn:
             check_gradients(network.model)
         if recipe.clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, recipe.clip, total_norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, recipe.clip, norm)
         self.optimizer.step()
-        self.step += 1
-        self.loss_sum += total * sum(parts)
-        self.right += int(right)
-        self.seen += sum(parts)
-        if self.averaged is not None:
-            # a young average forgets faster, or it would long hold the weights of the start
-            _average(self.averaged, network, min(recipe.ema, self.step / (self.step + 9)))
 
     def _diverged(self, what: str) -> RunError:
         lr = self.recipe.optimizer.lr
@@ -656,12 +700,31 @@ class _Training:
             f"{what}; start anew with a lower --optimizer.lr ({lr}) or with --clip 1 (the last checkpoint is intact)"
         )
 
-    def _observe(self, o: Tensor, logits: Tensor, y: Tensor) -> int:
+    def _observe(self, o: Tensor, logits: Tensor, y: Tensor) -> Tensor:
         """How many answers are right; the readout learns from them."""
         y = y.argmax(-1) if y.dim() == 2 else y  # of a mixed sample the larger share counts
         if isinstance(self.network.readout, TWO):
             self.network.readout.observe(o, y)
-        return int((logits.argmax(-1) == y).sum())
+        return (logits.argmax(-1) == y).sum()
+
+    def _read(self) -> None:
+        """Waits for the device and takes from it what came out of the steps so far."""
+        self.loss_sum, self.right = self._check()
+        self.loss = self.loss_sum / max(self.seen, 1)
+
+    def _check(self, x: Tensor | None = None) -> tuple[float, int]:
+        """The sums of losses and of right answers, if the losses and gradients were finite; x: the input of the last step."""
+        losses, right, norms = self.sums.tolist()
+        if math.isfinite(losses) and math.isfinite(norms):
+            return losses, int(right)
+        what, value = ("gradient", norms) if math.isfinite(losses) else ("loss", losses)
+        if x is None:
+            first = max(self.batch - READ_EVERY + 1, 0)
+            raise self._diverged(f"the {what} became {value} in epoch {self.epoch}, batch {first} to {self.batch}")
+        assert self.train is not None
+        with self.train.autocast():
+            where = origin(self.network.model, x)
+        raise self._diverged(f"the {what} became {value} in epoch {self.epoch}, batch {self.batch}: {where}")
 
     def _learning_rate(self) -> float:
         assert self.train is not None
@@ -684,6 +747,7 @@ class _Training:
                 layer.mask_p.fill_(p)
 
     def _end_epoch(self) -> None:
+        self._read()
         self._check_weights()
         readout = self.network.readout
         if isinstance(readout, TWO):
@@ -705,7 +769,8 @@ class _Training:
         self.elapsed += self.epoch_seconds + time.monotonic() - started
         self.run.append_log(event)
         self.epoch += 1
-        self.batch, self.loss_sum, self.right, self.seen, self.epoch_seconds = 0, 0.0, 0, 0, 0.0
+        self.batch, self.seen, self.epoch_seconds = 0, 0, 0.0
+        self.sums.zero_()
         watched = self._watch()
         self.save()
         release_heap()
@@ -811,6 +876,7 @@ class _Training:
                 raise self._diverged(f"{name} became NaN or infinite in epoch {self.epoch}, before batch {self.batch}")
 
     def save(self) -> None:
+        self._read()
         self._check_weights()
         state = {
             "version": CHECKPOINT_VERSION,
@@ -867,7 +933,8 @@ class _Training:
         if self.potential is not None:
             self.potential.load_state_dict(state["potential"])
         self.epoch, self.batch, self.step = _numbers(state["position"], int, int, int)
-        self.loss_sum, self.right, self.seen = _numbers(state["sums"], float, int, int)
+        *sums, self.seen = _numbers(state["sums"], float, int, int)
+        self.sums[:2] = torch.tensor(sums, dtype=torch.float64)
         self.best, (self.bad_epochs,) = state["best"], _numbers([state["bad_epochs"]], int)
         self.elapsed, self.epoch_seconds = _numbers(state["elapsed"], float, float)
         if self.best is not None:
@@ -968,6 +1035,15 @@ def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return groups
 
 
+def _on_device(group: dict[str, Any], device: torch.device) -> Tensor:
+    """The learning rate of a group of parameters as a tensor, so that a recorded step reads what it is now."""
+    if not isinstance(group["lr"], Tensor) or group["lr"].device != device:
+        group["lr"] = torch.zeros((), device=device)
+        if "capturable" in group:
+            group["capturable"] = True
+    return group["lr"]
+
+
 @torch.no_grad()
 def _average(averaged: Network, network: Network, decay: float) -> None:
     pairs = list(zip(averaged.state_dict().values(), network.state_dict().values()))
@@ -982,16 +1058,16 @@ def _average(averaged: Network, network: Network, decay: float) -> None:
 def _test(network: Network, batches: Batches, recipe: Recipe) -> tuple[float, float]:
     """(accuracy, loss) over a data set, of which each rank takes a share."""
     network.eval()
-    right, loss, n, together = 0, 0.0, 0, ranks.here()
+    sums, n, together = torch.zeros(2, dtype=torch.float64, device=batches.device), 0, ranks.here()
     for x, y in batches.in_order(ranks=together):
         with batches.autocast():
             o = network.model(x).float()
         logits = network.readout(o)
-        right += int((logits.argmax(-1) == y).sum())
-        loss += float(recipe.loss.value(o, logits, y)) * len(y)
+        sums[0] += (logits.argmax(-1) == y).sum()
+        sums[1] += recipe.loss.value(o, logits, y).double() * len(y)
         n += len(y)
-    all_right, all_loss, all_n = together.sums(right, loss, n)
-    return all_right / all_n, all_loss / all_n
+    right, loss, n = together.sums(*sums.tolist(), n)
+    return right / n, loss / n
 
 
 def _packed(state: dict[str, Any]) -> bytes:

@@ -31,6 +31,7 @@ def run(
     peer_python: str | None = None,
     only: Sequence[str] = (),
     precision: str = "both",
+    device: str = "cpu",
     quick: bool = False,
     listen: Listener | None = None,
 ) -> Bench:
@@ -38,10 +39,11 @@ def run(
 
     rounds: turns of each implementation, after one that does not count. threads: of torch in each worker (as many as cores).
     peer_python: the Python of an environment with other libraries. only: parts of the names of implementations to keep.
-    precision: "float32", "bfloat16" or "both". quick: sizes for tests; its figures mean nothing. Raises BenchError.
+    precision: "float32", "bfloat16" or "both". device: "cpu" or "cuda". quick: sizes for tests, whose figures mean
+    nothing. Raises BenchError.
     """
     try:
-        chosen = workloads(name, quick)
+        chosen = workloads(name, quick, device)
     except ValueError as e:
         raise BenchError(str(e)) from None
     if precision not in PRECISIONS:
@@ -50,22 +52,26 @@ def run(
         raise BenchError(f"--rounds must be at least 1, got {rounds}")
     import torch
 
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise BenchError(f"--device {device} cannot be used here; use --device cpu, or cuda on a machine with a GPU")
     tell = listen or (lambda event: None)
     peers = installed(peer_python) if peer_python else {}
     threads = threads or torch.get_num_threads()
-    bench = Bench(machine(threads), peers, rounds, quick)
+    bench = Bench(machine(threads, device), peers, rounds, quick)
     for work in chosen:
-        rows = implementations(work, precision, peers, only)
+        rows = implementations(work, precision, peers, only, device)
         if all(row.limit for row in rows):
-            raise BenchError(f"--only {','.join(only)} names no implementation; there are: {_names(work, precision, peers)}")
+            raise BenchError(
+                f"--only {','.join(only)} names no implementation; there are: {_names(work, precision, peers, device)}"
+            )
         outcome = _measure(work, rows, bench, peer_python, tell)
         bench.outcomes.append(outcome)
         tell({"event": "workload", **outcome.summary()})
     return bench
 
 
-def _names(work: Workload, precision: str, peers: dict[str, str]) -> str:
-    return "; ".join(row.name for row in implementations(work, precision, peers) if not row.limit)
+def _names(work: Workload, precision: str, peers: dict[str, str], device: str) -> str:
+    return "; ".join(row.name for row in implementations(work, precision, peers, device=device) if not row.limit)
 
 
 def _measure(work: Workload, wanted: list[Implementation], bench: Bench, peer_python: str | None, tell: Listener) -> Outcome:

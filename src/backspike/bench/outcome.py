@@ -139,6 +139,15 @@ class Outcome:
                 found[row.name] = (row.facts.get("bytes") or row.facts["flop"]) / row.median / 1e9
         return found
 
+    def floor(self, bfloat16: bool) -> tuple[float, float] | None:
+        """Bytes that a training iteration moves at least, and the seconds that moving them takes at the measured copy speed."""
+        copy = next((r for r in self.rows if r.measured and r.implementation.settings.part == "copy"), None)
+        limit = self.limit(bfloat16)
+        if copy is None or limit is None:
+            return None
+        moved = limit.facts.get("moved", 16 * self.work.T * self.work.B)
+        return moved, moved * copy.median / copy.facts["bytes"]
+
     def spikes(self) -> list[float]:
         """The share of spikes of each layer, in the first row that was measured."""
         return next((r.facts["spikes"] for r in self.ranked() if r.measured), [])
@@ -207,7 +216,7 @@ class Bench:
         }
 
 
-def machine(threads: int) -> dict[str, Any]:
+def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
     """What the figures depend on."""
     import torch
 
@@ -222,7 +231,15 @@ def machine(threads: int) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "gpu": _gpu() if device == "cuda" else None,
     }
+
+
+def _gpu() -> str:
+    import torch
+
+    about = torch.cuda.get_device_properties(0)
+    return f"{about.name}, {about.total_memory / 2**30:.0f} GiB, {about.multi_processor_count} multiprocessors"
 
 
 def _processor() -> str:

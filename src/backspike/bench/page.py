@@ -117,6 +117,8 @@ def remarks(outcome: Outcome) -> list[str]:
     for bfloat16 in (False, True):
         if limit := outcome.limit(bfloat16):
             said.append(f"limit {'bf16' if bfloat16 else 'fp32'} {_digits(1e3 * limit.median)} ms")
+        if floor := outcome.floor(bfloat16):
+            said.append(f"{floor[0] / 1e9:.3g} GB moved at least, {_digits(1e3 * floor[1])} ms at the copy speed")
     lines = ["; ".join(said)] if said else []
     measured = {
         "spikes": outcome.spikes(),
@@ -137,6 +139,8 @@ def about(bench: Bench) -> list[str]:
         f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['memory_gb']} GB, {m['capability']}; {m['system']}; "
         f"Python {m['python']}, torch {m['torch']}; {bench.rounds} rounds."
     ]
+    if gpu := m.get("gpu"):
+        lines.insert(0, f"{gpu}.")
     if bench.peers:
         lines.append(f"Peers: {', '.join(f'{name} {version}' for name, version in bench.peers.items())}.")
     if bench.quick:

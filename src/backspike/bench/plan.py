@@ -24,7 +24,16 @@ WORKLOADS = (
     replace(_RESNET, name="resnet-10%", spikes=0.1),
     replace(_RESNET, name="resnet-20%", spikes=0.2),
 )
-NAMES = tuple(work.name for work in WORKLOADS)
+# of a GPU: the first of a size that memory counts, the others as they are trained; resnet is small, so that launches count
+GPU_WORKLOADS = (
+    Workload("neuron-gpu", "neuron", T=4, B=2**26),
+    replace(_RESNET, name="resnet-32px", B=64),
+    Workload(
+        "vggsnn", "vgg", T=10, B=64, layout=(64, 128, "P", 256, 256, "P", 512, 512, "P", 512, 512, "P"), size=48, channels=2
+    ),
+    Workload("resnet-224px", "resnet", T=4, B=64, layout=(64, 128, 256, 512), size=224, classes=1000, stem="imagenet"),
+)
+NAMES = tuple(work.name for work in (*WORKLOADS, *GPU_WORKLOADS))
 ABOUT = {
     "neuron": "LIF layer alone, forward and backward",
     "fc": "784-1024-1024-10, static input",
@@ -32,6 +41,10 @@ ABOUT = {
     "vgg": "64-128-P-256-P, BatchNorm, 32x32",
     "vgg-10%": "64-128-P-256-P, BatchNorm, 32x32, 10 % of spikes",
     "vgg-20%": "64-128-P-256-P, BatchNorm, 32x32, 20 % of spikes",
+    "neuron-gpu": "LIF layer alone, forward and backward",
+    "resnet-32px": "SEW-ResNet18, 3x3 stem without pool, 32x32",
+    "vggsnn": "VGGSNN, 2 x 48 x 48",
+    "resnet-224px": "SEW-ResNet18, 224x224, 1000 classes",
     "resnet": "SEW-ResNet18, 3x3 stem without pool, 32x32",
     "resnet-10%": "SEW-ResNet18, 3x3 stem without pool, 32x32, 10 % of spikes",
     "resnet-20%": "SEW-ResNet18, 3x3 stem without pool, 32x32, 20 % of spikes",
@@ -54,12 +67,14 @@ class Implementation:
         return self.settings.library == "limits"
 
 
-def workloads(names: str, quick: bool) -> list[Workload]:
-    """The workloads of some NAMES, separated by commas, or of "all"; quick: in sizes for tests. ValueError: no such name."""
-    wanted = NAMES if names == "all" else names.split(",")
+def workloads(names: str, quick: bool, device: str = "cpu") -> list[Workload]:
+    """The workloads of some NAMES, separated by commas, or of "all", which differ on a GPU; quick: in sizes for tests.
+    ValueError: no such name."""
+    everything = [work.name for work in (GPU_WORKLOADS if device == "cuda" else WORKLOADS)]
+    wanted = everything if names == "all" else names.split(",")
     if unknown := [name for name in wanted if name not in NAMES]:
         raise ValueError(f"unknown workload {', '.join(map(repr, unknown))}; there are {', '.join(NAMES)} and all")
-    chosen = [w for w in WORKLOADS if w.name in wanted]
+    chosen = [w for w in (*WORKLOADS, *GPU_WORKLOADS) if w.name in wanted]
     return [_quick(w) for w in chosen] if quick else chosen
 
 
@@ -68,18 +83,36 @@ def _quick(work: Workload) -> Workload:
     if work.kind == "neuron":
         return replace(work, B=2**14)
     narrow = tuple(n // 8 if isinstance(n, int) and n > 10 else n for n in work.layout)
-    return replace(work, B=8, layout=narrow, size=work.size // 2)
+    return replace(work, B=8, layout=narrow, size=min(work.size // 2, 32))
 
 
 def implementations(
-    work: Workload, precision: str = "both", peers: Collection[str] = (), only: Sequence[str] = ()
+    work: Workload, precision: str = "both", peers: Collection[str] = (), only: Sequence[str] = (), device: str = "cpu"
 ) -> list[Implementation]:
     """The rows for a workload. peers: libraries that are installed; only: parts of names to keep (limits always stay)."""
     rows = [*_ours(work), *_plain(work), *(row for name in PEERS if name in peers for row in _peer(name, work))]
+    if device != "cpu":
+        rows = _on_gpu(work, rows, "spikingjelly" in peers)
     kept = [r for r in rows if precision == "both" or r.settings.bfloat16 == (precision == "bfloat16")]
     if only:
         kept = [r for r in kept if any(part.lower() in r.name.lower() for part in only)]
-    return [*kept, *_limits(work, precision)]
+    made = [*kept, *_limits(work, precision)]
+    return [replace(row, settings=replace(row.settings, device=device)) for row in made]
+
+
+def _on_gpu(work: Workload, rows: list[Implementation], peer: bool) -> list[Implementation]:
+    """The rows that differ on a GPU, where the heap is no matter: ours recorded, SpikingJelly with its Triton kernels."""
+    made = [row for row in rows if "heap" not in row.name]
+    network = work.kind != "neuron"
+    if network:
+        recorded = Settings("ours", bfloat16=True, channels_last=work.size > 0, graph=True)
+        made.append(Implementation("backspike, bf16, CUDA graph", recorded))
+    if peer:
+        triton = Settings("spikingjelly", backend="triton")
+        made.append(Implementation("SpikingJelly, Triton", triton))
+        if network:
+            made.append(Implementation("SpikingJelly, bf16, Triton", replace(triton, bfloat16=True)))
+    return made
 
 
 def _ours(work: Workload) -> list[Implementation]:

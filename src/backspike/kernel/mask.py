@@ -15,6 +15,7 @@ from torch import Tensor
 _C1 = 0x7FEB352D
 _C2 = 0x846CA68B - 2**32  # the same 32 bits as a signed int32
 _RANK_STRIDE = 0x9E3779B97F4A7C15
+_REPLAY_STRIDE = 0x2545F4914F6CDD1D
 
 
 def _lowbias32(x: Tensor) -> Tensor:
@@ -74,10 +75,17 @@ _library.define("draw_seed(Device device) -> Tensor", tags=(torch.Tag.nondetermi
 
 @torch.library.impl(_library, "draw_seed", "CompositeExplicitAutograd")
 def _draw_seed(device: torch.device) -> Tensor:
-    seed = torch.randint(0, 2**63 - 1, (), dtype=torch.int64)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        seed ^= (torch.distributed.get_rank() * _RANK_STRIDE) & (2**63 - 1)
-    return seed.to(device)
+    (seed,) = _draw(1)
+    if device.type != "cuda":
+        return seed.to(device)
+    if not torch.cuda.is_current_stream_capturing():
+        if device not in _replays:
+            _replays[device] = torch.zeros((), dtype=torch.int64, device=device)
+        return seed.to(device, non_blocking=True)
+    if device not in _replays:
+        raise RuntimeError("a masked layer must run once before it is recorded in a CUDA graph: do a few steps first")
+    # a number from the host would be frozen in the recording: one mask for ever
+    return advanced(torch.full((), int(seed), dtype=torch.int64, device=device), _replays[device])
 
 
 @torch.library.register_fake("backspike::draw_seed", lib=_library)
@@ -85,6 +93,61 @@ def _(device: torch.device) -> Tensor:
     return torch.empty((), dtype=torch.int64, device=device)
 
 
+def _draw(n: int) -> Tensor:
+    """n seeds on the host, the same as n times one."""
+    seeds = torch.randint(0, 2**63 - 1, (n,), dtype=torch.int64)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        seeds ^= (torch.distributed.get_rank() * _RANK_STRIDE) & (2**63 - 1)
+    return seeds
+
+
+_replays: dict[torch.device, Tensor] = {}  # how often recorded draws were replayed, counted on the device
+
+
+def advanced(seed: Tensor, replays: Tensor) -> Tensor:
+    """The seed of this replay of a recorded draw: `replays` is counted up where it lies, and mixed into the seed."""
+    replays += 1
+    return (seed + replays * _REPLAY_STRIDE) & (2**63 - 1)
+
+
+class Seeds:
+    """The seeds of a step that is recorded: `draw_seed` takes them from one tensor on the device, in order.
+
+    Within `with seeds:` the first pass only counts the draws; `refill` then draws as many from torch's default generator, as
+    the layers would have, so that a replayed step has the masks of one that is not recorded.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._values, self._drawn = device, torch.empty(0, dtype=torch.int64, device=device), 0
+
+    def __enter__(self) -> Seeds:
+        global _seeds
+        _seeds, self._drawn = self, 0
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _seeds
+        _seeds = None
+
+    def make(self) -> None:
+        """From now on the draws of a pass come from the tensor, as many as the last pass had."""
+        self._values = torch.zeros(self._drawn, dtype=torch.int64, device=self._device)
+
+    def refill(self) -> None:
+        self._values.copy_(_draw(len(self._values)), non_blocking=True)  # from pageable memory: read before this returns
+
+    def next(self) -> Tensor:
+        self._drawn += 1
+        if not len(self._values):
+            return torch.ops.backspike.draw_seed(self._device)
+        if self._drawn > len(self._values):
+            raise RuntimeError(f"a recorded step drew {self._drawn} seeds, the one before it {len(self._values)}")
+        return self._values[self._drawn - 1]
+
+
+_seeds: Seeds | None = None
+
+
 def draw_seed(device: torch.device) -> Tensor:
     """A fresh seed from torch's default generator, a 0-dim int64 tensor on `device`; each rank of a group gets its own."""
-    return torch.ops.backspike.draw_seed(device)
+    return torch.ops.backspike.draw_seed(device) if _seeds is None else _seeds.next()

@@ -1,8 +1,8 @@
-"""BatchNorm and the neuron, with a 2x2 pool of the spikes if wanted, as one operator: `norm_lif`.
+"""BatchNorm and the neuron, with a 2x2 pool of the spikes or an addition to them, as one operator: `norm_lif`.
 
-Where the C kernel can do it (norm.c), the normalised current and the membrane are never in memory: for backward only the
-input, the constants of the channels and the seed are kept. Everywhere else the parts run one after the other, torch's
-batch_norm, the neuron's backend, the pool.
+Where a compiled kernel can do it (norm.c on the CPU, triton_norm.py on a GPU), the normalised current and the membrane are
+never in memory: for backward only the input, the constants of the channels and the seed are kept. Everywhere else the parts
+run one after the other, torch's batch_norm, the neuron's backend, the pool.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Call, Moments, Result, cpu, dispatch, layout, operators
+from . import Call, Moments, Result, choose, cpu, dispatch, layout, operators
 from .constants import state_dtype
 from .pool import avg_pool, max_pool
 
 POOLS = (None, "avg", "max")  # in the order of the numbers in norm.c
+_OPERATORS = {"cpu": "norm_lif", "triton": "triton_norm_lif"}
 _ROWS = 5  # of the constants of the channels: mean, variance, 1 / deviation, scale, shift
 
 
@@ -41,32 +42,47 @@ class Norm:
     eps: float
 
 
-def norm_lif(call: Call, norm: Norm, pool: str | None = None, backend: str = "auto", want_state: bool = True) -> Result:
+def norm_lif(
+    call: Call,
+    norm: Norm,
+    pool: str | None = None,
+    backend: str = "auto",
+    want_state: bool = True,
+    add: Tensor | None = None,
+) -> Result:
     """BatchNorm, then the neuron of `call`, whose x is what BatchNorm gets, `[T, B, C, ...]`, then a pool of the spikes.
 
-    pool: None, "avg" or "max": windows of 2x2, stride 2, an odd last row or column left out. Where x stands for
-    `call.repeats` equal timesteps its gradient comes summed over them, and the running variance is that of all of them.
+    pool: None, "avg" or "max": windows of 2x2, stride 2, an odd last row or column left out. add: something in the shape of
+    the spikes to be added to them, without a pool. Where x stands for `call.repeats` equal timesteps its gradient comes summed
+    over them, and the running variance is that of all of them.
     The normalised current has the dtype of the state, so it is not rounded to 16 bits. Where `refuses` returns None, x, five
     numbers per channel and the seed are kept for backward, whatever the neuron's `memory`; else what the parts keep.
     want_state=False spares writing the state, which may then come out empty. Raises ValueError naming the argument.
     """
     _check(call, norm, pool)
-    if refuses(call, norm) or backend not in ("auto", "cpu"):
-        return _composed(call, norm, pool, backend)
-    if pool and not layout.channels_last(call.x[0]):
-        result = _fused(call, norm, None, want_state)
-        return result._replace(spikes=_pooled(result.spikes, pool))
-    return _fused(call, norm, pool, want_state)
+    if add is not None and (pool or list(add.shape) != [call.x.shape[0] * call.repeats, *call.x.shape[1:]]):
+        raise ValueError(f"add must have the shape of the spikes, without a pool, got shape {list(add.shape)}")
+    name = choose(backend, call)[0]
+    if refuses(call, norm, backend):
+        result = _composed(call, norm, pool, backend)
+    elif pool and name == "cpu" and not layout.channels_last(call.x[0]):
+        result = _fused(name, call, norm, None, want_state)
+        result = result._replace(spikes=_pooled(result.spikes, pool))
+    elif add is not None and add.dtype == call.x.dtype:
+        return _fused(name, call, norm, pool, want_state, add)
+    else:
+        result = _fused(name, call, norm, pool, want_state)
+    return result if add is None else result._replace(spikes=result.spikes + add)
 
 
-def refuses(call: Call, norm: Norm) -> str | None:
+def refuses(call: Call, norm: Norm, backend: str = "auto") -> str | None:
     """Why the parts run one after the other; None where they are one."""
-    if not _built():
-        return "the C kernel was not built on installation"
-    if reason := cpu.refuses(call):
-        return reason
-    if any(p is not None and p.device.type != "cpu" for p in (norm.weight, norm.bias, norm.running_mean, norm.running_var)):
-        return "the parameters of BatchNorm are not on the CPU"
+    name, why = choose(backend, call)
+    if name not in _OPERATORS or (name == "cpu" and not _built()):
+        return f"backend {name!r} has no kernel that joins them ({why})"
+    parameters = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    if any(p is not None and p.device != call.x.device for p in parameters):
+        return f"the input is on {call.x.device}, and the parameters of BatchNorm are not"
     if call.rule.record_membrane:
         return "the membrane is recorded, which one operator does not keep"
     if call.rule.record_active:
@@ -133,35 +149,37 @@ def _pooled(spikes: Tensor, pool: str) -> Tensor:
 # --------------------------------------------------------------------------------------------------------------- as one
 
 
-def _fused(call: Call, norm: Norm, pool: str | None, want_state: bool) -> Result:
-    learned = (call.x, call.v0, call.tau, call.theta, call.width, norm.weight, norm.bias)
+def _fused(name: str, call: Call, norm: Norm, pool: str | None, want_state: bool, add: Tensor | None = None) -> Result:
+    if name == "triton":
+        from . import triton_norm  # noqa: F401  (defines the operators)
+    learned = (call.x, call.v0, call.tau, call.theta, call.width, norm.weight, norm.bias, add)
     options = POOLS.index(pool), call.repeats, want_state
     if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in learned):
-        spikes, state, moments, rows = _NormLIF.apply(call, norm, options, *learned)
+        spikes, state, moments, rows = _NormLIF.apply(_OPERATORS[name], call, norm, options, *learned)
     else:
-        spikes, state, moments, rows = _forward(call, norm, options, operators.constants(call))
+        spikes, state, moments, rows = _forward(_OPERATORS[name], call, norm, options, add, operators.constants(call))
     if norm.training:
         _track(norm, _samples(call), rows[0], rows[1])
     return Result(spikes, state, moments=Moments(*moments) if call.rule.record_moments else None)
 
 
-def _forward(call: Call, norm: Norm, options: tuple[int, int, bool], constants: Tensor) -> Any:
+def _forward(name: str, call: Call, norm: Norm, options: tuple[int, int, bool], add: Tensor | None, constants: Tensor) -> Any:
     running = (None, None) if norm.training else (norm.running_mean, norm.running_var)
     parameters = (norm.weight, norm.bias, *running)
     rule = operators.encode(call)
-    return torch.ops.backspike.norm_lif_forward(
-        call.x, call.v0, *parameters, constants, *rule, norm.eps, *options, call.rule.record_moments
+    return getattr(torch.ops.backspike, f"{name}_forward")(
+        call.x, call.v0, *parameters, add, constants, *rule, norm.eps, *options, call.rule.record_moments
     )
 
 
 class _NormLIF(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: Call, norm: Norm, options: tuple[int, int, bool], *learned: Any) -> Any:
-        constants = operators.constants(call)
-        spikes, state, moments, rows = _forward(call, norm, options, constants)
-        tensors = [p if isinstance(p, Tensor) else None for p in learned[2:]]
+    def forward(ctx: Any, name: str, call: Call, norm: Norm, options: tuple[int, int, bool], *learned: Any) -> Any:
+        constants, add = operators.constants(call), learned[-1]
+        spikes, state, moments, rows = _forward(name, call, norm, options, add, constants)
+        tensors = [p if isinstance(p, Tensor) else None for p in learned[2:-1]]
         ctx.save_for_backward(call.x, call.v0, rows, constants, call.seed, call.p, *tensors)
-        ctx.rule, ctx.moments = operators.encode(call), call.rule.record_moments
+        ctx.name, ctx.rule, ctx.moments = name, operators.encode(call), call.rule.record_moments
         ctx.choices = norm.training, *options
         ctx.mark_non_differentiable(rows)
         ctx.set_materialize_grads(False)
@@ -173,18 +191,18 @@ class _NormLIF(torch.autograd.Function):
             raise RuntimeError("backspike: double backward through a spiking layer is not defined; use create_graph=False")
         y, v0, rows, constants, seed, p, *parameters = ctx.saved_tensors
         training, pool, repeats, has_state = ctx.choices
-        _, _, _, needs_y, needs_v0, *needs = ctx.needs_input_grad
+        _, _, _, _, needs_y, needs_v0, *needs, needs_add = ctx.needs_input_grad
         learns = sum(1 << i for i, needed in enumerate(needs[:3]) if needed)
         line = operators.line(g_moments, y.shape, constants.dtype) if ctx.moments and g_moments is not None else None
         g_v = g_v if has_state else None
-        dy, g_v0, sums, through = torch.ops.backspike.norm_lif_backward(
+        dy, g_v0, sums, through = getattr(torch.ops.backspike, f"{ctx.name}_backward")(
             y, v0, rows, constants, seed, p, g, g_v, line, *ctx.rule, training, pool, repeats, learns, needs_v0
         )
         neuron = zip([*sums, through[1] * rows[2], through[0]], parameters, needs)
         grads = [operators.reduced(row, parameter) if needed else None for row, parameter, needed in neuron]
         if needs[0]:
             grads[0] = operators.reduced(sums[0] / parameters[0].double() ** 2, parameters[0])
-        return None, None, None, dy if needs_y else None, g_v0 if needs_v0 else None, *grads
+        return None, None, None, None, dy if needs_y else None, g_v0 if needs_v0 else None, *grads, g if needs_add else None
 
 
 # ------------------------------------------------------------------------------------------------------- the operators
@@ -205,41 +223,29 @@ def _built() -> bool:
     return cpu._c is not None and cpu._c.norm_job_size() == ctypes.sizeof(_Job)  # else it was built from other sources
 
 
-operators.library.define(
-    "norm_lif_forward(Tensor y, Tensor? v0, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? variance, Tensor constants,"
-    " int[] flags, float[] numbers, float eps, int pool, SymInt repeats, bool want_state, bool moments)"
-    " -> (Tensor, Tensor, Tensor, Tensor)"
-)
-operators.library.define(
-    "norm_lif_backward(Tensor y, Tensor? v0, Tensor rows, Tensor constants, Tensor? seed, Tensor? p, Tensor? g, Tensor? g_v,"
-    " Tensor? line, int[] flags, float[] numbers, bool training, int pool, SymInt repeats, int learns, bool needs_v0)"
-    " -> (Tensor, Tensor, Tensor, Tensor)"
-)
-
-
-def _forward_outputs(
+def forward_outputs(
     y: Tensor, pool: int, repeats: int, want_state: bool, moments: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     strides, device, T = layout.order(y[0]), y.device, y.shape[0] * repeats
     step = (*y.shape[1:3], y.shape[3] // 2, y.shape[4] // 2) if pool else y.shape[1:]
     state = (y.shape[1:], strides) if want_state else ((0,), (1,))
     return (
-        layout.empty((T, *step), _spike_strides(y, strides, pool), y.dtype, device),
+        layout.empty((T, *step), spike_strides(y, strides, pool), y.dtype, device),
         torch.empty_strided(*state, dtype=state_dtype(y), device=device),
         torch.zeros((2, T, y.shape[2]) if moments else (0,), dtype=torch.float64, device=device),
         torch.zeros((_ROWS, y.shape[2]), dtype=torch.float64, device=device),
     )
 
 
-def _spike_strides(y: Tensor, strides: Sequence[int], pool: int) -> Sequence[int]:
-    """Of a timestep; what is pooled has its channels last."""
+def spike_strides(y: Tensor, strides: Sequence[int], pool: int) -> Sequence[int]:
+    """Of a timestep; what is pooled lies as y does."""
     if not pool:
         return strides
     C, H, W = y.shape[2], y.shape[3] // 2, y.shape[4] // 2
-    return C * H * W, 1, C * W, C
+    return (C * H * W, 1, C * W, C) if strides[1] == 1 else (C * H * W, H * W, W, 1)
 
 
-def _backward_outputs(y: Tensor, constants: Tensor, masked: bool, needs_v0: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward_outputs(y: Tensor, constants: Tensor, masked: bool, needs_v0: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     strides, device = layout.order(y[0], masked), y.device
     state = (y.shape[1:], strides) if needs_v0 else ((0,), (1,))
     return (
@@ -250,14 +256,33 @@ def _backward_outputs(y: Tensor, constants: Tensor, masked: bool, needs_v0: bool
     )
 
 
-@torch.library.register_fake("backspike::norm_lif_forward", lib=operators.library)
-def _(y: Any, v0: Any, weight: Any, bias: Any, mean: Any, variance: Any, constants: Any, *rest: Any) -> Any:
-    return _forward_outputs(y, *rest[3:])
+def define(name: str) -> None:
+    """A pair of operators, `name_forward` and `name_backward`, whose results torch.compile can foresee."""
+    operators.library.define(
+        f"{name}_forward(Tensor y, Tensor? v0, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? variance, Tensor? add,"
+        " Tensor constants, int[] flags, float[] numbers, float eps, int pool, SymInt repeats, bool want_state, bool moments)"
+        " -> (Tensor, Tensor, Tensor, Tensor)"
+    )
+    operators.library.define(
+        f"{name}_backward(Tensor y, Tensor? v0, Tensor rows, Tensor constants, Tensor? seed, Tensor? p, Tensor? g, Tensor? g_v,"
+        " Tensor? line, int[] flags, float[] numbers, bool training, int pool, SymInt repeats, int learns, bool needs_v0)"
+        " -> (Tensor, Tensor, Tensor, Tensor)"
+    )
+    torch.library.register_fake(f"backspike::{name}_forward", _foresee_forward, lib=operators.library)
+    torch.library.register_fake(f"backspike::{name}_backward", _foresee_backward, lib=operators.library)
 
 
-@torch.library.register_fake("backspike::norm_lif_backward", lib=operators.library)
-def _(y: Any, v0: Any, rows: Any, constants: Any, seed: Any, *rest: Any) -> Any:
-    return _backward_outputs(y, constants, seed is not None, rest[-1])
+def _foresee_forward(y: Any, v0: Any, weight: Any, bias: Any, mean: Any, variance: Any, add: Any, *rest: Any) -> Any:
+    return forward_outputs(y, *rest[4:])
+
+
+def _foresee_backward(y: Any, v0: Any, rows: Any, constants: Any, seed: Any, *rest: Any) -> Any:
+    return backward_outputs(y, constants, seed is not None, rest[-1])
+
+
+# ------------------------------------------------------------------------------------------------------- in C
+
+define("norm_lif")
 
 
 @torch.library.impl(operators.library, "norm_lif_forward", "CPU")
@@ -268,6 +293,7 @@ def _norm_lif_forward(
     bias: Any,
     mean: Any,
     variance: Any,
+    add: Any,
     constants: Any,
     flags: Any,
     numbers: Any,
@@ -278,10 +304,11 @@ def _norm_lif_forward(
     moments: bool,
 ) -> Any:
     if y.dtype == torch.float16:
-        given = (weight, bias, mean, variance, constants, flags, numbers, eps, pool, repeats, want_state, moments)
+        add = None if add is None else add.float()
+        given = (weight, bias, mean, variance, add, constants, flags, numbers, eps, pool, repeats, want_state, moments)
         spikes, *others = _norm_lif_forward(y.float(), v0, *given)
         return spikes.half(), *others
-    outputs = spikes, state, sums, rows = _forward_outputs(y, pool, repeats, want_state, moments)
+    outputs = spikes, state, sums, rows = forward_outputs(y, pool, repeats, want_state, moments)
     strides = layout.order(y[0])
     y, v0 = layout.arranged(y, strides), layout.one(v0, strides)
     weight, bias = (None if p is None else p.to(state.dtype).contiguous() for p in (weight, bias))
@@ -297,6 +324,8 @@ def _norm_lif_forward(
     _call("norm_forward", y.dtype, job)
     if moments:
         sums /= y[0].numel() // y.shape[2]
+    if add is not None:
+        spikes += add
     return outputs
 
 
@@ -324,9 +353,9 @@ def _norm_lif_backward(
         g = None if g is None else g.float()
         dy, *others = _norm_lif_backward(y.float(), v0, rows, constants, seed, p, g, g_v, line, *given)
         return dy.half(), *others
-    outputs = dy, g_v0, sums, through = _backward_outputs(y, constants, seed is not None, needs_v0)
+    outputs = dy, g_v0, sums, through = backward_outputs(y, constants, seed is not None, needs_v0)
     strides = dy.stride()[1:]
-    y, g = layout.arranged(y, strides), layout.arranged(g, _spike_strides(y, strides, pool))
+    y, g = layout.arranged(y, strides), layout.arranged(g, spike_strides(y, strides, pool))
     v0, g_v = layout.one(v0, strides), layout.one(g_v, strides)
     job = _job(y, constants, strides, flags, numbers, rows, pool, repeats)
     neuron = job.neuron

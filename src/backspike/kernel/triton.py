@@ -523,7 +523,7 @@ def _launch(kernel: Any, walk: _Walk, **arguments: Any) -> None:
         return
     options = {"ROWS": walk.rows, "COLUMNS": walk.columns, "num_warps": 4, "enable_fp_fusion": False}
     # the interpreter computes in numpy, which warns where a GPU goes on with infinity
-    with torch.cuda.device_of(arguments["p_numbers"]), np.errstate(all="ignore"):
+    with torch.cuda.device_of(next(a for a in arguments.values() if isinstance(a, Tensor))), np.errstate(all="ignore"):
         try:
             kernel[(walk.programs,)](**arguments, **options)
         except Exception as error:

@@ -106,7 +106,8 @@ class SEWBasic(nn.Module):
         return Block(self.conv1, self.bn1, self.sn1), Block(self.conv2, self.bn2, self.sn2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return through(self.spiking_blocks(), x) + _around(self.downsample, x)
+        first, last = self.spiking_blocks()
+        return last.run(first.run(x), add=_around(self.downsample, x))
 
 
 class SEWBottleneck(nn.Module):
@@ -126,7 +127,8 @@ class SEWBottleneck(nn.Module):
         return [Block(*layers) for layers in conv_norm_neuron]
 
     def forward(self, x: Tensor) -> Tensor:
-        return through(self.spiking_blocks(), x) + _around(self.downsample, x)
+        *blocks, last = self.spiking_blocks()
+        return last.run(through(blocks, x), add=_around(self.downsample, x))
 
 
 class MSBasic(nn.Module):

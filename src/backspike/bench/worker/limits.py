@@ -21,9 +21,9 @@ COPIED = 2**27  # bytes read and as many written, where the workload does not sa
 
 
 class Copy:
-    def __init__(self, work: Workload) -> None:
+    def __init__(self, work: Workload, settings: Settings) -> None:
         size = 8 * work.T * work.B if work.kind == "neuron" else COPIED
-        self.a, self.b = torch.ones(size // 4), torch.zeros(size // 4)
+        self.a, self.b = torch.ones(size // 4, device=settings.device), torch.zeros(size // 4, device=settings.device)
 
     def iteration(self) -> None:
         self.b.copy_(self.a)
@@ -39,7 +39,8 @@ class Products:
         self.dtype = torch.bfloat16 if settings.bfloat16 else torch.float32
         self.layout = torch.channels_last if settings.channels_last else torch.contiguous_format
         self.runs: list[Callable[[], object]] = []
-        self.flop = 0
+        self.device = settings.device
+        self.flop, self.moved = 0, 0
         self.inputs: list[float] = []
         for module, shape, share in _layers(work, settings):
             self.inputs.append(share)
@@ -54,11 +55,12 @@ class Products:
             run()
 
     def facts(self) -> dict[str, Any]:
-        """inputs: the share of entries that are not zero in what each product is given."""
-        return {"flop": self.flop, "inputs": self.inputs}
+        """inputs: the share of entries that are not zero in what each product is given. moved: bytes that products, and
+        BatchNorm and neurons in one op between them, read and write."""
+        return {"flop": self.flop, "inputs": self.inputs, "moved": self.moved}
 
     def _tensor(self, shape: tuple[int, ...]) -> Tensor:
-        made = torch.rand(shape).to(self.dtype)
+        made = torch.rand(shape).to(self.device, self.dtype)
         return made.contiguous(memory_format=self.layout) if len(shape) == 4 else made
 
     def _count(self, products: int, operations: int) -> None:
@@ -76,6 +78,7 @@ class Products:
 
         self.runs.append(run)
         self._count(2 if first else 3, g.numel() * math.prod(w.shape[1:]))
+        self._move(x, g, first)
 
     def _add_linear(self, m: nn.Linear, shape: tuple[int, ...], first: bool) -> None:
         x, w = self._tensor(shape), self._tensor(tuple(m.weight.shape))
@@ -89,6 +92,13 @@ class Products:
 
         self.runs.append(run)
         self._count(2 if first else 3, g.numel() * m.in_features)
+        self._move(x, g, first)
+
+    def _move(self, x: Tensor, y: Tensor, first: bool) -> None:
+        """Each product reads two of input, output and their gradients and writes the third. A BatchNorm with its neuron reads y
+        for the statistics and again for the spikes, which it writes; then twice y and the gradient, and writes one."""
+        products, neuron = 2 if first else 3, 8
+        self.moved += x.element_size() * (products * (x.numel() + y.numel()) + neuron * y.numel())
 
 
 @torch.no_grad()

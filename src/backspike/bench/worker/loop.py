@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from . import libraries, limits, networks
-from .memory import Peak, use_heap
+from .memory import DevicePeak, Peak, use_heap
 from .task import Settings, Workload
 from .training import Layer, Network
 
@@ -41,6 +41,9 @@ def main() -> None:
         answers.flush()
 
 
+IN_FLIGHT = 5  # iterations that a GPU is given before anyone waits for it; their mean is the time of one
+
+
 class Worker:
     task: Any
 
@@ -50,12 +53,12 @@ class Worker:
         heap = use_heap(self.settings.heap)
         if self.settings.library == "limits":
             copies = self.settings.part == "copy"
-            self.task = limits.Copy(self.work) if copies else limits.Products(self.work, self.settings)
+            self.task = limits.Copy(self.work, self.settings) if copies else limits.Products(self.work, self.settings)
             return {"seconds": self._times(3), "facts": self.task.facts(), "heap": heap}
         self.lib = libraries.load(self.settings)
         given = networks.data(self.work)
-        _wake(self.settings.bfloat16)
-        peak = Peak()
+        _wake(self.settings)
+        peak = DevicePeak() if self.settings.device == "cuda" else Peak()
         self.task = self._make(self.work, self.settings, given)
         seconds = self._times(3)
         memory = {"bytes": peak.extra(), "how": peak.how}
@@ -80,11 +83,14 @@ class Worker:
         return (Layer if work.kind == "neuron" else Network)(work, self.lib, settings, given)
 
     def _times(self, n: int) -> list[float]:
-        seconds = []
+        seconds, on_gpu = [], self.settings.device == "cuda"
         for _ in range(n):
             start = time.perf_counter()
-            self.task.iteration()
-            seconds.append(time.perf_counter() - start)
+            for _ in range(IN_FLIGHT if on_gpu else 1):
+                self.task.iteration()
+            if on_gpu:
+                torch.cuda.synchronize()
+            seconds.append((time.perf_counter() - start) / (IN_FLIGHT if on_gpu else 1))
         return seconds
 
     def _version(self) -> str:
@@ -92,10 +98,10 @@ class Worker:
         return metadata.version(package)
 
 
-def _wake(bfloat16: bool) -> None:
+def _wake(settings: Settings) -> None:
     """Starts the threads and loads the code that any training needs, so that its memory is not the network's."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        convolution, linear = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8 * 36, 8)
-        outputs = linear(convolution(torch.rand(8, 3, 8, 8)).flatten(1))
-    torch.nn.functional.cross_entropy(outputs.float(), torch.arange(8)).backward()
+    with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bfloat16):
+        convolution, linear = torch.nn.Conv2d(3, 8, 3).to(settings.device), torch.nn.Linear(8 * 36, 8).to(settings.device)
+        outputs = linear(convolution(torch.rand(8, 3, 8, 8, device=settings.device)).flatten(1))
+    torch.nn.functional.cross_entropy(outputs.float(), torch.arange(8, device=settings.device)).backward()
     torch.optim.SGD(linear.parameters(), lr=0.0).step()

@@ -1,4 +1,4 @@
-"""The memory of this process: how much more it takes at its peak, and whether freed memory stays with it."""
+"""The memory of this process, or of its GPU: how much more it takes at its peak, and whether freed memory stays with it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,25 @@ import resource
 import sys
 from pathlib import Path
 
+import torch
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _THRESHOLDS = {"kept": (2**30, 2**31 - 1), "lean": (2**16, 2**16)}  # for mappings of their own, for giving back
+
+
+class DevicePeak:
+    """The same of a GPU, as torch's allocator counts it."""
+
+    how = "torch.cuda.max_memory_allocated"
+
+    def __init__(self) -> None:
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats()
+        self.before = torch.cuda.memory_allocated()
+
+    def extra(self) -> int:
+        return torch.cuda.max_memory_allocated() - self.before
 
 
 class Peak:

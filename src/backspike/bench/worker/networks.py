@@ -85,7 +85,7 @@ def _fc(work: Workload, lib: Library) -> list[nn.Module]:
 
 def _vgg(work: Workload, lib: Library) -> list[nn.Module]:
     parts: list[nn.Module] = []
-    width, size = 3, work.size
+    width, size = work.channels, work.size
     for item in work.layout:
         if isinstance(item, int):
             parts += spiking(lib, width, item)
@@ -98,7 +98,10 @@ def _vgg(work: Workload, lib: Library) -> list[nn.Module]:
 
 def _resnet(work: Workload, lib: Library) -> list[nn.Module]:
     widths = [int(n) for n in work.layout]
-    parts = spiking(lib, 3, widths[0])
+    parts = spiking(lib, work.channels, widths[0])
+    if work.stem == "imagenet":
+        parts = spiking(lib, work.channels, widths[0], stride=2, kernel=7)
+        parts.append(lib.over_time(lib.layers.MaxPool2d(3, stride=2, padding=1)))
     for i, (inputs, outputs) in enumerate(pairwise([widths[0], *widths])):
         parts += [lib.residual(inputs, outputs, 2 if i else 1), lib.residual(outputs, outputs, 1)]
     head = lib.layers.AdaptiveAvgPool2d(1), lib.layers.Flatten(), lib.layers.Linear(widths[-1], work.classes)
@@ -130,7 +133,7 @@ def data(work: Workload) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(work.seed + 1)
     if work.kind == "neuron":
         return tuple(torch.randn(work.T, work.B, generator=generator) for _ in range(2))  # type: ignore[return-value]
-    shape: Sequence[int] = (3, work.size, work.size) if work.size else (int(work.layout[0]),)
+    shape: Sequence[int] = (work.channels, work.size, work.size) if work.size else (int(work.layout[0]),)
     steps = () if work.static else (work.T,)
     x = torch.rand((*steps, work.B, *shape), generator=generator)
     return x, torch.randint(work.classes, (work.B,), generator=generator)

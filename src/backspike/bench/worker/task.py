@@ -21,6 +21,8 @@ class Workload:
     shifts: tuple[float, ...] = ()  # added to the currents of each hidden layer
     widths: tuple[float, ...] = ()  # of the rectangular surrogate of each hidden layer
     classes: int = 10
+    channels: int = 3  # of the input, where it has a size
+    stem: str = "cifar"  # resnet: "imagenet" for a 7x7 convolution of stride 2 and a pool
     seed: int = 0
 
     @classmethod
@@ -53,9 +55,11 @@ class Settings:
     bfloat16: bool = False
     channels_last: bool = False
     heap: str = ""
-    backend: str = "auto"  # ours: of bs.LIF
+    backend: str = "auto"  # of bs.LIF, or of SpikingJelly's neurons
     memory: str = "exact"  # ours: of bs.LIF
     part: str = ""  # limits: "copy" or "products"
+    device: str = "cpu"
+    graph: bool = False  # ours: the iteration is recorded as a CUDA graph
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,16 @@ class Network:
 
     def __init__(self, work: Workload, lib: Library, settings: Settings, given: tuple[Tensor, Tensor]) -> None:
         self.work, self.lib, self.settings = work, lib, settings
-        self.x, self.y = given
-        self.model = networks.build(work, lib)
+        self.x, self.y = (t.to(settings.device) for t in given)
+        self.model = networks.build(work, lib).to(settings.device)
         if settings.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if self.x.dim() >= 4:
                 self.x = _channels_last(self.x)
         self.optimizer = torch.optim.SGD(networks.weights(self.model), lr=LEARNING_RATE)
-        self.spikes: list[float] = []
+        self.iteration = lib.recorded(self._iteration) if settings.graph else self._iteration
 
-    def iteration(self) -> None:
+    def _iteration(self) -> None:
         self.optimizer.zero_grad()
         self._loss().backward()
         self.optimizer.step()
@@ -37,7 +37,7 @@ class Network:
     def _loss(self) -> Tensor:
         self.lib.reset(self.model)
         x = self.lib.repeat(self.x, self.work.T) if self.work.static else self.x
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bfloat16):
+        with torch.autocast(self.settings.device, torch.bfloat16, enabled=self.settings.bfloat16):
             outputs = self.model(x)
         return cross_entropy(outputs.float().mean(0), self.y)
 
@@ -58,7 +58,8 @@ class Network:
         self.optimizer.zero_grad()
         loss = self._loss()
         loss.backward()
-        return {"loss": loss.detach(), "gradients": [p.grad for p in networks.weights(self.model)]}
+        gradients = [None if p.grad is None else p.grad.cpu() for p in networks.weights(self.model)]
+        return {"loss": loss.detach().cpu(), "gradients": gradients}
 
 
 class Layer:
@@ -66,9 +67,9 @@ class Layer:
 
     def __init__(self, work: Workload, lib: Library, settings: Settings, given: tuple[Tensor, Tensor]) -> None:
         self.lib = lib
-        x, self.g = (t.bfloat16() if settings.bfloat16 else t for t in given)
+        x, self.g = ((t.bfloat16() if settings.bfloat16 else t).to(settings.device) for t in given)
         self.x = x.requires_grad_()
-        self.model: nn.Module = lib.finish(lib.chain(lib.neuron(None)))
+        self.model: nn.Module = lib.finish(lib.chain(lib.neuron(None))).to(settings.device)
 
     def iteration(self) -> None:
         self.x.grad = None
@@ -87,7 +88,9 @@ class Layer:
 
     def computed(self) -> dict[str, Any]:
         self.x.grad = None
-        return {"spikes": self._spikes().detach(), "gradients": [self.x.grad]}
+        spikes = self._spikes().detach().cpu()
+        assert self.x.grad is not None
+        return {"spikes": spikes, "gradients": [self.x.grad.cpu()]}
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import backspike as bs
+from backspike.cuda_graph import Replayed
 from backspike.models.residual import SEWBasic
 
 from ..task import Neuron, Settings
@@ -42,3 +45,11 @@ class Parts:
 
     def repeat(self, x: Tensor, T: int) -> Tensor:
         return x.expand(T, *x.shape)
+
+    def recorded(self, iteration: Callable[[], None]) -> Callable[[], None]:
+        """The iteration as the trainer runs it on a GPU."""
+
+        def refused(why: str) -> None:
+            raise RuntimeError(f"this iteration cannot be recorded: {why}")
+
+        return Replayed(iteration, torch.device("cuda"), refused)

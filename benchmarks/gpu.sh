@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# What has to be seen on a GPU, in three parts of less than ten minutes each; prints a table and writes JSON.
+#   benchmarks/gpu.sh check|bench|cifar10 [--wheels FOLDER] [--out FOLDER] [--data FOLDER] [--device cpu] [--tiny]
+# Needs a CUDA build of torch with Triton. --wheels: a folder of wheels (numpy, safetensors, rich, matplotlib with what they need,
+# and for bench spikingjelly and scipy), installed without a network beside the torch that is there; without it everything must
+# be installed already. --device cpu --tiny: the same on a CPU in small, to see that the script runs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+arguments=()
+while (($#)); do
+  if [[ $1 == --wheels ]]; then
+    environment=$(mktemp -d)
+    "$python" -m venv --system-site-packages "$environment"
+    "$environment/bin/pip" install --quiet --no-index --no-deps --find-links "$2" "$2"/*.whl
+    python=$environment/bin/python
+    shift 2
+  else
+    arguments+=("$1")
+    shift
+  fi
+done
+PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} exec "$python" benchmarks/gpu.py "${arguments[@]}"

@@ -1,0 +1,101 @@
+"""The Triton kernels of BatchNorm, neuron and pool in Triton's interpreter, against the statements of test_norm.py:
+test_triton_norm.py runs this file with TRITON_INTERPRET=1 in a process of its own. The interpreter is slow, so few cases stand
+for all."""
+
+from functools import partial
+
+import pytest
+import torch
+from test_cpu import LAYOUTS
+from test_norm import CONSTANTS, SEED, Case, apart, assert_same, exact, gradients, make_call, make_norm, normal, per_channel
+
+import backspike as bs
+from backspike import ATan, Masked, Parametric, Rectangle, Sigmoid
+from backspike.kernel import triton_norm
+from backspike.kernel.norm import norm_lif, refuses
+from backspike.models.residual import SEWBasic
+
+run = partial(norm_lif, backend="triton")
+SCALARS = {name: torch.tensor(v, dtype=torch.float64) for name, v in CONSTANTS.items()}
+LAST = LAYOUTS["channels last"]
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Several tiles for each program, and several programs, of small inputs."""
+    monkeypatch.setattr(triton_norm, "_TILE", 32)
+
+
+CASES = {
+    "masked, soft, average pool": (
+        Case({"surrogate": Masked(ATan(alpha=3.0), p=0.4), "v_reset": None}, {}, pool="avg"),
+        LAST,
+        (2, 2, 3, 3, 3),
+    ),
+    "replaced, maximum pool": (
+        Case({"surrogate": Masked(ATan(alpha=3.0), p=0.4, replace=Rectangle(1.5))}, {}, pool="max"),
+        torch.Tensor.contiguous,
+        (2, 2, 2, 3, 4),
+    ),
+    "running statistics, all per channel": (
+        Case({"surrogate": Parametric(Sigmoid(alpha=3.0))}, per_channel(3), training=False, moments=True),
+        LAST,
+        (2, 2, 3, 3, 4),
+    ),
+    "repeated, all learned": (Case({"surrogate": Parametric(ATan(alpha=3.0))}, SCALARS, repeats=3), LAST, (1, 2, 3, 3, 3)),
+    "vectors, not affine, space only": (
+        Case({"temporal_gradient": False, "v_threshold": 0.4}, {}, affine=False),
+        torch.Tensor.contiguous,
+        (3, 7, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients(name):
+    case, arrange, shape = CASES[name]
+    y, v0 = arrange(normal(shape, 7)), normal(shape[1:], 8).mul(0.3)
+    assert refuses(make_call(y, v0, case.rule, case.learned), make_norm(shape[2]), "triton") is None
+    want = gradients(apart, case, y.contiguous(), v0)
+    assert 0 < want["spikes"].mean() < 1, "a case that shows nothing"
+    assert_same(gradients(run, case, y, v0), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_spikes_are_exact(dtype):
+    y = LAST(normal((2, 2, 3, 3, 4), 7)).to(dtype)
+    norm = make_norm(3, training=False, dtype=torch.float32)
+    call = make_call(y)
+    spikes, state = exact(call, norm)
+    got = run(call, norm)
+    assert got.spikes.dtype == dtype
+    assert torch.equal(got.spikes, spikes)
+    assert torch.equal(got.state, state)
+
+
+def test_what_is_added():
+    y, add = LAST(normal((2, 2, 3, 2, 3), 7)), LAST(normal((2, 2, 3, 2, 3), 9)).requires_grad_()
+    alone, norm = norm_lif(make_call(y), make_norm(3), backend="cpu").spikes, make_norm(3)
+    joined = norm_lif(make_call(y.requires_grad_()), norm, backend="triton", add=add).spikes
+    assert torch.equal(joined, alone + add)
+    g = normal(joined.shape, 5)
+    joined.backward(g)
+    assert torch.equal(add.grad, g)
+    assert y.grad.any()
+
+
+def test_a_network_runs_them():
+    """A residual network under this backend gives the logits, and the gradients, that it gives on the C kernels."""
+
+    def outputs(backend):
+        torch.manual_seed(0)
+        neuron = lambda channels: bs.LIF(surrogate=Masked(ATan(), p=0.3), backend=backend)  # noqa: E731
+        block = SEWBasic(2, 3, 2, neuron).double()
+        x = normal((2, 2, 2, 3, 3), 3).sign().relu()
+        torch.manual_seed(SEED)
+        o = block(x)
+        o.sum().backward()
+        return [o.detach(), *(p.grad for p in block.parameters())]
+
+    for got, want in zip(outputs("triton"), outputs("cpu")):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
