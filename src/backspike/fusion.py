@@ -59,10 +59,10 @@ class Block:
         if add is None:
             return self.step(x)[0]
         neuron = self.neuron
-        joined = isinstance(neuron, LIF) and not why_called(neuron) and not self.why_norm_apart() and not neuron.watchers
-        if not joined or self.pool is not None or neuron.memory == "checkpoint":
-            return self.step(x)[0] + add
-        return self._result(x, neuron, None, None, add).spikes
+        if isinstance(neuron, LIF) and self.pool is None and not (why_called(neuron) or self.why_norm_apart()):
+            if not neuron.watchers and neuron.memory != "checkpoint":
+                return self._result(x, neuron, None, None, add).spikes
+        return self.step(x)[0] + add
 
     def step(self, x: Tensor, active: Tensor | None = None, reader: nn.Linear | None = None) -> tuple[Tensor, Tensor | None]:
         """The spikes, and where their neuron needs a gradient of them, if that is known and of use to their `reader`.
