@@ -27,14 +27,19 @@ def interpreted(*words):
 
 
 def test_in_the_interpreter():
-    assert " passed" in interpreted("tests/interpreted_triton.py")
+    assert " passed" in interpreted("-m", "not slow", "tests/interpreted_triton.py")
+
+
+@pytest.mark.slow
+def test_in_the_interpreter_with_patience():
+    assert " passed" in interpreted("-m", "slow", "tests/interpreted_triton.py")
 
 
 @pytest.mark.slow
 def test_what_every_backend_is_held_to():
     """The shared tests that name their backend, with this one."""
     files = [f"tests/test_{name}.py" for name in ("kernel", "kernel_kept", "neuron", "surrogate")]
-    assert " passed" in interpreted("-k", "triton and not slow", *files)
+    assert " passed" in interpreted("-m", "not slow", "-k", "triton", *files)
 
 
 def compiled(folder, *arguments):

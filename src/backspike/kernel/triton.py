@@ -362,7 +362,7 @@ def _forward(
         walk, x, v0, constants, seed, p, flags, numbers, repeats, operators.KEEPS[keeps] if keeps in operators.CODES else None,
         p_s=out.spikes, p_u=out.membrane, p_v=out.state, p_kept=out.kept, p_active=marks, p_partial=partial,
     )  # fmt: skip
-    if partial is not None and walk.N:
+    if partial is not None:
         torch.sum(partial, 0, out=out.moments).div_(walk.N // walk.C)
     if out.active is not None and marks is not None:
         out.active.copy_(pack(marks))
@@ -456,7 +456,7 @@ class _Walk:
 
     def __init__(self, shape: Sequence[int], strides: Sequence[int], tiled: bool) -> None:
         self.strides = strides
-        self.T, self.N, self.C = shape[0], math.prod(shape[1:]), shape[2] if len(shape) > 2 else 1
+        self.T, self.N, self.C = shape[0], math.prod(shape[1:]), max(shape[2], 1) if len(shape) > 2 else 1
         self.area = math.prod(shape[3:])
         self.inner = strides[1] if self.C > 1 else max(self.N, 1)
         self.last = self.C > 1 and self.inner == 1 and self.area > 1
@@ -465,7 +465,7 @@ class _Walk:
         if tiled:
             self.columns = min(triton.next_power_of_2(self.C), 64) if self.inner == 1 else 1
             self.rows = _BLOCK // self.columns
-            self.blocks = triton.cdiv(self.N // max(self.C, 1), self.rows)
+            self.blocks = triton.cdiv(self.N // self.C, self.rows)
             self.programs = self.blocks * triton.cdiv(self.C, self.columns)
 
 
