@@ -59,10 +59,11 @@ class Block:
         if add is None:
             return self.step(x)[0]
         neuron = self.neuron
-        if isinstance(neuron, LIF) and self.pool is None and not (why_called(neuron) or self.why_norm_apart()):
-            if not neuron.watchers and neuron.memory != "checkpoint":
-                return self._result(x, neuron, None, None, add).spikes
-        return self.step(x)[0] + add
+        if not isinstance(neuron, LIF) or why_called(neuron) or neuron.watchers or neuron.memory == "checkpoint":
+            return self.step(x)[0] + add
+        if self.pool is not None or self.why_norm_apart():
+            return self.step(x)[0] + add
+        return self._result(x, neuron, None, None, add).spikes
 
     def step(self, x: Tensor, active: Tensor | None = None, reader: nn.Linear | None = None) -> tuple[Tensor, Tensor | None]:
         """The spikes, and where their neuron needs a gradient of them, if that is known and of use to their `reader`.

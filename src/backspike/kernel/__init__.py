@@ -108,7 +108,7 @@ def choose(backend: str, call: Call) -> tuple[str, str]:
             raise Unsupported(f"backend {backend!r}: {reason}; use backend='auto'")
         return backend, "asked for"
     fastest = "triton" if call.x.device.type == "cuda" else "cpu"
-    reasons = []
+    reasons: list[str] = []
     for name in (fastest, "eager", "reference"):
         reason = _BACKENDS[name].refuses(call) if name in _BACKENDS else _MISSING[name]
         if reason is None:

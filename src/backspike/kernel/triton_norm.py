@@ -12,7 +12,6 @@ Sums are taken tile by tile in float64, in an order that does not change.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from copy import copy
 from functools import lru_cache
