@@ -6,7 +6,7 @@ The last layer of each does not spike: outputs `[T, B, K]`. Parameters come in o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -44,9 +44,6 @@ class Library(Protocol):
 
     def repeat(self, x: Tensor, T: int) -> Tensor:
         """x `[B, ...]` at every timestep, as its users write it."""
-
-    def recorded(self, iteration: Callable[[], None]) -> Callable[[], None]:
-        """The iteration as a CUDA graph, if the library offers that."""
 
 
 class Residual(nn.Module):
