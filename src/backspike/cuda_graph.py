@@ -73,7 +73,8 @@ class Replayed:
     def forget(self) -> None:
         """Records anew: something that is no tensor has changed, such as what learns."""
         self._graph: Recorder | None = None
-        self._seeds, self._form, self._warm, self._held = Seeds(self._device), None, 0, ()
+        self._seeds, self._form, self._warm = Seeds(self._device), None, 0
+        self._held: tuple[Tensor, ...] = ()
 
     def __call__(self, *inputs: Tensor) -> None:
         form: Any = tuple((x.shape, x.stride(), x.dtype) for x in inputs)

@@ -12,7 +12,6 @@ Sums are taken tile by tile in float64, in an order that does not change.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from copy import copy
 from functools import lru_cache
@@ -449,16 +448,14 @@ def norm_lif_bwd_kernel(
 norm.define("triton_norm_lif")
 
 
-class _Walk:
-    """How programs share the elements of y, `[T, B, C, ...]` with these strides of a timestep."""
+class _Walk(lif._Walk):
+    """The same in tiles of positions, or with a pool of windows, and channels."""
 
     def __init__(self, y: Tensor, strides: Sequence[int], repeats: int, pool: int) -> None:
-        self.steps, self.T, self.C = y.shape[0], y.shape[0] * repeats, y.shape[2]
-        self.N, self.strides = math.prod(y.shape[1:]), strides
-        self.M = self.N // self.C  # positions of a channel
-        area = math.prod(y.shape[3:])
+        super().__init__((y.shape[0] * repeats, *y.shape[1:]), strides, tiled=False)
+        self.steps, self.M = y.shape[0], self.N // self.C  # M: positions of a channel
+        area = self.area
         self.H, self.W = y.shape[3:] if pool else (1, area)
-        self.area, self.last = area, False
         self.inner = 1 if strides[1] == 1 or area == 1 else area
         self.pooled_inner = 1 if self.inner == 1 else self.H // 2 * (self.W // 2)
         self.columns = min(triton.next_power_of_2(self.C), 64) if self.inner == 1 else 1

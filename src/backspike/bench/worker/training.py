@@ -27,7 +27,8 @@ class Network:
             if self.x.dim() >= 4:
                 self.x = _channels_last(self.x)
         self.optimizer = torch.optim.SGD(networks.weights(self.model), lr=LEARNING_RATE)
-        self.iteration = lib.recorded(self._iteration) if settings.graph else self._iteration
+        offers: Any = lib  # to record an iteration: ours alone
+        self.iteration = offers.recorded(self._iteration) if settings.graph else self._iteration
 
     def _iteration(self) -> None:
         self.optimizer.zero_grad()
