@@ -410,7 +410,8 @@ def test_the_verb(tmp_path, capsys):
     assert text.count("<svg") >= 3
     assert "nothing stands in its way" in text
     assert main(["doctor", *words, "--neuron.v_threshold", "5"]) == 1
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert not err
     advised = re.search(r"--neuron.v_threshold (\S+)$", out.splitlines()[-1])[1]
     assert main(["doctor", *words, "--neuron.v_threshold", advised, "--json"]) == 0
     done = json.loads(capsys.readouterr().out)
