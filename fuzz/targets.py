@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -577,8 +578,17 @@ def _report_edited(data: bytes) -> None:
     (path / "log.jsonl").write_text("\n".join(json.dumps(x, default=str) for x in (log if isinstance(log, list) else [log])))
     arrays = arrays if isinstance(arrays, dict) else {}
     np.savez(path / "evaluation.npz", **{k: v for k, v in arrays.items() if isinstance(v, np.ndarray)})
-    safe_page(report.write(path).read_text("utf-8"))
-    safe_page(report.compare([path, _trained()], path / "both.html").read_text("utf-8"))
+    with contextlib.nullcontext() if sum(data) % 8 == 1 else mock.patch.object(report, "_draw", _plotted):
+        safe_page(report.write(path).read_text("utf-8"))
+        safe_page(report.compare([path, _trained()], path / "both.html").read_text("utf-8"))
+
+
+def _plotted(name: str, label: str, plot: Callable[[Any], None], left: float = 0.125) -> str:
+    """A figure that is plotted but not written out, which takes most of the time."""
+    from matplotlib.figure import Figure
+
+    plot(Figure().add_axes((left, 0.17, 0.985 - left, 0.8)))
+    return ""
 
 
 def _refused() -> tuple[type[Exception], ...]:
@@ -609,7 +619,7 @@ def _targets() -> dict[str, Target]:
         "checkpoint values": Target(_edits, _restore_edited, run, share=0.3),
         "log": Target(_log, _read_log, run),
         "npz": Target(_arrays, _read_arrays, run),
-        "report": Target(_edits, _report_edited, run, share=0.02),
+        "report": Target(_edits, _report_edited, run, share=0.1),
     }
 
 

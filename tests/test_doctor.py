@@ -241,13 +241,13 @@ def test_the_recipes_that_need_no_files_are_healthy_before_and_after_training(na
     ],
 )
 def test_what_was_cured_learns(brings, tmp_path):
-    """Ill it stays below, cured it comes above 65 % in eight epochs on 400 samples."""
+    """In eight epochs on 400 samples, better than ill by more than the noise between seeds, and above 65 %."""
     recipe = bs.recipes.digits().replace({"limit": 400, "batch_size": 20, "epochs": 8, "ema": 0.0})
     recipe = recipe.replace({"model": "ConvNet('8-P-16-P', size=8)", **brings})
     [finding] = ill(bs.examine(recipe))
     before = bs.fit(recipe, tmp_path / "ill", report=False).test_accuracy_last
     after = bs.fit(recipe.replace(finding.changes), tmp_path / "cured", report=False).test_accuracy_last
-    assert before < 0.65 < after
+    assert after > max(0.65, before + 0.05)
 
 
 # ---- the numbers
@@ -272,7 +272,9 @@ def measured(model, x, y, optimizer=None, **changes):
 def layered(surrogate=bs.Triangle(alpha=0.7), reset_gradient=1.0):  # noqa: B008
     torch.manual_seed(3)
     neurons = [bs.LIF(surrogate=surrogate, reset_gradient=reset_gradient, backend="reference") for _ in range(2)]
-    return nn.Sequential(nn.Linear(5, 7), neurons[0], nn.Linear(7, 6), neurons[1], nn.Linear(6, 3))
+    model = nn.Sequential(nn.Linear(5, 7), neurons[0], nn.Linear(7, 6), neurons[1], nn.Linear(6, 3))
+    nn.init.normal_(model[2].weight, std=2.0)  # or the second layer is silent
+    return model
 
 
 def by_hand(model, x, y):
@@ -282,10 +284,11 @@ def by_hand(model, x, y):
     b = model[2](first.spikes)
     second = bs.lif(b, surrogate=model[3].surrogate, reset_gradient=model[3].reset_gradient, record_membrane=True)
     loss = nn.functional.cross_entropy(model[4](second.spikes).mean(0), y)
-    return (first, second), torch.autograd.grad(loss, (a, b, model[2].weight))
+    gradients = torch.autograd.grad(loss, (a, b, model[2].weight))
+    return [o._replace(spikes=o.spikes.detach(), membrane=o.membrane.detach()) for o in (first, second)], gradients
 
 
-X, Y = 2 * torch.rand(4, 9, 5, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
+X, Y = 4 * torch.rand(4, 9, 5, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
 
 
 def norms(g):
@@ -308,13 +311,16 @@ def test_the_vitals_are_those_of_autograd():
         assert layer.mask_left is None
         channels = out.spikes.mean((0, 1))
         assert layer.dead == pytest.approx(float((channels == 0).float().mean()))
-        assert layer.spikes_per_sample == pytest.approx(float(out.spikes.detach().sum() / 9))
+        assert layer.spikes_per_sample == pytest.approx(float(out.spikes.sum() / 9))
         assert layer.potential["0.5"] == pytest.approx(float(out.membrane.quantile(0.5)))
+        assert layer.rate > 0
     assert max(v.layers["3"].reset_ratio[:-1]) > 0
     assert v.layers["3"].reset_ratio[-1] == 0  # nothing comes after it
     w = v.weights["2.weight"]
     assert w.gradient == pytest.approx(float(of_weight.norm()), rel=1e-4)
-    assert w.update_ratio == pytest.approx(0.5 * float(of_weight.norm() / model[2].weight.norm()), rel=1e-4)  # SGD's step
+    assert w.update_ratio == pytest.approx(
+        0.5 * float(of_weight.norm() / model[2].weight.detach().norm()), rel=1e-4
+    )  # SGD's step
     assert w.mask_alignment is None
 
 
@@ -404,7 +410,8 @@ def test_the_verb(tmp_path, capsys):
     assert text.count("<svg") >= 3
     assert "nothing stands in its way" in text
     assert main(["doctor", *words, "--neuron.v_threshold", "5"]) == 1
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert not err
     advised = re.search(r"--neuron.v_threshold (\S+)$", out.splitlines()[-1])[1]
     assert main(["doctor", *words, "--neuron.v_threshold", advised, "--json"]) == 0
     done = json.loads(capsys.readouterr().out)

@@ -63,7 +63,7 @@ def whole(tmp_path_factory):
 
 
 def timed(name):
-    quick = ("digits-dvs", "nmnist-tsbp", "mnist")
+    quick = ("digits-dvs", "nmnist-tsbp")
     return name if name in quick else pytest.param(name, marks=pytest.mark.slow)
 
 
@@ -103,16 +103,15 @@ def test_a_recipe_resumes_within_an_epoch_to_the_last_bit(name, tmp_path, monkey
 # ---- kills ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-@pytest.mark.parametrize(
-    ("kills", "parts"), [(6, "training"), pytest.param(36, None, marks=pytest.mark.slow)], ids=["quick", "all"]
-)
-def test_killed_at_random_moments_everything_ends_as_if_it_was_not(kills, parts, tmp_path):
-    words = [sys.executable, str(KILLS), "--kills", str(kills), "--out", str(tmp_path / "kills.json")]
-    done = subprocess.run([*words, *(["--only", parts] if parts else [])], capture_output=True, text=True)
+def test_killed_at_random_moments_everything_ends_as_if_it_was_not(tmp_path):
+    """In short: `test_killed_and_resumed_it_ends_with_the_same_weights` of test_train.py."""
+    words = [sys.executable, str(KILLS), "--kills", "36", "--out", str(tmp_path / "kills.json")]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     counted = json.loads((tmp_path / "kills.json").read_text())["parts"].values()
-    assert sum(part["kills"] for part in counted) >= kills
+    assert sum(part["kills"] for part in counted) >= 36
     for part in counted:
         assert part["equal"] == part["ends"] > 0
         assert part["torn"] == part["losses"] == []

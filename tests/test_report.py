@@ -399,7 +399,12 @@ def test_truncated_evaluation(full: Path, size: int) -> None:
         ({"firing_rate": np.ones(3)}, r"firing_rate has shape \[3\], expected \[L T\]"),
         ({"membrane_edges": np.arange(80.0)}, "membrane_edges has 80 values for 80 bins"),
         ({"sample_spikes_1": np.ones((4, 3, 64))}, "sample_spikes_1 has 3 along T"),
-        ({"classes": np.array([{}] * 10)}, "classes.npy: object"),
+        ({"classes": np.array([{}] * 10)}, r"classes\.npy: object"),
+        ({"membrane_edges": np.zeros(81)}, "membrane_edges does not rise"),
+        ({"confusion": np.full((10, 10), "<script>")}, "confusion is of type <U8"),
+        ({"confusion": np.full((10, 10), -1)}, "confusion has numbers that count nothing"),
+        ({"accuracy_over_time": np.full(8, 1e300)}, r"accuracy_over_time has numbers above 1e\+30"),
+        ({"sample_logits": np.ones((4, 8, 0))}, "sample_logits has 0 along K"),
     ],
 )
 def test_arrays_that_disagree(full: Path, change: dict[str, np.ndarray], said: str) -> None:

@@ -108,7 +108,7 @@ def _fail(message: object, code: int) -> int:
     from .progress import printable
 
     text = printable(str(message))
-    text = text if len(text) <= 1000 else f"{text[:600]} ... {text[-300:]}"  # the cure stands at the end
+    text = text if len(text) <= 4000 else f"{text[:3500]} ... {text[-400:]}"  # the cure stands at the end
     print(f"backspike: {text}", file=sys.stderr)
     return code
 

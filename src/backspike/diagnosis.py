@@ -163,7 +163,7 @@ def _firing(case: _Case) -> Iterator[Finding]:
 def _rethreshold(illness: str, name: str, layer: Layer, neuron: LIF, found: str) -> Finding:
     """The threshold that a fifth of the potentials lie above."""
     theta = _tidy(layer.potential[f"{1 - RIGHT_RATE:g}"])
-    now = float(torch.as_tensor(neuron.constants()[1]).detach().mean())
+    now = float(torch.as_tensor(neuron.constants()[1]).detach().double().mean())
     floor = neuron.v_reset or 0.0
     if theta <= max(floor, 1e-3):
         where = f"the potentials lie at or below rest ({layer.potential['0.9']:.2g} at the upper tenth)"
@@ -324,7 +324,7 @@ def _through_time(case: _Case) -> Iterator[Finding]:
         advice = "let the gradient flow back through time"
     else:
         tau = neuron.constants()[0]
-        tau = float(torch.as_tensor(tau).detach().mean())
+        tau = float(torch.as_tensor(tau).detach().double().mean())
         longer = _tidy(1 / (1 - 0.1 ** (2 / T)))  # a tenth after half of the timesteps
         if longer <= tau:
             readout = {"readout": "Mean()"} if isinstance(case.recipe.readout, recipes.Last) else {}

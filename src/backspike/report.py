@@ -231,10 +231,10 @@ def _check(arrays: dict[str, np.ndarray]) -> None:
             raise ValueError(f"{name} has numbers above {_MAX_NUMBER:g}")
         if kinds == "iu" and array.size and (array.min() < 0 or array.max() >= 1 << 40):
             raise ValueError(f"{name} has numbers that count nothing")
-        if name in ("membrane_edges", "surrogate_z") and (np.diff(array.astype(float)) <= 0).any():
-            raise ValueError(f"{name} does not rise")
     if {"edges", "bins"} <= set(sizes) and sizes["edges"] != sizes["bins"] + 1:
         raise ValueError(f"membrane_edges has {sizes['edges']} values for {sizes['bins']} bins")
+    if not (np.diff(arrays.get("membrane_edges", np.arange(2.0))) > 0).all():
+        raise ValueError("membrane_edges does not rise")
 
 
 def _one_line(error: BaseException) -> str:
@@ -363,6 +363,8 @@ def _chart(
 ) -> str:
     """A chart of lines with its legend in HTML, or nothing if no line has a value; `mark` draws an upright at that epoch, `log`
     the values by powers of ten."""
+    if log:
+        lines = [line._replace(y=np.where(line.y > 0, line.y, math.nan)) for line in lines]
     lines = [line for line in lines if np.isfinite(line.y).any()]
     if not lines:
         return ""
@@ -397,10 +399,10 @@ def _finish(ax: Axes, xlabel: str, percent: bool, log: bool = False) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     if log:
         shown = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines])
-        decades = np.log10(shown[np.isfinite(shown) & (shown > 0)])
+        decades = np.log10(shown[np.isfinite(shown)])
         ax.set_yscale("log")
-        if decades.size:  # whole powers of ten, so that at least two are marked
-            ax.set_ylim(10 ** math.floor(decades.min()), 10 ** math.ceil(decades.max() + 1e-6))
+        # whole powers of ten, so that at least two are marked
+        ax.set_ylim(10 ** math.floor(decades.min()), 10 ** math.ceil(decades.max() + 1e-6))
         ax.yaxis.set_major_locator(LogLocator(numticks=6))
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if 0.01 <= value <= 1000 else f"{value:.0e}"))

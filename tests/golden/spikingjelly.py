@@ -12,6 +12,7 @@ import torch
 
 FILE = Path(__file__).with_name("spikingjelly.json")
 T, SIZE, CLASSES = 3, 32, 5
+PLIF = {"v_threshold": 0.3}  # at 1 no neuron of the last layers fires
 
 
 def weights(shapes):
@@ -48,8 +49,8 @@ def main():
     plif = [(f"{name}_plif", name, neuron.ParametricLIFNode) for name in names if name.endswith("18")]
     for key, name, kind in [*((name, name, neuron.IFNode) for name in names), *plif]:
         make = getattr(sew_resnet if name.startswith("sew") else spiking_resnet, name)
-        addition = {"cnf": "ADD"} if name.startswith("sew") else {}
-        model = make(pretrained=False, num_classes=CLASSES, spiking_neuron=kind, **addition).double()
+        options = ({"cnf": "ADD"} if name.startswith("sew") else {}) | (PLIF if key.endswith("_plif") else {})
+        model = make(pretrained=False, num_classes=CLASSES, spiking_neuron=kind, **options).double()
         shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
         model.load_state_dict(weights(shapes))
         functional.set_step_mode(model, "m")
