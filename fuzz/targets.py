@@ -14,6 +14,7 @@ import io
 import json
 import pickle
 import random
+import shutil
 import struct
 import tempfile
 import zipfile
@@ -383,6 +384,12 @@ def _trained() -> Path:
 
 
 @functools.cache
+def _spoiled() -> Path:
+    """A copy of the trained run, for the targets that write damage into it: others read the good one."""
+    return shutil.copytree(_trained(), _folder() / "spoiled")
+
+
+@functools.cache
 def _training() -> Any:
     """The stopped run as `resume` builds it, before it reads its checkpoint."""
     from backspike import train
@@ -473,8 +480,8 @@ def _load_weights(data: bytes) -> None:
     from backspike import train
     from backspike.run import Run
 
-    Run.open(_trained()).write("model.safetensors", data)
-    train.load(_trained())
+    Run.open(_spoiled()).write("model.safetensors", data)
+    train.load(_spoiled())
 
 
 def _log() -> list[bytes]:
@@ -485,7 +492,7 @@ def _read_log(data: bytes) -> None:
     from backspike import report, train
     from backspike.run import Run
 
-    run = Run.open(_trained())
+    run = Run.open(_spoiled())
     run.write("log.jsonl", data)
     report._read_log(run.path / "log.jsonl")
     if run.log()[-1:] and run.log()[-1].get("event") == "done":

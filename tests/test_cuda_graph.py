@@ -250,7 +250,7 @@ def test_memory_that_ends_is_said_and_the_checkpoint_stands(error, tmp_path, mon
 
     fit(tiny(checkpoint_seconds=0), tmp_path / "whole")
     monkeypatch.setattr(training._Training, "_compute", step)
-    with pytest.raises(RunError, match=r"out of memory; .*--memory SIZE.*--accumulate 2"):
+    with pytest.raises(RunError, match=r"out of memory with --batch_size 32, .*--memory SIZE.*--accumulate 2"):
         fit(tiny(checkpoint_seconds=0), tmp_path / "run")
     assert Run.open(tmp_path / "run").has("last.ckpt")
     bs.resume(tmp_path / "run", report=False)

@@ -111,10 +111,10 @@ def by_hand(model, x):
 def block_by_hand(m, x):
     around = () if m.downsample is None else m.downsample
     if isinstance(m, residual.SEWBasic):
-        return chain((m.conv1, m.bn1, m.sn1, m.conv2, m.bn2, m.sn2), x) + chain(around, x)
+        return chain(around, x) + chain((m.conv1, m.bn1, m.sn1, m.conv2, m.bn2, m.sn2), x)
     if isinstance(m, residual.SEWBottleneck):
         layers = (m.conv1, m.bn1, m.sn1, m.conv2, m.bn2, m.sn2, m.conv3, m.bn3, m.sn3)
-        return chain(layers, x) + chain(around, x)
+        return chain(around, x) + chain(layers, x)
     if isinstance(m, residual.MSBasic):
         return chain((m.sn1, m.conv1, m.bn1, m.sn2, m.conv2, m.bn2), x) + chain(around, x)
     if isinstance(m, residual.Bottleneck):

@@ -67,16 +67,8 @@ class Block:
     neuron: nn.Module | None = None
     pool: nn.Module | None = None
 
-    def run(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        """add: what is added to the spikes, as residual blocks do."""
-        taken, neuron = self.take(x), self.neuron
-        if add is None:
-            return self.fire(taken)[0]
-        joined = isinstance(neuron, LIF) and self.norm is not None and not self._why_apart() and not neuron.watchers
-        if not joined or self.pool is not None or taken.repeats is None:
-            return self.fire(taken)[0] + add
-        assert isinstance(neuron, LIF)
-        return self._result(taken, neuron, None, add).spikes
+    def run(self, x: Tensor) -> Tensor:
+        return through([self], x)
 
     def take(self, x: Tensor, active: Tensor | None = None) -> Taken:
         """What `fire` goes on with: the product of x. x is not in it, so that its memory is free before the neurons fire.
@@ -98,6 +90,15 @@ class Block:
             return over_time(self._apart(taken.over_time(), neuron), _given(self.pool)), None
         result = self._result(taken, neuron, reader if self.pool is None else None)
         return over_time(result.spikes, _given(self.pool)) if self.why_pool_apart() else result.spikes, result.active
+
+    def add_to(self, other: Tensor, taken: Taken) -> Tensor:
+        """The spikes added to `other`, as at the end of a residual block; in the neuron's op where norm and neuron are one."""
+        neuron = self.neuron
+        if not isinstance(neuron, LIF) or self.norm is None or self._why_apart():
+            return self.fire(taken)[0] + other
+        if neuron.watchers or self.pool is not None or taken.repeats is None:
+            return self.fire(taken)[0] + other
+        return self._result(taken, neuron, None, other).spikes
 
     def _why_apart(self) -> str:
         """Why the neuron is called, apart from product and norm; "" where it is not."""
@@ -153,12 +154,14 @@ class Block:
         return result
 
 
-def through(blocks: Iterable[Block], x: Any) -> Tensor:
-    """The blocks one after the other on x `[T, B, ...]`."""
-    for block in blocks:
+def through(blocks: Iterable[Block], x: Any, add: Tensor | None = None) -> Tensor:
+    """The blocks one after the other on x `[T, B, ...]`; add: what the spikes of the last one are added to."""
+    *before, last = blocks
+    for block in before:
         x = block.take(x)  # what came in is let go of before the neurons fire
         x = block.fire(x)[0]
-    return x
+    x = last.take(x)
+    return last.fire(x)[0] if add is None else last.add_to(add, x)
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,10 @@ def norm_lif(
 def refuses(call: Call, norm: Norm, backend: str = "auto") -> str | None:
     """Why the parts run one after the other; None where they are one."""
     name, why = choose(backend, call)
-    if name not in _OPERATORS or (name == "cpu" and not _built()):
-        return f"backend {name!r} has no kernel that joins them ({why})"
+    if name not in _OPERATORS:
+        return f"backend {name!r} runs them one after the other ({why})"
+    if name == "cpu" and not _built():
+        return "the C kernel was not built on installation"
     parameters = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     if any(p is not None and p.device != call.x.device for p in parameters):
         return f"the input is on {call.x.device}, and the parameters of BatchNorm are not"

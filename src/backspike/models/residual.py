@@ -106,8 +106,7 @@ class SEWBasic(nn.Module):
         return Block(self.conv1, self.bn1, self.sn1), Block(self.conv2, self.bn2, self.sn2)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, last = self.spiking_blocks()
-        return last.run(first.run(x), add=_around(self.downsample, x))
+        return through(self.spiking_blocks(), x, add=_around(self.downsample, x))
 
 
 class SEWBottleneck(nn.Module):
@@ -127,8 +126,7 @@ class SEWBottleneck(nn.Module):
         return [Block(*layers) for layers in conv_norm_neuron]
 
     def forward(self, x: Tensor) -> Tensor:
-        *blocks, last = self.spiking_blocks()
-        return last.run(through(blocks, x), add=_around(self.downsample, x))
+        return through(self.spiking_blocks(), x, add=_around(self.downsample, x))
 
 
 class MSBasic(nn.Module):
