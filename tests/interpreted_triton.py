@@ -24,6 +24,7 @@ from backspike.kernel import kept, operators
 from backspike.kernel import triton as kernels
 from backspike.kernel import triton_step as step
 from backspike.kernel.mask import dropped_at
+from backspike.kernel.pack import pack
 from backspike.neuron import _call, _run
 
 SEED = 2**50 + 33
@@ -192,6 +193,24 @@ def test_blocks_and_tiles_that_are_not_full(arrange, monkeypatch, tolerance):
         for name in learned:
             assert close(got.pop(name), want.pop(name), size=300.0, tolerance=tolerance[torch.float32])
         assert_same(got, want, tolerance[torch.float32])
+
+
+@pytest.mark.parametrize("arrange", [torch.clone, channels_last])
+def test_spikes_come_as_bits_too(arrange):
+    """In the order of memory, as pack.c packs; and back."""
+    x = arrange(draw((3, 2, 4, 3, 7), seed=5, dtype=torch.float32)[0]).requires_grad_()
+    rule = {"tau": 2.0, "v_threshold": 0.4, "v_reset": 0.0, "decay_input": True, "surrogate": ATan(), "record_bits": True}
+    rule |= {"reset_gradient": 0.0, "temporal_gradient": True}
+    result = bs.kernel.dispatch("triton", _call(x, None, **rule))
+    spikes = result.spikes.detach()
+    assert 0 < spikes.mean() < 1
+    assert torch.equal(result.bits, pack(spikes).codes)
+    again = torch.empty_like(spikes)
+    kernels.unpack(result.bits, again)
+    assert torch.equal(again, spikes)
+    assert bs.kernel.dispatch("triton", _call(x[:, :, :3], None, **rule)).bits is None  # 126 elements: no whole bytes
+    with torch.no_grad():
+        assert torch.equal(bs.kernel.dispatch("triton", _call(x, None, **rule)).bits, result.bits)
 
 
 @pytest.mark.parametrize("memory", patient("8bit", "recompute", "exact"))
@@ -369,9 +388,10 @@ def test_operators_keep_their_promises():
         constants, encoded = operators.constants(call), operators.encode(call)
         for keeps, repeats, record in ((0, 1, True), (1, 3, False), (3, 1, False), (4, 3, False)):
             frames = x[:1] if repeats > 1 else x
-            forward = (frames, None, constants, call.seed, call.p, *encoded, repeats, keeps, [record] * 3)
+            forward = (frames, None, constants, call.seed, call.p, *encoded, repeats, keeps, [*[record] * 3, not record])
             torch.library.opcheck(torch.ops.backspike.triton_lif_forward, forward, **checks)
             spikes, state, *others = torch.ops.backspike.triton_lif_forward(*forward)
+            others = others if record else others[:-1]  # the bits
             known = (*others[:1], *[None] * (2 - len(others[:1])))
             given = (*known, frames, constants, call.seed, call.p, spikes, None, None, None)
             given += (spikes.shape, state.stride(), *encoded, repeats, keeps, 0 if keeps == 3 else 2, dtype, True)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from test_cpu import LAYOUTS
 from test_norm import CONSTANTS, SEED, Case, apart, assert_same, exact, gradients, make_call, make_norm, normal, per_channel
+from torch import nn
 
 import backspike as bs
-from backspike import ATan, Masked, Parametric, Rectangle, Sigmoid
+from backspike import ATan, Masked, Parametric, Rectangle, Sigmoid, product
 from backspike.kernel import triton_norm
 from backspike.kernel.norm import norm_lif, refuses
 from backspike.models.residual import SEWBasic
@@ -82,6 +83,52 @@ def test_what_is_added():
     joined.backward(g)
     assert torch.equal(add.grad, g)
     assert y.grad.any()
+
+
+@pytest.mark.parametrize(("pool", "shape"), [(None, (2, 2, 24, 2, 3)), ("max", (2, 3, 16, 5, 4)), (None, (3, 7, 8))], ids=str)
+def test_spikes_come_as_bits_too(pool, shape):
+    """In the order of memory, as pack.c packs."""
+    y = normal(shape, 7)
+    y = LAST(y) if len(shape) == 5 else y
+    result = run(make_call(y.requires_grad_(), record_bits=True), make_norm(shape[2]), pool)
+    spikes = result.spikes.detach()
+    assert 0 < spikes.mean() < 1
+    assert torch.equal(result.bits, pack(spikes).codes)
+
+
+@pytest.mark.parametrize("why", ["average pool", "channels", "layout", "added"])
+def test_where_there_are_no_bits(why):
+    shape = (2, 2, 8 if why != "channels" else 6, 2, 2)
+    y = (torch.Tensor.contiguous if why == "layout" else LAST)(normal(shape, 7)).requires_grad_()
+    add = LAST(normal(shape, 8)) if why == "added" else None
+    pool = "avg" if why == "average pool" else None
+    assert run(make_call(y, record_bits=True), make_norm(shape[2]), pool, add=add).bits is None
+
+
+def test_the_next_convolution_keeps_the_bits(monkeypatch):
+    """Gradients of two blocks, of a residual block, and of a spiking linear layer behind a pool of maxima: those of the C kernels."""
+    given, pack_ = [], product._pack
+    monkeypatch.setattr(product, "_pack", lambda x, dtype, bits: (given.append(bits is not None), pack_(x, dtype, bits))[1])
+
+    def gradients_of(backend):
+        torch.manual_seed(0)
+        neuron = lambda channels=None: bs.LIF(surrogate=Masked(ATan(), p=0.3), backend=backend)  # noqa: E731
+        model = bs.Sequential(
+            *(bs.OverTime(nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8)), neuron(), bs.OverTime(nn.MaxPool2d(2))),
+            *(bs.OverTime(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)), neuron(), SEWBasic(8, 8, 1, neuron)),
+            *(bs.OverTime(nn.Conv2d(8, 8, 2), nn.BatchNorm2d(8)), neuron(), bs.OverTime(nn.Flatten(), nn.Linear(8, 16))),
+            *(neuron(), nn.Linear(16, 3)),
+        )
+        model = model.double().to(memory_format=torch.channels_last)
+        torch.manual_seed(SEED)
+        model(LAST(normal((2, 2, 2, 4, 4), 3))).sum().backward()
+        return [p.grad for p in model.parameters()]
+
+    for got, want in zip(gradients_of("triton"), gradients_of("cpu"), strict=True):
+        assert want.any()
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+    # the first convolution reads no spikes, and behind an addition are no bits; what the C kernels send has none
+    assert given == [False, True, False, True, False, True, True] + [False] * 7
 
 
 def test_a_network_runs_them():

@@ -347,7 +347,7 @@ def test_operators_keep_their_promises(layout, dtype):
     checks = {"test_utils": ("test_schema", "test_faketensor")}
     for keeps, repeats, record in ((-1, 1, False), (0, 1, True), (1, 3, False), (2, 1, True), (3, 1, False), (4, 3, False)):
         frames = x[:1] if repeats > 1 else x
-        forward = (frames, None, constants, call.seed, call.p, *rule, repeats, keeps, [record] * 3)
+        forward = (frames, None, constants, call.seed, call.p, *rule, repeats, keeps, [*[record] * 3, False])
         torch.library.opcheck(torch.ops.backspike.lif_forward, forward, **checks)
         spikes, state, *others = torch.ops.backspike.lif_forward(*forward)
         if keeps >= 0:

@@ -433,9 +433,9 @@ def test_operators_keep_their_promises(layout, dtype):
         constants, rule = operators.constants(call), operators.encode(call)
         add = None if pool or repeats > 1 else normal(y.shape, 38).to(dtype)
         others = (y, None, norm.weight, norm.bias, None, None, add)
-        forward = (*others, constants, *rule, norm.eps, pool, repeats, state, moments)
+        forward = (*others, constants, *rule, norm.eps, pool, repeats, state, moments, False)
         torch.library.opcheck(torch.ops.backspike.norm_lif_forward, forward, **checks)
-        spikes, _, _, rows = torch.ops.backspike.norm_lif_forward(*forward)
+        spikes, _, _, rows, _ = torch.ops.backspike.norm_lif_forward(*forward)
         for v0 in (None, normal(SHAPE[1:], 31).float()):
             backward = (
                 y,

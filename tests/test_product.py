@@ -16,6 +16,7 @@ from torch import nn
 from backspike import product
 from backspike.kernel import cpu, sparse
 from backspike.kernel.pack import pack
+from backspike.kernel.result import Result, Sent
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C kernel was not built here")
 SIZES = [
@@ -289,6 +290,33 @@ def test_the_input_gradient_where_the_neuron_can_use_it(autocast, tolerance):
         else:
             near(got[1], want[1].double(), dtype, tolerance)
         near(got[2], want[2].double(), dtype, tolerance)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", ["convolution", "linear"])
+def test_spikes_that_come_as_bits_are_not_packed_again(kind, autocast, monkeypatch):
+    """The bits that a kernel wrote are what is kept; outputs and gradients are torch's."""
+    x, layer, _ = linear_case(64, 24, 16, 0.3)
+    call = product.linear
+    if kind == "convolution":
+        x, layer, call = x.detach().view(8, 8, 24, 1).movedim(2, 1).requires_grad_(), nn.Conv2d(24, 16, 1), product.convolution
+    bits = pack(x).codes
+    kept = []
+    monkeypatch.setattr(product, "_keep", lambda ctx, packed, *o, keep=product._keep: (kept.append(packed), keep(ctx, packed, *o)))
+    monkeypatch.setattr(product, "pack", lambda x: pytest.fail("packed again"))
+    for a, b in zip(gradients(lambda x, m: call(x, m, bits=bits), layer, x, autocast), gradients(itself, layer, x, autocast)):
+        assert torch.equal(a, b)
+    assert kept[0].codes is bits
+
+
+def test_bits_belong_to_the_spikes_that_were_sent():
+    """A view of them is known, a copy or a part of them is not."""
+    spikes = (torch.rand(3, 4, 8, 2, 5) < 0.5).float()
+    sent = Sent.of(Result(spikes, spikes[0], bits=pack(spikes).codes))
+    for x in (spikes, spikes.flatten(0, 1), spikes.flatten(0, 1).flatten(1)):
+        assert sent.bits_of(x) is sent.bits
+    for x in (spikes.clone(), spikes[:2], spikes[..., ::2], spikes.flatten(0, 1).clone()):
+        assert sent.bits_of(x) is None
 
 
 def test_a_transposed_input():

@@ -19,6 +19,7 @@ from .checkpoint import checkpoint, with_parameters
 from .kernel import Result
 from .kernel.constants import state_dtype
 from .kernel.norm import Norm, norm_lif
+from .kernel.result import Sent
 from .layer import BATCH_NORMS, PRODUCTS, once, over_time, plain, pool_kind
 from .neuron import IF, LIF, PLIF, Output, _call, _unwrap
 from .norm import applied
@@ -51,7 +52,7 @@ class Taken:
 
     x: Tensor
     repeats: int | None  # None: x is the input
-    active: Tensor | None = None
+    sent: Sent | None = None
 
     def over_time(self) -> Tensor:
         """[T, B, ...]."""
@@ -70,26 +71,28 @@ class Block:
     def run(self, x: Tensor) -> Tensor:
         return through([self], x)
 
-    def take(self, x: Tensor, active: Tensor | None = None) -> Taken:
+    def take(self, x: Tensor, sent: Sent | None = None) -> Taken:
         """What `fire` goes on with: the product of x. x is not in it, so that its memory is free before the neurons fire.
 
-        active: bits as `product.linear` takes them, of the neuron that sent x.
+        sent: what the neuron that sent x says of it.
         """
         if self.neuron is None:
-            return Taken(*once(x, _given(self.product, self.norm, self.pool), active))
+            return Taken(*once(x, _given(self.product, self.norm, self.pool), sent))
         if self._multiplies_again():
-            return Taken(x, None, active)
-        return Taken(*once(x, _given(self.product), active))
+            return Taken(x, None, sent)
+        return Taken(*once(x, _given(self.product), sent))
 
-    def fire(self, taken: Taken, reader: nn.Linear | None = None) -> tuple[Tensor, Tensor | None]:
-        """The spikes, and where their neuron needs a gradient of them, if that is known and of use to their `reader`."""
+    def fire(self, taken: Taken, reader: nn.Linear | None = None) -> tuple[Tensor, Sent | None]:
+        """The spikes, and what their neuron says of them, if it is of use to their `reader`."""
         neuron = self.neuron
         if neuron is None:
             return taken.over_time(), None
         if not isinstance(neuron, LIF) or self._why_apart():
             return over_time(self._apart(taken.over_time(), neuron), _given(self.pool)), None
         result = self._result(taken, neuron, reader if self.pool is None else None)
-        return over_time(result.spikes, _given(self.pool)) if self.why_pool_apart() else result.spikes, result.active
+        if self.pool is not None and self.why_pool_apart():
+            return over_time(result.spikes, _given(self.pool)), None
+        return result.spikes, Sent.of(result)
 
     def add_to(self, other: Tensor, taken: Taken) -> Tensor:
         """The spikes added to `other`, as at the end of a residual block; in the neuron's op where norm and neuron are one."""
@@ -146,8 +149,8 @@ class Block:
         norm = None if self.norm is None else applied(self.norm, x[0])
         seen = neuron._streams or bool(neuron.watchers)
         record_active = norm is None and reader is not None and _may_be_sampled(neuron, reader)
-        options = neuron._options() | {"record_active": record_active}
-        part = _Part(self.product, taken.active, norm, pool, neuron._start(None), options, neuron.backend, seen, add)
+        options = neuron._options() | {"record_active": record_active, "record_bits": torch.is_grad_enabled()}
+        part = _Part(self.product, taken.sent, norm, pool, neuron._start(None), options, neuron.backend, seen, add)
         result = part.recomputed(x) if taken.repeats is None else part.result(x, taken.repeats)
         if seen:
             neuron.see(Output(result.spikes, result.state, result.membrane), result.moments)
@@ -157,10 +160,11 @@ class Block:
 def through(blocks: Iterable[Block], x: Any, add: Tensor | None = None) -> Tensor:
     """The blocks one after the other on x `[T, B, ...]`; add: what the spikes of the last one are added to."""
     *before, last = blocks
+    sent: Sent | None = None
     for block in before:
-        x = block.take(x)  # what came in is let go of before the neurons fire
-        x = block.fire(x)[0]
-    x = last.take(x)
+        x = block.take(x, sent)  # what came in is let go of before the neurons fire
+        x, sent = block.fire(x)
+    x = last.take(x, sent)
     return last.fire(x)[0] if add is None else last.add_to(add, x)
 
 
@@ -169,7 +173,7 @@ class _Part:
     """What a block computes in one forward pass: modules, and the tensors and options that they have in it."""
 
     product: nn.Module | None
-    active: Tensor | None
+    sent: Sent | None
     norm: Norm | None
     pool: str | None
     v0: Tensor | None
@@ -193,7 +197,7 @@ class _Part:
             # on copies without a graph both times: other ways of a product could round otherwise
             tensors = tensors if again else tuple(None if t is None else t.detach() for t in tensors)
             part = self._on(tensors, again)
-            result = part.result(*once(x.expand(T, *x.shape[1:]), _given(part.product), part.active))
+            result = part.result(*once(x.expand(T, *x.shape[1:]), _given(part.product), part.sent))
             return result.spikes, result.state, *(result.moments or (None, None)), result.active
 
         spikes, state, *moments, active = checkpoint(run, kept, *self._tensors())

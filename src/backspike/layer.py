@@ -15,6 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from . import product
 from .kernel.pool import avg_pool, max_pool
+from .kernel.result import Sent
 from .neuron import _Streaming
 from .norm import TDBN, TEBN, SyncNorm, gain
 
@@ -58,18 +59,18 @@ class OverTime(nn.Sequential):
         return over_time(x, flat(self))
 
 
-def over_time(x: Tensor, layers: Sequence[nn.Module], active: Tensor | None = None) -> Tensor:
+def over_time(x: Tensor, layers: Sequence[nn.Module], sent: Sent | None = None) -> Tensor:
     """Stateless layers one after the other on `[T, B, ...]`, as `once`; what repeats over T comes out with stride 0."""
     if not layers:
         return x
-    y, repeats = once(x, layers, active)
+    y, repeats = once(x, layers, sent)
     return y.expand(repeats, *y.shape[1:]) if repeats > 1 else y
 
 
-def once(x: Tensor, layers: Sequence[nn.Module], active: Tensor | None = None) -> tuple[Tensor, int]:
+def once(x: Tensor, layers: Sequence[nn.Module], sent: Sent | None = None) -> tuple[Tensor, int]:
     """(y, repeats): `[T, B, ...]` and 1; or, where input and layers repeat over T, one copy `[1, B, ...]` and T.
 
-    active: of spikes x, where the neuron that sent them needs a gradient, as bits; see `product.linear`.
+    sent: what the neuron that sent x says of it.
     """
     T = len(x)
     repeats = T if T > 1 and x.stride(0) == 0 else 1
@@ -85,8 +86,10 @@ def once(x: Tensor, layers: Sequence[nn.Module], active: Tensor | None = None) -
             x = folded(layer, norm, x)
         elif isinstance(layer, TEBN):
             x = layer(x.unflatten(0, (T, B))).flatten(0, 1)
-        elif layer is first and active is not None:
-            x = product.linear(x, first, active)
+        elif layer is first and sent is not None:
+            x = product.linear(x, first, sent.active, sent.bits_of(x))
+        elif layer is layers[0] and sent is not None and isinstance(layer, CONVOLUTIONS):
+            x = product.convolution(x, layer, sent.bits_of(x))
         else:
             x = _apply(layer, x, repeats)
     return x.unflatten(0, (T // repeats, B)), repeats

@@ -113,6 +113,7 @@ def _call(
     record_membrane: bool = False,
     record_moments: bool = False,
     record_active: bool = False,
+    record_bits: bool = False,
     memory: str = "exact",
     repeats: int = 1,
     complementary: bool = False,
@@ -146,6 +147,7 @@ def _call(
         record_membrane=record_membrane,
         record_moments=record_moments,
         record_active=record_active,
+        record_bits=record_bits,
         memory="recompute" if memory == "checkpoint" else memory,
         complementary=complementary,
     )

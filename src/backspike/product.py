@@ -158,16 +158,17 @@ def load(model: nn.Module, state: dict[str, dict[str, Any]]) -> None:
 # --------------------------------------------------------------------------------------------------- the functions
 
 
-def convolution(x: Tensor, layer: nn.Module) -> Tensor:
+def convolution(x: Tensor, layer: nn.Module, bits: Tensor | None = None) -> Tensor:
     """`layer(x)` for a Conv1d, Conv2d or Conv3d and x `[N, C, ...]`, keeping x as bits where it can.
 
     A Conv2d goes by the products that its `choice` names; without gradients they are chosen by this x alone, and the layer's
     choice stays as it is. Where only what is not zero is added, the output lies channels last. Any other layer, or one that is
-    watched by hooks, pads otherwise than with zeros, or is being compiled, is simply called. A double backward through what
-    this computed raises RuntimeError.
+    watched by hooks, pads otherwise than with zeros, or is being compiled, is simply called; so is one on another device,
+    without bits. bits: of x, where the kernel that made it wrote them (`Result.bits`). A double backward through what this
+    computed raises RuntimeError.
     """
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    if type(layer) not in kinds or not _plain(x, layer):
+    if type(layer) not in kinds or not _plain(x, layer, bits):
         return layer(x)
     assert isinstance(layer, kinds)
     if not torch.is_grad_enabled():
@@ -178,7 +179,7 @@ def convolution(x: Tensor, layer: nn.Module) -> Tensor:
     geometry = layer.stride, padding, layer.dilation, False, (0,) * len(layer.stride), layer.groups
     dtype = _compute_dtype(x)
     window = _window(x, layer, dtype)
-    return _Convolution.apply(x, layer.weight, layer.bias, geometry, dtype, window, choice(layer) if window else None)
+    return _Convolution.apply(x, layer.weight, layer.bias, bits, geometry, dtype, window, choice(layer) if window else None)
 
 
 def infer(x: Tensor, layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -211,15 +212,16 @@ def _window(x: Tensor, layer: Any, dtype: torch.dtype) -> Geometry | None:
     return window if min(size) > 0 and math.prod(size) * len(x) * layer.weight.numel() >= WORTH_IT else None
 
 
-def linear(x: Tensor, layer: nn.Module, active: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, layer: nn.Module, active: Tensor | None = None, bits: Tensor | None = None) -> Tensor:
     """`layer(x)` for a Linear and x `[..., K]`, keeping x as bits where it can, by the products that its `choice` names.
 
     active: where the derivative h of the neuron that sent x is not zero, as bits (uint8, bit i of byte k is element 8 k + i of
     x in C order). The gradient of x may then be 0 elsewhere: give it only where nothing but that neuron reads this gradient.
+    bits: as for `convolution`.
     Without gradients the way is chosen by this x alone, and the layer's choice stays as it is. Falls back and raises as
     `convolution` does; ValueError if active has not one bit for each element of x.
     """
-    if type(layer) is not nn.Linear or x.dim() < 2 or not _plain(x, layer):
+    if type(layer) is not nn.Linear or x.dim() < 2 or not _plain(x, layer, bits):
         return layer(x)
     assert isinstance(layer, nn.Linear)
     if active is not None and (active.dtype != torch.uint8 or active.numel() != (x.numel() + 7) // 8):
@@ -230,10 +232,10 @@ def linear(x: Tensor, layer: nn.Module, active: Tensor | None = None) -> Tensor:
     learns = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in layer.parameters()))
     if not learns:
         return _infer(x, layer, dtype)
-    return _Linear.apply(x, layer.weight, layer.bias, active, choice(layer), dtype)
+    return _Linear.apply(x, layer.weight, layer.bias, active, bits, choice(layer), dtype)
 
 
-def _plain(x: Tensor, layer: nn.Module) -> bool:
+def _plain(x: Tensor, layer: nn.Module, bits: Tensor | None = None) -> bool:
     """Whether calling this layer of torch's own would do nothing but its forward, on tensors that the functions here know."""
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     everywhere = (
@@ -250,17 +252,18 @@ def _plain(x: Tensor, layer: nn.Module) -> bool:
         and "forward" not in layer.__dict__
         and type(x) is Tensor
         and type(weight) is nn.Parameter
-        and x.device.type == weight.device.type == "cpu"
+        and x.device == weight.device
+        and (x.device.type == "cpu" or bits is not None)
         and x.is_floating_point()
-        and (x.dtype == weight.dtype or torch.is_autocast_enabled("cpu"))
+        and (x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type))
         and not torch._C._are_functorch_transforms_active()
     )
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
     """What torch.autocast makes of x: float64 it leaves alone."""
-    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
-        return torch.get_autocast_dtype("cpu")
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 
 
@@ -323,8 +326,10 @@ def _kept(ctx: Any) -> tuple[Packed | None, tuple[Tensor, ...]]:
     return None if ctx.packed is None else replace(ctx.packed, codes=codes), tuple(others)
 
 
-def _pack(x: Tensor, dtype: torch.dtype) -> Packed:
-    """x packed; what does not fit is kept in the dtype that is computed in, as torch does. Codes fit any dtype exactly."""
+def _pack(x: Tensor, dtype: torch.dtype, bits: Tensor | None) -> Packed:
+    """x packed, in these bits if it was packed before; what does not fit is kept in the dtype that is computed in, as torch does. Codes fit any dtype exactly."""
+    if bits is not None:
+        return Packed(bits, 1, x.shape, x.stride(), x.dtype, None)
     packed = pack(x)
     if packed.bits or packed.dtype == dtype:
         return packed
@@ -339,12 +344,13 @@ class _Convolution(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        bits: Tensor | None,
         geometry: Any,
         dtype: torch.dtype,
         window: Geometry | None,
         choice: Choice | None,
     ) -> Tensor:
-        packed = _pack(x, dtype) if weight.requires_grad or choice else None
+        packed = _pack(x, dtype, bits) if weight.requires_grad or choice else None
         ways = ("dense", "dense")
         if packed and choice:
             made = choice.decide_events(dtype, packed.bits == 1, packed.density)
@@ -353,7 +359,7 @@ class _Convolution(torch.autograd.Function):
         _keep(ctx, packed if weight.requires_grad else None, weight)
         ctx.geometry, ctx.window, ctx.dtype, ctx.x_form = geometry, window, dtype, (x.shape, x.stride())
         ctx.way, ctx.bias_sizes = ways[1], None if bias is None else bias.shape
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             if packed and window and ways[0] == "gather":
                 return _as_events(packed).convolved(weight.to(dtype), bias, window)
             bias = None if bias is None else bias.to(dtype)
@@ -363,32 +369,40 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor | None) -> Any:
         packed, (weight,) = _kept(ctx)
         if g is None:
-            return (None,) * 7
+            return (None,) * 8
         needs, gathered = list(ctx.needs_input_grad[:3]), None
         if packed and needs[1] and ctx.way == "gather":
             gathered = _as_events(packed).weight_gradient(g.contiguous(memory_format=torch.channels_last), weight, ctx.window)
             needs[1] = False
         # without the weight's gradient only the form of x is read
-        x = packed.unpack(ctx.dtype) if packed and needs[1] else torch.empty_strided(*ctx.x_form, dtype=ctx.dtype)
-        with torch.autocast("cpu", enabled=False):
+        form: Any = {"dtype": ctx.dtype, "device": g.device}
+        x = packed.unpack(ctx.dtype) if packed and needs[1] else torch.empty_strided(*ctx.x_form, **form)
+        with torch.autocast(g.device.type, enabled=False):
             given = g, x, weight.to(ctx.dtype), ctx.bias_sizes, *ctx.geometry, needs
             gx, gw, gb = torch.ops.aten.convolution_backward(*given) if any(needs) else (None,) * 3
-        return gx, gw if gathered is None else gathered, gb, None, None, None, None  # autograd casts them to their dtypes
+        return gx, gw if gathered is None else gathered, gb, *(None,) * 5  # autograd casts them to their dtypes
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, active: Tensor | None, choice: Choice, dtype: torch.dtype
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        active: Tensor | None,
+        bits: Tensor | None,
+        choice: Choice,
+        dtype: torch.dtype,
     ) -> Tensor:
         x2 = x.reshape(-1, x.shape[-1]).contiguous()
-        packed = _pack(x2, dtype)
+        packed = _pack(x2, dtype, bits)
         active = active if x.requires_grad and sparse.available() else None
         h = None if active is None else count(active) / max(x.numel(), 1)
         choice.decide(dtype, len(x2), weight.shape[1], weight.shape[0], _spikes(packed), h)
         _keep(ctx, packed if weight.requires_grad else None, weight, active if choice.input == "sample" else None)
         ctx.ways, ctx.dtype, ctx.shape = (choice.weight, choice.input), dtype, x.shape
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             if choice.forward != "dense":
                 return _added(packed, weight.to(dtype), bias, choice.forward, x.shape)
             return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
@@ -397,11 +411,11 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor | None) -> Any:
         packed, (weight, active) = _kept(ctx)
         if g is None:
-            return None, None, None, None, None, None
+            return (None,) * 7
         g = g.reshape(-1, g.shape[-1])
         (how, input), needs = ctx.ways, ctx.needs_input_grad
         gx = gw = gb = None
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(g.device.type, enabled=False):
             if needs[0]:
                 w = weight.to(ctx.dtype)
                 gx = (sparse.sampled(g, w, active) if input == "sample" else g @ w).view(ctx.shape)
@@ -409,7 +423,7 @@ class _Linear(torch.autograd.Function):
                 gw = _weight_gradient(packed, g, ctx.dtype, how)
             if needs[2]:
                 gb = g.sum(0)
-        return gx, gw, gb, None, None, None
+        return gx, gw, gb, *(None,) * 4
 
 
 def _weight_gradient(packed: Packed, g: Tensor, dtype: torch.dtype, how: str) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .fusion import Block
+from .kernel.result import Sent
 from .layer import BATCH_NORMS, POOLS, PRODUCTS, OverTime, entered_by_linear, flat, hooked, over_time, plain
 from .neuron import LIF
 
@@ -39,9 +40,9 @@ class Stateless:
 
     layers: list[nn.Module]
 
-    def step(self, x: Tensor, active: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def step(self, x: Tensor, sent: Sent | None) -> tuple[Tensor, Sent | None]:
         moved = all(plain(layer, (nn.Flatten,)) for layer in self.layers)
-        return over_time(x, self.layers, active), active if moved else None
+        return over_time(x, self.layers, sent), sent if moved else None
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Called:
 
     module: nn.Module
 
-    def step(self, x: Any, active: Tensor | None) -> tuple[Any, None]:
+    def step(self, x: Any, sent: Sent | None) -> tuple[Any, None]:
         return self.module(x), None
 
 
@@ -59,13 +60,14 @@ Step = Block | Stateless | Called
 
 def run(layers: Iterable[nn.Module], x: Any) -> Any:
     """The layers one after the other, neighbours together."""
-    steps, active = plan(layers), None
+    sent: Sent | None = None
+    steps = plan(layers)
     for i, step in enumerate(steps, 1):
         if isinstance(step, Block):
-            x = step.take(x, active)  # what came in is let go of before the neurons fire
-            x, active = step.fire(x, _reader(steps[i:]))
+            x = step.take(x, sent)  # what came in is let go of before the neurons fire
+            x, sent = step.fire(x, _reader(steps[i:]))
         else:
-            x, active = step.step(x, active)
+            x, sent = step.step(x, sent)
     return x
 
 

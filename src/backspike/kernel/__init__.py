@@ -75,6 +75,7 @@ class Rule:
     record_membrane: bool
     record_moments: bool = False
     record_active: bool = False
+    record_bits: bool = False  # spikes as bits too, by backends that can
     memory: str = "exact"  # see kept.py; "checkpoint" has become "recompute"
     complementary: bool = False  # the neuron of clif.py, with a soft reset
 

@@ -126,6 +126,7 @@ def _lif_forward(
         given = (v0, constants, seed, p, flags, numbers, repeats, keeps, records)
         spikes, *others = _lif_forward(x.float(), *given)
         return [spikes.half(), *others]
+    assert not records[3]  # bits, see operators.writes_bits
     out = operators.forward_outputs(x, seed is not None, repeats, keeps, records)
     spikes, strides, active, sums = out.spikes, out.state.stride(), out.active, out.moments
     x, v0 = layout.arranged(x, strides), layout.one(v0, strides)

@@ -72,7 +72,7 @@ def norm_lif(
         return _fused(name, call, norm, pool, want_state, add)
     else:
         result = _fused(name, call, norm, pool, want_state)
-    return result if add is None else result._replace(spikes=result.spikes + add)
+    return result if add is None else result._replace(spikes=result.spikes + add, bits=None)
 
 
 def refuses(call: Call, norm: Norm, backend: str = "auto") -> str | None:
@@ -140,7 +140,7 @@ def _composed(call: Call, norm: Norm, pool: str | None, backend: str) -> Result:
     x = torch.batch_norm(y.to(dtype), weight, bias, *running, norm.training, norm.momentum, norm.eps, False)
     result = dispatch(backend, replace(call, x=x.unflatten(0, call.x.shape[:2])))
     spikes = result.spikes.to(call.x.dtype)
-    return result._replace(spikes=_pooled(spikes, pool) if pool else spikes)
+    return result._replace(spikes=_pooled(spikes, pool), bits=None) if pool else result._replace(spikes=spikes)
 
 
 def _pooled(spikes: Tensor, pool: str) -> Tensor:
@@ -155,40 +155,49 @@ def _fused(name: str, call: Call, norm: Norm, pool: str | None, want_state: bool
     if name == "triton":
         from . import triton_norm  # noqa: F401  (defines the operators)
     learned = (call.x, call.v0, call.tau, call.theta, call.width, norm.weight, norm.bias, add)
-    options = POOLS.index(pool), call.repeats, want_state
+    bits = call.rule.record_bits and add is None and writes_bits(name, call.x, pool)
+    options = POOLS.index(pool), call.repeats, want_state, call.rule.record_moments, bits
     if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in learned):
-        spikes, state, moments, rows = _NormLIF.apply(_OPERATORS[name], call, norm, options, *learned)
+        spikes, state, moments, rows, written = _NormLIF.apply(_OPERATORS[name], call, norm, options, *learned)
     else:
-        spikes, state, moments, rows = _forward(_OPERATORS[name], call, norm, options, add, operators.constants(call))
+        spikes, state, moments, rows, written = _forward(_OPERATORS[name], call, norm, options, add, operators.constants(call))
     if norm.training:
         _track(norm, _samples(call), rows[0], rows[1])
-    return Result(spikes, state, moments=Moments(*moments) if call.rule.record_moments else None)
+    return Result(spikes, state, None, Moments(*moments) if call.rule.record_moments else None, None, written if bits else None)
 
 
-def _forward(name: str, call: Call, norm: Norm, options: tuple[int, int, bool], add: Tensor | None, constants: Tensor) -> Any:
+def writes_bits(name: str, y: Tensor, pool: str | None) -> bool:
+    """Whether spikes are written as bits too: by Triton, where eight channels lie side by side."""
+    return name == "triton" and pool != "avg" and y.shape[2] % 8 == 0 and layout.order(y[0])[1] == 1
+
+
+_Options = tuple[int, int, bool, bool, bool]  # pool, repeats, and what is wanted: the state, moments, bits
+
+
+def _forward(name: str, call: Call, norm: Norm, options: _Options, add: Tensor | None, constants: Tensor) -> Any:
     running = (None, None) if norm.training else (norm.running_mean, norm.running_var)
     parameters = (norm.weight, norm.bias, *running)
     rule = operators.encode(call)
     return getattr(torch.ops.backspike, f"{name}_forward")(
-        call.x, call.v0, *parameters, add, constants, *rule, norm.eps, *options, call.rule.record_moments
+        call.x, call.v0, *parameters, add, constants, *rule, norm.eps, *options
     )
 
 
 class _NormLIF(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, name: str, call: Call, norm: Norm, options: tuple[int, int, bool], *learned: Any) -> Any:
+    def forward(ctx: Any, name: str, call: Call, norm: Norm, options: _Options, *learned: Any) -> Any:
         constants, add = operators.constants(call), learned[-1]
-        spikes, state, moments, rows = _forward(name, call, norm, options, add, constants)
+        spikes, state, moments, rows, bits = _forward(name, call, norm, options, add, constants)
         tensors = [p if isinstance(p, Tensor) else None for p in learned[2:-1]]
         ctx.save_for_backward(call.x, call.v0, rows, constants, call.seed, call.p, *tensors)
         ctx.name, ctx.rule, ctx.moments = name, operators.encode(call), call.rule.record_moments
-        ctx.choices = norm.training, *options
-        ctx.mark_non_differentiable(rows)
+        ctx.choices = norm.training, *options[:3]
+        ctx.mark_non_differentiable(rows, bits)
         ctx.set_materialize_grads(False)
-        return spikes, state, moments, rows
+        return spikes, state, moments, rows, bits
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, g_v: Tensor | None, g_moments: Tensor | None, _: Any) -> Any:
+    def backward(ctx: Any, g: Tensor | None, g_v: Tensor | None, g_moments: Tensor | None, *_: Any) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError("backspike: double backward through a spiking layer is not defined; use create_graph=False")
         y, v0, rows, constants, seed, p, *parameters = ctx.saved_tensors
@@ -226,8 +235,8 @@ def _built() -> bool:
 
 
 def forward_outputs(
-    y: Tensor, pool: int, repeats: int, want_state: bool, moments: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y: Tensor, pool: int, repeats: int, want_state: bool, moments: bool, bits: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     strides, device, T = layout.order(y[0]), y.device, y.shape[0] * repeats
     step = (*y.shape[1:3], y.shape[3] // 2, y.shape[4] // 2) if pool else y.shape[1:]
     state = (y.shape[1:], strides) if want_state else ((0,), (1,))
@@ -236,6 +245,7 @@ def forward_outputs(
         torch.empty_strided(*state, dtype=state_dtype(y), device=device),
         torch.zeros((2, T, y.shape[2]) if moments else (0,), dtype=torch.float64, device=device),
         torch.zeros((_ROWS, y.shape[2]), dtype=torch.float64, device=device),
+        torch.empty(T * math.prod(step) // 8 if bits else 0, dtype=torch.uint8, device=device),
     )
 
 
@@ -262,8 +272,8 @@ def define(name: str) -> None:
     """A pair of operators, `name_forward` and `name_backward`, whose results torch.compile can foresee."""
     operators.library.define(
         f"{name}_forward(Tensor y, Tensor? v0, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? variance, Tensor? add,"
-        " Tensor constants, int[] flags, float[] numbers, float eps, int pool, SymInt repeats, bool want_state, bool moments)"
-        " -> (Tensor, Tensor, Tensor, Tensor)"
+        " Tensor constants, int[] flags, float[] numbers, float eps, int pool, SymInt repeats, bool want_state, bool moments,"
+        " bool bits) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
     )
     operators.library.define(
         f"{name}_backward(Tensor y, Tensor? v0, Tensor rows, Tensor constants, Tensor? seed, Tensor? p, Tensor? g, Tensor? g_v,"
@@ -304,13 +314,15 @@ def _norm_lif_forward(
     repeats: int,
     want_state: bool,
     moments: bool,
+    bits: bool,
 ) -> Any:
     if y.dtype == torch.float16:
         add = None if add is None else add.float()
-        given = (weight, bias, mean, variance, add, constants, flags, numbers, eps, pool, repeats, want_state, moments)
+        given = (weight, bias, mean, variance, add, constants, flags, numbers, eps, pool, repeats, want_state, moments, bits)
         spikes, *others = _norm_lif_forward(y.float(), v0, *given)
         return spikes.half(), *others
-    outputs = spikes, state, sums, rows = forward_outputs(y, pool, repeats, want_state, moments)
+    assert not bits  # see writes_bits
+    outputs = spikes, state, sums, rows, _ = forward_outputs(y, pool, repeats, want_state, moments, bits)
     strides = layout.order(y[0])
     y, v0 = layout.arranged(y, strides), layout.one(v0, strides)
     weight, bias = (None if p is None else p.to(state.dtype).contiguous() for p in (weight, bias))

@@ -101,24 +101,24 @@ def run(name: str, call: Call) -> Result:
     rule = call.rule
     learned = (call.x, call.v0, call.tau, call.theta, call.width)
     if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in learned):
-        spikes, state, membrane, moments, active = _LIF.apply(name, call, *learned)
+        spikes, state, membrane, moments, active, bits = _LIF.apply(name, call, *learned)
     else:
-        spikes, state, membrane, moments, _, active = forward(name, call, constants(call), *encode(call), keeps=-1)
-    return Result(
-        spikes, state, membrane if rule.record_membrane else None, Moments(*moments) if rule.record_moments else None, active
-    )
+        spikes, state, membrane, moments, _, active, bits = forward(name, call, constants(call), *encode(call), keeps=-1)
+    membrane = membrane if rule.record_membrane else None
+    return Result(spikes, state, membrane, Moments(*moments) if rule.record_moments else None, active, bits)
 
 
 def forward(name: str, call: Call, constants: Tensor, flags: list[int], numbers: list[float], keeps: int) -> list[Any]:
-    """[spikes, state, membrane, moments `[2, T, C]`, what is kept, active]; None for what is not asked for.
+    """[spikes, state, membrane, moments `[2, T, C]`, what is kept, active, bits]; None for what there is not.
 
     keeps: an index of `KEEPS`, or -1 for nothing.
     """
     rule = call.rule
-    records = [rule.record_membrane or keeps == 0, rule.record_moments, rule.record_active and keeps >= 0]
+    records = [rule.record_membrane or keeps == 0, rule.record_moments, rule.record_active and keeps >= 0, False]
+    records[3] = rule.record_bits and writes_bits(name, call.x.shape, rule.record_moments)
     operator = getattr(torch.ops.backspike, f"{name}_forward")
     outputs = iter(operator(call.x, call.v0, constants, call.seed, call.p, flags, numbers, call.repeats, keeps, records))
-    asked = (True, True, *records[:2], keeps in CODES, records[2])
+    asked = (True, True, *records[:2], keeps in CODES, *records[2:])
     return [next(outputs, None) if wanted else None for wanted in asked]
 
 
@@ -126,7 +126,7 @@ class _LIF(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, name: str, call: Call, *learned: Any) -> Any:
         table, rule, keeps = constants(call), encode(call), KEEPS.index(call.rule.memory)
-        spikes, state, membrane, moments, kept, active = forward(name, call, table, *rule, keeps)
+        spikes, state, membrane, moments, kept, active, bits = forward(name, call, table, *rule, keeps)
         keeps_x = call.rule.memory == "recompute" or (isinstance(call.tau, Tensor) and call.rule.decay_input)
         tensors = [p if isinstance(p, Tensor) else None for p in learned[2:]]
         kept = membrane if keeps == 0 else kept
@@ -134,13 +134,12 @@ class _LIF(torch.autograd.Function):
         ctx.name, ctx.rule, ctx.repeats, ctx.keeps, ctx.x_dtype = name, rule, call.repeats, keeps, call.x.dtype
         ctx.shape, ctx.strides = spikes.shape, state.stride()
         ctx.records = call.rule.record_membrane, call.rule.record_moments
-        if active is not None:
-            ctx.mark_non_differentiable(active)
+        ctx.mark_non_differentiable(*(a for a in (active, bits) if a is not None))
         ctx.set_materialize_grads(False)
-        return spikes, state, membrane, moments, active
+        return spikes, state, membrane, moments, active, bits
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, g_v: Tensor | None, g_u: Tensor | None, g_moments: Tensor | None, _: Any) -> Any:
+    def backward(ctx: Any, g: Tensor | None, g_v: Tensor | None, g_u: Tensor | None, g_moments: Tensor | None, *_: Any) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError("backspike: double backward through a spiking layer is not defined; use create_graph=False")
         kept, v0, x, table, seed, p, *parameters = ctx.saved_tensors
@@ -161,6 +160,11 @@ class _LIF(torch.autograd.Function):
         if needs[0]:
             grads[0] = reduced(sums[0] / parameters[0].to(sums) ** 2, parameters[0])
         return None, None, gx, g_v0 if needs_v0 else None, *grads
+
+
+def writes_bits(name: str, shape: Sequence[int], moments: bool) -> bool:
+    """Whether a neuron's kernel writes bits: Triton's does, in whole bytes of a timestep and where it takes no sums."""
+    return name == "triton_lif" and not moments and math.prod(shape[1:]) % 8 == 0
 
 
 def line(g_moments: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -186,6 +190,7 @@ class Forward(NamedTuple):
     moments: Tensor | None
     kept: Tensor | None
     active: Tensor | None
+    bits: Tensor | None
 
 
 class Backward(NamedTuple):
@@ -203,7 +208,7 @@ def given(outputs: tuple[Tensor | None, ...]) -> list[Tensor]:
 def forward_outputs(x: Tensor, masked: bool, repeats: int, keeps: int, records: Sequence[bool]) -> Forward:
     strides, dtype, device = layout.order(x[0], masked), state_dtype(x), x.device
     shape = (x.shape[0] * repeats, *x.shape[1:])
-    membrane, moments, active = records
+    membrane, moments, active, written = records
     spikes, kept = layout.empty(shape, strides, x.dtype, device), None
     if keeps in CODES:
         bits = (shape[0], (math.prod(shape[1:]) + 7) // 8)
@@ -217,6 +222,7 @@ def forward_outputs(x: Tensor, masked: bool, repeats: int, keeps: int, records: 
         torch.empty((math.prod(shape) + 7) // 8, dtype=torch.uint8, device=device)
         if active and spikes.is_contiguous()
         else None,
+        torch.empty(math.prod(shape) // 8, dtype=torch.uint8, device=device) if written else None,
     )
 
 

@@ -35,8 +35,13 @@ class Packed:
         dtype = dtype or self.dtype
         if not self.bits:
             return self.codes.to(dtype)
-        x = torch.empty_strided(self.shape, self.stride, dtype=dtype)
+        x = torch.empty_strided(self.shape, self.stride, dtype=dtype, device=self.codes.device)
         n = x.numel()
+        if x.device.type != "cpu":
+            from .triton import unpack  # which wrote them
+
+            unpack(self.codes, x)
+            return x
         _function("unpack", dtype)(_pointer(self.codes), _number(n), _number(self.bits), _pointer(x), _threads(n))
         return x
 

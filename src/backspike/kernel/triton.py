@@ -150,6 +150,7 @@ def lif_fwd_kernel(
     p_v,
     p_kept,  # [T, N] codes, or [T, N / 8] bits
     p_active,  # [T, N] bytes
+    p_bits,  # [T, N / 8], with COLUMNS == 0 alone
     p_partial,  # [blocks, 2, T, C]: sums of u and its square
     T,
     N,
@@ -187,6 +188,10 @@ def lif_fwd_kernel(
         v = step.reset(u, fired, theta, v_reset, SOFT)
         if p_s is not None:
             tl.store(p_s + at, step.narrow(tl.where(fired, 1.0, 0.0), p_s.dtype.element_ty), mask=inside)
+        if p_bits is not None:
+            bits = (fired & inside).to(tl.int32).reshape(ROWS // 8, 8) << tl.arange(0, 8)[None, :]
+            byte = block * (ROWS // 8) + tl.arange(0, ROWS // 8)
+            tl.store(p_bits + row * (N // 8) + byte, tl.sum(bits, axis=1).to(tl.uint8), mask=byte < N // 8)
         if p_u is not None:
             tl.store(p_u + at, u, mask=inside)
         known = u
@@ -336,6 +341,19 @@ def lif_bwd_kernel(
             tl.store(p_sum + 2 * width, tl.sum(tl.where(inside, d_width, 0.0).to(tl.float64), axis=0), mask=column < width)
 
 
+@triton.jit
+def unpack_kernel(p_bits, p_x, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    byte = tl.load(p_bits + at // 8, mask=at < N, other=0).to(tl.int32)
+    tl.store(p_x + at, ((byte >> (at % 8).to(tl.int32)) & 1).to(p_x.dtype.element_ty), mask=at < N)
+
+
+def unpack(bits: Tensor, x: Tensor) -> None:
+    """Fills x, whose elements lie densely, with what bits say of the places of its memory."""
+    walk = _Walk((1, x.numel()), (1,), tiled=False)
+    _launch(unpack_kernel, walk, p_bits=bits, p_x=x, N=walk.N)
+
+
 # ------------------------------------------------------------------------------------------------------- the operators
 
 operators.define("triton_lif")
@@ -360,7 +378,7 @@ def _forward(
     marks = None if out.active is None else torch.empty(out.spikes.shape, dtype=torch.uint8, device=x.device)
     _launch_forward(
         walk, x, v0, constants, seed, p, flags, numbers, repeats, operators.KEEPS[keeps] if keeps in operators.CODES else None,
-        p_s=out.spikes, p_u=out.membrane, p_v=out.state, p_kept=out.kept, p_active=marks, p_partial=partial,
+        p_s=out.spikes, p_u=out.membrane, p_v=out.state, p_kept=out.kept, p_active=marks, p_bits=out.bits, p_partial=partial,
     )  # fmt: skip
     if partial is not None:
         torch.sum(partial, 0, out=out.moments).div_(walk.N // walk.C)
@@ -446,7 +464,7 @@ def _launch_forward(
     **results: Tensor | None,
 ) -> None:
     x, v0 = layout.arranged(x, walk.strides), layout.one(v0, walk.strides)  # type: ignore[assignment]
-    wanted = dict.fromkeys(("p_s", "p_u", "p_v", "p_kept", "p_active", "p_partial")) | results
+    wanted = dict.fromkeys(("p_s", "p_u", "p_v", "p_kept", "p_active", "p_bits", "p_partial")) | results
     given = _given(walk, x.device, constants, seed, p, flags, numbers, memory)
     _launch(lif_fwd_kernel, walk, **given, p_x=x, p_v0=v0, **wanted, x_stride=x.stride(0) if repeats == 1 else 0, KEEPS=memory)
 

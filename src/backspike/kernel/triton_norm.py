@@ -104,6 +104,15 @@ def _read(p, at, inside, dtype: tl.constexpr):
     return tl.load(p + at, mask=inside, other=0.0).to(dtype)
 
 
+@triton.jit
+def _store_bits(p_bits, at, fired, there, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Spikes of [ROWS, channels] as bits; at: their places."""
+    bits = (fired & there).to(tl.int32).reshape(ROWS, COLUMNS // 8, 8) << tl.arange(0, 8)[None, None, :]
+    byte = tl.min(at.reshape(ROWS, COLUMNS // 8, 8), axis=2) // 8
+    some = tl.max(there.to(tl.int32).reshape(ROWS, COLUMNS // 8, 8), axis=2) != 0
+    tl.store(p_bits + byte, tl.sum(bits, axis=2).to(tl.uint8), mask=some)
+
+
 # -------------------------------------------------------------------------------------------------------------- kernels
 
 
@@ -201,6 +210,7 @@ def norm_lif_fwd_kernel(
     p_v0,
     p_add,  # [T, N], timesteps add_stride apart: added to the spikes
     p_s,
+    p_bits,  # the spikes, a bit for each place of their memory; eight channels lie side by side
     p_v,
     p_partial,  # [blocks, 2, T, C]: sums of u and its square
     T,
@@ -242,6 +252,8 @@ def norm_lif_fwd_kernel(
             if p_add is not None:
                 s = step.narrow(fired.to(dtype) + _read(p_add, row * add_stride + o, inside, dtype), out)
             tl.store(p_s + row * s_stride + o, s, mask=inside)
+            if p_bits is not None:
+                _store_bits(p_bits + row * (s_stride // 8), o, fired, inside, ROWS, COLUMNS)
         else:
             at, whole = _pooled(block, column, M, C, H, W, pooled_inner, ROWS)
             count = tl.sum(fired.to(tl.float32), axis=1)
@@ -250,6 +262,8 @@ def norm_lif_fwd_kernel(
             else:
                 s = tl.where(count > 0, 1.0, 0.0)
             tl.store(p_s + row * s_stride + at, s.to(out), mask=whole)
+            if p_bits is not None:
+                _store_bits(p_bits + row * (s_stride // 8), at, count > 0, whole, ROWS, COLUMNS)
         if p_partial is not None:
             p_sum = p_partial + (tl.cast(block, tl.int64) * 2 * T + t) * C + column
             tl.store(p_sum, _columns(column, tl.where(inside, u, 0.0)), mask=column < C)
@@ -500,8 +514,9 @@ def _forward(
     repeats: int,
     want_state: bool,
     moments: bool,
+    bits: bool,
 ) -> Any:
-    outputs = spikes, state, sums, rows = norm.forward_outputs(y, pool, repeats, want_state, moments)
+    outputs = spikes, state, sums, rows, written = norm.forward_outputs(y, pool, repeats, want_state, moments, bits)
     strides = layout.order(y[0])
     y, v0, add = layout.arranged(y, strides), layout.one(v0, strides), layout.arranged(add, strides)
     walk = _Walk(y, strides, repeats, pool)
@@ -528,7 +543,7 @@ def _forward(
     kept = ("p_constants", "p_numbers", "SOFT", "PER_CHANNEL")
     lif._launch(
         norm_lif_fwd_kernel, walk.with_(programs=walk.across * walk.blocks),
-        **{name: given[name] for name in kept}, p_rows=rows, p_y=y, p_v0=v0, p_add=add, p_s=spikes,
+        **{name: given[name] for name in kept}, p_rows=rows, p_y=y, p_v0=v0, p_add=add, p_s=spikes, p_bits=written if bits else None,
         p_v=state if want_state else None, p_partial=partial, T=walk.T, N=walk.N, **walk.sizes(),
         pooled_inner=walk.pooled_inner, y_stride=y_stride,
         add_stride=0 if add is None else add.stride(0), s_stride=spikes.stride(0), POOL=norm.POOLS[pool],
