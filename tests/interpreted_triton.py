@@ -394,7 +394,7 @@ def test_operators_keep_their_promises():
             others = others if record else others[:-1]  # the bits
             known = (*others[:1], *[None] * (2 - len(others[:1])))
             given = (*known, frames, constants, call.seed, call.p, spikes, None, None, None)
-            given += (spikes.shape, state.stride(), *encoded, repeats, keeps, 0 if keeps == 3 else 2, dtype, True)
+            given += (spikes.shape, state.stride(), *encoded, repeats, keeps, 0 if keeps == 3 else 2, dtype, True, keeps != 1)
             torch.library.opcheck(torch.ops.backspike.triton_lif_backward, given, **checks)
 
 

@@ -14,6 +14,7 @@ import backspike as bs
 from backspike import ATan, Masked, Parametric, Rectangle, Sigmoid, product
 from backspike.kernel import triton_norm
 from backspike.kernel.norm import norm_lif, refuses
+from backspike.kernel.pack import pack
 from backspike.models.residual import SEWBasic
 
 run = partial(norm_lif, backend="triton")
@@ -85,7 +86,7 @@ def test_what_is_added():
     assert y.grad.any()
 
 
-@pytest.mark.parametrize(("pool", "shape"), [(None, (2, 2, 24, 2, 3)), ("max", (2, 3, 16, 5, 4)), (None, (3, 7, 8))], ids=str)
+@pytest.mark.parametrize(("pool", "shape"), [(None, (2, 2, 24, 2, 3)), ("max", (2, 3, 8, 5, 4)), (None, (3, 7, 8))], ids=str)
 def test_spikes_come_as_bits_too(pool, shape):
     """In the order of memory, as pack.c packs."""
     y = normal(shape, 7)
@@ -106,13 +107,13 @@ def test_where_there_are_no_bits(why):
 
 
 def test_the_next_convolution_keeps_the_bits(monkeypatch):
-    """Gradients of two blocks, of a residual block, and of a spiking linear layer behind a pool of maxima: those of the C kernels."""
+    """Behind pools of maxima, neurons and in a residual block; the gradients are those of the C kernels."""
     given, pack_ = [], product._pack
     monkeypatch.setattr(product, "_pack", lambda x, dtype, bits: (given.append(bits is not None), pack_(x, dtype, bits))[1])
 
     def gradients_of(backend):
         torch.manual_seed(0)
-        neuron = lambda channels=None: bs.LIF(surrogate=Masked(ATan(), p=0.3), backend=backend)  # noqa: E731
+        neuron = lambda channels=None: bs.LIF(v_threshold=0.3, surrogate=Masked(ATan(), p=0.3), backend=backend)  # noqa: E731
         model = bs.Sequential(
             *(bs.OverTime(nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8)), neuron(), bs.OverTime(nn.MaxPool2d(2))),
             *(bs.OverTime(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)), neuron(), SEWBasic(8, 8, 1, neuron)),

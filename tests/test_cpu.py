@@ -353,7 +353,7 @@ def test_operators_keep_their_promises(layout, dtype):
         if keeps >= 0:
             kept = {0: others[:1], 2: others[2:]}.get(keeps, others)  # the membrane, or what follows membrane and moments
             given = (*kept[:1], *[None] * (2 - len(kept[:1])), frames, constants, call.seed, call.p, spikes, None, None, None)
-            given += (spikes.shape, state.stride(), *rule, repeats, keeps, 0 if keeps == 3 else 2, dtype, True)
+            given += (spikes.shape, state.stride(), *rule, repeats, keeps, 0 if keeps == 3 else 2, dtype, True, keeps != 1)
             torch.library.opcheck(torch.ops.backspike.lif_backward, given, **checks)
 
 

@@ -142,7 +142,7 @@ def test_a_step_that_looks_at_values_runs_as_it_is():
 
 def as_on_a_gpu(monkeypatch, recorder=Tape, warm_up=1):
     """The path of a GPU on this CPU: no C kernels, values read now and then, steps recorded."""
-    monkeypatch.setattr(product, "_plain", lambda x, layer: False)
+    monkeypatch.setattr(product, "_plain", lambda x, layer, bits: False)
     monkeypatch.setattr(training, "Replayed", partial(Replayed, recorder=recorder))
     monkeypatch.setattr(cuda_graph, "WARM_UP", warm_up)
     monkeypatch.setattr(training._Training, "_records", lambda self: self.recipe.cuda_graph is not False)

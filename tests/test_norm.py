@@ -463,7 +463,11 @@ def test_operators_keep_their_promises(layout, dtype):
 WHY = {
     "reference": ({}, {}, None),
     "eager": ({}, {}, None),
-    "no formula": ({"surrogate": Own()}, {}, "backend 'eager' runs them one after the other (cpu: it has no formula in C for Own)"),
+    "no formula": (
+        {"surrogate": Own()},
+        {},
+        "backend 'eager' runs them one after the other (cpu: it has no formula in C for Own)",
+    ),
     "membrane": ({}, {"record_membrane": True}, "the membrane is recorded, which one operator does not keep"),
     "active": ({}, {"record_active": True}, "where the surrogate is active is recorded"),
 }

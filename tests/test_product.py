@@ -302,7 +302,9 @@ def test_spikes_that_come_as_bits_are_not_packed_again(kind, autocast, monkeypat
         x, layer, call = x.detach().view(8, 8, 24, 1).movedim(2, 1).requires_grad_(), nn.Conv2d(24, 16, 1), product.convolution
     bits = pack(x).codes
     kept = []
-    monkeypatch.setattr(product, "_keep", lambda ctx, packed, *o, keep=product._keep: (kept.append(packed), keep(ctx, packed, *o)))
+    monkeypatch.setattr(
+        product, "_keep", lambda ctx, packed, *o, keep=product._keep: (kept.append(packed), keep(ctx, packed, *o))
+    )
     monkeypatch.setattr(product, "pack", lambda x: pytest.fail("packed again"))
     for a, b in zip(gradients(lambda x, m: call(x, m, bits=bits), layer, x, autocast), gradients(itself, layer, x, autocast)):
         assert torch.equal(a, b)

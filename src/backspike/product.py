@@ -327,7 +327,8 @@ def _kept(ctx: Any) -> tuple[Packed | None, tuple[Tensor, ...]]:
 
 
 def _pack(x: Tensor, dtype: torch.dtype, bits: Tensor | None) -> Packed:
-    """x packed, in these bits if it was packed before; what does not fit is kept in the dtype that is computed in, as torch does. Codes fit any dtype exactly."""
+    """x packed, unless it comes with bits; what does not fit is kept in the dtype that is computed in, as torch does. Codes fit
+    any dtype exactly."""
     if bits is not None:
         return Packed(bits, 1, x.shape, x.stride(), x.dtype, None)
     packed = pack(x)

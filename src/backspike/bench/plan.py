@@ -126,7 +126,7 @@ def _ours(work: Workload) -> list[Implementation]:
         Implementation("backspike, eager", replace(exact, backend="eager")),
     ]
     if work.kind == "neuron":
-        return made
+        return [*made, Implementation("backspike, recompute, lean heap", replace(exact, memory="recompute", heap="lean"))]
     bfloat16 = replace(exact, bfloat16=True, channels_last=work.size > 0)
     checkpoint = replace(bfloat16, memory="checkpoint")
     return [

@@ -169,13 +169,14 @@ def _lif_backward(
     learns: int,
     dtype: Any,
     needs_x: bool,
+    needs_v0: bool,
 ) -> Any:
     if dtype == torch.float16:
         x, g = (None if a is None else a.float() for a in (x, g))
         given = (kept, v0, x, constants, seed, p, g, g_v, g_u, line, shape, strides, flags, numbers, repeats, keeps, learns)
-        g_v0, *others = _lif_backward(*given, torch.float32, needs_x)
-        return [g_v0, *(a.half() if a.dtype == torch.float32 else a for a in others)]
-    out = operators.backward_outputs(constants, constants.device, shape, strides, repeats, learns, dtype, needs_x)
+        outputs = _lif_backward(*given, torch.float32, needs_x, needs_v0)
+        return [outputs[0].half(), *outputs[1:]] if needs_x else outputs
+    out = operators.backward_outputs(constants, constants.device, shape, strides, repeats, learns, dtype, needs_x, needs_v0)
     x, g, g_u = (layout.arranged(a, strides) for a in (x, g, g_u))
     v0, g_v = layout.one(v0, strides), layout.one(g_v, strides)
     job = _job(shape, constants, strides, flags, numbers, dtype.itemsize)

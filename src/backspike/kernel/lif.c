@@ -252,7 +252,7 @@ void NAME(lif_backward)(const Job *j) {
                     if (fused) NAME(step_back_fused)(j, t, &b, &formula);
                     else NAME(step_back)(j, t, &b, sums);
                 }
-                memcpy((REAL *)j->p_gv0 + b.o, b.c, b.n * sizeof(REAL));
+                if (j->p_gv0) memcpy((REAL *)j->p_gv0 + b.o, b.c, b.n * sizeof(REAL));
             }
         }
         streamed();

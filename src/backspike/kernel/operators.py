@@ -148,18 +148,18 @@ class _LIF(torch.autograd.Function):
         # what was not asked for gets zeros, not None, in compiled code
         g_u = g_u if ctx.records[0] else None
         arriving = line(g_moments, ctx.shape, table.dtype) if ctx.records[1] and g_moments is not None else None
-        g_v0, *others = getattr(torch.ops.backspike, f"{ctx.name}_backward")(
+        outputs = getattr(torch.ops.backspike, f"{ctx.name}_backward")(
             kept, v0, x, table, seed, p, g, g_v, g_u, arriving,
-            ctx.shape, ctx.strides, *ctx.rule, ctx.repeats, ctx.keeps, learns, ctx.x_dtype, needs_x,
+            ctx.shape, ctx.strides, *ctx.rule, ctx.repeats, ctx.keeps, learns, ctx.x_dtype, needs_x, needs_v0,
         )  # fmt: skip
-        gx = others.pop(0) if needs_x else None
+        gx, g_v0 = outputs[0] if needs_x else None, outputs[int(needs_x)] if needs_v0 else None
         grads: list[Tensor | None] = [None, None, None]
         if learns:
-            (sums,) = others
+            sums = outputs[-1]
             grads = [reduced(row, parameter) if needed else None for row, parameter, needed in zip(sums, parameters, needs)]
         if needs[0]:
             grads[0] = reduced(sums[0] / parameters[0].to(sums) ** 2, parameters[0])
-        return None, None, gx, g_v0 if needs_v0 else None, *grads
+        return None, None, gx, g_v0, *grads
 
 
 def writes_bits(name: str, shape: Sequence[int], moments: bool) -> bool:
@@ -196,8 +196,8 @@ class Forward(NamedTuple):
 class Backward(NamedTuple):
     """What the backward operator writes, likewise."""
 
-    gv0: Tensor
     gx: Tensor | None
+    gv0: Tensor | None
     sums: Tensor | None  # [3, C]
 
 
@@ -235,10 +235,11 @@ def backward_outputs(
     learns: int,
     dtype: torch.dtype,
     needs_x: bool,
+    needs_v0: bool,
 ) -> Backward:
     return Backward(
-        torch.empty_strided(shape[1:], strides, dtype=constants.dtype, device=device),
         layout.empty((shape[0] // repeats, *shape[1:]), strides, dtype, device) if needs_x else None,
+        torch.empty_strided(shape[1:], strides, dtype=constants.dtype, device=device) if needs_v0 else None,
         torch.zeros((3, constants.shape[1]), dtype=torch.float64, device=device) if learns else None,
     )
 
@@ -252,7 +253,8 @@ def define(name: str) -> None:
     library.define(
         f"{name}_backward(Tensor? kept, Tensor? v0, Tensor? x, Tensor constants, Tensor? seed, Tensor? p, Tensor? g,"
         " Tensor? g_v, Tensor? g_u, Tensor? line, SymInt[] shape, SymInt[] strides, int[] flags, float[] numbers,"
-        " SymInt repeats, int keeps, int learns, ScalarType dtype, bool needs_x) -> Tensor[]"
+        " SymInt repeats, int keeps, int learns, ScalarType dtype, bool needs_x, bool needs_v0)"
+        " -> Tensor[]"
     )
     torch.library.register_fake(f"backspike::{name}_forward", _foresee_forward, lib=library)
     torch.library.register_fake(f"backspike::{name}_backward", _foresee_backward, lib=library)
@@ -265,6 +267,6 @@ def _foresee_forward(x: Any, v0: Any, constants: Any, seed: Any, p: Any, flags: 
 def _foresee_backward(
     kept: Any, v0: Any, x: Any, constants: Any, seed: Any, p: Any, g: Any, g_v: Any, g_u: Any, line: Any, *rest: Any
 ) -> Any:
-    shape, strides, _, _, repeats, _, learns, dtype, needs_x = rest
+    shape, strides, _, _, repeats, _, learns, *others = rest
     device = (x if kept is None else kept).device
-    return given(backward_outputs(constants, device, shape, strides, repeats, learns, dtype, needs_x))
+    return given(backward_outputs(constants, device, shape, strides, repeats, learns, *others))

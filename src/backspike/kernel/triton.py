@@ -327,7 +327,8 @@ def lif_bwd_kernel(
             c = delta * lam
         else:
             c = none
-    tl.store(p_gv0 + o, c, mask=inside)
+    if p_gv0 is not None:
+        tl.store(p_gv0 + o, c, mask=inside)
     if REPEATED and p_gx is not None:
         tl.store(p_gx + o, step.narrow(gx_sum, p_gx.dtype.element_ty), mask=inside)
     if p_partial is not None:
@@ -408,9 +409,10 @@ def _backward(
     learns: int,
     dtype: Any,
     needs_x: bool,
+    needs_v0: bool,
 ) -> Any:
     device = (x if kept is None else kept).device
-    out = operators.backward_outputs(constants, device, shape, strides, repeats, learns, dtype, needs_x)
+    out = operators.backward_outputs(constants, device, shape, strides, repeats, learns, dtype, needs_x, needs_v0)
     walk = _Walk(shape, strides, tiled=learns > 0 and constants.shape[1] > 1)
     memory = operators.KEEPS[keeps]
     if memory == "recompute":  # the membranes once more, for as long as this lasts

@@ -543,9 +543,9 @@ def _forward(
     kept = ("p_constants", "p_numbers", "SOFT", "PER_CHANNEL")
     lif._launch(
         norm_lif_fwd_kernel, walk.with_(programs=walk.across * walk.blocks),
-        **{name: given[name] for name in kept}, p_rows=rows, p_y=y, p_v0=v0, p_add=add, p_s=spikes, p_bits=written if bits else None,
-        p_v=state if want_state else None, p_partial=partial, T=walk.T, N=walk.N, **walk.sizes(),
-        pooled_inner=walk.pooled_inner, y_stride=y_stride,
+        **{name: given[name] for name in kept}, p_rows=rows, p_y=y, p_v0=v0, p_add=add, p_s=spikes,
+        p_bits=written if bits else None, p_v=state if want_state else None, p_partial=partial, T=walk.T, N=walk.N,
+        **walk.sizes(), pooled_inner=walk.pooled_inner, y_stride=y_stride,
         add_stride=0 if add is None else add.stride(0), s_stride=spikes.stride(0), POOL=norm.POOLS[pool],
     )  # fmt: skip
     if partial is not None:
