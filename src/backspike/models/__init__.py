@@ -103,6 +103,7 @@ class CIFARNet(_Named):
 @dataclass(frozen=True)
 class _WithStem(_Named):
     stem: str = "imagenet"
+    zero_init_residual: bool = False
 
 
 class ResNet18(_WithStem):

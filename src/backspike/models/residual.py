@@ -151,7 +151,9 @@ class ResNet(nn.Module):
     """Stem, stages of residual blocks, global average pool and linear layer: `[T, B, C, H, W] -> [T, B, K]`.
 
     depths: blocks of each stage; widths: their channels; every stage but the first halves the image. hidden: features of a
-    spiking linear layer before the last one, 0 for none.
+    spiking linear layer before the last one, 0 for none. zero_init_residual: the last norm of every block starts with weights
+    of 0, as in Goyal et al. 2017 and torchvision, so that a block first does what its shortcut does. Deep networks with the
+    neuron after the addition learn with it where they otherwise do not (LOG.md).
     """
 
     def __init__(
@@ -165,6 +167,7 @@ class ResNet(nn.Module):
         neuron: Neuron,
         norm: NormLayer = batch_norm,
         hidden: int = 0,
+        zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
         if stem not in ("cifar", "imagenet"):
@@ -191,6 +194,9 @@ class ResNet(nn.Module):
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+            elif zero_init_residual and isinstance(m, kind):
+                last: Any = m.bn3 if isinstance(m, Bottleneck | SEWBottleneck) else m.bn2
+                nn.init.zeros_(last.weight)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for key in [key for key in state_dict if ".downsample_sn." in key]:  # SpikingJelly's neuron of a SEW shortcut
@@ -215,52 +221,116 @@ _WIDTHS = (64, 128, 256, 512)
 
 
 def resnet18(
-    num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF, norm: NormLayer = batch_norm
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    stem: str = "imagenet",
+    zero_init_residual: bool = False,
+    neuron: Neuron = LIF,
+    norm: NormLayer = batch_norm,
 ) -> ResNet:
     """ResNet18 with the neuron after the addition, as paper A uses it."""
-    return ResNet(Basic, (2, 2, 2, 2), _WIDTHS, num_classes, in_channels, stem, neuron, norm)
+    return ResNet(
+        Basic, (2, 2, 2, 2), _WIDTHS, num_classes, in_channels, stem, neuron, norm, zero_init_residual=zero_init_residual
+    )
 
 
 def resnet34(
-    num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF, norm: NormLayer = batch_norm
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    stem: str = "imagenet",
+    zero_init_residual: bool = False,
+    neuron: Neuron = LIF,
+    norm: NormLayer = batch_norm,
 ) -> ResNet:
     """ResNet34 with the neuron after the addition."""
-    return ResNet(Basic, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron, norm)
+    return ResNet(
+        Basic, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron, norm, zero_init_residual=zero_init_residual
+    )
 
 
 def resnet50(
-    num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF, norm: NormLayer = batch_norm
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    stem: str = "imagenet",
+    zero_init_residual: bool = False,
+    neuron: Neuron = LIF,
+    norm: NormLayer = batch_norm,
 ) -> ResNet:
     """ResNet50 with the neuron after the addition."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron, norm)
+    return ResNet(
+        Bottleneck, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron, norm, zero_init_residual=zero_init_residual
+    )
 
 
 def sew_resnet18(
-    num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF, norm: NormLayer = batch_norm
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    stem: str = "imagenet",
+    zero_init_residual: bool = False,
+    neuron: Neuron = LIF,
+    norm: NormLayer = batch_norm,
 ) -> ResNet:
     """SEW-ResNet18 (Fang et al. 2021)."""
-    return ResNet(SEWBasic, (2, 2, 2, 2), _WIDTHS, num_classes, in_channels, stem, neuron, norm)
+    return ResNet(
+        SEWBasic, (2, 2, 2, 2), _WIDTHS, num_classes, in_channels, stem, neuron, norm, zero_init_residual=zero_init_residual
+    )
 
 
 def sew_resnet34(
-    num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF, norm: NormLayer = batch_norm
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    stem: str = "imagenet",
+    zero_init_residual: bool = False,
+    neuron: Neuron = LIF,
+    norm: NormLayer = batch_norm,
 ) -> ResNet:
     """SEW-ResNet34 (Fang et al. 2021), paper A's network for ImageNet."""
-    return ResNet(SEWBasic, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron, norm)
+    return ResNet(
+        SEWBasic, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron, norm, zero_init_residual=zero_init_residual
+    )
 
 
 def sew_resnet50(
-    num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF, norm: NormLayer = batch_norm
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    stem: str = "imagenet",
+    zero_init_residual: bool = False,
+    neuron: Neuron = LIF,
+    norm: NormLayer = batch_norm,
 ) -> ResNet:
     """SEW-ResNet50 (Fang et al. 2021)."""
-    return ResNet(SEWBottleneck, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron, norm)
+    return ResNet(
+        SEWBottleneck,
+        (3, 4, 6, 3),
+        _WIDTHS,
+        num_classes,
+        in_channels,
+        stem,
+        neuron,
+        norm,
+        zero_init_residual=zero_init_residual,
+    )
 
 
 def ms_resnet18(
-    num_classes: int = 10, in_channels: int = 3, *, stem: str = "imagenet", neuron: Neuron = LIF, norm: NormLayer = batch_norm
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    stem: str = "imagenet",
+    zero_init_residual: bool = False,
+    neuron: Neuron = LIF,
+    norm: NormLayer = batch_norm,
 ) -> ResNet:
     """MS-ResNet18 (Hu et al. 2021), with torchvision's shortcuts and stems."""
-    return ResNet(MSBasic, (2, 2, 2, 2), _WIDTHS, num_classes, in_channels, stem, neuron, norm)
+    return ResNet(
+        MSBasic, (2, 2, 2, 2), _WIDTHS, num_classes, in_channels, stem, neuron, norm, zero_init_residual=zero_init_residual
+    )
 
 
 def resnet19(num_classes: int = 10, in_channels: int = 3, *, neuron: Neuron = LIF, norm: NormLayer = batch_norm) -> ResNet:
