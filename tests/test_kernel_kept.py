@@ -112,7 +112,7 @@ def test_codes_in_c_are_those_in_torch(dtype, memory, width):
     surrogate = ATan(alpha=3.0) if width is None else Parametric(ATan(alpha=3.0))
     rule = {"tau": math.inf, "decay_input": False, "v_threshold": 1.0, "v_reset": 0.0, "surrogate": surrogate}
     call = _call(x, None, width=w, memory=memory, reset_gradient=1.0, temporal_gradient=True, record_membrane=True, **rule)
-    spikes, _, u, _, code, _ = operators.forward(
+    spikes, _, u, _, code, *_ = operators.forward(
         "lif", call, operators.constants(call), *operators.encode(call), operators.KEEPS.index(memory)
     )
     reach = kept.reach(ATan(alpha=3.0))

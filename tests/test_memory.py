@@ -145,6 +145,7 @@ print(memory._peak())
 """
 
 
+@pytest.mark.slow
 @linux
 def test_a_training_stays_within_the_budget_that_it_was_fitted_to(tmp_path, monkeypatch):
     """At the end of the ladder, where the step has to be split."""
