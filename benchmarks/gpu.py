@@ -13,6 +13,7 @@ Called by gpu.sh. Exit code 1 where a check failed. Inputs of the first check li
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import math
@@ -27,9 +28,11 @@ from typing import Any
 import torch
 
 import backspike as bs
+from backspike import product
 from backspike import train as training
 from backspike.kernel import dispatch
 from backspike.kernel.norm import Norm, norm_lif
+from backspike.kernel.result import Sent
 from backspike.neuron import _call
 
 SEED = 2**50 + 33
@@ -97,7 +100,7 @@ def table(rows: list[dict[str, Any]]) -> None:
 
 def check(options: argparse.Namespace) -> dict[str, Any]:
     backend = "triton" if "triton" in bs.backends() else "cpu"
-    parts: list[Callable[..., Iterator[dict[str, Any]]]] = [neurons, norms, waits, recorded, compiled]
+    parts: list[Callable[..., Iterator[dict[str, Any]]]] = [neurons, norms, bits, waits, recorded, compiled]
     rows: list[dict[str, Any]] = []
     for part in parts:
         try:
@@ -198,6 +201,33 @@ def _norm(
     spikes = run(_call(y, None, **options), norm, pool, backend).spikes
     spikes.backward(grid(tuple(spikes.shape), 4, y.device).to(spikes.dtype))
     return [spikes.detach(), *(p.grad for p in (y, weight, bias) if p.grad is not None)]
+
+
+def bits(device: torch.device, backend: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Two blocks whose second convolution keeps its input as bits, against the same without them; and what is kept."""
+    neuron = bs.LIF(v_threshold=0.5, surrogate=bs.ATan())
+    blocks = [(torch.nn.Conv2d(c, 32, 3, padding=1, bias=False), torch.nn.BatchNorm2d(32)) for c in (3, 32)]
+    model = bs.Sequential(*(layer for block in blocks for layer in (bs.OverTime(*block), copy.deepcopy(neuron))))
+    model = model.to(device, memory_format=torch.channels_last)
+    x = grid((4 * 8, 3, 16, 16), 5, device).float().contiguous(memory_format=torch.channels_last).unflatten(0, (4, 8))
+    seen: list[bool] = []
+    found, keep = {}, product._pack
+    product._pack = lambda x, dtype, bits: (seen.append(bits is not None), keep(x, dtype, bits))[1]  # type: ignore[assignment,func-returns-value]
+    try:
+        for name, change in (("bits", Sent.bits_of), ("none", lambda self, x: None)):
+            Sent.bits_of, usual = change, Sent.bits_of  # type: ignore[method-assign,assignment]
+            try:
+                model.zero_grad()
+                model(x).float().square().sum().backward()
+            finally:
+                Sent.bits_of = usual  # type: ignore[method-assign]
+            found[name] = [p.grad.double() for p in model.parameters() if p.grad is not None]
+    finally:
+        product._pack = keep
+    errors = [float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(found["bits"], found["none"])]
+    used = any(seen) or backend != "triton"  # the C kernels write none
+    said = f"gradients off by {max(errors):.1e} at most, {sum(seen)} convolutions kept bits"
+    yield {"name": f"{backend}: spikes kept as bits", "passed": used and max(errors) < 1e-3, "said": said}
 
 
 def recipe(**changes: Any) -> Any:
