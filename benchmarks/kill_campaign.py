@@ -119,8 +119,11 @@ def run_result(folder: Path) -> dict[str, str]:
 
 
 def study_result(folder: Path) -> dict[str, str]:
-    runs = {str(p.parent.relative_to(folder)): _sum(run_result(p.parent)) for p in sorted(folder.glob("runs/*/*/last.ckpt"))}
-    return runs | {"study.json": _sum(json.loads((folder / "study.json").read_bytes()))}
+    found = {}
+    for path in sorted(folder.glob("runs/*/*/last.ckpt")):
+        of = path.parent.relative_to(folder)
+        found |= {f"{of}/{name}": value for name, value in run_result(path.parent).items()}
+    return found | {"study.json": _sum(json.loads((folder / "study.json").read_bytes()))}
 
 
 def cache_result(folder: Path) -> dict[str, str]:

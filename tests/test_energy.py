@@ -197,3 +197,12 @@ def test_arrays_that_do_not_belong_together_are_damage(small, tmp_path):
     np.savez(run / "evaluation.npz", **dict(np.load(run / "evaluation.npz")) | arrays)
     with pytest.raises(report.ReportError, match="op_bits has 2 along E, other arrays have 3"):
         report.write(run)
+
+
+@pytest.mark.parametrize("missing", ["op_name", "op_outputs", "op_samples"])
+def test_without_one_of_the_arrays_there_is_no_energy(missing, small, tmp_path):
+    run = make_run(tmp_path / "run", T=T)
+    arrays = dict(np.load(run / "evaluation.npz")) | counted(*small)[1]
+    np.savez(run / "evaluation.npz", **{name: array for name, array in arrays.items() if name != missing})
+    page = Page(report.write(run))
+    assert "energy" not in page.ids

@@ -6,7 +6,6 @@ runs the same for minutes.
 
 import importlib.util
 import itertools
-import multiprocessing
 import random
 import sys
 import time
@@ -126,32 +125,20 @@ def short_run(name, inputs):
         assert time.process_time() - start < 5
 
 
-# HDF5 is read by a C library: it is tried in a process of its own, which must not crash
-
-
-def _read_spoken(path, queue):
-    try:
-        queue.put(sum(len(events) for events in shd.decode(path, range(len(shd.labels(path, 20))))))
-    except DataError as error:
-        queue.put(str(error))
+# HDF5 is read by a C library, in a process of its own: what becomes of that one is an answer too
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("h5py") is None, reason="no h5py: pip install 'backspike[events]'")
-def test_damaged_hdf5(tmp_path):
-    good = _spoken()
-    context = multiprocessing.get_context("spawn")
-    rng = random.Random(0)
+def test_damaged_hdf5(tmp_path, monkeypatch):
+    monkeypatch.setattr(shd, "SECONDS", 10.0)
+    good, rng, path = _spoken(), random.Random(0), tmp_path / "bad.h5"
     for trial in range(60):
         data = bytearray(good)
         for _ in range(1 + trial % 4):
             data[rng.randrange(len(good))] ^= 1 << rng.randrange(8)
-        path = tmp_path / "bad.h5"
         path.write_bytes(bytes(data[: len(data) if trial % 3 else rng.randrange(len(data))]))
-        queue = context.Queue()
-        child = context.Process(target=_read_spoken, args=(path, queue))
-        child.start()
-        answer = queue.get(timeout=60)
-        child.join(60)
-        assert child.exitcode == 0
-        assert isinstance(answer, int) or "bad.h5" in answer
+        try:
+            assert sum(len(events) for events in shd.decode(path, range(len(shd.labels(path, 20))))) >= 0
+        except DataError as error:
+            assert "bad.h5" in str(error)

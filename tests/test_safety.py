@@ -11,6 +11,7 @@ import os
 import pickle
 import struct
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -49,7 +50,7 @@ ALLOWED = {
     "data/binning.py": {"pickle", "subprocess"},  # pipes
     "data/formats/cifar.py": {"pickle"},  # names stand for inert records; see its head
     "data/formats/picture.py": {"PIL"},  # four formats
-    "data/formats/shd.py": {"h5py"},  # the file is checked first; see docs/safety.md
+    "data/formats/shd.py": {"h5py", "json.loads", "subprocess"},  # HDF5 in a process of its own, asked through a pipe
     "data/simulated.py": {"pickle", "subprocess"},  # pipes
     "data/static.py": {"numpy.load"},  # the bundled digits
     "heap.py": {"ctypes"},
@@ -538,6 +539,21 @@ def test_hdf5_with_labels_of_its_own_is_read(tmp_path):
 
     good = spoken(tmp_path / "f.h5", lambda h5py, file: file.create_dataset("labels", data=np.array([3, 4], np.uint8)))
     assert shd.labels(good, 20).tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(("does", "why"), [("while True: pass", "took more than 1 s"), ("os.abort()", "ended the process")])
+def test_hdf5_that_loops_or_crashes_is_a_damaged_file(tmp_path, monkeypatch, does, why):
+    """The two things that a C library may do with damage; here as its module."""
+    from backspike.data.formats import shd
+
+    (tmp_path / "h5py.py").write_text(f"import os\nclass File:\n    def __init__(self, *_):\n        {does}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "h5py", raising=False)
+    monkeypatch.setattr(shd, "SECONDS", 1.0)
+    said = refusal(DataError, shd.labels, tmp_path / "f.h5", 20)
+    assert "f.h5: damaged HDF5 file" in said
+    assert why in said
+    monkeypatch.delitem(sys.modules, "h5py", raising=False)
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------------

@@ -57,10 +57,10 @@ class Layer:
 
 
 def layers(arrays: Mapping[str, np.ndarray], T: int) -> list[Layer]:
-    """The layers in the order in which they ran, from the arrays `op_*`; none where those are missing."""
-    if "op_name" not in arrays:
-        return []
+    """The layers in the order in which they ran, from the arrays `op_*`; none where one of those is missing."""
     keys = ("name", "kind", "steps", "macs", "additions", "products", "spikes", "weights", "inputs", "outputs", "bits")
+    if any(f"op_{key}" not in arrays for key in (*keys, "samples")):
+        return []
     return [_layer(T, *values) for values in zip(*(arrays[f"op_{key}"].tolist() for key in keys))]
 
 

@@ -52,6 +52,7 @@ _AXES = {
     "spikes_per_image": "L",
     **{f"op_{key}": "E" for key in ("name", "kind", "steps", "macs", "additions", "products", "spikes", "weights")},
     **{f"op_{key}": "E" for key in ("inputs", "outputs", "bits")},
+    "op_samples": "",
 }
 
 # Their dtype kinds where they are not any numbers: names, and counts that are added up.
@@ -60,6 +61,7 @@ _KINDS = {
     "confusion": "iu",
     "membrane_counts": "iu",
     "sample_y": "iu",
+    "op_samples": "iu",
 }
 
 

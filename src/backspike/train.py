@@ -883,7 +883,7 @@ class _Training:
             "recipe": self.recipe.to_dict(),
             "network": self.network.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": {"state": self.optimizer.state_dict()["state"]},  # its groups are those of the recipe
             "potential": None if self.potential is None else self.potential.state_dict(),
             "ranks": self.ranks.gathered({"generators": _generators(self.device), "products": product.state(self.network)}),
             "position": [self.epoch, self.batch, self.step],
@@ -923,7 +923,7 @@ class _Training:
     def _take(self, state: dict[str, Any]) -> None:
         """The state of a checkpoint, which may be anybody's: what has no checks of its own is checked here."""
         self.network.load_state_dict(state["network"])
-        # the groups are those of the recipe; only the learning rate changes, and every step sets it
+        # only the learning rate changes in the groups, and every step sets it
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": self._moments(state["optimizer"]["state"]), "param_groups": groups})
         own = state["ranks"][self.ranks.rank if len(state["ranks"]) == self.ranks.size else 0]

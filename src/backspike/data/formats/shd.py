@@ -2,14 +2,22 @@
 
 `spikes/times` and `spikes/units` hold one array of variable length for each sample, seconds and channel numbers; `labels` the
 classes. Cramer, Stradmann, Schemmel, Zenke 2020, doi:10.1109/TNNLS.2020.3044364. Read through h5py (the extra `events`), by
-path and sample by sample: the files reach gigabytes. A file that refers to others, or claims more than it holds, is refused;
-but HDF5 is a large C library, and damage made on purpose may end the process: open files only from where you trust.
+path and sample by sample: the files reach gigabytes. A file that refers to others, or claims more than it holds, is refused.
+HDF5 is a large C library, in which damage can loop for ever or end the process: it runs in a process of its own, which may
+take SECONDS for each answer.
 """
 
+import json
 import math
+import os
+import struct
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from threading import Event, Timer
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -17,10 +25,17 @@ from . import DataError, Events, one_line
 from .idx import DEFLATE_RATIO
 
 CHANNELS = 700
+SECONDS = 60.0
+_HEAD = struct.Struct("<cQ")  # what an answer is, and its bytes
 
 
 def labels(path: Path, num_classes: int) -> np.ndarray:
     """The classes of all samples, int64 [N]. Raises DataError for a file that is damaged or no SHD file."""
+    (found,) = _elsewhere(path, num_classes)
+    return np.frombuffer(found, np.int64)
+
+
+def _labels(path: Path, num_classes: int) -> np.ndarray:
     with _opened(path) as file:
         times, units, y = (_member(file, path, key) for key in ("spikes/times", "spikes/units", "labels"))
         if len({len(times), len(units), len(y)}) != 1:
@@ -36,32 +51,45 @@ def decode(path: Path, samples: Sequence[int]) -> Iterator[Events]:
 
     Raises DataError for a file that is damaged, for spikes outside the 700 channels or before time zero.
     """
+    for found in _elsewhere(path, [int(i) for i in samples]):
+        t, x = np.split(np.frombuffer(found, np.uint8), [len(found) // 10 * 8])
+        zero = np.zeros(len(found) // 10, np.uint16)
+        yield Events(x.view(np.uint16), zero, t.view(np.int64), zero.astype(np.uint8))
+
+
+def _samples(path: Path, samples: Sequence[int]) -> Iterator[bytes]:
+    """Of each sample the times, int64, and then the channels, uint16."""
     with _opened(path) as file:
         times, units = _member(file, path, "spikes/times"), _member(file, path, "spikes/units")
         for i in samples:
             yield _events(path, i, _read(path, times, i), _read(path, units, i))
 
 
-def _events(path: Path, i: int, times: Any, units: Any) -> Events:
+def _events(path: Path, i: int, times: Any, units: Any) -> bytes:
     times, units = np.asarray(times), np.asarray(units)
     if times.ndim != 1 or times.shape != units.shape or times.dtype.kind != "f" or units.dtype.kind not in "iu":
         raise DataError(f"{path}: sample {i} has times {times.dtype} {times.shape} and units {units.dtype} {units.shape}")
     seconds = times.astype(np.float64)
     if not ((seconds >= 0) & (seconds < 1e6)).all() or not ((units >= 0) & (units < CHANNELS)).all():
         raise DataError(f"{path}: sample {i} has spikes before time 0 or outside channels 0 to {CHANNELS - 1}")
-    zero = np.zeros(len(units), np.uint16)
-    return Events(units.astype(np.uint16), zero, np.rint(seconds * 1e6).astype(np.int64), zero.astype(np.uint8))
+    return np.rint(seconds * 1e6).astype(np.int64).tobytes() + units.astype(np.uint16).tobytes()
 
 
-def _opened(path: Path) -> Any:
+def _h5py(path: Path) -> Any:
     try:
         import h5py
     except Exception as error:  # a broken installation raises more than ImportError
         raise DataError(
             f"{path} is an HDF5 file, which h5py reads: pip install 'backspike[events]' ({one_line(error)})"
         ) from error
+    return h5py
+
+
+def _opened(path: Path) -> Any:
     try:
-        return h5py.File(path, "r")
+        return _h5py(path).File(path, "r")
+    except DataError:
+        raise
     except Exception as error:  # h5py raises OSError, RuntimeError, ValueError, ... for damage
         raise DataError(f"{path}: truncated or damaged HDF5 file ({one_line(error)})") from error
 
@@ -88,3 +116,64 @@ def _read(path: Path, member: Any, what: Any) -> Any:
         return member[what]
     except Exception as error:
         raise DataError(f"{path}: {member.name} {what} cannot be read: damaged HDF5 file ({one_line(error)})") from error
+
+
+# ---- in a process of its own ---------------------------------------------------------------------------------------------
+
+
+def _elsewhere(path: Path, wanted: int | list[int]) -> Iterator[bytes]:
+    """The bytes of the labels, below that number of classes, or of each of these samples, read by `_child`."""
+    _h5py(path)
+    places = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", "from backspike.data.formats.shd import _child; _child()"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(words, env={**os.environ, **places}, **pipes) as process:
+        try:
+            with suppress(BrokenPipeError), process.stdin as request:  # type: ignore[union-attr]
+                request.write(json.dumps([str(path), wanted]).encode())
+            for _ in wanted if isinstance(wanted, list) else [wanted]:
+                yield _answer(process, path)
+        finally:
+            process.kill()
+
+
+def _answer(process: subprocess.Popen[bytes], path: Path) -> bytes:
+    """The next answer; a process that gives none in time is ended."""
+    late = Event()
+
+    def end() -> None:
+        late.set()
+        process.kill()
+
+    timer = Timer(SECONDS, end)
+    timer.start()
+    try:
+        assert process.stdout is not None
+        head = process.stdout.read(_HEAD.size)
+        kind, size = _HEAD.unpack(head) if len(head) == _HEAD.size else (b"", 0)
+        found: bytes = process.stdout.read(size)
+    finally:
+        timer.cancel()
+    if not kind or len(found) < size:
+        why = f"reading it took more than {SECONDS:g} s" if late.is_set() else "reading it ended the process that did"
+        raise DataError(f"{path}: damaged HDF5 file ({why})")
+    if kind == b"!":
+        raise DataError(found.decode("utf-8", "replace"))
+    return found
+
+
+def _child() -> None:
+    """Reads what is wanted from standard input, writes the answers to standard output."""
+    path, wanted = json.loads(sys.stdin.buffer.read())
+    out = sys.stdout.buffer
+    try:
+        answers = _samples(Path(path), wanted) if isinstance(wanted, list) else iter([_labels(Path(path), wanted).tobytes()])
+        for answer in answers:
+            _send(out, b"=", answer)
+    except DataError as error:
+        _send(out, b"!", str(error).encode("utf-8", "replace"))
+
+
+def _send(out: BinaryIO, kind: bytes, answer: bytes) -> None:
+    out.write(_HEAD.pack(kind, len(answer)) + answer)
+    out.flush()
