@@ -217,7 +217,7 @@ def _spoken() -> bytes:
 
 def _read_spoken(data: bytes) -> None:
     """HDF5 that loops for ever is a refusal, after fewer seconds than users grant it."""
-    shd.SECONDS = 4.0
+    shd.SECONDS = 4
     path = _folder() / "f.h5"
     path.write_bytes(data)
     for events in shd.decode(path, range(len(shd.labels(path, 20)))):

@@ -10,13 +10,13 @@ take SECONDS for each answer.
 import json
 import math
 import os
+import signal
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from threading import Event, Timer
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,7 +25,7 @@ from . import DataError, Events, one_line
 from .idx import DEFLATE_RATIO
 
 CHANNELS = 700
-SECONDS = 60.0
+SECONDS = 60
 _HEAD = struct.Struct("<cQ")  # what an answer is, and its bytes
 
 
@@ -130,7 +130,7 @@ def _elsewhere(path: Path, wanted: int | list[int]) -> Iterator[bytes]:
     with subprocess.Popen(words, env={**os.environ, **places}, **pipes) as process:
         try:
             with suppress(BrokenPipeError), process.stdin as request:  # type: ignore[union-attr]
-                request.write(json.dumps([str(path), wanted]).encode())
+                request.write(json.dumps([str(path), wanted, SECONDS]).encode())
             for _ in wanted if isinstance(wanted, list) else [wanted]:
                 yield _answer(process, path)
         finally:
@@ -138,24 +138,14 @@ def _elsewhere(path: Path, wanted: int | list[int]) -> Iterator[bytes]:
 
 
 def _answer(process: subprocess.Popen[bytes], path: Path) -> bytes:
-    """The next answer; a process that gives none in time is ended."""
-    late = Event()
-
-    def end() -> None:
-        late.set()
-        process.kill()
-
-    timer = Timer(SECONDS, end)
-    timer.start()
-    try:
-        assert process.stdout is not None
-        head = process.stdout.read(_HEAD.size)
-        kind, size = _HEAD.unpack(head) if len(head) == _HEAD.size else (b"", 0)
-        found: bytes = process.stdout.read(size)
-    finally:
-        timer.cancel()
+    """The next answer, or the end of the process as an error."""
+    assert process.stdout is not None
+    head = process.stdout.read(_HEAD.size)
+    kind, size = _HEAD.unpack(head) if len(head) == _HEAD.size else (b"", 0)
+    found: bytes = process.stdout.read(size)
     if not kind or len(found) < size:
-        why = f"reading it took more than {SECONDS:g} s" if late.is_set() else "reading it ended the process that did"
+        late = process.wait() == -getattr(signal, "SIGALRM", 0)
+        why = f"reading it took more than {SECONDS} s" if late else "reading it ended the process that did"
         raise DataError(f"{path}: damaged HDF5 file ({why})")
     if kind == b"!":
         raise DataError(found.decode("utf-8", "replace"))
@@ -163,13 +153,16 @@ def _answer(process: subprocess.Popen[bytes], path: Path) -> bytes:
 
 
 def _child() -> None:
-    """Reads what is wanted from standard input, writes the answers to standard output."""
-    path, wanted = json.loads(sys.stdin.buffer.read())
-    out = sys.stdout.buffer
+    """Reads what is wanted from standard input, writes the answers to standard output; ends where one takes too long."""
+    path, wanted, seconds = json.loads(sys.stdin.buffer.read())
+    out, alarm = sys.stdout.buffer, getattr(signal, "alarm", int)  # in no C code that loops for ever is it held up
+    alarm(seconds)
     try:
         answers = _samples(Path(path), wanted) if isinstance(wanted, list) else iter([_labels(Path(path), wanted).tobytes()])
         for answer in answers:
+            alarm(0)  # writing may have to wait for who reads
             _send(out, b"=", answer)
+            alarm(seconds)
     except DataError as error:
         _send(out, b"!", str(error).encode("utf-8", "replace"))
 
