@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -13,4 +14,6 @@ if TYPE_CHECKING:
 
 def load(settings: Settings) -> Library:
     """The parts of the library that the settings name."""
+    if settings.library == "spikingjelly" and settings.backend != "auto":
+        os.environ["SJ_LIF_CUDA_IMPLEMENTATION"] = settings.backend  # read when it is imported
     return import_module(f".{settings.library}", __name__).Parts(settings)

@@ -15,14 +15,14 @@ class Parts:
     layers: Any = layer
 
     def __init__(self, settings: Settings) -> None:
-        self.backend = "torch" if settings.backend == "auto" else settings.backend
+        pass
 
     def facts(self, width: float | None) -> Neuron:
         return Neuron() if width is None else Neuron(surrogate="rectangle", width=width)
 
     def neuron(self, width: float | None) -> nn.Module:
         step = surrogate.ATan(alpha=2.0) if width is None else surrogate.Rect(alpha=1 / width)
-        return neuron.LIFNode(tau=2.0, surrogate_function=step, step_mode="m", backend=self.backend)
+        return neuron.LIFNode(tau=2.0, surrogate_function=step, step_mode="m")
 
     def over_time(self, *layers: nn.Module) -> nn.Module:
         return nn.Sequential(*layers)
