@@ -87,7 +87,7 @@ def _restore(work: training._Training, state: Mapping[str, Any], another_optimiz
     try:
         work.network.load_state_dict(state["network"])
         if not another_optimizer:
-            work.optimizer.load_state_dict(state["optimizer"])
+            work.take_optimizer(state["optimizer"])
     except (RuntimeError, ValueError, KeyError) as e:
         text = training._first_line(e)
         raise RunError(f"the weights of {work.run.path} do not fit this network ({text}); leave out what changes it") from e

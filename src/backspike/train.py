@@ -923,9 +923,7 @@ class _Training:
     def _take(self, state: dict[str, Any]) -> None:
         """The state of a checkpoint, which may be anybody's: what has no checks of its own is checked here."""
         self.network.load_state_dict(state["network"])
-        # only the learning rate changes in the groups, and every step sets it
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": self._moments(state["optimizer"]["state"]), "param_groups": groups})
+        self.take_optimizer(state["optimizer"])
         own = state["ranks"][self.ranks.rank if len(state["ranks"]) == self.ranks.size else 0]
         product.load(self.network, own["products"])
         if self.averaged is not None:
@@ -947,6 +945,11 @@ class _Training:
         _set_generators(own["generators"], self.device)
         if len(state["ranks"]) != self.ranks.size:
             self._draw_apart()
+
+    def take_optimizer(self, state: dict[str, Any]) -> None:
+        """The optimizer's part of a checkpoint. The groups are the recipe's: only their rate changes, at every step."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": self._moments(state["state"]), "param_groups": groups})
 
     def _moments(self, stored: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
         """The state of torch's fused optimizers, which write past a tensor of the wrong size without a check: a copy in
