@@ -80,7 +80,7 @@ def run(shape=(4, 2, 64, 16, 16), dtype=torch.float32, learn=None, layout=None, 
     x, v0, upstream = draw(shape, dtype=dtype)
     x = (layout or torch.clone)(x)[: 1 if change.get("repeats", 1) > 1 else None].requires_grad_()
     options = {"tau": 2.0, "v_threshold": 1.0, "v_reset": 0.0, "decay_input": True, "surrogate": ATan(), "reset_gradient": 1.0}
-    options |= {"temporal_gradient": True, "seed": 1} | change
+    options |= {"temporal_gradient": True, "seed": 1, "record_bits": True} | change
     if learn is not None:
         for name, value in (("tau", 2.3), ("v_threshold", 0.9), ("width", 0.8)):
             options[name] = torch.full(learn, value, requires_grad=True)

@@ -62,18 +62,20 @@ class _Compiler:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pool", [None, "avg", "max"])
+@pytest.mark.parametrize("what", ["added", "bits", "avg", "max"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_kernels_compile_and_do_not_fuse(dtype, pool, monkeypatch):
+def test_kernels_compile_and_do_not_fuse(dtype, what, monkeypatch):
     """All kernels of a training step become code for an H100, in which no product is fused with an addition."""
     from backspike.kernel import triton_norm
 
     compiler = _Compiler([])
     monkeypatch.setattr(triton_norm.lif, "_launch", compiler)
     rule = {"surrogate": Masked(ATan(), p=0.5)}
-    call = make_call(LAYOUTS["channels last"](normal((4, 8, 64, 4, 4), 1)).to(dtype).requires_grad_(), rule=rule)
-    add = None if pool else torch.zeros_like(call.x)
+    y = LAYOUTS["channels last"](normal((4, 8, 64, 4, 4), 1)).to(dtype).requires_grad_()
+    call = make_call(y, rule=rule, record_bits=True)
+    add, pool = torch.zeros_like(call.x) if what == "added" else None, what if what in ("avg", "max") else None
     result = norm._fused("triton", call, make_norm(64, dtype=torch.float32), pool, False, add)
+    assert (result.bits is not None) == (what in ("bits", "max"))
     result.spikes.backward(torch.ones_like(result.spikes))
     assert len(compiler.ptx) == 5  # statistics, constants, forward, backward for the sums and for the gradient
     for ptx in compiler.ptx:
