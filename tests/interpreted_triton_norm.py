@@ -63,6 +63,18 @@ def test_gradients(name):
     assert_same(gradients(run, case, y, v0), want)
 
 
+@pytest.mark.parametrize(("order", "pool"), [((1, 0, 2, 3), None), ((2, 3, 0, 1), "max"), ((0, 1, 3, 2), "avg")], ids=str)
+def test_any_other_order_of_memory(order, pool):
+    """[B, C, H, W] with these dimensions from the outermost to the innermost."""
+    y, v0 = normal((2, 2, 3, 3, 4), 7), normal((2, 3, 3, 4), 8).mul(0.3)
+    back = [0, *(1 + order.index(d) for d in range(4))]
+    arranged = y.permute(0, *(1 + d for d in order)).contiguous().permute(back)
+    assert torch.equal(arranged, y)
+    assert not arranged.is_contiguous()
+    case = Case({"surrogate": Masked(ATan(alpha=3.0), p=0.4)}, {}, pool=pool)
+    assert_same(gradients(run, case, arranged, v0), gradients(apart, case, y, v0))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_spikes_are_exact(dtype):
     y = LAST(normal((2, 2, 3, 3, 4), 7)).to(dtype)

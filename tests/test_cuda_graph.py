@@ -92,6 +92,15 @@ def test_a_replay_reads_its_inputs_anew():
     assert torch.equal(seen, torch.full((3,), 60.0 + 5 + 2))
 
 
+def test_a_step_without_inputs_is_recorded_once():
+    recorded, seen = [], torch.zeros(())
+    step = Replayed(lambda: (recorded.append(1), seen.add_(1)), CPU, refuse, Tape)
+    for _ in range(8):
+        step()
+    assert seen == 8
+    assert len(recorded) == cuda_graph.WARM_UP + 1
+
+
 def test_what_repeats_over_time_stays_so():
     strides = []
     step = Replayed(lambda x: strides.append(x.stride(0)), CPU, refuse, Tape)

@@ -311,6 +311,16 @@ def test_spikes_that_come_as_bits_are_not_packed_again(kind, autocast, monkeypat
     assert kept[0].codes is bits
 
 
+def test_bits_of_what_lies_in_another_order_are_not_those_of_its_copy():
+    """A linear layer multiplies rows in C order."""
+    x = linear_case(6, 24, 16, 0.3)[0].detach().view(2, 3, 24).transpose(0, 1)
+    layer = nn.Linear(24, 16)
+    x = x.requires_grad_()
+    bits = pack(x).codes  # in the order of memory
+    for a, b in zip(gradients(lambda x, m: product.linear(x, m, bits=bits), layer, x), gradients(itself, layer, x)):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_bits_belong_to_the_spikes_that_were_sent():
     """A view of them is known, a copy or a part of them is not."""
     spikes = (torch.rand(3, 4, 8, 2, 5) < 0.5).float()

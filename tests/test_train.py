@@ -365,6 +365,18 @@ def test_a_damaged_checkpoint_is_said(tmp_path):
             training.resume(tmp_path / "run", report=False)
 
 
+def test_a_run_from_before_a_field_was_added_goes_on(tmp_path):
+    with pytest.raises(Stop):
+        fit(tiny(), tmp_path / "run", listen=stop_after(1))
+    run = Run(tmp_path / "run")
+    stored, state = run.read_json("recipe.json"), training._unpacked(run, "last.ckpt")
+    for fields in (stored["fields"], state["recipe"]["fields"]):
+        del fields["cuda_graph"]
+    run.write_json("recipe.json", stored)
+    run.write("last.ckpt", training._packed(state))
+    assert training.resume(run.path, report=False).epochs == 3
+
+
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     with pytest.raises(Stop):
         fit(tiny(), tmp_path / "run", listen=stop_after(1))

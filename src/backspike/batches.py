@@ -50,6 +50,8 @@ class Batches:
             and not (isinstance(data.x, np.memmap) and recipe.workers)
         ):
             self.arrays = _placed(data.x, device), _placed(data.y, device).long()
+            if self.arrays[0].device.type != "cpu":  # once, as no batch of it is looked at
+                _check_numbers(self.arrays[0], None, torch.arange(len(data)))
 
     def expect_classes(self, K: int) -> None:
         """From now on labels outside 0 ... K - 1 are refused."""
@@ -135,11 +137,10 @@ class Batches:
             return
         images, labels = self.arrays
         for number, part in enumerate(parts[first:], first):
-            index = part if images.device.type == "cpu" else self._here(part)
-            x = images[index]
+            x, y = (a[part if a.device.type == "cpu" else self._here(part)] for a in (images, labels))
             if x.device.type == "cpu":  # what lies on the device is not looked at, so that nothing waits for it
                 _check_numbers(x, number, part)
-            yield self._here(x), self._here(labels[index])
+            yield self._here(x), self._here(y)
 
     def _here(self, x: Tensor) -> Tensor:
         """On the device; from pinned memory, a copy to a GPU goes on beside the computation."""
@@ -214,12 +215,13 @@ class _Seeded(Dataset[Any]):
         return self.data[i]
 
 
-def _check_numbers(x: Tensor, number: int, samples: Tensor) -> None:
-    """Refuses NaN and infinity in batch `number`, which holds these samples."""
+def _check_numbers(x: Tensor, number: int | None, samples: Tensor) -> None:
+    """Refuses NaN and infinity in batch `number`, or in all of the data, which holds these samples."""
     if x.is_floating_point() and not bool((fine := torch.isfinite(x)).all()):
         bad = samples[~fine.reshape(len(x), -1).all(1).cpu()].tolist()
         named = ", ".join(map(str, bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        raise RunError(f"batch {number} of the data holds NaN or infinity (sample {named}); clean the data set")
+        what = "the data" if number is None else f"batch {number} of the data"
+        raise RunError(f"{what} holds NaN or infinity (sample {named}); clean the data set")
 
 
 def reader_died(e: BaseException) -> bool:

@@ -74,7 +74,7 @@ class Replayed:
         """Records anew: something that is no tensor has changed, such as what learns."""
         self._graph: Recorder | None = None
         self._seeds, self._form, self._warm = Seeds(self._device), None, 0
-        self._held: tuple[Tensor, ...] = ()
+        self._held: tuple[Tensor, ...] | None = None
 
     def __call__(self, *inputs: Tensor) -> None:
         form: Any = tuple((x.shape, x.stride(), x.dtype) for x in inputs)
@@ -88,10 +88,10 @@ class Replayed:
                 self._graph.warm_up(lambda: self._step(*inputs))
             self._warm += 1
             return
-        if not self._held and not self._record(inputs):
+        if self._held is None and not self._record(inputs):
             self._step(*inputs)
             return
-        for held, x in zip(self._held, inputs):
+        for held, x in zip(self._held or (), inputs):
             held.copy_(_once(x), non_blocking=True)
         self._seeds.refill()
         assert self._graph is not None

@@ -224,6 +224,10 @@ def linear(x: Tensor, layer: nn.Module, active: Tensor | None = None, bits: Tens
     if type(layer) is not nn.Linear or x.dim() < 2 or not _plain(x, layer, bits):
         return layer(x)
     assert isinstance(layer, nn.Linear)
+    if not x.is_contiguous():
+        bits = None  # they are of x as it lies, and a copy of it in C order is what is multiplied
+        if x.device.type != "cpu":
+            return layer(x)
     if active is not None and (active.dtype != torch.uint8 or active.numel() != (x.numel() + 7) // 8):
         raise ValueError(
             f"active: got {tuple(active.shape)} {active.dtype}, want uint8 with one bit for each of {x.numel()} inputs"

@@ -49,7 +49,7 @@ from .nonfinite import origin
 from .norm import synced
 from .ranks import Ranks
 from .readout import TWO
-from .recipe import Recipe
+from .recipe import Recipe, RecipeError
 from .run import Elsewhere, Run, RunError
 from .scaling import mask_weight_gradients
 from .surrogate import Masked
@@ -315,8 +315,11 @@ def _device(device: str | torch.device | None) -> torch.device:
         raise RunError(f"unknown device {device!r}; use cpu, cuda or cuda:1") from e
     if found.type == "cuda" and not torch.cuda.is_available():
         raise RunError("no CUDA device can be used here; use --device cpu")
-    if found.type == "cuda" and ranks.here().size > 1:
-        number, there = ranks.local_rank(), torch.cuda.device_count()
+    if found.type == "cuda":
+        # with its number, as tensors name it, and as the one that streams and graphs are made on
+        number, there = torch.cuda.current_device() if found.index is None else found.index, torch.cuda.device_count()
+        if ranks.here().size > 1:
+            number = ranks.local_rank()
         if number >= there:
             raise RunError(f"there are {there} GPUs here; start as many ranks, --nproc-per-node={there}, or use --device cpu")
         found = torch.device("cuda", number)
@@ -481,6 +484,8 @@ class _Training:
             why = "cannot record PDA's warm-up, a number of the host; set potential's warmup to 0"
         if why and recipe.cuda_graph:
             raise RunError(f"--cuda_graph {why}")
+        if why and self.device.type == "cuda":
+            logger.info("steps are not recorded as a CUDA graph: it %s", why)
         return why is None
 
     def _not_recorded(self, why: str) -> None:
@@ -611,6 +616,8 @@ class _Training:
                 if due:
                     self.save()
                     saved = now
+            self._read()  # what is still queued on a GPU belongs to the epoch's time
+            self.epoch_seconds = before + time.monotonic() - started
 
     @contextmanager
     def _said(self) -> Iterator[None]:
@@ -644,7 +651,7 @@ class _Training:
         lr = self._learning_rate()
         for group in self.optimizer.param_groups:
             rate = lr * group["lr_scale"]
-            if self.replayed:
+            if self.replayed or self.device.type == "cuda":  # as one number or the other, optimizers round differently
                 _on_device(group, self.device).fill_(rate)
             else:
                 group["lr"] = rate
@@ -710,7 +717,8 @@ class _Training:
     def _read(self) -> None:
         """Waits for the device and takes from it what came out of the steps so far."""
         self.loss_sum, self.right = self._check()
-        self.loss = self.loss_sum / max(self.seen, 1)
+        if self.seen:
+            self.loss = self.loss_sum / self.seen
 
     def _check(self, x: Tensor | None = None) -> tuple[float, int]:
         """The sums of losses and of right answers, if the losses and gradients were finite; x: the input of the last step."""
@@ -906,7 +914,7 @@ class _Training:
         state = self.ranks.of_first(self._last_checkpoint)
         if state.get("version") != CHECKPOINT_VERSION:
             raise RunError(f"{self.run.path / 'last.ckpt'} is of another version of backspike; resume it with that one")
-        if state.get("recipe") != self.recipe.to_dict():
+        if not self._is_of_this_recipe(state.get("recipe")):
             raise RunError(
                 f"{self.run.path}: last.ckpt is of another recipe than recipe.json; restore the one that belongs to it"
             )
@@ -945,6 +953,16 @@ class _Training:
         _set_generators(own["generators"], self.device)
         if len(state["ranks"]) != self.ranks.size:
             self._draw_apart()
+
+    def _is_of_this_recipe(self, stored: Any) -> bool:
+        """Whether a checkpoint's recipe is this one; fields that an older version did not know have their defaults."""
+        wanted = self.recipe.to_dict()
+        if stored == wanted:
+            return True
+        try:
+            return Recipe.from_dict(stored).to_dict() == wanted
+        except (RecipeError, TypeError, AttributeError, KeyError):  # damage, or values of the user's own
+            return False
 
     def take_optimizer(self, state: dict[str, Any]) -> None:
         """The optimizer's part of a checkpoint. The groups are the recipe's: only their rate changes, at every step."""
