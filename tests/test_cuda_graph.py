@@ -1,7 +1,8 @@
 """Steps that are recorded and replayed. There is no GPU here: `Tape` takes the place of a CUDA graph.
 
 As a graph it knows kernels and addresses alone: every operator that reaches the device, with the very tensors and numbers it
-was given, and nothing of Python. What is recorded does not happen, and reading a value on the host is an error.
+was given, and nothing of Python. What is recorded does not happen; reading a value on the host is an error, and so is making a
+tensor of the host's numbers.
 """
 
 from functools import partial
@@ -47,7 +48,9 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default):
+        aten = torch.ops.aten
+        # values read on the host, and tensors made of numbers of the host, which on a GPU are copied there
+        if func in (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default, aten.lift_fresh.default):
             raise RuntimeError("operation not permitted when stream is capturing")
         for i, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
@@ -112,8 +115,8 @@ def test_what_repeats_over_time_stays_so():
 def test_replayed_masks_are_those_of_steps_that_are_not_recorded():
     def drawn(recorded):
         found = []
-        out = torch.zeros(2, 40, dtype=torch.bool)
-        step = lambda x: [out[i].copy_(mask.dropped_at(mask.draw_seed(CPU), 0, (40,), torch.tensor(0.5))) for i in range(2)]  # noqa: E731
+        out, p = torch.zeros(2, 40, dtype=torch.bool), torch.tensor(0.5)
+        step = lambda x: [out[i].copy_(mask.dropped_at(mask.draw_seed(CPU), 0, (40,), p)) for i in range(2)]  # noqa: E731
         run = Replayed(step, CPU, refuse, Tape) if recorded else step
         torch.manual_seed(4)
         for _ in range(7):
@@ -128,7 +131,8 @@ def test_replayed_masks_are_those_of_steps_that_are_not_recorded():
 
 def test_a_graph_of_the_users_own_draws_anew_at_every_replay():
     tape, replays, seeds = Tape(), torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64)
-    tape.record(lambda: seeds.copy_(mask.advanced(torch.tensor(5), replays)))
+    drawn = torch.tensor(5)
+    tape.record(lambda: seeds.copy_(mask.advanced(drawn, replays)))
     found = []
     for _ in range(50):
         tape.replay()
