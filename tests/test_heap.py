@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,52 @@ def test_a_lean_heap_gives_back_what_is_freed_between_what_lives():
     assert holes() < 5
 
 
+# MB of addresses and of memory that the process has, and of memory in large pages: at first, kept, with 40 MB, given back, with 40 MB
+PAGES = """
+import pathlib, re, resource, sys
+import numpy as np
+import backspike as bs
+def said(file, name):
+    return int(re.search(name + ":[ \t]+([0-9]+)", pathlib.Path("/proc/self", file).read_text())[1]) // 1024
+def now():
+    print(said("status", "VmSize"), said("status", "VmRSS"), said("smaps_rollup", "AnonHugePages"))
+now()
+if "limit" in sys.argv:
+    resource.setrlimit(resource.RLIMIT_AS, (2**40, resource.RLIM_INFINITY))
+assert bs.keep_heap()
+now()
+for _ in range(2):
+    a = np.ones(10_000_000, np.float32)
+    now()
+    del a
+    assert bs.release_heap()
+"""
+
+
+def pages(*words):
+    out = subprocess.run([sys.executable, "-c", PAGES, *words], check=True, capture_output=True, text=True).stdout
+    return [[int(word) for word in line.split()] for line in out.splitlines()]
+
+
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@linux
+@pytest.mark.skipif(not THP.exists() or "[never]" in THP.read_text(), reason="this kernel has no large pages")
+def test_a_kept_heap_lies_on_large_pages_and_reserves_no_memory():
+    first, kept, full, again = pages()
+    assert kept[0] > first[0] + 900  # addresses
+    assert kept[1] < first[1] + 5
+    assert full[2] > kept[2] + 34
+    assert again[2] > kept[2] + 34  # after all was given back, too
+
+
+@linux
+def test_where_addresses_are_counted_none_are_reserved():
+    first, kept, *_ = pages("limit")
+    assert kept[0] < first[0] + 5
+
+
 def test_elsewhere_it_says_that_it_did_not_work(monkeypatch):
     monkeypatch.setattr(heap, "_glibc", lambda: None)
     assert heap.keep_heap() is False
@@ -95,9 +142,12 @@ class Libc:
 @pytest.mark.parametrize(("refused", "worked"), [((), True), ((-3,), True), ((-3, -4), False), ((-1,), False)])
 def test_what_mallopt_refuses_is_not_called_kept(monkeypatch, refused, worked):
     libc = Libc(*refused)
+    reserved = []
     monkeypatch.setattr(heap, "_glibc", lambda: libc)
+    monkeypatch.setattr(heap, "_reserve", reserved.append)
     monkeypatch.setattr(heap, "_mode", "")
     assert heap.keep_heap() is worked
+    assert reserved == [libc] * worked
     assert heap.mode() == "kept" * worked
 
 

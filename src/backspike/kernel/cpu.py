@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .. import heap
 from . import layout, operators
 from .kept import pack, unpack
 from .result import Result
@@ -46,7 +47,7 @@ class _Job(ctypes.Structure):
     _fields_ = [
         *_fields(ctypes.c_int64, "T N C inner per_channel depth area chunks threads"),
         *_fields(ctypes.c_int64, "soft decay_input temporal parametric masked rescale learns"),
-        *_fields(ctypes.c_int64, "seed limit x_stride g_stride gu_stride keeps repeated streams"),
+        *_fields(ctypes.c_int64, "seed limit x_stride g_stride gu_stride keeps repeated streams fresh"),
         *_fields(ctypes.c_double, "v_reset rho keep reach"),
         *_fields(_Surrogate, "surrogate replace"),
         *_fields(ctypes.c_void_p, "p_constants p_x p_v0 p_s p_u p_v p_kept p_active p_scratch"),
@@ -232,6 +233,7 @@ def _job(
         rescale=rescale,
         parametric=parametric,
         streams=T * N * size >= _STREAM,
+        fresh=heap.mode() != "kept",
         v_reset=v_reset,
         rho=rho,
         keep=1.0,

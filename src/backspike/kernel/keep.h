@@ -5,19 +5,40 @@
 ALWAYS uint16_t NAME(code_bf16)(REAL z, int fired) { return (to_bf16((float)z) & 0x7fff) | (fired ? 0 : 0x8000); }
 
 /* z in steps of 1 / fine, counted from 128: 128 and above where the neuron fired */
-ALWAYS uint8_t NAME(code_8bit)(REAL z, REAL fine, int fired) {
-    return (uint8_t)(int)NAME(lower)(NAME(higher)(z * fine + 128, 0), fired ? (REAL)255 : (REAL)127);
+ALWAYS uint32_t NAME(code_8bit)(REAL z, REAL fine, int fired) {
+    return (uint32_t)(int)NAME(lower)(NAME(higher)(z * fine + 128, 0), fired ? (REAL)255 : (REAL)127);
 }
 
 static inline void NAME(keep_bf16)(const REAL *u, const REAL *theta, uint16_t *code, int n) {
     SIMD EACH code[i] = NAME(code_bf16)(u[i] - theta[i], u[i] >= theta[i]);
 }
 
-/* z / w with a width */
-static inline void NAME(keep_8bit)(const Job *j, const REAL *u, const REAL *theta, const REAL *w, uint8_t *code, int n) {
+/* Codes of 8 bits lie in groups of 4 * WORDS: byte k of a word is the code of the element that comes k * WORDS behind that of
+   byte 0. So loops go over words, and over bytes within: compilers do that well, and mixed sizes badly. A block that is shorter
+   has its codes in the order of its elements. GROUPS runs o over the groups and i over the words of each; code: as words. */
+#define GROUPS for (int o = 0; o < BLOCK; o += 4 * WORDS) SIMD for (int i = o / 4; i < o / 4 + WORDS; i++)
+#define AT_BYTE(k) (o + (i - o / 4) + WORDS * (k))
+
+/* wide: of z / w */
+ALWAYS void NAME(keep_8bit_as)(const int wide, const Job *j, const REAL *u, const REAL *theta, const REAL *w, uint8_t *code, int n) {
     const REAL fine = (REAL)(128 / j->reach);
-    if (w) SIMD EACH code[i] = NAME(code_8bit)((u[i] - theta[i]) / w[i], fine, u[i] >= theta[i]);
-    else SIMD EACH code[i] = NAME(code_8bit)(u[i] - theta[i], fine, u[i] >= theta[i]);
+    if (n < BLOCK) {
+        SIMD EACH code[i] = (uint8_t)NAME(code_8bit)(wide ? (u[i] - theta[i]) / w[i] : u[i] - theta[i], fine, u[i] >= theta[i]);
+        return;
+    }
+    GROUPS {
+        uint32_t word = 0;
+        for (int k = 0; k < 4; k++) {
+            const int e = AT_BYTE(k);
+            word |= NAME(code_8bit)(wide ? (u[e] - theta[e]) / w[e] : u[e] - theta[e], fine, u[e] >= theta[e]) << 8 * k;
+        }
+        ((Word *)code)[i] = word;
+    }
+}
+
+static inline void NAME(keep_8bit)(const Job *j, const REAL *u, const REAL *theta, const REAL *w, uint8_t *code, int n) {
+    if (w) NAME(keep_8bit_as)(1, j, u, theta, w, code, n);
+    else NAME(keep_8bit_as)(0, j, u, theta, 0, code, n);
 }
 
 /* u from z; where z < 0 below theta, even if z is lost against theta */
@@ -28,9 +49,9 @@ ALWAYS REAL NAME(membrane)(REAL z, int fired, REAL theta) {
 
 ALWAYS REAL NAME(u_of_bf16)(uint16_t code, REAL theta) { return NAME(membrane)(from_bf16(code), code < 0x8000, theta); }
 
-ALWAYS REAL NAME(z_of_8bit)(uint8_t code, REAL step) { return ((REAL)code - (REAL)127.5) * step; }
+ALWAYS REAL NAME(z_of_8bit)(uint32_t code, REAL step) { return ((REAL)(int)code - (REAL)127.5) * step; }
 
-ALWAYS REAL NAME(u_of_8bit)(uint8_t code, REAL step, REAL theta) {
+ALWAYS REAL NAME(u_of_8bit)(uint32_t code, REAL step, REAL theta) {
     const REAL z = NAME(z_of_8bit)(code, step);
     return NAME(membrane)(z, z > 0, theta);
 }
@@ -39,13 +60,28 @@ static inline void NAME(recall_bf16)(const uint16_t *code, const REAL *theta, RE
     SIMD EACH u[i] = NAME(u_of_bf16)(code[i], theta[i]);
 }
 
-static inline void NAME(recall_8bit)(const Job *j, const uint8_t *code, const REAL *theta, const REAL *w, REAL *u, int n) {
+ALWAYS void NAME(recall_8bit_as)(const int wide, const Job *j, const uint8_t *code, const REAL *theta, const REAL *w, REAL *u, int n) {
     const REAL step = (REAL)(j->reach / 128);
-    if (w) SIMD EACH {
-        const REAL z = NAME(z_of_8bit)(code[i], step);
-        u[i] = NAME(membrane)(z * w[i], z > 0, theta[i]);
+    if (n < BLOCK) {
+        SIMD EACH {
+            const REAL z = NAME(z_of_8bit)(code[i], step);
+            u[i] = NAME(membrane)(wide ? z * w[i] : z, z > 0, theta[i]);
+        }
+        return;
     }
-    else SIMD EACH u[i] = NAME(u_of_8bit)(code[i], step, theta[i]);
+    GROUPS {
+        const uint32_t word = ((const Word *)code)[i];
+        for (int k = 0; k < 4; k++) {
+            const int e = AT_BYTE(k);
+            const REAL z = NAME(z_of_8bit)(word >> 8 * k & 255, step);
+            u[e] = NAME(membrane)(wide ? z * w[e] : z, z > 0, theta[e]);
+        }
+    }
+}
+
+static inline void NAME(recall_8bit)(const Job *j, const uint8_t *code, const REAL *theta, const REAL *w, REAL *u, int n) {
+    if (w) NAME(recall_8bit_as)(1, j, code, theta, w, u, n);
+    else NAME(recall_8bit_as)(0, j, code, theta, 0, u, n);
 }
 
 /* Bit i of byte k: is element 8 k + i of h not 0? */

@@ -101,6 +101,13 @@ static void NAME(step_forward)(const Job *j, int64_t t, NAME(Block) *b, double *
     const REAL *x = NAME(load)(j->p_x, t * j->x_stride + b->o, b->x, n);
     REAL *p_u = j->p_u ? (REAL *)j->p_u + at : 0, *u = place(j, p_u, b->u);
     IO *p_s = (IO *)j->p_s + at, *s = place(j, p_s, b->s);
+    if (n == BLOCK && NAME(advances_8bit)(j)) {
+        uint8_t *p_code = (uint8_t *)j->p_kept + at, *code = place(j, p_code, b->byte);
+        NAME(advance_8bit)(j, b->table, x, b->v, code, s);
+        deliver(j, p_s, s, n * sizeof(IO));
+        deliver(j, p_code, code, n);
+        return;
+    }
     NAME(fire)(j, b->table, x, b->v, u, s, n);
     deliver(j, p_s, s, n * sizeof(IO));
     deliver(j, p_u, u, n * sizeof(REAL));
@@ -110,19 +117,6 @@ static void NAME(step_forward)(const Job *j, int64_t t, NAME(Block) *b, double *
     NAME(add)(j, 1, u, b->o, n, sums + t * j->C);
     SIMD EACH b->a[i] = u[i] * u[i];
     NAME(add)(j, 1, b->a, b->o, n, sums + (j->T + t) * j->C);
-}
-
-/* The same for a whole block, when nobody but the backward pass wants to know u. */
-static inline void NAME(step_forward_fused)(const Job *j, int64_t t, NAME(Block) *b) {
-    static const int sizes[] = {[KEEPS_U] = sizeof(REAL), [KEEPS_BF16] = 2, [KEEPS_8BIT] = 1};
-    const int64_t at = t * j->N + b->o, size = sizes[j->keeps];
-    IO *p_s = (IO *)j->p_s + at, *s = place(j, p_s, b->s);
-    char *p_kept = j->keeps == KEEPS_U ? j->p_u : j->p_kept;
-    p_kept = p_kept ? p_kept + at * size : 0;
-    void *kept = place(j, p_kept, b->u);
-    NAME(advance)(j, p_kept ? j->keeps : KEEPS_X, b->table, (const IO *)j->p_x + t * j->x_stride + b->o, b->v, kept, s);
-    deliver(j, p_s, s, BLOCK * sizeof(IO));
-    deliver(j, p_kept, kept, BLOCK * size);
 }
 
 void NAME(lif_forward)(const Job *j) {
@@ -138,11 +132,9 @@ void NAME(lif_forward)(const Job *j) {
             for (int64_t block = blocks * chunk / j->chunks; block < blocks * (chunk + 1) / j->chunks; block++) {
                 NAME(enter)(j, block, &b);
                 NAME(start)(j, b.o, b.n, b.v);
-                const int fused = b.n == BLOCK && NAME(advances)(j);
                 for (int64_t t = 0; t < j->T; t++) {
                     NAME(fetch_x)(j, &b, t + FETCH);
-                    if (fused) NAME(step_forward_fused)(j, t, &b);
-                    else NAME(step_forward)(j, t, &b, sums);
+                    NAME(step_forward)(j, t, &b, sums);
                 }
                 memcpy((REAL *)j->p_v + b.o, b.v, b.n * sizeof(REAL));
             }
@@ -158,10 +150,6 @@ void NAME(lif_forward)(const Job *j) {
 static inline void NAME(replay)(const Job *j, NAME(Block) *b) {
     NAME(start)(j, b->o, b->n, b->v);
     for (int64_t t = 0; t < j->T; t++) {
-        if (b->n == BLOCK && NAME(fast) && !j->per_channel) {
-            NAME(replay_step)(j, b->table, (const IO *)j->p_x + t * j->x_stride + b->o, b->v, b->past + t * BLOCK);
-            continue;
-        }
         const REAL *x = NAME(load)(j->p_x, t * j->x_stride + b->o, b->x, b->n);
         NAME(fire)(j, b->table, x, b->v, b->past + t * BLOCK, b->s, b->n);
     }
@@ -222,11 +210,8 @@ static void NAME(step_back)(const Job *j, int64_t t, NAME(Block) *b, double *sum
 static inline void NAME(step_back_fused)(const Job *j, int64_t t, NAME(Block) *b, const NAME(Formula) *formula) {
     const int64_t at = t * j->N + b->o;
     IO *p_gx = (IO *)j->p_gx + at, *gx = place(j, p_gx, b->s);
-    const void *kept = (const REAL *)j->p_u + at;
-    if (j->keeps == KEEPS_X) kept = b->past + t * BLOCK;
-    if (j->keeps == KEEPS_BF16) kept = (const uint16_t *)j->p_kept + at;
-    if (j->keeps == KEEPS_8BIT) kept = (const uint8_t *)j->p_kept + at;
-    NAME(retreat)(j, formula, b->table, kept, (const IO *)j->p_g + t * j->g_stride + b->o, b->c, gx);
+    const REAL *u = NAME(recall)(j, t, b, b->u);
+    NAME(retreat)(j, formula, b->table, u, (const IO *)j->p_g + t * j->g_stride + b->o, b->c, gx);
     deliver(j, p_gx, gx, BLOCK * sizeof(IO));
 }
 

@@ -20,10 +20,13 @@
 #define SIMD _Pragma("omp simd")
 #define EACH for (int i = 0; i < n; i++)
 #define ALWAYS static inline __attribute__((always_inline))
-#define FETCH 4 /* steps that rows are asked for ahead */
+#define FETCH 4  /* steps that rows are asked for ahead */
+#define WORDS 16 /* see keep.h */
 #ifndef BLOCK
 #define BLOCK 256
 #endif
+
+typedef uint32_t Word __attribute__((aligned(1), may_alias));
 
 enum { NONE, TRIANGLE, ATAN, RECTANGLE, SIGMOID, SUPERSPIKE, PIECEWISE_EXPONENTIAL, ERF, DSPIKE };
 enum { LAM, OFFSET, GAIN, THETA, WIDTH, CONSTANTS };
@@ -45,7 +48,8 @@ typedef struct {
     int64_t soft, decay_input, temporal, parametric, masked, rescale, learns;
     int64_t seed, limit; /* an element is dropped when its 24 bits lie below the limit */
     int64_t x_stride, g_stride, gu_stride;
-    int64_t keeps, repeated, streams; /* repeated: gx is summed over T; streams: results are too large for the cache */
+    int64_t keeps, repeated, streams, fresh; /* repeated: gx is summed over T; streams: results are too large for the cache,
+                                                fresh: and may lie on pages that nobody has touched */
     double v_reset, rho, keep, reach; /* reach: of the 8-bit distance */
     Surrogate surrogate, replace;
     const void *p_constants, *p_x, *p_v0;
@@ -109,9 +113,9 @@ static inline void stream(void *to, const void *from, int64_t bytes) {
     const int64_t head = min(bytes, -(intptr_t)to & 63), body = (bytes - head) / 64 * 64;
     const char *a = (const char *)from + head;
     char *b = (char *)to + head;
-    memcpy(to, from, head);
+    if (head) memcpy(to, from, head);
     for (int64_t k = 0; k < body; k += WIDE) STREAM(k);
-    memcpy(b + body, a + body, bytes - head - body);
+    if (head + body < bytes) memcpy(b + body, a + body, bytes - head - body);
 #undef STREAM
 #else
     memcpy(to, from, bytes);
@@ -127,7 +131,7 @@ static inline void ahead(const void *p, int64_t bytes) {
 static inline void large_pages(const Job *j, void *p, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
     const intptr_t page = 2 << 20, start = ((intptr_t)p + page - 1) / page * page, end = ((intptr_t)p + bytes) / page * page;
-    if (j->streams && p && end > start) madvise((void *)start, end - start, MADV_HUGEPAGE);
+    if (j->streams && j->fresh && p && end > start) madvise((void *)start, end - start, MADV_HUGEPAGE);
 #endif
 }
 

@@ -69,20 +69,20 @@ static inline void NAME(start)(const Job *j, int64_t o, int n, REAL *v) {
     else EACH v[i] = j->soft ? 0 : (REAL)j->v_reset;
 }
 
-#define AT(row) row[uniform ? 0 : i]
-
 /* One timestep: u from v and x, spikes, and v for the next. uniform: the constants are those of element 0. */
 ALWAYS void NAME(fire_as)(const int soft, const int uniform, const Job *j, REAL table[CONSTANTS][BLOCK], const REAL *x, REAL *v,
                           REAL *u, IO *s, int n) {
-    const REAL *lam = table[LAM], *offset = table[OFFSET], *gain = table[GAIN], *theta = table[THETA];
+    const REAL lam_0 = table[LAM][0], offset_0 = table[OFFSET][0], gain_0 = table[GAIN][0], theta_0 = table[THETA][0];
     const REAL v_reset = (REAL)j->v_reset;
     const IO one = sizeof(IO) == 2 ? 0x3f80 : 1;
     SIMD EACH {
-        const REAL y = (AT(lam) * v[i] + AT(offset)) + AT(gain) * x[i];
-        const int fired = y >= AT(theta);
+        const REAL lam = uniform ? lam_0 : table[LAM][i], offset = uniform ? offset_0 : table[OFFSET][i];
+        const REAL gain = uniform ? gain_0 : table[GAIN][i], theta = uniform ? theta_0 : table[THETA][i];
+        const REAL y = (lam * v[i] + offset) + gain * x[i];
+        const int fired = y >= theta;
         u[i] = y;
         s[i] = fired ? one : 0;
-        v[i] = !fired ? y : soft ? y - AT(theta) : v_reset;
+        v[i] = !fired ? y : soft ? y - theta : v_reset;
     }
 }
 
@@ -236,15 +236,15 @@ static inline void NAME(learn)(const Job *j, const NAME(Step) *p, const REAL *w,
 /* delta, and what it gives to x and to the step before. direct: something arrives at u directly. */
 ALWAYS void NAME(step_as)(const int soft, const int attached, const int uniform, const int direct, const Job *j,
                           const NAME(Step) *p, const REAL *lam, const REAL *gain, REAL *delta, REAL *gx, int n) {
-    const REAL rho = (REAL)j->rho, v_reset = (REAL)j->v_reset;
+    const REAL rho = (REAL)j->rho, v_reset = (REAL)j->v_reset, lam_0 = lam[0], gain_0 = gain[0], theta_0 = p->theta[0];
     const REAL *u = p->u, *g = p->g, *theta = p->theta, *h = p->h, *extra = p->extra;
     REAL *c = p->c;
     SIMD EACH {
-        REAL d = NAME(delta)(soft, attached, g[i], h[i], soft ? 0 : u[i], AT(theta), c[i], rho, v_reset);
+        REAL d = NAME(delta)(soft, attached, g[i], h[i], soft ? 0 : u[i], uniform ? theta_0 : theta[i], c[i], rho, v_reset);
         if (direct) d = d + extra[i];
         if (delta) delta[i] = d;
-        gx[i] = d * AT(gain);
-        c[i] = d * AT(lam);
+        gx[i] = d * (uniform ? gain_0 : gain[i]);
+        c[i] = d * (uniform ? lam_0 : lam[i]);
     }
 }
 
@@ -260,7 +260,6 @@ static inline void NAME(step)(const Job *j, const NAME(Step) *p, const REAL *lam
 #undef STEP
     if (!j->temporal) memset(p->c, 0, n * sizeof(REAL));
 }
-#undef AT
 
 /* term = tau^2 delta du/dtau, with v the membrane that the step began with */
 static inline void NAME(learn_tau)(const Job *j, const REAL *v, const REAL *x, const REAL *delta, int64_t o, int n, REAL *term,

@@ -50,7 +50,7 @@ class Worker:
     def set_up(self, work: dict[str, Any], settings: dict[str, Any], threads: int) -> dict[str, Any]:
         torch.set_num_threads(threads)
         self.work, self.settings = Workload.read(work), Settings(**settings)
-        heap = use_heap(self.settings.heap)
+        heap = use_heap(self.settings)
         if self.settings.library == "limits":
             copies = self.settings.part == "copy"
             self.task = limits.Copy(self.work, self.settings) if copies else limits.Products(self.work, self.settings)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
+import importlib.util
 import resource
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from .task import Settings
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_THRESHOLDS = {"kept": (2**30, 2**31 - 1), "lean": (2**16, 2**16)}  # for mappings of their own, for giving back
 
 
 class DevicePeak:
@@ -56,13 +58,13 @@ def _kilobytes(field: str) -> int:
     return int(line.split()[1])
 
 
-def use_heap(mode: str) -> bool:
-    """Has glibc keep what is freed ("kept") or give it back at once ("lean"); False where that cannot be had, or for ""."""
-    if not mode:
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    mapped, trimmed = _THRESHOLDS[mode]
-    return bool(mallopt(_M_MMAP_THRESHOLD, mapped)) and bool(mallopt(_M_TRIM_THRESHOLD, trimmed))
+def use_heap(settings: Settings) -> bool:
+    """Has this process do with freed memory what the settings say, as `bs.keep_heap` and `bs.lean_heap` do for any library;
+    False where that cannot be had, or where they say nothing."""
+    if settings.library == "ours":
+        heap: Any = import_module("backspike.heap")
+    else:
+        spec: Any = importlib.util.spec_from_file_location("heap", Path(__file__).parents[2] / "heap.py")
+        spec.loader.exec_module(heap := importlib.util.module_from_spec(spec))
+    heap.use(settings.heap)
+    return bool(settings.heap) and heap.mode() == settings.heap
