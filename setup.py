@@ -12,7 +12,7 @@ from setuptools.command.build_ext import build_ext
 
 # no fused multiply-add and no fast-math: they would change membranes, and with them spikes
 FLAGS = ["-std=gnu11", "-O3", "-g0", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-FLAGS += ["-fno-thread-jumps"]  # threads the conditions of a loop into branches, which GCC then vectorises badly
+GCC = ["-fno-thread-jumps"]  # else it threads the conditions of a loop into branches, which it then vectorises badly
 SOURCES, HEADERS = (sorted(map(str, Path("src/backspike/kernel").glob(f"*.{ending}"))) for ending in "ch")
 LEVELS = {"_lif": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
@@ -22,17 +22,19 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 class Build(build_ext):
     def build_extensions(self):
         if self.compiler.compiler_type == "unix":
-            openmp = ["-fopenmp"] if self.works("-fopenmp") else []
+            openmp = ["-fopenmp"] if self.works("-fopenmp", "#include <omp.h>") else []
+            flags = [*FLAGS, *(flag for flag in GCC if self.works(flag)), *openmp]
             for extension in self.extensions:
-                extension.extra_compile_args = [*FLAGS, *openmp, *LEVELS[extension.name.rpartition(".")[2]]]
+                extension.extra_compile_args = [*flags, *LEVELS[extension.name.rpartition(".")[2]]]
                 extension.extra_link_args = openmp
                 extension.libraries = ["m"]
         super().build_extensions()
 
-    def works(self, flag):
+    def works(self, flag, header=""):
+        """Whether the compiler takes the flag, and has the header that it is for."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "try.c")
-            source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 0; }\n")
+            source.write_text(f"{header}\nint main(void) {{ return 0; }}\n")
             try:
                 objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=[flag])
                 self.compiler.link_executable(objects, "try", output_dir=folder, extra_postargs=[flag])

@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import setuptools
 import torch
+from setuptools._distutils import ccompiler, sysconfig
+from setuptools.command.build_ext import build_ext
+from setuptools.dist import Distribution
 from test_kernel import LEARNED, MASKS, RESETS, close, draw, grid, run
 from test_surrogate import FAMILIES, with_scale
 
@@ -446,6 +451,27 @@ def test_every_level_of_the_processor_agrees(tmp_path):
             torch.testing.assert_close(gx, results[0][0][family][1], rtol=1e-5, atol=1e-6)
         assert all(torch.equal(a, b) for a, b in zip(normed, results[0][1], strict=True))
         assert all(a.any() for a in normed)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+@pytest.mark.parametrize("refused", ["", "-fno-thread-jumps", "-fopenmp"])
+def test_a_compiler_is_not_told_what_it_does_not_take(tmp_path, monkeypatch, refused):
+    """Clang knows no -fno-thread-jumps, and not always OpenMP; the kernels are built without."""
+    compiler = tmp_path / "cc"
+    compiler.write_text(f'#!/bin/sh\nfor word; do [ "$word" = "{refused}" ] && exit 1; done\nexec gcc "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    built = []
+    monkeypatch.setattr(build_ext, "build_extensions", lambda self: built.extend(self.extensions))
+    build = runpy.run_path("setup.py")["Build"](Distribution())
+    build.compiler = ccompiler.new_compiler()
+    sysconfig.customize_compiler(build.compiler)
+    build.extensions = [setuptools.Extension("backspike.kernel._lif", [])]
+    build.build_extensions()
+    assert {"-fno-thread-jumps", "-fopenmp"} - set(built[0].extra_compile_args) == {refused} - {""}
+    assert ("-fopenmp" in built[0].extra_link_args) == (refused != "-fopenmp")
 
 
 SANITIZED = """

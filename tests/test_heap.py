@@ -74,7 +74,7 @@ def test_a_lean_heap_gives_back_what_is_freed_between_what_lives():
     assert holes() < 5
 
 
-# MB of addresses and of memory that the process has, and of memory in large pages: at first, kept, with 40 MB, given back, with 40 MB
+# MB of addresses, of memory, and of memory in large pages: at first, kept, with 40 MB, and with 40 MB after all was given back
 PAGES = """
 import pathlib, re, resource, sys
 import numpy as np

@@ -4,10 +4,11 @@ glibc returns every block above 32 MB to the kernel as soon as it is freed, and 
 next tensor is made; training makes and frees the same sizes in every step, and on a CPU fresh pages cost more than arithmetic.
 The command line keeps the heap; in a program of your own it is `bs.keep_heap()`, once, before the first large tensor. The
 price: memory that was used once counts as the process's until it ends, or until `bs.release_heap()`; where tensors of many
-sizes come and go the heap may hold gaps that fit none of them. A kept heap is asked to lie on pages of 2 MB, up to a quarter of
-the machine's memory, so that walking through tensors misses few of the processor's address translations. `bs.lean_heap()` is the opposite: every tensor has pages of its
-own, and the process never holds more than its tensors need. BACKSPIKE_HEAP=lean says so to the command line, BACKSPIKE_HEAP=0
-leaves glibc as it is.
+sizes come and go the heap may hold gaps that fit none of them. A kept heap also lies on pages of 2 MB, up to a quarter of the
+machine's memory, where the kernel has such pages: walking through tensors then misses fewer translations of addresses.
+
+`bs.lean_heap()` is the opposite: every tensor has pages of its own, and the process never holds more than its tensors need.
+BACKSPIKE_HEAP=lean says so to the command line, BACKSPIKE_HEAP=0 leaves glibc as it is.
 """
 
 from __future__ import annotations

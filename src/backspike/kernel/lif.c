@@ -23,7 +23,7 @@ int64_t lif_block(void) { return BLOCK; }
 
 /* What a thread has of the block it works on. */
 typedef struct {
-    REAL table[CONSTANTS][BLOCK], v[BLOCK], c[BLOCK], x[BLOCK], u[BLOCK], own[BLOCK], full[BLOCK], g[BLOCK];
+    _Alignas(64) REAL table[CONSTANTS][BLOCK], v[BLOCK], c[BLOCK], x[BLOCK], u[BLOCK], own[BLOCK], full[BLOCK], g[BLOCK];
     REAL a[BLOCK], b[BLOCK], delta[BLOCK], gx[BLOCK], total[BLOCK];
     IO s[BLOCK];
     uint16_t half[BLOCK];
@@ -136,7 +136,7 @@ void NAME(lif_forward)(const Job *j) {
                     NAME(fetch_x)(j, &b, t + FETCH);
                     NAME(step_forward)(j, t, &b, sums);
                 }
-                memcpy((REAL *)j->p_v + b.o, b.v, b.n * sizeof(REAL));
+                deliver(j, (REAL *)j->p_v + b.o, b.v, b.n * sizeof(REAL));
             }
         }
         streamed();
@@ -230,14 +230,14 @@ void NAME(lif_backward)(const Job *j) {
                 if (b.past) NAME(replay)(j, &b);
                 if (j->p_gv) memcpy(b.c, (const REAL *)j->p_gv + b.o, b.n * sizeof(REAL));
                 else memset(b.c, 0, b.n * sizeof(REAL));
-                memset(b.total, 0, b.n * sizeof(REAL));
+                if (j->repeated) memset(b.total, 0, b.n * sizeof(REAL));
                 const int fused = b.n == BLOCK && NAME(retreats)(j);
                 for (int64_t t = j->T - 1; t >= 0; t--) {
                     NAME(fetch)(j, &b, t - FETCH);
                     if (fused) NAME(step_back_fused)(j, t, &b, &formula);
                     else NAME(step_back)(j, t, &b, sums);
                 }
-                if (j->p_gv0) memcpy((REAL *)j->p_gv0 + b.o, b.c, b.n * sizeof(REAL));
+                if (j->p_gv0) deliver(j, (REAL *)j->p_gv0 + b.o, b.c, b.n * sizeof(REAL));
             }
         }
         streamed();

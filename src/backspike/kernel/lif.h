@@ -110,12 +110,15 @@ static inline void stream(void *to, const void *from, int64_t bytes) {
 #define STREAM(k) _mm_stream_si128((__m128i *)(b + k), _mm_loadu_si128((const __m128i *)(a + k)))
 #endif
 #ifdef STREAM
-    const int64_t head = min(bytes, -(intptr_t)to & 63), body = (bytes - head) / 64 * 64;
-    const char *a = (const char *)from + head;
-    char *b = (char *)to + head;
-    if (head) memcpy(to, from, head);
-    for (int64_t k = 0; k < body; k += WIDE) STREAM(k);
-    if (head + body < bytes) memcpy(b + body, a + body, bytes - head - body);
+    const char *a = (const char *)from;
+    char *b = (char *)to;
+    const int64_t head = min(bytes, -(intptr_t)to & 63), body = (bytes - head) & -64;
+    if (head || body < bytes) { /* lines that are written in part */
+        memcpy(b, a, head);
+        memcpy(b + head + body, a + head + body, bytes - head - body);
+        a += head, b += head, bytes = body;
+    }
+    for (int64_t k = 0; k < bytes; k += WIDE) STREAM(k);
 #undef STREAM
 #else
     memcpy(to, from, bytes);
