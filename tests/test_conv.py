@@ -342,7 +342,8 @@ def test_gradients_of_a_residual_network(memory, memory_format, always, monkeypa
     """The same spikes, sums and averages of spikes by events and by dense convolutions: on a grid, where both are exact."""
     x, results = torch.randn(4, 3, 3, 16, 16, generator=torch.Generator().manual_seed(4)), []
     for events in (True, False):
-        monkeypatch.setattr(conv, "available", lambda events=events: events)
+        if not events:
+            monkeypatch.setattr(product, "WORTH_IT", math.inf)
         model = network(memory)
         with torch.no_grad():
             for p in model.parameters():

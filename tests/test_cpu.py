@@ -27,7 +27,7 @@ from test_surrogate import FAMILIES, with_scale
 
 import backspike as bs
 from backspike import ATan, Masked, Parametric, Rectangle, Sigmoid, SuperSpike, Triangle
-from backspike.kernel import cpu, operators
+from backspike.kernel import conv, cpu, norm, operators, pool
 from backspike.kernel.mask import dropped_at
 from backspike.neuron import _call, _run
 
@@ -453,6 +453,21 @@ def test_every_level_of_the_processor_agrees(tmp_path):
         assert all(a.any() for a in normed)
 
 
+def test_python_and_c_mean_the_same_structs():
+    jobs = {"lif": cpu._Job, "norm": norm._Job, "pool": pool._Job, "conv": conv._Job}
+    for name, job in jobs.items():
+        assert getattr(cpu._c, f"{name}_job_size")() == ctypes.sizeof(job)
+
+
+def test_a_library_from_other_sources_is_not_called(monkeypatch):
+    assert cpu._digest() in (None, cpu._c.lif_digest())
+    assert cpu.missing() is None
+    monkeypatch.setattr(cpu, "_digest", lambda: 1)
+    assert list(cpu._built()) == []
+    monkeypatch.setattr(cpu, "_c", None)
+    assert cpu.missing() == "the C kernel was built from other sources; install again"
+
+
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 @pytest.mark.parametrize("refused", ["", "-fno-thread-jumps", "-fopenmp"])
 def test_a_compiler_is_not_told_what_it_does_not_take(tmp_path, monkeypatch, refused):
@@ -479,7 +494,7 @@ import ctypes, sys, torch, pytest
 from backspike.kernel import cpu
 cpu._c = ctypes.CDLL(sys.argv[1])
 wanted = "(cpu or clif or kept or norm or pack or pool or product)"
-wanted += " and not eager and not reference and not compiled and not level and not sanitizers"
+wanted += " and not eager and not reference and not compiled and not level and not sanitizers and not sources"
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", wanted, *sys.argv[2:]]))
 """
 

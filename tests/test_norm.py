@@ -5,7 +5,6 @@ normalised current written as y scale + shift.
 """
 
 import itertools
-import logging
 import math
 from dataclasses import dataclass, replace
 
@@ -527,12 +526,3 @@ def test_errors_name_what_is_wrong():
     ):
         with pytest.raises(ValueError, match=message):
             norm_lif(make_call(given), *words)
-
-
-def test_a_library_from_other_sources_is_not_called(monkeypatch, caplog):
-    call, norm = make_call(normal(SHAPE, 36)), make_norm(2)
-    want = norm_lif(call, norm).spikes
-    monkeypatch.setattr(fused, "_built", lambda: False)
-    with caplog.at_level(logging.WARNING, logger="backspike"):
-        assert fused.refuses(call, norm) == "the C kernel was not built on installation"
-        assert torch.equal(norm_lif(call, make_norm(2)).spikes, want)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
-from .kernel import conv, sparse
+from .kernel import conv, cpu, sparse
 from .kernel.conv import Geometry
 from .kernel.pack import Packed, count, pack
 
@@ -205,7 +205,7 @@ def _window(x: Tensor, layer: Any, dtype: torch.dtype) -> Geometry | None:
         or x.shape[1] != layer.in_channels
     ):
         return None
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or dtype not in sparse.DTYPES or not conv.available():
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or dtype not in sparse.DTYPES or not cpu.available():
         return None
     window = Geometry(layer.stride, padding, layer.dilation)  # type: ignore[arg-type]
     size = window.outputs(x.shape[2:], layer.kernel_size)

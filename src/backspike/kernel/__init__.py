@@ -36,7 +36,7 @@ __all__ = [
     "dropped",
 ]
 
-_MISSING = {"cpu": "the C kernel was not built on installation"}
+_MISSING = {"cpu": cpu.missing() or ""}
 
 
 def _found() -> dict[str, ModuleType]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import cpu
 from .sparse import _c, _fields, _p
 
 _GRAIN = 1 << 18  # multiplications of the dense convolution, divided by 8, that are worth a thread
@@ -93,8 +92,3 @@ class Events:
         job.dilation_h, job.dilation_w = geometry.dilation
         job.bits, job.bytes, job.p_codes = self.bits, self.codes.numel(), _p(self.codes)
         return job
-
-
-def available() -> bool:
-    """Whether the library that was built has these convolutions, in the form this file calls."""
-    return cpu.available() and _c("conv_job_size")() == ctypes.sizeof(_Job)

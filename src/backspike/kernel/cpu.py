@@ -10,8 +10,11 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,11 +66,27 @@ def _built() -> Iterator[tuple[str, ctypes.CDLL]]:
             continue
         try:
             library = ctypes.CDLL(spec.origin)
-            library.lif_job_size.restype = ctypes.c_int64
+            library.lif_digest.restype = ctypes.c_int64
         except (OSError, AttributeError):
             continue
-        if library.lif_job_size() == ctypes.sizeof(_Job):  # else it was built from other sources
+        if _digest() in (None, library.lif_digest()):
             yield name, library
+
+
+@lru_cache
+def _digest() -> int | None:
+    """Of the sources that lie beside this file in a checkout, as setup.py takes it; None where there are none."""
+    folder = Path(__file__).parent
+    sources = [path.read_bytes() for ending in "ch" for path in sorted(folder.glob(f"*.{ending}"))]
+    return zlib.crc32(b"".join(sources)) if sources else None
+
+
+def missing() -> str | None:
+    """Why there is no C kernel; None if there is one."""
+    if available():
+        return None
+    built = any(importlib.util.find_spec(f"backspike.kernel.{name}") for name in _LEVEL_NAMES)
+    return "the C kernel was built from other sources; install again" if built else "the C kernel was not built on installation"
 
 
 _c = next((library for _, library in _built()), None)

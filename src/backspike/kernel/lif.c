@@ -9,6 +9,11 @@
 #define BLOCK 128
 #include "lif.h"
 
+#ifndef DIGEST
+#define DIGEST 0
+#endif
+
+int64_t lif_digest(void) { return DIGEST; } /* of the sources that this was built from */
 int64_t lif_job_size(void) { return sizeof(Job); }
 int64_t lif_block(void) { return BLOCK; }
 

@@ -80,8 +80,6 @@ def refuses(call: Call, norm: Norm, backend: str = "auto") -> str | None:
     name, why = choose(backend, call)
     if name not in _OPERATORS:
         return f"backend {name!r} runs them one after the other ({why})"
-    if name == "cpu" and not _built():
-        return "the C kernel was not built on installation"
     parameters = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     if any(p is not None and p.device != call.x.device for p in parameters):
         return f"the input is on {call.x.device}, and the parameters of BatchNorm are not"
@@ -231,10 +229,6 @@ class _Job(ctypes.Structure):
         ("eps", ctypes.c_double),
         *cpu._fields(ctypes.c_void_p, "p_weight p_bias p_norm p_rows p_tables p_cache p_moved p_moments"),
     ]
-
-
-def _built() -> bool:
-    return cpu._c is not None and cpu._c.norm_job_size() == ctypes.sizeof(_Job)  # else it was built from other sources
 
 
 def forward_outputs(

@@ -36,7 +36,7 @@ def _is_2x2(x: Tensor, kernel_size: Any, stride: Any, padding: Any) -> bool:
     sizes = all(n in (2, (2, 2), [2, 2]) for n in (kernel_size, kernel_size if stride in (None, []) else stride))
     if not (sizes and padding in (0, (0, 0), [0, 0]) and x.dim() == 4):
         return False
-    return _built() and x.device.type == "cpu" and x.dtype in cpu._SUFFIX and x.numel() > 0 and min(x.shape[2:]) >= 2
+    return cpu.available() and x.device.type == "cpu" and x.dtype in cpu._SUFFIX and x.numel() > 0 and min(x.shape[2:]) >= 2
 
 
 def _learns(x: Tensor) -> bool:
@@ -69,10 +69,6 @@ class _Job(ctypes.Structure):
         *cpu._fields(ctypes.c_int64, "images C H W threads"),
         *cpu._fields(ctypes.c_void_p, "p_x p_y p_codes"),
     ]
-
-
-def _built() -> bool:
-    return cpu._c is not None and cpu._c.pool_job_size() == ctypes.sizeof(_Job)
 
 
 operators.library.define("pool_forward(Tensor x, bool maximum) -> (Tensor, Tensor)")
