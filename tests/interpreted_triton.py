@@ -388,13 +388,15 @@ def test_operators_keep_their_promises():
         constants, encoded = operators.constants(call), operators.encode(call)
         for keeps, repeats, record in ((0, 1, True), (1, 3, False), (3, 1, False), (4, 3, False)):
             frames = x[:1] if repeats > 1 else x
-            forward = (frames, None, constants, call.seed, call.p, *encoded, repeats, keeps, [*[record] * 3, not record])
+            records = [*[record] * 3, not record, keeps != 3]
+            forward = (frames, None, constants, call.seed, call.p, *encoded, repeats, keeps, records)
             torch.library.opcheck(torch.ops.backspike.triton_lif_forward, forward, **checks)
-            spikes, state, *others = torch.ops.backspike.triton_lif_forward(*forward)
+            spikes, _, *others = torch.ops.backspike.triton_lif_forward(*forward)
             others = others if record else others[:-1]  # the bits
             known = (*others[:1], *[None] * (2 - len(others[:1])))
             given = (*known, frames, constants, call.seed, call.p, spikes, None, None, None)
-            given += (spikes.shape, state.stride(), *encoded, repeats, keeps, 0 if keeps == 3 else 2, dtype, True, keeps != 1)
+            shape, strides, learns = spikes.shape, spikes.stride()[1:], 0 if keeps == 3 else 2
+            given += (shape, strides, *encoded, repeats, keeps, learns, dtype, True, keeps != 1)
             torch.library.opcheck(torch.ops.backspike.triton_lif_backward, given, **checks)
 
 

@@ -352,13 +352,13 @@ def test_operators_keep_their_promises(layout, dtype):
     checks = {"test_utils": ("test_schema", "test_faketensor")}
     for keeps, repeats, record in ((-1, 1, False), (0, 1, True), (1, 3, False), (2, 1, True), (3, 1, False), (4, 3, False)):
         frames = x[:1] if repeats > 1 else x
-        forward = (frames, None, constants, call.seed, call.p, *rule, repeats, keeps, [*[record] * 3, False])
+        forward = (frames, None, constants, call.seed, call.p, *rule, repeats, keeps, [*[record] * 3, False, keeps != 2])
         torch.library.opcheck(torch.ops.backspike.lif_forward, forward, **checks)
-        spikes, state, *others = torch.ops.backspike.lif_forward(*forward)
+        spikes, _, *others = torch.ops.backspike.lif_forward(*forward)
         if keeps >= 0:
             kept = {0: others[:1], 2: others[2:]}.get(keeps, others)  # the membrane, or what follows membrane and moments
             given = (*kept[:1], *[None] * (2 - len(kept[:1])), frames, constants, call.seed, call.p, spikes, None, None, None)
-            given += (spikes.shape, state.stride(), *rule, repeats, keeps, 0 if keeps == 3 else 2, dtype, True, keeps != 1)
+            given += (spikes.shape, spikes.stride()[1:], *rule, repeats, keeps, 0 if keeps == 3 else 2, dtype, True, keeps != 1)
             torch.library.opcheck(torch.ops.backspike.lif_backward, given, **checks)
 
 

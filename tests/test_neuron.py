@@ -444,3 +444,18 @@ def test_rescale_with_everything_dropped_is_zero(backend):
     out = bs.lif(x, surrogate=surrogate, seed=1, mask_p=torch.tensor(1.0, dtype=torch.float64), backend=backend)
     out.spikes.sum().backward()
     assert (x.grad == 0).all()
+
+
+@pytest.mark.parametrize("neuron", [bs.LIF, bs.CubaLIF, bs.CLIF])
+def test_the_state_is_written_where_somebody_wants_it(neuron):
+    layer, x = neuron(), torch.randn(5, 3, 40, generator=torch.Generator().manual_seed(5))
+    whole, _ = layer.compute(x, None)
+    spared, _ = layer.compute(x, None, want_state=False)
+    assert torch.equal(spared.spikes, whole.spikes)
+    assert torch.equal(layer(x, torch.zeros_like(whole.state)).state, whole.state)
+    if neuron is bs.LIF and "cpu" in bs.kernel.backends():
+        assert spared.state.numel() == 0
+    with bs.streaming(layer):
+        halves = torch.cat((layer(x[:2]), layer(x[2:])))
+        assert torch.equal(layer._carried, whole.state)
+    assert torch.equal(halves, whole.spikes)

@@ -149,7 +149,8 @@ class Block:
         norm = None if self.norm is None else applied(self.norm, x[0])
         seen = neuron._streams or bool(neuron.watchers)
         record_active = norm is None and reader is not None and _may_be_sampled(neuron, reader)
-        options = neuron._options() | {"record_active": record_active, "record_bits": torch.is_grad_enabled()}
+        options = neuron._options() | {"record_active": record_active, "record_state": seen}
+        options["record_bits"] = torch.is_grad_enabled()
         part = _Part(self.product, taken.sent, norm, pool, neuron._start(None), options, neuron.backend, seen, add)
         result = part.recomputed(x) if taken.repeats is None else part.result(x, taken.repeats)
         if seen:

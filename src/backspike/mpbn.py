@@ -45,7 +45,9 @@ class MPBN(LIF):
             raise ValueError(f"MPBN keeps a graph over T: memory must be 'exact', got {self.memory!r}")
         self.norm = AnyBatchNorm(channels)
 
-    def compute(self, x: Tensor, v0: Tensor | None, repeats: int = 1) -> tuple[Output, kernel.Moments | None]:
+    def compute(
+        self, x: Tensor, v0: Tensor | None, repeats: int = 1, want_state: bool = True
+    ) -> tuple[Output, kernel.Moments | None]:
         options = self._options()
         watched = options["record_membrane"] or options["record_moments"]
         if watched or torch.is_grad_enabled() or not self.folds():

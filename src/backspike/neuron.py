@@ -114,6 +114,7 @@ def _call(
     record_moments: bool = False,
     record_active: bool = False,
     record_bits: bool = False,
+    record_state: bool = True,
     memory: str = "exact",
     repeats: int = 1,
     complementary: bool = False,
@@ -148,6 +149,7 @@ def _call(
         record_moments=record_moments,
         record_active=record_active,
         record_bits=record_bits,
+        record_state=record_state,
         memory="recompute" if memory == "checkpoint" else memory,
         complementary=complementary,
     )
@@ -326,13 +328,18 @@ class LIF(_Streaming):
 
     def forward(self, x: Tensor, v0: Tensor | None = None, repeats: int = 1) -> Any:
         self.begin(x.device)
-        out, moments = self.compute(x, self._start(v0), repeats)
+        out, moments = self.compute(x, self._start(v0), repeats, v0 is not None or self._streams or bool(self.watchers))
         self.see(out, moments)
         return out.spikes if v0 is None else out
 
-    def compute(self, x: Tensor, v0: Tensor | None, repeats: int = 1) -> tuple[Output, kernel.Moments | None]:
-        """Between `begin` and `see`: the output from this state, and the moments of the membrane if a watcher wants them."""
-        return _run(_call(x, v0, repeats=repeats, **self._options()), self.backend)
+    def compute(
+        self, x: Tensor, v0: Tensor | None, repeats: int = 1, want_state: bool = True
+    ) -> tuple[Output, kernel.Moments | None]:
+        """Between `begin` and `see`: the output from this state, and the moments of the membrane if a watcher wants them.
+
+        want_state=False spares writing the state, which may then come out empty.
+        """
+        return _run(_call(x, v0, repeats=repeats, record_state=want_state, **self._options()), self.backend)
 
     def begin(self, device: torch.device) -> None:
         """The first thing in a forward pass. With gradients enabled a seed is drawn, once per pass."""
@@ -477,7 +484,9 @@ class CubaLIF(LIF):
         self.tau_synapse, self.learn = tau_synapse, learn
         self.log_tau_synapse_minus_1 = None if start is None else nn.Parameter(start)
 
-    def compute(self, x: Tensor, v0: Tensor | None, repeats: int = 1) -> tuple[Output, kernel.Moments | None]:
+    def compute(
+        self, x: Tensor, v0: Tensor | None, repeats: int = 1, want_state: bool = True
+    ) -> tuple[Output, kernel.Moments | None]:
         _check_input(x, v0, repeats, states=2)
         x = x.expand(repeats, *x.shape[1:]) if repeats > 1 else x
         v0, i0 = (None, None) if v0 is None else v0
@@ -485,8 +494,8 @@ class CubaLIF(LIF):
         tau = self.tau_synapse if learned is None else 1 + learned.exp()
         current = _integrate(x, i0, tau, self.decay_input, self.backend)
         assert current.membrane is not None
-        out, moments = super().compute(current.membrane.to(x.dtype), v0)
-        return out._replace(state=torch.stack((out.state, current.state))), moments
+        out, moments = super().compute(current.membrane.to(x.dtype), v0, want_state=want_state)
+        return out._replace(state=torch.stack((out.state, current.state)) if want_state else out.state), moments
 
     def extra_repr(self) -> str:
         return f"tau_synapse={self.tau_synapse}, {super().extra_repr()}"

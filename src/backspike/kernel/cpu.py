@@ -148,7 +148,7 @@ def _lif_forward(
         return [spikes.half(), *others]
     assert not records[3]  # bits, see operators.writes_bits
     out = operators.forward_outputs(x, seed is not None, repeats, keeps, records)
-    spikes, strides, active, sums = out.spikes, out.state.stride(), out.active, out.moments
+    spikes, strides, active, sums = out.spikes, out.spikes.stride()[1:], out.active, out.moments
     x, v0 = layout.arranged(x, strides), layout.one(v0, strides)
     job = _job(spikes.shape, constants, strides, flags, numbers, x.element_size())
     job.x_stride = x.stride(0) if repeats == 1 else 0
@@ -159,7 +159,8 @@ def _lif_forward(
         if job.N % 8:  # the kernel fills the last byte of each timestep
             bits = torch.empty((job.T, (job.N + 7) // 8), dtype=torch.uint8)
     partial = None if sums is None else torch.zeros(job.chunks, sums.numel(), dtype=torch.float64)
-    _set(job, x=x, v0=v0, s=spikes, u=out.membrane, v=out.state, kept=out.kept, active=bits, partial=partial, sums=sums)
+    _set(job, x=x, v0=v0, s=spikes, u=out.membrane, v=out.state if records[4] else None, kept=out.kept, active=bits)
+    _set(job, partial=partial, sums=sums)
     _call("lif_forward", x.dtype, job)
     if sums is not None:
         sums /= job.N // max(job.C, 1)

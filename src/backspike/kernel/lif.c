@@ -141,7 +141,7 @@ void NAME(lif_forward)(const Job *j) {
                     NAME(fetch_x)(j, &b, t + FETCH);
                     NAME(step_forward)(j, t, &b, sums);
                 }
-                deliver(j, (REAL *)j->p_v + b.o, b.v, b.n * sizeof(REAL));
+                if (j->p_v) deliver(j, (REAL *)j->p_v + b.o, b.v, b.n * sizeof(REAL));
             }
         }
         streamed();

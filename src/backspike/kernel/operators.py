@@ -114,11 +114,12 @@ def forward(name: str, call: Call, constants: Tensor, flags: list[int], numbers:
     keeps: an index of `KEEPS`, or -1 for nothing.
     """
     rule = call.rule
-    records = [rule.record_membrane or keeps == 0, rule.record_moments, rule.record_active and keeps >= 0, False]
-    records[3] = rule.record_bits and writes_bits(name, call.x.shape, rule.record_moments)
+    bits = rule.record_bits and writes_bits(name, call.x.shape, rule.record_moments)
+    membrane = rule.record_membrane or keeps == 0
+    records = [membrane, rule.record_moments, rule.record_active and keeps >= 0, bits, rule.record_state]
     operator = getattr(torch.ops.backspike, f"{name}_forward")
     outputs = iter(operator(call.x, call.v0, constants, call.seed, call.p, flags, numbers, call.repeats, keeps, records))
-    asked = (True, True, *records[:2], keeps in CODES, *records[2:])
+    asked = (True, True, *records[:2], keeps in CODES, *records[2:4])
     return [next(outputs, None) if wanted else None for wanted in asked]
 
 
@@ -132,8 +133,8 @@ class _LIF(torch.autograd.Function):
         kept = membrane if keeps == 0 else kept
         ctx.save_for_backward(kept, call.v0, call.x if keeps_x else None, table, call.seed, call.p, *tensors)
         ctx.name, ctx.rule, ctx.repeats, ctx.keeps, ctx.x_dtype = name, rule, call.repeats, keeps, call.x.dtype
-        ctx.shape, ctx.strides = spikes.shape, state.stride()
-        ctx.records = call.rule.record_membrane, call.rule.record_moments
+        ctx.shape, ctx.strides = spikes.shape, spikes.stride()[1:]
+        ctx.records = call.rule.record_membrane, call.rule.record_moments, call.rule.record_state
         ctx.mark_non_differentiable(*(a for a in (active, bits) if a is not None))
         ctx.set_materialize_grads(False)
         return spikes, state, membrane, moments, active, bits
@@ -146,7 +147,7 @@ class _LIF(torch.autograd.Function):
         _, _, needs_x, needs_v0, *needs = ctx.needs_input_grad
         learns = sum(1 << i for i, needed in enumerate(needs) if needed)
         # what was not asked for gets zeros, not None, in compiled code
-        g_u = g_u if ctx.records[0] else None
+        g_u, g_v = g_u if ctx.records[0] else None, g_v if ctx.records[2] else None
         arriving = line(g_moments, ctx.shape, table.dtype) if ctx.records[1] and g_moments is not None else None
         outputs = getattr(torch.ops.backspike, f"{ctx.name}_backward")(
             kept, v0, x, table, seed, p, g, g_v, g_u, arriving,
@@ -185,7 +186,7 @@ class Forward(NamedTuple):
     """What the forward operator writes; it returns what is not None."""
 
     spikes: Tensor
-    state: Tensor
+    state: Tensor  # empty where it is not recorded
     membrane: Tensor | None
     moments: Tensor | None
     kept: Tensor | None
@@ -208,14 +209,14 @@ def given(outputs: tuple[Tensor | None, ...]) -> list[Tensor]:
 def forward_outputs(x: Tensor, masked: bool, repeats: int, keeps: int, records: Sequence[bool]) -> Forward:
     strides, dtype, device = layout.order(x[0], masked), state_dtype(x), x.device
     shape = (x.shape[0] * repeats, *x.shape[1:])
-    membrane, moments, active, written = records
+    membrane, moments, active, written, state = records
     spikes, kept = layout.empty(shape, strides, x.dtype, device), None
     if keeps in CODES:
         bits = (shape[0], (math.prod(shape[1:]) + 7) // 8)
         kept = layout.empty(bits if keeps == 3 else shape, (1,) if keeps == 3 else strides, CODES[keeps], device)
     return Forward(
         spikes,
-        torch.empty_strided(shape[1:], strides, dtype=dtype, device=device),
+        torch.empty_strided(*((shape[1:], strides) if state else ((0,), (1,))), dtype=dtype, device=device),
         layout.empty(shape, strides, dtype, device) if membrane else None,
         torch.zeros((2, shape[0], layout.channels(x)), dtype=torch.float64, device=device) if moments else None,
         kept,

@@ -374,12 +374,13 @@ def _forward(
     records: Sequence[bool],
 ) -> Any:
     out = operators.forward_outputs(x, seed is not None, repeats, keeps, records)
-    walk = _Walk(out.spikes.shape, out.state.stride(), tiled=out.moments is not None)
+    walk = _Walk(out.spikes.shape, out.spikes.stride()[1:], tiled=out.moments is not None)
     partial = None if out.moments is None else x.new_empty((walk.blocks, *out.moments.shape), dtype=torch.float64)
     marks = None if out.active is None else torch.empty(out.spikes.shape, dtype=torch.uint8, device=x.device)
     _launch_forward(
         walk, x, v0, constants, seed, p, flags, numbers, repeats, operators.KEEPS[keeps] if keeps in operators.CODES else None,
-        p_s=out.spikes, p_u=out.membrane, p_v=out.state, p_kept=out.kept, p_active=marks, p_bits=out.bits, p_partial=partial,
+        p_s=out.spikes, p_u=out.membrane, p_v=out.state if records[4] else None, p_kept=out.kept, p_active=marks,
+        p_bits=out.bits, p_partial=partial,
     )  # fmt: skip
     if partial is not None:
         torch.sum(partial, 0, out=out.moments).div_(walk.N // walk.C)
