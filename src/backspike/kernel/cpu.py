@@ -232,6 +232,27 @@ def _job(
     shape: Sequence[int], constants: Tensor, strides: Sequence[int], flags: Sequence[int], numbers: Sequence[float], size: int
 ) -> _Job:
     """What both directions need. shape: `[T, B, ...]`; strides: of a timestep; size: of an element of x in bytes."""
+    here = _STREAM, _GRAIN, torch.get_num_threads(), heap.mode()
+    template = _template(tuple(shape), constants.shape[1] > 1, tuple(strides), tuple(flags), tuple(numbers), size, *here)
+    job = _Job.from_buffer_copy(template)
+    job.p_constants = constants.data_ptr()
+    return job
+
+
+@lru_cache(maxsize=256)
+def _template(
+    shape: tuple[int, ...],
+    per_channel: bool,
+    strides: tuple[int, ...],
+    flags: tuple[int, ...],
+    numbers: tuple[float, ...],
+    size: int,
+    stream: int,
+    grain: int,
+    threads: int,
+    mode: str,
+) -> _Job:
+    """The same for every call of a layer."""
     soft, decay_input, temporal, rescale, parametric, family, replace = flags
     v_reset, rho, form, scale, replace_form, replace_scale = numbers
     T, N, C, area = shape[0], math.prod(shape[1:]), shape[2] if len(shape) > 2 else 1, math.prod(shape[3:])
@@ -242,24 +263,23 @@ def _job(
         N=N,
         C=C,
         inner=inner,
-        per_channel=constants.shape[1] > 1,
+        per_channel=per_channel,
         depth=depth,
         area=area,
         chunks=max(1, min(_CHUNKS, N // max(512, 16 * C))),
-        threads=min(torch.get_num_threads(), 1 + T * N // _GRAIN),
+        threads=min(threads, 1 + T * N // grain),
         soft=soft,
         decay_input=decay_input,
         temporal=temporal,
         rescale=rescale,
         parametric=parametric,
-        streams=T * N * size >= _STREAM,
-        fresh=heap.mode() != "kept",
+        streams=T * N * size >= stream,
+        fresh=mode != "kept",
         v_reset=v_reset,
         rho=rho,
         keep=1.0,
         surrogate=_Surrogate(family, form, scale),
         replace=_Surrogate(replace, replace_form, replace_scale),
-        p_constants=constants.data_ptr(),
     )
 
 

@@ -150,4 +150,6 @@ _seeds: Seeds | None = None
 
 def draw_seed(device: torch.device) -> Tensor:
     """A fresh seed from torch's default generator, a 0-dim int64 tensor on `device`; each rank of a group gets its own."""
-    return torch.ops.backspike.draw_seed(device) if _seeds is None else _seeds.next()
+    if _seeds is not None:
+        return _seeds.next()
+    return torch.ops.backspike.draw_seed(device) if torch.compiler.is_compiling() else _draw_seed(device)
