@@ -26,6 +26,7 @@ class Build(build_ext):
         if self.compiler.compiler_type == "unix":
             openmp = ["-fopenmp"] if self.works("-fopenmp", "#include <omp.h>") else []
             flags = [*FLAGS, *(flag for flag in GCC if self.works(flag)), *openmp]
+            self.force = True  # their digest counts, not how old the files are
             for extension in self.extensions:
                 extension.extra_compile_args = [*flags, *LEVELS[extension.name.rpartition(".")[2]]]
                 extension.extra_link_args = openmp

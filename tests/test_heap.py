@@ -79,13 +79,16 @@ PAGES = """
 import pathlib, re, resource, sys
 import numpy as np
 import backspike as bs
+from backspike import heap
 def said(file, name):
     return int(re.search(name + ":[ \t]+([0-9]+)", pathlib.Path("/proc/self", file).read_text())[1]) // 1024
 def now():
     print(said("status", "VmSize"), said("status", "VmRSS"), said("smaps_rollup", "AnonHugePages"))
 now()
 if "limit" in sys.argv:
-    resource.setrlimit(resource.RLIMIT_AS, (2**40, resource.RLIM_INFINITY))
+    resource.setrlimit(getattr(resource, sys.argv[2]), (2**40, resource.RLIM_INFINITY))
+if "dear" in sys.argv:
+    heap._counted = lambda: True
 assert bs.keep_heap()
 now()
 for _ in range(2):
@@ -115,8 +118,9 @@ def test_a_kept_heap_lies_on_large_pages_and_reserves_no_memory():
 
 
 @linux
-def test_where_addresses_are_counted_none_are_reserved():
-    first, kept, *_ = pages("limit")
+@pytest.mark.parametrize("words", [("limit", "RLIMIT_AS"), ("limit", "RLIMIT_DATA"), ("dear",)])
+def test_where_addresses_are_counted_none_are_reserved(words):
+    first, kept, *_ = pages(*words)
     assert kept[0] < first[0] + 5
 
 

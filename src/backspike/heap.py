@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of malloc.h
 _OWN_PAGES = 1 << 16  # bytes: blocks from here on have pages of their own in a lean heap
@@ -76,8 +77,9 @@ def _reserve(libc: ctypes.CDLL) -> None:
     """Lets the heap grow by addresses, not by memory, whose pages are to be large; where that fails nothing is lost."""
     import resource  # not on Windows
 
-    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
-        return  # addresses are counted
+    limits = (resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    if any(limit != resource.RLIM_INFINITY for limit in limits) or _counted():
+        return  # addresses are as dear as memory
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
@@ -88,6 +90,14 @@ def _reserve(libc: ctypes.CDLL) -> None:
         libc.madvise(start, end - start, _HUGEPAGE)
     for piece in pieces:
         libc.free(piece)
+
+
+def _counted() -> bool:
+    """Whether the kernel promises no more memory than it has, so that addresses alone take from it."""
+    try:
+        return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+    except OSError:
+        return False
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -47,17 +47,10 @@ ALWAYS REAL NAME(membrane)(REAL z, int fired, REAL theta) {
     return NAME(lower)(fired ? (REAL)INFINITY : below, z + theta);
 }
 
-ALWAYS REAL NAME(u_of_bf16)(uint16_t code, REAL theta) { return NAME(membrane)(from_bf16(code), code < 0x8000, theta); }
-
 ALWAYS REAL NAME(z_of_8bit)(uint32_t code, REAL step) { return ((REAL)(int)code - (REAL)127.5) * step; }
 
-ALWAYS REAL NAME(u_of_8bit)(uint32_t code, REAL step, REAL theta) {
-    const REAL z = NAME(z_of_8bit)(code, step);
-    return NAME(membrane)(z, z > 0, theta);
-}
-
 static inline void NAME(recall_bf16)(const uint16_t *code, const REAL *theta, REAL *u, int n) {
-    SIMD EACH u[i] = NAME(u_of_bf16)(code[i], theta[i]);
+    SIMD EACH u[i] = NAME(membrane)(from_bf16(code[i]), code[i] < 0x8000, theta[i]);
 }
 
 ALWAYS void NAME(recall_8bit_as)(const int wide, const Job *j, const uint8_t *code, const REAL *theta, const REAL *w, REAL *u, int n) {

@@ -95,7 +95,7 @@ def _(device: torch.device) -> Tensor:
 
 def _draw(n: int) -> Tensor:
     """n seeds on the host, the same as n times one."""
-    seeds = torch.randint(0, 2**63 - 1, (n,), dtype=torch.int64)
+    seeds = torch.randint(0, 2**63 - 1, (n,), dtype=torch.int64, device="cpu")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         seeds ^= (torch.distributed.get_rank() * _RANK_STRIDE) & (2**63 - 1)
     return seeds
@@ -150,6 +150,4 @@ _seeds: Seeds | None = None
 
 def draw_seed(device: torch.device) -> Tensor:
     """A fresh seed from torch's default generator, a 0-dim int64 tensor on `device`; each rank of a group gets its own."""
-    if _seeds is not None:
-        return _seeds.next()
-    return torch.ops.backspike.draw_seed(device) if torch.compiler.is_compiling() else _draw_seed(device)
+    return torch.ops.backspike.draw_seed(device) if _seeds is None else _seeds.next()
