@@ -151,7 +151,7 @@ class Block:
         record_active = norm is None and reader is not None and _may_be_sampled(neuron, reader)
         options = neuron._options() | {"record_active": record_active, "record_state": seen}
         options["record_bits"] = torch.is_grad_enabled()
-        part = _Part(self.product, taken.sent, norm, pool, neuron._start(None), options, neuron.backend, seen, add)
+        part = _Part(self.product, taken.sent, norm, pool, neuron._start(None), options, neuron.backend, add)
         result = part.recomputed(x) if taken.repeats is None else part.result(x, taken.repeats)
         if seen:
             neuron.see(Output(result.spikes, result.state, result.membrane), result.moments)
@@ -180,7 +180,6 @@ class _Part:
     v0: Tensor | None
     options: dict[str, Any]  # of the neuron
     backend: str
-    want_state: bool
     add: Tensor | None = None
 
     def result(self, y: Tensor, repeats: int) -> Result:
@@ -188,7 +187,7 @@ class _Part:
         call = _call(y, self.v0, **self.options, repeats=repeats)
         if self.norm is None:
             return kernel.dispatch(self.backend, call)
-        return norm_lif(call, self.norm, self.pool, self.backend, self.want_state, self.add)
+        return norm_lif(call, self.norm, self.pool, self.backend, call.rule.record_state, self.add)
 
     def recomputed(self, x: Tensor) -> Result:
         """Of what the product will give for x; for the backward pass x and what learns are kept, the rest is computed again."""
