@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # on a machine without an NVIDIA driver the constraint keeps pip at the CPU build of torch where one is on offer
 CPU := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c requirements/cpu.txt)
 
-KERNEL := $(wildcard src/backspike/kernel/*.[ch])
+KERNEL := $(wildcard src/backspike/kernel/csrc/*.[ch])
 
 .PHONY: demo install test slow check clean
 demo: install

@@ -110,7 +110,7 @@ def _write_data(file: Path) -> Path:
 
 def _settings(file: Path, seed: int, threads: int, seconds: float) -> Settings:
     import backspike as bs
-    from backspike.choices import choose
+    from backspike.train.precision import choose
 
     recipe = bs.recipes.cifar10_small()
     chosen = choose(recipe, recipe.model.build(recipe.neuron), torch.zeros(recipe.T, 1, 3, 32, 32)).recipe

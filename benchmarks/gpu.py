@@ -28,12 +28,12 @@ from typing import Any
 import torch
 
 import backspike as bs
-from backspike import product
-from backspike import train as training
 from backspike.kernel import dispatch
+from backspike.kernel.call import Sent
 from backspike.kernel.norm import Norm, norm_lif
-from backspike.kernel.result import Sent
-from backspike.neuron import _call
+from backspike.layers import synapse
+from backspike.neuron.prepare import prepare
+from backspike.train import trainer
 
 SEED = 2**50 + 33
 SURROGATES = (
@@ -198,7 +198,7 @@ def _norm(
     options: dict[str, Any] = {"tau": 2.0, "v_threshold": 0.75, "v_reset": 0.0, "decay_input": True, "reset_gradient": 0.5}
     options |= {"surrogate": bs.Masked(bs.ATan(), p=0.3), "temporal_gradient": True, "seed": SEED, "repeats": repeats}
     y = y.detach().requires_grad_()
-    spikes = run(_call(y, None, **options), norm, pool, backend).spikes
+    spikes = run(prepare(y, None, **options), norm, pool, backend).spikes
     spikes.backward(grid(tuple(spikes.shape), 4, y.device).to(spikes.dtype))
     return [spikes.detach(), *(p.grad for p in (y, weight, bias) if p.grad is not None)]
 
@@ -211,8 +211,8 @@ def bits(device: torch.device, backend: str, options: argparse.Namespace) -> Ite
     model = model.to(device, memory_format=torch.channels_last)
     x = grid((4 * 8, 3, 16, 16), 5, device).float().contiguous(memory_format=torch.channels_last).unflatten(0, (4, 8))
     seen: list[bool] = []
-    found, keep = {}, product._pack
-    product._pack = lambda x, dtype, bits: (seen.append(bits is not None), keep(x, dtype, bits))[1]  # type: ignore[assignment,func-returns-value]
+    found, keep = {}, synapse._pack
+    synapse._pack = lambda x, dtype, bits: (seen.append(bits is not None), keep(x, dtype, bits))[1]  # type: ignore[assignment,func-returns-value]
     try:
         for name, change in (("bits", Sent.bits_of), ("none", lambda self, x: None)):
             Sent.bits_of, usual = change, Sent.bits_of  # type: ignore[method-assign,assignment]
@@ -223,7 +223,7 @@ def bits(device: torch.device, backend: str, options: argparse.Namespace) -> Ite
                 Sent.bits_of = usual  # type: ignore[method-assign]
             found[name] = [p.grad.double() for p in model.parameters() if p.grad is not None]
     finally:
-        product._pack = keep
+        synapse._pack = keep
     errors = [float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(found["bits"], found["none"])]
     used = any(seen) or backend != "triton"  # the C kernels write none
     said = f"gradients off by {max(errors):.1e} at most, {sum(seen)} convolutions kept bits"
@@ -238,7 +238,7 @@ def recipe(**changes: Any) -> Any:
 @contextmanager
 def no_waiting(device: torch.device, steps: list[int]) -> Iterator[None]:
     """Within it a training step that waits for the device is an error."""
-    compute = training._Training._compute
+    compute = trainer.Trainer._compute
 
     def watched(self: Any, *batch: torch.Tensor) -> None:
         steps.append(1)
@@ -251,11 +251,11 @@ def no_waiting(device: torch.device, steps: list[int]) -> Iterator[None]:
             if strict:
                 torch.cuda.set_sync_debug_mode("default")
 
-    training._Training._compute = watched  # type: ignore[method-assign]
+    trainer.Trainer._compute = watched  # type: ignore[method-assign]
     try:
         yield
     finally:
-        training._Training._compute = compute  # type: ignore[method-assign]
+        trainer.Trainer._compute = compute  # type: ignore[method-assign]
 
 
 def waits(device: torch.device, backend: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -317,7 +317,8 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     from rich.console import Console
 
     from backspike.bench import page, run
-    from backspike.bench.crew import BenchError, installed
+    from backspike.bench.workers import installed
+    from backspike.errors import BenchError
 
     try:
         peer: str | None = sys.executable if installed(sys.executable) else None

@@ -38,10 +38,12 @@ import torch
 from safetensors.torch import load as load_safetensors
 
 import backspike
-from backspike import data, report, run, study_page, train  # noqa: F401  (imported once, for all that are forked)
+from backspike import data, run
 from backspike.cli import main as command_line
 from backspike.data import Events, binning, simulated, static
 from backspike.data.formats import nmnist
+from backspike.study import page  # noqa: F401  (imported once, for all that are forked)
+from backspike.train import checkpoint
 
 TIMES = {"seconds", "seconds_per_epoch", "samples_per_second", "run"}  # what differs between equal runs: times and places
 PATIENCE = 600  # seconds, for processes to end on a machine that others use as well
@@ -108,7 +110,7 @@ def _recordings(folder: Path) -> None:
 
 def run_result(folder: Path) -> dict[str, str]:
     """What a run came to, as sums of its parts."""
-    last, best = (train._unpacked(run.Run(folder), name) for name in ("last.ckpt", "best.ckpt"))
+    last, best = (checkpoint.read(run.Run(folder), name) for name in ("last.ckpt", "best.ckpt"))
     found = {name: _sum(last[name]) for name in ("network", "averaged", "optimizer", "position")}
     found["generator"] = _sum(last["ranks"][0]["generators"]["torch"])
     found |= {"best": _sum(best), "log": _sum(run.Run(folder).log())}
@@ -174,7 +176,7 @@ def _read(path: Path, wanted: str | None) -> None:
     content = path.read_bytes()
     match path.suffix:
         case ".ckpt":
-            train._unpacked(run.Run(path.parent), path.name)
+            checkpoint.read(run.Run(path.parent), path.name)
         case ".json":
             json.loads(content)
         case ".jsonl":

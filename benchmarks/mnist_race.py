@@ -145,7 +145,7 @@ class _Ours:
 
     def __init__(self, precision: str) -> None:
         import backspike as bs
-        from backspike.choices import choose
+        from backspike.train.precision import choose
 
         bs.keep_heap()
         self.fused = True

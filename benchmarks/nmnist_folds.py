@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import backspike as bs
-from backspike.paired import paired
+from backspike.study.statistics import paired
 from backspike.surrogate import Masked, Triangle
 
 ARMS = {"no mask": Triangle(), "MSG p=0.5": Masked(Triangle(), p=0.5)}

@@ -15,7 +15,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard
 
 import backspike as bs
-from backspike import norm, ranks
+from backspike.layers import norm
+from backspike.system import distributed
 
 T = 4
 
@@ -26,12 +27,12 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--out", help="file for the weights of all ranks together")
     options = parser.parse_args()
-    with ranks.joined() as together:
+    with distributed.joined() as together:
         train(options, together)
 
 
-def train(options: argparse.Namespace, together: ranks.Ranks) -> None:
-    device = torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+def train(options: argparse.Namespace, together: distributed.Ranks) -> None:
+    device = torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     split = bs.data.load("digits").train
     x = torch.from_numpy(split.x).float().div(255).repeat_interleave(4, 2).repeat_interleave(4, 3)  # [N, 1, 32, 32]
     y = torch.from_numpy(split.y)

@@ -29,6 +29,8 @@ import numpy as np
 
 from backspike.data import DataError, Events
 from backspike.data.formats import aedat2, aedat3, cifar, gesture, idx, nmnist, picture, shd
+from backspike.report import read
+from backspike.train import fit, setup, trainer
 
 RNG = np.random.default_rng(0)
 EVENTS = Events(RNG.integers(0, 34, 40), RNG.integers(0, 34, 40), np.sort(RNG.integers(0, 9999, 40)), RNG.integers(0, 2, 40))
@@ -304,7 +306,7 @@ def _recipe_texts() -> list[bytes]:
 
 
 def _parse(data: bytes) -> None:
-    from backspike.recipe import parse
+    from backspike.recipes.text import parse
 
     repr(parse(data.decode("utf-8", "replace")))
 
@@ -394,13 +396,12 @@ def _spoiled() -> Path:
 @functools.cache
 def _training() -> Any:
     """The stopped run as `resume` builds it, before it reads its checkpoint."""
-    from backspike import train
     from backspike.run import Run
 
     _trained()
     run = Run.open(_folder() / "stopped")
     recipe = run.recipe()
-    return train._Training(run, recipe, None, train._load(recipe), "cpu", None)
+    return trainer.Trainer(run, recipe, None, setup.load_data(recipe), "cpu", None)
 
 
 @functools.cache
@@ -491,14 +492,13 @@ def _log() -> list[bytes]:
 
 
 def _read_log(data: bytes) -> None:
-    from backspike import report, train
     from backspike.run import Run
 
     run = Run.open(_spoiled())
     run.write("log.jsonl", data)
-    report._read_log(run.path / "log.jsonl")
+    read.read_log(run.path / "log.jsonl")
     if run.log()[-1:] and run.log()[-1].get("event") == "done":
-        train._already_done(run, None, False)
+        fit.finished_result(run, None, False)
 
 
 def _arrays() -> list[bytes]:
@@ -510,11 +510,10 @@ def _arrays() -> list[bytes]:
 
 
 def _read_arrays(data: bytes) -> None:
-    from backspike import report
 
     path = _folder() / "f.npz"
     path.write_bytes(data)
-    for array in report._read_arrays(path).values():
+    for array in read.read_run_arrays(path).values():
         assert array.nbytes <= 1100 * len(data)
 
 
@@ -539,7 +538,7 @@ def safe_page(page: str) -> None:
 
 @functools.cache
 def _finished() -> tuple[Any, dict[str, np.ndarray]]:
-    from backspike.run import read_arrays, read_json
+    from backspike.system.files import read_arrays, read_json
 
     path = _trained()
     files = {name: read_json((path / name).read_bytes()) for name in ("recipe.json", "env.json")}
@@ -601,15 +600,13 @@ def _plotted(name: str, label: str, plot: Callable[[Any], None], left: float = 0
 
 
 def _refused() -> tuple[type[Exception], ...]:
-    from backspike.recipe import RecipeError
-    from backspike.report import ReportError
-    from backspike.run import RunError
+    from backspike.errors import RecipeError, ReportError, RunError
 
     return (RunError, RecipeError, ReportError, DataError)
 
 
 def _targets() -> dict[str, Target]:
-    from backspike.cli import UsageError
+    from backspike.errors import UsageError
 
     run = _refused()
     return {

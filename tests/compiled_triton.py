@@ -17,8 +17,9 @@ from triton.compiler import ASTSource
 
 import backspike as bs
 from backspike import ATan, Dspike, Masked, Parametric, PiecewiseExponential, Rectangle, Sigmoid, SuperSpike, Triangle
-from backspike.kernel import triton as kernels
-from backspike.neuron import _call, _run
+from backspike.kernel.triton import lif as kernels
+from backspike.neuron.lif import compute
+from backspike.neuron.prepare import prepare
 
 TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8"}
 TYPES[torch.int64] = "i64"
@@ -86,7 +87,7 @@ def run(shape=(4, 2, 64, 16, 16), dtype=torch.float32, learn=None, layout=None, 
             options[name] = torch.full(learn, value, requires_grad=True)
         if not isinstance(options["surrogate"], Masked):
             options["surrogate"] = Parametric(options["surrogate"])
-    out, moments = _run(_call(x, v0, **options), "triton")
+    out, moments = compute(prepare(x, v0, **options), "triton")
     leaves = [(out.spikes, upstream["g"])] + ([] if moments is None else [(m, m.detach()) for m in moments])
     leaves += [] if out.membrane is None else [(out.membrane, upstream["gu"])]
     torch.autograd.backward(*zip(*leaves))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from backspike.certify import TOLERANCE
+from backspike.certify.check import TOLERANCE
 
 torch.set_num_threads(1)
 

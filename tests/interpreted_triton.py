@@ -20,12 +20,13 @@ from test_surrogate import FAMILIES, with_scale
 
 import backspike as bs
 from backspike import ATan, Masked, Parametric, Rectangle, Sigmoid, Triangle
-from backspike.kernel import kept, operators
-from backspike.kernel import triton as kernels
-from backspike.kernel import triton_step as step
+from backspike.kernel import ops, saved
 from backspike.kernel.mask import dropped_at
 from backspike.kernel.pack import pack
-from backspike.neuron import _call, _run
+from backspike.kernel.triton import lif as kernels
+from backspike.kernel.triton import step
+from backspike.neuron.lif import compute
+from backspike.neuron.prepare import prepare
 
 SEED = 2**50 + 33
 SEED_OF_CASES = 2**41 + 17  # that of check_case
@@ -201,16 +202,16 @@ def test_spikes_come_as_bits_too(arrange):
     x = arrange(draw((3, 2, 4, 3, 7), seed=5, dtype=torch.float32)[0]).requires_grad_()
     rule = {"tau": 2.0, "v_threshold": 0.4, "v_reset": 0.0, "decay_input": True, "surrogate": ATan(), "record_bits": True}
     rule |= {"reset_gradient": 0.0, "temporal_gradient": True}
-    result = bs.kernel.dispatch("triton", _call(x, None, **rule))
+    result = bs.kernel.dispatch("triton", prepare(x, None, **rule))
     spikes = result.spikes.detach()
     assert 0 < spikes.mean() < 1
     assert torch.equal(result.bits, pack(spikes).codes)
     again = torch.empty_like(spikes)
     kernels.unpack(result.bits, again)
     assert torch.equal(again, spikes)
-    assert bs.kernel.dispatch("triton", _call(x[:, :, :3], None, **rule)).bits is None  # 126 elements: no whole bytes
+    assert bs.kernel.dispatch("triton", prepare(x[:, :, :3], None, **rule)).bits is None  # 126 elements: no whole bytes
     with torch.no_grad():
-        assert torch.equal(bs.kernel.dispatch("triton", _call(x, None, **rule)).bits, result.bits)
+        assert torch.equal(bs.kernel.dispatch("triton", prepare(x, None, **rule)).bits, result.bits)
 
 
 @pytest.mark.parametrize("memory", patient("8bit", "recompute", "exact"))
@@ -267,17 +268,17 @@ def test_what_is_dropped_is_what_dropped_says():
 
 
 @pytest.mark.parametrize("width", [None, 0.7])
-@pytest.mark.parametrize("memory", kept.ROUNDED)
+@pytest.mark.parametrize("memory", saved.ROUNDED)
 def test_codes_are_those_in_torch(memory, width):
     for dtype in (torch.float32, torch.float64):
         x, w = membranes(dtype), None if width is None else torch.tensor(width, dtype=dtype)
         surrogate = ATan(alpha=3.0) if width is None else Parametric(ATan(alpha=3.0))
         rule = {"tau": math.inf, "decay_input": False, "v_threshold": 1.0, "v_reset": 0.0, "surrogate": surrogate}
         rule |= {"reset_gradient": 1.0, "temporal_gradient": True, "record_membrane": True}
-        call = _call(x, None, width=w, memory=memory, **rule)
-        given = operators.constants(call), *operators.encode(call), operators.KEEPS.index(memory)
-        _, _, u, _, code, *_ = operators.forward("triton_lif", call, *given)
-        want = kept.keep(memory, u, 1.0, w, kept.reach(ATan(alpha=3.0)))
+        call = prepare(x, None, width=w, memory=memory, **rule)
+        given = ops.constants(call), *ops.encode(call), ops.KEEPS.index(memory)
+        _, _, u, _, code, *_ = ops.forward("triton_lif", call, *given)
+        want = saved.keep(memory, u, 1.0, w, saved.reach(ATan(alpha=3.0)))
         torch.testing.assert_close(code, want, rtol=0, atol=0, equal_nan=True)
         assert memory == "8bit" or torch.equal(code.signbit(), want.signbit())
 
@@ -320,7 +321,7 @@ def test_moments_and_their_gradient(arrange):
         leaves = arrange(x).requires_grad_(), v0.requires_grad_(), torch.tensor(2.3, dtype=torch.float64, requires_grad=True)
         options = {"v_threshold": 0.9, "v_reset": None, "decay_input": True, "surrogate": Masked(Sigmoid(), 0.3)}
         options |= {"reset_gradient": 0.37, "temporal_gradient": True, "seed": 7, "record_moments": True}
-        out, moments = _run(_call(leaves[0], v0, tau=leaves[2], **options), backend)
+        out, moments = compute(prepare(leaves[0], v0, tau=leaves[2], **options), backend)
         ((k[0] * moments.mean).sum() + (k[1] * moments.square).sum() + (upstream["g"] * out.spikes).sum()).backward()
         rows.append((moments.mean, moments.square, *(leaf.grad for leaf in leaves)))
     for a, b in zip(*rows):
@@ -332,10 +333,10 @@ def test_active_bits_say_where_h_is_not_zero(memory):
     x = draw((2, 3, 5, 7), seed=4)[0].requires_grad_()
     rule = {"tau": 2.3, "v_threshold": 0.9, "v_reset": None, "decay_input": True, "reset_gradient": 1.0, "seed": SEED}
     rule |= {"temporal_gradient": False, "surrogate": Masked(Rectangle(), p=0.3), "memory": memory, "record_active": True}
-    result = bs.kernel.dispatch("triton", _call(x, None, **rule))
+    result = bs.kernel.dispatch("triton", prepare(x, None, **rule))
     result.spikes.sum().backward()
     assert torch.equal(flags(result.active, x.shape), x.grad != 0)
-    assert bs.kernel.dispatch("triton", _call(x.detach(), None, **rule)).active is None
+    assert bs.kernel.dispatch("triton", prepare(x.detach(), None, **rule)).active is None
 
 
 def test_integrators_have_an_infinite_threshold():
@@ -384,8 +385,8 @@ def test_operators_keep_their_promises():
     for arrange, dtype in ((torch.clone, torch.float16), (channels_last, torch.float32)):
         x = arrange(draw((3, 2, 3, 2, 2), dtype=dtype)[0])
         surrogate, rule = Masked(Rectangle()), {"reset_gradient": 1.0, "temporal_gradient": True, "decay_input": True}
-        call = _call(x, None, tau=2.0, v_threshold=1.0, v_reset=None, surrogate=surrogate, seed=1, **rule)
-        constants, encoded = operators.constants(call), operators.encode(call)
+        call = prepare(x, None, tau=2.0, v_threshold=1.0, v_reset=None, surrogate=surrogate, seed=1, **rule)
+        constants, encoded = ops.constants(call), ops.encode(call)
         for keeps, repeats, record in ((0, 1, True), (1, 3, False), (3, 1, False), (4, 3, False)):
             frames = x[:1] if repeats > 1 else x
             records = [*[record] * 3, not record, keeps != 3]

@@ -11,10 +11,11 @@ from test_norm import CONSTANTS, SEED, Case, apart, assert_same, exact, gradient
 from torch import nn
 
 import backspike as bs
-from backspike import ATan, Masked, Parametric, Rectangle, Sigmoid, product
-from backspike.kernel import triton_norm
+from backspike import ATan, Masked, Parametric, Rectangle, Sigmoid
 from backspike.kernel.norm import norm_lif, refuses
 from backspike.kernel.pack import pack
+from backspike.kernel.triton import norm
+from backspike.layers import synapse
 from backspike.models.residual import SEWBasic
 
 run = partial(norm_lif, backend="triton")
@@ -25,7 +26,7 @@ LAST = LAYOUTS["channels last"]
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Several tiles for each program, and several programs, of small inputs."""
-    monkeypatch.setattr(triton_norm, "_TILE", 32)
+    monkeypatch.setattr(norm, "_TILE", 32)
 
 
 CASES = {
@@ -120,8 +121,8 @@ def test_where_there_are_no_bits(why):
 
 def test_the_next_convolution_keeps_the_bits(monkeypatch):
     """Behind pools of maxima, neurons and in a residual block; the gradients are those of the C kernels."""
-    given, pack_ = [], product._pack
-    monkeypatch.setattr(product, "_pack", lambda x, dtype, bits: (given.append(bits is not None), pack_(x, dtype, bits))[1])
+    given, pack_ = [], synapse._pack
+    monkeypatch.setattr(synapse, "_pack", lambda x, dtype, bits: (given.append(bits is not None), pack_(x, dtype, bits))[1])
 
     def gradients_of(backend):
         torch.manual_seed(0)

@@ -10,11 +10,13 @@ from test_report import Page, make_run
 from test_train import tiny
 
 import backspike as bs
-from backspike import anytime, report
-from backspike.anytime import Split
+from backspike import errors, report
+from backspike.analysis import early_exit
+from backspike.analysis.activity import answers_over_time
+from backspike.analysis.early_exit import Split
 from backspike.cli import main
-from backspike.measure import answers_over_time
-from backspike.run import RunError
+from backspike.errors import RunError
+from backspike.report import read, results
 
 
 def split(right, sure):
@@ -42,7 +44,7 @@ def test_the_threshold_is_the_soonest_that_loses_nothing_on_the_validation_split
     """
     validation = split(RIGHT, SURE)
     for test in (validation, split([[0, 0], [1, 1], [1, 1]], [[0.9, 0.9], [0.9, 0.9], [0.9, 0.9]])):
-        c = anytime.curve(validation, test, "confidence")
+        c = early_exit.curve(validation, test, "confidence")
         assert c.validation_accuracy[c.chosen] >= c.validation_accuracy[-1] == 0.75
         as_good = [n for n, a in zip(c.validation_steps, c.validation_accuracy) if a >= 0.75]
         assert c.validation_steps[c.chosen] == min(as_good) == 1.5
@@ -53,8 +55,8 @@ def test_the_threshold_is_the_soonest_that_loses_nothing_on_the_validation_split
 
 def test_measures_of_confidence():
     answers = torch.tensor([[0.0, math.log(3), math.log(4)]])
-    assert anytime.confidence(answers).item() == pytest.approx(4 / 8)
-    assert anytime.margin(answers).item() == pytest.approx(1 / 8)
+    assert early_exit.confidence(answers).item() == pytest.approx(4 / 8)
+    assert early_exit.margin(answers).item() == pytest.approx(1 / 8)
 
 
 @pytest.mark.parametrize("how", ["mean", "last", "two"])
@@ -128,9 +130,11 @@ def test_it_needs_a_validation_split(run):
 )
 def test_a_strange_file_leaves_the_page_whole(tmp_path, damage):
     run = make_run(tmp_path / "run")
-    made = anytime.measured(*[Split(torch.rand(8, 20) < 0.5, {m: torch.rand(8, 20).double() for m in anytime.MEASURES})] * 2)
+    made = early_exit.measured(
+        *[Split(torch.rand(8, 20) < 0.5, {m: torch.rand(8, 20).double() for m in early_exit.MEASURES})] * 2
+    )
     (run / "anytime.json").write_text(json.dumps(made | damage))
-    section = report._early_exit(report._load(run))
+    section = results.early_exit(read.load_run(run))
     assert "<script>" not in section.body + section.text
     assert "nan" not in section.body
 
@@ -138,7 +142,7 @@ def test_a_strange_file_leaves_the_page_whole(tmp_path, damage):
 def test_a_torn_file_is_said(tmp_path):
     run = make_run(tmp_path / "run")
     (run / "anytime.json").write_text('{"accuracy": [0.5, ')
-    with pytest.raises(report.ReportError, match=r"anytime.json: damaged .* write it again with `backspike eval --anytime`"):
+    with pytest.raises(errors.ReportError, match=r"anytime.json: damaged .* write it again with `backspike eval --anytime`"):
         report.write(run)
 
 

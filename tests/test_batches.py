@@ -12,12 +12,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 from backspike import loss
-from backspike.batches import Batches
 from backspike.data import Pictures, Split
 from backspike.data.augment import Flip, ResizedCrop, Shift
+from backspike.data.batches import Batches
 from backspike.data.mixing import CutMix, Mixup
-from backspike.recipe import TET, CrossEntropy, Recipe, RecipeError
-from backspike.run import RunError
+from backspike.errors import RecipeError, RunError
+from backspike.recipes.recipe import Recipe
+from backspike.recipes.values import TET, CrossEntropy
 
 CPU = torch.device("cpu")
 

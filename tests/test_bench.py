@@ -14,10 +14,11 @@ import torch
 
 import backspike as bs
 from backspike import bench, cli
-from backspike.bench import crew, density, gate, outcome, page, plan
+from backspike.bench import density, gate, page, plan, results, workers
 from backspike.bench.worker import libraries, limits, networks
 from backspike.bench.worker.task import Neuron, Settings, Workload
 from backspike.bench.worker.training import Network
+from backspike.system import machine
 
 WORK = {w.name: w for w in plan.WORKLOADS}
 
@@ -169,12 +170,12 @@ def test_what_moves_at_least_is_counted():
         _row("copy", 0.5, {"bytes": 1000}, part="copy"),
         _row("products, fp32", 0.1, {"flop": 1, "moved": 8000}, part="products"),
     ]
-    assert outcome.Outcome(work, rows).floor(False) == (8000, 4.0)
+    assert results.Outcome(work, rows).floor(False) == (8000, 4.0)
 
 
 def _row(name, seconds, facts, **settings):
     implementation = plan.Implementation(name, Settings("limits", **settings))
-    return outcome.Row(implementation, rounds=[[seconds]], facts=facts)
+    return results.Row(implementation, rounds=[[seconds]], facts=facts)
 
 
 def test_the_rows_of_a_gpu():
@@ -218,15 +219,15 @@ print(peak.extra(), peak.how)
     assert how in ("VmHWM", "ru_maxrss")
 
 
-def _outcome(**medians: float) -> outcome.Outcome:
+def _outcome(**medians: float) -> results.Outcome:
     """An outcome of made-up times in seconds."""
     rows = []
     for implementation in plan.implementations(WORK["vgg"], peers=plan.PEERS):
         name = implementation.name.replace(", ", "_").replace(" ", "_")
-        row = outcome.Row(implementation, rounds=[[medians.get(name, 1.0)] * 3], memory={"bytes": 8e6, "how": "VmHWM"})
+        row = results.Row(implementation, rounds=[[medians.get(name, 1.0)] * 3], memory={"bytes": 8e6, "how": "VmHWM"})
         row.facts = {"bytes": 2e9, "flop": 3e9, "spikes": [0.1]}
         rows.append(row)
-    return outcome.Outcome(WORK["vgg"], rows)
+    return results.Outcome(WORK["vgg"], rows)
 
 
 def test_ratios_and_shares_are_taken_to_the_right_rows():
@@ -252,10 +253,10 @@ def test_ratios_and_shares_are_taken_to_the_right_rows():
     ],
 )
 def test_a_worker_that_dies_says_why(monkeypatch, text, says):
-    monkeypatch.setattr(crew, "_START", text.replace("{", "{{").replace("}", "}}"))
-    worker = crew.Worker(plan.implementations(WORK["neuron"])[0], None)
+    monkeypatch.setattr(workers, "_START", text.replace("{", "{{").replace("}", "}}"))
+    worker = workers.Worker(plan.implementations(WORK["neuron"])[0], None)
     try:
-        with pytest.raises(crew.WorkerFailed, match=says):
+        with pytest.raises(workers.WorkerFailed, match=says):
             worker.ask("set_up", work={}, settings={}, threads=1)
     finally:
         worker.end()
@@ -264,7 +265,7 @@ def test_a_worker_that_dies_says_why(monkeypatch, text, says):
 
 def test_a_row_that_fails_is_named_and_the_others_go_on(monkeypatch):
     """The plain loop is said to have a neuron that it has not, and one of ours is killed while it computes."""
-    ask, compare = crew.Worker.ask, gate._exact
+    ask, compare = workers.Worker.ask, gate._exact
 
     def dies(self, do, **request):
         self.settings = request.get("settings") or self.settings
@@ -276,7 +277,7 @@ def test_a_row_that_fails_is_named_and_the_others_go_on(monkeypatch):
         monkeypatch.setattr(gate, "Neuron", (lambda **_: Neuron(detached=True)) if settings.library == "plain" else Neuron)
         return compare(worker, settings, *rest)
 
-    monkeypatch.setattr(crew.Worker, "ask", dies)
+    monkeypatch.setattr(workers.Worker, "ask", dies)
     monkeypatch.setattr(gate, "_exact", misled)
     events = []
     result = bench.run("neuron", quick=True, rounds=2, threads=1, only=["plain", "8 bit", "eager"], listen=events.append)
@@ -293,7 +294,7 @@ def test_a_row_that_fails_is_named_and_the_others_go_on(monkeypatch):
 
 def test_ctrl_c_ends_all_workers(monkeypatch):
     started = []
-    start = crew.Worker.__init__
+    start = workers.Worker.__init__
 
     def notes(self, *arguments):
         start(self, *arguments)
@@ -303,7 +304,7 @@ def test_ctrl_c_ends_all_workers(monkeypatch):
         if event["event"] == "ready":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(crew.Worker, "__init__", notes)
+    monkeypatch.setattr(workers.Worker, "__init__", notes)
     with pytest.raises(KeyboardInterrupt):
         bench.run("neuron", quick=True, rounds=1, threads=1, only=["plain"], listen=interrupted)
     assert [w._process.poll() is not None for w in started] == [True]
@@ -329,17 +330,17 @@ def test_a_wrong_command_is_one_line(capsys, words, says):
 
 
 def test_peers_do_not_get_what_our_command_line_sets_for_itself(monkeypatch):
-    for name, value in cli.QUIET_THREADS.items():
+    for name, value in machine.QUIET_THREADS.items():
         monkeypatch.setenv(name, value)
     peer = plan.Implementation("SpikingJelly", Settings("spikingjelly"))
     ours = plan.Implementation("backspike", Settings("ours"))
-    assert not set(cli.QUIET_THREADS) & set(crew._environment(peer))
-    assert set(cli.QUIET_THREADS) <= set(crew._environment(ours))
+    assert not set(machine.QUIET_THREADS) & set(workers._environment(peer))
+    assert set(machine.QUIET_THREADS) <= set(workers._environment(ours))
 
 
 def test_a_worker_runs_where_there_is_no_backspike(tmp_path):
     """Its folder is loaded as a package of its own: a Python that cannot import backspike runs it."""
-    start = crew._START.format(folder=str(crew.Path(crew.__file__).parent / "worker"))
+    start = workers._START.format(folder=str(workers.Path(workers.__file__).parent / "worker"))
     blocked = "import sys; sys.modules['backspike'] = None\n" + start
     small = WORK["neuron"].small()
     request = {"do": "set_up", "work": vars(small), "settings": vars(Settings("plain")), "threads": 1}
@@ -350,7 +351,7 @@ def test_a_worker_runs_where_there_is_no_backspike(tmp_path):
 
 def test_the_race_ends_at_the_goal(tmp_path, monkeypatch):
     """On images that are easily told apart; a side is a process of its own."""
-    monkeypatch.syspath_prepend(crew.Path(__file__).parents[1] / "benchmarks")
+    monkeypatch.syspath_prepend(workers.Path(__file__).parents[1] / "benchmarks")
     race = importlib.import_module("mnist_race")
     y = torch.arange(1024) % 10
     x = torch.zeros(1024, 1, 28, 28, dtype=torch.uint8)

@@ -11,11 +11,12 @@ import torch
 
 import backspike as bs
 from backspike import certify, kernel
+from backspike.certify import check
+from backspike.certify.pairwise import pairwise, possible_pairs
 from backspike.cli import main
-from backspike.covering import pairwise, possible_pairs
-from backspike.kernel import eager
+from backspike.kernel import dispatch, eager
 
-AXES = {axis: list(values) for axis, values in certify.AXES.items()}
+AXES = {axis: list(values) for axis, values in check.AXES.items()}
 
 
 def pairs_of(case):
@@ -42,19 +43,19 @@ def test_pairs_that_no_allowed_case_holds_are_left_out_and_all_others_are_covere
     assert len(cases) < 20 < 144 // 3
 
 
-@pytest.mark.parametrize("place", certify.places(), ids=lambda p: p.name)
+@pytest.mark.parametrize("place", check.places(), ids=lambda p: p.name)
 def test_every_pair_of_options_is_covered_and_nothing_refused_is_counted(place):
     """What is not covered no case holds, whatever stands beside it; only these five options decide that."""
     axes = {**AXES, "memory": ["exact"]} if place.backend == "reference" else AXES
-    cases = pairwise(axes, lambda case: not certify._refusal(place, case))
-    assert not [case for case in cases if certify._refusal(place, case)]
+    cases = pairwise(axes, lambda case: not check._refusal(place, case))
+    assert not [case for case in cases if check._refusal(place, case)]
     missing = set(possible_pairs(axes)) - set().union(*(pairs_of(case) for case in cases))
     decide = ("surrogate", "v_reset", "mask", "learned", "memory")
     for (a, v), (b, w) in missing:
         assert {a, b} <= {*decide}
         for values in itertools.product(*(AXES[axis] for axis in decide)):
             if (case := dict(zip(decide, values)))[a] == v and case[b] == w:
-                assert certify._refusal(place, {**{axis: values[0] for axis, values in AXES.items()}, **case})
+                assert check._refusal(place, {**{axis: values[0] for axis, values in AXES.items()}, **case})
     assert bool(missing) == (place.backend != "reference")
 
 
@@ -64,7 +65,7 @@ def test_every_pair_of_options_is_covered_and_nothing_refused_is_counted(place):
 def injected(monkeypatch, fault):
     """The backend "faulty": `eager` with a fault in what it is called with or in what comes out."""
     module = types.SimpleNamespace(refuses=lambda call: None, run=fault)
-    monkeypatch.setitem(kernel._BACKENDS, "faulty", module)
+    monkeypatch.setitem(dispatch._BACKENDS, "faulty", module)
 
 
 def ruled(**change):
@@ -145,7 +146,7 @@ def test_the_command_names_what_failed_and_that_command_fails_alone(monkeypatch,
     assert case["event"] == "case"
     assert "gradient of x" in case["failed"]
     assert (done["event"], done["cases"], done["passed"]) == ("done", 1, False)
-    monkeypatch.setitem(kernel._BACKENDS, "faulty", eager)
+    monkeypatch.setitem(dispatch._BACKENDS, "faulty", eager)
     assert main(shlex.split(command)[1:]) == 0
 
 
@@ -160,7 +161,7 @@ def test_what_a_backend_raises_is_a_finding(monkeypatch):
 
 def test_what_is_refused_is_said_and_not_counted(monkeypatch):
     injected(monkeypatch, eager.run)
-    kernel._BACKENDS["faulty"].refuses = lambda call: "not in float16" if call.x.dtype == torch.float16 else None
+    dispatch._BACKENDS["faulty"].refuses = lambda call: "not in float16" if call.x.dtype == torch.float16 else None
     seen = []
     made = certify.run({"backend": "faulty", "surrogate": "ATan", "v_reset": "0", "call": "plain"}, listen=seen.append)
     assert made.passed
@@ -217,5 +218,5 @@ def test_levels_of_the_processor_compute_with_their_own_library():
 def test_this_machine():
     made = certify.run()
     assert made.passed
-    assert set(made.rows) == {place.name for place in certify.places()}
+    assert set(made.rows) == {place.name for place in check.places()}
     assert sum(row.masks for row in made.rows.values()) > 40

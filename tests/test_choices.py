@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 import backspike as bs
-from backspike import choices
-from backspike import train as training
-from backspike.choices import choose, multiply_adds
+from backspike.train import checkpoint, precision
+from backspike.train.precision import choose, multiply_adds
 
 TINY = {"limit": 60, "epochs": 2, "ema": 0.0, "batch_size": 30, "model": "ConvNet('4-P-6-P', size=8)"}
 
@@ -22,8 +21,8 @@ def tiny(**changes):
 @pytest.fixture
 def bf16(monkeypatch):
     """A processor that computes in bfloat16, and networks of any size are worth it."""
-    monkeypatch.setattr(choices, "bfloat16_unit", lambda device: "a test")
-    monkeypatch.setattr(choices, "WORTH_CASTING", 0)
+    monkeypatch.setattr(precision, "bfloat16_unit", lambda device: "a test")
+    monkeypatch.setattr(precision, "WORTH_CASTING", 0)
 
 
 def test_multiply_adds_are_those_of_convolutions_and_linear_layers():
@@ -47,12 +46,12 @@ def test_a_transposed_convolution_counts_at_its_input():
 def test_the_precision_follows_processor_and_size(monkeypatch, bf16):
     recipe, model, x = tiny(batch_size=10), nn.Linear(6, 5), torch.zeros(4, 1, 6)
     assert choose(recipe, model, x).recipe.precision == "bfloat16"
-    monkeypatch.setattr(choices, "WORTH_CASTING", 4 * 6 * 5 * 10)  # multiply-adds of a step
+    monkeypatch.setattr(precision, "WORTH_CASTING", 4 * 6 * 5 * 10)  # multiply-adds of a step
     assert choose(recipe, model, x).recipe.precision == "bfloat16"
     chosen = choose(replace(recipe, batch_size=9), model, x)
     assert chosen.recipe.precision == "float32"
     assert "too few" in chosen.reasons["precision"]
-    monkeypatch.setattr(choices, "bfloat16_unit", lambda device: None)
+    monkeypatch.setattr(precision, "bfloat16_unit", lambda device: None)
     chosen = choose(recipe, model, x)
     assert chosen.recipe.precision == "float32"
     assert "nothing here" in chosen.reasons["precision"]
@@ -75,14 +74,14 @@ def test_what_is_given_stays(bf16):
 @pytest.mark.parametrize(("bits", "machine"), [((True, False), "x86_64"), ((False, True), "x86_64"), (None, "aarch64")])
 def test_processors_with_bfloat16(monkeypatch, bits, machine):
     """x86: AVX-512 BF16 or AMX, and not what torch merely emulates; others: what oneDNN says."""
-    monkeypatch.setattr(choices.platform, "machine", lambda: machine)
+    monkeypatch.setattr(precision.platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(bits and bits[0]))
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: bool(bits and bits[1]))
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: machine == "aarch64")
-    assert choices.bfloat16_unit(torch.device("cpu"))
+    assert precision.bfloat16_unit(torch.device("cpu"))
     bits = bits and (False, False)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: machine != "aarch64")
-    assert choices.bfloat16_unit(torch.device("cpu")) is None
+    assert precision.bfloat16_unit(torch.device("cpu")) is None
 
 
 def test_a_run_keeps_what_was_chosen_when_it_is_resumed_elsewhere(tmp_path, monkeypatch, bf16):
@@ -99,7 +98,7 @@ def test_a_run_keeps_what_was_chosen_when_it_is_resumed_elsewhere(tmp_path, monk
     fields = json.loads((tmp_path / "run/recipe.json").read_text())["fields"]
     assert (fields["precision"], fields["channels_last"]) == ("bfloat16", True)
     assert "a test" in json.loads((tmp_path / "run/env.json").read_text())["precision_because"]
-    monkeypatch.setattr(choices, "bfloat16_unit", lambda device: None)
+    monkeypatch.setattr(precision, "bfloat16_unit", lambda device: None)
     bs.resume(tmp_path / "run", listen=said.append, report=False)
     start = [e for e in said if e["event"] == "start"][1]
     assert start["chosen"] == {}
@@ -110,7 +109,7 @@ def test_a_run_keeps_what_was_chosen_when_it_is_resumed_elsewhere(tmp_path, monk
 
 
 def final_weights(folder):
-    return training._unpacked(bs.train.Run.open(folder), "last.ckpt")["network"]
+    return checkpoint.read(bs.train.Run.open(folder), "last.ckpt")["network"]
 
 
 def test_the_layout_changes_the_result_by_rounding_only(tmp_path):

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import backspike as bs
-from backspike import product
-from backspike.kernel import conv, cpu, sparse
-from backspike.kernel.conv import Events, Geometry
+from backspike.kernel.cpu import conv, library, sparse
+from backspike.kernel.cpu.conv import Events, Geometry
 from backspike.kernel.pack import pack
+from backspike.layers import sparsity, synapse
 
-pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C kernel was not built here")
+pytestmark = pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")
 LAST = torch.channels_last
 # x [n, C, H, W], N, window, stride, padding, dilation
 CASES = {
@@ -123,13 +123,13 @@ def test_the_same_bits_on_any_number_of_threads(dtype, monkeypatch):
 
 LEVEL = """
 import sys, torch
-from backspike.kernel.conv import Geometry
-from backspike.kernel import cpu
+from backspike.kernel.cpu.conv import Geometry
+from backspike.kernel.cpu import library
 sys.path.insert(0, sys.argv[3])
 from test_conv import all_results
 torch.set_num_threads(1)
 cases = [(*rest, Geometry(*how)) for *rest, how in torch.load(sys.argv[1])]
-torch.save((cpu._c._name, all_results(cases)), sys.argv[2])
+torch.save((library._c._name, all_results(cases)), sys.argv[2])
 """
 
 
@@ -164,10 +164,10 @@ def test_every_level_of_the_processor_agrees(tmp_path):
 @pytest.fixture
 def always(monkeypatch):
     """Every convolution that can takes the events, whatever its size and density."""
-    monkeypatch.setattr(product, "WORTH_IT", 0)
-    monkeypatch.setattr(product, "FEWEST_CHANNELS", 1)
-    monkeypatch.setattr(product, "_multiplies_tiles", lambda: False)
-    monkeypatch.setattr(product, "EVENTS_BELOW", dict.fromkeys(sparse.DTYPES, (2.0, 2.0)))
+    monkeypatch.setattr(sparsity, "WORTH_IT", 0)
+    monkeypatch.setattr(sparsity, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(sparsity, "_multiplies_tiles", lambda: False)
+    monkeypatch.setattr(sparsity, "EVENTS_BELOW", dict.fromkeys(sparse.DTYPES, (2.0, 2.0)))
 
 
 def gradients(call, layer, x, autocast=False):
@@ -206,16 +206,16 @@ def test_layers_are_torchs(name, input, formats, autocast, always, tolerance):
     layer = LAYERS[name]().to(memory_format=formats[0])
     x = torch.randn((3, 20, 9, 8), generator=torch.Generator().manual_seed(1)) * (1 if input == "spikes" else 4)
     x = INPUTS[input](x).float().contiguous(memory_format=formats[1]).requires_grad_()
-    got = gradients(product.convolution, layer, x, autocast)
+    got = gradients(synapse.convolution, layer, x, autocast)
     dtype = torch.bfloat16 if autocast else torch.float32
     for a, b in zip(got, gradients(itself, layer, x, autocast), strict=True):
         assert a.dtype == b.dtype
         near(a, b.double(), tolerance[dtype])
-    made = product.choice(layer)
+    made = sparsity.choice(layer)
     density = pytest.approx(float((x != 0).float().mean()))
     assert (made.forward, made.weight, made.input, made.spikes) == ("gather", "gather", "dense", density)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        assert torch.equal(product.convolution(x, layer), got[0])
+        assert torch.equal(synapse.convolution(x, layer), got[0])
 
 
 @pytest.mark.parametrize("frozen", [(), ("weight",), ("bias",), ("weight", "bias"), ("x",), ("x", "bias"), ("x", "weight")])
@@ -224,22 +224,22 @@ def test_only_what_is_asked_for(frozen, always):
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(name not in frozen)
     x = (torch.rand(4, 20, 7, 6) < 0.3).float().requires_grad_("x" not in frozen)
-    for a, b in zip(gradients(product.convolution, layer, x), gradients(itself, layer, x), strict=True):
+    for a, b in zip(gradients(synapse.convolution, layer, x), gradients(itself, layer, x), strict=True):
         assert (a is None) == (b is None)
         if b is not None:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    assert product.choice(layer).forward == "gather"
+    assert sparsity.choice(layer).forward == "gather"
 
 
 @pytest.mark.parametrize("ways", list(itertools.product((2.0, -1.0), repeat=2)))
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
 def test_each_way_by_itself(ways, memory_format, always, monkeypatch):
-    monkeypatch.setattr(product, "EVENTS_BELOW", dict.fromkeys(sparse.DTYPES, ways))
+    monkeypatch.setattr(sparsity, "EVENTS_BELOW", dict.fromkeys(sparse.DTYPES, ways))
     layer = nn.Conv2d(20, 34, 3)
     x = (torch.rand(4, 20, 7, 6) < 0.3).float().contiguous(memory_format=memory_format).requires_grad_()
-    for a, b in zip(gradients(product.convolution, layer, x), gradients(itself, layer, x), strict=True):
+    for a, b in zip(gradients(synapse.convolution, layer, x), gradients(itself, layer, x), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    made = product.choice(layer)
+    made = sparsity.choice(layer)
     assert (made.forward, made.weight) == tuple("gather" if way > 0 else "dense" for way in ways)
 
 
@@ -255,28 +255,28 @@ def test_what_stays_dense(always):
         (nn.Conv1d(20, 20, 3), x[:, :, 0]),
         (nn.Conv2d(20, 20, 3), torch.randn(4, 20, 8, 8)),
     ):
-        for a, b in zip(gradients(product.convolution, layer, given), gradients(itself, layer, given), strict=True):
+        for a, b in zip(gradients(synapse.convolution, layer, given), gradients(itself, layer, given), strict=True):
             assert (a is None) == (b is None)
             assert a is None or torch.equal(a, b)
-        assert dict(product.choices(layer)).get("", product.Choice()).forward == "dense"
+        assert dict(sparsity.choices(layer)).get("", sparsity.Choice()).forward == "dense"
         with torch.no_grad():
-            assert torch.equal(product.convolution(given, layer), layer(given))
+            assert torch.equal(synapse.convolution(given, layer), layer(given))
 
 
 def test_small_and_narrow_convolutions_do_not_choose():
     for channels, images, chosen in ((16, 8, True), (15, 8, False), (16, 1, False)):
         layer = nn.Conv2d(channels, 16, 3, padding=1)
-        product.convolution((torch.rand(images, channels, 16, 16) < 0.05).float(), layer)
-        assert bool(dict(product.choices(layer))) == chosen
+        synapse.convolution((torch.rand(images, channels, 16, 16) < 0.05).float(), layer)
+        assert bool(dict(sparsity.choices(layer))) == chosen
 
 
 # ---------------------------------------------------------------------------------------------------------------- choice
 
 
 def test_hysteresis(monkeypatch):
-    monkeypatch.setattr(product, "_multiplies_tiles", lambda: False)
+    monkeypatch.setattr(sparsity, "_multiplies_tiles", lambda: False)
     for dtype in sparse.DTYPES:
-        made, (forward, weight) = product.Choice(), product.EVENTS_BELOW[dtype]
+        made, (forward, weight) = sparsity.Choice(), sparsity.EVENTS_BELOW[dtype]
         for part, way in (
             (1.05, "dense"),
             (0.95, "dense"),
@@ -286,11 +286,11 @@ def test_hysteresis(monkeypatch):
             (0.95, "dense"),
         ):
             assert made.decide_events(dtype, True, part * forward).forward == way
-        made = product.Choice()
+        made = sparsity.Choice()
         for part, way in ((0.95, "dense"), (0.85, "gather"), (1.05, "gather"), (1.2, "dense")):
             assert made.decide_events(dtype, True, part * weight).weight == way
         for binary, way in ((True, "gather"), (False, "dense")):
-            made = product.Choice().decide_events(dtype, binary, 0.875 * min(forward, weight))
+            made = sparsity.Choice().decide_events(dtype, binary, 0.875 * min(forward, weight))
             assert (made.forward, made.weight) == (way, way)
         made.decide_events(dtype, True, None)
         assert (made.forward, made.weight, made.spikes) == ("dense", "dense", None)
@@ -298,24 +298,24 @@ def test_hysteresis(monkeypatch):
 
 def test_the_choice_is_saved_resumed_and_told():
     """Just above the limit: which way depends on the way before."""
-    density = 1.03 * product.EVENTS_BELOW[torch.float32][0]
+    density = 1.03 * sparsity.EVENTS_BELOW[torch.float32][0]
     x = (torch.rand((8, 32, 16, 16), generator=torch.Generator().manual_seed(2)) < density).float()
     model = bs.Sequential(bs.OverTime(nn.Conv2d(32, 32, 3, padding=1)), bs.LIF())
     layer = model[0][0]
-    made = product.choice(layer).decide_events(torch.float32, True, 0.01)
+    made = sparsity.choice(layer).decide_events(torch.float32, True, 0.01)
     assert (made.forward, made.weight) == ("gather", "gather")
-    saved, other = product.state(model), copy.deepcopy(model)
-    want = gradients(product.convolution, layer, x)
-    product.choice(other[0][0]).load(product.Choice().state())
-    product.load(other, saved)
-    assert all(torch.equal(a, b) for a, b in zip(gradients(product.convolution, other[0][0], x)[2:], want[2:]))
-    assert product.choice(other[0][0]) == made
+    saved, other = sparsity.state(model), copy.deepcopy(model)
+    want = gradients(synapse.convolution, layer, x)
+    sparsity.choice(other[0][0]).load(sparsity.Choice().state())
+    sparsity.load(other, saved)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(synapse.convolution, other[0][0], x)[2:], want[2:]))
+    assert sparsity.choice(other[0][0]) == made
     assert made.forward == "gather"
     assert f"forward sparse (spikes {100 * made.spikes:.2g} %)" in bs.explain(model)
     with torch.no_grad():
-        before = product.state(model)
-        product.convolution(torch.ones(8, 32, 16, 16), layer)
-    assert product.state(model) == before
+        before = sparsity.state(model)
+        synapse.convolution(torch.ones(8, 32, 16, 16), layer)
+    assert sparsity.state(model) == before
 
 
 # ---------------------------------------------------------------------------------------------------------- whole networks
@@ -344,7 +344,7 @@ def test_gradients_of_a_residual_network(memory, memory_format, always, monkeypa
     x, results = torch.randn(4, 3, 3, 16, 16, generator=torch.Generator().manual_seed(4)), []
     for events in (True, False):
         if not events:
-            monkeypatch.setattr(product, "WORTH_IT", math.inf)
+            monkeypatch.setattr(sparsity, "WORTH_IT", math.inf)
         model = network(memory)
         with torch.no_grad():
             for p in model.parameters():
@@ -357,7 +357,7 @@ def test_gradients_of_a_residual_network(memory, memory_format, always, monkeypa
         with torch.no_grad():
             results.append([y.detach(), *(p.grad for p in model.parameters()), model(x)])
         if memory == "exact":
-            assert sum(made.forward == "gather" for _, made in product.choices(model)) == (6 if events else 0)
+            assert sum(made.forward == "gather" for _, made in sparsity.choices(model)) == (6 if events else 0)
     for a, b in zip(*results, strict=True):
         assert b.any()
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)

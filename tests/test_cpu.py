@@ -27,12 +27,14 @@ from test_surrogate import FAMILIES, with_scale
 
 import backspike as bs
 from backspike import ATan, Masked, Parametric, Rectangle, Sigmoid, SuperSpike, Triangle
-from backspike.kernel import conv, cpu, norm, operators, pool
+from backspike.kernel import cpu, ops
+from backspike.kernel.cpu import conv, library, norm, pool
 from backspike.kernel.mask import dropped_at
-from backspike.neuron import _call, _run
+from backspike.neuron.lif import compute
+from backspike.neuron.prepare import prepare
 
-SOURCES = sorted(map(str, Path(cpu.__file__).parent.glob("*.c")))
-pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C kernel was not built here")
+SOURCES = sorted(map(str, Path(cpu.__file__).parents[1].joinpath("csrc").glob("*.c")))
+pytestmark = pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")
 SEED = 2**50 + 33
 
 
@@ -252,11 +254,11 @@ def test_moments_and_their_gradient(shape, reset, layout):
         leaves = x.requires_grad_(), v0.requires_grad_(), torch.tensor(2.3, dtype=torch.float64, requires_grad=True)
         options = {"v_threshold": 0.9, "v_reset": RESETS[reset], "decay_input": True, "surrogate": Masked(Sigmoid(), 0.3)}
         options |= {"reset_gradient": 0.37, "temporal_gradient": True, "seed": 7, "record_moments": True}
-        out, moments = _run(_call(x, v0, tau=leaves[2], **options), backend)
+        out, moments = compute(prepare(x, v0, tau=leaves[2], **options), backend)
         ((k[0] * moments.mean).sum() + (k[1] * moments.square).sum() + (upstream["g"] * out.spikes).sum()).backward()
         rows.append((moments.mean, moments.square, *(leaf.grad for leaf in leaves)))
         with torch.no_grad():
-            _, again = _run(_call(x, v0, tau=leaves[2], **options), backend)
+            _, again = compute(prepare(x, v0, tau=leaves[2], **options), backend)
         assert torch.equal(again.mean, moments.mean)
     for a, b in zip(*rows):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
@@ -268,9 +270,9 @@ def test_mask_beyond_32_bits(start, kind):
     """The part of the kernel that masks, called by itself: no tensor here could have so many elements."""
     real = {"f32": torch.float32, "f64": torch.float64}[kind]
     own, where = torch.ones(40, dtype=real), torch.arange(40, dtype=torch.int32).flip(0).contiguous()
-    job = cpu._Job(seed=SEED, limit=2**23)
+    job = library.Job(seed=SEED, limit=2**23)
     pointers = [ctypes.c_void_p(a.data_ptr()) for a in (where, own)]
-    getattr(cpu._c, f"lif_mask_{kind}")(ctypes.byref(job), ctypes.c_int64(start), *pointers, None, 40)
+    getattr(library._c, f"lif_mask_{kind}")(ctypes.byref(job), ctypes.c_int64(start), *pointers, None, 40)
     gone = dropped_at(torch.tensor(SEED), start, (40,), torch.tensor(0.5, dtype=torch.float64))
     assert torch.equal(own == 0, gone.flip(0))
 
@@ -290,8 +292,8 @@ def test_the_same_bits_on_any_number_of_threads(layout):
             learned = {name: torch.full(channels, v) for name, v in (("tau", 2.3), ("v_threshold", 0.9), ("width", 0.8))}
             results.append(run("cpu", LAYOUTS[layout](x), v0, rule=rule, learned=learned, upstream=upstream, seed=SEED))
             options = {"tau": 2.3, "v_threshold": 0.9, "v_reset": 0.0, "decay_input": True, "surrogate": ATan()}
-            call = _call(x, v0, **options, reset_gradient=1.0, temporal_gradient=True, record_moments=True)
-            moments.append(torch.cat(_run(call, "cpu")[1]))
+            call = prepare(x, v0, **options, reset_gradient=1.0, temporal_gradient=True, record_moments=True)
+            moments.append(torch.cat(compute(call, "cpu")[1]))
     finally:
         torch.set_num_threads(before)
     for i in (2, 4):
@@ -336,7 +338,7 @@ def test_gradients_of_a_whole_network(surrogate, options, memory):
 def test_operators_keep_their_promises(layout, dtype):
     """Schema and shapes as torch.compile is told them, strides included."""
     x = LAYOUTS[layout](draw(SHAPE, dtype=dtype)[0])
-    call = _call(
+    call = prepare(
         x,
         None,
         tau=2.0,
@@ -348,7 +350,7 @@ def test_operators_keep_their_promises(layout, dtype):
         temporal_gradient=True,
         seed=1,
     )
-    constants, rule = operators.constants(call), operators.encode(call)
+    constants, rule = ops.constants(call), ops.encode(call)
     checks = {"test_utils": ("test_schema", "test_faketensor")}
     for keeps, repeats, record in ((-1, 1, False), (0, 1, True), (1, 3, False), (2, 1, True), (3, 1, False), (4, 3, False)):
         frames = x[:1] if repeats > 1 else x
@@ -384,7 +386,7 @@ def test_refusals_say_why():
 
 
 def test_auto_says_once_that_it_falls_back(caplog, monkeypatch):
-    monkeypatch.setattr("backspike.kernel._announced", set())
+    monkeypatch.setattr("backspike.kernel.dispatch._announced", set())
     with caplog.at_level(logging.WARNING, logger="backspike"):
         for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             bs.lif(torch.rand(3, 2, 4).to(dtype))
@@ -404,13 +406,13 @@ def test_auto_says_once_that_it_falls_back(caplog, monkeypatch):
 LEVEL = """
 import json, sys, torch
 import backspike as bs
-from backspike.kernel import cpu
+from backspike.kernel.cpu import library
 torch.set_num_threads(1)
 torch.manual_seed(0)
 x = torch.load(sys.argv[1]).requires_grad_()
 result = {}
 for surrogate, memory in ((bs.ATan(), "exact"), (bs.ATan(), "8bit"), (bs.ATan(), "bfloat16"), (bs.Sigmoid(), "exact")):
-    cpu._STREAM = 0 if memory == "8bit" else 2**24
+    library.STREAM = 0 if memory == "8bit" else 2**24
     options = {"surrogate": bs.Masked(surrogate), "memory": memory, "seed": 5, "tau": 2.7, "v_reset": None}
     out = bs.lif(x, backend="cpu", record_membrane=True, **options)
     out.spikes.backward(torch.arange(x.numel()).view(x.shape).to(x) % 7 - 3)
@@ -425,7 +427,7 @@ for pool in (torch.nn.AvgPool2d(2), torch.nn.MaxPool2d(2)):
     (gy,) = torch.autograd.grad((s * torch.arange(70).view(-1, 1, 1)).sum(), y)
     normed += [s.detach(), gy]
 torch.save((result, normed), sys.argv[2])
-print(cpu._c._name)
+print(library._c._name)
 """
 
 
@@ -441,7 +443,7 @@ def test_every_level_of_the_processor_agrees(tmp_path):
         names.append(Path(done.stdout.strip()).name.split(".")[0])
         results.append(torch.load(tmp_path / "y.pt"))
     assert names[0] == "_lif"
-    assert Path(cpu._c._name).name.split(".")[0] == names[2]
+    assert Path(library._c._name).name.split(".")[0] == names[2]
     want = bs.lif(x, tau=2.7, v_reset=None, record_membrane=True, backend="reference").membrane
     for result, normed in results:
         for family, (membrane, gx) in result.items():
@@ -454,18 +456,18 @@ def test_every_level_of_the_processor_agrees(tmp_path):
 
 
 def test_python_and_c_mean_the_same_structs():
-    jobs = {"lif": cpu._Job, "norm": norm._Job, "pool": pool._Job, "conv": conv._Job}
+    jobs = {"lif": library.Job, "norm": norm._Job, "pool": pool._Job, "conv": conv._Job}
     for name, job in jobs.items():
-        assert getattr(cpu._c, f"{name}_job_size")() == ctypes.sizeof(job)
+        assert getattr(library._c, f"{name}_job_size")() == ctypes.sizeof(job)
 
 
 def test_a_library_from_other_sources_is_not_called(monkeypatch):
-    assert cpu._digest() in (None, cpu._c.lif_digest())
-    assert cpu.missing() is None
-    monkeypatch.setattr(cpu, "_digest", lambda: 1)
-    assert list(cpu._built()) == []
-    monkeypatch.setattr(cpu, "_c", None)
-    assert cpu.missing() == "the C kernel was built from other sources; install again"
+    assert library._digest() in (None, library._c.lif_digest())
+    assert library.missing() is None
+    monkeypatch.setattr(library, "_digest", lambda: 1)
+    assert list(library._built()) == []
+    monkeypatch.setattr(library, "_c", None)
+    assert library.missing() == "the C kernel was built from other sources; install again"
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
@@ -491,8 +493,8 @@ def test_a_compiler_is_not_told_what_it_does_not_take(tmp_path, monkeypatch, ref
 
 SANITIZED = """
 import ctypes, sys, torch, pytest
-from backspike.kernel import cpu
-cpu._c = ctypes.CDLL(sys.argv[1])
+from backspike.kernel.cpu import library
+library._c = ctypes.CDLL(sys.argv[1])
 wanted = "(cpu or clif or kept or norm or pack or pool or product)"
 wanted += " and not eager and not reference and not compiled and not level and not sanitizers and not sources"
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", wanted, *sys.argv[2:]]))

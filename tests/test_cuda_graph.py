@@ -14,11 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import backspike as bs
-from backspike import cuda_graph, product
-from backspike import train as training
-from backspike.cuda_graph import Replayed
+from backspike.errors import RunError
 from backspike.kernel import mask
-from backspike.run import Run, RunError
+from backspike.layers import synapse
+from backspike.run import Run
+from backspike.train import cuda_graph, trainer
+from backspike.train.cuda_graph import Replayed
 
 CPU = torch.device("cpu")
 
@@ -155,17 +156,17 @@ def test_a_step_that_looks_at_values_runs_as_it_is():
 
 def as_on_a_gpu(monkeypatch, recorder=Tape, warm_up=1):
     """The path of a GPU on this CPU: no C kernels, values read now and then, steps recorded."""
-    monkeypatch.setattr(product, "_plain", lambda x, layer, bits: False)
+    monkeypatch.setattr(synapse, "_plain", lambda x, layer, bits: False)
     monkeypatch.setattr(training, "Replayed", partial(Replayed, recorder=recorder))
     monkeypatch.setattr(cuda_graph, "WARM_UP", warm_up)
-    monkeypatch.setattr(training._Training, "_records", lambda self: self.recipe.cuda_graph is not False)
-    made = training._Training.__init__
+    monkeypatch.setattr(trainer.Trainer, "_records", lambda self: self.recipe.cuda_graph is not False)
+    made = trainer.Trainer.__init__
 
     def begin(self, *arguments):
         made(self, *arguments)
         self.waits = False
 
-    monkeypatch.setattr(training._Training, "__init__", begin)
+    monkeypatch.setattr(trainer.Trainer, "__init__", begin)
 
 
 OPTIONS = {
@@ -253,7 +254,7 @@ def test_a_network_that_cannot_be_recorded_is_trained_all_the_same(tmp_path, mon
 
 @pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")], ids=str)
 def test_memory_that_ends_is_said_and_the_checkpoint_stands(error, tmp_path, monkeypatch):
-    steps, compute = [], training._Training._compute
+    steps, compute = [], trainer.Trainer._compute
 
     def step(self, x, y):
         steps.append(1)
@@ -262,7 +263,7 @@ def test_memory_that_ends_is_said_and_the_checkpoint_stands(error, tmp_path, mon
         compute(self, x, y)
 
     fit(tiny(checkpoint_seconds=0), tmp_path / "whole")
-    monkeypatch.setattr(training._Training, "_compute", step)
+    monkeypatch.setattr(trainer.Trainer, "_compute", step)
     with pytest.raises(RunError, match=r"out of memory with --batch_size 32, .*--memory SIZE.*--accumulate 2"):
         fit(tiny(checkpoint_seconds=0), tmp_path / "run")
     assert Run.open(tmp_path / "run").has("last.ckpt")

@@ -12,11 +12,15 @@ import torch
 from torch import nn
 
 import backspike as bs
-from backspike import doctor, doctor_page, report, vitals
-from backspike import train as training
+from backspike import report
+from backspike.analysis import vitals
 from backspike.cli import main
-from backspike.recipe import SGD, AdamW, CrossEntropy, Recipe
-from backspike.run import Run, RunError
+from backspike.doctor import examine, page
+from backspike.errors import RunError
+from backspike.recipes.recipe import Recipe
+from backspike.recipes.values import SGD, AdamW, CrossEntropy
+from backspike.run import Run
+from backspike.train import checkpoint, setup, trainer
 
 TINY = {"limit": 120, "batch_size": 32, "model": "ConvNet('6-P-8-P', size=8)", "ema": 0.0, "augment": (), "epochs": 4}
 DEEP = {"model": "ConvNet('6-6-6-P-6-6-P', size=8)"}
@@ -336,7 +340,7 @@ def test_the_mask_is_found_by_leaving_it_out():
 
 
 def test_measuring_leaves_everything_as_it_was():
-    work = training._Training(Run("nowhere"), tiny(), None, training._load(tiny()), None, None)
+    work = trainer.Trainer(Run("nowhere"), tiny(), None, setup.load_data(tiny()), None, None)
     x, y = work.train.take(torch.arange(32))
     work._train_step(x, y)
     work.optimizer.zero_grad(set_to_none=True)
@@ -363,7 +367,7 @@ def fit(out, watch, **changes):
 def test_a_watched_training_gives_the_same_weights(tmp_path):
     events = fit(tmp_path / "watched", True)
     fit(tmp_path / "plain", False)
-    watched, plain = (training._unpacked(Run.open(tmp_path / n), "last.ckpt") for n in ("watched", "plain"))
+    watched, plain = (checkpoint.read(Run.open(tmp_path / n), "last.ckpt") for n in ("watched", "plain"))
     assert all(torch.equal(watched["network"][k], plain["network"][k]) for k in plain["network"])
     assert torch.equal(watched["ranks"][0]["generators"]["torch"], plain["ranks"][0]["generators"]["torch"])
     seen = [e for e in events if e["event"] == "watch"]
@@ -440,8 +444,8 @@ def test_the_verb_on_a_run(tmp_path, capsys):
 
 def test_hostile_names_are_escaped(tmp_path):
     examination = bs.examine(tiny())
-    hostile = doctor.Examination("<script>", *[getattr(examination, f) for f in ("recipe", "trained", "vitals", "findings")])
-    assert "<script>" not in doctor_page.write(hostile, tmp_path / "p.html").read_text("utf-8")
+    hostile = examine.Examination("<script>", *[getattr(examination, f) for f in ("recipe", "trained", "vitals", "findings")])
+    assert "<script>" not in page.write(hostile, tmp_path / "p.html").read_text("utf-8")
 
 
 def test_data_with_a_wrong_shape_are_said_in_one_line():

@@ -10,9 +10,11 @@ from test_report import Page, make_run
 from torch import nn
 
 import backspike as bs
-from backspike import energy, operations, report
+from backspike import errors, report
+from backspike.analysis import energy, op_count
+from backspike.layers.norm import batch_norm
 from backspike.models.residual import SEWBasic
-from backspike.norm import batch_norm
+from backspike.report import activity, read
 from backspike.train import Network
 
 T, B = 3, 2
@@ -22,7 +24,7 @@ FIELDS = ("kind", "steps", "macs", "additions", "products", "spikes", "weights",
 def counted(model, x):
     """The arrays of one batch x `[T, B, ...]`, and the same as a dict by layer; not-a-number as None."""
     batches = types.SimpleNamespace(recipe=types.SimpleNamespace(T=len(x)), in_order=lambda at_most: iter([(x, None)]))
-    arrays = operations.count(Network(model, bs.readout.Mean()), batches)
+    arrays = op_count.count(Network(model, bs.readout.Mean()), batches)
     rows = zip(arrays["op_name"], *(arrays[f"op_{key}"].tolist() for key in FIELDS))
     return {name: dict(zip(FIELDS, (None if v != v else v for v in values))) for name, *values in rows}, arrays
 
@@ -95,8 +97,8 @@ def test_connections_of_a_convolution_by_brute_force(geometry):
     nn.init.ones_(m.weight)
     x = torch.zeros_like(counts).requires_grad_()
     m(x).sum().backward()
-    assert operations._connections(m, counts) == (x.grad * counts).sum().item()
-    assert operations._connections(m, torch.ones_like(counts)) == x.grad.sum().item()
+    assert op_count._connections(m, counts) == (x.grad * counts).sum().item()
+    assert op_count._connections(m, torch.ones_like(counts)) == x.grad.sum().item()
 
 
 def test_spikes_behind_an_average_pool_are_counted_one_by_one():
@@ -188,14 +190,14 @@ def test_the_report_shows_it_and_warns_where_spikes_cost_more(small, tmp_path):
     # many real inputs, which are bits in the spiking network, and a last layer that is large beside three spikes
     cheap = {"op_inputs": np.array([1000, 2, 1000]), "op_macs": arrays["op_macs"] * [1, 1, 1000]}
     np.savez(run / "evaluation.npz", **measured | arrays | cheap)
-    assert "costs more" not in report._energy(report._load(run)).body
+    assert "costs more" not in activity.energy_section(read.load_run(run)).body
 
 
 def test_arrays_that_do_not_belong_together_are_damage(small, tmp_path):
     run = make_run(tmp_path / "run", T=T)
     arrays = counted(*small)[1] | {"op_bits": np.array([1, 2])}
     np.savez(run / "evaluation.npz", **dict(np.load(run / "evaluation.npz")) | arrays)
-    with pytest.raises(report.ReportError, match="op_bits has 2 along E, other arrays have 3"):
+    with pytest.raises(errors.ReportError, match="op_bits has 2 along E, other arrays have 3"):
         report.write(run)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from backspike import heap, study
+from backspike.study import runner
+from backspike.system import heap
 
 linux = pytest.mark.skipif(heap._glibc() is None, reason="only glibc keeps its heap")
 
@@ -181,5 +182,5 @@ def test_processes_of_a_study_do_as_theirs_does(monkeypatch, mode):
     monkeypatch.setattr(heap, "lean_heap", lambda: seen.append("lean"))
     ours, theirs = multiprocessing.Pipe()
     ours.send(None)  # nothing to train
-    study._worker(theirs, 1, None, mode)
+    runner._worker(theirs, 1, None, mode)
     assert seen == [mode] * bool(mode)

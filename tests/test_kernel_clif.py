@@ -6,6 +6,7 @@ with the library. `reference` is differentiated by autograd, so with `eager` and
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from test_surrogate import FAMILIES
 
 import backspike as bs
 from backspike import ATan, Masked, Parametric, Rectangle, Sigmoid
-from backspike.kernel import clif, cpu
+from backspike.kernel import clif
+from backspike.kernel.cpu import library
 from backspike.kernel.mask import dropped_at
-from backspike.neuron import _call, _run
+from backspike.neuron.lif import compute
+from backspike.neuron.prepare import prepare
 
 each_backend = pytest.mark.parametrize("backend", bs.backends())
 FORMS = [(b, m) for b in bs.backends() for m in ("exact", "recompute") if b != "reference" or m == "exact"]
@@ -61,11 +64,11 @@ def run(backend, x, v0, upstream, *, tau, theta, w=None, memory="exact", **optio
     learned = {"tau": tau.detach().requires_grad_(), "theta": theta.detach().requires_grad_()}
     if w is not None:
         learned["w"] = w.detach().requires_grad_()
-    call = _call(
+    call = prepare(
         x, v0, tau=learned["tau"], v_threshold=learned["theta"], width=learned.get("w"), v_reset=None, complementary=True,
         memory=memory, record_membrane=True, **{"reset_gradient": 1.0, "temporal_gradient": True, **options},
     )  # fmt: skip
-    out, _ = _run(call, backend)
+    out, _ = compute(call, backend)
     sent = zip((out.spikes, out.state, out.membrane), (upstream["g"], upstream["gv"], upstream["gu"]))
     sum((a * b).sum() for a, b in sent).backward()
     gradients = {k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in {"x": x, "v0": v0, **learned}.items()}
@@ -216,7 +219,7 @@ def test_memory_layout_does_not_matter(backend, layout):
         assert close(got[key], want[key], size=1e3 if key in learned else None), key
 
 
-@pytest.mark.skipif(not cpu.available(), reason="the C kernel was not built here")
+@pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")
 def test_threads_and_streaming_stores_change_no_bit_in_cpu(monkeypatch):
     x, v0, upstream = given((5, 4, 3, 1500), seed=10, dtype=torch.float32)
     learned = {"tau": torch.tensor(2.3), "theta": torch.tensor(0.8)}
@@ -224,8 +227,8 @@ def test_threads_and_streaming_stores_change_no_bit_in_cpu(monkeypatch):
     try:
         for threads, grain, stream in ((1, 16384, 2**24), (2, 1, 2**24), (3, 1, 0)):
             torch.set_num_threads(threads)
-            monkeypatch.setattr(cpu, "_GRAIN", grain)
-            monkeypatch.setattr(cpu, "_STREAM", stream)
+            monkeypatch.setattr(library, "GRAIN", grain)
+            monkeypatch.setattr(library, "STREAM", stream)
             results.append(run("cpu", x, v0, upstream, **learned, surrogate=ATan(), decay_input=True))
     finally:
         torch.set_num_threads(1)
@@ -233,9 +236,9 @@ def test_threads_and_streaming_stores_change_no_bit_in_cpu(monkeypatch):
         assert all(torch.equal(other[key], results[0][key]) for key in other)
 
 
-@pytest.mark.skipif(not cpu.available(), reason="the C kernel was not built here")
+@pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")
 def test_the_scratch_of_cpu_has_the_rows_of_the_kernel():
-    source = (clif.__file__).replace(".py", ".c")
+    source = Path(clif.__file__).with_name("csrc") / "clif.c"
     with open(source, encoding="utf8") as f:
         (line,) = [line for line in f if "PASTS }" in line]
     assert len(line.split("{")[1].split("}")[0].split(",")) - 1 == clif._PASTS
@@ -248,11 +251,11 @@ def test_moments_and_their_gradient(backend):
     leaf = x.clone().requires_grad_()
     options = {"tau": 2.0, "v_threshold": 0.8, "v_reset": None, "decay_input": False, "surrogate": ATan()}
     options |= {"reset_gradient": 1.0, "temporal_gradient": True, "complementary": True}
-    _, moments = _run(_call(leaf, v0, record_moments=True, **options), backend)
+    _, moments = compute(prepare(leaf, v0, record_moments=True, **options), backend)
     weights = draw((2, 6, 2), seed=12)[0]
     (weights[0] * moments.mean + weights[1] * moments.square).sum().backward()
     other = x.clone().requires_grad_()
-    u = _run(_call(other, v0, record_membrane=True, **options), "reference")[0].membrane
+    u = compute(prepare(other, v0, record_membrane=True, **options), "reference")[0].membrane
     (weights[0] * u.mean((1, 3)) + weights[1] * (u**2).mean((1, 3))).sum().backward()
     torch.testing.assert_close(moments.mean, u.mean((1, 3)).detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(moments.square, (u**2).mean((1, 3)).detach(), rtol=1e-12, atol=1e-12)
@@ -270,7 +273,7 @@ def test_nothing_is_kept_without_grad_and_no_state_means_zeros(backend):
             torch.autograd.grad(layer(x.requires_grad_()).sum(), x, create_graph=True)
 
 
-@pytest.mark.skipif(not cpu.available(), reason="the C kernel was not built here")
+@pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")
 def test_large_potentials_overflow_nowhere_in_cpu():
     x = torch.tensor([-1e30, -3e4, -200.0, 0.0, 200.0, 3e4, 1e30]).view(1, 1, -1).expand(3, 2, 7)
     leaf = x.clone().requires_grad_()

@@ -13,13 +13,14 @@ from test_surrogate import FAMILIES
 
 import backspike as bs
 from backspike import ATan, Dspike, Masked, Parametric, Rectangle, Sigmoid, SuperSpike, Triangle
-from backspike.kernel import cpu, kept, operators
-from backspike.neuron import _call
+from backspike.kernel import ops, saved
+from backspike.kernel.cpu import library
+from backspike.neuron.prepare import prepare
 
 SEED = 2**50 + 33
 HAND_WRITTEN = [b for b in bs.backends() if b != "reference"]
 each_backend = pytest.mark.parametrize("backend", HAND_WRITTEN)
-needs_c = pytest.mark.skipif(not cpu.available(), reason="the C kernel was not built here")
+needs_c = pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")
 SHAPE = (5, 3, 4, 7, 9)  # 756 elements a step: more than a block, and no multiple of 8
 LEARNED = {"tau": 2.3, "v_threshold": 0.9, "width": 0.8}
 
@@ -104,7 +105,7 @@ def membranes(dtype):
 
 def in_order(code):
     """Codes of 8 bits as C keeps them, `[T, ..., N]`, in the order of their elements: keep.h has them in groups of 16 words."""
-    rows, block = code.flatten(1).clone(), cpu._c.lif_block()
+    rows, block = code.flatten(1).clone(), library._c.lif_block()
     whole = rows.shape[1] // block * block
     groups = rows[:, :whole].view(len(rows), -1, 16, 4)
     rows[:, :whole] = groups.transpose(2, 3).reshape(len(rows), -1)
@@ -113,7 +114,7 @@ def in_order(code):
 
 @needs_c
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("memory", kept.ROUNDED)
+@pytest.mark.parametrize("memory", saved.ROUNDED)
 @pytest.mark.parametrize("width", [None, 0.7])
 def test_codes_in_c_are_those_in_torch(dtype, memory, width):
     x = membranes(dtype)
@@ -121,40 +122,40 @@ def test_codes_in_c_are_those_in_torch(dtype, memory, width):
     surrogate = ATan(alpha=3.0) if width is None else Parametric(ATan(alpha=3.0))
     rule = {"tau": math.inf, "decay_input": False, "v_threshold": 1.0, "v_reset": 0.0, "surrogate": surrogate}
     rule |= {"width": w, "memory": memory, "reset_gradient": 1.0, "temporal_gradient": True}
-    seen, unseen = [], _call(x, None, **rule)  # where nobody asks for u, one loop does a whole timestep
-    for call in (_call(x, None, record_membrane=True, **rule), unseen):
-        how = (operators.constants(call), *operators.encode(call), operators.KEEPS.index(memory))
-        seen.append(operators.forward("lif", call, *how))
+    seen, unseen = [], prepare(x, None, **rule)  # where nobody asks for u, one loop does a whole timestep
+    for call in (prepare(x, None, record_membrane=True, **rule), unseen):
+        how = (ops.constants(call), *ops.encode(call), ops.KEEPS.index(memory))
+        seen.append(ops.forward("lif", call, *how))
     spikes, _, u, _, code, *_ = seen[0]
     assert torch.equal(code.view(torch.uint8), seen[1][4].view(torch.uint8))
     assert torch.equal(spikes, seen[1][0])
     code = in_order(code) if memory == "8bit" else code
-    reach = kept.reach(ATan(alpha=3.0))
-    want = kept.keep(memory, u, 1.0, w, reach)
+    reach = saved.reach(ATan(alpha=3.0))
+    want = saved.keep(memory, u, 1.0, w, reach)
     torch.testing.assert_close(code, want, rtol=0, atol=0, equal_nan=True)
     assert memory == "8bit" or torch.equal(code.signbit(), want.signbit())
-    back = kept.recall(memory, code, 1.0, w, reach, dtype)
+    back = saved.recall(memory, code, 1.0, w, reach, dtype)
     assert torch.equal(back >= 1.0, spikes.bool())
 
 
-@pytest.mark.parametrize("memory", kept.ROUNDED)
+@pytest.mark.parametrize("memory", saved.ROUNDED)
 @pytest.mark.parametrize("theta", [0.25, 1.0, 1e6])
 def test_a_code_remembers_the_spike_and_the_distance(memory, theta):
     """Half a step of 1/64 within the reach of 2; 2^-9 of the distance in bfloat16. Where z is lost against theta: the spike."""
     for dtype in (torch.float32, torch.float64):
         z = torch.cat([torch.linspace(-2, 2, 4001, dtype=dtype), torch.tensor([-1e-6, -1e-30, 0, 1e-30], dtype=dtype)])
         u = z + theta
-        back = kept.recall(memory, kept.keep(memory, u, theta, None, 2.0), theta, None, 2.0, dtype)
+        back = saved.recall(memory, saved.keep(memory, u, theta, None, 2.0), theta, None, 2.0, dtype)
         assert torch.equal(back >= theta, u >= theta)
         if theta <= 1:
             z, error = u - theta, (back - u).abs()
             assert (error <= (1 / 128 if memory == "8bit" else z.abs() / 256) + 1e-6).all()
-    far = kept.recall("8bit", kept.keep("8bit", torch.tensor([-1e9, 1e9]), 1.0, None, 2.0), 1.0, None, 2.0, torch.float32)
+    far = saved.recall("8bit", saved.keep("8bit", torch.tensor([-1e9, 1e9]), 1.0, None, 2.0), 1.0, None, 2.0, torch.float32)
     assert far.tolist() == [1 - 2 + 1 / 128, 1 + 2 - 1 / 128]
 
 
 @each_backend
-@pytest.mark.parametrize("memory", kept.ROUNDED)
+@pytest.mark.parametrize("memory", saved.ROUNDED)
 def test_a_spike_is_remembered_where_the_distance_is_lost(backend, memory):
     """The gradient of the state passes where no spike reset it, also a hair below a threshold of 1e8."""
     theta = torch.tensor(1e8)
@@ -169,18 +170,18 @@ def test_a_spike_is_remembered_where_the_distance_is_lost(backend, memory):
 
 
 def test_reach_follows_the_surrogate():
-    assert kept.reach(ATan()) == 2
-    assert kept.reach(ATan(alpha=0.25)) == 16
-    assert kept.reach(SuperSpike()) == 8
+    assert saved.reach(ATan()) == 2
+    assert saved.reach(ATan(alpha=0.25)) == 16
+    assert saved.reach(SuperSpike()) == 8
     for compact, support in ((Triangle(), 0.5), (Rectangle(0.9), 0.45), (Dspike(), 0.5), (Triangle(alpha=0.25), 4.0)):
-        end = kept.reach(compact).item()
+        end = saved.reach(compact).item()
         assert support < end <= 4 * support
         assert not compact.derivative(torch.tensor([-1.0, 1.0]) * end * 127.5 / 128).any()
-    assert kept.reach(Rectangle(0.1), Rectangle(3.0)) == kept.reach(Rectangle(3.0)) > kept.reach(Rectangle(0.1))
+    assert saved.reach(Rectangle(0.1), Rectangle(3.0)) == saved.reach(Rectangle(3.0)) > saved.reach(Rectangle(0.1))
 
 
 @needs_c
-@pytest.mark.parametrize("memory", kept.ROUNDED)
+@pytest.mark.parametrize("memory", saved.ROUNDED)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("reset", RESETS)
 def test_rounded_gradients_in_c_are_those_in_torch(memory, mask, reset):
@@ -195,7 +196,7 @@ def test_rounded_gradients_in_c_are_those_in_torch(memory, mask, reset):
 
 @needs_c
 @pytest.mark.parametrize("channels", [None, 4])
-@pytest.mark.parametrize("memory", [*kept.ROUNDED, "recompute"])
+@pytest.mark.parametrize("memory", [*saved.ROUNDED, "recompute"])
 def test_learned_constants(memory, channels):
     """C against torch; against the exact gradient within what the rounding costs."""
     x, v0, upstream = draw(SHAPE, mean=1.0)
@@ -252,7 +253,7 @@ def test_what_is_kept_has_the_promised_size(backend, memory, repeats):
 
 
 @each_backend
-@pytest.mark.parametrize("memory", kept.MEMORIES)
+@pytest.mark.parametrize("memory", saved.MEMORIES)
 def test_watching_the_membrane_changes_nothing(backend, memory):
     """A recorded membrane is exact in every memory, receives gradients, and leaves those of the spikes as they are."""
     x, v0, upstream = draw(SHAPE)
@@ -336,7 +337,7 @@ def test_active_bits_say_where_h_is_not_zero(backend, shape, mask):
         rule = {"tau": 2.3, "v_threshold": 0.9, "v_reset": 0.0, "decay_input": True, "reset_gradient": 1.0}
         rule |= {"temporal_gradient": False, "surrogate": wrapped, "width": w, "seed": SEED, "memory": memory}
         leaf = x.clone().requires_grad_()
-        result = bs.kernel.dispatch(backend, _call(leaf, None, record_active=True, record_membrane=True, **rule))
+        result = bs.kernel.dispatch(backend, prepare(leaf, None, record_active=True, record_membrane=True, **rule))
         # without gradient over time dL/dx = gain h g
         result.spikes.sum().backward()
         assert torch.equal(flags(result.active, shape), leaf.grad != 0)
@@ -353,12 +354,12 @@ def test_active_bits_of_one_bit_and_of_other_layouts(backend):
     rule = {"tau": 2.3, "v_threshold": 0.9, "v_reset": None, "decay_input": True, "reset_gradient": 1.0, "seed": SEED}
     rule |= {"temporal_gradient": False, "surrogate": Masked(Rectangle(0.7), p=0.3), "memory": "1bit", "record_active": True}
     x = draw(SHAPE)[0].requires_grad_()
-    result = bs.kernel.dispatch(backend, _call(x, None, **rule))
+    result = bs.kernel.dispatch(backend, prepare(x, None, **rule))
     result.spikes.sum().backward()
     assert torch.equal(flags(result.active, SHAPE), x.grad != 0)
-    assert bs.kernel.dispatch(backend, _call(channels_last(x), None, **rule)).active is None
-    assert bs.kernel.dispatch(backend, _call(x.detach(), None, **rule)).active is None
-    assert bs.kernel.dispatch(backend, _call(x, None, **rule | {"record_active": False})).active is None
+    assert bs.kernel.dispatch(backend, prepare(channels_last(x), None, **rule)).active is None
+    assert bs.kernel.dispatch(backend, prepare(x.detach(), None, **rule)).active is None
+    assert bs.kernel.dispatch(backend, prepare(x, None, **rule | {"record_active": False})).active is None
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
@@ -406,7 +407,7 @@ def test_what_a_memory_cannot_learn():
 
 
 @needs_c
-@pytest.mark.parametrize("memory", kept.MEMORIES)
+@pytest.mark.parametrize("memory", saved.MEMORIES)
 @pytest.mark.parametrize("shape", [(3, 1, 2051), (4, 2, 5, 8, 16), (2, 3), (3, 0, 4)])
 def test_stores_past_the_cache_change_no_bit(memory, shape, monkeypatch):
     for dtype, repeats in itertools.product((torch.float64, torch.float32, torch.bfloat16), (1, 4)):
@@ -416,7 +417,7 @@ def test_stores_past_the_cache_change_no_bit(memory, shape, monkeypatch):
         rule = {"surrogate": Rectangle(1.3), "v_reset": None, "memory": memory, "repeats": repeats}
         rows = []
         for limit in (0, 2**62):
-            monkeypatch.setattr(cpu, "_STREAM", limit)
+            monkeypatch.setattr(library, "STREAM", limit)
             rows.append(run("cpu", x, v0, rule=rule, upstream=upstream))
         same(*rows)
 

@@ -8,11 +8,10 @@ import sys
 import pytest
 
 import backspike as bs
-from backspike import memory
 from backspike.cli import main
-from backspike.memory import Rehearsal, parse_size, plan_memory, size_text
-from backspike.recipe import RecipeError
-from backspike.run import RunError
+from backspike.errors import RecipeError, RunError
+from backspike.train import memory_budget
+from backspike.train.memory_budget import Rehearsal, parse_size, plan_memory, size_text
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="measures and limits a process through /proc")
 
@@ -54,7 +53,7 @@ def machine(monkeypatch):
         seconds = 1.0 + LADDER.index(recipe.neuron.memory) * 0.25 if recipe.neuron.memory in LADDER else 1.0
         return Rehearsal(recipe, round(peak) if known else None, seconds if known else None, batch_norm=True)
 
-    monkeypatch.setattr(memory, "_rehearse", rehearse)
+    monkeypatch.setattr(memory_budget, "_rehearse", rehearse)
     return tried
 
 
@@ -138,10 +137,11 @@ def large(**changes):
 
 TRAIN = """
 import sys
-from backspike import memory, recipe, train
+from backspike import train
 from backspike.run import Run
+from backspike.train import memory_budget
 train.fit(Run.open(sys.argv[1]).recipe(), sys.argv[2])
-print(memory._peak())
+print(memory_budget._peak())
 """
 
 
@@ -150,9 +150,9 @@ print(memory._peak())
 def test_a_training_stays_within_the_budget_that_it_was_fitted_to(tmp_path, monkeypatch):
     """At the end of the ladder, where the step has to be split."""
     start = large(**{"neuron.memory": "checkpoint"})
-    rehearse = memory._rehearse
+    rehearse = memory_budget._rehearse
     as_it_is = rehearse(start, None, 1)
-    monkeypatch.setattr(memory, "_rehearse", lambda r, *more: as_it_is if r == start else rehearse(r, *more))
+    monkeypatch.setattr(memory_budget, "_rehearse", lambda r, *more: as_it_is if r == start else rehearse(r, *more))
     budget = round(as_it_is.peak * 0.95)
     plan = plan_memory(start, budget, threads=1)
     assert plan.recipe.part_size < 512
@@ -170,8 +170,8 @@ LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_DATA, (700_000_000, 700_000_000))
 import backspike as bs
-from backspike import memory
-found = memory._rehearse(bs.recipes.digits().replace({"model": sys.argv[1], "limit": 512, "batch_size": 512}), None, 1)
+from backspike.train import memory_budget
+found = memory_budget._rehearse(bs.recipes.digits().replace({"model": sys.argv[1], "limit": 512, "batch_size": 512}), None, 1)
 print(found.peak)
 """
 

@@ -25,7 +25,7 @@ from backspike.models import (
     SEWResNet50,
     Spikformer,
 )
-from backspike.recipe import parse
+from backspike.recipes.text import parse
 
 
 def parameters(model):

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import backspike as bs
-from backspike.recipe import MPBN, Recipe
+from backspike.recipes.recipe import Recipe
+from backspike.recipes.values import MPBN
 
 SHAPE = (4, 3, 2, 5, 6)  # T, B, C, H, W
 CURRENTS = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.4

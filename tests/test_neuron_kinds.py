@@ -10,7 +10,7 @@ from torch import nn
 
 import backspike as bs
 from backspike import ATan, Masked, Parametric, Rectangle, Triangle
-from backspike.neuron import neuron_parameters
+from backspike.neuron.lif import neuron_parameters
 
 r = torch.Generator().manual_seed(0)
 CURRENTS = torch.randn(8, 3, 2, 5, generator=r, dtype=torch.float64) + 0.9

@@ -16,12 +16,13 @@ from test_kernel import LEARNED, MASKS, RESETS, close
 
 import backspike as bs
 from backspike import ATan, Masked, Parametric, Sigmoid
-from backspike.kernel import cpu, dispatch, operators
+from backspike.kernel import dispatch, norm_ops, ops
 from backspike.kernel import norm as fused
+from backspike.kernel.cpu import library
 from backspike.kernel.norm import Norm, norm_lif
-from backspike.neuron import _call
+from backspike.neuron.prepare import prepare
 
-pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C kernel was not built here")
+pytestmark = pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")
 SEED = 2**50 + 33
 SHAPE = (3, 4, 2, 5, 7)  # odd images, more than a block
 CONSTANTS = {"tau": 2.3, "v_threshold": 0.9, "width": 0.8}
@@ -103,7 +104,7 @@ def make_norm(C, training=True, affine=True, dtype=torch.float64):
 
 
 def make_call(y, v0=None, rule=None, learned=None, **others):
-    return _call(y, v0, **{**RULE, "seed": SEED, **(rule or {}), **(learned or {}), **others})
+    return prepare(y, v0, **{**RULE, "seed": SEED, **(rule or {}), **(learned or {}), **others})
 
 
 def gradients(run, case, y, v0, arrange=lambda g: g):
@@ -159,7 +160,7 @@ def tensors(kind, C):
 # ------------------------------------------------------------------------------------------------------------ gradients
 
 
-@pytest.mark.parametrize("pool", fused.POOLS)
+@pytest.mark.parametrize("pool", norm_ops.POOLS)
 @pytest.mark.parametrize("kind", ["floats", "scalars", "all per channel"])
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("training", [True, False])
@@ -175,7 +176,7 @@ def test_gradients(training, reset, kind, pool):
         check(Case(rule, tensors(kind, SHAPE[2]), training, pool), y, v0)
 
 
-@pytest.mark.parametrize("pool", fused.POOLS)
+@pytest.mark.parametrize("pool", norm_ops.POOLS)
 @pytest.mark.parametrize("kind", ["floats", "all per channel"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout, kind, pool):
@@ -208,13 +209,13 @@ def test_shapes(shape, layout):
     y = normal(shape, 11).add(0.3)
     if layout == "channels last":
         y = y.movedim(2, -1).contiguous().movedim(-1, 2)
-    for pool in fused.POOLS if len(shape) == 5 and min(shape[3:]) > 1 else (None,):
+    for pool in norm_ops.POOLS if len(shape) == 5 and min(shape[3:]) > 1 else (None,):
         for learned, training in (({}, True), ({}, False), (per_channel(shape[2]), True)):
             surrogate = Masked(Parametric(ATan()) if learned else ATan(), p=0.35, rescale=True)
             check(Case({"surrogate": surrogate, "v_threshold": 0.3}, learned, training, pool), y, normal(shape[1:], 12))
 
 
-@pytest.mark.parametrize("pool", fused.POOLS)
+@pytest.mark.parametrize("pool", norm_ops.POOLS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 @pytest.mark.parametrize("kind", ["floats", "scalars", "all per channel"])
 def test_an_input_that_stands_for_equal_timesteps(kind, layout, pool):
@@ -232,7 +233,7 @@ def test_an_input_that_stands_for_equal_timesteps(kind, layout, pool):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "batch last"])
 @pytest.mark.parametrize("repeats", [1, 3])
-@pytest.mark.parametrize("pool", fused.POOLS)
+@pytest.mark.parametrize("pool", norm_ops.POOLS)
 def test_moments_of_the_membrane(pool, repeats, layout):
     y = LAYOUTS[layout](normal((1 if repeats > 1 else 3, *SHAPE[1:]), 15))
     for learned in ({}, per_channel(SHAPE[2])):
@@ -273,7 +274,7 @@ def test_spikes_are_those_of_the_same_operations_bit_for_bit(training, dtype, la
     """In training of an input whose statistics are exact, in evaluation of any; constants of all kinds, repeated or not."""
     T, *step = 3, 2, 40, 5, 3
     norm = make_norm(40, training, dtype=torch.float32 if dtype != torch.float64 else dtype)
-    for pool, repeats, learned, reset in itertools.product(fused.POOLS, (1, 3), ({}, per_channel(40)), RESETS.values()):
+    for pool, repeats, learned, reset in itertools.product(norm_ops.POOLS, (1, 3), ({}, per_channel(40)), RESETS.values()):
         shape = (1 if repeats > 1 else T, *step)
         y = LAYOUTS[layout](grid(shape, 20, dtype) if training else normal(shape, 21).to(dtype))
         surrogate = Parametric(ATan()) if learned else ATan()
@@ -295,7 +296,7 @@ def test_a_membrane_at_the_threshold_fires():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("pool", fused.POOLS)
+@pytest.mark.parametrize("pool", norm_ops.POOLS)
 def test_gradients_in_fewer_bits(dtype, pool, tolerance):
     """Of the same spikes: those of float64, from the same input."""
     for layout, training in itertools.product(("contiguous", "channels last"), (True, False)):
@@ -368,8 +369,8 @@ def test_a_constant_input_has_no_variance():
 def test_the_same_bits_on_any_number_of_threads(layout, monkeypatch):
     y = LAYOUTS[layout](normal((4, 5, 6, 21, 22), 26).float())
     before = torch.get_num_threads()
-    for pool, learned, streams in itertools.product(fused.POOLS, ({}, per_channel(6)), (1, 2**24)):
-        monkeypatch.setattr(cpu, "_STREAM", streams)
+    for pool, learned, streams in itertools.product(norm_ops.POOLS, ({}, per_channel(6)), (1, 2**24)):
+        monkeypatch.setattr(library, "STREAM", streams)
         case, results = Case({"surrogate": Masked(Parametric(ATan()) if learned else ATan())}, learned, True, pool), []
         try:
             for threads in (1, 2, 3):
@@ -381,7 +382,7 @@ def test_the_same_bits_on_any_number_of_threads(layout, monkeypatch):
             assert all(torch.equal(other[name], value) for name, value in results[0].items())
 
 
-@pytest.mark.parametrize("pool", fused.POOLS)
+@pytest.mark.parametrize("pool", norm_ops.POOLS)
 def test_results_beyond_the_cache_are_the_same_bits(pool, monkeypatch):
     """Written past it, in pieces that do not begin or end at its lines."""
     for dtype, shape in itertools.product((torch.float32, torch.bfloat16), (SHAPE, (2, 3, 37, 5, 5))):
@@ -389,7 +390,7 @@ def test_results_beyond_the_cache_are_the_same_bits(pool, monkeypatch):
         for learned in ({}, per_channel(shape[2])):
             case = Case({"surrogate": Masked(Parametric(ATan()) if learned else ATan())}, learned, True, pool)
             for bytes_ in (1, 2**24):
-                monkeypatch.setattr(cpu, "_STREAM", bytes_)
+                monkeypatch.setattr(library, "STREAM", bytes_)
                 results.append(gradients(norm_lif, case, y, None))
             assert all(torch.equal(results[-1][name], value) for name, value in results[-2].items())
 
@@ -398,7 +399,7 @@ def test_input_constants_and_seed_are_all_that_is_kept():
     y = LAYOUTS["channels last"](normal(SHAPE, 28)).requires_grad_()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        for pool, memory in itertools.product(fused.POOLS, bs.kernel.MEMORIES):
+        for pool, memory in itertools.product(norm_ops.POOLS, bs.kernel.MEMORIES):
             surrogate = bs.Rectangle() if memory == "1bit" else Masked(ATan())
             rule = {"memory": memory, "surrogate": surrogate, "v_reset": None}
             norm_lif(make_call(y, rule=rule), make_norm(SHAPE[2]), pool)
@@ -429,7 +430,7 @@ def test_operators_keep_their_promises(layout, dtype):
         pool = pool if layout == "channels last" else 0
         y = LAYOUTS[layout](normal((1 if repeats > 1 else SHAPE[0], *SHAPE[1:]), 30).to(dtype))
         call = make_call(y, rule={"surrogate": Masked(ATan())}, repeats=repeats)
-        constants, rule = operators.constants(call), operators.encode(call)
+        constants, rule = ops.constants(call), ops.encode(call)
         add = None if pool or repeats > 1 else normal(y.shape, 38).to(dtype)
         others = (y, None, norm.weight, norm.bias, None, None, add)
         forward = (*others, constants, *rule, norm.eps, pool, repeats, state, moments, False)
@@ -472,7 +473,7 @@ WHY = {
 }
 
 
-@pytest.mark.parametrize("pool", fused.POOLS)
+@pytest.mark.parametrize("pool", norm_ops.POOLS)
 @pytest.mark.parametrize("why", WHY)
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_one_after_the_other(repeats, why, pool):
@@ -494,7 +495,7 @@ def test_one_after_the_other(repeats, why, pool):
 def test_sixteen_bits_are_not_rounded_between_the_parts():
     """The spikes of one op and of its parts, in bfloat16, are the same."""
     y, norm = normal((3, 4, 40, 5, 7), 34).bfloat16(), make_norm(40, training=False, dtype=torch.float32)
-    for pool in fused.POOLS:
+    for pool in norm_ops.POOLS:
         one, parts = (norm_lif(make_call(y), norm, pool, backend).spikes for backend in ("auto", "reference"))
         assert torch.equal(one, parts)
 

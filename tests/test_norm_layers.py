@@ -8,7 +8,10 @@ import torch
 from torch import nn
 
 import backspike as bs
-from backspike.recipe import TDBN, TEBN, Recipe, RecipeError, parse
+from backspike.errors import RecipeError
+from backspike.recipes.recipe import Recipe
+from backspike.recipes.text import parse
+from backspike.recipes.values import TDBN, TEBN
 
 SHAPE = (3, 4, 2, 7, 6)  # T, B, C, H, W
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from backspike.kernel import cpu
+from backspike.kernel.cpu import library
 from backspike.kernel.pack import count, pack
 
-pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C kernel was not built here")
+pytestmark = pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 WORD = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 SIZES = [0, 1, 7, 8, 63, 64, 65, 4095, 4096, 4097, 200_003]

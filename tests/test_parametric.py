@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import backspike as bs
-from backspike.neuron import WIDTH_RANGE, neuron_parameters
+from backspike.neuron.lif import WIDTH_RANGE, neuron_parameters
 
 SEED = 20240
 PRIMITIVE = {  # of width 1, independent of the library

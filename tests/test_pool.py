@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 import backspike as bs
-from backspike.kernel import cpu, pool
+from backspike.kernel.cpu import library, pool
 
-pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C kernel was not built here")
+pytestmark = pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")
 PAIRS = {"max": (pool.max_pool, F.max_pool2d), "avg": (pool.avg_pool, F.avg_pool2d)}
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 LAYOUTS = {

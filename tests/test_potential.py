@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 import backspike as bs
-from backspike.neuron import _call, _run
-from backspike.potential import Normal, PotentialAdjustment, divergence, potential_statistics, surrogate_width
+from backspike.analysis.activity import potential_statistics
+from backspike.methods.pda import Normal, PotentialAdjustment, divergence, surrogate_width
+from backspike.neuron.lif import compute
+from backspike.neuron.prepare import prepare
 
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
 
@@ -68,8 +70,8 @@ def test_moments_and_their_gradient(shape, rule):
         leaves += [torch.tensor(value, dtype=torch.float64) for value in (2.3, 0.7)]
         x, v0, tau, theta = (leaf.requires_grad_() for leaf in leaves)
         options = {**RULE, "tau": tau, "v_threshold": theta, "surrogate": bs.Masked(bs.ATan(), 0.3), **rule}
-        call = _call(x, v0, **options, seed=7, record_membrane=True, record_moments=moments)
-        out, got = _run(call, backend)
+        call = prepare(x, v0, **options, seed=7, record_membrane=True, record_moments=moments)
+        out, got = compute(call, backend)
         if moments:
             mean, square = got
             assert mean.shape == square.shape == (5, C)
@@ -90,8 +92,8 @@ def test_moments_and_their_gradient(shape, rule):
 def test_one_moment_alone(which):
     x = [numbers(3, 4, 2, scale=2.0).requires_grad_() for _ in range(2)]
     for leaf, backend in zip(x, ("eager", "reference")):
-        call = _call(leaf, None, **RULE, record_moments=True)
-        _run(call, backend)[1][which].square().sum().backward()
+        call = prepare(leaf, None, **RULE, record_moments=True)
+        compute(call, backend)[1][which].square().sum().backward()
     torch.testing.assert_close(x[0].grad, x[1].grad, **EXACT)
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from backspike import product
-from backspike.kernel import cpu, sparse
+from backspike.kernel.call import Result, Sent
+from backspike.kernel.cpu import library, sparse
 from backspike.kernel.pack import pack
-from backspike.kernel.result import Result, Sent
+from backspike.layers import sparsity, synapse
 
-pytestmark = pytest.mark.skipif(not cpu.available(), reason="the C kernel was not built here")
+pytestmark = pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")
 SIZES = [
     (1, 1, 1),
     (3, 70, 65),
@@ -37,7 +37,7 @@ HOWS = ["gather", "lookup"]
 @pytest.fixture(autouse=True)
 def no_tiles(monkeypatch):
     """The limits of most processors."""
-    monkeypatch.setattr(product, "_multiplies_tiles", lambda: False)
+    monkeypatch.setattr(sparsity, "_multiplies_tiles", lambda: False)
 
 
 def draw(M, K, N, density, dtype=torch.float32, seed=0):
@@ -116,7 +116,7 @@ def test_the_same_bits_on_any_number_of_threads(dtype):
 
 LEVEL = """
 import sys, torch
-from backspike.kernel import sparse
+from backspike.kernel.cpu import sparse
 torch.set_num_threads(1)
 rows = []
 for bits, M, K, ones, weight, bias, g in torch.load(sys.argv[1]):
@@ -194,7 +194,7 @@ def test_convolutions_are_torchs(name, input, autocast):
     layer, shape = CONVOLUTIONS[name]
     layer, x = copy.deepcopy(layer), torch.randn(shape, generator=torch.Generator().manual_seed(1))
     x = INPUTS[input](x).float().requires_grad_()
-    for a, b in zip(gradients(product.convolution, layer, x, autocast), gradients(itself, layer, x, autocast), strict=True):
+    for a, b in zip(gradients(synapse.convolution, layer, x, autocast), gradients(itself, layer, x, autocast), strict=True):
         assert (a is None) == (b is None)
         if b is not None:
             assert a.dtype == b.dtype
@@ -207,7 +207,7 @@ def test_convolutions_are_torchs(name, input, autocast):
 def test_convolutions_in_any_memory_format(dtype, formats):
     layer = nn.Conv2d(8, 16, 3, padding=1).to(dtype, memory_format=formats[0])
     x = (torch.rand(4, 8, 9, 7) < 0.3).to(dtype, memory_format=formats[1]).requires_grad_()
-    for a, b in zip(gradients(product.convolution, layer, x), gradients(itself, layer, x), strict=True):
+    for a, b in zip(gradients(synapse.convolution, layer, x), gradients(itself, layer, x), strict=True):
         assert a.stride() == b.stride()
         assert torch.equal(a, b)
 
@@ -219,7 +219,7 @@ def test_only_what_is_asked_for(kind, frozen, tolerance):
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(name not in frozen)
     x = (torch.rand(4, 3, 7, 6) < 0.3).float().requires_grad_("x" not in frozen)
-    for a, b in zip(gradients(getattr(product, kind), layer, x), gradients(itself, layer, x), strict=True):
+    for a, b in zip(gradients(getattr(synapse, kind), layer, x), gradients(itself, layer, x), strict=True):
         assert (a is None) == (b is None)
         if b is not None:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
@@ -241,12 +241,12 @@ def linear_case(M, K, N, density, bias=True, lead=(), dtype=torch.float32, seed=
 def test_linear_layers_are_torchs(density, bias, autocast, tolerance):
     x, layer, g = linear_case(768, 256, 96, density, bias, lead=(3, 256))
     dtype = torch.bfloat16 if autocast else torch.float32
-    got = gradients(product.linear, layer, x, autocast, g.to(dtype))
+    got = gradients(synapse.linear, layer, x, autocast, g.to(dtype))
     want = gradients(itself, layer, x, autocast, g.to(dtype))
     for a, b in zip(got, want, strict=True):
         assert a.dtype == b.dtype
         near(a, b.double(), dtype, tolerance)
-    made = product.choice(layer)
+    made = sparsity.choice(layer)
     expected = "gather" if density < 0.1 else "lookup"
     assert (made.forward, made.weight, made.input, made.spikes) == (
         expected,
@@ -255,7 +255,7 @@ def test_linear_layers_are_torchs(density, bias, autocast, tolerance):
         pytest.approx(density, abs=0.01),
     )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        near(product.linear(x, layer), want[0].double(), dtype, tolerance)
+        near(synapse.linear(x, layer), want[0].double(), dtype, tolerance)
 
 
 @pytest.mark.parametrize("input", INPUTS)
@@ -263,7 +263,7 @@ def test_linear_layers_are_torchs(density, bias, autocast, tolerance):
 def test_linear_layers_of_any_dtype(dtype, input, tolerance):
     layer = nn.Linear(96, 80).to(dtype)
     x = INPUTS[input](torch.randn(800, 96, generator=torch.Generator().manual_seed(1))).to(dtype).requires_grad_()
-    for a, b in zip(gradients(product.linear, layer, x), gradients(itself, layer, x), strict=True):
+    for a, b in zip(gradients(synapse.linear, layer, x), gradients(itself, layer, x), strict=True):
         assert a.dtype == b.dtype
         near(a, b.double(), dtype, tolerance)
 
@@ -277,12 +277,12 @@ def test_the_input_gradient_where_the_neuron_can_use_it(autocast, tolerance):
         active = pack(mask.float()).codes if density < 1 else None
 
         def call(x, layer, active=active):
-            return product.linear(x, layer, active)
+            return synapse.linear(x, layer, active)
 
         got = gradients(call, layer, x, autocast, g.to(dtype))
         want = gradients(itself, layer, x, autocast, g.to(dtype))
         near(got[1] * mask, (want[1] * mask).double(), dtype, tolerance)
-        made = product.choice(layer)
+        made = sparsity.choice(layer)
         assert made.input == ("sample" if density < 0.5 else "dense")
         assert made.h == pytest.approx(float(mask.float().mean()))
         if made.input == "sample":
@@ -297,15 +297,15 @@ def test_the_input_gradient_where_the_neuron_can_use_it(autocast, tolerance):
 def test_spikes_that_come_as_bits_are_not_packed_again(kind, autocast, monkeypatch):
     """The bits that a kernel wrote are what is kept; outputs and gradients are torch's."""
     x, layer, _ = linear_case(64, 24, 16, 0.3)
-    call = product.linear
+    call = synapse.linear
     if kind == "convolution":
-        x, layer, call = x.detach().view(8, 8, 24, 1).movedim(2, 1).requires_grad_(), nn.Conv2d(24, 16, 1), product.convolution
+        x, layer, call = x.detach().view(8, 8, 24, 1).movedim(2, 1).requires_grad_(), nn.Conv2d(24, 16, 1), synapse.convolution
     bits = pack(x).codes
     kept = []
     monkeypatch.setattr(
-        product, "_keep", lambda ctx, packed, *o, keep=product._keep: (kept.append(packed), keep(ctx, packed, *o))
+        synapse, "_keep", lambda ctx, packed, *o, keep=synapse._keep: (kept.append(packed), keep(ctx, packed, *o))
     )
-    monkeypatch.setattr(product, "pack", lambda x: pytest.fail("packed again"))
+    monkeypatch.setattr(synapse, "pack", lambda x: pytest.fail("packed again"))
     for a, b in zip(gradients(lambda x, m: call(x, m, bits=bits), layer, x, autocast), gradients(itself, layer, x, autocast)):
         assert torch.equal(a, b)
     assert kept[0].codes is bits
@@ -317,7 +317,7 @@ def test_bits_of_what_lies_in_another_order_are_not_those_of_its_copy():
     layer = nn.Linear(24, 16)
     x = x.requires_grad_()
     bits = pack(x).codes  # in the order of memory
-    for a, b in zip(gradients(lambda x, m: product.linear(x, m, bits=bits), layer, x), gradients(itself, layer, x)):
+    for a, b in zip(gradients(lambda x, m: synapse.linear(x, m, bits=bits), layer, x), gradients(itself, layer, x)):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -334,7 +334,7 @@ def test_bits_belong_to_the_spikes_that_were_sent():
 def test_a_transposed_input():
     x, layer, g = linear_case(300, 128, 200, 0.1)
     turned = x.detach().t().contiguous().t().requires_grad_()
-    for a, b in zip(gradients(product.linear, layer, turned, g=g), gradients(product.linear, layer, x, g=g), strict=True):
+    for a, b in zip(gradients(synapse.linear, layer, turned, g=g), gradients(synapse.linear, layer, x, g=g), strict=True):
         assert torch.equal(a, b)
 
 
@@ -371,7 +371,7 @@ def test_gradients_of_a_residual_network():
     torch.manual_seed(0)
     model, x = Residual(), torch.randn(4 * 128, 2, 8, 8)
     grads = []
-    for ways in ((product.convolution, product.linear), (itself, itself)):
+    for ways in ((synapse.convolution, synapse.linear), (itself, itself)):
         model.zero_grad()
         model(x, *ways).square().mean().backward()
         grads.append([p.grad for p in model.parameters()])
@@ -383,7 +383,7 @@ def test_gradients_of_a_residual_network():
 @pytest.mark.parametrize("autocast", [False, True])
 def test_what_is_kept(autocast):
     """The bytes that the graph holds: bits for spikes, else what is computed with; nothing for the weight."""
-    for layer, call in ((nn.Conv2d(64, 64, 3, padding=1), product.convolution), (nn.Linear(16, 64), product.linear)):
+    for layer, call in ((nn.Conv2d(64, 64, 3, padding=1), synapse.convolution), (nn.Linear(16, 64), synapse.linear)):
         x, sizes = torch.rand(8, 64, 16, 16, requires_grad=True), []
 
         def note(t, sizes=sizes, known=(layer.weight, x)):
@@ -403,7 +403,7 @@ def test_what_is_kept(autocast):
 
 def test_watched_layers_are_called():
     x = (torch.rand(2, 3, 6, 6) < 0.3).float().requires_grad_()
-    for layer, call in ((nn.Conv2d(3, 4, 3), product.convolution), (nn.Linear(6, 4), product.linear)):
+    for layer, call in ((nn.Conv2d(3, 4, 3), synapse.convolution), (nn.Linear(6, 4), synapse.linear)):
         calls = []
         handles = [layer.register_forward_hook(lambda *_, calls=calls: calls.append("forward"))]
         call(x, layer)
@@ -429,13 +429,13 @@ def test_watched_layers_are_called():
             return super().forward(x) + 1
 
     layer = Own(6, 4)
-    assert torch.equal(product.linear(x, layer), layer(x))
+    assert torch.equal(synapse.linear(x, layer), layer(x))
 
 
 def test_what_changed_meanwhile_is_noticed():
     for layer, call, shape in (
-        (nn.Conv2d(3, 4, 3), product.convolution, (2, 3, 6, 6)),
-        (nn.Linear(6, 4), product.linear, (5, 6)),
+        (nn.Conv2d(3, 4, 3), synapse.convolution, (2, 3, 6, 6)),
+        (nn.Linear(6, 4), synapse.linear, (5, 6)),
     ):
         x = torch.randn(shape, requires_grad=True)
         y = call(x, layer)
@@ -450,28 +450,28 @@ def test_double_backward_is_refused():
     with pytest.raises(
         RuntimeError, match="double backward through a layer's packed input is not defined; use create_graph=False"
     ):
-        torch.autograd.grad(product.linear(x, nn.Linear(6, 4)).square().sum(), x, create_graph=True)
+        torch.autograd.grad(synapse.linear(x, nn.Linear(6, 4)).square().sum(), x, create_graph=True)
 
 
 def test_in_place_after_a_product():
     x, layer, _ = linear_case(400, 128, 96, 0.1)
-    for y in (product.linear(x, layer), product.convolution(x.view(1, 1, 400, 128), nn.Conv2d(1, 1, 3))):
+    for y in (synapse.linear(x, layer), synapse.convolution(x.view(1, 1, 400, 128), nn.Conv2d(1, 1, 3))):
         y.relu_().sum().backward()
 
 
 def test_compiled_and_transformed_code_calls_the_layer():
     layer = nn.Linear(128, 96)
     x = (torch.rand(400, 128) < 0.1).float()
-    compiled = torch.compile(lambda x: product.linear(x, layer), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(lambda x: synapse.linear(x, layer), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), layer(x))
-    jacobian = torch.func.jacrev(lambda v: product.linear(v, layer).sum())(x)
+    jacobian = torch.func.jacrev(lambda v: synapse.linear(v, layer).sum())(x)
     torch.testing.assert_close(jacobian, layer.weight.sum(0).expand(400, 128))
 
 
 def test_active_must_match():
     for active in (torch.zeros(3, dtype=torch.uint8), torch.zeros(4 * 64)):
         with pytest.raises(ValueError, match="want uint8 with one bit for each of 256 inputs"):
-            product.linear(torch.zeros(4, 64), nn.Linear(64, 64), active)
+            synapse.linear(torch.zeros(4, 64), nn.Linear(64, 64), active)
 
 
 # ---------------------------------------------------------------------------------------------------------------- choice
@@ -479,7 +479,7 @@ def test_active_must_match():
 
 def test_hysteresis():
     """A density that wanders around a limit does not change the way; one that leaves it does, in both directions."""
-    made, limit = product.Choice(), product.GATHER_BELOW
+    made, limit = sparsity.Choice(), sparsity.GATHER_BELOW
     for part, way in (
         (1.05, "lookup"),
         (0.95, "lookup"),
@@ -489,7 +489,7 @@ def test_hysteresis():
         (0.95, "lookup"),
     ):
         assert made.decide(torch.float32, 1024, 256, 256, part * limit, None).forward == way
-    limit = product.SAMPLE_BELOW * 256 / (256 + product.START)
+    limit = sparsity.SAMPLE_BELOW * 256 / (256 + sparsity.START)
     for part, way in ((1.05, "dense"), (0.95, "dense"), (0.85, "sample"), (1.05, "sample"), (1.2, "dense")):
         assert made.decide(torch.float32, 1024, 256, 256, None, part * limit).input == way
         assert made.forward == made.weight == "dense"
@@ -497,15 +497,15 @@ def test_hysteresis():
 
 def test_what_the_limits_depend_on(monkeypatch):
     for M, K, ways in ((1024, 1024, ("lookup", "lookup")), (1024, 128, ("lookup", "dense")), (128, 1024, ("dense", "lookup"))):
-        made = product.Choice().decide(torch.float32, M, K, 256, 0.5, 0.5)
+        made = sparsity.Choice().decide(torch.float32, M, K, 256, 0.5, 0.5)
         assert (made.forward, made.weight, made.input) == (*ways, "dense")
-    monkeypatch.setattr(product, "_multiplies_tiles", lambda: True)
+    monkeypatch.setattr(sparsity, "_multiplies_tiles", lambda: True)
     for dtype, density, ways in (
         (torch.float32, 0.1, ("gather", "gather", "sample")),
         (torch.bfloat16, 0.1, ("dense", "dense", "dense")),
         (torch.bfloat16, 0.02, ("gather", "gather", "sample")),
     ):
-        made = product.Choice().decide(dtype, 1024, 1024, 256, density, density)
+        made = sparsity.Choice().decide(dtype, 1024, 1024, 256, density, density)
         assert (made.forward, made.weight, made.input) == ways
 
 
@@ -513,33 +513,33 @@ def test_what_the_limits_depend_on(monkeypatch):
     "case", [(torch.float64, 1024, 256, 256), (torch.float32, 16, 256, 256), (torch.float32, 1024, 256, 10)]
 )
 def test_what_is_small_or_exact_stays_dense(case):
-    made = product.Choice().decide(*case, 0.01, 0.01)
+    made = sparsity.Choice().decide(*case, 0.01, 0.01)
     assert (made.forward, made.weight, made.input) == ("dense", "dense", "dense")
 
 
 def test_the_choice_is_saved_and_resumed():
     x, layer, g = linear_case(1024, 256, 96, 0.132)  # just above the limit: which way depends on the way before
     model = nn.Sequential(layer)
-    product.choice(layer).load({"forward": "gather", "weight": "gather", "input": "sample", "spikes": 0.1, "h": 0.2})
-    saved = product.state(model)
+    sparsity.choice(layer).load({"forward": "gather", "weight": "gather", "input": "sample", "spikes": 0.1, "h": 0.2})
+    saved = sparsity.state(model)
     twin = copy.deepcopy(model)
-    assert product.state(twin) == saved
+    assert sparsity.state(twin) == saved
     fresh = nn.Sequential(nn.Linear(256, 96))
     fresh.load_state_dict(model.state_dict())
-    product.load(fresh, copy.deepcopy(saved))
-    want = gradients(product.linear, layer, x, g=g)
+    sparsity.load(fresh, copy.deepcopy(saved))
+    want = gradients(synapse.linear, layer, x, g=g)
     for other in (twin[0], fresh[0]):
-        assert all(torch.equal(a, b) for a, b in zip(gradients(product.linear, other, x, g=g), want))
-        assert product.choice(other) == product.choice(layer)
-    assert product.choice(layer).forward == "gather"
+        assert all(torch.equal(a, b) for a, b in zip(gradients(synapse.linear, other, x, g=g), want))
+        assert sparsity.choice(other) == sparsity.choice(layer)
+    assert sparsity.choice(layer).forward == "gather"
     with torch.no_grad():
-        before = product.state(model)
-        product.linear((torch.rand(1024, 256) < 0.9).float(), layer)
-    assert product.state(model) == before
+        before = sparsity.state(model)
+        synapse.linear((torch.rand(1024, 256) < 0.9).float(), layer)
+    assert sparsity.state(model) == before
 
 
 def test_words():
-    made = product.Choice()
+    made = sparsity.Choice()
     assert str(made) == "forward dense (no spikes), weight gradient dense, input gradient dense"
     made.decide(torch.float32, 1024, 256, 256, 0.09, 0.101)
     assert str(made) == "forward sparse (spikes 9 %), weight gradient sparse, input gradient sampled (h 10 %)"

@@ -16,12 +16,15 @@ import torch
 from torch import nn
 
 import backspike as bs
-from backspike import norm, ranks
-from backspike import train as training
-from backspike.batches import Batches
+from backspike import train
+from backspike.data.batches import Batches
+from backspike.errors import RunError
 from backspike.kernel.mask import draw_seed
-from backspike.ranks import Ranks
-from backspike.run import Run, RunError
+from backspike.layers import norm
+from backspike.run import Run
+from backspike.system import distributed
+from backspike.system.distributed import Ranks
+from backspike.train import checkpoint, setup, trainer
 
 CPU = torch.device("cpu")
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
@@ -57,13 +60,13 @@ def test_evaluation_sees_each_sample_once_with_any_number_of_ranks():
 
 
 def test_a_rank_without_samples_is_said_before_anything_is_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr(ranks, "here", lambda: Ranks(0, 8))
+    monkeypatch.setattr(distributed, "here", lambda: Ranks(0, 8))
     for name in ("alike", "gathered"):
         monkeypatch.setattr(Ranks, name, lambda *_: None)
     monkeypatch.setattr(Ranks, "of_first", lambda self, f: f())
     recipe = bs.recipes.digits().replace({"limit": 100, "batch_size": 32})  # 100 = 3 * 32 + 4
     with pytest.raises(RunError, match=r"batch 3 .* parts of 4 samples, too few for 8 ranks; change --batch_size \(32\)"):
-        training._Training(Run(tmp_path / "run"), recipe, None, training._load(recipe), "cpu", None)
+        trainer.Trainer(Run(tmp_path / "run"), recipe, None, setup.load_data(recipe), "cpu", None)
 
 
 # ------------------------------------------------------------------------------------- what two ranks compute, one spawn
@@ -159,7 +162,7 @@ def on_a_rank(rank, folder):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": (folder / "port").read_text(),
     }
-    with ranks.joined("cpu") as together:
+    with distributed.joined("cpu") as together:
         here, found = SHARES[rank], {"ranks": (together.rank, together.size)}
         for name, layer in norms().items():
             holder = nn.ModuleDict({"it": layer})
@@ -186,7 +189,7 @@ def on_a_rank(rank, folder):
     # what one raises ends the other silently
     code = "nobody raised"
     try:
-        with ranks.joined("cpu") as together:
+        with distributed.joined("cpu") as together:
             together.sums(0)
             raise RunError(f"of rank {rank}")
     except (RunError, SystemExit) as e:
@@ -314,7 +317,7 @@ def losses_of_two(folder, recipe):
 
 
 def state(run):
-    return training._unpacked(Run.open(run), "last.ckpt")
+    return checkpoint.read(Run.open(run), "last.ckpt")
 
 
 def epochs(run):
@@ -455,7 +458,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
     process = started(run, "train", "digits", "--out", run, *FIELDS)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=600)
-    result = training.resume(run, report=False)  # of one
+    result = train.resume(run, report=False)  # of one
     assert result.epochs == 40
     assert [e["epoch"] for e in epochs(run)] == list(range(40))
     assert len(state(run)["ranks"]) == 1

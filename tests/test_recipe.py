@@ -9,8 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import backspike as bs
-from backspike.recipe import CLIF, PLIF, AdamW, CubaLIF, Neuron, Recipe, RecipeError, parse
+from backspike.errors import RecipeError
 from backspike.recipes import NAMES
+from backspike.recipes.recipe import Recipe
+from backspike.recipes.text import parse
+from backspike.recipes.values import CLIF, PLIF, AdamW, CubaLIF, Neuron
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 import backspike as bs
-from backspike import data, train
+from backspike import data
 from backspike.cli import main
 from backspike.data import static
+from backspike.errors import RecipeError
 from backspike.models import NETWORKS
-from backspike.recipe import TWO, Mean, RecipeError
 from backspike.recipes import GRADES, NAMES, Reported, Shipped
+from backspike.recipes.values import TWO, Mean
+from backspike.train import setup, trainer
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +102,7 @@ def test_a_recipe_runs_two_steps_on_files_in_the_official_layout(name, tmp_path,
     monkeypatch.setattr(static, "digits", lambda: few)
     recipe = bs.recipes.get(name)
     put(recipe.data, tmp_path / "data")
-    seconds, _ = train.rehearse(recipe.replace({"batch_size": 2, "workers": 0}), steps=2, device="cpu")
+    seconds, _ = trainer.rehearse(recipe.replace({"batch_size": 2, "workers": 0}), steps=2, device="cpu")
     assert len(seconds) == 2
 
 
@@ -128,7 +130,7 @@ def test_frames_of_a_recipe_are_cut_by_time_or_by_count(by, tmp_path):
     with torch.no_grad():
         right = (bs.load(result.run)(x).argmax(1) == torch.arange(10)).float().mean().item()
     assert result.test_accuracy == pytest.approx(right)
-    assert train._load(recipe).test.x.sum((2, 3, 4)).tolist() == x.transpose(0, 1).sum((2, 3, 4)).tolist()
+    assert setup.load_data(recipe).test.x.sum((2, 3, 4)).tolist() == x.transpose(0, 1).sum((2, 3, 4)).tolist()
 
 
 def test_frames_of_a_recipe_are_upright_or_as_the_camera_addressed_them(tmp_path):
@@ -137,10 +139,10 @@ def test_frames_of_a_recipe_are_upright_or_as_the_camera_addressed_them(tmp_path
     assert bs.Recipe.from_dict(recipe.to_dict()) == recipe
     frames = {kind: data.load("dvs-cifar10", T=2, size=24, upright=kind).test.x for kind in (True, False)}
     assert not np.array_equal(frames[True], frames[False])
-    np.testing.assert_array_equal(train._load(recipe).test.x, frames[False])
-    np.testing.assert_array_equal(train._load(recipe.replace({"upright": True})).test.x, frames[True])
+    np.testing.assert_array_equal(setup.load_data(recipe).test.x, frames[False])
+    np.testing.assert_array_equal(setup.load_data(recipe.replace({"upright": True})).test.x, frames[True])
     with pytest.raises(data.DataError, match="upright=False is for dvs-cifar10: digits has one orientation"):
-        train._load(bs.recipes.digits().replace({"upright": False}))
+        setup.load_data(bs.recipes.digits().replace({"upright": False}))
 
 
 def test_spoken_digits_train_from_their_files_to_a_network_that_loads(tmp_path):
@@ -157,14 +159,14 @@ def test_spoken_digits_train_from_their_files_to_a_network_that_loads(tmp_path):
 def test_pictures_have_the_size_of_the_recipe(tmp_path):
     put("imagenet", tmp_path / "data")
     recipe = bs.recipes.get("imagenet")
-    assert train._load(recipe).train.x.shape[1:] == (3, 224, 224)
-    assert train._load(recipe.replace({"size": 32})).train.x.shape[1:] == (3, 32, 32)
+    assert setup.load_data(recipe).train.x.shape[1:] == (3, 224, 224)
+    assert setup.load_data(recipe.replace({"size": 32})).train.x.shape[1:] == (3, 32, 32)
 
 
 def test_options_of_event_sets_are_refused_for_images(tmp_path):
     for changes in ({"by": "count"}, {"size": 4}):
         with pytest.raises(data.DataError, match="digits holds images"):
-            train._load(bs.recipes.digits().replace(changes))
+            setup.load_data(bs.recipes.digits().replace(changes))
     with pytest.raises(RecipeError, match="by must be time or count"):
         bs.recipes.digits().replace({"by": "events"})
 

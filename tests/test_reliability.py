@@ -19,12 +19,14 @@ from test_recipes import put
 from test_train import Own, Points, Stop, epochs, fit, own, same, stop_after, tiny, weights
 
 import backspike as bs
-from backspike import data, heap
-from backspike import train as training
+from backspike import data, train
 from backspike.cli import main
 from backspike.data import DataError, cache, packed, static
+from backspike.errors import RunError
 from backspike.recipes import NAMES
-from backspike.run import FILES, Run, RunError
+from backspike.run import FILES, Run
+from backspike.system import heap
+from backspike.train import checkpoint, setup, trainer
 
 KILLS = Path(__file__).parents[1] / "benchmarks" / "kill_campaign.py"
 
@@ -78,7 +80,7 @@ def test_a_recipe_resumes_within_an_epoch_to_the_last_bit(name, tmp_path, monkey
     masked = surrogate if isinstance(surrogate, bs.Masked) else bs.Masked(surrogate, p=0.5)
     changes = {"neuron.surrogate": masked, "mask_p_end": 0.1, "ema": 0.9, "accumulate": 2, "workers": 1}
     recipe = recipe.replace({"batch_size": 2, "limit": 4, "epochs": 2, **changes, **EXACT})
-    load = training._load
+    load = setup.load_data
 
     def four(split):
         return split.take(np.arange(min(4, len(split))))
@@ -88,15 +90,15 @@ def test_a_recipe_resumes_within_an_epoch_to_the_last_bit(name, tmp_path, monkey
         sets = load(recipe)
         return replace(sets, validation=four(sets.validation), test=four(sets.test))
 
-    monkeypatch.setattr(training, "_load", loaded)
+    monkeypatch.setattr(setup, "load_data", loaded)
     fit(recipe, tmp_path / "whole")
     interrupted(recipe, tmp_path / "parts", batches=4)
-    stored = training._unpacked(Run(tmp_path / "parts"), "last.ckpt")
+    stored = checkpoint.read(Run(tmp_path / "parts"), "last.ckpt")
     assert stored["position"][:2] == [1, 1]
     torch.manual_seed(999)
-    training.resume(tmp_path / "parts", report=False)
+    train.resume(tmp_path / "parts", report=False)
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
-    ends = [training._unpacked(Run(tmp_path / run), "last.ckpt") for run in ("whole", "parts")]
+    ends = [checkpoint.read(Run(tmp_path / run), "last.ckpt") for run in ("whole", "parts")]
     assert same(ends[0]["averaged"], ends[1]["averaged"])
 
 
@@ -132,11 +134,11 @@ def test_a_kill_while_a_run_is_replaced_leaves_one_that_resumes(n, tmp_path, mon
         unlink(path, **options)
 
     monkeypatch.setattr(Path, "unlink", killed)
-    monkeypatch.setattr(training._Training, "_begin", lambda self: (_ for _ in ()).throw(Stop))
+    monkeypatch.setattr(trainer.Trainer, "_begin", lambda self: (_ for _ in ()).throw(Stop))
     with pytest.raises(Stop):
         fit(tiny(epochs=1, seed=5), tmp_path / "run", force=True)
     monkeypatch.undo()
-    again = training.resume(tmp_path / "run", report=False)
+    again = train.resume(tmp_path / "run", report=False)
     if n < len(FILES) - 1:
         assert again.test_accuracy == old["test_accuracy"]
     assert Run(tmp_path / "run").done()
@@ -202,9 +204,9 @@ def test_a_disk_that_fills_up_loses_nothing(left, small_disk, whole):
     assert "\n" not in str(e.value)
     assert not list(run.glob(".*.tmp"))
     for name in ("last.ckpt", "previous.ckpt", "best.ckpt"):
-        training._unpacked(Run(run), name)
+        checkpoint.read(Run(run), name)
     fillers[0].unlink()
-    training.resume(run, report=False)
+    train.resume(run, report=False)
     assert_equal_runs(whole, run)
 
 
@@ -246,7 +248,7 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path, capsys, w
         with pytest.raises(RunError, match=r"cannot write .*evaluation"):
             Run(run).write("evaluation.npz", b"")
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
-    training.resume(run, report=False)
+    train.resume(run, report=False)
     assert_equal_runs(whole, run)
 
 
@@ -267,7 +269,7 @@ def test_a_folder_in_use_is_left_alone_until_its_process_is_gone(tmp_path, capsy
     assert (run / "last.ckpt").read_bytes() == before
     other.kill()
     other.communicate()
-    training.resume(run, report=False)
+    train.resume(run, report=False)
     assert_equal_runs(whole, run)
 
 
@@ -299,7 +301,7 @@ def test_a_clock_that_jumps_changes_nothing(step, tmp_path, monkeypatch, whole):
     interrupted(tiny(**EXACT), tmp_path / "run")
     for path in (tmp_path / "run").iterdir():
         os.utime(path, (3e9, 3e9) if step < 0 else (0, 0))
-    result = training.resume(tmp_path / "run", report=False)
+    result = train.resume(tmp_path / "run", report=False)
     assert 0 < result.seconds < time.monotonic() - started
     assert all(0 < e["seconds"] <= result.seconds for e in Run(tmp_path / "run").log() if e["event"] == "epoch")
     assert_equal_runs(whole, tmp_path / "run")
@@ -326,10 +328,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, tmp_path, capl
     else:
         (run / "last.ckpt").write_bytes(DAMAGES[damage](last))
     with pytest.raises(Stop):  # stopped again before the next checkpoint, both are whole
-        training.resume(run, report=False, listen=stop_after(1))
+        train.resume(run, report=False, listen=stop_after(1))
     assert caplog.messages == [f"{run / 'last.ckpt'} is damaged: going on from the one before, epoch 1, batch 0"]
     assert (run / "last.ckpt").read_bytes() == (run / "previous.ckpt").read_bytes() == before
-    training.resume(run, report=False)
+    train.resume(run, report=False)
     assert_equal_runs(whole, run)
 
 
@@ -337,14 +339,14 @@ def test_no_damage_of_a_checkpoint_passes_for_another_one(tmp_path):
     """A byte changed at random, or the end cut off: the file is refused, or says what it said."""
     interrupted(tiny(**EXACT), tmp_path / "run", batches=2)
     content = (tmp_path / "run/last.ckpt").read_bytes()
-    wanted, random, refused = training._unpacked(Run(tmp_path / "run"), "last.ckpt"), np.random.default_rng(0), 0
+    wanted, random, refused = checkpoint.read(Run(tmp_path / "run"), "last.ckpt"), np.random.default_rng(0), 0
     for i in range(150):
         at = int(random.integers(len(content)))
         bad = bytearray(content)
         bad[at] ^= int(random.integers(1, 256))
         (tmp_path / "run/last.ckpt").write_bytes(bad if i % 3 else content[:at])
         try:
-            found = training._unpacked(Run(tmp_path / "run"), "last.ckpt")
+            found = checkpoint.read(Run(tmp_path / "run"), "last.ckpt")
         except RunError as e:
             refused += "\n" not in str(e)
             continue
@@ -359,7 +361,7 @@ def test_damaged_best_weights_are_said_before_hours_of_training(tmp_path):
     (tmp_path / "run/best.ckpt").write_bytes(b"PK")
     seen = []
     with pytest.raises(RunError, match=r"best\.ckpt is damaged .*--force"):
-        training.resume(tmp_path / "run", report=False, listen=seen.append)
+        train.resume(tmp_path / "run", report=False, listen=seen.append)
     assert seen == []
 
 
@@ -369,7 +371,7 @@ def test_without_hard_links_a_checkpoint_is_copied(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", no_links)
     interrupted(tiny(**EXACT), tmp_path / "run", batches=3)
-    positions = [training._unpacked(Run(tmp_path / "run"), name)["position"][1] for name in ("previous.ckpt", "last.ckpt")]
+    positions = [checkpoint.read(Run(tmp_path / "run"), name)["position"][1] for name in ("previous.ckpt", "last.ckpt")]
     assert positions == [1, 2]
 
 
@@ -392,7 +394,7 @@ def test_a_damaged_log_is_put_back_from_the_checkpoint(damage, finished, tmp_pat
         interrupted(tiny(**EXACT), run)
     log = run / "log.jsonl"
     log.unlink() if LOGS[damage] is None else log.write_bytes(LOGS[damage](log.read_bytes()))
-    training.resume(run, report=False)
+    train.resume(run, report=False)
     assert_equal_runs(whole, run)
     assert [e["event"] for e in Run(run).log()] == [e["event"] for e in Run(whole).log()]
     assert len(log.read_bytes().splitlines()) == len(Run(run).log())
@@ -427,7 +429,7 @@ def test_nan_in_data_names_the_sample(where, kind, value, tmp_path):
         sets = {name: [split[i] for i in range(64)] for name, split in sets.items()}
     with pytest.raises(RunError, match=r"batch \d of the data holds NaN or infinity \(sample 21\); clean the data set"):
         fit(own(workers=int(kind == "workers")), tmp_path / "run", Own(), **sets)
-    state = training._unpacked(Run(tmp_path / "run"), "last.ckpt")
+    state = checkpoint.read(Run(tmp_path / "run"), "last.ckpt")
     assert state["position"][2] == {"train": 0, "validation": 0, "test": 16}[where]
 
 
@@ -453,7 +455,7 @@ def test_nan_in_a_weight_names_it(value, word, tmp_path):
     with pytest.raises(RunError, match=message) as e:
         fit(own(), tmp_path / "run", model, Points(), Points(8), listen=spoil((1, 2), break_it))
     assert "--optimizer.lr (0.02) or with --clip 1 (the last checkpoint is intact)" in str(e.value)
-    assert training._unpacked(Run(tmp_path / "run"), "last.ckpt")["position"] == [1, 0, 4]
+    assert checkpoint.read(Run(tmp_path / "run"), "last.ckpt")["position"] == [1, 0, 4]
 
 
 def test_nan_in_a_gradient_names_the_weight(tmp_path):
@@ -560,7 +562,7 @@ def test_memory_that_runs_out_names_the_cures(when, tmp_path, monkeypatch):
         "what is kept and how large the parts of a step are, with --accumulate 4, or with a smaller --batch_size"
     )
     sets = {"train": Points(), "test": Points(8), "validation": Points(8)}
-    training.resume(tmp_path / "run", Own(), **sets, report=False)
+    train.resume(tmp_path / "run", Own(), **sets, report=False)
     calm = Own()
     calm.load_state_dict(start)
     fit(recipe, tmp_path / "whole", calm, **sets)
@@ -600,14 +602,14 @@ def test_a_reading_process_that_is_killed_is_one_line_and_the_run_resumes(where,
     with pytest.raises(RunError, match=message):
         fit(recipe, tmp_path / "run", again, **sets, listen=spoil((0, 2), file.touch))
     file.unlink()
-    training.resume(tmp_path / "run", third, **sets, report=False)
+    train.resume(tmp_path / "run", third, **sets, report=False)
     assert_equal_runs(tmp_path / "whole", tmp_path / "run")
 
 
 def test_a_reading_process_that_dies_while_the_network_computes(tmp_path, monkeypatch):
     """Torch raises it wherever the run is just then, here in the middle of a step."""
     file = tmp_path / "deadly"
-    step = training._Training._train_step
+    step = trainer.Trainer._train_step
 
     def dies(self, x, y):
         step(self, x, y)
@@ -618,7 +620,7 @@ def test_a_reading_process_that_dies_while_the_network_computes(tmp_path, monkey
                 os.kill(child.pid, signal.SIGKILL)
             time.sleep(2)
 
-    monkeypatch.setattr(training._Training, "_train_step", dies)
+    monkeypatch.setattr(trainer.Trainer, "_train_step", dies)
     with pytest.raises(RunError, match=r"^a process that reads samples ended .*lower --workers \(2\)"):
         fit(own(workers=2, **EXACT), tmp_path / "run", Own(), Deadly(640, file), Points(8))
-    assert training._unpacked(Run(tmp_path / "run"), "last.ckpt")["position"] == [0, 2, 2]
+    assert checkpoint.read(Run(tmp_path / "run"), "last.ckpt")["position"] == [0, 2, 2]

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backspike import report
+from backspike import errors, report
+from backspike.report import chart, html, read, results, samples
 
 LAYERS = ("conv1", "conv2", "fc1")
 FIELDS = {
@@ -191,8 +192,8 @@ def test_navigation_and_headings(full: Path) -> None:
 
 def test_wilson_interval() -> None:
     """Against the values printed in Newcombe 1998, table I, method 3: 81 of 263 and 0 of 20."""
-    assert np.allclose(report._wilson(81, 263), (0.2553, 0.3662), atol=5e-5)
-    assert np.allclose(report._wilson(0, 20), (0.0, 0.1611), atol=5e-5)
+    assert np.allclose(results.wilson(81, 263), (0.2553, 0.3662), atol=5e-5)
+    assert np.allclose(results.wilson(0, 20), (0.0, 0.1611), atol=5e-5)
 
 
 def test_interrupted_run_says_so_and_shows_what_there_is(tmp_path: Path) -> None:
@@ -248,11 +249,11 @@ def test_a_resumed_run_counts_each_epoch_once(full: Path) -> None:
     lines = (full / "log.jsonl").read_text().splitlines()
     log = [*lines[:10], lines[10][:40], '{"event": "resumed"}', *lines[8:]]
     (full / "log.jsonl").write_text("\n".join(log))
-    run = report._load(full)
+    run = read.load_run(full)
     assert list(run.x) == list(range(30))
     assert run.done["test_accuracy"] == 0.9722
     (full / "log.jsonl").write_text("\n".join([*lines, '{"event": "resumed"}', lines[0]]))
-    assert not report._load(full).done
+    assert not read.load_run(full).done
 
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>&amp;$\\frac{ \ud800\x00"
@@ -292,25 +293,25 @@ def test_a_still_input_is_shown_once_and_events_as_frames(tmp_path: Path) -> Non
     ("steps", "most", "names"), [(0, 8, ""), (3, 8, "1 2 3"), (10, 8, "1–2 3–4 5–6 7–8 9–10"), (7, 2, "1–4 5–7")]
 )
 def test_groups_of_timesteps(steps: int, most: int, names: str) -> None:
-    assert " ".join(report._step_names(report._groups(steps, most))) == names
+    assert " ".join(html.group_names(html.time_groups(steps, most))) == names
 
 
 def test_worst_confusion_in_words() -> None:
     once, twice = np.array([[5, 1], [0, 4]]), np.array([[5, 0], [2, 4]])
-    assert report._worst(np.eye(2, dtype=int), "ab") == "There is no mistake."
-    assert report._worst(once, "ab") == "No confusion occurs twice."
-    assert "<b>b</b> taken for <b>a</b>, 2 times in 6 (33.3" in report._worst(twice, "ab")
+    assert results.worst(np.eye(2, dtype=int), "ab") == "There is no mistake."
+    assert results.worst(once, "ab") == "No confusion occurs twice."
+    assert "<b>b</b> taken for <b>a</b>, 2 times in 6 (33.3" in results.worst(twice, "ab")
 
 
 def test_pixels() -> None:
     on_off = np.array([[[[4.0, 0.0]], [[0.0, 1.0]]]])  # [T=1, C=2, H=1, W=2]
-    on, off = report._pixels(on_off)[0, 0]
+    on, off = samples._pixels(on_off)[0, 0]
     assert on[0] > on[2]
     assert off[2] > off[0]
     assert (on[3], off[3]) == (255, 127)
-    grey = report._pixels(np.array([[[[-1.0, 0.0, 3.0]]]]))[0, 0]
+    grey = samples._pixels(np.array([[[[-1.0, 0.0, 3.0]]]]))[0, 0]
     assert grey.tolist() == [[0, 0, 0, 255], [63, 63, 63, 255], [255, 255, 255, 255]]
-    colour = report._pixels(np.eye(3).reshape(1, 3, 1, 3))[0, 0]
+    colour = samples._pixels(np.eye(3).reshape(1, 3, 1, 3))[0, 0]
     assert colour[:, :3].tolist() == (255 * np.eye(3)).tolist()
 
 
@@ -351,7 +352,7 @@ def test_written_atomically(full: Path, monkeypatch: pytest.MonkeyPatch) -> None
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(report.ReportError, match=r"no space left to write .*report\.html; free some"):
+    with pytest.raises(errors.ReportError, match=r"no space left to write .*report\.html; free some"):
         report.write(full)
     assert (full / "report.html").read_bytes() == old
     assert not list(full.glob(".*"))
@@ -378,7 +379,7 @@ def damage(run: Path, name: str, data: bytes | None) -> None:
 )
 def test_damage_is_named_with_a_cure(full: Path, name: str, data: bytes | None, said: str) -> None:
     damage(full, name, data)
-    with pytest.raises(report.ReportError, match=said) as caught:
+    with pytest.raises(errors.ReportError, match=said) as caught:
         report.write(full)
     assert "\n" not in str(caught.value)
     assert not (full / "report.html").exists()
@@ -388,7 +389,7 @@ def test_damage_is_named_with_a_cure(full: Path, name: str, data: bytes | None, 
 def test_truncated_evaluation(full: Path, size: int) -> None:
     data = (full / "evaluation.npz").read_bytes()
     damage(full, "evaluation.npz", data[:size])
-    with pytest.raises(report.ReportError, match=r"evaluation\.npz: damaged"):
+    with pytest.raises(errors.ReportError, match=r"evaluation\.npz: damaged"):
         report.write(full)
 
 
@@ -409,12 +410,12 @@ def test_truncated_evaluation(full: Path, size: int) -> None:
 )
 def test_arrays_that_disagree(full: Path, change: dict[str, np.ndarray], said: str) -> None:
     np.savez(full / "evaluation.npz", **dict(np.load(full / "evaluation.npz")) | change)
-    with pytest.raises(report.ReportError, match=said):
+    with pytest.raises(errors.ReportError, match=said):
         report.write(full)
 
 
 def test_each_array_may_be_absent(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_draw", lambda *args, **options: "")
+    monkeypatch.setattr(chart, "draw_svg", lambda *args, **options: "")
     arrays = dict(np.load(full / "evaluation.npz"))
     for name in arrays:
         np.savez(full / "evaluation.npz", **{key: value for key, value in arrays.items() if key != name})
@@ -435,9 +436,9 @@ def test_a_run_that_diverged(full: Path) -> None:
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(report.ReportError, match="no such run folder; give the folder that"):
+    with pytest.raises(errors.ReportError, match="no such run folder; give the folder that"):
         report.write(tmp_path / "nowhere")
-    with pytest.raises(report.ReportError, match="no run folder to compare"):
+    with pytest.raises(errors.ReportError, match="no run folder to compare"):
         report.compare([], tmp_path / "out.html")
 
 

@@ -20,12 +20,16 @@ import pytest
 import torch
 
 import backspike as bs
-from backspike import report, train
+from backspike import errors, report
 from backspike.cli import main
 from backspike.data import DataError
 from backspike.data.formats import cifar, picture
-from backspike.recipe import Recipe, RecipeError, parse
-from backspike.run import Run, RunError, read_arrays, read_json
+from backspike.errors import RecipeError, RunError
+from backspike.recipes.recipe import Recipe
+from backspike.recipes.text import parse
+from backspike.run import Run
+from backspike.system.files import read_arrays, read_json
+from backspike.train import trainer
 
 SOURCE = Path(bs.__file__).parent
 
@@ -194,7 +198,7 @@ def test_a_pickle_runs_nowhere(run, tmp_path):
     (run / "model.safetensors").write_bytes(bomb)
     assert "damaged" in refusal(RunError, bs.load, run)
     np.savez(run / "evaluation.npz", classes=np.array([Bomb(mark)], object))
-    assert "damaged" in refusal(report.ReportError, report.write, run)
+    assert "damaged" in refusal(errors.ReportError, report.write, run)
     assert not mark.exists()
 
 
@@ -315,7 +319,7 @@ def test_a_network_that_the_file_cannot_hold_is_not_built(run, path, monkeypatch
     recipe = json.loads((run / "recipe.json").read_text())
     recipe["fields"]["model"] = "ConvNet('60000-60000')"
     (run / "recipe.json").write_text(json.dumps(recipe))
-    monkeypatch.setattr(train, "_Training", None)  # not reached
+    monkeypatch.setattr(trainer, "Trainer", None)  # not reached
     said = refusal(RunError, getattr(bs, path), run)
     assert "the weights of the network in recipe.json" in said
 
@@ -466,7 +470,7 @@ def test_arrays_larger_than_what_holds_them(tmp_path, monkeypatch):
     for shape in (b"(-4,), }", b"(4,-1,), }"):
         bad = head.replace(b"(4,), }".ljust(len(shape)), shape)
         refusal(ValueError, read_arrays, npz(tmp_path / "minus.npz", {"a.npy": bad + bytes(4)}))
-    monkeypatch.setattr("backspike.run.LARGEST_ARRAYS", 1 << 20)
+    monkeypatch.setattr("backspike.system.files.LARGEST_ARRAYS", 1 << 20)
     bomb = npz(tmp_path / "bomb.npz", {f"{i}.npy": npy(np.zeros(400_000, np.uint8)) for i in range(3)})
     assert bomb.stat().st_size < 5_000
     assert "more than 1048576" in refusal(ValueError, read_arrays, bomb)

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import backspike as bs
-from backspike import scaling
+from backspike.methods import sgs
 
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
-PRE_POST = scaling._Rule("pre_post", "layer", False, False)
+PRE_POST = sgs._Rule("pre_post", "layer", False, False)
 
 
 def numbers(*shape, seed=0, scale=1.0):
@@ -174,8 +174,8 @@ def test_scaled_gradient_of_a_layer(layer, shape, options):
         out = torch.stack([layer(step) for step in x])
     post, g = spikes(*out.shape, seed=1, rate=0.2), numbers(*out.shape, seed=2)
     post[:2] = 0  # silent at first
-    rule = scaling._Rule("pre_post", *{"normalise": "layer", "mean_preserving": False, **options}.values(), False)
-    got = scaling.scaled_weight_gradient(layer, x, post, g, 0.4, rule)
+    rule = sgs._Rule("pre_post", *{"normalise": "layer", "mean_preserving": False, **options}.values(), False)
+    got = sgs.scaled_weight_gradient(layer, x, post, g, 0.4, rule)
     want, A = scaled_by_hand(layer, x, post, g, 0.4, **options)
     torch.testing.assert_close(got.detach(), want, **EXACT)
     assert torch.equal(A[:2], torch.ones_like(A[:2]))
@@ -184,8 +184,8 @@ def test_scaled_gradient_of_a_layer(layer, shape, options):
 
 def test_pre_pre():
     layer, x, g = nn.Conv2d(4, 4, 3, padding=1).double(), spikes(4, 3, 4, 5, 6), numbers(4, 3, 4, 5, 6)
-    rule = scaling._Rule("pre_pre", "layer", False, False)
-    got = scaling.scaled_weight_gradient(layer, x, spikes(4, 3, 4, 5, 6, seed=3), g, 0.5, rule)
+    rule = sgs._Rule("pre_pre", "layer", False, False)
+    got = sgs.scaled_weight_gradient(layer, x, spikes(4, 3, 4, 5, 6, seed=3), g, 0.5, rule)
     torch.testing.assert_close(got, scaled_by_hand(layer, x, x, g, 0.5, "pre_pre")[0], **EXACT)
 
 
@@ -194,12 +194,12 @@ def test_pre_pre():
 def test_factor_lies_between_one_minus_alpha_and_one(alpha, normalise):
     C = spikes(6, 4, 3, 3, rate=0.5) * numbers(6, 4, 3, 3).abs()
     C[2] = 0  # a silent channel
-    rule = scaling._Rule("pre_post", normalise, False, False)
-    A = scaling.scale(C, alpha, rule)
+    rule = sgs._Rule("pre_post", normalise, False, False)
+    A = sgs.scale(C, alpha, rule)
     assert A.min() >= 1 - alpha - 1e-15
     assert A.max() == pytest.approx(1)
     assert torch.equal(A[2], torch.ones_like(A[2])) == (normalise == "channel" or alpha == 0)
-    assert torch.equal(scaling.scale(torch.zeros_like(C), alpha, rule), torch.ones_like(C))
+    assert torch.equal(sgs.scale(torch.zeros_like(C), alpha, rule), torch.ones_like(C))
     if alpha == 0:
         assert torch.equal(A, torch.ones_like(A))
 
@@ -208,14 +208,14 @@ def test_factor_lies_between_one_minus_alpha_and_one(alpha, normalise):
 def test_a_silent_layer_keeps_its_gradient(silent):
     layer, x, post, g = nn.Linear(6, 5).double(), spikes(4, 3, 6), spikes(4, 3, 5), numbers(4, 3, 5)
     (x if silent == "pre" else post).zero_()
-    got = scaling.scaled_weight_gradient(layer, x, post, g, 0.5, PRE_POST)
+    got = sgs.scaled_weight_gradient(layer, x, post, g, 0.5, PRE_POST)
     torch.testing.assert_close(got, sum(correlation(layer, x[t], g[t]) for t in range(4)), **EXACT)
 
 
 def test_ranks_share_their_correlation(monkeypatch):
     """Two halves of a batch, each with the C of both, give what one machine gives for the whole."""
     layer, x, post, g = nn.Linear(6, 5).double(), spikes(3, 8, 6), spikes(3, 8, 5, seed=1), numbers(3, 8, 5)
-    whole = scaling.scaled_weight_gradient(layer, x, post, g, 0.5, PRE_POST)
+    whole = sgs.scaled_weight_gradient(layer, x, post, g, 0.5, PRE_POST)
 
     def correlations(a, b):
         return [correlation(layer, *(sum(math.exp(k - t) * s[k] for k in range(t + 1)) for s in (a, b))) for t in range(3)]
@@ -226,7 +226,7 @@ def test_ranks_share_their_correlation(monkeypatch):
         others = iter(correlations(halves[0][1 - rank], halves[1][1 - rank]))
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
         monkeypatch.setattr(torch.distributed, "all_reduce", lambda C, others=others: C.add_(next(others)))
-        total = total + scaling.scaled_weight_gradient(layer, *(h[rank] for h in halves), 0.5, PRE_POST)
+        total = total + sgs.scaled_weight_gradient(layer, *(h[rank] for h in halves), 0.5, PRE_POST)
     torch.testing.assert_close(total, whole, **EXACT)
 
 
@@ -341,7 +341,7 @@ def test_the_first_pass_equals_the_next(monkeypatch):
     model, x = residual_net().eval(), numbers(4, 3, 2, 4, 6, scale=2.0)
     with bs.scale_gradients(model):
         a = gradients(model, x)
-        monkeypatch.delattr(scaling, "_Trace")  # the layers are looked for once
+        monkeypatch.delattr(sgs, "_Trace")  # the layers are looked for once
         b = gradients(model, x)
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -464,7 +464,7 @@ def test_padding_by_name(mode):
     conv = nn.Conv2d(3, 3, 3, **mode).double()
     x, g = numbers(2, 3, 5, 6).requires_grad_(), numbers(2, 3, 5, 6, seed=1)
     conv(x).backward(g)
-    torch.testing.assert_close(scaling.weight_gradient(conv, x.detach(), g), conv.weight.grad, **EXACT)
+    torch.testing.assert_close(sgs.weight_gradient(conv, x.detach(), g), conv.weight.grad, **EXACT)
 
 
 def test_pre_pre_needs_as_many_outputs():

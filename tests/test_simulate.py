@@ -12,8 +12,9 @@ import pytest
 
 from backspike import data
 from backspike.data import simulate, simulated, static
-from backspike.data.formats import DataError, nmnist
+from backspike.data.formats import nmnist
 from backspike.data.simulate import Camera, record, record_all
+from backspike.errors import DataError
 
 # no randomness but the levels at the start: equal pixels, no noise
 IDEAL = Camera(mismatch=0.0, drift=0.0, noise=0.0, negative=False, contrast=3.0, threshold=0.216)

@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 import torch
 
-from backspike import cli, outcomes, paired, recipes, studies, study, study_figures, study_page, study_progress
-from backspike.arms import Arm, Study, StudyError
+from backspike import cli, recipes
+from backspike.errors import StudyError
 from backspike.models import ConvNet
-from backspike.recipe import AdamW, Mean
+from backspike.recipes.values import AdamW, Mean
 from backspike.run import Run
+from backspike.study import figures, page, progress, results, runner, shipped, statistics
+from backspike.study.spec import Arm, Study
 from backspike.surrogate import Masked, Triangle
 
 # ---- statistics ----------------------------------------------------------------------------------------------------------
@@ -47,15 +49,15 @@ from backspike.surrogate import Masked, Triangle
     ],
 )
 def test_t_quantile(p, df, expected):
-    assert paired.t_quantile(p, df) == pytest.approx(expected, rel=3e-6)
-    assert paired.t_quantile(1 - p, df) == pytest.approx(-expected, rel=3e-6)
+    assert statistics.t_quantile(p, df) == pytest.approx(expected, rel=3e-6)
+    assert statistics.t_quantile(1 - p, df) == pytest.approx(-expected, rel=3e-6)
 
 
 def test_t_quantile_becomes_normal_and_refuses_nonsense():
-    assert paired.t_quantile(0.975, 100_000) == pytest.approx(1.959964 + 2.37 / 100_000, rel=1e-5)
-    assert paired.t_quantile(0.5, 3) == 0
+    assert statistics.t_quantile(0.975, 100_000) == pytest.approx(1.959964 + 2.37 / 100_000, rel=1e-5)
+    assert statistics.t_quantile(0.5, 3) == 0
     with pytest.raises(ValueError, match="p in"):
-        paired.t_quantile(1.0, 3)
+        statistics.t_quantile(1.0, 3)
 
 
 def _brute(d):
@@ -76,7 +78,7 @@ def _brute(d):
     ],
 )
 def test_sign_flip_by_hand(d, p):
-    assert paired.sign_flip(d) == (p, True)
+    assert statistics.sign_flip(d) == (p, True)
 
 
 @pytest.mark.parametrize("n", [2, 5, 9, 11])
@@ -85,37 +87,37 @@ def test_sign_flip_by_brute_force(n):
     for scale in (1.0, 1 / 360):
         # whole multiples of one image make ties, as accuracies do
         d = (draw.integers(-4, 9, n) * scale).tolist()
-        assert paired.sign_flip(d)[0] == pytest.approx(_brute(d))
+        assert statistics.sign_flip(d)[0] == pytest.approx(_brute(d))
 
 
 def test_sign_flip_beyond_what_can_be_listed_draws_and_says_so():
     d = [1.0] * 18 + [-1.0] * 7
-    p, exact = paired.sign_flip(d)
+    p, exact = statistics.sign_flip(d)
     assert not exact
-    assert paired.sign_flip(d)[0] == p
+    assert statistics.sign_flip(d)[0] == p
     binomial = 2 * sum(math.comb(25, k) for k in range(8)) / 2**25
-    assert p == pytest.approx(binomial, abs=4 * math.sqrt(binomial / paired.DRAWS))
-    assert paired.sign_flip([1.0] * 21)[0] >= paired.smallest_p(21) == 1 / (paired.DRAWS + 1)
+    assert p == pytest.approx(binomial, abs=4 * math.sqrt(binomial / statistics.DRAWS))
+    assert statistics.sign_flip([1.0] * 21)[0] >= statistics.smallest_p(21) == 1 / (statistics.DRAWS + 1)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 6, 12, 20])
 def test_smallest_p_is_reached_by_equal_differences(n):
-    assert paired.sign_flip([0.25] * n) == (2 / 2**n, True) if n > 1 else paired.smallest_p(1) == 1
-    assert paired.smallest_p(n) == 2 / 2**n
+    assert statistics.sign_flip([0.25] * n) == (2 / 2**n, True) if n > 1 else statistics.smallest_p(1) == 1
+    assert statistics.smallest_p(n) == 2 / 2**n
 
 
 def test_paired_by_hand():
-    d = paired.paired([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    d = statistics.paired([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert (d.n, d.mean, d.p, d.exact) == (3, 2.0, 0.25, True)
     assert d.high - d.mean == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
     assert d.mean - d.low == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
     assert d.noise
-    assert not paired.paired([2.0, 2.1, 1.9], [1.0, 1.0, 1.0]).noise
-    assert math.isnan(paired.paired([1.0], [0.0]).low)
-    assert paired.paired([1.0], [0.0]).noise
-    assert not paired.paired([1.0, 1.0], [0.0, 0.0]).noise
+    assert not statistics.paired([2.0, 2.1, 1.9], [1.0, 1.0, 1.0]).noise
+    assert math.isnan(statistics.paired([1.0], [0.0]).low)
+    assert statistics.paired([1.0], [0.0]).noise
+    assert not statistics.paired([1.0, 1.0], [0.0, 0.0]).noise
     with pytest.raises(ValueError, match="zip"):
-        paired.paired([1.0, 2.0], [1.0])
+        statistics.paired([1.0, 2.0], [1.0])
 
 
 def _numbers(**more):
@@ -126,7 +128,7 @@ def test_summary_pairs_by_seed():
     """Two arms of three seeds, of which each lost another one: means over all runs, the difference over the common seed."""
     values = {("plain", 0): 0.5, ("plain", 1): 0.7, ("masked", 1): 0.8, ("masked", 2): 0.2}
     found = [SimpleNamespace(arm=a, seed=s, numbers=_numbers(best=v, last=v / 2)) for (a, s), v in values.items()]
-    plain, masked = outcomes.summary(_small(), found)
+    plain, masked = results.summary(_small(), found)
     assert (plain["best"]["mean"], plain["best"]["sd"]) == pytest.approx((0.6, math.sqrt(0.02)))
     assert (masked["best"]["mean"], masked["last"]["mean"]) == pytest.approx((0.5, 0.25))
     assert "difference" not in plain["best"]
@@ -136,7 +138,7 @@ def test_summary_pairs_by_seed():
 
 
 def _row(arm, best, differences=None):
-    d = None if differences is None else paired.paired(differences, [0.0] * len(differences))._asdict()
+    d = None if differences is None else statistics.paired(differences, [0.0] * len(differences))._asdict()
     values = {"values": best, "mean": sum(best) / len(best), "sd": 0.01}
     one = {"last": dict(values), "best": dict(values)}
     if d:
@@ -150,7 +152,7 @@ def _row(arm, best, differences=None):
 def test_sentences_say_noise_and_what_the_test_cannot_reach():
     flat, up = [0.01, -0.01, 0.0, 0.02, -0.03], [0.01, 0.012, 0.011, 0.009, 0.01]
     rows = [_row("base", [0.9]), _row("flat", [0.9], flat), _row("up", [0.9], up), _row("down", [0.9], [-v for v in up])]
-    said = study_page.sentences(rows, 5)
+    said = page.sentences(rows, 5)
     assert said[0].startswith("flat against base: −0.20 points")
     assert said[0].endswith("inside the noise.")
     assert "better by the interval" in said[1]
@@ -159,11 +161,11 @@ def test_sentences_say_noise_and_what_the_test_cannot_reach():
     assert "smallest p that the test can give is 0.062" in said[3]
     assert "6 seeds are the fewest" in said[3]
     assert "3 comparisons" in said[3]
-    eight = study_page.sentences([_row("up", [0.9], [0.01, 0.012, 0.011, 0.009, 0.01, 0.01, 0.011, 0.012])], 8)
+    eight = page.sentences([_row("up", [0.9], [0.01, 0.012, 0.011, 0.009, 0.01, 0.01, 0.011, 0.012])], 8)
     assert eight[0].endswith("p = 0.0078: better.")
     assert "0.0078" in eight[1]
     assert "fewest" not in eight[1]
-    assert "prove nothing" in study_page.sentences(rows, 1)[0]
+    assert "prove nothing" in page.sentences(rows, 1)[0]
 
 
 # ---- what a study is -----------------------------------------------------------------------------------------------------
@@ -191,18 +193,18 @@ def test_wrong_studies_are_refused():
 
 
 @pytest.mark.parametrize("data", ["digits", "digits-dvs", "mnist"])
-@pytest.mark.parametrize("name", [n for n in studies.NAMES if n != "tsbp-toy"])
+@pytest.mark.parametrize("name", [n for n in shipped.NAMES if n != "tsbp-toy"])
 def test_shipped_studies_hold_together(name, data):
-    shipped = studies.get(name, data)
-    assert shipped.name == name
-    assert shipped.about
-    assert set(shipped.figures) <= {*study_figures.FIGURES, "gradients"}
-    assert paired.smallest_p(shipped.seeds) < 0.1
-    json.dumps(shipped.settings())
-    texts = [json.dumps(fields) for fields in shipped.settings()["arms"].values()]
+    found = shipped.get(name, data)
+    assert found.name == name
+    assert found.about
+    assert set(found.figures) <= {*figures.FIGURES, "gradients"}
+    assert statistics.smallest_p(found.seeds) < 0.1
+    json.dumps(found.settings())
+    texts = [json.dumps(fields) for fields in found.settings()["arms"].values()]
     assert len(set(texts)) == len(texts), "two arms are the same"
     side = {"digits": 8, "digits-dvs": 17, "mnist": 28}[data]
-    for recipe in {shipped.recipe(arm).model: shipped.recipe(arm) for arm in shipped.arms}.values():
+    for recipe in {found.recipe(arm).model: found.recipe(arm) for arm in found.arms}.values():
         network = recipe.network()
         x = torch.zeros(recipe.T, 2, 2 if data == "digits-dvs" else 1, side, side)
         assert network(x).shape == (recipe.T, 2, 10)
@@ -210,8 +212,8 @@ def test_shipped_studies_hold_together(name, data):
 
 def test_shipped_baselines_have_nothing_on():
     for name in ("ablation", "psg-pda", "gradient-scaling"):
-        shipped = studies.get(name)
-        recipe = shipped.recipe(next(a for a in shipped.arms if a.name == shipped.baseline))
+        found = shipped.get(name)
+        recipe = found.recipe(next(a for a in found.arms if a.name == found.baseline))
         assert isinstance(recipe.neuron.surrogate, Triangle)
         assert (recipe.readout, recipe.potential, recipe.scaling, recipe.weight_mask) == (Mean(), None, None, 0.0)
 
@@ -243,7 +245,7 @@ def done(tmp_path_factory):
     """A finished study of two arms and two seeds."""
     out = tmp_path_factory.mktemp("study") / "small"
     events = []
-    study.run(_small(), out, seeds=2, jobs=1, listen=events.append)
+    runner.run(_small(), out, seeds=2, jobs=1, listen=events.append)
     return out, events
 
 
@@ -281,7 +283,7 @@ def test_run_folders_are_ordinary_and_without_report(done):
 def test_a_finished_study_trains_nothing_again(copy):
     before, results = _stamps(copy), _results(copy)
     events = []
-    study.run(_small(), copy, seeds=2, listen=events.append)
+    runner.run(_small(), copy, seeds=2, listen=events.append)
     assert [e["event"] for e in events] == ["study", "done"]
     assert events[0]["left"] == 0
     assert (_stamps(copy), _results(copy)) == (before, results)
@@ -299,7 +301,7 @@ def test_a_torn_run_is_finished_and_the_others_left_alone(copy):
     (copy / "runs" / "masked" / "1" / "recipe.json").unlink()
     for name in ("study.json", "study.html", "table.md"):
         (copy / name).unlink() if name != "study.json" else None
-    study.run(_small(), copy, seeds=2, jobs=1)
+    runner.run(_small(), copy, seeds=2, jobs=1)
     assert _results(copy) == results
     assert (copy / "table.md").exists()
     assert _stamps(copy)[Path("runs/plain/0")] == before[Path("runs/plain/0")]
@@ -307,37 +309,37 @@ def test_a_torn_run_is_finished_and_the_others_left_alone(copy):
 
 def test_more_seeds_go_on_with_the_same_study(copy):
     before = _stamps(copy)
-    study.run(_small(), copy, seeds=3, jobs=1)
+    runner.run(_small(), copy, seeds=3, jobs=1)
     assert before.items() <= _stamps(copy).items()
     assert len(_stamps(copy)) == 6
     assert [row["n"] for row in _results(copy)["arms"]] == [3, 3]
-    study.run(_small(), copy, seeds=2)
+    runner.run(_small(), copy, seeds=2)
     assert [row["n"] for row in _results(copy)["arms"]] == [2, 2]
 
 
 def test_other_studies_are_refused_without_force(copy, tmp_path):
     with pytest.raises(StudyError, match=r"other settings \(epochs was 1 and is 2\).*--force"):
-        study.run(_small(epochs=2), copy, seeds=2)
+        runner.run(_small(epochs=2), copy, seeds=2)
     with pytest.raises(StudyError, match="another study, small;"):
-        study.run(_small(name="other"), copy, seeds=2)
+        runner.run(_small(name="other"), copy, seeds=2)
     with pytest.raises(StudyError, match="its arms are different"):
-        study.run(_small(arms=(Arm("plain"), Arm("masked", {"epochs": 2}))), copy, seeds=2)
+        runner.run(_small(arms=(Arm("plain"), Arm("masked", {"epochs": 2}))), copy, seeds=2)
     with pytest.raises(StudyError, match="at least 1 seed"):
-        study.run(_small(), copy, seeds=0)
+        runner.run(_small(), copy, seeds=0)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     for force in (False, True):
         with pytest.raises(StudyError, match="holds other files"):
-            study.run(_small(), tmp_path / "mine", force=force)
+            runner.run(_small(), tmp_path / "mine", force=force)
     (copy / "study.json").write_text("{")
     with pytest.raises(StudyError, match="damaged"):
-        study.run(_small(), copy, seeds=2)
+        runner.run(_small(), copy, seeds=2)
     assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
 def test_force_replaces(copy):
     one = _small(epochs=2, arms=(Arm("plain"),))
-    study.run(one, copy, seeds=1, jobs=1, force=True)
+    runner.run(one, copy, seeds=1, jobs=1, force=True)
     assert list(_stamps(copy)) == [Path("runs/plain/0")]
     assert _results(copy)["runs"][0]["epochs"] == 2
 
@@ -346,7 +348,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
     arms = (Arm("plain"), Arm("broken", {"model": ConvNet("4-P-P", size=28)}))
     events = []
     with pytest.raises(StudyError, match="1 of 2 runs failed, the first: broken seed 0: the model does not take this data"):
-        study.run(_small(arms=arms), tmp_path / "s", seeds=1, jobs=1, listen=events.append)
+        runner.run(_small(arms=arms), tmp_path / "s", seeds=1, jobs=1, listen=events.append)
     assert [e["event"] for e in events if e["event"] != "progress"] == ["study", "run", "failed", "done"]
     assert "1 runs failed" in (tmp_path / "s" / "study.html").read_text("utf-8")
     assert [row["n"] for row in _results(tmp_path / "s")["arms"]] == [1, 0]
@@ -391,8 +393,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_results(tmp_path):
     assert _gone(process.pid)
     begun = [Run(p).log() for p in out.glob("runs/*/*")]
     assert any(log[-1:] == [] or log[-1]["event"] != "done" for log in begun), "nothing was interrupted"
-    study.run(_small(epochs=8), out, seeds=1, jobs=1)
-    study.run(_small(epochs=8), tmp_path / "whole", seeds=1, jobs=1)
+    runner.run(_small(epochs=8), out, seeds=1, jobs=1)
+    runner.run(_small(epochs=8), tmp_path / "whole", seeds=1, jobs=1)
     assert _results(out) == _results(tmp_path / "whole")
 
 
@@ -428,7 +430,7 @@ def test_a_stopped_study_ends_all_processes_and_says_how_to_go_on(how, tmp_path)
 def test_a_process_that_dies_is_a_failed_run(tmp_path, monkeypatch):
     """As when the system kills it for want of memory: its run is named, and the other one finishes."""
     killed = []
-    start = study_progress.Clock.hear
+    start = progress.Clock.hear
 
     def hear(clock, job, event):
         start(clock, job, event)
@@ -439,9 +441,9 @@ def test_a_process_that_dies_is_a_failed_run(tmp_path, monkeypatch):
             killed.append(victim.pid)
             os.kill(victim.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(study_progress.Clock, "hear", hear)
+    monkeypatch.setattr(progress.Clock, "hear", hear)
     with pytest.raises(StudyError, match=r"1 of 2 runs failed.*ended with code -9"):
-        study.run(_small(), tmp_path / "s", seeds=1, jobs=2)
+        runner.run(_small(), tmp_path / "s", seeds=1, jobs=2)
     assert sorted(row["n"] for row in _results(tmp_path / "s")["arms"]) == [0, 1]
 
 
@@ -476,12 +478,12 @@ def test_tables_show_them(copy):
         lines = log.read_text().splitlines()
         said = {**json.loads(lines[-1]), "test_accuracy": 0.9 - 0.03 * i, "test_accuracy_last": 0.8 - 0.05 * i**2}
         log.write_text("\n".join([*lines[:-1], json.dumps(said)]) + "\n")
-    study.run(_small(), out, seeds=2)
+    runner.run(_small(), out, seeds=2)
     rows = json.loads((out / "study.json").read_text())["arms"]
     lines = (out / "table.md").read_text("utf-8").splitlines()
     assert lines[0].startswith("| arm | runs | last epoch, % |")
     cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
-    assert len(cells) == len(study_page.HEAD)
+    assert len(cells) == len(page.HEAD)
     assert cells[:2] == ["masked", "2"]
     assert cells[2] == "77.50 ± 3.54"  # 0.80 and 0.75
     assert cells[3].startswith("+30.00 [")  # the plain ones last: 0.60 and 0.35
@@ -494,7 +496,7 @@ def test_tables_show_them(copy):
     tex = (out / "table.tex").read_text("utf-8")
     body = [line for line in tex.splitlines() if line.endswith(r"\\")]
     assert len(body) == 3
-    assert all(line.count(" & ") == len(study_page.HEAD) - 1 for line in body)
+    assert all(line.count(" & ") == len(page.HEAD) - 1 for line in body)
     assert r"$\pm$" in body[1]
     assert "±" not in "".join(body)
     assert "−" not in "".join(body)
@@ -502,14 +504,14 @@ def test_tables_show_them(copy):
 
 
 def test_latex_and_markdown_are_escaped():
-    tex = study_page._latex(["a_b", "50 %"], [["x^2 & {y}", "\\$~#"]], ["a note"])
+    tex = page._latex(["a_b", "50 %"], [["x^2 & {y}", "\\$~#"]], ["a note"])
     assert r"a\_b & 50 \% \\" in tex
     assert r"x\^{}2 \& \{y\} & \textbackslash{}\$\~{}\# \\" in tex
 
 
 def test_page_is_self_contained_and_escaped(copy):
     evil = _small(about="<script>alert(1)</script> & <b>")
-    study.run(evil, copy, seeds=2)
+    runner.run(evil, copy, seeds=2)
     page = (copy / "study.html").read_text("utf-8")
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;b&gt;" in page
@@ -536,9 +538,9 @@ def test_every_kind_of_figure_can_be_drawn(tmp_path):
         Arm("learned", {"neuron.surrogate": learned, "readout": "TWO(start_epoch=0)"}),
         Arm("shallow", {"model": "ConvNet('4-P', size=8)"}),
     )
-    figures = (*study_figures.FIGURES, "gradients")
-    every = Study("every", "", base.base, arms, "wide", figures, xlabel="width", log_x=True)
-    study.run(every, tmp_path / "s", seeds=1, jobs=1)
+    drawn = (*figures.FIGURES, "gradients")
+    every = Study("every", "", base.base, arms, "wide", drawn, xlabel="width", log_x=True)
+    runner.run(every, tmp_path / "s", seeds=1, jobs=1)
     drawn = {p.stem for p in (tmp_path / "s" / "figures").iterdir()}
     expected = {"dots", "sweep-last", "sweep-best", "validation", "loss", "seconds", "firing", "weights-learned"}
     assert drawn == expected | {"widths-learned", "membranes-0", "membranes-1", "spikes", "gradients", "derivatives"}
@@ -558,7 +560,7 @@ def test_every_kind_of_figure_can_be_drawn(tmp_path):
 
 def test_command_lists_studies(capsys):
     assert cli.main(["study"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(studies.NAMES)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(shipped.NAMES)
     assert cli.main(["study", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[0])["name"] == "ablation"
 

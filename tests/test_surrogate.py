@@ -11,18 +11,7 @@ import pytest
 import torch
 
 import backspike as bs
-from backspike import (
-    ATan,
-    Dspike,
-    Erf,
-    Masked,
-    Parametric,
-    PiecewiseExponential,
-    Rectangle,
-    Sigmoid,
-    SuperSpike,
-    Triangle,
-)
+from backspike import ATan, Dspike, Erf, Masked, Parametric, PiecewiseExponential, Rectangle, Sigmoid, SuperSpike, Triangle
 
 # value -> (h as a formula in numpy float64, area, kinks). Parameters are not the defaults.
 FAMILIES = {

@@ -5,15 +5,15 @@ import json
 import pytest
 import torch
 
-from backspike import toy
-from backspike.neuron import lif
+from backspike.neuron.lif import lif
+from backspike.study import single_neuron
 from backspike.surrogate import Sigmoid
 
-SMALL = toy.Toy(learning_rates=(0.02, 0.05), sets=2, problems=4, updates=3)
+SMALL = single_neuron.Toy(learning_rates=(0.02, 0.05), sets=2, problems=4, updates=3)
 
 
 def test_problems_are_those_of_the_experiment():
-    given = toy.problems(40, 3)
+    given = single_neuron.problems(40, 3)
     assert given.a.shape == (40, 100, 100)
     assert given.target.shape == (100, 40)
     assert float(given.w.min()) >= 0
@@ -29,7 +29,7 @@ def test_synapse_is_a_first_order_filter():
     for spike in s.tolist():
         a = (1 - 1 / 2) * a + spike / 2
         expected.append(a)
-    kernel = toy.problems(1, 0, torch.float64).kernel
+    kernel = single_neuron.problems(1, 0, torch.float64).kernel
     torch.testing.assert_close(kernel @ s, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15)
 
 
@@ -59,38 +59,38 @@ def _alone(given, w, p, rule):
     return torch.autograd.grad(loss, w)[0]
 
 
-@pytest.mark.parametrize("rule", toy.RULES)
+@pytest.mark.parametrize("rule", single_neuron.RULES)
 def test_gradient_of_the_batch_is_that_of_each_problem_alone(rule):
-    given = toy.problems(3, 1, torch.float64)
+    given = single_neuron.problems(3, 1, torch.float64)
     w = given.w[:, :, None] * torch.tensor([1.0, 1.7], dtype=torch.float64)
-    got = toy.gradient(given, w, rule)
+    got = single_neuron.gradient(given, w, rule)
     expected = torch.stack([torch.stack([_alone(given, w[p, :, k], p, rule) for k in range(2)], -1) for p in range(3)])
     assert float(expected.abs().max()) > 0.1
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_rules_differ():
-    given = toy.problems(3, 1, torch.float64)
-    a, b, c = (toy.gradient(given, given.w[:, :, None] * 1.7, rule) for rule in toy.RULES)
+    given = single_neuron.problems(3, 1, torch.float64)
+    a, b, c = (single_neuron.gradient(given, given.w[:, :, None] * 1.7, rule) for rule in single_neuron.RULES)
     assert not torch.allclose(a, b)
     assert not torch.allclose(b, c)
     assert not torch.allclose(a, c)
 
 
 def test_solved_means_the_exact_train():
-    given = toy.problems(2, 0)
+    given = single_neuron.problems(2, 0)
     w = given.w[:, :, None]
-    target = toy.spikes(given, w, "TSBP").detach()[:, :, 0]
+    target = single_neuron.spikes(given, w, "TSBP").detach()[:, :, 0]
     own = given._replace(target=target)
-    assert toy.train(own, (0.01,), "TSBP", 0).solved.all()
+    assert single_neuron.train(own, (0.01,), "TSBP", 0).solved.all()
     off = target.clone()
     off[50, 0] = 1 - off[50, 0]
-    assert toy.train(own._replace(target=off), (0.01,), "TSBP", 0).solved[:, 0].tolist() == [False, True]
+    assert single_neuron.train(own._replace(target=off), (0.01,), "TSBP", 0).solved[:, 0].tolist() == [False, True]
 
 
 def test_stbp_fails_where_tsbp_and_spatial_only_solve():
-    given = toy.problems(24, 5)
-    solved = {rule: toy.train(given, (0.02,), rule, 200) for rule in toy.RULES}
+    given = single_neuron.problems(24, 5)
+    solved = {rule: single_neuron.train(given, (0.02,), rule, 200) for rule in single_neuron.RULES}
     assert float(solved["STBP"].solved.float().mean()) < 0.4
     assert float(solved["STBP"].silent.float().mean()) > 0.5
     assert float(solved["TSBP"].solved.float().mean()) > 0.85
@@ -98,7 +98,7 @@ def test_stbp_fails_where_tsbp_and_spatial_only_solve():
 
 
 def test_reset_cost_measures_both():
-    cost = toy.reset_cost(T=3, elements=1000, repeats=3)
+    cost = single_neuron.reset_cost(T=3, elements=1000, repeats=3)
     assert set(cost["median_ms"]) == {"rho = 0", "rho = 1"}
     assert cost["ratio"] == pytest.approx(cost["median_ms"]["rho = 1"] / cost["median_ms"]["rho = 0"])
     # at least the input of the neuron, 4 bytes of float32
@@ -107,7 +107,7 @@ def test_reset_cost_measures_both():
 
 def test_the_study_writes_all_its_files(tmp_path):
     events = []
-    page = toy.run(SMALL, tmp_path / "toy", listen=events.append)
+    page = single_neuron.run(SMALL, tmp_path / "toy", listen=events.append)
     assert page.read_text("utf-8").count("<svg") == 2
     assert [e["event"] for e in events] == ["study", "rule", "rule", "rule", "done"]
     table = (tmp_path / "toy" / "table.md").read_text("utf-8").splitlines()
@@ -117,5 +117,5 @@ def test_the_study_writes_all_its_files(tmp_path):
     assert len(stored["rates"][0]["solved"]["TSBP"]) == 2
     assert stored["rates"][0]["difference"]["STBP"]["n"] == 8
     # again, with another number of sets: the same study
-    toy.run(SMALL, tmp_path / "toy", seeds=1)
+    single_neuron.run(SMALL, tmp_path / "toy", seeds=1)
     assert json.loads((tmp_path / "toy" / "study.json").read_text())["toy"]["sets"] == 1

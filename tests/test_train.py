@@ -15,11 +15,13 @@ import torch
 from torch import nn
 
 import backspike as bs
-from backspike import product
-from backspike import train as training
-from backspike.batches import Batches
-from backspike.recipe import TET, AdamW, Mean, RecipeError
-from backspike.run import Run, RunError
+from backspike import train
+from backspike.data.batches import Batches
+from backspike.errors import RecipeError, RunError
+from backspike.layers import sparsity, synapse
+from backspike.recipes.values import TET, AdamW, Mean
+from backspike.run import Run
+from backspike.train import checkpoint, setup, trainer
 
 TINY = {
     "limit": 120,
@@ -41,7 +43,7 @@ def fit(*arguments, **options):
 
 
 def weights(run):
-    return training._unpacked(Run.open(run), "last.ckpt")["network"]
+    return checkpoint.read(Run.open(run), "last.ckpt")["network"]
 
 
 def same(a, b):
@@ -101,7 +103,7 @@ def test_arms_of_a_study_see_the_same_random_numbers(tmp_path):
     states = []
     for name, surrogate in (("a", "Triangle()"), ("b", "Masked(Triangle(), p=0.9)")):
         fit(tiny(epochs=1, **{"neuron.surrogate": surrogate}), tmp_path / name)
-        states.append(training._unpacked(Run.open(tmp_path / name), "last.ckpt")["ranks"][0]["generators"]["torch"])
+        states.append(checkpoint.read(Run.open(tmp_path / name), "last.ckpt")["ranks"][0]["generators"]["torch"])
     assert torch.equal(*states)
 
 
@@ -145,10 +147,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, changes, batches):
     with pytest.raises(Stop):
         fit(recipe, tmp_path / "parts", listen=stop_after(batches))
     torch.manual_seed(999)  # what happens in between must not matter
-    result = training.resume(tmp_path / "parts", report=False)
+    result = train.resume(tmp_path / "parts", report=False)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     assert epochs(tmp_path / "whole") == epochs(tmp_path / "parts")
-    assert training.resume(tmp_path / "parts", report=False) == result  # resuming what is done changes nothing
+    assert train.resume(tmp_path / "parts", report=False) == result  # resuming what is done changes nothing
 
 
 class Dense(nn.Module):
@@ -163,7 +165,7 @@ class Dense(nn.Module):
 
     def forward(self, x):
         s = self.neurons[0](self.first(x))
-        return self.last(self.neurons[1](product.linear(s, self.second)))
+        return self.last(self.neurons[1](synapse.linear(s, self.second)))
 
 
 def test_a_resumed_run_multiplies_as_the_uninterrupted_one(tmp_path):
@@ -176,12 +178,12 @@ def test_a_resumed_run_multiplies_as_the_uninterrupted_one(tmp_path):
     torch.manual_seed(0)
     with pytest.raises(Stop):
         fit(recipe, tmp_path / "parts", Dense(), **arguments, listen=stop_after(6))
-    stored = training._unpacked(Run.open(tmp_path / "parts"), "last.ckpt")["ranks"][0]["products"]
+    stored = checkpoint.read(Run.open(tmp_path / "parts"), "last.ckpt")["ranks"][0]["products"]
     assert stored["model.second"]["forward"] != "dense"
-    again = training._Training(Run.open(tmp_path / "parts"), recipe, Dense(), training._Own(**arguments), None, None)
+    again = trainer.Trainer(Run.open(tmp_path / "parts"), recipe, Dense(), setup.OwnData(**arguments), None, None)
     again.restore()
-    assert product.state(again.network) == stored
-    training.resume(tmp_path / "parts", Dense(), **arguments, report=False)
+    assert sparsity.state(again.network) == stored
+    train.resume(tmp_path / "parts", Dense(), **arguments, report=False)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
@@ -238,7 +240,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, number):
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 1
     assert errors.strip() == f"backspike: stopped; a checkpoint is saved, go on with: backspike resume {run}"
-    assert training._unpacked(Run.open(run), "last.ckpt")["position"][2] > 0
+    assert checkpoint.read(Run.open(run), "last.ckpt")["position"][2] > 0
 
 
 def test_a_run_is_never_overwritten_unasked(tmp_path):
@@ -268,7 +270,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path):
         fit(tiny(), tmp_path / "run", listen=stop_after(1))
     (tmp_path / "run/last.ckpt").unlink()
     (tmp_path / "run/previous.ckpt").unlink(missing_ok=True)
-    training.resume(tmp_path / "run", report=False)
+    train.resume(tmp_path / "run", report=False)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
     assert epochs(tmp_path / "whole") == epochs(tmp_path / "run")
 
@@ -276,7 +278,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path):
 def test_resuming_a_finished_run_says_so_and_makes_a_missing_report(tmp_path):
     fit(tiny(epochs=1), tmp_path / "run")
     events = []
-    training.resume(tmp_path / "run", listen=events.append)
+    train.resume(tmp_path / "run", listen=events.append)
     assert [e["event"] for e in events] == ["done"]
     assert (tmp_path / "run/report.html").exists()
 
@@ -349,7 +351,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert not list((tmp_path / "run").glob("*.tmp"))
     assert not list((tmp_path / "run").glob(".*.tmp"))
-    training.resume(tmp_path / "run", report=False)
+    train.resume(tmp_path / "run", report=False)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
 
 
@@ -362,19 +364,19 @@ def test_a_damaged_checkpoint_is_said(tmp_path):
     for broken in (whole[: len(whole) // 2], b"", whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:]):
         path.write_bytes(broken)
         with pytest.raises(RunError, match=r"last\.ckpt is damaged"):
-            training.resume(tmp_path / "run", report=False)
+            train.resume(tmp_path / "run", report=False)
 
 
 def test_a_run_from_before_a_field_was_added_goes_on(tmp_path):
     with pytest.raises(Stop):
         fit(tiny(), tmp_path / "run", listen=stop_after(1))
     run = Run(tmp_path / "run")
-    stored, state = run.read_json("recipe.json"), training._unpacked(run, "last.ckpt")
+    stored, state = run.read_json("recipe.json"), checkpoint.read(run, "last.ckpt")
     for fields in (stored["fields"], state["recipe"]["fields"]):
         del fields["cuda_graph"]
     run.write_json("recipe.json", stored)
-    run.write("last.ckpt", training._packed(state))
-    assert training.resume(run.path, report=False).epochs == 3
+    run.write("last.ckpt", checkpoint.to_bytes(state))
+    assert train.resume(run.path, report=False).epochs == 3
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
@@ -383,10 +385,10 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     path = tmp_path / "run/recipe.json"
     path.write_text(path.read_text().replace('"epochs": 3', '"epochs": 4'))
     with pytest.raises(RunError, match="another recipe"):
-        training.resume(tmp_path / "run", report=False)
+        train.resume(tmp_path / "run", report=False)
     path.write_text("{")
     with pytest.raises(RunError, match="damaged"):
-        training.resume(tmp_path / "run", report=False)
+        train.resume(tmp_path / "run", report=False)
 
 
 @dataclass
@@ -469,8 +471,8 @@ def test_own_model_resumes(tmp_path):
         fit(own(checkpoint_seconds=0.0), tmp_path / "run", b, Points(), Points(32), listen=stop_after(6))
     for given in ({}, {"model": Own()}, {"train": Points()}):
         with pytest.raises(RunError, match="of your own"):
-            training.resume(tmp_path / "run", **given)
-    training.resume(tmp_path / "run", Own(), Points(), Points(32))
+            train.resume(tmp_path / "run", **given)
+    train.resume(tmp_path / "run", Own(), Points(), Points(32))
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
 
 
@@ -499,7 +501,7 @@ def test_bad_data_and_models_are_said_in_one_line(tmp_path, model, data, words):
 def test_a_loss_that_explodes_stops_the_run_and_the_checkpoint_stands(tmp_path):
     with pytest.raises(RunError, match=r"the loss became (nan|inf).*optimizer\.lr"):
         fit(own().replace({"optimizer": "SGD(lr=1e38)"}), tmp_path / "run", Own(), Points())
-    state = training._unpacked(Run.open(tmp_path / "run"), "last.ckpt")
+    state = checkpoint.read(Run.open(tmp_path / "run"), "last.ckpt")
     assert all(torch.isfinite(v).all() for v in state["network"].values())
 
 
@@ -507,7 +509,7 @@ def test_exploding_weights_behind_a_silent_layer_are_said(tmp_path):
     """A membrane of NaN does not spike, so the loss stays finite; the gradient does not."""
     with pytest.raises(RunError, match=r"became .*optimizer\.lr"):
         fit(tiny(**{"optimizer": "SGD(lr=1e30)"}), tmp_path / "run")
-    state = training._unpacked(Run.open(tmp_path / "run"), "last.ckpt")
+    state = checkpoint.read(Run.open(tmp_path / "run"), "last.ckpt")
     assert all(torch.isfinite(v).all() for v in state["network"].values())
 
 
@@ -560,8 +562,8 @@ def test_other_losses_and_readouts_train(tmp_path):
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero(tmp_path):
-    training_ = training._Training(
-        Run(tmp_path / "run"), tiny(epochs=4, warmup_epochs=1), None, training._load(tiny()), "cpu", None
+    training_ = trainer.Trainer(
+        Run(tmp_path / "run"), tiny(epochs=4, warmup_epochs=1), None, setup.load_data(tiny()), "cpu", None
     )
     rates = []
     for step in range(16):
@@ -590,7 +592,7 @@ def test_all_methods_together_train_and_resume_exactly(tmp_path, changes):
     fit(recipe, tmp_path / "whole")
     with pytest.raises(Stop):
         fit(recipe, tmp_path / "run", listen=stop_after(6))
-    training.resume(tmp_path / "run", report=False)
+    train.resume(tmp_path / "run", report=False)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
     first, second, third = epochs(tmp_path / "run")
     assert second["widths"] != first["widths"]

@@ -13,7 +13,6 @@ from test_cpu import LAYOUTS
 from test_norm import make_call, make_norm, normal, per_channel
 
 from backspike import ATan, Masked, Parametric
-from backspike.kernel import norm
 
 pytest.importorskip("triton")
 
@@ -66,10 +65,10 @@ class _Compiler:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_kernels_compile_and_do_not_fuse(dtype, what, monkeypatch):
     """All kernels of a training step become code for an H100, in which no product is fused with an addition."""
-    from backspike.kernel import triton_norm
+    from backspike.kernel.triton import norm
 
     compiler = _Compiler([])
-    monkeypatch.setattr(triton_norm.lif, "_launch", compiler)
+    monkeypatch.setattr(norm.lif, "_launch", compiler)
     rule = {"surrogate": Masked(ATan(), p=0.5)}
     y = LAYOUTS["channels last"](normal((4, 8, 64, 4, 4), 1)).to(dtype).requires_grad_()
     call = make_call(y, rule=rule, record_bits=True)
@@ -87,10 +86,10 @@ def test_kernels_compile_and_do_not_fuse(dtype, what, monkeypatch):
 @pytest.mark.parametrize("training", [True, False])
 def test_kernels_with_all_flags_compile(training, monkeypatch):
     """Learned constants of every channel, a first state, moments, equal timesteps and a gradient of every output."""
-    from backspike.kernel import triton_norm
+    from backspike.kernel.triton import norm
 
     compiler = _Compiler([])
-    monkeypatch.setattr(triton_norm.lif, "_launch", compiler)
+    monkeypatch.setattr(norm.lif, "_launch", compiler)
     shape = (1, 3, 40, 3, 5)
     y, learned = normal(shape, 1).float().requires_grad_(), {k: v.requires_grad_() for k, v in per_channel(40).items()}
     rule = {"surrogate": Masked(Parametric(ATan()), p=0.5, rescale=True)}

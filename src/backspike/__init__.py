@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 _SUBMODULES = ("certify", "data", "loss", "models", "readout", "recipes")
 _NAMES = {
@@ -25,24 +25,31 @@ _NAMES = {
         "Surrogate",
         "Triangle",
     ),
-    "neuron": ("CLIF", "IF", "LIF", "PLIF", "CubaLIF", "Integrator", "Output", "check_gradients", "lif", "streaming"),
-    "recurrent": ("Recurrent",),
+    "neuron.lif": ("IF", "LIF", "PLIF", "Output", "check_gradients", "lif"),
+    "neuron.clif": ("CLIF",),
+    "neuron.cuba": ("CubaLIF",),
+    "neuron.integrator": ("Integrator",),
+    "neuron.streaming": ("streaming",),
+    "neuron.recurrent": ("Recurrent",),
+    "neuron.hooks": ("record",),
     "kernel": ("Unsupported", "backends", "dropped"),
-    "layer": ("OverTime",),
-    "norm": ("TDBN", "TEBN"),
-    "mpbn": ("MPBN",),
-    "conversion": ("from_torch",),
-    "fusion": ("block",),
-    "explanation": ("explain",),
-    "sequential": ("Sequential",),
-    "hooks": ("record",),
-    "potential": ("PotentialAdjustment",),
-    "scaling": ("mask_weight_gradients", "scale_gradients"),
-    "recipe": ("Recipe",),
-    "heap": ("keep_heap", "lean_heap", "release_heap"),
-    "memory": ("plan_memory",),
-    "train": ("evaluate", "fit", "load", "resume"),
-    "doctor": ("examine",),
+    "layers.over_time": ("OverTime",),
+    "layers.norm": ("TDBN", "TEBN"),
+    "layers.mpbn": ("MPBN",),
+    "layers.from_torch": ("from_torch",),
+    "layers.block": ("block",),
+    "layers.explain": ("explain",),
+    "layers.sequential": ("Sequential",),
+    "methods.pda": ("PotentialAdjustment",),
+    "methods.sgs": ("scale_gradients",),
+    "methods.weight_mask": ("mask_weight_gradients",),
+    "recipes.recipe": ("Recipe",),
+    "system.heap": ("keep_heap", "lean_heap", "release_heap"),
+    "train.memory_budget": ("plan_memory",),
+    "train.evaluate": ("evaluate",),
+    "train.fit": ("fit", "resume"),
+    "train.network": ("load",),
+    "doctor.examine": ("examine",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -55,38 +62,34 @@ if TYPE_CHECKING:
     from . import models as models
     from . import readout as readout
     from . import recipes as recipes
-    from .conversion import from_torch as from_torch
-    from .doctor import examine as examine
-    from .explanation import explain as explain
-    from .fusion import block as block
-    from .heap import keep_heap as keep_heap
-    from .heap import lean_heap as lean_heap
-    from .heap import release_heap as release_heap
-    from .hooks import record as record
+    from .doctor.examine import examine as examine
     from .kernel import Unsupported as Unsupported
     from .kernel import backends as backends
     from .kernel import dropped as dropped
-    from .layer import OverTime as OverTime
-    from .memory import plan_memory as plan_memory
-    from .mpbn import MPBN as MPBN
-    from .neuron import CLIF as CLIF
-    from .neuron import IF as IF
-    from .neuron import LIF as LIF
-    from .neuron import PLIF as PLIF
-    from .neuron import CubaLIF as CubaLIF
-    from .neuron import Integrator as Integrator
-    from .neuron import Output as Output
-    from .neuron import check_gradients as check_gradients
-    from .neuron import lif as lif
-    from .neuron import streaming as streaming
-    from .norm import TDBN as TDBN
-    from .norm import TEBN as TEBN
-    from .potential import PotentialAdjustment as PotentialAdjustment
-    from .recipe import Recipe as Recipe
-    from .recurrent import Recurrent as Recurrent
-    from .scaling import mask_weight_gradients as mask_weight_gradients
-    from .scaling import scale_gradients as scale_gradients
-    from .sequential import Sequential as Sequential
+    from .layers.block import block as block
+    from .layers.explain import explain as explain
+    from .layers.from_torch import from_torch as from_torch
+    from .layers.mpbn import MPBN as MPBN
+    from .layers.norm import TDBN as TDBN
+    from .layers.norm import TEBN as TEBN
+    from .layers.over_time import OverTime as OverTime
+    from .layers.sequential import Sequential as Sequential
+    from .methods.pda import PotentialAdjustment as PotentialAdjustment
+    from .methods.sgs import scale_gradients as scale_gradients
+    from .methods.weight_mask import mask_weight_gradients as mask_weight_gradients
+    from .neuron.clif import CLIF as CLIF
+    from .neuron.cuba import CubaLIF as CubaLIF
+    from .neuron.hooks import record as record
+    from .neuron.integrator import Integrator as Integrator
+    from .neuron.lif import IF as IF
+    from .neuron.lif import LIF as LIF
+    from .neuron.lif import PLIF as PLIF
+    from .neuron.lif import Output as Output
+    from .neuron.lif import check_gradients as check_gradients
+    from .neuron.lif import lif as lif
+    from .neuron.recurrent import Recurrent as Recurrent
+    from .neuron.streaming import streaming as streaming
+    from .recipes.recipe import Recipe as Recipe
     from .surrogate import ATan as ATan
     from .surrogate import Dspike as Dspike
     from .surrogate import Erf as Erf
@@ -98,10 +101,14 @@ if TYPE_CHECKING:
     from .surrogate import SuperSpike as SuperSpike
     from .surrogate import Surrogate as Surrogate
     from .surrogate import Triangle as Triangle
-    from .train import evaluate as evaluate
-    from .train import fit as fit
-    from .train import load as load
-    from .train import resume as resume
+    from .system.heap import keep_heap as keep_heap
+    from .system.heap import lean_heap as lean_heap
+    from .system.heap import release_heap as release_heap
+    from .train.evaluate import evaluate as evaluate
+    from .train.fit import fit as fit
+    from .train.fit import resume as resume
+    from .train.memory_budget import plan_memory as plan_memory
+    from .train.network import load as load
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import ranks
+from .system import distributed
 
 
 class Mean(nn.Module):
@@ -69,7 +69,7 @@ class TWO(nn.Module):
             raise ValueError(f"TWO: expected targets y [B] with B = {o.shape[1]}, got shape {list(y.shape)}")
         score = o.cumsum(0) if self.cumulative else o
         correct = (score.argmax(-1) == y).sum(1)
-        counts = ranks.summed(torch.cat([correct, correct.new_full((1,), len(y))]))
+        counts = distributed.summed(torch.cat([correct, correct.new_full((1,), len(y))]))
         self.correct += counts[:-1]
         self.seen += counts[-1]
 

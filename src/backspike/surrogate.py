@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from torch import Tensor
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -243,3 +245,10 @@ class Masked:
 def _check_base(owner: object, base: object) -> None:
     if isinstance(base, type) or not isinstance(base, Surrogate):
         raise TypeError(f"{type(owner).__name__}: needs a surrogate such as Triangle(alpha=2), got {base!r}")
+
+
+def unwrap(surrogate: Surrogate) -> tuple[Masked | None, Parametric | None, Surrogate]:
+    mask = surrogate if isinstance(surrogate, Masked) else None
+    inner = mask.base if mask else surrogate
+    parametric = inner if isinstance(inner, Parametric) else None
+    return mask, parametric, parametric.base if parametric else inner

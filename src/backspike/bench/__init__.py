@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..progress import Listener
-from .crew import BenchError as BenchError
-from .crew import Worker, WorkerFailed, installed
-from .outcome import Bench, Outcome, Row, machine
+from ..errors import BenchError as BenchError
+from ..system.events import Listener
+from ..system.machine import machine
 from .plan import PRECISIONS, Implementation, implementations, workloads
+from .results import Bench, Outcome, Row
 from .worker.task import Workload
+from .workers import Worker, WorkerFailed, installed
 
 PAUSE = 0.02  # seconds between two workers: threads that wait by spinning come to rest
 TURN, QUICK_TURN = 0.3, 0.02  # seconds of iterations that a turn has, at least one

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .crew import Worker
 from .plan import Implementation
 from .worker import networks
 from .worker.libraries import plain
 from .worker.task import Neuron, Settings, Workload
 from .worker.training import Layer, Network
+from .workers import Worker
 
 # largest relative error of the gradient of a parameter: a spike that falls the other way by rounding moves it by some 0.01,
 # the gradient of the reset left out or another surrogate by more than 0.1

@@ -8,12 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import report
-from ..run import write_atomic
-from ..study_figures import Picture, axes, ink
-from ..study_page import to_json
-from .outcome import Bench, Outcome, Row
+from ..report import html
+from ..report.chart import Picture, axes, ink
+from ..system.files import to_json, write_atomic
 from .plan import ABOUT
+from .results import Bench, Outcome, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -233,17 +232,17 @@ def _draw_bars(ax: Axes, rows: Sequence[Row], values: Sequence[float], limits: S
 
 
 def _page(bench: Bench, pictures: dict[str, list[Picture]], command: str) -> str:
-    e, section = report._e, report._Section
+    e, section = html.escape, html.Section
     body = f'<header><p>backspike · bench</p><h1>Time and memory</h1><p class="lead">{e(" ".join(about(bench)))}</p></header>'
     if lines := glance(bench):
-        shown = report._table([*map(e, lines[0])], [[*map(e, line)] for line in lines[1:]], "at a glance", "numbers compare")
+        shown = html.html_table([*map(e, lines[0])], [[*map(e, line)] for line in lines[1:]], "at a glance", "numbers compare")
         body += section("glance", "At a glance", GLANCE, shown).html()
     for outcome in bench.outcomes:
         rows = [[*map(e, cells(outcome, row))] for row in outcome.ranked()]
-        shown = report._table([*map(e, head(outcome))], rows, outcome.work.name, "numbers compare")
-        shown += report._grid(*(p.page() for p in pictures[outcome.work.name]))
+        shown = html.html_table([*map(e, head(outcome))], rows, outcome.work.name, "numbers compare")
+        shown += html.grid(*(p.page() for p in pictures[outcome.work.name]))
         said = " ".join(f"{text}." for text in remarks(outcome))
         body += section(outcome.work.name.replace("%", ""), e(outcome.work.name), e(f"{title(outcome)}. {said}"), shown).html()
     notes = "".join(f"<li>{e(note)}</li>" for note in NOTES) + f"<li><code>{e(command)}</code></li>"
     body += section("how", "How it was measured", "All numbers of all rounds stand in bench.json.", f"<ul>{notes}</ul>").html()
-    return report._page("backspike bench", body)
+    return html.render_page("backspike bench", body)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..progress import Listener
-from ..study_page import plain
+from ..system.events import Listener
+from ..system.files import plain
 
 
 @contextmanager

@@ -6,8 +6,9 @@ A split works as the data set of a PyTorch DataLoader. `catalogue` says what the
 
 import os
 
+from ..errors import DataError
 from . import events, pictures, simulated, static
-from .formats import DataError, Events
+from .formats import Events
 from .frames import By, Pixels, channels, frames
 from .pictures import Pictures
 from .sources import File, Layout, Source, catalogue, check, found, missing, source

@@ -20,7 +20,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .formats import DataError, Events
+from ..errors import DataError
+from ..system.machine import processors
+from .formats import Events
 from .packed import narrowest
 from .recordings import Sample, read
 
@@ -61,11 +63,6 @@ def binned(binning: Binning, row_bytes: int) -> Iterator[tuple[int, np.ndarray]]
             yield first, binning.rows(first, stop)
     else:
         yield from _in_processes(binning, chunks, workers)
-
-
-def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _chunks(samples: Sequence[Sample], limit: int) -> Iterator[tuple[int, int]]:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from .formats import DataError
+from ..errors import DataError
 
 logger = logging.getLogger("backspike")
 R = TypeVar("R")

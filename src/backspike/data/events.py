@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import DataError
 from . import packed
 from .binning import Binning, binned
 from .cache import cached
-from .formats import DataError, Events
+from .formats import Events
 from .frames import By, Pixels, channels, frames, pair
 from .progress import progress
 from .recordings import Sample, parts

@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from .formats import DataError, Events
+from ..errors import DataError
+from .formats import Events
 
 By = Literal["time", "count"]
 Pixels = int | tuple[int, int]  # a side, or (height, width)

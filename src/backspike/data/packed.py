@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .formats import DataError
+from ..errors import DataError
 
 BLOCK_BYTES = 1 << 22
 

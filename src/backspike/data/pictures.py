@@ -12,7 +12,8 @@ from typing import cast
 
 import numpy as np
 
-from .formats import DataError, picture
+from ..errors import DataError
+from .formats import picture
 from .frames import Pixels
 from .sources import Source
 from .split import Split, carve

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .formats import DataError, Events, aedat2, aedat3, gesture, nmnist, shd
+from ..errors import DataError
+from .formats import Events, aedat2, aedat3, gesture, nmnist, shd
 from .sources import Source
 from .split import carve, published
 

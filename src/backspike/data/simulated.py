@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import DataError
+from ..system.machine import processors
 from . import cache
-from .binning import processors
 from .cache import cached
-from .formats import DataError, nmnist
+from .formats import nmnist
 from .progress import progress
 from .simulate import Camera, record_all
 from .split import Splits

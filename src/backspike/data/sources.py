@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .formats import DataError
+from ..errors import DataError
 
 logger = logging.getLogger("backspike")
 

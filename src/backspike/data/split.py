@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .formats import DataError
+from ..errors import DataError
 
 PUBLISHED = Path(__file__).with_name("splits")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .formats import DataError, cifar, idx
+from ..errors import DataError
+from .formats import cifar, idx
 from .sources import Layout, Source, read
 from .split import Split, carve
 

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import cpu, eager, layout, operators
-from .constants import leak, over_channels, state_dtype
-from .moments import Moments
-from .result import Result
+from . import eager, layout, ops
+from .call import Moments, Result
+from .coefficients import leak, over_channels, state_dtype
+from .cpu import library
 
 if TYPE_CHECKING:
-    from . import Call, Rule
+    from .call import Call, Rule
 
 
 def run(call: Call, compiled: bool) -> Result:
@@ -43,7 +43,7 @@ def _constants(call: Call) -> Tensor:
     """lam, 1 / tau, gain, theta and width, as `operators.table` makes them."""
     lam, _, gain = leak(call.tau, call.x, None, call.rule.decay_input)
     rows = (lam, 1 - lam, gain, call.theta, 1.0 if call.width is None else call.width)
-    return operators.table(rows, state_dtype(call.x), call.x.device).to(call.x.device)
+    return ops.table(rows, state_dtype(call.x), call.x.device).to(call.x.device)
 
 
 def _forward(call: Call, constants: Tensor, compiled: bool, membrane: bool) -> list[Any]:
@@ -52,7 +52,7 @@ def _forward(call: Call, constants: Tensor, compiled: bool, membrane: bool) -> l
     if not compiled:
         return _forward_torch(call.x, call.v0, constants, records)
     outputs = iter(
-        torch.ops.backspike.clif_forward(call.x, call.v0, constants, *operators.encode(call), call.seed is not None, records)
+        torch.ops.backspike.clif_forward(call.x, call.v0, constants, *ops.encode(call), call.seed is not None, records)
     )
     return [next(outputs) if wanted else None for wanted in (True, True, *records)]
 
@@ -87,7 +87,7 @@ class _CLIF(torch.autograd.Function):
         tensors = [p if isinstance(p, Tensor) else None for p in learned[2:]]
         kept = None if again else u, call.x if keeps_x else None, call.v0
         ctx.save_for_backward(*kept, constants, call.seed, call.p, *tensors)
-        ctx.rule, ctx.parametric, ctx.encoded = rule, call.width is not None, operators.encode(call) if compiled else None
+        ctx.rule, ctx.parametric, ctx.encoded = rule, call.width is not None, ops.encode(call) if compiled else None
         ctx.shape, ctx.strides, ctx.x_dtype = spikes.shape, spikes.stride()[1:], call.x.dtype
         ctx.set_materialize_grads(False)
         return spikes, state, u, moments
@@ -102,7 +102,7 @@ class _CLIF(torch.autograd.Function):
         learns = sum(1 << i for i, needed in enumerate(needs) if needed)
         # what was not asked for gets zeros, not None, in compiled code
         measured = g_moments if ctx.rule.record_moments else None
-        line = None if measured is None else operators.line(measured, ctx.shape, constants.dtype)
+        line = None if measured is None else ops.line(measured, ctx.shape, constants.dtype)
         arriving = _Arriving(g, g_state, gu if ctx.rule.record_membrane else None, line)
         if ctx.encoded is None:
             gx, g_v0, sums = _backward_torch(saved, arriving, ctx.shape, ctx.x_dtype, learns)
@@ -110,9 +110,9 @@ class _CLIF(torch.autograd.Function):
             gx, g_v0, sums = torch.ops.backspike.clif_backward(
                 *saved[:6], *arriving, ctx.shape, ctx.strides, *ctx.encoded, learns, ctx.x_dtype
             )
-        grads = [operators.reduced(row, p) if needed else None for row, p, needed in zip(sums, parameters, needs)]
+        grads = [ops.reduced(row, p) if needed else None for row, p, needed in zip(sums, parameters, needs)]
         if needs[0]:
-            grads[0] = operators.reduced(sums[0] / parameters[0].double() ** 2, parameters[0])
+            grads[0] = ops.reduced(sums[0] / parameters[0].double() ** 2, parameters[0])
         return None, None, gx if needs_x else None, g_v0 if needs_v0 else None, *grads
 
 
@@ -210,11 +210,11 @@ class _Sums:
 
 # ----------------------------------------------------------------------------------------------------------------- in C
 
-operators.library.define(
+ops.library.define(
     "clif_forward(Tensor x, Tensor? v0, Tensor constants, int[] flags, float[] numbers, bool masked, bool[] records)"
     " -> Tensor[]"
 )
-operators.library.define(
+ops.library.define(
     "clif_backward(Tensor? u, Tensor? x, Tensor? v0, Tensor constants, Tensor? seed, Tensor? p, Tensor? g, Tensor? g_state,"
     " Tensor? gu, Tensor? line, SymInt[] shape, SymInt[] strides, int[] flags, float[] numbers, int learns, ScalarType dtype)"
     " -> (Tensor, Tensor, Tensor)"
@@ -241,18 +241,18 @@ def _backward_outputs(
     )
 
 
-@torch.library.register_fake("backspike::clif_forward", lib=operators.library)
+@torch.library.register_fake("backspike::clif_forward", lib=ops.library)
 def _(x: Any, v0: Any, constants: Any, flags: Any, numbers: Any, masked: bool, records: Any) -> Any:
     return [a for a in _forward_outputs(x, masked, records) if a is not None]
 
 
-@torch.library.register_fake("backspike::clif_backward", lib=operators.library)
+@torch.library.register_fake("backspike::clif_backward", lib=ops.library)
 def _(u: Any, x: Any, v0: Any, constants: Any, *rest: Any) -> Any:
     shape, strides, _, _, _, dtype = rest[6:]
     return _backward_outputs(constants, shape, strides, dtype)
 
 
-@torch.library.impl(operators.library, "clif_forward", "CPU")
+@torch.library.impl(ops.library, "clif_forward", "CPU")
 def _clif_forward(x: Any, v0: Any, constants: Any, flags: Any, numbers: Any, masked: bool, records: Any) -> Any:
     if x.dtype == torch.float16:
         spikes, *others = _clif_forward(x.float(), v0, constants, flags, numbers, masked, records)
@@ -261,17 +261,17 @@ def _clif_forward(x: Any, v0: Any, constants: Any, flags: Any, numbers: Any, mas
     assert spikes is not None
     strides = spikes.stride()[1:]
     x, v0 = layout.arranged(x, strides), _state(v0, strides)
-    job = cpu._job(spikes.shape, constants, strides, flags, numbers, x.element_size())
+    job = library.make_job(spikes.shape, constants, strides, flags, numbers, x.element_size())
     job.x_stride = x.stride(0)
     partial = None if sums is None else torch.zeros(job.chunks, sums.numel(), dtype=torch.float64)
-    cpu._set(job, x=x, v0=v0, s=spikes, u=u, v=state, partial=partial, sums=sums)
-    cpu._call("clif_forward", x.dtype, job)
+    library.set_pointers(job, x=x, v0=v0, s=spikes, u=u, v=state, partial=partial, sums=sums)
+    library.call("clif_forward", x.dtype, job)
     if sums is not None:
         sums /= job.N // max(job.C, 1)
     return [a for a in outputs if a is not None]
 
 
-@torch.library.impl(operators.library, "clif_backward", "CPU")
+@torch.library.impl(ops.library, "clif_backward", "CPU")
 def _clif_backward(
     u: Any,
     x: Any,
@@ -298,15 +298,15 @@ def _clif_backward(
     outputs = gx, g_v0, sums = _backward_outputs(constants, shape, strides, dtype)
     x, g, gu = (layout.arranged(a, strides) for a in (x, g, gu))
     v0, g_state = _state(v0, strides), _state(g_state, strides)
-    job = cpu._job(shape, constants, strides, flags, numbers, dtype.itemsize)
-    job.learns, job.keeps = learns, operators.KEEPS.index("recompute" if u is None else "exact")
-    cpu._mask(job, seed, p)
+    job = library.make_job(shape, constants, strides, flags, numbers, dtype.itemsize)
+    job.learns, job.keeps = learns, ops.KEEPS.index("recompute" if u is None else "exact")
+    library.set_mask(job, seed, p)
     job.x_stride, job.g_stride, job.gu_stride = (0 if a is None else a.stride(0) for a in (x, g, gu))
     partial = torch.zeros(job.chunks, sums.numel(), dtype=torch.float64) if learns else None
-    scratch = torch.empty((job.threads, _PASTS, job.T, cpu._c.lif_block()), dtype=constants.dtype)  # type: ignore[union-attr]
-    cpu._set(job, x=x, v0=v0, u=u, g=g, gu=gu, gv=g_state, line=line, gx=gx, gv0=g_v0)
-    cpu._set(job, scratch=scratch, partial=partial, sums=sums)
-    cpu._call("clif_backward", dtype, job)
+    scratch = torch.empty((job.threads, _PASTS, job.T, library.function("lif_block")()), dtype=constants.dtype)
+    library.set_pointers(job, x=x, v0=v0, u=u, g=g, gu=gu, gv=g_state, line=line, gx=gx, gv0=g_v0)
+    library.set_pointers(job, scratch=scratch, partial=partial, sums=sums)
+    library.call("clif_backward", dtype, job)
     return outputs
 
 

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .constants import leak, over_channels, rest, state_dtype
-from .kept import keep, pack, reach, recall, unpack
+from .call import Moments, Result
+from .coefficients import leak, over_channels, rest, state_dtype
 from .mask import dropped_at
-from .moments import Moments
-from .result import Result
+from .saved import keep, pack, reach, recall, unpack
 
 if TYPE_CHECKING:
-    from . import Call, Rule
+    from .call import Call, Rule
 
 
 def refuses(call: Call) -> str | None:

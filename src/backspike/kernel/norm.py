@@ -7,22 +7,21 @@ run one after the other, torch's batch_norm, the neuron's backend, the pool.
 
 from __future__ import annotations
 
-import ctypes
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import Call, Moments, Result, choose, cpu, dispatch, layout, operators
-from .constants import state_dtype
-from .pool import avg_pool, max_pool
+from . import layout, ops
+from .call import Call, Moments, Result
+from .coefficients import state_dtype
+from .cpu.pool import avg_pool, max_pool
+from .dispatch import choose, dispatch
+from .norm_ops import POOLS, define
 
-POOLS = (None, "avg", "max")  # in the order of the numbers in norm.c
 _OPERATORS = {"cpu": "norm_lif", "triton": "triton_norm_lif"}
-_ROWS = 5  # of the constants of the channels: mean, variance, 1 / deviation, scale, shift
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +112,7 @@ def _samples(call: Call) -> int:
     return call.repeats * call.x.shape[0] * call.x.shape[1] * math.prod(call.x.shape[3:])
 
 
-def _track(norm: Norm, n: int, mean: Tensor, variance: Tensor) -> None:
+def track_statistics(norm: Norm, n: int, mean: Tensor, variance: Tensor) -> None:
     """Moves the running statistics towards those of n samples; variance: the biased one."""
     with torch.no_grad():
         for running, now in ((norm.running_mean, mean), (norm.running_var, variance * (n / (n - 1)))):
@@ -131,7 +130,7 @@ def _composed(call: Call, norm: Norm, pool: str | None, backend: str) -> Result:
         if tracked and y.numel():
             dims = [d for d in range(y.dim()) if d != 1]
             variance, mean = torch.var_mean(y.detach().double(), dims, correction=0)
-            _track(norm, _samples(call), mean, variance)
+            track_statistics(norm, _samples(call), mean, variance)
         running = None, None
     weight, bias = (None if p is None else p.to(dtype) for p in (norm.weight, norm.bias))
     # not F.batch_norm: it would refuse the one value per channel that repeats over T
@@ -151,8 +150,6 @@ def _pooled(spikes: Tensor, pool: str) -> Tensor:
 
 def _fused(name: str, call: Call, norm: Norm, pool: str | None, want_state: bool, add: Tensor | None = None) -> Result:
     if name == "triton":
-        from . import triton_norm  # noqa: F401  (defines the operators)
-
         if not call.x[0].is_contiguous() and not layout.channels_last(call.x[0]):  # it walks in these two orders alone
             call = replace(call, x=call.x.contiguous())
     learned = (call.x, call.v0, call.tau, call.theta, call.width, norm.weight, norm.bias, add)
@@ -161,9 +158,9 @@ def _fused(name: str, call: Call, norm: Norm, pool: str | None, want_state: bool
     if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in learned):
         spikes, state, moments, rows, written = _NormLIF.apply(_OPERATORS[name], call, norm, options, *learned)
     else:
-        spikes, state, moments, rows, written = _forward(_OPERATORS[name], call, norm, options, add, operators.constants(call))
+        spikes, state, moments, rows, written = _forward(_OPERATORS[name], call, norm, options, add, ops.constants(call))
     if norm.training:
-        _track(norm, _samples(call), rows[0], rows[1])
+        track_statistics(norm, _samples(call), rows[0], rows[1])
     return Result(spikes, state, None, Moments(*moments) if call.rule.record_moments else None, None, written if bits else None)
 
 
@@ -178,7 +175,7 @@ _Options = tuple[int, int, bool, bool, bool]  # pool, repeats, and what is wante
 def _forward(name: str, call: Call, norm: Norm, options: _Options, add: Tensor | None, constants: Tensor) -> Any:
     running = (None, None) if norm.training else (norm.running_mean, norm.running_var)
     parameters = (norm.weight, norm.bias, *running)
-    rule = operators.encode(call)
+    rule = ops.encode(call)
     return getattr(torch.ops.backspike, f"{name}_forward")(
         call.x, call.v0, *parameters, add, constants, *rule, norm.eps, *options
     )
@@ -187,11 +184,11 @@ def _forward(name: str, call: Call, norm: Norm, options: _Options, add: Tensor |
 class _NormLIF(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, name: str, call: Call, norm: Norm, options: _Options, *learned: Any) -> Any:
-        constants, add = operators.constants(call), learned[-1]
+        constants, add = ops.constants(call), learned[-1]
         spikes, state, moments, rows, bits = _forward(name, call, norm, options, add, constants)
         tensors = [p if isinstance(p, Tensor) else None for p in learned[2:-1]]
         ctx.save_for_backward(call.x, call.v0, rows, constants, call.seed, call.p, *tensors)
-        ctx.name, ctx.rule, ctx.moments = name, operators.encode(call), call.rule.record_moments
+        ctx.name, ctx.rule, ctx.moments = name, ops.encode(call), call.rule.record_moments
         ctx.choices = norm.training, *options[:3]
         ctx.mark_non_differentiable(rows, bits)
         ctx.set_materialize_grads(False)
@@ -205,207 +202,21 @@ class _NormLIF(torch.autograd.Function):
         training, pool, repeats, has_state = ctx.choices
         _, _, _, _, needs_y, needs_v0, *needs, needs_add = ctx.needs_input_grad
         learns = sum(1 << i for i, needed in enumerate(needs[:3]) if needed)
-        line = operators.line(g_moments, y.shape, constants.dtype) if ctx.moments and g_moments is not None else None
+        line = ops.line(g_moments, y.shape, constants.dtype) if ctx.moments and g_moments is not None else None
         g_v = g_v if has_state else None
         dy, g_v0, sums, through = getattr(torch.ops.backspike, f"{ctx.name}_backward")(
             y, v0, rows, constants, seed, p, g, g_v, line, *ctx.rule, training, pool, repeats, learns, needs_v0
         )
         neuron = zip([*sums, through[1] * rows[2], through[0]], parameters, needs)
-        grads = [operators.reduced(row, parameter) if needed else None for row, parameter, needed in neuron]
+        grads = [ops.reduced(row, parameter) if needed else None for row, parameter, needed in neuron]
         if needs[0]:
-            grads[0] = operators.reduced(sums[0] / parameters[0].double() ** 2, parameters[0])
+            grads[0] = ops.reduced(sums[0] / parameters[0].double() ** 2, parameters[0])
         return None, None, None, None, dy if needs_y else None, g_v0 if needs_v0 else None, *grads, g if needs_add else None
 
 
 # ------------------------------------------------------------------------------------------------------- the operators
 
 
-class _Job(ctypes.Structure):
-    """The struct Norm of norm.c, which says what the fields mean."""
-
-    _fields_ = [
-        ("neuron", cpu._Job),
-        *cpu._fields(ctypes.c_int64, "batch pool H W"),
-        ("eps", ctypes.c_double),
-        *cpu._fields(ctypes.c_void_p, "p_weight p_bias p_norm p_rows p_tables p_cache p_moved p_moments"),
-    ]
-
-
-def forward_outputs(
-    y: Tensor, pool: int, repeats: int, want_state: bool, moments: bool, bits: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    strides, device, T = layout.order(y[0]), y.device, y.shape[0] * repeats
-    step = (*y.shape[1:3], y.shape[3] // 2, y.shape[4] // 2) if pool else y.shape[1:]
-    state = (y.shape[1:], strides) if want_state else ((0,), (1,))
-    return (
-        layout.empty((T, *step), spike_strides(y, strides, pool), y.dtype, device),
-        torch.empty_strided(*state, dtype=state_dtype(y), device=device),
-        torch.zeros((2, T, y.shape[2]) if moments else (0,), dtype=torch.float64, device=device),
-        torch.zeros((_ROWS, y.shape[2]), dtype=torch.float64, device=device),
-        torch.empty(T * math.prod(step) // 8 if bits else 0, dtype=torch.uint8, device=device),
-    )
-
-
-def spike_strides(y: Tensor, strides: Sequence[int], pool: int) -> Sequence[int]:
-    """Of a timestep; what is pooled lies as y does."""
-    if not pool:
-        return strides
-    C, H, W = y.shape[2], y.shape[3] // 2, y.shape[4] // 2
-    return (C * H * W, 1, C * W, C) if strides[1] == 1 else (C * H * W, H * W, W, 1)
-
-
-def backward_outputs(y: Tensor, constants: Tensor, masked: bool, needs_v0: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    strides, device = layout.order(y[0], masked), y.device
-    state = (y.shape[1:], strides) if needs_v0 else ((0,), (1,))
-    return (
-        layout.empty(y.shape, strides, y.dtype, device),
-        torch.empty_strided(*state, dtype=state_dtype(y), device=device),
-        torch.zeros((3, constants.shape[1]), dtype=torch.float64, device=device),
-        torch.zeros((2, y.shape[2]), dtype=torch.float64, device=device),
-    )
-
-
-def define(name: str) -> None:
-    """A pair of operators, `name_forward` and `name_backward`, whose results torch.compile can foresee."""
-    operators.library.define(
-        f"{name}_forward(Tensor y, Tensor? v0, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? variance, Tensor? add,"
-        " Tensor constants, int[] flags, float[] numbers, float eps, int pool, SymInt repeats, bool want_state, bool moments,"
-        " bool bits) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-    )
-    operators.library.define(
-        f"{name}_backward(Tensor y, Tensor? v0, Tensor rows, Tensor constants, Tensor? seed, Tensor? p, Tensor? g, Tensor? g_v,"
-        " Tensor? line, int[] flags, float[] numbers, bool training, int pool, SymInt repeats, int learns, bool needs_v0)"
-        " -> (Tensor, Tensor, Tensor, Tensor)"
-    )
-    torch.library.register_fake(f"backspike::{name}_forward", _foresee_forward, lib=operators.library)
-    torch.library.register_fake(f"backspike::{name}_backward", _foresee_backward, lib=operators.library)
-
-
-def _foresee_forward(y: Any, v0: Any, weight: Any, bias: Any, mean: Any, variance: Any, add: Any, *rest: Any) -> Any:
-    return forward_outputs(y, *rest[4:])
-
-
-def _foresee_backward(y: Any, v0: Any, rows: Any, constants: Any, seed: Any, *rest: Any) -> Any:
-    return backward_outputs(y, constants, seed is not None, rest[-1])
-
-
 # ------------------------------------------------------------------------------------------------------- in C
 
 define("norm_lif")
-
-
-@torch.library.impl(operators.library, "norm_lif_forward", "CPU")
-def _norm_lif_forward(
-    y: Any,
-    v0: Any,
-    weight: Any,
-    bias: Any,
-    mean: Any,
-    variance: Any,
-    add: Any,
-    constants: Any,
-    flags: Any,
-    numbers: Any,
-    eps: float,
-    pool: int,
-    repeats: int,
-    want_state: bool,
-    moments: bool,
-    bits: bool,
-) -> Any:
-    if y.dtype == torch.float16:
-        add = None if add is None else add.float()
-        given = (weight, bias, mean, variance, add, constants, flags, numbers, eps, pool, repeats, want_state, moments, bits)
-        spikes, *others = _norm_lif_forward(y.float(), v0, *given)
-        return spikes.half(), *others
-    assert not bits  # see writes_bits
-    outputs = spikes, state, sums, rows, _ = forward_outputs(y, pool, repeats, want_state, moments, bits)
-    strides = layout.order(y[0])
-    y, v0 = layout.arranged(y, strides), layout.one(v0, strides)
-    weight, bias = (None if p is None else p.to(state.dtype).contiguous() for p in (weight, bias))
-    job = _job(y, constants, strides, flags, numbers, rows, pool, repeats)
-    job.eps = eps
-    if mean is None:
-        job.batch = 1
-    else:
-        rows[0], rows[1] = mean, variance
-    partial = torch.zeros(job.neuron.chunks, sums.numel(), dtype=torch.float64) if moments else None
-    cpu._set(job.neuron, v0=v0, s=spikes, v=state if want_state else None, partial=partial, sums=sums)
-    cpu._set(job, weight=weight, bias=bias)
-    _call("norm_forward", y.dtype, job)
-    if moments:
-        sums /= y[0].numel() // y.shape[2]
-    if add is not None:
-        spikes += add
-    return outputs
-
-
-@torch.library.impl(operators.library, "norm_lif_backward", "CPU")
-def _norm_lif_backward(
-    y: Any,
-    v0: Any,
-    rows: Any,
-    constants: Any,
-    seed: Any,
-    p: Any,
-    g: Any,
-    g_v: Any,
-    line: Any,
-    flags: Any,
-    numbers: Any,
-    training: bool,
-    pool: int,
-    repeats: int,
-    learns: int,
-    needs_v0: bool,
-) -> Any:
-    if y.dtype == torch.float16:
-        given = (flags, numbers, training, pool, repeats, learns, needs_v0)
-        g = None if g is None else g.float()
-        dy, *others = _norm_lif_backward(y.float(), v0, rows, constants, seed, p, g, g_v, line, *given)
-        return dy.half(), *others
-    outputs = dy, g_v0, sums, through = backward_outputs(y, constants, seed is not None, needs_v0)
-    strides = dy.stride()[1:]
-    y, g = layout.arranged(y, strides), layout.arranged(g, spike_strides(y, strides, pool))
-    v0, g_v = layout.one(v0, strides), layout.one(g_v, strides)
-    job = _job(y, constants, strides, flags, numbers, rows, pool, repeats)
-    neuron = job.neuron
-    neuron.learns, job.batch = learns, training
-    cpu._mask(neuron, seed, p)
-    neuron.g_stride = 0 if g is None else g.stride(0)
-    partial = torch.zeros(neuron.chunks, sums.numel(), dtype=torch.float64) if learns else None
-    cpu._set(neuron, v0=v0, g=g, gv=g_v, line=line, gx=dy, gv0=g_v0 if needs_v0 else None, partial=partial, sums=sums)
-    cpu._set(job, moments=through)
-    _call("norm_backward", y.dtype, job)
-    return outputs
-
-
-def _job(
-    y: Tensor,
-    constants: Tensor,
-    strides: tuple[int, ...],
-    flags: Sequence[int],
-    numbers: Sequence[float],
-    rows: Tensor,
-    pool: int,
-    repeats: int,
-) -> Any:
-    """What both directions need, a `_Job` with its work space."""
-    T, C = y.shape[0] * repeats, y.shape[2]
-    neuron = cpu._job((T, *y.shape[1:]), constants, strides, flags, numbers, y.element_size())
-    neuron.repeated, neuron.x_stride = repeats > 1, y.stride(0) if repeats == 1 else 0
-    cpu._set(neuron, x=y)
-    job: Any = _Job(neuron=neuron, pool=pool)
-    if pool:
-        job.H, job.W = y.shape[3:]
-    c: Any = cpu._c
-    parts, block = c.norm_splits(ctypes.byref(job)) if neuron.inner == 1 else 0, c.norm_block()
-    sizes = (_ROWS * C, _ROWS * parts * block, neuron.threads * T * block)
-    space = *(torch.empty(n, dtype=constants.dtype) for n in sizes), torch.zeros(neuron.chunks * 2 * C, dtype=torch.float64)
-    job.space = space  # lives as long as the job
-    cpu._set(job, norm=rows, rows=space[0], tables=space[1], cache=space[2], moved=space[3])
-    return job
-
-
-def _call(name: str, dtype: torch.dtype, job: _Job) -> None:
-    getattr(cpu._c, f"{name}_{cpu._SUFFIX[dtype]}")(ctypes.byref(job))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import cpu, layout
+from . import layout
+from .cpu import library
 
 _SUFFIX = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 _GRAIN = 65536  # elements that are worth a thread
@@ -38,11 +38,13 @@ class Packed:
         x = torch.empty_strided(self.shape, self.stride, dtype=dtype, device=self.codes.device)
         n = x.numel()
         if x.device.type != "cpu":
-            from .triton import unpack  # which wrote them
+            from .triton.lif import unpack  # which wrote them
 
             unpack(self.codes, x)
             return x
-        _function("unpack", dtype)(_pointer(self.codes), _number(n), _number(self.bits), _pointer(x), _threads(n))
+        library.function(f"unpack_{_SUFFIX[dtype]}")(
+            _pointer(self.codes), _number(n), _number(self.bits), _pointer(x), _threads(n)
+        )
         return x
 
     @property
@@ -53,11 +55,13 @@ class Packed:
 def pack(x: Tensor) -> Packed:
     """x (any shape) in the fewest bits that hold it exactly. Each number tried is a pass over x, ended by the first misfit."""
     x = x.detach()
-    if cpu.available() and type(x) is Tensor and x.device.type == "cpu" and x.dtype in _SUFFIX and layout.dense(x):
+    if library.available() and type(x) is Tensor and x.device.type == "cpu" and x.dtype in _SUFFIX and layout.dense(x):
         n = x.numel()
         for bits in (1, 4, 8):
             codes = torch.empty((n * bits + 7) // 8, dtype=torch.uint8)
-            nonzero = _function("pack", x.dtype)(_pointer(x), _number(n), _number(bits), _pointer(codes), _threads(n))
+            nonzero = library.function(f"pack_{_SUFFIX[x.dtype]}")(
+                _pointer(x), _number(n), _number(bits), _pointer(codes), _threads(n)
+            )
             if nonzero >= 0:
                 return Packed(codes, bits, x.shape, x.stride(), x.dtype, nonzero)
     return Packed(x, 0, x.shape, x.stride(), x.dtype, None)
@@ -65,13 +69,7 @@ def pack(x: Tensor) -> Packed:
 
 def count(bits: Tensor) -> int:
     """How many bits of a uint8 tensor are set."""
-    return _function("pack_count")(_pointer(bits), _number(bits.numel()))
-
-
-def _function(name: str, dtype: torch.dtype | None = None) -> Any:
-    function = getattr(cpu._c, name if dtype is None else f"{name}_{_SUFFIX[dtype]}")
-    function.restype = ctypes.c_int64
-    return function
+    return library.function("pack_count")(_pointer(bits), _number(bits.numel()))
 
 
 _number = ctypes.c_int64

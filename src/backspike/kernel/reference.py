@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .constants import leak, over_channels, rest, state_dtype
-from .kept import pack
+from .call import Moments, Result
+from .coefficients import leak, over_channels, rest, state_dtype
 from .mask import dropped_at
-from .moments import Moments
-from .result import Result
+from .saved import pack
 
 if TYPE_CHECKING:
-    from . import Call
+    from .call import Call
 
 
 def refuses(call: Call) -> str | None:

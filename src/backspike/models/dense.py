@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from ..layer import OverTime
-from ..neuron import LIF
-from ..norm import NormLayer
-from ..recurrent import Recurrent
-from ..sequential import Sequential, run
+from ..layers.norm import NormLayer
+from ..layers.over_time import OverTime
+from ..layers.sequential import Sequential, run
+from ..neuron.lif import LIF
+from ..neuron.recurrent import Recurrent
 
 Neuron = Callable[..., nn.Module]
 

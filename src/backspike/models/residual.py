@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..fusion import Block, through
-from ..neuron import LIF
-from ..norm import NormLayer, batch_norm
+from ..layers.block import Block, through
+from ..layers.norm import NormLayer, batch_norm
+from ..neuron.lif import LIF
 from .dense import spiking_linear
 
 Neuron = Callable[..., nn.Module]

@@ -11,10 +11,10 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ..layer import OverTime
-from ..neuron import LIF
-from ..norm import NormLayer, batch_norm
-from ..sequential import Sequential, run
+from ..layers.norm import NormLayer, batch_norm
+from ..layers.over_time import OverTime
+from ..layers.sequential import Sequential, run
+from ..neuron.lif import LIF
 
 Neuron = Callable[..., nn.Module]
 # 0.125 before a neuron of half the threshold in the authors' code; here all neurons are alike

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from ..layer import OverTime
-from ..neuron import LIF
-from ..norm import NormLayer, batch_norm
-from ..sequential import Sequential, run
+from ..layers.norm import NormLayer, batch_norm
+from ..layers.over_time import OverTime
+from ..layers.sequential import Sequential, run
+from ..neuron.lif import LIF
 from .dense import spiking_linear
 
 _CONVOLUTION = re.compile("([1-9][0-9]*)(?:C([1-9]?[13579]))?")

@@ -4,7 +4,7 @@ two fields. `NAMES` is the one list, with what the papers report and what was ru
 
 from __future__ import annotations
 
-from ..recipe import Recipe, RecipeError, nearest
+from ..errors import RecipeError, nearest
 from . import li2024, wang2023, yang2020
 from .bittar2022 import shd
 from .li2024 import (
@@ -21,6 +21,7 @@ from .li2024 import (
     n_caltech101_resnet18,
 )
 from .park2023 import cifar10_resnet20, cifar10_resnet32, cifar10_vgg16
+from .recipe import Recipe
 from .shipped import GRADES, Reported, Shipped
 from .small import cifar10_small, digits, digits_dvs, mnist
 from .wang2023 import cifar10_resnet19, cifar100_resnet19

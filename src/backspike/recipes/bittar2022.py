@@ -11,8 +11,9 @@ plateau of the test set, on which it also validates. The data are those of Crame
 from __future__ import annotations
 
 from ..models import MLP
-from ..recipe import PLIF, AdamW, Recipe
 from ..surrogate import Rectangle
+from .recipe import Recipe
+from .values import PLIF, AdamW
 
 NEURON = PLIF(tau=9.0, v_threshold=1.0, v_reset=None, surrogate=Rectangle(width=1.0))
 

@@ -16,9 +16,10 @@ from dataclasses import replace
 from ..data.augment import Augment, Crop, Cutout, Flip, ResizedCrop, Rotate
 from ..data.autoaugment import AutoAugment
 from ..models import VGGSNN, CIFARNet, Model, ResNet18, SEWResNet34
-from ..recipe import TWO, AdamW, CrossEntropy, Mean, Neuron, Recipe
 from ..surrogate import Masked, Triangle
+from .recipe import Recipe
 from .shipped import Reported
+from .values import TWO, AdamW, CrossEntropy, Mean, Neuron
 
 NEURON = Neuron(tau=2.0, v_threshold=0.5, v_reset=0.0, decay_input=True, surrogate=Masked(Triangle(alpha=2.0), p=0.5))
 LEARNING_RATE = 0.05 * 64 / 1024

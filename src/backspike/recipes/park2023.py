@@ -9,8 +9,9 @@ from __future__ import annotations
 from ..data.augment import Crop, Flip
 from ..data.mixing import CutMix
 from ..models import VGG16, Model, ResNet20, ResNet32
-from ..recipe import SGD, SGS, TDBN, Neuron, Recipe
 from ..surrogate import Rectangle
+from .recipe import Recipe
+from .values import SGD, SGS, TDBN, Neuron
 
 NEURON = Neuron(tau=10.0, v_threshold=0.5, v_reset=0.0, decay_input=False, surrogate=Rectangle(width=1.0))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..recipe import Recipe
+from .recipe import Recipe
 
 # how well a fact about a paper is known; the same grades as in docs/methods.md
 GRADES = {

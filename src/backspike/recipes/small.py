@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ..data.augment import Crop, Flip, Shift
 from ..models import ConvNet
-from ..recipe import SGD, TWO, AdamW, CrossEntropy, Neuron, Recipe
 from ..surrogate import Triangle
 from .li2024 import NEURON
+from .recipe import Recipe
+from .values import SGD, TWO, AdamW, CrossEntropy, Neuron
 
 
 def digits() -> Recipe:

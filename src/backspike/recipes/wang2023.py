@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from ..data.augment import Crop, Flip
 from ..models import ResNet19
-from ..recipe import PDA, SGD, TDBN, Neuron, Recipe
 from ..surrogate import Parametric, Rectangle
+from .recipe import Recipe
 from .shipped import Reported
+from .values import PDA, SGD, TDBN, Neuron
 
 NEURON = Neuron(tau=4 / 3, v_threshold=0.5, v_reset=0.0, decay_input=False, surrogate=Parametric(Rectangle(width=1.0)))
 

@@ -13,9 +13,10 @@ from dataclasses import replace
 
 from ..data.augment import Crop, Flip
 from ..models import ConvNet
-from ..recipe import AdamW, CubaLIF, Recipe
 from ..surrogate import Sigmoid
+from .recipe import Recipe
 from .shipped import Reported
+from .values import AdamW, CubaLIF
 
 NEURON = CubaLIF(
     tau=5.0,

@@ -10,15 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 
 
-class DataError(ValueError):
-    """Data that is missing, damaged or not what it says; the message names the file and the cure."""
-
-    @classmethod
-    def at(cls, name: str, offset: int, what: str) -> "DataError":
-        """The error for damage found in file `name` at byte `offset`."""
-        return cls(f"{name}: byte {offset}: {what}")
-
-
 def one_line(error: Exception) -> str:
     """What another library says of damage, fit for the message of a DataError."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -7,7 +7,8 @@ is dropped; the bits above are zero. Format: iniVation's description of AEDAT 2.
 
 import numpy as np
 
-from . import DataError, Events
+from ...errors import DataError
+from . import Events
 
 VERSION = b"#!AER-DAT2."
 EVENT_BYTES = 8

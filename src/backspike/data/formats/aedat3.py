@@ -10,7 +10,8 @@ import struct
 
 import numpy as np
 
-from . import DataError, Events
+from ...errors import DataError
+from . import Events
 
 VERSION = b"#!AER-DAT3.1"
 END = b"#!END-HEADER"

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from . import DataError, one_line
+from ...errors import DataError
+from . import one_line
 
 SHAPE = (3, 32, 32)
 IMAGE_BYTES = 3072

@@ -7,7 +7,7 @@
 import re
 from dataclasses import dataclass
 
-from . import DataError
+from ...errors import DataError
 
 TITLE = "class,startTime_usec,endTime_usec"
 CLASSES = 11

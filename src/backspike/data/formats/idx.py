@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 
-from . import DataError
+from ...errors import DataError
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 DEFLATE_RATIO = 1032  # the most bytes that one byte of a deflate stream can stand for

@@ -7,7 +7,8 @@ overflow: as in the authors' own reader it is dropped, and 2^13 us are added to 
 
 import numpy as np
 
-from . import DataError, Events
+from ...errors import DataError
+from . import Events
 
 EVENT_BYTES = 5
 OVERFLOW_ROW = 240

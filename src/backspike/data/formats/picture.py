@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from . import DataError, one_line
+from ...errors import DataError
+from . import one_line
 
 # Pillow knows more than forty formats, and starts other programs for some of them
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")

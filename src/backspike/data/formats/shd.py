@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from . import DataError, Events, one_line
+from ...errors import DataError
+from . import Events, one_line
 from .idx import DEFLATE_RATIO
 
 CHANNELS = 700

@@ -1,0 +1,174 @@
+"""What a network computes per sample, counted while it runs: connections of products, spikes that enter, numbers that move.
+
+`count` runs a few samples in float32 and gives the arrays `op_*` of `evaluation.npz`; `energy.py` makes picojoules of them. A
+connection is an input and an output that a weight joins; the zeros of a padding have none. Norms, which fold into weights,
+pools and additions of branches are not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..data.batches import Batches
+from ..layers.over_time import CONVOLUTIONS, PRODUCTS
+from ..neuron.hooks import seen
+from ..neuron.lif import LIF, Output
+
+SAMPLES, AT_ONCE = 128, 32
+MOST_PARTS = 1024  # of a spike: the places that average pools take together
+_MATMULS = {torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.bmm, torch.Tensor.__matmul__, torch.Tensor.__rmatmul__}
+_CONVOLVE: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+
+
+@dataclass
+class _Tally:
+    """Sums over all samples and timesteps of one product, or of one layer of neurons."""
+
+    kind: str
+    rows: int = 0  # samples times timesteps that were computed
+    dense: float = 0.0  # connections
+    additions: float = 0.0  # for each spike that enters, one for each output it reaches; nan: what enters is not made of spikes
+    products: float = 0.0  # the same for each input that is not zero
+    spikes: float = 0.0
+    bits: int = 1  # of an input
+    weights: int = 0
+    inputs: int = 0  # numbers of a row
+    outputs: int = 0
+
+
+@torch.no_grad()
+def count(network: Any, batches: Batches) -> dict[str, np.ndarray]:
+    """The arrays `op_*` from the first samples of a data set; their meaning is in docs/run-folder.md."""
+    network.eval()
+    counter, n, T = _Counter(), 0, batches.recipe.T
+    for x, _ in batches.in_order(AT_ONCE):
+        counter.watch(network.model, x.float())
+        if (n := n + x.shape[1]) >= SAMPLES:
+            break
+    return {"op_samples": np.array(n), **_arrays(counter.tallies, n, T)}
+
+
+def _arrays(tallies: dict[str, _Tally], n: int, T: int) -> dict[str, np.ndarray]:
+    rows = []
+    for name, t in tallies.items():
+        steps = T if t.rows % (T * n) == 0 else 1  # an input that repeats over T is multiplied once
+        own = {"name": name, "kind": t.kind, "steps": steps, "macs": t.dense / n / steps, "weights": t.weights, "bits": t.bits}
+        sums = {key: getattr(t, key) / n for key in ("additions", "products", "spikes")}
+        rows.append({**own, **sums, "inputs": t.inputs, "outputs": t.outputs})
+    return {f"op_{key}": np.array([row[key] for row in rows]) for key in (rows[0] if rows else ())}
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self.tallies: dict[str, _Tally] = {}
+        self.fired = False  # whether a spiking layer has run in this pass: what comes before it reads the input of the network
+        self.matmuls = 0
+        self.T = self.B = 0
+
+    def watch(self, model: nn.Module, x: Tensor) -> None:
+        """One forward pass of x `[T, B, ...]`."""
+        self.T, self.B = x.shape[:2]
+        self.fired, self.matmuls = False, 0
+        with ExitStack() as stack:
+            for name, m in model.named_modules():
+                if isinstance(m, PRODUCTS):
+                    hook = m.register_forward_hook(lambda m, args, y, name=name: self.product(name, m, args, y))
+                    stack.callback(hook.remove)
+            stack.enter_context(seen(model, self.neurons))
+            stack.enter_context(_Matmuls(self.matmul))
+            model(x)
+
+    def neurons(self, name: str, layer: LIF, out: Output) -> None:
+        assert out.spikes is not None
+        self.fired = True
+        t = self.tallies.setdefault(name, _Tally("neurons"))
+        t.rows += self.T * self.B
+        t.dense += out.spikes.numel()
+        t.products += out.spikes.numel()
+        t.additions = math.nan
+        t.spikes += float(out.spikes.sum(dtype=torch.float64))
+        t.inputs = t.outputs = out.spikes[0, 0].numel()
+
+    def product(self, name: str, m: Any, args: tuple[Any, ...], y: Tensor) -> None:
+        if not args:
+            return
+        x: Tensor = args[0]
+        t = self.tallies.setdefault(name, _Tally("linear" if isinstance(m, nn.Linear) else "convolution"))
+        rows = x.shape[0] * (x.shape[1] if isinstance(m, nn.Linear) and x.shape[:2] == (self.T, self.B) else 1)
+        spikes = _spikes(x, self.fired)
+        t.rows += rows
+        t.dense += _connections(m, torch.ones_like(x))
+        t.products += _connections(m, (x != 0).to(x))
+        t.additions += math.nan if spikes is None else _connections(m, spikes)
+        self._input(t, x, spikes)
+        t.weights = m.weight.numel()
+        t.inputs, t.outputs = x.numel() // rows, y.numel() // rows
+
+    def matmul(self, a: Tensor, b: Tensor, y: Tensor) -> None:
+        """Of two activations; where one of them is only 0 and 1, the other is added up."""
+        self.matmuls += 1
+        t = self.tallies.setdefault(f"matmul {self.matmuls}", _Tally("matmul"))
+        t.rows += self.T * self.B
+        t.dense += y.numel() * a.shape[-1]
+        pairs = float(((a != 0).double() @ (b != 0).double()).sum())
+        t.products += pairs
+        binary = [s for s in (_spikes(a, self.fired), _spikes(b, self.fired)) if s is not None and s.max() <= 1]
+        t.additions += pairs if binary else math.nan
+        self._input(t, a, _spikes(a, self.fired))
+        self._input(t, b, _spikes(b, self.fired))
+        t.inputs, t.outputs = (a.numel() + b.numel()) // (self.T * self.B), y.numel() // (self.T * self.B)
+
+    def _input(self, t: _Tally, x: Tensor, spikes: Tensor | None) -> None:
+        t.spikes += math.nan if spikes is None else float(spikes.sum(dtype=torch.float64))
+        t.bits = max(t.bits, 32 if spikes is None else max(1, math.ceil(math.log2(float(spikes.max()) + 1))))
+
+
+def _spikes(x: Tensor, hidden: bool) -> Tensor | None:
+    """How many spikes each number stands for: 0 or 1; more where spikes were added; of an average, its parts.
+
+    None for real numbers. The input of the network itself is only taken for spikes where it holds whole numbers, events.
+    """
+    values = x.unique()
+    if len(values) > 4 * MOST_PARTS or float(values[0]) < 0:
+        return None
+    for parts in range(1, MOST_PARTS + 1 if hidden else 2):
+        scaled = values.double() * parts
+        if bool(((scaled - scaled.round()).abs() < 1e-3).all()):
+            return (x * parts).round()
+    return None
+
+
+def _connections(m: Any, counts: Tensor) -> float:
+    """The sum over all inputs of what they count, times the outputs that they reach."""
+    if not isinstance(m, CONVOLUTIONS):
+        return float(counts.sum(dtype=torch.float64)) * m.out_features
+    counts = counts if counts.dim() == m.weight.dim() else counts[None]
+    window = torch.ones((1, 1, *m.kernel_size), device=counts.device)
+    over = counts.float().sum(1, keepdim=True)
+    reached = _CONVOLVE[counts.dim()](over, window, None, m.stride, m.padding, m.dilation)
+    return float(reached.sum(dtype=torch.float64)) * (m.out_channels // m.groups)
+
+
+class _Matmuls(TorchFunctionMode):
+    """Within it, `see(a, b, y)` is called for every matrix product that is written as one."""
+
+    def __init__(self, see: Callable[[Tensor, Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self.see = see
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        y = func(*args, **(kwargs or {}))
+        if func in _MATMULS and len(args) == 2 and min(args[0].dim(), args[1].dim()) >= 2:
+            a, b = args[::-1] if func is torch.Tensor.__rmatmul__ else args
+            self.see(a, b, y)
+        return y

@@ -1,0 +1,135 @@
+"""How a certificate is shown: a table on a terminal, a page in Markdown with JSON beside it, and a bar meanwhile."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..system.files import plain, to_json, write_atomic
+from .check import AXES, TOLERANCE, Certificate, Finding, Listener, Row
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LIMITS = {str(dtype).removeprefix("torch."): limit for dtype, limit in TOLERANCE.items()}
+TITLE = "Largest relative error of a gradient against the definition in float64; spikes and membranes equal bit for bit"
+SHOWN = 10  # failures on a terminal
+
+
+def write(certificate: Certificate, file: Path, command: str) -> None:
+    """Writes the page `file` and, beside it with the ending .json, the same for machines."""
+    write_atomic(file, markdown(certificate, command).encode())
+    write_atomic(file.with_suffix(".json"), to_json(complete(certificate, command)))
+
+
+def complete(certificate: Certificate, command: str) -> dict[str, Any]:
+    return {
+        "command": command,
+        "passed": certificate.passed,
+        "machine": certificate.machine,
+        "options": {axis: list(values) for axis, values in AXES.items()},
+        "limits": LIMITS,
+        "backends": {name: asdict(row) for name, row in certificate.rows.items()},
+        "failed": [failure(finding) for finding in certificate.failed],
+    }
+
+
+def failure(finding: Finding) -> dict[str, Any]:
+    return {**finding.case, "errors": finding.errors, "failed": finding.reason, "command": finding.command()}
+
+
+def summary(certificate: Certificate) -> str:
+    n = len(certificate.failed)
+    return f"{certificate.cases:,} cases, {'all passed' if not n else f'{n:,} failed'}"
+
+
+def head() -> list[str]:
+    return ["backend", "cases", "failed", "mask bits", *LIMITS]
+
+
+def cells(name: str, row: Row) -> list[str]:
+    """One line under `head`."""
+    errors = [f"{row.errors[column]:.1e}" if column in row.errors else "–" for column in LIMITS]
+    return [name, f"{row.cases:,}", f"{row.failed:,}", f"{row.masks:,}", *errors]
+
+
+def about(certificate: Certificate) -> str:
+    m = certificate.machine
+    return (
+        f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['capability']}; {m['system']}; Python {m['python']}, "
+        f"torch {m['torch']}"
+    )
+
+
+def terminal(certificate: Certificate) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=TITLE, caption=about(certificate), title_justify="left", caption_justify="left")
+    for column in head():
+        table.add_column(column, justify="left" if column == "backend" else "right")
+    table.add_row("limit", "", "", "", *(f"{limit:.0e}" for limit in LIMITS.values()), end_section=True)
+    for name, row in certificate.rows.items():
+        table.add_row(*map(Text, cells(name, row)))
+    return table
+
+
+def failures(certificate: Certificate) -> Iterator[str]:
+    """What failed, and what repeats it alone; of many, the first."""
+    for finding in certificate.failed[:SHOWN]:
+        yield f"failed: {finding.reason}\n    {finding.command()}"
+    if (more := len(certificate.failed) - SHOWN) > 0:
+        yield f"and {more:,} more; --out FILE.md writes all of them"
+
+
+def markdown(certificate: Certificate, command: str) -> str:
+    limits = ["limit", "", "", "", *(f"{limit:.0e}" for limit in LIMITS.values())]
+    rows = [head(), ["---", *["---:"] * (len(head()) - 1)], limits, *(cells(n, r) for n, r in certificate.rows.items())]
+    made = f"{summary(certificate)}. Made by `{command}`; the same command checks another machine."
+    lines = ["# Certificate", "", made, "", f"{about(certificate)}.", ""]
+    lines += [f"{TITLE}; mask bits: in how many cases they were compared.", "", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    lines += ["Options, of which each backend met every pair that it takes (with `--all`: every combination):", ""]
+    lines += [f"- `{axis}`: {', '.join(values)}" for axis, values in AXES.items()]
+    refused = dict.fromkeys(reason for row in certificate.rows.values() for reason in row.refused)
+    lines += ["", "Not counted, as there is no such neuron or the backend refuses it:", "", *(f"- {r}" for r in refused)]
+    if certificate.failed:
+        lines += ["", "## Failed", "", *(f"- {f.reason}: `{f.command()}`" for f in certificate.failed)]
+    return "\n".join([*lines, ""])
+
+
+@contextmanager
+def listener(as_json: bool) -> Iterator[Listener]:
+    """The way of showing that fits where standard output goes."""
+    if as_json:
+        yield lambda event: print(json.dumps(plain(event)), flush=True)
+    elif sys.stdout.isatty():
+        with _bar() as listen:
+            yield listen
+    else:
+        yield lambda event: None
+
+
+@contextmanager
+def _bar() -> Iterator[Listener]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[done]}"), TimeElapsedColumn()
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task("certify", total=None, done="")
+        cases = failed = 0
+
+        def listen(event: dict[str, Any]) -> None:
+            nonlocal cases, failed
+            if event["event"] == "start":
+                progress.update(task, total=event["cases"])
+                return
+            cases, failed = cases + 1, failed + bool(event["failed"])
+            done = f"{cases:,} cases" + (f", {failed:,} failed" if failed else "")
+            progress.update(task, advance=1, description=event["backend"], done=done)
+
+        yield listen

@@ -1,0 +1,1 @@
+"""Why does it not learn? `examine` measures a network and names the problem; `page` shows it."""

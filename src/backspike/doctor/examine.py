@@ -1,0 +1,139 @@
+"""`examine`: why does it not learn? A few batches through the network of a recipe, or of a run, and what is wrong with it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..analysis.diagnosis import Finding, diagnose
+from ..analysis.vitals import Vitals, take
+from ..errors import RunError
+from ..recipes.recipe import Recipe
+from ..run import Run
+from ..train import checkpoint, failures, setup
+from ..train import trainer as training
+
+SAMPLES = 128  # in all, the mean of whose gradients is judged
+AT_ONCE = 32  # of them, as what every layer does is recorded
+STEPS = 10  # of the optimizer; an average of Adam or SGD holds the last ten or so
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What `examine` found."""
+
+    subject: str
+    recipe: Recipe
+    trained: bool
+    vitals: Vitals = field(repr=False)
+    findings: list[Finding]
+
+    @property
+    def healthy(self) -> bool:
+        """Nothing but notes."""
+        return all(finding.note for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        about = {"subject": self.subject, "recipe": self.recipe.to_dict(), "trained": self.trained, "healthy": self.healthy}
+        return {**about, "findings": [f.to_dict() for f in self.findings], "vitals": self.vitals.to_dict()}
+
+
+def examine(
+    run_or_recipe: str | Path | Recipe,
+    model: nn.Module | None = None,
+    train: Any = None,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    device: str | torch.device | None = None,
+    values: tuple[type, ...] = (),
+) -> Examination:
+    """Measures a recipe's network before training, or that of a run folder as it was at its last checkpoint.
+
+    128 training samples, augmented as in training, go forward and backward; then ten steps are taken on a copy. Nothing is
+    written. model, train: your own in place of the recipe's, as for `fit`. changes: fields of the recipe to be set first, such
+    as a finding's, also of a run's. Sets torch's global seed, as `fit` does. Raises RunError, DataError or RecipeError.
+    """
+    state: dict[str, Any] | None = None
+    if isinstance(run_or_recipe, Recipe):
+        run, recipe, subject = Run(Path("nowhere")), run_or_recipe, run_or_recipe.name
+    else:
+        run = Run.open(run_or_recipe)
+        recipe, subject = run.recipe(values), str(run_or_recipe)
+        setup.check_own(run, model=model, data=train)
+        if not run.has("last.ckpt"):
+            raise RunError(f"{run.path} has no last.ckpt; examine its recipe instead: backspike doctor {recipe.name}")
+        state = checkpoint.read(run, "last.ckpt")
+    recipe = recipe.replace(dict(changes or {}))
+    work = training.Trainer(run, recipe, model, setup.data_sets(recipe, train, None, None), device, None)
+    if state is not None:
+        _restore(work, state, any(name.startswith("optimizer") for name in changes or ()))
+    assert work.train is not None
+    size = min(AT_ONCE, work.recipe.part_size)
+    with work._said():
+        stream = chain.from_iterable(map(work.train.training, count(work.epoch)))
+        batches = [(x[:, :size], y[:size]) for x, y in islice(stream, -(-SAMPLES // size))]
+        vitals = take(work.network, work.optimizer, batches, work.recipe, work.train.autocast, STEPS)
+    trained, steps = work.step > 0, work.recipe.epochs * len(work.train)
+    findings = diagnose(vitals, work.network.model, work.recipe, steps, trained)
+    return Examination(subject, work.recipe, trained, vitals, findings)
+
+
+def _restore(work: training.Trainer, state: Mapping[str, Any], another_optimizer: bool) -> None:
+    try:
+        work.network.load_state_dict(state["network"])
+        if not another_optimizer:
+            work.take_optimizer(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as e:
+        text = failures.first_line(e)
+        raise RunError(f"the weights of {work.run.path} do not fit this network ({text}); leave out what changes it") from e
+    work.epoch, _, work.step = state["position"]
+    work.epoch = min(work.epoch, work.recipe.epochs - 1)
+    work._set_mask_probability()
+
+
+def lines(examination: Examination) -> list[str]:
+    """For a terminal: a table of the layers, how far steps go, and the findings."""
+    v, recipe = examination.vitals, examination.recipe
+    state = "trained" if examination.trained else "not trained"
+    rows = [_HEAD, *(_row(name, layer) for name, layer in v.layers.items())]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    out = [
+        f"{examination.subject} ({state}): {v.samples} samples of {recipe.data}, T = {v.T}, "
+        f"cross-entropy {v.cross_entropy:.3g}, accuracy {100 * v.accuracy:.1f} %",
+        *("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows),
+    ]
+    if v.weights:
+        ratios = [w.update_ratio for w in v.weights.values()]
+        out.append(f"a step at the full learning rate changes weights by {min(ratios):.2g} to {max(ratios):.2g} of their size")
+    ill = [f for f in examination.findings if not f.note]
+    out.append(f"findings: {len(ill)}" if ill else "healthy: nothing found")
+    for finding in examination.findings:
+        out.append(f"{'note' if finding.note else 'finding'}: {finding}")
+    if any(f.changes for f in ill):
+        out.append(f"try: {_again(examination, ill)}")
+    return out
+
+
+_HEAD = ("layer", "fires", "under surrogate", "gradient", "reset", "mask leaves", "dead channels")
+
+
+def _row(name: str, layer: Any) -> tuple[str, ...]:
+    def mean(values: Sequence[float] | None) -> str:
+        return "-" if not values else f"{sum(values) / len(values):.2g}"
+
+    shares = (f"{100 * layer.rate:.1f} %", f"{100 * layer.support:.1f} %", f"{layer.gradient_norm:.1e}")
+    return (name, *shares, mean(layer.reset_ratio), mean(layer.mask_left), f"{100 * layer.dead:.0f} %")
+
+
+def _again(examination: Examination, ill: Sequence[Finding]) -> str:
+    """The command that examines the recipe with all changes at once."""
+    changes = {k: v for finding in ill for k, v in finding.changes.items()}
+    flags = Finding("", [], "", "", changes).flags
+    return f"backspike doctor {shlex.quote(examination.subject)} {flags}"

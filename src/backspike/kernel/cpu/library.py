@@ -1,0 +1,195 @@
+"""The library of C kernels: which level was built for this processor, and the `Job` that its functions take."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...system import heap
+from .. import ops
+
+CHUNKS = 256  # sums are taken chunk by chunk; their number must not depend on the number of threads
+
+
+GRAIN = 16384  # element-steps that are worth a thread
+
+
+_LEVELS = {"AVX512": ("_lif_v4", "_lif_v3", "_lif"), "AVX2": ("_lif_v3", "_lif")}
+
+
+_LEVEL_NAMES = {"_lif_v4": "v4", "_lif_v3": "v3", "_lif": "baseline"}
+
+
+STREAM = 1 << 24  # bytes of a result from which on it is written past the cache
+
+
+SUFFIX = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+class CSurrogate(ctypes.Structure):
+    _fields_ = [("family", ctypes.c_int64), ("shape", ctypes.c_double), ("scale", ctypes.c_double)]
+
+
+def fields(kind: Any, names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
+
+
+class Job(ctypes.Structure):
+    """The struct of the same name in lif.c, which says what the fields mean."""
+
+    _fields_ = [
+        *fields(ctypes.c_int64, "T N C inner per_channel depth area chunks threads"),
+        *fields(ctypes.c_int64, "soft decay_input temporal parametric masked rescale learns"),
+        *fields(ctypes.c_int64, "seed limit x_stride g_stride gu_stride keeps repeated streams fresh"),
+        *fields(ctypes.c_double, "v_reset rho keep reach"),
+        *fields(CSurrogate, "surrogate replace"),
+        *fields(ctypes.c_void_p, "p_constants p_x p_v0 p_s p_u p_v p_kept p_active p_scratch"),
+        *fields(ctypes.c_void_p, "p_g p_gu p_gv p_line p_gx p_gv0 p_partial p_sums"),
+    ]
+
+
+def _built() -> Iterator[tuple[str, ctypes.CDLL]]:
+    """The libraries that this processor runs, as torch judges it (ATEN_CPU_CAPABILITY), the best first."""
+    for name in _LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("_lif",)):
+        spec = importlib.util.find_spec(f"backspike.kernel.{name}")
+        if spec is None or spec.origin is None:
+            continue
+        try:
+            library = ctypes.CDLL(spec.origin)
+            library.lif_digest.restype = ctypes.c_int64
+        except (OSError, AttributeError):
+            continue
+        if _digest() in (None, library.lif_digest()):
+            yield name, library
+
+
+@lru_cache
+def _digest() -> int | None:
+    """Of the sources that lie beside this file in a checkout, as setup.py takes it; None where there are none."""
+    folder = Path(__file__).parents[1] / "csrc"
+    sources = [path.read_bytes() for ending in "ch" for path in sorted(folder.glob(f"*.{ending}"))]
+    return zlib.crc32(b"".join(sources)) if sources else None
+
+
+def missing() -> str | None:
+    """Why there is no C kernel; None if there is one."""
+    if available():
+        return None
+    built = any(importlib.util.find_spec(f"backspike.kernel.{name}") for name in _LEVEL_NAMES)
+    return "the C kernel was built from other sources; install again" if built else "the C kernel was not built on installation"
+
+
+_c = next((library for _, library in _built()), None)
+
+
+def levels() -> tuple[str, ...]:
+    """What was built for this processor and for lesser ones: any of "v4", "v3", "baseline", the one in use first."""
+    return tuple(_LEVEL_NAMES[name] for name, _ in _built())
+
+
+@contextmanager
+def level(name: str) -> Iterator[None]:
+    """Within it, the library of this level computes; for checks, not for threads that compute meanwhile."""
+    global _c
+    before, _c = _c, {_LEVEL_NAMES[n]: library for n, library in _built()}[name]
+    try:
+        yield
+    finally:
+        _c = before
+
+
+def available() -> bool:
+    return _c is not None
+
+
+def function(name: str, dtype: torch.dtype | None = None) -> Any:
+    """A function of the library in use that returns an integer; with a dtype, the one compiled for it."""
+    found = getattr(_c, name if dtype is None else f"{name}_{SUFFIX[dtype]}")
+    found.restype = ctypes.c_int64
+    return found
+
+
+def remember(job: Job, keeps: int, flags: Sequence[int], numbers: Sequence[float]) -> None:
+    job.keeps = keeps
+    if ops.KEEPS[keeps] == "8bit":
+        job.reach = ops.reach(*flags[-2:], *numbers[-4:])
+
+
+def set_mask(job: Job, seed: Tensor | None, p: Tensor | None) -> None:
+    if seed is not None and p is not None:
+        job.masked, job.seed, job.limit, job.keep = 1, int(seed), round(float(p) * 2**24), 1 - float(p)
+
+
+def make_job(
+    shape: Sequence[int], constants: Tensor, strides: Sequence[int], flags: Sequence[int], numbers: Sequence[float], size: int
+) -> Job:
+    """What both directions need. shape: `[T, B, ...]`; strides: of a timestep; size: of an element of x in bytes."""
+    here = STREAM, GRAIN, torch.get_num_threads(), heap.mode()
+    template = job_template(tuple(shape), constants.shape[1] > 1, tuple(strides), tuple(flags), tuple(numbers), size, *here)
+    job = Job.from_buffer_copy(template)
+    job.p_constants = constants.data_ptr()
+    return job
+
+
+@lru_cache(maxsize=256)
+def job_template(
+    shape: tuple[int, ...],
+    per_channel: bool,
+    strides: tuple[int, ...],
+    flags: tuple[int, ...],
+    numbers: tuple[float, ...],
+    size: int,
+    stream: int,
+    grain: int,
+    threads: int,
+    mode: str,
+) -> Job:
+    """The same for every call of a layer."""
+    soft, decay_input, temporal, rescale, parametric, family, replace = flags
+    v_reset, rho, form, scale, replace_form, replace_scale = numbers
+    T, N, C, area = shape[0], math.prod(shape[1:]), shape[2] if len(shape) > 2 else 1, math.prod(shape[3:])
+    inner = strides[1] if C > 1 else N
+    depth = C if C > 1 and inner == 1 and area > 1 else 0
+    return Job(
+        T=T,
+        N=N,
+        C=C,
+        inner=inner,
+        per_channel=per_channel,
+        depth=depth,
+        area=area,
+        chunks=max(1, min(CHUNKS, N // max(512, 16 * C))),
+        threads=min(threads, 1 + T * N // grain),
+        soft=soft,
+        decay_input=decay_input,
+        temporal=temporal,
+        rescale=rescale,
+        parametric=parametric,
+        streams=T * N * size >= stream,
+        fresh=mode != "kept",
+        v_reset=v_reset,
+        rho=rho,
+        keep=1.0,
+        surrogate=CSurrogate(family, form, scale),
+        replace=CSurrogate(replace, replace_form, replace_scale),
+    )
+
+
+def set_pointers(job: Job, **tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        setattr(job, f"p_{name}", None if tensor is None else tensor.data_ptr())
+
+
+def call(name: str, dtype: torch.dtype, job: Job) -> None:
+    if job.N:
+        function(name, dtype)(ctypes.byref(job))

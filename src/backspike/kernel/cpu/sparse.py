@@ -1,0 +1,133 @@
+"""Products of spikes, kept as bits, with a matrix of numbers, on the CPU: adding alone, or only where it is asked for.
+
+`Spikes` is a matrix of bits `[M, K]` that computes the output of a linear layer and the gradient of its weight; `how` says
+whether the rows that spikes name are gathered (work in proportion to the spikes) or their sums are looked up in small tables
+(the same work at any density). `sampled` computes the gradient of the input only where bits are set. Everything is added in
+float32, in an order that does not depend on the number of threads. Matrices are float32 or bfloat16.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from . import library
+from .library import fields, function
+
+How = Literal["gather", "lookup"]
+DTYPES = (torch.float32, torch.bfloat16)
+_GRAIN = 1 << 18  # products that are worth a thread
+
+
+class _Bits(ctypes.Structure):
+    """The structs of the same names in sparse.h, which says what the fields mean."""
+
+    _fields_ = [*fields(ctypes.c_int64, "M K transposed threads"), *fields(ctypes.c_void_p, "p_bits p_words p_start p_index")]
+
+
+class _Product(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_int64, "R C N threads a_row a_column a_half y_row y_column y_half"),
+        *fields(ctypes.c_void_p, "p_start p_index p_words p_a p_bias p_y p_scratch"),
+    ]
+
+
+class _Sampled(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_int64, "M K N threads half x_half"),
+        *fields(ctypes.c_void_p, "p_bits p_g p_w p_x p_scratch"),
+    ]
+
+
+@dataclass(frozen=True)
+class Spikes:
+    """A matrix of zeros and ones `[M, K]` as bits (uint8, bit i of byte k is element 8 k + i in C order) with so many ones."""
+
+    bits: Tensor
+    M: int
+    K: int
+    ones: int
+
+    def times(self, weight: Tensor, bias: Tensor | None, how: How) -> Tensor:
+        """spikes @ weight.T + bias: `[M, N]` in the dtype of the weight `[N, K]`."""
+        y = torch.empty(self.M, weight.shape[0], dtype=weight.dtype)
+        self._product(how, False, weight, weight.stride()[::-1], y, y.stride(), bias)
+        return y
+
+    def weight_gradient(self, g: Tensor, how: How) -> Tensor:
+        """g.T @ spikes: float32 `[N, K]` for g `[M, N]`."""
+        out = torch.empty(g.shape[1], self.K)
+        self._product(how, True, g, g.stride(), out, out.stride()[::-1], None)
+        return out
+
+    def _product(
+        self, how: How, transposed: bool, a: Tensor, a_stride: Any, y: Tensor, y_stride: Any, bias: Tensor | None
+    ) -> None:
+        """y [R, N] = bits [R, C] @ a [C, N] + bias, with the strides that a and y have as these matrices."""
+        R, C = (self.K, self.M) if transposed else (self.M, self.K)
+        N = a.numel() // max(C, 1)
+        if not R * C * N:
+            y.copy_(torch.zeros(()) if bias is None else bias)
+            return
+        threads = _threads(R * C * N // 8)
+        words = torch.empty(-(-C // int(function("sparse_step")())), R, dtype=torch.int32)
+        bits = _Bits(
+            M=self.M, K=self.K, transposed=transposed, threads=threads, p_bits=pointer(self.bits), p_words=pointer(words)
+        )
+        function("sparse_words")(ctypes.byref(bits))
+        bias = None if bias is None else bias.float().contiguous()
+        scratch = torch.empty(threads, function("sparse_product_scratch")())
+        job = _Product(
+            R=R, C=C, N=N, threads=threads, p_a=pointer(a), p_bias=pointer(bias), p_y=pointer(y), p_scratch=pointer(scratch)
+        )
+        (job.a_row, job.a_column), (job.y_row, job.y_column) = a_stride, y_stride
+        job.a_half, job.y_half = a.dtype == torch.bfloat16, y.dtype == torch.bfloat16
+        if how == "lookup":
+            job.p_words = pointer(words)
+        else:
+            start, index = torch.empty(R + 1, dtype=torch.int64), torch.empty(self.ones, dtype=torch.int32)
+            bits.p_start, bits.p_index = job.p_start, job.p_index = pointer(start), pointer(index)
+            function("sparse_lists")(ctypes.byref(bits))
+        function("sparse_product")(ctypes.byref(job))
+
+
+def sampled(g: Tensor, weight: Tensor, bits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """(g @ weight) `[M, K]` where bits are set, else 0, for g `[M, N]` and weight `[N, K]` of one dtype."""
+    g, weight = g.contiguous(), weight.contiguous()
+    (M, N), K = g.shape, weight.shape[1]
+    x = torch.empty(M, K, dtype=dtype or g.dtype)
+    if not M * N * K:
+        return x.zero_()
+    job = _Sampled(
+        M=M,
+        K=K,
+        N=N,
+        threads=_threads(M * N * K // 8),
+        p_bits=pointer(bits),
+        p_g=pointer(g),
+        p_w=pointer(weight),
+        p_x=pointer(x),
+    )
+    job.half, job.x_half = g.dtype == torch.bfloat16, x.dtype == torch.bfloat16
+    scratch = torch.empty(job.threads, function("sparse_sampled_scratch")(ctypes.byref(job)))
+    job.p_scratch = pointer(scratch)
+    function("sparse_sampled")(ctypes.byref(job))
+    return x
+
+
+def available() -> bool:
+    """Whether the library that was built has these products, in the form this file calls."""
+    sizes = {"sparse_product_size": _Product, "sparse_sampled_size": _Sampled}
+    return library.available() and all(function(name)() == ctypes.sizeof(struct) for name, struct in sizes.items())
+
+
+def pointer(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _threads(work: int) -> int:
+    return min(torch.get_num_threads(), 1 + work // _GRAIN)

@@ -1,0 +1,1 @@
+"""Layers around neurons: over time, norms, synapses, fused blocks, sequences."""

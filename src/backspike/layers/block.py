@@ -1,0 +1,253 @@
+"""A spiking block: product (convolution or linear), BatchNorm, neuron and pool, as one op where nothing forbids it.
+
+`block(x, product, norm, neuron, pool)` is what calling the four one after the other gives, to rounding. A hook on any of them
+still fires, because then that one is called. BatchNorm, neuron and 2x2 pool together keep the output of the product and
+nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import kernel
+from ..kernel import Result
+from ..kernel.call import Sent
+from ..kernel.coefficients import state_dtype
+from ..kernel.norm import Norm, norm_lif
+from ..neuron.lif import IF, LIF, PLIF, Output
+from ..neuron.prepare import prepare
+from ..surrogate import Dspike, Rectangle, Triangle, unwrap
+from .checkpoint import checkpoint, with_parameters
+from .norm import applied
+from .over_time import BATCH_NORMS, PRODUCTS, once, over_time, plain, pool_kind
+from .sparsity import Choice
+
+_CONSTANTS = ("tau", "v_threshold", "width")
+_BOUNDED = (Triangle, Rectangle, Dspike)  # zero outside a window
+_MANY = 1 << 20  # samples, of a product that is large enough
+
+
+def block(
+    x: Tensor,
+    product: nn.Module | None = None,
+    norm: nn.Module | None = None,
+    neuron: nn.Module | None = None,
+    pool: nn.Module | None = None,
+) -> Tensor:
+    """pool(neuron(norm(product(x)))) over time, `[T, B, ...] -> [T, B, ...]`; what is None is left out.
+
+    product: torch's convolution or linear layer; norm: its BatchNorm, with statistics over time, batch and space; neuron:
+    `bs.LIF`; pool: torch's. Other modules, and modules that someone hooked into, are called one after the other.
+    """
+    return Block(product, norm, neuron, pool).run(x)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a block took in: what its product gives, `[1, B, ...]` where it repeats over T; or its input, to be multiplied."""
+
+    x: Tensor
+    repeats: int | None  # None: x is the input
+    sent: Sent | None = None
+
+    def over_time(self) -> Tensor:
+        """[T, B, ...]."""
+        return self.x.expand(self.repeats, *self.x.shape[1:]) if self.repeats and self.repeats > 1 else self.x
+
+
+@dataclass(frozen=True)
+class Block:
+    """The layers of a block, and how they run."""
+
+    product: nn.Module | None = None
+    norm: nn.Module | None = None
+    neuron: nn.Module | None = None
+    pool: nn.Module | None = None
+
+    def run(self, x: Tensor) -> Tensor:
+        return through([self], x)
+
+    def take(self, x: Tensor, sent: Sent | None = None) -> Taken:
+        """What `fire` goes on with: the product of x. x is not in it, so that its memory is free before the neurons fire.
+
+        sent: what the neuron that sent x says of it.
+        """
+        if self.neuron is None:
+            return Taken(*once(x, _given(self.product, self.norm, self.pool), sent))
+        if self._multiplies_again():
+            return Taken(x, None, sent)
+        return Taken(*once(x, _given(self.product), sent))
+
+    def fire(self, taken: Taken, reader: nn.Linear | None = None) -> tuple[Tensor, Sent | None]:
+        """The spikes, and what their neuron says of them, if it is of use to their `reader`."""
+        neuron = self.neuron
+        if neuron is None:
+            return taken.over_time(), None
+        if not isinstance(neuron, LIF) or self._why_apart():
+            return over_time(self._apart(taken.over_time(), neuron), _given(self.pool)), None
+        result = self._result(taken, neuron, reader if self.pool is None else None)
+        if self.pool is not None and self.why_pool_apart():
+            return over_time(result.spikes, _given(self.pool)), None
+        return result.spikes, Sent.of(result)
+
+    def add_to(self, other: Tensor, taken: Taken) -> Tensor:
+        """The spikes added to `other`, as at the end of a residual block; in the neuron's op where norm and neuron are one."""
+        neuron = self.neuron
+        if not isinstance(neuron, LIF) or self.norm is None or self._why_apart():
+            return self.fire(taken)[0] + other
+        if neuron.watchers or self.pool is not None or taken.repeats is None:
+            return self.fire(taken)[0] + other
+        return self._result(taken, neuron, None, other).spikes
+
+    def _why_apart(self) -> str:
+        """Why the neuron is called, apart from product and norm; "" where it is not."""
+        return why_called(self.neuron) or ("" if self.norm is None else self.why_norm_apart())
+
+    def _multiplies_again(self) -> bool:
+        """Whether the product's input is kept and multiplied again in the backward pass."""
+        again = isinstance(self.neuron, LIF) and self.neuron.memory == "checkpoint" and plain(self.product, PRODUCTS)
+        return again and not self._why_apart()
+
+    def _apart(self, y: Tensor, neuron: nn.Module) -> Any:
+        """The neuron, called on the norm of what the product gave."""
+        if self.norm is None:
+            return neuron(y)
+        # in the state's dtype, as the op that joins them computes: hooked into, recorded or not, the spikes are the same
+        narrow = any(p.dtype.itemsize == 2 for p in self.norm.parameters())  # torch's norms take no wider input than these
+        return neuron(over_time(y if narrow else y.to(state_dtype(y)), [self.norm])).to(y.dtype)
+
+    def why_norm_apart(self) -> str:
+        """Why the norm does not run as one op with the neuron; "" where it does."""
+        if self.norm is None:
+            return "there is none"
+        if any(w.membrane for w in getattr(self.neuron, "watchers", ())):
+            return "the membrane is recorded"
+        if type(self.norm) not in BATCH_NORMS:
+            return f"{type(self.norm).__name__} is not torch's BatchNorm"
+        if getattr(self.norm, "synced", False) and self.norm.training:
+            return "its statistics are summed over ranks"
+        return "" if plain(self.norm, BATCH_NORMS) else "it has hooks"
+
+    def why_pool_apart(self) -> str:
+        """Why the pool does not run as one op with norm and neuron; "" where it does."""
+        if self.why_norm_apart():
+            return "only with a BatchNorm before the neuron they are one"
+        if isinstance(self.neuron, LIF) and self.neuron.watchers:
+            return "the spikes are watched"
+        return "" if pool_kind(self.pool) else "it is not torch's pool of 2x2 or has hooks"
+
+    def _result(self, taken: Taken, neuron: LIF, reader: nn.Linear | None, add: Tensor | None = None) -> Result:
+        """Of the neuron, with its spikes pooled where the pool is joined."""
+        x = taken.x
+        neuron.begin(x.device)
+        pool = None if self.pool is None or self.why_pool_apart() else pool_kind(self.pool)
+        # x has as many dimensions as what the product makes of it
+        norm = None if self.norm is None else applied(self.norm, x[0])
+        seen = neuron._streams or bool(neuron.watchers)
+        record_active = norm is None and reader is not None and _may_be_sampled(neuron, reader)
+        options = neuron._options() | {"record_active": record_active, "record_state": seen}
+        options["record_bits"] = torch.is_grad_enabled()
+        part = _Part(self.product, taken.sent, norm, pool, neuron._start(None), options, neuron.backend, add)
+        result = part.recomputed(x) if taken.repeats is None else part.result(x, taken.repeats)
+        if seen:
+            neuron.see(Output(result.spikes, result.state, result.membrane), result.moments)
+        return result
+
+
+def through(blocks: Iterable[Block], x: Any, add: Tensor | None = None) -> Tensor:
+    """The blocks one after the other on x `[T, B, ...]`; add: what the spikes of the last one are added to."""
+    *before, last = blocks
+    sent: Sent | None = None
+    for block in before:
+        x = block.take(x, sent)  # what came in is let go of before the neurons fire
+        x, sent = block.fire(x)
+    x = last.take(x, sent)
+    return last.fire(x)[0] if add is None else last.add_to(add, x)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a block computes in one forward pass: modules, and the tensors and options that they have in it."""
+
+    product: nn.Module | None
+    sent: Sent | None
+    norm: Norm | None
+    pool: str | None
+    v0: Tensor | None
+    options: dict[str, Any]  # of the neuron
+    backend: str
+    add: Tensor | None = None
+
+    def result(self, y: Tensor, repeats: int) -> Result:
+        """Of what the product gave."""
+        call = prepare(y, self.v0, **self.options, repeats=repeats)
+        if self.norm is None:
+            return kernel.dispatch(self.backend, call)
+        return norm_lif(call, self.norm, self.pool, self.backend, call.rule.record_state, self.add)
+
+    def recomputed(self, x: Tensor) -> Result:
+        """Of what the product will give for x; for the backward pass x and what learns are kept, the rest is computed again."""
+        T, kept = len(x), x[:1] if len(x) > 1 and x.stride(0) == 0 else x
+
+        def run(again: bool, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+            # on copies without a graph both times: other ways of a product could round otherwise
+            tensors = tensors if again else tuple(None if t is None else t.detach() for t in tensors)
+            part = self._on(tensors, again)
+            result = part.result(*once(x.expand(T, *x.shape[1:]), _given(part.product), part.sent))
+            return result.spikes, result.state, *(result.moments or (None, None)), result.active
+
+        spikes, state, *moments, active = checkpoint(run, kept, *self._tensors())
+        assert spikes is not None
+        assert state is not None
+        mean, square = moments
+        taken = None if mean is None or square is None else kernel.Moments(mean, square)
+        return Result(spikes, state, None, taken, active)
+
+    def _tensors(self) -> list[Tensor | None]:
+        """What learns in it, in the order of `_on`."""
+        p = dict(self.product.named_parameters()) if self.product is not None else {}
+        affine = (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
+        constants = [t if isinstance(t := self.options[name], Tensor) else None for name in _CONSTANTS]
+        return [p.get("weight"), p.get("bias"), *affine, self.v0, *constants]
+
+    def _on(self, tensors: Sequence[Tensor | None], again: bool) -> _Part:
+        """The same part on other tensors; the second time the running statistics stay as they are."""
+        weight, bias, gamma, beta, v0, *constants = tensors
+        product, norm = self.product, self.norm
+        if product is not None:
+            product = with_parameters(product, {"weight": weight, "bias": bias})
+        if norm is not None:
+            norm = replace(norm, weight=gamma, bias=beta)
+            if again and norm.training:
+                norm = replace(norm, running_mean=None, running_var=None)
+        options = self.options | {name: t for name, t in zip(_CONSTANTS, constants) if t is not None}
+        return replace(self, product=product, norm=norm, v0=v0, options=options)
+
+
+def _given(*layers: nn.Module | None) -> Sequence[nn.Module]:
+    return [layer for layer in layers if layer is not None]
+
+
+def why_called(neuron: nn.Module | None) -> str:
+    """Why a neuron is called as a module, apart from the other layers of its block; "" where it is not."""
+    if torch.compiler.is_compiling():
+        return "under torch.compile"
+    return "" if plain(neuron, (LIF, IF, PLIF)) else "it is no LIF, IF or PLIF, or has hooks"
+
+
+def _may_be_sampled(neuron: LIF, reader: nn.Linear) -> bool:
+    """Whether a gradient of the spikes may be wanted at so few places that their reader should compute it there alone."""
+    if reader.weight.device.type != "cpu":
+        return False  # and reading the mask's probability would wait for the device
+    mask, _, base = unwrap(neuron.surrogate)
+    everywhere = float(not isinstance(base, _BOUNDED))  # the part of the neurons that want it wherever their potential is
+    if mask is not None and neuron.mask_p is not None:
+        p, replaced = float(neuron.mask_p), mask.replace is not None and not isinstance(mask.replace, _BOUNDED)
+        everywhere = (1 - p) * everywhere + p * replaced
+    at_best = Choice().decide(torch.float32, _MANY, reader.in_features, reader.out_features, None, everywhere)
+    return torch.is_grad_enabled() and at_best.input != "dense"

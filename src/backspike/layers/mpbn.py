@@ -1,0 +1,87 @@
+"""MPBN: the membrane itself is normalised before it meets the threshold (Guo et al. 2023, arXiv 2308.08359).
+
+    u[t] = (lam v[t-1] + rest/tau) + gain x[t]                   as in `bs.lif`
+    n[t] = w (u[t] - m[t]) / sqrt(s2[t] + eps) + b               BatchNorm of timestep t, over batch and space; w, b for all t
+    s[t] = 1 if n[t] >= theta else 0
+    v[t] = v_reset where s[t] = 1, else u[t]                     u is carried, not n
+
+In evaluation m and s2 are the running statistics, and n >= theta is u >= theta' with
+
+    theta' = (theta - b) sqrt(s2 + eps) / w + m                  where w > 0
+
+so the norm costs nothing there: the neuron is a LIF with a threshold for each channel. In training the statistics of a timestep
+depend on the spikes before it, so it runs in torch step by step and keeps a graph over T.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import kernel
+from ..kernel import reference
+from ..kernel.coefficients import leak, over_channels, rest, state_dtype
+from ..neuron.lif import LIF, Output, compute
+from ..neuron.prepare import prepare
+from .norm import AnyBatchNorm
+
+
+class MPBN(LIF):
+    """`LIF` with BatchNorm of its membrane; equations at the head of this file. channels: dimension 2 of x `[T, B, C, ...]`.
+
+    What is learned of the norm is `norm.weight` and `norm.bias`. The surrogate sees n - theta, and who records the membrane or
+    adjusts it gets n, what meets the threshold. The reset is hard, since theta is no distance in u; other arguments are those
+    of `LIF`, and memory is "exact".
+    """
+
+    def __init__(self, tau: float = 2.0, *, channels: int | None = None, **options: Any) -> None:
+        if channels is None:
+            raise ValueError("MPBN needs channels=, the size of dimension 2 of the input")
+        super().__init__(tau, channels=channels, **options)
+        if self.v_reset is None:
+            raise ValueError("MPBN needs a hard reset, v_reset=0.0: the threshold is one of the normalised membrane")
+        if self.memory != "exact":
+            raise ValueError(f"MPBN keeps a graph over T: memory must be 'exact', got {self.memory!r}")
+        self.norm = AnyBatchNorm(channels)
+
+    def compute(
+        self, x: Tensor, v0: Tensor | None, repeats: int = 1, want_state: bool = True
+    ) -> tuple[Output, kernel.Moments | None]:
+        options = self._options()
+        watched = options["record_membrane"] or options["record_moments"]
+        if watched or torch.is_grad_enabled() or not self.folds():
+            return _steps(prepare(x, v0, repeats=repeats, **options), self.norm)
+        return compute(prepare(x, v0, repeats=repeats, **options | {"v_threshold": self.folded_threshold()}), self.backend)
+
+    def folds(self) -> bool:
+        """Whether the norm is, for the mode and the weights as they are, a change of the threshold."""
+        return not self.norm.training and bool((self.norm.weight > 0).all())
+
+    def folded_threshold(self) -> Tensor:
+        """theta' `[C]`."""
+        n, theta = self.norm, self.constants()[1]
+        assert n.running_var is not None
+        assert n.running_mean is not None
+        return (theta - n.bias) * (n.running_var + n.eps).sqrt() / n.weight + n.running_mean
+
+
+def _steps(call: kernel.Call, norm: nn.Module) -> tuple[Output, kernel.Moments | None]:
+    rule, x, dtype = call.rule, call.x, state_dtype(call.x)
+    lam, offset, gain = leak(call.tau, x, rule.v_reset, rule.decay_input)
+    reset, theta = rest(rule.v_reset), over_channels(call.theta, x)
+    v = torch.full_like(x[0], reset, dtype=dtype) if call.v0 is None else call.v0
+    spikes, normalised = [], []
+    for t in range(len(x) * call.repeats):
+        v = v if rule.temporal_gradient else v.detach()
+        u = (lam * v + offset) + gain * x[t // call.repeats].to(dtype)
+        n = norm(u)
+        s = reference._spike(n, theta, t, call)
+        s_reset = s.detach() + rule.reset_gradient * (s - s.detach())
+        v = (1 - s_reset) * u + s_reset * reset
+        spikes.append(s.to(x.dtype))
+        normalised.append(n)
+    n_seq = torch.stack(normalised) if rule.record_membrane or rule.record_moments else None
+    moments = reference._moments(n_seq) if n_seq is not None and rule.record_moments else None
+    return Output(torch.stack(spikes), v, n_seq if rule.record_membrane else None), moments

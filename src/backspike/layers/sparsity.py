@@ -1,0 +1,161 @@
+"""Whether a synaptic layer computes from the spikes that there are or densely: measured, then kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..kernel.cpu import sparse
+
+# Densities below which a way is the fastest. Measured on a Zen 4 core (avx512_bf16) with 2048 samples, 1024 inputs and 1024
+# outputs, in ms for float32 / bfloat16: dense 47 / 20; gathered 11 / 10.5 at 10 % and 20 / 19 at 20 %; looked up 13 / 13 at any
+# density; sampled 14 / 8 at 10 %, 31 / 16 at 30 %, 62 / 26 at 50 %. A dot product costs START multiplications beside its own.
+GATHER_BELOW = 0.13
+
+
+SAMPLE_BELOW, START = 0.40, 130
+
+
+LOOKUP_ROWS = 256  # fewer do not pay for the tables
+
+
+# What remains of these densities for bfloat16 on a processor that multiplies tiles (AMX), where looking up never pays: by
+# arithmetic, not measured.
+TILED = 0.25
+
+
+MARGIN = 0.1  # a way is left when its limit is passed by this part of it
+
+
+WORTH_IT = 1 << 22  # multiplications of the dense product; below, calls cost more than they save
+
+
+FEWEST = 64  # rows and columns; narrower matrices leave lanes empty
+
+
+# The same for convolutions: forward, weight gradient. Measured on two Zen 4 cores that others used too, so that only
+# ratios count: 3x3, 64 images of 64 channels at 32x32, in ms, bfloat16: dense 19.0, 25.7; of what is not zero 2.5, 3 at 3
+# %; 6.2, 9.1 at 10 %; 10.4, 16.6 at 20 %; 18.7, 25 at 30 %. float32: dense 37, 48; 7.3, 6.1 at 10 %; 21, 22 at 30 %; 32,
+# 32 at 50 %. Other sizes with 32 to 512 channels, 1x1 and stride 2 break even at 20 to 38 % and from 40 % on; values
+# other than 1 at 3/4 of that.
+EVENTS_BELOW = {torch.float32: (0.4, 0.5), torch.bfloat16: (0.25, 0.2)}
+
+
+VALUED = 0.75
+
+
+FEWEST_CHANNELS = 16
+
+
+_WAYS = {"forward": ("dense", "gather", "lookup"), "weight": ("dense", "gather", "lookup"), "input": ("dense", "sample")}
+
+
+@dataclass
+class Choice:
+    """Which way the three products of a linear layer or a convolution take, and the densities they were chosen by.
+
+    It has a memory, so that a density near a limit does not change the way at every step: a run is resumed exactly only with
+    `load(state())`.
+    """
+
+    forward: str = "dense"  # of _WAYS, as the next two
+    weight: str = "dense"
+    input: str = "dense"
+    spikes: float | None = None  # part of the inputs that spiked, or that are not zero; None: they were no spikes
+    h: float | None = None  # part of the neurons in front whose surrogate derivative is not zero; None: unknown
+
+    def state(self) -> dict[str, str | float | None]:
+        return asdict(self)
+
+    def load(self, state: dict[str, Any]) -> None:
+        for field in fields(self):
+            value = state[field.name]
+            if value not in _WAYS[field.name] if field.name in _WAYS else not isinstance(value, float | None):
+                raise ValueError(f"{field.name} of a product is {value!r}")
+            setattr(self, field.name, value)
+
+    def __str__(self) -> str:
+        words = {"dense": "dense", "gather": "sparse", "lookup": "by lookup", "sample": "sampled"}
+        spikes = "no spikes" if self.spikes is None else f"spikes {_percent(self.spikes)}"
+        h = "" if self.h is None else f" (h {_percent(self.h)})"
+        products = f"forward {words[self.forward]} ({spikes}), weight gradient {words[self.weight]}"
+        return f"{products}, input gradient {words[self.input]}{h}"
+
+    def decide(self, dtype: torch.dtype, M: int, K: int, N: int, spikes: float | None, h: float | None) -> Choice:
+        """The ways for `[M, K]` inputs and N outputs, from now on."""
+        if not worth_it(dtype, M, K, N):
+            self.forward = self.weight = self.input = "dense"
+        else:
+            tiled = dtype == torch.bfloat16 and _multiplies_tiles()
+            part = TILED if tiled else 1.0
+            gather, lookup = ("gather", GATHER_BELOW * part), ("lookup", 2.0)
+            self.forward = _way(self.forward, [gather] + [lookup] * (M >= LOOKUP_ROWS and not tiled), spikes)
+            self.weight = _way(self.weight, [gather] + [lookup] * (K >= LOOKUP_ROWS and not tiled), spikes)
+            self.input = _way(self.input, [("sample", SAMPLE_BELOW * part * N / (N + START))], h)
+        self.spikes, self.h = spikes, h
+        return self
+
+    def decide_events(self, dtype: torch.dtype, binary: bool, spikes: float | None) -> Choice:
+        """The ways of a convolution, from now on, if it is worth it at all (see `_window`)."""
+        part = TILED if dtype == torch.bfloat16 and _multiplies_tiles() else 1.0
+        part *= 1.0 if binary else VALUED
+        forward, weight = EVENTS_BELOW[dtype]
+        self.forward = _way(self.forward, [("gather", forward * part)], spikes)
+        self.weight = _way(self.weight, [("gather", weight * part)], spikes)
+        self.spikes = spikes
+        return self
+
+
+def worth_it(dtype: torch.dtype, M: int, K: int, N: int) -> bool:
+    """Whether a product of this size can be faster than a dense one at all."""
+    return min(M, K, N) >= FEWEST and M * K * N >= WORTH_IT and dtype in sparse.DTYPES and sparse.available()
+
+
+def _multiplies_tiles() -> bool:
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+
+
+def _way(now: str, limits: list[tuple[str, float]], density: float | None) -> str:
+    """The first way whose limit lies above the density; limits are moved a little in favour of the present way."""
+    if density is None:
+        return "dense"
+    ways = [way for way, _ in limits] + ["dense"]
+    for i, (way, limit) in enumerate(limits):
+        if density < limit * (1 + MARGIN if ways.index(now) <= i else 1 - MARGIN):
+            return way
+    return "dense"
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.2g} %"
+
+
+def choice(layer: nn.Module) -> Choice:
+    """The choice that belongs to the layer; it is copied with it."""
+    if not isinstance(layer.__dict__.get("choice"), Choice):
+        layer.__dict__["choice"] = Choice()
+    return layer.__dict__["choice"]
+
+
+def choices(model: nn.Module) -> Iterator[tuple[str, Choice]]:
+    """Names of the layers that have chosen, with their choices."""
+    for name, m in model.named_modules():
+        if isinstance(m.__dict__.get("choice"), Choice):
+            yield name, m.__dict__["choice"]
+
+
+def state(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """All choices of a model as plain values, for a checkpoint."""
+    return {name: made.state() for name, made in choices(model)}
+
+
+def load(model: nn.Module, state: dict[str, dict[str, Any]]) -> None:
+    """Restores what `state` returned, also into a model that has not run yet."""
+    for name, values in state.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        choice(layer).load(values)

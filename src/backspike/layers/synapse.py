@@ -1,0 +1,305 @@
+"""Convolutions and linear layers as spiking networks need them: `convolution(x, layer)` and `linear(x, layer)` are `layer(x)`.
+
+What differs is what is kept and what is computed. The input is kept for the weight's gradient as bits where it holds spikes
+(`kernel/pack.py`), the weight is cast again for the backward pass instead of being kept twice, and a gradient nobody asked for
+is not computed. On the CPU a linear layer or a Conv2d also adds the weights that spikes name instead of multiplying, and a
+linear layer computes the gradient of its input only where the neuron in front can use it; a `Choice` says which way each of its
+products takes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as _module
+
+from ..kernel.cpu import conv, library, sparse
+from ..kernel.cpu.conv import Geometry
+from ..kernel.pack import Packed, count, pack
+from .sparsity import FEWEST_CHANNELS, WORTH_IT, Choice, choice, worth_it
+
+# --------------------------------------------------------------------------------------------------- the functions
+
+
+def convolution(x: Tensor, layer: nn.Module, bits: Tensor | None = None) -> Tensor:
+    """`layer(x)` for a Conv1d, Conv2d or Conv3d and x `[N, C, ...]`, keeping x as bits where it can.
+
+    A Conv2d goes by the products that its `choice` names; without gradients they are chosen by this x alone, and the layer's
+    choice stays as it is. Where only what is not zero is added, the output lies channels last. Any other layer, or one that is
+    watched by hooks, pads otherwise than with zeros, or is being compiled, is simply called; so is one on another device,
+    without bits. bits: of x, where the kernel that made it wrote them (`Result.bits`). A double backward through what this
+    computed raises RuntimeError.
+    """
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    if type(layer) not in kinds or not _plain(x, layer, bits):
+        return layer(x)
+    assert isinstance(layer, kinds)
+    if not torch.is_grad_enabled():
+        return infer(x, layer, layer.weight, layer.bias)
+    padding = _padding(layer)
+    if padding is None or layer.padding_mode != "zeros" or x.dim() != layer.weight.dim():
+        return layer(x)
+    geometry = layer.stride, padding, layer.dilation, False, (0,) * len(layer.stride), layer.groups
+    dtype = _compute_dtype(x)
+    window = _window(x, layer, dtype)
+    return _Convolution.apply(x, layer.weight, layer.bias, bits, geometry, dtype, window, choice(layer) if window else None)
+
+
+def infer(x: Tensor, layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What the convolution gives for x without gradients, with this weight and bias for its own."""
+    dtype = _compute_dtype(x)
+    if window := _window(x, layer, dtype):
+        packed = pack(x)
+        if Choice().decide_events(dtype, packed.bits == 1, packed.density).forward != "dense":
+            return _as_events(_last(packed, x)).convolved(weight.to(dtype), bias, window)
+    y: Tensor = layer._conv_forward(x, weight, bias)
+    return y
+
+
+def _window(x: Tensor, layer: Any, dtype: torch.dtype) -> Geometry | None:
+    """How the layer's window moves, if adding what is not zero can be faster than a dense convolution at all."""
+    if type(layer) is not nn.Conv2d or x.dim() != 4 or layer.groups != 1 or layer.padding_mode != "zeros":
+        return None
+    padding = _padding(layer)
+    if (
+        not x.numel()
+        or padding is None
+        or min(layer.in_channels, layer.out_channels) < FEWEST_CHANNELS
+        or x.shape[1] != layer.in_channels
+    ):
+        return None
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or dtype not in sparse.DTYPES or not library.available():
+        return None
+    window = Geometry(layer.stride, padding, layer.dilation)  # type: ignore[arg-type]
+    size = window.outputs(x.shape[2:], layer.kernel_size)
+    return window if min(size) > 0 and math.prod(size) * len(x) * layer.weight.numel() >= WORTH_IT else None
+
+
+def linear(x: Tensor, layer: nn.Module, active: Tensor | None = None, bits: Tensor | None = None) -> Tensor:
+    """`layer(x)` for a Linear and x `[..., K]`, keeping x as bits where it can, by the products that its `choice` names.
+
+    active: where the derivative h of the neuron that sent x is not zero, as bits (uint8, bit i of byte k is element 8 k + i of
+    x in C order). The gradient of x may then be 0 elsewhere: give it only where nothing but that neuron reads this gradient.
+    bits: as for `convolution`.
+    Without gradients the way is chosen by this x alone, and the layer's choice stays as it is. Falls back and raises as
+    `convolution` does; ValueError if active has not one bit for each element of x.
+    """
+    if type(layer) is not nn.Linear or x.dim() < 2 or not _plain(x, layer, bits):
+        return layer(x)
+    assert isinstance(layer, nn.Linear)
+    if not x.is_contiguous():
+        bits = None  # they are of x as it lies, and a copy of it in C order is what is multiplied
+        if x.device.type != "cpu":
+            return layer(x)
+    if active is not None and (active.dtype != torch.uint8 or active.numel() != (x.numel() + 7) // 8):
+        raise ValueError(
+            f"active: got {tuple(active.shape)} {active.dtype}, want uint8 with one bit for each of {x.numel()} inputs"
+        )
+    dtype = _compute_dtype(x)
+    learns = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in layer.parameters()))
+    if not learns:
+        return _infer(x, layer, dtype)
+    return _Linear.apply(x, layer.weight, layer.bias, active, bits, choice(layer), dtype)
+
+
+def _plain(x: Tensor, layer: nn.Module, bits: Tensor | None = None) -> bool:
+    """Whether calling this layer of torch's own would do nothing but its forward, on tensors that the functions here know."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    everywhere = (
+        _module._global_forward_hooks,
+        _module._global_forward_pre_hooks,
+        _module._global_backward_hooks,
+        _module._global_backward_pre_hooks,
+    )
+    weight: Any = layer.weight
+    return (
+        not torch.compiler.is_compiling()
+        and not any(hooks)
+        and not any(everywhere)
+        and "forward" not in layer.__dict__
+        and type(x) is Tensor
+        and type(weight) is nn.Parameter
+        and x.device == weight.device
+        and (x.device.type == "cpu" or bits is not None)
+        and x.is_floating_point()
+        and (x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type))
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """What torch.autocast makes of x: float64 it leaves alone."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[int, ...] | None:
+    """Zeros on each side of every dimension; None where the sides differ."""
+    if not isinstance(layer.padding, str):
+        return layer.padding
+    sides = layer._reversed_padding_repeated_twice
+    return tuple(sides[-2::-2]) if sides[::2] == sides[1::2] else None
+
+
+def _infer(x: Tensor, layer: nn.Linear, dtype: torch.dtype) -> Tensor:
+    x2 = x.reshape(-1, x.shape[-1]).contiguous()
+    if not worth_it(dtype, len(x2), layer.in_features, layer.out_features):
+        return layer(x)
+    packed = pack(x2)
+    way = Choice().decide(dtype, len(x2), layer.in_features, layer.out_features, _spikes(packed), None).forward
+    return layer(x) if way == "dense" else _added(packed, layer.weight.to(dtype), layer.bias, way, x.shape)
+
+
+def _added(packed: Packed, weight: Tensor, bias: Tensor | None, way: str, shape: torch.Size) -> Tensor:
+    y = _as_spikes(packed).times(weight, bias, way)  # type: ignore[arg-type]
+    return torch.ops.aten._unsafe_view(y, (*shape[:-1], weight.shape[0]))
+
+
+def _spikes(packed: Packed) -> float | None:
+    return packed.density if packed.bits == 1 else None
+
+
+def _last(packed: Packed, x: Tensor) -> Packed:
+    """x packed in the order `[N, H, W, C]`."""
+    last = torch.channels_last
+    return packed if x.is_contiguous(memory_format=last) else pack(x.contiguous(memory_format=last))
+
+
+def _as_events(packed: Packed) -> conv.Events:
+    return conv.Events(packed.codes, packed.bits, packed.shape)
+
+
+def _as_spikes(packed: Packed) -> sparse.Spikes:
+    assert packed.nonzero is not None
+    M, K = packed.shape
+    return sparse.Spikes(packed.codes, M, K, packed.nonzero)
+
+
+# ----------------------------------------------------------------------------------------------- forward and backward
+
+
+def _keep(ctx: Any, packed: Packed | None, *others: Tensor | None) -> None:
+    """What a backward pass needs: tensors where autograd checks that nobody changes them."""
+    ctx.save_for_backward(None if packed is None else packed.codes, *others)
+    ctx.packed = None if packed is None else replace(packed, codes=None)  # type: ignore[arg-type]
+    ctx.set_materialize_grads(False)
+
+
+def _kept(ctx: Any) -> tuple[Packed | None, tuple[Tensor, ...]]:
+    if torch.is_grad_enabled():
+        raise RuntimeError("backspike: double backward through a layer's packed input is not defined; use create_graph=False")
+    codes, *others = ctx.saved_tensors
+    return None if ctx.packed is None else replace(ctx.packed, codes=codes), tuple(others)
+
+
+def _pack(x: Tensor, dtype: torch.dtype, bits: Tensor | None) -> Packed:
+    """x packed, unless it comes with bits; what does not fit is kept in the dtype that is computed in, as torch does. Codes fit
+    any dtype exactly."""
+    if bits is not None:
+        return Packed(bits, 1, x.shape, x.stride(), x.dtype, None)
+    packed = pack(x)
+    if packed.bits or packed.dtype == dtype:
+        return packed
+    x = x.to(dtype)
+    return Packed(x, 0, x.shape, x.stride(), dtype, None)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        bits: Tensor | None,
+        geometry: Any,
+        dtype: torch.dtype,
+        window: Geometry | None,
+        choice: Choice | None,
+    ) -> Tensor:
+        packed = _pack(x, dtype, bits) if weight.requires_grad or choice else None
+        ways = ("dense", "dense")
+        if packed and choice:
+            made = choice.decide_events(dtype, packed.bits == 1, packed.density)
+            ways = made.forward, made.weight
+            packed = _last(packed, x) if "gather" in ways else packed
+        _keep(ctx, packed if weight.requires_grad else None, weight)
+        ctx.geometry, ctx.window, ctx.dtype, ctx.x_form = geometry, window, dtype, (x.shape, x.stride())
+        ctx.way, ctx.bias_sizes = ways[1], None if bias is None else bias.shape
+        with torch.autocast(x.device.type, enabled=False):
+            if packed and window and ways[0] == "gather":
+                return _as_events(packed).convolved(weight.to(dtype), bias, window)
+            bias = None if bias is None else bias.to(dtype)
+            return torch.ops.aten.convolution(x.to(dtype), weight.to(dtype), bias, *geometry)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None) -> Any:
+        packed, (weight,) = _kept(ctx)
+        if g is None:
+            return (None,) * 8
+        needs, gathered = list(ctx.needs_input_grad[:3]), None
+        if packed and needs[1] and ctx.way == "gather":
+            gathered = _as_events(packed).weight_gradient(g.contiguous(memory_format=torch.channels_last), weight, ctx.window)
+            needs[1] = False
+        # without the weight's gradient only the form of x is read
+        form: Any = {"dtype": ctx.dtype, "device": g.device}
+        x = packed.unpack(ctx.dtype) if packed and needs[1] else torch.empty_strided(*ctx.x_form, **form)
+        with torch.autocast(g.device.type, enabled=False):
+            given = g, x, weight.to(ctx.dtype), ctx.bias_sizes, *ctx.geometry, needs
+            gx, gw, gb = torch.ops.aten.convolution_backward(*given) if any(needs) else (None,) * 3
+        return gx, gw if gathered is None else gathered, gb, *(None,) * 5  # autograd casts them to their dtypes
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        active: Tensor | None,
+        bits: Tensor | None,
+        choice: Choice,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        x2 = x.reshape(-1, x.shape[-1]).contiguous()
+        packed = _pack(x2, dtype, bits)
+        active = active if x.requires_grad and sparse.available() else None
+        h = None if active is None else count(active) / max(x.numel(), 1)
+        choice.decide(dtype, len(x2), weight.shape[1], weight.shape[0], _spikes(packed), h)
+        _keep(ctx, packed if weight.requires_grad else None, weight, active if choice.input == "sample" else None)
+        ctx.ways, ctx.dtype, ctx.shape = (choice.weight, choice.input), dtype, x.shape
+        with torch.autocast(x.device.type, enabled=False):
+            if choice.forward != "dense":
+                return _added(packed, weight.to(dtype), bias, choice.forward, x.shape)
+            return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None) -> Any:
+        packed, (weight, active) = _kept(ctx)
+        if g is None:
+            return (None,) * 7
+        g = g.reshape(-1, g.shape[-1])
+        (how, input), needs = ctx.ways, ctx.needs_input_grad
+        gx = gw = gb = None
+        with torch.autocast(g.device.type, enabled=False):
+            if needs[0]:
+                w = weight.to(ctx.dtype)
+                gx = (sparse.sampled(g, w, active) if input == "sample" else g @ w).view(ctx.shape)
+            if needs[1] and packed is not None:
+                gw = _weight_gradient(packed, g, ctx.dtype, how)
+            if needs[2]:
+                gb = g.sum(0)
+        return gx, gw, gb, *(None,) * 4
+
+
+def _weight_gradient(packed: Packed, g: Tensor, dtype: torch.dtype, how: str) -> Tensor:
+    if how == "dense":
+        return g.t() @ packed.unpack(dtype)
+    return _as_spikes(packed).weight_gradient(g.contiguous(), how)  # type: ignore[arg-type]

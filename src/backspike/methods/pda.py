@@ -1,0 +1,205 @@
+"""PDA: adjusting where the membrane potentials of a network lie (paper C, Wang, Cheng & Lim 2023), and measuring it.
+
+A spike is the membrane rounded to 0 or theta, and a surrogate sees only potentials near theta; PDA adds to the loss how far the
+distribution of the membrane lies from one that loses less. `PotentialAdjustment` is that loss and `potential_statistics` shows
+what became of the potentials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..kernel import Moments
+from ..neuron.hooks import Handle, spiking_layers, watch
+from ..neuron.lif import LIF, Output, Watcher
+from ..surrogate import Surrogate, unwrap
+from ..system import distributed
+
+
+class Normal(NamedTuple):
+    """Mean and variance of a normal distribution, per timestep `[T, 1]` or per timestep and channel `[T, C]`."""
+
+    mean: Tensor
+    var: Tensor
+
+
+def divergence(p: Normal, q: Normal) -> Tensor:
+    """Symmetric Kullback-Leibler divergence D = (KL(p||q) + KL(q||p)) / 2 of normal distributions, in closed form:
+
+    D = (sp^2 + d^2) / (4 sq^2) + (sq^2 + d^2) / (4 sp^2) - 1/2, with d the difference of the means.
+    """
+    d2 = (p.mean - q.mean) ** 2
+    return (p.var + d2) / (4 * q.var) + (q.var + d2) / (4 * p.var) - 0.5
+
+
+def _of_all(layer: LIF, out: Output, mean: Tensor) -> Tensor:
+    """The mean over the samples of all ranks, from that over this one's; not in evaluation, which a rank may do alone."""
+    if distributed.here().size == 1 or not layer.training:
+        return mean
+    assert out.spikes is not None
+    samples = out.spikes.shape[1]
+    return distributed.summed(mean * samples) / distributed.summed(mean.new_tensor(samples))
+
+
+def _spikes(layer: LIF, out: Output, per_channel: bool, window: float) -> Normal:
+    """Of theta s, what the membrane is rounded to: mean theta r, variance theta^2 r (1 - r), with r the firing rate."""
+    s, theta = out.spikes, layer.constants()[1]
+    assert s is not None
+    dims = [d for d in range(1, s.dim()) if not (per_channel and d == 2)]
+    rate = _of_all(layer, out, s.detach().mean(dims, dtype=torch.float64).view(s.shape[0], -1))
+    return Normal(theta * rate, theta**2 * rate * (1 - rate))
+
+
+def _gaussian(layer: LIF, out: Output, per_channel: bool, window: float) -> Normal:
+    """N(0, theta^2)."""
+    theta = torch.as_tensor(layer.constants()[1], dtype=torch.float64)
+    return Normal(torch.zeros_like(theta), theta**2)
+
+
+def _window(layer: LIF, out: Output, per_channel: bool, window: float) -> Normal:
+    """N(theta, (c w)^2) with c = window and w the width of the surrogate."""
+    _, theta, _ = layer.constants()
+    w2 = torch.as_tensor(surrogate_width(layer), dtype=torch.float64) ** 2
+    theta = torch.as_tensor(theta, dtype=torch.float64).detach()
+    return Normal(theta, window**2 * (w2 if per_channel else w2.mean()))
+
+
+_TARGETS: dict[str, Callable[[LIF, Output, bool, float], Normal]] = {
+    "spikes": _spikes,
+    "gaussian": _gaussian,
+    "window": _window,
+}
+
+
+def surrogate_width(layer: LIF) -> float | Tensor:
+    """w, the width of the rectangle with the area and the peak of the layer's surrogate; a learned width is a factor of it.
+
+    `Rectangle(width)`: width; `Triangle(alpha)`: 1/alpha. The definition for other shapes is ours.
+    """
+    _, _, base = unwrap(layer.surrogate)
+    nominal, learned = _nominal_width(base), layer.constants()[2]
+    return nominal if learned is None else nominal * learned.detach()
+
+
+def _nominal_width(surrogate: Surrogate) -> float:
+    far = torch.tensor([-1e6, 1e6], dtype=torch.float64)
+    area = surrogate.primitive(far).diff()
+    return float(area / surrogate.derivative(torch.zeros(1, dtype=torch.float64)))
+
+
+class PotentialAdjustment(Handle):
+    """PDA (paper C, Wang et al. 2023): a loss on the distribution P of the membrane before the spike.
+
+        loss() = strength * mean over layers and timesteps of D(P, Q),    D = (KL(P||Q) + KL(Q||P)) / 2
+
+    Add `pda.loss()` to the loss of the task after each forward pass of `model`. It covers the last call of every watched
+    spiking layer. Gradients flow to u alone: the target Q, the threshold in it included, is detached.
+
+    target: "spikes", the values that u is rounded to, theta s; "gaussian", N(0, theta^2); "window", N(theta, (window w)^2)
+    with w the width of the surrogate, which raises the share of neurons that receive a gradient. form: "moments" takes P
+    and Q for normal distributions with the moments of u and of theta s (from the kernel, u is not kept for it), and
+    adds eps theta^2 to both variances, so that a silent layer has a finite loss; "softmax" compares, for the target
+    "spikes", the softmax over the features of u with that of theta s, and records u. per_channel: a distribution for every
+    channel (dimension 2) instead of one for the layer. layers: names of the layers to adjust, all by default. warmup:
+    calls of `loss()` over which the strength rises linearly to its value; `state_dict()` holds the count. Over several ranks
+    of torch.distributed P and Q are of the samples of all, in training mode.
+
+    Evidence: that the shift of the potential distribution caused by quantisation is measured and minimised is the paper's
+    abstract; that it is a symmetric divergence added to the loss, reading notes; the softmax form, the author's earlier
+    code; targets, closed form, eps and defaults are ours (docs/methods.md).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        strength: float = 1e-2,
+        target: str = "spikes",
+        *,
+        form: str = "moments",
+        per_channel: bool = False,
+        layers: Collection[str] | None = None,
+        window: float = 1.0,
+        warmup: int = 0,
+        eps: float = 1e-2,
+    ) -> None:
+        super().__init__()
+        if target not in _TARGETS:
+            raise ValueError(f"PotentialAdjustment: target is one of {', '.join(_TARGETS)}, got {target!r}")
+        if form not in ("moments", "softmax"):
+            raise ValueError(f"PotentialAdjustment: form is 'moments' or 'softmax', got {form!r}")
+        if form == "softmax" and (target != "spikes" or per_channel):
+            raise ValueError("PotentialAdjustment: form='softmax' has the target 'spikes' and no per_channel")
+        for name, value in (("strength", strength), ("warmup", warmup)):
+            if not value >= 0:
+                raise ValueError(f"PotentialAdjustment: {name} must not be negative, got {value}")
+        for name, value in (("window", window), ("eps", eps)):
+            if not value > 0:
+                raise ValueError(f"PotentialAdjustment: {name} must be positive, got {value}")
+        self.strength, self.target, self.per_channel = strength, target, per_channel
+        self.window, self.warmup, self.eps, self.step = window, warmup, eps, 0
+        self._distances: dict[str, Tensor] = {}
+        measure = self._softmax_distance if form == "softmax" else self._moment_distance
+        for name, layer in _chosen(model, layers).items():
+            see = partial(self._see, name, measure)
+            self.undo.append(watch(layer, Watcher(see, membrane=form == "softmax", moments=form == "moments")))
+
+    def loss(self) -> Tensor:
+        """strength * mean D over the watched layers' last calls, a scalar; each forward pass can be used once."""
+        if not self._distances:
+            raise RuntimeError("PotentialAdjustment.loss(): no watched layer ran since the last call")
+        distance = torch.stack(list(self._distances.values())).mean()
+        self._distances.clear()
+        strength = self.strength
+        if torch.is_grad_enabled():
+            self.step += 1
+        if self.warmup:
+            strength *= min(1.0, self.step / self.warmup)
+        return strength * distance
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        if type(state["step"]) is not int or state["step"] < 0:
+            raise ValueError(f"step is {state['step']!r}, not a count of calls")
+        self.step = state["step"]
+
+    def _see(self, name: str, measure: Callable[..., Tensor], layer: LIF, out: Output, moments: Moments | None) -> None:
+        self._distances[name] = measure(layer, out, moments).to(out.state.dtype)
+
+    def _moment_distance(self, layer: LIF, out: Output, moments: Moments) -> Tensor:
+        own = (m if self.per_channel else m.mean(1, keepdim=True) for m in moments)
+        mean, square = (_of_all(layer, out, m) for m in own)
+        with torch.no_grad():
+            theta = layer.constants()[1]
+            q = _TARGETS[self.target](layer, out, self.per_channel, self.window)
+            floor = self.eps * theta**2
+        p = Normal(mean, (square - mean**2).clamp(min=0) + floor)
+        return divergence(p, Normal(q.mean, q.var + floor)).mean()
+
+    def _softmax_distance(self, layer: LIF, out: Output, moments: None) -> Tensor:
+        u, s = out.membrane, out.spikes
+        assert u is not None
+        assert s is not None
+        if u.dim() < 3:
+            raise ValueError(f"PotentialAdjustment: form='softmax' needs features, [T, B, ...], got shape {list(u.shape)}")
+        log_p = u.flatten(2).log_softmax(-1)
+        with torch.no_grad():
+            log_q = (layer.constants()[1] * s.to(u.dtype)).flatten(2).log_softmax(-1)
+        return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean() / 2
+
+
+def _chosen(model: nn.Module, layers: Collection[str] | None) -> dict[str, LIF]:
+    spiking = spiking_layers(model)
+    if not spiking:
+        raise ValueError("PotentialAdjustment: this model has no spiking layer")
+    if layers is None:
+        return spiking
+    if isinstance(layers, str) or not layers or set(layers) - set(spiking):
+        raise ValueError(f"PotentialAdjustment: layers are names out of {list(spiking)}, got {layers!r}")
+    return {name: spiking[name] for name in layers}

@@ -1,0 +1,40 @@
+"""The complementary LIF neuron (CLIF)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..surrogate import Rectangle, Surrogate
+from .lif import LIF
+
+
+class CLIF(LIF):
+    """A layer of complementary LIF neurons (Huang et al. 2024, arXiv 2402.04663): a second potential m adapts the soft reset.
+
+        u[t] = lam v[t-1] + gain x[t],   s[t] = 1 if u[t] >= theta else 0
+        m[t] = m[t-1] sig(u[t] / tau) + s[t]
+        v[t] = u[t] - s[t] (theta + sig(m[t]))
+
+    m rises with every spike and decays the faster the lower u is, and its path carries gradients far back in time. The input
+    does not decay by default and the surrogate is a rectangle of width 1, as in the paper; theta and its learning, the width
+    and the mask are those of `LIF`, reset_gradient is the share through the s that stands before the brackets, and the state
+    is v and m, `[2, B, ...]`. memory: "exact", "recompute" or "checkpoint".
+    """
+
+    def __init__(
+        self,
+        tau: float = 2.0,
+        *,
+        decay_input: bool = False,
+        surrogate: Surrogate = Rectangle(),  # noqa: B008  (a frozen value)
+        memory: str = "exact",
+        **options: Any,
+    ) -> None:
+        if "v_reset" in options:
+            raise ValueError("CLIF has a reset of its own, by theta + sig(m); leave v_reset out")
+        if memory not in ("exact", "recompute", "checkpoint"):
+            raise ValueError(f"CLIF: memory is exact, recompute or checkpoint, since m depends on all of u; got {memory!r}")
+        super().__init__(tau, v_reset=None, decay_input=decay_input, surrogate=surrogate, memory=memory, **options)
+
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {"complementary": True}

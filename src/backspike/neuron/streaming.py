@@ -1,0 +1,41 @@
+"""Streaming: within `bs.streaming(model)`, layers carry their state from call to call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Streaming(nn.Module):
+    """A layer with a membrane state that `bs.streaming` can carry from call to call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._streams = False
+        self._carried: Any = None
+
+    def _start(self, v0: Tensor | None) -> Any:
+        return self._carried if v0 is None and self._streams else v0
+
+    def _finish(self, state: Tensor) -> None:
+        if self._streams:
+            self._carried = state.detach()
+
+
+@contextmanager
+def streaming(model: nn.Module) -> Iterator[nn.Module]:
+    """Within it, every spiking layer of `model` goes on from where its last call stopped; outside, each call starts at rest.
+
+    The state is carried without its graph, so gradients end where a call began. Each `with` starts from rest.
+    """
+    outside = [(m, m._streams, m._carried) for m in model.modules() if isinstance(m, Streaming)]
+    for layer, _, _ in outside:
+        layer._streams, layer._carried = True, None
+    try:
+        yield model
+    finally:
+        for layer, streams, carried in outside:
+            layer._streams, layer._carried = streams, carried

@@ -1,0 +1,287 @@
+"""A recipe: everything that defines a training run, as one frozen value that prints, compares and goes to a file.
+
+Objects in it are values too, and their text is their repr: `Masked(Triangle(alpha=2.0), p=0.5)`. `parse` reads such text back
+with a whitelist of names, so a recipe from a stranger's file can build values but run nothing. This file imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from .. import surrogate as _surrogate
+from ..data import augment as _augment
+from ..data import mixing as _mixing
+from ..errors import RecipeError, nearest
+from ..models import ConvNet, Model
+from .text import parse
+from .values import PDA, SGS, AdamW, CrossEntropy, Loss, Mean, Neuron, Norm, Optimizer, Readout
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def _field(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+# values that leave a field to the machine: see choices.py
+OPEN = {"precision": "auto", "channels_last": None}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that defines a run. A recipe is made by a function (`bs.recipes.digits()`), a variant by `dataclasses.replace`."""
+
+    name: str = _field("custom", "what the run is called")
+    data: str = _field("digits", "name of the data set, see `backspike data`")
+    root: str = _field("", "folder of the data; empty: BACKSPIKE_DATA, then ./data")
+    limit: int = _field(0, "use only so many training samples, the same share of each class; 0: all")
+    T: int = _field(4, "timesteps")
+    size: int = _field(0, "side that event frames are summed down to, or of ImageNet's pictures; 0: the sensor's own, 224")
+    upright: bool = _field(True, "DVS-CIFAR10: pictures upright; False: pixels and polarity as the camera addressed them")
+    by: str = _field("time", "event frames hold an equal time or an equal count of events: time or count")
+    has_time: bool | None = _field(None, "samples carry time, [T, ...]; None: those with 4 dimensions do")
+    model: Model = _field(ConvNet(), "the network, a value")
+    neuron: Neuron = _field(Neuron(), "the neuron of every layer: Neuron() is LIF; PLIF(), CubaLIF(), CLIF(), MPBN()")
+    norm: Norm | None = _field(None, "TDBN() or TEBN() in the place of BatchNorm; None: the network's own")
+    readout: Readout = _field(Mean(), "Mean(), Last() or TWO(beta, start_epoch, cumulative)")
+    loss: Loss = _field(CrossEntropy(), "CrossEntropy(label_smoothing) or TET(lam, phi, label_smoothing)")
+    mask_p_end: float | None = _field(None, "anneal the probability of Masked linearly over the epochs to this value")
+    weight_mask: float = _field(0.0, "MSG at the weight site: probability of dropping an element of dL/dW")
+    potential: PDA | None = _field(None, "PDA(strength, target, ...): adjust the distribution of the potentials; None: off")
+    scaling: SGS | None = _field(None, "SGS(alpha, pair, ...): scale the gradients of weights by spikes; None: off")
+    freeze_width: int = _field(0, "stop learning widths, thresholds and taus after so many epochs; 0: never")
+    optimizer: Optimizer = _field(AdamW(), "AdamW(lr, weight_decay) or SGD(lr, momentum, weight_decay, nesterov)")
+    epochs: int = _field(10, "passes over the training split")
+    batch_size: int = _field(64, "samples per step")
+    accumulate: int = _field(1, "split each step into so many parts to save memory")
+    sync_norm: bool = _field(True, "of several ranks: BatchNorm takes the statistics of the whole batch, not of a rank's share")
+    warmup_epochs: float = _field(0.0, "epochs over which the learning rate rises from 0")
+    schedule: str = _field("cosine", "learning rate after the warm-up: cosine (to 0) or constant")
+    clip: float = _field(0.0, "largest norm of the gradient; 0: no clipping")
+    ema: float = _field(0.0, "decay of the averaged weights that are evaluated and saved; 0: none")
+    patience: int = _field(0, "stop after so many epochs without a better validation accuracy; 0: never")
+    augment: tuple[_augment.Augment | _mixing.Mixing, ...] = _field((), "changes to training samples, drawn afresh for each")
+    precision: str = _field("auto", "float32, bfloat16 (autocast) or auto: bfloat16 where the processor computes in it")
+    channels_last: bool | None = _field(None, "memory layout of images and convolutions; None: where it is faster")
+    cuda_graph: bool | None = _field(None, "on a GPU, record a step once and replay it; None: where the step can be recorded")
+    workers: int = _field(0, "processes that read samples of data sets that do not lie in memory")
+    seed: int = _field(0, "of weights, order, augmentation and masks")
+    checkpoint_seconds: float = _field(60.0, "time between checkpoints within an epoch")
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name in ("T", "epochs", "batch_size", "accumulate"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in (
+            "limit",
+            "size",
+            "freeze_width",
+            "warmup_epochs",
+            "clip",
+            "patience",
+            "seed",
+            "checkpoint_seconds",
+            "workers",
+        ):
+            _require(getattr(self, name) >= 0, name, "not negative", getattr(self, name))
+        # a recipe may be anybody's: no size of which a single one would fill the memory, or the table of processes
+        for name, most in {"T": 1_000_000, "workers": 256, "batch_size": 1 << 31, "accumulate": 1 << 31}.items():
+            _require(getattr(self, name) <= most, name, f"at most {most:,}", getattr(self, name))
+        _require(self.seed < 2**40, "seed", "below 2^40", self.seed)
+        _require(0 <= self.weight_mask <= 1, "weight_mask", "a probability in [0, 1]", self.weight_mask)
+        _require(0 <= self.ema < 1, "ema", "in [0, 1)", self.ema)
+        _require(self.schedule in ("cosine", "constant"), "schedule", "cosine or constant", self.schedule)
+        _require(self.by in ("time", "count"), "by", "time or count", self.by)
+        precisions = ("auto", "float32", "bfloat16")
+        _require(self.precision in precisions, "precision", "auto, float32 or bfloat16", self.precision)
+        _require(self.optimizer.lr > 0, "optimizer.lr", "positive", self.optimizer.lr)
+        if self.mask_p_end is not None:
+            _require(0 <= self.mask_p_end <= 1, "mask_p_end", "a probability in [0, 1]", self.mask_p_end)
+            masked = isinstance(self.neuron.surrogate, _surrogate.Masked)
+            _require(masked, "neuron.surrogate", "a Masked(...) surrogate where mask_p_end is set", self.neuron.surrogate)
+            rescaled = masked and self.neuron.surrogate.rescale  # type: ignore[attr-defined]
+            _require(not (rescaled and self.mask_p_end == 1), "mask_p_end", "below 1 with rescale", self.mask_p_end)
+        if not self.neuron.tau > 1:
+            raise RecipeError(f"neuron.tau must be above 1 timestep, got {self.neuron.tau}")
+
+    def network(self) -> nn.Module:
+        """The model, built with its neurons and norms: `[T, B, ...] -> [T, B, K]`."""
+        if self.norm is None:
+            return self.model.build(self.neuron)
+        return self.model.build(self.neuron, self.norm.layers(self.T, self.neuron.v_threshold))
+
+    @property
+    def part_size(self) -> int:
+        """Samples that go through the network at once: a step of `batch_size` in `accumulate` parts."""
+        return -(-self.batch_size // self.accumulate)
+
+    def replace(self, changes: dict[str, Any]) -> Recipe:
+        """The recipe with fields changed: {"epochs": 3, "neuron.surrogate.p": "0.3"}; text is parsed as on a command line."""
+        recipe = self
+        for path, value in changes.items():
+            recipe = _with(recipe, path.split("."), value, path)
+        return recipe
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat, for a file: dotted field names to numbers, strings and the repr of objects."""
+        fields = _flat(self)
+        return {"name": fields.pop("name"), "fields": fields}
+
+    @staticmethod
+    def from_dict(stored: dict[str, Any], values: Iterable[type] = ()) -> Recipe:
+        """What `to_dict` wrote. values: further classes of your own that its text may name (a surrogate, a model)."""
+        if not isinstance(stored, dict) or not isinstance(stored.get("fields"), dict):
+            raise RecipeError("not a recipe: expected an object with 'name' and 'fields'")
+        extra: dict[str, Callable[..., Any]] = {v.__name__: v for v in values}
+        recipe = Recipe(name=str(stored.get("name")))
+        texts = {*_text_fields(Recipe), *(f"neuron.{name}" for name in _text_fields(Neuron))}
+        changes = {
+            k: parse(v, extra) if isinstance(v, str) and v.endswith(")") and k not in texts else v
+            for k, v in stored["fields"].items()
+        }
+        # at once, as fields may be valid only together
+        return _rebuild(recipe, changes)
+
+
+def _rebuild(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    own = {k: _plain(recipe, k, v) for k, v in changes.items() if "." not in k}
+    neuron = {k.split(".", 1)[1]: v for k, v in changes.items() if k.startswith("neuron.")}
+    kind = own.pop("neuron", recipe.neuron)
+    if not isinstance(kind, Neuron):
+        raise RecipeError(f"neuron must be a value such as {_EXAMPLES['Neuron']}, got {kind!r}")
+    if unknown := [k for k in changes if "." in k and not k.startswith("neuron.")]:
+        raise RecipeError(f"not a field of a recipe: {unknown[0]}")
+    for owner, names in ((recipe, own), (kind, neuron)):
+        for name in names:
+            _known(owner, name, name)
+    parts = {k: _plain(kind, k, v) for k, v in neuron.items()}
+    return dataclasses.replace(recipe, neuron=dataclasses.replace(kind, **parts), **own)
+
+
+def _plain(owner: Any, name: str, value: Any) -> Any:
+    """JSON knows no tuples and no infinity."""
+    if isinstance(value, list):
+        return tuple(value)
+    return float(value) if value in ("inf", "-inf") and isinstance(getattr(owner, name, None), float) else value
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for f in dataclasses.fields(recipe):
+        value = getattr(recipe, f.name)
+        if isinstance(value, Neuron):
+            out[f.name] = f"{type(value).__name__}()"
+            out |= {f"{f.name}.{g.name}": _text(getattr(value, g.name)) for g in dataclasses.fields(value)}
+        else:
+            out[f.name] = _text(value)
+    return out
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, float) and math.isinf(value):
+        return repr(value)
+    return value if value is None or isinstance(value, str | bool | int | float) else repr(value)
+
+
+def _text_fields(owner: type) -> list[str]:
+    return [name for name, hint in _hints(owner).items() if hint is str]
+
+
+def _require(ok: bool, name: str, wanted: str, got: Any) -> None:
+    if not ok:
+        raise RecipeError(f"{name} must be {wanted}, got {got}")
+
+
+def _check_types(owner: Any, path: str = "") -> None:
+    """Every field of a recipe, and of the values in it, has the type that it is declared with."""
+    hints = _hints(type(owner))  # type: ignore[arg-type]
+    for f in dataclasses.fields(owner):
+        value, hint = getattr(owner, f.name), hints.get(f.name, object)
+        if not _fits(value, hint):
+            raise RecipeError(f"{path}{f.name} must be {_name(hint)}, got {value!r}")
+        for part in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(part):
+                _check_types(part, f"{path}{f.name}.")
+
+
+@cache
+def _hints(owner: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(owner)
+    except (NameError, TypeError):  # a user's class whose hints name what is not there
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if getattr(hint, "__origin__", None) is tuple:
+        return isinstance(value, tuple) and all(_fits(v, get_args(hint)[0]) for v in value)
+    if alternatives := get_args(hint):
+        return any(_fits(value, a) for a in alternatives)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint) and not isinstance(value, type)
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+
+
+def _name(hint: Any) -> str:
+    if getattr(hint, "__origin__", None) is tuple:
+        return f"a tuple of {_name(get_args(hint)[0])}"
+    if args := get_args(hint):
+        return " or ".join(_name(a) for a in args)
+    return "None" if hint is type(None) else _WORDS.get(hint, f"a value such as {_EXAMPLES.get(hint.__name__, hint.__name__)}")
+
+
+_EXAMPLES = {
+    "Surrogate": "Triangle(alpha=2.0)",
+    "Model": "ConvNet('32-P-64-P')",
+    "Norm": "TDBN()",
+    "Neuron": "PLIF(tau=2.0)",
+    "Readout": "TWO(beta=0.7)",
+    "Loss": "CrossEntropy()",
+    "Optimizer": "AdamW(lr=0.001)",
+    "Augment": "Shift(1)",
+    "Mixing": "CutMix()",
+}
+
+
+def _known(owner: Any, name: str, path: str) -> None:
+    if not dataclasses.is_dataclass(owner):
+        raise RecipeError(f"{path}: {owner!r} has no fields")
+    names = [f.name for f in dataclasses.fields(owner)]
+    if name not in names:
+        raise RecipeError(f"{path} is no field of {type(owner).__name__}{nearest(name, names)}")
+
+
+def _with(owner: Any, path: list[str], value: Any, whole: str) -> Any:
+    _known(owner, path[0], whole)
+    old = getattr(owner, path[0])
+    hint = _hints(type(owner)).get(path[0])  # type: ignore[arg-type]
+    if len(path) > 1:
+        new = _with(old, path[1:], value, whole)
+    elif not isinstance(value, str) or hint is str:
+        new = value
+    else:
+        try:
+            new = parse(value, {}, whole)
+        except RecipeError:
+            if hint in (int, float, bool):
+                raise RecipeError(f"{whole} must be {_WORDS[hint]}, got {value!r}") from None
+            if hint == tuple[str, ...]:
+                raise RecipeError(f"{whole} must be text in brackets such as ('threshold',), got {value!r}") from None
+            raise
+    try:
+        return dataclasses.replace(owner, **{path[0]: new})
+    except RecipeError:
+        raise
+    except (TypeError, ValueError) as e:
+        raise RecipeError(f"{whole}: {e}") from None

@@ -1,0 +1,72 @@
+"""Values as text and back: a whitelisted parser for the repr of a value, with no eval."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable
+from typing import Any
+
+from .. import surrogate as _surrogate
+from ..data import augment as _augment
+from ..data import autoaugment as _autoaugment
+from ..data import mixing as _mixing
+from ..errors import RecipeError, nearest
+from ..models import NETWORKS
+from .values import CLIF, MPBN, PDA, PLIF, SGD, SGS, TDBN, TEBN, TET, TWO, AdamW, CrossEntropy, CubaLIF, Last, Mean, Neuron
+
+VALUES: dict[str, Callable[..., Any]] = {
+    c.__name__: c
+    for c in (
+        *(_surrogate.ATan, _surrogate.Dspike, _surrogate.Erf, _surrogate.Masked, _surrogate.Parametric),
+        *(_surrogate.PiecewiseExponential, _surrogate.Rectangle, _surrogate.Sigmoid, _surrogate.SuperSpike),
+        *(_surrogate.Triangle, *NETWORKS, TDBN, TEBN, Mean, Last, TWO, CrossEntropy, TET, PDA),
+        *(Neuron, PLIF, CubaLIF, CLIF, MPBN),
+        *(SGS, AdamW, SGD),
+        *(_augment.Shift, _augment.Crop, _augment.Flip, _augment.Cutout, _augment.Roll, _augment.Rotate, _augment.Shear),
+        *(_augment.EventDrop, _augment.OneOf, _augment.ResizedCrop, _autoaugment.AutoAugment, _mixing.Mixup, _mixing.CutMix),
+    )
+}
+
+
+def parse(text: str, extra: dict[str, Callable[..., Any]] | None = None, where: str = "value") -> Any:
+    """The value that `text` says: a number, True, False, None, text in quotes, a tuple, or a call of a whitelisted class.
+
+    Raises RecipeError, with the nearest names for an unknown one.
+    """
+    if len(text) > 10_000:
+        raise RecipeError(f"{where}: longer than any value can be ({len(text)} characters)")
+    try:
+        return _evaluate(ast.parse(text.strip(), mode="eval").body, VALUES | (extra or {}))
+    except (SyntaxError, MemoryError, RecursionError):
+        raise RecipeError(
+            f"{where}: cannot read {text[:80]!r}; expected a number, or a value such as Triangle(alpha=2)"
+        ) from None
+    except RecipeError as e:
+        raise RecipeError(f"{where}: {e}") from None
+    except (TypeError, ValueError) as e:
+        raise RecipeError(f"{where}: {e}") from None
+
+
+def _evaluate(node: ast.expr, names: dict[str, Callable[..., Any]]) -> Any:
+    match node:
+        case ast.Constant(value=value) if value is None or isinstance(value, bool | int | float | str):
+            if isinstance(value, int) and value >= 1 << 63:
+                raise RecipeError("a whole number beyond 64 bits")
+            return value
+        case ast.Tuple(elts=items) | ast.List(elts=items):
+            return tuple(_evaluate(i, names) for i in items)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_evaluate(operand, names)
+        case ast.Name(id="inf"):
+            return math.inf
+        case ast.Name(id=name) if name in names:
+            raise RecipeError(f"{name} needs its brackets: {name}()")
+        case ast.Name(id=name):
+            raise RecipeError(f"unknown name {name}{nearest(name, names)}")
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in names and all(k.arg for k in keywords):
+            options = {str(k.arg): _evaluate(k.value, names) for k in keywords}
+            return names[name](*(_evaluate(a, names) for a in args), **options)
+        case ast.Call(func=ast.Name(id=name)) if name not in names:
+            raise RecipeError(f"unknown name {name}{nearest(name, names)}")
+    raise RecipeError("only numbers, text, tuples and values such as Triangle(alpha=2) can stand here")

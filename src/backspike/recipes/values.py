@@ -1,0 +1,269 @@
+"""The values that a recipe holds: neurons, norms, readouts, losses, methods and optimizers, each of which builds its part."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from ..surrogate import ATan, Rectangle, Surrogate
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn, optim
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """The spiking neuron of every layer: the arguments of `bs.LIF`. Called with `channels=`, it builds the layer.
+
+    Other neurons are subclasses of the name that they have in `bs`.
+    """
+
+    tau: float = 2.0
+    v_threshold: float = 1.0
+    v_reset: float | None = 0.0
+    decay_input: bool = True
+    surrogate: Surrogate = field(default=ATan())
+    reset_gradient: float = 1.0
+    temporal_gradient: bool = True
+    learn: tuple[str, ...] = ()
+    backend: str = "auto"
+    memory: str = "exact"  # what is kept for the backward pass; see `bs.lif`
+
+    def __call__(self, channels: int | None = None) -> nn.Module:
+        from ..neuron.lif import LIF
+
+        return LIF(**vars(self), channels=channels)
+
+
+@dataclass(frozen=True)
+class PLIF(Neuron):
+    """`bs.PLIF`: tau learns."""
+
+    def __call__(self, channels: int | None = None) -> nn.Module:
+        from ..neuron.lif import PLIF
+
+        return PLIF(**vars(self), channels=channels)
+
+
+@dataclass(frozen=True)
+class CubaLIF(Neuron):
+    """`bs.CubaLIF`: a synapse filters the current."""
+
+    tau_synapse: float = 2.0
+
+    def __call__(self, channels: int | None = None) -> nn.Module:
+        from ..neuron.cuba import CubaLIF
+
+        return CubaLIF(**vars(self), channels=channels)
+
+
+@dataclass(frozen=True)
+class CLIF(Neuron):
+    """`bs.CLIF`, with the defaults of its paper; its reset is its own, so v_reset stays None."""
+
+    v_reset: None = None
+    decay_input: bool = False
+    surrogate: Surrogate = field(default=Rectangle())
+
+    def __call__(self, channels: int | None = None) -> nn.Module:
+        from ..neuron.clif import CLIF
+
+        options = vars(self) | {"channels": channels}
+        del options["v_reset"]
+        return CLIF(**options)
+
+
+@dataclass(frozen=True)
+class MPBN(Neuron):
+    """`bs.MPBN`: BatchNorm of the membrane before it fires."""
+
+    def __call__(self, channels: int | None = None) -> nn.Module:
+        from ..layers.mpbn import MPBN
+
+        return MPBN(**vars(self), channels=channels)
+
+
+@runtime_checkable
+class Norm(Protocol):
+    """What makes the norms of a network: a function `norm(channels, branches=1)`, for T timesteps and a threshold."""
+
+    def layers(self, T: int, v_threshold: float) -> Callable[..., nn.Module]: ...
+
+
+@dataclass(frozen=True)
+class TDBN:
+    """Threshold-dependent BatchNorm, see `bs.TDBN`."""
+
+    def layers(self, T: int, v_threshold: float) -> Callable[..., nn.Module]:
+        from ..layers import norm
+
+        return partial(norm.TDBN, v_threshold=v_threshold)
+
+
+@dataclass(frozen=True)
+class TEBN:
+    """Temporal effective BatchNorm, see `bs.TEBN`."""
+
+    def layers(self, T: int, v_threshold: float) -> Callable[..., nn.Module]:
+        from ..layers import norm
+
+        return lambda channels, branches=1: norm.TEBN(channels, T)
+
+
+@runtime_checkable
+class Readout(Protocol):
+    def build(self, T: int) -> nn.Module: ...
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean over time."""
+
+    def build(self, T: int) -> nn.Module:
+        from .. import readout
+
+        return readout.Mean()
+
+
+@dataclass(frozen=True)
+class Last:
+    """The last timestep."""
+
+    def build(self, T: int) -> nn.Module:
+        from .. import readout
+
+        return readout.Last()
+
+
+@dataclass(frozen=True)
+class TWO:
+    """Temporally weighted output, see `bs.readout.TWO`."""
+
+    beta: float = 0.7
+    start_epoch: int = 5
+    cumulative: bool = False
+
+    def build(self, T: int) -> nn.Module:
+        from .. import readout
+
+        return readout.TWO(T, self.beta, self.start_epoch, self.cumulative)
+
+
+def _check_smoothing(label_smoothing: float) -> None:
+    if not (isinstance(label_smoothing, int | float) and 0 <= label_smoothing < 1):
+        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing!r}")
+
+
+@runtime_checkable
+class Loss(Protocol):
+    def value(self, o: Tensor, logits: Tensor, y: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """One cross-entropy on the readout's logits."""
+
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_smoothing(self.label_smoothing)
+
+    def value(self, o: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+        from torch.nn import functional as F
+
+        return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class TET:
+    """The loss of every timestep, averaged, see `bs.loss.tet`; the readout only answers."""
+
+    lam: float = 0.05
+    phi: float = 1.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_smoothing(self.label_smoothing)
+
+    def value(self, o: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+        from .. import loss
+
+        return loss.tet(o, y, self.lam, self.phi, self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class PDA:
+    """Potential distribution adjustment, see `bs.PotentialAdjustment`."""
+
+    strength: float = 1e-2
+    target: str = "spikes"
+    form: str = "moments"
+    per_channel: bool = False
+    window: float = 1.0
+    warmup: int = 0
+    eps: float = 1e-2
+    layers: tuple[str, ...] | None = None
+
+    def build(self, model: nn.Module) -> Any:
+        from ..methods.pda import PotentialAdjustment
+
+        options = dataclasses.asdict(self)
+        return PotentialAdjustment(model, options.pop("strength"), options.pop("target"), **options)
+
+
+@dataclass(frozen=True)
+class SGS:
+    """Spike-dependent gradient scaling, see `bs.scale_gradients`."""
+
+    alpha: float = 0.5
+    pair: str = "pre_post"
+    normalise: str = "layer"
+    mean_preserving: bool = False
+    pool_pre: bool = False
+
+    def build(self, model: nn.Module) -> Any:
+        from ..methods.sgs import scale_gradients
+
+        options = dataclasses.asdict(self)
+        return scale_gradients(model, options.pop("alpha"), options.pop("pair"), **options)
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    @property
+    def lr(self) -> float: ...
+
+    def build(self, groups: Any) -> optim.Optimizer: ...
+
+
+@dataclass(frozen=True)
+class AdamW:
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+
+    def build(self, groups: Any) -> optim.Optimizer:
+        from torch import optim
+
+        return optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay, fused=True)
+
+
+@dataclass(frozen=True)
+class SGD:
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+    def build(self, groups: Any) -> optim.Optimizer:
+        from torch import optim
+
+        options: dict[str, Any] = {
+            "lr": self.lr,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "nesterov": self.nesterov,
+        }
+        return optim.SGD(groups, **options, fused=True)

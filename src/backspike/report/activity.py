@@ -1,0 +1,284 @@
+"""Report sections: firing, energy, membranes, potentials, support of the surrogate, and what was watched in training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..analysis import energy
+from .chart import Line, colour, draw_chart, draw_svg, ramp
+from .html import (
+    MAX_STEPS,
+    Section,
+    as_percent,
+    count,
+    escape,
+    figure,
+    grid,
+    group_names,
+    heat_cell,
+    html_table,
+    joules,
+    plain_number,
+    tenths,
+    three_digits,
+    time_groups,
+)
+from .read import RunData, as_dict, layer_names, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def heat_table(run: RunData, key: str, label: str, more: dict[str, np.ndarray] | None = None) -> str:
+    """Layers down, timesteps across, in percent; `more` adds columns of one number per layer."""
+    values = run.arrays.get(key)
+    if values is None or not values.size:
+        return ""
+    groups = time_groups(values.shape[1], MAX_STEPS)
+    grouped = np.stack([values[:, group].mean(1) for group in groups], 1)
+    top = np.nan_to_num(grouped).max() or 1
+    more = {"mean": 100 * values.mean(1)} | (more or {})
+    rows = []
+    for i, name in enumerate(layer_names(run)):
+        cells = [heat_cell(np.nan_to_num(value) / top, tenths(100 * value)) for value in grouped[i]]
+        rows.append([escape(name), *cells, *(tenths(column[i]) for column in more.values())])
+    table = html_table(["% at step", *group_names(groups), *more], rows, label, "numbers")
+    return f'<div id="fig-{key.replace("_", "-")}">{table}</div>'
+
+
+def layer_lines(run: RunData, key: str) -> list[Line]:
+    series = run.per_layer(key)
+    return [Line(name, run.x, y, ramp(i, len(series))) for i, (name, y) in enumerate(series.items())]
+
+
+def firing(run: RunData) -> Section:
+    spikes = run.arrays.get("spikes_per_image")
+    table = heat_table(run, "firing_rate", "Firing rates", {} if spikes is None else {"spikes per sample": spikes})
+    chart = draw_chart("firing-epochs", "Firing rate while training", layer_lines(run, "firing_rate"), "epoch", True)
+    total = "" if spikes is None else f" One sample costs {count(float(spikes.sum()))} spikes in all."
+    text = (
+        "How many of a layer's neurons spike, in percent: a layer near 0 passes nothing on, one near 100 tells nothing, and "
+        f"few spikes are what makes these networks cheap on neuromorphic hardware.{total}"
+    )
+    return Section("firing", "Firing rates", text, table + grid(chart))
+
+
+def energy_section(run: RunData) -> Section:
+    T = number(run.fields.get("T"))
+    layers = energy.layers(run.arrays, int(T) if math.isfinite(T) else 1)
+    if not layers:
+        return Section("energy", "", "", "")
+    ann, snn = energy.total(layer.ann for layer in layers), energy.total(layer.snn for layer in layers)
+    prices = {"arithmetic alone": 0.0, "with memory, all in SRAM": energy.SRAM, "with memory, all in DRAM": energy.DRAM}
+    compared = {name: (ann.with_memory(word), snn.with_memory(word)) for name, word in prices.items()}
+    times = {name: s / a if a else math.inf for name, (a, s) in compared.items()}
+    totals = [[name, joules(a), joules(s), f"{three_digits(times[name])}\u202f×"] for name, (a, s) in compared.items()]
+    head = ["estimate for one sample", "without spikes", "spiking", "spiking / without"]
+    table = f'<div id="fig-energy">{html_table(head, totals, "Energy in all", "numbers")}</div>'
+    dearer = ", ".join(f"{name} {three_digits(times[name])} times as much" for name, (a, s) in compared.items() if s > a)
+    warning = (
+        '<p class="notice" role="note"><strong>The spiking network costs more</strong> than the equal network without spikes: '
+        f"{dearer}. Fewer timesteps and fewer spikes lower it, and hardware that keeps weights and membranes at hand.</p>"
+    )
+    once = "".join(
+        f" <code>{escape(layer.name)}</code> is computed once, as its input is the same at every timestep."
+        for layer in layers
+        if layer.steps < T
+    )
+    text = (
+        f"Counted on {count(float(run.arrays['op_samples']))} test samples, beside the same layers run once without spikes. A "
+        "spike costs an addition (AC) at every output that it reaches; a real number, as a first layer sees of an image, a "
+        "multiply-accumulate (MAC); spikes that a pool has added up whichever of both is less. A neuron costs a MAC a timestep."
+        f"{once} Norms are folded into weights; pools and the additions of branches are left out. Prices of Horowitz 2014 "
+        f"(ISSCC, 45\u202fnm, 32 bits): MAC {energy.MAC:g}\u202fpJ, AC {energy.AC:g}\u202fpJ, a word from 8\u202fkB of SRAM "
+        f"{energy.SRAM:g}\u202fpJ, from DRAM {energy.DRAM:g}\u202fpJ. A word is taken to move once per layer and timestep: "
+        "weights and inputs are read, outputs written; a membrane is read and written, a spike is a bit."
+    )
+    return Section("energy", "Energy, estimated", text, warning * bool(dearer) + table + _energy_table(layers))
+
+
+def _energy_table(layers: Sequence[energy.Layer]) -> str:
+    """The layers in the order in which they ran, and their sum; each quantity without spikes and spiking."""
+    pairs = [("", layer.name, f"{layer.steps}", count(layer.spikes), layer.ann, layer.snn) for layer in layers]
+    ann, snn = energy.total(layer.ann for layer in layers), energy.total(layer.snn for layer in layers)
+    rows = []
+    for mark, name, steps, spikes, a, s in [*pairs, ("b", "in all", "", "", ann, snn)]:
+        cells = [
+            *map(count, (a.macs, s.macs, s.acs)),
+            *map(joules, (a.arithmetic, s.arithmetic)),
+            *map(count, (a.words, s.words)),
+        ]
+        rows.append([f"<b>{escape(name)}</b>" if mark else escape(name), steps, spikes, *cells])
+    both = [f"{what}, {which}" for what in ("arithmetic", "words moved") for which in ("without", "spiking")]
+    head = ["layer", "steps", "spikes", "MACs, without", "MACs, spiking", "ACs, spiking", *both]
+    return html_table(head, rows, "Energy of each layer", "numbers")
+
+
+def membranes(run: RunData) -> Section:
+    arrays, keys = run.arrays, ("membrane_counts", "membrane_edges", "surrogate_z", "surrogate_h")
+    if not all(key in arrays for key in keys):
+        return Section("membranes", "", "", "")
+    counts, edges, z, h = (arrays[key] for key in keys)
+    logged = {k: v for k, v in as_dict(run.initial.get("membrane_counts")).items() if isinstance(v, list)}
+    before = {k: np.array(v) for k, v in logged.items() if len(v) == counts.shape[1] and all(type(n) is int for n in v)}
+    names = layer_names(run)
+    figures = [_membrane(i, name, counts[i], before.get(name), edges, z, h[i]) for i, name in enumerate(names)]
+    text = (
+        "Only where the membranes lie under the surrogate derivative does a gradient pass: beside a narrow curve it vanishes, "
+        "under one that covers everything it strays from the true one. Both are drawn relative to their own peaks; the "
+        "outermost bars hold all that lies beyond, and may be cut off."
+    )
+    legend = '<ul class="legend"><li><i class="block" style="color:var(--hist)"></i>membranes</li>'
+    legend += '<li><i style="color:var(--ink)"></i>before training</li>' if before else ""
+    legend += '<li><i style="color:var(--valid)"></i>surrogate derivative</li><li><i class="upright"></i>threshold</li></ul>'
+    return Section("membranes", "Membranes and the surrogate", text, legend + grid(*figures))
+
+
+def _membrane(
+    index: int, name: str, counts: np.ndarray, before: np.ndarray | None, edges: np.ndarray, z: np.ndarray, h: np.ndarray
+) -> str:
+    above = counts[edges[:-1] >= 0].sum() / max(counts.sum(), 1)
+
+    def plot(ax: Axes) -> None:
+        ax.stairs(counts / (counts[1:-1].max(initial=0) or 1), edges, fill=True, color=colour("hist"), linewidth=0)
+        if before is not None:
+            ax.stairs(before / (before[1:-1].max(initial=0) or 1), edges, color=colour("ink"), linewidth=0.9)
+        inside = (z >= edges[0]) & (z <= edges[-1])
+        ax.plot(z[inside], h[inside] / (h.max() or 1), color=colour("valid"), linewidth=1.8)
+        ax.axvline(0, color=colour("soft"), linewidth=1, linestyle=(0, (2, 3)))
+        ax.locator_params("x", nbins=5)
+        ax.set(xlabel="membrane minus threshold", yticks=[], xlim=(edges[0], edges[-1]), ylim=(0, 1.05))
+
+    mode = (edges[:-1] + edges[1:])[counts.argmax()] / 2
+    alt = f"Membranes of layer {name}: most often {mode:.2g} from the threshold, {as_percent(above)} at or above it"
+    title = (
+        f"{escape(name)} <small>{as_percent(above)} at or above the threshold, derivative up to {plain_number(h.max())}</small>"
+    )
+    return figure(f"membrane-{index}", title, draw_svg(f"membrane-{index}", alt, plot, left=0.04))
+
+
+_POTENTIAL = {
+    "mean": ("mean", three_digits),
+    "std": ("spread", three_digits),
+    "quantisation_error": ("rounding error", three_digits),
+    "active_share": ("in the window", as_percent),
+    "share_below": ("at rest or below", as_percent),
+    "share_above": ("at twice the threshold or above", as_percent),
+}
+
+
+def potentials(run: RunData) -> Section:
+    before, after = (as_dict(e.get("potential")) for e in (run.initial, run.epochs[-1] if run.epochs else {}))
+    rows, steps = [], []
+    for name in after:
+        then, now = as_dict(before.get(name)), as_dict(after[name])
+        pairs = [(number(then.get(key)), number(now.get(key)), write) for key, (_, write) in _POTENTIAL.items()]
+        rows.append([escape(name), *(f"{write(a)} → {write(b)}" if math.isfinite(a) else write(b) for a, b, write in pairs)])
+        series = [(v if isinstance(v := now.get(key), list) else [], write) for key, (_, write) in _POTENTIAL.items()]
+        for t in range(max(len(values) for values, _ in series)):
+            cells = [write(number(values[t]) if t < len(values) else math.nan) for values, write in series]
+            steps.append([f"{escape(name)}, step {t + 1}", *cells])
+    head = ["layer", *(text for text, _ in _POTENTIAL.values())]
+    text = (
+        "Where the potentials u lie, on a batch of validation samples, before training and at its end: mean and spread; the "
+        "mean square of what is lost when u is rounded to a spike of the threshold's height or to none; the shares near the "
+        "threshold (within half the surrogate's width), at 0 or below, and at twice the threshold or above."
+    )
+    if not rows:
+        return Section("potentials", "Potentials", text, "")
+    tables = html_table(head, rows, "Potentials of each layer", "numbers")
+    folded = html_table(head, steps, "Potentials of each layer and step", "numbers")
+    return Section("potentials", "Potentials", text, f"{tables}<details><summary>Step by step</summary>{folded}</details>")
+
+
+def support(run: RunData) -> Section:
+    table = heat_table(run, "support_share", "Neurons with a gradient")
+    chart = draw_chart(
+        "support-epochs", "Share with a gradient while training", layer_lines(run, "support_share"), "epoch", True
+    )
+    shares = run.series("masked_share")
+    masked = shares[np.isfinite(shares)]
+    dropped = f" The mask then drops {as_percent(masked[-1])} of them at random, anew in every step." if masked.any() else ""
+    text = (
+        "The share of neurons, in percent, whose surrogate derivative is above 1\u202f% of its peak: only they receive a "
+        f"gradient. Near 0 a layer does not learn; near 100 almost every neuron is pushed by an approximation.{dropped}"
+    )
+    return Section("support", "Neurons that receive a gradient", text, table + grid(chart))
+
+
+def watch(run: RunData) -> Section:
+    x = np.array([event["epochs"] for event in run.watched], float)
+    seen = [as_dict(event.get("vitals")) for event in run.watched]
+
+    def lines(kind: str, key: str) -> list[Line]:
+        of = [as_dict(vitals.get(kind)) for vitals in seen]
+        names = list(dict.fromkeys(name for values in of for name in values))
+        series = [np.array([size(as_dict(values.get(name)).get(key)) for values in of]) for name in names]
+        return [Line(name, x, y, ramp(i, len(names))) for i, (name, y) in enumerate(zip(names, series))]
+
+    charts = grid(
+        draw_chart("watch-gradient", "Gradient of the currents", lines("layers", "gradient"), _DONE, log=True),
+        draw_chart(
+            "watch-step", "Step at the full rate, relative to the weights", lines("weights", "update_ratio"), _DONE, log=True
+        ),
+        draw_chart("watch-reset", "Gradient through the reset, relative to the rest", lines("layers", "reset_ratio"), _DONE),
+        draw_chart("watch-mask", "Agreement with the unmasked gradient", lines("weights", "mask_alignment"), _DONE),
+        draw_chart("watch-dead", "Channels that never fire", lines("layers", "dead"), _DONE, True),
+    )
+    text = (
+        "What <code>backspike doctor</code> measures, on 64 training samples before training and after every epoch: how large "
+        "a gradient reaches each layer, how far a step moves weights, what comes through the reset, and how much of the "
+        "direction a mask leaves (1: all, 0: noise)."
+    )
+    return Section("watch", "Health while training", text, charts and charts + watch_findings(run))
+
+
+_DONE = "epochs done"
+
+
+def size(value: Any) -> float:
+    """A number; of a list, the root of the mean square."""
+    if not isinstance(value, list):
+        return number(value)
+    return math.sqrt(np.mean([number(item) ** 2 for item in value])) if value else math.nan
+
+
+def watch_findings(run: RunData) -> str:
+    rows: dict[str, list[Any]] = {}
+    for event in run.watched:
+        findings = event.get("findings")
+        for finding in findings if isinstance(findings, list) else []:
+            finding = as_dict(finding)
+            places = finding.get("where")
+            key = f"{finding.get('illness')} {places}"
+            where = ", ".join(map(str, places)) if isinstance(places, list) else ""
+            rows.setdefault(key, [finding, where, []])[2].append(event["epochs"])
+    if not rows:
+        return "<p>Nothing was found at any time.</p>"
+    cells = [
+        [escape(f.get("illness")), escape(where), escape(spans(at)), escape(f.get("found")), advice(f)]
+        for f, where, at in rows.values()
+    ]
+    return html_table(["finding", "where", "after epochs", "what", "to try"], cells, "Findings", "pairs")
+
+
+def advice(finding: dict[str, Any]) -> str:
+    flags = finding.get("flags")
+    return escape(finding.get("advice")) + (f": <code>{escape(flags)}</code>" if flags else "")
+
+
+def spans(numbers: Sequence[int]) -> str:
+    return f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}, {len(numbers)} times"
+
+
+def widths(run: RunData) -> Section:
+    text = (
+        "The learned width of each layer's surrogate: a layer that widens asks for gradients from membranes further from the "
+        "threshold, one that narrows trusts those close to it."
+    )
+    chart = draw_chart("widths", "Width", layer_lines(run, "widths"), "epoch")
+    return Section("widths", "Learned widths of the surrogate", text, grid(chart))

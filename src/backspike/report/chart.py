@@ -1,0 +1,220 @@
+"""Figures as inline SVG whose colours are CSS variables, so that one drawing serves light and dark."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from .html import MAX_LINES, as_percent, escape, figure, plain_number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLOURS = ("ink", "soft", "rule", "train", "valid", "hist", *(f"run{i}" for i in range(8)))
+
+
+def colour(name: str) -> str:
+    """A stand-in that matplotlib understands; `_svg` turns it into the CSS variable of this name."""
+    return f"#0100{_COLOURS.index(name):02x}"
+
+
+def ramp(index: int, count: int) -> str:
+    """A stand-in for the colour of item `index` in an ordered row: timesteps, or layers by depth."""
+    return f"#0101{round(100 * index / max(count - 1, 1)):02x}"
+
+
+def css(stand_in: str) -> str:
+    value = int(stand_in[-2:], 16)
+    if stand_in[3:5] == "00":
+        return f"var(--{_COLOURS[value]})"
+    return f"color-mix(in oklch, var(--late) {value}%, var(--early))"
+
+
+def draw_svg(name: str, label: str, plot: Callable[[Axes], None], left: float = 0.125) -> str:
+    """An inline SVG of one pair of axes, 360 wide: its letters are legible on a phone without zooming."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    ink, soft, rule = map(colour, ("ink", "soft", "rule"))
+    style: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, "text.usetex": False, "font.family": "sans-serif"}
+    style |= {"font.size": 11.5, "text.color": ink, "axes.labelcolor": soft, "xtick.color": soft, "ytick.color": soft}
+    style |= {"axes.edgecolor": rule, "grid.color": rule, "grid.linewidth": 0.8, "axes.facecolor": "none"}
+    style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False}
+    style |= {"xtick.major.size": 3, "ytick.major.size": 0, "axes.axisbelow": True}
+    with rc_context(style):  # type: ignore[arg-type, unused-ignore]
+        figure = Figure(figsize=(5, 3.1), facecolor="none")
+        FigureCanvasSVG(figure)
+        plot(figure.add_axes((left, 0.17, 0.985 - left, 0.8)))
+        return svg(figure, label)
+
+
+def svg(figure: Figure, label: str) -> str:
+    buffer = io.StringIO()
+    unsigned: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=unsigned)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    box = re.search(r'viewBox="[^"]*"', text)
+    body = text[text.index(">") + 1 :]
+    body = re.sub(r'<g id="[^"]*"', "<g", body)
+    body = re.sub(r"#010[01][0-9a-f]{2}", lambda match: css(match[0]), body)
+    body = re.sub(r"\s*\n\s*", " ", re.sub(r"<!--.*?-->", "", body, flags=re.S))
+    return f'<svg role="img" aria-label="{escape(label)}" {box[0] if box else ""}>{body}'
+
+
+class Line(NamedTuple):
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    colour: str
+    dashed: bool = False
+
+
+def draw_chart(
+    name: str, title: str, lines: Sequence[Line], xlabel: str, percent: bool = False, mark: float = math.nan, log: bool = False
+) -> str:
+    """A chart of lines with its legend in HTML, or nothing if no line has a value; `mark` draws an upright at that epoch, `log`
+    the values by powers of ten."""
+    if log:
+        lines = [line._replace(y=np.where(line.y > 0, line.y, math.nan)) for line in lines]
+    lines = [line for line in lines if np.isfinite(line.y).any()]
+    if not lines:
+        return ""
+    lines = lines[:: math.ceil(len(lines) / MAX_LINES)]
+    write = as_percent if percent else plain_number
+
+    def plot(ax: Axes) -> None:
+        if math.isfinite(mark):
+            ax.axvline(mark, color=colour("soft"), linewidth=1, linestyle=(0, (2, 3)))
+        for line in lines:
+            keep = slice(None, None, math.ceil(len(line.x) / 400))
+            dots = "o" if np.isfinite(line.y).sum() <= 20 else ""
+            style = (0, (4, 2)) if line.dashed else "-"
+            ax.plot(line.x[keep], line.y[keep], color=line.colour, linestyle=style, linewidth=1.8, marker=dots, markersize=3.5)
+        finish(ax, xlabel, percent, log)
+
+    said = "; ".join(f"{line.label}: {span(line.y, write)}" for line in lines[:12])
+    marked = [f'<li><i class="upright"></i>best epoch by validation: {mark:.0f}</li>'] if math.isfinite(mark) else []
+    return figure(name, escape(title), draw_svg(name, f"{title}. {said}", plot), legend(lines, marked))
+
+
+def span(y: np.ndarray, write: Callable[[float], str]) -> str:
+    known = y[np.isfinite(y)]
+    return f"{write(known[0])} at first, {write(known[-1])} at the end"
+
+
+def finish(ax: Axes, xlabel: str, percent: bool, log: bool = False) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    ax.set_xlabel(xlabel)
+    ax.grid(axis="y")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    if log:
+        shown = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines])
+        decades = np.log10(shown[np.isfinite(shown)])
+        ax.set_yscale("log")
+        # whole powers of ten, so that at least two are marked
+        ax.set_ylim(10 ** math.floor(decades.min()), 10 ** math.ceil(decades.max() + 1e-6))
+        ax.yaxis.set_major_locator(LogLocator(numticks=6))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if 0.01 <= value <= 1000 else f"{value:.0e}"))
+        return
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    if percent:
+        ax.set_ylim(top=min(ax.get_ylim()[1], 1.01), bottom=max(ax.get_ylim()[0], -0.01))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}\u202f%"))
+
+
+def legend(lines: Sequence[Line], more: Sequence[str] = ()) -> str:
+    """Swatch and label of every line; where there are more than twelve, of the first, the middle and the last."""
+    shown = lines if len(lines) <= 12 else [lines[0], lines[len(lines) // 2], lines[-1]]
+    items = [
+        f'<li><i class="{"dashed" if line.dashed else ""}" style="color:{css(line.colour)}"></i>{escape(line.label)}</li>'
+        for line in shown
+    ]
+    return f'<ul class="legend">{"".join([*items, *more])}</ul>'
+
+
+def image(pixels: np.ndarray, alt: str, kind: str = "") -> str:
+    """An `<img>` of pixels `[H, W, 4]` uint8, drawn without smoothing."""
+    from matplotlib.image import imsave
+
+    buffer = io.BytesIO()
+    unsigned: dict[str, Any] = {"Software": None}
+    imsave(buffer, np.ascontiguousarray(pixels), format="png", metadata=unsigned)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    height, width = pixels.shape[:2]
+    return f'<img class="{kind}" width="{width}" height="{height}" alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+class Picture(NamedTuple):
+    """One pair of axes: for the page, where the legend is HTML, and as a file, where `plot` labels what the legend shows."""
+
+    name: str
+    title: str
+    lines: Sequence[tuple[str, int]]  # legend: text and colour
+    plot: Callable[[Axes], None]
+    said: str = ""
+
+    def page(self) -> str:
+        drawn = draw_svg(self.name, f"{self.title}. {self.said}", self.plot)
+        shown = [Line(text, np.zeros(0), np.zeros(0), ink(number)) for text, number in self.lines]
+        return figure(self.name, escape(self.title), drawn, legend(shown) if len(shown) > 1 else "")
+
+    def file(self) -> bytes:
+        """A stand-alone SVG in the light colours, its legend inside."""
+        from matplotlib.lines import Line2D
+
+        def plot(ax: Axes) -> None:
+            self.plot(ax)
+            ax.set_title(math_free(self.title), fontsize=11.5, loc="left")
+            handles = [Line2D([], [], color=ink(number), label=math_free(text)) for text, number in self.lines]
+            if len(handles) > 1:
+                ax.legend(handles=handles, fontsize=9, frameon=False)
+
+        css = Path(__file__).with_name("report.css").read_text("utf-8")
+        light = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", css[: css.index("@media")]))
+        svg = draw_svg(self.name, self.title, plot)
+        svg = re.sub(r"var\(--([a-z0-9-]+)\)", lambda match: light[match[1]], svg)
+        spaces = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        return svg.replace("<svg", spaces, 1).encode()
+
+
+def ink(number: int) -> str:
+    return colour(f"run{number % 8}")
+
+
+def axes(ax: Axes, xlabel: str, log_x: bool = False, percent: bool = False, whole: bool = False) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+    ax.set_xlabel(xlabel)
+    ax.grid(axis="y")
+    if log_x:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.xaxis.set_minor_locator(NullLocator())
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole, min_n_ticks=1))
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    if percent:
+        percent_axis(ax.yaxis)
+
+
+def percent_axis(axis: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=5))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
+
+
+def math_free(text: str) -> str:
+    return text.replace("$", r"\$")

@@ -1,0 +1,177 @@
+"""The studies that ship. Each is a function of a data set's name that returns a `Study`; sizes are for two cores.
+
+`NAMES` lists them for the command line; the first line of a docstring is what `backspike study` prints. Every study starts
+from the recipe of its data set with all parts and the averaging of weights switched off (`plain`); its arms switch parts on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from .. import recipes
+from ..errors import StudyError, nearest
+from ..models import ConvNet, Model
+from ..recipes.recipe import Recipe
+from ..recipes.values import PDA, SGS, Mean
+from ..surrogate import ATan, Masked, Parametric, Surrogate, Triangle
+from .spec import Arm, Study
+
+if TYPE_CHECKING:
+    from .single_neuron import Toy
+
+
+class _Size(NamedTuple):
+    epochs: int
+    limit: int
+    small: Model  # a second network, for accuracy against the probability of the mask
+    even: Model  # pairs of layers of the same size, between which SGS can scale
+
+
+_SIZES = {
+    "digits": _Size(20, 0, ConvNet("8-P-16-P", size=8), ConvNet("16-16-P-32-32-P", size=8)),
+    "digits-dvs": _Size(12, 0, ConvNet("8-P-16-P", in_channels=2, size=17), ConvNet("8-8-P-16-16-P", in_channels=2, size=17)),
+    "mnist": _Size(5, 5000, ConvNet("8-P-16-P", size=28), ConvNet("8-8-P-16-16-P", size=28)),
+}
+TRIANGLE = Triangle(alpha=2.0)
+
+
+def plain(data: str) -> Recipe:
+    """The recipe of a data set without mask and with the mean over time as readout, as long as a study can afford.
+
+    In float32 on every machine, so that arms differ in nothing but their parts.
+    """
+    size = _SIZES[data]
+    changes = {"neuron.surrogate": TRIANGLE, "readout": Mean(), "ema": 0.0, "precision": "float32"}
+    changes |= {"epochs": size.epochs, "limit": size.limit}
+    return recipes.get(data).replace(changes)
+
+
+def ablation(data: str) -> Study:
+    """MSG and TWO, each and both, against neither (paper A)."""
+    masked, two = {"neuron.surrogate": Masked(TRIANGLE, p=0.5)}, {"readout": recipes.get(data).readout}
+    arms = (Arm("baseline"), Arm("TWO", two), Arm("MSG", masked), Arm("MSG + TWO", {**masked, **two}))
+    return Study("", "", plain(data), arms, "baseline", ("dots", "curves", "firing", "weights"), seeds=10)
+
+
+def mask_probability(data: str) -> Study:
+    """Accuracy against the probability of the mask, over networks and surrogates; fewer on event data (paper A)."""
+    base = plain(data)
+    arms = []
+    few = data == "digits-dvs"  # a run there takes several times as long
+    for model in (base.model,) if few else (base.model, _SIZES[data].small):
+        for surrogate in (TRIANGLE,) if few else (TRIANGLE, ATan(alpha=2.0)):
+            line = f"{getattr(model, 'layout', type(model).__name__)} {type(surrogate).__name__}"
+            for p in (0.0, 0.25, 0.5, 0.75, 0.9) if few else (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0):
+                changes = {"model": model, "neuron.surrogate": Masked(surrogate, p=p)}
+                arms.append(Arm(f"{line} p={p:g}", changes, against=f"{line} p=0", x=p, line=line))
+    return Study("", "", base, tuple(arms), arms[0].name, ("sweep",), xlabel="probability of the mask")
+
+
+def surrogate_width(data: str) -> Study:
+    """Too narrow and too wide surrogates: vanishing and mismatched gradients, with and without the mask (paper A)."""
+    arms = []
+    for line, wrap in (("no mask", _same), ("MSG", _masked)):
+        for width in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0):
+            name = f"width {width:g}" + (" MSG" if wrap is _masked else "")
+            arms.append(Arm(name, {"neuron.surrogate": wrap(Triangle(alpha=1 / width))}, x=width, line=line))
+    xlabel = "half width of the triangle"
+    return Study("", "", plain(data), tuple(arms), "width 0.5", ("gradients", "sweep"), xlabel=xlabel, log_x=True)
+
+
+def _same(surrogate: Surrogate) -> Surrogate:
+    return surrogate
+
+
+def _masked(surrogate: Surrogate) -> Surrogate:
+    return Masked(surrogate, p=0.5)
+
+
+def tsbp_toy(data: str) -> Toy:
+    """One neuron learns a spike train: share of problems solved against learning rate, three gradient rules (paper B)."""
+    from .single_neuron import Toy
+
+    return Toy()
+
+
+def reset_gradient(data: str) -> Study:
+    """Three rules on a real set: spatial only, STBP (reset detached), TSBP (gradient through the reset) (paper B)."""
+    arms = (
+        Arm("spatial only", {"neuron.temporal_gradient": False}),
+        Arm("STBP", {"neuron.reset_gradient": 0.0}),
+        Arm("TSBP", {"neuron.reset_gradient": 1.0}),
+    )
+    return Study("", "", plain(data), arms, "STBP", ("dots", "curves", "firing"), seeds=10)
+
+
+def psg_pda(data: str) -> Study:
+    """A learned width and the adjustment of potentials, each and both, against neither (paper C)."""
+    psg, pda = {"neuron.surrogate": Parametric(TRIANGLE)}, {"potential": PDA(strength=1e-2)}
+    arms = (Arm("baseline"), Arm("PSG", psg), Arm("PDA", pda), Arm("PSG + PDA", {**psg, **pda}))
+    return Study("", "", plain(data), arms, "baseline", ("dots", "curves", "membranes", "widths", "firing"), seeds=10)
+
+
+def gradient_scaling(data: str) -> Study:
+    """Accuracy against spikes: gradients scaled by local spikes, two strengths and two pairings, against unscaled (paper D)."""
+    scaled = [
+        Arm(f"SGS {alpha:g} {pair}", {"scaling": SGS(alpha, pair)}) for alpha in (0.1, 0.5) for pair in ("pre_post", "pre_pre")
+    ]
+    base = dataclasses.replace(plain(data), model=_SIZES[data].even)
+    return Study("", "", base, (Arm("baseline"), *scaled), "baseline", ("spikes", "dots", "curves", "firing"), seeds=10)
+
+
+def precision(data: str) -> Study:
+    """The recipe of a data set in float32 and in bfloat16 (autocast): what the faster one costs in accuracy."""
+    size = _SIZES[data]
+    base = recipes.get(data).replace({"epochs": size.epochs, "limit": size.limit})
+    arms = (Arm("float32", {"precision": "float32"}), Arm("bfloat16", {"precision": "bfloat16"}))
+    return Study("", "", base, arms, "float32", ("dots", "curves", "firing"), seeds=10)
+
+
+def everything(data: str) -> Study:
+    """All parts of the four papers together, and each left out in turn."""
+    parts = ("MSG", "TWO", "PSG", "PDA", "SGS", "TSBP")
+    left_out = [Arm(f"no {part}", _parts(data, *(p for p in parts if p != part))) for part in parts]
+    arms = (Arm("everything", _parts(data, *parts)), *left_out, Arm("nothing", _parts(data)))
+    base = dataclasses.replace(plain(data), model=_SIZES[data].even)
+    return Study("", "", base, arms, "everything", ("dots", "curves", "firing"), seeds=10)
+
+
+def _parts(data: str, *parts: str) -> dict[str, object]:
+    """The fields that switch these parts on and the others off."""
+    surrogate: Surrogate = Parametric(TRIANGLE) if "PSG" in parts else TRIANGLE
+    return {
+        "neuron.surrogate": Masked(surrogate, p=0.5) if "MSG" in parts else surrogate,
+        "neuron.reset_gradient": 1.0 if "TSBP" in parts else 0.0,
+        "readout": recipes.get(data).readout if "TWO" in parts else Mean(),
+        "potential": PDA(strength=1e-2) if "PDA" in parts else None,
+        "scaling": SGS(alpha=0.5) if "SGS" in parts else None,
+    }
+
+
+NAMES: dict[str, Callable[[str], Study | Toy]] = {
+    "ablation": ablation,
+    "mask-probability": mask_probability,
+    "surrogate-width": surrogate_width,
+    "tsbp-toy": tsbp_toy,
+    "reset-gradient": reset_gradient,
+    "psg-pda": psg_pda,
+    "gradient-scaling": gradient_scaling,
+    "precision": precision,
+    "everything": everything,
+}
+
+
+def about(name: str) -> str:
+    return (NAMES[name].__doc__ or "").splitlines()[0]
+
+
+def get(name: str, data: str = "digits") -> Study | Toy:
+    """The study of that name on a data set; StudyError with the nearest names if there is none."""
+    if name not in NAMES:
+        raise StudyError(f"unknown study {name!r}{nearest(name, NAMES)}")
+    if data not in _SIZES:
+        raise StudyError(f"no study is sized for the data set {data!r}; there are: {', '.join(_SIZES)}")
+    study = dataclasses.replace(NAMES[name](data), name=name, about=about(name))
+    return dataclasses.replace(study, shipped=study.base) if isinstance(study, Study) else study

@@ -1,0 +1,1 @@
+"""Under everything: processes, memory, files, the machine and events."""

@@ -1,0 +1,88 @@
+"""`evaluate`: the test set through the trained network of a run."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..analysis import activity, op_count
+from ..analysis import early_exit as early
+from ..data.batches import Batches
+from ..errors import RunError
+from ..recipes.recipe import Recipe
+from ..run import Run
+from ..system import distributed
+from .failures import first_line
+from .network import Network, load, to_channels_last
+from .setup import OwnData, check_own, choose_device, load_data
+
+
+def evaluate(
+    run: str | Path,
+    model: nn.Module | None = None,
+    test: Any = None,
+    *,
+    validation: Any = None,
+    anytime: bool = False,
+    device: str | torch.device | None = None,
+    values: tuple[type, ...] = (),
+) -> dict[str, Any]:
+    """Runs the test set through the trained network of a run, and leaves what it measures in `evaluation.npz`.
+
+    Returns accuracy, loss, number of samples, and the accuracy if stopped after each timestep. The arguments are `load`'s and
+    `fit`'s. anytime: early exit is measured too, its threshold chosen on the validation split, and left in `anytime.json`.
+    """
+    folder = Run.open(run)
+    check_own(folder, model=model, data=test)
+    network = load(run, model, values=values).to(choose_device(device))
+    recipe = folder.recipe(values)
+    if recipe.channels_last:
+        to_channels_last(network)
+    sets = load_data(recipe) if test is None else OwnData(None, validation, test)
+    if anytime and sets.validation is None:
+        raise RunError("early exit chooses its threshold on a validation split; give validation=, as to fit")
+    batches = Batches(sets.test, recipe, choose_device(device))
+    try:
+        accuracy, loss = test_network(network, batches, recipe)
+        over_time = measure_test(folder, network, batches)
+    except (RuntimeError, ValueError, TypeError, IndexError) as e:
+        if isinstance(e, RunError):
+            raise
+        raise RunError(f"the network of {folder.path} does not take the data {recipe.data}: {first_line(e)}") from e
+    n = len(batches.data)
+    result = {"run": str(run), "test_accuracy": accuracy, "test_loss": loss, "n": n, "accuracy_over_time": over_time}
+    if anytime:
+        held_out = Batches(sets.validation, recipe, choose_device(device))
+        result["anytime"] = early.measured(early.split(network, held_out), early.split(network, batches))
+        folder.write_json("anytime.json", result["anytime"])
+    return result
+
+
+def measure_test(run: Run, network: Network, batches: Batches) -> list[float]:
+    """Writes evaluation.npz; the accuracy if stopped after each timestep."""
+    arrays = activity.collect(network, batches) | op_count.count(network, batches)
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
+    run.write("evaluation.npz", packed.getvalue())
+    return arrays["accuracy_over_time"].tolist()
+
+
+@torch.no_grad()
+def test_network(network: Network, batches: Batches, recipe: Recipe) -> tuple[float, float]:
+    """(accuracy, loss) over a data set, of which each rank takes a share."""
+    network.eval()
+    sums, n, together = torch.zeros(2, dtype=torch.float64, device=batches.device), 0, distributed.here()
+    for x, y in batches.in_order(ranks=together):
+        with batches.autocast():
+            o = network.model(x).float()
+        logits = network.readout(o)
+        sums[0] += (logits.argmax(-1) == y).sum()
+        sums[1] += recipe.loss.value(o, logits, y).double() * len(y)
+        n += len(y)
+    right, loss, n = together.sums(*sums.tolist(), n)
+    return right / n, loss / n

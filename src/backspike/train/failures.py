@@ -1,0 +1,43 @@
+"""Errors of the machine in one line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ..data.batches import reader_died, reader_ended
+from ..errors import RunError
+from ..recipes.recipe import Recipe
+
+logger = logging.getLogger("backspike")
+
+
+def first_line(e: BaseException) -> str:
+    return str(e).splitlines()[0] if str(e) else type(e).__name__
+
+
+def out_of_memory(e: BaseException) -> bool:
+    """Whether this, or what it comes from, says that memory could not be had."""
+    here = isinstance(e, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(e)
+    return here or (e.__cause__ is not None and out_of_memory(e.__cause__))
+
+
+@contextmanager
+def explain_failures(recipe: Recipe) -> Iterator[None]:
+    """What the machine refuses, memory or a process, in one line; the last checkpoint stands."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as e:
+        if out_of_memory(e):
+            parts = recipe.accumulate
+            raise RunError(
+                f"out of memory with --batch_size {recipe.batch_size}, a step in {parts} part{'s' * (parts > 1)}; start anew "
+                "with --memory SIZE (such as 4GB), which chooses what is kept and how large the parts of a step are, with "
+                f"--accumulate {2 * parts}, or with a smaller --batch_size"
+            ) from e
+        if reader_died(e):
+            raise reader_ended(recipe.workers) from e
+        raise

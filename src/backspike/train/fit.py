@@ -1,0 +1,108 @@
+"""`fit` runs a recipe into a run folder; `resume` continues it after any stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import RunError
+from ..recipes.recipe import Recipe
+from ..run import Elsewhere, Run
+from ..system import distributed
+from ..system.distributed import Ranks
+from ..system.events import Listener
+from .checkpoint import CHECKPOINTS
+from .failures import explain_failures
+from .network import check_size
+from .setup import check_own, data_sets
+from .trainer import Result, Trainer
+
+
+def fit(
+    recipe: Recipe,
+    out: str | Path,
+    model: nn.Module | None = None,
+    train: Any = None,
+    test: Any = None,
+    *,
+    validation: Any = None,
+    force: bool = False,
+    device: str | torch.device | None = None,
+    listen: Listener | None = None,
+    report: bool = True,
+    watch: bool = False,
+) -> Result:
+    """Trains `recipe` into the folder `out` and returns what came of it.
+
+    model: your own module `[T, B, ...] -> [T, B, K]` in place of the recipe's. train, validation, test: your own data sets
+    (`len(d)`, `d[i] -> (x, y)`) in place of the recipe's; without a validation set the last epoch is the one that counts.
+    force: replace a run that is already there. listen: called with every event (a dict; see docs/run-folder.md).
+    report=False leaves report.html out; `backspike report` makes it later. watch: what `bs.examine` measures, before training
+    and after every epoch, into the log and the report, with what is wrong; it changes no result, and a resume goes on with it.
+    Sets torch's global seed. Raises RunError, DataError or RecipeError in one line; KeyboardInterrupt after a checkpoint.
+    Called by each of the processes that torchrun starts, it trains with all of them; `listen` is called on rank 0.
+    """
+    with distributed.joined(device) as together, explain_failures(recipe):
+        run = open_folder(together, lambda: Run.free(out, force))
+        # everything is built and tried before an old run is deleted
+        training = Trainer(run, recipe, model, data_sets(recipe, train, validation, test), device, listen, watch)
+        with run.created(training.recipe, training.own, force):
+            return training.run_to_the_end(report)
+
+
+def resume(
+    run: str | Path,
+    model: nn.Module | None = None,
+    train: Any = None,
+    test: Any = None,
+    *,
+    validation: Any = None,
+    device: str | torch.device | None = None,
+    listen: Listener | None = None,
+    values: tuple[type, ...] = (),
+    report: bool = True,
+) -> Result:
+    """Goes on from the last checkpoint of a run folder, with the same arguments as `fit` had. values: see `load`."""
+    with distributed.joined(device) as together:
+        folder = open_folder(together, lambda: Run.open(run))
+        recipe = together.of_first(lambda: folder.recipe(values))
+        if done := together.of_first(lambda: finished_result(folder, listen, report)):
+            return done
+        together.of_first(lambda: check_own(folder, model=model, data=train))
+        with folder.locked(), explain_failures(recipe):
+            kept = together.of_first(lambda: [folder.path / name for name in CHECKPOINTS if folder.has(name)])
+            if model is None and kept:
+                together.of_first(lambda: check_size(recipe, *kept))
+            watch = together.of_first(lambda: any(event.get("event") == "watch" for event in folder.log()))
+            training = Trainer(folder, recipe, model, data_sets(recipe, train, validation, test), device, listen, watch)
+            if kept:
+                training.restore()
+            else:  # stopped before the first checkpoint
+                folder.put_back_log("")
+            return training.run_to_the_end(report)
+
+
+def open_folder(together: Ranks, open: Callable[[], Run]) -> Run:
+    """The folder as rank 0 finds it; the others do not write to it."""
+    run = together.of_first(open)
+    return run if together.first else Elsewhere(run.path)
+
+
+def finished_result(run: Run, listen: Listener | None, report: bool) -> Result | None:
+    if not (found := run.done()):
+        return None
+    done = {k: v for k, v in found.items() if k == "event" or k in Result.__dataclass_fields__}
+    numbers = [done.get(k) for k in ("epochs", "seconds", "best_epoch", "test_accuracy", "test_accuracy_last")]
+    if not all(n is None or type(n) in (int, float) for n in numbers) or None in numbers[:3]:
+        raise RunError(f"{run.path / 'log.jsonl'} is damaged (its last line); restore it, or train again with --force")
+    if report and not run.has("report.html"):
+        from ..report import write
+
+        write(run.path)
+    if listen:
+        listen(done)
+    return Result(**{k: done.get(k) for k in Result.__dataclass_fields__})  # type: ignore[arg-type]

@@ -1,0 +1,271 @@
+"""The settings with which a training fits into so much memory: `backspike train --memory 6GB`.
+
+Every setting is rehearsed in a process of its own, with the recipe's data: measurements, a few steps, a test and a checkpoint,
+and the peak of that process is what counts, with weights, optimizer, averaged weights, data and libraries in it. First what
+the neurons keep for the backward pass is reduced (`neuron.memory`), which costs time only; then a step is split into parts
+(`accumulate`), as many as two rehearsals predict, peak = a + b * part, and a third confirms.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from statistics import median
+from typing import Any
+
+from ..errors import RecipeError, RunError
+from ..recipes.recipe import Recipe
+from ..system import heap
+
+LADDER = ("exact", "recompute", "checkpoint")  # of neuron.memory, cheap first; all give the exact gradient
+HEADROOM = 0.95  # of the budget: the same training peaks a few percent higher or lower each time, as its heap has gaps
+STEPS = 4  # of a rehearsal, the first of which makes what the others find
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What one setting takes: the peak in bytes (None: more than there is here) and seconds per step."""
+
+    recipe: Recipe
+    peak: int | None
+    seconds: float | None
+    batch_norm: bool = False
+
+    def fits(self, budget: int) -> bool:
+        return self.peak is not None and self.peak <= HEADROOM * budget
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was chosen for a budget in bytes. `recipe` is the one to train; `str(plan)` says what it costs."""
+
+    budget: int
+    before: Rehearsal
+    after: Rehearsal
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.after.recipe
+
+    def __str__(self) -> str:
+        if self.after is self.before:
+            return f"fits into {size_text(self.budget)} as it is: {_taken(self.before)}"
+        chosen = _settings(self.before.recipe, self.recipe)
+        return f"to fit into {size_text(self.budget)}: {chosen}; {self._costs()}"
+
+    def _costs(self) -> str:
+        before, after = self.before, self.after
+        costs = [f"{_taken(after)} instead of {_taken(before)}"]
+        if before.seconds and after.seconds:
+            costs.append(f"{100 * (after.seconds / before.seconds - 1):+.0f} % time")
+        if before.recipe.part_size == after.recipe.part_size:
+            costs.append("the same gradients")
+        elif after.batch_norm:
+            costs.append(f"BatchNorm sees {after.recipe.part_size} samples instead of {before.recipe.part_size}")
+        return "; ".join(costs)
+
+
+def plan_memory(
+    recipe: Recipe, budget: int | str, *, device: str | None = None, threads: int | None = None, listen: Listener | None = None
+) -> Plan:
+    """Finds the cheapest settings with which `recipe` trains within `budget`, bytes or text such as "6GB" or "0.5GiB".
+
+    On the CPU the budget is the memory of the process, on CUDA that of the device. device: as in `bs.fit`. threads: of the
+    rehearsals (torch's default). listen: called with an event for every rehearsal, see docs/run-folder.md. Models and data of
+    your own cannot be rehearsed. Raises RunError naming the smallest budget if none of the settings fits.
+    """
+    size = parse_size(budget) if isinstance(budget, str) else budget
+    tell = listen or (lambda event: None)
+    rehearsals: list[Rehearsal] = []
+
+    def rehearse(candidate: Recipe) -> Rehearsal:
+        found = _rehearse(candidate, device, threads)
+        rehearsals.append(found)
+        text = f"tried {_settings(recipe, candidate) or 'as it is'}: {_taken(found)}"
+        tell({"event": "rehearsal", "peak": found.peak, "seconds_per_step": found.seconds, "text": text})
+        return found
+
+    before = rehearse(recipe)
+    for found in chain([before], _ladder(recipe, size, rehearse)):
+        if found.fits(size):
+            plan = Plan(size, before, found)
+            tell({"event": "memory", "budget": size, "settings": _settings(recipe, plan.recipe), "text": str(plan)})
+            return plan
+    raise RunError(_impossible(size, rehearsals))
+
+
+def _ladder(recipe: Recipe, budget: int, rehearse: Callable[[Recipe], Rehearsal]) -> Iterator[Rehearsal]:
+    """Rehearsals from cheap to dear."""
+    first = LADDER.index(recipe.neuron.memory) + 1 if recipe.neuron.memory in LADDER else len(LADDER)
+    found = None
+    for memory in LADDER[first:]:
+        recipe = replace(recipe, neuron=replace(recipe.neuron, memory=memory))
+        yield (found := rehearse(recipe))
+    yield from _in_parts(recipe, budget, rehearse, found)
+
+
+def _in_parts(
+    recipe: Recipe, budget: int, rehearse: Callable[[Recipe], Rehearsal], whole: Rehearsal | None
+) -> Iterator[Rehearsal]:
+    """Rehearsals of the step in ever smaller parts, the first of them as large as a line through two rehearsals predicts."""
+    at_once = recipe.part_size
+    if at_once == 1:
+        return
+    quarter = rehearse(_split(recipe, max(1, at_once // 4)))
+    points = [r for r in (whole, quarter) if r is not None and r.peak is not None]
+    if len(points) < 2:
+        points.append(rehearse(_split(recipe, max(1, at_once // 16))))
+    part = _predicted(points, HEADROOM * budget)
+    tried = {r.recipe.part_size: r for r in (quarter, *points)}
+    while part >= 1:
+        candidate = _split(recipe, part)
+        yield tried.get(candidate.part_size) or rehearse(candidate)
+        part = min(candidate.part_size - 1, math.floor(0.8 * candidate.part_size)) if part > 1 else 0
+
+
+def _split(recipe: Recipe, part: int) -> Recipe:
+    """The recipe with at most `part` samples at once."""
+    return replace(recipe, accumulate=math.ceil(recipe.batch_size / part))
+
+
+def _predicted(points: list[Rehearsal], limit: float) -> int:
+    """The largest part whose peak stays within the limit, on the line through two rehearsals; at least 1."""
+    known = [(r.recipe.part_size, r.peak) for r in points if r.peak is not None]
+    if len(known) < 2 or known[0][0] == known[1][0]:
+        return 1
+    (n0, peak0), (n1, peak1) = known[:2]
+    slope = (peak0 - peak1) / (n0 - n1)
+    return max(1, math.floor(n1 + (limit - peak1) / slope)) if slope > 0 else 1
+
+
+def _impossible(budget: int, rehearsals: list[Rehearsal]) -> str:
+    peaks = [r.peak for r in rehearsals if r.peak is not None]
+    if not peaks:
+        return "no setting could be rehearsed in the memory that is free here; close other programs or use a smaller network"
+    smallest = min(peaks) / HEADROOM
+    unit = 10**7 if smallest < 10**9 else 10**8
+    least = size_text(math.ceil(smallest / unit) * unit)
+    return (
+        f"this recipe does not train within {size_text(budget)}; the smallest that works is --memory {least} "
+        "(less with --neuron.memory 8bit, whose gradients are about 1 % off, a smaller network or a smaller T)"
+    )
+
+
+def _settings(before: Recipe, after: Recipe) -> str:
+    """What is set otherwise, in words of the command line."""
+    changed = []
+    if before.neuron.memory != after.neuron.memory:
+        changed.append(f"--neuron.memory {after.neuron.memory}")
+    if before.accumulate != after.accumulate:
+        changed.append(f"--accumulate {after.accumulate}")
+    return " ".join(changed)
+
+
+def _taken(rehearsal: Rehearsal) -> str:
+    if rehearsal.peak is None or rehearsal.seconds is None:
+        return "more than is free here"
+    return f"{size_text(rehearsal.peak)}, {rehearsal.seconds:.3g} s a step"
+
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """Bytes: "6GB", "800 MB", "0.5GiB". RecipeError for anything else."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]i?B)", text.strip(), re.IGNORECASE)
+    if not match or not 0 < float(match[1]) < 1e15:
+        raise RecipeError(f"a memory size is a number and a unit, such as 6GB, 800MB or 0.5GiB; got {text!r}")
+    return round(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def size_text(size: float) -> str:
+    """ "6GB", "0.55GB", "800MB": three digits, as `parse_size` reads them."""
+    unit = "GB" if size >= 10**9 else "MB"
+    return f"{float(f'{size / _UNITS[unit]:.3g}'):g}{unit}"
+
+
+# ---- one rehearsal, in a process of its own ------------------------------------------------------------------------------
+
+
+def _rehearse(recipe: Recipe, device: str | None, threads: int | None) -> Rehearsal:
+    torch = sys.modules.get("torch")
+    threads = threads or (torch.get_num_threads() if torch else None)
+    work = pickle.dumps((recipe, device, threads, heap.mode()))
+    code = "from backspike.train.memory_budget import _child; _child()"
+    done = subprocess.run([sys.executable, "-c", code], input=work, capture_output=True)
+    try:
+        said = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        if done.returncode < 0:  # the system ended it, as it does when memory runs out
+            return Rehearsal(recipe, None, None)
+        why = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+        raise RunError(f"the rehearsal that measures memory failed: {why}") from None
+    if "error" in said:
+        raise RunError(said["error"])
+    return Rehearsal(recipe, said["peak"], said["seconds"], said["batch_norm"])
+
+
+def _child() -> None:
+    """Reads what to rehearse from standard input, writes one line of JSON."""
+    recipe, device, threads, mode = pickle.load(sys.stdin.buffer)
+    _spare_the_others()
+    heap.use(mode)
+    import torch
+
+    from ..data import DataError
+    from . import failures, trainer
+
+    if threads:
+        torch.set_num_threads(threads)
+    said: dict[str, Any]
+    try:
+        seconds, batch_norm = trainer.rehearse(recipe, STEPS, device)
+        said = {"peak": _peak(), "seconds": median(seconds[1:]), "batch_norm": batch_norm}
+    except (RunError, DataError, ValueError, RuntimeError, MemoryError) as e:
+        nothing = {"peak": None, "seconds": None, "batch_norm": False}
+        said = nothing if failures.out_of_memory(e) else {"error": str(e).splitlines()[0]}
+    print(json.dumps(said), flush=True)
+
+
+def _spare_the_others() -> None:
+    """This process may take what is free and no more, and is the first to end if memory runs out after all."""
+    try:
+        import resource
+
+        with open("/proc/meminfo") as f:
+            free = next(int(line.split()[1]) * 1024 for line in f if line.startswith("MemAvailable"))
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        limit = free if hard == resource.RLIM_INFINITY else min(free, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+        with open("/proc/self/oom_score_adj", "w") as f:
+            f.write("1000")
+    except (ImportError, OSError, StopIteration, ValueError):
+        return  # not Linux, or not allowed: the rehearsal goes without
+
+
+def _peak() -> int:
+    """The most memory, in bytes, that this process ever held; on a GPU, that torch held there."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_reserved()
+    try:
+        with open("/proc/self/status") as f:
+            return next(int(line.split()[1]) * 1024 for line in f if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ImportError:
+        raise RunError("the peak of a process cannot be read on this system; --memory needs Linux or macOS") from None
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

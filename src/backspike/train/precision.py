@@ -1,0 +1,95 @@
+"""What a recipe leaves to the machine, the precision and the memory layout, is chosen once, when a run is made.
+
+What was chosen stands in the run's recipe.json from then on, so that a resume elsewhere computes as the run began; why stands
+in its env.json and in the start event. The same recipe on the same machine always chooses the same.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..neuron.hooks import Handle
+from ..recipes.recipe import Recipe
+
+# multiply-adds per step of the forward pass below which casting costs what bfloat16 gains. Processor time of a whole step on
+# Zen 4, float32 / bfloat16: 1 M 6 / 8 ms, 5 M 6.4 / 6.8, 15 M 4.6 / 4.4, digits (77 M) 16.5 / 12.2, mnist (942 M) 132 / 96
+WORTH_CASTING = 30e6
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A recipe that leaves nothing open, and for each field that was open why it is what it is now."""
+
+    recipe: Recipe
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def choose(recipe: Recipe, model: nn.Module, x: Tensor) -> Chosen:
+    """Fills in precision="auto" and channels_last=None for this model, on x `[T, 1, ...]`, one sample on its device."""
+    reasons: dict[str, str] = {}
+    if recipe.precision == "auto":
+        precision, why = _precision(recipe, model, x)
+        recipe, reasons["precision"] = replace(recipe, precision=precision), why
+    if recipe.channels_last is None:
+        last, why = _channels_last(model, x.device)
+        recipe, reasons["channels_last"] = replace(recipe, channels_last=last), why
+    return Chosen(recipe, reasons)
+
+
+def _precision(recipe: Recipe, model: nn.Module, x: Tensor) -> tuple[str, str]:
+    unit = bfloat16_unit(x.device)
+    if unit is None:
+        return "float32", "nothing here computes in bfloat16"
+    if x.device.type == "cuda":
+        return "bfloat16", f"{unit} computes in it, and half the bytes are moved"
+    work = multiply_adds(model, x) * recipe.batch_size
+    said = f"{work / 1e6:,.0f} million multiply-adds a step"
+    if work < WORTH_CASTING:
+        return "float32", f"{said} are too few to gain from bfloat16"
+    return "bfloat16", f"{unit} computes in it, and {said} are enough to gain from it"
+
+
+def bfloat16_unit(device: torch.device) -> str | None:
+    """What multiplies in bfloat16 on this device; None where it would be emulated or is not known."""
+    if device.type == "cuda":
+        return "this GPU" if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if device.type != "cpu":
+        return None
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return "this processor" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
+    if torch.cpu._is_amx_tile_supported():
+        return "this processor (AMX)"
+    return "this processor (AVX-512 BF16)" if torch.cpu._is_avx512_bf16_supported() else None
+
+
+@torch.no_grad()
+def multiply_adds(model: nn.Module, x: Tensor) -> int:
+    """Of convolutions and linear layers in one forward pass; a layer that is computed once for all timesteps counts once."""
+    counted = 0
+
+    def count(layer: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        nonlocal counted
+        spread = inputs[0] if getattr(layer, "transposed", False) else out  # what every weight of a channel meets
+        counted += spread.numel() * layer.weight[0].numel()
+
+    was_training = model.training
+    model.eval()
+    with Handle() as handle:
+        for layer in model.modules():
+            if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear):
+                handle.undo.append(layer.register_forward_hook(count).remove)
+        model(x)
+    model.train(was_training)
+    return counted
+
+
+def _channels_last(model: nn.Module, device: torch.device) -> tuple[bool, str]:
+    if not any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        return False, "there is no convolution over images"
+    where = {"cpu": "on a CPU", "cuda": "on a GPU's tensor cores"}.get(device.type)
+    return (True, f"convolutions are faster so {where}") if where else (False, "what torch prefers on this device")
