@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 CPU := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c requirements/cpu.txt)
 
 KERNEL := $(wildcard src/backspike/kernel/csrc/*.[ch])
+PYTHON_FILES := src tests examples benchmarks fuzz setup.py
 
 .PHONY: demo install test slow check clean
 demo: install
@@ -30,8 +31,9 @@ slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m slow
 
 check: $(VENV)/.installed-dev
-	$(BIN)/ruff format --check src tests examples
-	$(BIN)/ruff check src tests examples
+	$(BIN)/ruff format --check $(PYTHON_FILES)
+	$(BIN)/ruff check $(PYTHON_FILES)
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 clean:

@@ -15,7 +15,9 @@ from setuptools.command.build_ext import build_ext
 FLAGS = ["-std=gnu11", "-O3", "-g0", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 GCC = ["-fno-thread-jumps"]  # else it threads the conditions of a loop into branches, which it then vectorises badly
 SOURCES, HEADERS = (sorted(map(str, Path("src/backspike/kernel/csrc").glob(f"*.{ending}"))) for ending in "ch")
-FLAGS += [f"-DDIGEST={zlib.crc32(b''.join(Path(name).read_bytes() for name in SOURCES + HEADERS))}u"]  # kernel/cpu/library.py compares it
+FLAGS += [
+    f"-DDIGEST={zlib.crc32(b''.join(Path(name).read_bytes() for name in SOURCES + HEADERS))}u"
+]  # kernel/cpu/library.py compares it
 LEVELS = {"_lif": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     LEVELS |= {"_lif_v3": ["-march=x86-64-v3"], "_lif_v4": ["-march=x86-64-v4"]}

@@ -211,8 +211,8 @@ def bits(device: torch.device, backend: str, options: argparse.Namespace) -> Ite
     model = model.to(device, memory_format=torch.channels_last)
     x = grid((4 * 8, 3, 16, 16), 5, device).float().contiguous(memory_format=torch.channels_last).unflatten(0, (4, 8))
     seen: list[bool] = []
-    found, keep = {}, synapse._pack
-    synapse._pack = lambda x, dtype, bits: (seen.append(bits is not None), keep(x, dtype, bits))[1]  # type: ignore[assignment,func-returns-value]
+    found, keep = {}, synapse._pack  # noqa: SLF001  (counted from outside)
+    synapse._pack = lambda x, dtype, bits: (seen.append(bits is not None), keep(x, dtype, bits))[1]  # type: ignore[assignment,func-returns-value]  # noqa: SLF001  (counted from outside)
     try:
         for name, change in (("bits", Sent.bits_of), ("none", lambda self, x: None)):
             Sent.bits_of, usual = change, Sent.bits_of  # type: ignore[method-assign,assignment]
@@ -223,7 +223,7 @@ def bits(device: torch.device, backend: str, options: argparse.Namespace) -> Ite
                 Sent.bits_of = usual  # type: ignore[method-assign]
             found[name] = [p.grad.double() for p in model.parameters() if p.grad is not None]
     finally:
-        synapse._pack = keep
+        synapse._pack = keep  # noqa: SLF001  (counted from outside)
     errors = [float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(found["bits"], found["none"])]
     used = any(seen) or backend != "triton"  # the C kernels write none
     said = f"gradients off by {max(errors):.1e} at most, {sum(seen)} convolutions kept bits"
@@ -238,7 +238,7 @@ def recipe(**changes: Any) -> Any:
 @contextmanager
 def no_waiting(device: torch.device, steps: list[int]) -> Iterator[None]:
     """Within it a training step that waits for the device is an error."""
-    compute = trainer.Trainer._compute
+    compute = trainer.Trainer.compute_step
 
     def watched(self: Any, *batch: torch.Tensor) -> None:
         steps.append(1)
@@ -251,11 +251,11 @@ def no_waiting(device: torch.device, steps: list[int]) -> Iterator[None]:
             if strict:
                 torch.cuda.set_sync_debug_mode("default")
 
-    trainer.Trainer._compute = watched  # type: ignore[method-assign]
+    trainer.Trainer.compute_step = watched  # type: ignore[method-assign]
     try:
         yield
     finally:
-        trainer.Trainer._compute = compute  # type: ignore[method-assign]
+        trainer.Trainer.compute_step = compute  # type: ignore[method-assign]
 
 
 def waits(device: torch.device, backend: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ import numpy as np
 from simulated_events import SENSOR, recordings
 
 from backspike.data import Events
-from backspike.data.simulate import SACCADES, Camera, _luma, _view, record
+from backspike.data.simulate import SACCADES, Camera, _luma, _view, record  # noqa: PLC2701  (parts of the camera)
 from backspike.data.sources import roots
 
 CORNERS = (

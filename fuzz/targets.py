@@ -29,8 +29,9 @@ import numpy as np
 
 from backspike.data import DataError, Events
 from backspike.data.formats import aedat2, aedat3, cifar, gesture, idx, nmnist, picture, shd
-from backspike.report import read
-from backspike.train import fit, setup, trainer
+from backspike.report import chart, read
+from backspike.train import setup, trainer
+from backspike.train.fit import finished_result
 
 RNG = np.random.default_rng(0)
 EVENTS = Events(RNG.integers(0, 34, 40), RNG.integers(0, 34, 40), np.sort(RNG.integers(0, 9999, 40)), RNG.integers(0, 2, 40))
@@ -289,7 +290,7 @@ def _read_sums(data: bytes) -> None:
     root.mkdir(exist_ok=True)
     (root / "00007.bin").write_bytes(b"12345")
     (root / simulated.SUMS).write_bytes(data)
-    simulated._Job("digits-dvs", 0, 1, np.zeros((1, 1, 8, 8), np.uint8), np.array([7])).verified(root)
+    simulated._Job("digits-dvs", 0, 1, np.zeros((1, 1, 8, 8), np.uint8), np.array([7])).verified(root)  # noqa: SLF001  (made of damaged values)
 
 
 # ---- recipes -------------------------------------------------------------------------------------------------------------
@@ -345,9 +346,9 @@ def _fields() -> list[bytes]:
 
 def _read_fields(data: bytes) -> None:
     from backspike import recipes
-    from backspike.cli import _split_off_fields
+    from backspike.cli import split_off_fields
 
-    _, fields = _split_off_fields(data.decode("utf-8", "surrogateescape").split("\0"))
+    _, fields = split_off_fields(data.decode("utf-8", "surrogateescape").split("\0"))
     recipes.digits().replace(fields).to_dict()
 
 
@@ -427,8 +428,8 @@ def _restore(data: bytes) -> None:
     training.restore()
     torch.rand(1), np.random.rand(1), random.random()  # noqa: NPY002  (the generators that are restored)
     x, y = next(iter(training.train.training(0)))
-    with training._said():
-        training._train_step(x, y)
+    with training.step_errors():
+        training.train_step(x, y)
 
 
 def _pickled() -> list[bytes]:
@@ -498,7 +499,7 @@ def _read_log(data: bytes) -> None:
     run.write("log.jsonl", data)
     read.read_log(run.path / "log.jsonl")
     if run.log()[-1:] and run.log()[-1].get("event") == "done":
-        fit.finished_result(run, None, False)
+        finished_result(run, None, False)
 
 
 def _arrays() -> list[bytes]:
@@ -586,7 +587,7 @@ def _report_edited(data: bytes) -> None:
     (path / "log.jsonl").write_text("\n".join(json.dumps(x, default=str) for x in (log if isinstance(log, list) else [log])))
     arrays = arrays if isinstance(arrays, dict) else {}
     np.savez(path / "evaluation.npz", **{k: v for k, v in arrays.items() if isinstance(v, np.ndarray)})
-    with contextlib.nullcontext() if sum(data) % 8 == 1 else mock.patch.object(report, "_draw", _plotted):
+    with contextlib.nullcontext() if sum(data) % 8 == 1 else mock.patch.object(chart, "draw_svg", _plotted):
         safe_page(report.write(path).read_text("utf-8"))
         safe_page(report.compare([path, _trained()], path / "both.html").read_text("utf-8"))
 

@@ -200,7 +200,7 @@ class Bench:
     outcomes: list[Outcome] = field(default_factory=list)
 
     def complete(self, command: str) -> dict[str, Any]:
-        from .. import __version__
+        from ..version import __version__
 
         return {
             "backspike": __version__,

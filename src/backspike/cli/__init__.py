@@ -17,10 +17,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .. import __version__, errors
+from .. import errors
 from ..errors import BackspikeError, UsageError
 from ..system import heap
 from ..system.machine import QUIET_THREADS
+from ..version import __version__
 
 if TYPE_CHECKING:
     from ..recipes.recipe import Recipe
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
     try:
-        arguments, fields = _split_off_fields(arguments) if arguments[:1] in ([v] for v in TAKE_FIELDS) else (arguments, {})
+        arguments, fields = split_off_fields(arguments) if arguments[:1] in ([v] for v in TAKE_FIELDS) else (arguments, {})
         parser = _parser()
         options = parser.parse_args(arguments)
         if options.verb is None:
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"unexpected {type(e).__name__}: {line}; BACKSPIKE_TRACEBACK=1 shows where", 1)
 
 
-def _split_off_fields(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def split_off_fields(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """The words that are for the parser, and `--field value` or `--field=value` of a recipe as a dict.
 
     Before the parser sees them, as it takes a value with a space in it for no option at all.
@@ -210,7 +211,6 @@ def _parser() -> _Parser:
 def _train(options: argparse.Namespace) -> int:
     from .. import recipes
     from ..errors import RecipeError
-    from ..train.memory_budget import parse_size, plan_memory
 
     try:
         recipe = recipes.get(options.recipe)
@@ -219,6 +219,8 @@ def _train(options: argparse.Namespace) -> int:
             print("\n" + _field_help(recipe))
             return 0
         recipe = recipe.replace(options.fields)
+        from ..train.memory_budget import parse_size, plan_memory
+
         budget = parse_size(options.memory) if options.memory is not None else None
     except RecipeError as e:
         raise UsageError(e) from None

@@ -10,7 +10,7 @@ import copy
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_worker_info
 
 from ..errors import RunError
-from ..recipes.recipe import Recipe
 from ..system.distributed import Ranks
 from .augment import Augment, ResizedCrop
 from .mixing import Mixing
@@ -28,6 +27,31 @@ from .split import Split
 
 ALONE = Ranks()
 RESIDENT_SHARE = 0.25  # of a GPU's free memory: larger sets stay on the host
+
+
+class BatchOptions(Protocol):
+    """The fields of a recipe that decide how a data set is cut into batches; `bs.Recipe` says what they mean."""
+
+    @property
+    def T(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def accumulate(self) -> int: ...
+    @property
+    def part_size(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def augment(self) -> tuple[Augment | Mixing, ...]: ...
+    @property
+    def has_time(self) -> bool | None: ...
+    @property
+    def channels_last(self) -> bool | None: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def workers(self) -> int: ...
 
 
 class Batches:
@@ -39,7 +63,7 @@ class Batches:
     own draws.
     """
 
-    def __init__(self, data: Any, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, data: Any, recipe: BatchOptions, device: torch.device) -> None:
         if len(data) == 0:
             raise RunError("the data set is empty; check the folder and the limit")
         self.data, self.recipe, self.device = data, recipe, device

@@ -76,7 +76,7 @@ def examine(
         _restore(work, state, any(name.startswith("optimizer") for name in changes or ()))
     assert work.train is not None
     size = min(AT_ONCE, work.recipe.part_size)
-    with work._said():
+    with work.step_errors():
         stream = chain.from_iterable(map(work.train.training, count(work.epoch)))
         batches = [(x[:, :size], y[:size]) for x, y in islice(stream, -(-SAMPLES // size))]
         vitals = take(work.network, work.optimizer, batches, work.recipe, work.train.autocast, STEPS)
@@ -95,7 +95,7 @@ def _restore(work: training.Trainer, state: Mapping[str, Any], another_optimizer
         raise RunError(f"the weights of {work.run.path} do not fit this network ({text}); leave out what changes it") from e
     work.epoch, _, work.step = state["position"]
     work.epoch = min(work.epoch, work.recipe.epochs - 1)
-    work._set_mask_probability()
+    work.set_mask_probability()
 
 
 def lines(examination: Examination) -> list[str]:

@@ -146,7 +146,7 @@ def _forward_torch(x: Tensor, v0: Tensor | None, constants: Tensor, records: Seq
         if membrane is not None:
             membrane[t] = u
         if moments is not None:
-            moments[0, t], moments[1, t] = eager._mean(u), eager._mean(u * u)
+            moments[0, t], moments[1, t] = eager.channel_mean(u), eager.channel_mean(u * u)
     return [spikes, torch.stack((v, m)), membrane, moments]
 
 
@@ -176,7 +176,7 @@ def _backward_torch(
     for t in range(len(u_seq) - 1, -1, -1):
         u, before, fired = u_seq[t], m_seq[t], u_seq[t] >= theta
         a, b = torch.sigmoid(u * per_tau), torch.sigmoid(m_seq[t + 1])
-        h, own = eager._masked_derivative(u - theta, t, width if saved.parametric else None, saved)
+        h, own = eager.masked_derivative(u - theta, t, width if saved.parametric else None, saved)
         k = k - (c * b * (1 - b)).masked_fill(~fired, 0.0)
         G = (zero if arriving.g is None else arriving.g[t].to(dtype)) + k - rule.reset_gradient * c * (theta + b)
         over = k * before * a * (1 - a)

@@ -64,13 +64,13 @@ def _forward(call: Call | _Saved, record: bool) -> tuple[Tensor, Tensor, Tensor 
         if membrane is not None:
             membrane[t] = u
         if mean is not None and square is not None:
-            mean[t] = _mean(u)
-            square[t] = _mean(u * u)
+            mean[t] = channel_mean(u)
+            square[t] = channel_mean(u * u)
         v = u - theta * fired.to(dtype) if rule.v_reset is None else u.masked_fill(fired, rule.v_reset)
     return spikes, v, membrane, mean, square
 
 
-def _mean(u: Tensor) -> Tensor:
+def channel_mean(u: Tensor) -> Tensor:
     """Over batch and space, per channel, in float64."""
     return u.mean([d for d in range(u.dim()) if d != 1], dtype=torch.float64)
 
@@ -95,7 +95,7 @@ class _LIF(torch.autograd.Function):
         active = None
         if rule.record_active and spikes.is_contiguous():
             known = membrane if kept is None else _recall(rule, kept, membrane.shape, theta, width, membrane.dtype)
-            h = [_masked_derivative(u - theta, t, width, call)[0] for t, u in enumerate(known)]
+            h = [masked_derivative(u - theta, t, width, call)[0] for t, u in enumerate(known)]
             active = pack(torch.stack(h) != 0)
             ctx.mark_non_differentiable(active)
         ctx.set_materialize_grads(False)
@@ -216,7 +216,7 @@ def _backward(
         u = membrane[t]
         z = u - theta
         fired = u >= theta
-        h, h_base = _masked_derivative(z, t, width, saved)
+        h, h_base = masked_derivative(z, t, width, saved)
         G = zero if g is None else g[t].to(dtype)
         if rho:
             G = G - (rho * c) * theta if soft else G + (rho * c) * (rule.v_reset - u)
@@ -241,7 +241,7 @@ def _backward(
     return _Sums(d_tau.value(scale), d_theta.value(), d_width.value()), c
 
 
-def _masked_derivative(z: Tensor, t: int, width: Any, saved: Any) -> tuple[Tensor, Tensor]:
+def masked_derivative(z: Tensor, t: int, width: Any, saved: Any) -> tuple[Tensor, Tensor]:
     """(h with the mask, and its part that belongs to the base, through which a width learns)."""
     rule = saved.rule
     h = rule.surrogate.derivative(z) if width is None else rule.surrogate.derivative(z / width) / width

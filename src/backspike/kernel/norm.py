@@ -149,9 +149,9 @@ def _pooled(spikes: Tensor, pool: str) -> Tensor:
 
 
 def _fused(name: str, call: Call, norm: Norm, pool: str | None, want_state: bool, add: Tensor | None = None) -> Result:
-    if name == "triton":
-        if not call.x[0].is_contiguous() and not layout.channels_last(call.x[0]):  # it walks in these two orders alone
-            call = replace(call, x=call.x.contiguous())
+    contiguous = call.x[0].is_contiguous() or layout.channels_last(call.x[0])
+    if name == "triton" and not contiguous:  # it walks in these two orders alone
+        call = replace(call, x=call.x.contiguous())
     learned = (call.x, call.v0, call.tau, call.theta, call.width, norm.weight, norm.bias, add)
     bits = call.rule.record_bits and add is None and writes_bits(name, call.x, pool)
     options = POOLS.index(pool), call.repeats, want_state, call.rule.record_moments, bits

@@ -41,7 +41,7 @@ def run(call: Call) -> Result:
         if not rule.temporal_gradient:
             v, m = v.detach(), m.detach()
         u = (lam * v + offset) + gain * x[t].to(dtype)
-        s = _spike(u, theta, t, call)
+        s = surrogate_spike(u, theta, t, call)
         s_reset = s.detach() + rule.reset_gradient * (s - s.detach())
         if rule.complementary:
             m = m * torch.sigmoid(u * (1 - lam)) + s
@@ -52,13 +52,13 @@ def run(call: Call) -> Result:
         membrane.append(u)
     v = torch.stack((v, m)) if rule.complementary else v
     u_seq = torch.stack(membrane)
-    moments = _moments(u_seq) if rule.record_moments else None
+    moments = membrane_moments(u_seq) if rule.record_moments else None
     active = _active(u_seq.detach(), theta, call) if rule.record_active else None
     return Result(torch.stack(spikes).to(x.dtype), v, u_seq if rule.record_membrane else None, moments, active)
 
 
 def _active(u_seq: Tensor, theta: float | Tensor, call: Call) -> Tensor:
-    """Where the line in `_spike` has a slope."""
+    """Where the line in `surrogate_spike` has a slope."""
     z = u_seq - (theta.detach() if isinstance(theta, Tensor) else theta)
     y = z if call.width is None else z / over_channels(call.width.detach().to(z.dtype), call.x)
     h = call.rule.surrogate.derivative(y)
@@ -68,13 +68,13 @@ def _active(u_seq: Tensor, theta: float | Tensor, call: Call) -> Tensor:
     return pack(h != 0)
 
 
-def _moments(u_seq: Tensor) -> Moments:
+def membrane_moments(u_seq: Tensor) -> Moments:
     T, C = u_seq.shape[0], u_seq.shape[2] if u_seq.dim() > 2 else 1
     samples = u_seq.double().reshape(T, -1, C, u_seq.shape[3:].numel())
     return Moments(samples.mean((1, 3)), (samples**2).mean((1, 3)))
 
 
-def _spike(u: Tensor, theta: float | Tensor, t: int, call: Call) -> Tensor:
+def surrogate_spike(u: Tensor, theta: float | Tensor, t: int, call: Call) -> Tensor:
     """A step forward; backward, a line of slope h through z = u - theta (through z/w for a learned width w)."""
     rule = call.rule
     if not isinstance(theta, Tensor) and math.isinf(theta):  # an Integrator; z - z.detach() would be NaN

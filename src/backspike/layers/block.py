@@ -148,11 +148,11 @@ class Block:
         pool = None if self.pool is None or self.why_pool_apart() else pool_kind(self.pool)
         # x has as many dimensions as what the product makes of it
         norm = None if self.norm is None else applied(self.norm, x[0])
-        seen = neuron._streams or bool(neuron.watchers)
+        seen = neuron.streams or bool(neuron.watchers)
         record_active = norm is None and reader is not None and _may_be_sampled(neuron, reader)
-        options = neuron._options() | {"record_active": record_active, "record_state": seen}
+        options = neuron.options() | {"record_active": record_active, "record_state": seen}
         options["record_bits"] = torch.is_grad_enabled()
-        part = _Part(self.product, taken.sent, norm, pool, neuron._start(None), options, neuron.backend, add)
+        part = _Part(self.product, taken.sent, norm, pool, neuron.initial_state(None), options, neuron.backend, add)
         result = part.recomputed(x) if taken.repeats is None else part.result(x, taken.repeats)
         if seen:
             neuron.see(Output(result.spikes, result.state, result.membrane), result.moments)

@@ -62,7 +62,7 @@ def _blocks(model: nn.Module) -> dict[nn.Module | None, Block]:
 def _backend(layer: LIF | Integrator, device: torch.device) -> tuple[str, str]:
     x = torch.zeros(1, 1, getattr(layer, "channels", None) or 1, device=device)
     # a seed is given, so that asking draws none
-    return kernel.choose(layer.backend, prepare(x, None, **{**layer._options(), "seed": 0}))
+    return kernel.choose(layer.backend, prepare(x, None, **{**layer.options(), "seed": 0}))
 
 
 def _together(layer: LIF | Integrator, block: Block | None, backend: str, names: dict[nn.Module, str]) -> str:

@@ -107,7 +107,7 @@ class _Folded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = _unfolded(x, self._time.T)
-        if self in self._time.ran and getattr(self.neuron, "_streams", False):
+        if self in self._time.ran and getattr(self.neuron, "streams", False):
             raise RuntimeError(
                 "bs.streaming: a ReLU that the model calls twice has two states; give each call its own nn.ReLU()"
             )

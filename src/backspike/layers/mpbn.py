@@ -49,7 +49,7 @@ class MPBN(LIF):
     def compute(
         self, x: Tensor, v0: Tensor | None, repeats: int = 1, want_state: bool = True
     ) -> tuple[Output, kernel.Moments | None]:
-        options = self._options()
+        options = self.options()
         watched = options["record_membrane"] or options["record_moments"]
         if watched or torch.is_grad_enabled() or not self.folds():
             return _steps(prepare(x, v0, repeats=repeats, **options), self.norm)
@@ -77,11 +77,11 @@ def _steps(call: kernel.Call, norm: nn.Module) -> tuple[Output, kernel.Moments |
         v = v if rule.temporal_gradient else v.detach()
         u = (lam * v + offset) + gain * x[t // call.repeats].to(dtype)
         n = norm(u)
-        s = reference._spike(n, theta, t, call)
+        s = reference.surrogate_spike(n, theta, t, call)
         s_reset = s.detach() + rule.reset_gradient * (s - s.detach())
         v = (1 - s_reset) * u + s_reset * reset
         spikes.append(s.to(x.dtype))
         normalised.append(n)
     n_seq = torch.stack(normalised) if rule.record_membrane or rule.record_moments else None
-    moments = reference._moments(n_seq) if n_seq is not None and rule.record_moments else None
+    moments = reference.membrane_moments(n_seq) if n_seq is not None and rule.record_moments else None
     return Output(torch.stack(spikes), v, n_seq if rule.record_membrane else None), moments

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules.module import _has_any_global_hook  # noqa: PLC2701  (no public way to ask)
 
 from ..kernel.call import Sent
 from ..kernel.cpu.pool import avg_pool, max_pool

@@ -21,7 +21,8 @@ from torch.nn.modules import module as _module
 from ..kernel.cpu import conv, library, sparse
 from ..kernel.cpu.conv import Geometry
 from ..kernel.pack import Packed, count, pack
-from .sparsity import FEWEST_CHANNELS, WORTH_IT, Choice, choice, worth_it
+from . import sparsity
+from .sparsity import Choice, choice, worth_it
 
 # --------------------------------------------------------------------------------------------------- the functions
 
@@ -69,7 +70,7 @@ def _window(x: Tensor, layer: Any, dtype: torch.dtype) -> Geometry | None:
     if (
         not x.numel()
         or padding is None
-        or min(layer.in_channels, layer.out_channels) < FEWEST_CHANNELS
+        or min(layer.in_channels, layer.out_channels) < sparsity.FEWEST_CHANNELS
         or x.shape[1] != layer.in_channels
     ):
         return None
@@ -77,7 +78,7 @@ def _window(x: Tensor, layer: Any, dtype: torch.dtype) -> Geometry | None:
         return None
     window = Geometry(layer.stride, padding, layer.dilation)  # type: ignore[arg-type]
     size = window.outputs(x.shape[2:], layer.kernel_size)
-    return window if min(size) > 0 and math.prod(size) * len(x) * layer.weight.numel() >= WORTH_IT else None
+    return window if min(size) > 0 and math.prod(size) * len(x) * layer.weight.numel() >= sparsity.WORTH_IT else None
 
 
 def linear(x: Tensor, layer: nn.Module, active: Tensor | None = None, bits: Tensor | None = None) -> Tensor:

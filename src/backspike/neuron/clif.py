@@ -36,5 +36,5 @@ class CLIF(LIF):
             raise ValueError(f"CLIF: memory is exact, recompute or checkpoint, since m depends on all of u; got {memory!r}")
         super().__init__(tau, v_reset=None, decay_input=decay_input, surrogate=surrogate, memory=memory, **options)
 
-    def _options(self) -> dict[str, Any]:
-        return super()._options() | {"complementary": True}
+    def options(self) -> dict[str, Any]:
+        return super().options() | {"complementary": True}

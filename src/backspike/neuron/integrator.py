@@ -39,13 +39,13 @@ class Integrator(Streaming):
         check_constants(math.inf if tau is None else tau, 1.0, 0.0, decay_input and tau is not None, 0.0)
 
     def forward(self, x: Tensor, v0: Tensor | None = None) -> Any:
-        out = lif(x, self._start(v0), backend=self.backend, **self._options())
+        out = lif(x, self.initial_state(v0), backend=self.backend, **self.options())
         self._finish(out.state)
         assert out.membrane is not None
         membrane = out.membrane.to(x.dtype)
         return membrane if v0 is None else Output(None, out.state, membrane)
 
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         tau = math.inf if self.tau is None else self.tau
         rest = {"v_reset": 0.0, "temporal_gradient": True}
         return {"tau": tau, "decay_input": self.decay_input and self.tau is not None, **rest, **_SPIKELESS}

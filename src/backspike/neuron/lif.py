@@ -169,7 +169,7 @@ class LIF(Streaming):
 
     def forward(self, x: Tensor, v0: Tensor | None = None, repeats: int = 1) -> Any:
         self.begin(x.device)
-        out, moments = self.compute(x, self._start(v0), repeats, v0 is not None or self._streams or bool(self.watchers))
+        out, moments = self.compute(x, self.initial_state(v0), repeats, v0 is not None or self.streams or bool(self.watchers))
         self.see(out, moments)
         return out.spikes if v0 is None else out
 
@@ -180,7 +180,7 @@ class LIF(Streaming):
 
         want_state=False spares writing the state, which may then come out empty.
         """
-        return compute(prepare(x, v0, repeats=repeats, record_state=want_state, **self._options()), self.backend)
+        return compute(prepare(x, v0, repeats=repeats, record_state=want_state, **self.options()), self.backend)
 
     def begin(self, device: torch.device) -> None:
         """The first thing in a forward pass. With gradients enabled a seed is drawn, once per pass."""
@@ -196,7 +196,7 @@ class LIF(Streaming):
         for watcher in self.watchers:
             watcher.see(self, out, moments)
 
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         tau, threshold, width = self.constants()
         return {
             "tau": tau,

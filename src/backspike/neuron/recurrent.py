@@ -36,7 +36,7 @@ class Recurrent(Streaming):
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, None)
         neuron = self.neuron
-        start: tuple[Tensor, Any] = self._start(None) or (torch.zeros_like(x[0]), None)
+        start: tuple[Tensor, Any] = self.initial_state(None) or (torch.zeros_like(x[0]), None)
         s, v = start
         spikes, membranes, moments = [], [], []
         for x_t in x:
@@ -52,8 +52,8 @@ class Recurrent(Streaming):
             Output(whole, v, torch.cat(membranes) if membranes else None),
             Moments(*map(torch.cat, zip(*moments))) if moments else None,
         )
-        if self._streams:
-            self._carried = s.detach(), v.detach()
+        if self.streams:
+            self.carried = s.detach(), v.detach()
         return whole
 
     def _current(self, x: Tensor, s: Tensor) -> Tensor:

@@ -14,15 +14,15 @@ class Streaming(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._streams = False
-        self._carried: Any = None
+        self.streams = False
+        self.carried: Any = None
 
-    def _start(self, v0: Tensor | None) -> Any:
-        return self._carried if v0 is None and self._streams else v0
+    def initial_state(self, v0: Tensor | None) -> Any:
+        return self.carried if v0 is None and self.streams else v0
 
     def _finish(self, state: Tensor) -> None:
-        if self._streams:
-            self._carried = state.detach()
+        if self.streams:
+            self.carried = state.detach()
 
 
 @contextmanager
@@ -31,11 +31,11 @@ def streaming(model: nn.Module) -> Iterator[nn.Module]:
 
     The state is carried without its graph, so gradients end where a call began. Each `with` starts from rest.
     """
-    outside = [(m, m._streams, m._carried) for m in model.modules() if isinstance(m, Streaming)]
+    outside = [(m, m.streams, m.carried) for m in model.modules() if isinstance(m, Streaming)]
     for layer, _, _ in outside:
-        layer._streams, layer._carried = True, None
+        layer.streams, layer.carried = True, None
     try:
         yield model
     finally:
         for layer, streams, carried in outside:
-            layer._streams, layer._carried = streams, carried
+            layer.streams, layer.carried = streams, carried

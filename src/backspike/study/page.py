@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..errors import StudyError
 from ..report import html
 from ..report.chart import Picture
 from ..run import Run
 from ..system.files import to_json, write_atomic
+from ..version import __version__
 from .figures import FIGURES, gradient_pictures
 from .results import KINDS, Outcome, gradient_shares, summary
 from .spec import Job, Study, finished

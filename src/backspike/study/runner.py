@@ -26,7 +26,6 @@ from ..run import Run
 from ..system import heap
 from ..system.events import Listener
 from ..system.files import read_json, to_json, write_atomic
-from ..train import setup
 from .page import write
 from .progress import Clock
 from .spec import Job, Study, finished, same_recipe
@@ -138,6 +137,8 @@ def _attempt(job: Job, device: str | None, listen: Listener) -> str | None:
 def _train_all(jobs: list[Job], workers: int | None, device: str | None, tell: Listener) -> dict[Job, str]:
     """Trains the runs and returns those that failed with the reason."""
     import torch
+
+    from ..train import setup
 
     # once, before the processes: a missing data set is said here, and recordings are cached for all
     setup.load_data(jobs[0].recipe)

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..errors import StudyError
 from ..neuron.lif import lif
 from ..report.chart import Picture, axes, ink
 from ..surrogate import Sigmoid, Triangle
 from ..system.events import Listener
+from ..version import __version__
 from . import statistics
 from .page import changes, publish
 from .runner import folder

@@ -27,7 +27,6 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from .. import __version__
 from ..analysis import activity, vitals
 from ..analysis.diagnosis import diagnose
 from ..data.batches import Batches, reader_died
@@ -45,6 +44,7 @@ from ..system import distributed
 from ..system.events import Listener
 from ..system.heap import release_heap
 from ..system.machine import processor_name
+from ..version import __version__
 from .checkpoint import CHECKPOINT_VERSION, FUSED, checked_numbers, read, rng_state, set_rng_state, to_bytes
 from .cuda_graph import Replayed
 from .environment import command
@@ -145,7 +145,7 @@ class Trainer:
         self.weight_mask = mask_weight_gradients(self.network.model, recipe.weight_mask) if recipe.weight_mask else None
         self.parallel = self.ranks.parallel(self.network.model)
         self._draw_apart()
-        self.replayed = Replayed(self._compute, self.device, self._not_recorded) if self._records() else None
+        self.replayed = Replayed(self.compute_step, self.device, self._not_recorded) if self._records() else None
 
     @property
     def evaluated(self) -> Network:
@@ -264,13 +264,13 @@ class Trainer:
     def rehearse(self, steps: int) -> list[float]:
         """All that a run does, each a little; the seconds of every step."""
         assert self.train is not None
-        with self._said():
+        with self.step_errors():
             self._begin()
             seconds: list[float] = []
             for x, y in islice(chain.from_iterable(map(self.train.training, count())), steps):
                 self.batch = len(seconds) % len(self.train)
                 started = time.monotonic()
-                self._train_step(x, y)
+                self.train_step(x, y)
                 self._read()
                 seconds.append(time.monotonic() - started)
             self.validation, self.test = (b.first_part() if b else None for b in (self.validation, self.test))
@@ -280,7 +280,7 @@ class Trainer:
 
     def _train_epoch(self, asked: StopRequest) -> None:
         assert self.train is not None
-        self._set_mask_probability()
+        self.set_mask_probability()
         if 0 < self.recipe.freeze_width <= self.epoch:
             learning = [p for p in neuron_parameters(self.network.model) if p.requires_grad]
             for parameter in learning:
@@ -290,9 +290,9 @@ class Trainer:
         started = saved = time.monotonic()
         before = self.epoch_seconds
         batches = len(self.train)
-        with self._said():
+        with self.step_errors():
             for x, y in self.train.training(self.epoch, self.batch, self.ranks):
-                self._train_step(x, y)
+                self.train_step(x, y)
                 if self.scaling is not None and not self.scaling_said:
                     self._say("scaling", scaled=self.scaling.scaled, not_scaled=self.scaling.not_scaled)
                     self.scaling_said = True
@@ -313,7 +313,7 @@ class Trainer:
             self.epoch_seconds = before + time.monotonic() - started
 
     @contextmanager
-    def _said(self) -> Iterator[None]:
+    def step_errors(self) -> Iterator[None]:
         """What goes wrong in a step, in one line; the last checkpoint stands."""
         try:
             yield
@@ -335,7 +335,7 @@ class Trainer:
             again = distributed.command("resume", self.run.path)
             raise RunError(f"another rank ended in epoch {self.epoch}; go on from the last checkpoint with: {again}") from e
 
-    def _train_step(self, x: Tensor, y: Tensor) -> None:
+    def train_step(self, x: Tensor, y: Tensor) -> None:
         """One step on batch number `self.batch`, of which x and y are this rank's share."""
         recipe, network = self.recipe, self.network
         assert self.train is not None
@@ -348,7 +348,7 @@ class Trainer:
                 rate_on_device(group, self.device).fill_(rate)
             else:
                 group["lr"] = rate
-        (self.replayed or self._compute)(x, y)
+        (self.replayed or self.compute_step)(x, y)
         self.step += 1
         self.seen += sum(self.train.parts(self.batch))
         if self.waits or self.step % READ_EVERY == 0:
@@ -357,7 +357,7 @@ class Trainer:
             # a young average forgets faster, or it would long hold the weights of the start
             update_average(self.averaged, network, min(recipe.ema, self.step / (self.step + 9)))
 
-    def _compute(self, x: Tensor, y: Tensor) -> None:
+    def compute_step(self, x: Tensor, y: Tensor) -> None:
         """Forward, backward and the optimizer's step. All that changes lies in tensors and nothing waits for the device, so
         that it can be recorded."""
         recipe, network = self.recipe, self.network
@@ -437,7 +437,7 @@ class Trainer:
             return recipe.optimizer.lr
         return recipe.optimizer.lr * 0.5 * (1 + math.cos(math.pi * (self.step - warmup) / max(total - warmup, 1)))
 
-    def _set_mask_probability(self) -> None:
+    def set_mask_probability(self) -> None:
         surrogate, end = self.recipe.neuron.surrogate, self.recipe.mask_p_end
         if end is None or not isinstance(surrogate, Masked):
             return

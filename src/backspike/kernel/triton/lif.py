@@ -93,7 +93,7 @@ def _width(p_constants, channel, C, PER_CHANNEL: tl.constexpr, PARAMETRIC: tl.co
 
 
 @triton.jit
-def _start(p_v0, p_numbers, o, inside, SOFT: tl.constexpr):
+def initial_membrane(p_v0, p_numbers, o, inside, SOFT: tl.constexpr):
     """The membrane before the first step."""
     if p_v0 is not None:
         v = tl.load(p_v0 + o, mask=inside, other=0.0)
@@ -113,7 +113,7 @@ def _logical(o, C, area, LAST: tl.constexpr):
 
 
 @triton.jit
-def _masked(own, u, theta, index, p_seed, p_p, p_numbers, RESCALE: tl.constexpr, INSTEAD: tl.constexpr):
+def masked_derivative(own, u, theta, index, p_seed, p_p, p_numbers, RESCALE: tl.constexpr, INSTEAD: tl.constexpr):
     """`step.masked` at these logical positions of [T, B, ...], or own twice where there is no mask."""
     if p_seed is None:
         h = own
@@ -178,7 +178,7 @@ def lif_fwd_kernel(
     theta = _constant(p_constants, THETA, channel, C, PER_CHANNEL)
     w = _width(p_constants, channel, C, PER_CHANNEL, PARAMETRIC)
     v_reset = tl.load(p_numbers + V_RESET)
-    v = _start(p_v0, p_numbers, o, inside, SOFT)
+    v = initial_membrane(p_v0, p_numbers, o, inside, SOFT)
     for t in range(T):
         row = tl.cast(t, tl.int64)
         at = row * N + o
@@ -216,7 +216,7 @@ def lif_fwd_kernel(
             tl.store(p_kept + row * bytes_of_a_step + byte, tl.sum(bits, axis=1).to(tl.uint8), mask=byte < bytes_of_a_step)
         if p_active is not None:
             own = step.derivative(known - theta, w, p_numbers + BASE, FAMILY)
-            h, _ = _masked(own, known, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, INSTEAD)
+            h, _ = masked_derivative(own, known, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, INSTEAD)
             tl.store(p_active + at, (h != 0).to(tl.uint8), mask=inside)
         if p_partial is not None:
             p_sum = p_partial + (block * 2 * T + t) * C + column
@@ -291,7 +291,7 @@ def lif_bwd_kernel(
         else:
             u, fired = _recall(p_kept, at, inside, w, theta, p_numbers, KEEPS)
             own = step.derivative(u - theta, w, p_numbers + BASE, FAMILY)
-        h, own = _masked(own, u, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, INSTEAD)
+        h, own = masked_derivative(own, u, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, INSTEAD)
         g = none
         if p_g is not None:
             g = tl.load(p_g + row * g_stride + o, mask=inside, other=0.0).to(none.dtype)
@@ -308,7 +308,7 @@ def lif_bwd_kernel(
         if LEARNS_WIDTH:
             d_width -= ((u - theta) / w) * G * own
         if LEARNS_TAU:
-            v, rest = _start(p_v0, p_numbers, o, inside, SOFT), none
+            v, rest = initial_membrane(p_v0, p_numbers, o, inside, SOFT), none
             if t > 0:
                 before, fired_before = _recall(p_kept, at - N, inside, w, theta, p_numbers, KEEPS)
                 v = step.reset(before, fired_before, theta, v_reset, SOFT)
@@ -351,8 +351,8 @@ def unpack_kernel(p_bits, p_x, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 def unpack(bits: Tensor, x: Tensor) -> None:
     """Fills x, whose elements lie densely, with what bits say of the places of its memory."""
-    walk = _Walk((1, x.numel()), (1,), tiled=False)
-    _launch(unpack_kernel, walk, p_bits=bits, p_x=x, N=walk.N)
+    walk = Walk((1, x.numel()), (1,), tiled=False)
+    launch(unpack_kernel, walk, p_bits=bits, p_x=x, N=walk.N)
 
 
 # ------------------------------------------------------------------------------------------------------- the operators
@@ -374,7 +374,7 @@ def _forward(
     records: Sequence[bool],
 ) -> Any:
     out = ops.forward_outputs(x, seed is not None, repeats, keeps, records)
-    walk = _Walk(out.spikes.shape, out.spikes.stride()[1:], tiled=out.moments is not None)
+    walk = Walk(out.spikes.shape, out.spikes.stride()[1:], tiled=out.moments is not None)
     partial = None if out.moments is None else x.new_empty((walk.blocks, *out.moments.shape), dtype=torch.float64)
     marks = None if out.active is None else torch.empty(out.spikes.shape, dtype=torch.uint8, device=x.device)
     _launch_forward(
@@ -414,7 +414,7 @@ def _backward(
 ) -> Any:
     device = (x if kept is None else kept).device
     out = ops.backward_outputs(constants, device, shape, strides, repeats, learns, dtype, needs_x, needs_v0)
-    walk = _Walk(shape, strides, tiled=learns > 0 and constants.shape[1] > 1)
+    walk = Walk(shape, strides, tiled=learns > 0 and constants.shape[1] > 1)
     memory = ops.KEEPS[keeps]
     if memory == "recompute":  # the membranes once more, for as long as this lasts
         kept, memory = layout.empty(shape, strides, constants.dtype, device), "exact"
@@ -422,10 +422,10 @@ def _backward(
     partial = None if out.sums is None else kept.new_zeros((walk.blocks, *out.sums.shape), dtype=torch.float64)
     x, g, g_u = (layout.arranged(a, strides) for a in (x, g, g_u))
     v0, g_v = layout.one(v0, strides), layout.one(g_v, strides)
-    _launch(
+    launch(
         lif_bwd_kernel,
         walk,
-        **_given(walk, device, constants, seed, p, flags, numbers, memory),
+        **kernel_arguments(walk, device, constants, seed, p, flags, numbers, memory),
         p_kept=kept,
         p_x=x,
         p_v0=v0,
@@ -454,7 +454,7 @@ def _backward(
 
 
 def _launch_forward(
-    walk: _Walk,
+    walk: Walk,
     x: Tensor,
     v0: Tensor | None,
     constants: Tensor,
@@ -468,11 +468,11 @@ def _launch_forward(
 ) -> None:
     x, v0 = layout.arranged(x, walk.strides), layout.one(v0, walk.strides)  # type: ignore[assignment]
     wanted = dict.fromkeys(("p_s", "p_u", "p_v", "p_kept", "p_active", "p_bits", "p_partial")) | results
-    given = _given(walk, x.device, constants, seed, p, flags, numbers, memory)
-    _launch(lif_fwd_kernel, walk, **given, p_x=x, p_v0=v0, **wanted, x_stride=x.stride(0) if repeats == 1 else 0, KEEPS=memory)
+    given = kernel_arguments(walk, x.device, constants, seed, p, flags, numbers, memory)
+    launch(lif_fwd_kernel, walk, **given, p_x=x, p_v0=v0, **wanted, x_stride=x.stride(0) if repeats == 1 else 0, KEEPS=memory)
 
 
-class _Walk:
+class Walk:
     """How programs share the elements of a timestep, `[T, B, ...]` with these strides of a timestep."""
 
     def __init__(self, shape: Sequence[int], strides: Sequence[int], tiled: bool) -> None:
@@ -490,8 +490,8 @@ class _Walk:
             self.programs = self.blocks * triton.cdiv(self.C, self.columns)
 
 
-def _given(
-    walk: _Walk,
+def kernel_arguments(
+    walk: Walk,
     device: torch.device,
     constants: Tensor,
     seed: Tensor | None,
@@ -509,12 +509,12 @@ def _given(
     values += step.formula(kinds[family], form, scale)
     values += step.formula(kinds[instead], instead_form, instead_scale) if instead else ()
     if constants.device != device:
-        constants = _on_device(tuple(constants.flatten().tolist()), constants.dtype, device).view(constants.shape)
+        constants = on_device(tuple(constants.flatten().tolist()), constants.dtype, device).view(constants.shape)
     if p is not None and p.device != device:
-        p = _on_device((float(p),), torch.float64, device)
+        p = on_device((float(p),), torch.float64, device)
     return {
         "p_constants": constants.contiguous(),
-        "p_numbers": _on_device(tuple(values), constants.dtype, device),
+        "p_numbers": on_device(tuple(values), constants.dtype, device),
         "p_seed": seed,
         "p_p": p,
         "T": walk.T,
@@ -533,13 +533,13 @@ def _given(
 
 
 @lru_cache(maxsize=1024)
-def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Copied once, so that a step of training neither waits for the host nor copies inside a CUDA graph."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)
 
 
-def _launch(kernel: Any, walk: _Walk, **arguments: Any) -> None:
+def launch(kernel: Any, walk: Walk, **arguments: Any) -> None:
     if not walk.N:
         return
     options = {"ROWS": walk.rows, "COLUMNS": walk.columns, "num_warps": 4, "enable_fp_fusion": False}

@@ -239,7 +239,7 @@ def norm_lif_fwd_kernel(
     gain = _constant(p_constants, GAIN, column, C, PER_CHANNEL)
     theta = _constant(p_constants, THETA, column, C, PER_CHANNEL)
     v_reset = tl.load(p_numbers + V_RESET)
-    v = lif._start(p_v0, p_numbers, o, inside, SOFT)
+    v = lif.initial_membrane(p_v0, p_numbers, o, inside, SOFT)
     for t in range(T):
         row = tl.cast(t, tl.int64)
         x = _read(p_y, row * y_stride + o, inside, dtype) * scale + shift
@@ -360,7 +360,7 @@ def norm_lif_bwd_kernel(
     for block in range(split, tl.cdiv(positions, ROWS), splits):
         o, logical, inside = _tile(block, column, M, C, H, W, inner, ROWS, POOL is not None)
         none = tl.zeros([ROWS, MEMBERS, COLUMNS], dtype)
-        v = lif._start(p_v0, p_numbers, o, inside, SOFT)
+        v = lif.initial_membrane(p_v0, p_numbers, o, inside, SOFT)
         for t in range(T):
             x = _read(p_y, tl.cast(t, tl.int64) * y_stride + o, inside, dtype) * scale + shift
             u = step.membrane(v, x, lam, offset, gain)
@@ -376,7 +376,7 @@ def norm_lif_bwd_kernel(
             u = tl.load(p_own + t * SIZE)
             fired = u >= theta
             base = step.derivative(u - theta, w, p_numbers + BASE, FAMILY)
-            h, base = lif._masked(base, u, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, INSTEAD)
+            h, base = lif.masked_derivative(base, u, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, INSTEAD)
             g = none
             if p_g is not None:
                 if POOL is None:
@@ -407,7 +407,7 @@ def norm_lif_bwd_kernel(
             if SUMS and LEARNS_WIDTH:
                 sum_width += _columns(column, tl.where(inside, -((u - theta) / w) * G * base, 0.0))
             if SUMS and LEARNS_TAU:
-                v, rest = lif._start(p_v0, p_numbers, o, inside, SOFT), none
+                v, rest = lif.initial_membrane(p_v0, p_numbers, o, inside, SOFT), none
                 if t > 0:
                     before = tl.load(p_own + (t - 1) * SIZE)
                     v = step.reset(before, before >= theta, theta, v_reset, SOFT)
@@ -461,7 +461,7 @@ def norm_lif_bwd_kernel(
 norm_ops.define("triton_norm_lif")
 
 
-class _Walk(lif._Walk):
+class Walk(lif.Walk):
     """The same in tiles of positions, or with a pool of windows, and channels."""
 
     def __init__(self, y: Tensor, strides: Sequence[int], repeats: int, pool: int) -> None:
@@ -481,7 +481,7 @@ class _Walk(lif._Walk):
         self.programs = self.across * self.splits
         self.tile = self.rows * members * self.columns
 
-    def with_(self, **changes: int) -> _Walk:
+    def with_(self, **changes: int) -> Walk:
         twin = copy(self)
         vars(twin).update(changes)
         return twin
@@ -518,14 +518,14 @@ def _forward(
     outputs = spikes, state, sums, rows, written = norm_ops.forward_outputs(y, pool, repeats, want_state, moments, bits)
     strides = layout.order(y[0])
     y, v0, add = layout.arranged(y, strides), layout.one(v0, strides), layout.arranged(add, strides)
-    walk = _Walk(y, strides, repeats, pool)
-    given = lif._given(walk, y.device, constants, None, None, flags, numbers, None)
+    walk = Walk(y, strides, repeats, pool)
+    given = lif.kernel_arguments(walk, y.device, constants, None, None, flags, numbers, None)
     space = y.new_empty(walk.splits, 2, walk.C, dtype=torch.float64)
     guess = None if mean is not None else torch.empty(walk.C, dtype=state.dtype, device=y.device)
     dtype = tl.float64 if state.dtype == torch.float64 else tl.float32
     y_stride = y.stride(0) if repeats == 1 else 0
     if mean is None:
-        lif._launch(
+        lif.launch(
             statistics_kernel, walk.with_(rows=_TILE // walk.columns),
             p_y=y, p_guess=guess, p_partial=space, steps=walk.steps, **walk.sizes(), y_stride=y.stride(0),
             splits=walk.splits, dtype=dtype,
@@ -533,14 +533,14 @@ def _forward(
     else:
         rows[MEAN.value], rows[VARIANCE.value] = mean, variance
     weight, bias = (None if p is None else p.contiguous() for p in (weight, bias))
-    lif._launch(
+    lif.launch(
         affine_kernel, walk.with_(programs=triton.cdiv(walk.C, 16), rows=64, columns=16),
         p_guess=guess, p_partial=space, p_weight=weight, p_bias=bias, p_rows=rows, n=walk.steps * walk.M, C=walk.C,
-        splits=walk.splits, eps=lif._on_device((eps,), torch.float64, y.device), dtype=dtype,
+        splits=walk.splits, eps=lif.on_device((eps,), torch.float64, y.device), dtype=dtype,
     )  # fmt: skip
     partial = y.new_empty((walk.blocks, *sums.shape), dtype=torch.float64) if moments else None
     kept = ("p_constants", "p_numbers", "SOFT", "PER_CHANNEL")
-    lif._launch(
+    lif.launch(
         norm_lif_fwd_kernel, walk.with_(programs=walk.across * walk.blocks),
         **{name: given[name] for name in kept}, p_rows=rows, p_y=y, p_v0=v0, p_add=add, p_s=spikes,
         p_bits=written if bits else None, p_v=state if want_state else None, p_partial=partial, T=walk.T, N=walk.N,
@@ -575,8 +575,8 @@ def _backward(
     strides = dy.stride()[1:]
     y, g = layout.arranged(y, strides), layout.arranged(g, norm_ops.spike_strides(y, strides, pool))
     v0, g_v = layout.one(v0, strides), layout.one(g_v, strides)
-    walk = _Walk(y, strides, repeats, pool)
-    given = lif._given(walk, y.device, constants, seed, p, flags, numbers, None)
+    walk = Walk(y, strides, repeats, pool)
+    given = lif.kernel_arguments(walk, y.device, constants, seed, p, flags, numbers, None)
     for name in ("N", "C", "inner", "area", "LAST", "KEEPS"):
         given.pop(name, None)
     space = torch.empty(walk.programs, walk.T, walk.tile, dtype=constants.dtype, device=y.device)
@@ -584,7 +584,7 @@ def _backward(
     partial = y.new_empty(walk.splits, 3, walk.C, dtype=torch.float64) if learns else None
     passes = [(True, False), (False, True)] if training else [(True, True)]
     for first, last in passes:
-        lif._launch(
+        lif.launch(
             norm_lif_bwd_kernel, walk,
             **given, p_rows=rows, p_through=through, p_y=y, p_v0=v0, p_g=g, p_gv=g_v,
             p_line=None if line is None else line.contiguous(), p_dy=dy, p_gv0=g_v0 if needs_v0 else None, p_space=space,

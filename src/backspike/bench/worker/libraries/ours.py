@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import backspike as bs
+from backspike.models.residual import SEWBasic
+from backspike.train.cuda_graph import Replayed
 
-from ....models.residual import SEWBasic
-from ....train.cuda_graph import Replayed
 from ..task import Neuron, Settings
 
 

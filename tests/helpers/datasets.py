@@ -1,0 +1,36 @@
+"""Shared by the tests: parts of what was in test_data.py."""
+
+import gzip
+import struct
+
+import numpy as np
+
+from backspike.data import Events
+from backspike.data.formats import nmnist
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def fake_mnist(folder, n=120, n_test=30, pack=gzip.compress, suffix=".gz", labels=lambda i: i % 10):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", n), ("t10k", n_test)):
+        x = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        y = np.array([labels(i) for i in range(count)], np.uint8)
+        for kind, array in (("images-idx3", x), ("labels-idx1", y)):
+            header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+            write(folder / f"{part}-{kind}-ubyte{suffix}", pack(header + array.tobytes()))
+        arrays[part] = x, y
+    return arrays
+
+
+def fake_nmnist(folder, n=24, n_test=6, events=50):
+    rng = np.random.default_rng(0)
+    for part, count in (("Train", n), ("Test", n_test)):
+        for i in range(count):
+            t = np.sort(rng.integers(0, 300000, events))
+            x, y, p = rng.integers(0, 34, events), rng.integers(0, 34, events), rng.integers(0, 2, events)
+            write(folder / part / str(i % 10) / f"{i + 1:05d}.bin", nmnist.encode(Events(x, y, t, p)))

@@ -1,0 +1,22 @@
+"""Shared by the tests: parts of what was in test_kernel_kept.py."""
+
+import math
+
+import torch
+
+
+def channels_last(a):
+    return a.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+
+
+SPECIAL = torch.tensor([1.0, 1 - 2**-24, 1 + 2**-23, math.nan, math.inf, -math.inf, 1e30, -1e30, 0.0, 3.0, -1.0, 1e-30])
+
+
+def membranes(dtype):
+    """u itself as the input of a neuron with gain 1 that starts from 0; around theta = 1, and far from it."""
+    u = torch.cat([SPECIAL, torch.linspace(-4, 6, 2001), 1 + torch.linspace(-1, 1, 101) * 2**-12])
+    return u.to(dtype).view(1, 1, -1)
+
+
+def flags(bits, shape):
+    return torch.tensor([bits[i // 8].item() >> (i % 8) & 1 for i in range(math.prod(shape))], dtype=torch.bool).view(shape)

@@ -1,0 +1,103 @@
+"""Compiles the Triton kernels for a GPU that is not there, with the arguments that the host code gives them.
+
+test_triton.py runs this file in a process of its own: Triton decides on import whether it interprets. It prints a line of JSON
+per kernel. Arguments: compute capability, "fused" or "apart" for multiply-adds, and "few" or "many".
+"""
+
+import json
+import re
+import sys
+from importlib import import_module
+
+import torch
+import triton
+from helpers.neurons import draw
+from helpers.saved import channels_last
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import backspike as bs
+from backspike import ATan, Dspike, Masked, Parametric, PiecewiseExponential, Rectangle, Sigmoid, SuperSpike, Triangle
+from backspike.kernel.triton import lif as kernels
+from backspike.neuron.lif import compute
+from backspike.neuron.prepare import prepare
+
+TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8"}
+TYPES[torch.int64] = "i64"
+FEW = {
+    "bfloat16, tau 2": {"dtype": torch.bfloat16},
+    "float32, masked, 8bit, soft": {"surrogate": Masked(Triangle()), "memory": "8bit", "v_reset": None},
+    "float64, per channel": {"dtype": torch.float64, "learn": (64,)},
+}
+MANY = {
+    "float16, 1bit": {
+        "dtype": torch.float16,
+        "surrogate": Masked(Rectangle(), rescale=True),
+        "memory": "1bit",
+        "v_reset": None,
+    },
+    "channels last": {"dtype": torch.bfloat16, "surrogate": Masked(SuperSpike(), p=0.4), "layout": channels_last},
+    "repeats": {"dtype": torch.bfloat16, "surrogate": SuperSpike(), "memory": "bfloat16", "repeats": 4},
+    "one learned, exp": {
+        "surrogate": Masked(Parametric(Sigmoid()), replace=Rectangle(0.2)),
+        "learn": (),
+        "memory": "recompute",
+    },
+    "per channel, channels last, half": {"dtype": torch.float16, "learn": (64,), "layout": channels_last, "v_reset": None},
+    "moments": {"record_moments": True, "surrogate": PiecewiseExponential(), "reset_gradient": 0.0},
+    "membrane, active": {"record_membrane": True, "record_active": True, "surrogate": Dspike(), "temporal_gradient": False},
+    "active of codes": {"record_active": True, "memory": "8bit", "surrogate": bs.Erf(), "decay_input": False},
+    "T = 1": {"shape": (1, 2, 64, 16, 16)},
+    "odd": {"shape": (3, 3, 7, 5, 3), "dtype": torch.bfloat16, "learn": (7,)},
+}
+
+
+def compile_for(sm, fusion, case):
+    """Takes the place of `kernels.launch`."""
+
+    def launch(kernel, walk, **arguments):
+        arguments |= {"ROWS": walk.rows, "COLUMNS": walk.columns}
+        signature, constants, attributes = {}, {}, {}
+        for i, parameter in enumerate(kernel.params):
+            a, name = arguments[parameter.name], parameter.name
+            if parameter.is_constexpr or a is None or (type(a) is int and a == 1):
+                signature[name], constants[name] = "constexpr", a
+                continue
+            signature[name] = f"*{TYPES[a.dtype]}" if isinstance(a, torch.Tensor) else "i64" if abs(a) >= 2**31 else "i32"
+            if isinstance(a, torch.Tensor) or a % 16 == 0:  # as the launcher finds out
+                attributes[(i,)] = [["tt.divisibility", 16]]
+        source = ASTSource(kernel, signature, constants, attributes)
+        options = {"num_warps": 4, "enable_fp_fusion": fusion}
+        compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+        found = {"case": case, "kernel": kernel.__name__, "bytes": len(compiled.asm["cubin"])}
+        for language, fused in (("ptx", r"\b(?:fma|mad)\.rn"), ("sass", r"\b[FDH]FMA\b")):
+            found[language] = len(re.findall(fused, compiled.asm[language]))
+        found["wide"] = bool(re.search(r"(?:ld|st)\.global[.\w]*\.v2", compiled.asm["ptx"]))
+        print(json.dumps(found), flush=True)
+
+    return launch
+
+
+def run(shape=(4, 2, 64, 16, 16), dtype=torch.float32, learn=None, layout=None, **change):
+    x, v0, upstream = draw(shape, dtype=dtype)
+    x = (layout or torch.clone)(x)[: 1 if change.get("repeats", 1) > 1 else None].requires_grad_()
+    options = {"tau": 2.0, "v_threshold": 1.0, "v_reset": 0.0, "decay_input": True, "surrogate": ATan(), "reset_gradient": 1.0}
+    options |= {"temporal_gradient": True, "seed": 1, "record_bits": True} | change
+    if learn is not None:
+        for name, value in (("tau", 2.3), ("v_threshold", 0.9), ("width", 0.8)):
+            options[name] = torch.full(learn, value, requires_grad=True)
+        if not isinstance(options["surrogate"], Masked):
+            options["surrogate"] = Parametric(options["surrogate"])
+    out, moments = compute(prepare(x, v0, **options), "triton")
+    leaves = [(out.spikes, upstream["g"])] + ([] if moments is None else [(m, m.detach()) for m in moments])
+    leaves += [] if out.membrane is None else [(out.membrane, upstream["gu"])]
+    torch.autograd.backward(*zip(*leaves))
+
+
+if __name__ == "__main__":
+    sm, fusion, names = int(sys.argv[1]), sys.argv[2] == "fused", sys.argv[3]
+    kernels.refuses = lambda call: None
+    import_module("backspike.kernel.dispatch")._BACKENDS.setdefault("triton", kernels)
+    for case, options in {"few": FEW, "many": FEW | MANY}[names].items():
+        kernels.launch = compile_for(sm, fusion, case)
+        run(**options)

@@ -1,0 +1,432 @@
+"""The Triton kernels in Triton's interpreter, which computes on the CPU with numpy: test_triton.py runs this file with
+TRITON_INTERPRET=1 in a process of its own. The interpreter is slow, so a few combinations stand for all of them; with patience
+`TRITON_INTERPRET=1 pytest tests/test_kernel.py tests/test_kernel_kept.py -k triton` runs the tests that every backend shares.
+"""
+
+import itertools
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from helpers.layouts import Own, assert_same
+from helpers.masks import is_dropped
+from helpers.neurons import LEARNED, MASKS, RESETS, SHAPE, check_case, close, draw, grid, run
+from helpers.saved import channels_last, flags, membranes
+from helpers.surrogates import FAMILIES, with_scale
+
+import backspike as bs
+from backspike import ATan, Masked, Parametric, Rectangle, Sigmoid, Triangle
+from backspike.kernel import ops, saved
+from backspike.kernel.mask import dropped_at
+from backspike.kernel.pack import pack
+from backspike.kernel.triton import lif as kernels
+from backspike.kernel.triton import step
+from backspike.neuron.lif import compute
+from backspike.neuron.prepare import prepare
+
+SEED = 2**50 + 33
+SEED_OF_CASES = 2**41 + 17  # that of check_case
+STEP = (3, 2, 5, 3, 4)  # 120 elements a step
+CONSTANTS = {"tau": 2.3, "v_threshold": 0.9, "width": 0.8}
+
+
+def patient(*values):
+    """For parametrize: the first value in every run, the others where there is time."""
+    return [values[0], *(pytest.param(value, marks=pytest.mark.slow) for value in values[1:])]
+
+
+def both(x, v0=None, backends=("triton", "reference"), **options):
+    return [run(backend, x, v0, **options) for backend in backends]
+
+
+# ------------------------------------------------------------------------------------------------------ every gradient
+
+COMBINATIONS = list(
+    itertools.product(RESETS.values(), (True, False), (0.0, 0.37, 1.0), (True, False), FAMILIES, MASKS, LEARNED)
+)
+
+
+@pytest.mark.parametrize("part", patient(*range(4)))
+def test_backward_against_the_statement(part):
+    """In float64, 24 of the 4,608 combinations of test_kernel.py; among them every value of every option."""
+    chosen = random.Random(3).sample(COMBINATIONS, 24)
+    for i, values in enumerate(zip(*chosen)):
+        assert set(values) == {c[i] for c in COMBINATIONS}
+    x, v0, upstream = draw()
+    masks = {p: np.array([is_dropped(SEED_OF_CASES, i, p) for i in range(x.numel())]).reshape(SHAPE) for p in (0.5, 0.35)}
+    bad = {}
+    for case in chosen[part::4]:
+        if found := check_case(x, v0, upstream, *case, masks, backends=("triton",)):
+            bad[case] = found
+    assert not bad
+
+
+@pytest.mark.parametrize("scale", patient(1.7, 1.0))
+@pytest.mark.parametrize("surrogate", FAMILIES, ids=lambda s: type(s).__name__)
+def test_every_formula(surrogate, scale):
+    """h(z) as dL/dx of a step without leak and reset path; bit for bit where the formula is rational."""
+    surrogate = with_scale(surrogate, scale)
+    for dtype, tolerance in ((torch.float64, 4e-15), (torch.float32, 2e-6)):
+        far = torch.tensor([-1e30, -1e4, -300.0, -40.0, 0.0, 40.0, 300.0, 1e4, 1e30], dtype=dtype)
+        x = (torch.cat([torch.linspace(-5, 5, 800, dtype=dtype), far]).view(1, -1) + 1.0).requires_grad_()
+        rule = {"tau": math.inf, "decay_input": False, "reset_gradient": 0.0}
+        bs.lif(x, surrogate=surrogate, backend="triton", **rule).spikes.sum().backward()
+        want = surrogate.derivative(x.detach() - 1.0)
+        if isinstance(surrogate, Triangle | ATan | Rectangle | bs.SuperSpike):
+            assert torch.equal(x.grad, want)
+        torch.testing.assert_close(x.grad, want, rtol=30 * tolerance, atol=tolerance * 1e-6)
+
+
+# -------------------------------------------------------------------------------------------------------- bits, dtypes
+
+
+@pytest.mark.parametrize("v_reset", [0.0, -0.25, None])
+@pytest.mark.parametrize("decay_input", patient(True, False))
+def test_spikes_and_membranes_are_those_of_the_reference(v_reset, decay_input):
+    """On the 1/64 grid, with ties, and off it."""
+    rule = {"v_threshold": 0.75, "v_reset": v_reset, "decay_input": decay_input, "record_membrane": True}
+    for x, tau in ((grid((16, 3, 101)).float(), 2.0), (draw((6, 3, 101), dtype=torch.float32)[0], 2.7)):
+        want = bs.lif(x, tau=tau, backend="reference", **rule)
+        assert tau != 2.0 or (want.membrane == 0.75).any()
+        for got, other in zip(bs.lif(x, tau=tau, backend="triton", **rule), want):
+            assert torch.equal(got, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_dtypes(dtype, tolerance):
+    x, v0, upstream = draw((4, 3, 5), seed=8, dtype=dtype)
+    rule = {"surrogate": Masked(Sigmoid(alpha=3.0), p=0.4), "v_reset": None, "reset_gradient": 0.37}
+    learned = {"v_threshold": torch.tensor(0.9)}
+    got, want = both(x, v0, rule=rule, learned=learned, upstream=upstream, seed=SEED)
+    assert {k: got[k].dtype for k in got} == {k: want[k].dtype for k in want}
+    assert_same(got, want, tolerance[dtype])
+
+
+def test_gradients_are_rounded_to_nearest_even():
+    gu = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-9, -1 - 2**-8, math.inf, math.nan, 3e38, 1e-40]).view(1, -1)
+    x = torch.zeros(1, 8, dtype=torch.bfloat16, requires_grad=True)
+    out = bs.lif(x, backend="triton", tau=math.inf, decay_input=False, surrogate=Rectangle(0.1), record_membrane=True)
+    out.membrane.backward(gu)
+    torch.testing.assert_close(x.grad, gu.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_what_is_no_number():
+    x = torch.tensor([math.nan, math.inf, -math.inf, 1e38, 2.0]).expand(2, 5)
+    for reset in RESETS.values():
+        for a, b in zip(*(bs.lif(x, backend=b, v_reset=reset, record_membrane=True) for b in ("triton", "eager"))):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+# ----------------------------------------------------------------------------------------------------- sizes, layouts
+
+
+@pytest.mark.parametrize(
+    ("shape", "change"),
+    [
+        ((1, 1, 1), {}),
+        ((1, 5, 3, 2), {"v_reset": None}),
+        ((2, 3, 1031), {"v_reset": -0.25, "decay_input": False}),
+        ((3, 4), {"temporal_gradient": False, "surrogate": Masked(ATan(), p=0.5)}),
+        ((3,), {}),
+        ((3, 0, 4), {}),
+    ],
+    ids=str,
+)
+def test_odd_sizes(shape, change, tolerance):
+    x, v0, upstream = draw(shape, seed=2, dtype=torch.float32)
+    rule = {"tau": 2.3, "v_threshold": 0.9, "surrogate": ATan(alpha=3.0)} | change
+    learned = {"v_threshold": torch.tensor(0.9), "tau": torch.tensor(2.3)}
+    got, want = both(x, v0, rule=rule, learned=learned, upstream=upstream, seed=SEED)
+    for name in learned:
+        assert close(got.pop(name), want.pop(name), size=max(x.numel(), 1), tolerance=tolerance[torch.float32])
+    assert_same(got, want, tolerance[torch.float32])
+
+
+LAYOUTS = {
+    "channels last": channels_last,
+    "height and width swapped": lambda x: x.transpose(3, 4).contiguous().transpose(3, 4),
+    "time last": lambda x: x.permute(1, 2, 3, 4, 0).contiguous().permute(4, 0, 1, 2, 3),
+    "every second column": lambda x: x.repeat_interleave(2, 4)[..., ::2],
+    "stride 0 over T": lambda x: x[:1].expand(x.shape),
+}
+
+
+@pytest.mark.parametrize("learned", patient("all per channel", "scalars"))
+@pytest.mark.parametrize("layout", patient(*LAYOUTS))
+def test_layouts(layout, learned):
+    """All that comes in in this layout: values and mask of the contiguous call."""
+    x, v0, upstream = draw(STEP, seed=1)
+    x = LAYOUTS[layout](x)
+    values = {k: torch.tensor(v if learned == "scalars" else np.linspace(v, v + 0.7, 5)).double() for k, v in CONSTANTS.items()}
+    rule = {"surrogate": Masked(Parametric(Sigmoid(alpha=3.0)), p=0.5), "v_reset": -0.25, "reset_gradient": 0.37}
+    options = {"rule": rule, "learned": values, "seed": SEED}
+    arranged = {name: LAYOUTS[layout](u if name != "c" else u[None].expand(STEP)) for name, u in upstream.items()}
+    arranged["c"] = arranged["c"][0]
+    got = run("triton", x, LAYOUTS[layout](v0.expand(STEP))[0], upstream=arranged, **options)
+    plain = {name: u.contiguous() for name, u in arranged.items()}
+    assert_same(got, run("reference", x.contiguous(), v0, upstream=plain, **options), 1e-12)
+
+
+def test_outputs_lie_like_the_input():
+    for name in ("channels last", "height and width swapped"):
+        y = LAYOUTS[name](draw(STEP, dtype=torch.float32)[0]).requires_grad_()
+        out = bs.lif(y, backend="triton", record_membrane=True)
+        assert out.spikes.stride() == out.membrane.stride() == y.stride()
+        assert torch.autograd.grad(out.spikes, y, torch.ones_like(y))[0].stride() == y.stride()
+
+
+@pytest.mark.parametrize("arrange", patient(channels_last, torch.clone))
+def test_blocks_and_tiles_that_are_not_full(arrange, monkeypatch, tolerance):
+    """More than one block, also in tiles of rows and channels; the same bits at every call."""
+    monkeypatch.setattr(kernels, "_BLOCK", 64)
+    monkeypatch.setattr(kernels, "_SMALL_BLOCK", 64)
+    x, v0, upstream = draw(STEP, seed=4, dtype=torch.float32)
+    rule = {"surrogate": Masked(Parametric(Sigmoid(alpha=3.0)), p=0.5)}
+    for channels in ((), (5,)):
+        learned = {name: torch.full(channels, v) for name, v in CONSTANTS.items()}
+        given = {"rule": rule, "learned": learned, "upstream": upstream, "seed": SEED}
+        got, again, want = (run(b, arrange(x), v0, **given) for b in ("triton", "triton", "reference"))
+        assert_same(again, got)
+        for name in learned:
+            assert close(got.pop(name), want.pop(name), size=300.0, tolerance=tolerance[torch.float32])
+        assert_same(got, want, tolerance[torch.float32])
+
+
+@pytest.mark.parametrize("arrange", [torch.clone, channels_last])
+def test_spikes_come_as_bits_too(arrange):
+    """In the order of memory, as pack.c packs; and back."""
+    x = arrange(draw((3, 2, 4, 3, 7), seed=5, dtype=torch.float32)[0]).requires_grad_()
+    rule = {"tau": 2.0, "v_threshold": 0.4, "v_reset": 0.0, "decay_input": True, "surrogate": ATan(), "record_bits": True}
+    rule |= {"reset_gradient": 0.0, "temporal_gradient": True}
+    result = bs.kernel.dispatch("triton", prepare(x, None, **rule))
+    spikes = result.spikes.detach()
+    assert 0 < spikes.mean() < 1
+    assert torch.equal(result.bits, pack(spikes).codes)
+    again = torch.empty_like(spikes)
+    kernels.unpack(result.bits, again)
+    assert torch.equal(again, spikes)
+    assert bs.kernel.dispatch("triton", prepare(x[:, :, :3], None, **rule)).bits is None  # 126 elements: no whole bytes
+    with torch.no_grad():
+        assert torch.equal(bs.kernel.dispatch("triton", prepare(x, None, **rule)).bits, result.bits)
+
+
+@pytest.mark.parametrize("memory", patient("8bit", "recompute", "exact"))
+def test_one_timestep_stands_for_many(memory):
+    x, v0, upstream = draw(STEP, seed=3)
+    learned = {"v_threshold": torch.tensor(0.9, dtype=torch.float64)}
+    if memory == "recompute":
+        learned["tau"] = torch.tensor(2.3, dtype=torch.float64)
+    given = {"learned": learned, "upstream": upstream, "seed": SEED}
+    rule = {"surrogate": Masked(ATan(alpha=3.0), p=0.4), "memory": memory, "repeats": 3}
+    got, want = both(channels_last(x[:1]), v0, rule=rule, backends=("triton", "eager"), **given)
+    assert got["x"].shape == (1, *STEP[1:])
+    assert_same(got, want, 1e-12)
+
+
+def test_the_gradient_of_a_repeated_input_is_rounded_once():
+    x, _, upstream = draw((5, 3, 20), dtype=torch.bfloat16)
+    rule = {"surrogate": ATan(alpha=3.0), "repeats": 5}
+    got = run("triton", x[:1], rule=rule, upstream=upstream)["x"]
+    want = run("triton", x[:1].float(), rule=rule, upstream={k: u.float() for k, u in upstream.items()})["x"]
+    assert torch.equal(got, want.bfloat16())
+
+
+# ------------------------------------------------------------------------------------------------------------ the mask
+
+
+@triton.jit
+def _dropped_kernel(p_seed, p_p, p_out, start, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    gone = step.dropped(i.to(tl.int64) + start, tl.load(p_seed), step.cut(tl.load(p_p)))
+    tl.store(p_out + i, gone.to(tl.int8))
+
+
+@pytest.mark.parametrize("p", patient(0.37, 0.0, 0.5, 1.0))
+def test_the_mask_is_that_of_bs_dropped(p):
+    """Also beyond 2^32: no tensor here could have so many elements."""
+    p, out = torch.tensor(p, dtype=torch.float64), torch.empty(64, dtype=torch.int8)
+    for seed, start in itertools.product((0, 3, 2**40 + 11, 2**63 - 1), (0, 2**31 - 20, 2**32 - 20, 2**45 - 20)):
+        seed = torch.tensor(seed)
+        with np.errstate(all="ignore"):
+            _dropped_kernel[(1,)](seed, p, out, start, BLOCK=64)
+        assert torch.equal(out.bool(), dropped_at(seed, start, (64,), p))
+
+
+def test_what_is_dropped_is_what_dropped_says():
+    """Without temporal gradient dL/dx = gain h g, zero exactly where the mask is; the probability may lie in a buffer."""
+    x = draw((3, 4, 101), seed=15)[0].requires_grad_()
+    rule = {"surrogate": Masked(ATan(), p=0.9), "mask_p": torch.tensor(0.3), "seed": SEED, "temporal_gradient": False}
+    bs.lif(x, backend="triton", **rule).spikes.sum().backward()
+    assert torch.equal(x.grad == 0, bs.dropped(SEED, x.shape, torch.tensor(0.3)))
+
+
+# ------------------------------------------------------------------------------------------------------- what is kept
+
+
+@pytest.mark.parametrize("width", [None, 0.7])
+@pytest.mark.parametrize("memory", saved.ROUNDED)
+def test_codes_are_those_in_torch(memory, width):
+    for dtype in (torch.float32, torch.float64):
+        x, w = membranes(dtype), None if width is None else torch.tensor(width, dtype=dtype)
+        surrogate = ATan(alpha=3.0) if width is None else Parametric(ATan(alpha=3.0))
+        rule = {"tau": math.inf, "decay_input": False, "v_threshold": 1.0, "v_reset": 0.0, "surrogate": surrogate}
+        rule |= {"reset_gradient": 1.0, "temporal_gradient": True, "record_membrane": True}
+        call = prepare(x, None, width=w, memory=memory, **rule)
+        given = ops.constants(call), *ops.encode(call), ops.KEEPS.index(memory)
+        _, _, u, _, code, *_ = ops.forward("triton_lif", call, *given)
+        want = saved.keep(memory, u, 1.0, w, saved.reach(ATan(alpha=3.0)))
+        torch.testing.assert_close(code, want, rtol=0, atol=0, equal_nan=True)
+        assert memory == "8bit" or torch.equal(code.signbit(), want.signbit())
+
+
+@pytest.mark.parametrize("mask", patient("replace", "no mask"))
+@pytest.mark.parametrize("memory", patient("bfloat16", "8bit", "recompute"))
+def test_rounded_gradients_are_those_in_torch(memory, mask):
+    """Learned constants among them: of a width and a threshold per channel, and of tau where it is allowed."""
+    x, v0, upstream = draw(STEP)
+    names = ("v_threshold", "width") if memory == "8bit" else tuple(CONSTANTS)
+    learned = {n: torch.full((5,), CONSTANTS[n], dtype=torch.float64) for n in names}
+    rule = {"v_reset": None if mask == "no mask" else -0.3, "memory": memory, "reset_gradient": 0.37}
+    rule |= {"surrogate": MASKS[mask](Parametric(ATan(alpha=3.0)))}
+    given = {"rule": rule, "learned": learned, "upstream": upstream, "seed": SEED}
+    got, want = both(x, v0, backends=("triton", "eager"), **given)
+    assert_same(got, want, 1e-11)
+
+
+@pytest.mark.parametrize("mask", patient("rescale", "no mask"))
+@pytest.mark.parametrize("memory", ["1bit", "recompute"])
+def test_exact_memories_change_no_bit(memory, mask):
+    for dtype, temporal in ((torch.float64, True), (torch.bfloat16, False)):
+        x, v0, upstream = draw((3, 3, 5, 5, 7), dtype=dtype)  # 525 elements a step: no multiple of 8
+        rule = {"surrogate": MASKS[mask](Rectangle(0.7, scale=1.3)), "v_reset": None, "temporal_gradient": temporal}
+        given = {"upstream": upstream, "seed": SEED}
+        want = run("triton", channels_last(x), v0, rule=rule, **given)
+        assert_same(run("triton", channels_last(x), v0, rule=rule | {"memory": memory}, **given), want)
+        assert want["x"].count_nonzero() > 100
+
+
+# ------------------------------------------------------------------------------------------- what the seam asks beside
+
+
+@pytest.mark.parametrize("arrange", patient(channels_last, torch.clone))
+def test_moments_and_their_gradient(arrange):
+    k = torch.rand(2, 3, 5, dtype=torch.float64)
+    rows = []
+    for backend in ("triton", "reference"):
+        x, v0, upstream = draw(STEP, seed=8)
+        leaves = arrange(x).requires_grad_(), v0.requires_grad_(), torch.tensor(2.3, dtype=torch.float64, requires_grad=True)
+        options = {"v_threshold": 0.9, "v_reset": None, "decay_input": True, "surrogate": Masked(Sigmoid(), 0.3)}
+        options |= {"reset_gradient": 0.37, "temporal_gradient": True, "seed": 7, "record_moments": True}
+        out, moments = compute(prepare(leaves[0], v0, tau=leaves[2], **options), backend)
+        ((k[0] * moments.mean).sum() + (k[1] * moments.square).sum() + (upstream["g"] * out.spikes).sum()).backward()
+        rows.append((moments.mean, moments.square, *(leaf.grad for leaf in leaves)))
+    for a, b in zip(*rows):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("memory", patient("8bit", "exact", "bfloat16", "1bit"))
+def test_active_bits_say_where_h_is_not_zero(memory):
+    x = draw((2, 3, 5, 7), seed=4)[0].requires_grad_()
+    rule = {"tau": 2.3, "v_threshold": 0.9, "v_reset": None, "decay_input": True, "reset_gradient": 1.0, "seed": SEED}
+    rule |= {"temporal_gradient": False, "surrogate": Masked(Rectangle(), p=0.3), "memory": memory, "record_active": True}
+    result = bs.kernel.dispatch("triton", prepare(x, None, **rule))
+    result.spikes.sum().backward()
+    assert torch.equal(flags(result.active, x.shape), x.grad != 0)
+    assert bs.kernel.dispatch("triton", prepare(x.detach(), None, **rule)).active is None
+
+
+def test_integrators_have_an_infinite_threshold():
+    x, v0, upstream = draw((3, 3, 4), seed=6)
+    rows = []
+    for backend in ("triton", "reference"):
+        leaf = x.clone().requires_grad_()
+        out = bs.Integrator(tau=3.0, backend=backend)(leaf, v0)
+        out.membrane.backward(upstream["g"])
+        rows.append((out.membrane, out.state, leaf.grad))
+    for a, b in zip(*rows):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-15)
+
+
+def test_nothing_is_kept_without_grad_and_no_graph_goes_twice_back():
+    x = torch.rand(2, 2, 4, requires_grad=True)
+    out = bs.lif(x, backend="triton")
+    with pytest.raises(RuntimeError, match="double backward"):
+        torch.autograd.grad(out.spikes.sum(), x, create_graph=True)
+    with torch.no_grad():
+        assert not bs.lif(x, backend="triton").spikes.requires_grad
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_layer_in_compiled_code():
+    """No graph break, and the same numbers."""
+    torch.manual_seed(0)
+    layer = bs.LIF(surrogate=Masked(Parametric(ATan()), p=0.4), learn=("tau", "threshold"), backend="triton")
+    rows = []
+    torch._dynamo.reset()
+    for f in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+        torch.manual_seed(1)
+        x = draw((3, 2, 7), dtype=torch.float32)[0].requires_grad_()
+        f(x).square().sum().backward()
+        rows.append([x.grad, *(p.grad.clone() for p in layer.parameters())])
+        layer.zero_grad()
+    for a, b in zip(*rows):
+        assert a.any()
+        assert torch.equal(a, b)
+
+
+@pytest.mark.slow
+def test_operators_keep_their_promises():
+    checks = {"test_utils": ("test_schema", "test_faketensor")}
+    for arrange, dtype in ((torch.clone, torch.float16), (channels_last, torch.float32)):
+        x = arrange(draw((3, 2, 3, 2, 2), dtype=dtype)[0])
+        surrogate, rule = Masked(Rectangle()), {"reset_gradient": 1.0, "temporal_gradient": True, "decay_input": True}
+        call = prepare(x, None, tau=2.0, v_threshold=1.0, v_reset=None, surrogate=surrogate, seed=1, **rule)
+        constants, encoded = ops.constants(call), ops.encode(call)
+        for keeps, repeats, record in ((0, 1, True), (1, 3, False), (3, 1, False), (4, 3, False)):
+            frames = x[:1] if repeats > 1 else x
+            records = [*[record] * 3, not record, keeps != 3]
+            forward = (frames, None, constants, call.seed, call.p, *encoded, repeats, keeps, records)
+            torch.library.opcheck(torch.ops.backspike.triton_lif_forward, forward, **checks)
+            spikes, _, *others = torch.ops.backspike.triton_lif_forward(*forward)
+            others = others if record else others[:-1]  # the bits
+            known = (*others[:1], *[None] * (2 - len(others[:1])))
+            given = (*known, frames, constants, call.seed, call.p, spikes, None, None, None)
+            shape, strides, learns = spikes.shape, spikes.stride()[1:], 0 if keeps == 3 else 2
+            given += (shape, strides, *encoded, repeats, keeps, learns, dtype, True, keeps != 1)
+            torch.library.opcheck(torch.ops.backspike.triton_lif_backward, given, **checks)
+
+
+# ------------------------------------------------------------------------------------------------- choice and refusals
+
+
+def test_the_interpreter_is_asked_for_by_name_alone():
+    assert bs.backends()[:2] == ("cpu", "triton") if "cpu" in bs.backends() else bs.backends()[0] == "triton"
+    assert "triton  asked for" in bs.explain(bs.LIF(backend="triton"))
+    assert bs.explain(bs.LIF()).split()[2] != "triton"
+
+
+def test_refusals_say_why():
+    x = torch.rand(3, 2, 4)
+    for surrogate in (Own(), Masked(ATan(), replace=Own())):
+        with pytest.raises(bs.Unsupported, match="backend 'triton': it has no formula in Triton for Own; use backend='auto'"):
+            bs.LIF(surrogate=surrogate, backend="triton")(x)
+    with pytest.raises(bs.Unsupported, match="no kernel for the complementary neuron; use backend='auto'"):
+        bs.CLIF(backend="triton")(x)
+    with pytest.raises(bs.Unsupported, match="interpreter, on the CPU, and the input is on meta"):
+        bs.lif(x.to("meta"), backend="triton")
+
+
+def test_a_kernel_that_does_not_compile_says_what_to_do(monkeypatch):
+    class Broken:
+        def __getitem__(self, grid):
+            raise triton.runtime.errors.OutOfResources(300000, 232448, "shared memory")
+
+    monkeypatch.setattr(kernels, "lif_fwd_kernel", Broken())
+    with pytest.raises(bs.Unsupported, match=r"does not compile here .*shared memory.*use backend='eager'") as error:
+        bs.lif(torch.rand(3, 2, 4), backend="triton")
+    assert "\n" not in str(error.value)

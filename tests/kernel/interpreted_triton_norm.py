@@ -1,0 +1,162 @@
+"""The Triton kernels of BatchNorm, neuron and pool in Triton's interpreter, against the statements of test_norm.py:
+test_triton_norm.py runs this file with TRITON_INTERPRET=1 in a process of its own. The interpreter is slow, so few cases stand
+for all."""
+
+from functools import partial
+
+import pytest
+import torch
+from helpers.layouts import LAYOUTS
+from helpers.norms import CONSTANTS, SEED, Case, apart, assert_same, exact, gradients, make_call, make_norm, normal, per_channel
+from torch import nn
+
+import backspike as bs
+from backspike import ATan, Masked, Parametric, Rectangle, Sigmoid
+from backspike.kernel.norm import norm_lif, refuses
+from backspike.kernel.pack import pack
+from backspike.kernel.triton import norm
+from backspike.layers import synapse
+from backspike.models.residual import SEWBasic
+
+run = partial(norm_lif, backend="triton")
+SCALARS = {name: torch.tensor(v, dtype=torch.float64) for name, v in CONSTANTS.items()}
+LAST = LAYOUTS["channels last"]
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Several tiles for each program, and several programs, of small inputs."""
+    monkeypatch.setattr(norm, "_TILE", 32)
+
+
+CASES = {
+    "masked, soft, average pool": (
+        Case({"surrogate": Masked(ATan(alpha=3.0), p=0.4), "v_reset": None}, {}, pool="avg"),
+        LAST,
+        (2, 2, 3, 3, 3),
+    ),
+    "replaced, maximum pool": (
+        Case({"surrogate": Masked(ATan(alpha=3.0), p=0.4, replace=Rectangle(1.5))}, {}, pool="max"),
+        torch.Tensor.contiguous,
+        (2, 2, 2, 3, 4),
+    ),
+    "running statistics, all per channel": (
+        Case({"surrogate": Parametric(Sigmoid(alpha=3.0))}, per_channel(3), training=False, moments=True),
+        LAST,
+        (2, 2, 3, 3, 4),
+    ),
+    "repeated, all learned": (Case({"surrogate": Parametric(ATan(alpha=3.0))}, SCALARS, repeats=3), LAST, (1, 2, 3, 3, 3)),
+    "vectors, not affine, space only": (
+        Case({"temporal_gradient": False, "v_threshold": 0.4}, {}, affine=False),
+        torch.Tensor.contiguous,
+        (3, 7, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients(name):
+    case, arrange, shape = CASES[name]
+    y, v0 = arrange(normal(shape, 7)), normal(shape[1:], 8).mul(0.3)
+    assert refuses(make_call(y, v0, case.rule, case.learned), make_norm(shape[2]), "triton") is None
+    want = gradients(apart, case, y.contiguous(), v0)
+    assert 0 < want["spikes"].mean() < 1, "a case that shows nothing"
+    assert_same(gradients(run, case, y, v0), want)
+
+
+@pytest.mark.parametrize(("order", "pool"), [((1, 0, 2, 3), None), ((2, 3, 0, 1), "max"), ((0, 1, 3, 2), "avg")], ids=str)
+def test_any_other_order_of_memory(order, pool):
+    """[B, C, H, W] with these dimensions from the outermost to the innermost."""
+    y, v0 = normal((2, 2, 3, 3, 4), 7), normal((2, 3, 3, 4), 8).mul(0.3)
+    back = [0, *(1 + order.index(d) for d in range(4))]
+    arranged = y.permute(0, *(1 + d for d in order)).contiguous().permute(back)
+    assert torch.equal(arranged, y)
+    assert not arranged.is_contiguous()
+    case = Case({"surrogate": Masked(ATan(alpha=3.0), p=0.4)}, {}, pool=pool)
+    assert_same(gradients(run, case, arranged, v0), gradients(apart, case, y, v0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_spikes_are_exact(dtype):
+    y = LAST(normal((2, 2, 3, 3, 4), 7)).to(dtype)
+    norm = make_norm(3, training=False, dtype=torch.float32)
+    call = make_call(y)
+    spikes, state = exact(call, norm)
+    got = run(call, norm)
+    assert got.spikes.dtype == dtype
+    assert torch.equal(got.spikes, spikes)
+    assert torch.equal(got.state, state)
+
+
+def test_what_is_added():
+    y, add = LAST(normal((2, 2, 3, 2, 3), 7)), LAST(normal((2, 2, 3, 2, 3), 9)).requires_grad_()
+    alone, norm = norm_lif(make_call(y), make_norm(3), backend="cpu").spikes, make_norm(3)
+    joined = norm_lif(make_call(y.requires_grad_()), norm, backend="triton", add=add).spikes
+    assert torch.equal(joined, alone + add)
+    g = normal(joined.shape, 5)
+    joined.backward(g)
+    assert torch.equal(add.grad, g)
+    assert y.grad.any()
+
+
+@pytest.mark.parametrize(("pool", "shape"), [(None, (2, 2, 24, 2, 3)), ("max", (2, 3, 8, 5, 4)), (None, (3, 7, 8))], ids=str)
+def test_spikes_come_as_bits_too(pool, shape):
+    """In the order of memory, as pack.c packs."""
+    y = normal(shape, 7)
+    y = LAST(y) if len(shape) == 5 else y
+    result = run(make_call(y.requires_grad_(), record_bits=True), make_norm(shape[2]), pool)
+    spikes = result.spikes.detach()
+    assert 0 < spikes.mean() < 1
+    assert torch.equal(result.bits, pack(spikes).codes)
+
+
+@pytest.mark.parametrize("why", ["average pool", "channels", "layout", "added"])
+def test_where_there_are_no_bits(why):
+    shape = (2, 2, 8 if why != "channels" else 6, 2, 2)
+    y = (torch.Tensor.contiguous if why == "layout" else LAST)(normal(shape, 7)).requires_grad_()
+    add = LAST(normal(shape, 8)) if why == "added" else None
+    pool = "avg" if why == "average pool" else None
+    assert run(make_call(y, record_bits=True), make_norm(shape[2]), pool, add=add).bits is None
+
+
+def test_the_next_convolution_keeps_the_bits(monkeypatch):
+    """Behind pools of maxima, neurons and in a residual block; the gradients are those of the C kernels."""
+    given, pack_ = [], synapse._pack
+    monkeypatch.setattr(synapse, "_pack", lambda x, dtype, bits: (given.append(bits is not None), pack_(x, dtype, bits))[1])
+
+    def gradients_of(backend):
+        torch.manual_seed(0)
+        neuron = lambda channels=None: bs.LIF(v_threshold=0.3, surrogate=Masked(ATan(), p=0.3), backend=backend)  # noqa: E731
+        model = bs.Sequential(
+            *(bs.OverTime(nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8)), neuron(), bs.OverTime(nn.MaxPool2d(2))),
+            *(bs.OverTime(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)), neuron(), SEWBasic(8, 8, 1, neuron)),
+            *(bs.OverTime(nn.Conv2d(8, 8, 2), nn.BatchNorm2d(8)), neuron(), bs.OverTime(nn.Flatten(), nn.Linear(8, 16))),
+            *(neuron(), nn.Linear(16, 3)),
+        )
+        model = model.double().to(memory_format=torch.channels_last)
+        torch.manual_seed(SEED)
+        model(LAST(normal((2, 2, 2, 4, 4), 3))).sum().backward()
+        return [p.grad for p in model.parameters()]
+
+    for got, want in zip(gradients_of("triton"), gradients_of("cpu"), strict=True):
+        assert want.any()
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+    # the first convolution reads no spikes, and behind an addition are no bits; what the C kernels send has none
+    assert given == [False, True, False, True, False, True, True] + [False] * 7
+
+
+def test_a_network_runs_them():
+    """A residual network under this backend gives the logits, and the gradients, that it gives on the C kernels."""
+
+    def outputs(backend):
+        torch.manual_seed(0)
+        neuron = lambda channels: bs.LIF(surrogate=Masked(ATan(), p=0.3), backend=backend)  # noqa: E731
+        block = SEWBasic(2, 3, 2, neuron).double()
+        x = normal((2, 2, 2, 3, 3), 3).sign().relu()
+        torch.manual_seed(SEED)
+        o = block(x)
+        o.sum().backward()
+        return [o.detach(), *(p.grad for p in block.parameters())]
+
+    for got, want in zip(outputs("triton"), outputs("cpu")):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)

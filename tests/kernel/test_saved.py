@@ -1,0 +1,422 @@
+"""What is kept for the backward pass: exact where it says so, rounded as kept.py defines it, and no larger than it promises.
+
+Also here: an input that stands for several timesteps, and the bits that say where the surrogate is not zero.
+"""
+
+import itertools
+import math
+
+import pytest
+import torch
+from helpers.neurons import MASKS, RESETS, close, draw, run
+from helpers.saved import channels_last, flags, membranes
+from helpers.surrogates import FAMILIES
+
+import backspike as bs
+from backspike import ATan, Dspike, Masked, Parametric, Rectangle, Sigmoid, SuperSpike, Triangle
+from backspike.kernel import ops, saved
+from backspike.kernel.cpu import library
+from backspike.neuron.prepare import prepare
+
+SEED = 2**50 + 33
+HAND_WRITTEN = [b for b in bs.backends() if b != "reference"]
+each_backend = pytest.mark.parametrize("backend", HAND_WRITTEN)
+needs_c = pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")
+SHAPE = (5, 3, 4, 7, 9)  # 756 elements a step: more than a block, and no multiple of 8
+LEARNED = {"tau": 2.3, "v_threshold": 0.9, "width": 0.8}
+
+
+def learned(names, channels=None):
+    return {n: torch.tensor(LEARNED[n], dtype=torch.float64).expand(channels or ()).clone() for n in names}
+
+
+def same(got, want, keys=None):
+    for key in keys or want:
+        assert (got[key] is None) == (want[key] is None), key
+        assert want[key] is None or torch.equal(got[key], want[key]), key
+
+
+# ------------------------------------------------------------------------------------------------------- exact memories
+
+
+@each_backend
+@pytest.mark.parametrize("memory", ["recompute", "checkpoint"])
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+def test_recomputing_changes_no_bit(backend, memory, reset, layout):
+    arrange = channels_last if layout == "channels last" else torch.clone
+    for dtype, per_channel in itertools.product((torch.float64, torch.float32, torch.bfloat16, torch.float16), (None, 4)):
+        x, v0, upstream = draw(SHAPE, dtype=dtype)
+        rule = {"surrogate": Masked(Parametric(Sigmoid(alpha=3.0)), p=0.4), "v_reset": RESETS[reset], "reset_gradient": 0.37}
+        given = {"learned": learned(LEARNED, per_channel), "upstream": upstream, "seed": SEED}
+        want = run(backend, arrange(x), v0, rule=rule, **given)
+        same(run(backend, arrange(x), v0, rule=rule | {"memory": memory}, **given), want)
+
+
+@each_backend
+@pytest.mark.parametrize("mask", ["no mask", "p=0.5", "rescale"])
+@pytest.mark.parametrize("rho", [0.0, 0.37, 1.0])
+def test_one_bit_is_exact(backend, mask, rho):
+    for dtype, temporal in itertools.product((torch.float64, torch.float32, torch.bfloat16), (True, False)):
+        x, v0, upstream = draw(SHAPE, dtype=dtype)
+        rule = {"surrogate": MASKS[mask](Rectangle(0.7, scale=1.3)), "v_reset": None, "tau": 2.3, "v_threshold": 0.9}
+        rule |= {"reset_gradient": rho, "temporal_gradient": temporal}
+        for a in (x, channels_last(x)):
+            want = run(backend, a, v0, rule=rule, upstream=upstream, seed=SEED)
+            same(run(backend, a, v0, rule=rule | {"memory": "1bit"}, upstream=upstream, seed=SEED), want)
+            assert want["x"].count_nonzero() > 100
+
+
+@needs_c
+@pytest.mark.parametrize("memory", ["exact", "bfloat16", "8bit", "recompute"])
+@pytest.mark.parametrize(
+    "surrogate", [Triangle(1.3), ATan(2.0), Rectangle(0.7), SuperSpike(10.0)], ids=lambda s: type(s).__name__
+)
+def test_whole_timesteps_in_one_loop_come_to_the_same_bits(memory, surrogate):
+    """A threshold for each channel, all the same, takes the neuron off the fast way of fused.h."""
+    resets = itertools.product((0.1, None), (0.0, 0.4))
+    for dtype, (v_reset, rho) in itertools.product((torch.float32, torch.bfloat16), resets):
+        x, v0, upstream = draw(SHAPE, dtype=dtype)
+        rule = {"surrogate": surrogate, "memory": memory, "v_reset": v_reset, "reset_gradient": rho, "tau": 2.3}
+        results = []
+        for theta in (0.9, torch.full((4,), 0.9)):
+            given = x.clone().requires_grad_(), v0.clone().requires_grad_()
+            out = bs.lif(*given, v_threshold=theta, backend="cpu", **rule)
+            gradients = torch.autograd.grad([out.spikes, out.state], given, [upstream["g"], upstream["c"]])
+            results.append({"s": out.spikes, "v": out.state, "x": gradients[0], "v0": gradients[1]})
+        same(*results)
+        assert results[0]["x"].count_nonzero() > 100
+
+
+# ----------------------------------------------------------------------------------------------------- rounded memories
+
+
+def in_order(code):
+    """Codes of 8 bits as C keeps them, `[T, ..., N]`, in the order of their elements: keep.h has them in groups of 16 words."""
+    rows, block = code.flatten(1).clone(), library._c.lif_block()
+    whole = rows.shape[1] // block * block
+    groups = rows[:, :whole].view(len(rows), -1, 16, 4)
+    rows[:, :whole] = groups.transpose(2, 3).reshape(len(rows), -1)
+    return rows.view(code.shape)
+
+
+@needs_c
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("memory", saved.ROUNDED)
+@pytest.mark.parametrize("width", [None, 0.7])
+def test_codes_in_c_are_those_in_torch(dtype, memory, width):
+    x = membranes(dtype)
+    w = None if width is None else torch.tensor(width, dtype=dtype)
+    surrogate = ATan(alpha=3.0) if width is None else Parametric(ATan(alpha=3.0))
+    rule = {"tau": math.inf, "decay_input": False, "v_threshold": 1.0, "v_reset": 0.0, "surrogate": surrogate}
+    rule |= {"width": w, "memory": memory, "reset_gradient": 1.0, "temporal_gradient": True}
+    seen, unseen = [], prepare(x, None, **rule)  # where nobody asks for u, one loop does a whole timestep
+    for call in (prepare(x, None, record_membrane=True, **rule), unseen):
+        how = (ops.constants(call), *ops.encode(call), ops.KEEPS.index(memory))
+        seen.append(ops.forward("lif", call, *how))
+    spikes, _, u, _, code, *_ = seen[0]
+    assert torch.equal(code.view(torch.uint8), seen[1][4].view(torch.uint8))
+    assert torch.equal(spikes, seen[1][0])
+    code = in_order(code) if memory == "8bit" else code
+    reach = saved.reach(ATan(alpha=3.0))
+    want = saved.keep(memory, u, 1.0, w, reach)
+    torch.testing.assert_close(code, want, rtol=0, atol=0, equal_nan=True)
+    assert memory == "8bit" or torch.equal(code.signbit(), want.signbit())
+    back = saved.recall(memory, code, 1.0, w, reach, dtype)
+    assert torch.equal(back >= 1.0, spikes.bool())
+
+
+@pytest.mark.parametrize("memory", saved.ROUNDED)
+@pytest.mark.parametrize("theta", [0.25, 1.0, 1e6])
+def test_a_code_remembers_the_spike_and_the_distance(memory, theta):
+    """Half a step of 1/64 within the reach of 2; 2^-9 of the distance in bfloat16. Where z is lost against theta: the spike."""
+    for dtype in (torch.float32, torch.float64):
+        z = torch.cat([torch.linspace(-2, 2, 4001, dtype=dtype), torch.tensor([-1e-6, -1e-30, 0, 1e-30], dtype=dtype)])
+        u = z + theta
+        back = saved.recall(memory, saved.keep(memory, u, theta, None, 2.0), theta, None, 2.0, dtype)
+        assert torch.equal(back >= theta, u >= theta)
+        if theta <= 1:
+            z, error = u - theta, (back - u).abs()
+            assert (error <= (1 / 128 if memory == "8bit" else z.abs() / 256) + 1e-6).all()
+    far = saved.recall("8bit", saved.keep("8bit", torch.tensor([-1e9, 1e9]), 1.0, None, 2.0), 1.0, None, 2.0, torch.float32)
+    assert far.tolist() == [1 - 2 + 1 / 128, 1 + 2 - 1 / 128]
+
+
+@each_backend
+@pytest.mark.parametrize("memory", saved.ROUNDED)
+def test_a_spike_is_remembered_where_the_distance_is_lost(backend, memory):
+    """The gradient of the state passes where no spike reset it, also a hair below a threshold of 1e8."""
+    theta = torch.tensor(1e8)
+    x = (
+        torch.stack([theta, torch.nextafter(theta, 0 * theta), torch.nextafter(theta, 2 * theta)])
+        .view(1, 1, 3)
+        .requires_grad_()
+    )
+    rule = {"tau": math.inf, "decay_input": False, "v_threshold": 1e8, "reset_gradient": 0.0, "memory": memory}
+    bs.lif(x, backend=backend, **rule).state.sum().backward()
+    assert x.grad.flatten().tolist() == [0, 1, 0]
+
+
+def test_reach_follows_the_surrogate():
+    assert saved.reach(ATan()) == 2
+    assert saved.reach(ATan(alpha=0.25)) == 16
+    assert saved.reach(SuperSpike()) == 8
+    for compact, support in ((Triangle(), 0.5), (Rectangle(0.9), 0.45), (Dspike(), 0.5), (Triangle(alpha=0.25), 4.0)):
+        end = saved.reach(compact).item()
+        assert support < end <= 4 * support
+        assert not compact.derivative(torch.tensor([-1.0, 1.0]) * end * 127.5 / 128).any()
+    assert saved.reach(Rectangle(0.1), Rectangle(3.0)) == saved.reach(Rectangle(3.0)) > saved.reach(Rectangle(0.1))
+
+
+@needs_c
+@pytest.mark.parametrize("memory", saved.ROUNDED)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("reset", RESETS)
+def test_rounded_gradients_in_c_are_those_in_torch(memory, mask, reset):
+    for dtype, rho in itertools.product((torch.float64, torch.float32, torch.bfloat16), (0.0, 0.37)):
+        x, v0, upstream = draw(SHAPE, dtype=dtype)
+        rule = {"tau": 2.3, "v_threshold": 0.9, "v_reset": RESETS[reset], "surrogate": MASKS[mask](ATan(alpha=3.0))}
+        rule |= {"reset_gradient": rho, "memory": memory}
+        rows = [run(b, x, v0, rule=rule, upstream=upstream, seed=SEED) for b in ("cpu", "eager")]
+        same(*rows)
+        same(run("cpu", channels_last(x), v0, rule=rule, upstream=upstream, seed=SEED), rows[1])
+
+
+@needs_c
+@pytest.mark.parametrize("channels", [None, 4])
+@pytest.mark.parametrize("memory", [*saved.ROUNDED, "recompute"])
+def test_learned_constants(memory, channels):
+    """C against torch; against the exact gradient within what the rounding costs."""
+    x, v0, upstream = draw(SHAPE, mean=1.0)
+    names = ("v_threshold", "width") if memory == "8bit" else ("tau", "v_threshold", "width")
+    for reset in RESETS.values():
+        rule = {"surrogate": Parametric(Sigmoid(alpha=3.0)), "v_reset": reset, "memory": memory}
+        given = {"learned": learned(names, channels), "upstream": upstream}
+        got, want = (run(b, x, v0, rule=rule, **given) for b in ("cpu", "eager"))
+        exact = run("reference", x, v0, rule=rule, **given)
+        for name in (*names, "x", "v0"):
+            assert close(got[name], want[name], tolerance=1e-10, size=1000.0 if name in names else None)
+            error = (got[name] - exact[name]).norm() / exact[name].norm()
+            assert error < {"8bit": 0.06, "bfloat16": 0.01, "recompute": 1e-10}[memory], name
+
+
+# ------------------------------------------------------------------------------------------------------ what it is worth
+
+
+@each_backend
+@pytest.mark.parametrize(("memory", "bound"), [("8bit", 0.012), ("bfloat16", 0.002)])
+@pytest.mark.parametrize("theta", [0.5, 1.0])
+@pytest.mark.parametrize("surrogate", [ATan(), Triangle(), Sigmoid()], ids=str)
+def test_the_error_of_the_gradient(backend, memory, bound, theta, surrogate):
+    """Currents as behind a batch normalisation: the relative error of dL/dx in the 2-norm."""
+    x, _, upstream = draw((4, 16, 32, 33), dtype=torch.float32, mean=0.0)
+    upstream = {"g": upstream["g"], "gu": 0 * upstream["gu"], "c": 0 * upstream["c"]}
+    rule = {"surrogate": surrogate, "v_threshold": theta}
+    want = run(backend, x, rule=rule, upstream=upstream)
+    got = run(backend, x, rule=rule | {"memory": memory}, upstream=upstream)
+    assert torch.equal(got["s"], want["s"])
+    error = ((got["x"] - want["x"]).norm() / want["x"].norm()).item()
+    assert 0 < error < bound
+
+
+BYTES = {"exact": 4, "bfloat16": 2, "8bit": 1, "1bit": 1 / 8, "recompute": 4}
+
+
+@each_backend
+@pytest.mark.parametrize("repeats", [1, 6])
+@pytest.mark.parametrize("memory", BYTES)
+def test_what_is_kept_has_the_promised_size(backend, memory, repeats):
+    """All tensors kept for the backward pass together; for a repeated input "recompute" keeps one timestep."""
+    x = draw((6, 4, 1000), dtype=torch.float32)[0][: 1 if repeats > 1 else 6].requires_grad_()
+    sizes = []
+
+    def pack(a):
+        sizes.append(a.numel() * a.element_size() if a.numel() > 100 else 0)
+        return a
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda a: a):
+        options = {"surrogate": Rectangle(), "v_reset": None, "memory": memory, "repeats": repeats}
+        bs.lif(x, backend=backend, **options)
+    assert sum(sizes) == BYTES[memory] * (4000 if repeats > 1 and memory == "recompute" else 24000)
+
+
+@each_backend
+@pytest.mark.parametrize("memory", saved.MEMORIES)
+def test_watching_the_membrane_changes_nothing(backend, memory):
+    """A recorded membrane is exact in every memory, receives gradients, and leaves those of the spikes as they are."""
+    x, v0, upstream = draw(SHAPE)
+    rule = {"surrogate": Masked(Rectangle(), p=0.3), "v_reset": None, "memory": memory}
+    gradients, outs = [], []
+    for record in (True, False):
+        leaf = x.clone().requires_grad_()
+        outs.append(bs.lif(leaf, v0, backend=backend, record_membrane=record, seed=SEED, **rule))
+        outs[-1].spikes.backward(upstream["g"], retain_graph=record)
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+    want = bs.lif(x, v0, backend="reference", record_membrane=True, seed=SEED, **rule)
+    assert torch.equal(outs[0].membrane, want.membrane)
+
+
+# ------------------------------------------------------------------------------------------------------ repeated inputs
+
+
+@pytest.mark.parametrize("backend", bs.backends())
+@pytest.mark.parametrize("memory", ["exact", "8bit", "recompute"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+def test_one_timestep_stands_for_many(backend, memory, layout):
+    arrange = channels_last if layout == "channels last" else torch.clone
+    for reset, names in itertools.product(RESETS.values(), ((), ("v_threshold", "width"), ("tau",))):
+        if memory == "8bit" and "tau" in names:
+            continue
+        x, v0, upstream = draw(SHAPE, seed=3)
+        surrogate = Parametric(ATan(alpha=3.0)) if "width" in names else ATan(alpha=3.0)
+        rule = {"surrogate": Masked(surrogate, p=0.4), "v_reset": reset, "memory": memory}
+        given = {"learned": learned(names), "upstream": upstream, "seed": SEED}
+        want = run(backend, x[:1].expand(SHAPE), v0, rule=rule, **given)
+        got = run(backend, arrange(x[:1]), v0, rule=rule | {"repeats": SHAPE[0]}, **given)
+        same(got, want, ("s", "u", "v"))
+        assert got["x"].shape == (1, *SHAPE[1:])
+        assert close(got["x"][0], want["x"].sum(0) if want["x"].shape[0] > 1 else want["x"][0])
+        for name in names:
+            assert close(got[name], want[name], size=100.0)
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_gradient_of_a_repeated_input_is_rounded_once(backend, dtype):
+    x, _, upstream = draw((7, 3, 50), dtype=dtype)
+    rule = {"surrogate": ATan(alpha=3.0), "repeats": 7}
+    got = run(backend, x[:1], rule=rule, upstream=upstream)
+    wide = {k: u.float() for k, u in upstream.items()}
+    want = run(backend, x[:1].float(), rule=rule, upstream=wide)
+    assert got["x"].dtype == dtype
+    assert torch.equal(got["x"], want["x"].to(dtype))
+
+
+def test_a_layer_takes_one_timestep_for_many():
+    x = draw((1, 3, 2, 5), dtype=torch.float32)[0]
+    layer = bs.LIF()
+    assert torch.equal(layer(x, repeats=6), layer(x.expand(6, 3, 2, 5)))
+    for repeats, frames in ((3, x.expand(2, 3, 2, 5)), (0, x)):
+        with pytest.raises(
+            ValueError, match=rf"repeats={repeats} needs an x of one timestep, \[1, B, ...\], got shape"
+        ) as error:
+            layer(frames, repeats=repeats)
+        assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------------------------------------------------- active bits
+
+
+@pytest.mark.parametrize("backend", bs.backends())
+@pytest.mark.parametrize("shape", [(3, 2, 5, 7), (2, 3, 8)])
+@pytest.mark.parametrize("mask", MASKS)
+def test_active_bits_say_where_h_is_not_zero(backend, shape, mask):
+    x, _, _ = draw(shape, seed=4)
+    for surrogate, parametric, memory in itertools.product(FAMILIES, (False, True), ("exact", "8bit", "bfloat16", "recompute")):
+        if backend == "reference" and memory != "exact":
+            continue
+        w = torch.tensor(0.6, dtype=torch.float64, requires_grad=True) if parametric else None
+        wrapped = MASKS[mask](Parametric(surrogate) if parametric else surrogate)
+        rule = {"tau": 2.3, "v_threshold": 0.9, "v_reset": 0.0, "decay_input": True, "reset_gradient": 1.0}
+        rule |= {"temporal_gradient": False, "surrogate": wrapped, "width": w, "seed": SEED, "memory": memory}
+        leaf = x.clone().requires_grad_()
+        result = bs.kernel.dispatch(backend, prepare(leaf, None, record_active=True, record_membrane=True, **rule))
+        # without gradient over time dL/dx = gain h g
+        result.spikes.sum().backward()
+        assert torch.equal(flags(result.active, shape), leaf.grad != 0)
+        if memory in ("exact", "recompute"):
+            z = result.membrane.detach() - 0.9
+            h = surrogate.derivative(z if w is None else z / w.detach())
+            gone = bs.dropped(SEED, shape, wrapped.p) if isinstance(wrapped, Masked) else torch.zeros(shape, dtype=torch.bool)
+            other = wrapped.replace.derivative(z) if mask == "replace" else torch.zeros_like(z)
+            assert torch.equal(flags(result.active, shape), torch.where(gone, other, h) != 0)
+
+
+@each_backend
+def test_active_bits_of_one_bit_and_of_other_layouts(backend):
+    rule = {"tau": 2.3, "v_threshold": 0.9, "v_reset": None, "decay_input": True, "reset_gradient": 1.0, "seed": SEED}
+    rule |= {"temporal_gradient": False, "surrogate": Masked(Rectangle(0.7), p=0.3), "memory": "1bit", "record_active": True}
+    x = draw(SHAPE)[0].requires_grad_()
+    result = bs.kernel.dispatch(backend, prepare(x, None, **rule))
+    result.spikes.sum().backward()
+    assert torch.equal(flags(result.active, SHAPE), x.grad != 0)
+    assert bs.kernel.dispatch(backend, prepare(channels_last(x), None, **rule)).active is None
+    assert bs.kernel.dispatch(backend, prepare(x.detach(), None, **rule)).active is None
+    assert bs.kernel.dispatch(backend, prepare(x, None, **rule | {"record_active": False})).active is None
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+THETA = torch.tensor(1.0, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"memory": "4bit"}, "memory='4bit' is one of exact, bfloat16, 8bit, 1bit, recompute, checkpoint"),
+        ({"memory": "1bit"}, "memory='1bit' needs surrogate=Rectangle"),
+        ({"memory": "1bit", "surrogate": Rectangle()}, "and v_reset=None; choose"),
+        ({"memory": "1bit", "surrogate": Masked(Rectangle(), replace=Rectangle(0.1)), "v_reset": None}, "without replace"),
+        ({"memory": "8bit", "v_threshold": math.inf}, "needs a finite v_threshold"),
+    ],
+)
+def test_what_a_memory_needs(options, text):
+    calls = [lambda: bs.lif(torch.rand(3, 2, 4), **options)]
+    if not math.isinf(options.get("v_threshold", 1)):
+        calls.append(lambda: bs.LIF(**options))
+    for call in calls:
+        with pytest.raises(ValueError, match=text) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_what_a_memory_cannot_learn():
+    soft = {"surrogate": Rectangle(), "v_reset": None}
+    for learn, memory, options in (("tau", "8bit", {}), ("tau", "1bit", soft), ("threshold", "1bit", soft)):
+        with pytest.raises(ValueError, match=f"memory='{memory}' gives no gradient for .*; choose"):
+            bs.LIF(learn=learn, memory=memory, **options)
+    with pytest.raises(ValueError, match="memory='1bit' gives no gradient for v_threshold"):
+        bs.lif(torch.rand(3, 2, 4), v_threshold=THETA, memory="1bit", **soft)
+    layer = bs.LIF(memory="8bit")
+    with bs.PotentialAdjustment(layer), pytest.raises(ValueError, match="moments of the membrane"):
+        layer(torch.rand(3, 2, 4))
+    bs.LIF(memory="8bit", learn="threshold", surrogate=Parametric(ATan()))
+    assert "memory='8bit'" in repr(layer)
+    assert bs.recipes.digits().neuron.memory == "exact"
+
+
+# --------------------------------------------------------------------------------------------------- streaming stores
+
+
+@needs_c
+@pytest.mark.parametrize("memory", saved.MEMORIES)
+@pytest.mark.parametrize("shape", [(3, 1, 2051), (4, 2, 5, 8, 16), (2, 3), (3, 0, 4)])
+def test_stores_past_the_cache_change_no_bit(memory, shape, monkeypatch):
+    for dtype, repeats in itertools.product((torch.float64, torch.float32, torch.bfloat16), (1, 4)):
+        x, v0, upstream = draw(shape, dtype=dtype)
+        if repeats > 1:
+            x, upstream = x[:1], {k: u if k == "c" else u[:1].expand(4, *shape[1:]) for k, u in upstream.items()}
+        rule = {"surrogate": Rectangle(1.3), "v_reset": None, "memory": memory, "repeats": repeats}
+        rows = []
+        for limit in (0, 2**62):
+            monkeypatch.setattr(library, "STREAM", limit)
+            rows.append(run("cpu", x, v0, rule=rule, upstream=upstream))
+        same(*rows)
+
+
+@needs_c
+@pytest.mark.parametrize("memory", ["8bit", "recompute"])
+def test_the_same_bits_on_any_number_of_threads(memory):
+    x, v0, upstream = draw((4, 5, 6, 31, 37), dtype=torch.float32)
+    rows, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            rule = {"surrogate": Masked(Sigmoid(), p=0.4), "memory": memory}
+            rows.append(run("cpu", x, v0, rule=rule, learned=learned(["v_threshold"]), upstream=upstream, seed=SEED))
+    finally:
+        torch.set_num_threads(before)
+    same(rows[1], rows[0])
+    same(rows[2], rows[0])

@@ -1,0 +1,598 @@
+"""Studies: statistics against hand-worked and exact values, runs that survive a kill, and tables that say what was found."""
+
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import xml.dom.minidom
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers.paths import TESTS
+from helpers.studies import _small
+
+from backspike import cli
+from backspike.errors import StudyError
+from backspike.models import ConvNet
+from backspike.recipes.values import Mean
+from backspike.run import Run
+from backspike.study import figures, page, progress, results, runner, shipped, statistics
+from backspike.study.spec import Arm, Study
+from backspike.surrogate import Triangle
+
+# ---- statistics ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("p", "df", "expected"),
+    [
+        # printed tables
+        (0.975, 1, 12.7062),
+        (0.975, 2, 4.30265),
+        (0.975, 3, 3.18245),
+        (0.975, 4, 2.77645),
+        (0.975, 9, 2.26216),
+        (0.975, 30, 2.04227),
+        (0.995, 6, 3.70743),
+        (0.95, 5, 2.01505),
+        (0.9, 10, 1.37218),
+        # closed forms: df 1 is Cauchy, df 2 is t = a sqrt(2 / (1 - a^2)) with a = 2p - 1
+        (0.75, 1, 1.0),
+        (0.9, 2, 0.8 * math.sqrt(2 / 0.36)),
+    ],
+)
+def test_t_quantile(p, df, expected):
+    assert statistics.t_quantile(p, df) == pytest.approx(expected, rel=3e-6)
+    assert statistics.t_quantile(1 - p, df) == pytest.approx(-expected, rel=3e-6)
+
+
+def test_t_quantile_becomes_normal_and_refuses_nonsense():
+    assert statistics.t_quantile(0.975, 100_000) == pytest.approx(1.959964 + 2.37 / 100_000, rel=1e-5)
+    assert statistics.t_quantile(0.5, 3) == 0
+    with pytest.raises(ValueError, match="p in"):
+        statistics.t_quantile(1.0, 3)
+
+
+def _brute(d):
+    sums = [abs(sum(s * v for s, v in zip(signs, d))) for signs in itertools.product((1, -1), repeat=len(d))]
+    return sum(s >= abs(sum(d)) - 1e-9 for s in sums) / len(sums)
+
+
+@pytest.mark.parametrize(
+    ("d", "p"),
+    [
+        ([1, 2, 3], 2 / 8),
+        ([1, -1], 1.0),
+        ([0, 0], 1.0),
+        ([5], 1.0),
+        ([1, 1, 1, 1, -1], 12 / 32),
+        ([3, 0], 1.0),
+        ([2, 2, 0], 0.5),
+    ],
+)
+def test_sign_flip_by_hand(d, p):
+    assert statistics.sign_flip(d) == (p, True)
+
+
+@pytest.mark.parametrize("n", [2, 5, 9, 11])
+def test_sign_flip_by_brute_force(n):
+    draw = np.random.default_rng(n)
+    for scale in (1.0, 1 / 360):
+        # whole multiples of one image make ties, as accuracies do
+        d = (draw.integers(-4, 9, n) * scale).tolist()
+        assert statistics.sign_flip(d)[0] == pytest.approx(_brute(d))
+
+
+def test_sign_flip_beyond_what_can_be_listed_draws_and_says_so():
+    d = [1.0] * 18 + [-1.0] * 7
+    p, exact = statistics.sign_flip(d)
+    assert not exact
+    assert statistics.sign_flip(d)[0] == p
+    binomial = 2 * sum(math.comb(25, k) for k in range(8)) / 2**25
+    assert p == pytest.approx(binomial, abs=4 * math.sqrt(binomial / statistics.DRAWS))
+    assert statistics.sign_flip([1.0] * 21)[0] >= statistics.smallest_p(21) == 1 / (statistics.DRAWS + 1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6, 12, 20])
+def test_smallest_p_is_reached_by_equal_differences(n):
+    assert statistics.sign_flip([0.25] * n) == (2 / 2**n, True) if n > 1 else statistics.smallest_p(1) == 1
+    assert statistics.smallest_p(n) == 2 / 2**n
+
+
+def test_paired_by_hand():
+    d = statistics.paired([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    assert (d.n, d.mean, d.p, d.exact) == (3, 2.0, 0.25, True)
+    assert d.high - d.mean == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert d.mean - d.low == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert d.noise
+    assert not statistics.paired([2.0, 2.1, 1.9], [1.0, 1.0, 1.0]).noise
+    assert math.isnan(statistics.paired([1.0], [0.0]).low)
+    assert statistics.paired([1.0], [0.0]).noise
+    assert not statistics.paired([1.0, 1.0], [0.0, 0.0]).noise
+    with pytest.raises(ValueError, match="zip"):
+        statistics.paired([1.0, 2.0], [1.0])
+
+
+def _numbers(**more):
+    return lambda: {"last": 0.0, "spikes_per_image": 1.0, "firing_rate": 0.5, "seconds_per_epoch": 2.0, **more}
+
+
+def test_summary_pairs_by_seed():
+    """Two arms of three seeds, of which each lost another one: means over all runs, the difference over the common seed."""
+    values = {("plain", 0): 0.5, ("plain", 1): 0.7, ("masked", 1): 0.8, ("masked", 2): 0.2}
+    found = [SimpleNamespace(arm=a, seed=s, numbers=_numbers(best=v, last=v / 2)) for (a, s), v in values.items()]
+    plain, masked = results.summary(_small(), found)
+    assert (plain["best"]["mean"], plain["best"]["sd"]) == pytest.approx((0.6, math.sqrt(0.02)))
+    assert (masked["best"]["mean"], masked["last"]["mean"]) == pytest.approx((0.5, 0.25))
+    assert "difference" not in plain["best"]
+    assert masked["best"]["difference"]["n"] == 1
+    assert masked["best"]["difference"]["mean"] == pytest.approx(0.1)
+    assert masked["last"]["difference"]["mean"] == pytest.approx(0.05)
+
+
+def _row(arm, best, differences=None):
+    d = None if differences is None else statistics.paired(differences, [0.0] * len(differences))._asdict()
+    values = {"values": best, "mean": sum(best) / len(best), "sd": 0.01}
+    one = {"last": dict(values), "best": dict(values)}
+    if d:
+        for kind in one.values():
+            kind["difference"] = d
+    return {"arm": arm, "against": "base" if d else None, "n": len(best), **one} | dict.fromkeys(
+        ("firing_rate", "spikes_per_image", "seconds_per_epoch"), 0.125
+    )
+
+
+def test_sentences_say_noise_and_what_the_test_cannot_reach():
+    flat, up = [0.01, -0.01, 0.0, 0.02, -0.03], [0.01, 0.012, 0.011, 0.009, 0.01]
+    rows = [_row("base", [0.9]), _row("flat", [0.9], flat), _row("up", [0.9], up), _row("down", [0.9], [-v for v in up])]
+    said = page.sentences(rows, 5)
+    assert said[0].startswith("flat against base: −0.20 points")
+    assert said[0].endswith("inside the noise.")
+    assert "better by the interval" in said[1]
+    assert "no p can be smaller" in said[1]
+    assert "worse by the interval" in said[2]
+    assert "smallest p that the test can give is 0.062" in said[3]
+    assert "6 seeds are the fewest" in said[3]
+    assert "3 comparisons" in said[3]
+    eight = page.sentences([_row("up", [0.9], [0.01, 0.012, 0.011, 0.009, 0.01, 0.01, 0.011, 0.012])], 8)
+    assert eight[0].endswith("p = 0.0078: better.")
+    assert "0.0078" in eight[1]
+    assert "fewest" not in eight[1]
+    assert "prove nothing" in page.sentences(rows, 1)[0]
+
+
+# ---- what a study is -----------------------------------------------------------------------------------------------------
+
+
+def test_wrong_studies_are_refused():
+    with pytest.raises(StudyError, match="different names"):
+        _small(arms=(Arm("plain"), Arm("plain")))
+    with pytest.raises(StudyError, match="must be one of them"):
+        _small(baseline="nobody")
+    with pytest.raises(StudyError, match="called like a folder"):
+        Arm("../up")
+    for field in ("neuron.surrogate", "neuron.surrogate.alpha", "neuron"):
+        with pytest.raises(StudyError, match="differ in"):
+            _small().replace({field: "Triangle()"})
+    assert _small().replace({"epochs": "3"}).base.epochs == 3
+
+
+@pytest.mark.parametrize("data", ["digits", "digits-dvs", "mnist"])
+@pytest.mark.parametrize("name", [n for n in shipped.NAMES if n != "tsbp-toy"])
+def test_shipped_studies_hold_together(name, data):
+    found = shipped.get(name, data)
+    assert found.name == name
+    assert found.about
+    assert set(found.figures) <= {*figures.FIGURES, "gradients"}
+    assert statistics.smallest_p(found.seeds) < 0.1
+    json.dumps(found.settings())
+    texts = [json.dumps(fields) for fields in found.settings()["arms"].values()]
+    assert len(set(texts)) == len(texts), "two arms are the same"
+    side = {"digits": 8, "digits-dvs": 17, "mnist": 28}[data]
+    for recipe in {found.recipe(arm).model: found.recipe(arm) for arm in found.arms}.values():
+        network = recipe.network()
+        x = torch.zeros(recipe.T, 2, 2 if data == "digits-dvs" else 1, side, side)
+        assert network(x).shape == (recipe.T, 2, 10)
+
+
+def test_shipped_baselines_have_nothing_on():
+    for name in ("ablation", "psg-pda", "gradient-scaling"):
+        found = shipped.get(name)
+        recipe = found.recipe(next(a for a in found.arms if a.name == found.baseline))
+        assert isinstance(recipe.neuron.surrogate, Triangle)
+        assert (recipe.readout, recipe.potential, recipe.scaling, recipe.weight_mask) == (Mean(), None, None, 0.0)
+
+
+def test_seeds_change_nothing_else():
+    small = _small()
+    first, second = (small.recipe(small.arms[1], seed).to_dict()["fields"] for seed in (0, 3))
+    assert {k for k in first if first[k] != second[k]} == {"seed"}
+
+
+# ---- running -------------------------------------------------------------------------------------------------------------
+
+FREE = ("seconds", "seconds_per_epoch")  # time is not a result
+
+
+def _results(out):
+    """study.json without what differs from run to run: times, and the folder."""
+
+    def without(value):
+        if isinstance(value, dict):
+            return {k: without(v) for k, v in value.items() if k not in (*FREE, "run")}
+        return [without(v) for v in value] if isinstance(value, list) else value
+
+    return without(json.loads((out / "study.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished study of two arms and two seeds."""
+    out = tmp_path_factory.mktemp("study") / "small"
+    events = []
+    runner.run(_small(), out, seeds=2, jobs=1, listen=events.append)
+    return out, events
+
+
+@pytest.fixture
+def copy(done, tmp_path):
+    shutil.copytree(done[0], tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def _stamps(out):
+    return {p.parent.relative_to(out): p.stat().st_mtime_ns for p in sorted(out.glob("runs/*/*/last.ckpt"))}
+
+
+def test_events_tell_the_story(done):
+    events = done[1]
+    assert [e["event"] for e in events if e["event"] != "progress"] == ["study", *["run"] * 4, "done"]
+    shares = [e["share"] for e in events if e["event"] == "progress"]
+    assert shares == sorted(shares)
+    assert shares[0] > 0
+    assert shares[-1] == pytest.approx(1)
+    runs = [e for e in events if e["event"] == "run"]
+    # one seed of every arm before the next seed
+    assert [(e["arm"], e["seed"]) for e in runs] == [("plain", 0), ("masked", 0), ("plain", 1), ("masked", 1)]
+    assert runs[-1]["seconds_left"] == 0
+
+
+def test_run_folders_are_ordinary_and_without_report(done):
+    folder = done[0] / "runs" / "masked" / "1"
+    chosen = {"precision": "float32", "channels_last": True}  # what the recipe leaves to the machine
+    assert Run.open(folder).recipe() == _small().recipe(_small().arms[1], 1).replace(chosen)
+    assert (folder / "model.safetensors").exists()
+    assert not (folder / "report.html").exists()
+
+
+def test_a_finished_study_trains_nothing_again(copy):
+    before, results = _stamps(copy), _results(copy)
+    events = []
+    runner.run(_small(), copy, seeds=2, listen=events.append)
+    assert [e["event"] for e in events] == ["study", "done"]
+    assert events[0]["left"] == 0
+    assert (_stamps(copy), _results(copy)) == (before, results)
+
+
+def test_a_torn_run_is_finished_and_the_others_left_alone(copy):
+    before, results = _stamps(copy), _results(copy)
+    torn = copy / "runs" / "masked" / "0"
+    lines = (torn / "log.jsonl").read_bytes().splitlines(keepends=True)
+    assert json.loads(lines[-1])["event"] == "done"
+    (torn / "log.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:10])
+    # this one was killed before its first checkpoint, this one before it had a recipe
+    (copy / "runs" / "plain" / "1" / "last.ckpt").unlink()
+    (copy / "runs" / "plain" / "1" / "log.jsonl").unlink()
+    (copy / "runs" / "masked" / "1" / "recipe.json").unlink()
+    for name in ("study.json", "study.html", "table.md"):
+        (copy / name).unlink() if name != "study.json" else None
+    runner.run(_small(), copy, seeds=2, jobs=1)
+    assert _results(copy) == results
+    assert (copy / "table.md").exists()
+    assert _stamps(copy)[Path("runs/plain/0")] == before[Path("runs/plain/0")]
+
+
+def test_more_seeds_go_on_with_the_same_study(copy):
+    before = _stamps(copy)
+    runner.run(_small(), copy, seeds=3, jobs=1)
+    assert before.items() <= _stamps(copy).items()
+    assert len(_stamps(copy)) == 6
+    assert [row["n"] for row in _results(copy)["arms"]] == [3, 3]
+    runner.run(_small(), copy, seeds=2)
+    assert [row["n"] for row in _results(copy)["arms"]] == [2, 2]
+
+
+def test_other_studies_are_refused_without_force(copy, tmp_path):
+    with pytest.raises(StudyError, match=r"other settings \(epochs was 1 and is 2\).*--force"):
+        runner.run(_small(epochs=2), copy, seeds=2)
+    with pytest.raises(StudyError, match="another study, small;"):
+        runner.run(_small(name="other"), copy, seeds=2)
+    with pytest.raises(StudyError, match="its arms are different"):
+        runner.run(_small(arms=(Arm("plain"), Arm("masked", {"epochs": 2}))), copy, seeds=2)
+    with pytest.raises(StudyError, match="at least 1 seed"):
+        runner.run(_small(), copy, seeds=0)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    for force in (False, True):
+        with pytest.raises(StudyError, match="holds other files"):
+            runner.run(_small(), tmp_path / "mine", force=force)
+    (copy / "study.json").write_text("{")
+    with pytest.raises(StudyError, match="damaged"):
+        runner.run(_small(), copy, seeds=2)
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+def test_force_replaces(copy):
+    one = _small(epochs=2, arms=(Arm("plain"),))
+    runner.run(one, copy, seeds=1, jobs=1, force=True)
+    assert list(_stamps(copy)) == [Path("runs/plain/0")]
+    assert _results(copy)["runs"][0]["epochs"] == 2
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
+    arms = (Arm("plain"), Arm("broken", {"model": ConvNet("4-P-P", size=28)}))
+    events = []
+    with pytest.raises(StudyError, match="1 of 2 runs failed, the first: broken seed 0: the model does not take this data"):
+        runner.run(_small(arms=arms), tmp_path / "s", seeds=1, jobs=1, listen=events.append)
+    assert [e["event"] for e in events if e["event"] != "progress"] == ["study", "run", "failed", "done"]
+    assert "1 runs failed" in (tmp_path / "s" / "study.html").read_text("utf-8")
+    assert [row["n"] for row in _results(tmp_path / "s")["arms"]] == [1, 0]
+    assert "| broken | 0 | – |" in (tmp_path / "s" / "table.md").read_text("utf-8")
+
+
+SCRIPT = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from backspike.study import runner
+from helpers.studies import _small
+
+if __name__ == "__main__":
+    # as many processes as cores: one thread each, as in the tests
+    runner.run(_small(epochs=8), sys.argv[1], seeds=1, jobs=os.cpu_count(), listen=lambda e: print(e["event"], flush=True))
+"""
+
+
+def _gone(group, seconds=20.0):
+    """Waits until no process of the group is left."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+def test_killed_at_any_moment_it_goes_on_to_the_same_results(tmp_path):
+    """SIGKILL of the parent while processes train: they end by themselves, and a second call finishes what was left."""
+    script, out = tmp_path / "script.py", tmp_path / "killed"
+    script.write_text(SCRIPT.format(tests=str(TESTS)))
+    words = [sys.executable, str(script), str(out)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        for line in process.stdout:
+            if line.strip() == "progress":
+                break
+        process.kill()
+    assert _gone(process.pid)
+    begun = [Run(p).log() for p in out.glob("runs/*/*")]
+    assert any(log[-1:] == [] or log[-1]["event"] != "done" for log in begun), "nothing was interrupted"
+    runner.run(_small(epochs=8), out, seeds=1, jobs=1)
+    runner.run(_small(epochs=8), tmp_path / "whole", seeds=1, jobs=1)
+    assert _results(out) == _results(tmp_path / "whole")
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+@pytest.mark.parametrize("how", ["Ctrl-C", "kill"])
+def test_a_stopped_study_ends_all_processes_and_says_how_to_go_on(how, tmp_path):
+    words = ["study", "reset-gradient", "--seeds", "1", "--epochs", "9999", "--limit", "100", "--jobs", "2", "--out", "s"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "backspike", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    end = time.monotonic() + 90
+    while not list(tmp_path.glob("s/runs/*/0/log.jsonl")) and time.monotonic() < end:
+        time.sleep(0.05)
+    if how == "Ctrl-C":
+        # as a terminal does: to the whole group
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.terminate()
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors == "backspike: stopped; what is done so far is in s, the same command without --force goes on\n"
+    assert said == "reset-gradient: 3 runs into s\n"
+    assert _gone(process.pid)
+    assert list(tmp_path.glob("s/runs/*/0/last.ckpt"))
+
+
+def test_a_process_that_dies_is_a_failed_run(tmp_path, monkeypatch):
+    """As when the system kills it for want of memory: its run is named, and the other one finishes."""
+    killed = []
+    start = progress.Clock.hear
+
+    def hear(clock, job, event):
+        start(clock, job, event)
+        if event["event"] == "start" and not killed:
+            import multiprocessing
+
+            victim = multiprocessing.active_children()[0]
+            killed.append(victim.pid)
+            os.kill(victim.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(progress.Clock, "hear", hear)
+    with pytest.raises(StudyError, match=r"1 of 2 runs failed.*ended with code -9"):
+        runner.run(_small(), tmp_path / "s", seeds=1, jobs=2)
+    assert sorted(row["n"] for row in _results(tmp_path / "s")["arms"]) == [0, 1]
+
+
+# ---- outputs -------------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_those_of_the_run_folders(done):
+    out = done[0]
+    stored = json.loads((out / "study.json").read_text())
+    for run in stored["runs"]:
+        folder = out / "runs" / run["arm"] / str(run["seed"])
+        log = Run.open(folder).log()
+        assert run["last"] == log[-1]["test_accuracy_last"]
+        assert run["best"] == log[-1]["test_accuracy"]
+        arrays = np.load(folder / "evaluation.npz")
+        spikes = (arrays["firing_rate"].sum(1) * [4 * 64, 8 * 16]).sum()
+        assert run["spikes_per_image"] == pytest.approx(spikes)
+        assert run["firing_rate"] == pytest.approx(spikes / (4 * (4 * 64 + 8 * 16)))
+    by = {(r["arm"], r["seed"]): r for r in stored["runs"]}
+    masked = next(row for row in stored["arms"] if row["arm"] == "masked")
+    for kind in ("last", "best"):
+        a, b = ([by[arm, seed][kind] for seed in (0, 1)] for arm in ("masked", "plain"))
+        assert masked[kind]["mean"] == pytest.approx(sum(a) / 2)
+        assert masked[kind]["sd"] == pytest.approx(abs(a[0] - a[1]) / math.sqrt(2))
+        assert masked[kind]["difference"]["mean"] == pytest.approx((a[0] - b[0] + a[1] - b[1]) / 2)
+    assert stored["smallest_p"] == 0.5
+
+
+def test_tables_show_them(copy):
+    out = copy
+    for i, log in enumerate(sorted(out.glob("runs/*/*/log.jsonl"))):
+        lines = log.read_text().splitlines()
+        said = {**json.loads(lines[-1]), "test_accuracy": 0.9 - 0.03 * i, "test_accuracy_last": 0.8 - 0.05 * i**2}
+        log.write_text("\n".join([*lines[:-1], json.dumps(said)]) + "\n")
+    runner.run(_small(), out, seeds=2)
+    rows = json.loads((out / "study.json").read_text())["arms"]
+    lines = (out / "table.md").read_text("utf-8").splitlines()
+    assert lines[0].startswith("| arm | runs | last epoch, % |")
+    cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
+    assert len(cells) == len(page.HEAD)
+    assert cells[:2] == ["masked", "2"]
+    assert cells[2] == "77.50 ± 3.54"  # 0.80 and 0.75
+    assert cells[3].startswith("+30.00 [")  # the plain ones last: 0.60 and 0.35
+    assert cells[5] == "88.50 ± 2.12"
+    assert cells[6].startswith("+6.00 [")
+    assert cells[2] == f"{100 * rows[1]['last']['mean']:.2f} ± {100 * rows[1]['last']['sd']:.2f}"
+    assert cells[3].startswith(f"{100 * rows[1]['last']['difference']['mean']:+.2f} [".replace("-", "−"))
+    # both pairs differ by the same: the interval is a point, and two seeds cannot confirm it
+    assert "+6.00 points, 95 % interval +6.00 to +6.00, p = 0.5: better by the interval" in "".join(lines)
+    tex = (out / "table.tex").read_text("utf-8")
+    body = [line for line in tex.splitlines() if line.endswith(r"\\")]
+    assert len(body) == 3
+    assert all(line.count(" & ") == len(page.HEAD) - 1 for line in body)
+    assert r"$\pm$" in body[1]
+    assert "±" not in "".join(body)
+    assert "−" not in "".join(body)
+    assert r"last epoch, \%" in body[0]
+
+
+def test_latex_and_markdown_are_escaped():
+    tex = page._latex(["a_b", "50 %"], [["x^2 & {y}", "\\$~#"]], ["a note"])
+    assert r"a\_b & 50 \% \\" in tex
+    assert r"x\^{}2 \& \{y\} & \textbackslash{}\$\~{}\# \\" in tex
+
+
+def test_page_is_self_contained_and_escaped(copy):
+    evil = _small(about="<script>alert(1)</script> & <b>")
+    runner.run(evil, copy, seeds=2)
+    page = (copy / "study.html").read_text("utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;b&gt;" in page
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page.replace("xlink:href", "xlink"))
+    assert "Masked(base=Triangle(alpha=2.0" in page
+    pictures = sorted(p.stem for p in (copy / "figures").iterdir())
+    assert pictures == ["dots", "loss", "seconds", "validation"]
+    assert page.count("<svg") == len(pictures)
+    for p in (copy / "figures").iterdir():
+        text = p.read_text("utf-8")
+        assert xml.dom.minidom.parseString(text).documentElement.tagName == "svg"
+        assert "var(" not in text
+        assert "#0100" not in text
+    assert "masked" in (copy / "figures" / "loss.svg").read_text("utf-8")
+
+
+def test_every_kind_of_figure_can_be_drawn(tmp_path):
+    base = _small()
+    wide, narrow, learned = "Triangle(alpha=0.2)", "Triangle(alpha=1e6)", "Parametric(Triangle(alpha=2.0))"
+    arms = (
+        Arm("wide", {"neuron.surrogate": wide}, x=5.0, line="a"),
+        Arm("narrow", {"neuron.surrogate": narrow}, x=1e-6, line="a"),
+        Arm("masked", {"neuron.surrogate": f"Masked({wide}, p=0.25)"}, x=5.0, line="b"),
+        Arm("learned", {"neuron.surrogate": learned, "readout": "TWO(start_epoch=0)"}),
+        Arm("shallow", {"model": "ConvNet('4-P', size=8)"}),
+    )
+    drawn = (*figures.FIGURES, "gradients")
+    every = Study("every", "", base.base, arms, "wide", drawn, xlabel="width", log_x=True)
+    runner.run(every, tmp_path / "s", seeds=1, jobs=1)
+    drawn = {p.stem for p in (tmp_path / "s" / "figures").iterdir()}
+    expected = {"dots", "sweep-last", "sweep-best", "validation", "loss", "seconds", "firing", "weights-learned"}
+    assert drawn == expected | {"widths-learned", "membranes-0", "membranes-1", "spikes", "gradients", "derivatives"}
+    # at the same potentials everyone is under the wide surrogate, nobody under the narrow one, a quarter is masked
+    shares = {row["arm"]: row for row in _results(tmp_path / "s")["gradient_shares"]}
+    assert set(shares) == {"wide", "narrow", "masked", "learned"}, "potentials are the same in the same network only"
+    assert shares["wide"]["neurons"] == 1
+    assert shares["narrow"]["neurons"] < 0.01
+    assert shares["masked"]["neurons"] == pytest.approx(0.75, abs=0.02)
+    assert shares["wide"]["weights"] > shares["narrow"]["weights"]
+    assert shares["wide"]["weights_batch"] >= shares["wide"]["weights"]
+    assert all(sum(row["histogram"]) == pytest.approx(1, abs=1e-6) for row in shares.values())
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------------
+
+
+def test_command_lists_studies(capsys):
+    assert cli.main(["study"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(shipped.NAMES)
+    assert cli.main(["study", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["name"] == "ablation"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nothing"], "unknown study 'nothing'"),
+        (["ablaton"], "did you mean ablation?"),
+        (["ablation", "--readout", "Last()"], "is what the arms of ablation differ in"),
+        (["ablation", "--data", "imagenet"], "no study is sized for the data set 'imagenet'"),
+        (["ablation", "--epochs", "many"], "epochs must be a whole number"),
+        (["tsbp-toy", "--epochs", "3"], "leave --epochs out"),
+        (["ablation", "--seeds", "x"], "invalid int value"),
+    ],
+)
+def test_wrong_commands(words, said, capsys):
+    assert cli.main(["study", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_command_runs_a_study_and_repeats_itself(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["study", "reset-gradient", "--seeds", "1", "--epochs", "1", "--limit", "100", "--batch_size", "50", "--jobs", "1"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^1/3  spatial only, seed 0: test \d+\.\d\d %, last epoch .* left$", said, re.M)
+    assert said.endswith(f"study: {Path('studies/reset-gradient-digits/study.html')}\n")
+    command = re.search(r"Command: backspike (.*)", said)[1].split()
+    assert sorted(command) == sorted([*words[:-2], "--data", "digits"])
+    assert cli.main([*command, "--json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [e["event"] for e in events] == ["study", "done"]
+
+
+def test_command_without_a_study_does_not_load_torch():
+    for words in (["study"], ["study", "--help"]):
+        script = (
+            f"import sys, backspike.cli as c\ntry: c.main({words})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+        )
+        subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)

@@ -1,0 +1,58 @@
+"""What the documents show, run: the README's code and the examples."""
+
+import re
+import runpy
+
+import pytest
+from helpers.paths import ROOT
+
+import backspike as bs
+
+
+def blocks(name):
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.S)
+
+
+BLOCKS = blocks("README.md")
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
+def test_the_code_of_the_readme_runs(code, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    variables = {}
+    exec(code, variables)
+    if "result" in variables:
+        assert variables["result"].test_accuracy > 0.3
+    else:
+        assert variables["loss"].item() < 0.8
+        assert bs.backends()[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["docs/speed-and-memory.md"])
+def test_the_code_of_the_docs_runs(page, capsys):
+    for code in blocks(page):
+        exec(code, {})
+    assert "one op with BatchNorm2d 0.1 and MaxPool2d 2.0" in capsys.readouterr().out
+
+
+EXAMPLES = sorted(set((ROOT / "examples").glob("*.py")) - {ROOT / "examples/sharded.py"})  # of ranks, in test_ranks.py
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_the_examples_run(path, capsys):
+    runpy.run_path(str(path), run_name="__main__")
+    accuracy = float(re.findall(r"([\d.]+) %", capsys.readouterr().out)[-1])
+    assert accuracy > 97
+
+
+def test_the_readme_names_every_package():
+    text = (ROOT / "README.md").read_text()
+    packages = [p.parent.name for p in (ROOT / "src/backspike").glob("*/__init__.py")]
+    assert len(packages) > 10
+    assert [name for name in packages if f"{name}/" not in text] == []
+
+
+def test_the_two_commands_stand_first():
+    text = (ROOT / "README.md").read_text()
+    first = text.split("```")[1]
+    assert [line.split("#")[0].strip() for line in first.strip().splitlines()] == ["make demo", "make test"]

@@ -1,0 +1,504 @@
+"""Several ranks against one process: the same batches, statistics, losses and weights; and what happens when one dies."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.paths import ROOT
+from torch import nn
+
+import backspike as bs
+from backspike import train
+from backspike.data.batches import Batches
+from backspike.errors import RunError
+from backspike.kernel.mask import draw_seed
+from backspike.layers import norm
+from backspike.run import Run
+from backspike.system import distributed
+from backspike.system.distributed import Ranks
+from backspike.train import checkpoint, setup, trainer
+
+CPU = torch.device("cpu")
+CLOSE = {"rtol": 1e-12, "atol": 1e-12}
+
+# ------------------------------------------------------------------------------------------------------------- the shares
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_ranks_share_every_part_of_every_batch(size, accumulate):
+    """Of a batch of all, each sample goes to one rank, in the part in which one process has it."""
+    data = bs.data.Split(np.arange(50, dtype=np.float32)[:, None], np.zeros(50, np.int64), np.arange(50))
+    recipe = bs.Recipe(batch_size=16, accumulate=accumulate, limit=50)
+    batches = Batches(data, recipe, CPU)
+    together = [list(batches.training(3, 1, Ranks(r, size))) for r in range(size)]
+    for number, batch in enumerate(batches.order(3).split(16)[1:], 1):
+        parts = batch.chunk(accumulate)
+        assert batches.parts(number) == [len(p) for p in parts]
+        split = [
+            x[0, :, 0].split([Ranks(r, size).share(len(p)) for p in parts])
+            for r, (x, _) in enumerate(their[number - 1] for their in together)
+        ]
+        for k, part in enumerate(parts):
+            assert torch.cat([their[k] for their in split]).tolist() == part.tolist()
+            assert {len(their[k]) for their in split} <= {len(part) // size, -(-len(part) // size)}
+
+
+def test_evaluation_sees_each_sample_once_with_any_number_of_ranks():
+    data = bs.data.Split(np.arange(21, dtype=np.float32)[:, None], np.zeros(21, np.int64), np.arange(21))
+    batches = Batches(data, bs.Recipe(batch_size=5), CPU)  # the last batch is one sample: some ranks have none of it
+    seen = [x[0, :, 0].tolist() for r in range(3) for x, _ in batches.in_order(ranks=Ranks(r, 3))]
+    assert sorted(chain.from_iterable(seen)) == list(range(21))
+
+
+def test_a_rank_without_samples_is_said_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "here", lambda: Ranks(0, 8))
+    for name in ("alike", "gathered"):
+        monkeypatch.setattr(Ranks, name, lambda *_: None)
+    monkeypatch.setattr(Ranks, "of_first", lambda self, f: f())
+    recipe = bs.recipes.digits().replace({"limit": 100, "batch_size": 32})  # 100 = 3 * 32 + 4
+    with pytest.raises(RunError, match=r"batch 3 .* parts of 4 samples, too few for 8 ranks; change --batch_size \(32\)"):
+        trainer.Trainer(Run(tmp_path / "run"), recipe, None, setup.load_data(recipe), "cpu", None)
+
+
+# ------------------------------------------------------------------------------------- what two ranks compute, one spawn
+
+
+def samples(*shape, seed):
+    """On a grid of 1/64, so that sums of them are exact in float64."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.randint(-128, 129, shape, generator=g).double() / 64
+
+
+def norms():
+    torch.manual_seed(0)
+    layers = {
+        "BatchNorm2d": nn.BatchNorm2d(3),
+        "BatchNorm2d of all batches": nn.BatchNorm2d(3, momentum=None),
+        "without affine": nn.BatchNorm2d(3, affine=False),
+        "TDBN": bs.TDBN(3, branches=2, v_threshold=0.5),
+        "TEBN": bs.TEBN(3, 4),
+        "MPBN": bs.MPBN(channels=3),
+    }
+    for layer in layers.values():
+        for p in layer.parameters():
+            nn.init.uniform_(p, 0.5, 1.5)
+    return {name: layer.double() for name, layer in layers.items()}
+
+
+def normalised(layer, rank=None):
+    """Two passes of training over X, or a rank's share of it, and what they leave."""
+    x, g = (a if rank is None else a[:, SHARES[rank]] for a in (X, G))
+    x = x.clone().requires_grad_()
+    over_time = layer if isinstance(layer, bs.MPBN) else bs.OverTime(layer)
+    for _ in range(2):
+        y = over_time(x)
+        y.backward(g)
+    return {"y": y.detach(), "x": x.grad}, {n: p.grad for n, p in layer.named_parameters()}, dict(layer.named_buffers())
+
+
+def test_common_statistics_of_one_process_are_its_own():
+    """`synced` replaces torch's norms and keeps names, values and what SGS finds; `explain` says what it costs."""
+    model = bs.models.sew_resnet18(in_channels=1, stem="cifar")
+    twin = copy.deepcopy(model)
+    norm.synced(twin)
+    assert not any(type(m) is nn.BatchNorm2d for m in twin.modules())
+    assert sum(isinstance(m, norm.SyncNorm) for m in twin.modules()) == sum(
+        isinstance(m, nn.BatchNorm2d) for m in model.modules()
+    )
+    assert "its statistics are summed over ranks" in bs.explain(twin)
+    assert "its statistics are summed over ranks" not in bs.explain(model)
+    x = torch.rand(2, 1, 8, 8).expand(2, 2, 1, 8, 8)
+    scaling = [bs.scale_gradients(m, pool_pre=True) for m in (model, twin)]
+    for m in (model, twin):
+        torch.manual_seed(0)
+        m(x).sum().backward()
+    assert str(scaling[0]) == str(scaling[1])
+    for (name, a), (same_name, b) in zip(model.state_dict().items(), twin.state_dict().items()):
+        assert name == same_name
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    twin.eval()
+    assert bs.explain(twin) == bs.explain(model.eval()).replace("BatchNorm2d", "SyncNorm")
+
+
+def test_a_norm_of_the_users_own_is_refused():
+    class Mine(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(ValueError, match=r"^0 is a Mine, which cannot be told to sum over ranks; set --sync_norm False$"):
+        norm.synced(nn.Sequential(Mine(3)))
+
+
+def distances(target, per_channel, x):
+    torch.manual_seed(2)
+    model = nn.Sequential(bs.OverTime(nn.Linear(5, 3)), bs.LIF(v_threshold=0.5, surrogate=bs.Triangle())).double()
+    pda = bs.PotentialAdjustment(model, 1.0, target, per_channel=per_channel)
+    x = x.clone().requires_grad_()
+    model(x)
+    loss = pda.loss()
+    loss.backward()
+    return loss.detach(), x.grad, model[0][0].weight.grad
+
+
+PDA = [("spikes", False), ("spikes", True), ("gaussian", False), ("window", False)]
+X, G, FLAT = samples(4, 8, 3, 2, 2, seed=0), samples(4, 8, 3, 2, 2, seed=1), samples(4, 8, 5, seed=2)
+SHARES = (slice(0, 3), slice(3, 8))  # uneven
+
+
+def on_a_rank(rank, folder):
+    """What one of two ranks finds, left in a file."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": (folder / "port").read_text(),
+    }
+    with distributed.joined("cpu") as together:
+        here, found = SHARES[rank], {"ranks": (together.rank, together.size)}
+        for name, layer in norms().items():
+            holder = nn.ModuleDict({"it": layer})
+            norm.synced(holder)
+            found[name] = normalised(holder["it"], rank)
+        for target, per_channel in PDA:
+            found[target, per_channel] = distances(target, per_channel, FLAT[:, here])
+        two = bs.readout.TWO(4, start_epoch=0)
+        two.observe(FLAT[:, here], torch.arange(8)[here] % 5)
+        found["counts"] = two.correct.clone(), two.seen.clone()
+        two.end_epoch()
+        found["TWO"] = two.weights
+        torch.manual_seed(3)
+        found["seed"] = int(draw_seed(CPU))
+        found["sums"] = together.sums(rank + 1, 0.5)
+        found["gathered"] = together.gathered({"rank": rank})
+        found["of first"] = together.of_first(lambda: f"rank {rank}")
+        try:
+            together.of_first(lambda: [][rank])
+        except IndexError as e:
+            found["raised"] = str(e)
+        torch.save(found, folder / f"{rank}.pt")
+        together.sums(0)
+    # what one raises ends the other silently
+    code = "nobody raised"
+    try:
+        with distributed.joined("cpu") as together:
+            together.sums(0)
+            raise RunError(f"of rank {rank}")
+    except (RunError, SystemExit) as e:
+        code = str(e)
+    (folder / f"{rank}.end").write_text(code)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What the two ranks found."""
+    import socket
+
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        (folder / "port").write_text(str(s.getsockname()[1]))
+    torch.multiprocessing.spawn(on_a_rank, (folder,), nprocs=2)
+    return folder, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", norms())
+def test_statistics_of_all_ranks_give_what_one_process_gives(two, name):
+    parts, gradients, buffers = normalised(norms()[name])
+    a, b = (found[name] for found in two[1])
+    for key, whole in parts.items():
+        torch.testing.assert_close(torch.cat([a[0][key], b[0][key]], 1), whole, **CLOSE)
+    assert a[1].keys() == gradients.keys()
+    for key, whole in gradients.items():
+        torch.testing.assert_close(a[1][key] + b[1][key], whole, **CLOSE)
+    assert a[2].keys() == buffers.keys()
+    for key, whole in buffers.items():
+        torch.testing.assert_close(a[2][key], whole, **CLOSE)
+        assert torch.equal(a[2][key], b[2][key])
+
+
+@pytest.mark.parametrize(("target", "per_channel"), PDA)
+def test_potentials_of_all_ranks_are_one_distribution(two, target, per_channel):
+    loss, gx, gw = distances(target, per_channel, FLAT)
+    a, b = (found[target, per_channel] for found in two[1])
+    assert float(a[0]) == float(b[0]) == pytest.approx(float(loss), rel=1e-12)
+    # each of two ranks adds its loss, so gradients are of twice the one
+    torch.testing.assert_close(torch.cat([a[1], b[1]], 1), 2 * gx, **CLOSE)
+    torch.testing.assert_close(a[2] + b[2], 2 * gw, **CLOSE)
+
+
+def test_timesteps_are_judged_by_all_ranks(two):
+    whole = bs.readout.TWO(4, start_epoch=0)
+    whole.observe(FLAT, torch.arange(8) % 5)
+    for found in two[1]:
+        assert torch.equal(found["counts"][0], whole.correct)
+        assert int(found["counts"][1]) == 8
+    whole.end_epoch()
+    assert all(torch.equal(found["TWO"], whole.weights) for found in two[1])
+
+
+def test_ranks_tell_one_another(two):
+    folder, (a, b) = two
+    assert (a["ranks"], b["ranks"]) == ((0, 2), (1, 2))
+    assert a["seed"] != b["seed"]
+    assert a["sums"] == b["sums"] == [3.0, 1.0]
+    assert (a["gathered"], b["gathered"]) == ([{"rank": 0}, {"rank": 1}], [])
+    assert a["of first"] == b["of first"] == "rank 0"
+    assert a["raised"] == b["raised"] == "list index out of range"
+    ends = sorted((folder / f"{rank}.end").read_text() for rank in (0, 1))
+    assert ends[0] == "1"  # the exit code of the one that is silent
+    assert ends[1] in ("of rank 0", "of rank 1")
+
+
+# -------------------------------------------------------------------------------------------------------- whole trainings
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import backspike as bs
+
+losses = []
+recipe = bs.recipes.digits().replace(json.loads(sys.argv[2]))
+bs.fit(recipe, sys.argv[1], listen=lambda e: losses.append(e["loss"]) if e["event"] == "batch" else None, report=False)
+if losses:  # on rank 0
+    print(json.dumps(losses))
+bs.fit(recipe.replace({"epochs": 1}), sys.argv[1] + "-again", report=False)  # ranks come together a second time
+"""
+# 117 = 3 * 32 + 21: the last batch is uneven, and so are the shares of two ranks
+EQUAL = {
+    "limit": 117,
+    "epochs": 5,
+    "batch_size": 32,
+    "model": "ConvNet('6-8-P-8', size=8)",
+    "readout": "TWO(start_epoch=0)",
+    "neuron.surrogate": "Masked(Triangle(), p=0)",
+    "augment": "()",
+    "precision": "float32",
+    "optimizer.lr": 0.01,
+}
+WITH = {
+    "SyncBN": {},
+    "SGS+PDA": {"scaling": "SGS(pool_pre=True)", "potential": "PDA(strength=0.1, warmup=6)", "ema": 0.0},
+    "parts": {"accumulate": 2, "clip": 1.0, "loss": "TET()", "neuron.surrogate": "Masked(Parametric(Triangle()), p=0)"},
+    "TDBN": {"norm": "TDBN()", "neuron": "PLIF(v_threshold=0.5)", "neuron.surrogate": "Triangle()", "freeze_width": 2},
+}
+
+
+def torchrun(*words, size=2, restarts=0):
+    """A command line, and an environment for it."""
+    options = ["--standalone", f"--nproc-per-node={size}", f"--max-restarts={restarts}"]
+    words = [sys.executable, "-m", "torch.distributed.run", *options, *map(str, words)]
+    return words, {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def losses_alone(folder, recipe):
+    losses = []
+    recipe = bs.recipes.digits().replace(recipe)
+    bs.fit(recipe, folder, listen=lambda e: losses.append(e["loss"]) if e["event"] == "batch" else None, report=False)
+    return losses, state(folder)
+
+
+def losses_of_two(folder, recipe):
+    script = folder.with_suffix(".py")
+    script.write_text(SCRIPT)
+    words, environment = torchrun(script, folder, json.dumps(recipe))
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()  # one rank prints
+    return json.loads(line), state(folder)
+
+
+def state(run):
+    return checkpoint.read(Run.open(run), "last.ckpt")
+
+
+def epochs(run):
+    timing = ("seconds", "samples_per_second")
+    return [{k: v for k, v in e.items() if k not in timing} for e in Run.open(run).log() if e["event"] == "epoch"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", WITH.values(), ids=WITH)
+def test_two_ranks_have_the_losses_of_one_process(tmp_path, changes):
+    alone, whole = losses_alone(tmp_path / "1", EQUAL | changes)
+    together, shared = losses_of_two(tmp_path / "2", EQUAL | changes)
+    assert len(alone) == len(together) == 20
+    np.testing.assert_allclose(together, alone, rtol=2e-4)
+    assert torch.equal(shared["network"]["readout.weights"], whole["network"]["readout.weights"])
+    assert not torch.equal(whole["network"]["readout.weights"], torch.ones(4))
+    assert shared["best"]["accuracy"] == pytest.approx(whole["best"]["accuracy"], abs=2 / 180)
+    kept = [e["train_accuracy"] for e in epochs(tmp_path / "1")]
+    assert [e["train_accuracy"] for e in epochs(tmp_path / "2")] == kept
+
+
+@pytest.mark.slow
+def test_without_common_statistics_it_trains_as_well(tmp_path):
+    recipe = EQUAL | {"sync_norm": False, "limit": 0, "neuron.surrogate": "Masked(Triangle(), p=0.5)", "ema": 0.9}
+    losses, shared = losses_of_two(tmp_path / "2", recipe | {"augment": "(Shift(1), CutMix())"})
+    assert losses[-1] < 0.8 * losses[0]
+    assert shared["best"]["accuracy"] > 0.8
+    draws = [rank["generators"]["torch"] for rank in shared["ranks"]]
+    assert not torch.equal(*draws)
+
+
+LONG = {
+    **EQUAL,
+    "epochs": 40,
+    "checkpoint_seconds": 0.05,
+    "neuron.surrogate": "Masked(Triangle(), p=0.5)",
+    "augment": "(Shift(1),)",
+    "sync_norm": False,  # the harder case: ranks differ in their running statistics
+}
+FIELDS = [f"--{k}={v}" for k, v in LONG.items()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of an uninterrupted run on two ranks."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    words, environment = torchrun("-m", "backspike", "train", "digits", "--out", folder, *FIELDS)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    opening, *lines = done.stdout.splitlines()
+    assert opening.startswith("digits: ")
+    assert [line.split()[0] for line in lines] == ["epoch"] * 40 + ["test", "report:"]  # all of it once
+    return folder
+
+
+def started(run, *words, **options):
+    """torchrun, once the run has come to its third epoch."""
+    words, environment = torchrun("-m", "backspike", *words, **options)
+    process = subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.time() + 1800
+    while len(Run(run).log()) < 3 and process.poll() is None and time.time() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()[1]
+    assert len(Run(run).log()) >= 3, "the run did not get so far"
+    return process
+
+
+def pid_of(process, rank):
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        if f"\0RANK={rank}\0" in "\0" + Path(f"/proc/{child}/environ").read_text():
+            return int(child)
+    pytest.fail(f"no rank {rank}")
+
+
+def said(errors):
+    """What the program says, beside torchrun's own report."""
+    return [line for line in errors.splitlines() if line.startswith("backspike: ")]
+
+
+def resumed(run):
+    words, environment = torchrun("-m", "backspike", "resume", run)
+    subprocess.run(words, env=environment, check=True, capture_output=True)
+
+
+def same_run(a, b):
+    x, y = state(a)["network"], state(b)["network"]
+    return all(torch.equal(x[k], y[k]) for k in x) and epochs(a) == epochs(b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_all_and_the_run_goes_on_exactly(tmp_path, whole, rank):
+    run = tmp_path / "run"
+    process = started(run, "train", "digits", "--out", run, *FIELDS)
+    os.kill(pid_of(process, rank), signal.SIGKILL)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 1
+    (line,) = said(errors)
+    assert line.startswith("backspike: another rank ended in epoch ")
+    assert line.endswith(f"go on from the last checkpoint with: torchrun --nproc-per-node=2 -m backspike resume {run}")
+    assert not (run / "model.safetensors").exists()
+    resumed(run)
+    assert same_run(run, whole)
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_checkpoint_of_all_ranks(tmp_path, whole):
+    """A terminal sends it to torchrun and to every rank, to which torchrun sends it again."""
+    run = tmp_path / "run"
+    process = started(run, "train", "digits", "--out", run, *FIELDS)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode != 0
+    again = f"torchrun --nproc-per-node=2 -m backspike resume {run}"
+    assert said(errors) == [f"backspike: stopped; a checkpoint is saved, go on with: {again}"]
+    assert len(state(run)["ranks"]) == 2
+    resumed(run)
+    assert same_run(run, whole)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_what_died(tmp_path, whole):
+    run = tmp_path / "run"
+    process = started(run, "train", "digits", "--out", run, *FIELDS, restarts=1)
+    os.kill(pid_of(process, 1), signal.SIGKILL)
+    out, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
+    assert out.count("digits: ") == 2  # the second time from an epoch
+    assert "40 epochs, from epoch " in out
+    assert same_run(run, whole)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
+    run = tmp_path / "run"
+    process = started(run, "train", "digits", "--out", run, *FIELDS)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=600)
+    result = train.resume(run, report=False)  # of one
+    assert result.epochs == 40
+    assert [e["epoch"] for e in epochs(run)] == list(range(40))
+    assert len(state(run)["ranks"]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["train", "nothing"], 2, "nothing"),
+        (["train", "digits", "--memory", "4GB"], 2, "--memory is for one process"),
+        (["study"], 2, "torchrun is for train and resume"),
+        (["train", "digits", "--out", "{tmp}", "--batch_size", "1"], 1, "parts of 1 samples, too few for 2 ranks"),
+        (["train", "digits", "--out", "{tmp}/x", "--model", "VGGSNN()"], 1, "does not take this data"),
+        (["resume", "{tmp}"], 1, "no run folder"),
+    ],
+)
+def test_what_is_wrong_is_said_once(tmp_path, words, code, text):
+    words, environment = torchrun("-m", "backspike", *(w.format(tmp=tmp_path) for w in words))
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    (line,) = said(done.stderr)
+    assert text in line
+    assert f"exitcode  : {code}" in done.stderr  # torchrun's own is 1
+
+
+@pytest.mark.slow
+def test_a_sharded_spikformer_trains_as_a_whole_one(tmp_path):
+    example = ROOT / "examples/sharded.py"
+    words = [example, *["--dim", "32", "--depth", "2", "--heads", "4", "--batch", "16", "--steps", "3", "--out"]]
+    sharded, environment = torchrun(*words, tmp_path / "2.pt")
+    alone = [sys.executable, *map(str, words), str(tmp_path / "1.pt")]
+    said = [
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+        for command in (alone, sharded)
+    ]
+    assert len(said[0]) == len(said[1]) == 3 * 4
+    np.testing.assert_allclose(*(np.array(lines[3::4], float) for lines in said), atol=2e-5)
+    a, b = (torch.load(tmp_path / f"{n}.pt") for n in (1, 2))
+    assert a.keys() == b.keys()
+    for k in a:  # but for biases before BatchNorm, of which the gradient is nothing but rounding
+        if k.endswith("weight"):
+            torch.testing.assert_close(b[k], a[k], rtol=1e-4, atol=1e-5)
