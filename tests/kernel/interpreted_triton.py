@@ -1,6 +1,6 @@
 """The Triton kernels in Triton's interpreter, which computes on the CPU with numpy: test_triton.py runs this file with
 TRITON_INTERPRET=1 in a process of its own. The interpreter is slow, so a few combinations stand for all of them; with patience
-`TRITON_INTERPRET=1 pytest tests/test_kernel.py tests/test_kernel_kept.py -k triton` runs the tests that every backend shares.
+`TRITON_INTERPRET=1 pytest tests/kernel/test_backends.py tests/kernel/test_saved.py -k triton` runs the tests that every backend shares.
 """
 
 import itertools
@@ -52,7 +52,7 @@ COMBINATIONS = list(
 
 @pytest.mark.parametrize("part", patient(*range(4)))
 def test_backward_against_the_statement(part):
-    """In float64, 24 of the 4,608 combinations of test_kernel.py; among them every value of every option."""
+    """In float64, 24 of the 4,608 combinations of test_backends.py; among them every value of every option."""
     chosen = random.Random(3).sample(COMBINATIONS, 24)
     for i, values in enumerate(zip(*chosen)):
         assert set(values) == {c[i] for c in COMBINATIONS}

@@ -1,4 +1,4 @@
-"""What is kept for the backward pass: exact where it says so, rounded as kept.py defines it, and no larger than it promises.
+"""What is kept for the backward pass: exact where it says so, rounded as saved.py defines it, and no larger than it promises.
 
 Also here: an input that stands for several timesteps, and the bits that say where the surrogate is not zero.
 """

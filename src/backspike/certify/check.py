@@ -4,7 +4,7 @@ A case is one call of `bs.lif` with one value for every axis of `AXES`. Currents
 of 1/64, where every membrane is exact in float32 (tau 2 with T <= 16, tau 4 with T <= 8) and some tie with the threshold. So
 spikes, membranes and the mask have to be those of `kernel/reference.py` in float64 bit for bit; gradients, which autograd
 derives there and other backends by hand, to rounding. Where the membrane is kept in fewer bits (memory="8bit", "bfloat16"),
-gradients have to be those at the membrane as it is remembered (`kernel/kept.py`), to the same tolerance.
+gradients have to be those at the membrane as it is remembered (`saved.py`), to the same tolerance.
 """
 
 from __future__ import annotations

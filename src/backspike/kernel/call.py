@@ -70,7 +70,7 @@ class Rule:
     record_active: bool = False
     record_bits: bool = False  # spikes as bits too, by backends that can
     record_state: bool = True  # False: nobody asks for the state, which may come out empty
-    memory: str = "exact"  # see kept.py; "checkpoint" has become "recompute"
+    memory: str = "exact"  # see saved.py; "checkpoint" has become "recompute"
     complementary: bool = False  # the neuron of clif.py, with a soft reset
 
 

@@ -1,4 +1,4 @@
-"""The recursion in torch with its backward written by hand: no graph over T; kept is the membrane, or less (see kept.py).
+"""The recursion in torch with its backward written by hand: no graph over T; kept is the membrane, or less (see saved.py).
 
 Runs on every device and dtype, and is the default where no compiled kernel exists. The backward is the recursion of
 docs/methods.md, section 1; letters as there.

@@ -1,6 +1,6 @@
 """BatchNorm and the neuron, with a 2x2 pool of the spikes or an addition to them, as one operator: `norm_lif`.
 
-Where a compiled kernel can do it (norm.c on the CPU, triton_norm.py on a GPU), the normalised current and the membrane are
+Where a compiled kernel can do it (norm.c on the CPU, triton/norm.py on a GPU), the normalised current and the membrane are
 never in memory: for backward only the input, the constants of the channels and the seed are kept. Everywhere else the parts
 run one after the other, torch's batch_norm, the neuron's backend, the pool.
 """

@@ -29,7 +29,7 @@ def _field(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-# values that leave a field to the machine: see choices.py
+# values that leave a field to the machine: see train/precision.py
 OPEN = {"precision": "auto", "channels_last": None}
 
 

@@ -1,4 +1,4 @@
-"""The recursion in C: one fused pass over all T per direction. Kept is the membrane, or less (see kept.py).
+"""The recursion in C: one fused pass over all T per direction. Kept is the membrane, or less (see saved.py).
 
 `lif.c` is built as a plain shared library per level of the processor and called through ctypes, inside two operators that are
 opaque to torch.compile. Within a timestep elements are walked in the memory order of x, so that channels-last tensors and

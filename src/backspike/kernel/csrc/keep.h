@@ -1,5 +1,5 @@
 /* What the forward pass keeps of a block of membranes for the backward pass, and what that one makes of it. Included after
-   step.h, once per pair of types. kept.py says what the codes mean and has the same formulas in torch. */
+   step.h, once per pair of types. saved.py says what the codes mean and has the same formulas in torch. */
 
 /* z = u - theta as a bfloat16 whose sign says whether the neuron fired */
 ALWAYS uint16_t NAME(code_bf16)(REAL z, int fired) { return (to_bf16((float)z) & 0x7fff) | (fired ? 0 : 0x8000); }

@@ -31,7 +31,7 @@ typedef uint32_t Word __attribute__((aligned(1), may_alias));
 enum { NONE, TRIANGLE, ATAN, RECTANGLE, SIGMOID, SUPERSPIKE, PIECEWISE_EXPONENTIAL, ERF, DSPIKE };
 enum { LAM, OFFSET, GAIN, THETA, WIDTH, CONSTANTS };
 enum { LEARNS_TAU = 1, LEARNS_THETA = 2, LEARNS_WIDTH = 4 };
-enum { KEEPS_U, KEEPS_BF16, KEEPS_8BIT, KEEPS_1BIT, KEEPS_X }; /* for the backward pass; see kept.py */
+enum { KEEPS_U, KEEPS_BF16, KEEPS_8BIT, KEEPS_1BIT, KEEPS_X }; /* for the backward pass; see saved.py */
 
 typedef struct {
     int64_t family;

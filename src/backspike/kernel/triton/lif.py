@@ -1,4 +1,4 @@
-"""The recursion in Triton, for GPUs: one kernel per direction over all T. Kept is the membrane, or less (see kept.py).
+"""The recursion in Triton, for GPUs: one kernel per direction over all T. Kept is the membrane, or less (see saved.py).
 
 A program walks over time with a block of elements whose membranes stay in registers. Elements are taken in the memory order of
 x, and where sums per channel are wanted in tiles of rows and channels. Sums are taken block by block in float64 and then over
@@ -140,7 +140,7 @@ def _recall(p_kept, at, inside, w, theta, p_numbers, KEEPS: tl.constexpr):
 @triton.jit
 def lif_fwd_kernel(
     p_constants,  # [5, C] or [5, 1]
-    p_numbers,  # see triton_step.py
+    p_numbers,  # see triton/step.py
     p_seed,
     p_p,
     p_x,  # [T, N], T with any stride

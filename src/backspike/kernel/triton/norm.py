@@ -203,7 +203,7 @@ def affine_kernel(
 @triton.jit
 def norm_lif_fwd_kernel(
     p_constants,  # [5, C] or [5, 1]: of the neuron
-    p_numbers,  # see triton_step.py
+    p_numbers,  # see triton/step.py
     p_rows,  # [5, C] float64
     p_y,
     p_v0,

@@ -182,7 +182,7 @@ def total(Gh, c, fired, SOFT: tl.constexpr):
     return delta
 
 
-# --------------------------------------------------------------------------- what is kept of the membrane: see kept.py
+# --------------------------------------------------------------------------- what is kept of the membrane: see saved.py
 
 
 @triton.jit
