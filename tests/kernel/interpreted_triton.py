@@ -1,6 +1,7 @@
 """The Triton kernels in Triton's interpreter, which computes on the CPU with numpy: test_triton.py runs this file with
 TRITON_INTERPRET=1 in a process of its own. The interpreter is slow, so a few combinations stand for all of them; with patience
-`TRITON_INTERPRET=1 pytest tests/kernel/test_backends.py tests/kernel/test_saved.py -k triton` runs the tests that every backend shares.
+`TRITON_INTERPRET=1 pytest tests/kernel/test_backends.py tests/kernel/test_saved.py -k triton` runs the tests that every
+backend shares.
 """
 
 import itertools

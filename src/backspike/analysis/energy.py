@@ -1,4 +1,4 @@
-"""An estimate of the energy of one inference, beside the equal network without spikes: from the counts of `analysis/op_count.py`.
+"""An estimate of the energy of one inference, beside the equal network without spikes: from the counts of `op_count.py`.
 
 The constants are those of Horowitz 2014 (Computing's energy problem, ISSCC, figure 1.1.9; 45 nm, 0.9 V), as the literature of
 spiking networks uses them: 32-bit floating-point multiplication 3.7 pJ, addition 0.9 pJ; 64 bits from a cache of 8 kB 10 pJ,

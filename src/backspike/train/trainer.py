@@ -3,7 +3,7 @@
 A resumed run equals the uninterrupted one bit for bit on the same machine: the checkpoint holds the weights, the optimizer,
 the averaged weights, the readout with its counts, which way products take (dense or sparse), every generator's state, the
 position in the epoch and the log so far; the checkpoint before it stays beside it. The choice of the best epoch is made on the
-validation split, never on the test set. Under torchrun several ranks do all this together (system/distributed.py), each on its share of
+validation split, never on the test set. Under torchrun several ranks do this together (distributed.py), each on its share of
 every batch; rank 0 alone writes the folder.
 """
 
