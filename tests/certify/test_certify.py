@@ -213,7 +213,7 @@ def test_levels_of_the_processor_compute_with_their_own_library():
     assert bool(levels) == ("cpu" in bs.backends())
     before = library._c
     for i, name in enumerate(levels):
-        with kernel.cpu.level(name):
+        with library.level(name):
             assert (library._c._name == before._name) == (i == 0)
     assert library._c is before
 

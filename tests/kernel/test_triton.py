@@ -38,13 +38,16 @@ def test_in_the_interpreter_with_patience():
 @pytest.mark.slow
 def test_what_every_backend_is_held_to():
     """The shared tests that name their backend, with this one."""
-    files = [f"tests/test_{name}.py" for name in ("kernel", "kernel_kept", "neuron", "surrogate")]
+    files = [
+        f"tests/{name}.py" for name in ("kernel/test_backends", "kernel/test_saved", "neuron/test_neuron", "test_surrogate")
+    ]
     assert " passed" in interpreted("-m", "not slow", "-k", "triton", *files)
 
 
 def compiled(folder, *arguments):
     """What compiled_triton.py found, a dict per kernel."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(folder)}
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(folder), "PYTHONPATH": str(TESTS.parent)}
     words = [sys.executable, str(TESTS / "compiled_triton.py"), *arguments]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-5000:]

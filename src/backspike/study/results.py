@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..neuron import hooks
 from ..run import Run
 from ..system.files import read_arrays
-from ..train import setup
 from .spec import Job, Study
 from .statistics import paired
 
@@ -103,7 +101,8 @@ def gradient_shares(study: Study, outcome: Outcome, samples: int = 16) -> list[d
 
     from .. import train
     from ..data.batches import Batches
-    from ..neuron.hooks import record
+    from ..neuron.hooks import record, spiking_layers
+    from ..train import setup
     from ..train.network import Network
 
     recipe = Run.open(outcome.folder).recipe()
@@ -121,7 +120,7 @@ def gradient_shares(study: Study, outcome: Outcome, samples: int = 16) -> list[d
         network.load_state_dict(weights, strict=False)
         network.eval()
         hidden = [p for p in network.model.parameters() if p.dim() > 1][:-1]
-        layers = hooks.spiking_layers(network.model)
+        layers = spiking_layers(network.model)
         reached = []
         for i in [None, *range(len(y))]:
             part = slice(None) if i is None else slice(i, i + 1)
