@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import backspike as bs
-from backspike import certify, kernel
+from backspike import certify
 from backspike.certify import check
 from backspike.certify.pairwise import pairwise, possible_pairs
 from backspike.cli import main
