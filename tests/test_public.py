@@ -46,3 +46,14 @@ def test_importing_loads_no_torch(module):
 def test_surrogates_are_public_without_torch():
     code = "import sys, backspike as bs; bs.Masked(bs.Triangle()); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_file_imports_a_private_name_of_another():
+    """Ruff's PLC2701 passes over relative imports."""
+    found = []
+    for path in sorted(Path(bs.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                names = [alias.name for alias in node.names]
+                found += [f"{path.name}: {name}" for name in names if name.startswith("_") and not name.startswith("__")]
+    assert found == []

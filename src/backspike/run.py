@@ -17,7 +17,7 @@ from typing import Any
 
 from .errors import RecipeError, RunError
 from .recipes.recipe import Recipe
-from .system.files import _cannot_write, read_json, write_atomic
+from .system.files import cannot_write, read_json, write_atomic
 
 # in the order in which an old run is deleted, so that a kill meanwhile leaves a run that is done, or one that starts again
 FILES = (
@@ -57,14 +57,14 @@ class Run:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise _cannot_write(self.path, e) from e
+            raise cannot_write(self.path, e) from e
         with self.locked():
             Run.free(self.path, force)  # another process may have made a run here since it was asked
             try:
                 for name in FILES[:-1]:
                     (self.path / name).unlink(missing_ok=True)
             except OSError as e:
-                raise _cannot_write(self.path, e) from e
+                raise cannot_write(self.path, e) from e
             self.write_json("recipe.json", {**recipe.to_dict(), "own": list(own)})
             yield
 
@@ -104,7 +104,7 @@ class Run:
         try:
             file = open(self.path / ".lock", "w")  # noqa: SIM115  (closed below)
         except OSError as e:
-            raise _cannot_write(self.path / ".lock", e) from e
+            raise cannot_write(self.path / ".lock", e) from e
         with file as f:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,7 +149,7 @@ class Run:
                 f.flush()
                 os.fsync(f.fileno())
         except OSError as e:
-            raise _cannot_write(self.path / "log.jsonl", e) from e
+            raise cannot_write(self.path / "log.jsonl", e) from e
 
     def put_back_log(self, text: str) -> None:
         """Makes the log what a checkpoint knew of it: without what came after it, a torn line, or damage."""

@@ -15,7 +15,7 @@ from .coefficients import state_dtype
 POOLS = (None, "avg", "max")  # in the order of the numbers in norm.c
 
 
-_ROWS = 5  # of the constants of the channels: mean, variance, 1 / deviation, scale, shift
+CHANNEL_ROWS = 5  # of the constants of the channels: mean, variance, 1 / deviation, scale, shift
 
 
 def forward_outputs(
@@ -28,7 +28,7 @@ def forward_outputs(
         layout.empty((T, *step), spike_strides(y, strides, pool), y.dtype, device),
         torch.empty_strided(*state, dtype=state_dtype(y), device=device),
         torch.zeros((2, T, y.shape[2]) if moments else (0,), dtype=torch.float64, device=device),
-        torch.zeros((_ROWS, y.shape[2]), dtype=torch.float64, device=device),
+        torch.zeros((CHANNEL_ROWS, y.shape[2]), dtype=torch.float64, device=device),
         torch.empty(T * math.prod(step) // 8 if bits else 0, dtype=torch.uint8, device=device),
     )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernel
-from .integrator import _integrate
+from .integrator import integrate
 from .lif import LIF, Output
 from .prepare import check_constants, check_input
 
@@ -44,7 +44,7 @@ class CubaLIF(LIF):
         v0, i0 = (None, None) if v0 is None else v0
         learned = self.log_tau_synapse_minus_1
         tau = self.tau_synapse if learned is None else 1 + learned.exp()
-        current = _integrate(x, i0, tau, self.decay_input, self.backend)
+        current = integrate(x, i0, tau, self.decay_input, self.backend)
         assert current.membrane is not None
         out, moments = super().compute(current.membrane.to(x.dtype), v0, want_state=want_state)
         return out._replace(state=torch.stack((out.state, current.state)) if want_state else out.state), moments

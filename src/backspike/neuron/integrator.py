@@ -13,7 +13,7 @@ from .prepare import check_constants
 from .streaming import Streaming
 
 
-def _integrate(x: Tensor, v0: Tensor | None, tau: float | Tensor, decay_input: bool, backend: str) -> Output:
+def integrate(x: Tensor, v0: Tensor | None, tau: float | Tensor, decay_input: bool, backend: str) -> Output:
     """`lif` without spikes, its membrane recorded."""
     return lif(x, v0, tau=tau, decay_input=decay_input, backend=backend, **_SPIKELESS)
 

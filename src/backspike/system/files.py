@@ -38,13 +38,13 @@ def write_atomic(path: Path, data: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as e:
-        raise _cannot_write(path, e) from e
+        raise cannot_write(path, e) from e
     finally:
         with suppress(OSError):  # it was renamed, or the folder cannot be written
             temporary.unlink()
 
 
-def _cannot_write(path: Path, e: OSError) -> RunError:
+def cannot_write(path: Path, e: OSError) -> RunError:
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(
             f"no space left to write {path}; free some and repeat the command, or for a run: backspike resume {path.parent}"

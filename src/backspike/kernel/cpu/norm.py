@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import layout, ops
-from ..norm_ops import _ROWS, backward_outputs, forward_outputs, spike_strides
+from ..norm_ops import CHANNEL_ROWS, backward_outputs, forward_outputs, spike_strides
 from . import library
 
 
@@ -135,7 +135,7 @@ def _job(
         library.function("norm_splits")(ctypes.byref(job)) if neuron.inner == 1 else 0,
         library.function("norm_block")(),
     )
-    sizes = (_ROWS * C, _ROWS * parts * block, neuron.threads * T * block)
+    sizes = (CHANNEL_ROWS * C, CHANNEL_ROWS * parts * block, neuron.threads * T * block)
     space = *(torch.empty(n, dtype=constants.dtype) for n in sizes), torch.zeros(neuron.chunks * 2 * C, dtype=torch.float64)
     job.space = space  # lives as long as the job
     library.set_pointers(job, norm=rows, rows=space[0], tables=space[1], cache=space[2], moved=space[3])
