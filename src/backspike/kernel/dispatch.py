@@ -31,11 +31,7 @@ def _found() -> dict[str, ModuleType]:
 
 
 _BACKENDS = _found()
-
-
 _FASTEST = "the fastest here"
-
-
 _announced: set[str] = set()
 
 

@@ -13,8 +13,6 @@ from . import layout, ops
 from .coefficients import state_dtype
 
 POOLS = (None, "avg", "max")  # in the order of the numbers in norm.c
-
-
 CHANNEL_ROWS = 5  # of the constants of the channels: mean, variance, 1 / deviation, scale, shift
 
 

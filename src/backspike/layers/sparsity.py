@@ -15,27 +15,15 @@ from ..kernel.cpu import sparse
 # outputs, in ms for float32 / bfloat16: dense 47 / 20; gathered 11 / 10.5 at 10 % and 20 / 19 at 20 %; looked up 13 / 13 at any
 # density; sampled 14 / 8 at 10 %, 31 / 16 at 30 %, 62 / 26 at 50 %. A dot product costs START multiplications beside its own.
 GATHER_BELOW = 0.13
-
-
 SAMPLE_BELOW, START = 0.40, 130
-
-
 LOOKUP_ROWS = 256  # fewer do not pay for the tables
-
 
 # What remains of these densities for bfloat16 on a processor that multiplies tiles (AMX), where looking up never pays: by
 # arithmetic, not measured.
 TILED = 0.25
-
-
 MARGIN = 0.1  # a way is left when its limit is passed by this part of it
-
-
 WORTH_IT = 1 << 22  # multiplications of the dense product; below, calls cost more than they save
-
-
 FEWEST = 64  # rows and columns; narrower matrices leave lanes empty
-
 
 # The same for convolutions: forward, weight gradient. Measured on two Zen 4 cores that others used too, so that only
 # ratios count: 3x3, 64 images of 64 channels at 32x32, in ms, bfloat16: dense 19.0, 25.7; of what is not zero 2.5, 3 at 3
@@ -43,14 +31,8 @@ FEWEST = 64  # rows and columns; narrower matrices leave lanes empty
 # 32 at 50 %. Other sizes with 32 to 512 channels, 1x1 and stride 2 break even at 20 to 38 % and from 40 % on; values
 # other than 1 at 3/4 of that.
 EVENTS_BELOW = {torch.float32: (0.4, 0.5), torch.bfloat16: (0.25, 0.2)}
-
-
 VALUED = 0.75
-
-
 FEWEST_CHANNELS = 16
-
-
 _WAYS = {"forward": ("dense", "gather", "lookup"), "weight": ("dense", "gather", "lookup"), "input": ("dense", "sample")}
 
 

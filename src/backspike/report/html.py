@@ -14,8 +14,6 @@ from ..errors import ReportError, RunError
 from ..system.files import write_atomic
 
 MAX_SAMPLES, MAX_RASTERS, MAX_STEPS, MAX_FRAMES, MAX_CLASSES, MAX_PIXELS = 6, 6, 12, 8, 20, 128
-
-
 MAX_LINES, MAX_LAYERS, MAX_NUMBER = 100, 1000, 1e30
 
 

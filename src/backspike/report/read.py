@@ -38,7 +38,6 @@ AXES = {
     "op_samples": "",
 }
 
-
 # Their dtype kinds where they are not any numbers: names, and counts that are added up.
 KINDS = {
     **{"classes": "Uiu", "layer_names": "Uiu", "op_name": "U", "op_kind": "U"},

@@ -18,8 +18,6 @@ from numpy.lib import format as npy
 from ..errors import RunError
 
 DEEPEST_JSON = 32  # levels; what is written here has fewer than ten
-
-
 LARGEST_ARRAYS = 1 << 29  # bytes of an evaluation.npz, unpacked
 
 

@@ -52,10 +52,5 @@ def processors() -> int:
 
 
 def processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return (
-            f"{next(line.split(':', 1)[1].strip() for line in lines if line.startswith('model name'))}, {os.cpu_count()} cores"
-        )
-    except (OSError, StopIteration):
-        return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    """The processor and its number of cores, as env.json names it."""
+    return f"{_processor()}, {os.cpu_count()} cores"

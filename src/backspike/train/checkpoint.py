@@ -15,8 +15,6 @@ from ..run import Run
 from .failures import first_line
 
 CHECKPOINTS = ("last.ckpt", "previous.ckpt")
-
-
 CHECKPOINT_VERSION = 3
 
 

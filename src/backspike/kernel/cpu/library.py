@@ -19,20 +19,10 @@ from ...system import heap
 from .. import ops
 
 CHUNKS = 256  # sums are taken chunk by chunk; their number must not depend on the number of threads
-
-
 GRAIN = 16384  # element-steps that are worth a thread
-
-
 _LEVELS = {"AVX512": ("_lif_v4", "_lif_v3", "_lif"), "AVX2": ("_lif_v3", "_lif")}
-
-
 _LEVEL_NAMES = {"_lif_v4": "v4", "_lif_v3": "v3", "_lif": "baseline"}
-
-
 STREAM = 1 << 24  # bytes of a result from which on it is written past the cache
-
-
 SUFFIX = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
