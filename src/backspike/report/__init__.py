@@ -1,7 +1,7 @@
 """Reports: from run folders to one HTML page that needs nothing else, neither a network nor a script.
 
 Everything shown is made from the run folder alone; what an interrupted run lacks is left out, and said. Strings of a run reach
-the page only through `escape`, which escapes them, and never reach matplotlib: it draws axes, lines and numbers. Figures are inline
+the page only through `escape` and never reach matplotlib: it draws axes, lines and numbers. Figures are inline
 SVG whose colours are CSS variables, so that one drawing serves light and dark.
 """
 
