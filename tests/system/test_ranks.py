@@ -198,15 +198,35 @@ def on_a_rank(rank, folder):
     (folder / f"{rank}.end").write_text(code)
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """What the two ranks found."""
+def meets_twice(rank, folder):
+    """Rank 0 is slow to leave the first meeting, so that rank 1 comes to the second before the first has ended."""
+    port = (folder / "port").read_text()
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    leave = torch.distributed.destroy_process_group
+    if rank == 0:
+        torch.distributed.destroy_process_group = lambda: (time.sleep(1), leave())
+    for _ in range(2):
+        with distributed.joined("cpu") as together:
+            assert together.sums(1) == [2]
+
+
+def with_a_port(folder):
     import socket
 
-    folder = tmp_path_factory.mktemp("two")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         (folder / "port").write_text(str(s.getsockname()[1]))
+    return folder
+
+
+def test_a_rank_that_is_early_for_the_next_meeting_finds_the_others(tmp_path):
+    torch.multiprocessing.spawn(meets_twice, (with_a_port(tmp_path),), nprocs=2)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What the two ranks found."""
+    folder = with_a_port(tmp_path_factory.mktemp("two"))
     torch.multiprocessing.spawn(on_a_rank, (folder,), nprocs=2)
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from itertools import count
 from typing import Any, TypeVar
 
@@ -139,6 +140,14 @@ def lost(e: BaseException) -> bool:
     return here().size > 1 and (isinstance(e, dist.DistError) or "gloo" in str(e))
 
 
+@lru_cache
+def _rendezvous(*started: str) -> tuple[dist.Store, int, int]:
+    """The store of these ranks, once per process: without torchrun rank 0 serves it, and if it closed the store after every
+    meeting, a rank that is early for the next one would connect to a server that is about to close."""
+    store, rank, size = next(iter(dist.rendezvous("env://", timeout=MEETING)))
+    return store, rank, size
+
+
 @contextmanager
 def joined(device: str | torch.device | None = None) -> Iterator[Ranks]:
     """Within it, this process is one of those that torchrun started; alone where nobody did, or where it already is.
@@ -150,7 +159,7 @@ def joined(device: str | torch.device | None = None) -> Iterator[Ranks]:
         return
     gpu = torch.cuda.is_available() and str(device or "cuda").startswith("cuda")
     try:
-        store, rank, size = next(iter(dist.rendezvous("env://", timeout=MEETING)))
+        store, rank, size = _rendezvous(*(os.environ[name] for name in _STARTED))
         store = dist.PrefixStore(f"backspike/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_meetings)}", store)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE
