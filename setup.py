@@ -12,9 +12,21 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 # no fused multiply-add and no fast-math: they would change membranes, and with them spikes
-FLAGS = ["-std=gnu11", "-O3", "-g0", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-GCC = ["-fno-thread-jumps"]  # else it threads the conditions of a loop into branches, which it then vectorises badly
-SOURCES, HEADERS = (sorted(map(str, Path("src/backspike/kernel/csrc").glob(f"*.{ending}"))) for ending in "ch")
+FLAGS = [
+    "-std=gnu11",
+    "-O3",
+    "-g0",
+    "-fno-fast-math",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
+GCC = [
+    "-fno-thread-jumps"
+]  # else it threads the conditions of a loop into branches, which it then vectorises badly
+SOURCES, HEADERS = (
+    sorted(map(str, Path("src/backspike/kernel/csrc").glob(f"*.{ending}"))) for ending in "ch"
+)
 FLAGS += [
     f"-DDIGEST={zlib.crc32(b''.join(Path(name).read_bytes() for name in SOURCES + HEADERS))}u"
 ]  # kernel/cpu/library.py compares it
@@ -41,14 +53,21 @@ class Build(build_ext):
             source = Path(folder, "try.c")
             source.write_text(f"{header}\nint main(void) {{ return 0; }}\n")
             try:
-                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=[flag])
-                self.compiler.link_executable(objects, "try", output_dir=folder, extra_postargs=[flag])
+                objects = self.compiler.compile(
+                    [str(source)], output_dir=folder, extra_postargs=[flag]
+                )
+                self.compiler.link_executable(
+                    objects, "try", output_dir=folder, extra_postargs=[flag]
+                )
             except Exception:
                 return False
         return True
 
 
 setup(
-    ext_modules=[Extension(f"backspike.kernel.{name}", SOURCES, depends=HEADERS, optional=True) for name in LEVELS],
+    ext_modules=[
+        Extension(f"backspike.kernel.{name}", SOURCES, depends=HEADERS, optional=True)
+        for name in LEVELS
+    ],
     cmdclass={"build_ext": Build},
 )

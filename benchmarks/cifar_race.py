@@ -56,9 +56,17 @@ class Settings:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--peer-python", help="the python of an environment with SpikingJelly; without it backspike runs alone")
+    parser.add_argument(
+        "--peer-python",
+        help="the python of an environment with SpikingJelly; without it backspike runs alone",
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, for each side")
-    parser.add_argument("--slice", type=float, default=20.0, help="seconds that a side trains before the next one does")
+    parser.add_argument(
+        "--slice",
+        type=float,
+        default=20.0,
+        help="seconds that a side trains before the next one does",
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", default="", help=f"sides, by commas: {', '.join(SIDES)}")
@@ -76,7 +84,9 @@ def main() -> None:
 
 def _race(options: argparse.Namespace) -> None:
     wanted = options.only.split(",") if options.only else list(SIDES)
-    sides = {side: python for side, python in pythons(options.peer_python).items() if side in wanted}
+    sides = {
+        side: python for side, python in pythons(options.peer_python).items() if side in wanted
+    }
     results = []
     with tempfile.TemporaryDirectory() as folder:
         file = _write_data(Path(folder) / "cifar.pt")
@@ -87,9 +97,16 @@ def _race(options: argparse.Namespace) -> None:
                 print(f"seed {seed}, {SIDES[side]}: {_said(run)}", flush=True)
     for side in sides:
         last = [run[side][-1]["accuracy"] for run in results]
-        print(f"{SIDES[side]}: {100 * statistics.mean(last):.2f} % after {options.minutes:g} min, {len(last)} seeds")
+        print(
+            f"{SIDES[side]}: {100 * statistics.mean(last):.2f} % after {options.minutes:g} min, {len(last)} seeds"
+        )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    written = {"command": sys.argv, "torch": torch.__version__, "settings": asdict(settings), "seeds": results}
+    written = {
+        "command": sys.argv,
+        "torch": torch.__version__,
+        "settings": asdict(settings),
+        "seeds": results,
+    }
     options.out.write_text(json.dumps(written, indent=1))
     print(f"all slices: {options.out}")
 
@@ -113,7 +130,9 @@ def _settings(file: Path, seed: int, threads: int, seconds: float) -> Settings:
     from backspike.train.precision import choose
 
     recipe = bs.recipes.cifar10_small()
-    chosen = choose(recipe, recipe.model.build(recipe.neuron), torch.zeros(recipe.T, 1, 3, 32, 32)).recipe
+    chosen = choose(
+        recipe, recipe.model.build(recipe.neuron), torch.zeros(recipe.T, 1, 3, 32, 32)
+    ).recipe
     neuron, optimizer = recipe.neuron, recipe.optimizer
     return Settings(
         file=str(file),
@@ -135,7 +154,9 @@ def _settings(file: Path, seed: int, threads: int, seconds: float) -> Settings:
     )
 
 
-def _one_race(sides: dict[str, str], settings: Settings, slice: float) -> dict[str, list[dict[str, float]]]:
+def _one_race(
+    sides: dict[str, str], settings: Settings, slice: float
+) -> dict[str, list[dict[str, float]]]:
     """The slices of each side: seconds trained so far, images seen so far and, once a minute and last, the test accuracy."""
     workers = {side: Worker(__file__, side, python) for side, python in sides.items()}
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
@@ -168,7 +189,9 @@ def _said(run: list[dict[str, float]]) -> str:
 # ---- a side, in its own process ------------------------------------------------------------------------------------------
 
 
-def _start(side: str, given: dict[str, Any]) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
+def _start(
+    side: str, given: dict[str, Any]
+) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
     settings = Settings(**given)
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
@@ -183,11 +206,21 @@ class _Ours:
         import backspike as bs
 
         bs.keep_heap()
-        self.T, self.bfloat16, self.fused, self.channels_last = settings.T, settings.bfloat16, True, settings.channels_last
+        self.T, self.bfloat16, self.fused, self.channels_last = (
+            settings.T,
+            settings.bfloat16,
+            True,
+            settings.channels_last,
+        )
         surrogate = bs.Triangle(alpha=settings.alpha)
 
         def neuron(channels: int) -> nn.Module:
-            return bs.LIF(tau=settings.tau, v_threshold=settings.v_threshold, surrogate=surrogate, channels=channels)
+            return bs.LIF(
+                tau=settings.tau,
+                v_threshold=settings.v_threshold,
+                surrogate=surrogate,
+                channels=channels,
+            )
 
         self.model: nn.Module = bs.models.convnet(settings.layout, 10, 3, size=32, neuron=neuron)
         for m in self.model.modules():
@@ -220,8 +253,15 @@ class _Peer:
                 parts.append(layer.AvgPool2d(2))
                 size //= 2
                 continue
-            parts += [layer.Conv2d(inputs, int(item), 3, padding=1, bias=False), layer.BatchNorm2d(int(item))]
-            parts.append(neuron.LIFNode(tau=settings.tau, v_threshold=settings.v_threshold, surrogate_function=step))
+            parts += [
+                layer.Conv2d(inputs, int(item), 3, padding=1, bias=False),
+                layer.BatchNorm2d(int(item)),
+            ]
+            parts.append(
+                neuron.LIFNode(
+                    tau=settings.tau, v_threshold=settings.v_threshold, surrogate_function=step
+                )
+            )
             inputs = int(item)
         self.model = nn.Sequential(*parts, layer.Flatten(), layer.Linear(inputs * size * size, 10))
         functional.set_step_mode(self.model, step_mode="m")
@@ -238,10 +278,14 @@ class _Training:
     def __init__(self, side: _Ours | _Peer, settings: Settings) -> None:
         data = torch.load(settings.file, weights_only=True)
         self.side, self.settings = side, settings
-        self.x, self.y, self.test_x, self.test_y = (data[k] for k in ("train_x", "train_y", "test_x", "test_y"))
+        self.x, self.y, self.test_x, self.test_y = (
+            data[k] for k in ("train_x", "train_y", "test_x", "test_y")
+        )
         self.generator = torch.Generator().manual_seed(settings.seed)
         decay = {"weight_decay": settings.weight_decay, "nesterov": True, "momentum": 0.9}
-        self.optimizer = torch.optim.SGD(side.model.parameters(), lr=settings.lr, **decay, fused=side.fused)
+        self.optimizer = torch.optim.SGD(
+            side.model.parameters(), lr=settings.lr, **decay, fused=side.fused
+        )
         self.left: list[Tensor] = []
         self.seconds, self.images, self.tested = 0.0, 0, 0.0
 
@@ -260,14 +304,18 @@ class _Training:
 
     def _step(self) -> float:
         if not self.left:
-            batches = torch.randperm(len(self.y), generator=self.generator).split(self.settings.batch)
+            batches = torch.randperm(len(self.y), generator=self.generator).split(
+                self.settings.batch
+            )
             self.left = [batch for batch in batches if len(batch) == self.settings.batch]
         batch = self.left.pop()
         x, y = self._moved(self.x[batch].float() / 255), self.y[batch]
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self.optimizer.zero_grad()
-        loss = cross_entropy(self.side.outputs(x).mean(0), y, label_smoothing=self.settings.smoothing)
+        loss = cross_entropy(
+            self.side.outputs(x).mean(0), y, label_smoothing=self.settings.smoothing
+        )
         loss.backward()
         self.optimizer.step()
         self.side.reset()
@@ -284,11 +332,18 @@ class _Training:
     def _moved(self, x: Tensor) -> Tensor:
         """Every image moved by up to 4 pixels in each direction, and every second one mirrored."""
         B, _, H, W = x.shape
-        rows, columns = (torch.randint(2 * PAD + 1, (B, 1), generator=self.generator) + torch.arange(n) for n in (H, W))
+        rows, columns = (
+            torch.randint(2 * PAD + 1, (B, 1), generator=self.generator) + torch.arange(n)
+            for n in (H, W)
+        )
         mirrored = torch.rand(B, 1, generator=self.generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
         image = torch.arange(B).view(B, 1, 1)
-        return pad(x, [PAD] * 4).movedim(1, 3)[image, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
+        return (
+            pad(x, [PAD] * 4)
+            .movedim(1, 3)[image, rows[:, :, None], columns[:, None, :]]
+            .movedim(3, 1)
+        )
 
     @torch.no_grad()
     def _accuracy(self) -> float:

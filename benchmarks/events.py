@@ -62,8 +62,15 @@ def tonic() -> Side:
     def fields(a: np.ndarray) -> dict[str, np.ndarray]:
         return {name: a[name] for name in "xytp"}
 
-    def mirrored(a: np.ndarray) -> dict[str, np.ndarray]:  # tonic leaves the address bits as they are
-        return {"x": SIDE - 1 - a["x"], "y": SIDE - 1 - a["y"], "t": a["t"], "p": 1 - a["p"].astype(int)}
+    def mirrored(
+        a: np.ndarray,
+    ) -> dict[str, np.ndarray]:  # tonic leaves the address bits as they are
+        return {
+            "x": SIDE - 1 - a["x"],
+            "y": SIDE - 1 - a["y"],
+            "t": a["t"],
+            "p": 1 - a["p"].astype(int),
+        }
 
     def own(e: dict[str, np.ndarray]) -> np.ndarray:
         out = np.empty(len(e["t"]), dtype)
@@ -102,7 +109,9 @@ def spikingjelly() -> Side:
     sys.meta_path.append(StandIn())
     from spikingjelly.datasets import cifar10_dvs, utils
 
-    read = getattr(cifar10_dvs, "_load_origin_data", None) or cifar10_dvs.CIFAR10DVS.load_origin_data
+    read = (
+        getattr(cifar10_dvs, "_load_origin_data", None) or cifar10_dvs.CIFAR10DVS.load_origin_data
+    )
 
     def frames(e: dict[str, np.ndarray], by: str) -> np.ndarray:
         return utils.integrate_events_by_fixed_frames_number(e, by, T, SIDE, SIDE)
@@ -142,7 +151,10 @@ def serve(name: str) -> None:
             continue
         seconds = time.perf_counter() - start
         if isinstance(result, dict):
-            seen: object = [int(np.sum(result[axis] * np.arange(1, 1 + len(result["t"])), dtype=np.int64)) for axis in "xytp"]
+            seen: object = [
+                int(np.sum(result[axis] * np.arange(1, 1 + len(result["t"])), dtype=np.int64))
+                for axis in "xytp"
+            ]
         else:
             seen = int(result.sum())
         print(json.dumps([seconds, seen]), file=out, flush=True)
@@ -183,12 +195,22 @@ def files(folder: Path, n: int) -> dict[str, str]:
     from backspike.data.formats import aedat2, aedat3, nmnist
 
     rng = np.random.default_rng(0)
-    x, y, p = (rng.integers(0, end, n).astype(dtype) for end, dtype in ((SIDE, "u2"), (SIDE, "u2"), (2, "u1")))
+    x, y, p = (
+        rng.integers(0, end, n).astype(dtype)
+        for end, dtype in ((SIDE, "u2"), (SIDE, "u2"), (2, "u1"))
+    )
     events = Events(x, y, np.sort(rng.integers(0, 1_300_000, n)), p)
-    for name, data in (("nmnist", nmnist.encode(events)), ("aedat2", aedat2.encode(events)), ("aedat3", aedat3.encode(events))):
+    for name, data in (
+        ("nmnist", nmnist.encode(events)),
+        ("aedat2", aedat2.encode(events)),
+        ("aedat3", aedat3.encode(events)),
+    ):
         (folder / name).write_bytes(data)
     np.savez(folder / "events.npz", x=events.x, y=events.y, t=events.t, p=events.p)
-    return {task: str(folder / (task if task in ("nmnist", "aedat2", "aedat3") else "events.npz")) for task in TASKS}
+    return {
+        task: str(folder / (task if task in ("nmnist", "aedat2", "aedat3") else "events.npz"))
+        for task in TASKS
+    }
 
 
 def sides(pythons: list[str]) -> list[Process]:
@@ -210,7 +232,9 @@ def sides(pythons: list[str]) -> list[Process]:
     return found
 
 
-def measure(running: list[Process], paths: dict[str, str], n: int, repeats: int) -> list[dict[str, Any]]:
+def measure(
+    running: list[Process], paths: dict[str, str], n: int, repeats: int
+) -> list[dict[str, Any]]:
     rows = []
     for task, path in paths.items():
         seen = {process.name: process.run(task, path)[1] for process in running}
@@ -227,12 +251,22 @@ def measure(running: list[Process], paths: dict[str, str], n: int, repeats: int)
         for name, values in seconds.items():
             lost = n - seen[name] if task in ("time", "count") else 0
             rate = n / statistics.median(values) / 1e6
-            rows.append({"task": task, "side": name, "million_events_per_second": rate, "lost": lost, "seconds": values})
+            rows.append(
+                {
+                    "task": task,
+                    "side": name,
+                    "million_events_per_second": rate,
+                    "lost": lost,
+                    "seconds": values,
+                }
+            )
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--peer-python", action="append", default=[])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--events", type=int, default=200_000)
@@ -241,19 +275,27 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         return serve(options.serve)
-    print(f"{options.events:,} events, median of {options.repeats}; Python {platform.python_version()}, NumPy {np.__version__}")
+    print(
+        f"{options.events:,} events, median of {options.repeats}; Python {platform.python_version()}, NumPy {np.__version__}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         running = sides(options.peer_python)
         try:
-            rows = measure(running, files(Path(folder), options.events), options.events, options.repeats)
+            rows = measure(
+                running, files(Path(folder), options.events), options.events, options.repeats
+            )
         finally:
             for process in running:
                 process.end()
-    ours = {row["task"]: row["million_events_per_second"] for row in rows if row["side"] == "backspike"}
+    ours = {
+        row["task"]: row["million_events_per_second"] for row in rows if row["side"] == "backspike"
+    }
     for row in rows:
         rate = row["million_events_per_second"]
         lost = f"  {row['lost']:,} events lost" if row["lost"] else ""
-        print(f"{TASKS[row['task']]:36s} {row['side']:13s} {rate:8.2f} M events/s  {ours[row['task']] / rate:7.1f} x{lost}")
+        print(
+            f"{TASKS[row['task']]:36s} {row['side']:13s} {rate:8.2f} M events/s  {ours[row['task']] / rate:7.1f} x{lost}"
+        )
     if options.json:
         options.json.write_text(json.dumps({"events": options.events, "rows": rows}, indent=1))
     return None

@@ -59,21 +59,38 @@ KEPT = {"bfloat16": 0.01, "8bit": 0.05}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("check", "bench", "cifar10"))
     parser.add_argument("--out", default="gpu", help="folder for the results (default: gpu)")
     parser.add_argument("--device", default="cuda", help="cuda (default) or cpu")
-    parser.add_argument("--data", default="", help="cifar10: the folder that holds cifar-10-batches-py")
-    parser.add_argument("--minutes", type=float, default=8.0, help="cifar10: of training (default: 8)")
-    parser.add_argument("--tiny", action="store_true", help="small sizes, to see that the script runs; figures mean nothing")
+    parser.add_argument(
+        "--data", default="", help="cifar10: the folder that holds cifar-10-batches-py"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="cifar10: of training (default: 8)"
+    )
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="small sizes, to see that the script runs; figures mean nothing",
+    )
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("gpu.py: no CUDA device can be used here; to try the script: --device cpu --tiny", file=sys.stderr)
+        print(
+            "gpu.py: no CUDA device can be used here; to try the script: --device cpu --tiny",
+            file=sys.stderr,
+        )
         return 2
     started, out = time.monotonic(), Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     result = {"check": check, "bench": bench, "cifar10": cifar10}[options.what](options)
-    result |= {"machine": machine(options.device), "seconds": round(time.monotonic() - started, 1), "command": sys.argv}
+    result |= {
+        "machine": machine(options.device),
+        "seconds": round(time.monotonic() - started, 1),
+        "command": sys.argv,
+    }
     result["tiny"] = options.tiny
     file = out / f"{options.what}.json"
     file.write_text(json.dumps(result, indent=1, default=str))
@@ -82,7 +99,12 @@ def main() -> int:
 
 
 def machine(device: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda, "device": "cpu", "backends": bs.backends()}
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "device": "cpu",
+        "backends": bs.backends(),
+    }
     if device == "cuda":
         found["device"] = torch.cuda.get_device_name()
     return found
@@ -100,7 +122,14 @@ def table(rows: list[dict[str, Any]]) -> None:
 
 def check(options: argparse.Namespace) -> dict[str, Any]:
     backend = "triton" if "triton" in bs.backends() else "cpu"
-    parts: list[Callable[..., Iterator[dict[str, Any]]]] = [neurons, norms, bits, waits, recorded, compiled]
+    parts: list[Callable[..., Iterator[dict[str, Any]]]] = [
+        neurons,
+        norms,
+        bits,
+        waits,
+        recorded,
+        compiled,
+    ]
     rows: list[dict[str, Any]] = []
     for part in parts:
         try:
@@ -109,7 +138,9 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
                 rows.append(row)
         except Exception as e:  # the other parts are still worth knowing
             text = (str(e).splitlines() or [""])[0]
-            rows.append({"name": part.__name__, "passed": False, "said": f"{type(e).__name__}: {text}"})
+            rows.append(
+                {"name": part.__name__, "passed": False, "said": f"{type(e).__name__}: {text}"}
+            )
             table(rows[-1:])
     failed = sum(not row["passed"] for row in rows)
     print(f"{len(rows)} checks, {failed} failed")
@@ -121,7 +152,9 @@ def grid(shape: tuple[int, ...], seed: int, device: torch.device) -> torch.Tenso
     return (x * 64).round().div(64).to(device)
 
 
-def neurons(device: torch.device, backend: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def neurons(
+    device: torch.device, backend: str, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     """Every flag in every dtype and layout against the reference: spikes bit for bit, gradients to rounding."""
     dtypes = [torch.float32] if options.tiny else list(TOLERANCE)
     shape = (3, 2, 3, 4, 5) if options.tiny else (4, 8, 24, 15, 17)
@@ -129,23 +162,39 @@ def neurons(device: torch.device, backend: str, options: argparse.Namespace) -> 
         worst, different, said = 0.0, 0, ""
         for flags in values:
             x = grid(shape, 1, device).to(dtype)
-            x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, shape[:2]) if last else x
+            x = (
+                x.flatten(0, 1)
+                .contiguous(memory_format=torch.channels_last)
+                .unflatten(0, shape[:2])
+                if last
+                else x
+            )
             g, kept = grid(shape, 2, device).to(dtype), flags.get("memory", "")
             (s, gx), (s_ref, gx_ref) = (
                 _lif(x, g, {**flags, **change})
                 for change in ({"backend": backend}, {"backend": "reference", "memory": "exact"})
             )
             different += int((s != s_ref).sum())
-            error = float((gx.double() - gx_ref.double()).norm() / gx_ref.double().norm().clamp(min=1e-30))
+            error = float(
+                (gx.double() - gx_ref.double()).norm() / gx_ref.double().norm().clamp(min=1e-30)
+            )
             if error > KEPT.get(kept, TOLERANCE[dtype]):
                 said = f", too far with {flags}"
             worst = max(worst, error)
         label = f"{backend}: {name}, {str(dtype).removeprefix('torch.')}{', channels last' if last else ''}"
         text = f"{different} spikes differ, gradients off by {worst:.1e} at most{said}"
-        yield {"name": label, "passed": not different and not said, "said": text, "error": worst, "different": different}
+        yield {
+            "name": label,
+            "passed": not different and not said,
+            "said": text,
+            "error": worst,
+            "different": different,
+        }
 
 
-def _lif(x: torch.Tensor, g: torch.Tensor, flags: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def _lif(
+    x: torch.Tensor, g: torch.Tensor, flags: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
     x = x.detach().requires_grad_()
     spikes = bs.lif(x, seed=SEED, **flags).spikes
     assert spikes is not None
@@ -154,10 +203,14 @@ def _lif(x: torch.Tensor, g: torch.Tensor, flags: dict[str, Any]) -> tuple[torch
     return spikes.detach(), x.grad
 
 
-def norms(device: torch.device, backend: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def norms(
+    device: torch.device, backend: str, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     """BatchNorm, neuron and pool as one op against torch's BatchNorm, the reference in float64 and torch's pool."""
     shape = (3, 2, 3, 5, 6) if options.tiny else (4, 8, 24, 15, 17)
-    cases = itertools.product((True, False), (None, "avg", "max"), (torch.float64, torch.float32, torch.bfloat16), (1, 3))
+    cases = itertools.product(
+        (True, False), (None, "avg", "max"), (torch.float64, torch.float32, torch.bfloat16), (1, 3)
+    )
     for train, pool, dtype, repeats in cases:
         steps = (1 if repeats > 1 else shape[0], *shape[1:])
         y = grid(steps, 3, device).to(dtype)
@@ -165,18 +218,35 @@ def norms(device: torch.device, backend: str, options: argparse.Namespace) -> It
         found = _norm(y, train, pool, repeats, norm_lif, backend)
         wanted = _norm(y.double(), train, pool, repeats, _apart, "reference")
         different = float((found[0].double() != wanted[0]).double().mean())
-        errors = [float((a.double() - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(found[1:], wanted[1:])]
+        errors = [
+            float((a.double() - b).norm() / b.norm().clamp(min=1e-30))
+            for a, b in zip(found[1:], wanted[1:])
+        ]
         # where a rounded membrane falls on the other side of the threshold, spikes and gradients differ
         exact = dtype == torch.float64
         passed = different <= (0 if exact else 1e-3) and max(errors) <= (1e-9 if exact else 0.03)
         name = f"{backend}: BatchNorm {'training' if train else 'evaluating'}, pool {pool}, repeats {repeats}, {dtype}"
         said = f"{different:.2%} of the spikes differ, gradients off by {max(errors):.1e} at most"
-        yield {"name": name.replace("torch.", ""), "passed": passed, "said": said, "error": max(errors), "different": different}
+        yield {
+            "name": name.replace("torch.", ""),
+            "passed": passed,
+            "said": said,
+            "error": max(errors),
+            "different": different,
+        }
 
 
 def _apart(call: Any, norm: Norm, pool: str | None, backend: str) -> Any:
     y = call.x.expand(call.repeats, *call.x.shape[1:]) if call.repeats > 1 else call.x
-    given = (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training, norm.momentum, norm.eps)
+    given = (
+        norm.running_mean,
+        norm.running_var,
+        norm.weight,
+        norm.bias,
+        norm.training,
+        norm.momentum,
+        norm.eps,
+    )
     x = torch.nn.functional.batch_norm(y.flatten(0, 1), *given).unflatten(0, y.shape[:2])
     result = dispatch(backend, replace(call, x=x, repeats=1))
     pools: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -184,32 +254,75 @@ def _apart(call: Any, norm: Norm, pool: str | None, backend: str) -> Any:
         "avg": lambda s: torch.nn.functional.avg_pool2d(s, 2),
         "max": lambda s: torch.nn.functional.max_pool2d(s, 2),
     }
-    return result._replace(spikes=pools[pool](result.spikes.flatten(0, 1)).unflatten(0, y.shape[:2]))
+    return result._replace(
+        spikes=pools[pool](result.spikes.flatten(0, 1)).unflatten(0, y.shape[:2])
+    )
 
 
 def _norm(
-    y: torch.Tensor, train: bool, pool: str | None, repeats: int, run: Callable[..., Any], backend: str
+    y: torch.Tensor,
+    train: bool,
+    pool: str | None,
+    repeats: int,
+    run: Callable[..., Any],
+    backend: str,
 ) -> list[torch.Tensor]:
     """Spikes, and the gradients of input, weight and bias."""
     C = y.shape[2]
-    wide: dict[str, Any] = {"dtype": torch.float64 if y.dtype == torch.float64 else torch.float32, "device": y.device}
-    weight, bias = (torch.linspace(*ends, C, **wide).requires_grad_() for ends in ((0.8, 1.6), (0.1, 0.7)))
-    norm = Norm(weight, bias, torch.linspace(-0.2, 0.2, C, **wide), torch.linspace(0.5, 1.5, C, **wide), train, 0.1, 1e-5)
-    options: dict[str, Any] = {"tau": 2.0, "v_threshold": 0.75, "v_reset": 0.0, "decay_input": True, "reset_gradient": 0.5}
-    options |= {"surrogate": bs.Masked(bs.ATan(), p=0.3), "temporal_gradient": True, "seed": SEED, "repeats": repeats}
+    wide: dict[str, Any] = {
+        "dtype": torch.float64 if y.dtype == torch.float64 else torch.float32,
+        "device": y.device,
+    }
+    weight, bias = (
+        torch.linspace(*ends, C, **wide).requires_grad_() for ends in ((0.8, 1.6), (0.1, 0.7))
+    )
+    norm = Norm(
+        weight,
+        bias,
+        torch.linspace(-0.2, 0.2, C, **wide),
+        torch.linspace(0.5, 1.5, C, **wide),
+        train,
+        0.1,
+        1e-5,
+    )
+    options: dict[str, Any] = {
+        "tau": 2.0,
+        "v_threshold": 0.75,
+        "v_reset": 0.0,
+        "decay_input": True,
+        "reset_gradient": 0.5,
+    }
+    options |= {
+        "surrogate": bs.Masked(bs.ATan(), p=0.3),
+        "temporal_gradient": True,
+        "seed": SEED,
+        "repeats": repeats,
+    }
     y = y.detach().requires_grad_()
     spikes = run(prepare(y, None, **options), norm, pool, backend).spikes
     spikes.backward(grid(tuple(spikes.shape), 4, y.device).to(spikes.dtype))
     return [spikes.detach(), *(p.grad for p in (y, weight, bias) if p.grad is not None)]
 
 
-def bits(device: torch.device, backend: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def bits(
+    device: torch.device, backend: str, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     """Two blocks whose second convolution keeps its input as bits, against the same without them; and what is kept."""
     neuron = bs.LIF(v_threshold=0.5, surrogate=bs.ATan())
-    blocks = [(torch.nn.Conv2d(c, 32, 3, padding=1, bias=False), torch.nn.BatchNorm2d(32)) for c in (3, 32)]
-    model = bs.Sequential(*(layer for block in blocks for layer in (bs.OverTime(*block), copy.deepcopy(neuron))))
+    blocks = [
+        (torch.nn.Conv2d(c, 32, 3, padding=1, bias=False), torch.nn.BatchNorm2d(32))
+        for c in (3, 32)
+    ]
+    model = bs.Sequential(
+        *(layer for block in blocks for layer in (bs.OverTime(*block), copy.deepcopy(neuron)))
+    )
     model = model.to(device, memory_format=torch.channels_last)
-    x = grid((4 * 8, 3, 16, 16), 5, device).float().contiguous(memory_format=torch.channels_last).unflatten(0, (4, 8))
+    x = (
+        grid((4 * 8, 3, 16, 16), 5, device)
+        .float()
+        .contiguous(memory_format=torch.channels_last)
+        .unflatten(0, (4, 8))
+    )
     seen: list[bool] = []
     found, keep = {}, synapse._pack  # noqa: SLF001  (counted from outside)
     synapse._pack = lambda x, dtype, bits: (seen.append(bits is not None), keep(x, dtype, bits))[1]  # type: ignore[assignment,func-returns-value]  # noqa: SLF001  (counted from outside)
@@ -224,14 +337,27 @@ def bits(device: torch.device, backend: str, options: argparse.Namespace) -> Ite
             found[name] = [p.grad.double() for p in model.parameters() if p.grad is not None]
     finally:
         synapse._pack = keep  # noqa: SLF001  (counted from outside)
-    errors = [float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(found["bits"], found["none"])]
+    errors = [
+        float((a - b).norm() / b.norm().clamp(min=1e-30))
+        for a, b in zip(found["bits"], found["none"])
+    ]
     used = any(seen) or backend != "triton"  # the C kernels write none
     said = f"gradients off by {max(errors):.1e} at most, {sum(seen)} convolutions kept bits"
-    yield {"name": f"{backend}: spikes kept as bits", "passed": used and max(errors) < 1e-3, "said": said}
+    yield {
+        "name": f"{backend}: spikes kept as bits",
+        "passed": used and max(errors) < 1e-3,
+        "said": said,
+    }
 
 
 def recipe(**changes: Any) -> Any:
-    small = {"limit": 300, "epochs": 2, "batch_size": 32, "model": "ConvNet('8-P-16-P', size=8)", "optimizer": "SGD(lr=0.05)"}
+    small = {
+        "limit": 300,
+        "epochs": 2,
+        "batch_size": 32,
+        "model": "ConvNet('8-P-16-P', size=8)",
+        "optimizer": "SGD(lr=0.05)",
+    }
     return bs.recipes.digits().replace({**small, **changes})
 
 
@@ -258,7 +384,9 @@ def no_waiting(device: torch.device, steps: list[int]) -> Iterator[None]:
         trainer.Trainer.compute_step = compute  # type: ignore[method-assign]
 
 
-def waits(device: torch.device, backend: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def waits(
+    device: torch.device, backend: str, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     changes: dict[str, dict[str, Any]] = {
         "digits": {},
         "clip, EMA, two parts": {"clip": 1.0, "ema": 0.9, "accumulate": 2},
@@ -267,18 +395,37 @@ def waits(device: torch.device, backend: str, options: argparse.Namespace) -> It
     for name, change in changes.items():
         steps: list[int] = []
         with no_waiting(device, steps):
-            bs.fit(recipe(cuda_graph=False, **change), Path(options.out) / "run", force=True, device=device, report=False)
-        said = f"{len(steps)} steps" if device.type == "cuda" else f"{len(steps)} steps; waiting is not watched on a CPU"
+            bs.fit(
+                recipe(cuda_graph=False, **change),
+                Path(options.out) / "run",
+                force=True,
+                device=device,
+                report=False,
+            )
+        said = (
+            f"{len(steps)} steps"
+            if device.type == "cuda"
+            else f"{len(steps)} steps; waiting is not watched on a CPU"
+        )
         yield {"name": f"no step waits for the device: {name}", "passed": True, "said": said}
 
 
-def recorded(device: torch.device, backend: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def recorded(
+    device: torch.device, backend: str, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     torch.backends.cudnn.deterministic = True
     runs, on_gpu = {}, device.type == "cuda"
     for name, graph in (("plain", False), ("recorded", True if on_gpu else None)):
         said: list[dict[str, Any]] = []
         run = Path(options.out) / name
-        bs.fit(recipe(cuda_graph=graph), run, force=True, device=device, report=False, listen=said.append)
+        bs.fit(
+            recipe(cuda_graph=graph),
+            run,
+            force=True,
+            device=device,
+            report=False,
+            listen=said.append,
+        )
         runs[name] = bs.load(run).state_dict()
     different = [k for k, v in runs["plain"].items() if not torch.equal(v, runs["recorded"][k])]
     text = f"different: {', '.join(different)}" if different else "weights equal bit for bit"
@@ -286,7 +433,9 @@ def recorded(device: torch.device, backend: str, options: argparse.Namespace) ->
     yield {"name": "a run recorded as a CUDA graph", "passed": not different, "said": text + where}
 
 
-def compiled(device: torch.device, backend: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def compiled(
+    device: torch.device, backend: str, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     model = bs.Sequential(
         bs.OverTime(torch.nn.Conv2d(2, 8, 3, padding=1, bias=False), torch.nn.BatchNorm2d(8)),
         bs.LIF(v_threshold=0.5, surrogate=bs.Masked(bs.Triangle(), p=0.5)),
@@ -300,7 +449,9 @@ def compiled(device: torch.device, backend: str, options: argparse.Namespace) ->
         torch.manual_seed(3)
         o = run(x)
         o.square().sum().backward()
-        found.append([o.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+        found.append(
+            [o.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+        )
     error = max(float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(*found))
     yield {
         "name": "torch.compile(fullgraph=True)",
@@ -332,7 +483,9 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
 
     names = "neuron-gpu,resnet-32px,vggsnn,resnet-224px"
     only = (
-        ("backspike", "SpikingJelly", "plain loop") if not options.tiny else ("backspike, bf16", "SpikingJelly", "plain loop")
+        ("backspike", "SpikingJelly", "plain loop")
+        if not options.tiny
+        else ("backspike, bf16", "SpikingJelly", "plain loop")
     )
     measured = run(
         names,
@@ -371,10 +524,19 @@ def cifar10(options: argparse.Namespace) -> dict[str, Any]:
     epochs = max(1, int((budget - sum(times)) / each))
     if options.tiny:
         epochs = 2
-    print(f"{each:.1f} s an epoch with its validation: {epochs} epochs in {options.minutes:g} minutes", flush=True)
+    print(
+        f"{each:.1f} s an epoch with its validation: {epochs} epochs in {options.minutes:g} minutes",
+        flush=True,
+    )
     curve: list[dict[str, Any]] = []
     started = time.monotonic()
-    result = _train(base.replace({"epochs": epochs, "warmup_epochs": min(1.0, epochs / 10)}), run, options.device, times, curve)
+    result = _train(
+        base.replace({"epochs": epochs, "warmup_epochs": min(1.0, epochs / 10)}),
+        run,
+        options.device,
+        times,
+        curve,
+    )
     seconds = time.monotonic() - started
     print(f"test accuracy {result.test_accuracy:.2%} after {epochs} epochs, {seconds:.0f} s")
     print(
@@ -391,7 +553,9 @@ def cifar10(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _train(what: Any, run: Path, device: str, times: list[float], curve: list[dict[str, Any]] | None = None) -> Any:
+def _train(
+    what: Any, run: Path, device: str, times: list[float], curve: list[dict[str, Any]] | None = None
+) -> Any:
     last = [time.monotonic()]
 
     def tell(event: dict[str, Any]) -> None:
@@ -399,10 +563,23 @@ def _train(what: Any, run: Path, device: str, times: list[float], curve: list[di
             now = time.monotonic()
             times.append(now - last[0])
             last[0] = now
-            kept = {k: event[k] for k in ("epoch", "loss", "train_accuracy", "validation_accuracy", "lr", "samples_per_second")}
+            kept = {
+                k: event[k]
+                for k in (
+                    "epoch",
+                    "loss",
+                    "train_accuracy",
+                    "validation_accuracy",
+                    "lr",
+                    "samples_per_second",
+                )
+            }
             if curve is not None:
                 curve.append(kept)
-            said = {k: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v for k, v in kept.items()}
+            said = {
+                k: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v
+                for k, v in kept.items()
+            }
             print("  ".join(f"{k} {v}" for k, v in said.items()), flush=True)
         elif event["event"] == "cuda_graph":
             print(event["text"], flush=True)

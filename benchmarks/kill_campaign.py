@@ -31,7 +31,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a process that had threads cannot be forked safely
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # before torch: a process that had threads cannot be forked safely
+)
 
 import numpy as np
 import torch
@@ -45,10 +47,25 @@ from backspike.data.formats import nmnist
 from backspike.study import page  # noqa: F401  (imported once, for all that are forked)
 from backspike.train import checkpoint
 
-TIMES = {"seconds", "seconds_per_epoch", "samples_per_second", "run"}  # what differs between equal runs: times and places
+TIMES = {
+    "seconds",
+    "seconds_per_epoch",
+    "samples_per_second",
+    "run",
+}  # what differs between equal runs: times and places
 PATIENCE = 600  # seconds, for processes to end on a machine that others use as well
-NETWORK = ["--model=ConvNet('6-P-8-P', size=8)", "--limit=120", "--batch_size=32", "--checkpoint_seconds=0"]
-EVENTS = ["--model=ConvNet('4-P-4-P', in_channels=2, size=17)", "--T=4", "--batch_size=6", "--workers=2"]
+NETWORK = [
+    "--model=ConvNet('6-P-8-P', size=8)",
+    "--limit=120",
+    "--batch_size=32",
+    "--checkpoint_seconds=0",
+]
+EVENTS = [
+    "--model=ConvNet('4-P-4-P', in_channels=2, size=17)",
+    "--T=4",
+    "--batch_size=6",
+    "--workers=2",
+]
 
 
 # ---- what is done, in a process of its own, and what comes of it -------------------------------------------------------------
@@ -63,7 +80,9 @@ def train_events(folder: Path) -> int:
     """Mid-epoch, its samples read in two processes."""
     _few_digits()
     os.environ["BACKSPIKE_CACHE"] = str(folder.parent / "events-cache")
-    return _begin_or_resume(folder, ["train", "digits-dvs", *EVENTS, "--epochs=2", "--checkpoint_seconds=0"])
+    return _begin_or_resume(
+        folder, ["train", "digits-dvs", *EVENTS, "--epochs=2", "--checkpoint_seconds=0"]
+    )
 
 
 def _begin_or_resume(folder: Path, words: list[str]) -> int:
@@ -102,7 +121,11 @@ def _recordings(folder: Path) -> None:
     random = np.random.default_rng(0)
     for part in ("Train", "Test"):
         for i in range(60):
-            x, y, p = random.integers(0, 34, 2000), random.integers(0, 34, 2000), random.integers(0, 2, 2000)
+            x, y, p = (
+                random.integers(0, 34, 2000),
+                random.integers(0, 34, 2000),
+                random.integers(0, 2, 2000),
+            )
             path = folder / part / str(i % 10) / f"{i:05d}.bin"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(nmnist.encode(Events(x, y, np.arange(2000), p)))
@@ -116,7 +139,9 @@ def run_result(folder: Path) -> dict[str, str]:
     found |= {"best": _sum(best), "log": _sum(run.Run(folder).log())}
     found["model.safetensors"] = _sum((folder / "model.safetensors").read_bytes())
     with np.load(folder / "evaluation.npz") as arrays:
-        found["evaluation.npz"] = _sum({name: torch.from_numpy(v) for name, v in arrays.items() if v.dtype.kind in "biuf"})
+        found["evaluation.npz"] = _sum(
+            {name: torch.from_numpy(v) for name, v in arrays.items() if v.dtype.kind in "biuf"}
+        )
     return found
 
 
@@ -152,7 +177,10 @@ def _sum(value: Any) -> str:
             for v in value:
                 take(v)
         elif isinstance(value, torch.Tensor):
-            digest.update(f"{value.dtype} {tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
+            digest.update(
+                f"{value.dtype} {tuple(value.shape)}".encode()
+                + value.contiguous().numpy().tobytes()
+            )
         else:
             digest.update(value if isinstance(value, bytes) else repr(value).encode())
 
@@ -304,12 +332,16 @@ def campaign(part: Part, kills: int, folder: Path, random: Random) -> Tally:
                 alone = random.random() < 0.3
                 if _kill(pid, alone):
                     tally.kills, tally.alone = tally.kills + 1, tally.alone + alone
-                    tally.writing += place.is_dir() and any(p.name.endswith(".tmp") for p in place.rglob(".*"))
+                    tally.writing += place.is_dir() and any(
+                        p.name.endswith(".tmp") for p in place.rglob(".*")
+                    )
                     tally.torn += torn(place, whole) if place.is_dir() else []
                 continue
             if code == 0:
                 tally.ends += 1
-                differing = [name for name, value in part.result(place).items() if value != whole.get(name)]
+                differing = [
+                    name for name, value in part.result(place).items() if value != whole.get(name)
+                ]
                 differing += [name for name in whole if name not in part.result(place)]
                 tally.equal += not differing
                 tally.losses += [f"{place}: {', '.join(differing)} differ"] if differing else []
@@ -323,8 +355,12 @@ def campaign(part: Part, kills: int, folder: Path, random: Random) -> Tally:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=120, help="in all (default: 120)")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"parts by commas, of: {', '.join(PARTS)}")
-    parser.add_argument("--seed", type=int, default=None, help="of the moments (default: another one each time)")
+    parser.add_argument(
+        "--only", default=",".join(PARTS), help=f"parts by commas, of: {', '.join(PARTS)}"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=None, help="of the moments (default: another one each time)"
+    )
     parser.add_argument("--out", type=Path, help="a JSON file for the counts")
     options = parser.parse_args()
     parts = {name: PARTS[name] for name in options.only.split(",") if name in PARTS}
@@ -340,13 +376,23 @@ def main() -> int:
             place.mkdir()
             if name == "cache":
                 _recordings(place / "recordings")
-            tallies[name] = tally = campaign(part, -(-options.kills * part.share // shares), place, random)
+            tallies[name] = tally = campaign(
+                part, -(-options.kills * part.share // shares), place, random
+            )
             if tally.losses or tally.torn:
                 print("\n".join([*tally.losses, *tally.torn]), file=sys.stderr)
     print(_table(tallies, seed))
     if options.out:
-        versions = {"backspike": backspike.__version__, "torch": torch.__version__, "python": platform.python_version()}
-        record = {"seed": seed, "versions": versions, "parts": {name: vars(tally) for name, tally in tallies.items()}}
+        versions = {
+            "backspike": backspike.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+        record = {
+            "seed": seed,
+            "versions": versions,
+            "parts": {name: vars(tally) for name, tally in tallies.items()},
+        }
         options.out.write_text(json.dumps(record, indent=2) + "\n")
     return int(any(tally.losses or tally.torn for tally in tallies.values()))
 
@@ -366,7 +412,10 @@ def _table(tallies: dict[str, Tally], seed: int) -> str:
 
 
 def _row(name: str, n: dict[str, int]) -> str:
-    cells = [f"{n['kills']} ({n['alone']})", *(n[k] for k in ("writing", "went_on", "ends", "equal", "torn", "losses"))]
+    cells = [
+        f"{n['kills']} ({n['alone']})",
+        *(n[k] for k in ("writing", "went_on", "ends", "equal", "torn", "losses")),
+    ]
     return f"| {name} | {' | '.join(map(str, cells))} |"
 
 

@@ -33,11 +33,16 @@ T, BATCH, RATE, GOAL, TURNS = 4, 128, 3e-3, 0.99, 4  # TURNS: per epoch
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--peer-python", help="the python of an environment with SpikingJelly; without it backspike runs alone")
+    parser.add_argument(
+        "--peer-python",
+        help="the python of an environment with SpikingJelly; without it backspike runs alone",
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of backspike")
+    parser.add_argument(
+        "--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of backspike"
+    )
     parser.add_argument("--limit", type=int, help="training images, for a try")
     parser.add_argument("--out", type=Path, default=Path("bench/mnist-race.json"))
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -57,7 +62,12 @@ def _race(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = _write_data(Path(folder) / "mnist.pt", options.limit)
         for seed in range(options.seeds):
-            settings = {"file": str(file), "seed": seed, "epochs": options.epochs, "threads": options.threads}
+            settings = {
+                "file": str(file),
+                "seed": seed,
+                "epochs": options.epochs,
+                "threads": options.threads,
+            }
             results.append(_one_race(sides, {**settings, "precision": options.precision}))
             for side, run in results[-1].items():
                 print(f"seed {seed}, {SIDES[side]}: {_said(run)}", flush=True)
@@ -65,7 +75,12 @@ def _race(options: argparse.Namespace) -> None:
         if side != "backspike":
             _compare(results, side)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    complete = {"command": sys.argv, "torch": torch.__version__, "threads": options.threads, "precision": options.precision}
+    complete = {
+        "command": sys.argv,
+        "torch": torch.__version__,
+        "threads": options.threads,
+        "precision": options.precision,
+    }
     options.out.write_text(json.dumps({**complete, "seeds": results}, indent=1))
     print(f"all turns: {options.out}")
 
@@ -122,20 +137,33 @@ def _said(run: list[dict[str, float]]) -> str:
 
 
 def _compare(results: list[dict[str, list[dict[str, float]]]], peer: str) -> None:
-    if both := [(r[peer], r["backspike"]) for r in results if _reached(r[peer]) and _reached(r["backspike"])]:
+    if both := [
+        (r[peer], r["backspike"]) for r in results if _reached(r[peer]) and _reached(r["backspike"])
+    ]:
         ratio = statistics.median(_seconds(theirs) / _seconds(ours) for theirs, ours in both)
-        print(f"against {SIDES[peer]}: time to {GOAL:.1%} {ratio:.2f} x shorter (median of {len(both)} seeds)")
-    theirs, ours = (statistics.median(t["seconds"] for r in results for t in r[side]) for side in (peer, "backspike"))
+        print(
+            f"against {SIDES[peer]}: time to {GOAL:.1%} {ratio:.2f} x shorter (median of {len(both)} seeds)"
+        )
+    theirs, ours = (
+        statistics.median(t["seconds"] for r in results for t in r[side])
+        for side in (peer, "backspike")
+    )
     print(f"against {SIDES[peer]}: an epoch {theirs / ours:.2f} x shorter")
 
 
 # ---- a side, in its own process ------------------------------------------------------------------------------------------
 
 
-def _start(side: str, settings: dict[str, Any]) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
+def _start(
+    side: str, settings: dict[str, Any]
+) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(settings["seed"])
-    made = _Ours(settings["precision"]) if side == "backspike" else _Peer("bfloat16" if side.endswith("bf16") else "float32")
+    made = (
+        _Ours(settings["precision"])
+        if side == "backspike"
+        else _Peer("bfloat16" if side.endswith("bf16") else "float32")
+    )
     training = _Training(made, settings)
     return {"precision": made.precision}, lambda _: training.turn()
 
@@ -151,7 +179,9 @@ class _Ours:
         self.fused = True
         self.model: nn.Module = bs.models.convnet(
             "16-P-32-P-64-P",
-            neuron=lambda channels: bs.LIF(v_threshold=0.5, surrogate=bs.Triangle(alpha=2.0), channels=channels),
+            neuron=lambda channels: bs.LIF(
+                v_threshold=0.5, surrogate=bs.Triangle(alpha=2.0), channels=channels
+            ),
         )
         recipe = replace(bs.recipes.mnist(), precision=precision, batch_size=BATCH)
         recipe = choose(recipe, self.model, torch.zeros(T, 1, 1, 28, 28)).recipe
@@ -175,10 +205,16 @@ class _Peer:
         self.reset_net, self.fused, self.precision = functional.reset_net, False, precision
         parts: list[nn.Module] = []
         for inputs, outputs in ((1, 16), (16, 32), (32, 64)):
-            parts += [layer.Conv2d(inputs, outputs, 3, padding=1, bias=False), layer.BatchNorm2d(outputs)]
+            parts += [
+                layer.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+                layer.BatchNorm2d(outputs),
+            ]
             # the triangle of peak 2, under the name it has there
             step = surrogate.PiecewiseQuadratic(alpha=2.0)
-            parts += [neuron.LIFNode(tau=2.0, v_threshold=0.5, surrogate_function=step), layer.AvgPool2d(2)]
+            parts += [
+                neuron.LIFNode(tau=2.0, v_threshold=0.5, surrogate_function=step),
+                layer.AvgPool2d(2),
+            ]
         self.model = nn.Sequential(*parts, layer.Flatten(), layer.Linear(64 * 9, 10))
         functional.set_step_mode(self.model, step_mode="m")
 
@@ -197,9 +233,13 @@ class _Training:
         self.y, self.test_y = data["train_y"].long(), data["test_y"].long()
         self.generator = torch.Generator().manual_seed(settings["seed"])
         batches = len(self.y) // BATCH
-        self.turns = [batches * (i + 1) // TURNS - batches * i // TURNS for i in range(TURNS)] * settings["epochs"]
+        self.turns = [
+            batches * (i + 1) // TURNS - batches * i // TURNS for i in range(TURNS)
+        ] * settings["epochs"]
         self.optimizer = torch.optim.AdamW(side.model.parameters(), lr=RATE, fused=side.fused)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, batches * settings["epochs"])
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, batches * settings["epochs"]
+        )
         self.left: list[Tensor] = []
 
     def turn(self) -> dict[str, float]:

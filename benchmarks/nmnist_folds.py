@@ -36,21 +36,38 @@ def main() -> None:
     for k in range(options.folds):
         train, test = (bs.data.Split(x[m], y[m], np.flatnonzero(m)) for m in (fold != k, fold == k))
         for arm, surrogate in ARMS.items():
-            changes = {"epochs": options.epochs, "seed": k, "neuron.surrogate": surrogate, "augment": (), "name": arm}
+            changes = {
+                "epochs": options.epochs,
+                "seed": k,
+                "neuron.surrogate": surrogate,
+                "augment": (),
+                "name": arm,
+            }
             recipe = bs.recipes.get("digits-dvs").replace(changes)
             run = options.out / arm.replace(" ", "-") / str(k)
             result = bs.fit(recipe, run, train=train, test=test, force=True, report=False)
             left_out[arm].append(result.test_accuracy_last or 0.0)
             tested[arm].append(bs.evaluate(run, test=sets.test)["test_accuracy"])
-            fitted[arm].append(json.loads((run / "log.jsonl").read_text().splitlines()[-2])["train_accuracy"])
-            print(f"fold {k}, {arm}: left out {left_out[arm][-1]:.3f}, test {tested[arm][-1]:.3f}", flush=True)
-    print(f"\n{len(y)} recordings, {options.folds} folds, {options.epochs} epochs, torch {torch.__version__}\n")
-    print("| arm | training, last epoch, % | left out, % | the 100, % | difference of left out, points [95 % CI] | p |")
+            fitted[arm].append(
+                json.loads((run / "log.jsonl").read_text().splitlines()[-2])["train_accuracy"]
+            )
+            print(
+                f"fold {k}, {arm}: left out {left_out[arm][-1]:.3f}, test {tested[arm][-1]:.3f}",
+                flush=True,
+            )
+    print(
+        f"\n{len(y)} recordings, {options.folds} folds, {options.epochs} epochs, torch {torch.__version__}\n"
+    )
+    print(
+        "| arm | training, last epoch, % | left out, % | the 100, % | difference of left out, points [95 % CI] | p |"
+    )
     print("|---|---|---|---|---|---|")
     for arm in ARMS:
         d = paired(left_out[arm], left_out["no mask"])
         measured = (fitted[arm], left_out[arm], tested[arm])
-        means = " | ".join(f"{100 * np.mean(v):.1f} ± {100 * np.std(v, ddof=1):.1f}" for v in measured)
+        means = " | ".join(
+            f"{100 * np.mean(v):.1f} ± {100 * np.std(v, ddof=1):.1f}" for v in measured
+        )
         difference = f"{100 * d.mean:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
         interval = "| | |" if arm == "no mask" else f"| {difference} | {d.p:.3f} |"
         print(f"| {arm} | {means} {interval}")

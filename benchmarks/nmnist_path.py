@@ -33,8 +33,14 @@ WINDOW, WINDOWS = 6.0, 52
 
 def net(e: Events) -> np.ndarray:
     """ON minus OFF since the start, at the end of every window, in every pixel: [52, 34 * 34]."""
-    cell = np.minimum(e.t // int(1000 * WINDOW), WINDOWS - 1) * SENSOR**2 + e.y.astype(int) * SENSOR + e.x
-    return np.bincount(cell, 2.0 * e.p - 1, WINDOWS * SENSOR**2).reshape(WINDOWS, SENSOR**2).cumsum(0)
+    cell = (
+        np.minimum(e.t // int(1000 * WINDOW), WINDOWS - 1) * SENSOR**2
+        + e.y.astype(int) * SENSOR
+        + e.x
+    )
+    return (
+        np.bincount(cell, 2.0 * e.p - 1, WINDOWS * SENSOR**2).reshape(WINDOWS, SENSOR**2).cumsum(0)
+    )
 
 
 def slopes(camera: Camera, image: np.ndarray) -> np.ndarray:
@@ -43,11 +49,17 @@ def slopes(camera: Camera, image: np.ndarray) -> np.ndarray:
 
     def light(dx: float, dy: float) -> np.ndarray:
         path = tuple((t, x + dx, y + dy) for t, x, y in camera.path)
-        _, rows, columns = _view(replace(camera, path=path, duration=WINDOW * WINDOWS, step=WINDOW), *grey.shape)
-        return np.log1p(camera.contrast * (rows[1:] @ (1 - grey) @ columns[1:])).reshape(WINDOWS, -1)
+        _, rows, columns = _view(
+            replace(camera, path=path, duration=WINDOW * WINDOWS, step=WINDOW), *grey.shape
+        )
+        return np.log1p(camera.contrast * (rows[1:] @ (1 - grey) @ columns[1:])).reshape(
+            WINDOWS, -1
+        )
 
     half = 0.25
-    return np.stack([light(half, 0) - light(-half, 0), light(0, half) - light(0, -half)], 1) / (2 * half * camera.threshold)
+    return np.stack([light(half, 0) - light(-half, 0), light(0, half) - light(0, -half)], 1) / (
+        2 * half * camera.threshold
+    )
 
 
 def main() -> None:
@@ -71,9 +83,13 @@ def main() -> None:
             left, whole = left + (rest**2).sum(), whole + (wanted**2).sum()
         step = np.linalg.solve(normal, right[:, :, None])[:, :, 0]
         at[1:] += step
-        print(f"round {number + 1}: {left / whole:.3f} of the square is left, largest correction {abs(step).max():.2f} pixels")
+        print(
+            f"round {number + 1}: {left / whole:.3f} of the square is left, largest correction {abs(step).max():.2f} pixels"
+        )
     for name, column, used in zip("xy", at.T, np.array(SACCADES).T[1:]):
-        print(f"{name}: {np.round(column, 2).tolist()}\n   {abs(column - used).max():.2f} away from the camera's at most")
+        print(
+            f"{name}: {np.round(column, 2).tolist()}\n   {abs(column - used).max():.2f} away from the camera's at most"
+        )
 
 
 if __name__ == "__main__":

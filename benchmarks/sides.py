@@ -15,7 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SIDES = {"backspike": "backspike", "spikingjelly": "SpikingJelly", "spikingjelly-bf16": "SpikingJelly, bf16"}
+SIDES = {
+    "backspike": "backspike",
+    "spikingjelly": "SpikingJelly",
+    "spikingjelly-bf16": "SpikingJelly, bf16",
+}
 
 
 def pythons(peer_python: str | None) -> dict[str, str]:
@@ -37,7 +41,9 @@ class Worker:
         command = [python, "-W", "ignore", script, "--side", side]
         # as the command line of backspike does: threads do not wait by spinning
         env = {"GOMP_SPINCOUNT": "1000", **os.environ} if side == "backspike" else None
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.process.stdin
@@ -47,7 +53,9 @@ class Worker:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"a side of the race ended with exit code {self.process.wait()}; what it said stands above")
+            raise SystemExit(
+                f"a side of the race ended with exit code {self.process.wait()}; what it said stands above"
+            )
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -56,7 +64,11 @@ class Worker:
         self.process.communicate()
 
 
-def serve(start: Callable[[dict[str, Any]], tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]]) -> None:
+def serve(
+    start: Callable[
+        [dict[str, Any]], tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]
+    ],
+) -> None:
     """The loop of a side: `start` takes the first request and gives an answer and what answers the others."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints goes to standard error

@@ -47,7 +47,9 @@ def statistics(recordings: Iterable[Events]) -> Statistics:
     for e in recordings:
         pixel = e.y.astype(int) * SENSOR + e.x
         saccades = np.bincount(np.minimum(e.t // 105_000, 2), minlength=3)
-        rows.append([len(e), e.p.mean(), len(np.unique(pixel)) / SENSOR**2, e.t.max() / 1000, *saccades])
+        rows.append(
+            [len(e), e.p.mean(), len(np.unique(pixel)) / SENSOR**2, e.t.max() / 1000, *saccades]
+        )
         bins = np.minimum(e.t // BIN_US, BINS - 1)
         rate += np.stack([np.bincount(bins[e.p == p], minlength=BINS) for p in (0, 1)])
         counts += np.bincount(pixel, minlength=SENSOR**2)
@@ -56,11 +58,17 @@ def statistics(recordings: Iterable[Events]) -> Statistics:
         intervals.append(np.diff(e.t[order])[same] / 1000)
     columns, n = np.array(rows).T, len(rows)
     return Statistics(
-        *columns[:4], columns[4:].T, np.concatenate(intervals), rate / n / (BIN_US / 1000), (counts / n).reshape(SENSOR, SENSOR)
+        *columns[:4],
+        columns[4:].T,
+        np.concatenate(intervals),
+        rate / n / (BIN_US / 1000),
+        (counts / n).reshape(SENSOR, SENSOR),
     )
 
 
-def recordings(root: Path, part: str) -> tuple[list[np.ndarray], np.ndarray, list[int], list[Events]]:
+def recordings(
+    root: Path, part: str
+) -> tuple[list[np.ndarray], np.ndarray, list[int], list[Events]]:
     """Images, labels, numbers and real recordings of the digits that N-MNIST's folder `part` holds."""
     mnist = data.load("mnist", root)
     splits = (mnist.test,) if part == "Test" else (mnist.train, mnist.validation)
@@ -68,7 +76,12 @@ def recordings(root: Path, part: str) -> tuple[list[np.ndarray], np.ndarray, lis
     paths = sorted((root / "NMNIST" / part).glob("*/*.bin"), key=lambda path: path.stem)
     ids = [int(path.stem) - 1 for path in paths]
     labels = np.array([int(path.parent.name) for path in paths])
-    return [images[i] for i in ids], labels, ids, [nmnist.decode(path.read_bytes(), str(path)) for path in paths]
+    return (
+        [images[i] for i in ids],
+        labels,
+        ids,
+        [nmnist.decode(path.read_bytes(), str(path)) for path in paths],
+    )
 
 
 def table(real: Statistics, simulated: Statistics, same_images: bool = True) -> str:
@@ -94,23 +107,38 @@ def table(real: Statistics, simulated: Statistics, same_images: bool = True) -> 
             alike(a, b) for a, b in [(real.rate.sum(0), simulated.rate.sum(0)), *zip(real.rate[::-1], simulated.rate[::-1])])),
         ("correlation: events per pixel", "", alike(real.map, simulated.map)),
     ]  # fmt: skip
-    return "\n".join(["| | N-MNIST | simulated |", "|---|---|---|", *("| " + " | ".join(row) + " |" for row in rows)])
+    return "\n".join(
+        [
+            "| | N-MNIST | simulated |",
+            "|---|---|---|",
+            *("| " + " | ".join(row) + " |" for row in rows),
+        ]
+    )
 
 
 def by_digit(labels: np.ndarray, real: Statistics, simulated: Statistics) -> str:
     means = [[s.events[labels == k].mean() for k in range(10)] for s in (real, simulated)]
-    lines = [f"| {name} | " + " | ".join(f"{v:,.0f}" for v in row) + " |" for name, row in zip(("N-MNIST", "simulated"), means)]
-    return "\n".join(["| digit | " + " | ".join(map(str, range(10))) + " |", "|---" * 11 + "|", *lines])
+    lines = [
+        f"| {name} | " + " | ".join(f"{v:,.0f}" for v in row) + " |"
+        for name, row in zip(("N-MNIST", "simulated"), means)
+    ]
+    return "\n".join(
+        ["| digit | " + " | ".join(map(str, range(10))) + " |", "|---" * 11 + "|", *lines]
+    )
 
 
 def figure(path: Path, labels: np.ndarray, real: Statistics, simulated: Statistics) -> None:
     import matplotlib.pyplot as plt
 
-    fig, (over_time, counts) = plt.subplots(1, 2, figsize=(10, 3.4), width_ratios=(2, 1), layout="constrained")
+    fig, (over_time, counts) = plt.subplots(
+        1, 2, figsize=(10, 3.4), width_ratios=(2, 1), layout="constrained"
+    )
     t = (np.arange(BINS) + 0.5) * BIN_US / 1000
     for p, name, colour in ((1, "ON", "tab:red"), (0, "OFF", "tab:blue")):
         over_time.plot(t, real.rate[p], color=colour, label=f"{name}, N-MNIST")
-        over_time.plot(t, simulated.rate[p], color=colour, linestyle="--", label=f"{name}, simulated")
+        over_time.plot(
+            t, simulated.rate[p], color=colour, linestyle="--", label=f"{name}, simulated"
+        )
     over_time.set(xlabel="time (ms)", ylabel="events per ms")
     over_time.legend(loc="upper center", ncols=2, fontsize="small")
     counts.scatter(real.events, simulated.events, s=4, c=labels, cmap="tab10", rasterized=True)
@@ -122,7 +150,11 @@ def figure(path: Path, labels: np.ndarray, real: Statistics, simulated: Statisti
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, help="folder of the data (default: BACKSPIKE_DATA, then ./data, ../shared/data)")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        help="folder of the data (default: BACKSPIKE_DATA, then ./data, ../shared/data)",
+    )
     parser.add_argument("--figure", type=Path, help="write the figure here")
     given = parser.parse_args()
     places = roots(given.root)
@@ -132,12 +164,22 @@ def main() -> None:
     for part in ("Train", "Test"):
         images, labels, ids, events = recordings(root, part)
         seed = 2 if part == "Test" else 0  # as in mnist-dvs
-        real, simulated = statistics(events), statistics(record(x, seed, i) for x, i in zip(images, ids))
-        print(f"\n{part}: {len(ids)} recordings\n\n{table(real, simulated)}\n\n{by_digit(labels, real, simulated)}")
+        real, simulated = (
+            statistics(events),
+            statistics(record(x, seed, i) for x, i in zip(images, ids)),
+        )
+        print(
+            f"\n{part}: {len(ids)} recordings\n\n{table(real, simulated)}\n\n{by_digit(labels, real, simulated)}"
+        )
         if part == "Train" and given.figure:
             figure(given.figure, labels, real, simulated)
         if part == "Train":
-            images = list(np.pad(np.concatenate([split.x for split in static.digits()]), ((0, 0), (0, 0), (1, 1), (1, 1))))
+            images = list(
+                np.pad(
+                    np.concatenate([split.x for split in static.digits()]),
+                    ((0, 0), (0, 0), (1, 1), (1, 1)),
+                )
+            )
             camera = simulated_sets.SETS["digits-dvs"].camera
             digits = statistics(record(x, 0, i, camera) for i, x in enumerate(images))
             print(f"\ndigits-dvs beside it\n\n{table(real, digits, same_images=False)}")

@@ -23,7 +23,11 @@ def spiking(channels):
 model = torch.nn.Sequential(
     bs.OverTime(torch.nn.Conv2d(1, 32, 3, padding=1, bias=False), torch.nn.BatchNorm2d(32)),
     spiking(32),
-    bs.OverTime(torch.nn.AvgPool2d(2), torch.nn.Conv2d(32, 64, 3, padding=1, bias=False), torch.nn.BatchNorm2d(64)),
+    bs.OverTime(
+        torch.nn.AvgPool2d(2),
+        torch.nn.Conv2d(32, 64, 3, padding=1, bias=False),
+        torch.nn.BatchNorm2d(64),
+    ),
     spiking(64),
     bs.OverTime(torch.nn.AvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(64 * 4, 10)),
 )

@@ -22,7 +22,9 @@ T = 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, value in {"dim": 384, "depth": 4, "heads": 12, "batch": 64, "steps": 100}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--out", help="file for the weights of all ranks together")
@@ -32,9 +34,15 @@ def main() -> None:
 
 
 def train(options: argparse.Namespace, together: distributed.Ranks) -> None:
-    device = torch.device("cuda", distributed.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", distributed.local_rank())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
     split = bs.data.load("digits").train
-    x = torch.from_numpy(split.x).float().div(255).repeat_interleave(4, 2).repeat_interleave(4, 3)  # [N, 1, 32, 32]
+    x = (
+        torch.from_numpy(split.x).float().div(255).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    )  # [N, 1, 32, 32]
     y = torch.from_numpy(split.y)
 
     torch.manual_seed(0)
@@ -51,7 +59,9 @@ def train(options: argparse.Namespace, together: distributed.Ranks) -> None:
         for encoder in model.encoders:
             fully_shard(encoder)
         fully_shard(model)
-        warnings.filterwarnings("ignore", message=".* returned a view tensor")  # which nobody changes in place
+        warnings.filterwarnings(
+            "ignore", message=".* returned a view tensor"
+        )  # which nobody changes in place
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     order = torch.Generator().manual_seed(0)
@@ -67,7 +77,9 @@ def train(options: argparse.Namespace, together: distributed.Ranks) -> None:
         if together.first:
             print(f"step {step}  loss {mean:.5f}", flush=True)
     if options.out:
-        state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        state = get_model_state_dict(
+            model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+        )
         if together.first:
             torch.save(state, options.out)
 

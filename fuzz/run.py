@@ -85,7 +85,13 @@ def child(name: str, driver: str, seconds: float, seed: int, folder: Path) -> No
             target(data)
         except (Exception, Hang) as e:
             signal.setitimer(signal.ITIMER_PROF, 0)
-            _keep(folder, "hang" if isinstance(e, Hang) else "crash", data, _place(e), traceback.format_exc())
+            _keep(
+                folder,
+                "hang" if isinstance(e, Hang) else "crash",
+                data,
+                _place(e),
+                traceback.format_exc(),
+            )
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
 
@@ -95,8 +101,17 @@ def child(name: str, driver: str, seconds: float, seed: int, folder: Path) -> No
         for i, data in enumerate(seeds):
             (corpus / f"seed-{i}").write_bytes(data)
         longest = max(4096, 2 * max(map(len, seeds)))
-        options = [f"-max_total_time={max(1, round(seconds))}", f"-seed={seed + 1}", f"-max_len={longest}"]
-        options += ["-timeout=100000", "-rss_limit_mb=0", "-verbosity=0", f"-artifact_prefix={folder}/"]  # limits are ours
+        options = [
+            f"-max_total_time={max(1, round(seconds))}",
+            f"-seed={seed + 1}",
+            f"-max_len={longest}",
+        ]
+        options += [
+            "-timeout=100000",
+            "-rss_limit_mb=0",
+            "-verbosity=0",
+            f"-artifact_prefix={folder}/",
+        ]  # limits are ours
         atheris.Setup([sys.argv[0], *options, str(corpus)], one)
         atheris.Fuzz()
         return
@@ -134,7 +149,9 @@ def _keep(folder: Path, kind: str, data: bytes, place: str, text: str) -> None:
     if not path.with_suffix(".json").exists():
         path.with_suffix(".bin").write_bytes(data)
         path.with_suffix(".txt").write_text(text, errors="replace")
-        path.with_suffix(".json").write_text(json.dumps({"kind": kind, "place": place, "input": str(path.with_suffix(".bin"))}))
+        path.with_suffix(".json").write_text(
+            json.dumps({"kind": kind, "place": place, "input": str(path.with_suffix(".bin"))})
+        )
 
 
 # ---- all of them ---------------------------------------------------------------------------------------------------------
@@ -145,16 +162,33 @@ def hunt(name: str, driver: str, seconds: float, seed: int, folder: Path) -> Fou
     folder.mkdir(parents=True, exist_ok=True)
     found = Found(name, driver)
     start = time.monotonic()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONHASHSEED": "0",
+    }
     for attempt in range(DEATHS):
         left = seconds - (time.monotonic() - start)
         if left < 1 and attempt:
             break
-        words = [sys.executable, __file__, "--child", name, "--driver", driver, "--seed", str(seed + attempt)]
+        words = [
+            sys.executable,
+            __file__,
+            "--child",
+            name,
+            "--driver",
+            driver,
+            "--seed",
+            str(seed + attempt),
+        ]
         log = folder / f"log-{attempt}.txt"
         with open(log, "wb") as out:
             process = subprocess.Popen(
-                [*words, "--seconds", str(left), "--keep", str(folder)], stdout=out, stderr=out, env=environment
+                [*words, "--seconds", str(left), "--keep", str(folder)],
+                stdout=out,
+                stderr=out,
+                env=environment,
             )
             why = _watched(process, folder / "now", found)
         if why is None:
@@ -162,7 +196,13 @@ def hunt(name: str, driver: str, seconds: float, seed: int, folder: Path) -> Fou
         number, data = _now(folder / "now")
         if not number:
             raise SystemExit(f"{name} cannot be started: {log.read_text(errors='replace')[-2000:]}")
-        _keep(folder, "hang" if why == "hang" else "crash", data, f"{why}, input {hashlib.sha256(data).hexdigest()[:10]}", why)
+        _keep(
+            folder,
+            "hang" if why == "hang" else "crash",
+            data,
+            f"{why}, input {hashlib.sha256(data).hexdigest()[:10]}",
+            why,
+        )
     found.seconds = round(time.monotonic() - start, 1)
     found.inputs = _now(folder / "now")[0]
     for path in sorted(folder.glob("*-*.json")):
@@ -206,9 +246,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20, help="for each target")
     parser.add_argument("--target", action="append", help="only this one; may be given again")
-    parser.add_argument("--driver", choices=("atheris", "own"), help="default: atheris where it is installed")
+    parser.add_argument(
+        "--driver", choices=("atheris", "own"), help="default: atheris where it is installed"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="folder for inputs that crash or hang (default: a temporary one)")
+    parser.add_argument(
+        "--keep", type=Path, help="folder for inputs that crash or hang (default: a temporary one)"
+    )
     parser.add_argument("--out", type=Path, default=Path("fuzz.json"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -222,17 +266,27 @@ def main() -> int:
     if unknown := set(options.target or ()) - set(TARGETS):
         parser.error(f"no target {', '.join(unknown)}; there are: {', '.join(TARGETS)}")
     keep = options.keep or Path(tempfile.mkdtemp(prefix="fuzz-"))
-    print(f"driver: {driver}, {options.seconds:g} s a target, seed {options.seed}; inputs that fail go to {keep}")
-    print(f"{'target':18s} {'inputs':>9s} {'crashes':>8s} {'hangs':>6s} {'seconds':>8s} {'of CPU':>7s} {'peak MB':>8s}")
+    print(
+        f"driver: {driver}, {options.seconds:g} s a target, seed {options.seed}; inputs that fail go to {keep}"
+    )
+    print(
+        f"{'target':18s} {'inputs':>9s} {'crashes':>8s} {'hangs':>6s} {'seconds':>8s} {'of CPU':>7s} {'peak MB':>8s}"
+    )
     all_found = []
     for name in options.target or TARGETS:
         found = hunt(name, driver, options.seconds, options.seed, keep / name.replace(" ", "-"))
         all_found.append(found)
         counts = f"{found.inputs:9,d} {len(found.crashes):8d} {len(found.hangs):6d}"
-        print(f"{name:18s} {counts} {found.seconds:8.1f} {found.cpu_seconds:7.1f} {found.peak_mb:8d}", flush=True)
+        print(
+            f"{name:18s} {counts} {found.seconds:8.1f} {found.cpu_seconds:7.1f} {found.peak_mb:8d}",
+            flush=True,
+        )
         for place, path in {**found.crashes, **found.hangs}.items():
             print(f"    {place}\n        {path}", flush=True)
-        options.out.write_text(json.dumps({"driver": driver, "targets": [asdict(f) for f in all_found]}, indent=1) + "\n")
+        options.out.write_text(
+            json.dumps({"driver": driver, "targets": [asdict(f) for f in all_found]}, indent=1)
+            + "\n"
+        )
     return int(any(found.crashes or found.hangs for found in all_found))
 
 

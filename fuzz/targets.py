@@ -34,7 +34,12 @@ from backspike.train import setup, trainer
 from backspike.train.fit import finished_result
 
 RNG = np.random.default_rng(0)
-EVENTS = Events(RNG.integers(0, 34, 40), RNG.integers(0, 34, 40), np.sort(RNG.integers(0, 9999, 40)), RNG.integers(0, 2, 40))
+EVENTS = Events(
+    RNG.integers(0, 34, 40),
+    RNG.integers(0, 34, 40),
+    np.sort(RNG.integers(0, 9999, 40)),
+    RNG.integers(0, 2, 40),
+)
 
 
 @dataclass(frozen=True)
@@ -99,8 +104,33 @@ def mutants(seeds: list[bytes], rng: random.Random) -> Iterator[bytes]:
 
 SCRIPT = "<script>alert(1)</script>"
 VALUES = [
-    *(None, True, -1, 0, 1, 2**31, 2**62, 10**30, -(10**30), 1e308, float("nan"), float("inf"), -float("inf"), 0.5),
-    *("", "0", SCRIPT, "'\"><img src=x onerror=alert(1)>", "$\\frac$", "a\nb\x1b[2J", "\ud800", "x" * 3000, "é" * 50),
+    *(
+        None,
+        True,
+        -1,
+        0,
+        1,
+        2**31,
+        2**62,
+        10**30,
+        -(10**30),
+        1e308,
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        0.5,
+    ),
+    *(
+        "",
+        "0",
+        SCRIPT,
+        "'\"><img src=x onerror=alert(1)>",
+        "$\\frac$",
+        "a\nb\x1b[2J",
+        "\ud800",
+        "x" * 3000,
+        "é" * 50,
+    ),
     *([], {}, [1], [[]], [None, "a", []], {"a": 1}, {"": []}, [0.5] * 100, [[1, 2], [3]]),
 ]
 
@@ -121,7 +151,13 @@ def edited(value: Any, data: bytes, hostile: Callable[[Any, int], Any]) -> Any:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inside = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, part in inside:
         yield value, key
         yield from _places(part)
@@ -179,7 +215,11 @@ READERS: dict[str, tuple[Callable[..., Any], bytes, Callable[[Any, bytes], None]
     "nmnist": (nmnist.decode, nmnist.encode(EVENTS), events_fit),
     "aedat2": (aedat2.decode, aedat2.encode(EVENTS), events_fit),
     "aedat3": (aedat3.decode, aedat3.encode(EVENTS, packet=15), events_fit),
-    "labels": (gesture.labels, b"class,startTime_usec,endTime_usec\r\n1,5,9\r\n11,10,12\r\n", _anything),
+    "labels": (
+        gesture.labels,
+        b"class,startTime_usec,endTime_usec\r\n1,5,9\r\n11,10,12\r\n",
+        _anything,
+    ),
     "trials": (gesture.trials, b"user01_led.aedat\nuser29_natural.aedat\n", _anything),
     "idx": (idx.decode, struct.pack(">HBB2I", 0, 8, 2, 4, 5) + bytes(20), arrays_fit),
     "cifar binary": (cifar.decode_binary, bytes(3073), arrays_fit),
@@ -195,7 +235,11 @@ READERS: dict[str, tuple[Callable[..., Any], bytes, Callable[[Any, bytes], None]
 
 def _reader(name: str) -> Target:
     decode, good, fits = READERS[name]
-    more = {"cifar python": [_cifar()], "png": [_picture("BMP"), _picture("WEBP")], "idx": [_zipped(good)]}.get(name, [])
+    more = {
+        "cifar python": [_cifar()],
+        "png": [_picture("BMP"), _picture("WEBP")],
+        "idx": [_zipped(good)],
+    }.get(name, [])
     return Target(lambda: [good, *more], lambda data: fits(decode(data, "f"), data))
 
 
@@ -211,10 +255,14 @@ def _spoken() -> bytes:
     out = io.BytesIO()
     with h5py.File(out, "w") as file:
         for key, kind in (("times", "float16"), ("units", "uint16")):
-            member = file.create_dataset(f"spikes/{key}", (6,), dtype=h5py.vlen_dtype(np.dtype(kind)))
+            member = file.create_dataset(
+                f"spikes/{key}", (6,), dtype=h5py.vlen_dtype(np.dtype(kind))
+            )
             for i in range(6):
                 member[i] = np.arange(i + 1).astype(kind) / (1 if key == "units" else 16)
-        file.create_dataset("labels", data=np.arange(6, dtype=np.uint8), chunks=(4,), compression="gzip")
+        file.create_dataset(
+            "labels", data=np.arange(6, dtype=np.uint8), chunks=(4,), compression="gzip"
+        )
     return out.getvalue()
 
 
@@ -259,7 +307,11 @@ def _read_names(data: bytes) -> None:
         (root / part).mkdir(parents=True)
     try:
         for raw in data.split(b"\0"):
-            parts = [part for part in raw.split(b"/") if part not in (b"", b".", b"..") and len(part) < 200][:4]
+            parts = [
+                part
+                for part in raw.split(b"/")
+                if part not in (b"", b".", b"..") and len(part) < 200
+            ][:4]
             try:
                 path = root / os.fsdecode(b"/".join(parts))
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -290,7 +342,9 @@ def _read_sums(data: bytes) -> None:
     root.mkdir(exist_ok=True)
     (root / "00007.bin").write_bytes(b"12345")
     (root / simulated.SUMS).write_bytes(data)
-    simulated._Job("digits-dvs", 0, 1, np.zeros((1, 1, 8, 8), np.uint8), np.array([7])).verified(root)  # noqa: SLF001  (made of damaged values)
+    pictures, labels = np.zeros((1, 1, 8, 8), np.uint8), np.array([7])
+    job = simulated._Job("digits-dvs", 0, 1, pictures, labels)  # noqa: SLF001  (of damaged values)
+    job.verified(root)
 
 
 # ---- recipes -------------------------------------------------------------------------------------------------------------
@@ -321,7 +375,11 @@ def _recipe() -> Any:
 def _recipe_files() -> list[bytes]:
     from backspike import recipes
 
-    made = (recipes.digits(), recipes.get("cifar10"), recipes.digits().replace({"neuron": "PLIF(tau=3.0)", "norm": "TEBN()"}))
+    made = (
+        recipes.digits(),
+        recipes.get("cifar10"),
+        recipes.digits().replace({"neuron": "PLIF(tau=3.0)", "norm": "TEBN()"}),
+    )
     return [json.dumps(recipe.to_dict()).encode() for recipe in made]
 
 
@@ -340,7 +398,8 @@ def _edit_recipe(data: bytes) -> None:
 
 def _fields() -> list[bytes]:
     return [
-        b"--epochs\0" + b"3\0--neuron.surrogate=Triangle(2)\0--out\0x\0--augment\0(Shift(1),)\0--name\0a\0--optimizer.lr\0.1"
+        b"--epochs\0"
+        + b"3\0--neuron.surrogate=Triangle(2)\0--out\0x\0--augment\0(Shift(1),)\0--name\0a\0--optimizer.lr\0.1"
     ]
 
 
@@ -434,7 +493,9 @@ def _restore(data: bytes) -> None:
 
 def _pickled() -> list[bytes]:
     with zipfile.ZipFile(io.BytesIO(_checkpoint())) as archive:
-        return [archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))]
+        return [
+            archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+        ]
 
 
 def _restore_pickled(data: bytes) -> None:
@@ -455,7 +516,9 @@ def _hostile_value(old: Any, which: int) -> Any:
     return [
         flat[:0],
         flat[:1].clone(),
-        flat[:1].expand(old.shape) if old.dim() else old,  # as large as it should be, in the memory of one number
+        flat[:1].expand(old.shape)
+        if old.dim()
+        else old,  # as large as it should be, in the memory of one number
         old.double(),
         old.to(torch.complex64),
         old.bool(),
@@ -504,9 +567,16 @@ def _read_log(data: bytes) -> None:
 
 def _arrays() -> list[bytes]:
     out = io.BytesIO()
-    np.savez_compressed(out, confusion=np.eye(2, dtype=np.int64), classes=np.array(["a", "b"]), sample_y=np.arange(3))
+    np.savez_compressed(
+        out,
+        confusion=np.eye(2, dtype=np.int64),
+        classes=np.array(["a", "b"]),
+        sample_y=np.arange(3),
+    )
     stored = io.BytesIO()
-    np.savez(stored, firing_rate=np.asfortranarray(RNG.random((2, 3))), layer_names=np.array(["1", "2"]))
+    np.savez(
+        stored, firing_rate=np.asfortranarray(RNG.random((2, 3))), layer_names=np.array(["1", "2"])
+    )
     return [out.getvalue(), stored.getvalue()]
 
 
@@ -584,10 +654,18 @@ def _report_edited(data: bytes) -> None:
     for name in ("recipe.json", "env.json"):
         (path / name).write_text(json.dumps(texts.get(name, {}), default=str))
     log = texts.get("log", [])
-    (path / "log.jsonl").write_text("\n".join(json.dumps(x, default=str) for x in (log if isinstance(log, list) else [log])))
+    (path / "log.jsonl").write_text(
+        "\n".join(json.dumps(x, default=str) for x in (log if isinstance(log, list) else [log]))
+    )
     arrays = arrays if isinstance(arrays, dict) else {}
-    np.savez(path / "evaluation.npz", **{k: v for k, v in arrays.items() if isinstance(v, np.ndarray)})
-    with contextlib.nullcontext() if sum(data) % 8 == 1 else mock.patch.object(chart, "draw_svg", _plotted):
+    np.savez(
+        path / "evaluation.npz", **{k: v for k, v in arrays.items() if isinstance(v, np.ndarray)}
+    )
+    with (
+        contextlib.nullcontext()
+        if sum(data) % 8 == 1
+        else mock.patch.object(chart, "draw_svg", _plotted)
+    ):
         safe_page(report.write(path).read_text("utf-8"))
         safe_page(report.compare([path, _trained()], path / "both.html").read_text("utf-8"))
 

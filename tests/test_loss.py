@@ -45,7 +45,9 @@ def test_spike_count_mse():
     want = ((0.5 - 0.8) ** 2 + (0 - 0.1) ** 2 + (1 - 0.1) ** 2 + (0.5 - 0.8) ** 2) / 4
     assert loss.spike_count_mse(spikes, torch.tensor([0, 1])).item() == pytest.approx(want)
     want = ((0.5 - 1) ** 2 + 0 + 1 + (0.5 - 1) ** 2) / 4
-    assert loss.spike_count_mse(spikes, torch.tensor([0, 1]), correct=1.0, wrong=0.0).item() == pytest.approx(want)
+    assert loss.spike_count_mse(
+        spikes, torch.tensor([0, 1]), correct=1.0, wrong=0.0
+    ).item() == pytest.approx(want)
 
 
 @pytest.mark.parametrize("f", [loss.cross_entropy, loss.tet, loss.spike_count_mse])
@@ -55,6 +57,12 @@ def test_shapes_and_gradients(f):
     assert value.dim() == 0
     value.backward()
     assert y_seq.grad.all()
-    for bad in ((y_seq[0], torch.zeros(4).long()), (y_seq, torch.zeros(3).long()), (y_seq, torch.zeros(4, 6))):
-        with pytest.raises(ValueError, match=r"expected y_seq \[T, B, K\] and target \[B\] or \[B, K\], got"):
+    for bad in (
+        (y_seq[0], torch.zeros(4).long()),
+        (y_seq, torch.zeros(3).long()),
+        (y_seq, torch.zeros(4, 6)),
+    ):
+        with pytest.raises(
+            ValueError, match=r"expected y_seq \[T, B, K\] and target \[B\] or \[B, K\], got"
+        ):
             f(*bad)

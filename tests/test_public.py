@@ -55,5 +55,9 @@ def test_no_file_imports_a_private_name_of_another():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
             if isinstance(node, ast.ImportFrom) and node.level:
                 names = [alias.name for alias in node.names]
-                found += [f"{path.name}: {name}" for name in names if name.startswith("_") and not name.startswith("__")]
+                found += [
+                    f"{path.name}: {name}"
+                    for name in names
+                    if name.startswith("_") and not name.startswith("__")
+                ]
     assert found == []

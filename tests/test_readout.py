@@ -117,9 +117,18 @@ def test_logits_keep_the_dtype():
         (lambda: readout.TWO(2, start_epoch=-1), "start_epoch must not be negative"),
         (lambda: readout.TWO(3)(torch.zeros(2, 4, 5)), r"T = 3, got shape \[2, 4, 5\]"),
         (lambda: readout.TWO(3)(torch.zeros(3, 4)), r"T = 3, got shape \[3, 4\]"),
-        (lambda: readout.TWO(3).observe(torch.zeros(2, 4, 5), torch.zeros(4)), r"got shape \[2, 4, 5\]"),
-        (lambda: readout.TWO(3).observe(torch.zeros(3, 4, 5), torch.zeros(1)), r"y \[B\] with B = 4, got shape \[1\]"),
-        (lambda: readout.TWO(3).observe(torch.zeros(3, 4, 5), torch.zeros(4, 5)), r"y \[B\] with B = 4, got shape \[4, 5\]"),
+        (
+            lambda: readout.TWO(3).observe(torch.zeros(2, 4, 5), torch.zeros(4)),
+            r"got shape \[2, 4, 5\]",
+        ),
+        (
+            lambda: readout.TWO(3).observe(torch.zeros(3, 4, 5), torch.zeros(1)),
+            r"y \[B\] with B = 4, got shape \[1\]",
+        ),
+        (
+            lambda: readout.TWO(3).observe(torch.zeros(3, 4, 5), torch.zeros(4, 5)),
+            r"y \[B\] with B = 4, got shape \[4, 5\]",
+        ),
     ],
 )
 def test_errors(call, text):

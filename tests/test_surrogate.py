@@ -12,7 +12,18 @@ import torch
 from helpers.surrogates import FAMILIES, with_scale
 
 import backspike as bs
-from backspike import ATan, Dspike, Erf, Masked, Parametric, PiecewiseExponential, Rectangle, Sigmoid, SuperSpike, Triangle
+from backspike import (
+    ATan,
+    Dspike,
+    Erf,
+    Masked,
+    Parametric,
+    PiecewiseExponential,
+    Rectangle,
+    Sigmoid,
+    SuperSpike,
+    Triangle,
+)
 
 each_family = pytest.mark.parametrize("surrogate", FAMILIES, ids=lambda s: type(s).__name__)
 
@@ -26,7 +37,9 @@ def test_derivative_is_the_formula(surrogate):
     h, _, _ = FAMILIES[surrogate]
     z = np.linspace(-3.017, 3.011, 1201)
     np.testing.assert_allclose(at(surrogate.derivative, z), h(z), rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(at(with_scale(surrogate, 1.7).derivative, z), 1.7 * h(z), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(
+        at(with_scale(surrogate, 1.7).derivative, z), 1.7 * h(z), rtol=1e-12, atol=1e-15
+    )
 
 
 @each_family
@@ -44,7 +57,9 @@ def test_area(surrogate):
     total = 0.0
     for a, b in itertools.pairwise(edges):
         phi = (a + b) / 2 + (b - a) / 2 * nodes
-        total += (b - a) / 2 * np.sum(weights * at(surrogate.derivative, np.tan(phi)) / np.cos(phi) ** 2)
+        total += (
+            (b - a) / 2 * np.sum(weights * at(surrogate.derivative, np.tan(phi)) / np.cos(phi) ** 2)
+        )
     assert total == pytest.approx(area, rel=1e-7)
 
 
@@ -87,7 +102,12 @@ def test_peaks_of_the_defaults(surrogate, peak):
 def test_edges_are_strict():
     """Widths are powers of two, so that the edge is a float."""
     inside, edge = np.nextafter(0.25, 0), 0.25
-    assert at(Rectangle(width=0.5).derivative, [-edge, -inside, inside, edge]).tolist() == [0, 2, 2, 0]
+    assert at(Rectangle(width=0.5).derivative, [-edge, -inside, inside, edge]).tolist() == [
+        0,
+        2,
+        2,
+        0,
+    ]
     d = at(Dspike().derivative, [-0.5, -np.nextafter(0.5, 0), np.nextafter(0.5, 0), 0.5])
     assert d[0] == d[3] == 0
     assert d[1] == d[2] > 0
@@ -134,7 +154,9 @@ def test_masked_inside_parametric_comes_out():
     assert Parametric(inner, per_channel=True) == Masked(
         Parametric(Triangle(alpha=3.0), per_channel=True), p=0.3, replace=Rectangle(width=0.1)
     )
-    assert Parametric(Masked(ATan(), p=0.2, rescale=True)) == Masked(Parametric(ATan()), p=0.2, rescale=True)
+    assert Parametric(Masked(ATan(), p=0.2, rescale=True)) == Masked(
+        Parametric(ATan()), p=0.2, rescale=True
+    )
 
 
 def test_wrappers_have_the_curve_of_the_base():
@@ -148,22 +170,46 @@ def test_wrappers_have_the_curve_of_the_base():
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
-        (lambda: Triangle(alpha=0.0), ValueError, "Triangle: alpha must be a positive number, got 0"),
+        (
+            lambda: Triangle(alpha=0.0),
+            ValueError,
+            "Triangle: alpha must be a positive number, got 0",
+        ),
         (lambda: ATan(alpha=-1.0), ValueError, "ATan: alpha must be a positive number"),
-        (lambda: Rectangle(width=math.inf), ValueError, "Rectangle: width must be a positive number"),
+        (
+            lambda: Rectangle(width=math.inf),
+            ValueError,
+            "Rectangle: width must be a positive number",
+        ),
         (lambda: Sigmoid(scale=0.0), ValueError, "Sigmoid: scale must be a positive number"),
-        (lambda: SuperSpike(alpha=math.nan), ValueError, "SuperSpike: alpha must be a positive number"),
-        (lambda: PiecewiseExponential(alpha=0), ValueError, "PiecewiseExponential: alpha must be a positive"),
+        (
+            lambda: SuperSpike(alpha=math.nan),
+            ValueError,
+            "SuperSpike: alpha must be a positive number",
+        ),
+        (
+            lambda: PiecewiseExponential(alpha=0),
+            ValueError,
+            "PiecewiseExponential: alpha must be a positive",
+        ),
         (lambda: Erf(alpha=0), ValueError, "Erf: alpha must be a positive"),
         (lambda: Dspike(temperature=0), ValueError, "Dspike: temperature must be a positive"),
         (lambda: Masked(Triangle(), p=1.1), ValueError, r"must lie in \[0, 1\], got 1.1"),
         (lambda: Masked(Triangle(), p=-0.1), ValueError, r"must lie in \[0, 1\]"),
         (lambda: Masked(Triangle(), p=math.nan), ValueError, r"must lie in \[0, 1\]"),
         (lambda: Masked(Triangle(), p=1.0, rescale=True), ValueError, "p must be below 1"),
-        (lambda: Masked(Triangle(), replace=Triangle(), rescale=True), ValueError, "choose rescale or replace"),
+        (
+            lambda: Masked(Triangle(), replace=Triangle(), rescale=True),
+            ValueError,
+            "choose rescale or replace",
+        ),
         (lambda: Masked(Masked(Triangle())), ValueError, "must not be Masked"),
         (lambda: Masked(Triangle(), replace=Masked(Triangle())), ValueError, "must not be Masked"),
-        (lambda: Masked(Triangle(), replace=Parametric(Triangle())), ValueError, "nor replace Parametric"),
+        (
+            lambda: Masked(Triangle(), replace=Parametric(Triangle())),
+            ValueError,
+            "nor replace Parametric",
+        ),
         (lambda: Masked(Triangle(), replace=0.5), TypeError, "needs a surrogate such as"),
         (lambda: Masked(Triangle), TypeError, "needs a surrogate such as"),
         (lambda: Masked(0.5), TypeError, "needs a surrogate such as"),
@@ -190,7 +236,11 @@ class Cauchy:
 
 
 @pytest.mark.parametrize("backend", ["auto", *bs.backends()])
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: Masked(s, p=0.4), Parametric], ids=["plain", "masked", "parametric"])
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda s: s, lambda s: Masked(s, p=0.4), Parametric],
+    ids=["plain", "masked", "parametric"],
+)
 @pytest.mark.filterwarnings("ignore:backspike. falling back")
 def test_a_users_surrogate_works_in_a_layer(backend, wrap):
     """On every backend that takes it, and always on `auto`, `eager` and `reference`."""

@@ -13,17 +13,23 @@ def cross_entropy(y_seq: Tensor, target: Tensor, label_smoothing: float = 0.0) -
     return F.cross_entropy(y_seq.mean(0), target, label_smoothing=label_smoothing)
 
 
-def tet(y_seq: Tensor, target: Tensor, lam: float = 0.05, phi: float = 1.0, label_smoothing: float = 0.0) -> Tensor:
+def tet(
+    y_seq: Tensor, target: Tensor, lam: float = 0.05, phi: float = 1.0, label_smoothing: float = 0.0
+) -> Tensor:
     """Temporal efficient training (Deng, Li, Zhang, Gu 2022, eq. 10-12): the loss of every timestep, averaged.
 
     (1 - lam) mean_t CE(o[t], y) + lam mean_t MSE(o[t], phi); the second term keeps outliers down.
     """
     _check(y_seq, target)
-    each = F.cross_entropy(y_seq.flatten(0, 1), torch.cat([target] * len(y_seq)), label_smoothing=label_smoothing)
+    each = F.cross_entropy(
+        y_seq.flatten(0, 1), torch.cat([target] * len(y_seq)), label_smoothing=label_smoothing
+    )
     return (1 - lam) * each + lam * F.mse_loss(y_seq, torch.full_like(y_seq, phi))
 
 
-def spike_count_mse(y_seq: Tensor, target: Tensor, correct: float = 0.8, wrong: float = 0.1) -> Tensor:
+def spike_count_mse(
+    y_seq: Tensor, target: Tensor, correct: float = 0.8, wrong: float = 0.1
+) -> Tensor:
     """Mean squared distance of the firing rates from `correct` for the target class and `wrong` for the others."""
     _check(y_seq, target)
     rate = y_seq.mean(0)
@@ -33,4 +39,6 @@ def spike_count_mse(y_seq: Tensor, target: Tensor, correct: float = 0.8, wrong: 
 
 def _check(y_seq: Tensor, target: Tensor) -> None:
     if y_seq.dim() != 3 or target.shape not in (y_seq.shape[1:2], y_seq.shape[1:]):
-        raise ValueError(f"expected y_seq [T, B, K] and target [B] or [B, K], got {list(y_seq.shape)} and {list(target.shape)}")
+        raise ValueError(
+            f"expected y_seq [T, B, K] and target [B] or [B, K], got {list(y_seq.shape)} and {list(target.shape)}"
+        )

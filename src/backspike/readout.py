@@ -43,7 +43,9 @@ class TWO(nn.Module):
     seen: Tensor
     epoch: Tensor
 
-    def __init__(self, T: int, beta: float = 0.7, start_epoch: int = 5, cumulative: bool = False) -> None:
+    def __init__(
+        self, T: int, beta: float = 0.7, start_epoch: int = 5, cumulative: bool = False
+    ) -> None:
         super().__init__()
         if T < 1:
             raise ValueError(f"TWO: T must be at least 1, got {T}")
@@ -66,7 +68,9 @@ class TWO(nn.Module):
         """Counts the right answers of every timestep: o `[T, B, K]`, y `[B]`. For training batches only."""
         self._check(o)
         if y.shape != o.shape[1:2]:
-            raise ValueError(f"TWO: expected targets y [B] with B = {o.shape[1]}, got shape {list(y.shape)}")
+            raise ValueError(
+                f"TWO: expected targets y [B] with B = {o.shape[1]}, got shape {list(y.shape)}"
+            )
         score = o.cumsum(0) if self.cumulative else o
         correct = (score.argmax(-1) == y).sum(1)
         counts = distributed.summed(torch.cat([correct, correct.new_full((1,), len(y))]))
@@ -86,7 +90,9 @@ class TWO(nn.Module):
 
     def _check(self, o: Tensor) -> None:
         if o.dim() != 3 or o.shape[0] != self.T:
-            raise ValueError(f"TWO: expected outputs [T, B, K] with T = {self.T}, got shape {list(o.shape)}")
+            raise ValueError(
+                f"TWO: expected outputs [T, B, K] with T = {self.T}, got shape {list(o.shape)}"
+            )
 
     def extra_repr(self) -> str:
         return f"T={self.T}, beta={self.beta}, start_epoch={self.start_epoch}, cumulative={self.cumulative}"

@@ -21,7 +21,15 @@ from .system.files import cannot_write, read_json, write_atomic
 
 # in the order in which an old run is deleted, so that a kill meanwhile leaves a run that is done, or one that starts again
 FILES = (
-    *("last.ckpt", "previous.ckpt", "log.jsonl", "env.json", "best.ckpt", "model.safetensors", "evaluation.npz"),
+    *(
+        "last.ckpt",
+        "previous.ckpt",
+        "log.jsonl",
+        "env.json",
+        "best.ckpt",
+        "model.safetensors",
+        "evaluation.npz",
+    ),
     *("anytime.json", "report.html", "doctor.html", "recipe.json"),
 )
 TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")
@@ -52,14 +60,18 @@ class Run:
         return Run(path)
 
     @contextmanager
-    def created(self, recipe: Recipe, own: Sequence[str] = (), force: bool = False) -> Iterator[None]:
+    def created(
+        self, recipe: Recipe, own: Sequence[str] = (), force: bool = False
+    ) -> Iterator[None]:
         """The folder with nothing but its recipe in it, locked. own: what the user gave in place of the recipe's."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise cannot_write(self.path, e) from e
         with self.locked():
-            Run.free(self.path, force)  # another process may have made a run here since it was asked
+            Run.free(
+                self.path, force
+            )  # another process may have made a run here since it was asked
             try:
                 for name in FILES[:-1]:
                     (self.path / name).unlink(missing_ok=True)
@@ -72,7 +84,9 @@ class Run:
     def open(path: str | Path) -> Run:
         run = Run(Path(path))
         if not (run.path / "recipe.json").is_file():
-            raise RunError(f"{path} is no run folder (no recipe.json); name one made by `backspike train`")
+            raise RunError(
+                f"{path} is no run folder (no recipe.json); name one made by `backspike train`"
+            )
         return run
 
     def recipe(self, values: tuple[type, ...] = ()) -> Recipe:
@@ -80,7 +94,11 @@ class Run:
         try:
             return Recipe.from_dict(read_json(path.read_bytes()), values)
         except (ValueError, OSError) as e:
-            hint = "; pass your own classes as values=" if isinstance(e, RecipeError) and "unknown name" in str(e) else ""
+            hint = (
+                "; pass your own classes as values="
+                if isinstance(e, RecipeError) and "unknown name" in str(e)
+                else ""
+            )
             raise RunError(
                 f"{path} is damaged or of another version: {e}{hint or '; put it back, or train anew with --force'}"
             ) from e
@@ -109,7 +127,9 @@ class Run:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as e:
-                raise RunError(f"{self.path} is in use by another process; wait for it or choose another --out") from e
+                raise RunError(
+                    f"{self.path} is in use by another process; wait for it or choose another --out"
+                ) from e
             for path in self.path.iterdir():
                 if TEMPORARY.fullmatch(path.name):
                     path.unlink(missing_ok=True)
@@ -132,9 +152,13 @@ class Run:
         try:
             value = read_json(self.read(name))
         except ValueError as e:
-            raise RunError(f"{self.path / name} is damaged ({e}); restore the file or train again") from e
+            raise RunError(
+                f"{self.path / name} is damaged ({e}); restore the file or train again"
+            ) from e
         if not isinstance(value, dict):
-            raise RunError(f"{self.path / name} is damaged (no JSON object); restore the file or train again")
+            raise RunError(
+                f"{self.path / name} is damaged (no JSON object); restore the file or train again"
+            )
         return value
 
     def has(self, name: str) -> bool:
@@ -179,7 +203,11 @@ class Run:
 
     def _lines(self) -> list[dict[str, Any] | None]:
         """The events of the log, None for a line that is none."""
-        return [_event(line) for line in self.read("log.jsonl").splitlines()] if self.has("log.jsonl") else []
+        return (
+            [_event(line) for line in self.read("log.jsonl").splitlines()]
+            if self.has("log.jsonl")
+            else []
+        )
 
 
 def _event(line: bytes) -> dict[str, Any] | None:
@@ -194,7 +222,9 @@ class Elsewhere(Run):
     """The folder of a run that another process writes: here nothing is written to it, nor need it be there."""
 
     @contextmanager
-    def created(self, recipe: Recipe, own: Sequence[str] = (), force: bool = False) -> Iterator[None]:
+    def created(
+        self, recipe: Recipe, own: Sequence[str] = (), force: bool = False
+    ) -> Iterator[None]:
         yield
 
     @contextmanager

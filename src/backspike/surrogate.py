@@ -27,7 +27,9 @@ class Surrogate(Protocol):
 def _positive(owner: object, **values: float) -> None:
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{type(owner).__name__}: {name} must be a positive number, got {value}")
+            raise ValueError(
+                f"{type(owner).__name__}: {name} must be a positive number, got {value}"
+            )
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,9 @@ class Masked:
         if self.rescale and self.p == 1:
             raise ValueError("Masked: rescale divides by 1 - p, so p must be below 1")
         if self.rescale and self.replace is not None:
-            raise ValueError("Masked: choose rescale or replace; with replace nothing is lost that rescale could make up")
+            raise ValueError(
+                "Masked: choose rescale or replace; with replace nothing is lost that rescale could make up"
+            )
 
     def derivative(self, z: Tensor) -> Tensor:
         return self.base.derivative(z)
@@ -242,7 +246,9 @@ class Masked:
 
 def _check_base(owner: object, base: object) -> None:
     if isinstance(base, type) or not isinstance(base, Surrogate):
-        raise TypeError(f"{type(owner).__name__}: needs a surrogate such as Triangle(alpha=2), got {base!r}")
+        raise TypeError(
+            f"{type(owner).__name__}: needs a surrogate such as Triangle(alpha=2), got {base!r}"
+        )
 
 
 def unwrap(surrogate: Surrogate) -> tuple[Masked | None, Parametric | None, Surrogate]:

@@ -20,7 +20,10 @@ from backspike.report import read, results
 
 
 def split(right, sure):
-    return Split(torch.tensor(right, dtype=torch.bool), {"confidence": torch.tensor(sure, dtype=torch.float64)})
+    return Split(
+        torch.tensor(right, dtype=torch.bool),
+        {"confidence": torch.tensor(sure, dtype=torch.float64)},
+    )
 
 
 # T = 3 steps, four samples: when each is right, and how sure
@@ -32,7 +35,9 @@ def test_exits_by_hand():
     """At 0.65 the samples stop after 1, 2, 3 and 1 steps; the third is never so sure."""
     s = split(RIGHT, SURE)
     assert s.accuracy() == [0.5, 0.5, 0.75]
-    steps, accuracy = s.exits("confidence", torch.tensor([0.0, 0.65, 0.85, 2.0], dtype=torch.float64))
+    steps, accuracy = s.exits(
+        "confidence", torch.tensor([0.0, 0.65, 0.85, 2.0], dtype=torch.float64)
+    )
     assert steps.tolist() == [1, (1 + 2 + 3 + 1) / 4, (1 + 3 + 3 + 2) / 4, 3]
     assert accuracy.tolist() == [0.5, 1.0, 0.75, 0.75]
 
@@ -78,7 +83,11 @@ def test_what_a_prefix_means(how):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("anytime") / "run"
-    bs.fit(tiny(limit=300, epochs=2, readout="TWO(start_epoch=0)", **{"optimizer.lr": 0.02}), folder, report=False)
+    bs.fit(
+        tiny(limit=300, epochs=2, readout="TWO(start_epoch=0)", **{"optimizer.lr": 0.02}),
+        folder,
+        report=False,
+    )
     return folder
 
 
@@ -131,7 +140,13 @@ def test_it_needs_a_validation_split(run):
 def test_a_strange_file_leaves_the_page_whole(tmp_path, damage):
     run = make_run(tmp_path / "run")
     made = early_exit.measured(
-        *[Split(torch.rand(8, 20) < 0.5, {m: torch.rand(8, 20).double() for m in early_exit.MEASURES})] * 2
+        *[
+            Split(
+                torch.rand(8, 20) < 0.5,
+                {m: torch.rand(8, 20).double() for m in early_exit.MEASURES},
+            )
+        ]
+        * 2
     )
     (run / "anytime.json").write_text(json.dumps(made | damage))
     section = results.early_exit(read.load_run(run))
@@ -142,10 +157,15 @@ def test_a_strange_file_leaves_the_page_whole(tmp_path, damage):
 def test_a_torn_file_is_said(tmp_path):
     run = make_run(tmp_path / "run")
     (run / "anytime.json").write_text('{"accuracy": [0.5, ')
-    with pytest.raises(errors.ReportError, match=r"anytime.json: damaged .* write it again with `backspike eval --anytime`"):
+    with pytest.raises(
+        errors.ReportError,
+        match=r"anytime.json: damaged .* write it again with `backspike eval --anytime`",
+    ):
         report.write(run)
 
 
 def test_no_sample_is_lost(run):
     """All samples of both splits are in, in any number of parts."""
-    assert np.isclose(json.loads((run / "anytime.json").read_text())["accuracy"][-1] * 360 % 1, [0, 1], atol=1e-6).any()
+    assert np.isclose(
+        json.loads((run / "anytime.json").read_text())["accuracy"][-1] * 360 % 1, [0, 1], atol=1e-6
+    ).any()

@@ -18,15 +18,30 @@ from backspike.report import activity, read
 from backspike.train import Network
 
 T, B = 3, 2
-FIELDS = ("kind", "steps", "macs", "additions", "products", "spikes", "weights", "inputs", "outputs", "bits")
+FIELDS = (
+    "kind",
+    "steps",
+    "macs",
+    "additions",
+    "products",
+    "spikes",
+    "weights",
+    "inputs",
+    "outputs",
+    "bits",
+)
 
 
 def counted(model, x):
     """The arrays of one batch x `[T, B, ...]`, and the same as a dict by layer; not-a-number as None."""
-    batches = types.SimpleNamespace(recipe=types.SimpleNamespace(T=len(x)), in_order=lambda at_most: iter([(x, None)]))
+    batches = types.SimpleNamespace(
+        recipe=types.SimpleNamespace(T=len(x)), in_order=lambda at_most: iter([(x, None)])
+    )
     arrays = op_count.count(Network(model, bs.readout.Mean()), batches)
     rows = zip(arrays["op_name"], *(arrays[f"op_{key}"].tolist() for key in FIELDS))
-    return {name: dict(zip(FIELDS, (None if v != v else v for v in values))) for name, *values in rows}, arrays
+    return {
+        name: dict(zip(FIELDS, (None if v != v else v for v in values))) for name, *values in rows
+    }, arrays
 
 
 def memoryless():
@@ -58,9 +73,15 @@ def test_its_energy_by_hand(small):
     assert (first.ann, second.ann) == (energy.Cost(6, 0, 6 + 3 + 2), energy.Cost(8, 0, 8 + 2 + 4))
     # once: weights and inputs; its two currents written once and read three times
     assert first.snn == energy.Cost(6, 0, 6 + 3 + 2 + 3 * 2)
-    assert (neurons.ann, neurons.snn) == (energy.Cost(), energy.Cost(3 * 2, 0, 3 * (2 * 2 + 2 / 32)))
+    assert (neurons.ann, neurons.snn) == (
+        energy.Cost(),
+        energy.Cost(3 * 2, 0, 3 * (2 * 2 + 2 / 32)),
+    )
     assert second.snn == energy.Cost(0, 12, 3 * (8 + 2 / 32))
-    ann, snn = (energy.total(getattr(layer, which) for layer in (first, neurons, second)) for which in ("ann", "snn"))
+    ann, snn = (
+        energy.total(getattr(layer, which) for layer in (first, neurons, second))
+        for which in ("ann", "snn")
+    )
     assert ann.arithmetic == pytest.approx(14 * 4.6)
     assert snn.arithmetic == pytest.approx(12 * 4.6 + 12 * 0.9)
     assert snn.with_memory(5.0) - snn.arithmetic == pytest.approx(5 * (17 + 12.1875 + 24.1875))
@@ -77,7 +98,11 @@ def test_events_are_added_and_real_numbers_multiplied(small):
     model, _ = small
     events = torch.tensor([[0.0, 2.0, 1.0]]).repeat(T, B, 1)
     rows, _ = counted(model, events)
-    assert (rows["0.0"]["additions"], rows["0.0"]["products"], rows["0.0"]["bits"]) == (3 * 3 * 2, 3 * 2 * 2, 2)
+    assert (rows["0.0"]["additions"], rows["0.0"]["products"], rows["0.0"]["bits"]) == (
+        3 * 3 * 2,
+        3 * 2 * 2,
+        2,
+    )
     rows, _ = counted(model, events / 2)
     assert rows["0.0"]["additions"] is None
 
@@ -103,23 +128,36 @@ def test_connections_of_a_convolution_by_brute_force(geometry):
 
 def test_spikes_behind_an_average_pool_are_counted_one_by_one():
     """4 spikes in a window are 4; and where adding them first is cheaper, they are multiplied instead."""
-    s = torch.tensor([1.0, 1, 1, 1, 0, 0, 1, 0]).view(1, 1, 1, 2, 4).expand(T, 1, 1, 2, 4).contiguous()
+    s = (
+        torch.tensor([1.0, 1, 1, 1, 0, 0, 1, 0])
+        .view(1, 1, 1, 2, 4)
+        .expand(T, 1, 1, 2, 4)
+        .contiguous()
+    )
     for outputs, pool in ((3, nn.AvgPool2d(2)), (50, nn.AdaptiveAvgPool2d(1))):
         last = nn.Linear(2 if outputs == 3 else 1, outputs)
-        rows, arrays = counted(nn.Sequential(memoryless(), bs.OverTime(pool, nn.Flatten(), last)), s)
+        rows, arrays = counted(
+            nn.Sequential(memoryless(), bs.OverTime(pool, nn.Flatten(), last)), s
+        )
         row = rows["1.2"]
         spikes = float(s.sum())
         assert (row["spikes"], row["additions"]) == (spikes, spikes * outputs)
     assert (row["products"], row["bits"]) == (T * 50, 3)
-    assert energy.layers(arrays, T)[1].snn.acs == spikes * 50  # 5 additions are 4.5 pJ, a multiplication 4.6
+    assert (
+        energy.layers(arrays, T)[1].snn.acs == spikes * 50
+    )  # 5 additions are 4.5 pJ, a multiplication 4.6
     s[..., 1, :3] = 1  # 7 of 8
-    *_, last = energy.layers(counted(nn.Sequential(memoryless(), bs.OverTime(pool, nn.Flatten(), last)), s)[1], T)
+    *_, last = energy.layers(
+        counted(nn.Sequential(memoryless(), bs.OverTime(pool, nn.Flatten(), last)), s)[1], T
+    )
     assert (last.snn.acs, last.snn.macs) == (0, T * 50)
 
 
 def test_pools_of_other_sizes():
     for size in (1, 5, 7):
-        s = (torch.rand(T, B, 2, size, size, generator=torch.Generator().manual_seed(1)) < 0.4).float()
+        s = (
+            torch.rand(T, B, 2, size, size, generator=torch.Generator().manual_seed(1)) < 0.4
+        ).float()
         head = bs.OverTime(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
         rows, _ = counted(nn.Sequential(memoryless(), head), s)
         assert rows["1.2"]["spikes"] == s.sum().item() / B
@@ -128,18 +166,26 @@ def test_pools_of_other_sizes():
 def test_residual_blocks_and_folded_norms():
     """Spikes that two branches add count twice; what each convolution gets is taken from the same network by hooks."""
     torch.manual_seed(0)
-    model = nn.Sequential(bs.OverTime(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)), bs.LIF(v_threshold=0.3))
+    model = nn.Sequential(
+        bs.OverTime(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)), bs.LIF(v_threshold=0.3)
+    )
     neuron = lambda channels: bs.LIF(v_threshold=0.02)  # noqa: E731
-    model = nn.Sequential(*model, SEWBasic(4, 4, 1, neuron, batch_norm), SEWBasic(4, 8, 2, neuron, batch_norm)).eval()
+    model = nn.Sequential(
+        *model, SEWBasic(4, 4, 1, neuron, batch_norm), SEWBasic(4, 8, 2, neuron, batch_norm)
+    ).eval()
     x = torch.rand(1, B, 2, 6, 6).expand(T, B, 2, 6, 6)
     got, expected = {}, {}
     for name, m in model.named_modules():
         if isinstance(m, nn.Conv2d):
-            m.register_forward_hook(lambda m, args, y, name=name: got.__setitem__(name, (m, args[0])))
+            m.register_forward_hook(
+                lambda m, args, y, name=name: got.__setitem__(name, (m, args[0]))
+            )
     with torch.no_grad():
         model(x)
     for name, (m, a) in got.items():
-        reached = F.conv2d(a, torch.ones_like(m.weight), None, m.stride, m.padding, m.dilation, m.groups)
+        reached = F.conv2d(
+            a, torch.ones_like(m.weight), None, m.stride, m.padding, m.dilation, m.groups
+        )
         expected[name] = reached.sum().item() / B
     rows, _ = counted(model, x)
     convolutions = {name: row for name, row in rows.items() if row["kind"] == "convolution"}
@@ -155,7 +201,9 @@ def test_residual_blocks_and_folded_norms():
 def test_attention_is_counted_too():
     """Two products of spikes with spikes in each encoder, counted here by hand from what the neurons sent."""
     torch.manual_seed(0)
-    model = bs.models.spikformer(dim=16, depth=1, heads=2, neuron=lambda channels: bs.LIF(v_threshold=0.1)).eval()
+    model = bs.models.spikformer(
+        dim=16, depth=1, heads=2, neuron=lambda channels: bs.LIF(v_threshold=0.1)
+    ).eval()
     x = torch.rand(1, 1, 3, 16, 16).expand(2, 1, 3, 16, 16)
     with bs.record(model) as sent, torch.no_grad():
         model(x)
@@ -184,7 +232,10 @@ def test_the_report_shows_it_and_warns_where_spikes_cost_more(small, tmp_path):
     page = Page(report.write(run))
     text = " ".join(page.text.split())
     assert {"energy", "fig-energy"} <= {*page.ids}
-    assert "The spiking network costs more than the equal network without spikes: arithmetic alone 1.02 times as much" in text
+    assert (
+        "The spiking network costs more than the equal network without spikes: arithmetic alone 1.02 times as much"
+        in text
+    )
     assert "64.4 pJ 66 pJ 1.02 ×" in text
     assert "0.0 is computed once" in text
     # many real inputs, which are bits in the spiking network, and a last layer that is large beside three spikes
@@ -205,6 +256,8 @@ def test_arrays_that_do_not_belong_together_are_damage(small, tmp_path):
 def test_without_one_of_the_arrays_there_is_no_energy(missing, small, tmp_path):
     run = make_run(tmp_path / "run", T=T)
     arrays = dict(np.load(run / "evaluation.npz")) | counted(*small)[1]
-    np.savez(run / "evaluation.npz", **{name: array for name, array in arrays.items() if name != missing})
+    np.savez(
+        run / "evaluation.npz", **{name: array for name, array in arrays.items() if name != missing}
+    )
     page = Page(report.write(run))
     assert "energy" not in page.ids

@@ -28,7 +28,17 @@ WORK = {w.name: w for w in plan.WORKLOADS}
 def measured(tmp_path_factory):
     """A whole bench of one small workload, from the command line: its folder and its report."""
     out = tmp_path_factory.mktemp("bench")
-    words = ["bench", "fc-10%", "--quick", "--only", "8 bit,plain loop", "--precision", "float32", "--rounds", "2"]
+    words = [
+        "bench",
+        "fc-10%",
+        "--quick",
+        "--only",
+        "8 bit,plain loop",
+        "--precision",
+        "float32",
+        "--rounds",
+        "2",
+    ]
     assert cli.main([*words, "--threads", "1", "--out", str(out)]) == 0
     return out, json.loads((out / "bench.json").read_text())
 
@@ -38,12 +48,24 @@ def test_a_bench_measures_every_row_and_writes_it_down(measured):
     assert [w["workload"] for w in report["workloads"]] == ["fc-10%"]
     for workload in report["workloads"]:
         rows = {row["name"]: row for row in workload["rows"]}
-        assert set(rows) == {"backspike, 8 bit", "backspike, 8 bit, lean heap", "plain loop", "copy", "products, fp32"}
+        assert set(rows) == {
+            "backspike, 8 bit",
+            "backspike, 8 bit, lean heap",
+            "plain loop",
+            "copy",
+            "products, fp32",
+        }
         ours, plain = rows["backspike, 8 bit"], rows["plain loop"]
-        assert ours["speed_against"]["plain loop"] == pytest.approx(plain["median"] / ours["median"])
-        assert ours["memory_against"]["plain loop"] == pytest.approx(ours["memory"]["bytes"] / plain["memory"]["bytes"])
+        assert ours["speed_against"]["plain loop"] == pytest.approx(
+            plain["median"] / ours["median"]
+        )
+        assert ours["memory_against"]["plain loop"] == pytest.approx(
+            ours["memory"]["bytes"] / plain["memory"]["bytes"]
+        )
         assert ours["per_second"] == pytest.approx(8 / ours["median"])
-        assert ours["share_of_limit"] == pytest.approx(rows["products, fp32"]["median"] / ours["median"])
+        assert ours["share_of_limit"] == pytest.approx(
+            rows["products, fp32"]["median"] / ours["median"]
+        )
         for row in rows.values():
             times = [t for turn in row["rounds"] for t in turn]
             assert len(row["rounds"]) == 2
@@ -69,15 +91,22 @@ def test_the_densities_are_what_the_workload_says(measured):
     shares = []
     for m in network.model.modules():
         if isinstance(m, bs.LIF):
-            m.temporal_gradient, m.reset_gradient = False, 0.0  # so that the gradient of a current is g h
-            m.register_full_backward_hook(lambda m, gx, g: shares.append((gx[0] != 0).double().mean().item()))
+            m.temporal_gradient, m.reset_gradient = (
+                False,
+                0.0,
+            )  # so that the gradient of a current is g h
+            m.register_full_backward_hook(
+                lambda m, gx, g: shares.append((gx[0] != 0).double().mean().item())
+            )
     network.computed()
     assert shares == pytest.approx([0.1, 0.1], abs=0.003)
 
 
 @pytest.mark.parametrize("name", WORK)
 @pytest.mark.parametrize(
-    "wrong", [{"detached": True}, {"gain": 0.51}, {"surrogate": "superspike"}], ids=["detached", "gain", "surrogate"]
+    "wrong",
+    [{"detached": True}, {"gain": 0.51}, {"surrogate": "superspike"}],
+    ids=["detached", "gain", "surrogate"],
 )
 def test_a_neuron_that_is_not_the_stated_one_does_not_pass(name, wrong):
     work = WORK[name].small()
@@ -91,7 +120,9 @@ def test_the_statement_agrees_with_the_reference_of_backspike(kind):
     """Two independent statements of the same network in float64."""
     work = WORK[kind].small()
     width = work.widths[0] if work.widths else 1.0
-    expected = gate.statement(work, Neuron(surrogate="rectangle" if work.widths else "atan", width=width))
+    expected = gate.statement(
+        work, Neuron(surrogate="rectangle" if work.widths else "atan", width=width)
+    )
     if kind == "neuron":
         x, g = (t.double() for t in networks.data(work))
         x.requires_grad_()
@@ -116,7 +147,10 @@ def test_every_way_of_running_ours_passes_the_gate(name, tmp_path):
     work = WORK[name]
     for implementation in plan.implementations(work, only=["backspike"]):
         if not implementation.limit:
-            assert gate.judge(_Here(implementation.settings), implementation, work, tmp_path).reason == ""
+            assert (
+                gate.judge(_Here(implementation.settings), implementation, work, tmp_path).reason
+                == ""
+            )
 
 
 class _Here:
@@ -134,9 +168,13 @@ class _Here:
 
 def test_the_parameters_are_the_same_for_all_and_follow_the_seed():
     work = WORK["resnet"].small()
-    ours, plain = (networks.build(work, libraries.load(Settings(name))) for name in ("ours", "plain"))
+    ours, plain = (
+        networks.build(work, libraries.load(Settings(name))) for name in ("ours", "plain")
+    )
     other = networks.build(replace(work, seed=5), libraries.load(Settings("plain")))
-    pairs = list(zip(networks.weights(ours), networks.weights(plain), networks.weights(other), strict=True))
+    pairs = list(
+        zip(networks.weights(ours), networks.weights(plain), networks.weights(other), strict=True)
+    )
     assert all(torch.equal(a, b) for a, b, _ in pairs)
     assert not any(torch.equal(a, c) for a, _, c in pairs if a.dim() > 1)
 
@@ -145,7 +183,9 @@ def test_the_full_resnet_is_resnet18():
     """11.17 million parameters and 555 million multiplications an image, as ResNet18 has with a 3x3 stem and ten classes."""
     work, settings = replace(WORK["resnet"], T=1, B=1), Settings("limits")
     layers = limits._layers(work, settings)
-    outputs = [shape[2] // m.stride[0] if isinstance(m, torch.nn.Conv2d) else 1 for m, shape, _ in layers]
+    outputs = [
+        shape[2] // m.stride[0] if isinstance(m, torch.nn.Conv2d) else 1 for m, shape, _ in layers
+    ]
     assert sum(size**2 * m.weight.numel() for size, (m, *_) in zip(outputs, layers)) == 555_422_720
     norms = 2 * (64 * 5 + 128 * 5 + 256 * 5 + 512 * 5)
     assert sum(m.weight.numel() for m, *_ in layers) + 10 + norms == 11_173_962
@@ -181,24 +221,41 @@ def _row(name, seconds, facts, **settings):
 
 def test_the_rows_of_a_gpu():
     work = {w.name: w for w in plan.GPU_WORKLOADS}
-    rows = {r.name: r.settings for r in plan.implementations(work["vggsnn"], peers=["spikingjelly"], device="cuda")}
+    rows = {
+        r.name: r.settings
+        for r in plan.implementations(work["vggsnn"], peers=["spikingjelly"], device="cuda")
+    }
     assert all(settings.device == "cuda" for settings in rows.values())
     assert not [name for name in rows if "heap" in name]
     assert rows["backspike, bf16, CUDA graph"].graph
-    assert rows["SpikingJelly, bf16, Triton"] == Settings("spikingjelly", bfloat16=True, backend="triton", device="cuda")
-    assert not [r for r in plan.implementations(work["vggsnn"], peers=["spikingjelly"]) if "Triton" in r.name]
+    assert rows["SpikingJelly, bf16, Triton"] == Settings(
+        "spikingjelly", bfloat16=True, backend="triton", device="cuda"
+    )
+    assert not [
+        r
+        for r in plan.implementations(work["vggsnn"], peers=["spikingjelly"])
+        if "Triton" in r.name
+    ]
     assert [w.name for w in plan.workloads("all", False, "cuda")] == list(work)
 
 
 # VGGSNN: convolutions 9 (2 64 + 64 128 + 128 256 + 256 256 + 256 512 + 3 512 512), norms 2 (64 + 128 + 2 256 + 4 512), linear
 # 10 (9 512 + 1); ResNet18 of ImageNet: 11,689,512
-PARAMETERS = {"vggsnn": 9 * (128 + 8192 + 32768 + 65536 + 131072 + 786432) + 2 * 2752 + 46090, "resnet-224px": 11_689_512}
+PARAMETERS = {
+    "vggsnn": 9 * (128 + 8192 + 32768 + 65536 + 131072 + 786432) + 2 * 2752 + 46090,
+    "resnet-224px": 11_689_512,
+}
 
 
-@pytest.mark.parametrize(("name", "outputs"), [("vggsnn", (6, 4, 10)), ("resnet-224px", (4, 4, 1000))])
+@pytest.mark.parametrize(
+    ("name", "outputs"), [("vggsnn", (6, 4, 10)), ("resnet-224px", (4, 4, 1000))]
+)
 def test_the_networks_of_a_gpu(name, outputs):
     work = next(w for w in plan.GPU_WORKLOADS if w.name == name)
-    assert sum(p.numel() for p in networks.build(work, libraries.load(Settings("plain"))).parameters()) == PARAMETERS[name]
+    assert (
+        sum(p.numel() for p in networks.build(work, libraries.load(Settings("plain"))).parameters())
+        == PARAMETERS[name]
+    )
     x, _ = networks.data(work.small())
     assert networks.build(work.small(), libraries.load(Settings("ours")))(x).shape == outputs
 
@@ -214,7 +271,9 @@ a = torch.ones(25_000_000); del a
 b = torch.ones(1_000_000)
 print(peak.extra(), peak.how)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     extra, how = done.stdout.split()
     assert 98e6 < int(extra) < 112e6
     assert how in ("VmHWM", "ru_maxrss")
@@ -225,21 +284,38 @@ def _outcome(**medians: float) -> results.Outcome:
     rows = []
     for implementation in plan.implementations(WORK["vgg"], peers=plan.PEERS):
         name = implementation.name.replace(", ", "_").replace(" ", "_")
-        row = results.Row(implementation, rounds=[[medians.get(name, 1.0)] * 3], memory={"bytes": 8e6, "how": "VmHWM"})
+        row = results.Row(
+            implementation,
+            rounds=[[medians.get(name, 1.0)] * 3],
+            memory={"bytes": 8e6, "how": "VmHWM"},
+        )
         row.facts = {"bytes": 2e9, "flop": 3e9, "spikes": [0.1]}
         rows.append(row)
     return results.Outcome(WORK["vgg"], rows)
 
 
 def test_ratios_and_shares_are_taken_to_the_right_rows():
-    made = _outcome(backspike=0.25, SpikingJelly=2.0, products_fp32=0.2, copy=0.1, **{"products_fp32_channels-last": 0.1})
+    made = _outcome(
+        backspike=0.25,
+        SpikingJelly=2.0,
+        products_fp32=0.2,
+        copy=0.1,
+        **{"products_fp32_channels-last": 0.1},
+    )
     rows = {r.name: r for r in made.rows}
     assert page.against(rows["backspike"], rows["SpikingJelly"]) == "8.00x, 1.00"
     assert made.share(rows["backspike"]) == pytest.approx(0.4)  # of the faster layout
-    assert made.share(rows["backspike, bf16"]) == pytest.approx(1.0)  # of the products in its own precision
+    assert made.share(rows["backspike, bf16"]) == pytest.approx(
+        1.0
+    )  # of the products in its own precision
     assert made.speeds()["copy"] == pytest.approx(20.0)
     assert [r.name for r in made.against(5)] == [
-        *("SpikingJelly", "SpikingJelly, bf16", "SpikingJelly, bf16, heap kept", "SpikingJelly, bf16, lean heap"),
+        *(
+            "SpikingJelly",
+            "SpikingJelly, bf16",
+            "SpikingJelly, bf16, heap kept",
+            "SpikingJelly, bf16, lean heap",
+        ),
         "plain loop",
     ]
     assert len({len(page.cells(made, row)) for row in made.ranked()} | {len(page.head(made))}) == 1
@@ -275,20 +351,34 @@ def test_a_row_that_fails_is_named_and_the_others_go_on(monkeypatch):
         return ask(self, do, **request)
 
     def misled(worker, settings, *rest):
-        monkeypatch.setattr(gate, "Neuron", (lambda **_: Neuron(detached=True)) if settings.library == "plain" else Neuron)
+        monkeypatch.setattr(
+            gate,
+            "Neuron",
+            (lambda **_: Neuron(detached=True)) if settings.library == "plain" else Neuron,
+        )
         return compare(worker, settings, *rest)
 
     monkeypatch.setattr(workers.Worker, "ask", dies)
     monkeypatch.setattr(gate, "_exact", misled)
     events = []
-    result = bench.run("neuron", quick=True, rounds=2, threads=1, only=["plain", "8 bit", "eager"], listen=events.append)
+    result = bench.run(
+        "neuron",
+        quick=True,
+        rounds=2,
+        threads=1,
+        only=["plain", "8 bit", "eager"],
+        listen=events.append,
+    )
     killed, eager, _, plain = result.outcomes[0].ranked()
     assert "signal 9" in killed.failed
     assert "float64" in plain.failed
     assert plain.rounds == []
     assert eager.failed == ""
     assert len(eager.rounds) == 2
-    assert {e["name"] for e in events if e["event"] == "failed"} == {"backspike, 8 bit", "plain loop"}
+    assert {e["name"] for e in events if e["event"] == "failed"} == {
+        "backspike, 8 bit",
+        "plain loop",
+    }
     assert f"failed: {plain.failed}" in page.markdown(result, "backspike bench")
     assert math.isnan(result.outcomes[0].share(plain))
 
@@ -314,7 +404,10 @@ def test_ctrl_c_ends_all_workers(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["cnn"], "there are neuron, fc, fc-10%, vgg, vgg-10%, vgg-20%, resnet, resnet-10%, resnet-20%, neuron-gpu"),
+        (
+            ["cnn"],
+            "there are neuron, fc, fc-10%, vgg, vgg-10%, vgg-20%, resnet, resnet-10%, resnet-20%, neuron-gpu",
+        ),
         (["--rounds", "0"], "at least 1"),
         (["--precision", "half"], "float32, bfloat16"),
         (["--device", "tpu"], "use --device cpu, or cuda"),
@@ -344,8 +437,18 @@ def test_a_worker_runs_where_there_is_no_backspike(tmp_path):
     start = workers._START.format(folder=str(workers.Path(workers.__file__).parent / "worker"))
     blocked = "import sys; sys.modules['backspike'] = None\n" + start
     small = WORK["neuron"].small()
-    request = {"do": "set_up", "work": vars(small), "settings": vars(Settings("plain")), "threads": 1}
-    done = subprocess.run([sys.executable, "-c", blocked], input=json.dumps(request) + "\n", capture_output=True, text=True)
+    request = {
+        "do": "set_up",
+        "work": vars(small),
+        "settings": vars(Settings("plain")),
+        "threads": 1,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", blocked],
+        input=json.dumps(request) + "\n",
+        capture_output=True,
+        text=True,
+    )
     answer = json.loads(done.stdout)
     assert len(answer["seconds"]) == 3, done.stderr
 
@@ -360,7 +463,13 @@ def test_the_race_ends_at_the_goal(tmp_path, monkeypatch):
         x[y == digit, :, 2 * digit : 2 * digit + 8, 4:24] = 255
     data = {"train_x": x, "train_y": y, "test_x": x[:200], "test_y": y[:200]}
     torch.save(data, tmp_path / "data.pt")
-    settings = {"file": str(tmp_path / "data.pt"), "seed": 0, "epochs": 6, "threads": 1, "precision": "float32"}
+    settings = {
+        "file": str(tmp_path / "data.pt"),
+        "seed": 0,
+        "epochs": 6,
+        "threads": 1,
+        "precision": "float32",
+    }
     run = race._one_race({"backspike": sys.executable}, settings)["backspike"]
     assert [turn["accuracy"] >= 0.99 for turn in run] == [False] * (len(run) - 1) + [True]
     assert 1 < len(run) < 24

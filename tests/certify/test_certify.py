@@ -18,7 +18,9 @@ from backspike.cli import main
 from backspike.kernel import eager
 from backspike.kernel.cpu import library
 
-dispatch = import_module("backspike.kernel.dispatch")  # the module: the package has a function of that name
+dispatch = import_module(
+    "backspike.kernel.dispatch"
+)  # the module: the package has a function of that name
 
 AXES = {axis: list(values) for axis, values in check.AXES.items()}
 
@@ -59,7 +61,9 @@ def test_every_pair_of_options_is_covered_and_nothing_refused_is_counted(place):
         assert {a, b} <= {*decide}
         for values in itertools.product(*(AXES[axis] for axis in decide)):
             if (case := dict(zip(decide, values)))[a] == v and case[b] == w:
-                assert check._refusal(place, {**{axis: values[0] for axis, values in AXES.items()}, **case})
+                assert check._refusal(
+                    place, {**{axis: values[0] for axis, values in AXES.items()}, **case}
+                )
     assert bool(missing) == (place.backend != "reference")
 
 
@@ -73,7 +77,9 @@ def injected(monkeypatch, fault):
 
 
 def ruled(**change):
-    return lambda call: eager.run(dataclasses.replace(call, rule=dataclasses.replace(call.rule, **change)))
+    return lambda call: eager.run(
+        dataclasses.replace(call, rule=dataclasses.replace(call.rule, **change))
+    )
 
 
 def called(change):
@@ -98,14 +104,30 @@ FAULTS = {
     "no rescaling": (ruled(rescale=False), "gradient of x"),
     "one spike": (one_spike_more, "spikes differ in 1 places"),
     "ties": (called(lambda call: {"theta": above(call.theta)}), "spikes differ"),
-    "another mask": (called(lambda call: {"seed": None if call.seed is None else call.seed + 1}), "mask bits differ"),
-    "wider surrogate": (called(lambda call: {"width": None if call.width is None else call.width * 1.001}), "gradient of"),
+    "another mask": (
+        called(lambda call: {"seed": None if call.seed is None else call.seed + 1}),
+        "mask bits differ",
+    ),
+    "wider surrogate": (
+        called(lambda call: {"width": None if call.width is None else call.width * 1.001}),
+        "gradient of",
+    ),
     "threshold that does not learn": (
-        called(lambda call: {"theta": call.theta.detach() if isinstance(call.theta, torch.Tensor) else call.theta}),
+        called(
+            lambda call: {
+                "theta": call.theta.detach() if isinstance(call.theta, torch.Tensor) else call.theta
+            }
+        ),
         "gradient of v_threshold",
     ),
     "tau that learns half": (
-        called(lambda call: {"tau": (call.tau + call.tau.detach()) / 2 if isinstance(call.tau, torch.Tensor) else call.tau}),
+        called(
+            lambda call: {
+                "tau": (call.tau + call.tau.detach()) / 2
+                if isinstance(call.tau, torch.Tensor)
+                else call.tau
+            }
+        ),
         "gradient of tau",
     ),
     "coarser memory": (
@@ -139,7 +161,11 @@ def test_the_command_names_what_failed_and_that_command_fails_alone(monkeypatch,
     file = tmp_path / "certificate.md"
     assert main(["certify", "--only", "backend=faulty,surrogate=Triangle", "--out", str(file)]) == 1
     shown = capsys.readouterr().out
-    command = next(line.strip() for line in shown.splitlines() if line.strip().startswith("backspike certify --only"))
+    command = next(
+        line.strip()
+        for line in shown.splitlines()
+        if line.strip().startswith("backspike certify --only")
+    )
     assert "mask=rescale" in command
     assert command in file.read_text()
     written = json.loads(file.with_suffix(".json").read_text())
@@ -159,15 +185,22 @@ def test_what_a_backend_raises_is_a_finding(monkeypatch):
         raise ArithmeticError("no such thing\nsecond line")
 
     injected(monkeypatch, breaks)
-    made = certify.run({"backend": "faulty", "dtype": "float32", "memory": "exact", "surrogate": "ATan"})
+    made = certify.run(
+        {"backend": "faulty", "dtype": "float32", "memory": "exact", "surrogate": "ATan"}
+    )
     assert {finding.reason for finding in made.failed} == {"raised ArithmeticError: no such thing"}
 
 
 def test_what_is_refused_is_said_and_not_counted(monkeypatch):
     injected(monkeypatch, eager.run)
-    dispatch._BACKENDS["faulty"].refuses = lambda call: "not in float16" if call.x.dtype == torch.float16 else None
+    dispatch._BACKENDS["faulty"].refuses = lambda call: (
+        "not in float16" if call.x.dtype == torch.float16 else None
+    )
     seen = []
-    made = certify.run({"backend": "faulty", "surrogate": "ATan", "v_reset": "0", "call": "plain"}, listen=seen.append)
+    made = certify.run(
+        {"backend": "faulty", "surrogate": "ATan", "v_reset": "0", "call": "plain"},
+        listen=seen.append,
+    )
     assert made.passed
     assert "backend 'faulty': not in float16; use backend='auto'" in made.rows["faulty"].refused
     cases = [event for event in seen if event["event"] == "case"]
@@ -180,7 +213,13 @@ def test_what_is_refused_is_said_and_not_counted(monkeypatch):
 
 def test_all_runs_every_combination_that_is_allowed():
     """2 resets gradients x 2 rules in time x ...: counted by hand for what is left open."""
-    only = {"backend": "eager", "dtype": "float32", "surrogate": "Rectangle", "call": "plain", "v_reset": "None"}
+    only = {
+        "backend": "eager",
+        "dtype": "float32",
+        "surrogate": "Rectangle",
+        "call": "plain",
+        "v_reset": "None",
+    }
     only |= {"mask": "none", "decay_input": "True", "reset_gradient": "1"}
     made = certify.run(only, all=True)
     # 2 temporal x (5 learned x 3 memories + 8bit without tau: 3 + 1bit alone: 1)
@@ -193,8 +232,14 @@ def test_all_runs_every_combination_that_is_allowed():
     [
         (["--only", "backend"], "--only takes NAME=VALUE pairs"),
         (["--only", "back=cpu"], "no option 'back'; there are: backend, surrogate"),
-        (["--only", "dtype=float8"], "dtype is one of float32, float64, bfloat16, float16; got 'float8'"),
-        (["--only", "backend=eager,memory=1bit,surrogate=ATan"], "memory='1bit' needs surrogate=Rectangle"),
+        (
+            ["--only", "dtype=float8"],
+            "dtype is one of float32, float64, bfloat16, float16; got 'float8'",
+        ),
+        (
+            ["--only", "backend=eager,memory=1bit,surrogate=ATan"],
+            "memory='1bit' needs surrogate=Rectangle",
+        ),
         (["--out", "certificate.txt"], "--out names a Markdown file"),
     ],
 )

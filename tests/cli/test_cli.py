@@ -26,7 +26,9 @@ def said(capsys):
     return out, err.strip()
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["train", "--help"], ["eval", "--help"], ["recipes"]])
+@pytest.mark.parametrize(
+    "words", [[], ["--help"], ["--version"], ["train", "--help"], ["eval", "--help"], ["recipes"]]
+)
 def test_no_verb_that_only_talks_imports_torch(words):
     code = f"""
 import sys
@@ -45,14 +47,19 @@ def test_help_comes_at_once():
     times = []
     for _ in range(5):
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "backspike", "--help"], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "backspike", "--help"], check=True, capture_output=True
+        )
         times.append(time.perf_counter() - started)
     assert min(times) < 0.9
 
 
 def test_the_package_adds_little_to_torch():
     code = "import torch, time; t = time.perf_counter(); import backspike; backspike.lif; print(time.perf_counter() - t)"
-    times = [float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout) for _ in range(3)]
+    times = [
+        float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
+        for _ in range(3)
+    ]
     assert min(times) < 0.9
 
 
@@ -79,7 +86,9 @@ def test_the_package_adds_little_to_torch():
         (["report", "no-such-run"], 1, "no-such-run"),
     ],
 )
-def test_a_wrong_command_is_one_line_and_the_right_exit_code(capsys, monkeypatch, tmp_path, words, code, text):
+def test_a_wrong_command_is_one_line_and_the_right_exit_code(
+    capsys, monkeypatch, tmp_path, words, code, text
+):
     monkeypatch.chdir(tmp_path)
     assert main(words) == code
     out, err = said(capsys)
@@ -113,7 +122,15 @@ def test_train_prints_plain_lines_where_there_is_no_terminal(run, capsys, tmp_pa
 
 
 def test_what_sgs_scales_is_said(capsys, tmp_path):
-    words = ["train", "--out", str(tmp_path / "run"), "--scaling", "SGS()", *QUICK[:-1], "--model=ConvNet('4-4-P', size=8)"]
+    words = [
+        "train",
+        "--out",
+        str(tmp_path / "run"),
+        "--scaling",
+        "SGS()",
+        *QUICK[:-1],
+        "--model=ConvNet('4-4-P', size=8)",
+    ]
     assert main(words) == 0
     line = said(capsys)[0].splitlines()[1]
     assert line.startswith(

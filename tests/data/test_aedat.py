@@ -10,17 +10,27 @@ from hypothesis import strategies as st
 from backspike.data import DataError, Events
 from backspike.data.formats import aedat2, aedat3, gesture
 
-HEADER2 = b"#!AER-DAT2.0\r\n# This is a raw AE data file - do not edit\r\n# Timestamps tick is 1 us\r\n"
+HEADER2 = (
+    b"#!AER-DAT2.0\r\n# This is a raw AE data file - do not edit\r\n# Timestamps tick is 1 us\r\n"
+)
 HEADER3 = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#Start-Time: 2016-10-17 12:33:53 (TZ+0200)\r\n#!END-HEADER\r\n"
 
 
 def same(events, x, y, t, p):
     assert [axis.tolist() for axis in (events.x, events.y, events.t, events.p)] == [x, y, t, p]
-    assert (events.x.dtype, events.y.dtype, events.t.dtype, events.p.dtype) == (np.uint16, np.uint16, np.int64, np.uint8)
+    assert (events.x.dtype, events.y.dtype, events.t.dtype, events.p.dtype) == (
+        np.uint16,
+        np.uint16,
+        np.int64,
+        np.uint8,
+    )
 
 
 def rows(x, y, t):
-    return st.lists(st.tuples(st.integers(0, x), st.integers(0, y), st.integers(0, t), st.integers(0, 1)), max_size=30)
+    return st.lists(
+        st.tuples(st.integers(0, x), st.integers(0, y), st.integers(0, t), st.integers(0, 1)),
+        max_size=30,
+    )
 
 
 def events_of(table):
@@ -32,10 +42,14 @@ def events_of(table):
 
 def test_aedat2_reads_hand_made_events():
     """Bits: 16 zeros, external event, y (7), x (7), polarity; then the time. SpikingJelly's view is mirrored and transposed."""
-    bits = f"{0:016b}0{5:07b}{100:07b}1{70000:032b}" + f"{0:016b}0{127:07b}{0:07b}0{0xFFFFFFFF:032b}"
+    bits = (
+        f"{0:016b}0{5:07b}{100:07b}1{70000:032b}" + f"{0:016b}0{127:07b}{0:07b}0{0xFFFFFFFF:032b}"
+    )
     data = HEADER2 + int(bits, 2).to_bytes(16, "big")
     same(aedat2.decode(data, upright=False), [100, 0], [5, 127], [70000, 0xFFFFFFFF], [1, 0])
-    same(aedat2.decode(data), [127 - 5, 127 - 127], [127 - 100, 127 - 0], [70000, 0xFFFFFFFF], [0, 1])
+    same(
+        aedat2.decode(data), [127 - 5, 127 - 127], [127 - 100, 127 - 0], [70000, 0xFFFFFFFF], [0, 1]
+    )
 
 
 def test_aedat2_drops_events_that_are_no_pixels():
@@ -62,20 +76,29 @@ def test_aedat2_cut_at_every_byte():
         ):
             assert len(aedat2.decode(data[:size])) == max(whole, 0) // 8
         else:
-            with pytest.raises(DataError, match=r"^cat/cifar10_cat_1\.aedat: byte \d+: (truncated|no AEDAT 2\.0)") as error:
+            with pytest.raises(
+                DataError, match=r"^cat/cifar10_cat_1\.aedat: byte \d+: (truncated|no AEDAT 2\.0)"
+            ) as error:
                 aedat2.decode(data[:size], "cat/cifar10_cat_1.aedat")
             assert int(str(error.value).split("byte ")[1].split(":")[0]) <= size
 
 
 def test_aedat2_refuses_other_files():
-    with pytest.raises(DataError, match=r"f: byte 0: no AEDAT 2\.0 file: begins with b'#!AER-DAT3\.1"):
+    with pytest.raises(
+        DataError, match=r"f: byte 0: no AEDAT 2\.0 file: begins with b'#!AER-DAT3\.1"
+    ):
         aedat2.decode(HEADER3, "f")
     data = HEADER2 + struct.pack(">4I", 1, 1, 0x10000, 1)
-    with pytest.raises(DataError, match=rf"f: byte {len(HEADER2) + 8}: address 00010000 is no pixel of a DVS128"):
+    with pytest.raises(
+        DataError, match=rf"f: byte {len(HEADER2) + 8}: address 00010000 is no pixel of a DVS128"
+    ):
         aedat2.decode(data, "f")
 
 
-@pytest.mark.parametrize("bad", [(128, 0, 0, 0), (0, 128, 0, 0), (0, 0, 2**32, 0), (0, 0, -1, 0), (0, 0, 0, 2), (-1, 0, 0, 0)])
+@pytest.mark.parametrize(
+    "bad",
+    [(128, 0, 0, 0), (0, 128, 0, 0), (0, 0, 2**32, 0), (0, 0, -1, 0), (0, 0, 0, 2), (-1, 0, 0, 0)],
+)
 def test_aedat_refuses_to_write_what_does_not_fit(bad):
     with pytest.raises(DataError, match="event 1 does not fit"):
         aedat2.encode(events_of([(1, 1, 1, 1), bad]))
@@ -111,7 +134,12 @@ def test_aedat3_reads_hand_made_packets():
 
 
 def test_aedat3_leaves_out_invalid_and_unused_events():
-    words = [(pixel(1, 2, 0), 1), (pixel(9, 9, 1, valid=0), 2), (pixel(3, 4, 1), 3), (pixel(8, 8, 1), 4)]
+    words = [
+        (pixel(1, 2, 0), 1),
+        (pixel(9, 9, 1, valid=0), 2),
+        (pixel(3, 4, 1), 3),
+        (pixel(8, 8, 1), 4),
+    ]
     same(aedat3.decode(HEADER3 + packet(words, number=3)), [1, 3], [2, 4], [1, 3], [0, 1])
 
 
@@ -132,7 +160,9 @@ def test_aedat3_cut_at_every_byte():
         if size in ends:
             assert len(aedat3.decode(data[:size])) == ends[size]
         else:
-            with pytest.raises(DataError, match=r"^user01_led\.aedat: byte \d+: (truncated|no AEDAT 3\.1)") as error:
+            with pytest.raises(
+                DataError, match=r"^user01_led\.aedat: byte \d+: (truncated|no AEDAT 3\.1)"
+            ) as error:
                 aedat3.decode(data[:size], "user01_led.aedat")
             assert int(str(error.value).split("byte ")[1].split(":")[0]) <= size
 
@@ -158,7 +188,9 @@ def test_aedat3_damaged_packets(damage, message):
 def test_aedat3_refuses_other_files():
     with pytest.raises(DataError, match=r"f: byte 0: no AEDAT 3\.1 file"):
         aedat3.decode(HEADER2, "f")
-    with pytest.raises(DataError, match="f: byte 14: events coded as 'PNGFrames': only RAW is read"):
+    with pytest.raises(
+        DataError, match="f: byte 14: events coded as 'PNGFrames': only RAW is read"
+    ):
         aedat3.decode(HEADER3.replace(b"RAW", b"PNGFrames"), "f")
 
 
@@ -190,7 +222,9 @@ def test_gesture_labels():
 )
 def test_gesture_labels_name_the_line_that_is_damaged(line, message):
     title = b"class,startTime_usec,endTime_usec\n1,2,3\n"
-    with pytest.raises(DataError, match=rf"^f: byte {len(title) + max(line.find(0xFF), 0)}: .*{message}"):
+    with pytest.raises(
+        DataError, match=rf"^f: byte {len(title) + max(line.find(0xFF), 0)}: .*{message}"
+    ):
         gesture.labels(title + line, "f")
     with pytest.raises(DataError, match="f: byte 0: the first line is '1,2,3'"):
         gesture.labels(b"1,2,3\n", "f")
@@ -204,7 +238,13 @@ def test_gesture_trials():
         gesture.Trial("user01_fluorescent_led.aedat", 1, 1),
         gesture.Trial("user29_natural.aedat", 29, 4),
     ]
-    for bad in (b"../user01_led.aedat", b"user1_led.aedat", b"user01_led.aedat.exe", b"/etc/passwd", b"user01_dark.aedat"):
+    for bad in (
+        b"../user01_led.aedat",
+        b"user1_led.aedat",
+        b"user01_led.aedat.exe",
+        b"/etc/passwd",
+        b"user01_dark.aedat",
+    ):
         with pytest.raises(DataError, match=r"f: byte 17: .* is no recording"):
             gesture.trials(b"user01_lab.aedat\n" + bad, "f")
     with pytest.raises(DataError, match="f: byte 0: truncated"):
@@ -212,7 +252,9 @@ def test_gesture_trials():
 
 
 def test_a_valid_event_before_the_clock_is_refused_with_its_offset():
-    events = Events(*(np.arange(6, dtype=d) for d in (np.uint16, np.uint16, np.int64)), np.zeros(6, np.uint8))
+    events = Events(
+        *(np.arange(6, dtype=d) for d in (np.uint16, np.uint16, np.int64)), np.zeros(6, np.uint8)
+    )
     data = bytearray(aedat3.encode(events, packet=4))
     at = len(data) - 8  # the second of two packets: its second event
     data[at + 7] |= 0x80

@@ -24,7 +24,18 @@ from backspike.data.augment import (
 from backspike.data.autoaugment import POLICY, AutoAugment
 from backspike.data.mixing import CutMix, Mixup
 
-ALL = (Crop(3), Shift(1), ResizedCrop(), Flip(), Cutout(5), Roll(3), Rotate(40.0), Shear(0.4), EventDrop(), OneOf())
+ALL = (
+    Crop(3),
+    Shift(1),
+    ResizedCrop(),
+    Flip(),
+    Cutout(5),
+    Roll(3),
+    Rotate(40.0),
+    Shear(0.4),
+    EventDrop(),
+    OneOf(),
+)
 
 
 def images(B=7, C=3, H=12, W=10, dtype=torch.uint8):
@@ -58,7 +69,9 @@ def test_all_timesteps_of_a_sample_get_the_same_draw_and_samples_their_own(value
     assert len(torch.unique(out.flatten(1), dim=0)) > 1
 
 
-@pytest.mark.parametrize("value", [*(v for v in ALL if not isinstance(v, EventDrop)), AutoAugment()], ids=repr)
+@pytest.mark.parametrize(
+    "value", [*(v for v in ALL if not isinstance(v, EventDrop)), AutoAugment()], ids=repr
+)
 def test_images_are_taken_too_and_draws_follow_the_seed(value):
     x = images(H=14, W=14)
     outs = []
@@ -71,7 +84,9 @@ def test_images_are_taken_too_and_draws_follow_the_seed(value):
 
 
 @pytest.mark.parametrize(
-    "value", [Crop(2), ResizedCrop(), Flip(), Roll(3), Rotate(30.0), Shear(0.5), Cutout(4), EventDrop()], ids=repr
+    "value",
+    [Crop(2), ResizedCrop(), Flip(), Roll(3), Rotate(30.0), Shear(0.5), Cutout(4), EventDrop()],
+    ids=repr,
 )
 def test_values_are_moved_or_removed_never_made(value):
     x = frames()
@@ -135,7 +150,9 @@ def test_resized_crops_have_the_area_and_the_ratio_asked_for_and_lie_anywhere(wi
     free = (centre - extent / 2) / (1 - extent)  # uniform in [0, 1]
     assert ((free > -1e-4) & (free < 1 + 1e-4)).all()
     np.testing.assert_allclose(
-        free.quantile(torch.tensor([0.25, 0.5, 0.75]), 0), [[0.25] * 2, [0.5] * 2, [0.75] * 2], atol=0.03
+        free.quantile(torch.tensor([0.25, 0.5, 0.75]), 0),
+        [[0.25] * 2, [0.5] * 2, [0.75] * 2],
+        atol=0.03,
     )
 
 
@@ -143,7 +160,9 @@ def test_where_no_crop_fits_the_largest_in_the_middle_is_taken():
     """Of 100 x 10 pixels none of nine tenths of the area has a ratio up to 4/3; 13.3 x 10 pixels has the largest."""
     want = (0.5 - 4 / 60, 0.0, 0.5 + 4 / 60, 1.0)
     assert ResizedCrop(scale=(0.9, 1.0)).part(100, 10) == pytest.approx(want)
-    assert ResizedCrop(scale=(0.9, 1.0)).part(10, 100) == pytest.approx((0.0, 0.5 - 4 / 60, 1.0, 0.5 + 4 / 60))
+    assert ResizedCrop(scale=(0.9, 1.0)).part(10, 100) == pytest.approx(
+        (0.0, 0.5 - 4 / 60, 1.0, 0.5 + 4 / 60)
+    )
     assert ResizedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0)).part(7, 7) == pytest.approx((0, 0, 1, 1))
 
 
@@ -158,8 +177,12 @@ def test_rotation_by_quarters_is_exact(side, quarters):
 @pytest.mark.parametrize("degrees", [-33.0, 10.0, 71.0])
 def test_rotation_is_pillows(degrees):
     x = images(1, H=40, W=40)[0]
-    theirs = np.array(Image.fromarray(x.permute(1, 2, 0).numpy()).rotate(degrees)).transpose(2, 0, 1)
-    ours = warp(x[None], rotation(torch.tensor([np.deg2rad(degrees)], dtype=torch.float64)))[0].numpy()
+    theirs = np.array(Image.fromarray(x.permute(1, 2, 0).numpy()).rotate(degrees)).transpose(
+        2, 0, 1
+    )
+    ours = warp(x[None], rotation(torch.tensor([np.deg2rad(degrees)], dtype=torch.float64)))[
+        0
+    ].numpy()
     assert (ours == theirs).mean() > 0.99  # pixels half-way between two may go to either
 
 
@@ -182,13 +205,19 @@ def test_shearing_slides_rows_by_whole_pixels():
         wanted = torch.zeros(2, 3, 9, dtype=x.dtype)
         wanted[..., max(-by, 0) : 9 - max(by, 0)] = x[:, :, row, max(by, 0) : 9 - max(-by, 0)]
         assert torch.equal(out[:, :, row], wanted)
-    assert torch.equal(warp(x.transpose(2, 3), shearing(torch.ones(2), vertical=True)), out.transpose(2, 3))
+    assert torch.equal(
+        warp(x.transpose(2, 3), shearing(torch.ones(2), vertical=True)), out.transpose(2, 3)
+    )
 
 
 def test_roll_is_numpys_and_all_ways_are_drawn():
     x = images(1, H=6, W=5).repeat(400, 1, 1, 1)
     out = Roll(2)(x)
-    ways = {np.roll(x[0].numpy(), (i, j), (1, 2)).tobytes(): (i, j) for i in range(-2, 3) for j in range(-2, 3)}
+    ways = {
+        np.roll(x[0].numpy(), (i, j), (1, 2)).tobytes(): (i, j)
+        for i in range(-2, 3)
+        for j in range(-2, 3)
+    }
     seen = [ways[sample.numpy().tobytes()] for sample in out]
     assert len(set(seen)) == 25
     assert max(seen.count(way) for way in ways.values()) < 40
@@ -224,7 +253,9 @@ def test_event_drop_drops_singles_spans_or_areas():
     steps = (kept == 0).flatten(2).all(2)  # whole timesteps gone
     partly = ((kept > 0) & (kept < x)).flatten(1).any(1)
     area = ~untouched & ~partly & ~steps.any(1)
-    assert untouched.float().mean() == pytest.approx(0.25, abs=0.08)  # and small draws that drop nothing
+    assert untouched.float().mean() == pytest.approx(
+        0.25, abs=0.08
+    )  # and small draws that drop nothing
     assert partly.float().mean() == pytest.approx(0.25, abs=0.03)
     assert steps.any(1).float().mean() == pytest.approx(0.25, abs=0.06)
     assert (steps[steps.any(1)].sum(1) <= T // 2 + 1).all()
@@ -254,7 +285,9 @@ def labels(B, K=5):
     return torch.nn.functional.one_hot(torch.arange(B) % K, K).float()
 
 
-@pytest.mark.parametrize("x", [torch.rand(8, 3, 6, 5), torch.rand(8, 4, 2, 6, 5)], ids=["images", "frames"])
+@pytest.mark.parametrize(
+    "x", [torch.rand(8, 3, 6, 5), torch.rand(8, 4, 2, 6, 5)], ids=["images", "frames"]
+)
 @pytest.mark.parametrize("value", [Mixup(1.0), CutMix(1.0)], ids=repr)
 def test_mixed_labels_say_how_much_of_whom_is_in_a_sample(value, x):
     """Samples that are 1 in a channel-sized code of their own: shares of the pixels are shares of the labels."""
@@ -285,11 +318,15 @@ def test_cutmix_boxes_have_the_shape_of_the_image_and_the_drawn_area():
     changed = (mixed != x)[:, 0]
     rows, columns = changed.any(2).sum(1), changed.any(1).sum(1)
     assert torch.equal(changed.sum((1, 2)), rows * columns)
-    np.testing.assert_allclose(changed.float().mean((1, 2)), 1 - (share * torch.eye(2).repeat(3000, 1)).sum(1), atol=1e-6)
+    np.testing.assert_allclose(
+        changed.float().mean((1, 2)), 1 - (share * torch.eye(2).repeat(3000, 1)).sum(1), atol=1e-6
+    )
     border = changed[:, [0, -1]].any((1, 2)) | changed[:, :, [0, -1]].any((1, 2))
     inner = ~border & (rows > 3)
     assert (columns[inner] / rows[inner]).mean() == pytest.approx(1.5, abs=0.05)
-    even = (CutMix(1e6).mix(x, torch.eye(2).repeat(3000, 1))[0] != x)[:, 0]  # halves: sides of 0.707
+    even = (CutMix(1e6).mix(x, torch.eye(2).repeat(3000, 1))[0] != x)[
+        :, 0
+    ]  # halves: sides of 0.707
     assert (even.any(2).sum(1).max(), even.any(1).sum(1).max()) == (14, 21)
 
 
@@ -306,7 +343,12 @@ def pillow(name, image, m):
     }
     if name in affine:
         return image.transform(image.size, Image.Transform.AFFINE, affine[name])
-    enhance = {"color": "Color", "contrast": "Contrast", "brightness": "Brightness", "sharpness": "Sharpness"}
+    enhance = {
+        "color": "Color",
+        "contrast": "Contrast",
+        "brightness": "Brightness",
+        "sharpness": "Sharpness",
+    }
     if name in enhance:
         return getattr(ImageEnhance, enhance[name])(image).enhance(1 + 0.9 * m)
     return {
@@ -323,7 +365,9 @@ def photographs(B=4, side=32):
     """Smooth random pictures with levels of all sorts, one of them narrow, one flat."""
     rng = np.random.default_rng(0)
     coarse = torch.tensor(rng.random((B, 3, 5, 5)))
-    x = torch.nn.functional.interpolate(coarse, side, mode="bicubic") + 0.05 * torch.tensor(rng.random((B, 3, side, side)))
+    x = torch.nn.functional.interpolate(coarse, side, mode="bicubic") + 0.05 * torch.tensor(
+        rng.random((B, 3, side, side))
+    )
     x[1] = x[1] * 0.2 + 0.4
     x[2, 1] = 0.5
     return (x.clamp(0, 1) * 255).to(torch.uint8)
@@ -335,9 +379,14 @@ def test_operations_are_pillows(name):
     for strength in range(10):
         for sign in (-1, 1):
             m = sign * strength / 9
-            ours = autoaugment.OPERATIONS[name](x, torch.full((len(x),), m, dtype=torch.float64)).numpy()
+            ours = autoaugment.OPERATIONS[name](
+                x, torch.full((len(x),), m, dtype=torch.float64)
+            ).numpy()
             theirs = [
-                np.array(pillow(name, Image.fromarray(image.permute(1, 2, 0).numpy()), m)).transpose(2, 0, 1) for image in x
+                np.array(
+                    pillow(name, Image.fromarray(image.permute(1, 2, 0).numpy()), m)
+                ).transpose(2, 0, 1)
+                for image in x
             ]
             difference = np.abs(ours.astype(int) - np.stack(theirs))
             # pixels half-way between two, as at strengths 2 and 6, may go to either
@@ -352,9 +401,13 @@ def test_every_image_gets_a_sub_policy_of_its_own():
     """With one operation left in each of the 25, marking its number: all are drawn, each with its probability."""
     x = torch.zeros(20_000, 3, 1, 1, dtype=torch.uint8)
     with pytest.MonkeyPatch.context() as patch:
-        marks = [((f"mark{i}", p, 0), ("nothing", 1.0, 0)) for i, ((_, p, _), _) in enumerate(POLICY)]
+        marks = [
+            ((f"mark{i}", p, 0), ("nothing", 1.0, 0)) for i, ((_, p, _), _) in enumerate(POLICY)
+        ]
         patch.setattr(autoaugment, "POLICY", tuple(marks))
-        operations = {f"mark{i}": lambda x, m, i=i: x + i + 1 for i in range(25)} | {"nothing": lambda x, m: x}
+        operations = {f"mark{i}": lambda x, m, i=i: x + i + 1 for i in range(25)} | {
+            "nothing": lambda x, m: x
+        }
         patch.setattr(autoaugment, "OPERATIONS", operations)
         out = AutoAugment()(x)
     seen = torch.bincount(out[:, 0, 0, 0].long(), minlength=26)[1:] / len(x)
@@ -364,7 +417,11 @@ def test_every_image_gets_a_sub_policy_of_its_own():
 def test_signs_are_even_and_strengths_as_listed(monkeypatch):
     drawn = {}
     for name in autoaugment.OPERATIONS:
-        monkeypatch.setitem(autoaugment.OPERATIONS, name, lambda x, m, name=name: drawn.setdefault(name, []).append(m) or x)
+        monkeypatch.setitem(
+            autoaugment.OPERATIONS,
+            name,
+            lambda x, m, name=name: drawn.setdefault(name, []).append(m) or x,
+        )
     for _ in range(20):
         AutoAugment()(photographs(200, 4))
     translate = torch.cat(drawn["translate_y"])

@@ -25,7 +25,9 @@ CPU = torch.device("cpu")
 
 def split(N=23, shape=(1, 6, 5), K=4, dtype=np.uint8):
     rng = np.random.default_rng(0)
-    return Split(rng.integers(0, 256, (N, *shape)).astype(dtype), rng.integers(0, K, N), np.arange(N))
+    return Split(
+        rng.integers(0, 256, (N, *shape)).astype(dtype), rng.integers(0, K, N), np.arange(N)
+    )
 
 
 def recipe(**changes):
@@ -55,7 +57,9 @@ def test_static_images_repeat_over_time_without_a_copy():
     whole = split()
     batches = list(Batches(whole, recipe(), CPU).in_order())
     assert [x.shape for x, _ in batches] == [(3, 5, 1, 6, 5)] * 4 + [(3, 3, 1, 6, 5)]
-    np.testing.assert_allclose(torch.cat([x[2] for x, _ in batches]), whole.x / np.float32(255), rtol=1e-6)
+    np.testing.assert_allclose(
+        torch.cat([x[2] for x, _ in batches]), whole.x / np.float32(255), rtol=1e-6
+    )
     assert torch.cat([y for _, y in batches]).tolist() == whole.y.tolist()
     assert all(x.stride(0) == 0 for x, _ in batches)
 
@@ -74,7 +78,8 @@ def test_frames_put_time_first_and_stay_counts(dtype):
 def test_channels_last_where_asked(shape, augment):
     whole = split(shape=shape)
     (x, _), (plain, _) = (
-        next(Batches(whole, recipe(channels_last=asked, augment=augment), CPU).training(0)) for asked in (True, False)
+        next(Batches(whole, recipe(channels_last=asked, augment=augment), CPU).training(0))
+        for asked in (True, False)
     )
     assert torch.equal(x, plain)
     assert x[0].is_contiguous(memory_format=torch.channels_last)
@@ -110,7 +115,11 @@ def mapped(whole, path):
 @pytest.mark.parametrize("kind", ["array", "memory-mapped", "samples"])
 def test_an_epoch_resumes_in_the_middle_with_any_number_of_workers(kind, tmp_path):
     whole = split(shape=(3, 2, 6, 5))
-    data = {"array": whole, "memory-mapped": mapped(whole, tmp_path / "x.npy"), "samples": Samples(whole)}[kind]
+    data = {
+        "array": whole,
+        "memory-mapped": mapped(whole, tmp_path / "x.npy"),
+        "samples": Samples(whole),
+    }[kind]
 
     def epoch(first, workers, number=1, seed=7):
         plan = recipe(workers=workers, augment=(Shift(1), Flip(), Mixup()), seed=seed)
@@ -219,7 +228,10 @@ class Broken(Samples):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (Fatal(split()), r"^a process that reads samples ended \(killed, perhaps for want of memory\); lower --workers \(1\)$"),
+        (
+            Fatal(split()),
+            r"^a process that reads samples ended \(killed, perhaps for want of memory\); lower --workers \(1\)$",
+        ),
         (Broken(split()), r"^a sample cannot be read: ValueError: the picture is damaged$"),
     ],
 )
@@ -247,7 +259,9 @@ def test_mixed_labels_are_shares_of_the_classes():
     assert next(batches.in_order())[1].dim() == 1  # nothing is mixed in a test
 
 
-@pytest.mark.parametrize("value", [CrossEntropy(0.1), TET(lam=0.1, label_smoothing=0.1), TET()], ids=repr)
+@pytest.mark.parametrize(
+    "value", [CrossEntropy(0.1), TET(lam=0.1, label_smoothing=0.1), TET()], ids=repr
+)
 def test_losses_take_shares_and_are_linear_in_them(value):
     """A loss of a mixture is the mixture of the losses: mean over classes of share times loss for that class."""
     o = torch.randn(3, 5, 4, dtype=torch.float64)
@@ -261,7 +275,9 @@ def test_losses_take_shares_and_are_linear_in_them(value):
             sharp = sharp + share[b, k] * value.value(one, one.mean(0), torch.tensor([k])) / 5
     assert float(mixed) == pytest.approx(float(sharp), rel=1e-12)
     y = torch.tensor([1, 0, 3, 2, 2])
-    assert float(value.value(o, o.mean(0), y)) == pytest.approx(float(value.value(o, o.mean(0), F.one_hot(y, 4).double())))
+    assert float(value.value(o, o.mean(0), y)) == pytest.approx(
+        float(value.value(o, o.mean(0), F.one_hot(y, 4).double()))
+    )
 
 
 def test_spike_counts_take_shares():
@@ -270,4 +286,6 @@ def test_spike_counts_take_shares():
     wanted = torch.full((5, 4), 0.1, dtype=torch.float64)
     wanted[torch.arange(5), y] = 0.8
     for target in (y, F.one_hot(y, 4)):
-        assert torch.allclose(loss.spike_count_mse(o, target), F.mse_loss(o.mean(0), wanted), rtol=1e-12)
+        assert torch.allclose(
+            loss.spike_count_mse(o, target), F.mse_loss(o.mean(0), wanted), rtol=1e-12
+        )

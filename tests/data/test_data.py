@@ -29,7 +29,9 @@ REAL = DATA
 
 
 def real(folder):
-    return pytest.mark.skipif(not (REAL / folder).is_dir(), reason=f"no {folder} in BACKSPIKE_DATA or ../shared/data")
+    return pytest.mark.skipif(
+        not (REAL / folder).is_dir(), reason=f"no {folder} in BACKSPIKE_DATA or ../shared/data"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -82,9 +84,23 @@ def test_stratified_order_is_shuffled_and_seeded():
 
 def test_stratified_order_never_changes():
     """The published splits hang on it. Expected: the rule of the docstring in exact fractions, over all pairs of samples."""
-    assert stratified_order(np.array([0, 0, 1, 1, 1, 2, 0, 2, 1, 0]), 0).tolist() == [1, 3, 7, 6, 2, 0, 8, 5, 9, 4]
+    assert stratified_order(np.array([0, 0, 1, 1, 1, 2, 0, 2, 1, 0]), 0).tolist() == [
+        1,
+        3,
+        7,
+        6,
+        2,
+        0,
+        8,
+        5,
+        9,
+        4,
+    ]
     train, validation = carve(np.arange(1000) % 10, 100)
-    assert hashlib.md5(validation.astype("<i8").tobytes()).hexdigest() == "89e8cc8ba32d3e8c3cb0de62706542f1"
+    assert (
+        hashlib.md5(validation.astype("<i8").tobytes()).hexdigest()
+        == "89e8cc8ba32d3e8c3cb0de62706542f1"
+    )
     assert len(train) == 900
 
 
@@ -147,9 +163,22 @@ def test_digits_split_is_stratified_and_made_by_the_documented_rule():
 def test_digits_are_the_real_ones():
     """The first digit of the UCI file, a zero: its eight rows of grey values 0..16."""
     digits = data.load("digits")
-    where = {int(id): (split, i) for split in (digits.train, digits.validation, digits.test) for i, id in enumerate(split.ids)}
+    where = {
+        int(id): (split, i)
+        for split in (digits.train, digits.validation, digits.test)
+        for i, id in enumerate(split.ids)
+    }
     split, i = where[0]
-    rows = ["005d9100", "00dfaf50", "03f20b80", "04c00880", "05800980", "04b01c70", "02e5ac00", "006da000"]
+    rows = [
+        "005d9100",
+        "00dfaf50",
+        "03f20b80",
+        "04c00880",
+        "05800980",
+        "04b01c70",
+        "02e5ac00",
+        "006da000",
+    ]
     assert split.x[i, 0].tolist() == [[int(v, 16) * 255 // 16 for v in row] for row in rows]
     assert split.y[i] == 0
 
@@ -174,7 +203,8 @@ def test_limit_bounds():
 
 
 events_strategy = st.lists(
-    st.tuples(st.integers(0, 33), st.integers(0, 33), st.integers(0, 10**6), st.integers(0, 1)), max_size=60
+    st.tuples(st.integers(0, 33), st.integers(0, 33), st.integers(0, 10**6), st.integers(0, 1)),
+    max_size=60,
 )
 
 
@@ -260,11 +290,17 @@ def test_root_given_then_variable_then_data_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", ["", ".bin"])
-@pytest.mark.parametrize(("name", "stem"), [("cifar10", "cifar-10-batches-"), ("cifar100", "cifar-100-")])
+@pytest.mark.parametrize(
+    ("name", "stem"), [("cifar10", "cifar-10-batches-"), ("cifar100", "cifar-100-")]
+)
 def test_cifar(tmp_path, name, stem, suffix):
     hundred = name == "cifar100"
-    folder = tmp_path / (stem + {"": "python" if hundred else "py", ".bin": "binary" if hundred else "bin"}[suffix])
-    files = ["train", "test"] if hundred else [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    folder = tmp_path / (
+        stem + {"": "python" if hundred else "py", ".bin": "binary" if hundred else "bin"}[suffix]
+    )
+    files = (
+        ["train", "test"] if hundred else [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    )
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (len(files), 20, 3072), np.uint8)
     y = rng.integers(0, 100 if hundred else 10, (len(files), 20))
@@ -272,12 +308,16 @@ def test_cifar(tmp_path, name, stem, suffix):
         key = b"fine_labels" if hundred else b"labels"
         content = pickle.dumps({b"data": images, key: labels.tolist()}, 4)
         if suffix:
-            content = b"".join(bytes([5, int(l)][not hundred :]) + i.tobytes() for i, l in zip(images, labels))
+            content = b"".join(
+                bytes([5, int(l)][not hundred :]) + i.tobytes() for i, l in zip(images, labels)
+            )
         write(folder / (file + suffix), content)
     splits = data.load(name, tmp_path)
     assert len(splits.validation) == (len(files) - 1) * 2
     for split in (splits.train, splits.validation):
-        np.testing.assert_array_equal(split.x.reshape(-1, 3072), x[:-1].reshape(-1, 3072)[split.ids])
+        np.testing.assert_array_equal(
+            split.x.reshape(-1, 3072), x[:-1].reshape(-1, 3072)[split.ids]
+        )
         np.testing.assert_array_equal(split.y, y[:-1].ravel()[split.ids])
     np.testing.assert_array_equal(splits.test.x, x[-1].reshape(-1, 3, 32, 32))
     assert splits.num_classes == (100 if hundred else 10)
@@ -288,10 +328,14 @@ def test_image_files_that_do_not_belong_together(tmp_path):
     with pytest.raises(DataError, match=r"train-images.*label 10 in a set of 10 classes"):
         data.load("mnist", tmp_path / "a")
     fake_mnist(tmp_path / "b")
-    shutil.copy(tmp_path / "b" / "t10k-labels-idx1-ubyte.gz", tmp_path / "b" / "train-labels-idx1-ubyte.gz")
+    shutil.copy(
+        tmp_path / "b" / "t10k-labels-idx1-ubyte.gz", tmp_path / "b" / "train-labels-idx1-ubyte.gz"
+    )
     with pytest.raises(DataError, match="are not mnist's"):
         data.load("mnist", tmp_path / "b")
-    shutil.copy(tmp_path / "b" / "t10k-labels-idx1-ubyte.gz", tmp_path / "b" / "train-images-idx3-ubyte.gz")
+    shutil.copy(
+        tmp_path / "b" / "t10k-labels-idx1-ubyte.gz", tmp_path / "b" / "train-images-idx3-ubyte.gz"
+    )
     with pytest.raises(DataError, match="are not mnist's"):
         data.load("mnist", tmp_path / "b")
 
@@ -333,7 +377,10 @@ def test_missing_data_says_what_to_put_where(name):
     for file in entry.layouts[0].files:
         assert f"{entry.layouts[0].folders[0]}/{file.name}" in str(error.value)
         assert file.md5 is None or file.md5 in str(error.value)
-        assert file.archive is None or f"unpacked from {file.archive.name} (MD5 {file.archive.md5})" in str(error.value)
+        assert (
+            file.archive is None
+            or f"unpacked from {file.archive.name} (MD5 {file.archive.md5})" in str(error.value)
+        )
     assert data.found(name) is None
     assert {state.split(":")[0] for _, state in data.check(name)} == {"missing"}
 
@@ -378,13 +425,18 @@ def test_check_states(tmp_path):
     states = {path.name: state for path, state in data.check("mnist", tmp_path)}
     assert states["train-images-idx3-ubyte.gz"].startswith("damaged: ")
     assert "9,912,422" in states["train-images-idx3-ubyte.gz"]
-    assert states["train-labels-idx1-ubyte.gz"] == "missing: 28,881 bytes, MD5 d53e105ee54ea40749a09fcbcd1e9432"
+    assert (
+        states["train-labels-idx1-ubyte.gz"]
+        == "missing: 28,881 bytes, MD5 d53e105ee54ea40749a09fcbcd1e9432"
+    )
     assert states["t10k-labels-idx1-ubyte.gz"].startswith("damaged: MD5 ")
     assert data.found("mnist", tmp_path) is None
     with pytest.raises(DataError, match="mnist is not in"):
         data.load("mnist", tmp_path)
     fake_mnist(tmp_path / "plain", pack=bytes, suffix="")
-    assert {state for _, state in data.check("mnist", tmp_path / "plain")} == {"present, no official sum known"}
+    assert {state for _, state in data.check("mnist", tmp_path / "plain")} == {
+        "present, no official sum known"
+    }
     fake_nmnist(tmp_path / "NMNIST")
     assert [state for _, state in data.check("nmnist", tmp_path)] == [
         "present, 24 of 60,000 recordings",
@@ -397,7 +449,10 @@ def test_check_states(tmp_path):
 
 def test_nmnist_from_the_official_layout(tmp_path):
     fake_nmnist(tmp_path / "NMNIST", events=70)
-    for load in (lambda **k: data.load("nmnist", tmp_path, **k), lambda **k: data.load("nmnist", tmp_path / "NMNIST", **k)):
+    for load in (
+        lambda **k: data.load("nmnist", tmp_path, **k),
+        lambda **k: data.load("nmnist", tmp_path / "NMNIST", **k),
+    ):
         splits = load(T=5)
         assert [split.x.shape for split in (splits.train, splits.validation, splits.test)] == [
             (22, 5, 2, 34, 34),
@@ -406,7 +461,11 @@ def test_nmnist_from_the_official_layout(tmp_path):
         ]
         assert splits.events
         assert splits.note == "30 of 70,000 samples"
-    for split, part in ((splits.train, "Train"), (splits.validation, "Train"), (splits.test, "Test")):
+    for split, part in (
+        (splits.train, "Train"),
+        (splits.validation, "Train"),
+        (splits.test, "Test"),
+    ):
         for (x, y), id in zip((split[i] for i in range(len(split))), split.ids):
             path = tmp_path / "NMNIST" / part / str(y) / f"{id:05d}.bin"
             np.testing.assert_array_equal(x, frames(nmnist.decode(path.read_bytes()), 5))
@@ -417,10 +476,20 @@ def test_nmnist_from_the_official_layout(tmp_path):
 def test_nmnist_options_and_their_cache_entries(tmp_path, own_cache):
     fake_nmnist(tmp_path)
     load = functools.partial(data.load, "nmnist", tmp_path)
-    shapes = [load(**k).train.x.shape[1:] for k in ({}, {"T": 3}, {"size": 17}, {"by": "count"}, {"T": 3})]
-    assert shapes == [(10, 2, 34, 34), (3, 2, 34, 34), (10, 2, 17, 17), (10, 2, 34, 34), (3, 2, 34, 34)]
+    shapes = [
+        load(**k).train.x.shape[1:] for k in ({}, {"T": 3}, {"size": 17}, {"by": "count"}, {"T": 3})
+    ]
+    assert shapes == [
+        (10, 2, 34, 34),
+        (3, 2, 34, 34),
+        (10, 2, 17, 17),
+        (10, 2, 34, 34),
+        (3, 2, 34, 34),
+    ]
     assert len(list(own_cache.iterdir())) == 4
-    np.testing.assert_array_equal(load(size=17).train.x, load().train.x.reshape(-1, 10, 2, 17, 2, 17, 2).sum((4, 6)))
+    np.testing.assert_array_equal(
+        load(size=17).train.x, load().train.x.reshape(-1, 10, 2, 17, 2, 17, 2).sum((4, 6))
+    )
     for bad in ({"T": 0}, {"by": "magic"}):
         with pytest.raises(DataError, match="T from 1, by 'time' or 'count'"):
             load(**bad)
@@ -435,14 +504,20 @@ def test_changed_recordings_are_binned_again(tmp_path, change):
     before = data.load("nmnist", tmp_path).test.x.copy()
     path = sorted((tmp_path / "Test").rglob("*.bin"))[0]
     content = path.read_bytes()
-    path.write_bytes(content[:-5] if change == "size" else content[:-3] + bytes([content[-3] ^ 128]) + content[-2:])
+    path.write_bytes(
+        content[:-5]
+        if change == "size"
+        else content[:-3] + bytes([content[-3] ^ 128]) + content[-2:]
+    )
     os.utime(path, ns=(0, 10**9 + path.stat().st_mtime_ns))
     after = data.load("nmnist", tmp_path).test.x
     assert before.astype(int).sum() - after.sum() == (1 if change == "size" else 0)
     assert (before != after).any()
 
 
-@pytest.mark.parametrize(("events", "dtype"), [(255, np.uint8), (256, np.uint16), (70000, np.uint32)])
+@pytest.mark.parametrize(
+    ("events", "dtype"), [(255, np.uint8), (256, np.uint16), (70000, np.uint32)]
+)
 def test_counts_are_never_clipped(tmp_path, events, dtype):
     fake_nmnist(tmp_path, n=12, n_test=2)
     ones = np.ones(events, int)
@@ -485,11 +560,15 @@ def test_memory_mapped_frames_protect_the_cache(tmp_path, own_cache):
 
 def test_digits_dvs_is_the_simulated_digits(few_digits, own_cache):
     dvs = data.load("digits-dvs")
-    assert [split.x.shape for split in (dvs.train, dvs.validation, dvs.test)] == [(n, 10, 2, 34, 34) for n in (12, 5, 7)]
+    assert [split.x.shape for split in (dvs.train, dvs.validation, dvs.test)] == [
+        (n, 10, 2, 34, 34) for n in (12, 5, 7)
+    ]
     assert "simulated" in dvs.note
     assert dvs.events
     folder = digits_dvs()
-    for split, digits, part in zip((dvs.train, dvs.validation, dvs.test), few_digits, ("Train", "Validation", "Test")):
+    for split, digits, part in zip(
+        (dvs.train, dvs.validation, dvs.test), few_digits, ("Train", "Validation", "Test")
+    ):
         assert sorted(zip(split.ids, split.y)) == sorted(zip(digits.ids, digits.y))
         for i, (id, y) in enumerate(zip(split.ids, split.y)):
             e = nmnist.decode((folder / part / str(y) / f"{id:05d}.bin").read_bytes())
@@ -497,7 +576,9 @@ def test_digits_dvs_is_the_simulated_digits(few_digits, own_cache):
             (j,) = np.flatnonzero(digits.ids == id)
             seed = ("Train", "Validation", "Test").index(part)
             shown = np.pad(digits.x[j, 0], 1)
-            np.testing.assert_array_equal(e.t, record(shown, seed, int(id), simulated.SETS["digits-dvs"].camera).t)
+            np.testing.assert_array_equal(
+                e.t, record(shown, seed, int(id), simulated.SETS["digits-dvs"].camera).t
+            )
     assert len(data.load("digits-dvs", T=4, size=17, limit=3).train) == 3
 
 
@@ -508,7 +589,11 @@ def damage_truncate(folder):
 
 def damage_flip(folder):
     path = sorted(folder.rglob("*.bin"))[3]
-    path.write_bytes(b"\x01" + path.read_bytes()[1:] if path.read_bytes()[0] != 1 else b"\x02" + path.read_bytes()[1:])
+    path.write_bytes(
+        b"\x01" + path.read_bytes()[1:]
+        if path.read_bytes()[0] != 1
+        else b"\x02" + path.read_bytes()[1:]
+    )
 
 
 def damage_remove(folder):
@@ -571,7 +656,9 @@ def test_damaged_recordings_in_the_cache_are_made_again(few_digits, own_cache, c
     assert [path.name for path in own_cache.iterdir()] == [folder.name]
 
 
-@pytest.mark.parametrize("damage", ["cut", "cut header", "empty", "garbage", "zip", "shape", "header"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "cut header", "empty", "garbage", "zip", "shape", "header"]
+)
 def test_damaged_frames_in_the_cache_are_made_again(tmp_path, own_cache, caplog, damage):
     fake_nmnist(tmp_path)
     good = data.load("nmnist", tmp_path, T=2).train.x.copy()
@@ -614,7 +701,11 @@ def test_leftovers_of_killed_processes_are_ignored_and_swept(few_digits, own_cac
     name = simulated.entry_name("digits-dvs", data.load("digits"))
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    here, old, young = platform.node(), 0, 2**33  # seconds; young is in the future, as after the clock was set back
+    here, old, young = (
+        platform.node(),
+        0,
+        2**33,
+    )  # seconds; young is in the future, as after the clock was set back
     kept = {
         f".backspike-3.{gone.pid}@{here}.1.tmp": (young, False),
         f".backspike-3.npy.{gone.pid}@{here}.1.wide.tmp": (young, False),
@@ -628,7 +719,9 @@ def test_leftovers_of_killed_processes_are_ignored_and_swept(few_digits, own_cac
         write(path / "00000.bin", b"half")
         os.utime(path, (age, age))
     assert len(data.load("digits-dvs").train) == 12
-    leftovers = {path.name for path in (own_cache / name / "Train").iterdir() if not path.name.isdigit()}
+    leftovers = {
+        path.name for path in (own_cache / name / "Train").iterdir() if not path.name.isdigit()
+    }
     assert leftovers == {leftover for leftover, (_, stays) in kept.items() if stays}
 
 
@@ -673,13 +766,20 @@ def test_an_entry_published_by_another_in_the_last_moment_is_used(own_cache):
 
     rename = os.rename
     try:
-        os.rename = lambda *paths: (_ for _ in ()).throw(FileNotFoundError())  # it moved the old one before us
-        assert cache.cached("entry", lambda path: (path / "who").read_text(), write_late) == "the other"
+        os.rename = lambda *paths: (_ for _ in ()).throw(
+            FileNotFoundError()
+        )  # it moved the old one before us
+        assert (
+            cache.cached("entry", lambda path: (path / "who").read_text(), write_late)
+            == "the other"
+        )
     finally:
         os.rename = rename
 
 
-def test_cache_that_cannot_be_written_gives_way_to_a_temporary_folder(few_digits, tmp_path, monkeypatch, caplog):
+def test_cache_that_cannot_be_written_gives_way_to_a_temporary_folder(
+    few_digits, tmp_path, monkeypatch, caplog
+):
     write(tmp_path / "file", b"")
     monkeypatch.setenv("BACKSPIKE_CACHE", str(tmp_path / "file" / "cache"))
     temporary = tmp_path / "temporary"
@@ -720,9 +820,24 @@ def test_simulation_is_announced_only_to_those_who_listen(few_digits, caplog):
 def test_real_mnist():
     assert {state for _, state in data.check("mnist", REAL)} == {"present"}
     mnist = data.load("mnist", REAL)
-    assert [len(split) for split in (mnist.train, mnist.validation, mnist.test)] == [55000, 5000, 10000]
+    assert [len(split) for split in (mnist.train, mnist.validation, mnist.test)] == [
+        55000,
+        5000,
+        10000,
+    ]
     assert mnist.test.y[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
-    assert np.bincount(mnist.test.y).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert np.bincount(mnist.test.y).tolist() == [
+        980,
+        1135,
+        1032,
+        1010,
+        982,
+        892,
+        958,
+        1028,
+        974,
+        1009,
+    ]
     whole = np.bincount(np.concatenate([mnist.train.y, mnist.validation.y]))
     assert whole.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert np.abs(np.bincount(mnist.validation.y) - whole / 12).max() < 1
@@ -741,15 +856,22 @@ def test_real_cifar10():
     assert np.bincount(cifar10.validation.y).tolist() == [500] * 10
     assert np.bincount(cifar10.test.y).tolist() == [1000] * 10
     assert cifar10.test.y[:5].tolist() == [3, 8, 8, 0, 6]
-    mean = (cifar10.train.x.mean((0, 2, 3)) * 0.9 + cifar10.validation.x.mean((0, 2, 3)) * 0.1) / 255
-    np.testing.assert_allclose(mean, [0.4914, 0.4822, 0.4465], atol=1e-4)  # the constants everyone uses
+    mean = (
+        cifar10.train.x.mean((0, 2, 3)) * 0.9 + cifar10.validation.x.mean((0, 2, 3)) * 0.1
+    ) / 255
+    np.testing.assert_allclose(
+        mean, [0.4914, 0.4822, 0.4465], atol=1e-4
+    )  # the constants everyone uses
 
 
 @real("NMNIST")
 def test_real_nmnist():
     """Every recording reads; the statistics of the training recordings as they were measured independently."""
     states = data.check("nmnist", REAL)
-    if [state for _, state in states] != ["present, 1,000 of 60,000 recordings", "present, 100 of 10,000 recordings"]:
+    if [state for _, state in states] != [
+        "present, 1,000 of 60,000 recordings",
+        "present, 100 of 10,000 recordings",
+    ]:
         pytest.skip("the statistics are those of the first 1,000 recordings")
     paths = sorted((REAL / "NMNIST").rglob("*.bin"))
     assert len(paths) == 1100

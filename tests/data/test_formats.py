@@ -21,7 +21,10 @@ def idx_bytes(array, kind=0x08):
 
 def cifar_batch(n=3, labels=b"labels"):
     rng = np.random.default_rng(0)
-    return {b"data": rng.integers(0, 256, (n, 3072), np.uint8), labels: [int(i) % 10 for i in range(n)]}
+    return {
+        b"data": rng.integers(0, 256, (n, 3072), np.uint8),
+        labels: [int(i) % 10 for i in range(n)],
+    }
 
 
 # N-MNIST
@@ -49,7 +52,9 @@ def test_nmnist_reads_hand_made_events():
 
 def test_nmnist_overflow_marks_are_dropped_and_shift_what_follows():
     rows = [(1, 1, 100), (0, 240, 0), (2, 2, 5), (0, 240, 0), (3, 3, 6)]
-    events = nmnist.decode(b"".join(bytes([x, y, t >> 16, t >> 8 & 255, t & 255]) for x, y, t in rows))
+    events = nmnist.decode(
+        b"".join(bytes([x, y, t >> 16, t >> 8 & 255, t & 255]) for x, y, t in rows)
+    )
     assert events.x.tolist() == [1, 2, 3]
     assert events.t.tolist() == [100, 5 + 8192, 6 + 2 * 8192]
 
@@ -72,7 +77,10 @@ def test_nmnist_round_trip(rows):
         np.testing.assert_array_equal(got, wanted)
 
 
-@pytest.mark.parametrize("bad", [(256, 0, 0, 0), (0, 240, 0, 0), (0, 0, 2**23, 0), (0, 0, -1, 0), (0, 0, 0, 2), (-1, 0, 0, 0)])
+@pytest.mark.parametrize(
+    "bad",
+    [(256, 0, 0, 0), (0, 240, 0, 0), (0, 0, 2**23, 0), (0, 0, -1, 0), (0, 0, 0, 2), (-1, 0, 0, 0)],
+)
 def test_nmnist_refuses_to_write_what_does_not_fit(bad):
     x, y, t, p = np.array([(1, 1, 1, 1), bad]).T
     with pytest.raises(DataError, match="event 1 "):
@@ -99,7 +107,9 @@ def test_nmnist_reads_millions_of_events_a_second():
 # idx
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [(8, ">u1"), (9, ">i1"), (11, ">i2"), (12, ">i4"), (13, ">f4"), (14, ">f8")])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [(8, ">u1"), (9, ">i1"), (11, ">i2"), (12, ">i4"), (13, ">f4"), (14, ">f8")]
+)
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_idx_types(kind, dtype, pack):
     array = (np.arange(24).reshape(2, 3, 4) - (0 if dtype == ">u1" else 9)).astype(dtype)
@@ -109,7 +119,9 @@ def test_idx_types(kind, dtype, pack):
 
 
 def test_idx_reads_hand_made_bytes():
-    np.testing.assert_array_equal(idx.decode(b"\0\0\x08\x02" + b"\0\0\0\x02" + b"\0\0\0\x01" + b"\x07\xff"), [[7], [255]])
+    np.testing.assert_array_equal(
+        idx.decode(b"\0\0\x08\x02" + b"\0\0\0\x02" + b"\0\0\0\x01" + b"\x07\xff"), [[7], [255]]
+    )
 
 
 @given(st.lists(st.integers(0, 5), max_size=4), st.booleans())
@@ -201,7 +213,9 @@ IMAGE = bytes(range(256)) * 12
 def official_batch(n=b"K\x01"):
     """One image of class 7 in the opcodes of the official files: Python 2 strings, `numpy.core` names, protocol 2."""
     dtype = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-    state = b"(K\x01(" + n + b"M\x00\x0ct" + dtype + b"\x89T" + struct.pack("<I", 3072) + IMAGE + b"tb"
+    state = (
+        b"(K\x01(" + n + b"M\x00\x0ct" + dtype + b"\x89T" + struct.pack("<I", 3072) + IMAGE + b"tb"
+    )
     array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR" + state
     return b"\x80\x02}(U\x04data" + array + b"U\x06labels](K\x07eu."
 
@@ -280,11 +294,15 @@ def test_cifar_python_refuses_an_array_shorter_than_its_shape():
 def test_cifar_binary(label_bytes):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 3, 32, 32), np.uint8)
-    data = b"".join(bytes([9, 50 + i][-label_bytes:]) + image.tobytes() for i, image in enumerate(images))
+    data = b"".join(
+        bytes([9, 50 + i][-label_bytes:]) + image.tobytes() for i, image in enumerate(images)
+    )
     x, y = cifar.decode_binary(data, label_bytes=label_bytes)
     np.testing.assert_array_equal(x, images)
     assert y.tolist() == [50, 51, 52, 53]
     record = 3072 + label_bytes
     for size in (0, 1, record - 1, record + 1, 4 * record - 1):
-        with pytest.raises(DataError, match=rf"^train\.bin: byte {size // record * record}: truncated"):
+        with pytest.raises(
+            DataError, match=rf"^train\.bin: byte {size // record * record}: truncated"
+        ):
             cifar.decode_binary(data[:size], "train.bin", label_bytes)

@@ -30,7 +30,11 @@ def recordings(folder, n=12, events=30, classes=2):
     rng = np.random.default_rng(0)
     for part, count in (("Train", n), ("Test", 4)):
         for i in range(count):
-            x, y, p = rng.integers(0, 34, events), rng.integers(0, 34, events), rng.integers(0, 2, events)
+            x, y, p = (
+                rng.integers(0, 34, events),
+                rng.integers(0, 34, events),
+                rng.integers(0, 2, events),
+            )
             path = folder / part / str(i % classes) / f"{i:05d}.bin"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(nmnist.encode(Events(x, y, np.arange(events), p)))
@@ -44,9 +48,13 @@ def test_rows_in_any_order_are_kept_as_the_narrowest_integers(tmp_path, highest)
     x = np.random.default_rng(0).integers(0, 200, (7, 3, 5))
     x[3, 1, 2] = highest
     path = tmp_path / "x.npy"
-    packed.write(path, x.shape, [(first, packed.narrowest(x[first : first + 2])) for first in (4, 0, 2, 6)])
+    packed.write(
+        path, x.shape, [(first, packed.narrowest(x[first : first + 2])) for first in (4, 0, 2, 6)]
+    )
     back = packed.read(path, x.shape)
-    assert back.dtype == {255: np.uint8, 256: np.uint16, 65535: np.uint16, 65536: np.uint32}[highest]
+    assert (
+        back.dtype == {255: np.uint8, 256: np.uint16, 65535: np.uint16, 65536: np.uint32}[highest]
+    )
     np.testing.assert_array_equal(back, x)
     np.testing.assert_array_equal(np.load(path), x)
     assert [p.name for p in tmp_path.iterdir()] == ["x.npy"]
@@ -84,7 +92,9 @@ def test_every_flipped_bit_every_cut_and_every_addition_is_found(tmp_path, monke
 
 
 @pytest.mark.parametrize("where", [0.001, 0.3, 0.999])
-def test_a_flipped_bit_in_cached_frames_is_found_and_the_frames_made_again(tmp_path, own_cache, caplog, where):
+def test_a_flipped_bit_in_cached_frames_is_found_and_the_frames_made_again(
+    tmp_path, own_cache, caplog, where
+):
     recordings(tmp_path)
     good = data.load("nmnist", tmp_path, T=2).train.x.copy()
     (path,) = own_cache.iterdir()
@@ -106,8 +116,12 @@ def test_chunks_cover_all_samples_and_keep_files_together(sizes, limit):
     assert [i for chunk in chunks for i in range(*chunk)] == list(range(len(samples)))
     for first, stop in chunks:
         assert 0 < stop - first <= limit
-        if stop < len(samples) and samples[stop].path == samples[stop - 1].path:  # a file is cut: it is larger than a chunk,
-            assert sizes[int(samples[stop].path[4:])] > limit  # or its beginning filled the last one
+        if (
+            stop < len(samples) and samples[stop].path == samples[stop - 1].path
+        ):  # a file is cut: it is larger than a chunk,
+            assert (
+                sizes[int(samples[stop].path[4:])] > limit
+            )  # or its beginning filled the last one
 
 
 @pytest.fixture
@@ -122,7 +136,9 @@ def test_processes_count_as_one_does(tmp_path, in_processes, monkeypatch):
     recordings(tmp_path, n=31)
     started = []
     original = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(original(*a, **k)) or started[-1])
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *a, **k: started.append(original(*a, **k)) or started[-1]
+    )
     parallel = data.load("nmnist", tmp_path, T=3).train
     assert len(started) == 2
     assert [process.poll() is None for process in started] == [False, False]
@@ -134,7 +150,9 @@ def test_processes_count_as_one_does(tmp_path, in_processes, monkeypatch):
     np.testing.assert_array_equal(parallel.ids, alone.ids)
 
 
-def test_a_damaged_recording_is_named_by_the_process_that_reads_it(tmp_path, own_cache, in_processes):
+def test_a_damaged_recording_is_named_by_the_process_that_reads_it(
+    tmp_path, own_cache, in_processes
+):
     recordings(tmp_path, n=31)
     path = tmp_path / "Train" / "1" / "00021.bin"
     path.write_bytes(path.read_bytes()[:-1])
@@ -143,7 +161,9 @@ def test_a_damaged_recording_is_named_by_the_process_that_reads_it(tmp_path, own
     assert list(own_cache.iterdir()) == []
 
 
-def test_a_process_that_is_killed_is_an_error_in_one_line(tmp_path, own_cache, in_processes, monkeypatch):
+def test_a_process_that_is_killed_is_an_error_in_one_line(
+    tmp_path, own_cache, in_processes, monkeypatch
+):
     recordings(tmp_path, n=31)
     original = binning._Worker.rows
 
@@ -153,7 +173,9 @@ def test_a_process_that_is_killed_is_an_error_in_one_line(tmp_path, own_cache, i
         return original(worker, first, stop)
 
     monkeypatch.setattr(binning._Worker, "rows", rows)
-    with pytest.raises(DataError, match=r"^a process that prepares recordings ended early.*run it again$"):
+    with pytest.raises(
+        DataError, match=r"^a process that prepares recordings ended early.*run it again$"
+    ):
         data.load("nmnist", tmp_path, T=3)
     assert list(own_cache.iterdir()) == []
 
@@ -172,7 +194,9 @@ print(sum(split.x.sum() for split in (sets.train, sets.validation, sets.test)), 
 def run(tmp_path, **options):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    return subprocess.Popen([sys.executable, str(script), str(tmp_path)], stdout=subprocess.PIPE, **options)
+    return subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)], stdout=subprocess.PIPE, **options
+    )
 
 
 def test_a_script_without_guard_prepares_in_processes(tmp_path):
@@ -187,14 +211,21 @@ def test_a_kill_leaves_no_process_and_no_half_entry(tmp_path, own_cache, how):
     recordings(tmp_path, n=140, events=2000)
     process = run(tmp_path, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
-    while not (own_cache.is_dir() and any(own_cache.iterdir())) or len(children := _children(process.pid)) < 2:
+    while (
+        not (own_cache.is_dir() and any(own_cache.iterdir()))
+        or len(children := _children(process.pid)) < 2
+    ):
         assert time.monotonic() < deadline
         assert process.poll() is None, "it was done before it was killed"
         time.sleep(0.005)
     process.send_signal(how)
     _, said = process.communicate()
-    assert said.count(b"Traceback") == (how == signal.SIGINT)  # ours; the processes of the preparation are silent
-    assert [path.name for path in own_cache.iterdir() if not path.name.startswith(".backspike-")] == []
+    assert said.count(b"Traceback") == (
+        how == signal.SIGINT
+    )  # ours; the processes of the preparation are silent
+    assert [
+        path.name for path in own_cache.iterdir() if not path.name.startswith(".backspike-")
+    ] == []
     assert how == signal.SIGKILL or list(own_cache.iterdir()) == []
     while any(os.path.exists(f"/proc/{child}") and _state(child) != "Z" for child in children):
         assert time.monotonic() < deadline
@@ -250,7 +281,9 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch):
 
 
 def test_progress_is_plain_lines_elsewhere(monkeypatch):
-    assert shown(monkeypatch, io.StringIO(), 4.0) == ("counting: 2 of 8, 12 s left\ncounting: 8 of 8, 16 s\n")
+    assert shown(monkeypatch, io.StringIO(), 4.0) == (
+        "counting: 2 of 8, 12 s left\ncounting: 8 of 8, 16 s\n"
+    )
 
 
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])

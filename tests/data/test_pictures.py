@@ -35,7 +35,10 @@ def test_imagenet(tmp_path, place):
             number = int(os.fsdecode(split.x.names[i]).split("_")[1].split(".")[0])
             assert x.dtype == np.uint8
             np.testing.assert_array_equal(
-                x, np.broadcast_to(np.array([60 * y, 40 * number % 256, 100])[:, None, None], (3, 8, 8))
+                x,
+                np.broadcast_to(
+                    np.array([60 * y, 40 * number % 256, 100])[:, None, None], (3, 8, 8)
+                ),
             )
     assert len(data.load("imagenet", tmp_path / "root", limit=7).train) == 7
     assert data.load("imagenet", tmp_path / "root", limit=7).train[0][0].shape == (3, 224, 224)
@@ -74,20 +77,26 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
 def test_a_picture_is_scaled_and_its_middle_cut_out():
     """7/8 of the shorter side, centred, becomes the picture: of 16 x 40 pixels the 14 x 14 from row 1 and column 13 on."""
     array = np.random.default_rng(0).integers(0, 256, (16, 40, 3), np.uint8)
-    np.testing.assert_array_equal(picture.decode(encoded(array), size=14), array[1:15, 13:27].transpose(2, 0, 1))
+    np.testing.assert_array_equal(
+        picture.decode(encoded(array), size=14), array[1:15, 13:27].transpose(2, 0, 1)
+    )
     upright = picture.decode(encoded(np.ascontiguousarray(array.transpose(1, 0, 2))), size=14)
     np.testing.assert_array_equal(upright, array[1:15, 13:27].transpose(2, 1, 0))
 
 
 def test_another_part_may_be_asked_for():
     array = np.random.default_rng(0).integers(0, 256, (16, 40, 3), np.uint8)
-    part = picture.decode(encoded(array), size=8, part=lambda width, height: (10 / width, 8 / height, 18 / width, 1.0))
+    part = picture.decode(
+        encoded(array), size=8, part=lambda width, height: (10 / width, 8 / height, 18 / width, 1.0)
+    )
     np.testing.assert_array_equal(part, array[8:16, 10:18].transpose(2, 0, 1))
 
 
 def test_a_small_part_of_a_large_jpeg_keeps_its_detail():
     """Stripes of 8 pixels: the part is decoded at full size, though the whole could be at an eighth."""
-    stripes = np.broadcast_to((np.arange(1024) // 8 % 2 * 255).astype(np.uint8)[None, :, None], (1024, 1024, 3))
+    stripes = np.broadcast_to(
+        (np.arange(1024) // 8 % 2 * 255).astype(np.uint8)[None, :, None], (1024, 1024, 3)
+    )
     jpeg = encoded(np.ascontiguousarray(stripes), "JPEG", quality=95)
     x = picture.decode(jpeg, size=128, part=lambda width, height: (0.5, 0.5, 0.625, 0.625))
     np.testing.assert_allclose(x, stripes[512:640, 512:640].transpose(2, 0, 1), atol=8)
@@ -96,14 +105,18 @@ def test_a_small_part_of_a_large_jpeg_keeps_its_detail():
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P"])
 def test_other_kinds_of_pictures_become_rgb(mode):
     out = io.BytesIO()
-    Image.new("RGB", (20, 20), (255, 255, 255)).convert(mode).save(out, "JPEG" if mode in ("L", "CMYK") else "PNG")
+    Image.new("RGB", (20, 20), (255, 255, 255)).convert(mode).save(
+        out, "JPEG" if mode in ("L", "CMYK") else "PNG"
+    )
     x = picture.decode(out.getvalue(), size=14)
     assert x.shape == (3, 14, 14)
     assert x.min() > 250
 
 
 def test_a_large_jpeg_is_decoded_near_the_size_wanted():
-    ramp = np.broadcast_to(np.linspace(0, 255, 2048).astype(np.uint8)[None, :, None], (2048, 2048, 3))
+    ramp = np.broadcast_to(
+        np.linspace(0, 255, 2048).astype(np.uint8)[None, :, None], (2048, 2048, 3)
+    )
     x = picture.decode(encoded(np.ascontiguousarray(ramp), "JPEG", quality=95), size=56)
     wanted = (np.arange(56) + 0.5) / 64 * 255 + 4 / 64 * 255
     assert np.abs(x.astype(float).mean((0, 1)) - wanted).max() < 2
@@ -114,16 +127,28 @@ def test_a_picture_that_would_unpack_to_gigabytes_is_refused():
     import zlib
 
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0))
-    bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    bomb = (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
     with pytest.raises(DataError, match=r"truncated or damaged picture \(DecompressionBomb"):
         picture.decode(bomb)
 
 
 def test_cut_pictures_are_refused():
     data = encoded(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8))
-    for size in range(len(data) - 20):  # the last bytes are sums, which Pillow does not check, and the end mark
+    for size in range(
+        len(data) - 20
+    ):  # the last bytes are sums, which Pillow does not check, and the end mark
         with pytest.raises(DataError, match=r"^f: byte 0: truncated or damaged picture"):
             picture.decode(data[:size], "f")

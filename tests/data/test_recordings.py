@@ -17,7 +17,9 @@ from backspike.data import DataError, Events, frames
 from backspike.data.formats import aedat3
 from backspike.data.split import published
 
-needs_h5py = pytest.mark.skipif(importlib.util.find_spec("h5py") is None, reason="no h5py: pip install 'backspike[events]'")
+needs_h5py = pytest.mark.skipif(
+    importlib.util.find_spec("h5py") is None, reason="no h5py: pip install 'backspike[events]'"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +34,18 @@ def own_cache(tmp_path, monkeypatch):
 
 def test_published_splits_follow_their_rules():
     dvs = published("dvs-cifar10")
-    assert list(dvs) == ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    assert list(dvs) == [
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ]
     for train, validation, test in dvs.values():
         assert [*train, *validation] == list(range(900))
         assert list(test) == list(range(900, 1000))
@@ -40,17 +53,24 @@ def test_published_splits_follow_their_rules():
     caltech = published("n-caltech101")
     assert list(caltech) == sorted(caltech)
     assert len(caltech) == 101
-    assert sum(len(part) for parts in caltech.values() for part in parts) == 8709 + 1  # one number of BACKGROUND_Google is free
+    assert (
+        sum(len(part) for parts in caltech.values() for part in parts) == 8709 + 1
+    )  # one number of BACKGROUND_Google is free
     for train, validation, test in caltech.values():
         n = len(train) + len(validation) + len(test)
         assert [*train, *validation, *test] == list(range(1, n + 1))
         assert len(test) == len(validation) == n // 10
-    assert {name: len(caltech[name][0]) for name in ("airplanes", "accordion")} == {"airplanes": 640, "accordion": 45}
+    assert {name: len(caltech[name][0]) for name in ("airplanes", "accordion")} == {
+        "airplanes": 640,
+        "accordion": 45,
+    }
     ((train, validation, test),) = published("dvs128-gesture").values()
     assert [*train, *validation] == list(range(1, 24))
     assert list(test) == list(range(24, 30))
     for name in ("dvs-cifar10", "n-caltech101"):
-        sizes = np.sum([[len(part) for part in parts] for parts in published(name).values()], axis=0)
+        sizes = np.sum(
+            [[len(part) for part in parts] for parts in published(name).values()], axis=0
+        )
         assert np.abs(sizes - np.array(data.source(name).samples)).max() <= 1
 
 
@@ -61,7 +81,11 @@ def test_published_splits_follow_their_rules():
 def test_dvs_cifar10(tmp_path, place):
     made = dvs_cifar10(tmp_path / "root" / place)
     sets = data.load("dvs-cifar10", tmp_path / "root", T=4, size=48)
-    for split, numbers in ((sets.train, [0, 809]), (sets.validation, [810, 899]), (sets.test, [900, 999])):
+    for split, numbers in (
+        (sets.train, [0, 809]),
+        (sets.validation, [810, 899]),
+        (sets.test, [900, 999]),
+    ):
         assert split.ids.tolist() == numbers * 10
         assert split.y.tolist() == np.repeat(np.arange(10), 2).tolist()
         assert split.x.shape == (20, 4, 2, 48, 48)
@@ -75,7 +99,9 @@ def test_dvs_cifar10(tmp_path, place):
 
 def test_dvs_cifar10_as_the_camera_addressed_it(tmp_path):
     dvs_cifar10(tmp_path)
-    upright, raw = (data.load("dvs-cifar10", tmp_path, T=1, upright=upright).test.x for upright in (True, False))
+    upright, raw = (
+        data.load("dvs-cifar10", tmp_path, T=1, upright=upright).test.x for upright in (True, False)
+    )
     np.testing.assert_array_equal(upright, raw.transpose(0, 1, 2, 4, 3)[:, :, ::-1, ::-1, ::-1])
     with pytest.raises(DataError, match="upright=False is for dvs-cifar10"):
         data.load("nmnist", tmp_path, upright=False)
@@ -85,7 +111,10 @@ def test_dvs_cifar10_names_what_does_not_belong(tmp_path):
     dvs_cifar10(tmp_path)
     extra = tmp_path / "cat" / "cifar10_cat_1000.aedat"
     write(extra, b"")
-    with pytest.raises(DataError, match=r"cifar10_cat_1000\.aedat: not among the recordings cat/cifar10_cat_\*\.aedat"):
+    with pytest.raises(
+        DataError,
+        match=r"cifar10_cat_1000\.aedat: not among the recordings cat/cifar10_cat_\*\.aedat",
+    ):
         data.load("dvs-cifar10", tmp_path)
     extra.rename(extra.with_name("cifar10_dog_3.aedat"))
     with pytest.raises(DataError, match=r"cifar10_dog_3\.aedat: not among"):
@@ -94,7 +123,9 @@ def test_dvs_cifar10_names_what_does_not_belong(tmp_path):
     path = tmp_path / "dog" / "cifar10_dog_0.aedat"
     content = path.read_bytes()
     path.write_bytes(content[:-1])
-    with pytest.raises(DataError, match=rf"cifar10_dog_0\.aedat: byte {len(content) - 8}: truncated"):
+    with pytest.raises(
+        DataError, match=rf"cifar10_dog_0\.aedat: byte {len(content) - 8}: truncated"
+    ):
         data.load("dvs-cifar10", tmp_path)
 
 
@@ -117,8 +148,14 @@ def test_n_caltech101(tmp_path):
     sets = data.load("n-caltech101", tmp_path, T=3, size=48)
     whole = data.load("n-caltech101", place, T=2, by="count")
     for part in range(3):
-        split, large = ((sets.train, whole.train), (sets.validation, whole.validation), (sets.test, whole.test))[part]
-        assert split.ids.tolist() == [parts[part][0] for parts in published("n-caltech101").values()]
+        split, large = (
+            (sets.train, whole.train),
+            (sets.validation, whole.validation),
+            (sets.test, whole.test),
+        )[part]
+        assert split.ids.tolist() == [
+            parts[part][0] for parts in published("n-caltech101").values()
+        ]
         assert split.y.tolist() == list(range(101))
         assert split.x.shape == (101, 3, 2, 48, 48)
         assert large.x.shape == (101, 2, 2, 180, 240)
@@ -128,7 +165,9 @@ def test_n_caltech101(tmp_path):
             assert full.sum((1, 2, 3)).tolist() == [20, 20]
     assert sets.num_classes == 101
     assert data.check("n-caltech101", tmp_path) == [(place, "present, 303 of 8,709 recordings")]
-    with pytest.raises(DataError, match=r"size=\(180, 241\): the sensor of n-caltech101 has 180 x 240 pixels"):
+    with pytest.raises(
+        DataError, match=r"size=\(180, 241\): the sensor of n-caltech101 has 180 x 240 pixels"
+    ):
         data.load("n-caltech101", tmp_path, size=(180, 241))
 
 
@@ -157,12 +196,28 @@ def test_dvs128_gesture(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("trials_to_train.txt", b"user01_led.aedat\n../../etc/passwd\n", r"byte 17: '../../etc/passwd' is no recording"),
-        ("trials_to_train.txt", b"user24_led.aedat\n", "user24_led.aedat is not where dvs128-gesture's split by users has it"),
+        (
+            "trials_to_train.txt",
+            b"user01_led.aedat\n../../etc/passwd\n",
+            r"byte 17: '../../etc/passwd' is no recording",
+        ),
+        (
+            "trials_to_train.txt",
+            b"user24_led.aedat\n",
+            "user24_led.aedat is not where dvs128-gesture's split by users has it",
+        ),
         ("trials_to_test.txt", b"user01_led.aedat\n", "user01_led.aedat is not where"),
         ("trials_to_test.txt", b"user30_led.aedat\n", "user30_led.aedat is not where"),
-        ("trials_to_test.txt", b"user29_lab.aedat\n", r"user29_lab_labels\.csv cannot be read: No such file"),
-        ("user29_natural_labels.csv", b"class,startTime_usec,endTime_usec\n12,1,2\n", "byte 34: class 12 from 1 to 2"),
+        (
+            "trials_to_test.txt",
+            b"user29_lab.aedat\n",
+            r"user29_lab_labels\.csv cannot be read: No such file",
+        ),
+        (
+            "user29_natural_labels.csv",
+            b"class,startTime_usec,endTime_usec\n12,1,2\n",
+            "byte 34: class 12 from 1 to 2",
+        ),
         ("user29_natural.aedat", b"#!AER-DAT3.1\r\n", "byte 14: truncated or damaged header"),
     ],
 )
@@ -178,7 +233,10 @@ def test_dvs128_gesture_names_what_is_damaged(tmp_path, file, content, message):
 
 @needs_h5py
 def test_shd_is_counted_by_channel_in_slices_of_equal_time(tmp_path):
-    made = {part: spoken(tmp_path / "SHD", "shd", part, n, 20) for part, n in (("train", 120), ("test", 30))}
+    made = {
+        part: spoken(tmp_path / "SHD", "shd", part, n, 20)
+        for part, n in (("train", 120), ("test", 30))
+    }
     sets = data.load("shd", tmp_path, T=7, size=70)
     assert (len(sets.train), len(sets.validation), len(sets.test)) == (109, 11, 30)
     assert not set(sets.train.ids) & set(sets.validation.ids)
@@ -191,7 +249,9 @@ def test_shd_is_counted_by_channel_in_slices_of_equal_time(tmp_path):
             for time, unit in zip(times.astype(float), units):
                 wanted[int(time / 0.2), unit // 10] += 1
             np.testing.assert_array_equal(x, wanted)
-    np.testing.assert_array_equal(data.load("shd", tmp_path, T=7).test.x.reshape(30, 7, 70, 10).sum(3), sets.test.x)
+    np.testing.assert_array_equal(
+        data.load("shd", tmp_path, T=7).test.x.reshape(30, 7, 70, 10).sum(3), sets.test.x
+    )
     even = data.load("shd", tmp_path, T=2, by="count").test.x.sum(2, dtype=int)
     assert np.abs(even[:, 0] - even[:, 1]).max() <= 1
     with pytest.raises(DataError, match="shd has channels: size from 1 to 700"):
@@ -200,7 +260,10 @@ def test_shd_is_counted_by_channel_in_slices_of_equal_time(tmp_path):
 
 @needs_h5py
 def test_ssc_has_its_own_validation_set(tmp_path):
-    made = {part: spoken(tmp_path, "ssc", part, n, 35, "float32") for part, n in (("train", 40), ("valid", 36), ("test", 37))}
+    made = {
+        part: spoken(tmp_path, "ssc", part, n, 35, "float32")
+        for part, n in (("train", 40), ("valid", 36), ("test", 37))
+    }
     sets = data.load("ssc", tmp_path, T=5)
     for split, part in ((sets.train, "train"), (sets.validation, "valid"), (sets.test, "test")):
         assert split.ids.tolist() == list(range(len(made[part][0])))
@@ -220,13 +283,24 @@ def test_shd_names_what_is_damaged(tmp_path):
     for change, message in (
         (lambda file: file.__delitem__("labels"), "no data set 'labels'"),
         (lambda file: file["labels"].__setitem__(0, 20), "expected whole numbers below 20"),
-        (lambda file: file["spikes/units"].__setitem__(3, np.array([700], np.uint16)), "sample 3 has times"),
+        (
+            lambda file: file["spikes/units"].__setitem__(3, np.array([700], np.uint16)),
+            "sample 3 has times",
+        ),
         (
             lambda file: file["spikes/units"].__setitem__(3, file["spikes/units"][3] + 700),
             r"sample 3 .* outside channels 0 to 699",
         ),
-        (lambda file: file["spikes/times"].__setitem__(2, -file["spikes/times"][2]), "sample 2 has spikes before time 0"),
-        (lambda file: file["spikes/times"].__setitem__(2, file["spikes/times"][2] * np.float16("nan")), "sample 2"),
+        (
+            lambda file: file["spikes/times"].__setitem__(2, -file["spikes/times"][2]),
+            "sample 2 has spikes before time 0",
+        ),
+        (
+            lambda file: file["spikes/times"].__setitem__(
+                2, file["spikes/times"][2] * np.float16("nan")
+            ),
+            "sample 2",
+        ),
     ):
         path.write_bytes(good)
         with h5py.File(path, "r+") as file:
@@ -249,13 +323,32 @@ def test_without_h5py_the_cure_is_named(tmp_path, monkeypatch):
 
 def test_the_benchmark_of_reading_and_counting_runs(tmp_path):
     script = ROOT / "benchmarks" / "events.py"
-    command = [sys.executable, script, "--events", "3000", "--repeats", "1", "--json", tmp_path / "out.json"]
+    command = [
+        sys.executable,
+        script,
+        "--events",
+        "3000",
+        "--repeats",
+        "1",
+        "--json",
+        tmp_path / "out.json",
+    ]
     command += ["--peer-python", sys.executable]
     out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     assert "tonic is left out" in out
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert [row["task"] for row in rows if row["side"] == "backspike"] == ["nmnist", "aedat2", "aedat3", "time", "count"]
-    assert all(row["lost"] == 0 and row["million_events_per_second"] > 0 for row in rows if row["side"] == "backspike")
+    assert [row["task"] for row in rows if row["side"] == "backspike"] == [
+        "nmnist",
+        "aedat2",
+        "aedat3",
+        "time",
+        "count",
+    ]
+    assert all(
+        row["lost"] == 0 and row["million_events_per_second"] > 0
+        for row in rows
+        if row["side"] == "backspike"
+    )
 
 
 # frames
@@ -264,15 +357,27 @@ def test_the_benchmark_of_reading_and_counting_runs(tmp_path):
 def test_frames_of_a_sensor_that_is_not_square():
     """Four corners of 180 x 240 fall into the corners of 3 x 5 frames; a frame pixel covers 60 rows and 48 columns."""
     x, y = np.array([0, 239, 0, 239, 47, 48]), np.array([0, 0, 179, 179, 59, 60])
-    out = frames(Events(x, y, np.arange(6), np.array([0, 0, 1, 1, 0, 1])), 1, sensor=(180, 240), size=(3, 5))
+    out = frames(
+        Events(x, y, np.arange(6), np.array([0, 0, 1, 1, 0, 1])), 1, sensor=(180, 240), size=(3, 5)
+    )
     wanted = np.zeros((1, 2, 3, 5), int)
     for p, row, column in ((0, 0, 0), (0, 0, 4), (1, 2, 0), (1, 2, 4), (0, 0, 0), (1, 1, 1)):
         wanted[0, p, row, column] += 1
     np.testing.assert_array_equal(out, wanted)
-    with pytest.raises(DataError, match="event 1 at x=1 y=180 p=0 is outside the sensor of 180 x 240"):
-        frames(Events(np.array([1, 1]), np.array([1, 180]), np.arange(2), np.zeros(2, int)), 1, sensor=(180, 240))
+    with pytest.raises(
+        DataError, match="event 1 at x=1 y=180 p=0 is outside the sensor of 180 x 240"
+    ):
+        frames(
+            Events(np.array([1, 1]), np.array([1, 180]), np.arange(2), np.zeros(2, int)),
+            1,
+            sensor=(180, 240),
+        )
     with pytest.raises(DataError, match="event 0 at x=-1"):
-        frames(Events(np.array([-1]), np.array([1]), np.arange(1), np.zeros(1, int)), 1, sensor=(180, 240))
+        frames(
+            Events(np.array([-1]), np.array([1]), np.arange(1), np.zeros(1, int)),
+            1,
+            sensor=(180, 240),
+        )
 
 
 def test_frames_of_times_that_are_huge():
@@ -306,7 +411,10 @@ def test_gestures_marked_otherwise_are_counted_again(tmp_path, line):
 def test_the_end_of_a_gesture_belongs_to_the_next(tmp_path):
     gestures(tmp_path)
     t = np.array([99, 100, 199, 200])
-    write(tmp_path / "user24_led.aedat", aedat3.encode(Events(np.arange(4), np.arange(4), t, np.zeros(4, int))))
+    write(
+        tmp_path / "user24_led.aedat",
+        aedat3.encode(Events(np.arange(4), np.arange(4), t, np.zeros(4, int))),
+    )
     write(tmp_path / "user24_led_labels.csv", b"class,startTime_usec,endTime_usec\n1,100,200\n")
     (rows, columns) = np.nonzero(data.load("dvs128-gesture", tmp_path, T=1).test.x[0, 0, 0])
     assert (rows.tolist(), columns.tolist()) == ([1, 2], [1, 2])
@@ -314,7 +422,10 @@ def test_the_end_of_a_gesture_belongs_to_the_next(tmp_path):
 
 def test_a_gesture_without_events_gives_empty_frames(tmp_path):
     gestures(tmp_path)
-    write(tmp_path / "user29_natural_labels.csv", b"class,startTime_usec,endTime_usec\n3,9000000,9000001\n")
+    write(
+        tmp_path / "user29_natural_labels.csv",
+        b"class,startTime_usec,endTime_usec\n3,9000000,9000001\n",
+    )
     assert data.load("dvs128-gesture", tmp_path, T=2).test.x[-1].sum() == 0
 
 

@@ -24,7 +24,10 @@ def statistics():
     """Of a third of digits-dvs: events, ON share, active share, last event [ms] and events of the three saccades, one row a
     recording; and the mean rate [events/ms] in 30 bins of 10.5 ms."""
     shown = simulated.SETS["digits-dvs"]
-    images = np.pad(np.concatenate([split.x for split in static.digits()])[::3], ((0, 0), (0, 0), (1, 1), (1, 1)))
+    images = np.pad(
+        np.concatenate([split.x for split in static.digits()])[::3],
+        ((0, 0), (0, 0), (1, 1), (1, 1)),
+    )
     rows, rate = [], np.zeros(30)
     for first in range(0, len(images), 8):
         part = images[first : first + 8]
@@ -59,7 +62,9 @@ def test_rate_over_time_is_that_of_nmnist(statistics):
         *(3.66, 5.38, 2.88, 2.56, 17.76, 23.07, 25.77, 22.25, 14.39, 9.35, 2.64, 0.32),
     ])  # fmt: skip
     assert np.corrcoef(statistics[1], real)[0, 1] > 0.97
-    assert statistics[1].max() == pytest.approx(real.max(), rel=0.16)  # in the first saccade, see above
+    assert statistics[1].max() == pytest.approx(
+        real.max(), rel=0.16
+    )  # in the first saccade, see above
 
 
 def test_same_seed_and_index_same_recording():
@@ -80,7 +85,12 @@ def test_any_image_gives_an_ordered_recording_on_the_sensor(shape):
     assert 0 <= e.t.min() <= e.t.max() < 309000
     assert max(e.x.max(), e.y.max()) < 34
     assert set(np.unique(e.p)) == {0, 1}
-    assert (e.x.dtype, e.y.dtype, e.t.dtype, e.p.dtype) == (np.uint16, np.uint16, np.int64, np.uint8)
+    assert (e.x.dtype, e.y.dtype, e.t.dtype, e.p.dtype) == (
+        np.uint16,
+        np.uint16,
+        np.int64,
+        np.uint8,
+    )
 
 
 def test_darkness_shows_noise_only():
@@ -94,7 +104,9 @@ def test_darkness_shows_noise_only():
 
 def test_an_edge_entering_a_pixel_is_on_and_leaving_it_off():
     """A bright square moves right by 8 pixels: ahead of it ON events only, behind it OFF events only, in the middle none."""
-    camera = replace(IDEAL, side=28.0, blur=1.0, path=((0.0, -4.0, 0.0), (100.0, 4.0, 0.0)), duration=100.0)
+    camera = replace(
+        IDEAL, side=28.0, blur=1.0, path=((0.0, -4.0, 0.0), (100.0, 4.0, 0.0)), duration=100.0
+    )
     e = record(np.pad(np.full((18, 18), 255, np.uint8), 5), camera=camera)
     inner = (e.y > 10) & (e.y < 23)
     x, p = e.x[inner], e.p[inner]
@@ -113,7 +125,9 @@ def test_rounding_in_constant_light_does_no_harm():
     rng = np.random.default_rng(0)
     jump, m = rng.uniform(0.5, 3, 20_000).astype(np.float32), rng.integers(1, 30, 20_000)
     light = np.stack([0 * jump, jump, jump])
-    t, pixel, on = simulate._crossings(light, np.array([0.0, 1.0, 2.0]), (jump / m).astype(np.float32), 0 * jump)
+    t, pixel, on = simulate._crossings(
+        light, np.array([0.0, 1.0, 2.0]), (jump / m).astype(np.float32), 0 * jump
+    )
     assert on.all()
     assert ((t > 0) & (t <= 1)).all()
     late = m - np.bincount(pixel, minlength=len(m))
@@ -123,7 +137,10 @@ def test_rounding_in_constant_light_does_no_harm():
 def test_details_finer_than_a_pixel_are_averaged():
     """A checkerboard of eight fields to a pixel looks like even grey."""
     board = (np.indices((144, 144)).sum(0) % 2 * 255).astype(np.uint8)
-    seen, grey = (len(record(np.pad(image, 16), camera=IDEAL)) for image in (board, np.full((144, 144), 127, np.uint8)))
+    seen, grey = (
+        len(record(np.pad(image, 16), camera=IDEAL))
+        for image in (board, np.full((144, 144), 127, np.uint8))
+    )
     assert seen == pytest.approx(grey, rel=0.05)
 
 
@@ -137,7 +154,10 @@ def test_recordings_made_together_are_those_made_alone():
 
 def test_a_negative_exchanges_light_and_dark():
     image = static.digits()[0].x[0]
-    shown, inverted = record(image, camera=IDEAL), record(255 - image, camera=replace(IDEAL, negative=True))
+    shown, inverted = (
+        record(image, camera=IDEAL),
+        record(255 - image, camera=replace(IDEAL, negative=True)),
+    )
     assert len(shown) == len(inverted)
     np.testing.assert_allclose(shown.t, inverted.t, atol=1)  # us, rounding
     assert shown.p.sum() == inverted.p.sum()
@@ -150,7 +170,9 @@ def test_of_colours_the_luma_counts(channel, grey):
     colour[channel, 8:22, 8:22] = 255
     as_light = np.where(colour[channel] > 0, np.uint8(grey), np.uint8(0))
     fine = replace(IDEAL, threshold=0.02)
-    assert len(record(colour, camera=fine)) == pytest.approx(len(record(as_light, camera=fine)), rel=0.04)
+    assert len(record(colour, camera=fine)) == pytest.approx(
+        len(record(as_light, camera=fine)), rel=0.04
+    )
 
 
 def test_the_edge_of_the_image_is_repeated_beyond_it():
@@ -163,7 +185,9 @@ def test_the_edge_of_the_image_is_repeated_beyond_it():
 
 def test_a_higher_threshold_gives_fewer_events():
     image = static.digits()[0].x[0]
-    counts = [len(record(image, camera=replace(IDEAL, threshold=theta))) for theta in (0.1, 0.2, 0.4)]
+    counts = [
+        len(record(image, camera=replace(IDEAL, threshold=theta))) for theta in (0.1, 0.2, 0.4)
+    ]
     assert counts[0] > 1.8 * counts[1] > 3.2 * counts[2] > 0
 
 
@@ -182,11 +206,15 @@ def test_event_times_follow_the_movement_between_samples():
 REAL = DATA
 
 
-@pytest.mark.skipif(not (REAL / "NMNIST").is_dir(), reason="no NMNIST in BACKSPIKE_DATA or ../shared/data")
+@pytest.mark.skipif(
+    not (REAL / "NMNIST").is_dir(), reason="no NMNIST in BACKSPIKE_DATA or ../shared/data"
+)
 def test_the_same_digits_give_what_the_real_camera_saw():
     """Of the 1,000 real recordings every tenth: number of events of each, and where and when ON and OFF events come."""
     mnist = data.load("mnist", REAL)
-    images = {int(id): x for split in (mnist.train, mnist.validation) for id, x in zip(split.ids, split.x)}
+    images = {
+        int(id): x for split in (mnist.train, mnist.validation) for id, x in zip(split.ids, split.x)
+    }
     paths = sorted((REAL / "NMNIST" / "Train").glob("*/*.bin"), key=lambda path: path.stem)[::10]
     ids = [int(path.stem) - 1 for path in paths]
     real = [nmnist.decode(path.read_bytes()) for path in paths]
@@ -214,13 +242,17 @@ def mnist_files(tmp_path, monkeypatch):
         x, y = rng.integers(0, 256, (n, 28, 28), np.uint8), (np.arange(n) % 3).astype(np.uint8)
         for kind, array in (("images-idx3", x), ("labels-idx1", y)):
             header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-            (folder / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+            (folder / f"{part}-{kind}-ubyte.gz").write_bytes(
+                gzip.compress(header + array.tobytes())
+            )
         arrays[part] = x, y
     return arrays
 
 
 def contents(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.bin")}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.bin")
+    }
 
 
 def test_mnist_dvs_is_mnist_before_the_camera(mnist_files):
@@ -234,7 +266,9 @@ def test_mnist_dvs_is_mnist_before_the_camera(mnist_files):
         np.testing.assert_array_equal(moving.y, still.y[np.argsort(still.ids)])
     e = record(mnist_files["t10k"][0][7], 2, 7)
     (i,) = np.flatnonzero(recordings.test.ids == 7)
-    np.testing.assert_array_equal(recordings.test.x[i], data.frames(nmnist.decode(nmnist.encode(e)), 3))
+    np.testing.assert_array_equal(
+        recordings.test.x[i], data.frames(nmnist.decode(nmnist.encode(e)), 3)
+    )
 
 
 def test_simulated_in_processes_as_in_one(mnist_files, monkeypatch, tmp_path):
@@ -252,12 +286,17 @@ def test_a_stopped_simulation_goes_on_where_it_was(mnist_files, monkeypatch, tmp
 
     def dies(command, **options):
         calls.append(command)
-        return run([*command[:1], "-c", "raise SystemExit('killed')"] if len(calls) == 3 else command, **options)
+        return run(
+            [*command[:1], "-c", "raise SystemExit('killed')"] if len(calls) == 3 else command,
+            **options,
+        )
 
     monkeypatch.setattr(simulated, "SERIAL_IMAGES", 0)
     monkeypatch.setattr(simulated.subprocess, "run", dies)
     monkeypatch.setattr(simulated, "processors", lambda: 1)
-    with pytest.raises(DataError, match=r"^simulating mnist-dvs, Train/2 failed \(killed\): run it again$"):
+    with pytest.raises(
+        DataError, match=r"^simulating mnist-dvs, Train/2 failed \(killed\): run it again$"
+    ):
         simulated.folder("mnist-dvs", images)
     (entry,) = (tmp_path / "cache").iterdir()
     ready = {path: path.stat().st_mtime_ns for path in entry.rglob("*.bin")}
@@ -265,7 +304,9 @@ def test_a_stopped_simulation_goes_on_where_it_was(mnist_files, monkeypatch, tmp
     assert {entry / "Train" / label for label in "01"} <= classes
     assert entry / "Train" / "2" not in classes
     monkeypatch.setattr(
-        simulated.subprocess, "run", lambda command, **options: calls.append(command) or run(command, **options)
+        simulated.subprocess,
+        "run",
+        lambda command, **options: calls.append(command) or run(command, **options),
     )
     del calls[:]
     simulated.folder("mnist-dvs", images)
@@ -276,7 +317,9 @@ def test_a_stopped_simulation_goes_on_where_it_was(mnist_files, monkeypatch, tmp
 def test_another_camera_or_image_is_another_entry(mnist_files, monkeypatch):
     images = data.load("mnist")
     names = {simulated.entry_name("mnist-dvs", images), simulated.entry_name("digits-dvs", images)}
-    monkeypatch.setitem(simulated.SETS, "mnist-dvs", replace(simulated.SETS["mnist-dvs"], camera=Camera(noise=0.5)))
+    monkeypatch.setitem(
+        simulated.SETS, "mnist-dvs", replace(simulated.SETS["mnist-dvs"], camera=Camera(noise=0.5))
+    )
     names.add(simulated.entry_name("mnist-dvs", images))
     monkeypatch.undo()
     images.test.x[0, 0, 0, 0] ^= 1

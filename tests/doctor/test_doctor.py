@@ -22,7 +22,14 @@ from backspike.recipes.values import SGD, AdamW, CrossEntropy
 from backspike.run import Run
 from backspike.train import checkpoint, setup, trainer
 
-TINY = {"limit": 120, "batch_size": 32, "model": "ConvNet('6-P-8-P', size=8)", "ema": 0.0, "augment": (), "epochs": 4}
+TINY = {
+    "limit": 120,
+    "batch_size": 32,
+    "model": "ConvNet('6-P-8-P', size=8)",
+    "ema": 0.0,
+    "augment": (),
+    "epochs": 4,
+}
 DEEP = {"model": "ConvNet('6-6-6-P-6-6-P', size=8)"}
 
 
@@ -65,8 +72,22 @@ class Plain:
         ("outside the surrogate", {"neuron.surrogate": "Masked(Triangle(alpha=300.0), p=0.5)"}),
         ("outside the surrogate", {"neuron.surrogate": "Rectangle(width=0.001)"}),
         ("masked away", {"neuron.surrogate.p": 0.999}),
-        ("vanishing gradient", {**DEEP, "optimizer": SGD(lr=0.1), "neuron.surrogate": "Triangle(alpha=2.0, scale=0.1)"}),
-        ("exploding gradient", {**DEEP, "neuron.surrogate": "Triangle(alpha=2.0, scale=12.0)", "neuron.reset_gradient": 0.0}),
+        (
+            "vanishing gradient",
+            {
+                **DEEP,
+                "optimizer": SGD(lr=0.1),
+                "neuron.surrogate": "Triangle(alpha=2.0, scale=0.1)",
+            },
+        ),
+        (
+            "exploding gradient",
+            {
+                **DEEP,
+                "neuron.surrogate": "Triangle(alpha=2.0, scale=12.0)",
+                "neuron.reset_gradient": 0.0,
+            },
+        ),
         (
             "reset dominates",
             {"T": 12, "neuron.v_reset": None, "neuron.tau": 20.0, "neuron.decay_input": False}
@@ -97,7 +118,9 @@ def test_adam_makes_up_for_a_gradient_that_vanishes():
 @pytest.mark.parametrize("cause", [{"neuron.tau": 1.05}, {"neuron.temporal_gradient": False}])
 def test_forgotten_timesteps(cause):
     frames = np.random.default_rng(0)
-    moving = [(torch.from_numpy(frames.random((10, 1, 8, 8), np.float32)), n % 10) for n in range(128)]
+    moving = [
+        (torch.from_numpy(frames.random((10, 1, 8, 8), np.float32)), n % 10) for n in range(128)
+    ]
     recipe = tiny(T=10, readout="Last()", **cause)
     [finding] = ill(bs.examine(recipe, train=moving))
     assert finding.illness == "forgotten timesteps"
@@ -122,7 +145,9 @@ def test_samples_out_of_scale(scale, verb):
     recipe = tiny(model=Plain(), **{"neuron.surrogate": "Triangle(alpha=2.0)"})
     [finding] = ill(bs.examine(recipe, train=digits(scale=scale)))
     assert finding.illness == "input out of scale"
-    said, number = re.search("(divide|multiply) the samples by ([0-9.e+]+)$", finding.advice).groups()
+    said, number = re.search(
+        "(divide|multiply) the samples by ([0-9.e+]+)$", finding.advice
+    ).groups()
     assert said == verb
     factor = float(number) if verb == "multiply" else 1 / float(number)
     after = [f.illness for f in ill(bs.examine(recipe, train=digits(scale=scale * factor)))]
@@ -183,7 +208,9 @@ class Shifted(nn.Module):
 def test_answers_that_say_nothing_or_too_much():
     assert not ill(bs.examine(tiny(), model=Shifted()))
     # most samples are of another class, so a gradient flows
-    assert [f.illness for f in ill(bs.examine(tiny(), model=Shifted(offset=1e4)))] == ["constant answer"]
+    assert [f.illness for f in ill(bs.examine(tiny(), model=Shifted(offset=1e4)))] == [
+        "constant answer"
+    ]
     [loud] = ill(bs.examine(tiny(), model=Shifted(factor=1e3)))
     assert loud.illness == "logits too large"
     divisor = float(re.fullmatch("divide the outputs by ([0-9.e+]+)", loud.advice)[1])
@@ -206,13 +233,16 @@ def test_a_run_that_learned_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"T": 1}, {"norm": "TDBN()"}, {"scaling": "SGS(pool_pre=True)"}, {"potential": "PDA()"}]
+    "changes",
+    [{}, {"T": 1}, {"norm": "TDBN()"}, {"scaling": "SGS(pool_pre=True)"}, {"potential": "PDA()"}],
 )
 def test_a_healthy_network_is_left_in_peace(changes):
     examination = bs.examine(tiny(**changes))
     assert not ill(examination)
     assert examination.healthy
-    assert [f.illness for f in examination.findings] == (["one timestep"] if changes == {"T": 1} else [])
+    assert [f.illness for f in examination.findings] == (
+        ["one timestep"] if changes == {"T": 1} else []
+    )
 
 
 @pytest.mark.parametrize("kind", ["PLIF()", "CubaLIF()", "CLIF()", "MPBN()"])
@@ -250,7 +280,9 @@ def test_what_was_cured_learns(brings, tmp_path):
     recipe = recipe.replace({"model": "ConvNet('8-P-16-P', size=8)", **brings})
     [finding] = ill(bs.examine(recipe))
     before = bs.fit(recipe, tmp_path / "ill", report=False).test_accuracy_last
-    after = bs.fit(recipe.replace(finding.changes), tmp_path / "cured", report=False).test_accuracy_last
+    after = bs.fit(
+        recipe.replace(finding.changes), tmp_path / "cured", report=False
+    ).test_accuracy_last
     assert after > max(0.65, before + 0.05)
 
 
@@ -275,7 +307,10 @@ def measured(model, x, y, optimizer=None, **changes):
 
 def layered(surrogate=bs.Triangle(alpha=0.7), reset_gradient=1.0):  # noqa: B008
     torch.manual_seed(3)
-    neurons = [bs.LIF(surrogate=surrogate, reset_gradient=reset_gradient, backend="reference") for _ in range(2)]
+    neurons = [
+        bs.LIF(surrogate=surrogate, reset_gradient=reset_gradient, backend="reference")
+        for _ in range(2)
+    ]
     model = nn.Sequential(nn.Linear(5, 7), neurons[0], nn.Linear(7, 6), neurons[1], nn.Linear(6, 3))
     nn.init.normal_(model[2].weight, std=2.0)  # or the second layer is silent
     return model
@@ -284,12 +319,24 @@ def layered(surrogate=bs.Triangle(alpha=0.7), reset_gradient=1.0):  # noqa: B008
 def by_hand(model, x, y):
     """Spikes, membranes and the gradients of both currents, by autograd over the modules one after the other."""
     a = model[0](x)
-    first = bs.lif(a, surrogate=model[1].surrogate, reset_gradient=model[1].reset_gradient, record_membrane=True)
+    first = bs.lif(
+        a,
+        surrogate=model[1].surrogate,
+        reset_gradient=model[1].reset_gradient,
+        record_membrane=True,
+    )
     b = model[2](first.spikes)
-    second = bs.lif(b, surrogate=model[3].surrogate, reset_gradient=model[3].reset_gradient, record_membrane=True)
+    second = bs.lif(
+        b,
+        surrogate=model[3].surrogate,
+        reset_gradient=model[3].reset_gradient,
+        record_membrane=True,
+    )
     loss = nn.functional.cross_entropy(model[4](second.spikes).mean(0), y)
     gradients = torch.autograd.grad(loss, (a, b, model[2].weight))
-    return [o._replace(spikes=o.spikes.detach(), membrane=o.membrane.detach()) for o in (first, second)], gradients
+    return [
+        o._replace(spikes=o.spikes.detach(), membrane=o.membrane.detach()) for o in (first, second)
+    ], gradients
 
 
 X, Y = 4 * torch.rand(4, 9, 5, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
@@ -308,10 +355,14 @@ def test_the_vitals_are_those_of_autograd():
     assert list(v.layers) == ["1", "3"]
     for layer, out, g, g0 in zip(v.layers.values(), outputs, gradients, without):
         assert layer.firing_rate == pytest.approx(out.spikes.mean((1, 2)).tolist())
-        inside = (out.membrane - 1).abs() < 1 / 0.7 * 0.99  # h of the triangle is above 1 % of its peak
+        inside = (
+            out.membrane - 1
+        ).abs() < 1 / 0.7 * 0.99  # h of the triangle is above 1 % of its peak
         assert layer.support_share == pytest.approx(inside.float().mean((1, 2)).tolist())
         assert layer.gradient == pytest.approx(norms(g), rel=1e-4)
-        assert layer.reset_ratio == pytest.approx([d / n for d, n in zip(norms(g - g0), norms(g0))], rel=1e-3, abs=1e-6)
+        assert layer.reset_ratio == pytest.approx(
+            [d / n for d, n in zip(norms(g - g0), norms(g0))], rel=1e-3, abs=1e-6
+        )
         assert layer.mask_left is None
         channels = out.spikes.mean((0, 1))
         assert layer.dead == pytest.approx(float((channels == 0).float().mean()))
@@ -334,7 +385,9 @@ def test_the_mask_is_found_by_leaving_it_out():
     _, (_, g, _) = by_hand(layered(), x, torch.arange(4000) % 3)
     # each element of the last layer's gradient is kept with probability 1/4, independently of its size
     assert v.layers["3"].mask_left[0] == pytest.approx(0.5, abs=0.03)
-    assert v.layers["3"].gradient[0] / v.layers["3"].mask_left[0] == pytest.approx(norms(g)[0], rel=1e-4)
+    assert v.layers["3"].gradient[0] / v.layers["3"].mask_left[0] == pytest.approx(
+        norms(g)[0], rel=1e-4
+    )
     assert v.weights["4.weight"].mask_alignment == pytest.approx(1)  # no surrogate lies before it
     assert 0 < v.weights["0.weight"].mask_alignment < 1
 
@@ -351,8 +404,12 @@ def test_measuring_leaves_everything_as_it_was():
     now = [v for s in work.optimizer.state_dict()["state"].values() for v in s.values()]
     assert all(torch.equal(a, b) for a, b in zip(state, now))
     assert all(p.grad is None for p in work.network.parameters())
-    assert not any(m.watchers or m._forward_pre_hooks for m in work.network.modules() if isinstance(m, bs.LIF))
-    assert {g["lr"] for g in work.optimizer.param_groups} != {work.recipe.optimizer.lr}  # still that of the warm-up
+    assert not any(
+        m.watchers or m._forward_pre_hooks for m in work.network.modules() if isinstance(m, bs.LIF)
+    )
+    assert {g["lr"] for g in work.optimizer.param_groups} != {
+        work.recipe.optimizer.lr
+    }  # still that of the warm-up
 
 
 # ---- watching a training
@@ -360,16 +417,26 @@ def test_measuring_leaves_everything_as_it_was():
 
 def fit(out, watch, **changes):
     events = []
-    bs.fit(tiny(epochs=2, augment="(Shift(1),)", **changes), out, report=False, watch=watch, listen=events.append)
+    bs.fit(
+        tiny(epochs=2, augment="(Shift(1),)", **changes),
+        out,
+        report=False,
+        watch=watch,
+        listen=events.append,
+    )
     return events
 
 
 def test_a_watched_training_gives_the_same_weights(tmp_path):
     events = fit(tmp_path / "watched", True)
     fit(tmp_path / "plain", False)
-    watched, plain = (checkpoint.read(Run.open(tmp_path / n), "last.ckpt") for n in ("watched", "plain"))
+    watched, plain = (
+        checkpoint.read(Run.open(tmp_path / n), "last.ckpt") for n in ("watched", "plain")
+    )
     assert all(torch.equal(watched["network"][k], plain["network"][k]) for k in plain["network"])
-    assert torch.equal(watched["ranks"][0]["generators"]["torch"], plain["ranks"][0]["generators"]["torch"])
+    assert torch.equal(
+        watched["ranks"][0]["generators"]["torch"], plain["ranks"][0]["generators"]["torch"]
+    )
     seen = [e for e in events if e["event"] == "watch"]
     assert [e["epochs"] for e in seen] == [0, 1, 2]
     assert [e for e in Run.open(tmp_path / "watched").log() if e["event"] == "watch"] == seen
@@ -390,7 +457,12 @@ def test_a_resume_goes_on_watching(tmp_path):
 
 
 def test_the_report_shows_what_was_watched(tmp_path, capsys):
-    words = ["--limit=120", "--epochs=1", "--model=ConvNet('6-P-8-P', size=8)", "--neuron.v_threshold=5"]
+    words = [
+        "--limit=120",
+        "--epochs=1",
+        "--model=ConvNet('6-P-8-P', size=8)",
+        "--neuron.v_threshold=5",
+    ]
     assert main(["train", "digits", "--watch", "--out", str(tmp_path / "run"), *words]) == 0
     assert "silent layer (features.1)" in capsys.readouterr().out
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
@@ -444,7 +516,9 @@ def test_the_verb_on_a_run(tmp_path, capsys):
 
 def test_hostile_names_are_escaped(tmp_path):
     examination = bs.examine(tiny())
-    hostile = examine.Examination("<script>", *[getattr(examination, f) for f in ("recipe", "trained", "vitals", "findings")])
+    hostile = examine.Examination(
+        "<script>", *[getattr(examination, f) for f in ("recipe", "trained", "vitals", "findings")]
+    )
     assert "<script>" not in page.write(hostile, tmp_path / "p.html").read_text("utf-8")
 
 

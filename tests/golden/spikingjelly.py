@@ -19,8 +19,12 @@ def weights(shapes):
     """Made-up weights in float64, the same on every machine: waves, as large as makes every layer spike."""
     made = {}
     for i, (name, shape) in enumerate(shapes.items()):
-        first = 7 * i if name.endswith(".w") else 0  # a wave of one number is another one in each layer
-        wave = torch.sin((first + torch.arange(math.prod(shape), dtype=torch.float64)) * (1.1 + i / 97)).reshape(shape)
+        first = (
+            7 * i if name.endswith(".w") else 0
+        )  # a wave of one number is another one in each layer
+        wave = torch.sin(
+            (first + torch.arange(math.prod(shape), dtype=torch.float64)) * (1.1 + i / 97)
+        ).reshape(shape)
         kind = name.rsplit(".", 1)[1]
         if kind == "num_batches_tracked":
             made[name] = torch.tensor(3)
@@ -37,7 +41,9 @@ def weights(shapes):
 
 def image():
     """[T, 1, 3, H, W], other pixels at each timestep."""
-    return torch.sin(torch.arange(T * 3 * SIZE * SIZE, dtype=torch.float64) * 0.7).reshape(T, 1, 3, SIZE, SIZE)
+    return torch.sin(torch.arange(T * 3 * SIZE * SIZE, dtype=torch.float64) * 0.7).reshape(
+        T, 1, 3, SIZE, SIZE
+    )
 
 
 def main():
@@ -45,11 +51,22 @@ def main():
     from spikingjelly.activation_based.model import sew_resnet, spiking_resnet
 
     networks = {}
-    names = ("sew_resnet18", "sew_resnet34", "sew_resnet50", "spiking_resnet18", "spiking_resnet34", "spiking_resnet50")
-    plif = [(f"{name}_plif", name, neuron.ParametricLIFNode) for name in names if name.endswith("18")]
+    names = (
+        "sew_resnet18",
+        "sew_resnet34",
+        "sew_resnet50",
+        "spiking_resnet18",
+        "spiking_resnet34",
+        "spiking_resnet50",
+    )
+    plif = [
+        (f"{name}_plif", name, neuron.ParametricLIFNode) for name in names if name.endswith("18")
+    ]
     for key, name, kind in [*((name, name, neuron.IFNode) for name in names), *plif]:
         make = getattr(sew_resnet if name.startswith("sew") else spiking_resnet, name)
-        options = ({"cnf": "ADD"} if name.startswith("sew") else {}) | (PLIF if key.endswith("_plif") else {})
+        options = ({"cnf": "ADD"} if name.startswith("sew") else {}) | (
+            PLIF if key.endswith("_plif") else {}
+        )
         model = make(pretrained=False, num_classes=CLASSES, spiking_neuron=kind, **options).double()
         shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
         model.load_state_dict(weights(shapes))
@@ -60,7 +77,9 @@ def main():
             functional.reset_net(model)
             out.append(model(image()).detach().flatten(1).tolist())
         networks[key] = {"shapes": shapes, "eval": out[0], "train": out[1]}
-    FILE.write_text(json.dumps({"spikingjelly": version("spikingjelly"), "networks": networks}) + "\n")
+    FILE.write_text(
+        json.dumps({"spikingjelly": version("spikingjelly"), "networks": networks}) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -9,5 +9,8 @@ def all_results(cases):
         result
         for x, bits, weight, bias, g, geometry in cases
         for events in [Events(pack(x).codes, bits, x.shape)]
-        for result in (events.convolved(weight, bias, geometry), events.weight_gradient(g, weight, geometry))
+        for result in (
+            events.convolved(weight, bias, geometry),
+            events.weight_gradient(g, weight, geometry),
+        )
     ]

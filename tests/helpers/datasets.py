@@ -32,5 +32,11 @@ def fake_nmnist(folder, n=24, n_test=6, events=50):
     for part, count in (("Train", n), ("Test", n_test)):
         for i in range(count):
             t = np.sort(rng.integers(0, 300000, events))
-            x, y, p = rng.integers(0, 34, events), rng.integers(0, 34, events), rng.integers(0, 2, events)
-            write(folder / part / str(i % 10) / f"{i + 1:05d}.bin", nmnist.encode(Events(x, y, t, p)))
+            x, y, p = (
+                rng.integers(0, 34, events),
+                rng.integers(0, 34, events),
+                rng.integers(0, 2, events),
+            )
+            write(
+                folder / part / str(i % 10) / f"{i + 1:05d}.bin", nmnist.encode(Events(x, y, t, p))
+            )

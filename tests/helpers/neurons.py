@@ -7,10 +7,30 @@ import backspike as bs
 from backspike import Masked, Parametric, Rectangle
 from helpers.surrogates import FAMILIES
 
-EXACT = tuple(b for b in ("cpu", "eager", "reference") if b in bs.backends())  # these take everything in this file
+EXACT = tuple(
+    b for b in ("cpu", "eager", "reference") if b in bs.backends()
+)  # these take everything in this file
 
 
-def statement(x, v0, *, tau, theta, v_reset, decay_input, h, rho, temporal, w=1.0, m=None, h2=None, keep=1.0, g, gu, c):
+def statement(
+    x,
+    v0,
+    *,
+    tau,
+    theta,
+    v_reset,
+    decay_input,
+    h,
+    rho,
+    temporal,
+    w=1.0,
+    m=None,
+    h2=None,
+    keep=1.0,
+    g,
+    gu,
+    c,
+):
     """Spikes, membrane, state, and the gradients of sum(g s) + sum(gu u) + sum(c v[T-1]); x `[T, B, C, R]`.
 
     tau, theta, w: numbers, or arrays that broadcast against `[B, C, R]`. h: of width 1. m: what is dropped. h2: stands in
@@ -51,7 +71,9 @@ def run(backend, x, v0=None, *, rule, learned=None, upstream=None, seed=None):
     out = bs.lif(x, v0, backend=backend, record_membrane=True, seed=seed, **{**rule, **learned})
     result = {"s": out.spikes, "u": out.membrane, "v": out.state}
     if upstream is not None:
-        torch.autograd.backward([out.spikes, out.state, out.membrane], [upstream["g"], upstream["c"], upstream["gu"]])
+        torch.autograd.backward(
+            [out.spikes, out.state, out.membrane], [upstream["g"], upstream["c"], upstream["gu"]]
+        )
         result |= {"x": x.grad, "v0": None if v0 is None else v0.grad}
         result |= {name: p.grad for name, p in learned.items()}
     return {k: None if v is None else v.detach() for k, v in result.items()}
@@ -94,7 +116,11 @@ def draw(shape=SHAPE, seed=0, dtype=torch.float64, mean=1.6):
     x, g, gu = (torch.randn(shape, generator=r, dtype=torch.float64) for _ in range(3))
     v0, c = (torch.randn(shape[1:], generator=r, dtype=torch.float64) for _ in range(2))
     state = torch.float64 if dtype == torch.float64 else torch.float32
-    return (x + mean).to(dtype), v0.mul(0.3).to(state), {"g": g.to(dtype), "gu": gu.to(state), "c": c.to(state)}
+    return (
+        (x + mean).to(dtype),
+        v0.mul(0.3).to(state),
+        {"g": g.to(dtype), "gu": gu.to(state), "c": c.to(state)},
+    )
 
 
 def close(got, want, size=None, tolerance=1e-12):
@@ -108,12 +134,31 @@ def over_axes(terms, shape):
     return terms.sum((0, 1, 3)) if shape else terms.sum()
 
 
-def check_case(x, v0, upstream, v_reset, decay_input, rho, temporal, surrogate, mask, learned, masks, backends=EXACT):
+def check_case(
+    x,
+    v0,
+    upstream,
+    v_reset,
+    decay_input,
+    rho,
+    temporal,
+    surrogate,
+    mask,
+    learned,
+    masks,
+    backends=EXACT,
+):
     """Every gradient of every backend against the statement; returns what differs."""
     base = Parametric(surrogate) if "width" in LEARNED[learned] else surrogate
     tensors = {name: torch.tensor(v, dtype=torch.float64) for name, v in LEARNED[learned].items()}
     wrapped = MASKS[mask](base)
-    rule = {"tau": 2.3, "v_threshold": 0.9, "v_reset": v_reset, "decay_input": decay_input, "surrogate": wrapped}
+    rule = {
+        "tau": 2.3,
+        "v_threshold": 0.9,
+        "v_reset": v_reset,
+        "decay_input": decay_input,
+        "surrogate": wrapped,
+    }
     rule |= {"reset_gradient": rho, "temporal_gradient": temporal}
     numbers = {"tau": 2.3, "v_threshold": 0.9, "width": 1.0} | {
         name: np.array(v)[:, None] if np.ndim(v) else v for name, v in LEARNED[learned].items()
@@ -137,9 +182,13 @@ def check_case(x, v0, upstream, v_reset, decay_input, rho, temporal, surrogate, 
     bad = []
     for backend in backends:
         got = run(backend, x, v0, rule=rule, learned=tensors, upstream=upstream, seed=SEED)
-        bad += [f"{backend} {k}" for k in ("s", "u", "v") if not close(got[k], want[k], tolerance=1e-14)]
+        bad += [
+            f"{backend} {k}" for k in ("s", "u", "v") if not close(got[k], want[k], tolerance=1e-14)
+        ]
         bad += [f"{backend} dx"] if not close(got["x"], want["x"]) else []
-        g_v0 = torch.zeros_like(v0) if got["v0"] is None else got["v0"]  # autograd has no path there
+        g_v0 = (
+            torch.zeros_like(v0) if got["v0"] is None else got["v0"]
+        )  # autograd has no path there
         bad += [f"{backend} dv0"] if not close(g_v0, want["v0"]) else []
         for name, key in (("tau", "tau"), ("v_threshold", "theta"), ("width", "w")):
             if name in tensors:

@@ -33,14 +33,26 @@ def folded(x, layer):
 
 
 def pooled(spikes, pool):
-    pools = {None: lambda s: s, "avg": lambda s: F.avg_pool2d(s, 2), "max": lambda s: F.max_pool2d(s, 2)}
+    pools = {
+        None: lambda s: s,
+        "avg": lambda s: F.avg_pool2d(s, 2),
+        "max": lambda s: F.max_pool2d(s, 2),
+    }
     return folded(spikes, pools[pool])
 
 
 def apart(call, norm, pool=None, backend="reference", want_state=True):
     """torch's batch_norm, the neuron, torch's pool; of a repeated input all timesteps."""
     y = call.x.expand(call.repeats, *call.x.shape[1:]) if call.repeats > 1 else call.x
-    arguments = (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training, norm.momentum, norm.eps)
+    arguments = (
+        norm.running_mean,
+        norm.running_var,
+        norm.weight,
+        norm.bias,
+        norm.training,
+        norm.momentum,
+        norm.eps,
+    )
     x = folded(y, lambda y: F.batch_norm(y, *arguments))
     result = dispatch(backend, replace(call, x=x, repeats=1))
     return result._replace(spikes=pooled(result.spikes, pool))
@@ -49,7 +61,11 @@ def apart(call, norm, pool=None, backend="reference", want_state=True):
 def exact(call, norm, pool=None):
     """The spikes and the state in the same order of operations, constants and currents rounded once to the state's dtype."""
     dtype = torch.float64 if call.x.dtype == torch.float64 else torch.float32
-    y = call.x.expand(call.repeats, *call.x.shape[1:]).double() if call.repeats > 1 else call.x.double()
+    y = (
+        call.x.expand(call.repeats, *call.x.shape[1:]).double()
+        if call.repeats > 1
+        else call.x.double()
+    )
     across = [d for d in range(y.dim()) if d != 2]
     variance, mean = torch.var_mean(y, across, correction=0)
     if not norm.training:
@@ -75,7 +91,11 @@ class Case:
 
 
 def values(size, seed, low=0.5, high=1.5):
-    return torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * (high - low) + low
+    return (
+        torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        * (high - low)
+        + low
+    )
 
 
 def normal(shape, seed):
@@ -84,7 +104,11 @@ def normal(shape, seed):
 
 def make_norm(C, training=True, affine=True, dtype=torch.float64):
     mean, variance = values(C, 1, -0.3, 0.3).to(dtype), values(C, 2).to(dtype)
-    weight, bias = (values(C, 3, 0.7, 2.0).to(dtype), values(C, 4, 0.2, 0.9).to(dtype)) if affine else (None, None)
+    weight, bias = (
+        (values(C, 3, 0.7, 2.0).to(dtype), values(C, 4, 0.2, 0.9).to(dtype))
+        if affine
+        else (None, None)
+    )
     return Norm(weight, bias, mean, variance, training, 0.3, 1e-3)
 
 
@@ -99,15 +123,32 @@ def gradients(run, case, y, v0, arrange=lambda g: g):
     leaves = {name: p.detach().requires_grad_() for name, p in leaves.items() if p is not None}
     norm = replace(norm, weight=leaves.get("weight"), bias=leaves.get("bias"))
     learned = {name: leaves[name] for name in case.learned}
-    call = make_call(leaves["y"], leaves.get("v0"), case.rule, learned, record_moments=case.moments, repeats=case.repeats)
+    call = make_call(
+        leaves["y"],
+        leaves.get("v0"),
+        case.rule,
+        learned,
+        record_moments=case.moments,
+        repeats=case.repeats,
+    )
     result = run(call, norm, case.pool)
     outputs = [result.spikes, result.state, *(result.moments or ())]
     # in bfloat16, so that any dtype holds them
-    upstream = [arrange(normal(outputs[0].shape, 5)).bfloat16(), *(normal(o.shape, 6).bfloat16() for o in outputs[1:])]
+    upstream = [
+        arrange(normal(outputs[0].shape, 5)).bfloat16(),
+        *(normal(o.shape, 6).bfloat16() for o in outputs[1:]),
+    ]
     torch.autograd.backward(outputs, [u.to(o.dtype) for u, o in zip(upstream, outputs)])
-    found = {"spikes": result.spikes, "state": result.state, "mean": norm.running_mean, "variance": norm.running_var}
+    found = {
+        "spikes": result.spikes,
+        "state": result.state,
+        "mean": norm.running_mean,
+        "variance": norm.running_var,
+    }
     found |= dict(zip(("first", "second"), outputs[2:]))
-    return {name: o.detach() for name, o in found.items()} | {f"d{name}": p.grad for name, p in leaves.items()}
+    return {name: o.detach() for name, o in found.items()} | {
+        f"d{name}": p.grad for name, p in leaves.items()
+    }
 
 
 def assert_same(got, want, tolerance=1e-10):
@@ -124,5 +165,6 @@ def assert_same(got, want, tolerance=1e-10):
 
 def per_channel(C):
     return {
-        name: values(C, i, low, low + 0.6) for i, (name, low) in enumerate((("tau", 2.1), ("v_threshold", 0.4), ("width", 0.7)))
+        name: values(C, i, low, low + 0.6)
+        for i, (name, low) in enumerate((("tau", 2.1), ("v_threshold", 0.4), ("width", 0.7)))
     }

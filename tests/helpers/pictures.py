@@ -21,4 +21,6 @@ def imagenet(folder, classes=("n01440764", "n01443537", "n01484850"), n=5, n_tes
             for i in range(count):
                 path = folder / part / name / f"{name}_{i}.JPEG"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(encoded(np.full((20, 30, 3), (60 * c, 40 * i, 100), np.uint8), "PNG"))
+                path.write_bytes(
+                    encoded(np.full((20, 30, 3), (60 * c, 40 * i, 100), np.uint8), "PNG")
+                )

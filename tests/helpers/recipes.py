@@ -12,7 +12,10 @@ def cifar(folder, files, labels, classes, n=20):
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for file in files:
-        batch = {b"data": rng.integers(0, 256, (n, 3072), np.uint8), labels: [i % classes for i in range(n)]}
+        batch = {
+            b"data": rng.integers(0, 256, (n, 3072), np.uint8),
+            labels: [i % classes for i in range(n)],
+        }
         (folder / file).write_bytes(pickle.dumps(batch, 4))
 
 
@@ -27,7 +30,12 @@ def put(name, root):
 
         fake_nmnist(root / "NMNIST")
     elif name == "cifar10":
-        cifar(root / "cifar-10-batches-py", [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], b"labels", 10)
+        cifar(
+            root / "cifar-10-batches-py",
+            [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"],
+            b"labels",
+            10,
+        )
     elif name == "cifar100":
         cifar(root / "cifar-100-python", ["train", "test"], b"fine_labels", 100, n=200)
     elif name == "dvs-cifar10":

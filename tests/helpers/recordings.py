@@ -31,12 +31,20 @@ def n_caltech101(folder):
     made = {}
     for label, (name, parts) in enumerate(published("n-caltech101").items()):
         for part in parts:
-            made[label, part[0]] = events = some_events(1000 * label + part[0], height=180, width=240)
+            made[label, part[0]] = events = some_events(
+                1000 * label + part[0], height=180, width=240
+            )
             write(folder / name / f"image_{part[0]:04d}.bin", nmnist.encode(events))
     return made
 
 
-TRAIN = ("user01_fluorescent", "user01_fluorescent_led", "user20_natural", "user21_lab", "user23_led")
+TRAIN = (
+    "user01_fluorescent",
+    "user01_fluorescent_led",
+    "user20_natural",
+    "user21_lab",
+    "user23_led",
+)
 
 
 TEST = ("user24_led", "user29_natural")
@@ -47,11 +55,17 @@ def gestures(folder):
     for seed, name in enumerate((*TRAIN, *TEST)):
         events = some_events(seed, 4000, duration=3_000_000)
         made[name] = events
-        rows = "".join(f"{c},{c * 200_000},{c * 200_000 + 150_000 + c}\r\n" for c in (1, 2, 8, 8, 11))
+        rows = "".join(
+            f"{c},{c * 200_000},{c * 200_000 + 150_000 + c}\r\n" for c in (1, 2, 8, 8, 11)
+        )
         write(folder / f"{name}.aedat", aedat3.encode(events, packet=1000))
-        write(folder / f"{name}_labels.csv", b"class,startTime_usec,endTime_usec\r\n" + rows.encode())
+        write(
+            folder / f"{name}_labels.csv", b"class,startTime_usec,endTime_usec\r\n" + rows.encode()
+        )
     for part, names in (("train", TRAIN), ("test", TEST)):
-        write(folder / f"trials_to_{part}.txt", "".join(f"{name}.aedat\n" for name in names).encode())
+        write(
+            folder / f"trials_to_{part}.txt", "".join(f"{name}.aedat\n" for name in names).encode()
+        )
     return made
 
 
@@ -64,7 +78,9 @@ def spoken(folder, name, part, n, classes, dtype="float16"):
     folder.mkdir(parents=True, exist_ok=True)
     with h5py.File(folder / f"{name}_{part}.h5", "w") as file:
         for key, arrays, kind in (("times", times, dtype), ("units", units, "uint16")):
-            member = file.create_dataset(f"spikes/{key}", (n,), dtype=h5py.vlen_dtype(np.dtype(kind)))
+            member = file.create_dataset(
+                f"spikes/{key}", (n,), dtype=h5py.vlen_dtype(np.dtype(kind))
+            )
             for i, array in enumerate(arrays):
                 member[i] = array
         file["labels"] = (np.arange(n) % classes).astype(np.uint8)

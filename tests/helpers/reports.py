@@ -26,17 +26,38 @@ FIELDS = {
 }
 
 
-def make_run(path: Path, *, epochs: int = 30, finished: bool = True, events: bool = True, T: int = 8, **change: Any) -> Path:
+def make_run(
+    path: Path,
+    *,
+    epochs: int = 30,
+    finished: bool = True,
+    events: bool = True,
+    T: int = 8,
+    **change: Any,
+) -> Path:
     """A run folder as training leaves it; `change` overrides fields of the recipe."""
     path.mkdir(parents=True)
-    (path / "recipe.json").write_text(json.dumps({"name": "digits", "fields": FIELDS | {"T": T} | change}))
-    env = {"backspike": "0.1.0", "torch": "2.13.0", "cpu": "Example CPU @ 2.1 GHz", "threads": 2, "device": "cpu"}
+    (path / "recipe.json").write_text(
+        json.dumps({"name": "digits", "fields": FIELDS | {"T": T} | change})
+    )
+    env = {
+        "backspike": "0.1.0",
+        "torch": "2.13.0",
+        "cpu": "Example CPU @ 2.1 GHz",
+        "threads": 2,
+        "device": "cpu",
+    }
     env |= {"command": "backspike train digits --seed 0", "parameters": 123456}
     env |= {"data_note": "simulated event camera recordings"} if events else {}
     (path / "env.json").write_text(json.dumps(env))
     lines = [epoch_line(e, T, epochs, change.get("seed", 0)) for e in range(epochs)]
     if finished:
-        done = {"event": "done", "test_accuracy": 0.9722, "test_accuracy_last": 0.9694, "validation_accuracy": 0.983}
+        done = {
+            "event": "done",
+            "test_accuracy": 0.9722,
+            "test_accuracy_last": 0.9694,
+            "validation_accuracy": 0.983,
+        }
         lines.append(done | {"best_epoch": epochs - 4, "epochs": epochs, "seconds": 96.3})
         np.savez(path / "evaluation.npz", **evaluation(T, events))
     (path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -69,14 +90,22 @@ def evaluation(T: int, events: bool, S: int = 4, K: int = 10) -> dict[str, Any]:
     confusion = np.diag(np.full(K, 35))
     confusion[8, 1], confusion[9, 3], confusion[3, 5], confusion[5, 5] = 3, 2, 1, 31
     edges, z = np.linspace(-2, 2, 81), np.linspace(-2, 2, 201)
-    counts = np.stack([np.histogram(rng.normal(-0.8 + 0.2 * i, 0.5, 9999), edges)[0] for i in range(L)])
+    counts = np.stack(
+        [np.histogram(rng.normal(-0.8 + 0.2 * i, 0.5, 9999), edges)[0] for i in range(L)]
+    )
     y = rng.permutation(K)[:S]
     logits = rng.normal(0, 0.5, (S, T, K)).cumsum(1)
     logits[np.arange(S), :, y] += np.linspace(0, 5, T)
     logits[-1, :, (y[-1] + 1) % K] += np.linspace(0, 9, T)
-    x = rng.poisson(0.15, (S, T, 2, 34, 34)) if events else np.repeat(rng.random((S, 1, 1, 8, 8)), T, 1)
+    x = (
+        rng.poisson(0.15, (S, T, 2, 34, 34))
+        if events
+        else np.repeat(rng.random((S, 1, 1, 8, 8)), T, 1)
+    )
     rate = np.linspace(0.04, 0.2, L)[:, None] * np.linspace(0.3, 1, T)
-    spikes = {f"sample_spikes_{i}": (rng.random((S, T, 64)) < 0.15).astype(np.uint8) for i in range(L)}
+    spikes = {
+        f"sample_spikes_{i}": (rng.random((S, T, 64)) < 0.15).astype(np.uint8) for i in range(L)
+    }
     return spikes | {
         "classes": np.array([str(k) for k in range(K)]),
         "confusion": confusion,

@@ -9,7 +9,9 @@ def channels_last(a):
     return a.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
 
 
-SPECIAL = torch.tensor([1.0, 1 - 2**-24, 1 + 2**-23, math.nan, math.inf, -math.inf, 1e30, -1e30, 0.0, 3.0, -1.0, 1e-30])
+SPECIAL = torch.tensor(
+    [1.0, 1 - 2**-24, 1 + 2**-23, math.nan, math.inf, -math.inf, 1e30, -1e30, 0.0, 3.0, -1.0, 1e-30]
+)
 
 
 def membranes(dtype):
@@ -19,4 +21,6 @@ def membranes(dtype):
 
 
 def flags(bits, shape):
-    return torch.tensor([bits[i // 8].item() >> (i % 8) & 1 for i in range(math.prod(shape))], dtype=torch.bool).view(shape)
+    return torch.tensor(
+        [bits[i // 8].item() >> (i % 8) & 1 for i in range(math.prod(shape))], dtype=torch.bool
+    ).view(shape)

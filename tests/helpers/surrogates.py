@@ -2,14 +2,27 @@
 
 import numpy as np
 
-from backspike import ATan, Dspike, Erf, PiecewiseExponential, Rectangle, Sigmoid, SuperSpike, Triangle
+from backspike import (
+    ATan,
+    Dspike,
+    Erf,
+    PiecewiseExponential,
+    Rectangle,
+    Sigmoid,
+    SuperSpike,
+    Triangle,
+)
 
 # value -> (h as a formula in numpy float64, area, kinks). Parameters are not the defaults.
 FAMILIES = {
     Triangle(alpha=1.5): (lambda z: np.maximum(0, 1.5 - 2.25 * np.abs(z)), 1, (-2 / 3, 0, 2 / 3)),
     ATan(alpha=3.0): (lambda z: 1.5 / (1 + (1.5 * np.pi * z) ** 2), 1, ()),
     Rectangle(width=0.8): (lambda z: np.where(np.abs(z) < 0.4, 1.25, 0.0), 1, (-0.4, 0.4)),
-    Sigmoid(alpha=3.0): (lambda z: 3 * np.exp(-3 * np.abs(z)) / (1 + np.exp(-3 * np.abs(z))) ** 2, 1, ()),
+    Sigmoid(alpha=3.0): (
+        lambda z: 3 * np.exp(-3 * np.abs(z)) / (1 + np.exp(-3 * np.abs(z))) ** 2,
+        1,
+        (),
+    ),
     SuperSpike(alpha=2.5): (lambda z: (1 + 2.5 * np.abs(z)) ** -2.0, 2 / 2.5, (0,)),
     PiecewiseExponential(alpha=1.3): (lambda z: 0.65 * np.exp(-1.3 * np.abs(z)), 1, (0,)),
     Erf(alpha=1.6): (lambda z: 1.6 / np.sqrt(np.pi) * np.exp(-((1.6 * z) ** 2)), 1, ()),

@@ -39,7 +39,11 @@ def same(a, b):
 
 def epochs(run):
     timing = ("seconds", "samples_per_second")
-    return [{k: v for k, v in e.items() if k not in timing} for e in Run.open(run).log() if e["event"] == "epoch"]
+    return [
+        {k: v for k, v in e.items() if k not in timing}
+        for e in Run.open(run).log()
+        if e["event"] == "epoch"
+    ]
 
 
 class Stop(Exception):
@@ -80,7 +84,9 @@ class Own(torch.nn.Module):
     def __init__(self, K=2):
         super().__init__()
         self.net = torch.nn.Sequential(
-            bs.OverTime(torch.nn.Linear(2, 16)), bs.LIF(v_threshold=0.5), bs.OverTime(torch.nn.Linear(16, K))
+            bs.OverTime(torch.nn.Linear(2, 16)),
+            bs.LIF(v_threshold=0.5),
+            bs.OverTime(torch.nn.Linear(16, K)),
         )
 
     def forward(self, x):
@@ -88,4 +94,6 @@ class Own(torch.nn.Module):
 
 
 def own(**changes):
-    return bs.Recipe(name="own", readout=Mean(), optimizer=AdamW(lr=0.02), epochs=4, batch_size=16, **changes)
+    return bs.Recipe(
+        name="own", readout=Mean(), optimizer=AdamW(lr=0.02), epochs=4, batch_size=16, **changes
+    )

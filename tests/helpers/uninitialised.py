@@ -13,7 +13,14 @@ def _garbage(tensor):
 @pytest.fixture(autouse=True)
 def nan_filled_empty(monkeypatch):
     """In kernel tests, memory that a backend takes and does not write comes out as NaN instead of, perhaps, zeros."""
-    takers = [(torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch.Tensor, "new_empty")]
+    takers = [
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch, "empty_strided"),
+        (torch.Tensor, "new_empty"),
+    ]
     for owner, name in takers:
         original = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *a, _original=original, **k: _garbage(_original(*a, **k)))
+        monkeypatch.setattr(
+            owner, name, lambda *a, _original=original, **k: _garbage(_original(*a, **k))
+        )

@@ -17,16 +17,36 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import backspike as bs
-from backspike import ATan, Dspike, Masked, Parametric, PiecewiseExponential, Rectangle, Sigmoid, SuperSpike, Triangle
+from backspike import (
+    ATan,
+    Dspike,
+    Masked,
+    Parametric,
+    PiecewiseExponential,
+    Rectangle,
+    Sigmoid,
+    SuperSpike,
+    Triangle,
+)
 from backspike.kernel.triton import lif as kernels
 from backspike.neuron.lif import compute
 from backspike.neuron.prepare import prepare
 
-TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8"}
+TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.uint8: "u8",
+}
 TYPES[torch.int64] = "i64"
 FEW = {
     "bfloat16, tau 2": {"dtype": torch.bfloat16},
-    "float32, masked, 8bit, soft": {"surrogate": Masked(Triangle()), "memory": "8bit", "v_reset": None},
+    "float32, masked, 8bit, soft": {
+        "surrogate": Masked(Triangle()),
+        "memory": "8bit",
+        "v_reset": None,
+    },
     "float64, per channel": {"dtype": torch.float64, "learn": (64,)},
 }
 MANY = {
@@ -36,17 +56,41 @@ MANY = {
         "memory": "1bit",
         "v_reset": None,
     },
-    "channels last": {"dtype": torch.bfloat16, "surrogate": Masked(SuperSpike(), p=0.4), "layout": channels_last},
-    "repeats": {"dtype": torch.bfloat16, "surrogate": SuperSpike(), "memory": "bfloat16", "repeats": 4},
+    "channels last": {
+        "dtype": torch.bfloat16,
+        "surrogate": Masked(SuperSpike(), p=0.4),
+        "layout": channels_last,
+    },
+    "repeats": {
+        "dtype": torch.bfloat16,
+        "surrogate": SuperSpike(),
+        "memory": "bfloat16",
+        "repeats": 4,
+    },
     "one learned, exp": {
         "surrogate": Masked(Parametric(Sigmoid()), replace=Rectangle(0.2)),
         "learn": (),
         "memory": "recompute",
     },
-    "per channel, channels last, half": {"dtype": torch.float16, "learn": (64,), "layout": channels_last, "v_reset": None},
+    "per channel, channels last, half": {
+        "dtype": torch.float16,
+        "learn": (64,),
+        "layout": channels_last,
+        "v_reset": None,
+    },
     "moments": {"record_moments": True, "surrogate": PiecewiseExponential(), "reset_gradient": 0.0},
-    "membrane, active": {"record_membrane": True, "record_active": True, "surrogate": Dspike(), "temporal_gradient": False},
-    "active of codes": {"record_active": True, "memory": "8bit", "surrogate": bs.Erf(), "decay_input": False},
+    "membrane, active": {
+        "record_membrane": True,
+        "record_active": True,
+        "surrogate": Dspike(),
+        "temporal_gradient": False,
+    },
+    "active of codes": {
+        "record_active": True,
+        "memory": "8bit",
+        "surrogate": bs.Erf(),
+        "decay_input": False,
+    },
     "T = 1": {"shape": (1, 2, 64, 16, 16)},
     "odd": {"shape": (3, 3, 7, 5, 3), "dtype": torch.bfloat16, "learn": (7,)},
 }
@@ -63,7 +107,13 @@ def compile_for(sm, fusion, case):
             if parameter.is_constexpr or a is None or (type(a) is int and a == 1):
                 signature[name], constants[name] = "constexpr", a
                 continue
-            signature[name] = f"*{TYPES[a.dtype]}" if isinstance(a, torch.Tensor) else "i64" if abs(a) >= 2**31 else "i32"
+            signature[name] = (
+                f"*{TYPES[a.dtype]}"
+                if isinstance(a, torch.Tensor)
+                else "i64"
+                if abs(a) >= 2**31
+                else "i32"
+            )
             if isinstance(a, torch.Tensor) or a % 16 == 0:  # as the launcher finds out
                 attributes[(i,)] = [["tt.divisibility", 16]]
         source = ASTSource(kernel, signature, constants, attributes)
@@ -81,7 +131,14 @@ def compile_for(sm, fusion, case):
 def run(shape=(4, 2, 64, 16, 16), dtype=torch.float32, learn=None, layout=None, **change):
     x, v0, upstream = draw(shape, dtype=dtype)
     x = (layout or torch.clone)(x)[: 1 if change.get("repeats", 1) > 1 else None].requires_grad_()
-    options = {"tau": 2.0, "v_threshold": 1.0, "v_reset": 0.0, "decay_input": True, "surrogate": ATan(), "reset_gradient": 1.0}
+    options = {
+        "tau": 2.0,
+        "v_threshold": 1.0,
+        "v_reset": 0.0,
+        "decay_input": True,
+        "surrogate": ATan(),
+        "reset_gradient": 1.0,
+    }
     options |= {"temporal_gradient": True, "seed": 1, "record_bits": True} | change
     if learn is not None:
         for name, value in (("tau", 2.3), ("v_threshold", 0.9), ("width", 0.8)):
@@ -89,7 +146,9 @@ def run(shape=(4, 2, 64, 16, 16), dtype=torch.float32, learn=None, layout=None, 
         if not isinstance(options["surrogate"], Masked):
             options["surrogate"] = Parametric(options["surrogate"])
     out, moments = compute(prepare(x, v0, **options), "triton")
-    leaves = [(out.spikes, upstream["g"])] + ([] if moments is None else [(m, m.detach()) for m in moments])
+    leaves = [(out.spikes, upstream["g"])] + (
+        [] if moments is None else [(m, m.detach()) for m in moments]
+    )
     leaves += [] if out.membrane is None else [(out.membrane, upstream["gu"])]
     torch.autograd.backward(*zip(*leaves))
 

@@ -47,7 +47,9 @@ def both(x, v0=None, backends=("triton", "reference"), **options):
 # ------------------------------------------------------------------------------------------------------ every gradient
 
 COMBINATIONS = list(
-    itertools.product(RESETS.values(), (True, False), (0.0, 0.37, 1.0), (True, False), FAMILIES, MASKS, LEARNED)
+    itertools.product(
+        RESETS.values(), (True, False), (0.0, 0.37, 1.0), (True, False), FAMILIES, MASKS, LEARNED
+    )
 )
 
 
@@ -58,7 +60,10 @@ def test_backward_against_the_statement(part):
     for i, values in enumerate(zip(*chosen)):
         assert set(values) == {c[i] for c in COMBINATIONS}
     x, v0, upstream = draw()
-    masks = {p: np.array([is_dropped(SEED_OF_CASES, i, p) for i in range(x.numel())]).reshape(SHAPE) for p in (0.5, 0.35)}
+    masks = {
+        p: np.array([is_dropped(SEED_OF_CASES, i, p) for i in range(x.numel())]).reshape(SHAPE)
+        for p in (0.5, 0.35)
+    }
     bad = {}
     for case in chosen[part::4]:
         if found := check_case(x, v0, upstream, *case, masks, backends=("triton",)):
@@ -73,7 +78,9 @@ def test_every_formula(surrogate, scale):
     surrogate = with_scale(surrogate, scale)
     for dtype, tolerance in ((torch.float64, 4e-15), (torch.float32, 2e-6)):
         far = torch.tensor([-1e30, -1e4, -300.0, -40.0, 0.0, 40.0, 300.0, 1e4, 1e30], dtype=dtype)
-        x = (torch.cat([torch.linspace(-5, 5, 800, dtype=dtype), far]).view(1, -1) + 1.0).requires_grad_()
+        x = (
+            torch.cat([torch.linspace(-5, 5, 800, dtype=dtype), far]).view(1, -1) + 1.0
+        ).requires_grad_()
         rule = {"tau": math.inf, "decay_input": False, "reset_gradient": 0.0}
         bs.lif(x, surrogate=surrogate, backend="triton", **rule).spikes.sum().backward()
         want = surrogate.derivative(x.detach() - 1.0)
@@ -89,8 +96,16 @@ def test_every_formula(surrogate, scale):
 @pytest.mark.parametrize("decay_input", patient(True, False))
 def test_spikes_and_membranes_are_those_of_the_reference(v_reset, decay_input):
     """On the 1/64 grid, with ties, and off it."""
-    rule = {"v_threshold": 0.75, "v_reset": v_reset, "decay_input": decay_input, "record_membrane": True}
-    for x, tau in ((grid((16, 3, 101)).float(), 2.0), (draw((6, 3, 101), dtype=torch.float32)[0], 2.7)):
+    rule = {
+        "v_threshold": 0.75,
+        "v_reset": v_reset,
+        "decay_input": decay_input,
+        "record_membrane": True,
+    }
+    for x, tau in (
+        (grid((16, 3, 101)).float(), 2.0),
+        (draw((6, 3, 101), dtype=torch.float32)[0], 2.7),
+    ):
         want = bs.lif(x, tau=tau, backend="reference", **rule)
         assert tau != 2.0 or (want.membrane == 0.75).any()
         for got, other in zip(bs.lif(x, tau=tau, backend="triton", **rule), want):
@@ -108,9 +123,18 @@ def test_dtypes(dtype, tolerance):
 
 
 def test_gradients_are_rounded_to_nearest_even():
-    gu = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-9, -1 - 2**-8, math.inf, math.nan, 3e38, 1e-40]).view(1, -1)
+    gu = torch.tensor(
+        [1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-9, -1 - 2**-8, math.inf, math.nan, 3e38, 1e-40]
+    ).view(1, -1)
     x = torch.zeros(1, 8, dtype=torch.bfloat16, requires_grad=True)
-    out = bs.lif(x, backend="triton", tau=math.inf, decay_input=False, surrogate=Rectangle(0.1), record_membrane=True)
+    out = bs.lif(
+        x,
+        backend="triton",
+        tau=math.inf,
+        decay_input=False,
+        surrogate=Rectangle(0.1),
+        record_membrane=True,
+    )
     out.membrane.backward(gu)
     torch.testing.assert_close(x.grad, gu.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
@@ -118,7 +142,12 @@ def test_gradients_are_rounded_to_nearest_even():
 def test_what_is_no_number():
     x = torch.tensor([math.nan, math.inf, -math.inf, 1e38, 2.0]).expand(2, 5)
     for reset in RESETS.values():
-        for a, b in zip(*(bs.lif(x, backend=b, v_reset=reset, record_membrane=True) for b in ("triton", "eager"))):
+        for a, b in zip(
+            *(
+                bs.lif(x, backend=b, v_reset=reset, record_membrane=True)
+                for b in ("triton", "eager")
+            )
+        ):
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
@@ -143,7 +172,12 @@ def test_odd_sizes(shape, change, tolerance):
     learned = {"v_threshold": torch.tensor(0.9), "tau": torch.tensor(2.3)}
     got, want = both(x, v0, rule=rule, learned=learned, upstream=upstream, seed=SEED)
     for name in learned:
-        assert close(got.pop(name), want.pop(name), size=max(x.numel(), 1), tolerance=tolerance[torch.float32])
+        assert close(
+            got.pop(name),
+            want.pop(name),
+            size=max(x.numel(), 1),
+            tolerance=tolerance[torch.float32],
+        )
     assert_same(got, want, tolerance[torch.float32])
 
 
@@ -162,10 +196,20 @@ def test_layouts(layout, learned):
     """All that comes in in this layout: values and mask of the contiguous call."""
     x, v0, upstream = draw(STEP, seed=1)
     x = LAYOUTS[layout](x)
-    values = {k: torch.tensor(v if learned == "scalars" else np.linspace(v, v + 0.7, 5)).double() for k, v in CONSTANTS.items()}
-    rule = {"surrogate": Masked(Parametric(Sigmoid(alpha=3.0)), p=0.5), "v_reset": -0.25, "reset_gradient": 0.37}
+    values = {
+        k: torch.tensor(v if learned == "scalars" else np.linspace(v, v + 0.7, 5)).double()
+        for k, v in CONSTANTS.items()
+    }
+    rule = {
+        "surrogate": Masked(Parametric(Sigmoid(alpha=3.0)), p=0.5),
+        "v_reset": -0.25,
+        "reset_gradient": 0.37,
+    }
     options = {"rule": rule, "learned": values, "seed": SEED}
-    arranged = {name: LAYOUTS[layout](u if name != "c" else u[None].expand(STEP)) for name, u in upstream.items()}
+    arranged = {
+        name: LAYOUTS[layout](u if name != "c" else u[None].expand(STEP))
+        for name, u in upstream.items()
+    }
     arranged["c"] = arranged["c"][0]
     got = run("triton", x, LAYOUTS[layout](v0.expand(STEP))[0], upstream=arranged, **options)
     plain = {name: u.contiguous() for name, u in arranged.items()}
@@ -190,10 +234,14 @@ def test_blocks_and_tiles_that_are_not_full(arrange, monkeypatch, tolerance):
     for channels in ((), (5,)):
         learned = {name: torch.full(channels, v) for name, v in CONSTANTS.items()}
         given = {"rule": rule, "learned": learned, "upstream": upstream, "seed": SEED}
-        got, again, want = (run(b, arrange(x), v0, **given) for b in ("triton", "triton", "reference"))
+        got, again, want = (
+            run(b, arrange(x), v0, **given) for b in ("triton", "triton", "reference")
+        )
         assert_same(again, got)
         for name in learned:
-            assert close(got.pop(name), want.pop(name), size=300.0, tolerance=tolerance[torch.float32])
+            assert close(
+                got.pop(name), want.pop(name), size=300.0, tolerance=tolerance[torch.float32]
+            )
         assert_same(got, want, tolerance[torch.float32])
 
 
@@ -201,7 +249,14 @@ def test_blocks_and_tiles_that_are_not_full(arrange, monkeypatch, tolerance):
 def test_spikes_come_as_bits_too(arrange):
     """In the order of memory, as pack.c packs; and back."""
     x = arrange(draw((3, 2, 4, 3, 7), seed=5, dtype=torch.float32)[0]).requires_grad_()
-    rule = {"tau": 2.0, "v_threshold": 0.4, "v_reset": 0.0, "decay_input": True, "surrogate": ATan(), "record_bits": True}
+    rule = {
+        "tau": 2.0,
+        "v_threshold": 0.4,
+        "v_reset": 0.0,
+        "decay_input": True,
+        "surrogate": ATan(),
+        "record_bits": True,
+    }
     rule |= {"reset_gradient": 0.0, "temporal_gradient": True}
     result = bs.kernel.dispatch("triton", prepare(x, None, **rule))
     spikes = result.spikes.detach()
@@ -210,7 +265,9 @@ def test_spikes_come_as_bits_too(arrange):
     again = torch.empty_like(spikes)
     kernels.unpack(result.bits, again)
     assert torch.equal(again, spikes)
-    assert bs.kernel.dispatch("triton", prepare(x[:, :, :3], None, **rule)).bits is None  # 126 elements: no whole bytes
+    assert (
+        bs.kernel.dispatch("triton", prepare(x[:, :, :3], None, **rule)).bits is None
+    )  # 126 elements: no whole bytes
     with torch.no_grad():
         assert torch.equal(bs.kernel.dispatch("triton", prepare(x, None, **rule)).bits, result.bits)
 
@@ -232,7 +289,9 @@ def test_the_gradient_of_a_repeated_input_is_rounded_once():
     x, _, upstream = draw((5, 3, 20), dtype=torch.bfloat16)
     rule = {"surrogate": ATan(alpha=3.0), "repeats": 5}
     got = run("triton", x[:1], rule=rule, upstream=upstream)["x"]
-    want = run("triton", x[:1].float(), rule=rule, upstream={k: u.float() for k, u in upstream.items()})["x"]
+    want = run(
+        "triton", x[:1].float(), rule=rule, upstream={k: u.float() for k, u in upstream.items()}
+    )["x"]
     assert torch.equal(got, want.bfloat16())
 
 
@@ -250,7 +309,9 @@ def _dropped_kernel(p_seed, p_p, p_out, start, BLOCK: tl.constexpr):
 def test_the_mask_is_that_of_bs_dropped(p):
     """Also beyond 2^32: no tensor here could have so many elements."""
     p, out = torch.tensor(p, dtype=torch.float64), torch.empty(64, dtype=torch.int8)
-    for seed, start in itertools.product((0, 3, 2**40 + 11, 2**63 - 1), (0, 2**31 - 20, 2**32 - 20, 2**45 - 20)):
+    for seed, start in itertools.product(
+        (0, 3, 2**40 + 11, 2**63 - 1), (0, 2**31 - 20, 2**32 - 20, 2**45 - 20)
+    ):
         seed = torch.tensor(seed)
         with np.errstate(all="ignore"):
             _dropped_kernel[(1,)](seed, p, out, start, BLOCK=64)
@@ -260,7 +321,12 @@ def test_the_mask_is_that_of_bs_dropped(p):
 def test_what_is_dropped_is_what_dropped_says():
     """Without temporal gradient dL/dx = gain h g, zero exactly where the mask is; the probability may lie in a buffer."""
     x = draw((3, 4, 101), seed=15)[0].requires_grad_()
-    rule = {"surrogate": Masked(ATan(), p=0.9), "mask_p": torch.tensor(0.3), "seed": SEED, "temporal_gradient": False}
+    rule = {
+        "surrogate": Masked(ATan(), p=0.9),
+        "mask_p": torch.tensor(0.3),
+        "seed": SEED,
+        "temporal_gradient": False,
+    }
     bs.lif(x, backend="triton", **rule).spikes.sum().backward()
     assert torch.equal(x.grad == 0, bs.dropped(SEED, x.shape, torch.tensor(0.3)))
 
@@ -274,7 +340,13 @@ def test_codes_are_those_in_torch(memory, width):
     for dtype in (torch.float32, torch.float64):
         x, w = membranes(dtype), None if width is None else torch.tensor(width, dtype=dtype)
         surrogate = ATan(alpha=3.0) if width is None else Parametric(ATan(alpha=3.0))
-        rule = {"tau": math.inf, "decay_input": False, "v_threshold": 1.0, "v_reset": 0.0, "surrogate": surrogate}
+        rule = {
+            "tau": math.inf,
+            "decay_input": False,
+            "v_threshold": 1.0,
+            "v_reset": 0.0,
+            "surrogate": surrogate,
+        }
         rule |= {"reset_gradient": 1.0, "temporal_gradient": True, "record_membrane": True}
         call = prepare(x, None, width=w, memory=memory, **rule)
         given = ops.constants(call), *ops.encode(call), ops.KEEPS.index(memory)
@@ -291,7 +363,11 @@ def test_rounded_gradients_are_those_in_torch(memory, mask):
     x, v0, upstream = draw(STEP)
     names = ("v_threshold", "width") if memory == "8bit" else tuple(CONSTANTS)
     learned = {n: torch.full((5,), CONSTANTS[n], dtype=torch.float64) for n in names}
-    rule = {"v_reset": None if mask == "no mask" else -0.3, "memory": memory, "reset_gradient": 0.37}
+    rule = {
+        "v_reset": None if mask == "no mask" else -0.3,
+        "memory": memory,
+        "reset_gradient": 0.37,
+    }
     rule |= {"surrogate": MASKS[mask](Parametric(ATan(alpha=3.0)))}
     given = {"rule": rule, "learned": learned, "upstream": upstream, "seed": SEED}
     got, want = both(x, v0, backends=("triton", "eager"), **given)
@@ -302,11 +378,19 @@ def test_rounded_gradients_are_those_in_torch(memory, mask):
 @pytest.mark.parametrize("memory", ["1bit", "recompute"])
 def test_exact_memories_change_no_bit(memory, mask):
     for dtype, temporal in ((torch.float64, True), (torch.bfloat16, False)):
-        x, v0, upstream = draw((3, 3, 5, 5, 7), dtype=dtype)  # 525 elements a step: no multiple of 8
-        rule = {"surrogate": MASKS[mask](Rectangle(0.7, scale=1.3)), "v_reset": None, "temporal_gradient": temporal}
+        x, v0, upstream = draw(
+            (3, 3, 5, 5, 7), dtype=dtype
+        )  # 525 elements a step: no multiple of 8
+        rule = {
+            "surrogate": MASKS[mask](Rectangle(0.7, scale=1.3)),
+            "v_reset": None,
+            "temporal_gradient": temporal,
+        }
         given = {"upstream": upstream, "seed": SEED}
         want = run("triton", channels_last(x), v0, rule=rule, **given)
-        assert_same(run("triton", channels_last(x), v0, rule=rule | {"memory": memory}, **given), want)
+        assert_same(
+            run("triton", channels_last(x), v0, rule=rule | {"memory": memory}, **given), want
+        )
         assert want["x"].count_nonzero() > 100
 
 
@@ -319,11 +403,29 @@ def test_moments_and_their_gradient(arrange):
     rows = []
     for backend in ("triton", "reference"):
         x, v0, upstream = draw(STEP, seed=8)
-        leaves = arrange(x).requires_grad_(), v0.requires_grad_(), torch.tensor(2.3, dtype=torch.float64, requires_grad=True)
-        options = {"v_threshold": 0.9, "v_reset": None, "decay_input": True, "surrogate": Masked(Sigmoid(), 0.3)}
-        options |= {"reset_gradient": 0.37, "temporal_gradient": True, "seed": 7, "record_moments": True}
+        leaves = (
+            arrange(x).requires_grad_(),
+            v0.requires_grad_(),
+            torch.tensor(2.3, dtype=torch.float64, requires_grad=True),
+        )
+        options = {
+            "v_threshold": 0.9,
+            "v_reset": None,
+            "decay_input": True,
+            "surrogate": Masked(Sigmoid(), 0.3),
+        }
+        options |= {
+            "reset_gradient": 0.37,
+            "temporal_gradient": True,
+            "seed": 7,
+            "record_moments": True,
+        }
         out, moments = compute(prepare(leaves[0], v0, tau=leaves[2], **options), backend)
-        ((k[0] * moments.mean).sum() + (k[1] * moments.square).sum() + (upstream["g"] * out.spikes).sum()).backward()
+        (
+            (k[0] * moments.mean).sum()
+            + (k[1] * moments.square).sum()
+            + (upstream["g"] * out.spikes).sum()
+        ).backward()
         rows.append((moments.mean, moments.square, *(leaf.grad for leaf in leaves)))
     for a, b in zip(*rows):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
@@ -332,8 +434,20 @@ def test_moments_and_their_gradient(arrange):
 @pytest.mark.parametrize("memory", patient("8bit", "exact", "bfloat16", "1bit"))
 def test_active_bits_say_where_h_is_not_zero(memory):
     x = draw((2, 3, 5, 7), seed=4)[0].requires_grad_()
-    rule = {"tau": 2.3, "v_threshold": 0.9, "v_reset": None, "decay_input": True, "reset_gradient": 1.0, "seed": SEED}
-    rule |= {"temporal_gradient": False, "surrogate": Masked(Rectangle(), p=0.3), "memory": memory, "record_active": True}
+    rule = {
+        "tau": 2.3,
+        "v_threshold": 0.9,
+        "v_reset": None,
+        "decay_input": True,
+        "reset_gradient": 1.0,
+        "seed": SEED,
+    }
+    rule |= {
+        "temporal_gradient": False,
+        "surrogate": Masked(Rectangle(), p=0.3),
+        "memory": memory,
+        "record_active": True,
+    }
     result = bs.kernel.dispatch("triton", prepare(x, None, **rule))
     result.spikes.sum().backward()
     assert torch.equal(flags(result.active, x.shape), x.grad != 0)
@@ -366,7 +480,9 @@ def test_nothing_is_kept_without_grad_and_no_graph_goes_twice_back():
 def test_a_layer_in_compiled_code():
     """No graph break, and the same numbers."""
     torch.manual_seed(0)
-    layer = bs.LIF(surrogate=Masked(Parametric(ATan()), p=0.4), learn=("tau", "threshold"), backend="triton")
+    layer = bs.LIF(
+        surrogate=Masked(Parametric(ATan()), p=0.4), learn=("tau", "threshold"), backend="triton"
+    )
     rows = []
     torch._dynamo.reset()
     for f in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
@@ -385,13 +501,28 @@ def test_operators_keep_their_promises():
     checks = {"test_utils": ("test_schema", "test_faketensor")}
     for arrange, dtype in ((torch.clone, torch.float16), (channels_last, torch.float32)):
         x = arrange(draw((3, 2, 3, 2, 2), dtype=dtype)[0])
-        surrogate, rule = Masked(Rectangle()), {"reset_gradient": 1.0, "temporal_gradient": True, "decay_input": True}
-        call = prepare(x, None, tau=2.0, v_threshold=1.0, v_reset=None, surrogate=surrogate, seed=1, **rule)
+        surrogate, rule = (
+            Masked(Rectangle()),
+            {"reset_gradient": 1.0, "temporal_gradient": True, "decay_input": True},
+        )
+        call = prepare(
+            x, None, tau=2.0, v_threshold=1.0, v_reset=None, surrogate=surrogate, seed=1, **rule
+        )
         constants, encoded = ops.constants(call), ops.encode(call)
         for keeps, repeats, record in ((0, 1, True), (1, 3, False), (3, 1, False), (4, 3, False)):
             frames = x[:1] if repeats > 1 else x
             records = [*[record] * 3, not record, keeps != 3]
-            forward = (frames, None, constants, call.seed, call.p, *encoded, repeats, keeps, records)
+            forward = (
+                frames,
+                None,
+                constants,
+                call.seed,
+                call.p,
+                *encoded,
+                repeats,
+                keeps,
+                records,
+            )
             torch.library.opcheck(torch.ops.backspike.triton_lif_forward, forward, **checks)
             spikes, _, *others = torch.ops.backspike.triton_lif_forward(*forward)
             others = others if record else others[:-1]  # the bits
@@ -406,7 +537,11 @@ def test_operators_keep_their_promises():
 
 
 def test_the_interpreter_is_asked_for_by_name_alone():
-    assert bs.backends()[:2] == ("cpu", "triton") if "cpu" in bs.backends() else bs.backends()[0] == "triton"
+    assert (
+        bs.backends()[:2] == ("cpu", "triton")
+        if "cpu" in bs.backends()
+        else bs.backends()[0] == "triton"
+    )
     assert "triton  asked for" in bs.explain(bs.LIF(backend="triton"))
     assert bs.explain(bs.LIF()).split()[2] != "triton"
 
@@ -414,9 +549,14 @@ def test_the_interpreter_is_asked_for_by_name_alone():
 def test_refusals_say_why():
     x = torch.rand(3, 2, 4)
     for surrogate in (Own(), Masked(ATan(), replace=Own())):
-        with pytest.raises(bs.Unsupported, match="backend 'triton': it has no formula in Triton for Own; use backend='auto'"):
+        with pytest.raises(
+            bs.Unsupported,
+            match="backend 'triton': it has no formula in Triton for Own; use backend='auto'",
+        ):
             bs.LIF(surrogate=surrogate, backend="triton")(x)
-    with pytest.raises(bs.Unsupported, match="no kernel for the complementary neuron; use backend='auto'"):
+    with pytest.raises(
+        bs.Unsupported, match="no kernel for the complementary neuron; use backend='auto'"
+    ):
         bs.CLIF(backend="triton")(x)
     with pytest.raises(bs.Unsupported, match="interpreter, on the CPU, and the input is on meta"):
         bs.lif(x.to("meta"), backend="triton")
@@ -428,6 +568,8 @@ def test_a_kernel_that_does_not_compile_says_what_to_do(monkeypatch):
             raise triton.runtime.errors.OutOfResources(300000, 232448, "shared memory")
 
     monkeypatch.setattr(kernels, "lif_fwd_kernel", Broken())
-    with pytest.raises(bs.Unsupported, match=r"does not compile here .*shared memory.*use backend='eager'") as error:
+    with pytest.raises(
+        bs.Unsupported, match=r"does not compile here .*shared memory.*use backend='eager'"
+    ) as error:
         bs.lif(torch.rand(3, 2, 4), backend="triton")
     assert "\n" not in str(error.value)

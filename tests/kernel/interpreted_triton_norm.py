@@ -7,7 +7,19 @@ from functools import partial
 import pytest
 import torch
 from helpers.layouts import LAYOUTS
-from helpers.norms import CONSTANTS, SEED, Case, apart, assert_same, exact, gradients, make_call, make_norm, normal, per_channel
+from helpers.norms import (
+    CONSTANTS,
+    SEED,
+    Case,
+    apart,
+    assert_same,
+    exact,
+    gradients,
+    make_call,
+    make_norm,
+    normal,
+    per_channel,
+)
 from torch import nn
 
 import backspike as bs
@@ -41,11 +53,20 @@ CASES = {
         (2, 2, 2, 3, 4),
     ),
     "running statistics, all per channel": (
-        Case({"surrogate": Parametric(Sigmoid(alpha=3.0))}, per_channel(3), training=False, moments=True),
+        Case(
+            {"surrogate": Parametric(Sigmoid(alpha=3.0))},
+            per_channel(3),
+            training=False,
+            moments=True,
+        ),
         LAST,
         (2, 2, 3, 3, 4),
     ),
-    "repeated, all learned": (Case({"surrogate": Parametric(ATan(alpha=3.0))}, SCALARS, repeats=3), LAST, (1, 2, 3, 3, 3)),
+    "repeated, all learned": (
+        Case({"surrogate": Parametric(ATan(alpha=3.0))}, SCALARS, repeats=3),
+        LAST,
+        (1, 2, 3, 3, 3),
+    ),
     "vectors, not affine, space only": (
         Case({"temporal_gradient": False, "v_threshold": 0.4}, {}, affine=False),
         torch.Tensor.contiguous,
@@ -64,7 +85,9 @@ def test_gradients(name):
     assert_same(gradients(run, case, y, v0), want)
 
 
-@pytest.mark.parametrize(("order", "pool"), [((1, 0, 2, 3), None), ((2, 3, 0, 1), "max"), ((0, 1, 3, 2), "avg")], ids=str)
+@pytest.mark.parametrize(
+    ("order", "pool"), [((1, 0, 2, 3), None), ((2, 3, 0, 1), "max"), ((0, 1, 3, 2), "avg")], ids=str
+)
 def test_any_other_order_of_memory(order, pool):
     """[B, C, H, W] with these dimensions from the outermost to the innermost."""
     y, v0 = normal((2, 2, 3, 3, 4), 7), normal((2, 3, 3, 4), 8).mul(0.3)
@@ -99,7 +122,11 @@ def test_what_is_added():
     assert y.grad.any()
 
 
-@pytest.mark.parametrize(("pool", "shape"), [(None, (2, 2, 24, 2, 3)), ("max", (2, 3, 8, 5, 4)), (None, (3, 7, 8))], ids=str)
+@pytest.mark.parametrize(
+    ("pool", "shape"),
+    [(None, (2, 2, 24, 2, 3)), ("max", (2, 3, 8, 5, 4)), (None, (3, 7, 8))],
+    ids=str,
+)
 def test_spikes_come_as_bits_too(pool, shape):
     """In the order of memory, as pack.c packs."""
     y = normal(shape, 7)
@@ -122,15 +149,34 @@ def test_where_there_are_no_bits(why):
 def test_the_next_convolution_keeps_the_bits(monkeypatch):
     """Behind pools of maxima, neurons and in a residual block; the gradients are those of the C kernels."""
     given, pack_ = [], synapse._pack
-    monkeypatch.setattr(synapse, "_pack", lambda x, dtype, bits: (given.append(bits is not None), pack_(x, dtype, bits))[1])
+    monkeypatch.setattr(
+        synapse,
+        "_pack",
+        lambda x, dtype, bits: (given.append(bits is not None), pack_(x, dtype, bits))[1],
+    )
 
     def gradients_of(backend):
         torch.manual_seed(0)
-        neuron = lambda channels=None: bs.LIF(v_threshold=0.3, surrogate=Masked(ATan(), p=0.3), backend=backend)  # noqa: E731
+
+        def neuron(channels=None):
+            return bs.LIF(v_threshold=0.3, surrogate=Masked(ATan(), p=0.3), backend=backend)
+
         model = bs.Sequential(
-            *(bs.OverTime(nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8)), neuron(), bs.OverTime(nn.MaxPool2d(2))),
-            *(bs.OverTime(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)), neuron(), SEWBasic(8, 8, 1, neuron)),
-            *(bs.OverTime(nn.Conv2d(8, 8, 2), nn.BatchNorm2d(8)), neuron(), bs.OverTime(nn.Flatten(), nn.Linear(8, 16))),
+            *(
+                bs.OverTime(nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8)),
+                neuron(),
+                bs.OverTime(nn.MaxPool2d(2)),
+            ),
+            *(
+                bs.OverTime(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)),
+                neuron(),
+                SEWBasic(8, 8, 1, neuron),
+            ),
+            *(
+                bs.OverTime(nn.Conv2d(8, 8, 2), nn.BatchNorm2d(8)),
+                neuron(),
+                bs.OverTime(nn.Flatten(), nn.Linear(8, 16)),
+            ),
             *(neuron(), nn.Linear(16, 3)),
         )
         model = model.double().to(memory_format=torch.channels_last)

@@ -44,7 +44,10 @@ each_backend = pytest.mark.parametrize("backend", bs.backends())
 def test_backward_for_every_combination(surrogate, reset):
     """Hand-written against autograd against the statement in float64: 192 combinations here, 4,608 in all."""
     x, v0, upstream = draw()
-    masks = {p: np.array([is_dropped(SEED, i, p) for i in range(x.numel())]).reshape(SHAPE) for p in (0.5, 0.35)}
+    masks = {
+        p: np.array([is_dropped(SEED, i, p) for i in range(x.numel())]).reshape(SHAPE)
+        for p in (0.5, 0.35)
+    }
     combinations = itertools.product((True, False), (0.0, 0.37, 1.0), (True, False), MASKS, LEARNED)
     bad = {}
     for decay_input, rho, temporal, mask, learned in combinations:
@@ -57,11 +60,22 @@ def test_backward_for_every_combination(surrogate, reset):
 def test_the_statement_sees_what_it_should():
     """The data of the test above are not degenerate: spikes, silence, and gradients that each option changes."""
     x, v0, upstream = draw()
-    fixed = {"theta": 0.9, "h": FAMILIES[ATan(alpha=3.0)][0], "tau": 2.3, **{k: u.numpy() for k, u in upstream.items()}}
+    fixed = {
+        "theta": 0.9,
+        "h": FAMILIES[ATan(alpha=3.0)][0],
+        "tau": 2.3,
+        **{k: u.numpy() for k, u in upstream.items()},
+    }
     base = {"v_reset": -0.3, "decay_input": True, "rho": 1.0, "temporal": True}
     want = statement(x.numpy(), v0.numpy(), **fixed, **base)
     assert 0.2 < want["s"].mean() < 0.8
-    for change in ({"v_reset": 0.0}, {"v_reset": None}, {"decay_input": False}, {"rho": 0.37}, {"temporal": False}):
+    for change in (
+        {"v_reset": 0.0},
+        {"v_reset": None},
+        {"decay_input": False},
+        {"rho": 0.37},
+        {"temporal": False},
+    ):
         other = statement(x.numpy(), v0.numpy(), **fixed, **(base | change))
         for key in ("x", "tau", "theta", "w"):
             assert np.abs(other[key].sum() - want[key].sum()) > 1e-3, (change, key)
@@ -86,11 +100,22 @@ def test_gradients_may_enter_anywhere(backend, reset, enters):
         temporal=True,
         **{k: u.numpy() * (k in enters.split()) for k, u in upstream.items()},
     )
-    x, v0, tau = x.requires_grad_(), v0.requires_grad_(), torch.tensor(2.3, dtype=torch.float64, requires_grad=True)
-    rule = {"v_threshold": 0.9, "v_reset": RESETS[reset], "surrogate": ATan(alpha=3.0), "reset_gradient": 0.37}
+    x, v0, tau = (
+        x.requires_grad_(),
+        v0.requires_grad_(),
+        torch.tensor(2.3, dtype=torch.float64, requires_grad=True),
+    )
+    rule = {
+        "v_threshold": 0.9,
+        "v_reset": RESETS[reset],
+        "surrogate": ATan(alpha=3.0),
+        "reset_gradient": 0.37,
+    }
     out = accepted(bs.lif, x, v0, backend=backend, tau=tau, record_membrane="gu" in enters, **rule)
     named = {"g": out.spikes, "gu": out.membrane, "c": out.state}
-    torch.autograd.backward([named[k] for k in enters.split()], [upstream[k] for k in enters.split()])
+    torch.autograd.backward(
+        [named[k] for k in enters.split()], [upstream[k] for k in enters.split()]
+    )
     assert close(x.grad, want["x"])
     assert close(v0.grad, want["v0"])
     assert close(tau.grad, want["tau"].sum(), size=np.abs(want["tau"]).sum())
@@ -113,8 +138,14 @@ def accepted(f, *args, **options):
         ((1, 1, 1), {}),
         ((1, 5, 3, 2), {"v_reset": None}),
         ((7, 3, 17), {"v_reset": -0.25, "decay_input": False}),
-        ((6, 5, 3, 7, 11), {"surrogate": Masked(Triangle(alpha=1.5), p=0.5), "reset_gradient": 0.37}),
-        ((4, 2, 67), {"surrogate": Masked(Sigmoid(alpha=3.0), p=0.35, rescale=True), "v_reset": None}),
+        (
+            (6, 5, 3, 7, 11),
+            {"surrogate": Masked(Triangle(alpha=1.5), p=0.5), "reset_gradient": 0.37},
+        ),
+        (
+            (4, 2, 67),
+            {"surrogate": Masked(Sigmoid(alpha=3.0), p=0.35, rescale=True), "v_reset": None},
+        ),
         ((9, 4), {"temporal_gradient": False}),
         ((3, 0, 4), {}),
     ],
@@ -125,7 +156,10 @@ def test_odd_sizes_on_every_backend(backend, shape, change, dtype, tolerance):
     x, v0, upstream = draw(shape, seed=2, dtype=dtype)
     rule = {"tau": 2.3, "v_threshold": 0.9, "surrogate": ATan(alpha=3.0)} | change
     want = run("reference", x, v0, rule=rule, upstream=upstream, seed=SEED)
-    got = accepted(lambda backend: run(backend, x, v0, rule=rule, upstream=upstream, seed=SEED), backend=backend)
+    got = accepted(
+        lambda backend: run(backend, x, v0, rule=rule, upstream=upstream, seed=SEED),
+        backend=backend,
+    )
     assert torch.equal(got["s"], want["s"])
     assert torch.equal(got["u"], want["u"])
     assert torch.equal(got["v"], want["v"])
@@ -149,7 +183,12 @@ def test_gradient_through_a_silent_membrane(backend, decay_input):
     x, v0, upstream = draw(shape, seed=3)
     x, gu = x * 0.01, upstream["gu"].numpy()
     x.requires_grad_(), v0.requires_grad_()
-    rule = {"tau": tau, "v_threshold": 50.0, "decay_input": decay_input, "surrogate": Rectangle(width=0.5)}
+    rule = {
+        "tau": tau,
+        "v_threshold": 50.0,
+        "decay_input": decay_input,
+        "surrogate": Rectangle(width=0.5),
+    }
     out = accepted(bs.lif, x, v0, backend=backend, record_membrane=True, **rule)
     assert not out.spikes.any()
     out.membrane.backward(upstream["gu"])
@@ -165,7 +204,12 @@ def test_gradient_through_a_silent_membrane(backend, decay_input):
 def test_gradient_of_tau_by_finite_differences(backend, decay_input, v_reset):
     """Without spikes the membrane is a smooth function of tau, and of theta not at all."""
     x, v0, upstream = draw((5, 2, 3), seed=4)
-    rule = {"v_threshold": 50.0, "v_reset": v_reset, "decay_input": decay_input, "surrogate": Rectangle(width=0.5)}
+    rule = {
+        "v_threshold": 50.0,
+        "v_reset": v_reset,
+        "decay_input": decay_input,
+        "surrogate": Rectangle(width=0.5),
+    }
 
     def loss(tau):
         out = accepted(bs.lif, x, v0, backend=backend, tau=tau, record_membrane=True, **rule)
@@ -185,12 +229,20 @@ def test_width_w_is_width_one_on_scaled_inputs(backend, reset):
     x, v0, upstream = draw(seed=5)
     w, v_reset = 0.5, RESETS[reset]
     width = torch.tensor(w, dtype=torch.float64)
-    rule = {"tau": 2.0, "v_threshold": 0.75, "v_reset": v_reset, "surrogate": Parametric(Sigmoid(alpha=3.0))}
+    rule = {
+        "tau": 2.0,
+        "v_threshold": 0.75,
+        "v_reset": v_reset,
+        "surrogate": Parametric(Sigmoid(alpha=3.0)),
+    }
     scaled = rule | {"v_threshold": 0.75 / w, "v_reset": None if v_reset is None else v_reset / w}
     only_spikes = {"g": upstream["g"], "gu": 0 * upstream["gu"], "c": 0 * upstream["c"]}
     one = torch.ones((), dtype=torch.float64)
     a = accepted(
-        lambda backend: run(backend, x, v0, rule=rule, learned={"width": width}, upstream=only_spikes), backend=backend
+        lambda backend: run(
+            backend, x, v0, rule=rule, learned={"width": width}, upstream=only_spikes
+        ),
+        backend=backend,
     )
     b = run(backend, x / w, v0 / w, rule=scaled, learned={"width": one}, upstream=only_spikes)
     assert torch.equal(a["s"], b["s"])
@@ -202,7 +254,13 @@ def test_width_w_is_width_one_on_scaled_inputs(backend, reset):
 
 
 TRACES = {  # worked out by hand: options, x, u, s, v[T-1]
-    "hard reset to 0": ({}, [1.5, 1.25, 0.5, 3, 0], [0.75, 1.0, 0.25, 1.625, 0], [0, 1, 0, 1, 0], 0),
+    "hard reset to 0": (
+        {},
+        [1.5, 1.25, 0.5, 3, 0],
+        [0.75, 1.0, 0.25, 1.625, 0],
+        [0, 1, 0, 1, 0],
+        0,
+    ),
     "soft reset": (
         {"v_reset": None},
         [1.5, 1.75, 0.5, 3, 0],
@@ -210,10 +268,28 @@ TRACES = {  # worked out by hand: options, x, u, s, v[T-1]
         [0, 1, 0, 1, 0],
         0.34375,
     ),
-    "hard reset to -1/2": ({"v_reset": -0.5}, [3, 2, 1, 5, -0.5], [1.0, 0.5, 0.5, 2.5, -0.75], [1, 0, 0, 1, 0], -0.75),
-    "input not decayed": ({"decay_input": False}, [0.5, 0.75, 0.25, 1], [0.5, 1.0, 0.25, 1.125], [0, 1, 0, 1], 0),
+    "hard reset to -1/2": (
+        {"v_reset": -0.5},
+        [3, 2, 1, 5, -0.5],
+        [1.0, 0.5, 0.5, 2.5, -0.75],
+        [1, 0, 0, 1, 0],
+        -0.75,
+    ),
+    "input not decayed": (
+        {"decay_input": False},
+        [0.5, 0.75, 0.25, 1],
+        [0.5, 1.0, 0.25, 1.125],
+        [0, 1, 0, 1],
+        0,
+    ),
     "tau 4": ({"tau": 4.0}, [2, 2, 4, -1], [0.5, 0.875, 1.65625, -0.25], [0, 0, 1, 0], -0.25),
-    "threshold 1/2": ({"v_threshold": 0.5, "v_reset": None}, [1, 1, 3, 0], [0.5, 0.5, 1.5, 0.5], [1, 1, 1, 1], 0),
+    "threshold 1/2": (
+        {"v_threshold": 0.5, "v_reset": None},
+        [1, 1, 3, 0],
+        [0.5, 0.5, 1.5, 0.5],
+        [1, 1, 1, 1],
+        0,
+    ),
     "integrate and fire": (
         {"tau": math.inf, "decay_input": False},
         [0.25, 0.5, 0.25, 0.5, 0.75, -0.5],
@@ -249,7 +325,13 @@ def test_traces_by_hand(backend, dtype, trace):
 @pytest.mark.parametrize("decay_input", [True, False])
 def test_float32_equals_float64_on_the_grid(backend, v_reset, decay_input):
     x = grid((16, 5, 301))
-    rule = {"tau": 2.0, "v_threshold": 0.75, "v_reset": v_reset, "decay_input": decay_input, "record_membrane": True}
+    rule = {
+        "tau": 2.0,
+        "v_threshold": 0.75,
+        "v_reset": v_reset,
+        "decay_input": decay_input,
+        "record_membrane": True,
+    }
     wide = bs.lif(x, backend="reference", **rule)
     ties = wide.membrane == 0.75
     assert ties.sum() > 5
@@ -264,9 +346,13 @@ def test_float32_equals_float64_on_the_grid(backend, v_reset, decay_input):
 def test_a_tie_fires_and_the_next_float_below_does_not(backend):
     for dtype in (torch.float32, torch.float64):
         theta = torch.tensor(0.7, dtype=dtype)
-        x = torch.stack([torch.nextafter(theta, theta - 1), theta, torch.nextafter(theta, theta + 1)]).view(1, 1, 3)
+        x = torch.stack(
+            [torch.nextafter(theta, theta - 1), theta, torch.nextafter(theta, theta + 1)]
+        ).view(1, 1, 3)
         for threshold in (0.7, theta):
-            out = accepted(bs.lif, x, backend=backend, tau=math.inf, decay_input=False, v_threshold=threshold)
+            out = accepted(
+                bs.lif, x, backend=backend, tau=math.inf, decay_input=False, v_threshold=threshold
+            )
             assert out.spikes.flatten().tolist() == [0, 1, 1]
 
 
@@ -295,9 +381,19 @@ def test_dtypes(backend, dtype, tolerance):
     v0 = (v0 * 64).round() / 64
     rule = {"tau": 2.0, "v_threshold": 0.75, "surrogate": Sigmoid(alpha=3.0)}
     theta = {"v_threshold": torch.tensor(0.75)}
-    got = accepted(lambda backend: run(backend, x, v0, rule=rule, learned=theta, upstream=upstream), backend=backend)
+    got = accepted(
+        lambda backend: run(backend, x, v0, rule=rule, learned=theta, upstream=upstream),
+        backend=backend,
+    )
     kinds = {k: got[k].dtype for k in ("s", "x", "u", "v", "v0", "v_threshold")}
-    assert kinds == {"s": dtype, "x": dtype, "u": state, "v": state, "v0": state, "v_threshold": torch.float32}
+    assert kinds == {
+        "s": dtype,
+        "x": dtype,
+        "u": state,
+        "v": state,
+        "v0": state,
+        "v_threshold": torch.float32,
+    }
     wide = {k: u.double() for k, u in upstream.items()}
     want = run(
         "reference",
@@ -312,11 +408,18 @@ def test_dtypes(backend, dtype, tolerance):
     assert close(got["x"].double(), want["x"], tolerance=tolerance[dtype])
     assert close(got["v0"].double(), want["v0"], tolerance=tolerance[state])
     size = upstream["g"].double().abs().sum().item()
-    assert close(got["v_threshold"].double(), want["v_threshold"], size=size, tolerance=tolerance[torch.float32])
+    assert close(
+        got["v_threshold"].double(),
+        want["v_threshold"],
+        size=size,
+        tolerance=tolerance[torch.float32],
+    )
 
 
 @each_backend
-@pytest.mark.parametrize("layout", ["transposed", "channels_last", "every second", "stride 0 over T"])
+@pytest.mark.parametrize(
+    "layout", ["transposed", "channels_last", "every second", "stride 0 over T"]
+)
 def test_memory_layout_does_not_matter(backend, layout):
     """Neither to the values nor to the mask, which follows the logical index."""
     shape = (4, 3, 2, 5, 6)
@@ -325,7 +428,9 @@ def test_memory_layout_does_not_matter(backend, layout):
         x = x.transpose(0, 3).contiguous().transpose(0, 3)
     elif layout == "channels_last":
         x = x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
-        upstream = {k: u.permute(*range(u.dim() - 3), -2, -1, -3).contiguous() for k, u in upstream.items()}
+        upstream = {
+            k: u.permute(*range(u.dim() - 3), -2, -1, -3).contiguous() for k, u in upstream.items()
+        }
         upstream = {k: u.permute(*range(u.dim() - 3), -1, -3, -2) for k, u in upstream.items()}
     elif layout == "every second":
         x = x.repeat_interleave(2, -1)[..., ::2]
@@ -335,9 +440,14 @@ def test_memory_layout_does_not_matter(backend, layout):
     rule = {"tau": 2.3, "surrogate": Masked(ATan(), p=0.5)}
     learned = {"tau": torch.tensor(2.3, dtype=torch.float64)}
     plain = {k: u.contiguous() for k, u in upstream.items()}
-    want = run("reference", x.contiguous(), v0, rule=rule, learned=learned, upstream=plain, seed=SEED)
+    want = run(
+        "reference", x.contiguous(), v0, rule=rule, learned=learned, upstream=plain, seed=SEED
+    )
     got = accepted(
-        lambda backend: run(backend, x, v0, rule=rule, learned=learned, upstream=upstream, seed=SEED), backend=backend
+        lambda backend: run(
+            backend, x, v0, rule=rule, learned=learned, upstream=upstream, seed=SEED
+        ),
+        backend=backend,
     )
     for key in ("s", "u", "v"):
         assert torch.equal(got[key], want[key])
@@ -355,7 +465,10 @@ def test_no_state_given_means_rest(backend, reset):
     rule = {"v_threshold": 0.9, "v_reset": RESETS[reset]}
     learned = {"tau": torch.tensor(2.3, dtype=torch.float64)}
     want = run("reference", x, v0, rule=rule, learned=learned, upstream=upstream)
-    got = accepted(lambda backend: run(backend, x, rule=rule, learned=learned, upstream=upstream), backend=backend)
+    got = accepted(
+        lambda backend: run(backend, x, rule=rule, learned=learned, upstream=upstream),
+        backend=backend,
+    )
     for key in ("s", "u", "v"):
         assert torch.equal(got[key], want[key])
     assert close(got["x"], want["x"])

@@ -53,8 +53,18 @@ def draw(case, bits=1, density=0.3, dtype=torch.float32, seed=0):
     packed, geometry = pack(x), Geometry(stride, padding, dilation)
     assert packed.bits == bits
     size = geometry.outputs(shape[2:], window)
-    weight, bias, g = (torch.randn(s, generator=r).to(dtype) for s in ((N, shape[1], *window), (N,), (shape[0], N, *size)))
-    return x, Events(packed.codes, bits, x.shape), weight, bias, g.contiguous(memory_format=LAST), geometry
+    weight, bias, g = (
+        torch.randn(s, generator=r).to(dtype)
+        for s in ((N, shape[1], *window), (N,), (shape[0], N, *size))
+    )
+    return (
+        x,
+        Events(packed.codes, bits, x.shape),
+        weight,
+        bias,
+        g.contiguous(memory_format=LAST),
+        geometry,
+    )
 
 
 def near(got, want, bound):
@@ -73,7 +83,11 @@ def test_output_and_gradient(name, bits, dtype, tolerance):
         y = events.convolved(weight, bias, geometry)
         assert (y.dtype, y.is_contiguous(memory_format=LAST)) == (dtype, True)
         near(y, F.conv2d(x.double(), weight.double(), bias.double(), *how), tolerance[dtype])
-        near(events.convolved(weight, None, geometry), F.conv2d(x.double(), weight.double(), None, *how), tolerance[dtype])
+        near(
+            events.convolved(weight, None, geometry),
+            F.conv2d(x.double(), weight.double(), None, *how),
+            tolerance[dtype],
+        )
         want = nn.grad.conv2d_weight(x.double(), weight.shape, g.double(), *how)
         for like in (
             weight,
@@ -132,7 +146,9 @@ def test_every_level_of_the_processor_agrees(tmp_path):
     chosen = [CASES[name] for name in ("3x3", "stride 2", "5x5", "1x1")]
     for dtype, bits, case in itertools.product(sparse.DTYPES, (1, 4), chosen):
         x, _, weight, bias, g, geometry = draw(case, bits, dtype=dtype)
-        cases.append((x, bits, weight, bias, g, (geometry.stride, geometry.padding, geometry.dilation)))
+        cases.append(
+            (x, bits, weight, bias, g, (geometry.stride, geometry.padding, geometry.dilation))
+        )
     torch.save(cases, tmp_path / "cases.pt")
     results = []
     for level in ("default", "avx2", None):
@@ -192,12 +208,16 @@ INPUTS = {
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("formats", list(itertools.product([torch.contiguous_format, LAST], repeat=2)), ids=str)
+@pytest.mark.parametrize(
+    "formats", list(itertools.product([torch.contiguous_format, LAST], repeat=2)), ids=str
+)
 @pytest.mark.parametrize("input", INPUTS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_are_torchs(name, input, formats, autocast, always, tolerance):
     layer = LAYERS[name]().to(memory_format=formats[0])
-    x = torch.randn((3, 20, 9, 8), generator=torch.Generator().manual_seed(1)) * (1 if input == "spikes" else 4)
+    x = torch.randn((3, 20, 9, 8), generator=torch.Generator().manual_seed(1)) * (
+        1 if input == "spikes" else 4
+    )
     x = INPUTS[input](x).float().contiguous(memory_format=formats[1]).requires_grad_()
     got = gradients(synapse.convolution, layer, x, autocast)
     dtype = torch.bfloat16 if autocast else torch.float32
@@ -206,18 +226,28 @@ def test_layers_are_torchs(name, input, formats, autocast, always, tolerance):
         near(a, b.double(), tolerance[dtype])
     made = sparsity.choice(layer)
     density = pytest.approx(float((x != 0).float().mean()))
-    assert (made.forward, made.weight, made.input, made.spikes) == ("gather", "gather", "dense", density)
+    assert (made.forward, made.weight, made.input, made.spikes) == (
+        "gather",
+        "gather",
+        "dense",
+        density,
+    )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert torch.equal(synapse.convolution(x, layer), got[0])
 
 
-@pytest.mark.parametrize("frozen", [(), ("weight",), ("bias",), ("weight", "bias"), ("x",), ("x", "bias"), ("x", "weight")])
+@pytest.mark.parametrize(
+    "frozen",
+    [(), ("weight",), ("bias",), ("weight", "bias"), ("x",), ("x", "bias"), ("x", "weight")],
+)
 def test_only_what_is_asked_for(frozen, always):
     layer = nn.Conv2d(20, 34, 3)
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(name not in frozen)
     x = (torch.rand(4, 20, 7, 6) < 0.3).float().requires_grad_("x" not in frozen)
-    for a, b in zip(gradients(synapse.convolution, layer, x), gradients(itself, layer, x), strict=True):
+    for a, b in zip(
+        gradients(synapse.convolution, layer, x), gradients(itself, layer, x), strict=True
+    ):
         assert (a is None) == (b is None)
         if b is not None:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
@@ -229,8 +259,15 @@ def test_only_what_is_asked_for(frozen, always):
 def test_each_way_by_itself(ways, memory_format, always, monkeypatch):
     monkeypatch.setattr(sparsity, "EVENTS_BELOW", dict.fromkeys(sparse.DTYPES, ways))
     layer = nn.Conv2d(20, 34, 3)
-    x = (torch.rand(4, 20, 7, 6) < 0.3).float().contiguous(memory_format=memory_format).requires_grad_()
-    for a, b in zip(gradients(synapse.convolution, layer, x), gradients(itself, layer, x), strict=True):
+    x = (
+        (torch.rand(4, 20, 7, 6) < 0.3)
+        .float()
+        .contiguous(memory_format=memory_format)
+        .requires_grad_()
+    )
+    for a, b in zip(
+        gradients(synapse.convolution, layer, x), gradients(itself, layer, x), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     made = sparsity.choice(layer)
     assert (made.forward, made.weight) == tuple("gather" if way > 0 else "dense" for way in ways)
@@ -248,7 +285,11 @@ def test_what_stays_dense(always):
         (nn.Conv1d(20, 20, 3), x[:, :, 0]),
         (nn.Conv2d(20, 20, 3), torch.randn(4, 20, 8, 8)),
     ):
-        for a, b in zip(gradients(synapse.convolution, layer, given), gradients(itself, layer, given), strict=True):
+        for a, b in zip(
+            gradients(synapse.convolution, layer, given),
+            gradients(itself, layer, given),
+            strict=True,
+        ):
             assert (a is None) == (b is None)
             assert a is None or torch.equal(a, b)
         assert dict(sparsity.choices(layer)).get("", sparsity.Choice()).forward == "dense"
@@ -301,7 +342,10 @@ def test_the_choice_is_saved_resumed_and_told():
     want = gradients(synapse.convolution, layer, x)
     sparsity.choice(other[0][0]).load(sparsity.Choice().state())
     sparsity.load(other, saved)
-    assert all(torch.equal(a, b) for a, b in zip(gradients(synapse.convolution, other[0][0], x)[2:], want[2:]))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(gradients(synapse.convolution, other[0][0], x)[2:], want[2:])
+    )
     assert sparsity.choice(other[0][0]) == made
     assert made.forward == "gather"
     assert f"forward sparse (spikes {100 * made.spikes:.2g} %)" in bs.explain(model)
@@ -350,7 +394,9 @@ def test_gradients_of_a_residual_network(memory, memory_format, always, monkeypa
         with torch.no_grad():
             results.append([y.detach(), *(p.grad for p in model.parameters()), model(x)])
         if memory == "exact":
-            assert sum(made.forward == "gather" for _, made in sparsity.choices(model)) == (6 if events else 0)
+            assert sum(made.forward == "gather" for _, made in sparsity.choices(model)) == (
+                6 if events else 0
+            )
     for a, b in zip(*results, strict=True):
         assert b.any()
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
@@ -363,8 +409,12 @@ def test_batch_norm_is_folded_into_events(always, monkeypatch):
     layers.eval()
     calls = []
     convolved = Events.convolved
-    monkeypatch.setattr(Events, "convolved", lambda self, *a: calls.append(self) or convolved(self, *a))
+    monkeypatch.setattr(
+        Events, "convolved", lambda self, *a: calls.append(self) or convolved(self, *a)
+    )
     with torch.no_grad():
         y = layers(x)
     assert len(calls) == 1
-    torch.testing.assert_close(y, nn.Sequential(*layers)(x.flatten(0, 1)).unflatten(0, (2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        y, nn.Sequential(*layers)(x.flatten(0, 1)).unflatten(0, (2, 3)), rtol=1e-4, atol=1e-5
+    )

@@ -62,14 +62,20 @@ def test_every_formula(surrogate, scale):
     surrogate = with_scale(surrogate, scale)
     for dtype, tolerance in ((torch.float64, 4e-15), (torch.float32, 2e-6)):
         far = torch.tensor([-1e30, -1e4, -300.0, -40.0, 0.0, 40.0, 300.0, 1e4, 1e30], dtype=dtype)
-        z, h = slope(surrogate, torch.cat([torch.linspace(-5, 5, 4001, dtype=dtype), far]).view(1, -1))
+        z, h = slope(
+            surrogate, torch.cat([torch.linspace(-5, 5, 4001, dtype=dtype), far]).view(1, -1)
+        )
         # a tail is compared with its own size; what float32 cannot hold is flushed
-        torch.testing.assert_close(h, surrogate.derivative(z), rtol=30 * tolerance, atol=tolerance * 1e-6)
+        torch.testing.assert_close(
+            h, surrogate.derivative(z), rtol=30 * tolerance, atol=tolerance * 1e-6
+        )
         assert h.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("surrogate", [Triangle(1.5), ATan(3.0, scale=1.7), Rectangle(0.8), SuperSpike(2.5)], ids=str)
+@pytest.mark.parametrize(
+    "surrogate", [Triangle(1.5), ATan(3.0, scale=1.7), Rectangle(0.8), SuperSpike(2.5)], ids=str
+)
 def test_rational_formulas_bit_for_bit(surrogate, dtype):
     z, h = slope(surrogate, torch.linspace(-2, 2, 4001, dtype=dtype).view(1, -1))
     assert torch.equal(h, surrogate.derivative(z))
@@ -79,7 +85,9 @@ def test_rational_formulas_bit_for_bit(surrogate, dtype):
 def test_edges_and_nan(surrogate):
     """Compact supports end at the same float; what is no number stays none where Python says so."""
     edges = torch.tensor(FAMILIES[surrogate][2] + (0.0, 0.25), dtype=torch.float64)
-    at = torch.cat([edges, torch.nextafter(edges, edges - 1), torch.nextafter(edges, edges + 1)]).view(1, -1)
+    at = torch.cat(
+        [edges, torch.nextafter(edges, edges - 1), torch.nextafter(edges, edges + 1)]
+    ).view(1, -1)
     z, h = slope(surrogate, at)
     assert torch.equal(h == 0, surrogate.derivative(z) == 0)
     _, h = slope(surrogate, torch.full((1, 3), math.nan))
@@ -102,14 +110,25 @@ def test_layouts(layout, mask, learned):
     base = Parametric(Sigmoid(alpha=3.0)) if learned != "floats" else Sigmoid(alpha=3.0)
     values = {"floats": {}, "scalars": {"tau": 2.3, "v_threshold": 0.9, "width": 0.8}}.get(learned)
     if values is None:
-        values = {name: np.linspace(low, low + 0.7, 5) for name, low in (("tau", 2.1), ("v_threshold", 0.6), ("width", 0.8))}
+        values = {
+            name: np.linspace(low, low + 0.7, 5)
+            for name, low in (("tau", 2.1), ("v_threshold", 0.6), ("width", 0.8))
+        }
     rule = {"surrogate": MASKS[mask](base), "v_reset": -0.25, "reset_gradient": 0.37}
-    options = {"rule": rule, "learned": {k: torch.tensor(v, dtype=torch.float64) for k, v in values.items()}, "seed": SEED}
+    options = {
+        "rule": rule,
+        "learned": {k: torch.tensor(v, dtype=torch.float64) for k, v in values.items()},
+        "seed": SEED,
+    }
     want = run("reference", x, v0, upstream=upstream, **options)
     for other in ("contiguous", "channels last", layout):
-        arranged = {name: LAYOUTS[other](u if name != "c" else u[None]) for name, u in upstream.items()}
+        arranged = {
+            name: LAYOUTS[other](u if name != "c" else u[None]) for name, u in upstream.items()
+        }
         arranged["c"] = arranged["c"][0]
-        got = run("cpu", LAYOUTS[layout](x), LAYOUTS[other](v0[None])[0], upstream=arranged, **options)
+        got = run(
+            "cpu", LAYOUTS[layout](x), LAYOUTS[other](v0[None])[0], upstream=arranged, **options
+        )
         assert_same(got, want, 1e-12)
 
 
@@ -128,7 +147,11 @@ def test_an_input_repeated_over_time_is_not_copied(monkeypatch):
     upstream = torch.randn(SHAPE[1:], dtype=torch.float64).expand(SHAPE)
     taken = []
     original = torch.empty_strided
-    monkeypatch.setattr(torch, "empty_strided", lambda shape, *a, **k: taken.append(shape) or original(shape, *a, **k))
+    monkeypatch.setattr(
+        torch,
+        "empty_strided",
+        lambda shape, *a, **k: taken.append(shape) or original(shape, *a, **k),
+    )
     tau = torch.tensor(2.3, requires_grad=True)
     out = bs.lif(x, backend="cpu", tau=tau)
     assert [tuple(shape) for shape in taken] == [SHAPE, SHAPE[1:], SHAPE]  # spikes, state, membrane
@@ -138,7 +161,18 @@ def test_an_input_repeated_over_time_is_not_copied(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "shape", [(4,), (4, 3), (1, 1), (5, 3, 2), (2, 1, 1030), (2, 1030, 1), (3, 7, 600, 3), (2, 0, 3), (2, 3, 0)]
+    "shape",
+    [
+        (4,),
+        (4, 3),
+        (1, 1),
+        (5, 3, 2),
+        (2, 1, 1030),
+        (2, 1030, 1),
+        (3, 7, 600, 3),
+        (2, 0, 3),
+        (2, 3, 0),
+    ],
 )
 def test_shapes(shape):
     """From one element to more than a block; channels inside, outside and across blocks."""
@@ -146,7 +180,10 @@ def test_shapes(shape):
     C = shape[2] if len(shape) > 2 else 0
     for per_channel, reset in itertools.product({False, C > 0}, RESETS.values()):
         learned = {"tau": 2.3, "v_threshold": 0.9, "width": 0.8}
-        learned = {k: torch.full((C,) if per_channel else (), v, dtype=torch.float64) for k, v in learned.items()}
+        learned = {
+            k: torch.full((C,) if per_channel else (), v, dtype=torch.float64)
+            for k, v in learned.items()
+        }
         rule = {"surrogate": Masked(Parametric(ATan()), p=0.35, rescale=True), "v_reset": reset}
         got, want = both(x, v0, rule=rule, learned=learned, upstream=upstream, seed=SEED)
         assert_same(got, want, 1e-12)
@@ -170,9 +207,14 @@ def test_gradients_of_rational_surrogates_are_those_of_eager_bit_for_bit(dtype, 
 @pytest.mark.parametrize("learned", LEARNED)
 def test_float32(surrogate, learned, tolerance):
     x, v0, upstream = draw((5, 3, 2, 301), seed=4, dtype=torch.float32)
-    rule = {"surrogate": Parametric(surrogate) if "width" in LEARNED[learned] else surrogate, "reset_gradient": 0.37}
+    rule = {
+        "surrogate": Parametric(surrogate) if "width" in LEARNED[learned] else surrogate,
+        "reset_gradient": 0.37,
+    }
     values = {name: torch.tensor(v) for name, v in LEARNED[learned].items()}
-    got, want = both(x, v0, rule=rule, learned=values, upstream=upstream, backends=("cpu", "reference"))
+    got, want = both(
+        x, v0, rule=rule, learned=values, upstream=upstream, backends=("cpu", "reference")
+    )
     for name in values:  # sums that cancel
         assert close(got.pop(name), want.pop(name), size=3000.0, tolerance=tolerance[torch.float32])
     assert_same(got, want, tolerance[torch.float32])
@@ -190,9 +232,18 @@ def test_membranes_on_the_grid_and_off_it(dtype, reset):
 
 def test_bfloat16_gradients_are_rounded_to_nearest_even():
     """A silent neuron with gain 1 passes its gradient on: membrane gradients that lie halfway, and none at all."""
-    gu = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-9, -1 - 2**-8, math.inf, math.nan, 3e38, 1e-40]).view(1, -1)
+    gu = torch.tensor(
+        [1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-9, -1 - 2**-8, math.inf, math.nan, 3e38, 1e-40]
+    ).view(1, -1)
     x = torch.zeros(1, 8, dtype=torch.bfloat16, requires_grad=True)
-    out = bs.lif(x, backend="cpu", tau=math.inf, decay_input=False, surrogate=Rectangle(0.1), record_membrane=True)
+    out = bs.lif(
+        x,
+        backend="cpu",
+        tau=math.inf,
+        decay_input=False,
+        surrogate=Rectangle(0.1),
+        record_membrane=True,
+    )
     out.membrane.backward(gu)
     torch.testing.assert_close(x.grad, gu.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
@@ -200,7 +251,9 @@ def test_bfloat16_gradients_are_rounded_to_nearest_even():
 def test_what_is_no_number():
     x = torch.tensor([math.nan, math.inf, -math.inf, 1e38, 2.0]).expand(4, 5)
     for reset in RESETS.values():
-        for a, b in zip(*(bs.lif(x, backend=b, v_reset=reset, record_membrane=True) for b in ("cpu", "eager"))):
+        for a, b in zip(
+            *(bs.lif(x, backend=b, v_reset=reset, record_membrane=True) for b in ("cpu", "eager"))
+        ):
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
@@ -227,11 +280,29 @@ def test_moments_and_their_gradient(shape, reset, layout):
     for backend in ("cpu", "reference"):
         x, v0, upstream = draw(shape, seed=8)
         x = LAYOUTS[layout](x) if len(shape) == 5 else x
-        leaves = x.requires_grad_(), v0.requires_grad_(), torch.tensor(2.3, dtype=torch.float64, requires_grad=True)
-        options = {"v_threshold": 0.9, "v_reset": RESETS[reset], "decay_input": True, "surrogate": Masked(Sigmoid(), 0.3)}
-        options |= {"reset_gradient": 0.37, "temporal_gradient": True, "seed": 7, "record_moments": True}
+        leaves = (
+            x.requires_grad_(),
+            v0.requires_grad_(),
+            torch.tensor(2.3, dtype=torch.float64, requires_grad=True),
+        )
+        options = {
+            "v_threshold": 0.9,
+            "v_reset": RESETS[reset],
+            "decay_input": True,
+            "surrogate": Masked(Sigmoid(), 0.3),
+        }
+        options |= {
+            "reset_gradient": 0.37,
+            "temporal_gradient": True,
+            "seed": 7,
+            "record_moments": True,
+        }
         out, moments = compute(prepare(x, v0, tau=leaves[2], **options), backend)
-        ((k[0] * moments.mean).sum() + (k[1] * moments.square).sum() + (upstream["g"] * out.spikes).sum()).backward()
+        (
+            (k[0] * moments.mean).sum()
+            + (k[1] * moments.square).sum()
+            + (upstream["g"] * out.spikes).sum()
+        ).backward()
         rows.append((moments.mean, moments.square, *(leaf.grad for leaf in leaves)))
         with torch.no_grad():
             _, again = compute(prepare(x, v0, tau=leaves[2], **options), backend)
@@ -245,10 +316,15 @@ def test_moments_and_their_gradient(shape, reset, layout):
 def test_mask_beyond_32_bits(start, kind):
     """The part of the kernel that masks, called by itself: no tensor here could have so many elements."""
     real = {"f32": torch.float32, "f64": torch.float64}[kind]
-    own, where = torch.ones(40, dtype=real), torch.arange(40, dtype=torch.int32).flip(0).contiguous()
+    own, where = (
+        torch.ones(40, dtype=real),
+        torch.arange(40, dtype=torch.int32).flip(0).contiguous(),
+    )
     job = library.Job(seed=SEED, limit=2**23)
     pointers = [ctypes.c_void_p(a.data_ptr()) for a in (where, own)]
-    getattr(library._c, f"lif_mask_{kind}")(ctypes.byref(job), ctypes.c_int64(start), *pointers, None, 40)
+    getattr(library._c, f"lif_mask_{kind}")(
+        ctypes.byref(job), ctypes.c_int64(start), *pointers, None, 40
+    )
     gone = dropped_at(torch.tensor(SEED), start, (40,), torch.tensor(0.5, dtype=torch.float64))
     assert torch.equal(own == 0, gone.flip(0))
 
@@ -265,10 +341,31 @@ def test_the_same_bits_on_any_number_of_threads(layout):
     try:
         for threads, channels in itertools.product((1, 2, 3), ((), (6,))):
             torch.set_num_threads(threads)
-            learned = {name: torch.full(channels, v) for name, v in (("tau", 2.3), ("v_threshold", 0.9), ("width", 0.8))}
-            results.append(run("cpu", LAYOUTS[layout](x), v0, rule=rule, learned=learned, upstream=upstream, seed=SEED))
-            options = {"tau": 2.3, "v_threshold": 0.9, "v_reset": 0.0, "decay_input": True, "surrogate": ATan()}
-            call = prepare(x, v0, **options, reset_gradient=1.0, temporal_gradient=True, record_moments=True)
+            learned = {
+                name: torch.full(channels, v)
+                for name, v in (("tau", 2.3), ("v_threshold", 0.9), ("width", 0.8))
+            }
+            results.append(
+                run(
+                    "cpu",
+                    LAYOUTS[layout](x),
+                    v0,
+                    rule=rule,
+                    learned=learned,
+                    upstream=upstream,
+                    seed=SEED,
+                )
+            )
+            options = {
+                "tau": 2.3,
+                "v_threshold": 0.9,
+                "v_reset": 0.0,
+                "decay_input": True,
+                "surrogate": ATan(),
+            }
+            call = prepare(
+                x, v0, **options, reset_gradient=1.0, temporal_gradient=True, record_moments=True
+            )
             moments.append(torch.cat(compute(call, "cpu")[1]))
     finally:
         torch.set_num_threads(before)
@@ -285,7 +382,10 @@ def test_the_same_bits_on_any_number_of_threads(layout):
     ("surrogate", "options"),
     [
         (ATan(), {}),
-        (Masked(Parametric(Triangle(alpha=0.8), per_channel=True), p=0.4), {"learn": ("tau", "threshold"), "v_reset": None}),
+        (
+            Masked(Parametric(Triangle(alpha=0.8), per_channel=True), p=0.4),
+            {"learn": ("tau", "threshold"), "v_reset": None},
+        ),
     ],
     ids=["plain", "masked, learned"],
 )
@@ -296,9 +396,13 @@ def test_gradients_of_a_whole_network(surrogate, options, memory):
         torch.manual_seed(0)
 
         def neuron(channels, backend=backend):
-            return bs.LIF(surrogate=surrogate, v_threshold=0.5, channels=channels, backend=backend, **options)
+            return bs.LIF(
+                surrogate=surrogate, v_threshold=0.5, channels=channels, backend=backend, **options
+            )
 
-        model = bs.models.convnet("8-12-P-12-P", num_classes=10, in_channels=2, size=8, neuron=neuron).double()
+        model = bs.models.convnet(
+            "8-12-P-12-P", num_classes=10, in_channels=2, size=8, neuron=neuron
+        ).double()
         model = model.to(memory_format=memory)
         y = model(x)
         y.square().mean().backward()
@@ -309,7 +413,9 @@ def test_gradients_of_a_whole_network(surrogate, options, memory):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels last", "time last", "every second column"])
+@pytest.mark.parametrize(
+    "layout", ["contiguous", "channels last", "time last", "every second column"]
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_operators_keep_their_promises(layout, dtype):
     """Schema and shapes as torch.compile is told them, strides included."""
@@ -328,15 +434,55 @@ def test_operators_keep_their_promises(layout, dtype):
     )
     constants, rule = ops.constants(call), ops.encode(call)
     checks = {"test_utils": ("test_schema", "test_faketensor")}
-    for keeps, repeats, record in ((-1, 1, False), (0, 1, True), (1, 3, False), (2, 1, True), (3, 1, False), (4, 3, False)):
+    for keeps, repeats, record in (
+        (-1, 1, False),
+        (0, 1, True),
+        (1, 3, False),
+        (2, 1, True),
+        (3, 1, False),
+        (4, 3, False),
+    ):
         frames = x[:1] if repeats > 1 else x
-        forward = (frames, None, constants, call.seed, call.p, *rule, repeats, keeps, [*[record] * 3, False, keeps != 2])
+        forward = (
+            frames,
+            None,
+            constants,
+            call.seed,
+            call.p,
+            *rule,
+            repeats,
+            keeps,
+            [*[record] * 3, False, keeps != 2],
+        )
         torch.library.opcheck(torch.ops.backspike.lif_forward, forward, **checks)
         spikes, _, *others = torch.ops.backspike.lif_forward(*forward)
         if keeps >= 0:
-            kept = {0: others[:1], 2: others[2:]}.get(keeps, others)  # the membrane, or what follows membrane and moments
-            given = (*kept[:1], *[None] * (2 - len(kept[:1])), frames, constants, call.seed, call.p, spikes, None, None, None)
-            given += (spikes.shape, spikes.stride()[1:], *rule, repeats, keeps, 0 if keeps == 3 else 2, dtype, True, keeps != 1)
+            kept = {0: others[:1], 2: others[2:]}.get(
+                keeps, others
+            )  # the membrane, or what follows membrane and moments
+            given = (
+                *kept[:1],
+                *[None] * (2 - len(kept[:1])),
+                frames,
+                constants,
+                call.seed,
+                call.p,
+                spikes,
+                None,
+                None,
+                None,
+            )
+            given += (
+                spikes.shape,
+                spikes.stride()[1:],
+                *rule,
+                repeats,
+                keeps,
+                0 if keeps == 3 else 2,
+                dtype,
+                True,
+                keeps != 1,
+            )
             torch.library.opcheck(torch.ops.backspike.lif_backward, given, **checks)
 
 
@@ -346,7 +492,10 @@ def test_operators_keep_their_promises(layout, dtype):
 def test_refusals_say_why():
     x = torch.rand(3, 2, 4)
     for surrogate in (Own(), Parametric(Own()), Masked(Own()), Masked(ATan(), replace=Own())):
-        with pytest.raises(bs.Unsupported, match="backend 'cpu': it has no formula in C for Own; use backend='auto'"):
+        with pytest.raises(
+            bs.Unsupported,
+            match="backend 'cpu': it has no formula in C for Own; use backend='auto'",
+        ):
             bs.LIF(surrogate=surrogate, backend="cpu")(x)
     with pytest.raises(bs.Unsupported, match="the input is on meta"):
         bs.lif(x.to("meta"), backend="cpu")
@@ -442,7 +591,9 @@ def test_a_library_from_other_sources_is_not_called(monkeypatch):
 def test_a_compiler_is_not_told_what_it_does_not_take(tmp_path, monkeypatch, refused):
     """Clang knows no -fno-thread-jumps, and not always OpenMP; the kernels are built without."""
     compiler = tmp_path / "cc"
-    compiler.write_text(f'#!/bin/sh\nfor word; do [ "$word" = "{refused}" ] && exit 1; done\nexec gcc "$@"\n')
+    compiler.write_text(
+        f'#!/bin/sh\nfor word; do [ "$word" = "{refused}" ] && exit 1; done\nexec gcc "$@"\n'
+    )
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
     monkeypatch.chdir(ROOT)
@@ -476,12 +627,19 @@ def test_under_the_sanitizers(tmp_path):
         pytest.skip("needs gcc on Linux")
     library, preload = tmp_path / "lif.so", []
     for name in ("libasan.so", "libubsan.so"):
-        preload.append(subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip())
+        preload.append(
+            subprocess.run(
+                [compiler, f"-print-file-name={name}"], capture_output=True, text=True
+            ).stdout.strip()
+        )
     flags = "-std=gnu11 -g -O1 -fopenmp -ffp-contract=off -fPIC -shared -fsanitize=address,undefined -fno-sanitize-recover=all"
     subprocess.run([compiler, *flags.split(), *SOURCES, "-o", str(library), "-lm"], check=True)
     environment = {**os.environ, "LD_PRELOAD": ":".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
     names = "cpu backends saved kernel_clif norm pack pool conv"
-    files = [*(str(TESTS / f"kernel/test_{name}.py") for name in names.split()), str(TESTS / "layers/test_synapse.py")]
+    files = [
+        *(str(TESTS / f"kernel/test_{name}.py") for name in names.split()),
+        str(TESTS / "layers/test_synapse.py"),
+    ]
     words = [sys.executable, "-c", SANITIZED, str(library), *files]
     done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

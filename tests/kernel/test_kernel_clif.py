@@ -23,7 +23,12 @@ from backspike.neuron.lif import compute
 from backspike.neuron.prepare import prepare
 
 each_backend = pytest.mark.parametrize("backend", bs.backends())
-FORMS = [(b, m) for b in bs.backends() for m in ("exact", "recompute") if b != "reference" or m == "exact"]
+FORMS = [
+    (b, m)
+    for b in bs.backends()
+    for m in ("exact", "recompute")
+    if b != "reference" or m == "exact"
+]
 SEED = 2**41 + 7
 
 
@@ -54,7 +59,13 @@ def statement(x, state, *, tau, theta, decay_input, h, rho, temporal, w=1.0, m=N
         dw[t - 1] = -dS * own * (u[t] - theta) / w
         dtau[t - 1] = (dU * (V[t - 1] - (x[t - 1] if decay_input else 0)) - d_ratio * u[t]) / tau**2
         dV, dM = temporal * dU * (1 - 1 / tau), temporal * dM * sig(u[t] / tau)
-    found = {"s": s[1:], "u": u[1:], "state": np.stack((V[T], M[T])), "x": dx, "v0": np.stack((dV, dM))}
+    found = {
+        "s": s[1:],
+        "u": u[1:],
+        "state": np.stack((V[T], M[T])),
+        "x": dx,
+        "v0": np.stack((dV, dM)),
+    }
     return found | {"tau": dtau, "theta": dtheta, "w": dw}
 
 
@@ -69,10 +80,20 @@ def run(backend, x, v0, upstream, *, tau, theta, w=None, memory="exact", **optio
         memory=memory, record_membrane=True, **{"reset_gradient": 1.0, "temporal_gradient": True, **options},
     )  # fmt: skip
     out, _ = compute(call, backend)
-    sent = zip((out.spikes, out.state, out.membrane), (upstream["g"], upstream["gv"], upstream["gu"]))
+    sent = zip(
+        (out.spikes, out.state, out.membrane), (upstream["g"], upstream["gv"], upstream["gu"])
+    )
     sum((a * b).sum() for a, b in sent).backward()
-    gradients = {k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in {"x": x, "v0": v0, **learned}.items()}
-    return {"s": out.spikes.detach(), "u": out.membrane.detach(), "state": out.state.detach(), **gradients}
+    gradients = {
+        k: torch.zeros_like(p) if p.grad is None else p.grad
+        for k, p in {"x": x, "v0": v0, **learned}.items()
+    }
+    return {
+        "s": out.spikes.detach(),
+        "u": out.membrane.detach(),
+        "state": out.state.detach(),
+        **gradients,
+    }
 
 
 def given(shape=(6, 3, 2, 5), seed=0, dtype=torch.float64):
@@ -92,7 +113,12 @@ def check(x, v0, upstream, got, want, tolerance=1e-12):
     for key in ("tau", "theta", "w"):
         if key in got:
             terms = want[key]
-            assert close(got[key], over_axes(terms, got[key].shape), size=abs(terms).sum(), tolerance=tolerance), key
+            assert close(
+                got[key],
+                over_axes(terms, got[key].shape),
+                size=abs(terms).sum(),
+                tolerance=tolerance,
+            ), key
 
 
 @pytest.mark.parametrize("surrogate", FAMILIES, ids=lambda s: type(s).__name__)
@@ -100,8 +126,14 @@ def check(x, v0, upstream, got, want, tolerance=1e-12):
 def test_every_combination(backend, memory, surrogate):
     x, v0, upstream = given(seed=3)
     dropped = dropped_at(torch.tensor(SEED), 0, x.shape, torch.tensor(0.4)).numpy()
-    options = list(itertools.product((True, False), (0.0, 0.6, 1.0), (True, False), (False, True), (False, True)))
-    if not isinstance(surrogate, Sigmoid):  # the shape of h and the form of the recursion do not meet
+    options = list(
+        itertools.product(
+            (True, False), (0.0, 0.6, 1.0), (True, False), (False, True), (False, True)
+        )
+    )
+    if not isinstance(
+        surrogate, Sigmoid
+    ):  # the shape of h and the form of the recursion do not meet
         options = [options[0], options[11], options[-4], options[-1]]
     for decay_input, rho, temporal, masked, per_channel in options:
         constants = {"tau": [2.3, 1.6], "theta": [0.9, 0.6], "w": [0.7, 1.4]}
@@ -110,7 +142,17 @@ def test_every_combination(backend, memory, surrogate):
         learned = {k: torch.tensor(v, dtype=torch.float64) for k, v in constants.items()}
         wrapped = Masked(Parametric(surrogate), p=0.4) if masked else Parametric(surrogate)
         form = {"decay_input": decay_input, "reset_gradient": rho, "temporal_gradient": temporal}
-        got = run(backend, x, v0, upstream, **learned, memory=memory, surrogate=wrapped, seed=SEED if masked else None, **form)
+        got = run(
+            backend,
+            x,
+            v0,
+            upstream,
+            **learned,
+            memory=memory,
+            surrogate=wrapped,
+            seed=SEED if masked else None,
+            **form,
+        )
         broadcast = {k: np.array(v)[:, None] if per_channel else v for k, v in constants.items()}
         want = statement(
             x.numpy(), v0.numpy(), **broadcast, decay_input=decay_input, rho=rho, temporal=float(temporal),
@@ -146,15 +188,29 @@ def test_a_trace_by_hand(backend, dtype):
 def test_the_statement_sees_the_complementary_path():
     """Without spikes m stays 0 and the neuron is LIF; after one, the gradient reaches it through m as well."""
     x, v0, upstream = given(seed=5)
-    rule = {"tau": 2.0, "theta": 0.8, "decay_input": False, "h": lambda z: np.ones_like(z), "rho": 0.0, "temporal": 1.0}
+    rule = {
+        "tau": 2.0,
+        "theta": 0.8,
+        "decay_input": False,
+        "h": lambda z: np.ones_like(z),
+        "rho": 0.0,
+        "temporal": 1.0,
+    }
     arriving = {k: u.numpy() for k, u in upstream.items()}
     with_m = statement(x.numpy(), v0.numpy(), **rule, **arriving)
     only_s = statement(x.numpy(), v0.numpy() * 0, **rule, **arriving)
     assert not np.allclose(with_m["x"], only_s["x"])
     silent = x.clamp(max=0.1).requires_grad_()
-    a, b = bs.CLIF(tau=2.0), bs.LIF(tau=2.0, v_reset=None, decay_input=False, surrogate=Rectangle(0.1), reset_gradient=0.0)
+    a, b = (
+        bs.CLIF(tau=2.0),
+        bs.LIF(
+            tau=2.0, v_reset=None, decay_input=False, surrogate=Rectangle(0.1), reset_gradient=0.0
+        ),
+    )
     assert not a(silent).any()
-    assert torch.equal(a(silent, torch.zeros(2, *x.shape[1:])).state[0], b(silent, torch.zeros(x.shape[1:])).state)
+    assert torch.equal(
+        a(silent, torch.zeros(2, *x.shape[1:])).state[0], b(silent, torch.zeros(x.shape[1:])).state
+    )
 
 
 @pytest.mark.parametrize(("backend", "memory"), FORMS)
@@ -167,9 +223,22 @@ def test_dtypes(backend, memory, dtype, tolerance):
     rule = {"surrogate": Sigmoid(3.0), "decay_input": True}
     got = run(backend, x, state, narrow, tau=torch.tensor(2.0), theta=theta, memory=memory, **rule)
     wide = {k: u.double() for k, u in narrow.items()}
-    want = run("reference", x.double(), state.double(), wide, tau=torch.tensor(2.0).double(), theta=theta.double(), **rule)
+    want = run(
+        "reference",
+        x.double(),
+        state.double(),
+        wide,
+        tau=torch.tensor(2.0).double(),
+        theta=theta.double(),
+        **rule,
+    )
     assert torch.equal(got["s"].double(), want["s"])
-    assert (got["s"].dtype, got["x"].dtype, got["u"].dtype, got["state"].dtype) == (dtype, dtype, torch.float32, torch.float32)
+    assert (got["s"].dtype, got["x"].dtype, got["u"].dtype, got["state"].dtype) == (
+        dtype,
+        dtype,
+        torch.float32,
+        torch.float32,
+    )
     for key in ("u", "state", "v0"):
         assert close(got[key].double(), want[key], tolerance=tolerance[torch.float32]), key
     assert close(got["x"].double(), want["x"], tolerance=tolerance[dtype])
@@ -178,10 +247,15 @@ def test_dtypes(backend, memory, dtype, tolerance):
 
 
 @each_backend
-@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (5, 1, 1), (4, 3, 129), (2, 2, 3, 1, 43), (2, 3, 700)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (3, 2), (5, 1, 1), (4, 3, 129), (2, 2, 3, 1, 43), (2, 3, 700)]
+)
 def test_odd_sizes(backend, shape):
     x, v0, upstream = given(shape, seed=8)
-    learned = {"tau": torch.tensor(2.3, dtype=torch.float64), "theta": torch.tensor(0.8, dtype=torch.float64)}
+    learned = {
+        "tau": torch.tensor(2.3, dtype=torch.float64),
+        "theta": torch.tensor(0.8, dtype=torch.float64),
+    }
     rule = {"surrogate": ATan(), "decay_input": False}
     got, want = (run(b, x, v0, upstream, **learned, **rule) for b in (backend, "reference"))
     for key in ("s", "u", "state", "x", "v0", "tau", "theta"):
@@ -207,10 +281,16 @@ def test_memory_layout_does_not_matter(backend, layout):
             {k: u.movedim(2, -1).contiguous().movedim(-1, 2) for k, u in upstream.items()},
         )
     elif layout == "transposed":
-        x, v0 = x.transpose(0, 3).contiguous().transpose(0, 3), v0.transpose(0, 1).contiguous().transpose(0, 1)
+        x, v0 = (
+            x.transpose(0, 3).contiguous().transpose(0, 3),
+            v0.transpose(0, 1).contiguous().transpose(0, 1),
+        )
     else:
         x = x[:1].expand(x.shape)
-    learned = {"tau": torch.tensor([2.3, 1.7], dtype=torch.float64), "theta": torch.tensor(0.8, dtype=torch.float64)}
+    learned = {
+        "tau": torch.tensor([2.3, 1.7], dtype=torch.float64),
+        "theta": torch.tensor(0.8, dtype=torch.float64),
+    }
     rule = {"surrogate": Masked(ATan(), p=0.5), "decay_input": True, "seed": SEED}
     plain = {k: u.contiguous() for k, u in upstream.items()}
     got = run(backend, x, v0, upstream, **learned, **rule)
@@ -229,7 +309,9 @@ def test_threads_and_streaming_stores_change_no_bit_in_cpu(monkeypatch):
             torch.set_num_threads(threads)
             monkeypatch.setattr(library, "GRAIN", grain)
             monkeypatch.setattr(library, "STREAM", stream)
-            results.append(run("cpu", x, v0, upstream, **learned, surrogate=ATan(), decay_input=True))
+            results.append(
+                run("cpu", x, v0, upstream, **learned, surrogate=ATan(), decay_input=True)
+            )
     finally:
         torch.set_num_threads(1)
     for other in results[1:]:
@@ -249,7 +331,13 @@ def test_moments_and_their_gradient(backend):
     """E(u) and E(u^2) per timestep and channel, and what comes back through them alone."""
     x, v0, _ = given(seed=11)
     leaf = x.clone().requires_grad_()
-    options = {"tau": 2.0, "v_threshold": 0.8, "v_reset": None, "decay_input": False, "surrogate": ATan()}
+    options = {
+        "tau": 2.0,
+        "v_threshold": 0.8,
+        "v_reset": None,
+        "decay_input": False,
+        "surrogate": ATan(),
+    }
     options |= {"reset_gradient": 1.0, "temporal_gradient": True, "complementary": True}
     _, moments = compute(prepare(leaf, v0, record_moments=True, **options), backend)
     weights = draw((2, 6, 2), seed=12)[0]
@@ -277,7 +365,10 @@ def test_nothing_is_kept_without_grad_and_no_state_means_zeros(backend):
 def test_large_potentials_overflow_nowhere_in_cpu():
     x = torch.tensor([-1e30, -3e4, -200.0, 0.0, 200.0, 3e4, 1e30]).view(1, 1, -1).expand(3, 2, 7)
     leaf = x.clone().requires_grad_()
-    layer, statement = bs.CLIF(backend="cpu", surrogate=ATan()), bs.CLIF(backend="reference", surrogate=ATan())
+    layer, statement = (
+        bs.CLIF(backend="cpu", surrogate=ATan()),
+        bs.CLIF(backend="reference", surrogate=ATan()),
+    )
     out = layer(leaf, torch.zeros(2, 2, 7))
     out.spikes.sum().backward()
     assert leaf.grad.isfinite().all()

@@ -58,7 +58,12 @@ def test_p_zero_and_p_one_are_exact():
     least, largest = 0, 62_533_353
     assert hash_bits(0, least) >> 8 == 0
     assert hash_bits(0, largest) >> 8 == 2**24 - 1
-    for p, low, high in ((0.0, False, False), (2**-24, True, False), (1 - 2**-24, True, False), (1.0, True, True)):
+    for p, low, high in (
+        (0.0, False, False),
+        (2**-24, True, False),
+        (1 - 2**-24, True, False),
+        (1.0, True, True),
+    ):
         p = torch.tensor(p, dtype=torch.float64)
         assert dropped_at(torch.tensor(0), least, (1,), p).item() == low
         assert dropped_at(torch.tensor(0), largest, (1,), p).item() == high
@@ -113,7 +118,9 @@ def test_index_follows_c_order():
 
 
 def test_seed_may_be_a_tensor():
-    assert torch.equal(bs.dropped(torch.tensor(2**40 + 3), (50,), 0.4), bs.dropped(2**40 + 3, (50,), 0.4))
+    assert torch.equal(
+        bs.dropped(torch.tensor(2**40 + 3), (50,), 0.4), bs.dropped(2**40 + 3, (50,), 0.4)
+    )
     assert torch.equal(bs.dropped(3, (50,), torch.tensor(0.25)), bs.dropped(3, (50,), 0.25))
 
 

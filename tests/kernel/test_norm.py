@@ -68,7 +68,8 @@ def test_gradients(training, reset, kind, pool):
     """Every mask, with the reset path in part, whole or not at all, and with nothing through time."""
     y, v0 = LAYOUTS["channels last"](normal(SHAPE, 7)), normal(SHAPE[1:], 8).mul(0.3)
     for mask, (rho, temporal, decay) in zip(
-        MASKS.values(), [(0.37, True, True), (0.0, True, False), (1.0, False, True), (1.0, True, True)]
+        MASKS.values(),
+        [(0.37, True, True), (0.0, True, False), (1.0, False, True), (1.0, True, True)],
     ):
         base = Parametric(Sigmoid(alpha=3.0)) if kind != "floats" else Sigmoid(alpha=3.0)
         rule = {"v_reset": RESETS[reset], "surrogate": mask(base), "reset_gradient": rho}
@@ -112,7 +113,11 @@ def test_shapes(shape, layout):
     for pool in norm_ops.POOLS if len(shape) == 5 and min(shape[3:]) > 1 else (None,):
         for learned, training in (({}, True), ({}, False), (per_channel(shape[2]), True)):
             surrogate = Masked(Parametric(ATan()) if learned else ATan(), p=0.35, rescale=True)
-            check(Case({"surrogate": surrogate, "v_threshold": 0.3}, learned, training, pool), y, normal(shape[1:], 12))
+            check(
+                Case({"surrogate": surrogate, "v_threshold": 0.3}, learned, training, pool),
+                y,
+                normal(shape[1:], 12),
+            )
 
 
 @pytest.mark.parametrize("pool", norm_ops.POOLS)
@@ -124,11 +129,21 @@ def test_an_input_that_stands_for_equal_timesteps(kind, layout, pool):
     base = Parametric(ATan()) if kind != "floats" else ATan()
     for training in (True, False):
         check(
-            Case({"surrogate": Masked(base, 0.5)}, tensors(kind, SHAPE[2]), training, pool, repeats=5), y, normal(SHAPE[1:], 14)
+            Case(
+                {"surrogate": Masked(base, 0.5)}, tensors(kind, SHAPE[2]), training, pool, repeats=5
+            ),
+            y,
+            normal(SHAPE[1:], 14),
         )
     if pool is None:
         y = torch.tensor([[[1.0, -1.0]]], dtype=torch.float64)
-        assert_same(*(gradients(run, Case({"v_threshold": 0.5}, {}, repeats=3), y, None) for run in (norm_lif, apart)), 1e-6)
+        assert_same(
+            *(
+                gradients(run, Case({"v_threshold": 0.5}, {}, repeats=3), y, None)
+                for run in (norm_lif, apart)
+            ),
+            1e-6,
+        )
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "batch last"])
@@ -137,7 +152,10 @@ def test_an_input_that_stands_for_equal_timesteps(kind, layout, pool):
 def test_moments_of_the_membrane(pool, repeats, layout):
     y = LAYOUTS[layout](normal((1 if repeats > 1 else 3, *SHAPE[1:]), 15))
     for learned in ({}, per_channel(SHAPE[2])):
-        rule = {"surrogate": Masked(Parametric(ATan()) if learned else ATan(), 0.5), "v_reset": None}
+        rule = {
+            "surrogate": Masked(Parametric(ATan()) if learned else ATan(), 0.5),
+            "v_reset": None,
+        }
         check(Case(rule, learned, pool=pool, repeats=repeats, moments=True), y)
 
 
@@ -174,16 +192,26 @@ def test_spikes_are_those_of_the_same_operations_bit_for_bit(training, dtype, la
     """In training of an input whose statistics are exact, in evaluation of any; constants of all kinds, repeated or not."""
     T, *step = 3, 2, 40, 5, 3
     norm = make_norm(40, training, dtype=torch.float32 if dtype != torch.float64 else dtype)
-    for pool, repeats, learned, reset in itertools.product(norm_ops.POOLS, (1, 3), ({}, per_channel(40)), RESETS.values()):
+    for pool, repeats, learned, reset in itertools.product(
+        norm_ops.POOLS, (1, 3), ({}, per_channel(40)), RESETS.values()
+    ):
         shape = (1 if repeats > 1 else T, *step)
         y = LAYOUTS[layout](grid(shape, 20, dtype) if training else normal(shape, 21).to(dtype))
         surrogate = Parametric(ATan()) if learned else ATan()
-        call = make_call(y, normal(step, 22), {"v_reset": reset, "surrogate": surrogate}, learned, repeats=repeats)
+        call = make_call(
+            y,
+            normal(step, 22),
+            {"v_reset": reset, "surrogate": surrogate},
+            learned,
+            repeats=repeats,
+        )
         want, state = exact(call, norm, pool)
         got = norm_lif(call, norm, pool)
         assert got.spikes.dtype == dtype
         assert torch.equal(got.spikes, want)
-        torch.testing.assert_close(got.state, state, rtol=0, atol=1e-14 if dtype == torch.float64 else 0)
+        torch.testing.assert_close(
+            got.state, state, rtol=0, atol=1e-14 if dtype == torch.float64 else 0
+        )
         assert 0 < want.float().mean() < 1
 
 
@@ -191,7 +219,9 @@ def test_a_membrane_at_the_threshold_fires():
     """u = x, without leak, at exactly theta."""
     norm = Norm(None, None, torch.zeros(1), torch.ones(1), False, 0.1, 0.0)
     y = torch.tensor([0.75, math.nextafter(0.75, 0)], dtype=torch.float64).view(1, 2, 1)
-    call = make_call(y, rule={"tau": math.inf, "decay_input": False, "v_threshold": 0.75, "v_reset": 0.0})
+    call = make_call(
+        y, rule={"tau": math.inf, "decay_input": False, "v_threshold": 0.75, "v_reset": 0.0}
+    )
     assert norm_lif(call, norm).spikes.flatten().tolist() == [1.0, 0.0]
 
 
@@ -201,7 +231,9 @@ def test_gradients_in_fewer_bits(dtype, pool, tolerance):
     """Of the same spikes: those of float64, from the same input."""
     for layout, training in itertools.product(("contiguous", "channels last"), (True, False)):
         y = LAYOUTS[layout](grid(SHAPE, 23, dtype))
-        case = Case({"surrogate": Masked(Parametric(ATan()), 0.5)}, per_channel(SHAPE[2]), training, pool)
+        case = Case(
+            {"surrogate": Masked(Parametric(ATan()), 0.5)}, per_channel(SHAPE[2]), training, pool
+        )
         got, want = gradients(norm_lif, case, y, None), gradients(apart, case, y.double(), None)
         assert torch.equal(got["spikes"].double(), want["spikes"])
         for name, value in want.items():
@@ -219,7 +251,10 @@ def test_statistics_are_torchs(dtype, layout):
     """Of inputs far from zero, whose squares would drown the variance, call after call; several shares, repeated or not."""
     shape, bound = (4, 3, 70, 9, 8), 1e-12 if dtype == torch.float64 else 5e-7
     for momentum, repeats in ((0.1, 1), (1.0, 1), (0.3, 4)):
-        ours, torchs = ([torch.zeros(70, dtype=torch.float64), torch.ones(70, dtype=torch.float64)] for _ in range(2))
+        ours, torchs = (
+            [torch.zeros(70, dtype=torch.float64), torch.ones(70, dtype=torch.float64)]
+            for _ in range(2)
+        )
         for seed, mean in enumerate((0.0, 1000.0)):
             y = normal((1 if repeats > 1 else 4, *shape[1:]), seed).add(mean).to(dtype)
             norm = Norm(None, None, *ours, True, momentum, 1e-5)
@@ -239,7 +274,9 @@ def test_evaluation_and_no_statistics_move_nothing():
     assert torch.equal(norm.running_mean, want.running_mean)
     assert torch.equal(norm.running_var, want.running_var)
     alone = replace(norm, running_mean=None, running_var=None, training=True)
-    assert torch.equal(norm_lif(make_call(y), alone).spikes, norm_lif(make_call(y), make_norm(SHAPE[2])).spikes)
+    assert torch.equal(
+        norm_lif(make_call(y), alone).spikes, norm_lif(make_call(y), make_norm(SHAPE[2])).spikes
+    )
 
 
 def test_what_is_no_number_stays_in_its_channel():
@@ -269,9 +306,19 @@ def test_a_constant_input_has_no_variance():
 def test_the_same_bits_on_any_number_of_threads(layout, monkeypatch):
     y = LAYOUTS[layout](normal((4, 5, 6, 21, 22), 26).float())
     before = torch.get_num_threads()
-    for pool, learned, streams in itertools.product(norm_ops.POOLS, ({}, per_channel(6)), (1, 2**24)):
+    for pool, learned, streams in itertools.product(
+        norm_ops.POOLS, ({}, per_channel(6)), (1, 2**24)
+    ):
         monkeypatch.setattr(library, "STREAM", streams)
-        case, results = Case({"surrogate": Masked(Parametric(ATan()) if learned else ATan())}, learned, True, pool), []
+        case, results = (
+            Case(
+                {"surrogate": Masked(Parametric(ATan()) if learned else ATan())},
+                learned,
+                True,
+                pool,
+            ),
+            [],
+        )
         try:
             for threads in (1, 2, 3):
                 torch.set_num_threads(threads)
@@ -285,10 +332,17 @@ def test_the_same_bits_on_any_number_of_threads(layout, monkeypatch):
 @pytest.mark.parametrize("pool", norm_ops.POOLS)
 def test_results_beyond_the_cache_are_the_same_bits(pool, monkeypatch):
     """Written past it, in pieces that do not begin or end at its lines."""
-    for dtype, shape in itertools.product((torch.float32, torch.bfloat16), (SHAPE, (2, 3, 37, 5, 5))):
+    for dtype, shape in itertools.product(
+        (torch.float32, torch.bfloat16), (SHAPE, (2, 3, 37, 5, 5))
+    ):
         y, results = LAYOUTS["channels last"](normal(shape, 27).to(dtype)), []
         for learned in ({}, per_channel(shape[2])):
-            case = Case({"surrogate": Masked(Parametric(ATan()) if learned else ATan())}, learned, True, pool)
+            case = Case(
+                {"surrogate": Masked(Parametric(ATan()) if learned else ATan())},
+                learned,
+                True,
+                pool,
+            )
             for bytes_ in (1, 2**24):
                 monkeypatch.setattr(library, "STREAM", bytes_)
                 results.append(gradients(norm_lif, case, y, None))
@@ -313,20 +367,28 @@ def test_a_graph_may_be_used_twice_and_the_state_may_be_left_out():
     want = torch.autograd.grad(norm_lif(make_call(y), make_norm(SHAPE[2])).spikes.sum(), y)[0]
     for loss in (result.spikes.sum(), result.spikes.sum() + result.state.sum()):
         assert torch.equal(torch.autograd.grad(loss, y, retain_graph=True)[0], want)
-    with pytest.raises(RuntimeError, match=r"double backward .* is not defined; use create_graph=False"):
+    with pytest.raises(
+        RuntimeError, match=r"double backward .* is not defined; use create_graph=False"
+    ):
         torch.autograd.grad(result.spikes.sum(), y, create_graph=True)
     state = norm_lif(make_call(y), make_norm(SHAPE[2])).state  # nothing arrives at the spikes
     want = torch.autograd.grad(apart(make_call(y), make_norm(SHAPE[2])).state.sum(), y)[0]
     torch.testing.assert_close(torch.autograd.grad(state.sum(), y)[0], want, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels last", "batch last", "every second column"])
+@pytest.mark.parametrize(
+    "layout", ["contiguous", "channels last", "batch last", "every second column"]
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_operators_keep_their_promises(layout, dtype):
     """Schema and shapes as torch.compile is told them, strides included."""
     checks = {"test_utils": ("test_schema", "test_faketensor")}
     norm = make_norm(SHAPE[2], dtype=torch.float32)
-    for pool, repeats, state, moments in ((0, 1, True, True), (1, 1, False, False), (2, 3, True, False)):
+    for pool, repeats, state, moments in (
+        (0, 1, True, True),
+        (1, 1, False, False),
+        (2, 3, True, False),
+    ):
         pool = pool if layout == "channels last" else 0
         y = LAYOUTS[layout](normal((1 if repeats > 1 else SHAPE[0], *SHAPE[1:]), 30).to(dtype))
         call = make_call(y, rule={"surrogate": Masked(ATan())}, repeats=repeats)
@@ -368,7 +430,11 @@ WHY = {
         {},
         "backend 'eager' runs them one after the other (cpu: it has no formula in C for Own)",
     ),
-    "membrane": ({}, {"record_membrane": True}, "the membrane is recorded, which one operator does not keep"),
+    "membrane": (
+        {},
+        {"record_membrane": True},
+        "the membrane is recorded, which one operator does not keep",
+    ),
     "active": ({}, {"record_active": True}, "where the surrogate is active is recorded"),
 }
 
@@ -389,14 +455,22 @@ def test_one_after_the_other(repeats, why, pool):
 
     for training in (True, False):
         case = Case(rule, {}, training, pool, repeats)
-        assert_same(gradients(parts, case, y, normal(SHAPE[1:], 33)), gradients(apart, case, y, normal(SHAPE[1:], 33)))
+        assert_same(
+            gradients(parts, case, y, normal(SHAPE[1:], 33)),
+            gradients(apart, case, y, normal(SHAPE[1:], 33)),
+        )
 
 
 def test_sixteen_bits_are_not_rounded_between_the_parts():
     """The spikes of one op and of its parts, in bfloat16, are the same."""
-    y, norm = normal((3, 4, 40, 5, 7), 34).bfloat16(), make_norm(40, training=False, dtype=torch.float32)
+    y, norm = (
+        normal((3, 4, 40, 5, 7), 34).bfloat16(),
+        make_norm(40, training=False, dtype=torch.float32),
+    )
     for pool in norm_ops.POOLS:
-        one, parts = (norm_lif(make_call(y), norm, pool, backend).spikes for backend in ("auto", "reference"))
+        one, parts = (
+            norm_lif(make_call(y), norm, pool, backend).spikes for backend in ("auto", "reference")
+        )
         assert torch.equal(one, parts)
 
 
@@ -416,14 +490,38 @@ def test_errors_name_what_is_wrong():
     y = normal(SHAPE, 35)
     norm = make_norm(2)
     for given, words, message in (
-        (y[:, :, 0, 0, 0], (norm,), r"BatchNorm needs an input \[T, B, C, ...\], got shape \[3, 4\]"),
+        (
+            y[:, :, 0, 0, 0],
+            (norm,),
+            r"BatchNorm needs an input \[T, B, C, ...\], got shape \[3, 4\]",
+        ),
         (y, (make_norm(3),), r"weight of BatchNorm must be \[C\] with C = 2, got shape \[3\]"),
-        (y, (replace(norm, running_var=values(1, 0)),), r"running_var of BatchNorm must be \[C\] with C = 2, got shape \[1\]"),
-        (y, (replace(norm, running_var=None, training=False),), "without running statistics .* training must be True"),
-        (y[:1, :1, :, 0, 0], (norm,), r"more than one value per channel in training, got shape \[1, 1, 2\]"),
+        (
+            y,
+            (replace(norm, running_var=values(1, 0)),),
+            r"running_var of BatchNorm must be \[C\] with C = 2, got shape \[1\]",
+        ),
+        (
+            y,
+            (replace(norm, running_var=None, training=False),),
+            "without running statistics .* training must be True",
+        ),
+        (
+            y[:1, :1, :, 0, 0],
+            (norm,),
+            r"more than one value per channel in training, got shape \[1, 1, 2\]",
+        ),
         (y, (norm, "min"), "pool must be None, 'avg' or 'max', got 'min'"),
-        (y[..., 0], (norm, "max"), r"images of at least 2x2, \[T, B, C, H, W\], got shape \[3, 4, 2, 5\]"),
-        (y[..., :1], (norm, "avg"), r"images of at least 2x2, \[T, B, C, H, W\], got shape \[3, 4, 2, 5, 1\]"),
+        (
+            y[..., 0],
+            (norm, "max"),
+            r"images of at least 2x2, \[T, B, C, H, W\], got shape \[3, 4, 2, 5\]",
+        ),
+        (
+            y[..., :1],
+            (norm, "avg"),
+            r"images of at least 2x2, \[T, B, C, H, W\], got shape \[3, 4, 2, 5, 1\]",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             norm_lif(make_call(given), *words)

@@ -16,7 +16,9 @@ SIZES = [0, 1, 7, 8, 63, 64, 65, 4095, 4096, 4097, 200_003]
 
 def same_bits(a, b):
     word = WORD[a.element_size()]
-    return a.dtype == b.dtype and a.stride() == b.stride() and torch.equal(a.view(word), b.view(word))
+    return (
+        a.dtype == b.dtype and a.stride() == b.stride() and torch.equal(a.view(word), b.view(word))
+    )
 
 
 def quarters(n, most, seed=0):
@@ -46,7 +48,21 @@ def test_what_fits_comes_back(dtype, n):
 @pytest.mark.parametrize("most", [1, 15, 255])
 def test_what_does_not_fit_is_left_alone(dtype, where, most):
     tiny, eps = torch.finfo(dtype).tiny, torch.finfo(dtype).eps
-    strange = (-0.0, -1.0, -0.25, math.nan, math.inf, -math.inf, 0.3, 0.125, 64.0, 1e4, tiny, tiny / 4, 1 + eps)
+    strange = (
+        -0.0,
+        -1.0,
+        -0.25,
+        math.nan,
+        math.inf,
+        -math.inf,
+        0.3,
+        0.125,
+        64.0,
+        1e4,
+        tiny,
+        tiny / 4,
+        1 + eps,
+    )
     for value in strange:
         x = torch.ones(9002, dtype=torch.float64) if most == 1 else quarters(9002, most)
         x = x.to(dtype)
@@ -61,7 +77,16 @@ def test_what_does_not_fit_is_left_alone(dtype, where, most):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_fewest_bits_are_taken(dtype):
-    for values, bits in (([0, 1], 1), ([1], 1), ([0], 1), ([0, 2], 4), ([0.5, 1], 4), ([3.75], 4), ([4], 8), ([63.75, 0], 8)):
+    for values, bits in (
+        ([0, 1], 1),
+        ([1], 1),
+        ([0], 1),
+        ([0, 2], 4),
+        ([0.5, 1], 4),
+        ([3.75], 4),
+        ([4], 8),
+        ([63.75, 0], 8),
+    ):
         x = torch.tensor(values, dtype=dtype).repeat(50)
         assert pack(x).bits == bits
 
@@ -76,11 +101,20 @@ def test_the_layout_of_bits():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_dense_layout(dtype):
     x = (torch.rand(3, 5, 7, 9) < 0.4).to(dtype)
-    views = [x.to(memory_format=torch.channels_last), x.permute(3, 1, 0, 2), x.transpose(0, 1), x[:, :, :1], x[1]]
+    views = [
+        x.to(memory_format=torch.channels_last),
+        x.permute(3, 1, 0, 2),
+        x.transpose(0, 1),
+        x[:, :, :1],
+        x[1],
+    ]
     views += [x[:1].expand(1, 5, 7, 9), x.unsqueeze(0), x[0, 0, 0, 0]]
     for view in views:
         packed = pack(view)
-        dense = view.numel() == view.untyped_storage().nbytes() // view.element_size() or view.is_contiguous()
+        dense = (
+            view.numel() == view.untyped_storage().nbytes() // view.element_size()
+            or view.is_contiguous()
+        )
         assert packed.bits == (1 if dense else 0)
         assert same_bits(packed.unpack(), view)
         assert torch.equal(packed.unpack(), view)
@@ -99,7 +133,11 @@ def test_what_is_packed_is_a_copy():
 
 
 def test_the_same_bits_on_any_number_of_threads():
-    x = [(torch.rand(500_001) < 0.2).float(), quarters(500_001, 15).float(), quarters(500_001, 255).bfloat16()]
+    x = [
+        (torch.rand(500_001) < 0.2).float(),
+        quarters(500_001, 15).float(),
+        quarters(500_001, 255).bfloat16(),
+    ]
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):

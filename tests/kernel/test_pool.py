@@ -87,7 +87,10 @@ def test_every_window_of_extremes(layout, dtype, kind):
 def test_results_lie_like_the_input_and_repeat_on_threads(kind):
     x = draw((5, 16, 34, 35), "any", torch.float32)
     before = torch.get_num_threads()
-    for layout, memory_format in (("contiguous", torch.contiguous_format), ("channels last", torch.channels_last)):
+    for layout, memory_format in (
+        ("contiguous", torch.contiguous_format),
+        ("channels last", torch.channels_last),
+    ):
         leaf = LAYOUTS[layout](x).requires_grad_()
         results = []
         try:
@@ -106,7 +109,9 @@ def test_a_byte_per_window_is_kept_or_nothing():
     x = draw((2, 3, 8, 8), "spikes", torch.float32).requires_grad_()
     for kind, sizes in (("max", [2 * 3 * 4 * 4]), ("avg", [0])):
         kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.nbytes) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.append(t.nbytes) or t, lambda t: t
+        ):
             PAIRS[kind][0](x)
         assert kept == sizes
 
@@ -132,7 +137,12 @@ def test_what_is_torchs_own(kind, monkeypatch):
     with pytest.raises(RuntimeError, match="too small"):
         ours(x[..., :1])
     monkeypatch.undo()
-    for options in ({"kernel_size": [2, 2]}, {"stride": (2, 2)}, {"stride": []}, {"padding": (0, 0)}):
+    for options in (
+        {"kernel_size": [2, 2]},
+        {"stride": (2, 2)},
+        {"stride": []},
+        {"padding": (0, 0)},
+    ):
         monkeypatch.setattr(F, f"{kind}_pool2d", None)  # torch's would
         ours(x, **options)
         monkeypatch.undo()
@@ -142,7 +152,9 @@ def test_what_is_torchs_own(kind, monkeypatch):
 @pytest.mark.parametrize("kind", PAIRS)
 def test_a_second_derivative_is_refused_in_one_line(kind):
     x = draw((2, 3, 4, 4), "any", torch.float32).requires_grad_()
-    with pytest.raises(RuntimeError, match=r"double backward .* is not defined; use create_graph=False"):
+    with pytest.raises(
+        RuntimeError, match=r"double backward .* is not defined; use create_graph=False"
+    ):
         torch.autograd.grad(PAIRS[kind][0](x).sum(), x, create_graph=True)
 
 
@@ -155,15 +167,23 @@ def test_operators_keep_their_promises(dtype, layout):
         x = LAYOUTS[layout](draw(shape, "any", dtype))
         torch.library.opcheck(torch.ops.backspike.pool_forward, (x, maximum), **checks)
         y, codes = torch.ops.backspike.pool_forward(x, maximum)
-        torch.library.opcheck(torch.ops.backspike.pool_backward, (y, codes, *shape[2:], maximum), **checks)
+        torch.library.opcheck(
+            torch.ops.backspike.pool_backward, (y, codes, *shape[2:], maximum), **checks
+        )
 
 
 def test_pools_of_a_network_are_these(monkeypatch):
     """`OverTime` hands torch's 2x2 pools over, unless someone watches them."""
     seen = []
-    monkeypatch.setattr(pool._Pool, "apply", lambda x, maximum: seen.append(maximum) or F.max_pool2d(x, 2))
+    monkeypatch.setattr(
+        pool._Pool, "apply", lambda x, maximum: seen.append(maximum) or F.max_pool2d(x, 2)
+    )
     x = draw((3, 2, 4, 6, 6), "spikes", torch.float32).requires_grad_()
-    layers = bs.OverTime(torch.nn.MaxPool2d(2)), bs.OverTime(torch.nn.AvgPool2d(2, 2)), bs.OverTime(torch.nn.MaxPool2d(3, 2))
+    layers = (
+        bs.OverTime(torch.nn.MaxPool2d(2)),
+        bs.OverTime(torch.nn.AvgPool2d(2, 2)),
+        bs.OverTime(torch.nn.MaxPool2d(3, 2)),
+    )
     for layer in layers:
         layer(x)
     assert seen == [True, False]

@@ -27,7 +27,10 @@ LEARNED = {"tau": 2.3, "v_threshold": 0.9, "width": 0.8}
 
 
 def learned(names, channels=None):
-    return {n: torch.tensor(LEARNED[n], dtype=torch.float64).expand(channels or ()).clone() for n in names}
+    return {
+        n: torch.tensor(LEARNED[n], dtype=torch.float64).expand(channels or ()).clone()
+        for n in names
+    }
 
 
 def same(got, want, keys=None):
@@ -45,9 +48,15 @@ def same(got, want, keys=None):
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 def test_recomputing_changes_no_bit(backend, memory, reset, layout):
     arrange = channels_last if layout == "channels last" else torch.clone
-    for dtype, per_channel in itertools.product((torch.float64, torch.float32, torch.bfloat16, torch.float16), (None, 4)):
+    for dtype, per_channel in itertools.product(
+        (torch.float64, torch.float32, torch.bfloat16, torch.float16), (None, 4)
+    ):
         x, v0, upstream = draw(SHAPE, dtype=dtype)
-        rule = {"surrogate": Masked(Parametric(Sigmoid(alpha=3.0)), p=0.4), "v_reset": RESETS[reset], "reset_gradient": 0.37}
+        rule = {
+            "surrogate": Masked(Parametric(Sigmoid(alpha=3.0)), p=0.4),
+            "v_reset": RESETS[reset],
+            "reset_gradient": 0.37,
+        }
         given = {"learned": learned(LEARNED, per_channel), "upstream": upstream, "seed": SEED}
         want = run(backend, arrange(x), v0, rule=rule, **given)
         same(run(backend, arrange(x), v0, rule=rule | {"memory": memory}, **given), want)
@@ -57,32 +66,52 @@ def test_recomputing_changes_no_bit(backend, memory, reset, layout):
 @pytest.mark.parametrize("mask", ["no mask", "p=0.5", "rescale"])
 @pytest.mark.parametrize("rho", [0.0, 0.37, 1.0])
 def test_one_bit_is_exact(backend, mask, rho):
-    for dtype, temporal in itertools.product((torch.float64, torch.float32, torch.bfloat16), (True, False)):
+    for dtype, temporal in itertools.product(
+        (torch.float64, torch.float32, torch.bfloat16), (True, False)
+    ):
         x, v0, upstream = draw(SHAPE, dtype=dtype)
-        rule = {"surrogate": MASKS[mask](Rectangle(0.7, scale=1.3)), "v_reset": None, "tau": 2.3, "v_threshold": 0.9}
+        rule = {
+            "surrogate": MASKS[mask](Rectangle(0.7, scale=1.3)),
+            "v_reset": None,
+            "tau": 2.3,
+            "v_threshold": 0.9,
+        }
         rule |= {"reset_gradient": rho, "temporal_gradient": temporal}
         for a in (x, channels_last(x)):
             want = run(backend, a, v0, rule=rule, upstream=upstream, seed=SEED)
-            same(run(backend, a, v0, rule=rule | {"memory": "1bit"}, upstream=upstream, seed=SEED), want)
+            same(
+                run(backend, a, v0, rule=rule | {"memory": "1bit"}, upstream=upstream, seed=SEED),
+                want,
+            )
             assert want["x"].count_nonzero() > 100
 
 
 @needs_c
 @pytest.mark.parametrize("memory", ["exact", "bfloat16", "8bit", "recompute"])
 @pytest.mark.parametrize(
-    "surrogate", [Triangle(1.3), ATan(2.0), Rectangle(0.7), SuperSpike(10.0)], ids=lambda s: type(s).__name__
+    "surrogate",
+    [Triangle(1.3), ATan(2.0), Rectangle(0.7), SuperSpike(10.0)],
+    ids=lambda s: type(s).__name__,
 )
 def test_whole_timesteps_in_one_loop_come_to_the_same_bits(memory, surrogate):
     """A threshold for each channel, all the same, takes the neuron off the fast way of fused.h."""
     resets = itertools.product((0.1, None), (0.0, 0.4))
     for dtype, (v_reset, rho) in itertools.product((torch.float32, torch.bfloat16), resets):
         x, v0, upstream = draw(SHAPE, dtype=dtype)
-        rule = {"surrogate": surrogate, "memory": memory, "v_reset": v_reset, "reset_gradient": rho, "tau": 2.3}
+        rule = {
+            "surrogate": surrogate,
+            "memory": memory,
+            "v_reset": v_reset,
+            "reset_gradient": rho,
+            "tau": 2.3,
+        }
         results = []
         for theta in (0.9, torch.full((4,), 0.9)):
             given = x.clone().requires_grad_(), v0.clone().requires_grad_()
             out = bs.lif(*given, v_threshold=theta, backend="cpu", **rule)
-            gradients = torch.autograd.grad([out.spikes, out.state], given, [upstream["g"], upstream["c"]])
+            gradients = torch.autograd.grad(
+                [out.spikes, out.state], given, [upstream["g"], upstream["c"]]
+            )
             results.append({"s": out.spikes, "v": out.state, "x": gradients[0], "v0": gradients[1]})
         same(*results)
         assert results[0]["x"].count_nonzero() > 100
@@ -108,9 +137,18 @@ def test_codes_in_c_are_those_in_torch(dtype, memory, width):
     x = membranes(dtype)
     w = None if width is None else torch.tensor(width, dtype=dtype)
     surrogate = ATan(alpha=3.0) if width is None else Parametric(ATan(alpha=3.0))
-    rule = {"tau": math.inf, "decay_input": False, "v_threshold": 1.0, "v_reset": 0.0, "surrogate": surrogate}
+    rule = {
+        "tau": math.inf,
+        "decay_input": False,
+        "v_threshold": 1.0,
+        "v_reset": 0.0,
+        "surrogate": surrogate,
+    }
     rule |= {"width": w, "memory": memory, "reset_gradient": 1.0, "temporal_gradient": True}
-    seen, unseen = [], prepare(x, None, **rule)  # where nobody asks for u, one loop does a whole timestep
+    seen, unseen = (
+        [],
+        prepare(x, None, **rule),
+    )  # where nobody asks for u, one loop does a whole timestep
     for call in (prepare(x, None, record_membrane=True, **rule), unseen):
         how = (ops.constants(call), *ops.encode(call), ops.KEEPS.index(memory))
         seen.append(ops.forward("lif", call, *how))
@@ -131,14 +169,28 @@ def test_codes_in_c_are_those_in_torch(dtype, memory, width):
 def test_a_code_remembers_the_spike_and_the_distance(memory, theta):
     """Half a step of 1/64 within the reach of 2; 2^-9 of the distance in bfloat16. Where z is lost against theta: the spike."""
     for dtype in (torch.float32, torch.float64):
-        z = torch.cat([torch.linspace(-2, 2, 4001, dtype=dtype), torch.tensor([-1e-6, -1e-30, 0, 1e-30], dtype=dtype)])
+        z = torch.cat(
+            [
+                torch.linspace(-2, 2, 4001, dtype=dtype),
+                torch.tensor([-1e-6, -1e-30, 0, 1e-30], dtype=dtype),
+            ]
+        )
         u = z + theta
-        back = saved.recall(memory, saved.keep(memory, u, theta, None, 2.0), theta, None, 2.0, dtype)
+        back = saved.recall(
+            memory, saved.keep(memory, u, theta, None, 2.0), theta, None, 2.0, dtype
+        )
         assert torch.equal(back >= theta, u >= theta)
         if theta <= 1:
             z, error = u - theta, (back - u).abs()
             assert (error <= (1 / 128 if memory == "8bit" else z.abs() / 256) + 1e-6).all()
-    far = saved.recall("8bit", saved.keep("8bit", torch.tensor([-1e9, 1e9]), 1.0, None, 2.0), 1.0, None, 2.0, torch.float32)
+    far = saved.recall(
+        "8bit",
+        saved.keep("8bit", torch.tensor([-1e9, 1e9]), 1.0, None, 2.0),
+        1.0,
+        None,
+        2.0,
+        torch.float32,
+    )
     assert far.tolist() == [1 - 2 + 1 / 128, 1 + 2 - 1 / 128]
 
 
@@ -152,7 +204,13 @@ def test_a_spike_is_remembered_where_the_distance_is_lost(backend, memory):
         .view(1, 1, 3)
         .requires_grad_()
     )
-    rule = {"tau": math.inf, "decay_input": False, "v_threshold": 1e8, "reset_gradient": 0.0, "memory": memory}
+    rule = {
+        "tau": math.inf,
+        "decay_input": False,
+        "v_threshold": 1e8,
+        "reset_gradient": 0.0,
+        "memory": memory,
+    }
     bs.lif(x, backend=backend, **rule).state.sum().backward()
     assert x.grad.flatten().tolist() == [0, 1, 0]
 
@@ -161,11 +219,20 @@ def test_reach_follows_the_surrogate():
     assert saved.reach(ATan()) == 2
     assert saved.reach(ATan(alpha=0.25)) == 16
     assert saved.reach(SuperSpike()) == 8
-    for compact, support in ((Triangle(), 0.5), (Rectangle(0.9), 0.45), (Dspike(), 0.5), (Triangle(alpha=0.25), 4.0)):
+    for compact, support in (
+        (Triangle(), 0.5),
+        (Rectangle(0.9), 0.45),
+        (Dspike(), 0.5),
+        (Triangle(alpha=0.25), 4.0),
+    ):
         end = saved.reach(compact).item()
         assert support < end <= 4 * support
         assert not compact.derivative(torch.tensor([-1.0, 1.0]) * end * 127.5 / 128).any()
-    assert saved.reach(Rectangle(0.1), Rectangle(3.0)) == saved.reach(Rectangle(3.0)) > saved.reach(Rectangle(0.1))
+    assert (
+        saved.reach(Rectangle(0.1), Rectangle(3.0))
+        == saved.reach(Rectangle(3.0))
+        > saved.reach(Rectangle(0.1))
+    )
 
 
 @needs_c
@@ -173,9 +240,16 @@ def test_reach_follows_the_surrogate():
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("reset", RESETS)
 def test_rounded_gradients_in_c_are_those_in_torch(memory, mask, reset):
-    for dtype, rho in itertools.product((torch.float64, torch.float32, torch.bfloat16), (0.0, 0.37)):
+    for dtype, rho in itertools.product(
+        (torch.float64, torch.float32, torch.bfloat16), (0.0, 0.37)
+    ):
         x, v0, upstream = draw(SHAPE, dtype=dtype)
-        rule = {"tau": 2.3, "v_threshold": 0.9, "v_reset": RESETS[reset], "surrogate": MASKS[mask](ATan(alpha=3.0))}
+        rule = {
+            "tau": 2.3,
+            "v_threshold": 0.9,
+            "v_reset": RESETS[reset],
+            "surrogate": MASKS[mask](ATan(alpha=3.0)),
+        }
         rule |= {"reset_gradient": rho, "memory": memory}
         rows = [run(b, x, v0, rule=rule, upstream=upstream, seed=SEED) for b in ("cpu", "eager")]
         same(*rows)
@@ -195,7 +269,9 @@ def test_learned_constants(memory, channels):
         got, want = (run(b, x, v0, rule=rule, **given) for b in ("cpu", "eager"))
         exact = run("reference", x, v0, rule=rule, **given)
         for name in (*names, "x", "v0"):
-            assert close(got[name], want[name], tolerance=1e-10, size=1000.0 if name in names else None)
+            assert close(
+                got[name], want[name], tolerance=1e-10, size=1000.0 if name in names else None
+            )
             error = (got[name] - exact[name]).norm() / exact[name].norm()
             assert error < {"8bit": 0.06, "bfloat16": 0.01, "recompute": 1e-10}[memory], name
 
@@ -265,7 +341,9 @@ def test_watching_the_membrane_changes_nothing(backend, memory):
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 def test_one_timestep_stands_for_many(backend, memory, layout):
     arrange = channels_last if layout == "channels last" else torch.clone
-    for reset, names in itertools.product(RESETS.values(), ((), ("v_threshold", "width"), ("tau",))):
+    for reset, names in itertools.product(
+        RESETS.values(), ((), ("v_threshold", "width"), ("tau",))
+    ):
         if memory == "8bit" and "tau" in names:
             continue
         x, v0, upstream = draw(SHAPE, seed=3)
@@ -299,7 +377,8 @@ def test_a_layer_takes_one_timestep_for_many():
     assert torch.equal(layer(x, repeats=6), layer(x.expand(6, 3, 2, 5)))
     for repeats, frames in ((3, x.expand(2, 3, 2, 5)), (0, x)):
         with pytest.raises(
-            ValueError, match=rf"repeats={repeats} needs an x of one timestep, \[1, B, ...\], got shape"
+            ValueError,
+            match=rf"repeats={repeats} needs an x of one timestep, \[1, B, ...\], got shape",
         ) as error:
             layer(frames, repeats=repeats)
         assert "\n" not in str(error.value)
@@ -313,37 +392,72 @@ def test_a_layer_takes_one_timestep_for_many():
 @pytest.mark.parametrize("mask", MASKS)
 def test_active_bits_say_where_h_is_not_zero(backend, shape, mask):
     x, _, _ = draw(shape, seed=4)
-    for surrogate, parametric, memory in itertools.product(FAMILIES, (False, True), ("exact", "8bit", "bfloat16", "recompute")):
+    for surrogate, parametric, memory in itertools.product(
+        FAMILIES, (False, True), ("exact", "8bit", "bfloat16", "recompute")
+    ):
         if backend == "reference" and memory != "exact":
             continue
         w = torch.tensor(0.6, dtype=torch.float64, requires_grad=True) if parametric else None
         wrapped = MASKS[mask](Parametric(surrogate) if parametric else surrogate)
-        rule = {"tau": 2.3, "v_threshold": 0.9, "v_reset": 0.0, "decay_input": True, "reset_gradient": 1.0}
-        rule |= {"temporal_gradient": False, "surrogate": wrapped, "width": w, "seed": SEED, "memory": memory}
+        rule = {
+            "tau": 2.3,
+            "v_threshold": 0.9,
+            "v_reset": 0.0,
+            "decay_input": True,
+            "reset_gradient": 1.0,
+        }
+        rule |= {
+            "temporal_gradient": False,
+            "surrogate": wrapped,
+            "width": w,
+            "seed": SEED,
+            "memory": memory,
+        }
         leaf = x.clone().requires_grad_()
-        result = bs.kernel.dispatch(backend, prepare(leaf, None, record_active=True, record_membrane=True, **rule))
+        result = bs.kernel.dispatch(
+            backend, prepare(leaf, None, record_active=True, record_membrane=True, **rule)
+        )
         # without gradient over time dL/dx = gain h g
         result.spikes.sum().backward()
         assert torch.equal(flags(result.active, shape), leaf.grad != 0)
         if memory in ("exact", "recompute"):
             z = result.membrane.detach() - 0.9
             h = surrogate.derivative(z if w is None else z / w.detach())
-            gone = bs.dropped(SEED, shape, wrapped.p) if isinstance(wrapped, Masked) else torch.zeros(shape, dtype=torch.bool)
+            gone = (
+                bs.dropped(SEED, shape, wrapped.p)
+                if isinstance(wrapped, Masked)
+                else torch.zeros(shape, dtype=torch.bool)
+            )
             other = wrapped.replace.derivative(z) if mask == "replace" else torch.zeros_like(z)
             assert torch.equal(flags(result.active, shape), torch.where(gone, other, h) != 0)
 
 
 @each_backend
 def test_active_bits_of_one_bit_and_of_other_layouts(backend):
-    rule = {"tau": 2.3, "v_threshold": 0.9, "v_reset": None, "decay_input": True, "reset_gradient": 1.0, "seed": SEED}
-    rule |= {"temporal_gradient": False, "surrogate": Masked(Rectangle(0.7), p=0.3), "memory": "1bit", "record_active": True}
+    rule = {
+        "tau": 2.3,
+        "v_threshold": 0.9,
+        "v_reset": None,
+        "decay_input": True,
+        "reset_gradient": 1.0,
+        "seed": SEED,
+    }
+    rule |= {
+        "temporal_gradient": False,
+        "surrogate": Masked(Rectangle(0.7), p=0.3),
+        "memory": "1bit",
+        "record_active": True,
+    }
     x = draw(SHAPE)[0].requires_grad_()
     result = bs.kernel.dispatch(backend, prepare(x, None, **rule))
     result.spikes.sum().backward()
     assert torch.equal(flags(result.active, SHAPE), x.grad != 0)
     assert bs.kernel.dispatch(backend, prepare(channels_last(x), None, **rule)).active is None
     assert bs.kernel.dispatch(backend, prepare(x.detach(), None, **rule)).active is None
-    assert bs.kernel.dispatch(backend, prepare(x, None, **rule | {"record_active": False})).active is None
+    assert (
+        bs.kernel.dispatch(backend, prepare(x, None, **rule | {"record_active": False})).active
+        is None
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
@@ -355,10 +469,20 @@ THETA = torch.tensor(1.0, requires_grad=True)
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"memory": "4bit"}, "memory='4bit' is one of exact, bfloat16, 8bit, 1bit, recompute, checkpoint"),
+        (
+            {"memory": "4bit"},
+            "memory='4bit' is one of exact, bfloat16, 8bit, 1bit, recompute, checkpoint",
+        ),
         ({"memory": "1bit"}, "memory='1bit' needs surrogate=Rectangle"),
         ({"memory": "1bit", "surrogate": Rectangle()}, "and v_reset=None; choose"),
-        ({"memory": "1bit", "surrogate": Masked(Rectangle(), replace=Rectangle(0.1)), "v_reset": None}, "without replace"),
+        (
+            {
+                "memory": "1bit",
+                "surrogate": Masked(Rectangle(), replace=Rectangle(0.1)),
+                "v_reset": None,
+            },
+            "without replace",
+        ),
         ({"memory": "8bit", "v_threshold": math.inf}, "needs a finite v_threshold"),
     ],
 )
@@ -374,7 +498,11 @@ def test_what_a_memory_needs(options, text):
 
 def test_what_a_memory_cannot_learn():
     soft = {"surrogate": Rectangle(), "v_reset": None}
-    for learn, memory, options in (("tau", "8bit", {}), ("tau", "1bit", soft), ("threshold", "1bit", soft)):
+    for learn, memory, options in (
+        ("tau", "8bit", {}),
+        ("tau", "1bit", soft),
+        ("threshold", "1bit", soft),
+    ):
         with pytest.raises(ValueError, match=f"memory='{memory}' gives no gradient for .*; choose"):
             bs.LIF(learn=learn, memory=memory, **options)
     with pytest.raises(ValueError, match="memory='1bit' gives no gradient for v_threshold"):
@@ -397,7 +525,10 @@ def test_stores_past_the_cache_change_no_bit(memory, shape, monkeypatch):
     for dtype, repeats in itertools.product((torch.float64, torch.float32, torch.bfloat16), (1, 4)):
         x, v0, upstream = draw(shape, dtype=dtype)
         if repeats > 1:
-            x, upstream = x[:1], {k: u if k == "c" else u[:1].expand(4, *shape[1:]) for k, u in upstream.items()}
+            x, upstream = (
+                x[:1],
+                {k: u if k == "c" else u[:1].expand(4, *shape[1:]) for k, u in upstream.items()},
+            )
         rule = {"surrogate": Rectangle(1.3), "v_reset": None, "memory": memory, "repeats": repeats}
         rows = []
         for limit in (0, 2**62):
@@ -415,7 +546,17 @@ def test_the_same_bits_on_any_number_of_threads(memory):
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             rule = {"surrogate": Masked(Sigmoid(), p=0.4), "memory": memory}
-            rows.append(run("cpu", x, v0, rule=rule, learned=learned(["v_threshold"]), upstream=upstream, seed=SEED))
+            rows.append(
+                run(
+                    "cpu",
+                    x,
+                    v0,
+                    rule=rule,
+                    learned=learned(["v_threshold"]),
+                    upstream=upstream,
+                    seed=SEED,
+                )
+            )
     finally:
         torch.set_num_threads(before)
     same(rows[1], rows[0])

@@ -14,14 +14,28 @@ import torch
 
 import backspike as bs
 
-pytest.importorskip("triton", reason="Triton is not installed; it comes with the dev extra on Linux x86-64")
+pytest.importorskip(
+    "triton", reason="Triton is not installed; it comes with the dev extra on Linux x86-64"
+)
 TESTS = Path(__file__).parent
 
 
 def interpreted(*words):
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *words]
-    done = subprocess.run(words, env=environment, cwd=TESTS.parents[1], capture_output=True, text=True)
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        *words,
+    ]
+    done = subprocess.run(
+        words, env=environment, cwd=TESTS.parents[1], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -39,7 +53,13 @@ def test_in_the_interpreter_with_patience():
 def test_what_every_backend_is_held_to():
     """The shared tests that name their backend, with this one."""
     files = [
-        f"tests/{name}.py" for name in ("kernel/test_backends", "kernel/test_saved", "neuron/test_neuron", "test_surrogate")
+        f"tests/{name}.py"
+        for name in (
+            "kernel/test_backends",
+            "kernel/test_saved",
+            "neuron/test_neuron",
+            "test_surrogate",
+        )
     ]
     assert " passed" in interpreted("-m", "not slow", "-k", "triton", *files)
 
@@ -58,9 +78,15 @@ def check(found):
     """No multiply-add was fused: nowhere in the forward pass, nor in the backward pass but inside exp and a division."""
     assert {k["kernel"] for k in found} == {"lif_fwd_kernel", "lif_bwd_kernel"}
     assert all(k["bytes"] > 1000 for k in found)
-    assert not [k for k in found if k["kernel"] == "lif_fwd_kernel" and (k["ptx"] or k["sass"]) and "active" not in k["case"]]
+    assert not [
+        k
+        for k in found
+        if k["kernel"] == "lif_fwd_kernel" and (k["ptx"] or k["sass"]) and "active" not in k["case"]
+    ]
     assert not [k for k in found if k["ptx"] and "float64" not in k["case"]]
-    assert all(k["wide"] for k in found if k["case"] == "bfloat16, tau 2")  # several elements per access
+    assert all(
+        k["wide"] for k in found if k["case"] == "bfloat16, tau 2"
+    )  # several elements per access
 
 
 def test_kernels_compile_for_a_gpu(tmp_path):
@@ -86,7 +112,13 @@ def test_it_is_offered_where_there_is_a_gpu_or_the_interpreter():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     answers = []
     for change in ({}, {"TRITON_INTERPRET": "1"}):
-        done = subprocess.run([sys.executable, "-c", ask], env=environment | change, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", ask],
+            env=environment | change,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         answers.append(done.stdout.split())
     if not torch.cuda.is_available():
         assert "triton" not in answers[0]

@@ -44,7 +44,13 @@ class _Compiler:
         import triton
         from triton.backends.compiler import GPUTarget
 
-        types = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64", torch.int64: "i64", torch.uint8: "u8"}
+        types = {
+            torch.float32: "fp32",
+            torch.bfloat16: "bf16",
+            torch.float64: "fp64",
+            torch.int64: "i64",
+            torch.uint8: "u8",
+        }
         signature, constants = {}, {}
         flags = {p.name for p in kernel.params if p.is_constexpr}
         for name in kernel.arg_names:
@@ -57,7 +63,9 @@ class _Compiler:
                 signature[name] = "i32"
         source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
         options = {"num_warps": 4, "enable_fp_fusion": False}
-        self.ptx.append(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"])
+        self.ptx.append(
+            triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+        )
 
 
 @pytest.mark.slow
@@ -72,11 +80,16 @@ def test_kernels_compile_and_do_not_fuse(dtype, what, monkeypatch):
     rule = {"surrogate": Masked(ATan(), p=0.5)}
     y = LAYOUTS["channels last"](normal((4, 8, 64, 4, 4), 1)).to(dtype).requires_grad_()
     call = make_call(y, rule=rule, record_bits=True)
-    add, pool = torch.zeros_like(call.x) if what == "added" else None, what if what in ("avg", "max") else None
+    add, pool = (
+        torch.zeros_like(call.x) if what == "added" else None,
+        what if what in ("avg", "max") else None,
+    )
     result = norm._fused("triton", call, make_norm(64, dtype=torch.float32), pool, False, add)
     assert (result.bits is not None) == (what in ("bits", "max"))
     result.spikes.backward(torch.ones_like(result.spikes))
-    assert len(compiler.ptx) == 5  # statistics, constants, forward, backward for the sums and for the gradient
+    assert (
+        len(compiler.ptx) == 5
+    )  # statistics, constants, forward, backward for the sums and for the gradient
     for ptx in compiler.ptx:
         assert "fma.rn.f32" not in ptx
         assert ".target sm_90" in ptx
@@ -91,9 +104,19 @@ def test_kernels_with_all_flags_compile(training, monkeypatch):
     compiler = _Compiler([])
     monkeypatch.setattr(norm.lif, "launch", compiler)
     shape = (1, 3, 40, 3, 5)
-    y, learned = normal(shape, 1).float().requires_grad_(), {k: v.requires_grad_() for k, v in per_channel(40).items()}
+    y, learned = (
+        normal(shape, 1).float().requires_grad_(),
+        {k: v.requires_grad_() for k, v in per_channel(40).items()},
+    )
     rule = {"surrogate": Masked(Parametric(ATan()), p=0.5, rescale=True)}
-    call = make_call(y, normal(shape[1:], 2).float().requires_grad_(), rule, learned, repeats=3, record_moments=True)
+    call = make_call(
+        y,
+        normal(shape[1:], 2).float().requires_grad_(),
+        rule,
+        learned,
+        repeats=3,
+        record_moments=True,
+    )
     result = norm._fused("triton", call, make_norm(40, training, dtype=torch.float32), None, True)
     torch.autograd.backward(
         [result.spikes, result.state, *result.moments],

@@ -43,7 +43,12 @@ POOLS = {
 
 def layers(norm, product=None, pool=None, train=True, memory="exact", dtype=torch.float64):
     torch.manual_seed(0)
-    made = [product or nn.Conv2d(2, 5, 3, padding=1, bias=False), norm, bs.LIF(v_threshold=0.4, memory=memory), pool]
+    made = [
+        product or nn.Conv2d(2, 5, 3, padding=1, bias=False),
+        norm,
+        bs.LIF(v_threshold=0.4, memory=memory),
+        pool,
+    ]
     for m in made:
         if isinstance(m, nn.Module):
             m.train(train).to(dtype)
@@ -138,7 +143,12 @@ def test_inputs_that_torch_refuses_are_refused():
     for shape, product, norm, message in (
         (SHAPE, nn.Conv2d(2, 5, 3), nn.BatchNorm1d(5), "expected 2D or 3D input"),
         ((3, 4, 7), nn.Linear(7, 5), nn.BatchNorm2d(5), "expected 4D input"),
-        (SHAPE, nn.Conv2d(2, 5, 3), nn.BatchNorm2d(4), r"weight of BatchNorm must be \[C\] with C = 5"),
+        (
+            SHAPE,
+            nn.Conv2d(2, 5, 3),
+            nn.BatchNorm2d(4),
+            r"weight of BatchNorm must be \[C\] with C = 5",
+        ),
         ((1, 1, 7), nn.Linear(7, 5), nn.BatchNorm1d(5), "more than one value per channel"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -147,7 +157,10 @@ def test_inputs_that_torch_refuses_are_refused():
 
 def test_whoever_looks_under_autocast_sees_the_same_spikes():
     made = layers(nn.BatchNorm2d(5), pool=nn.MaxPool2d(2), dtype=torch.float32)
-    model, x = bs.Sequential(bs.OverTime(*made[:2]), made[2], bs.OverTime(made[3])), images((3, 40, 2, 7, 6)).float()
+    model, x = (
+        bs.Sequential(bs.OverTime(*made[:2]), made[2], bs.OverTime(made[3])),
+        images((3, 40, 2, 7, 6)).float(),
+    )
     with torch.autocast("cpu", torch.bfloat16):
         want = model(x)
         for layer in made:

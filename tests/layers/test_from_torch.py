@@ -22,7 +22,9 @@ class Basic(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = None
         if stride > 1:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+            )
 
     def forward(self, x):
         y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
@@ -75,14 +77,18 @@ def test_a_resnet_becomes_the_spiking_resnet_of_the_same_weights():
     y.square().sum().backward()
     want.square().sum().backward()
     for (name, p), q in zip(model.named_parameters(), ours.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad, rtol=1e-7, atol=1e-9 * float(q.grad.abs().max()), msg=name)
+        torch.testing.assert_close(
+            p.grad, q.grad, rtol=1e-7, atol=1e-9 * float(q.grad.abs().max()), msg=name
+        )
     assert sum(isinstance(m, nn.ReLU) for m in ann.modules()) == 9  # the original is left alone
     assert bs.explain(model).count("LIF") == 9
 
 
 def mlp():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU6(), nn.Linear(5, 3))
+    return nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU6(), nn.Linear(5, 3)
+    )
 
 
 def test_an_mlp_is_what_its_layers_say():
@@ -128,15 +134,26 @@ class Functional(nn.Module):
 
 
 CANNOT = [
-    (nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.GELU())), r"1\.0 is a GELU, which is no ReLU.*nn\.GELU\)"),
+    (
+        nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.GELU())),
+        r"1\.0 is a GELU, which is no ReLU.*nn\.GELU\)",
+    ),
     (Functional(), "Functional holds no module of the types ReLU, ReLU6.*F.relu cannot be seen"),
-    (nn.Sequential(nn.ReLU(), nn.LSTM(2, 2)), "1 is a LSTM, whose batch comes second; set batch_first=True"),
-    (nn.Sequential(nn.ReLU(), nn.MultiheadAttention(2, 1)), "1 is a MultiheadAttention, whose batch comes second"),
+    (
+        nn.Sequential(nn.ReLU(), nn.LSTM(2, 2)),
+        "1 is a LSTM, whose batch comes second; set batch_first=True",
+    ),
+    (
+        nn.Sequential(nn.ReLU(), nn.MultiheadAttention(2, 1)),
+        "1 is a MultiheadAttention, whose batch comes second",
+    ),
     (nn.Sequential(nn.ReLU(), bs.LIF()), "1 is a LIF, which sees time already"),
 ]
 
 
-@pytest.mark.parametrize(("model", "message"), CANNOT, ids=["GELU", "function", "LSTM", "attention", "LIF"])
+@pytest.mark.parametrize(
+    ("model", "message"), CANNOT, ids=["GELU", "function", "LSTM", "attention", "LIF"]
+)
 def test_what_cannot_be_converted_is_named(model, message):
     with pytest.raises(ValueError, match=message):
         bs.from_torch(model)
@@ -148,7 +165,10 @@ def test_errors_of_a_converted_model():
         model.layer1(torch.rand(2, 4, 8, 8))
     with pytest.raises(ValueError, match=r"one input \[T, B, ...\], got shape \[3\]"):
         model(torch.rand(3))
-    with pytest.raises(RuntimeError, match="a ReLU that the model calls twice"), bs.streaming(model):
+    with (
+        pytest.raises(RuntimeError, match="a ReLU that the model calls twice"),
+        bs.streaming(model),
+    ):
         model(torch.rand(2, 2, 3, 32, 32))
     moved = bs.from_torch(nn.Sequential(nn.Flatten(0, 1), nn.Unflatten(0, (5, -1)), nn.ReLU()))
     with pytest.raises(ValueError, match=r"T=3 timesteps are not in the batch of \[5, 12, 4\]"):

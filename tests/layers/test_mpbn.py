@@ -37,7 +37,9 @@ def statement(x, weight, bias, statistics=None, tau=3.0, theta=0.6, rest=0.1, ep
         mean, variance = statistics or (samples.mean(1), samples.var(1, correction=0))
         means.append(samples.mean(1).detach())
         variances.append(samples.var(1).detach())
-        n = weight.view(channel) * (u - mean.view(channel)) / (variance.view(channel) + eps).sqrt() + bias.view(channel)
+        n = weight.view(channel) * (u - mean.view(channel)) / (
+            variance.view(channel) + eps
+        ).sqrt() + bias.view(channel)
         s = Step.apply(n - theta)
         v = torch.where(s.detach() == 1, rest, u) + (rest - u.detach()) * (s - s.detach())
         spikes.append(s)
@@ -45,7 +47,9 @@ def statement(x, weight, bias, statistics=None, tau=3.0, theta=0.6, rest=0.1, ep
 
 
 def neuron(**options):
-    layer = bs.MPBN(3.0, v_threshold=0.6, v_reset=0.1, surrogate=bs.Triangle(alpha=1.0), channels=2, **options).double()
+    layer = bs.MPBN(
+        3.0, v_threshold=0.6, v_reset=0.1, surrogate=bs.Triangle(alpha=1.0), channels=2, **options
+    ).double()
     layer.norm.weight.data = torch.tensor([0.7, 1.4]).double()
     layer.norm.bias.data = torch.tensor([0.1, 0.3]).double()
     layer.norm.running_mean.copy_(torch.tensor([0.2, 0.1]))
@@ -55,10 +59,17 @@ def neuron(**options):
 
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 def test_it_is_the_equations(train):
-    layer, x, again = neuron().train(train), CURRENTS.clone().requires_grad_(), CURRENTS.clone().requires_grad_()
+    layer, x, again = (
+        neuron().train(train),
+        CURRENTS.clone().requires_grad_(),
+        CURRENTS.clone().requires_grad_(),
+    )
     before = layer.norm.running_mean.clone(), layer.norm.running_var.clone()
     learned = layer.norm.weight, layer.norm.bias
-    spikes, (want, means, variances) = layer(x), statement(again, *learned, None if train else before)
+    spikes, (want, means, variances) = (
+        layer(x),
+        statement(again, *learned, None if train else before),
+    )
     assert torch.equal(spikes, want)
     assert 0.1 < spikes.mean() < 0.9
     got = torch.autograd.grad((spikes * WEIGHTS).sum(), [x, *learned])
@@ -88,7 +99,12 @@ def test_a_negative_weight_is_not_folded():
     layer = neuron().eval()
     layer.norm.weight.data[1] = -1.0
     with torch.no_grad():
-        want, *_ = statement(CURRENTS, layer.norm.weight, layer.norm.bias, (layer.norm.running_mean, layer.norm.running_var))
+        want, *_ = statement(
+            CURRENTS,
+            layer.norm.weight,
+            layer.norm.bias,
+            (layer.norm.running_mean, layer.norm.running_var),
+        )
         assert torch.equal(layer(CURRENTS), want)
     assert 0 < want[:, :, 1].mean() < 1
 

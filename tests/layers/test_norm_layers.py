@@ -33,8 +33,12 @@ def statement(x, norm, mean, variance):
     channel = (1, 1, -1, 1, 1)
     z = (x - mean.view(channel)) / torch.sqrt(variance.view(channel) + norm.eps)
     if isinstance(norm, bs.TDBN):
-        return norm.weight.view(channel) * norm.v_threshold / math.sqrt(norm.branches) * z + norm.bias.view(channel)
-    return norm.scale.view(-1, 1, 1, 1, 1) * (norm.weight.view(channel) * z + norm.bias.view(channel))
+        return norm.weight.view(channel) * norm.v_threshold / math.sqrt(
+            norm.branches
+        ) * z + norm.bias.view(channel)
+    return norm.scale.view(-1, 1, 1, 1, 1) * (
+        norm.weight.view(channel) * z + norm.bias.view(channel)
+    )
 
 
 NORMS = {
@@ -54,9 +58,13 @@ def test_training_is_the_equation_with_statistics_over_time_batch_and_space(make
     torch.testing.assert_close(y, want, rtol=1e-12, atol=1e-12)
     weights, learned = currents(seed=1), [x, *norm.parameters()]
     got = torch.autograd.grad((y * weights).sum(), learned)
-    torch.testing.assert_close(got, torch.autograd.grad((want * weights).sum(), learned), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        got, torch.autograd.grad((want * weights).sum(), learned), rtol=1e-10, atol=1e-10
+    )
     torch.testing.assert_close(norm.running_mean, norm.momentum * samples.mean(1).detach())
-    torch.testing.assert_close(norm.running_var, 1 - norm.momentum + norm.momentum * samples.var(1).detach())
+    torch.testing.assert_close(
+        norm.running_var, 1 - norm.momentum + norm.momentum * samples.var(1).detach()
+    )
 
 
 @norms
@@ -67,7 +75,9 @@ def test_evaluation_is_the_equation_with_the_running_statistics(make, gradients)
     with torch.set_grad_enabled(gradients):
         x = convolution(currents().flatten(0, 1)).unflatten(0, SHAPE[:2])
         want = statement(x, norm, norm.running_mean, norm.running_var)
-        torch.testing.assert_close(bs.OverTime(convolution, norm)(currents()), want, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(
+            bs.OverTime(convolution, norm)(currents()), want, rtol=1e-11, atol=1e-11
+        )
 
 
 def deviation(y):
@@ -85,10 +95,16 @@ def test_tdbn_starts_with_the_threshold_over_the_root_of_the_branches_as_deviati
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 def test_a_block_gives_what_its_layers_give_one_by_one(make, pool, memory, train):
     torch.manual_seed(0)
-    convolution, neuron = nn.Conv2d(2, 5, 3, padding=1).double(), bs.LIF(v_threshold=0.4, memory=memory)
+    convolution, neuron = (
+        nn.Conv2d(2, 5, 3, padding=1).double(),
+        bs.LIF(v_threshold=0.4, memory=memory),
+    )
     norm = varied(make(5)).train(train)
     again = copy.deepcopy(norm)
-    x, weights = currents().requires_grad_(), currents((3, 4, 5, 3, 3) if pool else (3, 4, 5, 7, 6), 1)
+    x, weights = (
+        currents().requires_grad_(),
+        currents((3, 4, 5, 3, 3) if pool else (3, 4, 5, 7, 6), 1),
+    )
     y = bs.block(x, convolution, norm, neuron, pool)
     parts = bs.OverTime(again)(convolution(x.flatten(0, 1)).unflatten(0, SHAPE[:2]))
     want = bs.LIF(v_threshold=0.4, backend="reference")(parts)
@@ -96,7 +112,9 @@ def test_a_block_gives_what_its_layers_give_one_by_one(make, pool, memory, train
     assert 0 < want.mean() < 1
     assert torch.equal(y, want)
     got = torch.autograd.grad((y * weights).sum(), [x, convolution.weight, *norm.parameters()])
-    wanted = torch.autograd.grad((want * weights).sum(), [x, convolution.weight, *again.parameters()])
+    wanted = torch.autograd.grad(
+        (want * weights).sum(), [x, convolution.weight, *again.parameters()]
+    )
     for g, w in zip(got, wanted, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-9, atol=1e-9 * float(w.abs().max()))
     for name, buffer in norm.named_buffers():
@@ -106,7 +124,9 @@ def test_a_block_gives_what_its_layers_give_one_by_one(make, pool, memory, train
 @norms
 def test_a_sequential_and_an_input_that_repeats(make):
     torch.manual_seed(0)
-    model = bs.Sequential(bs.OverTime(nn.Conv2d(2, 5, 3), varied(make(5))), bs.LIF(v_threshold=0.5)).double()
+    model = bs.Sequential(
+        bs.OverTime(nn.Conv2d(2, 5, 3), varied(make(5))), bs.LIF(v_threshold=0.5)
+    ).double()
     again, x = copy.deepcopy(model), currents((1, *SHAPE[1:]))
     spikes = model(x.expand(SHAPE))
     assert 0 < spikes.mean() < 1
@@ -136,7 +156,9 @@ def test_16_bits_under_autocast_are_close_to_float32(make, dtype):
 def test_any_number_of_dimensions(make, shape):
     norm, x = varied(make(2)), currents(shape)
     samples = x.transpose(0, 2).reshape(2, -1)
-    want = statement(x.reshape(*shape[:3], -1, 1), norm, samples.mean(1), samples.var(1, correction=0))
+    want = statement(
+        x.reshape(*shape[:3], -1, 1), norm, samples.mean(1), samples.var(1, correction=0)
+    )
     torch.testing.assert_close(bs.OverTime(norm)(x), want.view(shape), rtol=1e-12, atol=1e-12)
 
 
@@ -160,8 +182,18 @@ def count(model, kind):
 
 SMALL = [
     *(bs.models.ConvNet("4-P-6", 3, 2, 8), bs.models.Spikformer(3, 2, dim=16, depth=1, heads=2)),
-    *(bs.models.ResNet18(3, 2), bs.models.ResNet50(3, 2, "cifar"), bs.models.SEWResNet18(3, 2), bs.models.SEWResNet50(3, 2)),
-    *(bs.models.MSResNet18(3, 2), bs.models.ResNet20(3, 2), bs.models.ResNet19(3, 2), bs.models.VGG11(3, 2)),
+    *(
+        bs.models.ResNet18(3, 2),
+        bs.models.ResNet50(3, 2, "cifar"),
+        bs.models.SEWResNet18(3, 2),
+        bs.models.SEWResNet50(3, 2),
+    ),
+    *(
+        bs.models.MSResNet18(3, 2),
+        bs.models.ResNet20(3, 2),
+        bs.models.ResNet19(3, 2),
+        bs.models.VGG11(3, 2),
+    ),
     bs.models.MLP(3, 2, (5, 4), recurrent=True),
 ]
 
@@ -198,5 +230,7 @@ def test_a_recipe_names_its_norm_and_a_file_keeps_it():
     recipe = Recipe(norm=TDBN())
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     assert parse("TEBN()") == TEBN()
-    with pytest.raises(RecipeError, match=r"norm must be a value such as TDBN\(\) or None, got Mean\(\)"):
+    with pytest.raises(
+        RecipeError, match=r"norm must be a value such as TDBN\(\) or None, got Mean\(\)"
+    ):
         Recipe(norm=parse("Mean()"))

@@ -11,11 +11,19 @@ import backspike as bs
 
 def layers():
     torch.manual_seed(0)
-    return nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten()
+    return (
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+    )
 
 
 def frames(T=3, B=5):
-    return torch.randn(T, B, 2, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.randn(
+        T, B, 2, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
 
 
 def test_equals_a_loop_over_time():
@@ -37,7 +45,9 @@ def test_batchnorm_takes_its_statistics_over_time_batch_and_space():
     y = model(x)
     samples = x.transpose(2, 0).reshape(2, -1)
     mean, std = samples.mean(1), samples.std(1, correction=0)
-    torch.testing.assert_close(y, (x - mean.view(2, 1, 1)) / std.view(2, 1, 1), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        y, (x - mean.view(2, 1, 1)) / std.view(2, 1, 1), rtol=1e-10, atol=1e-12
+    )
     torch.testing.assert_close(model[0].running_mean, mean)
     torch.testing.assert_close(model[0].running_var, samples.var(1))
 
@@ -112,7 +122,10 @@ def test_slices_are_over_time_too():
     assert model[:2](frames().float()).shape == (3, 5, 4, 4, 6)
 
 
-@pytest.mark.parametrize("make", [bs.LIF, bs.IF, bs.Integrator, lambda: nn.Sequential(nn.Identity(), nn.Sequential(bs.LIF()))])
+@pytest.mark.parametrize(
+    "make",
+    [bs.LIF, bs.IF, bs.Integrator, lambda: nn.Sequential(nn.Identity(), nn.Sequential(bs.LIF()))],
+)
 def test_a_spiking_layer_inside_is_refused(make):
     with pytest.raises(TypeError, match="must stand beside it, not inside it"):
         bs.OverTime(nn.Linear(2, 2), make())
@@ -121,7 +134,9 @@ def test_a_spiking_layer_inside_is_refused(make):
 def test_a_network_of_both():
     """[T, B, ...] from end to end; parameters of every part get a gradient."""
     model = nn.Sequential(
-        bs.OverTime(*layers()[:2]), bs.LIF(v_threshold=0.3, learn="threshold"), bs.OverTime(nn.Flatten(), nn.Linear(96, 7))
+        bs.OverTime(*layers()[:2]),
+        bs.LIF(v_threshold=0.3, learn="threshold"),
+        bs.OverTime(nn.Flatten(), nn.Linear(96, 7)),
     )
     y = model(frames().float())
     assert y.shape == (3, 5, 7)

@@ -44,7 +44,9 @@ def draw(M, K, N, density, dtype=torch.float32, seed=0):
     """Spikes [M, K] with their bits, weight [N, K], bias [N], upstream gradient [M, N]."""
     r = torch.Generator().manual_seed(seed)
     x = (torch.rand(M, K, generator=r) < density).to(dtype)
-    weight, bias, g = (torch.randn(shape, generator=r).to(dtype) for shape in ((N, K), (N,), (M, N)))
+    weight, bias, g = (
+        torch.randn(shape, generator=r).to(dtype) for shape in ((N, K), (N,), (M, N))
+    )
     packed = pack(x)
     return x, sparse.Spikes(packed.codes, M, K, packed.nonzero), weight, bias, g
 
@@ -53,7 +55,9 @@ def near(got, want, dtype, tolerance):
     size = max(float(want.abs().max()), 1e-30) if want.numel() else 1.0
     assert got.shape == want.shape
     assert torch.isfinite(got).all()
-    assert float((got.double() - want).abs().max() if want.numel() else 0.0) <= tolerance[dtype] * size
+    assert (
+        float((got.double() - want).abs().max() if want.numel() else 0.0) <= tolerance[dtype] * size
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- products
@@ -64,7 +68,12 @@ def near(got, want, dtype, tolerance):
 def test_sums_of_what_spikes_name(size, dtype, tolerance):
     for density, how in itertools.product(DENSITIES, HOWS):
         x, spikes, weight, bias, g = draw(*size, density, dtype)
-        near(spikes.times(weight, bias, how), x.double() @ weight.double().t() + bias.double(), dtype, tolerance)
+        near(
+            spikes.times(weight, bias, how),
+            x.double() @ weight.double().t() + bias.double(),
+            dtype,
+            tolerance,
+        )
         near(spikes.times(weight, None, how), x.double() @ weight.double().t(), dtype, tolerance)
         gradient = spikes.weight_gradient(g, how)
         assert gradient.dtype == torch.float32
@@ -92,7 +101,9 @@ def test_a_product_only_where_it_is_asked_for(size, dtype, tolerance):
             assert x.dtype == (out or dtype)
             near(x, want, dtype, tolerance)
             assert torch.equal(x != 0, mask.bool() & (x != 0))
-        assert torch.equal(sparse.sampled(g.t().contiguous().t(), weight, spikes.bits, torch.float32), x)
+        assert torch.equal(
+            sparse.sampled(g.t().contiguous().t(), weight, spikes.bits, torch.float32), x
+        )
 
 
 @pytest.mark.parametrize("dtype", sparse.DTYPES)
@@ -178,7 +189,11 @@ def gradients(call, layer, x, autocast=False, g=None):
     x = x.detach().requires_grad_(x.requires_grad)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         y = call(x, layer)
-    y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(9)).to(y.dtype) if g is None else g)
+    y.backward(
+        torch.randn(y.shape, generator=torch.Generator().manual_seed(9)).to(y.dtype)
+        if g is None
+        else g
+    )
     return [y.detach(), x.grad, *(p.grad for p in layer.parameters())]
 
 
@@ -194,7 +209,11 @@ def test_convolutions_are_torchs(name, input, autocast):
     layer, shape = CONVOLUTIONS[name]
     layer, x = copy.deepcopy(layer), torch.randn(shape, generator=torch.Generator().manual_seed(1))
     x = INPUTS[input](x).float().requires_grad_()
-    for a, b in zip(gradients(synapse.convolution, layer, x, autocast), gradients(itself, layer, x, autocast), strict=True):
+    for a, b in zip(
+        gradients(synapse.convolution, layer, x, autocast),
+        gradients(itself, layer, x, autocast),
+        strict=True,
+    ):
         assert (a is None) == (b is None)
         if b is not None:
             assert a.dtype == b.dtype
@@ -203,23 +222,33 @@ def test_convolutions_are_torchs(name, input, autocast):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("formats", list(itertools.product([torch.contiguous_format, torch.channels_last], repeat=2)), ids=str)
+@pytest.mark.parametrize(
+    "formats",
+    list(itertools.product([torch.contiguous_format, torch.channels_last], repeat=2)),
+    ids=str,
+)
 def test_convolutions_in_any_memory_format(dtype, formats):
     layer = nn.Conv2d(8, 16, 3, padding=1).to(dtype, memory_format=formats[0])
     x = (torch.rand(4, 8, 9, 7) < 0.3).to(dtype, memory_format=formats[1]).requires_grad_()
-    for a, b in zip(gradients(synapse.convolution, layer, x), gradients(itself, layer, x), strict=True):
+    for a, b in zip(
+        gradients(synapse.convolution, layer, x), gradients(itself, layer, x), strict=True
+    ):
         assert a.stride() == b.stride()
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("frozen", [(), ("weight",), ("bias",), ("weight", "bias"), ("x",), ("x", "bias")])
+@pytest.mark.parametrize(
+    "frozen", [(), ("weight",), ("bias",), ("weight", "bias"), ("x",), ("x", "bias")]
+)
 @pytest.mark.parametrize("kind", ["convolution", "linear"])
 def test_only_what_is_asked_for(kind, frozen, tolerance):
     layer = nn.Conv2d(3, 5, 3) if kind == "convolution" else nn.Linear(6, 5)
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(name not in frozen)
     x = (torch.rand(4, 3, 7, 6) < 0.3).float().requires_grad_("x" not in frozen)
-    for a, b in zip(gradients(getattr(synapse, kind), layer, x), gradients(itself, layer, x), strict=True):
+    for a, b in zip(
+        gradients(getattr(synapse, kind), layer, x), gradients(itself, layer, x), strict=True
+    ):
         assert (a is None) == (b is None)
         if b is not None:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
@@ -262,7 +291,11 @@ def test_linear_layers_are_torchs(density, bias, autocast, tolerance):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_linear_layers_of_any_dtype(dtype, input, tolerance):
     layer = nn.Linear(96, 80).to(dtype)
-    x = INPUTS[input](torch.randn(800, 96, generator=torch.Generator().manual_seed(1))).to(dtype).requires_grad_()
+    x = (
+        INPUTS[input](torch.randn(800, 96, generator=torch.Generator().manual_seed(1)))
+        .to(dtype)
+        .requires_grad_()
+    )
     for a, b in zip(gradients(synapse.linear, layer, x), gradients(itself, layer, x), strict=True):
         assert a.dtype == b.dtype
         near(a, b.double(), dtype, tolerance)
@@ -299,14 +332,23 @@ def test_spikes_that_come_as_bits_are_not_packed_again(kind, autocast, monkeypat
     x, layer, _ = linear_case(64, 24, 16, 0.3)
     call = synapse.linear
     if kind == "convolution":
-        x, layer, call = x.detach().view(8, 8, 24, 1).movedim(2, 1).requires_grad_(), nn.Conv2d(24, 16, 1), synapse.convolution
+        x, layer, call = (
+            x.detach().view(8, 8, 24, 1).movedim(2, 1).requires_grad_(),
+            nn.Conv2d(24, 16, 1),
+            synapse.convolution,
+        )
     bits = pack(x).codes
     kept = []
     monkeypatch.setattr(
-        synapse, "_keep", lambda ctx, packed, *o, keep=synapse._keep: (kept.append(packed), keep(ctx, packed, *o))
+        synapse,
+        "_keep",
+        lambda ctx, packed, *o, keep=synapse._keep: (kept.append(packed), keep(ctx, packed, *o)),
     )
     monkeypatch.setattr(synapse, "pack", lambda x: pytest.fail("packed again"))
-    for a, b in zip(gradients(lambda x, m: call(x, m, bits=bits), layer, x, autocast), gradients(itself, layer, x, autocast)):
+    for a, b in zip(
+        gradients(lambda x, m: call(x, m, bits=bits), layer, x, autocast),
+        gradients(itself, layer, x, autocast),
+    ):
         assert torch.equal(a, b)
     assert kept[0].codes is bits
 
@@ -317,7 +359,10 @@ def test_bits_of_what_lies_in_another_order_are_not_those_of_its_copy():
     layer = nn.Linear(24, 16)
     x = x.requires_grad_()
     bits = pack(x).codes  # in the order of memory
-    for a, b in zip(gradients(lambda x, m: synapse.linear(x, m, bits=bits), layer, x), gradients(itself, layer, x)):
+    for a, b in zip(
+        gradients(lambda x, m: synapse.linear(x, m, bits=bits), layer, x),
+        gradients(itself, layer, x),
+    ):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -334,7 +379,11 @@ def test_bits_belong_to_the_spikes_that_were_sent():
 def test_a_transposed_input():
     x, layer, g = linear_case(300, 128, 200, 0.1)
     turned = x.detach().t().contiguous().t().requires_grad_()
-    for a, b in zip(gradients(synapse.linear, layer, turned, g=g), gradients(synapse.linear, layer, x, g=g), strict=True):
+    for a, b in zip(
+        gradients(synapse.linear, layer, turned, g=g),
+        gradients(synapse.linear, layer, x, g=g),
+        strict=True,
+    ):
         assert torch.equal(a, b)
 
 
@@ -358,7 +407,9 @@ class Residual(nn.Module):
 
         def spikes(x):
             T = 4
-            return bs.lif(x.unflatten(0, (T, -1)), seed=1, v_threshold=0.3, backend="eager").spikes.flatten(0, 1)
+            return bs.lif(
+                x.unflatten(0, (T, -1)), seed=1, v_threshold=0.3, backend="eager"
+            ).spikes.flatten(0, 1)
 
         a = spikes(convolution(x, self.first))
         b = a + spikes(convolution(a, self.second))
@@ -383,16 +434,25 @@ def test_gradients_of_a_residual_network():
 @pytest.mark.parametrize("autocast", [False, True])
 def test_what_is_kept(autocast):
     """The bytes that the graph holds: bits for spikes, else what is computed with; nothing for the weight."""
-    for layer, call in ((nn.Conv2d(64, 64, 3, padding=1), synapse.convolution), (nn.Linear(16, 64), synapse.linear)):
+    for layer, call in (
+        (nn.Conv2d(64, 64, 3, padding=1), synapse.convolution),
+        (nn.Linear(16, 64), synapse.linear),
+    ):
         x, sizes = torch.rand(8, 64, 16, 16, requires_grad=True), []
 
         def note(t, sizes=sizes, known=(layer.weight, x)):
             sizes.append(0 if any(t is a for a in known) else t.nbytes)
             return t
 
-        for values, size in (((x < 0.2).float().requires_grad_(), x.numel() / 8), (x, (2 if autocast else 4) * x.numel())):
+        for values, size in (
+            ((x < 0.2).float().requires_grad_(), x.numel() / 8),
+            (x, (2 if autocast else 4) * x.numel()),
+        ):
             sizes.clear()
-            with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), torch.autocast("cpu", enabled=autocast):
+            with (
+                torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
+                torch.autocast("cpu", enabled=autocast),
+            ):
                 y = call(values, layer)
             assert sum(sizes) == size
             assert y.grad_fn.packed.codes is None
@@ -403,17 +463,24 @@ def test_what_is_kept(autocast):
 
 def test_watched_layers_are_called():
     x = (torch.rand(2, 3, 6, 6) < 0.3).float().requires_grad_()
-    for layer, call in ((nn.Conv2d(3, 4, 3), synapse.convolution), (nn.Linear(6, 4), synapse.linear)):
+    for layer, call in (
+        (nn.Conv2d(3, 4, 3), synapse.convolution),
+        (nn.Linear(6, 4), synapse.linear),
+    ):
         calls = []
         handles = [layer.register_forward_hook(lambda *_, calls=calls: calls.append("forward"))]
         call(x, layer)
         assert calls == ["forward"]
-        handles.append(layer.register_full_backward_hook(lambda *_, calls=calls: calls.append("backward")))
+        handles.append(
+            layer.register_full_backward_hook(lambda *_, calls=calls: calls.append("backward"))
+        )
         call(x, layer).sum().backward()
         assert calls == ["forward", "forward", "backward"]
         for handle in handles:
             handle.remove()
-        everywhere = nn.modules.module.register_module_forward_hook(lambda *_, calls=calls: calls.append("everywhere"))
+        everywhere = nn.modules.module.register_module_forward_hook(
+            lambda *_, calls=calls: calls.append("everywhere")
+        )
         call(x, layer)
         everywhere.remove()
         assert calls[3:] == ["everywhere"]
@@ -448,21 +515,27 @@ def test_what_changed_meanwhile_is_noticed():
 def test_double_backward_is_refused():
     x = (torch.rand(5, 6) < 0.5).float().requires_grad_()
     with pytest.raises(
-        RuntimeError, match="double backward through a layer's packed input is not defined; use create_graph=False"
+        RuntimeError,
+        match="double backward through a layer's packed input is not defined; use create_graph=False",
     ):
         torch.autograd.grad(synapse.linear(x, nn.Linear(6, 4)).square().sum(), x, create_graph=True)
 
 
 def test_in_place_after_a_product():
     x, layer, _ = linear_case(400, 128, 96, 0.1)
-    for y in (synapse.linear(x, layer), synapse.convolution(x.view(1, 1, 400, 128), nn.Conv2d(1, 1, 3))):
+    for y in (
+        synapse.linear(x, layer),
+        synapse.convolution(x.view(1, 1, 400, 128), nn.Conv2d(1, 1, 3)),
+    ):
         y.relu_().sum().backward()
 
 
 def test_compiled_and_transformed_code_calls_the_layer():
     layer = nn.Linear(128, 96)
     x = (torch.rand(400, 128) < 0.1).float()
-    compiled = torch.compile(lambda x: synapse.linear(x, layer), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda x: synapse.linear(x, layer), fullgraph=True, backend="aot_eager"
+    )
     torch.testing.assert_close(compiled(x), layer(x))
     jacobian = torch.func.jacrev(lambda v: synapse.linear(v, layer).sum())(x)
     torch.testing.assert_close(jacobian, layer.weight.sum(0).expand(400, 128))
@@ -490,13 +563,23 @@ def test_hysteresis():
     ):
         assert made.decide(torch.float32, 1024, 256, 256, part * limit, None).forward == way
     limit = sparsity.SAMPLE_BELOW * 256 / (256 + sparsity.START)
-    for part, way in ((1.05, "dense"), (0.95, "dense"), (0.85, "sample"), (1.05, "sample"), (1.2, "dense")):
+    for part, way in (
+        (1.05, "dense"),
+        (0.95, "dense"),
+        (0.85, "sample"),
+        (1.05, "sample"),
+        (1.2, "dense"),
+    ):
         assert made.decide(torch.float32, 1024, 256, 256, None, part * limit).input == way
         assert made.forward == made.weight == "dense"
 
 
 def test_what_the_limits_depend_on(monkeypatch):
-    for M, K, ways in ((1024, 1024, ("lookup", "lookup")), (1024, 128, ("lookup", "dense")), (128, 1024, ("dense", "lookup"))):
+    for M, K, ways in (
+        (1024, 1024, ("lookup", "lookup")),
+        (1024, 128, ("lookup", "dense")),
+        (128, 1024, ("dense", "lookup")),
+    ):
         made = sparsity.Choice().decide(torch.float32, M, K, 256, 0.5, 0.5)
         assert (made.forward, made.weight, made.input) == (*ways, "dense")
     monkeypatch.setattr(sparsity, "_multiplies_tiles", lambda: True)
@@ -510,7 +593,12 @@ def test_what_the_limits_depend_on(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "case", [(torch.float64, 1024, 256, 256), (torch.float32, 16, 256, 256), (torch.float32, 1024, 256, 10)]
+    "case",
+    [
+        (torch.float64, 1024, 256, 256),
+        (torch.float32, 16, 256, 256),
+        (torch.float32, 1024, 256, 10),
+    ],
 )
 def test_what_is_small_or_exact_stays_dense(case):
     made = sparsity.Choice().decide(*case, 0.01, 0.01)
@@ -518,9 +606,13 @@ def test_what_is_small_or_exact_stays_dense(case):
 
 
 def test_the_choice_is_saved_and_resumed():
-    x, layer, g = linear_case(1024, 256, 96, 0.132)  # just above the limit: which way depends on the way before
+    x, layer, g = linear_case(
+        1024, 256, 96, 0.132
+    )  # just above the limit: which way depends on the way before
     model = nn.Sequential(layer)
-    sparsity.choice(layer).load({"forward": "gather", "weight": "gather", "input": "sample", "spikes": 0.1, "h": 0.2})
+    sparsity.choice(layer).load(
+        {"forward": "gather", "weight": "gather", "input": "sample", "spikes": 0.1, "h": 0.2}
+    )
     saved = sparsity.state(model)
     twin = copy.deepcopy(model)
     assert sparsity.state(twin) == saved
@@ -529,7 +621,9 @@ def test_the_choice_is_saved_and_resumed():
     sparsity.load(fresh, copy.deepcopy(saved))
     want = gradients(synapse.linear, layer, x, g=g)
     for other in (twin[0], fresh[0]):
-        assert all(torch.equal(a, b) for a, b in zip(gradients(synapse.linear, other, x, g=g), want))
+        assert all(
+            torch.equal(a, b) for a, b in zip(gradients(synapse.linear, other, x, g=g), want)
+        )
         assert sparsity.choice(other) == sparsity.choice(layer)
     assert sparsity.choice(layer).forward == "gather"
     with torch.no_grad():
@@ -542,4 +636,7 @@ def test_words():
     made = sparsity.Choice()
     assert str(made) == "forward dense (no spikes), weight gradient dense, input gradient dense"
     made.decide(torch.float32, 1024, 256, 256, 0.09, 0.101)
-    assert str(made) == "forward sparse (spikes 9 %), weight gradient sparse, input gradient sampled (h 10 %)"
+    assert (
+        str(made)
+        == "forward sparse (spikes 9 %), weight gradient sparse, input gradient sampled (h 10 %)"
+    )

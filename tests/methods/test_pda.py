@@ -19,13 +19,18 @@ EXACT = {"rtol": 1e-12, "atol": 1e-13}
 
 
 def numbers(*shape, seed=0, scale=1.0):
-    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return scale * torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 # ------------------------------------------------------------------------------------------------ the divergence
 
 
-@pytest.mark.parametrize(("m_p", "v_p", "m_q", "v_q"), [(0.3, 0.5, -0.4, 1.7), (1.0, 2.0, 1.0, 0.25), (-2.0, 1.0, 1.0, 1.0)])
+@pytest.mark.parametrize(
+    ("m_p", "v_p", "m_q", "v_q"),
+    [(0.3, 0.5, -0.4, 1.7), (1.0, 2.0, 1.0, 0.25), (-2.0, 1.0, 1.0, 1.0)],
+)
 def test_divergence_is_the_integral(m_p, v_p, m_q, v_q):
     x = np.linspace(-40, 40, 400_001)
 
@@ -57,19 +62,35 @@ RULE = {
 @pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 3, 4), (5, 3, 4, 2, 3)])
 @pytest.mark.parametrize(
     "rule",
-    [{}, {"v_reset": None, "reset_gradient": 0.4}, {"v_reset": -0.25, "decay_input": False}, {"temporal_gradient": False}],
+    [
+        {},
+        {"v_reset": None, "reset_gradient": 0.4},
+        {"v_reset": -0.25, "decay_input": False},
+        {"temporal_gradient": False},
+    ],
     ids=str,
 )
 def test_moments_and_their_gradient(shape, rule):
     """Both backends against autograd through the recorded membrane of the reference; the loss sees spikes and membrane too."""
     C = shape[2] if len(shape) > 2 else 1
-    k_mean, k_square, k_s, k_u = numbers(5, C, seed=1), numbers(5, C, seed=2), numbers(*shape, seed=3), numbers(*shape, seed=4)
+    k_mean, k_square, k_s, k_u = (
+        numbers(5, C, seed=1),
+        numbers(5, C, seed=2),
+        numbers(*shape, seed=3),
+        numbers(*shape, seed=4),
+    )
 
     def gradients(backend, moments):
         leaves = [numbers(*shape, seed=5, scale=2.0), numbers(*shape[1:], seed=6)]
         leaves += [torch.tensor(value, dtype=torch.float64) for value in (2.3, 0.7)]
         x, v0, tau, theta = (leaf.requires_grad_() for leaf in leaves)
-        options = {**RULE, "tau": tau, "v_threshold": theta, "surrogate": bs.Masked(bs.ATan(), 0.3), **rule}
+        options = {
+            **RULE,
+            "tau": tau,
+            "v_threshold": theta,
+            "surrogate": bs.Masked(bs.ATan(), 0.3),
+            **rule,
+        }
         call = prepare(x, v0, **options, seed=7, record_membrane=True, record_moments=moments)
         out, got = compute(call, backend)
         if moments:
@@ -80,7 +101,11 @@ def test_moments_and_their_gradient(shape, rule):
             mean, square = samples.mean((1, 3)), samples.square().mean((1, 3))
         loss = (k_mean * mean).sum() + (k_square * square.sqrt()).sum()
         (loss + (k_s * out.spikes).sum() + (k_u * out.membrane).sum()).backward()
-        return mean, square, *(torch.zeros_like(a) if a.grad is None else a.grad for a in (x, v0, tau, theta))
+        return (
+            mean,
+            square,
+            *(torch.zeros_like(a) if a.grad is None else a.grad for a in (x, v0, tau, theta)),
+        )
 
     want = gradients("reference", moments=False)
     for backend in ("reference", "eager"):
@@ -105,7 +130,9 @@ def network(**options):
     options = {"v_threshold": 0.8, "surrogate": bs.Parametric(bs.Triangle(alpha=0.8)), **options}
     a = bs.OverTime(nn.Conv2d(2, 4, 3, padding=1))
     b = bs.OverTime(nn.Flatten(), nn.Linear(4 * 3 * 5, 6))
-    return nn.Sequential(a, bs.LIF(**options), b, bs.LIF(**{**options, "v_threshold": 0.6})).double()
+    return nn.Sequential(
+        a, bs.LIF(**options), b, bs.LIF(**{**options, "v_threshold": 0.6})
+    ).double()
 
 
 def frames(T=4, B=6):
@@ -124,7 +151,11 @@ def expected(model, recorded, target, per_channel, form, window=1.5, eps=1e-2):
                 p, q = u[t].flatten(1).softmax(-1), (theta * s[t]).flatten(1).softmax(-1)
                 each.append((((p - q) * (p.log() - q.log())).sum(-1) / 2).mean())
                 continue
-            channels = [(u[t][:, c], s[t][:, c]) for c in range(u.shape[2])] if per_channel else [(u[t], s[t])]
+            channels = (
+                [(u[t][:, c], s[t][:, c]) for c in range(u.shape[2])]
+                if per_channel
+                else [(u[t], s[t])]
+            )
             for u_c, s_c in channels:
                 q = {
                     "spikes": (theta * s_c.mean(), (theta * s_c).var(correction=0)),
@@ -139,13 +170,19 @@ def expected(model, recorded, target, per_channel, form, window=1.5, eps=1e-2):
 
 
 FORMS = [("spikes", True, "moments"), ("spikes", False, "moments"), ("spikes", False, "softmax")]
-FORMS += [(target, per_channel, "moments") for target in ("gaussian", "window") for per_channel in (True, False)]
+FORMS += [
+    (target, per_channel, "moments")
+    for target in ("gaussian", "window")
+    for per_channel in (True, False)
+]
 
 
 @pytest.mark.parametrize("backend", ["eager", "reference"])
 @pytest.mark.parametrize(("target", "per_channel", "form"), FORMS)
 def test_loss_and_gradient(target, per_channel, form, backend):
-    model = network(backend=backend, learn=("tau", "threshold"), v_reset=None if per_channel else -0.1)
+    model = network(
+        backend=backend, learn=("tau", "threshold"), v_reset=None if per_channel else -0.1
+    )
     with torch.no_grad():
         model[1].log_width.fill_(0.3)
     pda = PotentialAdjustment(model, 0.25, target, form=form, per_channel=per_channel, window=1.5)
@@ -212,7 +249,10 @@ def test_spikes_stay_the_same():
 
 def test_chosen_layers_and_strength():
     model = network()
-    with PotentialAdjustment(model, 1.0) as both, PotentialAdjustment(model, 2.0, layers=["3"]) as second:
+    with (
+        PotentialAdjustment(model, 1.0) as both,
+        PotentialAdjustment(model, 2.0, layers=["3"]) as second,
+    ):
         with PotentialAdjustment(model, 1.0, layers=["1"]) as first:
             model(frames())
         one, two = first.loss().item(), second.loss().item() / 2
@@ -232,7 +272,9 @@ def test_warm_up_is_linear_and_resumes():
     with PotentialAdjustment(layer, 1.0, warmup=4) as pda:
         assert [next_loss(pda) / full for _ in range(2)] == pytest.approx([0.25, 0.5])
         with torch.no_grad():
-            assert next_loss(pda) / full == pytest.approx(0.5)  # counts only where there is something to learn
+            assert next_loss(pda) / full == pytest.approx(
+                0.5
+            )  # counts only where there is something to learn
         state = pda.state_dict()
     with PotentialAdjustment(layer, 1.0, warmup=4) as pda:
         pda.load_state_dict(state)
@@ -246,7 +288,9 @@ def test_beside_record_streaming_and_copies():
             model(frames())
         alone = pda.loss()
         assert set(recorded) == {"1", "3"}
-        assert alone.item() == pytest.approx(expected(model, recorded, "spikes", False, "moments").item(), rel=1e-12)
+        assert alone.item() == pytest.approx(
+            expected(model, recorded, "spikes", False, "moments").item(), rel=1e-12
+        )
         assert len(model[1].watchers) == 1
 
         twin = copy.deepcopy(model)
@@ -274,7 +318,9 @@ def test_accumulation_float32_and_bf16():
                 (model(part).mean() + pda.loss()).backward()
             return model[0][0].weight.grad.clone()
 
-        torch.testing.assert_close(gradient(halves), gradient(halves[:1]) + gradient(halves[1:]), **EXACT)
+        torch.testing.assert_close(
+            gradient(halves), gradient(halves[:1]) + gradient(halves[1:]), **EXACT
+        )
         model.float()
         (model(frames().float()).mean() + pda.loss()).backward()
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -307,7 +353,10 @@ def test_errors_of_use():
     with pytest.raises(ValueError, match="no spiking layer"):
         PotentialAdjustment(nn.Linear(2, 2))
     layer = bs.LIF()
-    with PotentialAdjustment(layer, form="softmax"), pytest.raises(ValueError, match=r"needs features, .* \[3, 4\]"):
+    with (
+        PotentialAdjustment(layer, form="softmax"),
+        pytest.raises(ValueError, match=r"needs features, .* \[3, 4\]"),
+    ):
         layer(torch.zeros(3, 4))
     assert bs.PotentialAdjustment is PotentialAdjustment
 
@@ -338,7 +387,9 @@ def test_width_of_a_surrogate(surrogate, width):
 
 def test_statistics_by_hand():
     layer = bs.IF(v_threshold=1.0, surrogate=bs.Rectangle(width=0.5))
-    x = torch.tensor([[[-1.0, 0.0, 0.75, 1.25]], [[0.5, 0.0, 1.5, 2.0]]])  # IF: the first u is x, then what is left adds
+    x = torch.tensor(
+        [[[-1.0, 0.0, 0.75, 1.25]], [[0.5, 0.0, 1.5, 2.0]]]
+    )  # IF: the first u is x, then what is left adds
     with bs.record(layer) as recorded, torch.no_grad():
         layer(x)
     got = potential_statistics(layer, recorded)[""]
@@ -356,7 +407,9 @@ def test_statistics_by_hand():
 
 
 def test_statistics_with_a_width_per_channel():
-    layer = bs.LIF(surrogate=bs.Parametric(bs.Rectangle(), per_channel=True), channels=2, decay_input=False)
+    layer = bs.LIF(
+        surrogate=bs.Parametric(bs.Rectangle(), per_channel=True), channels=2, decay_input=False
+    )
     with torch.no_grad():
         layer.log_width.copy_(torch.tensor([0.5, 3.0]).log())
     with bs.record(layer) as recorded:

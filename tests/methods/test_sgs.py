@@ -18,11 +18,16 @@ PRE_POST = sgs._Rule("pre_post", "layer", False, False)
 
 
 def numbers(*shape, seed=0, scale=1.0):
-    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return scale * torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def spikes(*shape, rate=0.3, seed=0):
-    return (torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) < rate).double()
+    return (
+        torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        < rate
+    ).double()
 
 
 # ------------------------------------------------------------------------------------------------ the weight site of MSG
@@ -32,7 +37,9 @@ def weights():
     torch.manual_seed(0)
     conv = bs.OverTime(nn.Conv2d(2, 24, 3, padding=1), nn.BatchNorm2d(24))
     neuron = bs.LIF(v_threshold=0.5, surrogate=bs.Parametric(bs.ATan()))
-    return nn.Sequential(conv, neuron, bs.OverTime(nn.Flatten(), nn.Linear(24 * 20, 30)), neuron).double()
+    return nn.Sequential(
+        conv, neuron, bs.OverTime(nn.Flatten(), nn.Linear(24 * 20, 30)), neuron
+    ).double()
 
 
 def gradients(model, x=None, seed=1):
@@ -61,7 +68,9 @@ def test_only_weights_are_masked_at_rate_p(p):
         n, share = kept.numel(), 1 - kept.double().mean().item()
         assert n > 400
         assert abs(share - p) <= 4 * math.sqrt(p * (1 - p) / n)
-    assert all(torch.equal(a, b) for a, b in zip(gradients(model).values(), whole.values()))  # removed
+    assert all(
+        torch.equal(a, b) for a, b in zip(gradients(model).values(), whole.values())
+    )  # removed
 
 
 def test_masks_follow_the_seed_and_are_fresh():
@@ -136,7 +145,9 @@ def correlation(layer, x, g):
     return torch.einsum("bgkl,bgol->gok", p, g).reshape(layer.weight.shape)
 
 
-def scaled_by_hand(layer, x, post, g, alpha, pair="pre_post", normalise="layer", mean_preserving=False):
+def scaled_by_hand(
+    layer, x, post, g, alpha, pair="pre_post", normalise="layer", mean_preserving=False
+):
     total, factors = torch.zeros_like(layer.weight), []
     for t in range(len(x)):
         trace = [sum(math.exp(-(t - k)) * a[k] for k in range(t + 1)) for a in (x, post)]
@@ -174,7 +185,9 @@ def test_scaled_gradient_of_a_layer(layer, shape, options):
         out = torch.stack([layer(step) for step in x])
     post, g = spikes(*out.shape, seed=1, rate=0.2), numbers(*out.shape, seed=2)
     post[:2] = 0  # silent at first
-    rule = sgs._Rule("pre_post", *{"normalise": "layer", "mean_preserving": False, **options}.values(), False)
+    rule = sgs._Rule(
+        "pre_post", *{"normalise": "layer", "mean_preserving": False, **options}.values(), False
+    )
     got = sgs.scaled_weight_gradient(layer, x, post, g, 0.4, rule)
     want, A = scaled_by_hand(layer, x, post, g, 0.4, **options)
     torch.testing.assert_close(got.detach(), want, **EXACT)
@@ -183,7 +196,11 @@ def test_scaled_gradient_of_a_layer(layer, shape, options):
 
 
 def test_pre_pre():
-    layer, x, g = nn.Conv2d(4, 4, 3, padding=1).double(), spikes(4, 3, 4, 5, 6), numbers(4, 3, 4, 5, 6)
+    layer, x, g = (
+        nn.Conv2d(4, 4, 3, padding=1).double(),
+        spikes(4, 3, 4, 5, 6),
+        numbers(4, 3, 4, 5, 6),
+    )
     rule = sgs._Rule("pre_pre", "layer", False, False)
     got = sgs.scaled_weight_gradient(layer, x, spikes(4, 3, 4, 5, 6, seed=3), g, 0.5, rule)
     torch.testing.assert_close(got, scaled_by_hand(layer, x, x, g, 0.5, "pre_pre")[0], **EXACT)
@@ -214,18 +231,28 @@ def test_a_silent_layer_keeps_its_gradient(silent):
 
 def test_ranks_share_their_correlation(monkeypatch):
     """Two halves of a batch, each with the C of both, give what one machine gives for the whole."""
-    layer, x, post, g = nn.Linear(6, 5).double(), spikes(3, 8, 6), spikes(3, 8, 5, seed=1), numbers(3, 8, 5)
+    layer, x, post, g = (
+        nn.Linear(6, 5).double(),
+        spikes(3, 8, 6),
+        spikes(3, 8, 5, seed=1),
+        numbers(3, 8, 5),
+    )
     whole = sgs.scaled_weight_gradient(layer, x, post, g, 0.5, PRE_POST)
 
     def correlations(a, b):
-        return [correlation(layer, *(sum(math.exp(k - t) * s[k] for k in range(t + 1)) for s in (a, b))) for t in range(3)]
+        return [
+            correlation(layer, *(sum(math.exp(k - t) * s[k] for k in range(t + 1)) for s in (a, b)))
+            for t in range(3)
+        ]
 
     halves = [[a[:, :4], a[:, 4:]] for a in (x, post, g)]
     total = 0
     for rank in (0, 1):
         others = iter(correlations(halves[0][1 - rank], halves[1][1 - rank]))
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-        monkeypatch.setattr(torch.distributed, "all_reduce", lambda C, others=others: C.add_(next(others)))
+        monkeypatch.setattr(
+            torch.distributed, "all_reduce", lambda C, others=others: C.add_(next(others))
+        )
         total = total + sgs.scaled_weight_gradient(layer, *(h[rank] for h in halves), 0.5, PRE_POST)
     torch.testing.assert_close(total, whole, **EXACT)
 
@@ -246,7 +273,9 @@ class Residual(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.lif1 = lif()
         self.conv2 = bs.OverTime(nn.Conv2d(channels, channels, 3, padding=1))
-        self.shortcut = bs.OverTime(nn.Conv2d(channels, channels, 1, stride)) if stride > 1 else nn.Identity()
+        self.shortcut = (
+            bs.OverTime(nn.Conv2d(channels, channels, 1, stride)) if stride > 1 else nn.Identity()
+        )
         self.lif2 = lif()
 
     def forward(self, x):
@@ -260,7 +289,9 @@ def residual_net():
     torch.manual_seed(0)
     stem = bs.OverTime(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4))
     head = bs.OverTime(nn.Flatten(), nn.Linear(4 * 2 * 3, 6))
-    return nn.Sequential(stem, lif(), Residual(4), Residual(4, stride=2), head, lif(), bs.OverTime(nn.Linear(6, 3))).double()
+    return nn.Sequential(
+        stem, lif(), Residual(4), Residual(4, stride=2), head, lif(), bs.OverTime(nn.Linear(6, 3))
+    ).double()
 
 
 RESIDUAL_SCALED = {"2.conv1.0": "2.lif1", "2.conv2.0": "2.lif2", "3.conv2.0": "3.lif2", "4.1": "5"}
@@ -317,7 +348,11 @@ def test_network(alpha):
             for name, post in RESIDUAL_SCALED.items():
                 layer = model.get_submodule(name)
                 want, _ = scaled_by_hand(
-                    layer, over_time(seen[name]["x"], T), fired[post], over_time(seen[name]["g"], T), alpha
+                    layer,
+                    over_time(seen[name]["x"], T),
+                    fired[post],
+                    over_time(seen[name]["g"], T),
+                    alpha,
                 )
                 torch.testing.assert_close(got[name + ".weight"], want, **EXACT)
                 assert not torch.allclose(want, plain[name + ".weight"], rtol=0.01)
@@ -440,14 +475,21 @@ def pooled_net():
     after = bs.OverTime(nn.Conv2d(4, 4, 3, padding=1), nn.AvgPool2d(2))
     valid = bs.OverTime(nn.Conv2d(4, 5, 2))
     first = bs.OverTime(nn.Conv2d(2, 4, 3, padding=1))
-    return nn.Sequential(first, lif(), bs.OverTime(pool, conv), lif(), after, lif(), valid, lif()).double()
+    return nn.Sequential(
+        first, lif(), bs.OverTime(pool, conv), lif(), after, lif(), valid, lif()
+    ).double()
 
 
 def test_pooling():
     model, x = pooled_net(), numbers(4, 3, 2, 8, 12, scale=3.0)
-    with bs.scale_gradients(model), pytest.raises(RuntimeError, match="no layer of this model can be scaled") as e:
+    with (
+        bs.scale_gradients(model),
+        pytest.raises(RuntimeError, match="no layer of this model can be scaled") as e,
+    ):
         model(x)
-    assert "2.1: Pool lies between the spikes and its input; pool_pre=True allows that" in str(e.value)
+    assert "2.1: Pool lies between the spikes and its input; pool_pre=True allows that" in str(
+        e.value
+    )
     assert "4.0: Pool lies between it and the spiking layer 5" in str(e.value)
     assert "6.0: its input and its output differ in size, [2, 3] and [1, 2]" in str(e.value)
     with bs.scale_gradients(model, pool_pre=True) as handle:
@@ -459,7 +501,9 @@ def test_pooling():
     torch.testing.assert_close(model[2][1].weight.grad, want, **EXACT)
 
 
-@pytest.mark.parametrize("mode", [{"padding": "same"}, {"padding": 1, "padding_mode": "circular"}], ids=str)
+@pytest.mark.parametrize(
+    "mode", [{"padding": "same"}, {"padding": 1, "padding_mode": "circular"}], ids=str
+)
 def test_padding_by_name(mode):
     conv = nn.Conv2d(3, 3, 3, **mode).double()
     x, g = numbers(2, 3, 5, 6).requires_grad_(), numbers(2, 3, 5, 6, seed=1)
@@ -468,7 +512,9 @@ def test_padding_by_name(mode):
 
 
 def test_pre_pre_needs_as_many_outputs():
-    model = nn.Sequential(nn.Linear(3, 4), lif(), nn.Linear(4, 4), lif(), nn.Linear(4, 5), lif()).double()
+    model = nn.Sequential(
+        nn.Linear(3, 4), lif(), nn.Linear(4, 4), lif(), nn.Linear(4, 5), lif()
+    ).double()
     with bs.scale_gradients(model, pair="pre_pre") as handle:
         model(numbers(3, 2, 3))
     assert handle.scaled == {"2": "3"}
@@ -552,7 +598,10 @@ def test_errors_of_scaling():
             bs.scale_gradients(model, **options)
     with pytest.raises(ValueError, match="no linear or convolution layer"):
         bs.scale_gradients(nn.ConvTranspose2d(2, 2, 3))
-    with bs.scale_gradients(model), pytest.raises(RuntimeError, match="the first forward pass must be one of the whole model"):
+    with (
+        bs.scale_gradients(model),
+        pytest.raises(RuntimeError, match="the first forward pass must be one of the whole model"),
+    ):
         model[0](numbers(2, 3, 2, 4, 6))
 
 
@@ -560,12 +609,21 @@ def test_errors_of_scaling():
 
 
 PSG = bs.Parametric(bs.ATan(alpha=2.5))
-SURROGATES = {"": bs.ATan(alpha=2.5), "MSG": bs.Masked(bs.ATan(alpha=2.5), 0.4), "PSG": PSG, "MSG+PSG": bs.Masked(PSG, 0.4)}
+SURROGATES = {
+    "": bs.ATan(alpha=2.5),
+    "MSG": bs.Masked(bs.ATan(alpha=2.5), 0.4),
+    "PSG": PSG,
+    "MSG+PSG": bs.Masked(PSG, 0.4),
+}
 
 
 def network(surrogate, **options):
     return bs.models.convnet(
-        "4-4-P-6", 3, 2, size=6, neuron=lambda channels: bs.LIF(v_threshold=0.4, surrogate=surrogate, **options)
+        "4-4-P-6",
+        3,
+        2,
+        size=6,
+        neuron=lambda channels: bs.LIF(v_threshold=0.4, surrogate=surrogate, **options),
     ).double()
 
 
@@ -573,7 +631,9 @@ def step(model, *, pda=None, task=1.0, seed=4):
     """Gradients of task * L + pda.loss(), with the masks that `seed` gives."""
     torch.manual_seed(seed)
     model.zero_grad()
-    loss = task * F.cross_entropy(model(numbers(3, 5, 2, 6, 6, scale=2.0)).mean(0), torch.tensor([0, 1, 2, 0, 1]))
+    loss = task * F.cross_entropy(
+        model(numbers(3, 5, 2, 6, 6, scale=2.0)).mean(0), torch.tensor([0, 1, 2, 0, 1])
+    )
     (loss if pda is None else loss + pda.loss()).backward()
     bs.check_gradients(model)
     return parameter_gradients(model)
@@ -605,14 +665,20 @@ def test_sgs_scales_what_the_others_leave(name, pda):
             seen = {}
             conv = model.features[2][0]
             hook = conv.register_forward_hook(
-                lambda _, args, y: y.register_hook(lambda g: seen.update(x=args[0].detach(), g=g)) and None
+                lambda _, args, y: (
+                    y.register_hook(lambda g: seen.update(x=args[0].detach(), g=g)) and None
+                )
             )
             with bs.record(model) as recorded:
                 step(model, pda=loss)
             hook.remove()
     assert handle.scaled == {"features.2.0": "features.3"}
     want, _ = scaled_by_hand(
-        conv, over_time(seen["x"], 3), recorded["features.3"].spikes.detach(), over_time(seen["g"], 3), 0.5
+        conv,
+        over_time(seen["x"], 3),
+        recorded["features.3"].spikes.detach(),
+        over_time(seen["g"], 3),
+        0.5,
     )
     torch.testing.assert_close(got["features.2.0.weight"], want, **EXACT)
     assert not torch.allclose(want, plain["features.2.0.weight"], rtol=0.01)
@@ -634,12 +700,15 @@ def test_the_weight_mask_comes_last(name):
 
 
 @pytest.mark.parametrize(
-    ("msg", "psg", "pda", "sgs", "mask"), [c for c in itertools.product([False, True], repeat=5) if sum(c) == 2 or all(c)]
+    ("msg", "psg", "pda", "sgs", "mask"),
+    [c for c in itertools.product([False, True], repeat=5) if sum(c) == 2 or all(c)],
 )
 @pytest.mark.parametrize("kind", ["float64", "float32", "bf16"])
 def test_pairs_and_all_at_once_train(msg, psg, pda, sgs, mask, kind):
     torch.manual_seed(3)
-    model = network(SURROGATES["+".join(n for n, on in (("MSG", msg), ("PSG", psg)) if on)], reset_gradient=0.5)
+    model = network(
+        SURROGATES["+".join(n for n, on in (("MSG", msg), ("PSG", psg)) if on)], reset_gradient=0.5
+    )
     model = model if kind == "float64" else model.float()
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     x, y = numbers(3, 4, 2, 6, 6, scale=2.0), torch.tensor([0, 1, 2, 0])
@@ -663,7 +732,10 @@ def test_pairs_and_all_at_once_train(msg, psg, pda, sgs, mask, kind):
             assert not torch.equal(p, old)
     for handle in (*handles, *([adjustment] if adjustment else [])):
         handle.remove()
-    assert not any(m._forward_hooks or m._forward_pre_hooks or getattr(m, "watchers", None) for m in model.modules())
+    assert not any(
+        m._forward_hooks or m._forward_pre_hooks or getattr(m, "watchers", None)
+        for m in model.modules()
+    )
 
 
 @pytest.mark.filterwarnings("ignore")

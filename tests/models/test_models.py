@@ -72,7 +72,14 @@ SMALL = [
         VGG16(3, 1, 32),
         Spikformer(3, 2, dim=48, depth=1),
     ),
-    *(ResNet18(3, stem="cifar"), ResNet18(4), ResNet19(3), ResNet20(3), SEWResNet18(3, 2, stem="cifar"), MSResNet18(3)),
+    *(
+        ResNet18(3, stem="cifar"),
+        ResNet18(4),
+        ResNet19(3),
+        ResNet20(3),
+        SEWResNet18(3, 2, stem="cifar"),
+        MSResNet18(3),
+    ),
     *(MLP(3, 7, (6, 5)), MLP(3, 7, (6, 5), recurrent=True, dropout=0.5)),
 ]
 
@@ -96,7 +103,9 @@ def test_every_network_is_a_value_a_text_and_a_factory():
     for network in NETWORKS:
         value = network(num_classes=7)
         assert parse(repr(value)) == value
-        assert network.__name__.lower() in {name.replace("_", "") for name in dir(bs.models) + bs.models.__all__}
+        assert network.__name__.lower() in {
+            name.replace("_", "") for name in dir(bs.models) + bs.models.__all__
+        }
     assert bs.models.spikformer(dim=48, depth=1) is not None
     assert callable(bs.models.spikformer)  # still the factory, once its module is loaded
     with pytest.raises(AttributeError, match="nonet"):
@@ -111,7 +120,9 @@ def test_a_layout_says_channels_kernels_and_hidden_layers():
 
 def test_an_mlp_recurs_and_drops_where_it_is_asked_to():
     torch.manual_seed(0)
-    plain, model = (MLP(3, 7, (6, 5), recurrent=again, dropout=0.5).build(bs.LIF) for again in (False, True))
+    plain, model = (
+        MLP(3, 7, (6, 5), recurrent=again, dropout=0.5).build(bs.LIF) for again in (False, True)
+    )
     assert not any(isinstance(m, bs.Recurrent) for m in plain.modules())
     layers = [m for m in model.modules() if isinstance(m, bs.Recurrent)]
     for layer, n in zip(layers, (6, 5), strict=True):
@@ -121,12 +132,16 @@ def test_an_mlp_recurs_and_drops_where_it_is_asked_to():
     assert torch.equal(model.eval()(x), model(x))
 
 
-@pytest.mark.parametrize("value", [ConvNet("8-P-8-P", size=8, hidden=(64, 64)), VGG11(10, 1), ResNet19(10, 1)], ids=str)
+@pytest.mark.parametrize(
+    "value", [ConvNet("8-P-8-P", size=8, hidden=(64, 64)), VGG11(10, 1), ResNet19(10, 1)], ids=str
+)
 def test_every_layer_fires_at_the_start(value):
     """Also the linear ones, which no norm precedes."""
     torch.manual_seed(0)
     side = getattr(value, "size", 8)
-    x = F.interpolate(torch.from_numpy(bs.data.load("digits").train.x[:4]).float() / 255, scale_factor=side // 8)
+    x = F.interpolate(
+        torch.from_numpy(bs.data.load("digits").train.x[:4]).float() / 255, scale_factor=side // 8
+    )
     model = value.build(lambda channels: bs.LIF(v_threshold=0.5))
     with bs.record(model) as seen, torch.no_grad():
         model(x.expand(4, *x.shape))
@@ -137,7 +152,9 @@ def test_every_layer_fires_at_the_start(value):
 def torchvision_names():
     def norm(name, c):
         shapes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (c,))
-        return {f"{name}.{n}": shape for n, shape in shapes.items()} | {f"{name}.num_batches_tracked": ()}
+        return {f"{name}.{n}": shape for n, shape in shapes.items()} | {
+            f"{name}.num_batches_tracked": ()
+        }
 
     names = {"conv1.weight": (64, 3, 7, 7)} | norm("bn1", 64)
     inputs = 64
@@ -147,7 +164,9 @@ def torchvision_names():
             names |= {f"{block}.conv1.weight": (width, inputs, 3, 3)} | norm(f"{block}.bn1", width)
             names |= {f"{block}.conv2.weight": (width, width, 3, 3)} | norm(f"{block}.bn2", width)
             if inputs != width:
-                names |= {f"{block}.downsample.0.weight": (width, inputs, 1, 1)} | norm(f"{block}.downsample.1", width)
+                names |= {f"{block}.downsample.0.weight": (width, inputs, 1, 1)} | norm(
+                    f"{block}.downsample.1", width
+                )
             inputs = width
     return names | {"fc.weight": (1000, 512), "fc.bias": (1000,)}
 
@@ -176,7 +195,9 @@ def test_wrong_input_and_layouts_are_refused():
         bs.models.resnet20()(torch.rand(2, 3, 2, 8, 8))
     with pytest.raises(ValueError, match="multiple of 8"):
         bs.models.spikformer(dim=20)
-    with pytest.raises(ValueError, match=r"expected input \[T, B, 700\], got shape \[2, 3, 1, 700\]"):
+    with pytest.raises(
+        ValueError, match=r"expected input \[T, B, 700\], got shape \[2, 3, 1, 700\]"
+    ):
         bs.models.mlp()(torch.rand(2, 3, 1, 700))
 
 
@@ -184,7 +205,9 @@ def test_wrong_input_and_layouts_are_refused():
 def test_residual_blocks_that_start_as_their_shortcut(value):
     """With zero_init_residual the last norm of each block gives 0, and only that."""
     model, usual = (value(10, 1, "cifar", zero).build(bs.LIF) for zero in (True, False))
-    blocks = [m for m in model.modules() if hasattr(m, "spiking_blocks") and hasattr(m, "downsample")]
+    blocks = [
+        m for m in model.modules() if hasattr(m, "spiking_blocks") and hasattr(m, "downsample")
+    ]
     last = [block.bn3 if hasattr(block, "bn3") else block.bn2 for block in blocks]
     assert len(last) >= 8
     assert not any(norm.weight.any() for norm in last)
@@ -198,10 +221,22 @@ LEARNERS = [
     *(
         pytest.param(value, marks=pytest.mark.slow)
         for value in (
-            *(VGGSNN(10, 1, 16), VGG11(10, 1), VGG16(10, 1), CIFARNet(10, 1), Spikformer(10, 1, dim=96, depth=2)),
+            *(
+                VGGSNN(10, 1, 16),
+                VGG11(10, 1),
+                VGG16(10, 1),
+                CIFARNet(10, 1),
+                Spikformer(10, 1, dim=96, depth=2),
+            ),
             *(ResNet18(10, 1), ResNet18(10, 1, "cifar"), ResNet19(10, 1), ResNet20(10, 1)),
             *(ResNet34(10, 1, zero_init_residual=True), ResNet50(10, 1, zero_init_residual=True)),
-            *(ResNet32(10, 1), SEWResNet18(10, 1), SEWResNet34(10, 1), SEWResNet50(10, 1), MSResNet18(10, 1)),
+            *(
+                ResNet32(10, 1),
+                SEWResNet18(10, 1),
+                SEWResNet34(10, 1),
+                SEWResNet50(10, 1),
+                MSResNet18(10, 1),
+            ),
         )
     ),
 ]
@@ -213,13 +248,19 @@ def test_it_learns_eight_samples_by_heart(value):
     split = bs.data.load("digits").train
     x = torch.from_numpy(split.x[:8]).float() / 255
     if not isinstance(value, ConvNet):
-        x = F.interpolate(x, scale_factor=getattr(value, "size", 16 if isinstance(value, ResNet32) else 32) // 8)
+        x = F.interpolate(
+            x, scale_factor=getattr(value, "size", 16 if isinstance(value, ResNet32) else 32) // 8
+        )
     y = torch.from_numpy(split.y[:8])
     # the triangle, half of it masked, is too narrow for residual networks that are deep or whose last images are 1x1
-    hard = isinstance(value, ResNet32) or (isinstance(value, ResNet18 | ResNet34 | ResNet50) and value.stem == "imagenet")
+    hard = isinstance(value, ResNet32) or (
+        isinstance(value, ResNet18 | ResNet34 | ResNet50) and value.stem == "imagenet"
+    )
     surrogate = bs.ATan(alpha=2.0) if hard else bs.Masked(bs.Triangle(), p=0.5)
     model = value.build(lambda channels: bs.LIF(v_threshold=0.5, surrogate=surrogate))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2 if isinstance(value, ConvNet | VGGSNN) else 1e-3)
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=1e-2 if isinstance(value, ConvNet | VGGSNN) else 1e-3
+    )
     for _ in range(60):
         o = model(x.expand(4, *x.shape)).mean(0)
         if (o.argmax(1) == y).all():

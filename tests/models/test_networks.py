@@ -19,24 +19,36 @@ BOUND = {"exact": 1e-10, "recompute": 1e-10, "checkpoint": 1e-10, "bfloat16": 0.
 
 
 def neuron(channels=None, **options):
-    given = {"v_threshold": 0.4, "surrogate": bs.Masked(bs.ATan(), 0.3), "learn": ("tau", "threshold")} | options
+    given = {
+        "v_threshold": 0.4,
+        "surrogate": bs.Masked(bs.ATan(), 0.3),
+        "learn": ("tau", "threshold"),
+    } | options
     if given.get("memory") == "8bit":
         given["learn"] = "threshold"  # it gives no gradient of tau
     return bs.LIF(channels=channels, **given)
 
 
 def plain_net(**options):
-    return bs.models.convnet("4-6-P-5", K, 2, size=9, hidden=(7,), neuron=lambda channels: neuron(channels, **options))
+    return bs.models.convnet(
+        "4-6-P-5", K, 2, size=9, hidden=(7,), neuron=lambda channels: neuron(channels, **options)
+    )
 
 
 def resnet(kind, stem="cifar", **options):
     make = lambda channels: neuron(channels, **options)  # noqa: E731
-    return residual.ResNet(kind, (1, 1), (4, 6), K, 2, stem, make, hidden=7 if kind is residual.Bottleneck else 0)
+    return residual.ResNet(
+        kind, (1, 1), (4, 6), K, 2, stem, make, hidden=7 if kind is residual.Bottleneck else 0
+    )
 
 
 def max_pooled(**options):
     layers = [
-        *(bs.OverTime(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)), neuron(4, **options), bs.OverTime(nn.MaxPool2d(2))),
+        *(
+            bs.OverTime(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)),
+            neuron(4, **options),
+            bs.OverTime(nn.MaxPool2d(2)),
+        ),
         *(bs.OverTime(nn.Conv2d(4, 6, 3)), bs.OverTime(nn.BatchNorm2d(6)), neuron(6, **options)),
         bs.OverTime(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6, 7), nn.BatchNorm1d(7)),
         *(neuron(7, **options), nn.Linear(7, K)),
@@ -68,7 +80,15 @@ def build(name, **options):
 
 
 def images(steps=T, static=False):
-    x = torch.randn(1 if static else steps, B, 2, 9, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = torch.randn(
+        1 if static else steps,
+        B,
+        2,
+        9,
+        9,
+        generator=torch.Generator().manual_seed(1),
+        dtype=torch.float64,
+    )
     return x.expand(steps, -1, -1, -1, -1)
 
 
@@ -168,7 +188,10 @@ def statistics(model):
 def test_gradients_of_whole_networks(name, memory):
     model = build(name, memory=memory)
     plain = reference(model)
-    got, want = gradients(model, model, images()), gradients(plain, lambda x: by_hand(plain, x), images())
+    got, want = (
+        gradients(model, model, images()),
+        gradients(plain, lambda x: by_hand(plain, x), images()),
+    )
     # the forward pass is the same whatever is kept
     torch.testing.assert_close(got[0], want[0], rtol=1e-10, atol=1e-10)
     assert error(got, want) <= BOUND[memory]
@@ -192,7 +215,9 @@ def test_inputs_and_modes(name, train, static, steps, memory):
     for n, b in statistics(plain).items():
         torch.testing.assert_close(statistics(model)[n], b, rtol=1e-12, atol=1e-14)
     with torch.no_grad():  # folded, and without seeds
-        torch.testing.assert_close(model.eval()(x), by_hand(plain.eval(), x), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            model.eval()(x), by_hand(plain.eval(), x), rtol=1e-10, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("name", ["vgg", "max pools", "resnet", "sew"])
@@ -201,7 +226,13 @@ def test_float32_channels_last_and_two_threads(name):
     plain = reference(model)
     want = gradients(plain, lambda x: by_hand(plain, x), images())
     fast = copy.deepcopy(model).float().to(memory_format=torch.channels_last)
-    x = images().float().flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (T, B))
+    x = (
+        images()
+        .float()
+        .flatten(0, 1)
+        .contiguous(memory_format=torch.channels_last)
+        .unflatten(0, (T, B))
+    )
     threads = torch.get_num_threads()
     try:
         for n in (1, 2):
@@ -215,7 +246,9 @@ def test_float32_channels_last_and_two_threads(name):
         fast(x)
         spikes.update({n: out.spikes for n, out in recorded.items() if out.spikes.dim() == 5})
     assert spikes
-    assert all(s.flatten(0, 1).is_contiguous(memory_format=torch.channels_last) for s in spikes.values())
+    assert all(
+        s.flatten(0, 1).is_contiguous(memory_format=torch.channels_last) for s in spikes.values()
+    )
 
 
 @pytest.mark.parametrize("name", ["vgg", "max pools", "resnet", "sew", "ms"])
@@ -223,7 +256,10 @@ def test_bfloat16_autocast(name):
     model = build(name).float()
     plain = copy.deepcopy(model)
     with torch.autocast("cpu", torch.bfloat16):
-        got, want = gradients(model, model, images().float()), gradients(plain, lambda x: by_hand(plain, x), images().float())
+        got, want = (
+            gradients(model, model, images().float()),
+            gradients(plain, lambda x: by_hand(plain, x), images().float()),
+        )
     assert got[0].dtype == torch.bfloat16
     torch.testing.assert_close(got[0], want[0], rtol=0.02, atol=0.02)
     assert error(got, want) < 0.02
@@ -244,7 +280,9 @@ def test_recomputing_draws_nothing_moves_nothing_and_masks_once():
         for n, b in statistics(model).items():
             assert torch.equal(b, before[n])
             assert not n.endswith("tracked") or b == 1
-        kept[memory] = {n: p.grad for n, p in model.named_parameters()} | {"next number": after.double()}
+        kept[memory] = {n: p.grad for n, p in model.named_parameters()} | {
+            "next number": after.double()
+        }
     assert all((g == 0).double().mean() > 0.3 for n, g in kept["exact"].items() if g.dim() > 1)
     assert_equal((o, kept["checkpoint"]), (o, kept["exact"]), 1e-9)
     spikes = bs.block(images(), model.features[0][0], model.features[0][1], model.features[1])
@@ -265,8 +303,13 @@ def test_a_weight_changed_before_backward_is_noticed():
 def linear_layers(**options):
     torch.manual_seed(0)
     lif = lambda: neuron(learn="threshold", **options)  # noqa: E731
-    first, second = [bs.OverTime(nn.Linear(64, 256)), lif()], [bs.OverTime(nn.Flatten(), nn.Linear(256, 256)), lif()]
-    return bs.Sequential(*first, *second, bs.OverTime(nn.Flatten()), bs.OverTime(nn.Linear(256, 128)), lif())
+    first, second = (
+        [bs.OverTime(nn.Linear(64, 256)), lif()],
+        [bs.OverTime(nn.Flatten(), nn.Linear(256, 256)), lif()],
+    )
+    return bs.Sequential(
+        *first, *second, bs.OverTime(nn.Flatten()), bs.OverTime(nn.Linear(256, 128)), lif()
+    )
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -274,16 +317,25 @@ def test_the_gradient_of_spikes_is_computed_where_their_neuron_uses_it(static):
     """Masked with p = 0.9, nine in ten places need none; the gradients of all that learns stay the same."""
     model = linear_layers(surrogate=bs.Masked(bs.ATan(), 0.9))
     twin = copy.deepcopy(model)
-    x = torch.randn(1 if static else 4, 64, 64, generator=torch.Generator().manual_seed(3)).expand(4, -1, -1)
+    x = torch.randn(1 if static else 4, 64, 64, generator=torch.Generator().manual_seed(3)).expand(
+        4, -1, -1
+    )
     got = gradients(model, model, x)
     want = gradients(twin, lambda x: nn.Sequential.forward(twin, x), x)
     assert_equal(got, want, 1e-4)
-    assert {name: made.input for name, made in sparsity.choices(model)} == {"0.0": "dense", "2.1": "sample", "5.0": "sample"}
+    assert {name: made.input for name, made in sparsity.choices(model)} == {
+        "0.0": "dense",
+        "2.1": "sample",
+        "5.0": "sample",
+    }
     assert {made.input for _, made in sparsity.choices(twin)} == {"dense"}
     assert all(0.08 < made.h < 0.12 for name, made in sparsity.choices(model) if name != "0.0")
 
 
-@pytest.mark.parametrize("surrogate", [bs.ATan(), bs.Masked(bs.ATan(), 0.5), bs.Masked(bs.Triangle(), 0.9, replace=bs.ATan())])
+@pytest.mark.parametrize(
+    "surrogate",
+    [bs.ATan(), bs.Masked(bs.ATan(), 0.5), bs.Masked(bs.Triangle(), 0.9, replace=bs.ATan())],
+)
 def test_where_a_gradient_is_wanted_everywhere_nothing_is_recorded(surrogate):
     model = linear_layers(surrogate=surrogate)
     model(torch.randn(4, 64, 64)).sum().backward()
@@ -311,7 +363,9 @@ def test_every_hook_fires_once_and_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", ["vgg", "max pools", "sew", "resnet"])
-@pytest.mark.parametrize(("form", "memory"), [("moments", "exact"), ("moments", "checkpoint"), ("softmax", "exact")])
+@pytest.mark.parametrize(
+    ("form", "memory"), [("moments", "exact"), ("moments", "checkpoint"), ("softmax", "exact")]
+)
 def test_potential_adjustment_gives_the_same_numbers(name, form, memory):
     model = build(name, memory=memory)
     plain = reference(model)
@@ -355,7 +409,11 @@ def test_streaming_in_pieces(name):
 
 def test_sequential_is_torchs_own_to_look_at():
     torch.manual_seed(0)
-    layers = [bs.OverTime(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)), bs.LIF(), bs.OverTime(nn.AvgPool2d(2), nn.Flatten())]
+    layers = [
+        bs.OverTime(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)),
+        bs.LIF(),
+        bs.OverTime(nn.AvgPool2d(2), nn.Flatten()),
+    ]
     ours, torchs = bs.Sequential(*layers), nn.Sequential(*layers)
     assert str(ours) == str(torchs)
     assert list(ours.state_dict()) == list(torchs.state_dict())
@@ -392,7 +450,9 @@ def test_copies_and_stored_weights(name, tmp_path):
 def test_neighbours_are_found_across_nested_sequentials_and_changes():
     conv, norm, lif, pool = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), bs.LIF(), nn.AvgPool2d(2)
     model = bs.Sequential(
-        nn.Sequential(bs.OverTime(nn.Identity(), conv), bs.OverTime(norm)), bs.Sequential(lif), bs.OverTime(pool)
+        nn.Sequential(bs.OverTime(nn.Identity(), conv), bs.OverTime(norm)),
+        bs.Sequential(lif),
+        bs.OverTime(pool),
     )
     (block,) = model.spiking_blocks()
     assert (block.product, block.norm, block.neuron, block.pool) == (conv, norm, lif, pool)
@@ -415,7 +475,10 @@ class Loud(bs.LIF):
 def test_subclasses_and_parametrizations_do_what_they_say():
     torch.manual_seed(0)
     weighted = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3, padding=1))
-    for conv, lif in ((Doubled(2, 4, 3), bs.LIF(v_threshold=0.4)), (nn.Conv2d(2, 4, 3), Loud(v_threshold=0.4))):
+    for conv, lif in (
+        (Doubled(2, 4, 3), bs.LIF(v_threshold=0.4)),
+        (nn.Conv2d(2, 4, 3), Loud(v_threshold=0.4)),
+    ):
         layers = [
             bs.OverTime(conv, nn.BatchNorm2d(4)),
             lif,
@@ -432,7 +495,11 @@ def test_subclasses_and_parametrizations_do_what_they_say():
 def test_folding_of_batchnorm_is_exact():
     """W' = gamma W / sqrt(var + eps), b' = beta + gamma (b - mean) / sqrt(var + eps); only where nothing learns."""
     torch.manual_seed(0)
-    for bias, affine, padding in ((True, True, "zeros"), (False, True, "reflect"), (True, False, "zeros")):
+    for bias, affine, padding in (
+        (True, True, "zeros"),
+        (False, True, "reflect"),
+        (True, False, "zeros"),
+    ):
         conv = nn.Conv2d(2, 3, 3, padding=1, bias=bias, padding_mode=padding).double()
         norm = nn.BatchNorm2d(3, affine=affine).double().eval()
         for p in (norm.running_mean, *norm.parameters()):
@@ -490,7 +557,11 @@ def test_explain_says_what_runs_together():
     ("memory", "joined", "alone"),
     [
         ("exact", "keeps what the norm gets, one op", "keeps the membrane"),
-        ("8bit", "keeps what the norm gets, one op", "keeps the distance to the threshold in 8 bits"),
+        (
+            "8bit",
+            "keeps what the norm gets, one op",
+            "keeps the distance to the threshold in 8 bits",
+        ),
         ("checkpoint", "keeps the input of 0.0, one op", "keeps its input"),
     ],
 )

@@ -19,20 +19,26 @@ each_backend = pytest.mark.parametrize("backend", bs.backends())
 def network():
     """Two spiking layers with a linear map between them; T stands first throughout."""
     torch.manual_seed(3)
-    return nn.Sequential(bs.LIF(tau=2.0), nn.Linear(5, 4), bs.LIF(tau=3.0, v_reset=None, v_threshold=0.05))
+    return nn.Sequential(
+        bs.LIF(tau=2.0), nn.Linear(5, 4), bs.LIF(tau=3.0, v_reset=None, v_threshold=0.05)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ learning
 
 
 def test_what_is_learned_are_parameters():
-    layer = bs.LIF(tau=3.0, v_threshold=0.8, surrogate=Parametric(ATan()), learn=("tau", "threshold"))
+    layer = bs.LIF(
+        tau=3.0, v_threshold=0.8, surrogate=Parametric(ATan()), learn=("tau", "threshold")
+    )
     assert {n: p.item() for n, p in layer.named_parameters()} == pytest.approx(
         {"log_tau_minus_1": math.log(2), "threshold": 0.8, "log_width": 0.0}
     )
     assert not list(bs.LIF(surrogate=Masked(ATan())).parameters())
     assert [n for n, _ in bs.LIF(learn="tau").named_parameters()] == ["log_tau_minus_1"]
-    assert bs.LIF(surrogate=Parametric(ATan(), per_channel=True), channels=7).log_width.shape == (7,)
+    assert bs.LIF(surrogate=Parametric(ATan(), per_channel=True), channels=7).log_width.shape == (
+        7,
+    )
 
 
 def test_the_state_dict_holds_weights_alone():
@@ -49,12 +55,25 @@ def test_gradients_reach_what_is_learned(backend):
     """d/dlog(tau - 1) = (tau - 1) d/dtau and d/dlog w = w d/dw, with the derivatives of `bs.lif`."""
     x = CURRENTS.double()
     layer = bs.LIF(
-        tau=3.0, surrogate=Parametric(Sigmoid(), per_channel=True), learn=("tau", "threshold"), channels=2, backend=backend
+        tau=3.0,
+        surrogate=Parametric(Sigmoid(), per_channel=True),
+        learn=("tau", "threshold"),
+        channels=2,
+        backend=backend,
     ).double()
     nn.init.constant_(layer.log_width, math.log(0.5))
     (layer(x) * WEIGHTS).sum().backward()
-    tau, theta, width = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (3.0, 1.0, [0.5, 0.5]))
-    out = bs.lif(x, tau=tau, v_threshold=theta, width=width, surrogate=Parametric(Sigmoid()), backend="reference")
+    tau, theta, width = (
+        torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (3.0, 1.0, [0.5, 0.5])
+    )
+    out = bs.lif(
+        x,
+        tau=tau,
+        v_threshold=theta,
+        width=width,
+        surrogate=Parametric(Sigmoid()),
+        backend="reference",
+    )
     (out.spikes * WEIGHTS).sum().backward()
     torch.testing.assert_close(layer.log_tau_minus_1.grad, 2 * tau.grad, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(layer.threshold.grad, theta.grad, rtol=1e-6, atol=1e-9)
@@ -65,7 +84,9 @@ def test_gradients_reach_what_is_learned(backend):
 
 
 def test_parameters_are_projected_into_their_ranges():
-    layer = bs.LIF(surrogate=Parametric(ATan(), per_channel=True), learn=("threshold", "tau"), channels=2)
+    layer = bs.LIF(
+        surrogate=Parametric(ATan(), per_channel=True), learn=("threshold", "tau"), channels=2
+    )
     with torch.no_grad():
         layer.log_width.copy_(torch.tensor([-9.0, 9.0]))
         layer.threshold.fill_(-3.0)
@@ -154,7 +175,9 @@ def test_one_manual_seed_makes_two_runs_equal():
     runs = []
     for _ in range(2):
         torch.manual_seed(21)
-        model = nn.Sequential(nn.Linear(5, 6), bs.LIF(surrogate=Masked(ATan())), nn.Linear(6, 2), bs.LIF())
+        model = nn.Sequential(
+            nn.Linear(5, 6), bs.LIF(surrogate=Masked(ATan())), nn.Linear(6, 2), bs.LIF()
+        )
         for _ in range(3):
             model(CURRENTS).sum().backward()
         runs.append([p.grad for p in model.parameters()])
@@ -251,7 +274,9 @@ def test_integrator_is_a_cumulative_sum(backend):
     y = bs.Integrator(backend=backend)(x)
     torch.testing.assert_close(y, x.cumsum(0), rtol=1e-12, atol=1e-13)
     (y * WEIGHTS).sum().backward()
-    torch.testing.assert_close(x.grad, WEIGHTS.double().flip(0).cumsum(0).flip(0), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(
+        x.grad, WEIGHTS.double().flip(0).cumsum(0).flip(0), rtol=1e-12, atol=1e-13
+    )
 
 
 @each_backend
@@ -281,19 +306,29 @@ def test_integrator_keeps_the_dtype():
 
 
 def test_explain_names_the_backend_of_every_layer():
-    model = nn.Sequential(bs.LIF(), nn.Linear(5, 4), bs.LIF(surrogate=Masked(ATan()), backend="eager"))
+    model = nn.Sequential(
+        bs.LIF(), nn.Linear(5, 4), bs.LIF(surrogate=Masked(ATan()), backend="eager")
+    )
     model.append(bs.IF(backend="reference"))
     model.append(bs.LIF(surrogate=Parametric(ATan(), per_channel=True), channels=4, learn="tau"))
     model.append(bs.Integrator(backend="eager"))
     torch.manual_seed(0)
     before = torch.get_rng_state()
     lines = [line.split() for line in bs.explain(model).splitlines()]
-    assert [line[:2] for line in lines] == [["0", "LIF"], ["2", "LIF"], ["3", "IF"], ["4", "LIF"], ["5", "Integrator"]]
+    assert [line[:2] for line in lines] == [
+        ["0", "LIF"],
+        ["2", "LIF"],
+        ["3", "IF"],
+        ["4", "LIF"],
+        ["5", "Integrator"],
+    ]
     assert [line[2] for line in lines][1:3] == ["eager", "reference"]
     assert lines[4][2] == "eager"
     assert all(line[2] in bs.backends() and len(line) > 3 for line in lines)
     assert torch.equal(torch.get_rng_state(), before)
-    assert bs.explain(bs.LIF(memory="8bit")).endswith("keeps the distance to the threshold in 8 bits")
+    assert bs.explain(bs.LIF(memory="8bit")).endswith(
+        "keeps the distance to the threshold in 8 bits"
+    )
     assert "no spiking layer" in bs.explain(nn.Linear(2, 2))
 
 
@@ -314,7 +349,13 @@ def test_record_shows_what_the_layers_did():
 
 def test_repr_tells_the_rule():
     text = repr(bs.LIF(tau=3.0, v_reset=None, surrogate=Masked(Triangle(), p=0.25), learn="tau"))
-    for part in ("tau=3.0", "v_reset=None", "Masked(base=Triangle(alpha=2.0", "p=0.25", "learn=('tau',)"):
+    for part in (
+        "tau=3.0",
+        "v_reset=None",
+        "Masked(base=Triangle(alpha=2.0",
+        "p=0.25",
+        "learn=('tau',)",
+    ):
         assert part in text
 
 
@@ -327,7 +368,9 @@ def test_a_compiled_model_does_what_the_eager_one_does():
     plain, twin = (
         nn.Sequential(
             bs.OverTime(nn.Linear(5, 6)),
-            bs.LIF(surrogate=Masked(Parametric(ATan())), learn=("tau", "threshold"), v_threshold=0.3),
+            bs.LIF(
+                surrogate=Masked(Parametric(ATan())), learn=("tau", "threshold"), v_threshold=0.3
+            ),
         )
         for _ in range(2)
     )
@@ -384,33 +427,85 @@ X = CURRENTS
         (lambda: bs.lif(X, tau=0.5), ValueError, "tau must be above 1"),
         (lambda: bs.LIF(tau=math.nan), ValueError, "tau must be above 1"),
         (lambda: bs.LIF(tau=math.inf), ValueError, "set decay_input=False"),
-        (lambda: bs.LIF(tau=math.inf, decay_input=False, learn="tau"), ValueError, "an IF neuron has none"),
+        (
+            lambda: bs.LIF(tau=math.inf, decay_input=False, learn="tau"),
+            ValueError,
+            "an IF neuron has none",
+        ),
         (lambda: bs.LIF(v_threshold=0.0), ValueError, "v_threshold must be positive, got 0"),
         (lambda: bs.LIF(v_reset=1.0), ValueError, "v_reset must lie below v_threshold=1.0"),
         (lambda: bs.LIF(v_reset=-math.inf), ValueError, "v_reset must be a finite number, or None"),
-        (lambda: bs.LIF(reset_gradient=1.5), ValueError, r"reset_gradient must lie in \[0, 1\], got 1.5"),
+        (
+            lambda: bs.LIF(reset_gradient=1.5),
+            ValueError,
+            r"reset_gradient must lie in \[0, 1\], got 1.5",
+        ),
         (lambda: bs.LIF(learn=("tau", "width")), ValueError, r"learn: any of .* got \['width'\]"),
-        (lambda: bs.LIF(backend="cuda9"), ValueError, "unknown backend 'cuda9'; here there are: auto, "),
+        (
+            lambda: bs.LIF(backend="cuda9"),
+            ValueError,
+            "unknown backend 'cuda9'; here there are: auto, ",
+        ),
         (lambda: bs.lif(X, backend="cuda9"), ValueError, "unknown backend 'cuda9'"),
         (lambda: bs.LIF()(X[:0]), ValueError, r"T >= 1, got shape \[0, 3, 2, 5\]"),
         (lambda: bs.LIF()(torch.tensor(1.0)), ValueError, r"x must be \[T, B, ...\]"),
-        (lambda: bs.LIF()(X.long()), TypeError, "x must be a tensor of float16, .* got torch.int64"),
-        (lambda: bs.LIF()(X, torch.zeros(3, 2, 4)), ValueError, r"v0 .* \[3, 2, 5\], got \[3, 2, 4\]"),
-        (lambda: bs.LIF()(X, torch.zeros(8, 3, 2, 5)), ValueError, "v0 must have the shape of one timestep"),
-        (lambda: bs.lif(X, surrogate=Masked(ATan()), mask_p=0.5, seed=-1), ValueError, "seed must lie in"),
-        (lambda: bs.lif(X, mask_p=torch.tensor(0.5)), ValueError, "mask_p= needs a Masked surrogate"),
+        (
+            lambda: bs.LIF()(X.long()),
+            TypeError,
+            "x must be a tensor of float16, .* got torch.int64",
+        ),
+        (
+            lambda: bs.LIF()(X, torch.zeros(3, 2, 4)),
+            ValueError,
+            r"v0 .* \[3, 2, 5\], got \[3, 2, 4\]",
+        ),
+        (
+            lambda: bs.LIF()(X, torch.zeros(8, 3, 2, 5)),
+            ValueError,
+            "v0 must have the shape of one timestep",
+        ),
+        (
+            lambda: bs.lif(X, surrogate=Masked(ATan()), mask_p=0.5, seed=-1),
+            ValueError,
+            "seed must lie in",
+        ),
+        (
+            lambda: bs.lif(X, mask_p=torch.tensor(0.5)),
+            ValueError,
+            "mask_p= needs a Masked surrogate",
+        ),
         (lambda: bs.lif(X, surrogate=Masked(ATan(), p=1.5)), ValueError, r"p .* \[0, 1\], got 1.5"),
-        (lambda: bs.lif(X, surrogate=Masked(ATan()), mask_p=1.5), ValueError, r"p .* \[0, 1\], got 1.5"),
-        (lambda: bs.lif(X, surrogate=Parametric(ATan())), ValueError, "a Parametric surrogate needs width="),
+        (
+            lambda: bs.lif(X, surrogate=Masked(ATan()), mask_p=1.5),
+            ValueError,
+            r"p .* \[0, 1\], got 1.5",
+        ),
+        (
+            lambda: bs.lif(X, surrogate=Parametric(ATan())),
+            ValueError,
+            "a Parametric surrogate needs width=",
+        ),
         (lambda: bs.lif(X, width=torch.ones(())), ValueError, "width= would get no gradient"),
-        (lambda: bs.LIF(surrogate=Parametric(ATan(), per_channel=True)), ValueError, "needs channels="),
+        (
+            lambda: bs.LIF(surrogate=Parametric(ATan(), per_channel=True)),
+            ValueError,
+            "needs channels=",
+        ),
         (
             lambda: bs.LIF(surrogate=Parametric(ATan(), per_channel=True), channels=3)(X),
             ValueError,
             r"width must be 0-dim or \[C\] with C = 2 .* got shape \[3\]",
         ),
-        (lambda: bs.lif(X, tau=torch.full((3,), 2.0)), ValueError, r"tau must be 0-dim or \[C\] with C = 2"),
-        (lambda: bs.lif(X, v_threshold=torch.ones(2, 5)), ValueError, "v_threshold must be 0-dim or"),
+        (
+            lambda: bs.lif(X, tau=torch.full((3,), 2.0)),
+            ValueError,
+            r"tau must be 0-dim or \[C\] with C = 2",
+        ),
+        (
+            lambda: bs.lif(X, v_threshold=torch.ones(2, 5)),
+            ValueError,
+            "v_threshold must be 0-dim or",
+        ),
         (lambda: bs.Integrator(tau=1.0), ValueError, "tau must be above 1"),
     ],
 )
@@ -441,7 +536,13 @@ def test_the_probability_keeps_its_bits_in_half_precision():
 def test_rescale_with_everything_dropped_is_zero(backend):
     x = torch.rand(3, 2, 4, dtype=torch.float64, requires_grad=True)
     surrogate = Masked(ATan(), p=0.5, rescale=True)
-    out = bs.lif(x, surrogate=surrogate, seed=1, mask_p=torch.tensor(1.0, dtype=torch.float64), backend=backend)
+    out = bs.lif(
+        x,
+        surrogate=surrogate,
+        seed=1,
+        mask_p=torch.tensor(1.0, dtype=torch.float64),
+        backend=backend,
+    )
     out.spikes.sum().backward()
     assert (x.grad == 0).all()
 

@@ -48,7 +48,9 @@ def test_plif_is_lif_with_tau_learned():
 @each_backend
 def test_plif_is_the_equation_of_its_paper(backend):
     """u[t] = v[t-1] + sig(w) (x[t] - (v[t-1] - rest)) with w = -log_tau_minus_1; a spike steps, and has slope h backward."""
-    layer = bs.PLIF(3.0, v_threshold=0.7, v_reset=0.1, surrogate=Rectangle(2.0), backend=backend).double()
+    layer = bs.PLIF(
+        3.0, v_threshold=0.7, v_reset=0.1, surrogate=Rectangle(2.0), backend=backend
+    ).double()
     w = -layer.log_tau_minus_1.detach()
 
     def statement(x, w):
@@ -72,7 +74,9 @@ def test_plif_is_the_equation_of_its_paper(backend):
 
 
 def test_plif_runs_as_one_op_with_norm_and_pool():
-    x = torch.randn(4, 2, 6, 6, 3).permute(0, 1, 4, 2, 3).requires_grad_()  # channels-last, as pools are joined
+    x = (
+        torch.randn(4, 2, 6, 6, 3).permute(0, 1, 4, 2, 3).requires_grad_()
+    )  # channels-last, as pools are joined
     layers = nn.Conv2d(3, 4, 3, padding=1).to(memory_format=torch.channels_last), nn.BatchNorm2d(4)
     s = bs.block(x, *layers, bs.PLIF(v_threshold=0.3), nn.AvgPool2d(2))
     assert type(s.grad_fn).__name__ == "_NormLIFBackward"
@@ -93,15 +97,26 @@ def synapse(x, i0, tau, gain):
 @pytest.mark.parametrize("decay_input", [True, False])
 def test_cuba_is_a_filter_before_lif(backend, decay_input):
     """Gradients of x, of both states and of all that learns, against autograd over the two recursions."""
-    options = {"tau": 3.0, "v_threshold": 0.7, "decay_input": decay_input, "surrogate": Triangle(1.0)}
-    layer = bs.CubaLIF(tau_synapse=2.5, learn=("tau", "tau_synapse", "threshold"), backend=backend, **options).double()
+    options = {
+        "tau": 3.0,
+        "v_threshold": 0.7,
+        "decay_input": decay_input,
+        "surrogate": Triangle(1.0),
+    }
+    layer = bs.CubaLIF(
+        tau_synapse=2.5, learn=("tau", "tau_synapse", "threshold"), backend=backend, **options
+    ).double()
     state = torch.rand(2, 3, 2, 5, generator=r, dtype=torch.float64)
     got = gradients(lambda x, v0: layer(x, v0).spikes, CURRENTS, state)
     (layer(CURRENTS, state).spikes * WEIGHTS).sum().backward()
 
     learned = [layer.log_tau_minus_1, layer.log_tau_synapse_minus_1, layer.threshold]
-    torch.testing.assert_close([p.item() for p in learned], [math.log(2.0), math.log(1.5), 0.7], rtol=1e-6, atol=0)
-    *logs, theta = (p.detach().clone().requires_grad_() for p in learned)  # which were made in float32
+    torch.testing.assert_close(
+        [p.item() for p in learned], [math.log(2.0), math.log(1.5), 0.7], rtol=1e-6, atol=0
+    )
+    *logs, theta = (
+        p.detach().clone().requires_grad_() for p in learned
+    )  # which were made in float32
 
     def statement(x, v0):
         tau, tau_s = (1 + log.exp() for log in logs)
@@ -150,7 +165,9 @@ def layer_state(kind):
 
 @pytest.mark.parametrize("kind", [bs.CubaLIF, bs.CLIF])
 def test_a_state_of_one_row_is_refused(kind):
-    with pytest.raises(ValueError, match=r"the 2 states of this neuron, \[2, 3, 2, 5\], got \[3, 2, 5\]"):
+    with pytest.raises(
+        ValueError, match=r"the 2 states of this neuron, \[2, 3, 2, 5\], got \[3, 2, 5\]"
+    ):
         kind()(CURRENTS, torch.zeros(3, 2, 5).double())
 
 
@@ -170,7 +187,11 @@ def test_networks_take_it_and_learn(kind):
     torch.manual_seed(1)
     surrogate = Masked(Parametric(ATan(), per_channel=True), p=0.2)
     model = bs.models.convnet(
-        "8-8-P-8", 4, 2, size=8, neuron=lambda channels: kind(v_threshold=0.5, surrogate=surrogate, channels=channels)
+        "8-8-P-8",
+        4,
+        2,
+        size=8,
+        neuron=lambda channels: kind(v_threshold=0.5, surrogate=surrogate, channels=channels),
     )
     x, y = torch.rand(4, 8, 2, 8, 8), torch.arange(8) % 4
     scaling, pda = bs.scale_gradients(model), bs.PotentialAdjustment(model, 1e-3)
@@ -185,12 +206,16 @@ def test_networks_take_it_and_learn(kind):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
-    assert len(scaling.scaled) == 1  # of the others, one reads the input and one has a pool before it
+    assert (
+        len(scaling.scaled) == 1
+    )  # of the others, one reads the input and one has a pool before it
 
 
 @each_kind
 def test_bfloat16_autocast_and_copies(kind):
-    model = nn.Sequential(bs.OverTime(nn.Linear(5, 6)), kind(v_threshold=0.2), bs.OverTime(nn.Linear(6, 4)))
+    model = nn.Sequential(
+        bs.OverTime(nn.Linear(5, 6)), kind(v_threshold=0.2), bs.OverTime(nn.Linear(6, 4))
+    )
     x = CURRENTS[:, :, 0].float()
     with torch.autocast("cpu", torch.bfloat16):
         y = model(x)
@@ -242,7 +267,10 @@ def test_explain_says_what_runs():
         (lambda: bs.PLIF(math.inf, decay_input=False), "finite tau"),
         (lambda: bs.CubaLIF(tau_synapse=1.0), "tau must be above 1"),
         (lambda: bs.CubaLIF(learn=("tau_s",)), "tau_s"),
-        (lambda: bs.CubaLIF(tau_synapse=math.inf, decay_input=False, learn="tau_synapse"), "finite tau_synapse"),
+        (
+            lambda: bs.CubaLIF(tau_synapse=math.inf, decay_input=False, learn="tau_synapse"),
+            "finite tau_synapse",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(make, words):
@@ -324,7 +352,8 @@ def test_recurrent_draws_a_mask_for_each_timestep():
 
 def test_recurrent_in_networks_and_what_it_refuses():
     model = bs.Sequential(
-        bs.OverTime(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3)), bs.Recurrent(nn.Conv2d(3, 3, 1), bs.LIF(v_threshold=0.3))
+        bs.OverTime(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3)),
+        bs.Recurrent(nn.Conv2d(3, 3, 1), bs.LIF(v_threshold=0.3)),
     )
     x = torch.randn(4, 2, 2, 5, 5)
     model(x).sum().backward()

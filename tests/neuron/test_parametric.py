@@ -19,7 +19,9 @@ SEED = 20240
 PRIMITIVE = {  # of width 1, independent of the library
     bs.Sigmoid(alpha=3.0): lambda z: 1 / (1 + np.exp(-3 * z)),
     bs.ATan(alpha=2.5): lambda z: np.arctan(math.pi / 2 * 2.5 * z) / math.pi,
-    bs.Triangle(alpha=0.6): lambda z: np.where(abs(z) < 1 / 0.6, 0.6 * z - 0.5 * 0.36 * z * abs(z), 0.5 * np.sign(z)),
+    bs.Triangle(alpha=0.6): lambda z: np.where(
+        abs(z) < 1 / 0.6, 0.6 * z - 0.5 * 0.36 * z * abs(z), 0.5 * np.sign(z)
+    ),
 }
 
 
@@ -49,7 +51,14 @@ def test_gradient_of_width_by_finite_differences(surrogate, v_reset, p, backend)
     r, r_v = rng.normal(size=shape), rng.normal(size=shape[1:])
     w = np.array([0.6, 1.0, 1.7, 2.4])
     keep = np.ones(shape) if p is None else 1.0 - bs.dropped(SEED, shape, p).numpy()
-    options = {"P": PRIMITIVE[surrogate], "tau": 2.3, "theta": 0.8, "v_reset": v_reset, "rho": 0.7, "keep": keep}
+    options = {
+        "P": PRIMITIVE[surrogate],
+        "tau": 2.3,
+        "theta": 0.8,
+        "v_reset": v_reset,
+        "rho": 0.7,
+        "keep": keep,
+    }
     s, _, frozen = path(x, v0, w[:, None], **options)
     assert 0.1 < s.mean() < 0.6
 
@@ -85,7 +94,10 @@ def test_width_w_equals_width_one_after_scaling(v_reset, mask):
     """Current, threshold, rest and v0 divided by w: the same spikes, the same gradient of the weights behind the current."""
     w = 1.75
     g = torch.Generator().manual_seed(3)
-    a, weight, v0, r = (2 * torch.randn(s, generator=g, dtype=torch.float64) for s in ((7, 5, 4), (6, 4), (5, 6), (7, 5, 6)))
+    a, weight, v0, r = (
+        2 * torch.randn(s, generator=g, dtype=torch.float64)
+        for s in ((7, 5, 4), (6, 4), (5, 6), (7, 5, 6))
+    )
 
     def gradient(scale, width):
         W = weight.clone().requires_grad_()
@@ -164,7 +176,9 @@ def test_check_passes_and_counts_from_the_last_check():
 def test_check_names_what_received_nothing():
     model = network(learn=("tau", "threshold"))
     model[2](model[1](model[0](frames())).detach()).sum().backward()
-    with pytest.raises(RuntimeError, match=r"no gradient reached 1\.log_tau_minus_1, 1\.threshold, 1\.log_width: ") as error:
+    with pytest.raises(
+        RuntimeError, match=r"no gradient reached 1\.log_tau_minus_1, 1\.threshold, 1\.log_width: "
+    ) as error:
         bs.check_gradients(model)
     assert "\n" not in str(error.value)
     bs.check_gradients(model)  # said once
@@ -186,7 +200,10 @@ def test_check_sees_the_layer_itself_and_a_copy():
 
 @pytest.mark.parametrize(
     ("surrogate", "threshold"),
-    [(bs.Masked(bs.Parametric(bs.ATan()), p=1.0), 1.0), (bs.Parametric(bs.Rectangle(width=0.01)), 900.0)],
+    [
+        (bs.Masked(bs.Parametric(bs.ATan()), p=1.0), 1.0),
+        (bs.Parametric(bs.Rectangle(width=0.01)), 900.0),
+    ],
     ids=["all masked", "nothing under the rectangle"],
 )
 def test_a_gradient_of_zero_is_an_answer(surrogate, threshold):

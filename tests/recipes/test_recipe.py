@@ -24,13 +24,21 @@ def test_a_recipe_survives_its_file(name):
 
 
 def test_a_recipe_with_infinity_none_and_tuples_survives_its_file():
-    neuron = Neuron(tau=math.inf, decay_input=False, v_reset=None, learn=("threshold",), surrogate=bs.SuperSpike(alpha=7))
+    neuron = Neuron(
+        tau=math.inf,
+        decay_input=False,
+        v_reset=None,
+        learn=("threshold",),
+        surrogate=bs.SuperSpike(alpha=7),
+    )
     recipe = Recipe(neuron=neuron, has_time=True)
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
 def test_replace_takes_text_and_values_and_goes_into_objects():
-    recipe = bs.recipes.digits().replace({"neuron.surrogate.p": "0.25", "optimizer.lr": 0.5, "epochs": "3", "data": "mnist"})
+    recipe = bs.recipes.digits().replace(
+        {"neuron.surrogate.p": "0.25", "optimizer.lr": 0.5, "epochs": "3", "data": "mnist"}
+    )
     assert recipe.neuron.surrogate == bs.Masked(bs.Triangle(alpha=2.0), p=0.25)
     assert recipe.optimizer == AdamW(lr=0.5)
     assert (recipe.epochs, recipe.data) == (3, "mnist")
@@ -83,8 +91,19 @@ def test_text_that_looks_like_a_value_stays_text():
 
 
 def test_every_field_of_a_neuron_reaches_its_layers():
-    options = {"tau": 3.0, "v_threshold": 0.5, "v_reset": None, "decay_input": False, "surrogate": bs.Rectangle(width=0.5)}
-    options |= {"reset_gradient": 0.25, "temporal_gradient": False, "learn": ("threshold",), "backend": "eager"}
+    options = {
+        "tau": 3.0,
+        "v_threshold": 0.5,
+        "v_reset": None,
+        "decay_input": False,
+        "surrogate": bs.Rectangle(width=0.5),
+    }
+    options |= {
+        "reset_gradient": 0.25,
+        "temporal_gradient": False,
+        "learn": ("threshold",),
+        "backend": "eager",
+    }
     options |= {"memory": "bfloat16"}
     assert {f.name for f in dataclasses.fields(Neuron)} == set(options)
     layer = Neuron(**options)(channels=3)
@@ -95,18 +114,29 @@ def test_every_field_of_a_neuron_reaches_its_layers():
 @pytest.mark.parametrize("kind", [Neuron, PLIF, CubaLIF, CLIF])
 def test_a_neuron_is_named_then_changed_and_survives_its_file(kind):
     name = kind.__name__
-    recipe = bs.recipes.digits().replace({"neuron": f"{name}(tau=3.0, v_threshold=0.5)", "neuron.surrogate": "Sigmoid(2.0)"})
+    recipe = bs.recipes.digits().replace(
+        {"neuron": f"{name}(tau=3.0, v_threshold=0.5)", "neuron.surrogate": "Sigmoid(2.0)"}
+    )
     assert recipe.neuron == kind(tau=3.0, v_threshold=0.5, surrogate=bs.Sigmoid(2.0))
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     layer = recipe.neuron(channels=3)
     assert type(layer).__name__ == {"Neuron": "LIF"}.get(name, name)
-    assert (layer.tau, layer.v_threshold, layer.surrogate, layer.channels) == (3.0, 0.5, bs.Sigmoid(2.0), 3)
+    assert (layer.tau, layer.v_threshold, layer.surrogate, layer.channels) == (
+        3.0,
+        0.5,
+        bs.Sigmoid(2.0),
+        3,
+    )
 
 
 def test_what_a_neuron_has_of_its_own():
     assert CubaLIF(tau_synapse=5.0, learn=("tau_synapse",))().tau_synapse == 5.0
     assert PLIF()().learn == ("tau",)
-    assert (CLIF()().v_reset, CLIF()().decay_input, CLIF()().surrogate) == (None, False, bs.Rectangle())
+    assert (CLIF()().v_reset, CLIF()().decay_input, CLIF()().surrogate) == (
+        None,
+        False,
+        bs.Rectangle(),
+    )
     stored = Recipe().to_dict()
     del stored["fields"]["neuron"]  # as files were before there were others
     assert Recipe.from_dict(stored) == Recipe()
@@ -159,7 +189,9 @@ def test_parse_gives_a_value_or_one_kind_of_error(text):
         value = parse(text)
     except RecipeError:
         return
-    assert isinstance(value, bool | int | float | str | tuple | None) or dataclasses.is_dataclass(value)
+    assert isinstance(value, bool | int | float | str | tuple | None) or dataclasses.is_dataclass(
+        value
+    )
 
 
 def test_a_users_own_surrogate_can_be_named():
@@ -176,14 +208,19 @@ def test_a_users_own_surrogate_can_be_named():
             return z * self.a
 
     recipe = Recipe(neuron=Neuron(surrogate=bs.Masked(Mine(a=2.0), p=0.1)))
-    stored = json.loads(json.dumps(recipe.to_dict()).replace("test_a_users_own_surrogate_can_be_named.<locals>.", ""))
+    stored = json.loads(
+        json.dumps(recipe.to_dict()).replace(
+            "test_a_users_own_surrogate_can_be_named.<locals>.", ""
+        )
+    )
     with pytest.raises(RecipeError, match="unknown name Mine"):
         Recipe.from_dict(stored)
     assert Recipe.from_dict(stored, values=(Mine,)) == recipe
 
 
 @pytest.mark.parametrize(
-    "stored", [None, [], {}, {"fields": 3}, {"name": "x", "fields": {"a.b.c": 1}}, {"fields": {"T": None}}]
+    "stored",
+    [None, [], {}, {"fields": 3}, {"name": "x", "fields": {"a.b.c": 1}}, {"fields": {"T": None}}],
 )
 def test_a_damaged_recipe_file_is_one_kind_of_error(stored):
     with pytest.raises(RecipeError):

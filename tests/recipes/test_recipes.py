@@ -42,7 +42,9 @@ ROWS = ("-baseline", "-two", "-msg")
 
 
 def timed(name):
-    return pytest.param(name, marks=pytest.mark.slow) if name in SLOW or name.endswith(ROWS) else name
+    return (
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW or name.endswith(ROWS) else name
+    )
 
 
 @pytest.mark.parametrize("name", [timed(name) for name in NAMES])
@@ -53,11 +55,15 @@ def test_a_recipe_runs_two_steps_on_files_in_the_official_layout(name, tmp_path,
     monkeypatch.setattr(static, "digits", lambda: few)
     recipe = bs.recipes.get(name)
     put(recipe.data, tmp_path / "data")
-    seconds, _ = trainer.rehearse(recipe.replace({"batch_size": 2, "workers": 0}), steps=2, device="cpu")
+    seconds, _ = trainer.rehearse(
+        recipe.replace({"batch_size": 2, "workers": 0}), steps=2, device="cpu"
+    )
     assert len(seconds) == 2
 
 
-@pytest.mark.parametrize("name", [name for name, shipped in NAMES.items() if data.source(shipped.make().data).layouts])
+@pytest.mark.parametrize(
+    "name", [name for name, shipped in NAMES.items() if data.source(shipped.make().data).layouts]
+)
 def test_without_its_data_a_recipe_says_what_to_put_where(name, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", name]) == 1
@@ -74,31 +80,54 @@ def test_without_its_data_a_recipe_says_what_to_put_where(name, tmp_path, capsys
 @pytest.mark.parametrize("by", ["time", "count"])
 def test_frames_of_a_recipe_are_cut_by_time_or_by_count(by, tmp_path):
     put("dvs-cifar10", tmp_path / "data")
-    changes = {"by": by, "T": 3, "size": 24, "model": bs.models.ConvNet("4-P", in_channels=2, size=24)}
+    changes = {
+        "by": by,
+        "T": 3,
+        "size": 24,
+        "model": bs.models.ConvNet("4-P", in_channels=2, size=24),
+    }
     recipe = bs.recipes.get("dvs-cifar10").replace({**changes, "epochs": 1, "augment": ()})
     result = bs.fit(recipe, tmp_path / "run", report=False)
-    x = torch.from_numpy(data.load("dvs-cifar10", None, T=3, size=24, by=by).test.x).float().transpose(0, 1)
+    x = (
+        torch.from_numpy(data.load("dvs-cifar10", None, T=3, size=24, by=by).test.x)
+        .float()
+        .transpose(0, 1)
+    )
     with torch.no_grad():
         right = (bs.load(result.run)(x).argmax(1) == torch.arange(10)).float().mean().item()
     assert result.test_accuracy == pytest.approx(right)
-    assert setup.load_data(recipe).test.x.sum((2, 3, 4)).tolist() == x.transpose(0, 1).sum((2, 3, 4)).tolist()
+    assert (
+        setup.load_data(recipe).test.x.sum((2, 3, 4)).tolist()
+        == x.transpose(0, 1).sum((2, 3, 4)).tolist()
+    )
 
 
 def test_frames_of_a_recipe_are_upright_or_as_the_camera_addressed_them(tmp_path):
     put("dvs-cifar10", tmp_path / "data")
     recipe = bs.recipes.get("dvs-cifar10").replace({"T": 2, "size": 24, "upright": "False"})
     assert bs.Recipe.from_dict(recipe.to_dict()) == recipe
-    frames = {kind: data.load("dvs-cifar10", T=2, size=24, upright=kind).test.x for kind in (True, False)}
+    frames = {
+        kind: data.load("dvs-cifar10", T=2, size=24, upright=kind).test.x for kind in (True, False)
+    }
     assert not np.array_equal(frames[True], frames[False])
     np.testing.assert_array_equal(setup.load_data(recipe).test.x, frames[False])
-    np.testing.assert_array_equal(setup.load_data(recipe.replace({"upright": True})).test.x, frames[True])
-    with pytest.raises(data.DataError, match="upright=False is for dvs-cifar10: digits has one orientation"):
+    np.testing.assert_array_equal(
+        setup.load_data(recipe.replace({"upright": True})).test.x, frames[True]
+    )
+    with pytest.raises(
+        data.DataError, match="upright=False is for dvs-cifar10: digits has one orientation"
+    ):
         setup.load_data(bs.recipes.digits().replace({"upright": False}))
 
 
 def test_spoken_digits_train_from_their_files_to_a_network_that_loads(tmp_path):
     put("shd", tmp_path / "data")
-    changes = {"T": 5, "size": 35, "model": bs.models.MLP(20, 35, (12,), recurrent=True, dropout=0.1), "epochs": 1}
+    changes = {
+        "T": 5,
+        "size": 35,
+        "model": bs.models.MLP(20, 35, (12,), recurrent=True, dropout=0.1),
+        "epochs": 1,
+    }
     result = bs.fit(bs.recipes.get("shd").replace(changes), tmp_path / "run")
     x = torch.from_numpy(data.load("shd", T=5, size=35).test.x).float().transpose(0, 1)
     with torch.no_grad():
@@ -138,7 +167,9 @@ def test_every_recipe_has_its_own_name_and_fits_its_data():
 
 def test_the_rows_of_the_ablation_differ_in_the_mask_and_the_readout_alone():
     for name in ("dvs-cifar10", "dvs-cifar10-resnet18", "cifar100-resnet18"):
-        both, base, two, msg = (bs.recipes.get(name + row) for row in ("", "-baseline", "-two", "-msg"))
+        both, base, two, msg = (
+            bs.recipes.get(name + row) for row in ("", "-baseline", "-two", "-msg")
+        )
         masked, bare = bs.Masked(bs.Triangle(alpha=2.0), p=0.5), bs.Triangle(alpha=2.0)
         parts = [(r.neuron.surrogate, r.readout) for r in (both, base, two, msg)]
         assert parts == [(masked, TWO()), (bare, Mean()), (bare, TWO()), (masked, Mean())]
@@ -182,11 +213,16 @@ def test_rows_of_the_papers(name, network, T, accuracy, spread):
 
 
 def test_what_is_reported_has_a_row_above():
-    assert {name for name, shipped in NAMES.items() if shipped.reported} == {row[0] for row in TABLE}
+    assert {name for name, shipped in NAMES.items() if shipped.reported} == {
+        row[0] for row in TABLE
+    }
 
 
 def test_a_reported_accuracy_says_where_it_comes_from():
-    assert str(Reported(95.4, 0.12, "Li et al. 2024")) == "95.40 ± 0.12 % (Li et al. 2024, second-hand)"
+    assert (
+        str(Reported(95.4, 0.12, "Li et al. 2024"))
+        == "95.40 ± 0.12 % (Li et al. 2024, second-hand)"
+    )
     assert str(Reported(67.46, None, "X", "abs")) == "67.46 % (X, from the abstract)"
     assert list(GRADES) == ["abs", "code", "note", "ours"]
     with pytest.raises(ValueError, match="grade: one of abs, code, note, ours"):
@@ -196,8 +232,16 @@ def test_a_reported_accuracy_says_where_it_comes_from():
 
 def test_the_command_line_prints_data_network_T_and_where_the_accuracy_comes_from(capsys):
     assert main(["recipes"]) == 0
-    rows = {lines.split(":")[0]: lines for lines in re.split(r"\n(?=\S)", capsys.readouterr().out.strip())}
+    rows = {
+        lines.split(":")[0]: lines
+        for lines in re.split(r"\n(?=\S)", capsys.readouterr().out.strip())
+    }
     assert list(rows) == list(NAMES)
-    for text in ("data dvs-cifar10, T = 10", "VGGSNN(", "83.97 ± 0.12 % (Li et al. 2024, second-hand)", "not run"):
+    for text in (
+        "data dvs-cifar10, T = 10",
+        "VGGSNN(",
+        "83.97 ± 0.12 % (Li et al. 2024, second-hand)",
+        "not run",
+    ):
         assert text in rows["dvs-cifar10"]
     assert "99.35" in rows["digits"]

@@ -23,7 +23,14 @@ from backspike.report import chart, html, read, results
 from backspike.report.samples import _pixels
 
 FIGURES = {
-    *("fig-accuracy", "fig-loss", "fig-readout-weights", "fig-over-time", "fig-confusion", "fig-widths"),
+    *(
+        "fig-accuracy",
+        "fig-loss",
+        "fig-readout-weights",
+        "fig-over-time",
+        "fig-confusion",
+        "fig-widths",
+    ),
     *("fig-firing-rate", "fig-firing-epochs", "fig-membrane-0", "fig-membrane-1", "fig-membrane-2"),
     *("fig-support-share", "fig-support-epochs", "fig-sample-0", "fig-sample-3"),
 }
@@ -33,7 +40,14 @@ def assert_self_contained(page: Page) -> None:
     assert not re.search(r"https?:|//[a-z]", re.sub(r"base64,[A-Za-z0-9+/=]*", "", page.source))
     assert len(page.source) < 3_000_000
     assert len(page.ids) == len(set(page.ids))
-    assert not {tag for tag, _ in page.tags} & {"script", "iframe", "object", "embed", "base", "form"}
+    assert not {tag for tag, _ in page.tags} & {
+        "script",
+        "iframe",
+        "object",
+        "embed",
+        "base",
+        "form",
+    }
     for tag, attrs in page.tags:
         assert not [name for name in attrs if name.startswith("on")]
         assert (attrs.get("src") or "data:").startswith("data:")
@@ -53,11 +67,25 @@ def test_complete_run_shows_everything(full: Path) -> None:
     assert path == full / "report.html"
     assert_self_contained(page)
     assert set(page.ids) >= FIGURES
-    for words in ("97.2\u202f%", "96.9\u202f%", "1\u202fmin 36\u202fs", "123\u202f456", "Simulated data.", "epoch 26"):
+    for words in (
+        "97.2\u202f%",
+        "96.9\u202f%",
+        "1\u202fmin 36\u202fs",
+        "123\u202f456",
+        "Simulated data.",
+        "epoch 26",
+    ):
         assert words in page.text
-    for words in ("2.0", "Masked(Triangle(alpha=2), p=0.5)", "backspike train digits --seed 0", "Example CPU @ 2.1 GHz"):
+    for words in (
+        "2.0",
+        "Masked(Triangle(alpha=2), p=0.5)",
+        "backspike train digits --seed 0",
+        "Example CPU @ 2.1 GHz",
+    ):
         assert words in page.text
-    assert re.search(r"most frequent confusion: +8 +taken for +1 *, 3 times in 38 \(7\.9", page.text)
+    assert re.search(
+        r"most frequent confusion: +8 +taken for +1 *, 3 times in 38 \(7\.9", page.text
+    )
     assert "352 of 358" not in page.text  # 346 + 6 mistakes, and not the other way round
     assert "346 of 352" in page.text
     assert "50.0\u202f% of them at random" in page.text
@@ -106,21 +134,34 @@ def test_potentials_before_and_after_training(full: Path) -> None:
         return {"conv2": {"mean": mean, **{key: [0.25, 0.75] for key in keys}}}
 
     log = full / "log.jsonl"
-    initial = {"event": "initial", "membrane_counts": {"conv2": [5] * 80, "conv1": [1, 2]}, "potential": measured([0.0, 0.5])}
+    initial = {
+        "event": "initial",
+        "membrane_counts": {"conv2": [5] * 80, "conv1": [1, 2]},
+        "potential": measured([0.0, 0.5]),
+    }
     last = json.loads(log.read_text().splitlines()[29]) | {"potential": measured([1.0, 2.0])}
     log.write_text(json.dumps(initial) + "\n" + log.read_text() + json.dumps(last) + "\n")
     page = report.write(full).read_text()
     assert "0.25 → 1.5" in page  # the mean over the two steps, before and after
     assert "conv2, step 2" in page
     assert page.count("before training</li>") == 1
-    log.write_text(log.read_text().replace('"potential": {', '"potential": 3, "was": {').replace("[5, 5", '["x", 5'))
+    log.write_text(
+        log.read_text()
+        .replace('"potential": {', '"potential": 3, "was": {')
+        .replace("[5, 5", '["x", 5')
+    )
     assert "0.25 → 1.5" not in report.write(full).read_text()
 
 
 def test_a_log_without_optional_items(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", finished=False, readout="Mean()")
-    epochs = [{"event": "epoch", "epoch": e, "loss": None if e else float("nan"), "train_accuracy": 0.5} for e in range(3)]
-    (run / "log.jsonl").write_text("\n".join(json.dumps(epoch | {"readout_weights": None}) for epoch in epochs))
+    epochs = [
+        {"event": "epoch", "epoch": e, "loss": None if e else float("nan"), "train_accuracy": 0.5}
+        for e in range(3)
+    ]
+    (run / "log.jsonl").write_text(
+        "\n".join(json.dumps(epoch | {"readout_weights": None}) for epoch in epochs)
+    )
     (run / "env.json").unlink()
     page = Page(report.write(run))
     assert "fig-accuracy" in page.ids
@@ -142,16 +183,30 @@ HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>&amp;$\\frac
 
 
 def test_hostile_strings_stay_text(full: Path) -> None:
-    recipe, env = json.loads((full / "recipe.json").read_text()), json.loads((full / "env.json").read_text())
-    recipe = {"name": HOSTILE, "fields": recipe["fields"] | {HOSTILE: HOSTILE, "data": HOSTILE, "model": HOSTILE}}
-    env |= {HOSTILE: HOSTILE, "command": HOSTILE, "data_note": "simulated " + HOSTILE, "device": HOSTILE}
+    recipe, env = (
+        json.loads((full / "recipe.json").read_text()),
+        json.loads((full / "env.json").read_text()),
+    )
+    recipe = {
+        "name": HOSTILE,
+        "fields": recipe["fields"] | {HOSTILE: HOSTILE, "data": HOSTILE, "model": HOSTILE},
+    }
+    env |= {
+        HOSTILE: HOSTILE,
+        "command": HOSTILE,
+        "data_note": "simulated " + HOSTILE,
+        "device": HOSTILE,
+    }
     (full / "recipe.json").write_text(json.dumps(recipe))
     (full / "env.json").write_text(json.dumps(env))
     log = (full / "log.jsonl").read_text().replace('"conv1"', json.dumps(HOSTILE))
     (full / "log.jsonl").write_text(log)
     arrays = dict(np.load(full / "evaluation.npz"))
     hostile = HOSTILE.rstrip("\ud800\x00")
-    arrays |= {"classes": np.array([hostile + str(k) for k in range(10)]), "layer_names": np.array([hostile] * 3)}
+    arrays |= {
+        "classes": np.array([hostile + str(k) for k in range(10)]),
+        "layer_names": np.array([hostile] * 3),
+    }
     np.savez(full / "evaluation.npz", **arrays)
     page = Page(report.write(full))
     assert_self_contained(page)
@@ -172,7 +227,8 @@ def test_a_still_input_is_shown_once_and_events_as_frames(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("steps", "most", "names"), [(0, 8, ""), (3, 8, "1 2 3"), (10, 8, "1–2 3–4 5–6 7–8 9–10"), (7, 2, "1–4 5–7")]
+    ("steps", "most", "names"),
+    [(0, 8, ""), (3, 8, "1 2 3"), (10, 8, "1–2 3–4 5–6 7–8 9–10"), (7, 2, "1–4 5–7")],
 )
 def test_groups_of_timesteps(steps: int, most: int, names: str) -> None:
     assert " ".join(html.group_names(html.time_groups(steps, most))) == names
@@ -211,7 +267,10 @@ def test_many_classes_layers_and_steps_stay_small(tmp_path: Path) -> None:
         "sample_logits": rng.normal(0, 1, (4, T, K)),
         "spikes_per_image": np.full(L, 1e6),
     }
-    np.savez(run / "evaluation.npz", **arrays | {f"sample_spikes_{i}": rng.random((4, T, 64)) < 0.1 for i in range(L)})
+    np.savez(
+        run / "evaluation.npz",
+        **arrays | {f"sample_spikes_{i}": rng.random((4, T, 64)) < 0.1 for i in range(L)},
+    )
     page = Page(report.write(run))
     assert_self_contained(page)
     assert "fig-confusion" in page.ids
@@ -234,7 +293,9 @@ def test_written_atomically(full: Path, monkeypatch: pytest.MonkeyPatch) -> None
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(errors.ReportError, match=r"no space left to write .*report\.html; free some"):
+    with pytest.raises(
+        errors.ReportError, match=r"no space left to write .*report\.html; free some"
+    ):
         report.write(full)
     assert (full / "report.html").read_bytes() == old
     assert not list(full.glob(".*"))
@@ -255,7 +316,11 @@ def damage(run: Path, name: str, data: bytes | None) -> None:
         ("env.json", b"[" * 100_000, "env.json: damaged"),
         ("log.jsonl", None, "log.jsonl: No such file"),
         ("log.jsonl", b"\x00\x01\n\x02\n", "log.jsonl: damaged"),
-        ("evaluation.npz", b"PK\x03\x04 torn", "evaluation.npz: damaged .* write it again with `backspike eval`"),
+        (
+            "evaluation.npz",
+            b"PK\x03\x04 torn",
+            "evaluation.npz: damaged .* write it again with `backspike eval`",
+        ),
         ("evaluation.npz", b"", "evaluation.npz: damaged"),
     ],
 )
@@ -300,7 +365,9 @@ def test_each_array_may_be_absent(full: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(chart, "draw_svg", lambda *args, **options: "")
     arrays = dict(np.load(full / "evaluation.npz"))
     for name in arrays:
-        np.savez(full / "evaluation.npz", **{key: value for key, value in arrays.items() if key != name})
+        np.savez(
+            full / "evaluation.npz", **{key: value for key, value in arrays.items() if key != name}
+        )
         assert_self_contained(Page(report.write(full)))
 
 
@@ -308,9 +375,15 @@ def test_a_run_that_diverged(full: Path) -> None:
     """Nothing but nan, in the log and in the evaluation, is still a page, without a nan in any drawing."""
     log = [json.loads(line) for line in (full / "log.jsonl").read_text().splitlines()]
     keys = ("loss", "validation_loss", "test_accuracy")
-    (full / "log.jsonl").write_text("\n".join(json.dumps(e | {k: float("nan") for k in keys if k in e}) for e in log))
+    (full / "log.jsonl").write_text(
+        "\n".join(json.dumps(e | {k: float("nan") for k in keys if k in e}) for e in log)
+    )
     arrays = dict(np.load(full / "evaluation.npz"))
-    nan = {k: np.full_like(a, np.nan) for k, a in arrays.items() if a.dtype.kind == "f" and k != "membrane_edges"}
+    nan = {
+        k: np.full_like(a, np.nan)
+        for k, a in arrays.items()
+        if a.dtype.kind == "f" and k != "membrane_edges"
+    }
     np.savez(full / "evaluation.npz", **arrays | nan)
     page = Page(report.write(full))
     assert_self_contained(page)
@@ -325,20 +398,30 @@ def test_no_such_folder(tmp_path: Path) -> None:
 
 
 def test_compare(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / "x" / "run", T=4, seed=0), make_run(tmp_path / "y" / "run", T=8, seed=1)]
+    runs = [
+        make_run(tmp_path / "x" / "run", T=4, seed=0),
+        make_run(tmp_path / "y" / "run", T=8, seed=1),
+    ]
     runs.append(make_run(tmp_path / "z" / "run", T=8, finished=False, epochs=5, seed=2))
     out = report.compare(runs, tmp_path / "compare.html")
     page = Page(out)
     assert out == tmp_path / "compare.html"
     assert_self_contained(page)
-    assert {"fig-validation-accuracy", "fig-train-accuracy", "fig-validation-loss", "fig-train-loss"} <= set(page.ids)
+    assert {
+        "fig-validation-accuracy",
+        "fig-train-accuracy",
+        "fig-validation-loss",
+        "fig-train-loss",
+    } <= set(page.ids)
     for words in ("x/run", "z/run", "not finished", "seed", "Simulated data"):
         assert words in page.text
     assert "neuron.tau" not in page.text
 
 
 def test_importing_it_is_cheap() -> None:
-    code = "import sys, backspike.report; sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
+    code = (
+        "import sys, backspike.report; sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -353,7 +436,16 @@ class Chromium:
         launch = "import os, sys; a = sys.argv; os.dup2(int(a[1]), 3); os.dup2(int(a[2]), 4); os.execvp(a[3], a[3:])"
         options = "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
         options += " --disable-component-update --disable-dev-shm-usage --hide-scrollbars --remote-debugging-pipe"
-        command = [sys.executable, "-c", launch, str(there), str(back), binary, *options.split(), f"--user-data-dir={profile}"]
+        command = [
+            sys.executable,
+            "-c",
+            launch,
+            str(there),
+            str(back),
+            binary,
+            *options.split(),
+            f"--user-data-dir={profile}",
+        ]
         with open(profile / "log", "wb") as log:
             self.process = subprocess.Popen(command, pass_fds=(there, back), stdout=log, stderr=log)
         os.close(there)
@@ -366,7 +458,9 @@ class Chromium:
 
     def __call__(self, method: str, **params: Any) -> dict[str, Any]:
         self.count += 1
-        message = {"id": self.count, "method": method, "params": params} | ({"sessionId": self.session} if self.session else {})
+        message = {"id": self.count, "method": method, "params": params} | (
+            {"sessionId": self.session} if self.session else {}
+        )
         os.write(self.out, json.dumps(message).encode() + b"\0")
         while (answer := self.read()).get("id") != self.count:
             self.events.append(answer)
@@ -384,20 +478,33 @@ class Chromium:
     def open(self, path: Path, width: int, scheme: str) -> None:
         """Shows a page at this width and colour scheme."""
         self.events.clear()
-        self("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
-        self("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        self(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
         self("Page.navigate", url=path.as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self.read())
 
     def value(self, script: str) -> Any:
-        return self("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
+        return self("Runtime.evaluate", expression=script, returnByValue=True)["result"].get(
+            "value"
+        )
 
     def seen(self, *methods: str) -> list[dict[str, Any]]:
         return [event["params"] for event in self.events if event.get("method") in methods]
 
     def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
+        path.write_bytes(
+            base64.b64decode(self("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+        )
 
     def close(self) -> None:
         self("Browser.close")
@@ -449,7 +556,9 @@ CONTRAST = """(() => {
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1440])
 @pytest.mark.parametrize("kind", ["events", "still", "interrupted", "long", "compare"])
-def test_in_a_browser(browser: Chromium, tmp_path: Path, kind: str, width: int, scheme: str) -> None:
+def test_in_a_browser(
+    browser: Chromium, tmp_path: Path, kind: str, width: int, scheme: str
+) -> None:
     changes: dict[str, dict[str, Any]] = {
         "still": {"events": False, "T": 4},
         "interrupted": {"finished": False, "epochs": 5},
@@ -471,7 +580,9 @@ def test_in_a_browser(browser: Chromium, tmp_path: Path, kind: str, width: int, 
     assert browser.value(SMALL) == []
     assert browser.value(CONTRAST) == []
     assert not browser.seen("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
-    requests = {params["request"]["url"][:5] for params in browser.seen("Network.requestWillBeSent")}
+    requests = {
+        params["request"]["url"][:5] for params in browser.seen("Network.requestWillBeSent")
+    }
     assert requests <= {"file:", "data:"}
     if folder := os.environ.get("BACKSPIKE_SCREENSHOTS"):
         browser.screenshot(Path(folder) / f"{kind}-{width}-{scheme}.png")

@@ -30,7 +30,9 @@ def test_synapse_is_a_first_order_filter():
         a = (1 - 1 / 2) * a + spike / 2
         expected.append(a)
     kernel = single_neuron.problems(1, 0, torch.float64).kernel
-    torch.testing.assert_close(kernel @ s, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        kernel @ s, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15
+    )
 
 
 def _alone(given, w, p, rule):
@@ -64,14 +66,19 @@ def test_gradient_of_the_batch_is_that_of_each_problem_alone(rule):
     given = single_neuron.problems(3, 1, torch.float64)
     w = given.w[:, :, None] * torch.tensor([1.0, 1.7], dtype=torch.float64)
     got = single_neuron.gradient(given, w, rule)
-    expected = torch.stack([torch.stack([_alone(given, w[p, :, k], p, rule) for k in range(2)], -1) for p in range(3)])
+    expected = torch.stack(
+        [torch.stack([_alone(given, w[p, :, k], p, rule) for k in range(2)], -1) for p in range(3)]
+    )
     assert float(expected.abs().max()) > 0.1
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_rules_differ():
     given = single_neuron.problems(3, 1, torch.float64)
-    a, b, c = (single_neuron.gradient(given, given.w[:, :, None] * 1.7, rule) for rule in single_neuron.RULES)
+    a, b, c = (
+        single_neuron.gradient(given, given.w[:, :, None] * 1.7, rule)
+        for rule in single_neuron.RULES
+    )
     assert not torch.allclose(a, b)
     assert not torch.allclose(b, c)
     assert not torch.allclose(a, c)
@@ -85,7 +92,9 @@ def test_solved_means_the_exact_train():
     assert single_neuron.train(own, (0.01,), "TSBP", 0).solved.all()
     off = target.clone()
     off[50, 0] = 1 - off[50, 0]
-    assert single_neuron.train(own._replace(target=off), (0.01,), "TSBP", 0).solved[:, 0].tolist() == [False, True]
+    assert single_neuron.train(own._replace(target=off), (0.01,), "TSBP", 0).solved[
+        :, 0
+    ].tolist() == [False, True]
 
 
 def test_stbp_fails_where_tsbp_and_spatial_only_solve():
@@ -100,7 +109,9 @@ def test_stbp_fails_where_tsbp_and_spatial_only_solve():
 def test_reset_cost_measures_both():
     cost = single_neuron.reset_cost(T=3, elements=1000, repeats=3)
     assert set(cost["median_ms"]) == {"rho = 0", "rho = 1"}
-    assert cost["ratio"] == pytest.approx(cost["median_ms"]["rho = 1"] / cost["median_ms"]["rho = 0"])
+    assert cost["ratio"] == pytest.approx(
+        cost["median_ms"]["rho = 1"] / cost["median_ms"]["rho = 0"]
+    )
     # at least the input of the neuron, 4 bytes of float32
     assert all(kept >= 4 for kept in cost["bytes_kept_per_element"].values())
 

@@ -56,14 +56,19 @@ def test_t_quantile(p, df, expected):
 
 
 def test_t_quantile_becomes_normal_and_refuses_nonsense():
-    assert statistics.t_quantile(0.975, 100_000) == pytest.approx(1.959964 + 2.37 / 100_000, rel=1e-5)
+    assert statistics.t_quantile(0.975, 100_000) == pytest.approx(
+        1.959964 + 2.37 / 100_000, rel=1e-5
+    )
     assert statistics.t_quantile(0.5, 3) == 0
     with pytest.raises(ValueError, match="p in"):
         statistics.t_quantile(1.0, 3)
 
 
 def _brute(d):
-    sums = [abs(sum(s * v for s, v in zip(signs, d))) for signs in itertools.product((1, -1), repeat=len(d))]
+    sums = [
+        abs(sum(s * v for s, v in zip(signs, d)))
+        for signs in itertools.product((1, -1), repeat=len(d))
+    ]
     return sum(s >= abs(sum(d)) - 1e-9 for s in sums) / len(sums)
 
 
@@ -99,12 +104,20 @@ def test_sign_flip_beyond_what_can_be_listed_draws_and_says_so():
     assert statistics.sign_flip(d)[0] == p
     binomial = 2 * sum(math.comb(25, k) for k in range(8)) / 2**25
     assert p == pytest.approx(binomial, abs=4 * math.sqrt(binomial / statistics.DRAWS))
-    assert statistics.sign_flip([1.0] * 21)[0] >= statistics.smallest_p(21) == 1 / (statistics.DRAWS + 1)
+    assert (
+        statistics.sign_flip([1.0] * 21)[0]
+        >= statistics.smallest_p(21)
+        == 1 / (statistics.DRAWS + 1)
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 6, 12, 20])
 def test_smallest_p_is_reached_by_equal_differences(n):
-    assert statistics.sign_flip([0.25] * n) == (2 / 2**n, True) if n > 1 else statistics.smallest_p(1) == 1
+    assert (
+        statistics.sign_flip([0.25] * n) == (2 / 2**n, True)
+        if n > 1
+        else statistics.smallest_p(1) == 1
+    )
     assert statistics.smallest_p(n) == 2 / 2**n
 
 
@@ -123,13 +136,22 @@ def test_paired_by_hand():
 
 
 def _numbers(**more):
-    return lambda: {"last": 0.0, "spikes_per_image": 1.0, "firing_rate": 0.5, "seconds_per_epoch": 2.0, **more}
+    return lambda: {
+        "last": 0.0,
+        "spikes_per_image": 1.0,
+        "firing_rate": 0.5,
+        "seconds_per_epoch": 2.0,
+        **more,
+    }
 
 
 def test_summary_pairs_by_seed():
     """Two arms of three seeds, of which each lost another one: means over all runs, the difference over the common seed."""
     values = {("plain", 0): 0.5, ("plain", 1): 0.7, ("masked", 1): 0.8, ("masked", 2): 0.2}
-    found = [SimpleNamespace(arm=a, seed=s, numbers=_numbers(best=v, last=v / 2)) for (a, s), v in values.items()]
+    found = [
+        SimpleNamespace(arm=a, seed=s, numbers=_numbers(best=v, last=v / 2))
+        for (a, s), v in values.items()
+    ]
     plain, masked = results.summary(_small(), found)
     assert (plain["best"]["mean"], plain["best"]["sd"]) == pytest.approx((0.6, math.sqrt(0.02)))
     assert (masked["best"]["mean"], masked["last"]["mean"]) == pytest.approx((0.5, 0.25))
@@ -140,7 +162,11 @@ def test_summary_pairs_by_seed():
 
 
 def _row(arm, best, differences=None):
-    d = None if differences is None else statistics.paired(differences, [0.0] * len(differences))._asdict()
+    d = (
+        None
+        if differences is None
+        else statistics.paired(differences, [0.0] * len(differences))._asdict()
+    )
     values = {"values": best, "mean": sum(best) / len(best), "sd": 0.01}
     one = {"last": dict(values), "best": dict(values)}
     if d:
@@ -153,7 +179,12 @@ def _row(arm, best, differences=None):
 
 def test_sentences_say_noise_and_what_the_test_cannot_reach():
     flat, up = [0.01, -0.01, 0.0, 0.02, -0.03], [0.01, 0.012, 0.011, 0.009, 0.01]
-    rows = [_row("base", [0.9]), _row("flat", [0.9], flat), _row("up", [0.9], up), _row("down", [0.9], [-v for v in up])]
+    rows = [
+        _row("base", [0.9]),
+        _row("flat", [0.9], flat),
+        _row("up", [0.9], up),
+        _row("down", [0.9], [-v for v in up]),
+    ]
     said = page.sentences(rows, 5)
     assert said[0].startswith("flat against base: −0.20 points")
     assert said[0].endswith("inside the noise.")
@@ -163,7 +194,9 @@ def test_sentences_say_noise_and_what_the_test_cannot_reach():
     assert "smallest p that the test can give is 0.062" in said[3]
     assert "6 seeds are the fewest" in said[3]
     assert "3 comparisons" in said[3]
-    eight = page.sentences([_row("up", [0.9], [0.01, 0.012, 0.011, 0.009, 0.01, 0.01, 0.011, 0.012])], 8)
+    eight = page.sentences(
+        [_row("up", [0.9], [0.01, 0.012, 0.011, 0.009, 0.01, 0.01, 0.011, 0.012])], 8
+    )
     assert eight[0].endswith("p = 0.0078: better.")
     assert "0.0078" in eight[1]
     assert "fewest" not in eight[1]
@@ -209,7 +242,12 @@ def test_shipped_baselines_have_nothing_on():
         found = shipped.get(name)
         recipe = found.recipe(next(a for a in found.arms if a.name == found.baseline))
         assert isinstance(recipe.neuron.surrogate, Triangle)
-        assert (recipe.readout, recipe.potential, recipe.scaling, recipe.weight_mask) == (Mean(), None, None, 0.0)
+        assert (recipe.readout, recipe.potential, recipe.scaling, recipe.weight_mask) == (
+            Mean(),
+            None,
+            None,
+            0.0,
+        )
 
 
 def test_seeds_change_nothing_else():
@@ -250,25 +288,40 @@ def copy(done, tmp_path):
 
 
 def _stamps(out):
-    return {p.parent.relative_to(out): p.stat().st_mtime_ns for p in sorted(out.glob("runs/*/*/last.ckpt"))}
+    return {
+        p.parent.relative_to(out): p.stat().st_mtime_ns
+        for p in sorted(out.glob("runs/*/*/last.ckpt"))
+    }
 
 
 def test_events_tell_the_story(done):
     events = done[1]
-    assert [e["event"] for e in events if e["event"] != "progress"] == ["study", *["run"] * 4, "done"]
+    assert [e["event"] for e in events if e["event"] != "progress"] == [
+        "study",
+        *["run"] * 4,
+        "done",
+    ]
     shares = [e["share"] for e in events if e["event"] == "progress"]
     assert shares == sorted(shares)
     assert shares[0] > 0
     assert shares[-1] == pytest.approx(1)
     runs = [e for e in events if e["event"] == "run"]
     # one seed of every arm before the next seed
-    assert [(e["arm"], e["seed"]) for e in runs] == [("plain", 0), ("masked", 0), ("plain", 1), ("masked", 1)]
+    assert [(e["arm"], e["seed"]) for e in runs] == [
+        ("plain", 0),
+        ("masked", 0),
+        ("plain", 1),
+        ("masked", 1),
+    ]
     assert runs[-1]["seconds_left"] == 0
 
 
 def test_run_folders_are_ordinary_and_without_report(done):
     folder = done[0] / "runs" / "masked" / "1"
-    chosen = {"precision": "float32", "channels_last": True}  # what the recipe leaves to the machine
+    chosen = {
+        "precision": "float32",
+        "channels_last": True,
+    }  # what the recipe leaves to the machine
     assert Run.open(folder).recipe() == _small().recipe(_small().arms[1], 1).replace(chosen)
     assert (folder / "model.safetensors").exists()
     assert not (folder / "report.html").exists()
@@ -341,9 +394,17 @@ def test_force_replaces(copy):
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
     arms = (Arm("plain"), Arm("broken", {"model": ConvNet("4-P-P", size=28)}))
     events = []
-    with pytest.raises(StudyError, match="1 of 2 runs failed, the first: broken seed 0: the model does not take this data"):
+    with pytest.raises(
+        StudyError,
+        match="1 of 2 runs failed, the first: broken seed 0: the model does not take this data",
+    ):
         runner.run(_small(arms=arms), tmp_path / "s", seeds=1, jobs=1, listen=events.append)
-    assert [e["event"] for e in events if e["event"] != "progress"] == ["study", "run", "failed", "done"]
+    assert [e["event"] for e in events if e["event"] != "progress"] == [
+        "study",
+        "run",
+        "failed",
+        "done",
+    ]
     assert "1 runs failed" in (tmp_path / "s" / "study.html").read_text("utf-8")
     assert [row["n"] for row in _results(tmp_path / "s")["arms"]] == [1, 0]
     assert "| broken | 0 | – |" in (tmp_path / "s" / "table.md").read_text("utf-8")
@@ -379,14 +440,18 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_results(tmp_path):
     script, out = tmp_path / "script.py", tmp_path / "killed"
     script.write_text(SCRIPT.format(tests=str(TESTS)))
     words = [sys.executable, str(script), str(out)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         for line in process.stdout:
             if line.strip() == "progress":
                 break
         process.kill()
     assert _gone(process.pid)
     begun = [Run(p).log() for p in out.glob("runs/*/*")]
-    assert any(log[-1:] == [] or log[-1]["event"] != "done" for log in begun), "nothing was interrupted"
+    assert any(log[-1:] == [] or log[-1]["event"] != "done" for log in begun), (
+        "nothing was interrupted"
+    )
     runner.run(_small(epochs=8), out, seeds=1, jobs=1)
     runner.run(_small(epochs=8), tmp_path / "whole", seeds=1, jobs=1)
     assert _results(out) == _results(tmp_path / "whole")
@@ -395,7 +460,20 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_results(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 @pytest.mark.parametrize("how", ["Ctrl-C", "kill"])
 def test_a_stopped_study_ends_all_processes_and_says_how_to_go_on(how, tmp_path):
-    words = ["study", "reset-gradient", "--seeds", "1", "--epochs", "9999", "--limit", "100", "--jobs", "2", "--out", "s"]
+    words = [
+        "study",
+        "reset-gradient",
+        "--seeds",
+        "1",
+        "--epochs",
+        "9999",
+        "--limit",
+        "100",
+        "--jobs",
+        "2",
+        "--out",
+        "s",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "backspike", *words],
         stdout=subprocess.PIPE,
@@ -415,7 +493,10 @@ def test_a_stopped_study_ends_all_processes_and_says_how_to_go_on(how, tmp_path)
         process.terminate()
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert errors == "backspike: stopped; what is done so far is in s, the same command without --force goes on\n"
+    assert (
+        errors
+        == "backspike: stopped; what is done so far is in s, the same command without --force goes on\n"
+    )
     assert said == "reset-gradient: 3 runs into s\n"
     assert _gone(process.pid)
     assert list(tmp_path.glob("s/runs/*/0/last.ckpt"))
@@ -470,7 +551,11 @@ def test_tables_show_them(copy):
     out = copy
     for i, log in enumerate(sorted(out.glob("runs/*/*/log.jsonl"))):
         lines = log.read_text().splitlines()
-        said = {**json.loads(lines[-1]), "test_accuracy": 0.9 - 0.03 * i, "test_accuracy_last": 0.8 - 0.05 * i**2}
+        said = {
+            **json.loads(lines[-1]),
+            "test_accuracy": 0.9 - 0.03 * i,
+            "test_accuracy_last": 0.8 - 0.05 * i**2,
+        }
         log.write_text("\n".join([*lines[:-1], json.dumps(said)]) + "\n")
     runner.run(_small(), out, seeds=2)
     rows = json.loads((out / "study.json").read_text())["arms"]
@@ -484,9 +569,13 @@ def test_tables_show_them(copy):
     assert cells[5] == "88.50 ± 2.12"
     assert cells[6].startswith("+6.00 [")
     assert cells[2] == f"{100 * rows[1]['last']['mean']:.2f} ± {100 * rows[1]['last']['sd']:.2f}"
-    assert cells[3].startswith(f"{100 * rows[1]['last']['difference']['mean']:+.2f} [".replace("-", "−"))
+    assert cells[3].startswith(
+        f"{100 * rows[1]['last']['difference']['mean']:+.2f} [".replace("-", "−")
+    )
     # both pairs differ by the same: the interval is a point, and two seeds cannot confirm it
-    assert "+6.00 points, 95 % interval +6.00 to +6.00, p = 0.5: better by the interval" in "".join(lines)
+    assert "+6.00 points, 95 % interval +6.00 to +6.00, p = 0.5: better by the interval" in "".join(
+        lines
+    )
     tex = (out / "table.tex").read_text("utf-8")
     body = [line for line in tex.splitlines() if line.endswith(r"\\")]
     assert len(body) == 3
@@ -524,7 +613,11 @@ def test_page_is_self_contained_and_escaped(copy):
 
 def test_every_kind_of_figure_can_be_drawn(tmp_path):
     base = _small()
-    wide, narrow, learned = "Triangle(alpha=0.2)", "Triangle(alpha=1e6)", "Parametric(Triangle(alpha=2.0))"
+    wide, narrow, learned = (
+        "Triangle(alpha=0.2)",
+        "Triangle(alpha=1e6)",
+        "Parametric(Triangle(alpha=2.0))",
+    )
     arms = (
         Arm("wide", {"neuron.surrogate": wide}, x=5.0, line="a"),
         Arm("narrow", {"neuron.surrogate": narrow}, x=1e-6, line="a"),
@@ -536,11 +629,29 @@ def test_every_kind_of_figure_can_be_drawn(tmp_path):
     every = Study("every", "", base.base, arms, "wide", drawn, xlabel="width", log_x=True)
     runner.run(every, tmp_path / "s", seeds=1, jobs=1)
     drawn = {p.stem for p in (tmp_path / "s" / "figures").iterdir()}
-    expected = {"dots", "sweep-last", "sweep-best", "validation", "loss", "seconds", "firing", "weights-learned"}
-    assert drawn == expected | {"widths-learned", "membranes-0", "membranes-1", "spikes", "gradients", "derivatives"}
+    expected = {
+        "dots",
+        "sweep-last",
+        "sweep-best",
+        "validation",
+        "loss",
+        "seconds",
+        "firing",
+        "weights-learned",
+    }
+    assert drawn == expected | {
+        "widths-learned",
+        "membranes-0",
+        "membranes-1",
+        "spikes",
+        "gradients",
+        "derivatives",
+    }
     # at the same potentials everyone is under the wide surrogate, nobody under the narrow one, a quarter is masked
     shares = {row["arm"]: row for row in _results(tmp_path / "s")["gradient_shares"]}
-    assert set(shares) == {"wide", "narrow", "masked", "learned"}, "potentials are the same in the same network only"
+    assert set(shares) == {"wide", "narrow", "masked", "learned"}, (
+        "potentials are the same in the same network only"
+    )
     assert shares["wide"]["neurons"] == 1
     assert shares["narrow"]["neurons"] < 0.01
     assert shares["masked"]["neurons"] == pytest.approx(0.75, abs=0.02)
@@ -578,10 +689,25 @@ def test_wrong_commands(words, said, capsys):
 
 def test_command_runs_a_study_and_repeats_itself(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["study", "reset-gradient", "--seeds", "1", "--epochs", "1", "--limit", "100", "--batch_size", "50", "--jobs", "1"]
+    words = [
+        "study",
+        "reset-gradient",
+        "--seeds",
+        "1",
+        "--epochs",
+        "1",
+        "--limit",
+        "100",
+        "--batch_size",
+        "50",
+        "--jobs",
+        "1",
+    ]
     assert cli.main(words) == 0
     said = capsys.readouterr().out
-    assert re.search(r"^1/3  spatial only, seed 0: test \d+\.\d\d %, last epoch .* left$", said, re.M)
+    assert re.search(
+        r"^1/3  spatial only, seed 0: test \d+\.\d\d %, last epoch .* left$", said, re.M
+    )
     assert said.endswith(f"study: {Path('studies/reset-gradient-digits/study.html')}\n")
     command = re.search(r"Command: backspike (.*)", said)[1].split()
     assert sorted(command) == sorted([*words[:-2], "--data", "digits"])
@@ -592,7 +718,5 @@ def test_command_runs_a_study_and_repeats_itself(tmp_path, capsys, monkeypatch):
 
 def test_command_without_a_study_does_not_load_torch():
     for words in (["study"], ["study", "--help"]):
-        script = (
-            f"import sys, backspike.cli as c\ntry: c.main({words})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
-        )
+        script = f"import sys, backspike.cli as c\ntry: c.main({words})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
         subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)

@@ -35,7 +35,9 @@ def test_the_code_of_the_docs_runs(page, capsys):
     assert "one op with BatchNorm2d 0.1 and MaxPool2d 2.0" in capsys.readouterr().out
 
 
-EXAMPLES = sorted(set((ROOT / "examples").glob("*.py")) - {ROOT / "examples/sharded.py"})  # of ranks, in test_ranks.py
+EXAMPLES = sorted(
+    set((ROOT / "examples").glob("*.py")) - {ROOT / "examples/sharded.py"}
+)  # of ranks, in test_ranks.py
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
@@ -55,4 +57,7 @@ def test_the_readme_names_every_package():
 def test_the_two_commands_stand_first():
     text = (ROOT / "README.md").read_text()
     first = text.split("```")[1]
-    assert [line.split("#")[0].strip() for line in first.strip().splitlines()] == ["make demo", "make test"]
+    assert [line.split("#")[0].strip() for line in first.strip().splitlines()] == [
+        "make demo",
+        "make test",
+    ]

@@ -23,7 +23,9 @@ from backspike.data.formats import shd
 sys.path.insert(0, str(ROOT / "fuzz"))
 from targets import KINDS, READERS, TARGETS, _spoken, _trained, changed, mutants
 
-changes = st.lists(st.tuples(st.floats(0, 1), st.sampled_from(KINDS), st.integers(0, 2**32 - 1)), max_size=6)
+changes = st.lists(
+    st.tuples(st.floats(0, 1), st.sampled_from(KINDS), st.integers(0, 2**32 - 1)), max_size=6
+)
 
 
 def damaged(data, steps):
@@ -120,7 +122,9 @@ def short_run(name, inputs):
     target = TARGETS[name]
     seeds = target.seeds()
     target(seeds[0])  # what is made once is no part of the time of an input
-    for data in itertools.islice(mutants(seeds, random.Random(name)), round(inputs * target.share) + 1):
+    for data in itertools.islice(
+        mutants(seeds, random.Random(name)), round(inputs * target.share) + 1
+    ):
         start = time.process_time()
         target(data)
         assert time.process_time() - start < 5
@@ -130,7 +134,9 @@ def short_run(name, inputs):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("h5py") is None, reason="no h5py: pip install 'backspike[events]'")
+@pytest.mark.skipif(
+    importlib.util.find_spec("h5py") is None, reason="no h5py: pip install 'backspike[events]'"
+)
 def test_damaged_hdf5(tmp_path, monkeypatch):
     monkeypatch.setattr(shd, "SECONDS", 10)
     good, rng, path = _spoken(), random.Random(0), tmp_path / "bad.h5"
@@ -140,4 +146,7 @@ def test_damaged_hdf5(tmp_path, monkeypatch):
             data[rng.randrange(len(good))] ^= 1 << rng.randrange(8)
         path.write_bytes(bytes(data[: len(data) if trial % 3 else rng.randrange(len(data))]))
         with contextlib.suppress(DataError):
-            assert sum(len(events) for events in shd.decode(path, range(len(shd.labels(path, 20))))) >= 0
+            assert (
+                sum(len(events) for events in shd.decode(path, range(len(shd.labels(path, 20)))))
+                >= 0
+            )

@@ -34,7 +34,9 @@ print(faults, kept, bs.release_heap(), held())
 
 
 def churn(*words):
-    out = subprocess.run([sys.executable, "-c", CHURN, *words], check=True, capture_output=True, text=True).stdout.split()
+    out = subprocess.run(
+        [sys.executable, "-c", CHURN, *words], check=True, capture_output=True, text=True
+    ).stdout.split()
     return int(out[0]), int(out[1]), out[2] == "True", int(out[3])
 
 
@@ -66,7 +68,11 @@ print(before - held())
 
 
 def holes(*words):
-    return float(subprocess.run([sys.executable, "-c", HOLES, *words], check=True, capture_output=True, text=True).stdout)
+    return float(
+        subprocess.run(
+            [sys.executable, "-c", HOLES, *words], check=True, capture_output=True, text=True
+        ).stdout
+    )
 
 
 @linux
@@ -101,7 +107,9 @@ for _ in range(2):
 
 
 def pages(*words):
-    out = subprocess.run([sys.executable, "-c", PAGES, *words], check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", PAGES, *words], check=True, capture_output=True, text=True
+    ).stdout
     return [[int(word) for word in line.split()] for line in out.splitlines()]
 
 
@@ -109,7 +117,9 @@ THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @linux
-@pytest.mark.skipif(not THP.exists() or "[never]" in THP.read_text(), reason="this kernel has no large pages")
+@pytest.mark.skipif(
+    not THP.exists() or "[never]" in THP.read_text(), reason="this kernel has no large pages"
+)
 def test_a_kept_heap_lies_on_large_pages_and_reserves_no_memory():
     first, kept, full, again = pages()
     assert kept[0] > first[0] + 900  # addresses
@@ -144,7 +154,9 @@ class Libc:
         return int(option not in self.refused)
 
 
-@pytest.mark.parametrize(("refused", "worked"), [((), True), ((-3,), True), ((-3, -4), False), ((-1,), False)])
+@pytest.mark.parametrize(
+    ("refused", "worked"), [((), True), ((-3,), True), ((-3, -4), False), ((-1,), False)]
+)
 def test_what_mallopt_refuses_is_not_called_kept(monkeypatch, refused, worked):
     libc = Libc(*refused)
     reserved = []
@@ -156,7 +168,9 @@ def test_what_mallopt_refuses_is_not_called_kept(monkeypatch, refused, worked):
     assert heap.mode() == "kept" * worked
 
 
-@pytest.mark.parametrize(("refused", "worked"), [((), True), ((-3,), False), ((-4,), False), ((-1,), False)])
+@pytest.mark.parametrize(
+    ("refused", "worked"), [((), True), ((-3,), False), ((-4,), False), ((-1,), False)]
+)
 def test_what_mallopt_refuses_is_not_called_lean(monkeypatch, refused, worked):
     monkeypatch.setattr(heap, "_glibc", lambda: Libc(*refused))
     monkeypatch.setattr(heap, "_mode", "")
@@ -165,13 +179,17 @@ def test_what_mallopt_refuses_is_not_called_lean(monkeypatch, refused, worked):
 
 
 @linux
-@pytest.mark.parametrize(("setting", "mode"), [(None, "kept"), ("1", "kept"), ("0", ""), ("lean", "lean")])
+@pytest.mark.parametrize(
+    ("setting", "mode"), [(None, "kept"), ("1", "kept"), ("0", ""), ("lean", "lean")]
+)
 def test_the_command_line_keeps_it_unless_told(setting, mode):
     code = "from backspike.system import heap; from backspike.cli import main; main([]); print('mode', heap.mode() or 'none')"
     environment = {k: v for k, v in os.environ.items() if k != "BACKSPIKE_HEAP"} | (
         {"BACKSPIKE_HEAP": setting} if setting else {}
     )
-    out = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+    ).stdout
     assert f"mode {mode or 'none'}" in out
 
 

@@ -37,7 +37,9 @@ CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_ranks_share_every_part_of_every_batch(size, accumulate):
     """Of a batch of all, each sample goes to one rank, in the part in which one process has it."""
-    data = bs.data.Split(np.arange(50, dtype=np.float32)[:, None], np.zeros(50, np.int64), np.arange(50))
+    data = bs.data.Split(
+        np.arange(50, dtype=np.float32)[:, None], np.zeros(50, np.int64), np.arange(50)
+    )
     recipe = bs.Recipe(batch_size=16, accumulate=accumulate, limit=50)
     batches = Batches(data, recipe, CPU)
     together = [list(batches.training(3, 1, Ranks(r, size))) for r in range(size)]
@@ -54,8 +56,12 @@ def test_ranks_share_every_part_of_every_batch(size, accumulate):
 
 
 def test_evaluation_sees_each_sample_once_with_any_number_of_ranks():
-    data = bs.data.Split(np.arange(21, dtype=np.float32)[:, None], np.zeros(21, np.int64), np.arange(21))
-    batches = Batches(data, bs.Recipe(batch_size=5), CPU)  # the last batch is one sample: some ranks have none of it
+    data = bs.data.Split(
+        np.arange(21, dtype=np.float32)[:, None], np.zeros(21, np.int64), np.arange(21)
+    )
+    batches = Batches(
+        data, bs.Recipe(batch_size=5), CPU
+    )  # the last batch is one sample: some ranks have none of it
     seen = [x[0, :, 0].tolist() for r in range(3) for x, _ in batches.in_order(ranks=Ranks(r, 3))]
     assert sorted(chain.from_iterable(seen)) == list(range(21))
 
@@ -66,7 +72,10 @@ def test_a_rank_without_samples_is_said_before_anything_is_trained(tmp_path, mon
         monkeypatch.setattr(Ranks, name, lambda *_: None)
     monkeypatch.setattr(Ranks, "of_first", lambda self, f: f())
     recipe = bs.recipes.digits().replace({"limit": 100, "batch_size": 32})  # 100 = 3 * 32 + 4
-    with pytest.raises(RunError, match=r"batch 3 .* parts of 4 samples, too few for 8 ranks; change --batch_size \(32\)"):
+    with pytest.raises(
+        RunError,
+        match=r"batch 3 .* parts of 4 samples, too few for 8 ranks; change --batch_size \(32\)",
+    ):
         trainer.Trainer(Run(tmp_path / "run"), recipe, None, setup.load_data(recipe), "cpu", None)
 
 
@@ -103,7 +112,11 @@ def normalised(layer, rank=None):
     for _ in range(2):
         y = over_time(x)
         y.backward(g)
-    return {"y": y.detach(), "x": x.grad}, {n: p.grad for n, p in layer.named_parameters()}, dict(layer.named_buffers())
+    return (
+        {"y": y.detach(), "x": x.grad},
+        {n: p.grad for n, p in layer.named_parameters()},
+        dict(layer.named_buffers()),
+    )
 
 
 def test_common_statistics_of_one_process_are_its_own():
@@ -134,13 +147,18 @@ def test_a_norm_of_the_users_own_is_refused():
     class Mine(nn.BatchNorm2d):
         pass
 
-    with pytest.raises(ValueError, match=r"^0 is a Mine, which cannot be told to sum over ranks; set --sync_norm False$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^0 is a Mine, which cannot be told to sum over ranks; set --sync_norm False$",
+    ):
         norm.synced(nn.Sequential(Mine(3)))
 
 
 def distances(target, per_channel, x):
     torch.manual_seed(2)
-    model = nn.Sequential(bs.OverTime(nn.Linear(5, 3)), bs.LIF(v_threshold=0.5, surrogate=bs.Triangle())).double()
+    model = nn.Sequential(
+        bs.OverTime(nn.Linear(5, 3)), bs.LIF(v_threshold=0.5, surrogate=bs.Triangle())
+    ).double()
     pda = bs.PotentialAdjustment(model, 1.0, target, per_channel=per_channel)
     x = x.clone().requires_grad_()
     model(x)
@@ -150,7 +168,11 @@ def distances(target, per_channel, x):
 
 
 PDA = [("spikes", False), ("spikes", True), ("gaussian", False), ("window", False)]
-X, G, FLAT = samples(4, 8, 3, 2, 2, seed=0), samples(4, 8, 3, 2, 2, seed=1), samples(4, 8, 5, seed=2)
+X, G, FLAT = (
+    samples(4, 8, 3, 2, 2, seed=0),
+    samples(4, 8, 3, 2, 2, seed=1),
+    samples(4, 8, 5, seed=2),
+)
 SHARES = (slice(0, 3), slice(3, 8))  # uneven
 
 
@@ -201,7 +223,12 @@ def on_a_rank(rank, folder):
 def meets_twice(rank, folder):
     """Rank 0 is slow to leave the first meeting, so that rank 1 comes to the second before the first has ended."""
     port = (folder / "port").read_text()
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     leave = torch.distributed.destroy_process_group
     if rank == 0:
         torch.distributed.destroy_process_group = lambda: (time.sleep(1), leave())
@@ -307,9 +334,23 @@ EQUAL = {
 }
 WITH = {
     "SyncBN": {},
-    "SGS+PDA": {"scaling": "SGS(pool_pre=True)", "potential": "PDA(strength=0.1, warmup=6)", "ema": 0.0},
-    "parts": {"accumulate": 2, "clip": 1.0, "loss": "TET()", "neuron.surrogate": "Masked(Parametric(Triangle()), p=0)"},
-    "TDBN": {"norm": "TDBN()", "neuron": "PLIF(v_threshold=0.5)", "neuron.surrogate": "Triangle()", "freeze_width": 2},
+    "SGS+PDA": {
+        "scaling": "SGS(pool_pre=True)",
+        "potential": "PDA(strength=0.1, warmup=6)",
+        "ema": 0.0,
+    },
+    "parts": {
+        "accumulate": 2,
+        "clip": 1.0,
+        "loss": "TET()",
+        "neuron.surrogate": "Masked(Parametric(Triangle()), p=0)",
+    },
+    "TDBN": {
+        "norm": "TDBN()",
+        "neuron": "PLIF(v_threshold=0.5)",
+        "neuron.surrogate": "Triangle()",
+        "freeze_width": 2,
+    },
 }
 
 
@@ -323,7 +364,12 @@ def torchrun(*words, size=2, restarts=0):
 def losses_alone(folder, recipe):
     losses = []
     recipe = bs.recipes.digits().replace(recipe)
-    bs.fit(recipe, folder, listen=lambda e: losses.append(e["loss"]) if e["event"] == "batch" else None, report=False)
+    bs.fit(
+        recipe,
+        folder,
+        listen=lambda e: losses.append(e["loss"]) if e["event"] == "batch" else None,
+        report=False,
+    )
     return losses, state(folder)
 
 
@@ -343,7 +389,11 @@ def state(run):
 
 def epochs(run):
     timing = ("seconds", "samples_per_second")
-    return [{k: v for k, v in e.items() if k not in timing} for e in Run.open(run).log() if e["event"] == "epoch"]
+    return [
+        {k: v for k, v in e.items() if k not in timing}
+        for e in Run.open(run).log()
+        if e["event"] == "epoch"
+    ]
 
 
 @pytest.mark.slow
@@ -362,7 +412,12 @@ def test_two_ranks_have_the_losses_of_one_process(tmp_path, changes):
 
 @pytest.mark.slow
 def test_without_common_statistics_it_trains_as_well(tmp_path):
-    recipe = EQUAL | {"sync_norm": False, "limit": 0, "neuron.surrogate": "Masked(Triangle(), p=0.5)", "ema": 0.9}
+    recipe = EQUAL | {
+        "sync_norm": False,
+        "limit": 0,
+        "neuron.surrogate": "Masked(Triangle(), p=0.5)",
+        "ema": 0.9,
+    }
     losses, shared = losses_of_two(tmp_path / "2", recipe | {"augment": "(Shift(1), CutMix())"})
     assert losses[-1] < 0.8 * losses[0]
     assert shared["best"]["accuracy"] > 0.8
@@ -390,7 +445,10 @@ def whole(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     opening, *lines = done.stdout.splitlines()
     assert opening.startswith("digits: ")
-    assert [line.split()[0] for line in lines] == ["epoch"] * 40 + ["test", "report:"]  # all of it once
+    assert [line.split()[0] for line in lines] == ["epoch"] * 40 + [
+        "test",
+        "report:",
+    ]  # all of it once
     return folder
 
 
@@ -398,7 +456,12 @@ def started(run, *words, **options):
     """torchrun, once the run has come to its third epoch."""
     words, environment = torchrun("-m", "backspike", *words, **options)
     process = subprocess.Popen(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        words,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     deadline = time.time() + 1800
     while len(Run(run).log()) < 3 and process.poll() is None and time.time() < deadline:
@@ -440,7 +503,9 @@ def test_a_killed_rank_ends_all_and_the_run_goes_on_exactly(tmp_path, whole, ran
     assert process.returncode == 1
     (line,) = said(errors)
     assert line.startswith("backspike: another rank ended in epoch ")
-    assert line.endswith(f"go on from the last checkpoint with: torchrun --nproc-per-node=2 -m backspike resume {run}")
+    assert line.endswith(
+        f"go on from the last checkpoint with: torchrun --nproc-per-node=2 -m backspike resume {run}"
+    )
     assert not (run / "model.safetensors").exists()
     resumed(run)
     assert same_run(run, whole)
@@ -492,8 +557,16 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
         (["train", "nothing"], 2, "nothing"),
         (["train", "digits", "--memory", "4GB"], 2, "--memory is for one process"),
         (["study"], 2, "torchrun is for train and resume"),
-        (["train", "digits", "--out", "{tmp}", "--batch_size", "1"], 1, "parts of 1 samples, too few for 2 ranks"),
-        (["train", "digits", "--out", "{tmp}/x", "--model", "VGGSNN()"], 1, "does not take this data"),
+        (
+            ["train", "digits", "--out", "{tmp}", "--batch_size", "1"],
+            1,
+            "parts of 1 samples, too few for 2 ranks",
+        ),
+        (
+            ["train", "digits", "--out", "{tmp}/x", "--model", "VGGSNN()"],
+            1,
+            "does not take this data",
+        ),
         (["resume", "{tmp}"], 1, "no run folder"),
     ],
 )
@@ -508,11 +581,16 @@ def test_what_is_wrong_is_said_once(tmp_path, words, code, text):
 @pytest.mark.slow
 def test_a_sharded_spikformer_trains_as_a_whole_one(tmp_path):
     example = ROOT / "examples/sharded.py"
-    words = [example, *["--dim", "32", "--depth", "2", "--heads", "4", "--batch", "16", "--steps", "3", "--out"]]
+    words = [
+        example,
+        *["--dim", "32", "--depth", "2", "--heads", "4", "--batch", "16", "--steps", "3", "--out"],
+    ]
     sharded, environment = torchrun(*words, tmp_path / "2.pt")
     alone = [sys.executable, *map(str, words), str(tmp_path / "1.pt")]
     said = [
-        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+        subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        ).stdout.split()
         for command in (alone, sharded)
     ]
     assert len(said[0]) == len(said[1]) == 3 * 4

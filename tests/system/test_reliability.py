@@ -79,7 +79,13 @@ def test_a_recipe_resumes_within_an_epoch_to_the_last_bit(name, tmp_path, monkey
     put(recipe.data, tmp_path / "data")
     surrogate = recipe.neuron.surrogate
     masked = surrogate if isinstance(surrogate, bs.Masked) else bs.Masked(surrogate, p=0.5)
-    changes = {"neuron.surrogate": masked, "mask_p_end": 0.1, "ema": 0.9, "accumulate": 2, "workers": 1}
+    changes = {
+        "neuron.surrogate": masked,
+        "mask_p_end": 0.1,
+        "ema": 0.9,
+        "accumulate": 2,
+        "workers": 1,
+    }
     recipe = recipe.replace({"batch_size": 2, "limit": 4, "epochs": 2, **changes, **EXACT})
     load = setup.load_data
 
@@ -200,7 +206,9 @@ def test_a_disk_that_fills_up_loses_nothing(left, small_disk, whole):
         if event["event"] == "batch" and event["epoch"] == 1 and not fillers:
             fillers.append(fill(small_disk, left))
 
-    with pytest.raises(RunError, match=r"^no space left to write .*; free some and .* backspike resume ") as e:
+    with pytest.raises(
+        RunError, match=r"^no space left to write .*; free some and .* backspike resume "
+    ) as e:
         fit(tiny(**EXACT), run, listen=listen)
     assert "\n" not in str(e.value)
     assert not list(run.glob(".*.tmp"))
@@ -211,7 +219,9 @@ def test_a_disk_that_fills_up_loses_nothing(left, small_disk, whole):
     assert_equal_runs(whole, run)
 
 
-def test_a_cache_without_room_gives_way_and_kills_no_process(small_disk, tmp_path, monkeypatch, caplog):
+def test_a_cache_without_room_gives_way_and_kills_no_process(
+    small_disk, tmp_path, monkeypatch, caplog
+):
     """A file mapped into memory whose disk is full ends a process by SIGBUS, unless its room is taken before."""
     monkeypatch.setenv("BACKSPIKE_CACHE", str(small_disk))
     temporary = tmp_path / "temporary"
@@ -224,7 +234,10 @@ def test_a_cache_without_room_gives_way_and_kills_no_process(small_disk, tmp_pat
     assert "No space left" in caplog.messages[0]
     assert "a temporary folder serves" in caplog.messages[0]
     temporary = small_disk
-    with pytest.raises(DataError, match=r"^no room for nmnist-frames.*; set BACKSPIKE_CACHE to a folder that can be written$"):
+    with pytest.raises(
+        DataError,
+        match=r"^no room for nmnist-frames.*; set BACKSPIKE_CACHE to a folder that can be written$",
+    ):
         data.load("nmnist", T=51)
 
 
@@ -262,7 +275,9 @@ def test_a_folder_in_use_is_left_alone_until_its_process_is_gone(tmp_path, capsy
     run = tmp_path / "run"
     interrupted(tiny(**EXACT), run)
     before = (run / "last.ckpt").read_bytes()
-    other = subprocess.Popen([sys.executable, "-c", HOLDS, str(run / ".lock")], stdout=subprocess.PIPE)
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(run / ".lock")], stdout=subprocess.PIPE
+    )
     other.stdout.readline()
     for words in (["resume", str(run)], ["train", "--force", "--out", str(run)]):
         assert main(words) == 1
@@ -304,7 +319,11 @@ def test_a_clock_that_jumps_changes_nothing(step, tmp_path, monkeypatch, whole):
         os.utime(path, (3e9, 3e9) if step < 0 else (0, 0))
     result = train.resume(tmp_path / "run", report=False)
     assert 0 < result.seconds < time.monotonic() - started
-    assert all(0 < e["seconds"] <= result.seconds for e in Run(tmp_path / "run").log() if e["event"] == "epoch")
+    assert all(
+        0 < e["seconds"] <= result.seconds
+        for e in Run(tmp_path / "run").log()
+        if e["event"] == "epoch"
+    )
     assert_equal_runs(whole, tmp_path / "run")
 
 
@@ -330,7 +349,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, tmp_path, capl
         (run / "last.ckpt").write_bytes(DAMAGES[damage](last))
     with pytest.raises(Stop):  # stopped again before the next checkpoint, both are whole
         train.resume(run, report=False, listen=stop_after(1))
-    assert caplog.messages == [f"{run / 'last.ckpt'} is damaged: going on from the one before, epoch 1, batch 0"]
+    assert caplog.messages == [
+        f"{run / 'last.ckpt'} is damaged: going on from the one before, epoch 1, batch 0"
+    ]
     assert (run / "last.ckpt").read_bytes() == (run / "previous.ckpt").read_bytes() == before
     train.resume(run, report=False)
     assert_equal_runs(whole, run)
@@ -340,7 +361,11 @@ def test_no_damage_of_a_checkpoint_passes_for_another_one(tmp_path):
     """A byte changed at random, or the end cut off: the file is refused, or says what it said."""
     interrupted(tiny(**EXACT), tmp_path / "run", batches=2)
     content = (tmp_path / "run/last.ckpt").read_bytes()
-    wanted, random, refused = checkpoint.read(Run(tmp_path / "run"), "last.ckpt"), np.random.default_rng(0), 0
+    wanted, random, refused = (
+        checkpoint.read(Run(tmp_path / "run"), "last.ckpt"),
+        np.random.default_rng(0),
+        0,
+    )
     for i in range(150):
         at = int(random.integers(len(content)))
         bad = bytearray(content)
@@ -372,7 +397,10 @@ def test_without_hard_links_a_checkpoint_is_copied(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", no_links)
     interrupted(tiny(**EXACT), tmp_path / "run", batches=3)
-    positions = [checkpoint.read(Run(tmp_path / "run"), name)["position"][1] for name in ("previous.ckpt", "last.ckpt")]
+    positions = [
+        checkpoint.read(Run(tmp_path / "run"), name)["position"][1]
+        for name in ("previous.ckpt", "last.ckpt")
+    ]
     assert positions == [1, 2]
 
 
@@ -425,10 +453,16 @@ def blobs(n=64, poison=None, value=np.nan):
 @pytest.mark.parametrize("kind", ["arrays", "samples", "workers"])
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_nan_in_data_names_the_sample(where, kind, value, tmp_path):
-    sets = {name: blobs(64, 21 if name == where else None, value) for name in ("train", "validation", "test")}
+    sets = {
+        name: blobs(64, 21 if name == where else None, value)
+        for name in ("train", "validation", "test")
+    }
     if kind != "arrays":
         sets = {name: [split[i] for i in range(64)] for name, split in sets.items()}
-    with pytest.raises(RunError, match=r"batch \d of the data holds NaN or infinity \(sample 21\); clean the data set"):
+    with pytest.raises(
+        RunError,
+        match=r"batch \d of the data holds NaN or infinity \(sample 21\); clean the data set",
+    ):
         fit(own(workers=int(kind == "workers")), tmp_path / "run", Own(), **sets)
     state = checkpoint.read(Run(tmp_path / "run"), "last.ckpt")
     assert state["position"][2] == {"train": 0, "validation": 0, "test": 16}[where]
@@ -493,9 +527,7 @@ class Scale(torch.nn.Module):
 
 
 def test_nan_that_a_layer_makes_names_the_layer(tmp_path):
-    message = (
-        r"^the loss became nan in epoch 0, batch 0: the output of net\.2\.0 \(Scale\) has it from finite weights and inputs;"
-    )
+    message = r"^the loss became nan in epoch 0, batch 0: the output of net\.2\.0 \(Scale\) has it from finite weights and inputs;"
     with pytest.raises(RunError, match=message):
         fit(own(), tmp_path / "run", Divides(float("inf")), Points(), Points(8))
 
@@ -514,7 +546,8 @@ def test_weights_that_break_in_the_last_step_of_an_epoch_do_not_replace_the_best
         spoil((1, 4), break_it)(event)
 
     with pytest.raises(
-        RunError, match=r"^model\.net\.2\.0\.weight became NaN or infinite in epoch 1, before batch 4; start anew"
+        RunError,
+        match=r"^model\.net\.2\.0\.weight became NaN or infinite in epoch 1, before batch 4; start anew",
     ):
         fit(own(), tmp_path / "run", model, Points(), Points(8), listen=listen)
     assert (tmp_path / "run/best.ckpt").read_bytes() == best["bytes"]
@@ -537,7 +570,9 @@ class Hungry(Own):
         return super().forward(x)
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads how much memory this process has")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/status"), reason="reads how much memory this process has"
+)
 @pytest.mark.parametrize("when", [True, False], ids=["training", "validation"])
 def test_memory_that_runs_out_names_the_cures(when, tmp_path, monkeypatch):
     monkeypatch.setattr(heap, "_mode", "")
@@ -555,7 +590,15 @@ def test_memory_that_runs_out_names_the_cures(when, tmp_path, monkeypatch):
 
     try:
         with pytest.raises(RunError) as e:
-            fit(recipe, tmp_path / "run", model, Points(), Points(8), validation=Points(8), listen=spoil((0, 2), no_more))
+            fit(
+                recipe,
+                tmp_path / "run",
+                model,
+                Points(),
+                Points(8),
+                validation=Points(8),
+                listen=spoil((0, 2), no_more),
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
     assert str(e.value) == (
@@ -622,6 +665,8 @@ def test_a_reading_process_that_dies_while_the_network_computes(tmp_path, monkey
             time.sleep(2)
 
     monkeypatch.setattr(trainer.Trainer, "train_step", dies)
-    with pytest.raises(RunError, match=r"^a process that reads samples ended .*lower --workers \(2\)"):
+    with pytest.raises(
+        RunError, match=r"^a process that reads samples ended .*lower --workers \(2\)"
+    ):
         fit(own(workers=2, **EXACT), tmp_path / "run", Own(), Deadly(640, file), Points(8))
     assert checkpoint.read(Run(tmp_path / "run"), "last.ckpt")["position"] == [0, 2, 2]

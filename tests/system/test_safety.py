@@ -36,25 +36,83 @@ SOURCE = Path(bs.__file__).parent
 # ---- the source ----------------------------------------------------------------------------------------------------------
 
 FORBIDDEN = (
-    *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "os.exec", "os.spawn", "os.posix_spawn"),
-    *("pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "numpy.load", "numpy.loads", "torch.load"),
-    *("torch.hub", "torch.jit.load", "torch.package", "yaml", "subprocess", "multiprocessing", "ctypes", "runpy"),
-    *("tarfile", "shutil.unpack_archive", "zipfile", "bz2", "lzma", "gzip", "zlib.decompress", "h5py", "PIL", "xml", "html"),
-    *("urllib", "http", "requests", "socket", "ftplib", "tempfile.mktemp", "json.loads", "json.load", "importlib"),
+    *(
+        "eval",
+        "exec",
+        "compile",
+        "__import__",
+        "os.system",
+        "os.popen",
+        "os.exec",
+        "os.spawn",
+        "os.posix_spawn",
+    ),
+    *(
+        "pickle",
+        "cPickle",
+        "marshal",
+        "shelve",
+        "dill",
+        "cloudpickle",
+        "joblib",
+        "numpy.load",
+        "numpy.loads",
+        "torch.load",
+    ),
+    *(
+        "torch.hub",
+        "torch.jit.load",
+        "torch.package",
+        "yaml",
+        "subprocess",
+        "multiprocessing",
+        "ctypes",
+        "runpy",
+    ),
+    *(
+        "tarfile",
+        "shutil.unpack_archive",
+        "zipfile",
+        "bz2",
+        "lzma",
+        "gzip",
+        "zlib.decompress",
+        "h5py",
+        "PIL",
+        "xml",
+        "html",
+    ),
+    *(
+        "urllib",
+        "http",
+        "requests",
+        "socket",
+        "ftplib",
+        "tempfile.mktemp",
+        "json.loads",
+        "json.load",
+        "importlib",
+    ),
 )
 # file: what it uses of these. Pipes: between this process and those that it started itself.
 ALLOWED = {
     "__init__.py": {"importlib"},  # the public names' own modules
     "bench/gate.py": {"torch.load"},  # a file that a worker wrote; weights_only
     "bench/page.py": {"html"},  # report/html.py
-    "bench/worker/libraries/__init__.py": {"importlib"},  # a module of this folder by the plan's own names
+    "bench/worker/libraries/__init__.py": {
+        "importlib"
+    },  # a module of this folder by the plan's own names
     "bench/worker/loop.py": {"json.loads", "importlib"},  # pipes; versions
     "bench/worker/memory.py": {"importlib"},  # heap.py, for a Python that has no backspike
     "bench/workers.py": {"json.loads", "subprocess"},  # pipes
     "data/binning.py": {"pickle", "subprocess"},  # pipes
     "data/formats/cifar.py": {"pickle"},  # names stand for inert records; see its head
     "data/formats/picture.py": {"PIL"},  # four formats
-    "data/formats/shd.py": {"h5py", "json.loads", "subprocess"},  # HDF5 in a process of its own, asked through a pipe
+    "data/formats/shd.py": {
+        "h5py",
+        "json.loads",
+        "subprocess",
+    },  # HDF5 in a process of its own, asked through a pipe
     "data/simulated.py": {"pickle", "subprocess"},  # pipes
     "data/static.py": {"numpy.load"},  # the bundled digits
     "doctor/page.py": {"html"},  # report/html.py
@@ -84,7 +142,9 @@ def uses(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                names[alias.asname or alias.name.split(".")[0]] = alias.name if alias.asname else alias.name.split(".")[0]
+                names[alias.asname or alias.name.split(".")[0]] = (
+                    alias.name if alias.asname else alias.name.split(".")[0]
+                )
                 used.add(alias.name)
         elif isinstance(node, ast.ImportFrom) and not node.level:
             for alias in node.names:
@@ -113,7 +173,9 @@ def forbidden(used):
     }
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+@pytest.mark.parametrize(
+    "path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE))
+)
 def test_what_could_run_foreign_code_stands_only_where_it_is_listed(path):
     assert forbidden(uses(path)) == ALLOWED.get(str(path.relative_to(SOURCE)), set())
 
@@ -130,7 +192,9 @@ def test_the_calls_that_are_listed_are_the_safe_ones():
     assert len(loads) == 2
     assert all(options["weights_only"] == "True" for options in loads)
     for path in files:
-        assert not any(options.get("allow_pickle", "False") != "False" for options in calls(path, ""))
+        assert not any(
+            options.get("allow_pickle", "False") != "False" for options in calls(path, "")
+        )
         assert not any("shell" in options for options in calls(path, ""))
         assert not list(calls(path, ".extractall")) + list(calls(path, ".extract"))
     assert list(calls(SOURCE / "data/formats/picture.py", "Image.open")) == [{"formats": "FORMATS"}]
@@ -194,7 +258,9 @@ def test_a_pickle_runs_nowhere(run, tmp_path):
     mark.rmdir()  # it works, where a pickle is trusted
     assert "names posix.mkdir" in refusal(DataError, cifar.decode_python, bomb)
     packed = (run / "last.ckpt").read_bytes()
-    (run / "last.ckpt").write_bytes(repacked(packed, lambda name, data: bomb if name.endswith("data.pkl") else data))
+    (run / "last.ckpt").write_bytes(
+        repacked(packed, lambda name, data: bomb if name.endswith("data.pkl") else data)
+    )
     assert "damaged" in refusal(RunError, bs.resume, run)
     (run / "last.ckpt").write_bytes(bomb)
     assert "damaged" in refusal(RunError, bs.resume, run)
@@ -272,7 +338,10 @@ def test_values_of_a_checkpoint_that_cannot_be(run, key, value):
 def test_a_checkpoint_that_unpacks_to_more_than_it_is(run):
     packed = (run / "last.ckpt").read_bytes()
     out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(packed)) as archive, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as other:
+    with (
+        zipfile.ZipFile(io.BytesIO(packed)) as archive,
+        zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as other,
+    ):
         for name in archive.namelist():
             other.writestr(name, bytes(20 << 20) if name.endswith("data/0") else archive.read(name))
     (run / "last.ckpt").write_bytes(out.getvalue())
@@ -327,7 +396,10 @@ def test_a_network_that_the_file_cannot_hold_is_not_built(run, path, monkeypatch
     assert "the weights of the network in recipe.json" in said
 
 
-@pytest.mark.parametrize("line", [b"null", b"[]", b'"done"', b"{" * 5000, b"[" * 100_000, b"NaN", b"\xff\xfe", b"1" * 5000])
+@pytest.mark.parametrize(
+    "line",
+    [b"null", b"[]", b'"done"', b"{" * 5000, b"[" * 100_000, b"NaN", b"\xff\xfe", b"1" * 5000],
+)
 def test_lines_of_a_log_that_are_no_events_are_passed_over(run, line):
     (run / "log.jsonl").write_bytes(line + b'\n{"event": "epoch"}\n')
     assert Run.open(run).log() == [{"event": "epoch"}]
@@ -429,7 +501,10 @@ def test_a_recipe_that_is_none():
         refusal(RecipeError, Recipe.from_dict, stored)
 
 
-@pytest.mark.parametrize("text", ["9" * 5000, "0x" + "f" * 5000, "1e999", "'\\d'", "1if 1else 2", "\0", "'" + "\\ud800" + "'"])
+@pytest.mark.parametrize(
+    "text",
+    ["9" * 5000, "0x" + "f" * 5000, "1e999", "'\\d'", "1if 1else 2", "\0", "'" + "\\ud800" + "'"],
+)
 def test_odd_texts_are_values_or_refused_without_a_warning(text):
     with contextlib.suppress(RecipeError):
         repr(parse(text))
@@ -469,19 +544,26 @@ def test_arrays_larger_than_what_holds_them(tmp_path, monkeypatch):
     head = npy(np.zeros(4, np.uint8))[:-4]
     claimed = head.replace(b"(4,), }            ", b"(4000000000000,), }")
     assert claimed != head
-    assert "in 4 bytes" in refusal(ValueError, read_arrays, npz(tmp_path / "claim.npz", {"a.npy": claimed + bytes(4)}))
+    assert "in 4 bytes" in refusal(
+        ValueError, read_arrays, npz(tmp_path / "claim.npz", {"a.npy": claimed + bytes(4)})
+    )
     for shape in (b"(-4,), }", b"(4,-1,), }"):
         bad = head.replace(b"(4,), }".ljust(len(shape)), shape)
         refusal(ValueError, read_arrays, npz(tmp_path / "minus.npz", {"a.npy": bad + bytes(4)}))
     monkeypatch.setattr("backspike.system.files.LARGEST_ARRAYS", 1 << 20)
-    bomb = npz(tmp_path / "bomb.npz", {f"{i}.npy": npy(np.zeros(400_000, np.uint8)) for i in range(3)})
+    bomb = npz(
+        tmp_path / "bomb.npz", {f"{i}.npy": npy(np.zeros(400_000, np.uint8)) for i in range(3)}
+    )
     assert bomb.stat().st_size < 5_000
     assert "more than 1048576" in refusal(ValueError, read_arrays, bomb)
 
 
 def test_members_that_point_elsewhere_are_names_and_nothing_more(tmp_path):
     (tmp_path / "in").mkdir()
-    path = npz(tmp_path / "in" / "a.npz", {"../evil.npy": npy(np.arange(2)), "/evil.npy": npy(np.arange(3))})
+    path = npz(
+        tmp_path / "in" / "a.npz",
+        {"../evil.npy": npy(np.arange(2)), "/evil.npy": npy(np.arange(3))},
+    )
     assert set(read_arrays(path)) == {"../evil", "/evil"}
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["a.npz", "in"]
 
@@ -500,7 +582,9 @@ def spoken(path, labels):
     h5py = pytest.importorskip("h5py")
     with h5py.File(path, "w") as file:
         for key, kind in (("times", "float16"), ("units", "uint16")):
-            member = file.create_dataset(f"spikes/{key}", (2,), dtype=h5py.vlen_dtype(np.dtype(kind)))
+            member = file.create_dataset(
+                f"spikes/{key}", (2,), dtype=h5py.vlen_dtype(np.dtype(kind))
+            )
             member[0] = member[1] = np.zeros(2, kind)
         labels(h5py, file)
     return path
@@ -544,16 +628,24 @@ def test_hdf5_that_refers_elsewhere_or_claims_what_it_does_not_hold(tmp_path, mo
 def test_hdf5_with_labels_of_its_own_is_read(tmp_path):
     from backspike.data.formats import shd
 
-    good = spoken(tmp_path / "f.h5", lambda h5py, file: file.create_dataset("labels", data=np.array([3, 4], np.uint8)))
+    good = spoken(
+        tmp_path / "f.h5",
+        lambda h5py, file: file.create_dataset("labels", data=np.array([3, 4], np.uint8)),
+    )
     assert shd.labels(good, 20).tolist() == [3, 4]
 
 
-@pytest.mark.parametrize(("does", "why"), [("while True: pass", "took more than 2 s"), ("os.abort()", "ended the process")])
+@pytest.mark.parametrize(
+    ("does", "why"),
+    [("while True: pass", "took more than 2 s"), ("os.abort()", "ended the process")],
+)
 def test_hdf5_that_loops_or_crashes_is_a_damaged_file(tmp_path, monkeypatch, does, why):
     """The two things that a C library may do with damage; here as its module."""
     from backspike.data.formats import shd
 
-    (tmp_path / "h5py.py").write_text(f"import os\nclass File:\n    def __init__(self, *_):\n        {does}\n")
+    (tmp_path / "h5py.py").write_text(
+        f"import os\nclass File:\n    def __init__(self, *_):\n        {does}\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "h5py", raising=False)
     monkeypatch.setattr(shd, "SECONDS", 2)
@@ -582,12 +674,42 @@ WORDS = {
     "arabic digits": "١٢",
 }
 COMMANDS = [
-    *(["eval", "?"], ["resume", "?"], ["report", "?"], ["report", "?", "?"], ["data", "no-?"], ["study", "no-?"]),
-    *(["train", "?"], ["train", "--data", "?"], ["train", "mnist", "--root", "?"], ["train", "--memory", "?"]),
-    *(["train", "--model", "?"], ["train", "--neuron.tau", "?", "--T=0"], ["train", "--augment", "?", "--T=0"]),
-    *(["train", "--name", "?", "--T=0"], ["train", "--seed", "?", "--T=0"], ["train", "--no-?", "1"]),
-    *(["study", "masking", "--seeds", "-?"], ["study", "masking", "--data", "?"], ["study", "masking", "--T=0", "--out", "?"]),
-    *(["bench", "?,no-such"], ["bench", "--rounds", "-?"], ["bench", "fc", "--precision", "?"], ["?"], ["--?"]),
+    *(
+        ["eval", "?"],
+        ["resume", "?"],
+        ["report", "?"],
+        ["report", "?", "?"],
+        ["data", "no-?"],
+        ["study", "no-?"],
+    ),
+    *(
+        ["train", "?"],
+        ["train", "--data", "?"],
+        ["train", "mnist", "--root", "?"],
+        ["train", "--memory", "?"],
+    ),
+    *(
+        ["train", "--model", "?"],
+        ["train", "--neuron.tau", "?", "--T=0"],
+        ["train", "--augment", "?", "--T=0"],
+    ),
+    *(
+        ["train", "--name", "?", "--T=0"],
+        ["train", "--seed", "?", "--T=0"],
+        ["train", "--no-?", "1"],
+    ),
+    *(
+        ["study", "masking", "--seeds", "-?"],
+        ["study", "masking", "--data", "?"],
+        ["study", "masking", "--T=0", "--out", "?"],
+    ),
+    *(
+        ["bench", "?,no-such"],
+        ["bench", "--rounds", "-?"],
+        ["bench", "fc", "--precision", "?"],
+        ["?"],
+        ["--?"],
+    ),
 ]
 
 

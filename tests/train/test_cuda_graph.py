@@ -51,19 +51,34 @@ class Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         aten = torch.ops.aten
         # values read on the host, and tensors made of numbers of the host, which on a GPU are copied there
-        if func in (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default, aten.lift_fresh.default):
+        if func in (
+            aten._local_scalar_dense.default,
+            aten.nonzero.default,
+            aten.equal.default,
+            aten.lift_fresh.default,
+        ):
             raise RuntimeError("operation not permitted when stream is capturing")
         for i, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 given = args[i] if i < len(args) else kwargs.get(argument.name)
                 for tensor in tree_leaves(given):
                     self._remember(tensor)
-        if func is torch.ops.aten.native_batch_norm.default:  # its schema does not say that it moves the running statistics
+        if (
+            func is torch.ops.aten.native_batch_norm.default
+        ):  # its schema does not say that it moves the running statistics
             for tensor in args[3:5]:
                 self._remember(tensor)
         result = func(*args, **kwargs)
-        inputs = {a.untyped_storage().data_ptr() for a in tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)}
-        fresh = {r.untyped_storage().data_ptr() for r in tree_leaves(result) if isinstance(r, torch.Tensor)} - inputs
+        inputs = {
+            a.untyped_storage().data_ptr()
+            for a in tree_leaves((args, kwargs))
+            if isinstance(a, torch.Tensor)
+        }
+        fresh = {
+            r.untyped_storage().data_ptr()
+            for r in tree_leaves(result)
+            if isinstance(r, torch.Tensor)
+        } - inputs
         self.made |= fresh
         # the tape holds what was made, so that no address is used twice
         self.operators.append((func, args, kwargs, tree_map(lambda r: r, result)))
@@ -117,7 +132,11 @@ def test_replayed_masks_are_those_of_steps_that_are_not_recorded():
     def drawn(recorded):
         found = []
         out, p = torch.zeros(2, 40, dtype=torch.bool), torch.tensor(0.5)
-        step = lambda x: [out[i].copy_(mask.dropped_at(mask.draw_seed(CPU), 0, (40,), p)) for i in range(2)]  # noqa: E731
+
+        def step(x):
+            for i in range(2):
+                out[i].copy_(mask.dropped_at(mask.draw_seed(CPU), 0, (40,), p))
+
         run = Replayed(step, CPU, refuse, Tape) if recorded else step
         torch.manual_seed(4)
         for _ in range(7):
@@ -131,7 +150,11 @@ def test_replayed_masks_are_those_of_steps_that_are_not_recorded():
 
 
 def test_a_graph_of_the_users_own_draws_anew_at_every_replay():
-    tape, replays, seeds = Tape(), torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64)
+    tape, replays, seeds = (
+        Tape(),
+        torch.zeros((), dtype=torch.int64),
+        torch.zeros((), dtype=torch.int64),
+    )
     drawn = torch.tensor(5)
     tape.record(lambda: seeds.copy_(mask.advanced(drawn, replays)))
     found = []
@@ -159,7 +182,9 @@ def as_on_a_gpu(monkeypatch, recorder=Tape, warm_up=1):
     monkeypatch.setattr(synapse, "_plain", lambda x, layer, bits: False)
     monkeypatch.setattr(trainer, "Replayed", partial(Replayed, recorder=recorder))
     monkeypatch.setattr(cuda_graph, "WARM_UP", warm_up)
-    monkeypatch.setattr(trainer.Trainer, "_records", lambda self: self.recipe.cuda_graph is not False)
+    monkeypatch.setattr(
+        trainer.Trainer, "_records", lambda self: self.recipe.cuda_graph is not False
+    )
     made = trainer.Trainer.__init__
 
     def begin(self, *arguments):
@@ -196,7 +221,9 @@ def test_a_recorded_run_equals_one_that_is_not(name, tmp_path, monkeypatch):
     replays = []
     with monkeypatch.context() as m:
         as_on_a_gpu(m)
-        m.setattr(Tape, "replay", lambda self, replay=Tape.replay: (replays.append(1), replay(self))[1])
+        m.setattr(
+            Tape, "replay", lambda self, replay=Tape.replay: (replays.append(1), replay(self))[1]
+        )
         fit(recipe, tmp_path / "recorded")
     assert len(replays) >= 7
     assert same(weights(tmp_path / "plain"), weights(tmp_path / "recorded"))
@@ -220,7 +247,9 @@ def test_a_recorded_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_is_found_later_and_saved_nowhere(tmp_path, monkeypatch):
     as_on_a_gpu(monkeypatch)
-    with pytest.raises(RunError, match=r"became (nan|inf|-inf) in epoch 0, batch 0 to \d.*--optimizer\.lr"):
+    with pytest.raises(
+        RunError, match=r"became (nan|inf|-inf) in epoch 0, batch 0 to \d.*--optimizer\.lr"
+    ):
         fit(own().replace({"optimizer": "SGD(lr=1e38)"}), tmp_path / "run", Own(), Points())
     assert all(torch.isfinite(v).all() for v in weights(tmp_path / "run").values())
 
@@ -252,7 +281,11 @@ def test_a_network_that_cannot_be_recorded_is_trained_all_the_same(tmp_path, mon
         fit(tiny(cuda_graph=True), tmp_path / "other", model=_Looks())
 
 
-@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")], ids=str)
+@pytest.mark.parametrize(
+    "error",
+    [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")],
+    ids=str,
+)
 def test_memory_that_ends_is_said_and_the_checkpoint_stands(error, tmp_path, monkeypatch):
     steps, compute = [], trainer.Trainer.compute_step
 
@@ -264,7 +297,9 @@ def test_memory_that_ends_is_said_and_the_checkpoint_stands(error, tmp_path, mon
 
     fit(tiny(checkpoint_seconds=0), tmp_path / "whole")
     monkeypatch.setattr(trainer.Trainer, "compute_step", step)
-    with pytest.raises(RunError, match=r"out of memory with --batch_size 32, .*--memory SIZE.*--accumulate 2"):
+    with pytest.raises(
+        RunError, match=r"out of memory with --batch_size 32, .*--memory SIZE.*--accumulate 2"
+    ):
         fit(tiny(checkpoint_seconds=0), tmp_path / "run")
     assert Run.open(tmp_path / "run").has("last.ckpt")
     bs.resume(tmp_path / "run", report=False)

@@ -19,7 +19,9 @@ def test_a_run_of_an_earlier_version_is_continued(tmp_path):
     moved = 0.0
     start = torch.load(TESTS / "golden" / "run" / "last.ckpt", weights_only=True)["network"]
     for name, value in want.items():
-        torch.testing.assert_close(got[name], value, rtol=0.02, atol=0.01, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            got[name], value, rtol=0.02, atol=0.01, msg=lambda m, name=name: f"{name}: {m}"
+        )
         if value.is_floating_point():
             moved = max(moved, float((value - start[name]).abs().max()))
     assert moved > 0.03  # training went on: the tolerance is smaller than what it changed

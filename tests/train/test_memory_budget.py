@@ -13,12 +13,21 @@ from backspike.errors import RecipeError, RunError
 from backspike.train import memory_budget
 from backspike.train.memory_budget import Rehearsal, parse_size, plan_memory, size_text
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="measures and limits a process through /proc")
+linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="measures and limits a process through /proc"
+)
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("6GB", 6_000_000_000), ("800 MB", 800_000_000), ("0.5GiB", 2**29), ("1tib", 2**40), ("64KB", 64_000), (" 2.5gb ", 2.5e9)],
+    [
+        ("6GB", 6_000_000_000),
+        ("800 MB", 800_000_000),
+        ("0.5GiB", 2**29),
+        ("1tib", 2**40),
+        ("64KB", 64_000),
+        (" 2.5gb ", 2.5e9),
+    ],
 )
 def test_sizes_are_read(text, size):
     assert parse_size(text) == size
@@ -50,8 +59,14 @@ def machine(monkeypatch):
         tried.append(recipe)
         peak = FIXED + PER_SAMPLE[recipe.neuron.memory] * recipe.part_size
         known = peak <= 2.5e9
-        seconds = 1.0 + LADDER.index(recipe.neuron.memory) * 0.25 if recipe.neuron.memory in LADDER else 1.0
-        return Rehearsal(recipe, round(peak) if known else None, seconds if known else None, batch_norm=True)
+        seconds = (
+            1.0 + LADDER.index(recipe.neuron.memory) * 0.25
+            if recipe.neuron.memory in LADDER
+            else 1.0
+        )
+        return Rehearsal(
+            recipe, round(peak) if known else None, seconds if known else None, batch_norm=True
+        )
 
     monkeypatch.setattr(memory_budget, "_rehearse", rehearse)
     return tried
@@ -69,10 +84,14 @@ def best(budget, start="exact", size=64):
     for mode in LADDER[LADDER.index(start) :]:
         if FIXED + PER_SAMPLE[mode] * size <= 0.95 * budget:
             return mode, 1
-    return "checkpoint", next(k for k in range(1, size + 1) if FIXED + 10e6 * -(-size // k) <= 0.95 * budget)
+    return "checkpoint", next(
+        k for k in range(1, size + 1) if FIXED + 10e6 * -(-size // k) <= 0.95 * budget
+    )
 
 
-@pytest.mark.parametrize("budget", [5e9, 2.6e9, 2.1e9, 2e9, 1.1e9, 0.95e9, 0.7e9, 0.55e9, 0.4e9, 0.33e9])
+@pytest.mark.parametrize(
+    "budget", [5e9, 2.6e9, 2.1e9, 2e9, 1.1e9, 0.95e9, 0.7e9, 0.55e9, 0.4e9, 0.33e9]
+)
 def test_the_cheapest_setting_that_fits_is_chosen(machine, budget):
     if budget > 2.6e9:
         machine_limit = 2.6e9  # more than the machine has: what cannot be rehearsed does not fit
@@ -87,7 +106,10 @@ def test_the_cheapest_setting_that_fits_is_chosen(machine, budget):
 
 
 def test_a_start_further_down_the_ladder_stays_there(machine):
-    assert plan_memory(recipe(**{"neuron.memory": "checkpoint"}), 10**9).recipe.neuron.memory == "checkpoint"
+    assert (
+        plan_memory(recipe(**{"neuron.memory": "checkpoint"}), 10**9).recipe.neuron.memory
+        == "checkpoint"
+    )
     assert len(machine) == 1
     plan = plan_memory(recipe(**{"neuron.memory": "8bit"}), 10**9)
     assert (plan.recipe.neuron.memory, plan.recipe.part_size) == ("8bit", 32)
@@ -102,13 +124,21 @@ def test_the_plan_says_what_it_costs(machine):
     assert [e["event"] for e in events] == ["rehearsal", "rehearsal", "memory"]
     assert events[0]["text"] == "tried as it is: more than is free here"
     text = str(plan_memory(recipe(batch_size=32), "0.5GB"))
-    assert "--neuron.memory checkpoint --accumulate 2; 460MB, 1.5 s a step instead of 1.58GB, 1 s a step; +50 % time" in text
+    assert (
+        "--neuron.memory checkpoint --accumulate 2; 460MB, 1.5 s a step instead of 1.58GB, 1 s a step; +50 % time"
+        in text
+    )
     assert text.endswith("BatchNorm sees 16 samples instead of 32")
-    assert str(plan_memory(recipe(batch_size=32), "2GB")) == "fits into 2GB as it is: 1.58GB, 1 s a step"
+    assert (
+        str(plan_memory(recipe(batch_size=32), "2GB"))
+        == "fits into 2GB as it is: 1.58GB, 1 s a step"
+    )
 
 
 def test_an_impossible_budget_names_the_smallest_that_works(machine):
-    with pytest.raises(RunError, match="does not train within 300MB; the smallest that works is --memory 330MB") as error:
+    with pytest.raises(
+        RunError, match="does not train within 300MB; the smallest that works is --memory 330MB"
+    ) as error:
         plan_memory(recipe(), "300MB")
     assert "8bit" in str(error.value)
     assert len(machine) <= 6
@@ -116,7 +146,13 @@ def test_an_impossible_budget_names_the_smallest_that_works(machine):
 
 
 def test_the_command_line_trains_what_was_chosen(machine, capsys, tmp_path):
-    fields = ["--limit=60", "--epochs=1", "--model=ConvNet('4-P-4-P', size=8)", "--batch_size=32", "--neuron.memory=checkpoint"]
+    fields = [
+        "--limit=60",
+        "--epochs=1",
+        "--model=ConvNet('4-P-4-P', size=8)",
+        "--batch_size=32",
+        "--neuron.memory=checkpoint",
+    ]
     assert main(["train", "--memory", "0.5GB", "--out", str(tmp_path / "run"), *fields]) == 0
     out = capsys.readouterr().out
     assert "memory: tried --accumulate 4: 380MB, 1.5 s a step" in out
@@ -131,7 +167,13 @@ def test_the_command_line_trains_what_was_chosen(machine, capsys, tmp_path):
 
 def large(**changes):
     """Small in weights, large in what a step keeps."""
-    fields = {"model": "ConvNet('64-64-P-64-P', size=8)", "T": 8, "batch_size": 512, "epochs": 1, "limit": 512}
+    fields = {
+        "model": "ConvNet('64-64-P-64-P', size=8)",
+        "T": 8,
+        "batch_size": 512,
+        "epochs": 1,
+        "limit": 512,
+    }
     return bs.recipes.digits().replace({**fields, **changes})
 
 
@@ -152,7 +194,9 @@ def test_a_training_stays_within_the_budget_that_it_was_fitted_to(tmp_path, monk
     start = large(**{"neuron.memory": "checkpoint"})
     rehearse = memory_budget._rehearse
     as_it_is = rehearse(start, None, 1)
-    monkeypatch.setattr(memory_budget, "_rehearse", lambda r, *more: as_it_is if r == start else rehearse(r, *more))
+    monkeypatch.setattr(
+        memory_budget, "_rehearse", lambda r, *more: as_it_is if r == start else rehearse(r, *more)
+    )
     budget = round(as_it_is.peak * 0.95)
     plan = plan_memory(start, budget, threads=1)
     assert plan.recipe.part_size < 512
@@ -177,7 +221,9 @@ print(found.peak)
 
 
 @linux
-@pytest.mark.parametrize(("layout", "runs"), [("4-P-4-P", True), ("512-512-P-P", False), ("2000-9000-P-P", False)])
+@pytest.mark.parametrize(
+    ("layout", "runs"), [("4-P-4-P", True), ("512-512-P-P", False), ("2000-9000-P-P", False)]
+)
 def test_what_does_not_run_here_does_not_fit(layout, runs):
     """In the step, and already when the network is built."""
     model = f"ConvNet('{layout}', size=8)"

@@ -12,7 +12,13 @@ from backspike.run import Run
 from backspike.train import checkpoint, precision
 from backspike.train.precision import choose, multiply_adds
 
-TINY = {"limit": 60, "epochs": 2, "ema": 0.0, "batch_size": 30, "model": "ConvNet('4-P-6-P', size=8)"}
+TINY = {
+    "limit": 60,
+    "epochs": 2,
+    "ema": 0.0,
+    "batch_size": 30,
+    "model": "ConvNet('4-P-6-P', size=8)",
+}
 
 
 def tiny(**changes):
@@ -35,7 +41,9 @@ def test_multiply_adds_are_those_of_convolutions_and_linear_layers():
     first, second, last = 6 * 7 * 5 * 2 * 9, 3 * 4 * 3 * 5 * 9, 36 * 7
     x = torch.rand(2, 1, 1, 2, 6, 7)[0]
     assert multiply_adds(model, x.repeat(4, 1, 1, 1, 1)) == 4 * (first + second + last)
-    assert multiply_adds(model, x.expand(4, -1, -1, -1, -1)) == first + 4 * (second + last)  # it repeats over time
+    assert multiply_adds(model, x.expand(4, -1, -1, -1, -1)) == first + 4 * (
+        second + last
+    )  # it repeats over time
     assert model.training
 
 
@@ -62,7 +70,9 @@ def test_the_layout_follows_the_network():
     x = torch.zeros(4, 1, 2, 6, 6)
     convolutions = bs.OverTime(nn.Conv2d(2, 3, 3))
     assert choose(tiny(), convolutions, x).recipe.channels_last is True
-    assert choose(tiny(), bs.OverTime(nn.Flatten(), nn.Linear(72, 3)), x).recipe.channels_last is False
+    assert (
+        choose(tiny(), bs.OverTime(nn.Flatten(), nn.Linear(72, 3)), x).recipe.channels_last is False
+    )
 
 
 def test_what_is_given_stays(bf16):
@@ -72,7 +82,9 @@ def test_what_is_given_stays(bf16):
     assert chosen.reasons == {}
 
 
-@pytest.mark.parametrize(("bits", "machine"), [((True, False), "x86_64"), ((False, True), "x86_64"), (None, "aarch64")])
+@pytest.mark.parametrize(
+    ("bits", "machine"), [((True, False), "x86_64"), ((False, True), "x86_64"), (None, "aarch64")]
+)
 def test_processors_with_bfloat16(monkeypatch, bits, machine):
     """x86: AVX-512 BF16 or AMX, and not what torch merely emulates; others: what oneDNN says."""
     monkeypatch.setattr(precision.platform, "machine", lambda: machine)
@@ -115,7 +127,12 @@ def final_weights(folder):
 
 def test_the_layout_changes_the_result_by_rounding_only(tmp_path):
     for name, last in (("planes", False), ("pixels", True)):
-        changes = {"channels_last": last, "epochs": 1, "optimizer": "AdamW(lr=0.001, weight_decay=0.1)", "augment": "()"}
+        changes = {
+            "channels_last": last,
+            "epochs": 1,
+            "optimizer": "AdamW(lr=0.001, weight_decay=0.1)",
+            "augment": "()",
+        }
         bs.fit(tiny(**changes, **{"neuron.surrogate": "ATan()"}), tmp_path / name, report=False)
     planes, pixels = (final_weights(tmp_path / name) for name in ("planes", "pixels"))
     weight = "model.features.3.0.weight"
@@ -142,5 +159,12 @@ class Volumes(nn.Module):
 
 def test_layers_of_other_dimensions_are_left_alone(tmp_path):
     sets = bs.data.load("digits")
-    result = bs.fit(tiny(epochs=1), tmp_path / "run", Volumes(), sets.train.take(range(60)), sets.test, report=False)
+    result = bs.fit(
+        tiny(epochs=1),
+        tmp_path / "run",
+        Volumes(),
+        sets.train.take(range(60)),
+        sets.test,
+        report=False,
+    )
     assert result.test_accuracy is not None

@@ -11,7 +11,19 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers.training import TINY, Own, Points, Stop, epochs, fit, own, same, stop_after, tiny, weights
+from helpers.training import (
+    TINY,
+    Own,
+    Points,
+    Stop,
+    epochs,
+    fit,
+    own,
+    same,
+    stop_after,
+    tiny,
+    weights,
+)
 from torch import nn
 
 import backspike as bs
@@ -34,7 +46,9 @@ def test_a_run_leaves_what_the_design_says(tmp_path):
     }
     log = Run.open(tmp_path / "run").log()
     assert [e["event"] for e in log] == ["initial"] + ["epoch"] * 3 + ["done"]
-    assert sum(log[0]["membrane_counts"]["features.1"]) == 4 * 32 * 6 * 64  # T, B, C, pixels of the probed batch
+    assert (
+        sum(log[0]["membrane_counts"]["features.1"]) == 4 * 32 * 6 * 64
+    )  # T, B, C, pixels of the probed batch
     assert len(log[1]["potential"]["features.4"]["std"]) == 4
     log = log[1:]
     assert log[-1]["test_accuracy"] == result.test_accuracy
@@ -51,7 +65,9 @@ def test_the_loaded_network_gives_the_accuracy_of_the_log(tmp_path):
     split = bs.data.load("digits").test
     x = torch.from_numpy(split.x).float() / 255
     with torch.no_grad():
-        accuracy = float((network(x.expand(4, *x.shape)).argmax(1) == torch.from_numpy(split.y)).float().mean())
+        accuracy = float(
+            (network(x.expand(4, *x.shape)).argmax(1) == torch.from_numpy(split.y)).float().mean()
+        )
     assert accuracy == pytest.approx(result.test_accuracy)
     evaluated = bs.evaluate(tmp_path / "run")
     assert evaluated["test_accuracy"] == result.test_accuracy
@@ -72,7 +88,11 @@ def test_arms_of_a_study_see_the_same_random_numbers(tmp_path):
     states = []
     for name, surrogate in (("a", "Triangle()"), ("b", "Masked(Triangle(), p=0.9)")):
         fit(tiny(epochs=1, **{"neuron.surrogate": surrogate}), tmp_path / name)
-        states.append(checkpoint.read(Run.open(tmp_path / name), "last.ckpt")["ranks"][0]["generators"]["torch"])
+        states.append(
+            checkpoint.read(Run.open(tmp_path / name), "last.ckpt")["ranks"][0]["generators"][
+                "torch"
+            ]
+        )
     assert torch.equal(*states)
 
 
@@ -88,8 +108,16 @@ def test_a_mask_of_zero_trains_as_no_mask(tmp_path):
     [
         {},
         {"ema": 0.9, "accumulate": 2, "mask_p_end": 0.1, "clip": 1.0},
-        {"optimizer": "SGD(lr=0.05, nesterov=True)", "precision": "bfloat16", "neuron.learn": "('tau', 'threshold')"},
-        {"augment": "(Shift(1), OneOf(), CutMix(), Mixup())", "readout": "TWO(start_epoch=1)", "loss": "TET()"},
+        {
+            "optimizer": "SGD(lr=0.05, nesterov=True)",
+            "precision": "bfloat16",
+            "neuron.learn": "('tau', 'threshold')",
+        },
+        {
+            "augment": "(Shift(1), OneOf(), CutMix(), Mixup())",
+            "readout": "TWO(start_epoch=1)",
+            "loss": "TET()",
+        },
     ],
     ids=["plain", "ema+accumulate+anneal", "sgd+bf16+learn", "mixed"],
 )
@@ -102,7 +130,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, changes, batches):
     result = train.resume(tmp_path / "parts", report=False)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     assert epochs(tmp_path / "whole") == epochs(tmp_path / "parts")
-    assert train.resume(tmp_path / "parts", report=False) == result  # resuming what is done changes nothing
+    assert (
+        train.resume(tmp_path / "parts", report=False) == result
+    )  # resuming what is done changes nothing
 
 
 class Dense(nn.Module):
@@ -123,7 +153,9 @@ class Dense(nn.Module):
 def test_a_resumed_run_multiplies_as_the_uninterrupted_one(tmp_path):
     """Which products are dense and which are sparse depends on densities seen before: it belongs to the checkpoint."""
     sets = bs.data.load("digits", limit=320)
-    recipe = tiny(checkpoint_seconds=0, epochs=3, batch_size=80, precision="float32", **{"optimizer.lr": 0.02})
+    recipe = tiny(
+        checkpoint_seconds=0, epochs=3, batch_size=80, precision="float32", **{"optimizer.lr": 0.02}
+    )
     arguments = {"train": sets.train, "test": sets.test, "validation": sets.validation}
     torch.manual_seed(0)
     fit(recipe, tmp_path / "whole", Dense(), **arguments)
@@ -132,7 +164,9 @@ def test_a_resumed_run_multiplies_as_the_uninterrupted_one(tmp_path):
         fit(recipe, tmp_path / "parts", Dense(), **arguments, listen=stop_after(6))
     stored = checkpoint.read(Run.open(tmp_path / "parts"), "last.ckpt")["ranks"][0]["products"]
     assert stored["model.second"]["forward"] != "dense"
-    again = trainer.Trainer(Run.open(tmp_path / "parts"), recipe, Dense(), setup.OwnData(**arguments), None, None)
+    again = trainer.Trainer(
+        Run.open(tmp_path / "parts"), recipe, Dense(), setup.OwnData(**arguments), None, None
+    )
     again.restore()
     assert sparsity.state(again.network) == stored
     train.resume(tmp_path / "parts", Dense(), **arguments, report=False)
@@ -186,12 +220,17 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, number):
     run = tmp_path / "run"
     words, environment = command("train", "--out", run, *FIELDS, "--epochs=500")
     words = [w for w in words if w != "--epochs=40"]
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_for_batches(run, 1, process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 1
-    assert errors.strip() == f"backspike: stopped; a checkpoint is saved, go on with: backspike resume {run}"
+    assert (
+        errors.strip()
+        == f"backspike: stopped; a checkpoint is saved, go on with: backspike resume {run}"
+    )
     assert checkpoint.read(Run.open(run), "last.ckpt")["position"][2] > 0
 
 
@@ -313,7 +352,11 @@ def test_a_damaged_checkpoint_is_said(tmp_path):
     path = tmp_path / "run/last.ckpt"
     (tmp_path / "run/previous.ckpt").write_bytes(b"damaged as well")
     whole = path.read_bytes()
-    for broken in (whole[: len(whole) // 2], b"", whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:]):
+    for broken in (
+        whole[: len(whole) // 2],
+        b"",
+        whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:],
+    ):
         path.write_bytes(broken)
         with pytest.raises(RunError, match=r"last\.ckpt is damaged"):
             train.resume(tmp_path / "run", report=False)
@@ -388,7 +431,14 @@ def test_own_model_resumes(tmp_path):
     b.load_state_dict(a.state_dict())
     fit(own(), tmp_path / "whole", a, Points(), Points(32))
     with pytest.raises(Stop):
-        fit(own(checkpoint_seconds=0.0), tmp_path / "run", b, Points(), Points(32), listen=stop_after(6))
+        fit(
+            own(checkpoint_seconds=0.0),
+            tmp_path / "run",
+            b,
+            Points(),
+            Points(32),
+            listen=stop_after(6),
+        )
     for given in ({}, {"model": Own()}, {"train": Points()}):
         with pytest.raises(RunError, match="of your own"):
             train.resume(tmp_path / "run", **given)
@@ -407,7 +457,11 @@ def test_without_validation_the_last_epoch_counts(tmp_path):
         (Own(), Points(poison=1), "NaN or infinity"),
         (Own(), Points(n=0), "empty"),
         (Own(K=1), Points(), "labels outside"),
-        (Own(K=2), bs.data.Split(np.zeros((9, 2), np.float32), np.arange(9) % 3, np.arange(9)), "labels outside"),
+        (
+            Own(K=2),
+            bs.data.Split(np.zeros((9, 2), np.float32), np.arange(9) % 3, np.arange(9)),
+            "labels outside",
+        ),
         (torch.nn.Linear(3, 2), Points(), "does not take this data"),
         (torch.nn.Flatten(), Points(), "outputs over time"),
     ],
@@ -477,19 +531,29 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
 
 
 def test_other_losses_and_readouts_train(tmp_path):
-    for name, changes in (("tet", {"loss": TET(), "readout": "Mean()"}), ("last", {"readout": "Last()"})):
+    for name, changes in (
+        ("tet", {"loss": TET(), "readout": "Mean()"}),
+        ("last", {"readout": "Last()"}),
+    ):
         assert fit(tiny(**changes), tmp_path / name).epochs == 3
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero(tmp_path):
     training_ = trainer.Trainer(
-        Run(tmp_path / "run"), tiny(epochs=4, warmup_epochs=1), None, setup.load_data(tiny()), "cpu", None
+        Run(tmp_path / "run"),
+        tiny(epochs=4, warmup_epochs=1),
+        None,
+        setup.load_data(tiny()),
+        "cpu",
+        None,
     )
     rates = []
     for step in range(16):
         training_.step = step
         rates.append(training_._learning_rate())
-    assert rates[:5] == pytest.approx([0.001, 0.002, 0.003, 0.004, 0.005])  # 4 batches an epoch, peak 0.005
+    assert rates[:5] == pytest.approx(
+        [0.001, 0.002, 0.003, 0.004, 0.005]
+    )  # 4 batches an epoch, peak 0.005
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[15] == pytest.approx(0.0025 * (1 + np.cos(np.pi * 11 / 12)))
 
@@ -506,7 +570,11 @@ EVERYTHING = {
 }
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"precision": "bfloat16"}], ids=["float32", "accumulate", "bf16"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"accumulate": 2}, {"precision": "bfloat16"}],
+    ids=["float32", "accumulate", "bf16"],
+)
 def test_all_methods_together_train_and_resume_exactly(tmp_path, changes):
     recipe = tiny(checkpoint_seconds=0, **EVERYTHING, **changes)
     fit(recipe, tmp_path / "whole")

@@ -73,12 +73,17 @@ def probe(model: nn.Module, x: Tensor) -> dict[str, Any]:
                 masked += float((h * dropped(t, z.shape, layer.mask_p)).sum())
         support[name] = inside / out.spikes.numel()
         statistics = potential_statistics(model, {name: out})[name]
-        potential[name] = {quantity: [round(float(v), 5) for v in values] for quantity, values in statistics.items()}
+        potential[name] = {
+            quantity: [round(float(v), 5) for v in values]
+            for quantity, values in statistics.items()
+        }
 
     model.eval()
     with seen(model, see):
         model(x)
-    p = next((layer.mask_p for layer in spiking_layers(model).values() if layer.mask_p is not None), None)
+    p = next(
+        (layer.mask_p for layer in spiking_layers(model).values() if layer.mask_p is not None), None
+    )
     return {
         "firing_rate": firing,
         "support_share": support,
@@ -147,12 +152,17 @@ def collect(network: Any, batches: Batches) -> dict[str, np.ndarray]:
     right_at = torch.zeros(T, dtype=torch.int64)
     right: list[Tensor] = []
     for x, y in batches.in_order(SAMPLES_AT_ONCE):
-        with seen(network.model, lambda name, layer, out: tallies[name].add(layer, out)), batches.autocast():
+        with (
+            seen(network.model, lambda name, layer, out: tallies[name].add(layer, out)),
+            batches.autocast(),
+        ):
             o = network.model(x).float()
         over_time = answers_over_time(o, network.readout)
         answer = network.readout(o).argmax(-1)
         K = o.shape[2]
-        confusion = confusion + torch.bincount(y.cpu() * K + answer.cpu(), minlength=K * K).view(K, K)
+        confusion = confusion + torch.bincount(y.cpu() * K + answer.cpu(), minlength=K * K).view(
+            K, K
+        )
         right_at += (over_time.argmax(-1) == y).sum(1).cpu()
         right.append((answer == y).cpu())
     n = int(confusion.sum())
@@ -166,7 +176,9 @@ def collect(network: Any, batches: Batches) -> dict[str, np.ndarray]:
     arrays |= _stack({name: t.arrays(n) for name, t in tallies.items()})
     z = torch.linspace(float(EDGES[0]), float(EDGES[-1]), 401)
     arrays["surrogate_z"] = z.numpy()
-    arrays["surrogate_h"] = np.stack([_curve(layer, z) for layer in layers.values()]) if layers else np.zeros((0, 401))
+    arrays["surrogate_h"] = (
+        np.stack([_curve(layer, z) for layer in layers.values()]) if layers else np.zeros((0, 401))
+    )
     if isinstance(network.readout, readout.TWO):
         arrays["readout_weights"] = network.readout.weights.cpu().numpy()
     return arrays | _samples(network, batches, torch.cat(right), layers)
@@ -192,7 +204,9 @@ class _Tally:
     def add(self, layer: LIF, out: Output) -> None:
         assert out.spikes is not None
         self.elements += out.spikes[0].numel()
-        self.spikes = self.spikes + torch.stack([s.sum(dtype=torch.float64).cpu() for s in out.spikes])
+        self.spikes = self.spikes + torch.stack(
+            [s.sum(dtype=torch.float64).cpu() for s in out.spikes]
+        )
         support = []
         for z in distances(layer, out):
             support.append(in_support(layer, z).sum(dtype=torch.float64).cpu())
@@ -213,7 +227,9 @@ def _stack(per_layer: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]
     return {name: np.stack([arrays[name] for arrays in per_layer.values()]) for name in names}
 
 
-def _samples(network: Any, batches: Batches, right: Tensor, layers: dict[str, LIF]) -> dict[str, np.ndarray]:
+def _samples(
+    network: Any, batches: Batches, right: Tensor, layers: dict[str, LIF]
+) -> dict[str, np.ndarray]:
     """A few test samples, up to two of them answered wrongly: inputs, answers over time and spikes of some neurons."""
     wrong = (~right).nonzero().flatten()[:2]
     index = torch.cat([right.nonzero().flatten()[: SAMPLES - len(wrong)], wrong])
@@ -223,19 +239,26 @@ def _samples(network: Any, batches: Batches, right: Tensor, layers: dict[str, LI
     arrays = {
         "sample_x": x.transpose(0, 1).float().cpu().numpy(),
         "sample_y": y.cpu().numpy(),
-        "sample_logits": answers_over_time(o.float(), network.readout).transpose(0, 1).cpu().numpy(),
+        "sample_logits": answers_over_time(o.float(), network.readout)
+        .transpose(0, 1)
+        .cpu()
+        .numpy(),
     }
     for i, name in enumerate(layers):
         spikes = outputs[name].spikes
         assert spikes is not None
         flat = spikes.flatten(2)
         some = torch.linspace(0, flat.shape[2] - 1, min(RASTER_NEURONS, flat.shape[2])).long()
-        arrays[f"sample_spikes_{i}"] = flat[:, :, some].transpose(0, 1).to(torch.uint8).cpu().numpy()
+        arrays[f"sample_spikes_{i}"] = (
+            flat[:, :, some].transpose(0, 1).to(torch.uint8).cpu().numpy()
+        )
     return arrays
 
 
 @torch.no_grad()
-def potential_statistics(model: nn.Module, recorded: Mapping[str, Output]) -> dict[str, dict[str, np.ndarray]]:
+def potential_statistics(
+    model: nn.Module, recorded: Mapping[str, Output]
+) -> dict[str, dict[str, np.ndarray]]:
     """How the potentials of each layer lie, per timestep: {layer: {quantity: array `[T]`}}, from what `bs.record` left.
 
     mean and std of u; quantisation_error, E(u - theta s)^2; active_share of abs(u - theta) < w/2, w the width of the
@@ -248,7 +271,9 @@ def potential_statistics(model: nn.Module, recorded: Mapping[str, Output]) -> di
 def statistics(layer: LIF, out: Output) -> dict[str, np.ndarray]:
     u, s = out.membrane, out.spikes
     if u is None or s is None:
-        raise ValueError("potential_statistics: the membrane was not recorded; use bs.record(model)")
+        raise ValueError(
+            "potential_statistics: the membrane was not recorded; use bs.record(model)"
+        )
     # one timestep after the other: in double precision a whole layer would take much memory
     steps = [at_one_timestep(layer, u[t : t + 1], s[t : t + 1]) for t in range(len(u))]
     return {quantity: np.array([step[quantity] for step in steps]) for quantity in steps[0]}

@@ -35,7 +35,9 @@ VANISHED = 1e-2  # gradient of the first layer's currents relative to the last o
 EXPLODED = 1e2
 FORGOTTEN = 1e-3  # gradient of the first half of the timesteps relative to all
 RESET = 10.0  # norm of the part of a gradient that came through the reset, relative to all else
-ALIGNED = 0.2  # cosine between the gradient with and without the mask; of 72 weights noise has ±0.12
+ALIGNED = (
+    0.2  # cosine between the gradient with and without the mask; of 72 weights noise has ±0.12
+)
 FAR = 1.0  # a step as long as the weights themselves leaves nothing of them
 NEAR = 0.1  # all steps of the recipe, if every one went the same way, relative to the weights
 LOUD = 2.0  # cross-entropy relative to log K, what answers at random cost
@@ -62,7 +64,9 @@ class Finding:
     @property
     def flags(self) -> str:
         """The changes as words of a command line."""
-        return " ".join(f"--{name} {shlex.quote(_text(value))}" for name, value in self.changes.items())
+        return " ".join(
+            f"--{name} {shlex.quote(_text(value))}" for name, value in self.changes.items()
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a log."""
@@ -71,10 +75,14 @@ class Finding:
 
     def __str__(self) -> str:
         places = f"{_list(self.where)}: " if self.where else ""
-        return f"{self.illness}: {places}{self.found}; {self.advice}" + (f": {self.flags}" if self.changes else "")
+        return f"{self.illness}: {places}{self.found}; {self.advice}" + (
+            f": {self.flags}" if self.changes else ""
+        )
 
 
-def diagnose(vitals: Vitals, model: nn.Module, recipe: Recipe, steps: int, trained: bool) -> list[Finding]:
+def diagnose(
+    vitals: Vitals, model: nn.Module, recipe: Recipe, steps: int, trained: bool
+) -> list[Finding]:
     """What is wrong with `model` in training by `recipe`, the first cause first; [] for nothing.
 
     steps: of the optimizer over the whole recipe. trained: the weights are not those of the start.
@@ -113,15 +121,27 @@ class _Case:
 def _blank(case: _Case) -> Iterator[Finding]:
     v = case.vitals
     if v.input_rms == 0:
-        yield Finding("blank input", [], "every value of the samples is 0", "look at what the data set returns")
+        yield Finding(
+            "blank input",
+            [],
+            "every value of the samples is 0",
+            "look at what the data set returns",
+        )
     elif v.input_constant:
-        yield Finding("equal input", [], f"all {v.samples} samples are the same", "look at what the data set returns")
+        yield Finding(
+            "equal input",
+            [],
+            f"all {v.samples} samples are the same",
+            "look at what the data set returns",
+        )
 
 
 def _one_label(case: _Case) -> Iterator[Finding]:
     v = case.vitals
     if v.labels == 1 and v.classes > 1 and v.samples >= 4 * v.classes:
-        found = f"all {v.samples} samples, drawn at random, have the same label, of {v.classes} classes"
+        found = (
+            f"all {v.samples} samples, drawn at random, have the same label, of {v.classes} classes"
+        )
         yield Finding("one label", [], found, "look at the labels that the data set returns")
 
 
@@ -134,14 +154,18 @@ def _input_scale(case: _Case) -> Iterator[Finding]:
     if v.input_normed or not case.layers:
         return
     name, layer, _ = case.layers[0]
-    ill = layer.support < SUPPORT or layer.saturated >= SATURATED or layer.spikes_per_sample < SPIKES
+    ill = (
+        layer.support < SUPPORT or layer.saturated >= SATURATED or layer.spikes_per_sample < SPIKES
+    )
     if ill and not 0.1 <= v.input_rms <= 10:
         found = (
             f"the root mean square of the samples is {v.input_rms:.3g} and no norm stands before the layer: half of its "
             f"potentials lie {layer.distance['0.5']:.2g} or more from the threshold"
         )
         factor, verb = (v.input_rms, "divide") if v.input_rms > 1 else (1 / v.input_rms, "multiply")
-        yield Finding("input out of scale", [name], found, f"{verb} the samples by {_tidy(factor):g}")
+        yield Finding(
+            "input out of scale", [name], found, f"{verb} the samples by {_tidy(factor):g}"
+        )
 
 
 def _firing(case: _Case) -> Iterator[Finding]:
@@ -166,11 +190,15 @@ def _rethreshold(illness: str, name: str, layer: Layer, neuron: LIF, found: str)
     now = float(torch.as_tensor(neuron.constants()[1]).detach().double().mean())
     floor = neuron.v_reset or 0.0
     if theta <= max(floor, 1e-3):
-        where = f"the potentials lie at or below rest ({layer.potential['0.9']:.2g} at the upper tenth)"
+        where = (
+            f"the potentials lie at or below rest ({layer.potential['0.9']:.2g} at the upper tenth)"
+        )
         advice = "put a norm before the layer, or make its weights or its bias larger"
         return Finding(illness, [name], f"{found}; {where}", advice)
     verb = "lower" if theta < now else "raise"
-    advice = f"{verb} the threshold from {now:.3g} to {theta:g}, which a fifth of the potentials reach"
+    advice = (
+        f"{verb} the threshold from {now:.3g} to {theta:g}, which a fifth of the potentials reach"
+    )
     return Finding(illness, [name], found, advice, {"neuron.v_threshold": theta})
 
 
@@ -185,7 +213,9 @@ def _outside(case: _Case) -> Iterator[Finding]:
     )
     factor = max(layer.distance[f"{RIGHT_SUPPORT:g}"] / reach(neuron) for _, layer, neuron in ill)
     advice = f"widen the surrogate {factor:.3g} times, or draw the potentials to it with --potential \"PDA(target='window')\""
-    yield Finding("outside the surrogate", [n for n, *_ in ill], found, advice, _widened(neuron, factor))
+    yield Finding(
+        "outside the surrogate", [n for n, *_ in ill], found, advice, _widened(neuron, factor)
+    )
 
 
 def reach(neuron: LIF) -> float:
@@ -230,7 +260,11 @@ def _flat(case: _Case) -> Iterator[Finding]:
     if weight is not None and float((weight.detach().abs() < 0.1).float().mean()) >= FLAT:
         found += f": their weights are next to 0 ({float(weight.detach().abs().median()):.2g} in the middle)"
         advice = "start them at 1 (torch.nn.init.ones_), and let weight decay spare them"
-        changes = {} if not getattr(case.recipe.optimizer, "weight_decay", 0) else {"optimizer.weight_decay": 0.0}
+        changes = (
+            {}
+            if not getattr(case.recipe.optimizer, "weight_decay", 0)
+            else {"optimizer.weight_decay": 0.0}
+        )
     else:
         found += f": what enters varies less than its eps of {norms[name].eps:g}"
         advice, changes = "make the layer before it or the samples larger, or eps smaller", {}
@@ -247,7 +281,9 @@ def _missing(case: _Case) -> Iterator[Finding]:
     names = case.vitals.without_gradient
     # the branches of a residual network may begin with a norm of weight 0, behind which all gradients are 0
     begins = not case.trained and any(
-        m.weight is not None and not bool(m.weight.any()) for m in case.model.modules() if isinstance(m, _BatchNorm)
+        m.weight is not None and not bool(m.weight.any())
+        for m in case.model.modules()
+        if isinstance(m, _BatchNorm)
     )
     if names and not begins and not _all_masked(case):
         found = "no gradient reaches it" if len(names) == 1 else "no gradient reaches them"
@@ -256,11 +292,18 @@ def _missing(case: _Case) -> Iterator[Finding]:
 
 
 def _all_masked(case: _Case) -> bool:
-    return any(layer.mask_left is not None and sum(layer.mask_left) == 0 for layer in case.vitals.layers.values())
+    return any(
+        layer.mask_left is not None and sum(layer.mask_left) == 0
+        for layer in case.vitals.layers.values()
+    )
 
 
 def _masked(case: _Case) -> Iterator[Finding]:
-    known = [(weight.mask_alignment, name) for name, weight in case.weights if weight.mask_alignment is not None]
+    known = [
+        (weight.mask_alignment, name)
+        for name, weight in case.weights
+        if weight.mask_alignment is not None
+    ]
     if not known or min(known)[0] >= ALIGNED:
         return
     aligned, name = min(known)
@@ -280,7 +323,9 @@ def _masked(case: _Case) -> Iterator[Finding]:
 
 
 def _through_depth(case: _Case) -> Iterator[Finding]:
-    known = [(n, layer, neuron) for n, layer, neuron in case.layers if math.isfinite(layer.gradient_norm)]
+    known = [
+        (n, layer, neuron) for n, layer, neuron in case.layers if math.isfinite(layer.gradient_norm)
+    ]
     if len(known) < 2:
         return
     (first, a, _), (last, b, neuron) = known[0], known[-1]
@@ -296,7 +341,13 @@ def _through_depth(case: _Case) -> Iterator[Finding]:
     path, base = _base(neuron.surrogate)
     scale = getattr(base, "scale", None)
     if scale is None:
-        yield Finding(illness, [first], found, f"multiply the surrogate's derivative by {1 / each:.2g}", note=note)
+        yield Finding(
+            illness,
+            [first],
+            found,
+            f"multiply the surrogate's derivative by {1 / each:.2g}",
+            note=note,
+        )
         return
     better = _tidy(scale / each)
     advice = f"scale the surrogate from {scale:g} to {better:g}, so that each layer passes on as much as arrives"
@@ -353,7 +404,10 @@ def _through_reset(case: _Case) -> Iterator[Finding]:
 
 def _steps(case: _Case) -> Iterator[Finding]:
     lr = case.recipe.optimizer.lr
-    known = [(w.update_ratio if math.isfinite(w.update_ratio) else math.inf, name) for name, w in case.weights]
+    known = [
+        (w.update_ratio if math.isfinite(w.update_ratio) else math.inf, name)
+        for name, w in case.weights
+    ]
     if not known:
         return
     far = [name for ratio, name in known if ratio >= FAR]
@@ -362,7 +416,11 @@ def _steps(case: _Case) -> Iterator[Finding]:
         lower = _tidy(lr * 0.05 / largest if math.isfinite(largest) else lr / 1000)
         found = f"a step changes the weights by {_times(largest)} their own size, so that nothing stays of what was learned"
         yield Finding(
-            "steps too large", far, found, f"lower the learning rate from {lr:g} to {lower:g}", {"optimizer.lr": lower}
+            "steps too large",
+            far,
+            found,
+            f"lower the learning rate from {lr:g} to {lower:g}",
+            {"optimizer.lr": lower},
         )
         return
     way = largest * case.steps / 2  # a cosine's mean is half its peak
@@ -374,7 +432,11 @@ def _steps(case: _Case) -> Iterator[Finding]:
             f"went the same way, by {way:.1g}"
         )
         yield Finding(
-            "steps too small", [], found, f"raise the learning rate from {lr:g} to {higher:g}", {"optimizer.lr": higher}
+            "steps too small",
+            [],
+            found,
+            f"raise the learning rate from {lr:g} to {higher:g}",
+            {"optimizer.lr": higher},
         )
 
 
@@ -386,7 +448,12 @@ def _answers(case: _Case) -> Iterator[Finding]:
     chance = math.log(v.classes)
     if v.logit_spread < CONSTANT:
         found = f"the answer is the same for every sample (its logits vary by {v.logit_spread:.1g} of their size)"
-        yield Finding("constant answer", [], found, "look at what stands between the last spiking layer and the readout")
+        yield Finding(
+            "constant answer",
+            [],
+            found,
+            "look at what stands between the last spiking layer and the readout",
+        )
     elif v.cross_entropy > LOUD * chance:
         found = (
             f"the cross-entropy is {v.cross_entropy:.3g}, answers at random cost {chance:.3g}: the logits are too large "
@@ -395,7 +462,10 @@ def _answers(case: _Case) -> Iterator[Finding]:
         advice = f"divide the outputs by {_tidy(v.logit_scale):g}"
         changes = {}
         if case.trained:
-            advice, changes = "train anew with a lower learning rate", {"optimizer.lr": _tidy(case.recipe.optimizer.lr / 10)}
+            advice, changes = (
+                "train anew with a lower learning rate",
+                {"optimizer.lr": _tidy(case.recipe.optimizer.lr / 10)},
+            )
         yield Finding("logits too large", [], found, advice, changes)
     elif case.trained and v.cross_entropy > CHANCE * chance:
         found = f"after training the cross-entropy is {v.cross_entropy:.3g}, that of answers at random {chance:.3g}"
@@ -429,7 +499,9 @@ def _some_dead(case: _Case) -> Iterator[Finding]:
     for name, layer, _ in case.layers:
         if 0.1 <= layer.dead < DEAD:
             found = f"{_percent(layer.dead)} of the channels did not fire on {case.vitals.samples} samples"
-            yield Finding("idle channels", [name], found, "a lower threshold, or fewer channels", note=True)
+            yield Finding(
+                "idle channels", [name], found, "a lower threshold, or fewer channels", note=True
+            )
 
 
 _NOTES = (_one_timestep, _some_dead)
@@ -453,4 +525,6 @@ def _times(ratio: float) -> str:
 
 
 def _list(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
+    return (
+        ", ".join(names) if len(names) <= 3 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
+    )

@@ -80,18 +80,26 @@ def split(network: Any, batches: Batches) -> Split:
         answers = answers_over_time(o, network.readout)
         right.append((answers.argmax(-1) == y).cpu())
         sure.append({name: of(answers).double().cpu() for name, of in MEASURES.items()})
-    return Split(torch.cat(right, 1), {name: torch.cat([s[name] for s in sure], 1) for name in MEASURES})
+    return Split(
+        torch.cat(right, 1), {name: torch.cat([s[name] for s in sure], 1) for name in MEASURES}
+    )
 
 
 def curve(validation: Split, test: Split, measure: str) -> Curve:
     """Thresholds at quantiles of the validation split, and one that nobody reaches before T."""
-    quantiles = validation.sure[measure].flatten().quantile(torch.linspace(0, 1, THRESHOLDS - 1, dtype=torch.float64))
+    quantiles = (
+        validation.sure[measure]
+        .flatten()
+        .quantile(torch.linspace(0, 1, THRESHOLDS - 1, dtype=torch.float64))
+    )
     thresholds = torch.cat((quantiles, torch.tensor([2.0], dtype=torch.float64)))
     steps, accuracy = validation.exits(measure, thresholds)
     as_good = (accuracy >= accuracy[-1]).nonzero().flatten()
     chosen = int(as_good[steps[as_good].argmin()])
     on_test = [a.tolist() for a in test.exits(measure, thresholds)]
-    return Curve(thresholds.tolist(), steps.tolist(), accuracy.tolist(), on_test[0], on_test[1], chosen)
+    return Curve(
+        thresholds.tolist(), steps.tolist(), accuracy.tolist(), on_test[0], on_test[1], chosen
+    )
 
 
 def measured(validation: Split, test: Split) -> dict[str, Any]:

@@ -58,7 +58,19 @@ class Layer:
 
 def layers(arrays: Mapping[str, np.ndarray], T: int) -> list[Layer]:
     """The layers in the order in which they ran, from the arrays `op_*`; none where one of those is missing."""
-    keys = ("name", "kind", "steps", "macs", "additions", "products", "spikes", "weights", "inputs", "outputs", "bits")
+    keys = (
+        "name",
+        "kind",
+        "steps",
+        "macs",
+        "additions",
+        "products",
+        "spikes",
+        "weights",
+        "inputs",
+        "outputs",
+        "bits",
+    )
     if any(f"op_{key}" not in arrays for key in (*keys, "samples")):
         return []
     return [_layer(T, *values) for values in zip(*(arrays[f"op_{key}"].tolist() for key in keys))]
@@ -78,8 +90,17 @@ def _layer(
     outputs: int,
     bits: int,
 ) -> Layer:
-    if kind == "neurons":  # leak and input: one multiply-accumulate; membrane in, membrane out, a spike out
-        return Layer(name, kind, steps, spikes, Cost(), Cost(macs * steps, 0.0, steps * outputs * (2 + 1 / 32)))
+    if (
+        kind == "neurons"
+    ):  # leak and input: one multiply-accumulate; membrane in, membrane out, a spike out
+        return Layer(
+            name,
+            kind,
+            steps,
+            spikes,
+            Cost(),
+            Cost(macs * steps, 0.0, steps * outputs * (2 + 1 / 32)),
+        )
     words = steps * (weights + inputs * bits / 32) + (outputs * (1 + T) if steps < T else 0)
     if math.isnan(additions):
         snn = Cost(macs * steps, 0.0, words)

@@ -26,7 +26,14 @@ from ..neuron.lif import LIF, Output
 
 SAMPLES, AT_ONCE = 128, 32
 MOST_PARTS = 1024  # of a spike: the places that average pools take together
-_MATMULS = {torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.bmm, torch.Tensor.__matmul__, torch.Tensor.__rmatmul__}
+_MATMULS = {
+    torch.matmul,
+    torch.bmm,
+    torch.Tensor.matmul,
+    torch.Tensor.bmm,
+    torch.Tensor.__matmul__,
+    torch.Tensor.__rmatmul__,
+}
 _CONVOLVE: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
@@ -62,7 +69,14 @@ def _arrays(tallies: dict[str, _Tally], n: int, T: int) -> dict[str, np.ndarray]
     rows = []
     for name, t in tallies.items():
         steps = T if t.rows % (T * n) == 0 else 1  # an input that repeats over T is multiplied once
-        own = {"name": name, "kind": t.kind, "steps": steps, "macs": t.dense / n / steps, "weights": t.weights, "bits": t.bits}
+        own = {
+            "name": name,
+            "kind": t.kind,
+            "steps": steps,
+            "macs": t.dense / n / steps,
+            "weights": t.weights,
+            "bits": t.bits,
+        }
         sums = {key: getattr(t, key) / n for key in ("additions", "products", "spikes")}
         rows.append({**own, **sums, "inputs": t.inputs, "outputs": t.outputs})
     return {f"op_{key}": np.array([row[key] for row in rows]) for key in (rows[0] if rows else ())}
@@ -82,7 +96,9 @@ class _Counter:
         with ExitStack() as stack:
             for name, m in model.named_modules():
                 if isinstance(m, PRODUCTS):
-                    hook = m.register_forward_hook(lambda m, args, y, name=name: self.product(name, m, args, y))
+                    hook = m.register_forward_hook(
+                        lambda m, args, y, name=name: self.product(name, m, args, y)
+                    )
                     stack.callback(hook.remove)
             stack.enter_context(seen(model, self.neurons))
             stack.enter_context(_Matmuls(self.matmul))
@@ -103,8 +119,12 @@ class _Counter:
         if not args:
             return
         x: Tensor = args[0]
-        t = self.tallies.setdefault(name, _Tally("linear" if isinstance(m, nn.Linear) else "convolution"))
-        rows = x.shape[0] * (x.shape[1] if isinstance(m, nn.Linear) and x.shape[:2] == (self.T, self.B) else 1)
+        t = self.tallies.setdefault(
+            name, _Tally("linear" if isinstance(m, nn.Linear) else "convolution")
+        )
+        rows = x.shape[0] * (
+            x.shape[1] if isinstance(m, nn.Linear) and x.shape[:2] == (self.T, self.B) else 1
+        )
         spikes = _spikes(x, self.fired)
         t.rows += rows
         t.dense += _connections(m, torch.ones_like(x))
@@ -122,15 +142,24 @@ class _Counter:
         t.dense += y.numel() * a.shape[-1]
         pairs = float(((a != 0).double() @ (b != 0).double()).sum())
         t.products += pairs
-        binary = [s for s in (_spikes(a, self.fired), _spikes(b, self.fired)) if s is not None and s.max() <= 1]
+        binary = [
+            s
+            for s in (_spikes(a, self.fired), _spikes(b, self.fired))
+            if s is not None and s.max() <= 1
+        ]
         t.additions += pairs if binary else math.nan
         self._input(t, a, _spikes(a, self.fired))
         self._input(t, b, _spikes(b, self.fired))
-        t.inputs, t.outputs = (a.numel() + b.numel()) // (self.T * self.B), y.numel() // (self.T * self.B)
+        t.inputs, t.outputs = (
+            (a.numel() + b.numel()) // (self.T * self.B),
+            y.numel() // (self.T * self.B),
+        )
 
     def _input(self, t: _Tally, x: Tensor, spikes: Tensor | None) -> None:
         t.spikes += math.nan if spikes is None else float(spikes.sum(dtype=torch.float64))
-        t.bits = max(t.bits, 32 if spikes is None else max(1, math.ceil(math.log2(float(spikes.max()) + 1))))
+        t.bits = max(
+            t.bits, 32 if spikes is None else max(1, math.ceil(math.log2(float(spikes.max()) + 1)))
+        )
 
 
 def _spikes(x: Tensor, hidden: bool) -> Tensor | None:

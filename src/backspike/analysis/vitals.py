@@ -43,7 +43,9 @@ class Layer:
     firing_rate: list[float]
     support_share: list[float]  # of potentials where h is above 1 % of its peak
     gradient: list[float]  # norm; nan where none arrives
-    reset_ratio: list[float] | None  # norm of what the path through the reset adds, relative to all else; None: no such path
+    reset_ratio: (
+        list[float] | None
+    )  # norm of what the path through the reset adds, relative to all else; None: no such path
     mask_left: list[float] | None  # norm with the mask, relative to that without; None: no mask
     dead: float  # share of channels without a spike
     saturated: float  # share of channels that always fire
@@ -119,8 +121,15 @@ def take(
     whole = course.gradients()
     spiking = spiking_layers(network.model)
     unmasked = without_reset = None
-    if any(isinstance(layer.surrogate, Masked) and layer.mask_p is not None for layer in spiking.values()):
-        kept = {name: layer.mask_p.clone() for name, layer in spiking.items() if layer.mask_p is not None}
+    if any(
+        isinstance(layer.surrogate, Masked) and layer.mask_p is not None
+        for layer in spiking.values()
+    ):
+        kept = {
+            name: layer.mask_p.clone()
+            for name, layer in spiking.items()
+            if layer.mask_p is not None
+        }
         for name in kept:
             spiking[name].mask_p.zero_()  # type: ignore[union-attr]
         unmasked = course.gradients(whole)
@@ -139,14 +148,18 @@ def take(
     layers = {}
     for name, tally in whole.tallies.items():
         reset = without_reset and without_reset.relative(name)
-        left = unmasked and [math.sqrt(a / b) if b > 0 else math.nan for a, b in unmasked.energies(name)]
+        left = unmasked and [
+            math.sqrt(a / b) if b > 0 else math.nan for a, b in unmasked.energies(name)
+        ]
         layers[name] = tally.layer(len(batches), whole.energy(name), reset or None, left or None)
     weights = {
         name: Weight(
             norm=float(p.detach().norm()),
             gradient=float(whole.of[name].norm()) if name in whole.of else math.nan,
             update_ratio=ratios.get(name, math.nan),
-            mask_alignment=None if unmasked is None else _cosine(whole.of.get(name), unmasked.of.get(name)),
+            mask_alignment=None
+            if unmasked is None
+            else _cosine(whole.of.get(name), unmasked.of.get(name)),
         )
         for name, p in parameters.items()
         if p.dim() > 1
@@ -157,8 +170,12 @@ def take(
         input_normed=whole.input_normed,
         layers=layers,
         weights=weights,
-        flat_norms={name: float((spread < FLAT).float().mean()) for name, spread in whole.spreads.items()},
-        without_gradient=[name for name in parameters if name not in whole.of or not bool(whole.of[name].any())],
+        flat_norms={
+            name: float((spread < FLAT).float().mean()) for name, spread in whole.spreads.items()
+        },
+        without_gradient=[
+            name for name in parameters if name not in whole.of or not bool(whole.of[name].any())
+        ],
     )
 
 
@@ -166,7 +183,11 @@ class _Course(Handle):
     """The same batches through the same network, again and again."""
 
     def __init__(
-        self, network: Any, recipe: Recipe, batches: Sequence[Batch], autocast: Callable[[], AbstractContextManager[Any]]
+        self,
+        network: Any,
+        recipe: Recipe,
+        batches: Sequence[Batch],
+        autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         super().__init__()
         self.network, self.recipe, self.batches, self.autocast = network, recipe, batches, autocast
@@ -188,7 +209,11 @@ class _Course(Handle):
                 found.batch = i
                 (loss / len(self.batches)).backward()
                 found.outputs.append((o.detach(), logits.detach(), float(loss.detach())))
-        found.of = {n: p.grad.detach().clone() for n, p in self.network.model.named_parameters() if p.grad is not None}
+        found.of = {
+            n: p.grad.detach().clone()
+            for n, p in self.network.model.named_parameters()
+            if p.grad is not None
+        }
         return found
 
     def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,7 +227,11 @@ class _Course(Handle):
         """How far steps at the full learning rate go, relative to the weights as they are: the median of each tensor."""
         for group in optimizer.param_groups:
             group["lr"] = self.recipe.optimizer.lr * group.get("lr_scale", 1.0)
-        weights = {name: p for name, p in self.network.model.named_parameters() if p.requires_grad and p.dim() > 1}
+        weights = {
+            name: p
+            for name, p in self.network.model.named_parameters()
+            if p.requires_grad and p.dim() > 1
+        }
         sizes = {name: float(p.detach().norm()) for name, p in weights.items()}
         ratios: dict[str, list[float]] = {name: [] for name in weights}
         for step in range(count):
@@ -215,7 +244,9 @@ class _Course(Handle):
             optimizer.step()
             for name, p in weights.items():
                 change = float((p.detach() - old[name]).norm())
-                size = sizes[name] or float(old[name].norm())  # what starts at 0 has a size after a step
+                size = sizes[name] or float(
+                    old[name].norm()
+                )  # what starts at 0 has a size after a step
                 ratios[name].append(change / size if size > 0 else math.inf if change else 0.0)
         return {name: sorted(r)[len(r) // 2] for name, r in ratios.items() if r}
 
@@ -227,7 +258,8 @@ class _Course(Handle):
             "T": len(first),
             "input_rms": float(torch.stack([(b.double() ** 2).mean() for b in x]).mean().sqrt()),
             "input_constant": all(bool((b == first).all()) for b in x),
-            "static": len(first) > 1 and all(b.stride(0) == 0 or bool((b == b[:1]).all()) for b in x),
+            "static": len(first) > 1
+            and all(b.stride(0) == 0 or bool((b == b[:1]).all()) for b in x),
         }
 
 
@@ -274,13 +306,17 @@ class _Gradients:
         if self.before is None:
             self.currents[place] = g.detach()
         else:
-            self.differences[name] = self.differences.get(name, 0) + _squares(g.detach() - self.before.currents[place])
+            self.differences[name] = self.differences.get(name, 0) + _squares(
+                g.detach() - self.before.currents[place]
+            )
         self.squares[name] = self.squares.get(name, 0) + _squares(g.detach())
 
     @torch.no_grad()
     def _norm(self, name: str, norm: Any, args: Any) -> None:
         x = args[0].detach().float()
-        x = x.flatten(0, 1) if x.dim() > 2 and x.shape[1] != norm.num_features else x  # [T, B, C, ...] of TEBN
+        x = (
+            x.flatten(0, 1) if x.dim() > 2 and x.shape[1] != norm.num_features else x
+        )  # [T, B, C, ...] of TEBN
         var = x.transpose(0, 1).flatten(1).var(1, correction=0)
         weight = torch.ones_like(var) if norm.weight is None else norm.weight.detach().abs()
         if isinstance(norm, TDBN):
@@ -358,9 +394,18 @@ class _Tally:
         self.support = self.support + torch.stack(support)
         self.potentials += [_some(u_t) for u_t in u.detach()]
         over = [d for d in range(s.dim()) if d != 2]
-        self.channels = self.channels + (s if s.dim() > 2 else s[:, :, None]).mean(over, dtype=torch.float64).cpu()
+        self.channels = (
+            self.channels
+            + (s if s.dim() > 2 else s[:, :, None]).mean(over, dtype=torch.float64).cpu()
+        )
 
-    def layer(self, batches: int, energy: list[float], reset: list[float] | None, mask_left: list[float] | None) -> Layer:
+    def layer(
+        self,
+        batches: int,
+        energy: list[float],
+        reset: list[float] | None,
+        mask_left: list[float] | None,
+    ) -> Layer:
         rates = self.channels / self.calls
         u, z = torch.cat(self.potentials), torch.cat(self.distances)
         return Layer(
@@ -386,7 +431,9 @@ def _some(x: Tensor) -> Tensor:
 
 def _quantiles(x: Tensor) -> dict[str, float]:
     x = x.nan_to_num()[:: -(-len(x) // (1 << 22))]
-    return {f"{q}": float(v) for q, v in zip(_QUANTILES, torch.quantile(x, torch.tensor(_QUANTILES)))}
+    return {
+        f"{q}": float(v) for q, v in zip(_QUANTILES, torch.quantile(x, torch.tensor(_QUANTILES)))
+    }
 
 
 def _squares(g: Tensor) -> Tensor:

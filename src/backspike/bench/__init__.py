@@ -54,7 +54,9 @@ def run(
     import torch
 
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise BenchError(f"--device {device} cannot be used here; use --device cpu, or cuda on a machine with a GPU")
+        raise BenchError(
+            f"--device {device} cannot be used here; use --device cpu, or cuda on a machine with a GPU"
+        )
     tell = listen or (lambda event: None)
     peers = installed(peer_python) if peer_python else {}
     threads = threads or torch.get_num_threads()
@@ -72,21 +74,42 @@ def run(
 
 
 def _names(work: Workload, precision: str, peers: dict[str, str], device: str) -> str:
-    return "; ".join(row.name for row in implementations(work, precision, peers, device=device) if not row.limit)
+    return "; ".join(
+        row.name for row in implementations(work, precision, peers, device=device) if not row.limit
+    )
 
 
-def _measure(work: Workload, wanted: list[Implementation], bench: Bench, peer_python: str | None, tell: Listener) -> Outcome:
+def _measure(
+    work: Workload,
+    wanted: list[Implementation],
+    bench: Bench,
+    peer_python: str | None,
+    tell: Listener,
+) -> Outcome:
     from . import density
 
-    work, rounds, seconds = density.calibrate(work), bench.rounds, QUICK_TURN if bench.quick else TURN
-    tell({"event": "start", "workload": work.name, "implementations": len(wanted), "rounds": rounds})
+    work, rounds, seconds = (
+        density.calibrate(work),
+        bench.rounds,
+        QUICK_TURN if bench.quick else TURN,
+    )
+    tell(
+        {"event": "start", "workload": work.name, "implementations": len(wanted), "rounds": rounds}
+    )
     rows = [Row(implementation) for implementation in wanted]
     with _workers() as workers, tempfile.TemporaryDirectory() as folder:
         for number, row in enumerate(rows):
             worker = workers[row.name] = Worker(row.implementation, peer_python)
             with _failing(row, tell, work):
                 _set_up(worker, row, work, bench.machine["threads"], Path(folder))
-            tell({"event": "ready", "workload": work.name, "name": row.name, "share": (number + 1) / len(rows) / 2})
+            tell(
+                {
+                    "event": "ready",
+                    "workload": work.name,
+                    "name": row.name,
+                    "share": (number + 1) / len(rows) / 2,
+                }
+            )
         for round in range(rounds + 1):
             for row in rows:
                 if row.failed:
@@ -96,7 +119,14 @@ def _measure(work: Workload, wanted: list[Implementation], bench: Bench, peer_py
                     times = workers[row.name].ask("run", seconds=seconds)["seconds"]
                     if round:  # the first is for the machine to come to its pace
                         row.rounds.append(times)
-            tell({"event": "round", "workload": work.name, "round": round, "share": (1 + round / rounds) / 2})
+            tell(
+                {
+                    "event": "round",
+                    "workload": work.name,
+                    "round": round,
+                    "share": (1 + round / rounds) / 2,
+                }
+            )
     return Outcome(work, rows, density.derivatives(work))
 
 

@@ -63,7 +63,9 @@ class _Tuned(plain.Parts):
         self.shifts.append(shift)
         if self.work.window:
             distance = (u - 1).abs().flatten()
-            self.widths.append(2 * distance.kthvalue(round(self.work.window * distance.numel())).values.item())
+            self.widths.append(
+                2 * distance.kthvalue(round(self.work.window * distance.numel())).values.item()
+            )
         return u
 
 

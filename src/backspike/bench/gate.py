@@ -55,7 +55,9 @@ def judge(worker: Worker, implementation: Implementation, work: Workload, folder
     """Has the worker compute the small workload and compares. Raises WorkerFailed when it cannot."""
     settings, small, file = implementation.settings, work.small(), folder / "computed.pt"
     verdict = _exact(worker, replace(settings, bfloat16=False), small, file)
-    return _rounded(worker, settings, small, file) if settings.bfloat16 and verdict.passed else verdict
+    return (
+        _rounded(worker, settings, small, file) if settings.bfloat16 and verdict.passed else verdict
+    )
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class _Computed:
 def _compute(worker: Worker, settings: Settings, small: Workload, file: Path) -> _Computed:
     said = worker.ask("gate", work=vars(small), settings=vars(settings), file=str(file))
     neuron = Neuron(**said["neuron"])
-    return _Computed(torch.load(file, weights_only=True), statement(small, neuron), neuron, said["version"])
+    return _Computed(
+        torch.load(file, weights_only=True), statement(small, neuron), neuron, said["version"]
+    )
 
 
 def _exact(worker: Worker, settings: Settings, small: Workload, file: Path) -> Verdict:
@@ -82,12 +86,16 @@ def _exact(worker: Worker, settings: Settings, small: Workload, file: Path) -> V
     if error is None:
         reason = "the network has other parameters than the others"
     elif not error <= limit:
-        reason = f"gradients differ from the float64 statement by {error:.1%}, more than {limit:.0%}"
+        reason = (
+            f"gradients differ from the float64 statement by {error:.1%}, more than {limit:.0%}"
+        )
     elif "loss" in c.expected:
         reason = _off(c.found, c.expected)
     if "spikes" in c.expected:
         spikes = (c.found["spikes"].double() != c.expected["spikes"]).double().mean().item()
-        reason = reason or (f"{spikes:.2%} of the spikes differ from the float64 statement" if spikes else "")
+        reason = reason or (
+            f"{spikes:.2%} of the spikes differ from the float64 statement" if spikes else ""
+        )
     return Verdict(math.nan if error is None else error, limit, spikes, c.neuron, c.version, reason)
 
 
@@ -99,9 +107,7 @@ def _rounded(worker: Worker, settings: Settings, small: Workload, file: Path) ->
     limit = ROUNDING * autocast_error(small, computed[0].neuron)
     reason = next(filter(None, (_off(c.found, c.expected) for c in computed)), "")
     if not error <= limit:
-        reason = (
-            f"in bfloat16 gradients are {error:.1%} off, more than {ROUNDING:g} times what autocast makes of the plain loop"
-        )
+        reason = f"in bfloat16 gradients are {error:.1%} off, more than {ROUNDING:g} times what autocast makes of the plain loop"
     return Verdict(error, limit, None, computed[0].neuron, computed[0].version, reason)
 
 
@@ -111,7 +117,9 @@ def autocast_error(small: Workload, neuron: Neuron) -> float:
     errors = []
     for i in range(DRAWS):
         draw = replace(small, seed=small.seed + i)
-        loop = Network(draw, _Statement(neuron), Settings("plain", bfloat16=True), networks.data(draw))
+        loop = Network(
+            draw, _Statement(neuron), Settings("plain", bfloat16=True), networks.data(draw)
+        )
         errors.append(_together(loop.computed()["gradients"], statement(draw, neuron)["gradients"]))
     return fmean(errors)
 
@@ -122,14 +130,22 @@ def _off(found: dict[str, Any], expected: dict[str, Any]) -> str:
     if not abs(loss - 1) <= LOSS:
         return f"the loss is {loss:.2f} of that of the float64 statement"
     norm = _norm(found["gradients"]) / _norm(expected["gradients"])
-    return "" if 1 / NORM <= norm <= NORM else f"the gradients are {norm:.2f} as large as those of the float64 statement"
+    return (
+        ""
+        if 1 / NORM <= norm <= NORM
+        else f"the gradients are {norm:.2f} as large as those of the float64 statement"
+    )
 
 
 def _worst(found: list[Tensor | None], expected: list[Tensor]) -> float | None:
     """The largest ||found - expected|| / ||expected|| of all parameters; None where they are not the same parameters."""
     if [None if f is None else f.shape for f in found] != [e.shape for e in expected]:
         return None
-    return max(_norm([f.double() - e]) / max(_norm([e]), 1e-300) for f, e in zip(found, expected) if f is not None)
+    return max(
+        _norm([f.double() - e]) / max(_norm([e]), 1e-300)
+        for f, e in zip(found, expected)
+        if f is not None
+    )
 
 
 def _together(found: list[Tensor], expected: list[Tensor]) -> float:

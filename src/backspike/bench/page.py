@@ -80,7 +80,13 @@ def against(row: Row, other: Row) -> str:
 
 
 def _part(memory: float) -> str:
-    return "–" if math.isnan(memory) else f"1/{_digits(1 / memory)}" if 0 < memory < 1 else _digits(memory)
+    return (
+        "–"
+        if math.isnan(memory)
+        else f"1/{_digits(1 / memory)}"
+        if 0 < memory < 1
+        else _digits(memory)
+    )
 
 
 def _digits(value: float) -> str:
@@ -106,25 +112,36 @@ def _short(row: Row) -> str:
 
 def title(outcome: Outcome) -> str:
     work = outcome.work
-    size = f"T = {work.T}, N = {work.B:,}, float32" if work.kind == "neuron" else f"T = {work.T}, B = {work.B}"
+    size = (
+        f"T = {work.T}, N = {work.B:,}, float32"
+        if work.kind == "neuron"
+        else f"T = {work.T}, B = {work.B}"
+    )
     return f"{work.name}: {ABOUT[work.name]}, {size}"
 
 
 def remarks(outcome: Outcome) -> list[str]:
     """What else was measured: the machine's speeds for this workload, and the density that was reached."""
-    said = [f"{name} {_digits(speed)} {'GB/s' if name == 'copy' else 'GFLOP/s'}" for name, speed in outcome.speeds().items()]
+    said = [
+        f"{name} {_digits(speed)} {'GB/s' if name == 'copy' else 'GFLOP/s'}"
+        for name, speed in outcome.speeds().items()
+    ]
     for bfloat16 in (False, True):
         if limit := outcome.limit(bfloat16):
             said.append(f"limit {'bf16' if bfloat16 else 'fp32'} {_digits(1e3 * limit.median)} ms")
         if floor := outcome.floor(bfloat16):
-            said.append(f"{floor[0] / 1e9:.3g} GB moved at least, {_digits(1e3 * floor[1])} ms at the copy speed")
+            said.append(
+                f"{floor[0] / 1e9:.3g} GB moved at least, {_digits(1e3 * floor[1])} ms at the copy speed"
+            )
     lines = ["; ".join(said)] if said else []
     measured = {
         "spikes": outcome.spikes(),
         "surrogate derivatives that are not zero": outcome.derivatives,
         "what products are given and is not zero": outcome.inputs(),
     }
-    return lines + [f"{name}: {_shares(shares)}, by layer" for name, shares in measured.items() if shares]
+    return lines + [
+        f"{name}: {_shares(shares)}, by layer" for name, shares in measured.items() if shares
+    ]
 
 
 def _shares(shares: Sequence[float]) -> str:
@@ -141,7 +158,9 @@ def about(bench: Bench) -> list[str]:
     if gpu := m.get("gpu"):
         lines.insert(0, f"{gpu}.")
     if bench.peers:
-        lines.append(f"Peers: {', '.join(f'{name} {version}' for name, version in bench.peers.items())}.")
+        lines.append(
+            f"Peers: {', '.join(f'{name} {version}' for name, version in bench.peers.items())}."
+        )
     if bench.quick:
         lines.append("Quick: sizes for tests, figures mean nothing.")
     return lines
@@ -199,7 +218,11 @@ def _pictures(outcome: Outcome) -> list[Picture]:
     if not rows:
         return []
     name = outcome.work.name.replace("%", "")
-    limits = [(f"limit, {'bf16' if b else 'fp32'}", 1e3 * limit.median) for b in (False, True) if (limit := outcome.limit(b))]
+    limits = [
+        (f"limit, {'bf16' if b else 'fp32'}", 1e3 * limit.median)
+        for b in (False, True)
+        if (limit := outcome.limit(b))
+    ]
     times, sizes = [1e3 * row.median for row in rows], [row.bytes / 1e6 for row in rows]
     return [
         _bars(f"{name}-time", f"{outcome.work.name}: ms an iteration", rows, times, limits),
@@ -207,20 +230,32 @@ def _pictures(outcome: Outcome) -> list[Picture]:
     ]
 
 
-def _bars(name: str, label: str, rows: Sequence[Row], values: Sequence[float], limits: Sequence[tuple[str, float]]) -> Picture:
+def _bars(
+    name: str,
+    label: str,
+    rows: Sequence[Row],
+    values: Sequence[float],
+    limits: Sequence[tuple[str, float]],
+) -> Picture:
     said = "; ".join(f"{row.name} {_digits(value)}" for row, value in zip(rows, values))
     legend = [(text, number) for (text, _), number in zip(limits, _LIMITS)]
-    return Picture(name, label, legend, partial(_draw_bars, rows=rows, values=values, limits=limits), said)
+    return Picture(
+        name, label, legend, partial(_draw_bars, rows=rows, values=values, limits=limits), said
+    )
 
 
-def _draw_bars(ax: Axes, rows: Sequence[Row], values: Sequence[float], limits: Sequence[tuple[str, float]]) -> None:
+def _draw_bars(
+    ax: Axes, rows: Sequence[Row], values: Sequence[float], limits: Sequence[tuple[str, float]]
+) -> None:
     """A bar for each row with its name above it, so that it is legible on a phone."""
     figure: Any = ax.figure
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, max(height, 0.36 * (len(rows) + 1)))
     for i, (row, value) in enumerate(zip(rows, values)):
         ours = row.implementation.settings.library == "ours"
-        ax.barh(i, value, height=0.42, color=ink(0 if ours else 1 if row.implementation.peer else 7))
+        ax.barh(
+            i, value, height=0.42, color=ink(0 if ours else 1 if row.implementation.peer else 7)
+        )
         ax.text(0, i - 0.3, f"{row.name}  {_digits(value)}", fontsize=8.5, va="bottom")
     for (_, value), number in zip(limits, _LIMITS):
         ax.axvline(value, color=ink(number), linewidth=1.2, zorder=0)
@@ -235,14 +270,31 @@ def _page(bench: Bench, pictures: dict[str, list[Picture]], command: str) -> str
     e, section = html.escape, html.Section
     body = f'<header><p>backspike · bench</p><h1>Time and memory</h1><p class="lead">{e(" ".join(about(bench)))}</p></header>'
     if lines := glance(bench):
-        shown = html.html_table([*map(e, lines[0])], [[*map(e, line)] for line in lines[1:]], "at a glance", "numbers compare")
+        shown = html.html_table(
+            [*map(e, lines[0])],
+            [[*map(e, line)] for line in lines[1:]],
+            "at a glance",
+            "numbers compare",
+        )
         body += section("glance", "At a glance", GLANCE, shown).html()
     for outcome in bench.outcomes:
         rows = [[*map(e, cells(outcome, row))] for row in outcome.ranked()]
-        shown = html.html_table([*map(e, head(outcome))], rows, outcome.work.name, "numbers compare")
+        shown = html.html_table(
+            [*map(e, head(outcome))], rows, outcome.work.name, "numbers compare"
+        )
         shown += html.grid(*(p.page() for p in pictures[outcome.work.name]))
         said = " ".join(f"{text}." for text in remarks(outcome))
-        body += section(outcome.work.name.replace("%", ""), e(outcome.work.name), e(f"{title(outcome)}. {said}"), shown).html()
+        body += section(
+            outcome.work.name.replace("%", ""),
+            e(outcome.work.name),
+            e(f"{title(outcome)}. {said}"),
+            shown,
+        ).html()
     notes = "".join(f"<li>{e(note)}</li>" for note in NOTES) + f"<li><code>{e(command)}</code></li>"
-    body += section("how", "How it was measured", "All numbers of all rounds stand in bench.json.", f"<ul>{notes}</ul>").html()
+    body += section(
+        "how",
+        "How it was measured",
+        "All numbers of all rounds stand in bench.json.",
+        f"<ul>{notes}</ul>",
+    ).html()
     return html.render_page("backspike bench", body)

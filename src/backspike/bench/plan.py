@@ -8,7 +8,12 @@ from dataclasses import dataclass, replace
 from .worker.task import Settings, Workload
 
 PRECISIONS = ("both", "float32", "bfloat16")
-PEERS = {"spikingjelly": "SpikingJelly", "snntorch": "snnTorch", "norse": "Norse", "sinabs": "sinabs"}
+PEERS = {
+    "spikingjelly": "SpikingJelly",
+    "snntorch": "snnTorch",
+    "norse": "Norse",
+    "sinabs": "sinabs",
+}
 
 _FC = Workload("fc", "fc", T=16, B=128, layout=(784, 1024, 1024, 10), static=True, spikes=0.25)
 _VGG = Workload("vgg", "vgg", T=4, B=32, layout=(64, 128, "P", 256, "P"), size=32)
@@ -29,9 +34,24 @@ GPU_WORKLOADS = (
     Workload("neuron-gpu", "neuron", T=4, B=2**26),
     replace(_RESNET, name="resnet-32px", B=64),
     Workload(
-        "vggsnn", "vgg", T=10, B=64, layout=(64, 128, "P", 256, 256, "P", 512, 512, "P", 512, 512, "P"), size=48, channels=2
+        "vggsnn",
+        "vgg",
+        T=10,
+        B=64,
+        layout=(64, 128, "P", 256, 256, "P", 512, 512, "P", 512, 512, "P"),
+        size=48,
+        channels=2,
     ),
-    Workload("resnet-224px", "resnet", T=4, B=64, layout=(64, 128, 256, 512), size=224, classes=1000, stem="imagenet"),
+    Workload(
+        "resnet-224px",
+        "resnet",
+        T=4,
+        B=64,
+        layout=(64, 128, 256, 512),
+        size=224,
+        classes=1000,
+        stem="imagenet",
+    ),
 )
 NAMES = tuple(work.name for work in (*WORKLOADS, *GPU_WORKLOADS))
 ABOUT = {
@@ -73,7 +93,9 @@ def workloads(names: str, quick: bool, device: str = "cpu") -> list[Workload]:
     everything = [work.name for work in (GPU_WORKLOADS if device == "cuda" else WORKLOADS)]
     wanted = everything if names == "all" else names.split(",")
     if unknown := [name for name in wanted if name not in NAMES]:
-        raise ValueError(f"unknown workload {', '.join(map(repr, unknown))}; there are {', '.join(NAMES)} and all")
+        raise ValueError(
+            f"unknown workload {', '.join(map(repr, unknown))}; there are {', '.join(NAMES)} and all"
+        )
     chosen = [w for w in (*WORKLOADS, *GPU_WORKLOADS) if w.name in wanted]
     return [_quick(w) for w in chosen] if quick else chosen
 
@@ -87,13 +109,23 @@ def _quick(work: Workload) -> Workload:
 
 
 def implementations(
-    work: Workload, precision: str = "both", peers: Collection[str] = (), only: Sequence[str] = (), device: str = "cpu"
+    work: Workload,
+    precision: str = "both",
+    peers: Collection[str] = (),
+    only: Sequence[str] = (),
+    device: str = "cpu",
 ) -> list[Implementation]:
     """The rows for a workload. peers: libraries that are installed; only: parts of names to keep (limits always stay)."""
-    rows = [*_ours(work), *_plain(work), *(row for name in PEERS if name in peers for row in _peer(name, work))]
+    rows = [
+        *_ours(work),
+        *_plain(work),
+        *(row for name in PEERS if name in peers for row in _peer(name, work)),
+    ]
     if device != "cpu":
         rows = _on_gpu(work, rows, "spikingjelly" in peers)
-    kept = [r for r in rows if precision == "both" or r.settings.bfloat16 == (precision == "bfloat16")]
+    kept = [
+        r for r in rows if precision == "both" or r.settings.bfloat16 == (precision == "bfloat16")
+    ]
     if only:
         kept = [r for r in kept if any(part.lower() in r.name.lower() for part in only)]
     made = [*kept, *_limits(work, precision)]
@@ -111,7 +143,9 @@ def _on_gpu(work: Workload, rows: list[Implementation], peer: bool) -> list[Impl
         triton = Settings("spikingjelly", backend="triton")
         made.append(Implementation("SpikingJelly, Triton", triton))
         if network:
-            made.append(Implementation("SpikingJelly, bf16, Triton", replace(triton, bfloat16=True)))
+            made.append(
+                Implementation("SpikingJelly, bf16, Triton", replace(triton, bfloat16=True))
+            )
     return made
 
 
@@ -126,7 +160,12 @@ def _ours(work: Workload) -> list[Implementation]:
         Implementation("backspike, eager", replace(exact, backend="eager")),
     ]
     if work.kind == "neuron":
-        return [*made, Implementation("backspike, recompute, lean heap", replace(exact, memory="recompute", heap="lean"))]
+        return [
+            *made,
+            Implementation(
+                "backspike, recompute, lean heap", replace(exact, memory="recompute", heap="lean")
+            ),
+        ]
     bfloat16 = replace(exact, bfloat16=True, channels_last=work.size > 0)
     checkpoint = replace(bfloat16, memory="checkpoint")
     return [
@@ -135,7 +174,9 @@ def _ours(work: Workload) -> list[Implementation]:
         Implementation("backspike, bf16, heap not kept", replace(bfloat16, heap="")),
         Implementation("backspike, bf16, 8 bit", replace(bfloat16, memory="8bit")),
         Implementation("backspike, bf16, checkpoint", checkpoint),
-        Implementation("backspike, bf16, 8 bit, lean heap", replace(bfloat16, memory="8bit", heap="lean")),
+        Implementation(
+            "backspike, bf16, 8 bit, lean heap", replace(bfloat16, memory="8bit", heap="lean")
+        ),
         Implementation("backspike, bf16, checkpoint, lean heap", replace(checkpoint, heap="lean")),
     ]
 
@@ -171,7 +212,11 @@ def _limits(work: Workload, precision: str) -> list[Implementation]:
     if precision != "bfloat16":
         made.append(Implementation("products, fp32", products))
         if work.size:
-            made.append(Implementation("products, fp32, channels-last", replace(products, channels_last=True)))
+            made.append(
+                Implementation(
+                    "products, fp32, channels-last", replace(products, channels_last=True)
+                )
+            )
     if precision != "float32":
         lean = replace(products, bfloat16=True, channels_last=work.size > 0)
         made.append(Implementation("products, bf16", lean))

@@ -16,7 +16,13 @@ from ..system.files import plain
 def listener(as_json: bool) -> Iterator[Listener]:
     """The way of showing that fits where standard output goes."""
     if as_json:
-        yield lambda event: None if event["event"] in ("ready", "round") else print(json.dumps(plain(event)), flush=True)
+        yield (
+            lambda event: (
+                None
+                if event["event"] in ("ready", "round")
+                else print(json.dumps(plain(event)), flush=True)
+            )
+        )
     elif sys.stdout.isatty():
         with _bar() as listen:
             yield listen
@@ -40,14 +46,24 @@ def _line(event: dict[str, Any]) -> str:
 
 @contextmanager
 def _bar() -> Iterator[Listener]:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:3.0f}%  {task.fields[at]}"),
     )
-    left = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
+    left = (
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
     with Progress(*columns, *left, transient=True) as progress:
         task = progress.add_task("bench", total=1.0, at="")
 

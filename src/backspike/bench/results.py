@@ -23,7 +23,9 @@ class Row:
 
     implementation: Implementation
     failed: str = ""
-    first: list[float] = field(default_factory=list)  # seconds of the iterations of the fresh process
+    first: list[float] = field(
+        default_factory=list
+    )  # seconds of the iterations of the fresh process
     rounds: list[list[float]] = field(default_factory=list)  # seconds of each iteration, by round
     memory: dict[str, Any] | None = None  # bytes, and how they were measured
     facts: dict[str, Any] = field(default_factory=dict)
@@ -75,7 +77,9 @@ class Outcome:
 
     work: Workload
     rows: list[Row]
-    derivatives: list[float] = field(default_factory=list)  # share that is not zero, by layer, where the workload wants one
+    derivatives: list[float] = field(
+        default_factory=list
+    )  # share that is not zero, by layer, where the workload wants one
 
     def ranked(self) -> list[Row]:
         """The implementations, in the order of the plan; what is no limit."""
@@ -83,38 +87,64 @@ class Outcome:
 
     def references(self) -> list[Row]:
         """What ratios are taken to: every peer and the plain loop, as far as measured."""
-        return [r for r in self.ranked() if r.measured and r.implementation.settings.library != "ours"]
+        return [
+            r for r in self.ranked() if r.measured and r.implementation.settings.library != "ours"
+        ]
 
     def against(self, most: int) -> list[Row]:
         """The references that a table has room for: of SpikingJelly all rows, then one of each other, the plain loop first."""
         rows = [r for r in self.references() if r.implementation.settings.library == "spikingjelly"]
         for row in self.references():
-            if row.implementation.settings.library not in {r.implementation.settings.library for r in rows}:
+            if row.implementation.settings.library not in {
+                r.implementation.settings.library for r in rows
+            }:
                 rows.append(row)
         return rows[:most]
 
     def glance(self) -> Glance | None:
         """Against SpikingJelly where it was measured, else against the plain loop; None where there is nothing to compare."""
         rows = {
-            name: [r for r in self.ranked() if r.measured and r.implementation.settings.library == name] for name in _GLANCED
+            name: [
+                r for r in self.ranked() if r.measured and r.implementation.settings.library == name
+            ]
+            for name in _GLANCED
         }
         ours, others = rows["ours"], rows["spikingjelly"] or rows["plain"]
         if not ours or not others:
             return None
         chosen = [
-            [r for r in others if not r.implementation.settings.heap and r.implementation.settings.bfloat16 == b]
+            [
+                r
+                for r in others
+                if not r.implementation.settings.heap and r.implementation.settings.bfloat16 == b
+            ]
             for b in (0, 1)
         ]
         fastest, leanest = min(ours, key=lambda r: r.median), min(ours, key=lambda r: r.bytes)
-        speed = [min((r.median for r in rs), default=math.nan) / fastest.median for rs in (*chosen, others)]
-        memory = [leanest.bytes / min((r.bytes for r in rs), default=math.nan) for rs in (*chosen, others)]
+        speed = [
+            min((r.median for r in rs), default=math.nan) / fastest.median
+            for rs in (*chosen, others)
+        ]
+        memory = [
+            leanest.bytes / min((r.bytes for r in rs), default=math.nan) for rs in (*chosen, others)
+        ]
         name = "SpikingJelly" if rows["spikingjelly"] else "the plain loop"
-        return Glance(name, fastest, leanest, (speed[0], speed[1], speed[2]), (memory[0], memory[1], memory[2]))
+        return Glance(
+            name,
+            fastest,
+            leanest,
+            (speed[0], speed[1], speed[2]),
+            (memory[0], memory[1], memory[2]),
+        )
 
     def limit(self, bfloat16: bool) -> Row | None:
         """The fastest way this machine has to do the products of the workload; for neurons alone, to move its bytes."""
         part = "copy" if self.work.kind == "neuron" else "products"
-        fits = [r for r in self.rows if r.measured and r.implementation.limit and r.implementation.settings.part == part]
+        fits = [
+            r
+            for r in self.rows
+            if r.measured and r.implementation.limit and r.implementation.settings.part == part
+        ]
         fits = [r for r in fits if r.implementation.settings.bfloat16 == bfloat16]
         return min(fits, key=lambda r: r.median, default=None)
 
@@ -138,7 +168,9 @@ class Outcome:
 
     def floor(self, bfloat16: bool) -> tuple[float, float] | None:
         """Bytes that a training iteration moves at least, and the seconds that moving them takes at the measured copy speed."""
-        copy = next((r for r in self.rows if r.measured and r.implementation.settings.part == "copy"), None)
+        copy = next(
+            (r for r in self.rows if r.measured and r.implementation.settings.part == "copy"), None
+        )
         limit = self.limit(bfloat16)
         if copy is None or limit is None:
             return None
@@ -151,10 +183,17 @@ class Outcome:
 
     def inputs(self) -> list[float]:
         """The share of what each convolution and linear layer is given that is not zero."""
-        return next((r.facts["inputs"] for r in self.rows if r.measured and "inputs" in r.facts), [])
+        return next(
+            (r.facts["inputs"] for r in self.rows if r.measured and "inputs" in r.facts), []
+        )
 
     def summary(self) -> dict[str, Any]:
-        return {"workload": self.work.name, "about": ABOUT[self.work.name], "work": asdict(self.work), **self._measured()}
+        return {
+            "workload": self.work.name,
+            "about": ABOUT[self.work.name],
+            "work": asdict(self.work),
+            **self._measured(),
+        }
 
     def _measured(self) -> dict[str, Any]:
         return {
@@ -167,8 +206,16 @@ class Outcome:
 
     def _row(self, row: Row) -> dict[str, Any]:
         low, middle, high = row.seconds()
-        ratios = {} if row.implementation.limit else {r.name: r.median / middle for r in self.references()}
-        lean = {} if row.implementation.limit else {r.name: row.bytes / r.bytes for r in self.references() if r.bytes}
+        ratios = (
+            {}
+            if row.implementation.limit
+            else {r.name: r.median / middle for r in self.references()}
+        )
+        lean = (
+            {}
+            if row.implementation.limit
+            else {r.name: row.bytes / r.bytes for r in self.references() if r.bytes}
+        )
         return {
             "name": row.name,
             "settings": asdict(row.implementation.settings),

@@ -89,7 +89,9 @@ class Worker:
     def _reason(self) -> str:
         code = self._process.wait()
         if code < 0:
-            return f"ended by signal {-code}" + (", which an exhausted memory sends" if code == -9 else "")
+            return f"ended by signal {-code}" + (
+                ", which an exhausted memory sends" if code == -9 else ""
+            )
         self._said.seek(0)
         lines = self._said.read().strip().splitlines()
         return lines[-1][:300] if lines else f"ended with exit code {code}"
@@ -107,14 +109,21 @@ def _environment(implementation: Implementation) -> dict[str, str]:
 def installed(python: str) -> dict[str, str]:
     """The peers that a Python has, and their versions. Raises BenchError when it cannot be run or has no torch."""
     try:
-        done = subprocess.run([python, "-c", _PROBE, "torch", *PEERS], capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(
+            [python, "-c", _PROBE, "torch", *PEERS],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
         found = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired) as e:
         raise BenchError(
             f"--peer-python {python}: {_first(e)}; name the python of an environment, such as peers/bin/python"
         ) from e
     if "torch" not in found:
-        raise BenchError(f"--peer-python {python} has no torch; docs/bench.md says how to install peers")
+        raise BenchError(
+            f"--peer-python {python} has no torch; docs/bench.md says how to install peers"
+        )
     if len(found) == 1:
         raise BenchError(
             f"--peer-python {python} has none of {', '.join(PEERS.values())}; docs/bench.md says how to install them"

@@ -46,12 +46,25 @@ from .pairwise import Case, pairwise
 
 # largest error of a gradient, ||g - g64|| / ||g64||; of what is learned and of the state, that of the dtype of the state
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-SHAPE = (T, B, C, H, W) = (5, 3, 4, 7, 9)  # 756 elements a timestep: more than a block of the C code, and no multiple of 8
+SHAPE = (T, B, C, H, W) = (
+    5,
+    3,
+    4,
+    7,
+    9,
+)  # 756 elements a timestep: more than a block of the C code, and no multiple of 8
 SEED = 2**41 + 17
 
 # No parameter is a default one; those with an edge have it on the grid. The plain value of each axis comes first.
 _SURROGATES: tuple[Surrogate, ...] = (
-    *(Rectangle(0.75, 1.25), Triangle(1.5), ATan(3.0), Sigmoid(3.0), SuperSpike(2.5), PiecewiseExponential(1.25)),
+    *(
+        Rectangle(0.75, 1.25),
+        Triangle(1.5),
+        ATan(3.0),
+        Sigmoid(3.0),
+        SuperSpike(2.5),
+        PiecewiseExponential(1.25),
+    ),
     *(Erf(0.75), Dspike(4.0)),
 )
 SURROGATES = {type(s).__name__: s for s in _SURROGATES}
@@ -61,7 +74,11 @@ MASKS: dict[str, Callable[[Any], Surrogate]] = {
     "replace": lambda base: Masked(base, p=0.5, replace=Rectangle(0.5)),
     "rescale": lambda base: Masked(base, p=0.375, rescale=True),
 }
-CONSTANTS = {"tau": [2.0, 4.0, 2.0, 4.0], "v_threshold": [0.75, 0.5, 1.0, 0.75], "width": [0.5, 2.0, 1.0, 0.5]}
+CONSTANTS = {
+    "tau": [2.0, 4.0, 2.0, 4.0],
+    "v_threshold": [0.75, 0.5, 1.0, 0.75],
+    "width": [0.5, 2.0, 1.0, 0.5],
+}
 LEARNED: dict[str, tuple[str, ...]] = {
     "none": (),
     "width": ("width",),
@@ -75,7 +92,10 @@ AXES: dict[str, dict[str, Any]] = {
     "decay_input": {"True": True, "False": False},
     "reset_gradient": {"1": 1.0, "0": 0.0, "0.375": 0.375},
     "temporal_gradient": {"True": True, "False": False},
-    "dtype": {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16)},
+    "dtype": {
+        str(d).removeprefix("torch."): d
+        for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    },
     "mask": MASKS,
     "learned": LEARNED,
     # "checkpoint" is "recompute" for a neuron alone
@@ -96,7 +116,11 @@ class Place:
 
     @property
     def name(self) -> str:
-        return "-".join(part for part in (self.backend, self.level, "" if self.device == "cpu" else self.device) if part)
+        return "-".join(
+            part
+            for part in (self.backend, self.level, "" if self.device == "cpu" else self.device)
+            if part
+        )
 
     def computes(self) -> AbstractContextManager[None]:
         return library.level(self.level) if self.level else nullcontext()
@@ -113,7 +137,9 @@ class Finding:
 
     def command(self) -> str:
         """What repeats it alone."""
-        return "backspike certify --only " + ",".join(f"{axis}={value}" for axis, value in self.case.items())
+        return "backspike certify --only " + ",".join(
+            f"{axis}={value}" for axis, value in self.case.items()
+        )
 
 
 @dataclass
@@ -124,7 +150,9 @@ class Row:
     failed: int = 0
     masks: int = 0  # cases whose mask bits were compared
     errors: dict[str, float] = field(default_factory=dict)
-    refused: list[str] = field(default_factory=list)  # why other combinations were not tried, each reason once
+    refused: list[str] = field(
+        default_factory=list
+    )  # why other combinations were not tried, each reason once
 
     def add(self, finding: Finding) -> None:
         self.cases += 1
@@ -154,7 +182,9 @@ class Certificate:
 Listener = Callable[[dict[str, Any]], None]
 
 
-def run(only: Mapping[str, str] | None = None, *, all: bool = False, listen: Listener | None = None) -> Certificate:
+def run(
+    only: Mapping[str, str] | None = None, *, all: bool = False, listen: Listener | None = None
+) -> Certificate:
     """Checks every backend of this machine and returns the certificate.
 
     By default each backend meets every pair of values of `AXES` (`covering.pairwise`); all=True: every combination, which takes
@@ -170,27 +200,52 @@ def run(only: Mapping[str, str] | None = None, *, all: bool = False, listen: Lis
         row = certificate.rows[name] = Row()
         allowed = _allowed(there[name], row)
         work.append((there[name], _every(axes, allowed) if all else pairwise(axes, allowed)))
-    tell({"event": "start", "cases": None if all else sum(len(cases) for _, cases in work if isinstance(cases, list))})
+    tell(
+        {
+            "event": "start",
+            "cases": None
+            if all
+            else sum(len(cases) for _, cases in work if isinstance(cases, list)),
+        }
+    )
     for place, cases in work:
         for case in cases:
             finding = check(place, {"backend": place.name, **case})
             certificate.rows[place.name].add(finding)
             certificate.failed += [finding] if finding.reason else []
-            tell({"event": "case", **finding.case, "errors": finding.errors, "mask": finding.mask, "failed": finding.reason})
+            tell(
+                {
+                    "event": "case",
+                    **finding.case,
+                    "errors": finding.errors,
+                    "mask": finding.mask,
+                    "failed": finding.reason,
+                }
+            )
     if not certificate.cases:
-        reasons = dict.fromkeys(reason for row in certificate.rows.values() for reason in row.refused)
-        raise CertifyError(f"--only leaves no combination that a backend takes: {'; '.join(reasons)}")
+        reasons = dict.fromkeys(
+            reason for row in certificate.rows.values() for reason in row.refused
+        )
+        raise CertifyError(
+            f"--only leaves no combination that a backend takes: {'; '.join(reasons)}"
+        )
     return certificate
 
 
 def places() -> list[Place]:
     """Every backend on every device that it takes, the C kernel also as built for lesser processors."""
     found = []
-    for backend, device in itertools.product(kernel.backends(), ("cpu", *(["cuda"] if torch.cuda.is_available() else []))):
+    for backend, device in itertools.product(
+        kernel.backends(), ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
+    ):
         for level in library.levels()[1:] if backend == "cpu" and device == "cpu" else ():
             found.append(Place(backend, level=level))
         found.append(Place(backend, device))
-    return [p for p in found if not _refusal(p, {axis: next(iter(values)) for axis, values in AXES.items()})]
+    return [
+        p
+        for p in found
+        if not _refusal(p, {axis: next(iter(values)) for axis, values in AXES.items()})
+    ]
 
 
 def _held(axes: dict[str, dict[str, Any]], only: Mapping[str, str]) -> dict[str, list[str]]:
@@ -228,14 +283,22 @@ def _every(axes: Mapping[str, Sequence[str]], allowed: Callable[[Case], bool]) -
 
 def check(place: Place, case: Case) -> Finding:
     """Runs a case, a value for every axis of `AXES`, at a place, and compares it with the definition in float64."""
-    want = _definition(case["memory"] if case["memory"] in ROUNDED else "exact", tuple(case[a] for a in _SHARED))
+    want = _definition(
+        case["memory"] if case["memory"] in ROUNDED else "exact", tuple(case[a] for a in _SHARED)
+    )
     limits = _limits(case)
     try:
         with place.computes():
             got = _computed(place, case)
     except Exception as e:  # what a broken backend raises is a finding
-        return Finding(case, {}, None, f"raised {type(e).__name__}: {(str(e).splitlines() or [''])[0]}")
-    wrong = [f"{name} differ in {n} places" for name in ("spikes", "membranes", "states") if (n := _unequal(got, want, name))]
+        return Finding(
+            case, {}, None, f"raised {type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
+        )
+    wrong = [
+        f"{name} differ in {n} places"
+        for name in ("spikes", "membranes", "states")
+        if (n := _unequal(got, want, name))
+    ]
     # a backend tells only of contiguous spikes
     mask = None if got["active"] is None else torch.equal(got["active"], want["active"])
     if mask is False:
@@ -243,7 +306,9 @@ def check(place: Place, case: Case) -> Finding:
     errors = {name: _error(got[name], want[name]) for name in limits}
     for name, error in errors.items():
         if not error <= limits[name]:
-            wrong.append(f"the gradient of {name} is off by {error:.2g}, more than {limits[name]:.2g}")
+            wrong.append(
+                f"the gradient of {name} is off by {error:.2g}, more than {limits[name]:.2g}"
+            )
     return Finding(case, errors, mask, "; ".join(wrong))
 
 
@@ -283,7 +348,8 @@ def _rule(case: Case) -> dict[str, Any]:
     base = AXES["surrogate"][case["surrogate"]]
     mask = MASKS[case["mask"]]
     rule = {
-        name: AXES[name][case[name]] for name in ("v_reset", "decay_input", "reset_gradient", "temporal_gradient", "memory")
+        name: AXES[name][case[name]]
+        for name in ("v_reset", "decay_input", "reset_gradient", "temporal_gradient", "memory")
     }
     wrapped = mask(Parametric(base) if "width" in LEARNED[case["learned"]] else base)
     return rule | {"surrogate": wrapped, "record_membrane": case["call"] == "membrane"}
@@ -292,7 +358,10 @@ def _rule(case: Case) -> dict[str, Any]:
 def _constants(case: Case, dtype: torch.dtype, device: str) -> dict[str, Any]:
     """tau, threshold and width: numbers, or leaves that learn, in the dtype of the state."""
     names, per_channel = LEARNED[case["learned"]], case["learned"] == "per-channel"
-    constants: dict[str, Any] = {"tau": CONSTANTS["tau"][0], "v_threshold": CONSTANTS["v_threshold"][0]}
+    constants: dict[str, Any] = {
+        "tau": CONSTANTS["tau"][0],
+        "v_threshold": CONSTANTS["v_threshold"][0],
+    }
     for name in names:
         value = CONSTANTS[name] if per_channel else CONSTANTS[name][0]
         constants[name] = torch.tensor(value, dtype=dtype, device=device, requires_grad=True)
@@ -318,22 +387,42 @@ def _computed(place: Place, case: Case, **change: Any) -> dict[str, Any]:
     dtype = AXES["dtype"][case["dtype"]]
     state = torch.float64 if dtype == torch.float64 else torch.float32
     given = {k: None if a is None else a.to(place.device) for k, a in _inputs(case["call"]).items()}
-    leaf = {k: None if (a := given[k]) is None else a.to(d).detach().requires_grad_() for k, d in (("x", dtype), ("v0", state))}
+    leaf = {
+        k: None if (a := given[k]) is None else a.to(d).detach().requires_grad_()
+        for k, d in (("x", dtype), ("v0", state))
+    }
     constants = _constants(case, state, place.device)
-    options = {**_rule(case), **constants, "seed": SEED, "repeats": T if case["call"] == "repeats" else 1, **leaf, **change}
+    options = {
+        **_rule(case),
+        **constants,
+        "seed": SEED,
+        "repeats": T if case["call"] == "repeats" else 1,
+        **leaf,
+        **change,
+    }
     call = prepare(**options)
     out = kernel.dispatch(place.backend, call)
-    arriving = (out.spikes, given["g"], dtype), (out.state, given["c"], state), (out.membrane, given["gu"], state)
+    arriving = (
+        (out.spikes, given["g"], dtype),
+        (out.state, given["c"], state),
+        (out.membrane, given["gu"], state),
+    )
     entered = [(a, g.to(d)) for a, g, d in arriving if a is not None and g is not None]
     torch.autograd.backward([a for a, _ in entered], [g for _, g in entered])
     result = {"spikes": out.spikes, "states": out.state, "membranes": out.membrane, "active": None}
-    result |= {name: p.grad for name, p in (*leaf.items(), *constants.items()) if isinstance(p, Tensor)}
+    result |= {
+        name: p.grad for name, p in (*leaf.items(), *constants.items()) if isinstance(p, Tensor)
+    }
     if case["mask"] != "none":
-        result["active"] = kernel.dispatch(place.backend, prepare(**{**options, "record_active": True})).active
+        result["active"] = kernel.dispatch(
+            place.backend, prepare(**{**options, "record_active": True})
+        ).active
     return {"call": call} | {k: None if a is None else a.detach().cpu() for k, a in result.items()}
 
 
-_SHARED = tuple(axis for axis in AXES if axis not in ("dtype", "memory"))  # what the definition depends on
+_SHARED = tuple(
+    axis for axis in AXES if axis not in ("dtype", "memory")
+)  # what the definition depends on
 
 
 @lru_cache(maxsize=64)
@@ -344,9 +433,19 @@ def _definition(memory: str, values: tuple[str, ...]) -> dict[str, Any]:
     if memory == "exact":
         return exact
     call = exact["call"]
-    theta, width = (over_channels(p.detach(), call.x) if isinstance(p, Tensor) else p for p in (call.theta, call.width))
+    theta, width = (
+        over_channels(p.detach(), call.x) if isinstance(p, Tensor) else p
+        for p in (call.theta, call.width)
+    )
     end = reach(call.rule.surrogate, call.rule.replace)
-    u = recall(memory, kept_code(memory, exact["membranes"], theta, width, end), theta, width, end, torch.float64)
+    u = recall(
+        memory,
+        kept_code(memory, exact["membranes"], theta, width, end),
+        theta,
+        width,
+        end,
+        torch.float64,
+    )
     x = _currents(u, exact["spikes"], call)
     remembered = _computed(Place("reference"), case, record_membrane=True, x=x, repeats=1)
     gx = x.grad
@@ -355,9 +454,13 @@ def _definition(memory: str, values: tuple[str, ...]) -> dict[str, Any]:
         # du/dtau has the current as it came, not the one that leads to what is remembered
         gain = leak(call.tau.detach(), call.x, call.rule.v_reset, True).gain
         came = (gx / gain * (x - call.x)).detach() / over_channels(call.tau.detach(), call.x) ** 2
-        remembered["tau"] = remembered["tau"] + (came.sum((0, 1, 3, 4)) if call.tau.dim() else came.sum())
+        remembered["tau"] = remembered["tau"] + (
+            came.sum((0, 1, 3, 4)) if call.tau.dim() else came.sum()
+        )
     remembered["x"] = gx.sum(0, keepdim=True) if call.repeats > 1 else gx
-    return exact | {name: remembered[name] for name in ("x", "v0", "active", *CONSTANTS) if name in remembered}
+    return exact | {
+        name: remembered[name] for name in ("x", "v0", "active", *CONSTANTS) if name in remembered
+    }
 
 
 def _currents(u: Tensor, spikes: Tensor, call: kernel.Call) -> Tensor:
@@ -366,7 +469,11 @@ def _currents(u: Tensor, spikes: Tensor, call: kernel.Call) -> Tensor:
     tau, theta = (p.detach() if isinstance(p, Tensor) else p for p in (call.tau, call.theta))
     lam, offset, gain = leak(tau, call.x, rule.v_reset, rule.decay_input)
     start = torch.full_like(u[0], rest(rule.v_reset)) if call.v0 is None else call.v0.detach()
-    after = u - over_channels(theta, u) * spikes if rule.v_reset is None else torch.where(spikes > 0, rule.v_reset, u)
+    after = (
+        u - over_channels(theta, u) * spikes
+        if rule.v_reset is None
+        else torch.where(spikes > 0, rule.v_reset, u)
+    )
     return ((u - (lam * torch.cat((start[None], after[:-1])) + offset)) / gain).requires_grad_()
 
 

@@ -40,7 +40,12 @@ def complete(certificate: Certificate, command: str) -> dict[str, Any]:
 
 
 def failure(finding: Finding) -> dict[str, Any]:
-    return {**finding.case, "errors": finding.errors, "failed": finding.reason, "command": finding.command()}
+    return {
+        **finding.case,
+        "errors": finding.errors,
+        "failed": finding.reason,
+        "command": finding.command(),
+    }
 
 
 def summary(certificate: Certificate) -> str:
@@ -70,10 +75,14 @@ def terminal(certificate: Certificate) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=TITLE, caption=about(certificate), title_justify="left", caption_justify="left")
+    table = Table(
+        title=TITLE, caption=about(certificate), title_justify="left", caption_justify="left"
+    )
     for column in head():
         table.add_column(column, justify="left" if column == "backend" else "right")
-    table.add_row("limit", "", "", "", *(f"{limit:.0e}" for limit in LIMITS.values()), end_section=True)
+    table.add_row(
+        "limit", "", "", "", *(f"{limit:.0e}" for limit in LIMITS.values()), end_section=True
+    )
     for name, row in certificate.rows.items():
         table.add_row(*map(Text, cells(name, row)))
     return table
@@ -89,16 +98,39 @@ def failures(certificate: Certificate) -> Iterator[str]:
 
 def markdown(certificate: Certificate, command: str) -> str:
     limits = ["limit", "", "", "", *(f"{limit:.0e}" for limit in LIMITS.values())]
-    rows = [head(), ["---", *["---:"] * (len(head()) - 1)], limits, *(cells(n, r) for n, r in certificate.rows.items())]
+    rows = [
+        head(),
+        ["---", *["---:"] * (len(head()) - 1)],
+        limits,
+        *(cells(n, r) for n, r in certificate.rows.items()),
+    ]
     made = f"{summary(certificate)}. Made by `{command}`; the same command checks another machine."
     lines = ["# Certificate", "", made, "", f"{about(certificate)}.", ""]
-    lines += [f"{TITLE}; mask bits: in how many cases they were compared.", "", *(f"| {' | '.join(row)} |" for row in rows), ""]
-    lines += ["Options, of which each backend met every pair that it takes (with `--all`: every combination):", ""]
+    lines += [
+        f"{TITLE}; mask bits: in how many cases they were compared.",
+        "",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+    ]
+    lines += [
+        "Options, of which each backend met every pair that it takes (with `--all`: every combination):",
+        "",
+    ]
     lines += [f"- `{axis}`: {', '.join(values)}" for axis, values in AXES.items()]
     refused = dict.fromkeys(reason for row in certificate.rows.values() for reason in row.refused)
-    lines += ["", "Not counted, as there is no such neuron or the backend refuses it:", "", *(f"- {r}" for r in refused)]
+    lines += [
+        "",
+        "Not counted, as there is no such neuron or the backend refuses it:",
+        "",
+        *(f"- {r}" for r in refused),
+    ]
     if certificate.failed:
-        lines += ["", "## Failed", "", *(f"- {f.reason}: `{f.command()}`" for f in certificate.failed)]
+        lines += [
+            "",
+            "## Failed",
+            "",
+            *(f"- {f.reason}: `{f.command()}`" for f in certificate.failed),
+        ]
     return "\n".join([*lines, ""])
 
 
@@ -118,7 +150,12 @@ def listener(as_json: bool) -> Iterator[Listener]:
 def _bar() -> Iterator[Listener]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[done]}"), TimeElapsedColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[done]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task("certify", total=None, done="")
         cases = failed = 0

@@ -21,7 +21,9 @@ def pairwise(axes: Mapping[str, Sequence[str]], allowed: Callable[[Case], bool])
     if not allowed(plain):
         return []
     draw = random.Random(0)
-    missing = dict.fromkeys(p for p in possible_pairs(axes) if allowed({**plain, **dict(p)}))  # in order, as a set is not
+    missing = dict.fromkeys(
+        p for p in possible_pairs(axes) if allowed({**plain, **dict(p)})
+    )  # in order, as a set is not
     cases = []
     while missing:
         first = next(iter(missing))
@@ -30,7 +32,9 @@ def pairwise(axes: Mapping[str, Sequence[str]], allowed: Callable[[Case], bool])
         draw.shuffle(others)
         for axis in others:
             values = [v for v in axes[axis] if allowed({**case, axis: v})]
-            case[axis] = given[axis] = max(values, key=lambda v: sum(p in missing for p in _pairs_with(given, axis, v, axes)))
+            case[axis] = given[axis] = max(
+                values, key=lambda v: sum(p in missing for p in _pairs_with(given, axis, v, axes))
+            )
         for pair in itertools.combinations([(axis, case[axis]) for axis in axes], 2):
             missing.pop(pair, None)
         cases.append(case)
@@ -46,7 +50,9 @@ def possible_pairs(axes: Mapping[str, Sequence[str]]) -> list[Pair]:
     ]  # fmt: skip
 
 
-def _pairs_with(given: Case, axis: str, value: str, axes: Mapping[str, Sequence[str]]) -> list[Pair]:
+def _pairs_with(
+    given: Case, axis: str, value: str, axes: Mapping[str, Sequence[str]]
+) -> list[Pair]:
     order = {a: i for i, a in enumerate(axes)}
     here = (axis, value)
     return [(here, g) if order[axis] < order[g[0]] else (g, here) for g in given.items()]

@@ -48,7 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
     try:
-        arguments, fields = split_off_fields(arguments) if arguments[:1] in ([v] for v in TAKE_FIELDS) else (arguments, {})
+        arguments, fields = (
+            split_off_fields(arguments)
+            if arguments[:1] in ([v] for v in TAKE_FIELDS)
+            else (arguments, {})
+        )
         parser = _parser()
         options = parser.parse_args(arguments)
         if options.verb is None:
@@ -56,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         options.fields = fields
         if options.verb not in ON_RANKS and _from_torchrun("WORLD_SIZE") > 1:
-            raise UsageError(f"torchrun is for {' and '.join(ON_RANKS)}; run backspike {options.verb} without it")
+            raise UsageError(
+                f"torchrun is for {' and '.join(ON_RANKS)}; run backspike {options.verb} without it"
+            )
         return options.run(options)
     except UsageError as e:
         return 2 if _from_torchrun("RANK") else _fail(e, 2)
@@ -95,7 +101,9 @@ def split_off_fields(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         if not equals:
             value = next(left, "--")
             if value.startswith("--"):
-                raise UsageError(f"--{name} needs a value; for one that begins with -- write --{name}=VALUE")
+                raise UsageError(
+                    f"--{name} needs a value; for one that begins with -- write --{name}=VALUE"
+                )
         if name in fields:
             raise UsageError(f"--{name} is given twice")
         fields[name] = value
@@ -106,7 +114,9 @@ def _fail(message: object, code: int) -> int:
     from ..system.events import printable
 
     text = printable(str(message))
-    text = text if len(text) <= 4000 else f"{text[:3500]} ... {text[-400:]}"  # the cure stands at the end
+    text = (
+        text if len(text) <= 4000 else f"{text[:3500]} ... {text[-400:]}"
+    )  # the cure stands at the end
     print(f"backspike: {text}", file=sys.stderr)
     return code
 
@@ -117,7 +127,10 @@ def _from_torchrun(name: str) -> int:
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="backspike", description="Trains spiking neural networks by back-propagating through spikes.")
+    parser = _Parser(
+        prog="backspike",
+        description="Trains spiking neural networks by back-propagating through spikes.",
+    )
     parser.add_argument("--version", action="version", version=f"backspike {__version__}")
     parser.epilog = (
         "Environment: BACKSPIKE_DATA, folder of the data; BACKSPIKE_HEAP=0, give freed memory back at once instead of "
@@ -126,7 +139,13 @@ def _parser() -> _Parser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
 
     def verb(name: str, run: Any, help: str, **options: Any) -> _Parser:
-        p = verbs.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False, **options)
+        p = verbs.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            allow_abbrev=False,
+            **options,
+        )
         p.set_defaults(run=run)
         p.add_argument("--json", action="store_true", help="one JSON object a line")
         return p
@@ -135,19 +154,43 @@ def _parser() -> _Parser:
     p.usage = "backspike train [RECIPE] [--out DIR] [--force] [--device DEVICE] [--memory SIZE] [--watch] [--json] "
     p.usage += "[--FIELD VALUE ...]"
     p.add_argument("-h", "--help", action="store_true", help="this, with every field of the recipe")
-    p.add_argument("recipe", nargs="?", default="digits", metavar="RECIPE", help="see: backspike recipes")
+    p.add_argument(
+        "recipe", nargs="?", default="digits", metavar="RECIPE", help="see: backspike recipes"
+    )
     p.add_argument("--out", help="run folder (default: runs/RECIPE-1, or the next number)")
     p.add_argument("--force", action="store_true", help="replace a run that is already there")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    p.add_argument("--memory", metavar="SIZE", help="choose settings with which it fits, such as 6GB, and say what they cost")
-    p.add_argument("--watch", action="store_true", help="after every epoch, what `backspike doctor` measures; same result")
+    p.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="choose settings with which it fits, such as 6GB, and say what they cost",
+    )
+    p.add_argument(
+        "--watch",
+        action="store_true",
+        help="after every epoch, what `backspike doctor` measures; same result",
+    )
     p.set_defaults(parser=p)
 
-    p = verb("doctor", _doctor, "why does it not learn? a few batches through a recipe or a run, and what is wrong")
-    p.usage = "backspike doctor RUN|RECIPE [--out PAGE] [--device DEVICE] [--json] [--FIELD VALUE ...]"
+    p = verb(
+        "doctor",
+        _doctor,
+        "why does it not learn? a few batches through a recipe or a run, and what is wrong",
+    )
+    p.usage = (
+        "backspike doctor RUN|RECIPE [--out PAGE] [--device DEVICE] [--json] [--FIELD VALUE ...]"
+    )
     p.epilog = "Fields are those of the recipe, to try a change. Exit code 0: nothing found, or notes only; 1: findings."
-    p.add_argument("subject", metavar="RUN|RECIPE", help="a folder that `train` made, or a name of: backspike recipes")
-    p.add_argument("--out", metavar="PAGE", help="also write a page with the pictures (a run's by default: RUN/doctor.html)")
+    p.add_argument(
+        "subject",
+        metavar="RUN|RECIPE",
+        help="a folder that `train` made, or a name of: backspike recipes",
+    )
+    p.add_argument(
+        "--out",
+        metavar="PAGE",
+        help="also write a page with the pictures (a run's by default: RUN/doctor.html)",
+    )
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
 
     p = verb("resume", _resume, "go on with an interrupted run, to the same result")
@@ -158,44 +201,104 @@ def _parser() -> _Parser:
     p.add_argument("folder", metavar="RUN")
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     p.add_argument(
-        "--anytime", action="store_true", help="measure early exit too; its threshold is chosen on the validation split"
+        "--anytime",
+        action="store_true",
+        help="measure early exit too; its threshold is chosen on the validation split",
     )
 
-    p = verb("report", _report, "make the report of a run, or compare several, from the run folders alone")
+    p = verb(
+        "report",
+        _report,
+        "make the report of a run, or compare several, from the run folders alone",
+    )
     p.add_argument("folders", metavar="RUN", nargs="+")
     p.add_argument("--out", help="where a comparison goes (default: comparison.html)")
 
-    p = verb("study", _study, "compare the arms of a study over several seeds; without NAME: list the studies")
+    p = verb(
+        "study",
+        _study,
+        "compare the arms of a study over several seeds; without NAME: list the studies",
+    )
     p.usage = "backspike study [NAME] [--data NAME] [--seeds N] [--jobs N] [--out DIR] [--json] [--FIELD VALUE ...]"
     p.epilog = "Fields are those of a recipe, such as --epochs 5 or --limit 500; --data: digits (default), digits-dvs, mnist."
     p.add_argument("name", nargs="?", metavar="NAME")
-    p.add_argument("--seeds", type=int, metavar="N", help="runs per arm (default: the study's own number)")
-    p.add_argument("--out", help="folder of the study (default: studies/NAME-DATA); the same command again goes on")
-    p.add_argument("--jobs", type=int, metavar="N", help="processes at once (default: as many as cores)")
+    p.add_argument(
+        "--seeds", type=int, metavar="N", help="runs per arm (default: the study's own number)"
+    )
+    p.add_argument(
+        "--out",
+        help="folder of the study (default: studies/NAME-DATA); the same command again goes on",
+    )
+    p.add_argument(
+        "--jobs", type=int, metavar="N", help="processes at once (default: as many as cores)"
+    )
     p.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     p.add_argument("--force", action="store_true", help="replace a study that is already there")
 
-    p = verb("bench", _bench, "time and memory of training, against other libraries and the limits of this machine")
+    p = verb(
+        "bench",
+        _bench,
+        "time and memory of training, against other libraries and the limits of this machine",
+    )
     names = (
         "some of neuron, fc, fc-10%%, vgg, vgg-10%%, vgg-20%%, resnet, resnet-10%%, resnet-20%%, by commas, or all (default); "
         "for a GPU neuron-gpu, resnet-32px, vggsnn, resnet-224px"
     )
     p.add_argument("name", nargs="?", default="all", metavar="WORKLOAD", help=names)
     p.add_argument(
-        "--peer-python", metavar="PATH", help="the python of an environment with SpikingJelly, snnTorch, Norse, sinabs"
+        "--peer-python",
+        metavar="PATH",
+        help="the python of an environment with SpikingJelly, snnTorch, Norse, sinabs",
     )
     p.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    p.add_argument("--rounds", type=int, default=9, metavar="N", help="turns of each implementation (default: 9)")
-    p.add_argument("--threads", type=int, metavar="N", help="threads of each (default: as many as torch takes)")
-    p.add_argument("--precision", default="both", metavar="P", help="float32, bfloat16 or both (default)")
-    p.add_argument("--only", default="", metavar="NAMES", help="implementations whose name has one of these parts, by commas")
-    p.add_argument("--quick", action="store_true", help="small sizes, to see that everything runs; figures mean nothing")
-    p.add_argument("--out", default="bench", help="folder for bench.json, bench.md, bench.html, figures/ (default: bench)")
+    p.add_argument(
+        "--rounds",
+        type=int,
+        default=9,
+        metavar="N",
+        help="turns of each implementation (default: 9)",
+    )
+    p.add_argument(
+        "--threads", type=int, metavar="N", help="threads of each (default: as many as torch takes)"
+    )
+    p.add_argument(
+        "--precision", default="both", metavar="P", help="float32, bfloat16 or both (default)"
+    )
+    p.add_argument(
+        "--only",
+        default="",
+        metavar="NAMES",
+        help="implementations whose name has one of these parts, by commas",
+    )
+    p.add_argument(
+        "--quick",
+        action="store_true",
+        help="small sizes, to see that everything runs; figures mean nothing",
+    )
+    p.add_argument(
+        "--out",
+        default="bench",
+        help="folder for bench.json, bench.md, bench.html, figures/ (default: bench)",
+    )
 
-    p = verb("certify", _certify, "check that all backends compute the same on this machine, against float64")
-    p.add_argument("--only", metavar="NAME=VALUE,...", help="hold options to these values, such as backend=cpu,dtype=bfloat16")
-    p.add_argument("--all", action="store_true", help="every combination instead of every pair of options; hours")
-    p.add_argument("--out", metavar="FILE.md", help="write the certificate there, and beside it FILE.json")
+    p = verb(
+        "certify",
+        _certify,
+        "check that all backends compute the same on this machine, against float64",
+    )
+    p.add_argument(
+        "--only",
+        metavar="NAME=VALUE,...",
+        help="hold options to these values, such as backend=cpu,dtype=bfloat16",
+    )
+    p.add_argument(
+        "--all",
+        action="store_true",
+        help="every combination instead of every pair of options; hours",
+    )
+    p.add_argument(
+        "--out", metavar="FILE.md", help="write the certificate there, and beside it FILE.json"
+    )
 
     verb("recipes", _recipes, "list the recipes")
 
@@ -225,11 +328,17 @@ def _train(options: argparse.Namespace) -> int:
     except RecipeError as e:
         raise UsageError(e) from None
     if options.memory and _from_torchrun("WORLD_SIZE") > 1:
-        raise UsageError("--memory is for one process: run it without torchrun, and give what it finds as fields")
+        raise UsageError(
+            "--memory is for one process: run it without torchrun, and give what it finds as fields"
+        )
     if options.watch and _from_torchrun("WORLD_SIZE") > 1:
-        raise UsageError("--watch is for one process: run it without torchrun, or ask `backspike doctor RUN` afterwards")
+        raise UsageError(
+            "--watch is for one process: run it without torchrun, or ask `backspike doctor RUN` afterwards"
+        )
     if not options.out and _from_torchrun("TORCHELASTIC_MAX_RESTARTS"):
-        raise UsageError("what torchrun starts again has to find its run: name the folder with --out DIR")
+        raise UsageError(
+            "what torchrun starts again has to find its run: name the folder with --out DIR"
+        )
     from ..run import Run, next_free
     from ..system import distributed
 
@@ -238,11 +347,24 @@ def _train(options: argparse.Namespace) -> int:
             return train.resume(out, device=options.device, listen=listen)
         if budget:
             Run.free(out, options.force)  # before it takes time to find out what fits
-        fitting = plan_memory(recipe, budget, device=options.device, listen=listen).recipe if budget else recipe
-        return train.fit(fitting, out, force=options.force, device=options.device, listen=listen, watch=options.watch)
+        fitting = (
+            plan_memory(recipe, budget, device=options.device, listen=listen).recipe
+            if budget
+            else recipe
+        )
+        return train.fit(
+            fitting,
+            out,
+            force=options.force,
+            device=options.device,
+            listen=listen,
+            watch=options.watch,
+        )
 
     with distributed.joined(options.device) as together:
-        out = together.of_first(lambda: Path(options.out) if options.out else next_free(Path("runs"), recipe.name))
+        out = together.of_first(
+            lambda: Path(options.out) if options.out else next_free(Path("runs"), recipe.name)
+        )
         return _run(options, out, work)
 
 
@@ -284,8 +406,14 @@ def _run(options: argparse.Namespace, out: Path, work: Any) -> int:
             raise RunError(f"stopped; a checkpoint is saved, go on with: {again}") from None
         raise
     if first and not options.json:
-        tested = "" if result.test_accuracy is None else f"test accuracy {100 * result.test_accuracy:.2f} % "
-        print(f"{tested}(best epoch {result.best_epoch} of {result.epochs}), trained {result.seconds:.1f} s")
+        tested = (
+            ""
+            if result.test_accuracy is None
+            else f"test accuracy {100 * result.test_accuracy:.2f} % "
+        )
+        print(
+            f"{tested}(best epoch {result.best_epoch} of {result.epochs}), trained {result.seconds:.1f} s"
+        )
         print(f"report: {out / 'report.html'}")
     return 0
 
@@ -294,7 +422,9 @@ def _field_help(recipe: Recipe) -> str:
     """Every field of the recipe with its value there and what it means."""
     flat = recipe.to_dict()["fields"]
     helps = {f.name: f.metadata.get("help", "") for f in dataclasses.fields(recipe)}
-    lines = [f"fields of the recipe {recipe.name}, and their values; fields of objects by dots, --optimizer.lr 0.01:"]
+    lines = [
+        f"fields of the recipe {recipe.name}, and their values; fields of objects by dots, --optimizer.lr 0.01:"
+    ]
     for name, value in flat.items():
         lines.append(f"  --{name} {value!r}" if value == "" else f"  --{name} {value}")
         if text := helps.get(name):
@@ -312,8 +442,12 @@ def _eval(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"event": "done", **result}))
     else:
-        print(f"test accuracy {100 * result['test_accuracy']:.2f} % of {result['n']} samples, loss {result['test_loss']:.4f}")
-        steps = "  ".join(f"{t + 1}: {100 * a:.2f} %" for t, a in enumerate(result["accuracy_over_time"]))
+        print(
+            f"test accuracy {100 * result['test_accuracy']:.2f} % of {result['n']} samples, loss {result['test_loss']:.4f}"
+        )
+        steps = "  ".join(
+            f"{t + 1}: {100 * a:.2f} %" for t, a in enumerate(result["accuracy_over_time"])
+        )
         print(f"stopped after so many timesteps: {steps}")
     if options.anytime and not options.json:
         for name, curve in result["anytime"]["exit"].items():
@@ -338,11 +472,21 @@ def _doctor(options: argparse.Namespace) -> int:
         else:
             Run.open(options.subject).recipe().replace(options.fields)
     except RecipeError as e:
-        raise UsageError(f"{e}; nor is there a run folder of that name" if "unknown recipe" in str(e) else e) from None
+        raise UsageError(
+            f"{e}; nor is there a run folder of that name" if "unknown recipe" in str(e) else e
+        ) from None
     from ..doctor import examine, page
 
-    found = examine.examine(subject, changes=options.fields if isinstance(subject, Path) else {}, device=options.device)
-    out = Path(options.out) if options.out else subject / "doctor.html" if isinstance(subject, Path) else None
+    found = examine.examine(
+        subject, changes=options.fields if isinstance(subject, Path) else {}, device=options.device
+    )
+    out = (
+        Path(options.out)
+        if options.out
+        else subject / "doctor.html"
+        if isinstance(subject, Path)
+        else None
+    )
     written = page.write(found, out) if out else None
     if options.json:
         print(json.dumps({"event": "done", **found.to_dict(), "report": written and str(written)}))
@@ -357,7 +501,11 @@ def _report(options: argparse.Namespace) -> int:
     from .. import report
 
     runs = [Path(f) for f in options.folders]
-    made = report.write(runs[0]) if len(runs) == 1 else report.compare(runs, Path(options.out or "comparison.html"))
+    made = (
+        report.write(runs[0])
+        if len(runs) == 1
+        else report.compare(runs, Path(options.out or "comparison.html"))
+    )
     print(json.dumps({"event": "done", "report": str(made)}) if options.json else f"report: {made}")
     return 0
 
@@ -379,7 +527,9 @@ def _study(options: argparse.Namespace) -> int:
         if isinstance(wanted, Study):
             wanted = wanted.replace(options.fields)
         elif options.fields:
-            raise UsageError(f"{options.name} trains no recipe; leave --{next(iter(options.fields))} out")
+            raise UsageError(
+                f"{options.name} trains no recipe; leave --{next(iter(options.fields))} out"
+            )
     except (StudyError, RecipeError) as e:
         raise UsageError(e) from None
     named = f"{options.name}-{data}" if isinstance(wanted, Study) else options.name
@@ -388,13 +538,17 @@ def _study(options: argparse.Namespace) -> int:
     try:
         with listener(options.json) as listen:
             if isinstance(wanted, Study):
-                page = runner.run(wanted, out, **work, jobs=options.jobs, device=options.device, listen=listen)
+                page = runner.run(
+                    wanted, out, **work, jobs=options.jobs, device=options.device, listen=listen
+                )
             else:
                 from ..study import single_neuron
 
                 page = single_neuron.run(wanted, out, **work, listen=listen)
     except KeyboardInterrupt:
-        return _fail(f"stopped; what is done so far is in {out}, the same command without --force goes on", 1)
+        return _fail(
+            f"stopped; what is done so far is in {out}, the same command without --force goes on", 1
+        )
     if not options.json:
         print((out / "table.md").read_text("utf-8"), end="")
         print(f"study: {page}")
@@ -407,7 +561,10 @@ def _bench(options: argparse.Namespace) -> int:
     from ..bench.progress import listener
 
     only = [part for part in options.only.split(",") if part]
-    settings = {name: getattr(options, name) for name in ("rounds", "threads", "peer_python", "precision", "device", "quick")}
+    settings = {
+        name: getattr(options, name)
+        for name in ("rounds", "threads", "peer_python", "precision", "device", "quick")
+    }
     with listener(options.json) as listen:
         measured = bench.run(options.name, only=only, **settings, listen=listen)
     written = page.write(measured, Path(options.out), shlex.join(["backspike", *sys.argv[1:]]))
@@ -426,22 +583,32 @@ def _bench(options: argparse.Namespace) -> int:
 def _certify(options: argparse.Namespace) -> int:
     words = [word.partition("=") for word in (options.only or "").split(",") if word]
     if bad := next((name for name, equals, _ in words if not equals), None):
-        raise UsageError(f"--only takes NAME=VALUE pairs joined by commas, such as backend=cpu,dtype=bfloat16; got {bad!r}")
+        raise UsageError(
+            f"--only takes NAME=VALUE pairs joined by commas, such as backend=cpu,dtype=bfloat16; got {bad!r}"
+        )
     if options.out and not options.out.endswith(".md"):
-        raise UsageError(f"--out names a Markdown file, such as certificate.md (the JSON is put beside it), got {options.out}")
+        raise UsageError(
+            f"--out names a Markdown file, such as certificate.md (the JSON is put beside it), got {options.out}"
+        )
     from .. import certify
     from ..certify import page
 
     try:
         with page.listener(options.json) as listen:
-            made = certify.run({name: value for name, _, value in words}, all=options.all, listen=listen)
+            made = certify.run(
+                {name: value for name, _, value in words}, all=options.all, listen=listen
+            )
     except errors.CertifyError as e:
         raise UsageError(e) from None
     if options.out:
         page.write(made, Path(options.out), shlex.join(["backspike", *sys.argv[1:]]))
     if options.json:
         failed = [page.failure(finding) for finding in made.failed]
-        print(json.dumps({"event": "done", "passed": made.passed, "cases": made.cases, "failed": failed}))
+        print(
+            json.dumps(
+                {"event": "done", "passed": made.passed, "cases": made.cases, "failed": failed}
+            )
+        )
         return int(not made.passed)
     from rich.console import Console
 
@@ -459,12 +626,20 @@ def _recipes(options: argparse.Namespace) -> int:
         recipe = shipped.make()
         if options.json:
             reported = shipped.reported and dataclasses.asdict(shipped.reported)
-            line = {"event": "recipe", **recipe.to_dict(), "about": shipped.about, "reported": reported, "here": shipped.here}
+            line = {
+                "event": "recipe",
+                **recipe.to_dict(),
+                "about": shipped.about,
+                "reported": reported,
+                "here": shipped.here,
+            }
             print(json.dumps(line))
             continue
         print(f"{name}: {shipped.about}")
         print(f"    data {recipe.data}, T = {recipe.T}, network {recipe.model}")
-        print(f"    reported: {shipped.reported or 'no accuracy known'}; here: {shipped.here or 'not run'}")
+        print(
+            f"    reported: {shipped.reported or 'no accuracy known'}; here: {shipped.here or 'not run'}"
+        )
     return 0
 
 
@@ -473,10 +648,18 @@ def _data(options: argparse.Namespace) -> int:
 
     sources = [data.source(options.name)] if options.name else data.catalogue()
     for s in sources:
-        files = [{"path": str(path), "state": state} for path, state in data.check(s.name, options.root)]
+        files = [
+            {"path": str(path), "state": state} for path, state in data.check(s.name, options.root)
+        ]
         here = all(f["state"].startswith("present") for f in files)
         if options.json:
-            about = {"name": s.name, "here": here, "samples": s.samples, "files": files, "credit": s.credit}
+            about = {
+                "name": s.name,
+                "here": here,
+                "samples": s.samples,
+                "files": files,
+                "credit": s.credit,
+            }
             print(json.dumps({"event": "data", **about}))
             continue
         train, validation, test = s.samples

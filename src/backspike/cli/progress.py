@@ -51,7 +51,11 @@ def _opening(event: dict[str, Any]) -> str:
     again = f", from epoch {event['epoch']}" if event["epoch"] else ""
     why = event["chosen"].get("precision")
     together = f", {event['ranks']} ranks" if event["ranks"] > 1 else ""
-    precision = fields["precision"] + (f" ({why})" if why else "") + (", channels last" if fields["channels_last"] else "")
+    precision = (
+        fields["precision"]
+        + (f" ({why})" if why else "")
+        + (", channels last" if fields["channels_last"] else "")
+    )
     return printable(
         f"{event['recipe']['name']}: {fields['model']} on {fields['data']}, T = {fields['T']}, "
         f"{event['epochs']} epochs{again}, {precision}{together}, into {event['run']}"
@@ -70,7 +74,11 @@ def _percent(share: float | None) -> str:
 
 def _line(event: dict[str, Any]) -> str:
     rates = event["firing_rate"].values()
-    validation = "" if event["validation_accuracy"] is None else f"  validation {_percent(event['validation_accuracy'])}"
+    validation = (
+        ""
+        if event["validation_accuracy"] is None
+        else f"  validation {_percent(event['validation_accuracy'])}"
+    )
     masked = "" if event["masked_share"] is None else f"  masked {_percent(event['masked_share'])}"
     return (
         f"epoch {event['epoch']:3d}  loss {event['loss']:.4f}  train {_percent(event['train_accuracy'])}{validation}"
@@ -83,17 +91,29 @@ def _health(event: dict[str, Any]) -> str:
     layers, weights = vitals["layers"].values(), vitals["weights"].values()
     support = [sum(layer["support_share"]) / len(layer["support_share"]) for layer in layers]
     steps = [w["update_ratio"] for w in weights if w["update_ratio"] is not None]
-    said = [f"under the surrogate {_percent(min(support))}-{_percent(max(support))}"] if support else []
+    said = (
+        [f"under the surrogate {_percent(min(support))}-{_percent(max(support))}"]
+        if support
+        else []
+    )
     said += [f"steps {min(steps):.1g}-{max(steps):.1g} of the weights"] if steps else []
     ill = [
-        f"{f['illness']} ({', '.join(f['where'])})" if f["where"] else f["illness"] for f in event["findings"] if not f["note"]
+        f"{f['illness']} ({', '.join(f['where'])})" if f["where"] else f["illness"]
+        for f in event["findings"]
+        if not f["note"]
     ]
     return f"    health  {'  '.join(said)}  {'; '.join(ill) or 'nothing found'}"
 
 
 @contextmanager
 def _bar() -> Iterator[Listener]:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
@@ -115,13 +135,24 @@ def _bar() -> Iterator[Listener]:
                     progress.console.print(_opening(event), highlight=False, markup=False)
                     progress.update(task, total=epochs, completed=event["epoch"])
                 case "batch":
-                    numbers = f"loss {event['loss']:.4f}  {event['samples_per_second']:,.0f} samples/s"
+                    numbers = (
+                        f"loss {event['loss']:.4f}  {event['samples_per_second']:,.0f} samples/s"
+                    )
                     done = event["epoch"] + event["batch"] / event["batches"]
-                    progress.update(task, completed=done, numbers=numbers, description=f"epoch {event['epoch'] + 1}/{epochs}")
+                    progress.update(
+                        task,
+                        completed=done,
+                        numbers=numbers,
+                        description=f"epoch {event['epoch'] + 1}/{epochs}",
+                    )
                 case "rehearsal" | "memory":
-                    progress.console.print(f"memory: {event['text']}", highlight=False, markup=False)
+                    progress.console.print(
+                        f"memory: {event['text']}", highlight=False, markup=False
+                    )
                 case "cuda_graph":
-                    progress.console.print(f"CUDA graph: {event['text']}", highlight=False, markup=False)
+                    progress.console.print(
+                        f"CUDA graph: {event['text']}", highlight=False, markup=False
+                    )
                 case "scaling":
                     progress.console.print(_scaling(event), highlight=False, markup=False)
                 case "epoch":

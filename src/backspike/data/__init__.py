@@ -52,8 +52,12 @@ def load(
     Raises DataError for an unknown name, for missing or damaged files.
     """
     entry = source(name)
-    if entry.kind == "images" and (T is not None or by != "time" or (size is not None and name != "imagenet")):
-        raise DataError(f"{name} holds images: T, size and by are for event recordings (digits-dvs, nmnist)")
+    if entry.kind == "images" and (
+        T is not None or by != "time" or (size is not None and name != "imagenet")
+    ):
+        raise DataError(
+            f"{name} holds images: T, size and by are for event recordings (digits-dvs, nmnist)"
+        )
     if not upright and name != "dvs-cifar10":
         raise DataError(f"upright=False is for dvs-cifar10: {name} has one orientation")
     place = found(name, root)
@@ -75,6 +79,10 @@ def load(
     held, official = sum(map(len, parts)), sum(entry.samples)
     part = f"{held:,} of {official:,} samples" if held != official else ""
     note = "; ".join(filter(None, (entry.note, part)))
-    num_classes = 1 + max(int(part.y.max(initial=0)) for part in parts) if name == "imagenet" else entry.num_classes
+    num_classes = (
+        1 + max(int(part.y.max(initial=0)) for part in parts)
+        if name == "imagenet"
+        else entry.num_classes
+    )
     splits = Splits(name, *parts, num_classes, entry.kind == "events", note, entry.credit)
     return splits if limit is None else splits.limited(limit)

@@ -52,19 +52,27 @@ class Crop:
 
     def __post_init__(self) -> None:
         if self.pad < 1:
-            raise ValueError(f"{type(self).__name__}: the number of pixels must be at least 1, got {self.pad}")
+            raise ValueError(
+                f"{type(self).__name__}: the number of pixels must be at least 1, got {self.pad}"
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         import torch
         from torch.nn import functional as F
 
         H, W = x.shape[-2:]
-        rows = torch.randint(0, 2 * self.pad + 1, (len(x), 1), device=x.device) + torch.arange(H, device=x.device)
-        columns = torch.randint(0, 2 * self.pad + 1, (len(x), 1), device=x.device) + torch.arange(W, device=x.device)
+        rows = torch.randint(0, 2 * self.pad + 1, (len(x), 1), device=x.device) + torch.arange(
+            H, device=x.device
+        )
+        columns = torch.randint(0, 2 * self.pad + 1, (len(x), 1), device=x.device) + torch.arange(
+            W, device=x.device
+        )
         padded = F.pad(x, [self.pad] * 4)
         sample = torch.arange(len(x), device=x.device)[:, None, None]
         # the indexed dimensions come to the front: [B, H, W, (T,) C]
-        moved = padded.movedim((0, -2, -1), (0, 1, 2))[sample, rows[:, :, None], columns[:, None, :]]
+        moved = padded.movedim((0, -2, -1), (0, 1, 2))[
+            sample, rows[:, :, None], columns[:, None, :]
+        ]
         return moved.movedim((1, 2), (-2, -1))
 
 
@@ -115,12 +123,16 @@ class ResizedCrop:
 
         H, W = x.shape[-2:]
         centre, extent = (part.to(x.device) for part in self.boxes(len(x), W, H))
-        return warp(x, torch.diag_embed(extent), (centre - 0.5) * torch.tensor([H, W], device=x.device))
+        return warp(
+            x, torch.diag_embed(extent), (centre - 0.5) * torch.tensor([H, W], device=x.device)
+        )
 
     def part(self, width: int, height: int) -> tuple[float, float, float, float]:
         """One part, for `picture.decode`: left, top, right, bottom."""
         centre, extent = (part[0] for part in self.boxes(1, width, height))
-        (top, left), (bottom, right) = ((centre + sign * extent / 2).clamp(0, 1).tolist() for sign in (-1, 1))
+        (top, left), (bottom, right) = (
+            (centre + sign * extent / 2).clamp(0, 1).tolist() for sign in (-1, 1)
+        )
         return left, top, right, bottom
 
     def boxes(self, n: int, width: int, height: int) -> tuple[Tensor, Tensor]:
@@ -132,7 +144,9 @@ class ResizedCrop:
         import torch
 
         area = torch.empty(n, 10).uniform_(*self.scale)
-        ratio = torch.empty(n, 10).uniform_(*map(math.log, self.ratio)).exp() * height / width  # now of shares
+        ratio = (
+            torch.empty(n, 10).uniform_(*map(math.log, self.ratio)).exp() * height / width
+        )  # now of shares
         extent = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], -1)
         fits = (extent <= 1).all(-1)
         chosen = extent[torch.arange(n), fits.int().argmax(1)]
@@ -170,7 +184,9 @@ def box(x: Tensor, height: Tensor, width: Tensor) -> Tensor:
         first = torch.randint(0, length, (len(x),), device=x.device) - side // 2
         index = torch.arange(length, device=x.device)
         inside.append((index >= first[:, None]) & (index < (first + side)[:, None]))
-    return (inside[0][:, :, None] & inside[1][:, None, :]).view(len(x), *[1] * (x.dim() - 3), *x.shape[-2:])
+    return (inside[0][:, :, None] & inside[1][:, None, :]).view(
+        len(x), *[1] * (x.dim() - 3), *x.shape[-2:]
+    )
 
 
 def warp(x: Tensor, matrix: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -181,7 +197,9 @@ def warp(x: Tensor, matrix: Tensor, shift: Tensor | None = None) -> Tensor:
     import torch
 
     H, W = x.shape[-2:]
-    rows, columns = (torch.arange(n, device=x.device, dtype=matrix.dtype) - (n - 1) / 2 for n in (H, W))
+    rows, columns = (
+        torch.arange(n, device=x.device, dtype=matrix.dtype) - (n - 1) / 2 for n in (H, W)
+    )
     here = torch.stack([rows[:, None].expand(H, W), columns.expand(H, W)]).reshape(2, H * W)
     there = matrix @ here  # [B, 2, H * W]
     if shift is not None:
@@ -278,14 +296,18 @@ class EventDrop:
         import torch
 
         if x.dim() != 5:
-            raise ValueError(f"EventDrop: expected frames [B, T, C, H, W], got shape {list(x.shape)}")
+            raise ValueError(
+                f"EventDrop: expected frames [B, T, C, H, W], got shape {list(x.shape)}"
+            )
         B, T, _, H, W = x.shape
         kind = torch.randint(0, 4, (B,), device=x.device)
         share = torch.rand(B, device=x.device) * self.most
         x = _thinned(x, torch.where(kind == 1, share, 0))
         first = torch.rand(B, device=x.device) * (1 - share) * T
         step = torch.arange(T, device=x.device) + 0.5
-        span = (step >= first[:, None]) & (step < (first + share * T)[:, None]) & (kind == 2)[:, None]
+        span = (
+            (step >= first[:, None]) & (step < (first + share * T)[:, None]) & (kind == 2)[:, None]
+        )
         area = box(x, (share * H).round().long(), (share * W).round().long()) & _each(kind == 3, x)
         return x.masked_fill(span.view(B, T, 1, 1, 1) | area, 0)
 
@@ -295,9 +317,13 @@ def _thinned(x: Tensor, p: Tensor) -> Tensor:
     import torch
 
     (cell,) = torch.nonzero(((x > 0) & (_each(p, x) > 0)).flatten(), as_tuple=True)
-    event = torch.repeat_interleave(torch.arange(len(cell), device=x.device), x.flatten()[cell].long())  # the cell of each
+    event = torch.repeat_interleave(
+        torch.arange(len(cell), device=x.device), x.flatten()[cell].long()
+    )  # the cell of each
     stays = torch.rand(len(event), device=x.device) >= p[cell // x[0].numel()][event]
-    kept = torch.zeros(len(cell), dtype=torch.long, device=x.device).index_add_(0, event, stays.long())
+    kept = torch.zeros(len(cell), dtype=torch.long, device=x.device).index_add_(
+        0, event, stays.long()
+    )
     return x.flatten().index_put((cell,), kept.to(x.dtype)).view(x.shape)
 
 

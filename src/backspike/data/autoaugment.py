@@ -54,12 +54,17 @@ class AutoAugment:
         import torch
 
         if x.dim() != 4 or x.shape[1] != 3:
-            raise ValueError(f"AutoAugment: expected RGB images [B, 3, H, W], got shape {list(x.shape)}")
+            raise ValueError(
+                f"AutoAugment: expected RGB images [B, 3, H, W], got shape {list(x.shape)}"
+            )
         levels = x.clone() if x.dtype == torch.uint8 else (x * 255).round().to(torch.uint8)
         policy = torch.randint(0, len(POLICY), (len(x),), device=x.device)
         for place in range(2):
             names, probabilities, strengths = zip(*(operations[place] for operations in POLICY))
-            chosen = torch.rand(len(x), device=x.device) < torch.tensor(probabilities, device=x.device)[policy]
+            chosen = (
+                torch.rand(len(x), device=x.device)
+                < torch.tensor(probabilities, device=x.device)[policy]
+            )
             sign = 2 * torch.randint(0, 2, (len(x),), device=x.device).double() - 1
             m = sign * torch.tensor(strengths, device=x.device)[policy] / 9
             for name in dict.fromkeys(names):
@@ -102,7 +107,9 @@ def _equalize(x: Tensor, m: Tensor) -> Tensor:
     import torch
 
     flat = x.flatten(2).long()
-    counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.long, device=x.device).scatter_add_(2, flat, torch.ones_like(flat))
+    counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.long, device=x.device).scatter_add_(
+        2, flat, torch.ones_like(flat)
+    )
     last = counts.gather(2, flat.amax(2, keepdim=True))  # pixels of the highest level
     step = (flat.shape[2] - last) // 255
     below = counts.cumsum(2) - counts

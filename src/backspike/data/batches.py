@@ -86,7 +86,9 @@ class Batches:
 
     def _check_labels(self, y: Tensor, what: str) -> None:
         if self.classes is not None and not bool(((y >= 0) & (y < self.classes)).all()):
-            raise RunError(f"{what} has labels outside 0 ... {self.classes - 1}, the model's outputs")
+            raise RunError(
+                f"{what} has labels outside 0 ... {self.classes - 1}, the model's outputs"
+            )
 
     def __len__(self) -> int:
         return -(-len(self.data) // self.recipe.batch_size)
@@ -100,17 +102,24 @@ class Batches:
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
         return torch.randperm(len(self.data), generator=generator)
 
-    def training(self, epoch: int, first: int = 0, ranks: Ranks = ALONE) -> Iterator[tuple[Tensor, Tensor]]:
+    def training(
+        self, epoch: int, first: int = 0, ranks: Ranks = ALONE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch in its own order, augmented, from batch number `first` on; a rank's share of each part."""
         source, augment = _cut_when_decoded(self.data, self.recipe.augment)
         batches = self.order(epoch).split(self.recipe.batch_size)
-        shares = [torch.cat([ranks.mine(p) for p in batch.chunk(self.recipe.accumulate)]) for batch in batches]
+        shares = [
+            torch.cat([ranks.mine(p) for p in batch.chunk(self.recipe.accumulate)])
+            for batch in batches
+        ]
         for x, y in self._read(shares, first, epoch, source):
             if augment:
                 x, y = self._augmented(self._values(x), y, augment)
             yield self._over_time(x), y
 
-    def in_order(self, at_most: int | None = None, ranks: Ranks = ALONE) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_order(
+        self, at_most: int | None = None, ranks: Ranks = ALONE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """All samples once, in their order, as they are; at_most: so many at once. Of ranks each has others."""
         size = min(self.recipe.part_size, at_most or self.recipe.part_size)
         shares = [ranks.mine(part) for part in torch.arange(len(self.data)).split(size)]
@@ -130,7 +139,9 @@ class Batches:
 
     def autocast(self) -> torch.autocast:
         """The precision of the recipe, for training and testing alike."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"
+        )
 
     def _has_time(self, x: Tensor) -> bool:
         return x.dim() == 5 if self.recipe.has_time is None else self.recipe.has_time
@@ -138,7 +149,9 @@ class Batches:
     def _values(self, x: Tensor) -> Tensor:
         return x.float() / 255 if x.dtype == torch.uint8 and not self._has_time(x) else x.float()
 
-    def _augmented(self, x: Tensor, y: Tensor, augment: tuple[Augment | Mixing, ...]) -> tuple[Tensor, Tensor]:
+    def _augmented(
+        self, x: Tensor, y: Tensor, augment: tuple[Augment | Mixing, ...]
+    ) -> tuple[Tensor, Tensor]:
         for change in augment:
             if isinstance(change, Mixing):
                 x, y = change.mix(x, self._shares(y))
@@ -151,7 +164,9 @@ class Batches:
         if y.dim() == 2:
             return y
         if self.classes is None:
-            raise RunError("samples can be mixed once the number of classes is known: call expect_classes first")
+            raise RunError(
+                "samples can be mixed once the number of classes is known: call expect_classes first"
+            )
         return F.one_hot(y, self.classes).float()
 
     def _read(
@@ -162,8 +177,12 @@ class Batches:
             return
         images, labels = self.arrays
         for number, part in enumerate(parts[first:], first):
-            x, y = (a[part if a.device.type == "cpu" else self._here(part)] for a in (images, labels))
-            if x.device.type == "cpu":  # what lies on the device is not looked at, so that nothing waits for it
+            x, y = (
+                a[part if a.device.type == "cpu" else self._here(part)] for a in (images, labels)
+            )
+            if (
+                x.device.type == "cpu"
+            ):  # what lies on the device is not looked at, so that nothing waits for it
                 _check_numbers(x, number, part)
             yield self._here(x), self._here(y)
 
@@ -171,9 +190,13 @@ class Batches:
         """On the device; from pinned memory, a copy to a GPU goes on beside the computation."""
         if x.device == self.device:
             return x
-        return (x.pin_memory() if self.device.type == "cuda" else x).to(self.device, non_blocking=True)
+        return (x.pin_memory() if self.device.type == "cuda" else x).to(
+            self.device, non_blocking=True
+        )
 
-    def _sampled(self, source: Any, parts: Sequence[Tensor], first: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _sampled(
+        self, source: Any, parts: Sequence[Tensor], first: int, epoch: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         loader: DataLoader[Any] = DataLoader(
             _Seeded(source, (self.recipe.seed, epoch)),
             batch_sampler=[part.tolist() for part in parts[first:]],
@@ -183,7 +206,9 @@ class Batches:
             generator=torch.Generator(),  # of its own: the default one must not be drawn from when a loader is made
         )
         for number, (x, y) in enumerate(_in_one_line(iter(loader), self.recipe.workers), first):
-            _check_numbers(x, number, parts[number])  # on the host, so that nothing waits for the device
+            _check_numbers(
+                x, number, parts[number]
+            )  # on the host, so that nothing waits for the device
             y = torch.as_tensor(y).long()
             self._check_labels(y, f"batch {number} of the data")
             yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
@@ -197,19 +222,27 @@ class Batches:
                 x = x.contiguous(memory_format=torch.channels_last)
             return x.expand(T, *x.shape)
         if x.shape[1] != T:
-            raise RunError(f"the samples have {x.shape[1]} timesteps and the recipe has T = {T}; make them equal")
+            raise RunError(
+                f"the samples have {x.shape[1]} timesteps and the recipe has T = {T}; make them equal"
+            )
         x = x.transpose(0, 1)
         if self.recipe.channels_last and x.dim() == 5:
-            out = torch.empty(*x.shape[:2], *x.shape[3:], x.shape[2], device=x.device).movedim(-1, 2)
+            out = torch.empty(*x.shape[:2], *x.shape[3:], x.shape[2], device=x.device).movedim(
+                -1, 2
+            )
         else:
             out = torch.empty(x.shape, device=x.device)
         return out.copy_(x)  # the change of order and of type in one pass
 
 
-def _cut_when_decoded(data: Any, augment: tuple[Augment | Mixing, ...]) -> tuple[Any, tuple[Augment | Mixing, ...]]:
+def _cut_when_decoded(
+    data: Any, augment: tuple[Augment | Mixing, ...]
+) -> tuple[Any, tuple[Augment | Mixing, ...]]:
     """A `ResizedCrop` that comes first becomes the part of the pictures that is decoded: (data, what is left of augment)."""
     match augment:
-        case (ResizedCrop() as crop, *others) if isinstance(data, Split) and isinstance(data.x, Pictures):
+        case (ResizedCrop() as crop, *others) if isinstance(data, Split) and isinstance(
+            data.x, Pictures
+        ):
             return replace(data, x=replace(data.x, part=crop.part)), tuple(others)
     return data, augment
 
@@ -251,11 +284,15 @@ def _check_numbers(x: Tensor, number: int | None, samples: Tensor) -> None:
 
 def reader_died(e: BaseException) -> bool:
     """Whether this says that a process that reads samples is gone. Torch may raise it at any moment."""
-    return "DataLoader worker" in str(e) and ("exited unexpectedly" in str(e) or "killed by signal" in str(e))
+    return "DataLoader worker" in str(e) and (
+        "exited unexpectedly" in str(e) or "killed by signal" in str(e)
+    )
 
 
 def reader_ended(workers: int) -> RunError:
-    return RunError(f"a process that reads samples ended (killed, perhaps for want of memory); lower --workers ({workers})")
+    return RunError(
+        f"a process that reads samples ended (killed, perhaps for want of memory); lower --workers ({workers})"
+    )
 
 
 def _in_one_line(batches: Iterator[Any], workers: int) -> Iterator[Any]:

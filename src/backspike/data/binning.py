@@ -44,7 +44,10 @@ class Binning:
         out = []
         for path, group in groupby(self.samples[first:stop], key=lambda sample: sample.path):
             try:
-                out += [narrowest(self.count(events)) for events in read(self.name, path, list(group), self.upright)]
+                out += [
+                    narrowest(self.count(events))
+                    for events in read(self.name, path, list(group), self.upright)
+                ]
             except OSError as error:
                 raise DataError(f"{path} cannot be read: {error.strerror}") from error
             except DataError as error:
@@ -58,7 +61,11 @@ def binned(binning: Binning, row_bytes: int) -> Iterator[tuple[int, np.ndarray]]
     chunks = list(_chunks(binning.samples, limit))
     paths = {sample.path for sample in binning.samples}
     workers = min(processors(), len(chunks))
-    if workers < 2 or not sys.executable or sum(path.stat().st_size for path in paths) < SERIAL_BYTES:
+    if (
+        workers < 2
+        or not sys.executable
+        or sum(path.stat().st_size for path in paths) < SERIAL_BYTES
+    ):
         for first, stop in chunks:
             yield first, binning.rows(first, stop)
     else:
@@ -81,7 +88,9 @@ def _chunks(samples: Sequence[Sample], limit: int) -> Iterator[tuple[int, int]]:
         yield first, stop
 
 
-def _in_processes(binning: Binning, chunks: list[tuple[int, int]], n: int) -> Iterator[tuple[int, np.ndarray]]:
+def _in_processes(
+    binning: Binning, chunks: list[tuple[int, int]], n: int
+) -> Iterator[tuple[int, np.ndarray]]:
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     workers: list[_Worker] = []
 
@@ -124,9 +133,16 @@ class _Worker:
 
     def __post_init__(self) -> None:
         code = "from backspike.data.binning import work; work()"
-        places = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        places = {
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **places}
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **places},
         )
         self._send(self.binning)
 
@@ -158,7 +174,9 @@ class _Worker:
 
 
 def _gone() -> DataError:
-    return DataError("a process that prepares recordings ended early (killed, perhaps for want of memory): run it again")
+    return DataError(
+        "a process that prepares recordings ended early (killed, perhaps for want of memory): run it again"
+    )
 
 
 def work() -> None:

@@ -42,15 +42,23 @@ def cached(name: str, read: Callable[[Path], R], write: Callable[[Path], None]) 
     try:
         return _cached(folder() / name, read, write)
     except OSError as error:
-        logger.warning("cache %s cannot be used (%s): a temporary folder serves for this run", folder(), error.strerror)
+        logger.warning(
+            "cache %s cannot be used (%s): a temporary folder serves for this run",
+            folder(),
+            error.strerror,
+        )
     try:
         return _cached(_temporary() / name, read, write)
     except OSError as error:
-        raise DataError(f"no room for {name}: {error}; set BACKSPIKE_CACHE to a folder that can be written") from error
+        raise DataError(
+            f"no room for {name}: {error}; set BACKSPIKE_CACHE to a folder that can be written"
+        ) from error
 
 
 def _cached(path: Path, read: Callable[[Path], R], write: Callable[[Path], None]) -> R:
-    for _ in range(ATTEMPTS):  # more than one: another process may be replacing the entry while we read it
+    for _ in range(
+        ATTEMPTS
+    ):  # more than one: another process may be replacing the entry while we read it
         if path.exists():
             try:
                 return read(path)
@@ -72,7 +80,9 @@ def _cached(path: Path, read: Callable[[Path], R], write: Callable[[Path], None]
     try:
         return read(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"cache entry {path} is refused after {ATTEMPTS} attempts: {error}") from error
+        raise DataError(
+            f"cache entry {path} is refused after {ATTEMPTS} attempts: {error}"
+        ) from error
 
 
 def _publish(temporary: Path, path: Path) -> None:
@@ -98,7 +108,9 @@ def _sync(path: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".backspike-{path.name}.{os.getpid()}@{platform.node()}.{time.time_ns()}.tmp")
+    return path.with_name(
+        f".backspike-{path.name}.{os.getpid()}@{platform.node()}.{time.time_ns()}.tmp"
+    )
 
 
 def _sweep(parent: Path) -> None:

@@ -42,7 +42,9 @@ def load(
     shape, count = _counting(source, T, size, by)
     found = parts(source, folder)
     flat = [sample for part in found for sample in part]
-    key = hashlib.sha256(f"{_content(folder, flat)} {shape} {by} {upright} 2".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{_content(folder, flat)} {shape} {by} {upright} 2".encode()).hexdigest()[
+        :16
+    ]
     binning = Binning(source.name, flat, count, upright)
     x = cached(
         f"{source.name}-frames-{key}.npy",
@@ -50,14 +52,19 @@ def load(
         write=functools.partial(_write, shape=(len(flat), *shape), binning=binning),
     )
     first, second = len(found[0]), len(found[0]) + len(found[1])
-    labels, ids = (np.array([getattr(sample, field) for sample in flat], np.int64) for field in ("label", "id"))
+    labels, ids = (
+        np.array([getattr(sample, field) for sample in flat], np.int64) for field in ("label", "id")
+    )
     train, validation, test = (
-        Split(x[part], labels[part], ids[part]) for part in (slice(first), slice(first, second), slice(second, None))
+        Split(x[part], labels[part], ids[part])
+        for part in (slice(first), slice(first, second), slice(second, None))
     )
     return train, validation, test
 
 
-def _counting(source: Source, T: int, size: Pixels | None, by: By) -> tuple[tuple[int, ...], Callable[[Events], np.ndarray]]:
+def _counting(
+    source: Source, T: int, size: Pixels | None, by: By
+) -> tuple[tuple[int, ...], Callable[[Events], np.ndarray]]:
     """The shape of one sample, and what makes it from events."""
     *_, height, width = source.shape
     if T < 1 or by not in ("time", "count"):
@@ -83,18 +90,26 @@ def _content(folder: Path, samples: list[Sample]) -> str:
     for sample in samples:
         if sample.path != path:
             path, stat = sample.path, sample.path.stat()
-            digest.update(f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            digest.update(
+                f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode()
+            )
         digest.update(f"{sample.label} {sample.id} {sample.span}\n".encode())
     return digest.hexdigest()
 
 
 def _write(path: Path, shape: tuple[int, ...], binning: Binning) -> None:
     packed.write(
-        path, shape, _watched(binned(binning, int(np.prod(shape[1:]))), f"counting events of {binning.name}", shape[0])
+        path,
+        shape,
+        _watched(
+            binned(binning, int(np.prod(shape[1:]))), f"counting events of {binning.name}", shape[0]
+        ),
     )
 
 
-def _watched(rows: Iterable[tuple[int, np.ndarray]], what: str, total: int) -> Iterator[tuple[int, np.ndarray]]:
+def _watched(
+    rows: Iterable[tuple[int, np.ndarray]], what: str, total: int
+) -> Iterator[tuple[int, np.ndarray]]:
     with progress(what, total) as advance:
         for first, part in rows:
             yield first, part

@@ -15,7 +15,9 @@ By = Literal["time", "count"]
 Pixels = int | tuple[int, int]  # a side, or (height, width)
 
 
-def frames(events: Events, T: int, sensor: Pixels = 34, size: Pixels | None = None, by: By = "time") -> np.ndarray:
+def frames(
+    events: Events, T: int, sensor: Pixels = 34, size: Pixels | None = None, by: By = "time"
+) -> np.ndarray:
     """Counts int64 [T, 2, H, W], channel 0 OFF and 1 ON, whose sum is the number of events.
 
     `by="time"`: T equal slices of the time from the first to the last event; `by="count"`: T runs of equally many events
@@ -32,7 +34,12 @@ def frames(events: Events, T: int, sensor: Pixels = 34, size: Pixels | None = No
 
 
 def channels(
-    events: Events, T: int, sensor: int = 700, size: int | None = None, by: By = "time", window: int | None = None
+    events: Events,
+    T: int,
+    sensor: int = 700,
+    size: int | None = None,
+    by: By = "time",
+    window: int | None = None,
 ) -> np.ndarray:
     """Counts int64 [T, size] of events that have only a channel, x.
 
@@ -50,11 +57,22 @@ def pair(size: Pixels) -> tuple[int, int]:
 
 
 def _check(events: Events, height: int, width: int) -> None:
-    if all(axis.max(initial=0) < end and axis.min(initial=0) >= 0 for axis, end in _ends(events, height, width)):
+    if all(
+        axis.max(initial=0) < end and axis.min(initial=0) >= 0
+        for axis, end in _ends(events, height, width)
+    ):
         return
-    i = int(np.argmax(np.logical_or.reduce([(axis < 0) | (axis >= end) for axis, end in _ends(events, height, width)])))
+    i = int(
+        np.argmax(
+            np.logical_or.reduce(
+                [(axis < 0) | (axis >= end) for axis, end in _ends(events, height, width)]
+            )
+        )
+    )
     where = f"x={events.x[i]} y={events.y[i]} p={events.p[i]}"
-    raise DataError(f"event {i} at {where} is outside the sensor of {height} x {width} and two polarities")
+    raise DataError(
+        f"event {i} at {where} is outside the sensor of {height} x {width} and two polarities"
+    )
 
 
 def _ends(events: Events, height: int, width: int) -> list[tuple[np.ndarray, int]]:
@@ -70,7 +88,9 @@ def _scaled(axis: np.ndarray, old: int, new: int) -> np.ndarray:
     return out
 
 
-def _count(t: np.ndarray, cells: np.ndarray, T: int, n: int, by: By, window: int | None = None) -> np.ndarray:
+def _count(
+    t: np.ndarray, cells: np.ndarray, T: int, n: int, by: By, window: int | None = None
+) -> np.ndarray:
     """How many events of each slice lie in each of n cells, [T, n]. `cells` is overwritten."""
     if not (t[:-1] <= t[1:]).all():
         order = np.argsort(t, kind="stable")

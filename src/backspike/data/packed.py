@@ -48,8 +48,16 @@ def read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         stream.seek(end)
         held = stream.read(len(table) + 1)
     if held != table:
-        block = next((i for i in range(0, len(table), 4) if held[i : i + 4] != table[i : i + 4]), len(table)) // 4
-        raise DataError(f"byte {min(x.offset + block * BLOCK_BYTES, end)}: a block of the frames differs from its sum")
+        block = (
+            next(
+                (i for i in range(0, len(table), 4) if held[i : i + 4] != table[i : i + 4]),
+                len(table),
+            )
+            // 4
+        )
+        raise DataError(
+            f"byte {min(x.offset + block * BLOCK_BYTES, end)}: a block of the frames differs from its sum"
+        )
     return x
 
 

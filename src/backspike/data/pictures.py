@@ -32,7 +32,9 @@ class Pictures:
     folder: Path
     names: np.ndarray
     size: int
-    part: Callable[[int, int], picture.Box] = picture.middle  # of each picture, by its width and height; see picture.decode
+    part: Callable[[int, int], picture.Box] = (
+        picture.middle
+    )  # of each picture, by its width and height; see picture.decode
 
     dtype = np.dtype(np.uint8)
 
@@ -58,7 +60,9 @@ class Pictures:
             raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
     def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
-        raise DataError(f"{len(self):,} pictures do not go into memory: take samples one by one, as a DataLoader does")
+        raise DataError(
+            f"{len(self):,} pictures do not go into memory: take samples one by one, as a DataLoader does"
+        )
 
 
 def load(source: Source, folder: Path, size: Pixels | None = None) -> tuple[Split, Split, Split]:
@@ -80,10 +84,16 @@ def _listed(folder: Path, classes: list[str], size: int) -> Split:
     labels: list[int] = []
     for label, category in enumerate(classes):
         if (folder / category).is_dir():
-            files = sorted(name for name in os.listdir(folder / category) if os.path.splitext(name)[1].lower() in SUFFIXES)
+            files = sorted(
+                name
+                for name in os.listdir(folder / category)
+                if os.path.splitext(name)[1].lower() in SUFFIXES
+            )
             names += [os.fsencode(f"{category}/{name}") for name in files]
             labels += [label] * len(files)
     if not names:
-        raise DataError(f"{folder}: no pictures <class>/<name>.JPEG; put each into the folder of its class")
+        raise DataError(
+            f"{folder}: no pictures <class>/<name>.JPEG; put each into the folder of its class"
+        )
     x = cast(np.ndarray, Pictures(folder, np.array(names), size))
     return Split(x, np.array(labels, np.int64), np.arange(len(names)))

@@ -30,7 +30,11 @@ def progress(what: str, total: int) -> Iterator[Advance]:
     def show(now: float) -> None:
         nonlocal shown, shown_done
         shown, shown_done = now, done
-        sys.stderr.write(_bar(what, done, total, now - start) if terminal else _text(what, done, total, now - start) + "\n")
+        sys.stderr.write(
+            _bar(what, done, total, now - start)
+            if terminal
+            else _text(what, done, total, now - start) + "\n"
+        )
         sys.stderr.flush()
 
     def advance(n: int) -> None:

@@ -46,7 +46,9 @@ def parts(source: Source, folder: Path) -> Parts:
         case _:
             found = _numbered(source, folder)
     if not found[0] or not found[2]:
-        raise DataError(f"{folder}: {len(found[0])} recordings to train and {len(found[2])} to test: both are needed")
+        raise DataError(
+            f"{folder}: {len(found[0])} recordings to train and {len(found[2])} to test: both are needed"
+        )
     return found
 
 
@@ -80,16 +82,23 @@ def _numbered(source: Source, folder: Path) -> Parts:
 
 def _numbered_in(folder: Path) -> list[Sample]:
     try:
-        found = [Sample(path, int(path.parent.name), int(path.stem)) for path in folder.glob("[!.]*/*.bin")]
+        found = [
+            Sample(path, int(path.parent.name), int(path.stem))
+            for path in folder.glob("[!.]*/*.bin")
+        ]
     except ValueError as error:
-        raise DataError(f"{folder}: a recording is not named <class number>/<number>.bin ({error})") from error
+        raise DataError(
+            f"{folder}: a recording is not named <class number>/<number>.bin ({error})"
+        ) from error
     if not found:
         raise DataError(f"{folder}: no recordings <class number>/<number>.bin")
     return sorted(found, key=lambda sample: (sample.id, sample.label))
 
 
 def _carved(source: Source, train: list[Sample]) -> Parts:
-    rest, validation = carve(np.array([sample.label for sample in train]), source.validation_of(len(train)))
+    rest, validation = carve(
+        np.array([sample.label for sample in train]), source.validation_of(len(train))
+    )
     return [[train[i] for i in rest], [train[i] for i in validation]]
 
 
@@ -103,7 +112,9 @@ def _by_class(name: str, folder: Path, pattern: str) -> Parts:
             match = number.fullmatch(path.name)
             part = next((part for part in range(3) if match and int(match[1]) in ids[part]), None)
             if match is None or part is None:
-                raise DataError(f"{path}: not among the recordings {category}/{named} of {name}'s published split")
+                raise DataError(
+                    f"{path}: not among the recordings {category}/{named} of {name}'s published split"
+                )
             found[part].append(Sample(path, label, int(match[1])))
     return [sorted(samples, key=lambda sample: (sample.label, sample.id)) for samples in found]
 
@@ -116,11 +127,15 @@ def _gestures(name: str, folder: Path) -> Parts:
         for trial in gesture.trials(_text(folder / trials), str(folder / trials)):
             part = next((part for part in range(3) if trial.user in users[part]), None)
             if part is None or (part == 2) != (trials == "trials_to_test.txt"):
-                raise DataError(f"{folder / trials}: {trial.name} is not where {name}'s split by users has it")
+                raise DataError(
+                    f"{folder / trials}: {trial.name} is not where {name}'s split by users has it"
+                )
             marks = folder / trial.name.replace(".aedat", "_labels.csv")
             for i, line in enumerate(gesture.labels(_text(marks), str(marks))):
                 id = 1000 * trial.user + 100 * trial.light + i
-                found[part].append(Sample(folder / trial.name, line.label, id, (line.start, line.stop)))
+                found[part].append(
+                    Sample(folder / trial.name, line.label, id, (line.start, line.stop))
+                )
     return found
 
 
@@ -135,7 +150,10 @@ def _spoken(source: Source, folder: Path) -> Parts:
     """SHD and SSC: `shd_train.h5`, `shd_test.h5`, and for SSC `ssc_valid.h5`; a sample's id is its number in its file."""
     file = {part: folder / f"{source.name}_{part}.h5" for part in ("train", "valid", "test")}
     listed = {
-        part: [Sample(path, int(label), i) for i, label in enumerate(shd.labels(path, source.num_classes))]
+        part: [
+            Sample(path, int(label), i)
+            for i, label in enumerate(shd.labels(path, source.num_classes))
+        ]
         for part, path in file.items()
         if path.exists()
     }

@@ -15,7 +15,22 @@ from .formats import Events
 
 # Where N-MNIST's camera has the centre of the image, in pixels right of and below the centre of the sensor, every 6 ms.
 _X = (
-    *(-2.5, -2.51, -2.54, -2.59, -2.62, -2.65, -2.67, -2.65, -2.59, -2.38, -1.95, -1.57, -1.18, -0.99),
+    *(
+        -2.5,
+        -2.51,
+        -2.54,
+        -2.59,
+        -2.62,
+        -2.65,
+        -2.67,
+        -2.65,
+        -2.59,
+        -2.38,
+        -1.95,
+        -1.57,
+        -1.18,
+        -0.99,
+    ),
     *(-0.91, -0.86, -0.8, -0.73, -0.64, -0.54, -0.41, -0.17, 0.22, 0.62, 1.05, 1.34, 1.48, 1.61),
     *(1.86, 2.11, 2.29, 2.41, 2.51, 2.64, 2.78, 2.93, 3.02, 3.06, 3.0, 2.37, 1.77, 1.16),
     *(0.53, -0.17, -0.85, -1.43, -1.81, -2.11, -2.36, -2.51, -2.58, -2.59, -2.59),
@@ -23,7 +38,22 @@ _X = (
 _Y = (
     *(-1.8, -1.76, -1.63, -1.39, -1.06, -0.6, 0.03, 0.75, 1.55, 2.31, 2.9, 3.33, 3.59, 3.68),
     *(3.72, 3.69, 3.6, 3.51, 3.45, 3.44, 3.44, 3.34, 3.06, 2.57, 1.92, 1.19, 0.45, -0.26),
-    *(-0.91, -1.36, -1.59, -1.69, -1.68, -1.6, -1.54, -1.53, -1.56, -1.58, -1.6, -1.61, -1.55, -1.53),
+    *(
+        -0.91,
+        -1.36,
+        -1.59,
+        -1.69,
+        -1.68,
+        -1.6,
+        -1.54,
+        -1.53,
+        -1.56,
+        -1.58,
+        -1.6,
+        -1.61,
+        -1.55,
+        -1.53,
+    ),
     *(-1.55, -1.59, -1.64, -1.71, -1.79, -1.85, -1.87, -1.86, -1.84, -1.83, -1.82),
 )
 SACCADES = tuple((6.0 * i, x, y) for i, (x, y) in enumerate(zip(_X, _Y)))
@@ -57,7 +87,9 @@ class Camera:
     step: float = 3.0
 
 
-def record(image: np.ndarray, seed: int = 0, index: int = 0, camera: Camera | None = None) -> Events:
+def record(
+    image: np.ndarray, seed: int = 0, index: int = 0, camera: Camera | None = None
+) -> Events:
     """The recording of one image, uint8 [H, W], [1, H, W] or RGB [3, H, W] (its luma counts); events in the order of time.
 
     (seed, index) determines everything random; the same pair gives the same recording on one machine and NumPy version.
@@ -65,14 +97,18 @@ def record(image: np.ndarray, seed: int = 0, index: int = 0, camera: Camera | No
     return record_all(image[None], seed, [index], camera)[0]
 
 
-def record_all(images: np.ndarray, seed: int, indices: Sequence[int], camera: Camera | None = None) -> list[Events]:
+def record_all(
+    images: np.ndarray, seed: int, indices: Sequence[int], camera: Camera | None = None
+) -> list[Events]:
     """The recordings of images [N, ...] as `record` makes them one by one; a dozen together take half the time."""
     camera = camera or Camera()
     pixels, N = camera.size**2, len(images)
     grey = _luma(images)
     time, rows, columns = _view(camera, *grey.shape[1:])
     seen = rows[:, None] @ (1 - grey if camera.negative else grey) @ columns[:, None]
-    light = np.log1p(np.multiply(camera.contrast, seen, out=seen), out=seen).reshape(len(time), N * pixels)
+    light = np.log1p(np.multiply(camera.contrast, seen, out=seen), out=seen).reshape(
+        len(time), N * pixels
+    )
     generators = [np.random.default_rng((seed, index)) for index in indices]
     threshold = np.concatenate([_thresholds(camera, rng) for rng in generators])
     start = np.concatenate([rng.uniform(-1, 1, pixels) for rng in generators]).astype(np.float32)
@@ -80,22 +116,36 @@ def record_all(images: np.ndarray, seed: int, indices: Sequence[int], camera: Ca
     order = np.argsort(pixel // pixels, kind="stable")
     ends = np.cumsum(np.bincount(pixel // pixels, minlength=N))
     own = np.split(order, ends[:-1])
-    return [_with_noise(camera, float(time[-1]), t[i], pixel[i] % pixels, on[i], rng) for i, rng in zip(own, generators)]
+    return [
+        _with_noise(camera, float(time[-1]), t[i], pixel[i] % pixels, on[i], rng)
+        for i, rng in zip(own, generators)
+    ]
 
 
 def _luma(images: np.ndarray) -> np.ndarray:
     """[N, H, W] in 0..1."""
     channels = images.astype(np.float32).reshape(len(images), -1, *images.shape[-2:]) / 255
-    return np.einsum("c,nchw->nhw", LUMA, channels) if channels.shape[1] == 3 else channels.mean(axis=1)
+    return (
+        np.einsum("c,nchw->nhw", LUMA, channels)
+        if channels.shape[1] == 3
+        else channels.mean(axis=1)
+    )
 
 
 def _thresholds(camera: Camera, rng: np.random.Generator) -> np.ndarray:
-    spread = camera.drift * rng.standard_normal() + camera.mismatch * rng.standard_normal(camera.size**2)
+    spread = camera.drift * rng.standard_normal() + camera.mismatch * rng.standard_normal(
+        camera.size**2
+    )
     return (camera.threshold * np.exp(spread)).astype(np.float32)
 
 
 def _with_noise(
-    camera: Camera, end: float, t: np.ndarray, pixel: np.ndarray, on: np.ndarray, rng: np.random.Generator
+    camera: Camera,
+    end: float,
+    t: np.ndarray,
+    pixel: np.ndarray,
+    on: np.ndarray,
+    rng: np.random.Generator,
 ) -> Events:
     """One recording: its crossings and the uncaused events, in the order of time."""
     pixels = camera.size**2
@@ -105,7 +155,12 @@ def _with_noise(
     on = np.concatenate([on, rng.random(extra) < camera.noise_on])
     order = np.argsort(t, kind="stable")
     y, x = np.divmod(pixel[order], camera.size)
-    return Events(x.astype(np.uint16), y.astype(np.uint16), (t[order] * 1000).astype(np.int64), on[order].astype(np.uint8))
+    return Events(
+        x.astype(np.uint16),
+        y.astype(np.uint16),
+        (t[order] * 1000).astype(np.int64),
+        on[order].astype(np.uint8),
+    )
 
 
 def _crossings(
@@ -127,7 +182,9 @@ def _crossings(
     fired = np.flatnonzero(counts.reshape(-1) != 0)
     times = np.abs(counts.reshape(-1)[fired]).astype(np.int64)
     step, pixel = np.divmod(np.repeat(fired, times), len(threshold))
-    nth = np.arange(1, times.sum() + 1) - np.repeat(np.cumsum(times) - times, times)  # 1, 2, ... within a step
+    nth = np.arange(1, times.sum() + 1) - np.repeat(
+        np.cumsum(times) - times, times
+    )  # 1, 2, ... within a step
     on = counts[step, pixel] > 0
     reached = levels[step, pixel] + nth * np.where(on, threshold[pixel], -threshold[pixel])
     before = light[step - 1, pixel]
@@ -152,7 +209,9 @@ def _interpolation(centre: np.ndarray, camera: Camera, n: int, pixel: float) -> 
 
     The kernel is the quadratic B-spline as wide as the blur or the image's pixel: smooth, or an average when shrinking.
     """
-    where = (np.arange(camera.size) + 0.5 - camera.size / 2 - centre[:, None]) / pixel + (n - 1) / 2  # in image pixels
+    where = (np.arange(camera.size) + 0.5 - camera.size / 2 - centre[:, None]) / pixel + (
+        n - 1
+    ) / 2  # in image pixels
     where = np.clip(where, 0, n - 1)
     a = np.abs(where[:, :, None] - np.arange(n)) / max(camera.blur / pixel, 1.0)
     share = np.where(a < 0.5, 0.75 - a**2, np.clip(1.5 - a, 0, None) ** 2 / 2)

@@ -48,7 +48,9 @@ SETS = {
     # a digit is 16 pixels high, as the ink of N-MNIST's digits; blurred by enlarging, it needs a lower threshold
     "digits-dvs": Set("digits", Camera(side=20.0, threshold=0.127, drift=0.21), pad=1),
     "mnist-dvs": Set("mnist", Camera()),
-    "cifar10-dvs-simulated": Set("cifar10", Camera(size=48, side=42.0, negative=False, threshold=0.15)),
+    "cifar10-dvs-simulated": Set(
+        "cifar10", Camera(size=48, side=42.0, negative=False, threshold=0.15)
+    ),
 }
 
 
@@ -59,7 +61,9 @@ def folder(name: str, images: Splits) -> Path:
         logger.info("simulating %s, once, in %s", name, cache.folder())
     made = {path.parent.parent for path in _made(entry, list(_jobs(name, images)))}
     if len(made) > 1:
-        raise DataError(f"no room for all of {entry}; set BACKSPIKE_CACHE to a folder that can be written")
+        raise DataError(
+            f"no room for all of {entry}; set BACKSPIKE_CACHE to a folder that can be written"
+        )
     return made.pop()
 
 
@@ -93,7 +97,9 @@ class _Job:
         sums = []
         for first in range(0, len(x), TOGETHER):
             ids = self.ids[first : first + TOGETHER].tolist()
-            for id, events in zip(ids, record_all(x[first : first + TOGETHER], self.part, ids, shown.camera)):
+            for id, events in zip(
+                ids, record_all(x[first : first + TOGETHER], self.part, ids, shown.camera)
+            ):
                 data = nmnist.encode(events)
                 (target / f"{id:05d}.bin").write_bytes(data)
                 sums.append(f"{hashlib.sha256(data).hexdigest()}  {id:05d}.bin\n")
@@ -101,7 +107,11 @@ class _Job:
 
     def write_elsewhere(self, target: Path) -> None:
         """`write` in a plain interpreter: unlike those of `multiprocessing` it does not run the user's script again."""
-        places = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        places = {
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
         code = "import pickle, sys; job, target = pickle.load(sys.stdin.buffer); job.write(target)"
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -120,7 +130,9 @@ class _Job:
         listed = {path: digest for digest, path in (line.split("  ") for line in lines)}
         held = {path.name for path in target.glob("*.bin")}
         if held != listed.keys() or held != {f"{id:05d}.bin" for id in self.ids}:
-            raise DataError(f"{len(held)} recordings and {len(listed)} sums instead of {len(self.ids)}")
+            raise DataError(
+                f"{len(held)} recordings and {len(listed)} sums instead of {len(self.ids)}"
+            )
         for path, digest in listed.items():
             if hashlib.sha256((target / path).read_bytes()).hexdigest() != digest:
                 raise DataError(f"{path} differs from its sum")
@@ -151,4 +163,6 @@ def _made(entry: str, jobs: list[_Job]) -> list[Path]:
 
 
 def _ready(entry: str, job: _Job, alone: bool) -> Path:
-    return cached(f"{entry}/{job.place}", read=job.verified, write=job.write if alone else job.write_elsewhere)
+    return cached(
+        f"{entry}/{job.place}", read=job.verified, write=job.write if alone else job.write_elsewhere
+    )

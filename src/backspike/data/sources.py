@@ -105,10 +105,24 @@ CIFAR10_LAYOUTS = (
     ),
     Layout(
         ("cifar-10-batches-bin", ""),
-        (*(File(f"data_batch_{i}.bin", 30730000) for i in range(1, 6)), File("test_batch.bin", 30730000)),
+        (
+            *(File(f"data_batch_{i}.bin", 30730000) for i in range(1, 6)),
+            File("test_batch.bin", 30730000),
+        ),
     ),
 )
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 DVS_CIFAR10_MD5 = (
     "0afd5c4bf9ae06af762a77b180354fdd",
     "8438dfeba3bc970c94962d995b1b9bdd",
@@ -198,7 +212,9 @@ CATALOGUE = (
                     File("test", None, "f0ef6b0ae62326f3e7ffdfab6717acfc"),
                 ),
             ),
-            Layout(("cifar-100-binary", ""), (File("train.bin", 153700000), File("test.bin", 30740000))),
+            Layout(
+                ("cifar-100-binary", ""), (File("train.bin", 153700000), File("test.bin", 30740000))
+            ),
         ),
     ),
     Source(
@@ -228,7 +244,12 @@ CATALOGUE = (
             Layout(
                 ("DVS-CIFAR10", "CIFAR10DVS", "CIFAR10DVS/extract", "CIFAR10-DVS", ""),
                 tuple(
-                    File(name, recordings=1000, pattern="cifar10_*.aedat", archive=Archive(f"{name}.zip", md5))
+                    File(
+                        name,
+                        recordings=1000,
+                        pattern="cifar10_*.aedat",
+                        archive=Archive(f"{name}.zip", md5),
+                    )
                     for name, md5 in zip(CIFAR10_CLASSES, DVS_CIFAR10_MD5)
                 ),
             ),
@@ -244,7 +265,13 @@ CATALOGUE = (
         "https://www.garrickorchard.com/datasets/n-caltech101",
         (
             Layout(
-                ("N-Caltech101/Caltech101", "NCaltech101/Caltech101", "NCaltech101/extract/Caltech101", "Caltech101", ""),
+                (
+                    "N-Caltech101/Caltech101",
+                    "NCaltech101/Caltech101",
+                    "NCaltech101/extract/Caltech101",
+                    "Caltech101",
+                    "",
+                ),
                 (
                     File(
                         ".",
@@ -266,7 +293,13 @@ CATALOGUE = (
         "https://research.ibm.com/interactive/dvsgesture",
         (
             Layout(
-                ("DvsGesture", "DVS128Gesture/DvsGesture", "DVS128Gesture/extract/DvsGesture", "DVSGesture/DvsGesture", ""),
+                (
+                    "DvsGesture",
+                    "DVS128Gesture/DvsGesture",
+                    "DVS128Gesture/extract/DvsGesture",
+                    "DVSGesture/DvsGesture",
+                    "",
+                ),
                 (
                     File("trials_to_train.txt", archive=DVS_GESTURE),
                     File("trials_to_test.txt", archive=DVS_GESTURE),
@@ -328,13 +361,17 @@ CATALOGUE = (
                         "train",
                         recordings=1281167,
                         pattern="*/*.JPEG",
-                        archive=Archive("ILSVRC2012_img_train.tar", "1d675b47d978889d74fa0da5fadfb00e"),
+                        archive=Archive(
+                            "ILSVRC2012_img_train.tar", "1d675b47d978889d74fa0da5fadfb00e"
+                        ),
                     ),
                     File(
                         "val",
                         recordings=50000,
                         pattern="*/*.JPEG",
-                        archive=Archive("ILSVRC2012_img_val.tar", "29b22e2961454d5413ddabcf34fc5622"),
+                        archive=Archive(
+                            "ILSVRC2012_img_val.tar", "29b22e2961454d5413ddabcf34fc5622"
+                        ),
                     ),
                 ),
             ),
@@ -403,7 +440,9 @@ def check(name: str, root: str | os.PathLike[str] | None = None) -> list[tuple[P
     places = list(_places(source(name), root))
     if not places:
         return []
-    folder, layout = max(places, key=lambda place: sum(_held(place[0], file) for file in place[1].files))
+    folder, layout = max(
+        places, key=lambda place: sum(_held(place[0], file) for file in place[1].files)
+    )
     return [(folder / file.name, _state(folder / file.name, file)) for file in layout.files]
 
 
@@ -411,8 +450,12 @@ def missing(name: str, root: str | os.PathLike[str] | None = None) -> DataError:
     """The error that says which files of a data set to put where."""
     entry = source(name)
     layout, searched = entry.layouts[0], " or ".join(str(folder) for folder in roots(root))
-    files = "; ".join(f"{layout.folders[0]}/{file.name}, {_describe(file)}" for file in layout.files)
-    return DataError(f"{name} is not in {searched}; from {entry.home} put there (or set BACKSPIKE_DATA): {files}")
+    files = "; ".join(
+        f"{layout.folders[0]}/{file.name}, {_describe(file)}" for file in layout.files
+    )
+    return DataError(
+        f"{name} is not in {searched}; from {entry.home} put there (or set BACKSPIKE_DATA): {files}"
+    )
 
 
 def read(path: Path, file: File) -> bytes:
@@ -465,4 +508,8 @@ def _state(path: Path, file: File) -> str:
         md5 = hashlib.md5(usedforsecurity=False)
         while block := stream.read(1 << 20):
             md5.update(block)
-    return "present" if md5.hexdigest() == file.md5 else f"damaged: MD5 {md5.hexdigest()}, official {file.md5}"
+    return (
+        "present"
+        if md5.hexdigest() == file.md5
+        else f"damaged: MD5 {md5.hexdigest()}, official {file.md5}"
+    )

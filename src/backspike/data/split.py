@@ -30,7 +30,9 @@ class Split:
 
     def __post_init__(self) -> None:
         if not len(self.x) == len(self.y) == len(self.ids):
-            raise DataError(f"a split of {len(self.x)} samples, {len(self.y)} labels and {len(self.ids)} ids")
+            raise DataError(
+                f"a split of {len(self.x)} samples, {len(self.y)} labels and {len(self.ids)} ids"
+            )
 
     def __len__(self) -> int:
         return len(self.y)
@@ -60,7 +62,9 @@ class Splits:
         """The same with only the first n training samples of the stratified order (seed 0); all where there are fewer."""
         if n < 1:
             raise DataError(f"limit={n}: at least one training sample is needed")
-        return replace(self, train=self.train.take(np.sort(stratified_order(self.train.y, seed=0)[:n])))
+        return replace(
+            self, train=self.train.take(np.sort(stratified_order(self.train.y, seed=0)[:n]))
+        )
 
 
 def stratified_order(y: np.ndarray, seed: int) -> np.ndarray:
@@ -73,7 +77,9 @@ def stratified_order(y: np.ndarray, seed: int) -> np.ndarray:
     place = np.empty(len(y))
     for c in np.unique(y):
         members = np.flatnonzero(y == c)
-        place[members[np.argsort(keys[members], kind="stable")]] = (np.arange(len(members)) + 0.5) / len(members)
+        place[members[np.argsort(keys[members], kind="stable")]] = (
+            np.arange(len(members)) + 0.5
+        ) / len(members)
     return np.lexsort((y, place))
 
 
@@ -87,7 +93,11 @@ def published(name: str) -> dict[str, tuple[range, range, range]]:
         if not line.startswith("#"):
             category, *ranges = line.split()
             train, validation, test = (tuple(map(int, text.split("-"))) for text in ranges)
-            out[category] = range(train[0], train[1] + 1), range(validation[0], validation[1] + 1), range(test[0], test[1] + 1)
+            out[category] = (
+                range(train[0], train[1] + 1),
+                range(validation[0], validation[1] + 1),
+                range(test[0], test[1] + 1),
+            )
     return out
 
 

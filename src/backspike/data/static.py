@@ -22,7 +22,9 @@ def digits() -> tuple[Split, Split, Split]:
     with np.load(DIGITS) as bundle:
         x = (bundle["x"].astype(np.uint16)[:, None] * 255 // 16).astype(np.uint8)
         whole = Split(x, bundle["y"].astype(np.int64), np.arange(len(x)))
-        train, validation, test = (whole.take(np.flatnonzero(bundle["split"] == part)) for part in range(3))
+        train, validation, test = (
+            whole.take(np.flatnonzero(bundle["split"] == part)) for part in range(3)
+        )
     return train, validation, test
 
 
@@ -31,11 +33,18 @@ def load(source: Source, folder: Path, layout: Layout) -> tuple[Split, Split, Sp
     pairs = [(folder / file.name, file) for file in layout.files]
     if source.name in ("mnist", "fashion-mnist"):
         x, y, test_x, test_y = (idx.decode(read(path, file), str(path)) for path, file in pairs)
-        x, test_x = (images.reshape(*images.shape[:1], 1, *images.shape[1:]) for images in (x, test_x))
+        x, test_x = (
+            images.reshape(*images.shape[:1], 1, *images.shape[1:]) for images in (x, test_x)
+        )
     else:
-        *batches, (test_x, test_y) = (_cifar(path, read(path, file), source.num_classes) for path, file in pairs)
+        *batches, (test_x, test_y) = (
+            _cifar(path, read(path, file), source.num_classes) for path, file in pairs
+        )
         x, y = (np.concatenate(arrays) for arrays in zip(*batches))
-    train, test = _checked(source, pairs[0][0], x, y), _checked(source, pairs[-1][0], test_x, test_y)
+    train, test = (
+        _checked(source, pairs[0][0], x, y),
+        _checked(source, pairs[-1][0], test_x, test_y),
+    )
     rest, validation = carve(train.y, source.validation_of(len(train)))
     return train.take(rest), train.take(validation), test
 
@@ -48,7 +57,9 @@ def _cifar(path: Path, data: bytes, num_classes: int) -> tuple[np.ndarray, np.nd
 
 def _checked(source: Source, path: Path, x: np.ndarray, y: np.ndarray) -> Split:
     if x.dtype != np.uint8 or x.shape[1:] != source.shape or y.shape != x.shape[:1]:
-        raise DataError(f"{path}: images {x.dtype} {x.shape} and labels {y.shape} are not {source.name}'s")
+        raise DataError(
+            f"{path}: images {x.dtype} {x.shape} and labels {y.shape} are not {source.name}'s"
+        )
     if len(y) and not 0 <= y.min() <= y.max() < source.num_classes:
         raise DataError(f"{path}: label {y.max()} in a set of {source.num_classes} classes")
     return Split(x, y.astype(np.int64), np.arange(len(y)))

@@ -41,8 +41,17 @@ class Examination:
         return all(finding.note for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        about = {"subject": self.subject, "recipe": self.recipe.to_dict(), "trained": self.trained, "healthy": self.healthy}
-        return {**about, "findings": [f.to_dict() for f in self.findings], "vitals": self.vitals.to_dict()}
+        about = {
+            "subject": self.subject,
+            "recipe": self.recipe.to_dict(),
+            "trained": self.trained,
+            "healthy": self.healthy,
+        }
+        return {
+            **about,
+            "findings": [f.to_dict() for f in self.findings],
+            "vitals": self.vitals.to_dict(),
+        }
 
 
 def examine(
@@ -68,10 +77,14 @@ def examine(
         recipe, subject = run.recipe(values), str(run_or_recipe)
         setup.check_own(run, model=model, data=train)
         if not run.has("last.ckpt"):
-            raise RunError(f"{run.path} has no last.ckpt; examine its recipe instead: backspike doctor {recipe.name}")
+            raise RunError(
+                f"{run.path} has no last.ckpt; examine its recipe instead: backspike doctor {recipe.name}"
+            )
         state = checkpoint.read(run, "last.ckpt")
     recipe = recipe.replace(dict(changes or {}))
-    work = training.Trainer(run, recipe, model, setup.data_sets(recipe, train, None, None), device, None)
+    work = training.Trainer(
+        run, recipe, model, setup.data_sets(recipe, train, None, None), device, None
+    )
     if state is not None:
         _restore(work, state, any(name.startswith("optimizer") for name in changes or ()))
     assert work.train is not None
@@ -79,7 +92,9 @@ def examine(
     with work.step_errors():
         stream = chain.from_iterable(map(work.train.training, count(work.epoch)))
         batches = [(x[:, :size], y[:size]) for x, y in islice(stream, -(-SAMPLES // size))]
-        vitals = take(work.network, work.optimizer, batches, work.recipe, work.train.autocast, STEPS)
+        vitals = take(
+            work.network, work.optimizer, batches, work.recipe, work.train.autocast, STEPS
+        )
     trained, steps = work.step > 0, work.recipe.epochs * len(work.train)
     findings = diagnose(vitals, work.network.model, work.recipe, steps, trained)
     return Examination(subject, work.recipe, trained, vitals, findings)
@@ -92,7 +107,9 @@ def _restore(work: training.Trainer, state: Mapping[str, Any], another_optimizer
             work.take_optimizer(state["optimizer"])
     except (RuntimeError, ValueError, KeyError) as e:
         text = failures.first_line(e)
-        raise RunError(f"the weights of {work.run.path} do not fit this network ({text}); leave out what changes it") from e
+        raise RunError(
+            f"the weights of {work.run.path} do not fit this network ({text}); leave out what changes it"
+        ) from e
     work.epoch, _, work.step = state["position"]
     work.epoch = min(work.epoch, work.recipe.epochs - 1)
     work.set_mask_probability()
@@ -107,11 +124,16 @@ def lines(examination: Examination) -> list[str]:
     out = [
         f"{examination.subject} ({state}): {v.samples} samples of {recipe.data}, T = {v.T}, "
         f"cross-entropy {v.cross_entropy:.3g}, accuracy {100 * v.accuracy:.1f} %",
-        *("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows),
+        *(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+            for row in rows
+        ),
     ]
     if v.weights:
         ratios = [w.update_ratio for w in v.weights.values()]
-        out.append(f"a step at the full learning rate changes weights by {min(ratios):.2g} to {max(ratios):.2g} of their size")
+        out.append(
+            f"a step at the full learning rate changes weights by {min(ratios):.2g} to {max(ratios):.2g} of their size"
+        )
     ill = [f for f in examination.findings if not f.note]
     out.append(f"findings: {len(ill)}" if ill else "healthy: nothing found")
     for finding in examination.findings:
@@ -128,8 +150,18 @@ def _row(name: str, layer: Any) -> tuple[str, ...]:
     def mean(values: Sequence[float] | None) -> str:
         return "-" if not values else f"{sum(values) / len(values):.2g}"
 
-    shares = (f"{100 * layer.rate:.1f} %", f"{100 * layer.support:.1f} %", f"{layer.gradient_norm:.1e}")
-    return (name, *shares, mean(layer.reset_ratio), mean(layer.mask_left), f"{100 * layer.dead:.0f} %")
+    shares = (
+        f"{100 * layer.rate:.1f} %",
+        f"{100 * layer.support:.1f} %",
+        f"{layer.gradient_norm:.1e}",
+    )
+    return (
+        name,
+        *shares,
+        mean(layer.reset_ratio),
+        mean(layer.mask_left),
+        f"{100 * layer.dead:.0f} %",
+    )
 
 
 def _again(examination: Examination, ill: Sequence[Finding]) -> str:

@@ -55,7 +55,11 @@ def _findings(findings: Sequence[Finding]) -> html.Section:
         ]
         for f in findings
     ]
-    table = html.html_table(["finding", "where", "what", "to try"], rows, "Findings", "pairs") if rows else ""
+    table = (
+        html.html_table(["finding", "where", "what", "to try"], rows, "Findings", "pairs")
+        if rows
+        else ""
+    )
     return html.Section("findings", "Findings", text, table)
 
 
@@ -64,8 +68,13 @@ def _layers(v: Vitals) -> html.Section:
         "Of each layer, in percent and step by step: how many neurons fire, and how many potentials lie under the surrogate, "
         "where a gradient passes."
     )
-    rates = _heat("Firing rate, % at step", {name: layer.firing_rate for name, layer in v.layers.items()})
-    support = _heat("Under the surrogate, % at step", {name: layer.support_share for name, layer in v.layers.items()})
+    rates = _heat(
+        "Firing rate, % at step", {name: layer.firing_rate for name, layer in v.layers.items()}
+    )
+    support = _heat(
+        "Under the surrogate, % at step",
+        {name: layer.support_share for name, layer in v.layers.items()},
+    )
     return html.Section("layers", "Spikes and potentials", text, rates + support)
 
 
@@ -75,8 +84,12 @@ def _heat(label: str, values: dict[str, list[float]]) -> str:
     groups = html.time_groups(max(map(len, values.values())), html.MAX_STEPS)
     rows = []
     for name, of in values.items():
-        means = [float(np.mean([of[t] for t in group if t < len(of)] or [math.nan])) for group in groups]
-        rows.append([_e(name), *(html.heat_cell(np.nan_to_num(m), html.tenths(100 * m)) for m in means)])
+        means = [
+            float(np.mean([of[t] for t in group if t < len(of)] or [math.nan])) for group in groups
+        ]
+        rows.append(
+            [_e(name), *(html.heat_cell(np.nan_to_num(m), html.tenths(100 * m)) for m in means)]
+        )
     return html.html_table([label, *html.group_names(groups)], rows, label, "numbers")
 
 
@@ -84,21 +97,45 @@ def _gradients(v: Vitals) -> html.Section:
     def over_steps(values: Iterable[tuple[str, list[float] | None]]) -> list[chart.Line]:
         known = [(name, of) for name, of in values if of]
         return [
-            chart.Line(name, np.arange(1, len(of) + 1, dtype=float), np.array(of, float), chart.ramp(i, len(known)))
+            chart.Line(
+                name,
+                np.arange(1, len(of) + 1, dtype=float),
+                np.array(of, float),
+                chart.ramp(i, len(known)),
+            )
             for i, (name, of) in enumerate(known)
         ]
 
     names = list(v.layers)
     depth = np.array([v.layers[name].gradient_norm for name in names])
-    line = chart.Line("gradient", np.arange(1, len(names) + 1, dtype=float), depth, chart.colour("train"))
+    line = chart.Line(
+        "gradient", np.arange(1, len(names) + 1, dtype=float), depth, chart.colour("train")
+    )
     items = v.layers.items()
     charts = html.grid(
-        chart.draw_chart("depth", "Gradient of each layer", [line], "layer, from the input", log=True),
-        chart.draw_chart("time", "Gradient at each step", over_steps((n, a.gradient) for n, a in items), "timestep", log=True),
         chart.draw_chart(
-            "reset", "Through the reset, relative to the rest", over_steps((n, a.reset_ratio) for n, a in items), "timestep"
+            "depth", "Gradient of each layer", [line], "layer, from the input", log=True
         ),
-        chart.draw_chart("mask", "Left by the mask", over_steps((n, a.mask_left) for n, a in items), "timestep", True),
+        chart.draw_chart(
+            "time",
+            "Gradient at each step",
+            over_steps((n, a.gradient) for n, a in items),
+            "timestep",
+            log=True,
+        ),
+        chart.draw_chart(
+            "reset",
+            "Through the reset, relative to the rest",
+            over_steps((n, a.reset_ratio) for n, a in items),
+            "timestep",
+        ),
+        chart.draw_chart(
+            "mask",
+            "Left by the mask",
+            over_steps((n, a.mask_left) for n, a in items),
+            "timestep",
+            True,
+        ),
     )
     text = (
         "The norm of the loss's gradient at the currents, over all samples and neurons: a line that falls by powers of ten "
@@ -114,7 +151,12 @@ def _weights(v: Vitals) -> html.Section:
             _e(name),
             *map(
                 html.three_digits,
-                (w.norm, w.gradient, w.update_ratio, math.nan if w.mask_alignment is None else w.mask_alignment),
+                (
+                    w.norm,
+                    w.gradient,
+                    w.update_ratio,
+                    math.nan if w.mask_alignment is None else w.mask_alignment,
+                ),
             ),
         ]
         for name, w in v.weights.items()
@@ -123,5 +165,11 @@ def _weights(v: Vitals) -> html.Section:
         "A step: how far one at the recipe's full learning rate moves the weights, relative to their size; 0.001 to 0.1 is "
         "common. Agreement: the cosine between the gradient with and without the mask."
     )
-    table = html.html_table(["weights", "norm", "gradient", "step", "agreement"], rows, "Weights", "numbers") if rows else ""
+    table = (
+        html.html_table(
+            ["weights", "norm", "gradient", "step", "agreement"], rows, "Weights", "numbers"
+        )
+        if rows
+        else ""
+    )
     return html.Section("weights", "Steps", text, table)

@@ -50,7 +50,12 @@ class Sent(NamedTuple):
     def bits_of(self, x: Tensor) -> Tensor | None:
         """The bits, if x is these very spikes in the order in which they lie: a view of them is, a copy is not."""
         bits = self.bits
-        same = bits is not None and x.data_ptr() == self.at and x.numel() == 8 * bits.numel() and dense(x)
+        same = (
+            bits is not None
+            and x.data_ptr() == self.at
+            and x.numel() == 8 * bits.numel()
+            and dense(x)
+        )
         return bits if same else None
 
 

@@ -34,7 +34,9 @@ def run(call: Call, compiled: bool) -> Result:
     if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in learned):
         spikes, state, membrane, moments = _CLIF.apply(call, compiled, *learned)
     else:
-        spikes, state, membrane, moments = _forward(call, _constants(call), compiled, rule.record_membrane)
+        spikes, state, membrane, moments = _forward(
+            call, _constants(call), compiled, rule.record_membrane
+        )
     taken = Moments(*moments) if rule.record_moments else None
     return Result(spikes, state, membrane if rule.record_membrane else None, taken)
 
@@ -52,7 +54,9 @@ def _forward(call: Call, constants: Tensor, compiled: bool, membrane: bool) -> l
     if not compiled:
         return _forward_torch(call.x, call.v0, constants, records)
     outputs = iter(
-        torch.ops.backspike.clif_forward(call.x, call.v0, constants, *ops.encode(call), call.seed is not None, records)
+        torch.ops.backspike.clif_forward(
+            call.x, call.v0, constants, *ops.encode(call), call.seed is not None, records
+        )
     )
     return [next(outputs) if wanted else None for wanted in (True, True, *records)]
 
@@ -82,20 +86,34 @@ class _CLIF(torch.autograd.Function):
     def forward(ctx: Any, call: Call, compiled: bool, *learned: Any) -> Any:
         rule, again = call.rule, call.rule.memory == "recompute"
         constants = _constants(call)
-        spikes, state, u, moments = _forward(call, constants, compiled, rule.record_membrane or not again)
+        spikes, state, u, moments = _forward(
+            call, constants, compiled, rule.record_membrane or not again
+        )
         keeps_x = again or (isinstance(call.tau, Tensor) and rule.decay_input)
         tensors = [p if isinstance(p, Tensor) else None for p in learned[2:]]
         kept = None if again else u, call.x if keeps_x else None, call.v0
         ctx.save_for_backward(*kept, constants, call.seed, call.p, *tensors)
-        ctx.rule, ctx.parametric, ctx.encoded = rule, call.width is not None, ops.encode(call) if compiled else None
+        ctx.rule, ctx.parametric, ctx.encoded = (
+            rule,
+            call.width is not None,
+            ops.encode(call) if compiled else None,
+        )
         ctx.shape, ctx.strides, ctx.x_dtype = spikes.shape, spikes.stride()[1:], call.x.dtype
         ctx.set_materialize_grads(False)
         return spikes, state, u, moments
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, g_state: Tensor | None, gu: Tensor | None, g_moments: Tensor | None) -> Any:
+    def backward(
+        ctx: Any,
+        g: Tensor | None,
+        g_state: Tensor | None,
+        gu: Tensor | None,
+        g_moments: Tensor | None,
+    ) -> Any:
         if torch.is_grad_enabled():
-            raise RuntimeError("backspike: double backward through a spiking layer is not defined; use create_graph=False")
+            raise RuntimeError(
+                "backspike: double backward through a spiking layer is not defined; use create_graph=False"
+            )
         u, x, v0, constants, seed, p, *parameters = ctx.saved_tensors
         saved = _Saved(u, x, v0, constants, seed, p, ctx.rule, ctx.parametric)
         _, _, needs_x, needs_v0, *needs = ctx.needs_input_grad
@@ -110,7 +128,10 @@ class _CLIF(torch.autograd.Function):
             gx, g_v0, sums = torch.ops.backspike.clif_backward(
                 *saved[:6], *arriving, ctx.shape, ctx.strides, *ctx.encoded, learns, ctx.x_dtype
             )
-        grads = [ops.reduced(row, p) if needed else None for row, p, needed in zip(sums, parameters, needs)]
+        grads = [
+            ops.reduced(row, p) if needed else None
+            for row, p, needed in zip(sums, parameters, needs)
+        ]
         if needs[0]:
             grads[0] = ops.reduced(sums[0] / parameters[0].double() ** 2, parameters[0])
         return None, None, gx if needs_x else None, g_v0 if needs_v0 else None, *grads
@@ -131,7 +152,9 @@ def _start(x: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor]:
     return zero, zero
 
 
-def _forward_torch(x: Tensor, v0: Tensor | None, constants: Tensor, records: Sequence[bool]) -> list[Any]:
+def _forward_torch(
+    x: Tensor, v0: Tensor | None, constants: Tensor, records: Sequence[bool]
+) -> list[Any]:
     lam, per_tau, gain, theta, _ = _rows(constants, x[0])
     spikes, T, dtype = torch.empty_like(x), len(x), state_dtype(x)
     membrane = torch.empty_like(spikes, dtype=dtype) if records[0] else None
@@ -169,8 +192,15 @@ def _backward_torch(
     dtype, (lam, per_tau, gain, theta, width) = u_seq.dtype, _rows(saved.constants, u_seq[0])
     v0, m0 = _start(u_seq, saved.v0)
     m_seq = _complements(u_seq, m0, per_tau, theta)
-    line = None if arriving.line is None else [[over_channels(row, u_seq) for row in rows] for rows in arriving.line]
-    gx, sums = torch.empty_like(u_seq, dtype=x_dtype), _Sums(saved.constants.shape[1], u_seq, learns)
+    line = (
+        None
+        if arriving.line is None
+        else [[over_channels(row, u_seq) for row in rows] for rows in arriving.line]
+    )
+    gx, sums = (
+        torch.empty_like(u_seq, dtype=x_dtype),
+        _Sums(saved.constants.shape[1], u_seq, learns),
+    )
     c, k = _start(u_seq, None if arriving.g_state is None else arriving.g_state.to(dtype))
     zero = torch.zeros_like(u_seq[0])
     for t in range(len(u_seq) - 1, -1, -1):
@@ -178,7 +208,11 @@ def _backward_torch(
         a, b = torch.sigmoid(u * per_tau), torch.sigmoid(m_seq[t + 1])
         h, own = eager.masked_derivative(u - theta, t, width if saved.parametric else None, saved)
         k = k - (c * b * (1 - b)).masked_fill(~fired, 0.0)
-        G = (zero if arriving.g is None else arriving.g[t].to(dtype)) + k - rule.reset_gradient * c * (theta + b)
+        G = (
+            (zero if arriving.g is None else arriving.g[t].to(dtype))
+            + k
+            - rule.reset_gradient * c * (theta + b)
+        )
         over = k * before * a * (1 - a)
         delta = G * h + c + over * per_tau
         if arriving.gu is not None:
@@ -187,7 +221,11 @@ def _backward_torch(
             delta = delta + (line[0][t] + line[1][t] * u)
         gx[t] = delta * gain
         if learns & 1:
-            v = v0 if t == 0 else u_seq[t - 1] - (theta + torch.sigmoid(before)) * (u_seq[t - 1] >= theta)
+            v = (
+                v0
+                if t == 0
+                else u_seq[t - 1] - (theta + torch.sigmoid(before)) * (u_seq[t - 1] >= theta)
+            )
             leaks = v - saved.x[t].to(dtype) if rule.decay_input and saved.x is not None else v
             sums.add(0, delta * leaks - over * u)
         sums.add(1, -(G * h) - c * fired)
@@ -227,7 +265,9 @@ def _forward_outputs(x: Tensor, masked: bool, records: Sequence[bool]) -> list[T
         layout.empty(x.shape, strides, x.dtype, x.device),
         layout.empty((2, *x.shape[1:]), strides, dtype, x.device),
         layout.empty(x.shape, strides, dtype, x.device) if records[0] else None,
-        torch.zeros((2, len(x), layout.channels(x)), dtype=torch.float64, device=x.device) if records[1] else None,
+        torch.zeros((2, len(x), layout.channels(x)), dtype=torch.float64, device=x.device)
+        if records[1]
+        else None,
     ]
 
 
@@ -253,7 +293,9 @@ def _(u: Any, x: Any, v0: Any, constants: Any, *rest: Any) -> Any:
 
 
 @torch.library.impl(ops.library, "clif_forward", "CPU")
-def _clif_forward(x: Any, v0: Any, constants: Any, flags: Any, numbers: Any, masked: bool, records: Any) -> Any:
+def _clif_forward(
+    x: Any, v0: Any, constants: Any, flags: Any, numbers: Any, masked: bool, records: Any
+) -> Any:
     if x.dtype == torch.float16:
         spikes, *others = _clif_forward(x.float(), v0, constants, flags, numbers, masked, records)
         return [spikes.half(), *others]
@@ -292,7 +334,23 @@ def _clif_backward(
 ) -> Any:
     if dtype == torch.float16:
         x, g = (None if a is None else a.float() for a in (x, g))
-        given = (u, x, v0, constants, seed, p, g, g_state, gu, line, shape, strides, flags, numbers, learns)
+        given = (
+            u,
+            x,
+            v0,
+            constants,
+            seed,
+            p,
+            g,
+            g_state,
+            gu,
+            line,
+            shape,
+            strides,
+            flags,
+            numbers,
+            learns,
+        )
         gx, *others = _clif_backward(*given, torch.float32)
         return gx.half(), *others
     outputs = gx, g_v0, sums = _backward_outputs(constants, shape, strides, dtype)
@@ -301,9 +359,13 @@ def _clif_backward(
     job = library.make_job(shape, constants, strides, flags, numbers, dtype.itemsize)
     job.learns, job.keeps = learns, ops.KEEPS.index("recompute" if u is None else "exact")
     library.set_mask(job, seed, p)
-    job.x_stride, job.g_stride, job.gu_stride = (0 if a is None else a.stride(0) for a in (x, g, gu))
+    job.x_stride, job.g_stride, job.gu_stride = (
+        0 if a is None else a.stride(0) for a in (x, g, gu)
+    )
     partial = torch.zeros(job.chunks, sums.numel(), dtype=torch.float64) if learns else None
-    scratch = torch.empty((job.threads, _PASTS, job.T, library.function("lif_block")()), dtype=constants.dtype)
+    scratch = torch.empty(
+        (job.threads, _PASTS, job.T, library.function("lif_block")()), dtype=constants.dtype
+    )
     library.set_pointers(job, x=x, v0=v0, u=u, g=g, gu=gu, gv=g_state, line=line, gx=gx, gv0=g_v0)
     library.set_pointers(job, scratch=scratch, partial=partial, sums=sums)
     library.call("clif_backward", dtype, job)

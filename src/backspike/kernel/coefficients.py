@@ -35,5 +35,9 @@ def leak(tau: float | Tensor, x: Tensor, v_reset: float | None, decay_input: boo
     if isinstance(tau, Tensor):
         dtype = state_dtype(x)
         t = over_channels(tau.double(), x)
-        return Leak((1 - 1 / t).to(dtype), (rest(v_reset) / t).to(dtype), (1 / t).to(dtype) if decay_input else 1.0)
+        return Leak(
+            (1 - 1 / t).to(dtype),
+            (rest(v_reset) / t).to(dtype),
+            (1 / t).to(dtype) if decay_input else 1.0,
+        )
     return Leak(1 - 1 / tau, rest(v_reset) / tau, 1 / tau if decay_input else 1.0)

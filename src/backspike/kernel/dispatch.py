@@ -44,7 +44,9 @@ def choose(backend: str, call: Call) -> tuple[str, str]:
     """The backend that runs this call and why. Raises `Unsupported` when the named one cannot."""
     if backend != "auto":
         if backend not in _BACKENDS:
-            raise ValueError(f"unknown backend {backend!r}; here there are: auto, {', '.join(_BACKENDS)}")
+            raise ValueError(
+                f"unknown backend {backend!r}; here there are: auto, {', '.join(_BACKENDS)}"
+            )
         if reason := _BACKENDS[backend].refuses(call):
             raise Unsupported(f"backend {backend!r}: {reason}; use backend='auto'")
         return backend, "asked for"
@@ -60,10 +62,17 @@ def choose(backend: str, call: Call) -> tuple[str, str]:
 
 def dispatch(backend: str, call: Call) -> Result:
     name, why = choose(backend, call)
-    if backend == "auto" and why != _FASTEST and why not in _announced and not torch.compiler.is_compiling():
+    if (
+        backend == "auto"
+        and why != _FASTEST
+        and why not in _announced
+        and not torch.compiler.is_compiling()
+    ):
         _announced.add(why)
         # logged and not warned: it is news, no fault, and must not break a program that turns warnings into errors
-        logging.getLogger("backspike").warning("backspike: backend %r computes, a slower one (%s)", name, why)
+        logging.getLogger("backspike").warning(
+            "backspike: backend %r computes, a slower one (%s)", name, why
+        )
     if call.rule.complementary and name != "reference":
         return clif.run(call, compiled=name == "cpu")
     result: Result = _BACKENDS[name].run(call)

@@ -42,13 +42,19 @@ def run(call: Call) -> Result:
     )
 
 
-def _forward(call: Call | _Saved, record: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+def _forward(
+    call: Call | _Saved, record: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """(spikes, state, membrane if `record`, E(u) and E(u^2) if the rule asks for moments)."""
     rule, x = call.rule, call.x
     T, dtype = x.shape[0] * call.repeats, state_dtype(x)
     lam, offset, gain = leak(call.tau, x, rule.v_reset, rule.decay_input)
     theta = _as_used(call.theta, x)
-    spikes = torch.empty_like(x) if call.repeats == 1 else torch.empty((T, *x.shape[1:]), dtype=x.dtype, device=x.device)
+    spikes = (
+        torch.empty_like(x)
+        if call.repeats == 1
+        else torch.empty((T, *x.shape[1:]), dtype=x.dtype, device=x.device)
+    )
     membrane = torch.empty_like(spikes, dtype=dtype) if record else None
     mean = square = None
     if rule.record_moments:
@@ -66,7 +72,11 @@ def _forward(call: Call | _Saved, record: bool) -> tuple[Tensor, Tensor, Tensor 
         if mean is not None and square is not None:
             mean[t] = channel_mean(u)
             square[t] = channel_mean(u * u)
-        v = u - theta * fired.to(dtype) if rule.v_reset is None else u.masked_fill(fired, rule.v_reset)
+        v = (
+            u - theta * fired.to(dtype)
+            if rule.v_reset is None
+            else u.masked_fill(fired, rule.v_reset)
+        )
     return spikes, v, membrane, mean, square
 
 
@@ -89,12 +99,18 @@ class _LIF(torch.autograd.Function):
         theta, width = _as_used(call.theta, x), _as_used(call.width, x)
         kept = _keep(rule, membrane, theta, width)
         keeps_x = rule.memory == "recompute" or (isinstance(call.tau, Tensor) and rule.decay_input)
-        ctx.save_for_backward(kept, call.v0, call.seed, call.p, x if keeps_x else None, *map(_tensor, learned[2:]))
+        ctx.save_for_backward(
+            kept, call.v0, call.seed, call.p, x if keeps_x else None, *map(_tensor, learned[2:])
+        )
         ctx.rule, ctx.repeats, ctx.shape, ctx.x_dtype = rule, call.repeats, spikes.shape, x.dtype
         ctx.floats = tuple(None if isinstance(p, Tensor) else p for p in learned[2:])
         active = None
         if rule.record_active and spikes.is_contiguous():
-            known = membrane if kept is None else _recall(rule, kept, membrane.shape, theta, width, membrane.dtype)
+            known = (
+                membrane
+                if kept is None
+                else _recall(rule, kept, membrane.shape, theta, width, membrane.dtype)
+            )
             h = [masked_derivative(u - theta, t, width, call)[0] for t, u in enumerate(known)]
             active = pack(torch.stack(h) != 0)
             ctx.mark_non_differentiable(active)
@@ -102,9 +118,18 @@ class _LIF(torch.autograd.Function):
         return spikes, state, membrane if rule.record_membrane else None, active, mean, square
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, g_state: Tensor | None, g_membrane: Tensor | None, _: Any, *g_moments: Any) -> Any:
+    def backward(
+        ctx: Any,
+        g: Tensor | None,
+        g_state: Tensor | None,
+        g_membrane: Tensor | None,
+        _: Any,
+        *g_moments: Any,
+    ) -> Any:
         if torch.is_grad_enabled():
-            raise RuntimeError("backspike: double backward through a spiking layer is not defined; use create_graph=False")
+            raise RuntimeError(
+                "backspike: double backward through a spiking layer is not defined; use create_graph=False"
+            )
         kept, v0, seed, p, x, *tensors = ctx.saved_tensors
         tau, theta, width = (f if t is None else t for t, f in zip(tensors, ctx.floats))
         saved = _Saved(kept, v0, seed, p, x, tau, theta, width, ctx.rule, ctx.repeats)
@@ -116,7 +141,9 @@ class _LIF(torch.autograd.Function):
             like = membrane if ctx.repeats == 1 else membrane[:1]
             gx = torch.empty_like(like, dtype=ctx.x_dtype if ctx.repeats == 1 else membrane.dtype)
         line = _line(g_moments, membrane)
-        sums, g_v0 = _backward(saved, g, g_state, g_membrane, line, gx, needs_tau, needs_theta, needs_width)
+        sums, g_v0 = _backward(
+            saved, g, g_state, g_membrane, line, gx, needs_tau, needs_theta, needs_width
+        )
         gx = None if gx is None else gx.to(ctx.x_dtype)
         return None, gx, g_v0 if needs_v0 else None, sums.tau, sums.theta, sums.width
 
@@ -132,7 +159,9 @@ def _keep(rule: Rule, membrane: Tensor, theta: Any, width: Any) -> Tensor | None
     return keep(rule.memory, membrane, theta, width, _reach(rule, membrane))
 
 
-def _recall(rule: Rule, kept: Tensor, shape: torch.Size, theta: Any, width: Any, dtype: torch.dtype) -> Tensor:
+def _recall(
+    rule: Rule, kept: Tensor, shape: torch.Size, theta: Any, width: Any, dtype: torch.dtype
+) -> Tensor:
     if rule.memory == "exact":
         return kept
     if rule.memory == "1bit":
@@ -154,7 +183,9 @@ def _line(g_moments: Sequence[Tensor | None], membrane: Tensor) -> tuple[Tensor,
     n = max(membrane[0].numel() // C, 1)
     shape = (T, C, *[1] * (membrane.dim() - 3))[: membrane.dim()]
     g_mean, g_square = (membrane.new_zeros(T, C) if g is None else g for g in g_moments)
-    return (g_mean / n).to(membrane.dtype).view(shape), (g_square * (2 / n)).to(membrane.dtype).view(shape)
+    return (g_mean / n).to(membrane.dtype).view(shape), (g_square * (2 / n)).to(
+        membrane.dtype
+    ).view(shape)
 
 
 def _tensor(p: Any) -> Tensor | None:
@@ -244,12 +275,20 @@ def _backward(
 def masked_derivative(z: Tensor, t: int, width: Any, saved: Any) -> tuple[Tensor, Tensor]:
     """(h with the mask, and its part that belongs to the base, through which a width learns)."""
     rule = saved.rule
-    h = rule.surrogate.derivative(z) if width is None else rule.surrogate.derivative(z / width) / width
+    h = (
+        rule.surrogate.derivative(z)
+        if width is None
+        else rule.surrogate.derivative(z / width) / width
+    )
     if saved.seed is None or saved.p is None:
         return h, h
     gone = dropped_at(saved.seed, t * z.numel(), z.shape, saved.p)
     kept = (h / (1 - saved.p.to(h)) if rule.rescale else h).masked_fill(gone, 0.0)
-    return (kept, kept) if rule.replace is None else (torch.where(gone, rule.replace.derivative(z), kept), kept)
+    return (
+        (kept, kept)
+        if rule.replace is None
+        else (torch.where(gone, rule.replace.derivative(z), kept), kept)
+    )
 
 
 def _leak_distance(saved: _Saved, t: int, theta: Any) -> Tensor:
@@ -258,11 +297,19 @@ def _leak_distance(saved: _Saved, t: int, theta: Any) -> Tensor:
     if t > 0:
         u = membrane[t - 1]
         fired = u >= theta
-        v = u - theta * fired.to(u.dtype) if rule.v_reset is None else u.masked_fill(fired, rule.v_reset)
+        v = (
+            u - theta * fired.to(u.dtype)
+            if rule.v_reset is None
+            else u.masked_fill(fired, rule.v_reset)
+        )
     else:
         v = torch.full_like(membrane[0], rest(rule.v_reset)) if saved.v0 is None else saved.v0
     distance = v - rest(rule.v_reset)
-    return distance - saved.x[t if saved.repeats == 1 else 0].to(distance.dtype) if rule.decay_input else distance
+    return (
+        distance - saved.x[t if saved.repeats == 1 else 0].to(distance.dtype)
+        if rule.decay_input
+        else distance
+    )
 
 
 class _Sum:
@@ -273,7 +320,11 @@ class _Sum:
         self.total: Any = 0.0
 
     def add(self, term: Tensor) -> None:
-        dims = [d for d in range(term.dim()) if d != 1] if self.parameter.dim() else list(range(term.dim()))
+        dims = (
+            [d for d in range(term.dim()) if d != 1]
+            if self.parameter.dim()
+            else list(range(term.dim()))
+        )
         self.total = self.total + term.sum(dims, dtype=torch.float64)
 
     def value(self, scale: Tensor | None = None) -> Tensor | None:

@@ -33,7 +33,9 @@ def channels_last(step: Tensor) -> bool:
     return step.dim() > 2 and step.movedim(1, -1).is_contiguous()
 
 
-def empty(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def empty(
+    shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """`[T, B, ...]` with these strides of a timestep."""
     return torch.empty_strided(shape, (math.prod(shape[1:]), *strides), dtype=dtype, device=device)
 

@@ -54,7 +54,9 @@ def dropped(seed: int | Tensor, shape: Sequence[int], p: float | Tensor) -> Tens
 def as_seed(seed: int | Tensor, device: torch.device | None = None) -> Tensor:
     if isinstance(seed, Tensor):
         if seed.dim() != 0 or seed.dtype != torch.int64:
-            raise ValueError(f"seed must be a 0-dim int64 tensor, got shape {list(seed.shape)} of {seed.dtype}")
+            raise ValueError(
+                f"seed must be a 0-dim int64 tensor, got shape {list(seed.shape)} of {seed.dtype}"
+            )
         return seed if device is None else seed.to(device)
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must lie in [0, 2^63), got {seed}")
@@ -83,7 +85,9 @@ def _draw_seed(device: torch.device) -> Tensor:
             _replays[device] = torch.zeros((), dtype=torch.int64, device=device)
         return seed.to(device, non_blocking=True)
     if device not in _replays:
-        raise RuntimeError("a masked layer must run once before it is recorded in a CUDA graph: do a few steps first")
+        raise RuntimeError(
+            "a masked layer must run once before it is recorded in a CUDA graph: do a few steps first"
+        )
     # a number from the host would be frozen in the recording: one mask for ever
     return advanced(torch.full((), int(seed), dtype=torch.int64, device=device), _replays[device])
 
@@ -101,7 +105,9 @@ def _draw(n: int) -> Tensor:
     return seeds
 
 
-_replays: dict[torch.device, Tensor] = {}  # how often recorded draws were replayed, counted on the device
+_replays: dict[
+    torch.device, Tensor
+] = {}  # how often recorded draws were replayed, counted on the device
 
 
 def advanced(seed: Tensor, replays: Tensor) -> Tensor:
@@ -118,7 +124,11 @@ class Seeds:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._values, self._drawn = device, torch.empty(0, dtype=torch.int64, device=device), 0
+        self._device, self._values, self._drawn = (
+            device,
+            torch.empty(0, dtype=torch.int64, device=device),
+            0,
+        )
 
     def __enter__(self) -> Seeds:
         global _seeds
@@ -134,14 +144,18 @@ class Seeds:
         self._values = torch.zeros(self._drawn, dtype=torch.int64, device=self._device)
 
     def refill(self) -> None:
-        self._values.copy_(_draw(len(self._values)), non_blocking=True)  # from pageable memory: read before this returns
+        self._values.copy_(
+            _draw(len(self._values)), non_blocking=True
+        )  # from pageable memory: read before this returns
 
     def next(self) -> Tensor:
         self._drawn += 1
         if not len(self._values):
             return torch.ops.backspike.draw_seed(self._device)
         if self._drawn > len(self._values):
-            raise RuntimeError(f"a recorded step drew {self._drawn} seeds, the one before it {len(self._values)}")
+            raise RuntimeError(
+                f"a recorded step drew {self._drawn} seeds, the one before it {len(self._values)}"
+            )
         return self._values[self._drawn - 1]
 
 

@@ -59,8 +59,12 @@ def norm_lif(
     want_state=False spares writing the state, which may then come out empty. Raises ValueError naming the argument.
     """
     _check(call, norm, pool)
-    if add is not None and (pool or list(add.shape) != [call.x.shape[0] * call.repeats, *call.x.shape[1:]]):
-        raise ValueError(f"add must have the shape of the spikes, without a pool, got shape {list(add.shape)}")
+    if add is not None and (
+        pool or list(add.shape) != [call.x.shape[0] * call.repeats, *call.x.shape[1:]]
+    ):
+        raise ValueError(
+            f"add must have the shape of the spikes, without a pool, got shape {list(add.shape)}"
+        )
     name = choose(backend, call)[0]
     if refuses(call, norm, backend):
         result = _composed(call, norm, pool, backend)
@@ -96,15 +100,23 @@ def _check(call: Call, norm: Norm, pool: str | None) -> None:
     for name in ("weight", "bias", "running_mean", "running_var"):
         p = getattr(norm, name)
         if p is not None and p.shape != x.shape[2:3]:
-            raise ValueError(f"{name} of BatchNorm must be [C] with C = {x.shape[2]}, got shape {list(p.shape)}")
+            raise ValueError(
+                f"{name} of BatchNorm must be [C] with C = {x.shape[2]}, got shape {list(p.shape)}"
+            )
     if not norm.training and (norm.running_mean is None or norm.running_var is None):
-        raise ValueError("BatchNorm without running statistics normalises by its input's: training must be True")
+        raise ValueError(
+            "BatchNorm without running statistics normalises by its input's: training must be True"
+        )
     if norm.training and _samples(call) == 1:
-        raise ValueError(f"BatchNorm needs more than one value per channel in training, got shape {list(x.shape)}")
+        raise ValueError(
+            f"BatchNorm needs more than one value per channel in training, got shape {list(x.shape)}"
+        )
     if pool not in POOLS:
         raise ValueError(f"pool must be None, 'avg' or 'max', got {pool!r}")
     if pool and (x.dim() != 5 or min(x.shape[3:]) < 2):
-        raise ValueError(f"a 2x2 pool needs images of at least 2x2, [T, B, C, H, W], got shape {list(x.shape)}")
+        raise ValueError(
+            f"a 2x2 pool needs images of at least 2x2, [T, B, C, H, W], got shape {list(x.shape)}"
+        )
 
 
 def _samples(call: Call) -> int:
@@ -115,7 +127,10 @@ def _samples(call: Call) -> int:
 def track_statistics(norm: Norm, n: int, mean: Tensor, variance: Tensor) -> None:
     """Moves the running statistics towards those of n samples; variance: the biased one."""
     with torch.no_grad():
-        for running, now in ((norm.running_mean, mean), (norm.running_var, variance * (n / (n - 1)))):
+        for running, now in (
+            (norm.running_mean, mean),
+            (norm.running_var, variance * (n / (n - 1))),
+        ):
             if running is not None:
                 running.copy_(running.double().lerp(now, norm.momentum))
 
@@ -125,7 +140,10 @@ def track_statistics(norm: Norm, n: int, mean: Tensor, variance: Tensor) -> None
 
 def _composed(call: Call, norm: Norm, pool: str | None, backend: str) -> Result:
     y, dtype = call.x.flatten(0, 1), state_dtype(call.x)
-    running, tracked = (norm.running_mean, norm.running_var), norm.running_mean is not None or norm.running_var is not None
+    running, tracked = (
+        (norm.running_mean, norm.running_var),
+        norm.running_mean is not None or norm.running_var is not None,
+    )
     if call.repeats > 1 and norm.training:
         if tracked and y.numel():
             dims = [d for d in range(y.dim()) if d != 1]
@@ -134,10 +152,16 @@ def _composed(call: Call, norm: Norm, pool: str | None, backend: str) -> Result:
         running = None, None
     weight, bias = (None if p is None else p.to(dtype) for p in (norm.weight, norm.bias))
     # not F.batch_norm: it would refuse the one value per channel that repeats over T
-    x = torch.batch_norm(y.to(dtype), weight, bias, *running, norm.training, norm.momentum, norm.eps, False)
+    x = torch.batch_norm(
+        y.to(dtype), weight, bias, *running, norm.training, norm.momentum, norm.eps, False
+    )
     result = dispatch(backend, replace(call, x=x.unflatten(0, call.x.shape[:2])))
     spikes = result.spikes.to(call.x.dtype)
-    return result._replace(spikes=_pooled(spikes, pool), bits=None) if pool else result._replace(spikes=spikes)
+    return (
+        result._replace(spikes=_pooled(spikes, pool), bits=None)
+        if pool
+        else result._replace(spikes=spikes)
+    )
 
 
 def _pooled(spikes: Tensor, pool: str) -> Tensor:
@@ -148,7 +172,9 @@ def _pooled(spikes: Tensor, pool: str) -> Tensor:
 # --------------------------------------------------------------------------------------------------------------- as one
 
 
-def _fused(name: str, call: Call, norm: Norm, pool: str | None, want_state: bool, add: Tensor | None = None) -> Result:
+def _fused(
+    name: str, call: Call, norm: Norm, pool: str | None, want_state: bool, add: Tensor | None = None
+) -> Result:
     contiguous = call.x[0].is_contiguous() or layout.channels_last(call.x[0])
     if name == "triton" and not contiguous:  # it walks in these two orders alone
         call = replace(call, x=call.x.contiguous())
@@ -156,12 +182,23 @@ def _fused(name: str, call: Call, norm: Norm, pool: str | None, want_state: bool
     bits = call.rule.record_bits and add is None and writes_bits(name, call.x, pool)
     options = POOLS.index(pool), call.repeats, want_state, call.rule.record_moments, bits
     if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in learned):
-        spikes, state, moments, rows, written = _NormLIF.apply(_OPERATORS[name], call, norm, options, *learned)
+        spikes, state, moments, rows, written = _NormLIF.apply(
+            _OPERATORS[name], call, norm, options, *learned
+        )
     else:
-        spikes, state, moments, rows, written = _forward(_OPERATORS[name], call, norm, options, add, ops.constants(call))
+        spikes, state, moments, rows, written = _forward(
+            _OPERATORS[name], call, norm, options, add, ops.constants(call)
+        )
     if norm.training:
         track_statistics(norm, _samples(call), rows[0], rows[1])
-    return Result(spikes, state, None, Moments(*moments) if call.rule.record_moments else None, None, written if bits else None)
+    return Result(
+        spikes,
+        state,
+        None,
+        Moments(*moments) if call.rule.record_moments else None,
+        None,
+        written if bits else None,
+    )
 
 
 def writes_bits(name: str, y: Tensor, pool: str | None) -> bool:
@@ -169,10 +206,14 @@ def writes_bits(name: str, y: Tensor, pool: str | None) -> bool:
     return name == "triton" and pool != "avg" and y.shape[2] % 8 == 0 and layout.order(y[0])[1] == 1
 
 
-_Options = tuple[int, int, bool, bool, bool]  # pool, repeats, and what is wanted: the state, moments, bits
+_Options = tuple[
+    int, int, bool, bool, bool
+]  # pool, repeats, and what is wanted: the state, moments, bits
 
 
-def _forward(name: str, call: Call, norm: Norm, options: _Options, add: Tensor | None, constants: Tensor) -> Any:
+def _forward(
+    name: str, call: Call, norm: Norm, options: _Options, add: Tensor | None, constants: Tensor
+) -> Any:
     running = (None, None) if norm.training else (norm.running_mean, norm.running_var)
     parameters = (norm.weight, norm.bias, *running)
     rule = ops.encode(call)
@@ -183,7 +224,9 @@ def _forward(name: str, call: Call, norm: Norm, options: _Options, add: Tensor |
 
 class _NormLIF(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, name: str, call: Call, norm: Norm, options: _Options, *learned: Any) -> Any:
+    def forward(
+        ctx: Any, name: str, call: Call, norm: Norm, options: _Options, *learned: Any
+    ) -> Any:
         constants, add = ops.constants(call), learned[-1]
         spikes, state, moments, rows, bits = _forward(name, call, norm, options, add, constants)
         tensors = [p if isinstance(p, Tensor) else None for p in learned[2:-1]]
@@ -195,23 +238,56 @@ class _NormLIF(torch.autograd.Function):
         return spikes, state, moments, rows, bits
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, g_v: Tensor | None, g_moments: Tensor | None, *_: Any) -> Any:
+    def backward(
+        ctx: Any, g: Tensor | None, g_v: Tensor | None, g_moments: Tensor | None, *_: Any
+    ) -> Any:
         if torch.is_grad_enabled():
-            raise RuntimeError("backspike: double backward through a spiking layer is not defined; use create_graph=False")
+            raise RuntimeError(
+                "backspike: double backward through a spiking layer is not defined; use create_graph=False"
+            )
         y, v0, rows, constants, seed, p, *parameters = ctx.saved_tensors
         training, pool, repeats, has_state = ctx.choices
         _, _, _, _, needs_y, needs_v0, *needs, needs_add = ctx.needs_input_grad
         learns = sum(1 << i for i, needed in enumerate(needs[:3]) if needed)
-        line = ops.line(g_moments, y.shape, constants.dtype) if ctx.moments and g_moments is not None else None
+        line = (
+            ops.line(g_moments, y.shape, constants.dtype)
+            if ctx.moments and g_moments is not None
+            else None
+        )
         g_v = g_v if has_state else None
         dy, g_v0, sums, through = getattr(torch.ops.backspike, f"{ctx.name}_backward")(
-            y, v0, rows, constants, seed, p, g, g_v, line, *ctx.rule, training, pool, repeats, learns, needs_v0
+            y,
+            v0,
+            rows,
+            constants,
+            seed,
+            p,
+            g,
+            g_v,
+            line,
+            *ctx.rule,
+            training,
+            pool,
+            repeats,
+            learns,
+            needs_v0,
         )
         neuron = zip([*sums, through[1] * rows[2], through[0]], parameters, needs)
-        grads = [ops.reduced(row, parameter) if needed else None for row, parameter, needed in neuron]
+        grads = [
+            ops.reduced(row, parameter) if needed else None for row, parameter, needed in neuron
+        ]
         if needs[0]:
             grads[0] = ops.reduced(sums[0] / parameters[0].double() ** 2, parameters[0])
-        return None, None, None, None, dy if needs_y else None, g_v0 if needs_v0 else None, *grads, g if needs_add else None
+        return (
+            None,
+            None,
+            None,
+            None,
+            dy if needs_y else None,
+            g_v0 if needs_v0 else None,
+            *grads,
+            g if needs_add else None,
+        )
 
 
 # ------------------------------------------------------------------------------------------------------- the operators

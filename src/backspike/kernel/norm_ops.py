@@ -39,7 +39,9 @@ def spike_strides(y: Tensor, strides: Sequence[int], pool: int) -> Sequence[int]
     return (C * H * W, 1, C * W, C) if strides[1] == 1 else (C * H * W, H * W, W, 1)
 
 
-def backward_outputs(y: Tensor, constants: Tensor, masked: bool, needs_v0: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward_outputs(
+    y: Tensor, constants: Tensor, masked: bool, needs_v0: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     strides, device = layout.order(y[0], masked), y.device
     state = (y.shape[1:], strides) if needs_v0 else ((0,), (1,))
     return (
@@ -66,7 +68,9 @@ def define(name: str) -> None:
     torch.library.register_fake(f"backspike::{name}_backward", _foresee_backward, lib=ops.library)
 
 
-def _foresee_forward(y: Any, v0: Any, weight: Any, bias: Any, mean: Any, variance: Any, add: Any, *rest: Any) -> Any:
+def _foresee_forward(
+    y: Any, v0: Any, weight: Any, bias: Any, mean: Any, variance: Any, add: Any, *rest: Any
+) -> Any:
     return forward_outputs(y, *rest[4:])
 
 

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..surrogate import ATan, Dspike, Erf, PiecewiseExponential, Rectangle, Sigmoid, SuperSpike, Surrogate, Triangle
+from ..surrogate import (
+    ATan,
+    Dspike,
+    Erf,
+    PiecewiseExponential,
+    Rectangle,
+    Sigmoid,
+    SuperSpike,
+    Surrogate,
+    Triangle,
+)
 from . import layout, saved
 from .call import Moments, Result
 from .coefficients import leak, state_dtype
@@ -43,7 +53,9 @@ library = torch.library.Library("backspike", "FRAGMENT")
 def without_formula(call: Call) -> str | None:
     """The name of a surrogate that is none of the families, or None."""
     surrogates = (call.rule.surrogate, call.rule.replace)
-    return next((type(s).__name__ for s in surrogates if s is not None and type(s) not in FAMILIES), None)
+    return next(
+        (type(s).__name__ for s in surrogates if s is not None and type(s) not in FAMILIES), None
+    )
 
 
 def constants(call: Call) -> Tensor:
@@ -61,14 +73,23 @@ def table(rows: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tens
     if not any(isinstance(row, Tensor) for row in rows):
         return torch.tensor(rows, dtype=dtype).view(-1, 1)
     wide: dict[str, Any] = {"dtype": torch.float64, "device": device}
-    tensors = [row.detach().to(device) if isinstance(row, Tensor) else torch.full((), row, **wide) for row in rows]
+    tensors = [
+        row.detach().to(device) if isinstance(row, Tensor) else torch.full((), row, **wide)
+        for row in rows
+    ]
     return torch.stack(torch.broadcast_tensors(*[row.to(dtype).reshape(-1) for row in tensors]))
 
 
 def encode(call: Call) -> tuple[list[int], list[float]]:
     """A rule in numbers, for the operators; a backend's job reads them."""
     rule = call.rule
-    switches = (rule.v_reset is None, rule.decay_input, rule.temporal_gradient, rule.rescale, call.width is not None)
+    switches = (
+        rule.v_reset is None,
+        rule.decay_input,
+        rule.temporal_gradient,
+        rule.rescale,
+        call.width is not None,
+    )
     flags = [int(switch) for switch in switches]
     numbers = [0.0 if rule.v_reset is None else rule.v_reset, rule.reset_gradient]
     for surrogate in (rule.surrogate, rule.replace):
@@ -86,7 +107,9 @@ def _family(surrogate: Surrogate | None) -> tuple[int, float, float]:
 
 
 @lru_cache(maxsize=256)
-def reach(family: int, replace: int, form: float, scale: float, replace_form: float, replace_scale: float) -> float:
+def reach(
+    family: int, replace: int, form: float, scale: float, replace_form: float, replace_scale: float
+) -> float:
     """`kept.reach` of what `encode` made of the surrogates."""
     other = KINDS[replace](replace_form, replace_scale) if replace else None
     return saved.reach(KINDS[family](form, scale), other).item()
@@ -102,12 +125,18 @@ def run(name: str, call: Call) -> Result:
     if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in learned):
         spikes, state, membrane, moments, active, bits = _LIF.apply(name, call, *learned)
     else:
-        spikes, state, membrane, moments, _, active, bits = forward(name, call, constants(call), *encode(call), keeps=-1)
+        spikes, state, membrane, moments, _, active, bits = forward(
+            name, call, constants(call), *encode(call), keeps=-1
+        )
     membrane = membrane if rule.record_membrane else None
-    return Result(spikes, state, membrane, Moments(*moments) if rule.record_moments else None, active, bits)
+    return Result(
+        spikes, state, membrane, Moments(*moments) if rule.record_moments else None, active, bits
+    )
 
 
-def forward(name: str, call: Call, constants: Tensor, flags: list[int], numbers: list[float], keeps: int) -> list[Any]:
+def forward(
+    name: str, call: Call, constants: Tensor, flags: list[int], numbers: list[float], keeps: int
+) -> list[Any]:
     """[spikes, state, membrane, moments `[2, T, C]`, what is kept, active, bits]; None for what there is not.
 
     keeps: an index of `KEEPS`, or -1 for nothing.
@@ -115,9 +144,28 @@ def forward(name: str, call: Call, constants: Tensor, flags: list[int], numbers:
     rule = call.rule
     bits = rule.record_bits and writes_bits(name, call.x.shape, rule.record_moments)
     membrane = rule.record_membrane or keeps == 0
-    records = [membrane, rule.record_moments, rule.record_active and keeps >= 0, bits, rule.record_state]
+    records = [
+        membrane,
+        rule.record_moments,
+        rule.record_active and keeps >= 0,
+        bits,
+        rule.record_state,
+    ]
     operator = getattr(torch.ops.backspike, f"{name}_forward")
-    outputs = iter(operator(call.x, call.v0, constants, call.seed, call.p, flags, numbers, call.repeats, keeps, records))
+    outputs = iter(
+        operator(
+            call.x,
+            call.v0,
+            constants,
+            call.seed,
+            call.p,
+            flags,
+            numbers,
+            call.repeats,
+            keeps,
+            records,
+        )
+    )
     asked = (True, True, *records[:2], keeps in CODES, *records[2:4])
     return [next(outputs, None) if wanted else None for wanted in asked]
 
@@ -126,12 +174,24 @@ class _LIF(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, name: str, call: Call, *learned: Any) -> Any:
         table, rule, keeps = constants(call), encode(call), KEEPS.index(call.rule.memory)
-        spikes, state, membrane, moments, kept, active, bits = forward(name, call, table, *rule, keeps)
-        keeps_x = call.rule.memory == "recompute" or (isinstance(call.tau, Tensor) and call.rule.decay_input)
+        spikes, state, membrane, moments, kept, active, bits = forward(
+            name, call, table, *rule, keeps
+        )
+        keeps_x = call.rule.memory == "recompute" or (
+            isinstance(call.tau, Tensor) and call.rule.decay_input
+        )
         tensors = [p if isinstance(p, Tensor) else None for p in learned[2:]]
         kept = membrane if keeps == 0 else kept
-        ctx.save_for_backward(kept, call.v0, call.x if keeps_x else None, table, call.seed, call.p, *tensors)
-        ctx.name, ctx.rule, ctx.repeats, ctx.keeps, ctx.x_dtype = name, rule, call.repeats, keeps, call.x.dtype
+        ctx.save_for_backward(
+            kept, call.v0, call.x if keeps_x else None, table, call.seed, call.p, *tensors
+        )
+        ctx.name, ctx.rule, ctx.repeats, ctx.keeps, ctx.x_dtype = (
+            name,
+            rule,
+            call.repeats,
+            keeps,
+            call.x.dtype,
+        )
         ctx.shape, ctx.strides = spikes.shape, spikes.stride()[1:]
         ctx.records = call.rule.record_membrane, call.rule.record_moments, call.rule.record_state
         ctx.mark_non_differentiable(*(a for a in (active, bits) if a is not None))
@@ -139,15 +199,28 @@ class _LIF(torch.autograd.Function):
         return spikes, state, membrane, moments, active, bits
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, g_v: Tensor | None, g_u: Tensor | None, g_moments: Tensor | None, *_: Any) -> Any:
+    def backward(
+        ctx: Any,
+        g: Tensor | None,
+        g_v: Tensor | None,
+        g_u: Tensor | None,
+        g_moments: Tensor | None,
+        *_: Any,
+    ) -> Any:
         if torch.is_grad_enabled():
-            raise RuntimeError("backspike: double backward through a spiking layer is not defined; use create_graph=False")
+            raise RuntimeError(
+                "backspike: double backward through a spiking layer is not defined; use create_graph=False"
+            )
         kept, v0, x, table, seed, p, *parameters = ctx.saved_tensors
         _, _, needs_x, needs_v0, *needs = ctx.needs_input_grad
         learns = sum(1 << i for i, needed in enumerate(needs) if needed)
         # what was not asked for gets zeros, not None, in compiled code
         g_u, g_v = g_u if ctx.records[0] else None, g_v if ctx.records[2] else None
-        arriving = line(g_moments, ctx.shape, table.dtype) if ctx.records[1] and g_moments is not None else None
+        arriving = (
+            line(g_moments, ctx.shape, table.dtype)
+            if ctx.records[1] and g_moments is not None
+            else None
+        )
         outputs = getattr(torch.ops.backspike, f"{ctx.name}_backward")(
             kept, v0, x, table, seed, p, g, g_v, g_u, arriving,
             ctx.shape, ctx.strides, *ctx.rule, ctx.repeats, ctx.keeps, learns, ctx.x_dtype, needs_x, needs_v0,
@@ -156,7 +229,10 @@ class _LIF(torch.autograd.Function):
         grads: list[Tensor | None] = [None, None, None]
         if learns:
             sums = outputs[-1]
-            grads = [reduced(row, parameter) if needed else None for row, parameter, needed in zip(sums, parameters, needs)]
+            grads = [
+                reduced(row, parameter) if needed else None
+                for row, parameter, needed in zip(sums, parameters, needs)
+            ]
         if needs[0]:
             grads[0] = reduced(sums[0] / parameters[0].to(sums) ** 2, parameters[0])
         return None, None, gx, g_v0, *grads
@@ -205,19 +281,27 @@ def given(outputs: tuple[Tensor | None, ...]) -> list[Tensor]:
     return [a for a in outputs if a is not None]
 
 
-def forward_outputs(x: Tensor, masked: bool, repeats: int, keeps: int, records: Sequence[bool]) -> Forward:
+def forward_outputs(
+    x: Tensor, masked: bool, repeats: int, keeps: int, records: Sequence[bool]
+) -> Forward:
     strides, dtype, device = layout.order(x[0], masked), state_dtype(x), x.device
     shape = (x.shape[0] * repeats, *x.shape[1:])
     membrane, moments, active, written, state = records
     spikes, kept = layout.empty(shape, strides, x.dtype, device), None
     if keeps in CODES:
         bits = (shape[0], (math.prod(shape[1:]) + 7) // 8)
-        kept = layout.empty(bits if keeps == 3 else shape, (1,) if keeps == 3 else strides, CODES[keeps], device)
+        kept = layout.empty(
+            bits if keeps == 3 else shape, (1,) if keeps == 3 else strides, CODES[keeps], device
+        )
     return Forward(
         spikes,
-        torch.empty_strided(*((shape[1:], strides) if state else ((0,), (1,))), dtype=dtype, device=device),
+        torch.empty_strided(
+            *((shape[1:], strides) if state else ((0,), (1,))), dtype=dtype, device=device
+        ),
         layout.empty(shape, strides, dtype, device) if membrane else None,
-        torch.zeros((2, shape[0], layout.channels(x)), dtype=torch.float64, device=device) if moments else None,
+        torch.zeros((2, shape[0], layout.channels(x)), dtype=torch.float64, device=device)
+        if moments
+        else None,
         kept,
         torch.empty((math.prod(shape) + 7) // 8, dtype=torch.uint8, device=device)
         if active and spikes.is_contiguous()
@@ -238,9 +322,15 @@ def backward_outputs(
     needs_v0: bool,
 ) -> Backward:
     return Backward(
-        layout.empty((shape[0] // repeats, *shape[1:]), strides, dtype, device) if needs_x else None,
-        torch.empty_strided(shape[1:], strides, dtype=constants.dtype, device=device) if needs_v0 else None,
-        torch.zeros((3, constants.shape[1]), dtype=torch.float64, device=device) if learns else None,
+        layout.empty((shape[0] // repeats, *shape[1:]), strides, dtype, device)
+        if needs_x
+        else None,
+        torch.empty_strided(shape[1:], strides, dtype=constants.dtype, device=device)
+        if needs_v0
+        else None,
+        torch.zeros((3, constants.shape[1]), dtype=torch.float64, device=device)
+        if learns
+        else None,
     )
 
 
@@ -260,12 +350,24 @@ def define(name: str) -> None:
     torch.library.register_fake(f"backspike::{name}_backward", _foresee_backward, lib=library)
 
 
-def _foresee_forward(x: Any, v0: Any, constants: Any, seed: Any, p: Any, flags: Any, numbers: Any, *rest: Any) -> Any:
+def _foresee_forward(
+    x: Any, v0: Any, constants: Any, seed: Any, p: Any, flags: Any, numbers: Any, *rest: Any
+) -> Any:
     return given(forward_outputs(x, seed is not None, *rest))
 
 
 def _foresee_backward(
-    kept: Any, v0: Any, x: Any, constants: Any, seed: Any, p: Any, g: Any, g_v: Any, g_u: Any, line: Any, *rest: Any
+    kept: Any,
+    v0: Any,
+    x: Any,
+    constants: Any,
+    seed: Any,
+    p: Any,
+    g: Any,
+    g_v: Any,
+    g_u: Any,
+    line: Any,
+    *rest: Any,
 ) -> Any:
     shape, strides, _, _, repeats, _, learns, *others = rest
     device = (x if kept is None else kept).device

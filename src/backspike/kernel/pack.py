@@ -55,7 +55,13 @@ class Packed:
 def pack(x: Tensor) -> Packed:
     """x (any shape) in the fewest bits that hold it exactly. Each number tried is a pass over x, ended by the first misfit."""
     x = x.detach()
-    if library.available() and type(x) is Tensor and x.device.type == "cpu" and x.dtype in _SUFFIX and layout.dense(x):
+    if (
+        library.available()
+        and type(x) is Tensor
+        and x.device.type == "cpu"
+        and x.dtype in _SUFFIX
+        and layout.dense(x)
+    ):
         n = x.numel()
         for bits in (1, 4, 8):
             codes = torch.empty((n * bits + 7) // 8, dtype=torch.uint8)

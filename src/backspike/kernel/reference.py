@@ -47,14 +47,20 @@ def run(call: Call) -> Result:
             m = m * torch.sigmoid(u * (1 - lam)) + s
             v = u - (theta + torch.sigmoid(m)) * s_reset
         else:
-            v = u - theta * s_reset if rule.v_reset is None else (1 - s_reset) * u + s_reset * rule.v_reset
+            v = (
+                u - theta * s_reset
+                if rule.v_reset is None
+                else (1 - s_reset) * u + s_reset * rule.v_reset
+            )
         spikes.append(s)
         membrane.append(u)
     v = torch.stack((v, m)) if rule.complementary else v
     u_seq = torch.stack(membrane)
     moments = membrane_moments(u_seq) if rule.record_moments else None
     active = _active(u_seq.detach(), theta, call) if rule.record_active else None
-    return Result(torch.stack(spikes).to(x.dtype), v, u_seq if rule.record_membrane else None, moments, active)
+    return Result(
+        torch.stack(spikes).to(x.dtype), v, u_seq if rule.record_membrane else None, moments, active
+    )
 
 
 def _active(u_seq: Tensor, theta: float | Tensor, call: Call) -> Tensor:
@@ -77,12 +83,16 @@ def membrane_moments(u_seq: Tensor) -> Moments:
 def surrogate_spike(u: Tensor, theta: float | Tensor, t: int, call: Call) -> Tensor:
     """A step forward; backward, a line of slope h through z = u - theta (through z/w for a learned width w)."""
     rule = call.rule
-    if not isinstance(theta, Tensor) and math.isinf(theta):  # an Integrator; z - z.detach() would be NaN
+    if not isinstance(theta, Tensor) and math.isinf(
+        theta
+    ):  # an Integrator; z - z.detach() would be NaN
         return torch.zeros_like(u)
     z = u - theta
     y = z if call.width is None else z / over_channels(call.width.to(z.dtype), call.x)
     h = rule.surrogate.derivative(y.detach())
-    step = (u.detach() >= theta if not isinstance(theta, Tensor) else u.detach() >= theta.detach()).to(u.dtype)
+    step = (
+        u.detach() >= theta if not isinstance(theta, Tensor) else u.detach() >= theta.detach()
+    ).to(u.dtype)
     if call.seed is None or call.p is None:
         return step + (y - y.detach()) * h
     m = dropped_at(call.seed, t * u.numel(), u.shape, call.p).to(u.dtype)

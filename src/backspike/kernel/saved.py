@@ -28,15 +28,19 @@ ROUNDED = ("bfloat16", "8bit")
 
 
 def needs(
-    memory: str, *, surrogate: Surrogate, parametric: bool, replace: bool, soft: bool, theta: float | Tensor
+    memory: str,
+    *,
+    surrogate: Surrogate,
+    parametric: bool,
+    replace: bool,
+    soft: bool,
+    theta: float | Tensor,
 ) -> str | None:
     """What this form of memory asks of the neuron and does not find; None if nothing."""
     if memory not in MEMORIES:
         return f"is one of {', '.join(MEMORIES)}"
     if memory == "1bit" and (type(surrogate) is not Rectangle or parametric or replace or not soft):
-        return (
-            "needs surrogate=Rectangle(...), masked or not but without replace, and v_reset=None; choose '8bit' or 'recompute'"
-        )
+        return "needs surrogate=Rectangle(...), masked or not but without replace, and v_reset=None; choose '8bit' or 'recompute'"
     if memory in ROUNDED and not isinstance(theta, Tensor) and theta == math.inf:
         return "needs a finite v_threshold, since the distance to it is kept; choose 'exact'"
     return None
@@ -55,7 +59,9 @@ def lacks(memory: str, *, tau: Any, theta: Any, moments: bool) -> str | None:
     return None
 
 
-def reach(surrogate: Surrogate, replace: Surrogate | None = None, device: torch.device | None = None) -> Tensor:
+def reach(
+    surrogate: Surrogate, replace: Surrogate | None = None, device: torch.device | None = None
+) -> Tensor:
     """Where 8 bits end: twice the smallest power of two at which the derivative is at most a tenth of its largest value.
 
     A derivative of compact support is so covered, and zero where the code is saturated. 2 for ATan(alpha=2). A 0-dim tensor.
@@ -65,7 +71,10 @@ def reach(surrogate: Surrogate, replace: Surrogate | None = None, device: torch.
     ends = []
     for s in (surrogate, replace):
         if s is not None:
-            low = s.derivative(torch.stack((-r, r))).amax(0) <= s.derivative(r[:, None] * z).max() / 10
+            low = (
+                s.derivative(torch.stack((-r, r))).amax(0)
+                <= s.derivative(r[:, None] * z).max() / 10
+            )
             ends.append(torch.where(low, 2 * r, math.inf).amin())
     end = torch.stack(ends).amax()
     return torch.where(end.isinf(), 2.0, end)
@@ -75,13 +84,19 @@ def keep(memory: str, u: Tensor, theta: Any, width: Any, reach: float | Tensor) 
     """The code of the membrane u: bfloat16, or uint8 with 128 and above where the neuron fired."""
     z, fired = u - theta, u >= theta
     if memory == "bfloat16":
-        return torch.copysign(z.to(torch.bfloat16), torch.where(fired, 1.0, -1.0).to(torch.bfloat16))
+        return torch.copysign(
+            z.to(torch.bfloat16), torch.where(fired, 1.0, -1.0).to(torch.bfloat16)
+        )
     k = (z if width is None else z / width) * (128 / reach) + 128
     k = torch.where(k > torch.where(fired, 128, 0), k, torch.where(fired, 128.0, 0.0).to(k))
-    return torch.where(k < torch.where(fired, 255, 127), k, torch.where(fired, 255.0, 127.0).to(k)).to(torch.uint8)
+    return torch.where(
+        k < torch.where(fired, 255, 127), k, torch.where(fired, 255.0, 127.0).to(k)
+    ).to(torch.uint8)
 
 
-def recall(memory: str, code: Tensor, theta: Any, width: Any, reach: float | Tensor, dtype: torch.dtype) -> Tensor:
+def recall(
+    memory: str, code: Tensor, theta: Any, width: Any, reach: float | Tensor, dtype: torch.dtype
+) -> Tensor:
     """The membrane that a code stands for, on the side of the threshold where it was."""
     if memory == "bfloat16":
         z, fired = code.to(dtype), ~torch.signbit(code)
@@ -96,8 +111,12 @@ def recall(memory: str, code: Tensor, theta: Any, width: Any, reach: float | Ten
 
 def pack(flags: Tensor) -> Tensor:
     """uint8: bit i of byte k is element 8 k + i of the flags in C order; the last byte is filled with zeros."""
-    flags = torch.nn.functional.pad(flags.reshape(-1).to(torch.uint8), (0, -flags.numel() % 8)).view(-1, 8)
-    return (flags << torch.arange(8, dtype=torch.uint8, device=flags.device)).sum(1, dtype=torch.uint8)
+    flags = torch.nn.functional.pad(
+        flags.reshape(-1).to(torch.uint8), (0, -flags.numel() % 8)
+    ).view(-1, 8)
+    return (flags << torch.arange(8, dtype=torch.uint8, device=flags.device)).sum(
+        1, dtype=torch.uint8
+    )
 
 
 def unpack(bits: Tensor, n: int) -> Tensor:

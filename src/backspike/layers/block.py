@@ -57,7 +57,11 @@ class Taken:
 
     def over_time(self) -> Tensor:
         """[T, B, ...]."""
-        return self.x.expand(self.repeats, *self.x.shape[1:]) if self.repeats and self.repeats > 1 else self.x
+        return (
+            self.x.expand(self.repeats, *self.x.shape[1:])
+            if self.repeats and self.repeats > 1
+            else self.x
+        )
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,11 @@ class Block:
 
     def _multiplies_again(self) -> bool:
         """Whether the product's input is kept and multiplied again in the backward pass."""
-        again = isinstance(self.neuron, LIF) and self.neuron.memory == "checkpoint" and plain(self.product, PRODUCTS)
+        again = (
+            isinstance(self.neuron, LIF)
+            and self.neuron.memory == "checkpoint"
+            and plain(self.product, PRODUCTS)
+        )
         return again and not self._why_apart()
 
     def _apart(self, y: Tensor, neuron: nn.Module) -> Any:
@@ -118,7 +126,9 @@ class Block:
         if self.norm is None:
             return neuron(y)
         # in the state's dtype, as the op that joins them computes: hooked into, recorded or not, the spikes are the same
-        narrow = any(p.dtype.itemsize == 2 for p in self.norm.parameters())  # torch's norms take no wider input than these
+        narrow = any(
+            p.dtype.itemsize == 2 for p in self.norm.parameters()
+        )  # torch's norms take no wider input than these
         return neuron(over_time(y if narrow else y.to(state_dtype(y)), [self.norm])).to(y.dtype)
 
     def why_norm_apart(self) -> str:
@@ -141,7 +151,9 @@ class Block:
             return "the spikes are watched"
         return "" if pool_kind(self.pool) else "it is not torch's pool of 2x2 or has hooks"
 
-    def _result(self, taken: Taken, neuron: LIF, reader: nn.Linear | None, add: Tensor | None = None) -> Result:
+    def _result(
+        self, taken: Taken, neuron: LIF, reader: nn.Linear | None, add: Tensor | None = None
+    ) -> Result:
         """Of the neuron, with its spikes pooled where the pool is joined."""
         x = taken.x
         neuron.begin(x.device)
@@ -152,7 +164,16 @@ class Block:
         record_active = norm is None and reader is not None and _may_be_sampled(neuron, reader)
         options = neuron.options() | {"record_active": record_active, "record_state": seen}
         options["record_bits"] = torch.is_grad_enabled()
-        part = _Part(self.product, taken.sent, norm, pool, neuron.initial_state(None), options, neuron.backend, add)
+        part = _Part(
+            self.product,
+            taken.sent,
+            norm,
+            pool,
+            neuron.initial_state(None),
+            options,
+            neuron.backend,
+            add,
+        )
         result = part.recomputed(x) if taken.repeats is None else part.result(x, taken.repeats)
         if seen:
             neuron.see(Output(result.spikes, result.state, result.membrane), result.moments)
@@ -196,7 +217,9 @@ class _Part:
 
         def run(again: bool, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
             # on copies without a graph both times: other ways of a product could round otherwise
-            tensors = tensors if again else tuple(None if t is None else t.detach() for t in tensors)
+            tensors = (
+                tensors if again else tuple(None if t is None else t.detach() for t in tensors)
+            )
             part = self._on(tensors, again)
             result = part.result(*once(x.expand(T, *x.shape[1:]), _given(part.product), part.sent))
             return result.spikes, result.state, *(result.moments or (None, None)), result.active
@@ -212,7 +235,9 @@ class _Part:
         """What learns in it, in the order of `_on`."""
         p = dict(self.product.named_parameters()) if self.product is not None else {}
         affine = (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
-        constants = [t if isinstance(t := self.options[name], Tensor) else None for name in _CONSTANTS]
+        constants = [
+            t if isinstance(t := self.options[name], Tensor) else None for name in _CONSTANTS
+        ]
         return [p.get("weight"), p.get("bias"), *affine, self.v0, *constants]
 
     def _on(self, tensors: Sequence[Tensor | None], again: bool) -> _Part:
@@ -225,7 +250,9 @@ class _Part:
             norm = replace(norm, weight=gamma, bias=beta)
             if again and norm.training:
                 norm = replace(norm, running_mean=None, running_var=None)
-        options = self.options | {name: t for name, t in zip(_CONSTANTS, constants) if t is not None}
+        options = self.options | {
+            name: t for name, t in zip(_CONSTANTS, constants) if t is not None
+        }
         return replace(self, product=product, norm=norm, v0=v0, options=options)
 
 
@@ -245,9 +272,16 @@ def _may_be_sampled(neuron: LIF, reader: nn.Linear) -> bool:
     if reader.weight.device.type != "cpu":
         return False  # and reading the mask's probability would wait for the device
     mask, _, base = unwrap(neuron.surrogate)
-    everywhere = float(not isinstance(base, _BOUNDED))  # the part of the neurons that want it wherever their potential is
+    everywhere = float(
+        not isinstance(base, _BOUNDED)
+    )  # the part of the neurons that want it wherever their potential is
     if mask is not None and neuron.mask_p is not None:
-        p, replaced = float(neuron.mask_p), mask.replace is not None and not isinstance(mask.replace, _BOUNDED)
+        p, replaced = (
+            float(neuron.mask_p),
+            mask.replace is not None and not isinstance(mask.replace, _BOUNDED),
+        )
         everywhere = (1 - p) * everywhere + p * replaced
-    at_best = Choice().decide(torch.float32, _MANY, reader.in_features, reader.out_features, None, everywhere)
+    at_best = Choice().decide(
+        torch.float32, _MANY, reader.in_features, reader.out_features, None, everywhere
+    )
     return torch.is_grad_enabled() and at_best.input != "dense"

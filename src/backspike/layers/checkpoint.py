@@ -54,15 +54,27 @@ class _Checkpoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         if torch.is_grad_enabled():
-            raise RuntimeError("backspike: double backward through a spiking layer is not defined; use create_graph=False")
+            raise RuntimeError(
+                "backspike: double backward through a spiking layer is not defined; use create_graph=False"
+            )
         x, *tensors = ctx.saved_tensors
         given = [ctx.packed.unpack() if x is None else x, *tensors]
         needs = ctx.needs_input_grad[1:]
-        given = [None if t is None else t.detach().requires_grad_(need) for t, need in zip(given, needs)]
+        given = [
+            None if t is None else t.detach().requires_grad_(need) for t, need in zip(given, needs)
+        ]
         kind, dtype, enabled = ctx.autocast
         with torch.enable_grad(), torch.autocast(kind, dtype, enabled):
             outputs = ctx.run(True, *given)
-        known = [(o, g) for o, g in zip(outputs, grads) if g is not None and o is not None and o.requires_grad]
+        known = [
+            (o, g)
+            for o, g in zip(outputs, grads)
+            if g is not None and o is not None and o.requires_grad
+        ]
         wanted = [t for t in given if t is not None and t.requires_grad]
-        found = iter(torch.autograd.grad([o for o, _ in known], wanted, [g for _, g in known], allow_unused=True))
+        found = iter(
+            torch.autograd.grad(
+                [o for o, _ in known], wanted, [g for _, g in known], allow_unused=True
+            )
+        )
         return None, *(next(found) if t is not None and t.requires_grad else None for t in given)

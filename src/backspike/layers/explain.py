@@ -32,20 +32,33 @@ _KEPT = {
 def explain(model: nn.Module) -> str:
     """A table as text, one line per spiking layer: its name and type, the backend and why, what it keeps for the backward pass,
     and what runs with it as one op. A linear layer that has run says which way its products take."""
-    device = next((t.device for tensors in (model.parameters(), model.buffers()) for t in tensors), torch.device("cpu"))
+    device = next(
+        (t.device for tensors in (model.parameters(), model.buffers()) for t in tensors),
+        torch.device("cpu"),
+    )
     names = {m: name or "(model)" for name, m in model.named_modules()}
     blocks, chosen = _blocks(model), dict(choices(model))
     rows = []
     for layer, name in names.items():
         if isinstance(layer, LIF | Integrator):
             backend, why = _backend(layer, device)
-            rows.append((name, type(layer).__name__, backend, why, _together(layer, blocks.get(layer), backend, names)))
+            rows.append(
+                (
+                    name,
+                    type(layer).__name__,
+                    backend,
+                    why,
+                    _together(layer, blocks.get(layer), backend, names),
+                )
+            )
         elif name in chosen:
             rows.append((name, type(layer).__name__, "cpu", str(chosen[name]), ""))
     if not any(isinstance(layer, LIF | Integrator) for layer in names):
         return "no spiking layer here: nothing for a kernel to do"
     widths = [max(len(r[i]) for r in rows) for i in range(4)]
-    return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(r, widths)), r[4]]).rstrip() for r in rows)
+    return "\n".join(
+        "  ".join([*(cell.ljust(w) for cell, w in zip(r, widths)), r[4]]).rstrip() for r in rows
+    )
 
 
 def _blocks(model: nn.Module) -> dict[nn.Module | None, Block]:
@@ -65,7 +78,9 @@ def _backend(layer: LIF | Integrator, device: torch.device) -> tuple[str, str]:
     return kernel.choose(layer.backend, prepare(x, None, **{**layer.options(), "seed": 0}))
 
 
-def _together(layer: LIF | Integrator, block: Block | None, backend: str, names: dict[nn.Module, str]) -> str:
+def _together(
+    layer: LIF | Integrator, block: Block | None, backend: str, names: dict[nn.Module, str]
+) -> str:
     """What it keeps, what of its block runs with it as one op, and why the rest does not."""
     if not isinstance(layer, LIF):
         return ""
@@ -74,11 +89,24 @@ def _together(layer: LIF | Integrator, block: Block | None, backend: str, names:
         return kept
     if reason := why_called(layer):
         return f"{kept}; called by itself: {reason}"
-    elsewhere = "" if backend in ("cpu", "triton") else f"backend {backend} runs one after the other"
-    parts = (block.norm, elsewhere or block.why_norm_apart()), (block.pool, elsewhere or block.why_pool_apart())
-    told = [(f"{type(part).__name__} {names.get(part, '')}".rstrip(), why) for part, why in parts if part is not None]
+    elsewhere = (
+        "" if backend in ("cpu", "triton") else f"backend {backend} runs one after the other"
+    )
+    parts = (
+        (block.norm, elsewhere or block.why_norm_apart()),
+        (block.pool, elsewhere or block.why_pool_apart()),
+    )
+    told = [
+        (f"{type(part).__name__} {names.get(part, '')}".rstrip(), why)
+        for part, why in parts
+        if part is not None
+    ]
     joined = " and ".join(text for text, why in told if not why)
-    if layer.memory == "checkpoint" and block.product is not None and plain(block.product, PRODUCTS):
+    if (
+        layer.memory == "checkpoint"
+        and block.product is not None
+        and plain(block.product, PRODUCTS)
+    ):
         kept = f"keeps the input of {names.get(block.product, type(block.product).__name__)}"
     elif joined:
         kept = "keeps what the norm gets"

@@ -16,13 +16,20 @@ from ..neuron.lif import LIF
 from ..neuron.streaming import Streaming
 from .over_time import OverTime
 
-_KEPT = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.MultiheadAttention)  # of torch.nn.modules.activation
+_KEPT = (
+    nn.Softmax,
+    nn.Softmax2d,
+    nn.LogSoftmax,
+    nn.MultiheadAttention,
+)  # of torch.nn.modules.activation
 _OF_TIME = (OverTime, Streaming)
 _BATCH_SECOND = (nn.RNNBase, nn.MultiheadAttention, nn.Transformer)  # where batch_first is not set
 
 
 def from_torch(
-    model: nn.Module, neuron: Callable[[], nn.Module] = LIF, replace: Sequence[type[nn.Module]] = (nn.ReLU, nn.ReLU6)
+    model: nn.Module,
+    neuron: Callable[[], nn.Module] = LIF,
+    replace: Sequence[type[nn.Module]] = (nn.ReLU, nn.ReLU6),
 ) -> nn.Module:
     """A copy of `model` with `neuron()` in the place of each module of the types `replace`: `[T, B, ...] -> [T, B, ...]`.
 
@@ -76,7 +83,9 @@ class _Time:
         x, *others = args
         if not isinstance(x, Tensor) or x.dim() < 2 or others:
             got = f"shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"a model of bs.from_torch takes one input [T, B, ...], got {got} and {len(others)} more")
+            raise ValueError(
+                f"a model of bs.from_torch takes one input [T, B, ...], got {got} and {len(others)} more"
+            )
         self.T = len(x)
         self.ran.clear()
         return (x.flatten(0, 1),)
@@ -86,15 +95,21 @@ class _Time:
         if y is None:  # the model raised
             return None
         if not isinstance(y, Tensor):
-            raise TypeError(f"a model of bs.from_torch must return one tensor, got {type(y).__name__}")
+            raise TypeError(
+                f"a model of bs.from_torch must return one tensor, got {type(y).__name__}"
+            )
         return _unfolded(y, T)
 
 
 def _unfolded(x: Tensor, T: int | None) -> Tensor:
     if T is None:
-        raise RuntimeError("this is a part of a model that bs.from_torch made; call the whole model")
+        raise RuntimeError(
+            "this is a part of a model that bs.from_torch made; call the whole model"
+        )
     if len(x) % T:
-        raise ValueError(f"T={T} timesteps are not in the batch of {list(x.shape)}: a layer before has moved the dimensions")
+        raise ValueError(
+            f"T={T} timesteps are not in the batch of {list(x.shape)}: a layer before has moved the dimensions"
+        )
     return x.unflatten(0, (T, -1))
 
 

@@ -41,9 +41,13 @@ class MPBN(LIF):
             raise ValueError("MPBN needs channels=, the size of dimension 2 of the input")
         super().__init__(tau, channels=channels, **options)
         if self.v_reset is None:
-            raise ValueError("MPBN needs a hard reset, v_reset=0.0: the threshold is one of the normalised membrane")
+            raise ValueError(
+                "MPBN needs a hard reset, v_reset=0.0: the threshold is one of the normalised membrane"
+            )
         if self.memory != "exact":
-            raise ValueError(f"MPBN keeps a graph over T: memory must be 'exact', got {self.memory!r}")
+            raise ValueError(
+                f"MPBN keeps a graph over T: memory must be 'exact', got {self.memory!r}"
+            )
         self.norm = AnyBatchNorm(channels)
 
     def compute(
@@ -53,7 +57,10 @@ class MPBN(LIF):
         watched = options["record_membrane"] or options["record_moments"]
         if watched or torch.is_grad_enabled() or not self.folds():
             return _steps(prepare(x, v0, repeats=repeats, **options), self.norm)
-        return compute(prepare(x, v0, repeats=repeats, **options | {"v_threshold": self.folded_threshold()}), self.backend)
+        return compute(
+            prepare(x, v0, repeats=repeats, **options | {"v_threshold": self.folded_threshold()}),
+            self.backend,
+        )
 
     def folds(self) -> bool:
         """Whether the norm is, for the mode and the weights as they are, a change of the threshold."""
@@ -83,5 +90,7 @@ def _steps(call: kernel.Call, norm: nn.Module) -> tuple[Output, kernel.Moments |
         spikes.append(s.to(x.dtype))
         normalised.append(n)
     n_seq = torch.stack(normalised) if rule.record_membrane or rule.record_moments else None
-    moments = reference.membrane_moments(n_seq) if n_seq is not None and rule.record_moments else None
+    moments = (
+        reference.membrane_moments(n_seq) if n_seq is not None and rule.record_moments else None
+    )
     return Output(torch.stack(spikes), v, n_seq if rule.record_membrane else None), moments

@@ -42,11 +42,17 @@ class AnyBatchNorm(_BatchNorm):
     synced = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return _over_ranks(applied(self, x), x) if self.synced and self.training else super().forward(x)
+        return (
+            _over_ranks(applied(self, x), x)
+            if self.synced and self.training
+            else super().forward(x)
+        )
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() < 2:
-            raise ValueError(f"{type(self).__name__} needs an input [N, C, ...], got shape {list(x.shape)}")
+            raise ValueError(
+                f"{type(self).__name__} needs an input [N, C, ...], got shape {list(x.shape)}"
+            )
 
 
 class SyncNorm(AnyBatchNorm):
@@ -62,11 +68,19 @@ class TDBN(AnyBatchNorm):
     """
 
     def __init__(
-        self, channels: int, branches: int = 1, *, v_threshold: float = 1.0, eps: float = 1e-5, momentum: float = 0.1
+        self,
+        channels: int,
+        branches: int = 1,
+        *,
+        v_threshold: float = 1.0,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
     ) -> None:
         super().__init__(channels, eps, momentum)
         if not (v_threshold > 0 and branches >= 1):
-            raise ValueError(f"v_threshold must be positive and branches at least 1, got {v_threshold} and {branches}")
+            raise ValueError(
+                f"v_threshold must be positive and branches at least 1, got {v_threshold} and {branches}"
+            )
         self.branches, self.v_threshold = branches, v_threshold
         self.factor = v_threshold / math.sqrt(branches)
 
@@ -75,7 +89,15 @@ class TDBN(AnyBatchNorm):
         if self.synced and self.training:
             return _over_ranks(n, x)
         return torch.batch_norm(
-            x, n.weight, n.bias, n.running_mean, n.running_var, n.training, n.momentum, n.eps, torch.backends.cudnn.enabled
+            x,
+            n.weight,
+            n.bias,
+            n.running_mean,
+            n.running_var,
+            n.training,
+            n.momentum,
+            n.eps,
+            torch.backends.cudnn.enabled,
         )
 
     def extra_repr(self) -> str:
@@ -95,7 +117,9 @@ class TEBN(AnyBatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) != len(self.scale):
-            raise ValueError(f"TEBN has factors for T={len(self.scale)} timesteps, got an input of {len(x)}: {list(x.shape)}")
+            raise ValueError(
+                f"TEBN has factors for T={len(self.scale)} timesteps, got an input of {len(x)}: {list(x.shape)}"
+            )
         y: Tensor = super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         return y * self.scale.to(y.dtype).view(-1, *[1] * (y.dim() - 1))
 
@@ -134,11 +158,18 @@ def synced(model: nn.Module) -> None:
             m.synced = True
         elif type(m) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             twin = SyncNorm(m.num_features, m.eps, m.momentum, m.affine, m.track_running_stats)
-            twin._parameters, twin._buffers, twin.training, twin.synced = m._parameters, m._buffers, m.training, True
+            twin._parameters, twin._buffers, twin.training, twin.synced = (
+                m._parameters,
+                m._buffers,
+                m.training,
+                True,
+            )
             owner, _, child = name.rpartition(".")
             setattr(model.get_submodule(owner), child, twin)
         elif isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm):
-            raise ValueError(f"{name} is a {type(m).__name__}, which cannot be told to sum over ranks; set --sync_norm False")
+            raise ValueError(
+                f"{name} is a {type(m).__name__}, which cannot be told to sum over ranks; set --sync_norm False"
+            )
 
 
 def _over_ranks(n: Norm, x: Tensor) -> Tensor:
@@ -180,7 +211,9 @@ class _OverRanks(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor, *_: Any) -> Any:
         y, r, samples = ctx.saved_tensors
         dims, shape = [d for d in range(y.dim()) if d != 1], (1, -1, *[1] * (y.dim() - 2))
-        sums = torch.stack([g.sum(dims, dtype=torch.float64), (g * y).sum(dims, dtype=torch.float64)])
+        sums = torch.stack(
+            [g.sum(dims, dtype=torch.float64), (g * y).sum(dims, dtype=torch.float64)]
+        )
         mean, along = (distributed.summed(sums) / samples).to(y.dtype)
         gx = r.to(y.dtype).view(shape) * (g - mean.view(shape) - y * along.view(shape))
         return gx, None

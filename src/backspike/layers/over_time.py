@@ -51,9 +51,13 @@ class OverTime(nn.Sequential):
     def __init__(self, *layers: Any) -> None:
         super().__init__(*layers)
         if any(isinstance(m, Streaming) for m in self.modules()):
-            raise TypeError("OverTime folds T into the batch, so a spiking layer must stand beside it, not inside it")
+            raise TypeError(
+                "OverTime folds T into the batch, so a spiking layer must stand beside it, not inside it"
+            )
         if {m for m in self.modules() if isinstance(m, TEBN)} - set(flat(self)):
-            raise TypeError("TEBN must be one of the layers of OverTime, not within a module among them, to be shown the time")
+            raise TypeError(
+                "TEBN must be one of the layers of OverTime, not within a module among them, to be shown the time"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         return over_time(x, flat(self))
@@ -125,7 +129,12 @@ def pool_kind(pool: Any) -> str | None:
     if not plain(pool, POOLS):
         return None
     ours = (2, (2, 2))
-    if pool.kernel_size not in ours or pool.stride not in ours or pool.padding not in (0, (0, 0)) or pool.ceil_mode:
+    if (
+        pool.kernel_size not in ours
+        or pool.stride not in ours
+        or pool.padding not in (0, (0, 0))
+        or pool.ceil_mode
+    ):
         return None
     if isinstance(pool, nn.AvgPool2d):
         return "avg" if pool.divisor_override is None else None
@@ -139,7 +148,12 @@ def _apply(layer: nn.Module, x: Tensor, repeats: int) -> Tensor:
         return synapse.linear(x, layer)
     if (kind := pool_kind(layer)) and not torch.compiler.is_compiling():
         return max_pool(x) if kind == "max" else avg_pool(x)
-    if repeats > 1 and isinstance(layer, BATCH_NORMS) and layer.training and layer.track_running_stats:
+    if (
+        repeats > 1
+        and isinstance(layer, BATCH_NORMS)
+        and layer.training
+        and layer.track_running_stats
+    ):
         return _norm_of_copies(layer, x, repeats)
     return layer(x)
 

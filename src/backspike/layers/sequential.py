@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from ..kernel.call import Sent
 from ..neuron.lif import LIF
 from .block import Block
-from .over_time import BATCH_NORMS, POOLS, PRODUCTS, OverTime, entered_by_linear, flat, hooked, over_time, plain
+from .over_time import (
+    BATCH_NORMS,
+    POOLS,
+    PRODUCTS,
+    OverTime,
+    entered_by_linear,
+    flat,
+    hooked,
+    over_time,
+    plain,
+)
 
 
 class Sequential(nn.Sequential):
@@ -75,7 +85,13 @@ def _reader(steps: Sequence[Step]) -> nn.Linear | None:
     """The linear layer that reads what enters these steps."""
     layers: list[nn.Module | None] = []
     for step in steps:
-        layers += step.layers if isinstance(step, Stateless) else [step.product] if isinstance(step, Block) else [None]
+        layers += (
+            step.layers
+            if isinstance(step, Stateless)
+            else [step.product]
+            if isinstance(step, Block)
+            else [None]
+        )
         if not isinstance(step, Stateless):
             break
     return entered_by_linear(layers)
@@ -92,13 +108,21 @@ def plan(layers: Iterable[nn.Module]) -> list[Step]:
             waiting.append(m)
             continue
         spikes = isinstance(m, LIF)
-        norm = waiting.pop() if spikes and waiting and isinstance(waiting[-1], BATCH_NORMS) else None
-        product = waiting.pop() if spikes and waiting and isinstance(waiting[-1], PRODUCTS) else None
+        norm = (
+            waiting.pop() if spikes and waiting and isinstance(waiting[-1], BATCH_NORMS) else None
+        )
+        product = (
+            waiting.pop() if spikes and waiting and isinstance(waiting[-1], PRODUCTS) else None
+        )
         if waiting:
             steps.append(Stateless(waiting))
             waiting = []
         if spikes:
-            pool = items.popleft()[0] if items and isinstance(items[0][0], POOLS) and items[0][1] else None
+            pool = (
+                items.popleft()[0]
+                if items and isinstance(items[0][0], POOLS) and items[0][1]
+                else None
+            )
             steps.append(Block(product, norm, m, pool))
         else:
             steps.append(Called(m))
@@ -108,7 +132,11 @@ def plan(layers: Iterable[nn.Module]) -> list[Step]:
 def _items(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, bool]]:
     """The layers, with those of a Sequential in its place; with whether they are stateless, to be run over time."""
     for m in layers:
-        if isinstance(m, nn.Sequential) and type(m) in (Sequential, nn.Sequential) and not hooked(m):
+        if (
+            isinstance(m, nn.Sequential)
+            and type(m) in (Sequential, nn.Sequential)
+            and not hooked(m)
+        ):
             yield from _items(m)
         elif isinstance(m, OverTime) and plain(m, (OverTime,)):
             yield from ((layer, True) for layer in flat(m))

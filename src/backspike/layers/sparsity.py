@@ -33,7 +33,11 @@ FEWEST = 64  # rows and columns; narrower matrices leave lanes empty
 EVENTS_BELOW = {torch.float32: (0.4, 0.5), torch.bfloat16: (0.25, 0.2)}
 VALUED = 0.75
 FEWEST_CHANNELS = 16
-_WAYS = {"forward": ("dense", "gather", "lookup"), "weight": ("dense", "gather", "lookup"), "input": ("dense", "sample")}
+_WAYS = {
+    "forward": ("dense", "gather", "lookup"),
+    "weight": ("dense", "gather", "lookup"),
+    "input": ("dense", "sample"),
+}
 
 
 @dataclass
@@ -47,8 +51,12 @@ class Choice:
     forward: str = "dense"  # of _WAYS, as the next two
     weight: str = "dense"
     input: str = "dense"
-    spikes: float | None = None  # part of the inputs that spiked, or that are not zero; None: they were no spikes
-    h: float | None = None  # part of the neurons in front whose surrogate derivative is not zero; None: unknown
+    spikes: float | None = (
+        None  # part of the inputs that spiked, or that are not zero; None: they were no spikes
+    )
+    h: float | None = (
+        None  # part of the neurons in front whose surrogate derivative is not zero; None: unknown
+    )
 
     def state(self) -> dict[str, str | float | None]:
         return asdict(self)
@@ -56,7 +64,11 @@ class Choice:
     def load(self, state: dict[str, Any]) -> None:
         for field in fields(self):
             value = state[field.name]
-            if value not in _WAYS[field.name] if field.name in _WAYS else not isinstance(value, float | None):
+            if (
+                value not in _WAYS[field.name]
+                if field.name in _WAYS
+                else not isinstance(value, float | None)
+            ):
                 raise ValueError(f"{field.name} of a product is {value!r}")
             setattr(self, field.name, value)
 
@@ -67,7 +79,9 @@ class Choice:
         products = f"forward {words[self.forward]} ({spikes}), weight gradient {words[self.weight]}"
         return f"{products}, input gradient {words[self.input]}{h}"
 
-    def decide(self, dtype: torch.dtype, M: int, K: int, N: int, spikes: float | None, h: float | None) -> Choice:
+    def decide(
+        self, dtype: torch.dtype, M: int, K: int, N: int, spikes: float | None, h: float | None
+    ) -> Choice:
         """The ways for `[M, K]` inputs and N outputs, from now on."""
         if not worth_it(dtype, M, K, N):
             self.forward = self.weight = self.input = "dense"
@@ -75,8 +89,12 @@ class Choice:
             tiled = dtype == torch.bfloat16 and _multiplies_tiles()
             part = TILED if tiled else 1.0
             gather, lookup = ("gather", GATHER_BELOW * part), ("lookup", 2.0)
-            self.forward = _way(self.forward, [gather] + [lookup] * (M >= LOOKUP_ROWS and not tiled), spikes)
-            self.weight = _way(self.weight, [gather] + [lookup] * (K >= LOOKUP_ROWS and not tiled), spikes)
+            self.forward = _way(
+                self.forward, [gather] + [lookup] * (M >= LOOKUP_ROWS and not tiled), spikes
+            )
+            self.weight = _way(
+                self.weight, [gather] + [lookup] * (K >= LOOKUP_ROWS and not tiled), spikes
+            )
             self.input = _way(self.input, [("sample", SAMPLE_BELOW * part * N / (N + START))], h)
         self.spikes, self.h = spikes, h
         return self
@@ -94,7 +112,12 @@ class Choice:
 
 def worth_it(dtype: torch.dtype, M: int, K: int, N: int) -> bool:
     """Whether a product of this size can be faster than a dense one at all."""
-    return min(M, K, N) >= FEWEST and M * K * N >= WORTH_IT and dtype in sparse.DTYPES and sparse.available()
+    return (
+        min(M, K, N) >= FEWEST
+        and M * K * N >= WORTH_IT
+        and dtype in sparse.DTYPES
+        and sparse.available()
+    )
 
 
 def _multiplies_tiles() -> bool:

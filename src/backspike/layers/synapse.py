@@ -48,7 +48,16 @@ def convolution(x: Tensor, layer: nn.Module, bits: Tensor | None = None) -> Tens
     geometry = layer.stride, padding, layer.dilation, False, (0,) * len(layer.stride), layer.groups
     dtype = _compute_dtype(x)
     window = _window(x, layer, dtype)
-    return _Convolution.apply(x, layer.weight, layer.bias, bits, geometry, dtype, window, choice(layer) if window else None)
+    return _Convolution.apply(
+        x,
+        layer.weight,
+        layer.bias,
+        bits,
+        geometry,
+        dtype,
+        window,
+        choice(layer) if window else None,
+    )
 
 
 def infer(x: Tensor, layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -64,7 +73,12 @@ def infer(x: Tensor, layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _window(x: Tensor, layer: Any, dtype: torch.dtype) -> Geometry | None:
     """How the layer's window moves, if adding what is not zero can be faster than a dense convolution at all."""
-    if type(layer) is not nn.Conv2d or x.dim() != 4 or layer.groups != 1 or layer.padding_mode != "zeros":
+    if (
+        type(layer) is not nn.Conv2d
+        or x.dim() != 4
+        or layer.groups != 1
+        or layer.padding_mode != "zeros"
+    ):
         return None
     padding = _padding(layer)
     if (
@@ -74,14 +88,25 @@ def _window(x: Tensor, layer: Any, dtype: torch.dtype) -> Geometry | None:
         or x.shape[1] != layer.in_channels
     ):
         return None
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or dtype not in sparse.DTYPES or not library.available():
+    if (
+        torch.compiler.is_compiling()
+        or x.device.type != "cpu"
+        or dtype not in sparse.DTYPES
+        or not library.available()
+    ):
         return None
     window = Geometry(layer.stride, padding, layer.dilation)  # type: ignore[arg-type]
     size = window.outputs(x.shape[2:], layer.kernel_size)
-    return window if min(size) > 0 and math.prod(size) * len(x) * layer.weight.numel() >= sparsity.WORTH_IT else None
+    return (
+        window
+        if min(size) > 0 and math.prod(size) * len(x) * layer.weight.numel() >= sparsity.WORTH_IT
+        else None
+    )
 
 
-def linear(x: Tensor, layer: nn.Module, active: Tensor | None = None, bits: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor, layer: nn.Module, active: Tensor | None = None, bits: Tensor | None = None
+) -> Tensor:
     """`layer(x)` for a Linear and x `[..., K]`, keeping x as bits where it can, by the products that its `choice` names.
 
     active: where the derivative h of the neuron that sent x is not zero, as bits (uint8, bit i of byte k is element 8 k + i of
@@ -97,12 +122,16 @@ def linear(x: Tensor, layer: nn.Module, active: Tensor | None = None, bits: Tens
         bits = None  # they are of x as it lies, and a copy of it in C order is what is multiplied
         if x.device.type != "cpu":
             return layer(x)
-    if active is not None and (active.dtype != torch.uint8 or active.numel() != (x.numel() + 7) // 8):
+    if active is not None and (
+        active.dtype != torch.uint8 or active.numel() != (x.numel() + 7) // 8
+    ):
         raise ValueError(
             f"active: got {tuple(active.shape)} {active.dtype}, want uint8 with one bit for each of {x.numel()} inputs"
         )
     dtype = _compute_dtype(x)
-    learns = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in layer.parameters()))
+    learns = torch.is_grad_enabled() and (
+        x.requires_grad or any(p.requires_grad for p in layer.parameters())
+    )
     if not learns:
         return _infer(x, layer, dtype)
     return _Linear.apply(x, layer.weight, layer.bias, active, bits, choice(layer), dtype)
@@ -110,7 +139,12 @@ def linear(x: Tensor, layer: nn.Module, active: Tensor | None = None, bits: Tens
 
 def _plain(x: Tensor, layer: nn.Module, bits: Tensor | None = None) -> bool:
     """Whether calling this layer of torch's own would do nothing but its forward, on tensors that the functions here know."""
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    hooks = (
+        layer._forward_hooks,
+        layer._forward_pre_hooks,
+        layer._backward_hooks,
+        layer._backward_pre_hooks,
+    )
     everywhere = (
         _module._global_forward_hooks,
         _module._global_forward_pre_hooks,
@@ -153,11 +187,21 @@ def _infer(x: Tensor, layer: nn.Linear, dtype: torch.dtype) -> Tensor:
     if not worth_it(dtype, len(x2), layer.in_features, layer.out_features):
         return layer(x)
     packed = pack(x2)
-    way = Choice().decide(dtype, len(x2), layer.in_features, layer.out_features, _spikes(packed), None).forward
-    return layer(x) if way == "dense" else _added(packed, layer.weight.to(dtype), layer.bias, way, x.shape)
+    way = (
+        Choice()
+        .decide(dtype, len(x2), layer.in_features, layer.out_features, _spikes(packed), None)
+        .forward
+    )
+    return (
+        layer(x)
+        if way == "dense"
+        else _added(packed, layer.weight.to(dtype), layer.bias, way, x.shape)
+    )
 
 
-def _added(packed: Packed, weight: Tensor, bias: Tensor | None, way: str, shape: torch.Size) -> Tensor:
+def _added(
+    packed: Packed, weight: Tensor, bias: Tensor | None, way: str, shape: torch.Size
+) -> Tensor:
     y = _as_spikes(packed).times(weight, bias, way)  # type: ignore[arg-type]
     return torch.ops.aten._unsafe_view(y, (*shape[:-1], weight.shape[0]))
 
@@ -194,7 +238,9 @@ def _keep(ctx: Any, packed: Packed | None, *others: Tensor | None) -> None:
 
 def _kept(ctx: Any) -> tuple[Packed | None, tuple[Tensor, ...]]:
     if torch.is_grad_enabled():
-        raise RuntimeError("backspike: double backward through a layer's packed input is not defined; use create_graph=False")
+        raise RuntimeError(
+            "backspike: double backward through a layer's packed input is not defined; use create_graph=False"
+        )
     codes, *others = ctx.saved_tensors
     return None if ctx.packed is None else replace(ctx.packed, codes=codes), tuple(others)
 
@@ -231,7 +277,12 @@ class _Convolution(torch.autograd.Function):
             ways = made.forward, made.weight
             packed = _last(packed, x) if "gather" in ways else packed
         _keep(ctx, packed if weight.requires_grad else None, weight)
-        ctx.geometry, ctx.window, ctx.dtype, ctx.x_form = geometry, window, dtype, (x.shape, x.stride())
+        ctx.geometry, ctx.window, ctx.dtype, ctx.x_form = (
+            geometry,
+            window,
+            dtype,
+            (x.shape, x.stride()),
+        )
         ctx.way, ctx.bias_sizes = ways[1], None if bias is None else bias.shape
         with torch.autocast(x.device.type, enabled=False):
             if packed and window and ways[0] == "gather":
@@ -246,15 +297,26 @@ class _Convolution(torch.autograd.Function):
             return (None,) * 8
         needs, gathered = list(ctx.needs_input_grad[:3]), None
         if packed and needs[1] and ctx.way == "gather":
-            gathered = _as_events(packed).weight_gradient(g.contiguous(memory_format=torch.channels_last), weight, ctx.window)
+            gathered = _as_events(packed).weight_gradient(
+                g.contiguous(memory_format=torch.channels_last), weight, ctx.window
+            )
             needs[1] = False
         # without the weight's gradient only the form of x is read
         form: Any = {"dtype": ctx.dtype, "device": g.device}
-        x = packed.unpack(ctx.dtype) if packed and needs[1] else torch.empty_strided(*ctx.x_form, **form)
+        x = (
+            packed.unpack(ctx.dtype)
+            if packed and needs[1]
+            else torch.empty_strided(*ctx.x_form, **form)
+        )
         with torch.autocast(g.device.type, enabled=False):
             given = g, x, weight.to(ctx.dtype), ctx.bias_sizes, *ctx.geometry, needs
             gx, gw, gb = torch.ops.aten.convolution_backward(*given) if any(needs) else (None,) * 3
-        return gx, gw if gathered is None else gathered, gb, *(None,) * 5  # autograd casts them to their dtypes
+        return (
+            gx,
+            gw if gathered is None else gathered,
+            gb,
+            *(None,) * 5,
+        )  # autograd casts them to their dtypes
 
 
 class _Linear(torch.autograd.Function):
@@ -274,7 +336,12 @@ class _Linear(torch.autograd.Function):
         active = active if x.requires_grad and sparse.available() else None
         h = None if active is None else count(active) / max(x.numel(), 1)
         choice.decide(dtype, len(x2), weight.shape[1], weight.shape[0], _spikes(packed), h)
-        _keep(ctx, packed if weight.requires_grad else None, weight, active if choice.input == "sample" else None)
+        _keep(
+            ctx,
+            packed if weight.requires_grad else None,
+            weight,
+            active if choice.input == "sample" else None,
+        )
         ctx.ways, ctx.dtype, ctx.shape = (choice.weight, choice.input), dtype, x.shape
         with torch.autocast(x.device.type, enabled=False):
             if choice.forward != "dense":

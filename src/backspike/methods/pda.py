@@ -129,11 +129,15 @@ class PotentialAdjustment(Handle):
     ) -> None:
         super().__init__()
         if target not in _TARGETS:
-            raise ValueError(f"PotentialAdjustment: target is one of {', '.join(_TARGETS)}, got {target!r}")
+            raise ValueError(
+                f"PotentialAdjustment: target is one of {', '.join(_TARGETS)}, got {target!r}"
+            )
         if form not in ("moments", "softmax"):
             raise ValueError(f"PotentialAdjustment: form is 'moments' or 'softmax', got {form!r}")
         if form == "softmax" and (target != "spikes" or per_channel):
-            raise ValueError("PotentialAdjustment: form='softmax' has the target 'spikes' and no per_channel")
+            raise ValueError(
+                "PotentialAdjustment: form='softmax' has the target 'spikes' and no per_channel"
+            )
         for name, value in (("strength", strength), ("warmup", warmup)):
             if not value >= 0:
                 raise ValueError(f"PotentialAdjustment: {name} must not be negative, got {value}")
@@ -146,12 +150,16 @@ class PotentialAdjustment(Handle):
         measure = self._softmax_distance if form == "softmax" else self._moment_distance
         for name, layer in _chosen(model, layers).items():
             see = partial(self._see, name, measure)
-            self.undo.append(watch(layer, Watcher(see, membrane=form == "softmax", moments=form == "moments")))
+            self.undo.append(
+                watch(layer, Watcher(see, membrane=form == "softmax", moments=form == "moments"))
+            )
 
     def loss(self) -> Tensor:
         """strength * mean D over the watched layers' last calls, a scalar; each forward pass can be used once."""
         if not self._distances:
-            raise RuntimeError("PotentialAdjustment.loss(): no watched layer ran since the last call")
+            raise RuntimeError(
+                "PotentialAdjustment.loss(): no watched layer ran since the last call"
+            )
         distance = torch.stack(list(self._distances.values())).mean()
         self._distances.clear()
         strength = self.strength
@@ -169,7 +177,14 @@ class PotentialAdjustment(Handle):
             raise ValueError(f"step is {state['step']!r}, not a count of calls")
         self.step = state["step"]
 
-    def _see(self, name: str, measure: Callable[..., Tensor], layer: LIF, out: Output, moments: Moments | None) -> None:
+    def _see(
+        self,
+        name: str,
+        measure: Callable[..., Tensor],
+        layer: LIF,
+        out: Output,
+        moments: Moments | None,
+    ) -> None:
         self._distances[name] = measure(layer, out, moments).to(out.state.dtype)
 
     def _moment_distance(self, layer: LIF, out: Output, moments: Moments) -> Tensor:
@@ -187,7 +202,9 @@ class PotentialAdjustment(Handle):
         assert u is not None
         assert s is not None
         if u.dim() < 3:
-            raise ValueError(f"PotentialAdjustment: form='softmax' needs features, [T, B, ...], got shape {list(u.shape)}")
+            raise ValueError(
+                f"PotentialAdjustment: form='softmax' needs features, [T, B, ...], got shape {list(u.shape)}"
+            )
         log_p = u.flatten(2).log_softmax(-1)
         with torch.no_grad():
             log_q = (layer.constants()[1] * s.to(u.dtype)).flatten(2).log_softmax(-1)
@@ -201,5 +218,7 @@ def _chosen(model: nn.Module, layers: Collection[str] | None) -> dict[str, LIF]:
     if layers is None:
         return spiking
     if isinstance(layers, str) or not layers or set(layers) - set(spiking):
-        raise ValueError(f"PotentialAdjustment: layers are names out of {list(spiking)}, got {layers!r}")
+        raise ValueError(
+            f"PotentialAdjustment: layers are names out of {list(spiking)}, got {layers!r}"
+        )
     return {name: spiking[name] for name in layers}

@@ -69,7 +69,9 @@ class _Rule:
         if self.pair not in ("pre_post", "pre_pre"):
             raise ValueError(f"scale_gradients: pair is 'pre_post' or 'pre_pre', got {self.pair!r}")
         if self.normalise not in ("layer", "channel"):
-            raise ValueError(f"scale_gradients: normalise is 'layer' or 'channel', got {self.normalise!r}")
+            raise ValueError(
+                f"scale_gradients: normalise is 'layer' or 'channel', got {self.normalise!r}"
+            )
 
 
 def weight_gradient(layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
@@ -81,21 +83,40 @@ def weight_gradient(layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
     padding = layer.padding
     if layer.padding_mode != "zeros" or isinstance(padding, str):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode), (0,) * len(layer.kernel_size)
+        x, padding = (
+            F.pad(x, layer._reversed_padding_repeated_twice, mode=mode),
+            (0,) * len(layer.kernel_size),
+        )
     # only the shape of the weight is read
     shape = layer.weight.detach().to(g.dtype)
-    options = (None, layer.stride, padding, layer.dilation, False, (0,) * len(layer.kernel_size), layer.groups)
+    options = (
+        None,
+        layer.stride,
+        padding,
+        layer.dilation,
+        False,
+        (0,) * len(layer.kernel_size),
+        layer.groups,
+    )
     return torch.ops.aten.convolution_backward(g, x, shape, *options, (False, True, False))[1]
 
 
 def scale(C: Tensor, alpha: float, rule: _Rule) -> Tensor:
     """A from C, both in the shape of the weights."""
-    top = C.max() if rule.normalise == "layer" else C.flatten(1).amax(1).view(-1, *[1] * (C.dim() - 1))
-    A = torch.where(top > 0, (1 - alpha) + alpha * (C / top.clamp(min=torch.finfo(C.dtype).tiny)), 1.0)
+    top = (
+        C.max()
+        if rule.normalise == "layer"
+        else C.flatten(1).amax(1).view(-1, *[1] * (C.dim() - 1))
+    )
+    A = torch.where(
+        top > 0, (1 - alpha) + alpha * (C / top.clamp(min=torch.finfo(C.dtype).tiny)), 1.0
+    )
     return A / A.mean() if rule.mean_preserving else A
 
 
-def scaled_weight_gradient(layer: Any, x: Tensor, post: Tensor, g: Tensor, alpha: float, rule: _Rule) -> Tensor:
+def scaled_weight_gradient(
+    layer: Any, x: Tensor, post: Tensor, g: Tensor, alpha: float, rule: _Rule
+) -> Tensor:
     """sum_t A[t] dW[t] from the input x, the spikes post and the gradient g of the layer's output, each `[T, B, ...]`."""
     dtype = layer.weight.dtype if layer.weight.dtype == torch.float64 else torch.float32
     total = torch.zeros_like(layer.weight, dtype=dtype)
@@ -128,7 +149,9 @@ class _Spikes(_Mark):
 class _Use(_Mark):
     """The output of a linear or convolution layer in one forward pass, where the gradient of its weight is computed."""
 
-    def __init__(self, name: str, layer: Any, x: Tensor, y: Tensor, scaling: GradientScaling) -> None:
+    def __init__(
+        self, name: str, layer: Any, x: Tensor, y: Tensor, scaling: GradientScaling
+    ) -> None:
         super().__init__(name)
         self.layer, self.x, self.shape, self.scaling = layer, x.detach(), y.shape, scaling
         self.post: Tensor | None = None
@@ -139,7 +162,9 @@ class _Use(_Mark):
             if self.name not in scaling.scaled or not scaling.alpha:
                 return weight_gradient(self.layer, self.x, g).to(dtype)
             if self.post is None:
-                raise RuntimeError(f"scale_gradients: layer {self.name!r} ran, but not {scaling.scaled[self.name]!r} after it")
+                raise RuntimeError(
+                    f"scale_gradients: layer {self.name!r} ran, but not {scaling.scaled[self.name]!r} after it"
+                )
             T, folded = self.post.shape[0], self.shape != self.post.shape
             x, g = (a.unflatten(0, (T, -1)) if folded else a for a in (self.x, g))
             return scaled_weight_gradient(self.layer, x, self.post, g, scaling.alpha, scaling.rule)
@@ -171,16 +196,22 @@ class GradientScaling(Handle):
         self.alpha, self.rule = alpha, rule
         self.scaled: dict[str, str] = {}
         self.not_scaled: dict[str, str] = {}
-        self._layers: dict[str, Any] = {n: m for n, m in learning_layers(model) if not getattr(m, "transposed", False)}
+        self._layers: dict[str, Any] = {
+            n: m for n, m in learning_layers(model) if not getattr(m, "transposed", False)
+        }
         if not self._layers:
-            raise ValueError("scale_gradients: no linear or convolution layer of this model has a weight that learns")
+            raise ValueError(
+                "scale_gradients: no linear or convolution layer of this model has a weight that learns"
+            )
         self._trace: _Trace | None = None  # while the first forward pass runs
         self._hidden: dict[str, nn.Parameter] = {}  # while a layer runs
         self._waiting: dict[str, list[_Use]] = {}  # by the spiking layer that is to follow
         self._hook(model, model.register_forward_pre_hook, self._begin)
         for name, layer in self._layers.items():
             self._hook(layer, layer.register_forward_pre_hook, self._before_layer, name)
-            self._hook(layer, layer.register_forward_hook, self._after_layer, name, always_call=True)
+            self._hook(
+                layer, layer.register_forward_hook, self._after_layer, name, always_call=True
+            )
         for name, neuron in spiking_layers(model).items():
             self._hook(neuron, neuron.register_forward_pre_hook, self._before_spikes, name)
             self._hook(neuron, neuron.register_forward_hook, self._after_spikes, name)
@@ -212,9 +243,18 @@ class GradientScaling(Handle):
         ]
         return "\n".join(rows)
 
-    def _hook(self, module: nn.Module, register: Callable[..., Any], see: Callable[..., Any], *name: str, **how: bool) -> None:
+    def _hook(
+        self,
+        module: nn.Module,
+        register: Callable[..., Any],
+        see: Callable[..., Any],
+        *name: str,
+        **how: bool,
+    ) -> None:
         # a copy of the model brings its hooks along; they are not meant for it
-        self.undo.append(register(lambda m, *rest: see(*name, m, *rest) if m is module else None, **how).remove)
+        self.undo.append(
+            register(lambda m, *rest: see(*name, m, *rest) if m is module else None, **how).remove
+        )
 
     def _begin(self, model: nn.Module, args: Any) -> None:
         self._trace = _Trace() if torch.is_grad_enabled() and not self.traced else None
@@ -224,7 +264,9 @@ class GradientScaling(Handle):
         if not torch.is_grad_enabled():
             return
         if self._trace is None and not self.traced:
-            raise RuntimeError("scale_gradients: the first forward pass must be one of the whole model, not of a part of it")
+            raise RuntimeError(
+                "scale_gradients: the first forward pass must be one of the whole model, not of a part of it"
+            )
         if self._trace is not None or (name in self.scaled and self.alpha):
             # the layer runs on a weight without gradient: _Use computes it
             self._hidden[name] = layer._parameters["weight"]
@@ -257,7 +299,9 @@ class GradientScaling(Handle):
             return None
         self._trace.spikes[name] = spikes.detach()
         # the anchor makes a graph through spikes that nothing learned has led to
-        spikes = _Through.apply(spikes, torch.zeros((), device=spikes.device, requires_grad=True), _Spikes(name))
+        spikes = _Through.apply(
+            spikes, torch.zeros((), device=spikes.device, requires_grad=True), _Spikes(name)
+        )
         return out._replace(spikes=spikes) if isinstance(out, Output) else spikes
 
     def _end(self, model: nn.Module, args: Any, out: Any) -> None:
@@ -274,7 +318,9 @@ class GradientScaling(Handle):
         if not self.scaled:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.not_scaled.items())
             self.not_scaled.clear()
-            raise RuntimeError(f"scale_gradients: no layer of this model can be scaled ({reasons}); leave it uncompiled")
+            raise RuntimeError(
+                f"scale_gradients: no layer of this model can be scaled ({reasons}); leave it uncompiled"
+            )
 
 
 # operations in the graph of autograd: those that only move elements, those of norms and additions, those that pool
@@ -297,7 +343,9 @@ class _Trace:
     """What the first forward pass showed, and what follows from it."""
 
     def __init__(self) -> None:
-        self.uses: dict[str, list[tuple[_Use, Any]]] = {}  # with the node of the graph that the input of the layer comes from
+        self.uses: dict[
+            str, list[tuple[_Use, Any]]
+        ] = {}  # with the node of the graph that the input of the layer comes from
         self.currents: list[tuple[str, Any]] = []  # spiking layers, with the node likewise
         self.spikes: dict[str, Tensor] = {}
 
@@ -308,7 +356,9 @@ class _Trace:
             return "", "it runs more than once in a forward pass" if uses else "it did not run"
         use, source = uses[0]
         post, reason = self._post(use)
-        return post, _no_spikes(source, rule) or reason or _wrong_shape(use, self.spikes[post], rule)
+        return post, _no_spikes(source, rule) or reason or _wrong_shape(
+            use, self.spikes[post], rule
+        )
 
     def _post(self, use: _Use) -> tuple[str, str]:
         """(the one spiking layer it feeds, why there is none or "")."""
@@ -338,18 +388,29 @@ def _no_spikes(source: Any, rule: _Rule) -> str:
     if obstacles := sorted({obstacle for _, obstacle in found} - {""}):
         cure = "; pool_pre=True allows that" if obstacles[0] in _POOLS else ""
         return f"{obstacles[0]} lies between the spikes and its input{cure}"
-    return "" if all(isinstance(mark, _Spikes) for mark, _ in found) else "its input is spikes only in part"
+    return (
+        ""
+        if all(isinstance(mark, _Spikes) for mark, _ in found)
+        else "its input is spikes only in part"
+    )
 
 
 def _wrong_shape(use: _Use, post: Tensor, rule: _Rule) -> str:
     """Why traces at the two ends do not fit together, or ""."""
     x, y = list(use.x.shape), list(use.shape)
-    linear, folded = isinstance(use.layer, nn.Linear), [post.shape[0] * post.shape[1], *post.shape[2:]]
+    linear, folded = (
+        isinstance(use.layer, nn.Linear),
+        [post.shape[0] * post.shape[1], *post.shape[2:]],
+    )
     if y != folded and not (linear and y == list(post.shape)):
         return f"its output {y} and the spikes after it {list(post.shape)} differ in shape"
     if not linear and x[2:] != y[2:]:
         return f"its input and its output differ in size, {x[2:]} and {y[2:]}"
-    return "pair='pre_pre' needs as many outputs as inputs" if rule.pair == "pre_pre" and x != y else ""
+    return (
+        "pair='pre_pre' needs as many outputs as inputs"
+        if rule.pair == "pre_pre" and x != y
+        else ""
+    )
 
 
 def _origins(node: Any, passed: frozenset[str]) -> set[tuple[_Mark | None, str]]:

@@ -46,7 +46,9 @@ def mask_weight_gradients(model: nn.Module, p: float = 0.5) -> WeightMask:
     """
     weights = {id(layer.weight): layer.weight for _, layer in learning_layers(model)}
     if not weights:
-        raise ValueError("mask_weight_gradients: no linear or convolution layer of this model has a weight that learns")
+        raise ValueError(
+            "mask_weight_gradients: no linear or convolution layer of this model has a weight that learns"
+        )
     return WeightMask(list(weights.values()), p)
 
 
@@ -54,6 +56,8 @@ def learning_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, layer in model.named_modules():
         if isinstance(layer, WEIGHTED):
             if not isinstance(layer._parameters.get("weight"), nn.Parameter):
-                raise ValueError(f"layer {name!r}: its weight is computed (a parametrization), not a parameter with a gradient")
+                raise ValueError(
+                    f"layer {name!r}: its weight is computed (a parametrization), not a parameter with a gradient"
+                )
             if layer.weight.requires_grad:
                 yield name, layer

@@ -210,7 +210,18 @@ class MLP(_Named):
 # what a recipe may name
 NETWORKS: tuple[type, ...] = (
     *(ConvNet, VGGSNN, CIFARNet, VGG11, VGG16),
-    *(ResNet18, ResNet34, ResNet50, SEWResNet18, SEWResNet34, SEWResNet50, MSResNet18, ResNet19, ResNet20, ResNet32),
+    *(
+        ResNet18,
+        ResNet34,
+        ResNet50,
+        SEWResNet18,
+        SEWResNet34,
+        SEWResNet50,
+        MSResNet18,
+        ResNet19,
+        ResNet20,
+        ResNet32,
+    ),
     *(Spikformer, MLP),
 )
 __all__ = ["Model", "NETWORKS", *(network.__name__ for network in NETWORKS), *_HOME]

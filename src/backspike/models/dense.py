@@ -46,7 +46,9 @@ class MLPNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 3 or x.shape[2] != self.in_channels:
-            raise ValueError(f"expected input [T, B, {self.in_channels}], got shape {list(x.shape)}")
+            raise ValueError(
+                f"expected input [T, B, {self.in_channels}], got shape {list(x.shape)}"
+            )
         return run((self.features, self.classifier), x)
 
 
@@ -67,9 +69,16 @@ def mlp(
     """
     blocks: list[nn.Module] = []
     for inputs, features in zip((in_channels, *hidden), hidden):
-        blocks += [OverTime(nn.Linear(inputs, features, bias=False), norm(features)), _spiking(features, recurrent, neuron)]
+        blocks += [
+            OverTime(nn.Linear(inputs, features, bias=False), norm(features)),
+            _spiking(features, recurrent, neuron),
+        ]
         blocks += [OverTime(nn.Dropout(dropout))] if dropout else []
-    return MLPNet(Sequential(*blocks), OverTime(nn.Linear((in_channels, *hidden)[-1], num_classes)), in_channels)
+    return MLPNet(
+        Sequential(*blocks),
+        OverTime(nn.Linear((in_channels, *hidden)[-1], num_classes)),
+        in_channels,
+    )
 
 
 def _spiking(features: int, recurrent: bool, neuron: Neuron) -> nn.Module:

@@ -38,7 +38,9 @@ class _Shortcut(nn.Sequential):
         return Block(*self).run(x)
 
 
-def _shortcut(inputs: int, outputs: int, stride: int, norm: NormLayer, neuron: Neuron | None = None) -> _Shortcut | None:
+def _shortcut(
+    inputs: int, outputs: int, stride: int, norm: NormLayer, neuron: Neuron | None = None
+) -> _Shortcut | None:
     if stride == 1 and inputs == outputs:
         return None
     convolution = _conv(inputs, outputs, 1, stride)
@@ -56,14 +58,28 @@ class Basic(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm) -> None:
+    def __init__(
+        self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm
+    ) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.sn1 = _conv(inputs, width, 3, stride), norm(width), neuron(channels=width)
-        self.conv2, self.bn2, self.sn2 = _conv(width, width, 3), norm(width, branches=2), neuron(channels=width)
+        self.conv1, self.bn1, self.sn1 = (
+            _conv(inputs, width, 3, stride),
+            norm(width),
+            neuron(channels=width),
+        )
+        self.conv2, self.bn2, self.sn2 = (
+            _conv(width, width, 3),
+            norm(width, branches=2),
+            neuron(channels=width),
+        )
         self.downsample = _shortcut(inputs, width, stride, norm)
 
     def spiking_blocks(self) -> Sequence[Block]:
-        return Block(self.conv1, self.bn1, self.sn1), Block(self.conv2, self.bn2), Block(neuron=self.sn2)
+        return (
+            Block(self.conv1, self.bn1, self.sn1),
+            Block(self.conv2, self.bn2),
+            Block(neuron=self.sn2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         *convolutions, last = self.spiking_blocks()
@@ -75,11 +91,25 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm) -> None:
+    def __init__(
+        self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm
+    ) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.sn1 = _conv(inputs, width, 1), norm(width), neuron(channels=width)
-        self.conv2, self.bn2, self.sn2 = _conv(width, width, 3, stride), norm(width), neuron(channels=width)
-        self.conv3, self.bn3, self.sn3 = _conv(width, 4 * width, 1), norm(4 * width, branches=2), neuron(channels=4 * width)
+        self.conv1, self.bn1, self.sn1 = (
+            _conv(inputs, width, 1),
+            norm(width),
+            neuron(channels=width),
+        )
+        self.conv2, self.bn2, self.sn2 = (
+            _conv(width, width, 3, stride),
+            norm(width),
+            neuron(channels=width),
+        )
+        self.conv3, self.bn3, self.sn3 = (
+            _conv(width, 4 * width, 1),
+            norm(4 * width, branches=2),
+            neuron(channels=4 * width),
+        )
         self.downsample = _shortcut(inputs, 4 * width, stride, norm)
 
     def spiking_blocks(self) -> Sequence[Block]:
@@ -96,9 +126,15 @@ class SEWBasic(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm) -> None:
+    def __init__(
+        self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm
+    ) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.sn1 = _conv(inputs, width, 3, stride), norm(width), neuron(channels=width)
+        self.conv1, self.bn1, self.sn1 = (
+            _conv(inputs, width, 3, stride),
+            norm(width),
+            neuron(channels=width),
+        )
         self.conv2, self.bn2, self.sn2 = _conv(width, width, 3), norm(width), neuron(channels=width)
         self.downsample = _shortcut(inputs, width, stride, norm, neuron)
 
@@ -114,15 +150,33 @@ class SEWBottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm) -> None:
+    def __init__(
+        self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm
+    ) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.sn1 = _conv(inputs, width, 1), norm(width), neuron(channels=width)
-        self.conv2, self.bn2, self.sn2 = _conv(width, width, 3, stride), norm(width), neuron(channels=width)
-        self.conv3, self.bn3, self.sn3 = _conv(width, 4 * width, 1), norm(4 * width), neuron(channels=4 * width)
+        self.conv1, self.bn1, self.sn1 = (
+            _conv(inputs, width, 1),
+            norm(width),
+            neuron(channels=width),
+        )
+        self.conv2, self.bn2, self.sn2 = (
+            _conv(width, width, 3, stride),
+            norm(width),
+            neuron(channels=width),
+        )
+        self.conv3, self.bn3, self.sn3 = (
+            _conv(width, 4 * width, 1),
+            norm(4 * width),
+            neuron(channels=4 * width),
+        )
         self.downsample = _shortcut(inputs, 4 * width, stride, norm, neuron)
 
     def spiking_blocks(self) -> Sequence[Block]:
-        conv_norm_neuron = (self.conv1, self.bn1, self.sn1), (self.conv2, self.bn2, self.sn2), (self.conv3, self.bn3, self.sn3)
+        conv_norm_neuron = (
+            (self.conv1, self.bn1, self.sn1),
+            (self.conv2, self.bn2, self.sn2),
+            (self.conv3, self.bn3, self.sn3),
+        )
         return [Block(*layers) for layers in conv_norm_neuron]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,14 +188,28 @@ class MSBasic(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm) -> None:
+    def __init__(
+        self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm
+    ) -> None:
         super().__init__()
-        self.sn1, self.conv1, self.bn1 = neuron(channels=inputs), _conv(inputs, width, 3, stride), norm(width)
-        self.sn2, self.conv2, self.bn2 = neuron(channels=width), _conv(width, width, 3), norm(width, branches=2)
+        self.sn1, self.conv1, self.bn1 = (
+            neuron(channels=inputs),
+            _conv(inputs, width, 3, stride),
+            norm(width),
+        )
+        self.sn2, self.conv2, self.bn2 = (
+            neuron(channels=width),
+            _conv(width, width, 3),
+            norm(width, branches=2),
+        )
         self.downsample = _shortcut(inputs, width, stride, norm)
 
     def spiking_blocks(self) -> Sequence[Block]:
-        return Block(neuron=self.sn1), Block(self.conv1, self.bn1, self.sn2), Block(self.conv2, self.bn2)
+        return (
+            Block(neuron=self.sn1),
+            Block(self.conv1, self.bn1, self.sn2),
+            Block(self.conv2, self.bn2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return through(self.spiking_blocks(), x) + _around(self.downsample, x)
@@ -174,7 +242,11 @@ class ResNet(nn.Module):
             raise ValueError(f"stem: 'cifar' or 'imagenet', got {stem!r}")
         inputs, currents = widths[0], kind is MSBasic
         self.in_channels = in_channels
-        self.conv1 = _conv(in_channels, inputs, 3) if stem == "cifar" else _conv(in_channels, inputs, 7, stride=2)
+        self.conv1 = (
+            _conv(in_channels, inputs, 3)
+            if stem == "cifar"
+            else _conv(in_channels, inputs, 7, stride=2)
+        )
         self.bn1 = norm(inputs)
         # of currents, the first block's neuron makes spikes, and a last one the spikes that are pooled
         self.sn1 = None if currents else neuron(channels=inputs)
@@ -199,17 +271,26 @@ class ResNet(nn.Module):
                 nn.init.zeros_(last.weight)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for key in [key for key in state_dict if ".downsample_sn." in key]:  # SpikingJelly's neuron of a SEW shortcut
+        for key in [
+            key for key in state_dict if ".downsample_sn." in key
+        ]:  # SpikingJelly's neuron of a SEW shortcut
             state_dict[key.replace(".downsample_sn.", ".downsample.2.")] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def spiking_blocks(self) -> Sequence[Block]:
         stem = Block(self.conv1, self.bn1, self.sn1, self.maxpool)
-        return stem, Block(neuron=self.sn, pool=self.avgpool), Block(self.fc1, None, self.sn_fc1), Block(self.fc)
+        return (
+            stem,
+            Block(neuron=self.sn, pool=self.avgpool),
+            Block(self.fc1, None, self.sn_fc1),
+            Block(self.fc),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 5 or x.shape[2] != self.in_channels:
-            raise ValueError(f"expected input [T, B, {self.in_channels}, H, W], got shape {list(x.shape)}")
+            raise ValueError(
+                f"expected input [T, B, {self.in_channels}, H, W], got shape {list(x.shape)}"
+            )
         stem, *head = self.spiking_blocks()
         x = stem.run(x)
         for i in range(self.stages):
@@ -231,7 +312,15 @@ def resnet18(
 ) -> ResNet:
     """ResNet18 with the neuron after the addition, as paper A uses it."""
     return ResNet(
-        Basic, (2, 2, 2, 2), _WIDTHS, num_classes, in_channels, stem, neuron, norm, zero_init_residual=zero_init_residual
+        Basic,
+        (2, 2, 2, 2),
+        _WIDTHS,
+        num_classes,
+        in_channels,
+        stem,
+        neuron,
+        norm,
+        zero_init_residual=zero_init_residual,
     )
 
 
@@ -246,7 +335,15 @@ def resnet34(
 ) -> ResNet:
     """ResNet34 with the neuron after the addition."""
     return ResNet(
-        Basic, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron, norm, zero_init_residual=zero_init_residual
+        Basic,
+        (3, 4, 6, 3),
+        _WIDTHS,
+        num_classes,
+        in_channels,
+        stem,
+        neuron,
+        norm,
+        zero_init_residual=zero_init_residual,
     )
 
 
@@ -261,7 +358,15 @@ def resnet50(
 ) -> ResNet:
     """ResNet50 with the neuron after the addition."""
     return ResNet(
-        Bottleneck, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron, norm, zero_init_residual=zero_init_residual
+        Bottleneck,
+        (3, 4, 6, 3),
+        _WIDTHS,
+        num_classes,
+        in_channels,
+        stem,
+        neuron,
+        norm,
+        zero_init_residual=zero_init_residual,
     )
 
 
@@ -276,7 +381,15 @@ def sew_resnet18(
 ) -> ResNet:
     """SEW-ResNet18 (Fang et al. 2021)."""
     return ResNet(
-        SEWBasic, (2, 2, 2, 2), _WIDTHS, num_classes, in_channels, stem, neuron, norm, zero_init_residual=zero_init_residual
+        SEWBasic,
+        (2, 2, 2, 2),
+        _WIDTHS,
+        num_classes,
+        in_channels,
+        stem,
+        neuron,
+        norm,
+        zero_init_residual=zero_init_residual,
     )
 
 
@@ -291,7 +404,15 @@ def sew_resnet34(
 ) -> ResNet:
     """SEW-ResNet34 (Fang et al. 2021), paper A's network for ImageNet."""
     return ResNet(
-        SEWBasic, (3, 4, 6, 3), _WIDTHS, num_classes, in_channels, stem, neuron, norm, zero_init_residual=zero_init_residual
+        SEWBasic,
+        (3, 4, 6, 3),
+        _WIDTHS,
+        num_classes,
+        in_channels,
+        stem,
+        neuron,
+        norm,
+        zero_init_residual=zero_init_residual,
     )
 
 
@@ -329,20 +450,56 @@ def ms_resnet18(
 ) -> ResNet:
     """MS-ResNet18 (Hu et al. 2021), with torchvision's shortcuts and stems."""
     return ResNet(
-        MSBasic, (2, 2, 2, 2), _WIDTHS, num_classes, in_channels, stem, neuron, norm, zero_init_residual=zero_init_residual
+        MSBasic,
+        (2, 2, 2, 2),
+        _WIDTHS,
+        num_classes,
+        in_channels,
+        stem,
+        neuron,
+        norm,
+        zero_init_residual=zero_init_residual,
     )
 
 
-def resnet19(num_classes: int = 10, in_channels: int = 3, *, neuron: Neuron = LIF, norm: NormLayer = batch_norm) -> ResNet:
+def resnet19(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    neuron: Neuron = LIF,
+    norm: NormLayer = batch_norm,
+) -> ResNet:
     """ResNet19 of paper C (Zheng et al. 2021, arXiv 2011.05280): stages 128-256-512 and a spiking linear layer of 256."""
-    return ResNet(Basic, (3, 3, 2), (128, 256, 512), num_classes, in_channels, "cifar", neuron, norm, hidden=256)
+    return ResNet(
+        Basic,
+        (3, 3, 2),
+        (128, 256, 512),
+        num_classes,
+        in_channels,
+        "cifar",
+        neuron,
+        norm,
+        hidden=256,
+    )
 
 
-def resnet20(num_classes: int = 10, in_channels: int = 3, *, neuron: Neuron = LIF, norm: NormLayer = batch_norm) -> ResNet:
+def resnet20(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    neuron: Neuron = LIF,
+    norm: NormLayer = batch_norm,
+) -> ResNet:
     """ResNet20 of paper D (Park et al. 2023): stages 64-128-256 of three blocks."""
     return ResNet(Basic, (3, 3, 3), (64, 128, 256), num_classes, in_channels, "cifar", neuron, norm)
 
 
-def resnet32(num_classes: int = 10, in_channels: int = 3, *, neuron: Neuron = LIF, norm: NormLayer = batch_norm) -> ResNet:
+def resnet32(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    neuron: Neuron = LIF,
+    norm: NormLayer = batch_norm,
+) -> ResNet:
     """ResNet32 of paper D (Park et al. 2023): stages 64-128-256 of five blocks."""
     return ResNet(Basic, (5, 5, 5), (64, 128, 256), num_classes, in_channels, "cifar", neuron, norm)

@@ -21,7 +21,9 @@ Neuron = Callable[..., nn.Module]
 SCALE = 0.25
 
 
-def _convolution(inputs: int, outputs: int, neuron: Neuron, norm: NormLayer, kernel: int = 1, pool: bool = False) -> Sequential:
+def _convolution(
+    inputs: int, outputs: int, neuron: Neuron, norm: NormLayer, kernel: int = 1, pool: bool = False
+) -> Sequential:
     convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=kernel == 1)
     layers = [OverTime(convolution, norm(outputs)), neuron(channels=outputs)]
     return Sequential(*layers, OverTime(nn.MaxPool2d(3, 2, 1))) if pool else Sequential(*layers)
@@ -33,7 +35,12 @@ class Patches(nn.Module):
     def __init__(self, in_channels: int, dim: int, neuron: Neuron, norm: NormLayer) -> None:
         super().__init__()
         widths = (in_channels, dim // 8, dim // 4, dim // 2, dim)
-        self.split = Sequential(*(_convolution(a, b, neuron, norm, 3, i > 1) for i, (a, b) in enumerate(pairwise(widths))))
+        self.split = Sequential(
+            *(
+                _convolution(a, b, neuron, norm, 3, i > 1)
+                for i, (a, b) in enumerate(pairwise(widths))
+            )
+        )
         self.position = _convolution(dim, dim, neuron, norm, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +59,9 @@ class Attention(nn.Module):
         self.project = _convolution(dim, dim, neuron, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part(x).flatten(3).unflatten(2, (self.heads, -1)) for part in (self.q, self.k, self.v))
+        q, k, v = (
+            part(x).flatten(3).unflatten(2, (self.heads, -1)) for part in (self.q, self.k, self.v)
+        )
         # [T, B, heads, d, N]: without a softmax (v k^T) q is the same, and d is smaller than the number of places
         attended = (v @ k.transpose(-1, -2)) @ q * SCALE
         return run((self.neuron, self.project), attended.reshape(x.shape))
@@ -64,7 +73,9 @@ class Encoder(nn.Module):
     def __init__(self, dim: int, heads: int, hidden: int, neuron: Neuron, norm: NormLayer) -> None:
         super().__init__()
         self.attention = Attention(dim, heads, neuron, norm)
-        self.mlp = Sequential(_convolution(dim, hidden, neuron, norm), _convolution(hidden, dim, neuron, norm))
+        self.mlp = Sequential(
+            _convolution(dim, hidden, neuron, norm), _convolution(hidden, dim, neuron, norm)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(x)
@@ -74,13 +85,22 @@ class Encoder(nn.Module):
 class SpikformerNet(nn.Module):
     """Patches, encoders, average over the places, linear layer: `[T, B, C, H, W] -> [T, B, K]`."""
 
-    def __init__(self, patches: Patches, encoders: nn.Sequential, head: OverTime, in_channels: int) -> None:
+    def __init__(
+        self, patches: Patches, encoders: nn.Sequential, head: OverTime, in_channels: int
+    ) -> None:
         super().__init__()
-        self.patches, self.encoders, self.head, self.in_channels = patches, encoders, head, in_channels
+        self.patches, self.encoders, self.head, self.in_channels = (
+            patches,
+            encoders,
+            head,
+            in_channels,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 5 or x.shape[2] != self.in_channels:
-            raise ValueError(f"expected input [T, B, {self.in_channels}, H, W], got shape {list(x.shape)}")
+            raise ValueError(
+                f"expected input [T, B, {self.in_channels}, H, W], got shape {list(x.shape)}"
+            )
         return self.head(self.encoders(self.patches(x)))
 
 

@@ -32,7 +32,9 @@ class PlainNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 5 or x.shape[2] != self.in_channels:
-            raise ValueError(f"expected input [T, B, {self.in_channels}, H, W], got shape {list(x.shape)}")
+            raise ValueError(
+                f"expected input [T, B, {self.in_channels}, H, W], got shape {list(x.shape)}"
+            )
         return run((self.features, self.classifier), x)
 
 
@@ -63,41 +65,79 @@ def convnet(
             convolution = nn.Conv2d(inputs, width, kernel, padding=kernel // 2, bias=False)
             blocks += [OverTime(convolution, norm(width)), neuron(channels=width)]
         else:
-            raise ValueError(f"layout: expected channels and P joined by '-', as in '32-P-64-P', got {item!r} in {layout!r}")
+            raise ValueError(
+                f"layout: expected channels and P joined by '-', as in '32-P-64-P', got {item!r} in {layout!r}"
+            )
     if size == 0:
-        raise ValueError(f"layout: {layout!r} pools the input away; it is too small for {layout.count('P')} pools")
+        raise ValueError(
+            f"layout: {layout!r} pools the input away; it is too small for {layout.count('P')} pools"
+        )
     head = [nn.Flatten()] if size else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     width *= (size or 1) ** 2
     for features in hidden:
         blocks += [OverTime(*head, spiking_linear(width, features)), neuron(channels=features)]
         head, width = [], features
-    return PlainNet(Sequential(*blocks), OverTime(*head, nn.Linear(width, num_classes)), in_channels)
+    return PlainNet(
+        Sequential(*blocks), OverTime(*head, nn.Linear(width, num_classes)), in_channels
+    )
 
 
 def vggsnn(
-    num_classes: int = 10, in_channels: int = 2, *, size: int = 48, neuron: Neuron = LIF, norm: NormLayer = batch_norm
+    num_classes: int = 10,
+    in_channels: int = 2,
+    *,
+    size: int = 48,
+    neuron: Neuron = LIF,
+    norm: NormLayer = batch_norm,
 ) -> PlainNet:
     """VGGSNN of paper A (Li et al. 2024): 64-128-AP2-256-256-AP2-512-512-AP2-512-512-AP2-FC."""
-    return convnet("64-128-P-256-256-P-512-512-P-512-512-P", num_classes, in_channels, size=size, neuron=neuron, norm=norm)
+    return convnet(
+        "64-128-P-256-256-P-512-512-P-512-512-P",
+        num_classes,
+        in_channels,
+        size=size,
+        neuron=neuron,
+        norm=norm,
+    )
 
 
-def cifarnet(num_classes: int = 10, in_channels: int = 3, *, neuron: Neuron = LIF, norm: NormLayer = batch_norm) -> PlainNet:
+def cifarnet(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    neuron: Neuron = LIF,
+    norm: NormLayer = batch_norm,
+) -> PlainNet:
     """CIFARNet of paper A (Li et al. 2024): 256-256-AP2-256-256-AP2-512-512-AP2-1024-1024-GAP-FC."""
     layout = "256-256-P-256-256-P-512-512-P-1024-1024"
     return convnet(layout, num_classes, in_channels, size=None, neuron=neuron, norm=norm)
 
 
 def vgg11(
-    num_classes: int = 10, in_channels: int = 3, *, size: int = 32, neuron: Neuron = LIF, norm: NormLayer = batch_norm
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    size: int = 32,
+    neuron: Neuron = LIF,
+    norm: NormLayer = batch_norm,
 ) -> PlainNet:
     """VGG11 with average pools and linear layers 512-512-K."""
     layout = "64-P-128-P-256-256-P-512-512-P-512-512-P"
-    return convnet(layout, num_classes, in_channels, size=size, hidden=(512, 512), neuron=neuron, norm=norm)
+    return convnet(
+        layout, num_classes, in_channels, size=size, hidden=(512, 512), neuron=neuron, norm=norm
+    )
 
 
 def vgg16(
-    num_classes: int = 10, in_channels: int = 3, *, size: int = 32, neuron: Neuron = LIF, norm: NormLayer = batch_norm
+    num_classes: int = 10,
+    in_channels: int = 3,
+    *,
+    size: int = 32,
+    neuron: Neuron = LIF,
+    norm: NormLayer = batch_norm,
 ) -> PlainNet:
     """VGG16 with average pools and linear layers 512-512-K, as paper D (Park et al. 2023) uses it."""
     layout = "64-64-P-128-128-P-256-256-256-P-512-512-512-P-512-512-512-P"
-    return convnet(layout, num_classes, in_channels, size=size, hidden=(512, 512), neuron=neuron, norm=norm)
+    return convnet(
+        layout, num_classes, in_channels, size=size, hidden=(512, 512), neuron=neuron, norm=norm
+    )

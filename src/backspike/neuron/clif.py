@@ -33,8 +33,17 @@ class CLIF(LIF):
         if "v_reset" in options:
             raise ValueError("CLIF has a reset of its own, by theta + sig(m); leave v_reset out")
         if memory not in ("exact", "recompute", "checkpoint"):
-            raise ValueError(f"CLIF: memory is exact, recompute or checkpoint, since m depends on all of u; got {memory!r}")
-        super().__init__(tau, v_reset=None, decay_input=decay_input, surrogate=surrogate, memory=memory, **options)
+            raise ValueError(
+                f"CLIF: memory is exact, recompute or checkpoint, since m depends on all of u; got {memory!r}"
+            )
+        super().__init__(
+            tau,
+            v_reset=None,
+            decay_input=decay_input,
+            surrogate=surrogate,
+            memory=memory,
+            **options,
+        )
 
     def options(self) -> dict[str, Any]:
         return super().options() | {"complementary": True}

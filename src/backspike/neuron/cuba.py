@@ -25,10 +25,17 @@ class CubaLIF(LIF):
     """
 
     def __init__(
-        self, tau: float = 2.0, *, tau_synapse: float = 2.0, learn: tuple[str, ...] | str = (), **options: Any
+        self,
+        tau: float = 2.0,
+        *,
+        tau_synapse: float = 2.0,
+        learn: tuple[str, ...] | str = (),
+        **options: Any,
     ) -> None:
         learn = (learn,) if isinstance(learn, str) else tuple(learn)
-        super().__init__(tau, learn=tuple(name for name in learn if name != "tau_synapse"), **options)
+        super().__init__(
+            tau, learn=tuple(name for name in learn if name != "tau_synapse"), **options
+        )
         check_constants(tau_synapse, 1.0, 0.0, self.decay_input, 0.0)
         if "tau_synapse" in learn and math.isinf(tau_synapse):
             raise ValueError("learn='tau_synapse' needs a finite tau_synapse to start from")
@@ -47,7 +54,9 @@ class CubaLIF(LIF):
         current = integrate(x, i0, tau, self.decay_input, self.backend)
         assert current.membrane is not None
         out, moments = super().compute(current.membrane.to(x.dtype), v0, want_state=want_state)
-        return out._replace(state=torch.stack((out.state, current.state)) if want_state else out.state), moments
+        return out._replace(
+            state=torch.stack((out.state, current.state)) if want_state else out.state
+        ), moments
 
     def extra_repr(self) -> str:
         return f"tau_synapse={self.tau_synapse}, {super().extra_repr()}"

@@ -138,18 +138,37 @@ class LIF(Streaming):
             raise ValueError("learn='tau' needs a finite tau to start from; an IF neuron has none")
         mask, parametric, _ = unwrap(surrogate)
         if backend != "auto" and backend not in kernel.backends():
-            raise ValueError(f"unknown backend {backend!r}; here there are: auto, {', '.join(kernel.backends())}")
-        self.tau, self.v_threshold, self.v_reset, self.decay_input = tau, v_threshold, v_reset, decay_input
-        self.surrogate, self.reset_gradient, self.temporal_gradient = surrogate, reset_gradient, temporal_gradient
+            raise ValueError(
+                f"unknown backend {backend!r}; here there are: auto, {', '.join(kernel.backends())}"
+            )
+        self.tau, self.v_threshold, self.v_reset, self.decay_input = (
+            tau,
+            v_threshold,
+            v_reset,
+            decay_input,
+        )
+        self.surrogate, self.reset_gradient, self.temporal_gradient = (
+            surrogate,
+            reset_gradient,
+            temporal_gradient,
+        )
         self.learn, self.channels, self.backend, self.memory = learn, channels, backend, memory
-        self.log_tau_minus_1 = nn.Parameter(torch.tensor(math.log(tau - 1))) if "tau" in learn else None
-        self.threshold = nn.Parameter(torch.tensor(float(v_threshold))) if "threshold" in learn else None
-        self.log_width = nn.Parameter(torch.zeros(_width_shape(parametric, channels))) if parametric else None
+        self.log_tau_minus_1 = (
+            nn.Parameter(torch.tensor(math.log(tau - 1))) if "tau" in learn else None
+        )
+        self.threshold = (
+            nn.Parameter(torch.tensor(float(v_threshold))) if "threshold" in learn else None
+        )
+        self.log_width = (
+            nn.Parameter(torch.zeros(_width_shape(parametric, channels))) if parametric else None
+        )
         check_memory(memory, surrogate, v_reset, v_threshold)
         if lack := lacks(memory, tau=self.log_tau_minus_1, theta=self.threshold, moments=False):
             raise ValueError(f"memory={memory!r} {lack}")
         # a function of the training progress, set by whoever anneals it; so it is no part of the weights
-        self.register_buffer("mask_p", torch.tensor(mask.p, dtype=torch.float64) if mask else None, persistent=False)
+        self.register_buffer(
+            "mask_p", torch.tensor(mask.p, dtype=torch.float64) if mask else None, persistent=False
+        )
         self.seed: Tensor | None = None  # of the last forward pass that kept a graph
         self.watchers: list[Watcher] = []  # see hooks.py
         self.awaits_gradient = False  # since a forward pass that kept a graph; see check_gradients
@@ -169,7 +188,12 @@ class LIF(Streaming):
 
     def forward(self, x: Tensor, v0: Tensor | None = None, repeats: int = 1) -> Any:
         self.begin(x.device)
-        out, moments = self.compute(x, self.initial_state(v0), repeats, v0 is not None or self.streams or bool(self.watchers))
+        out, moments = self.compute(
+            x,
+            self.initial_state(v0),
+            repeats,
+            v0 is not None or self.streams or bool(self.watchers),
+        )
         self.see(out, moments)
         return out.spikes if v0 is None else out
 
@@ -180,7 +204,9 @@ class LIF(Streaming):
 
         want_state=False spares writing the state, which may then come out empty.
         """
-        return compute(prepare(x, v0, repeats=repeats, record_state=want_state, **self.options()), self.backend)
+        return compute(
+            prepare(x, v0, repeats=repeats, record_state=want_state, **self.options()), self.backend
+        )
 
     def begin(self, device: torch.device) -> None:
         """The first thing in a forward pass. With gradients enabled a seed is drawn, once per pass."""
@@ -242,7 +268,9 @@ def _width_shape(parametric: Parametric | None, channels: int | None) -> tuple[i
     if parametric is None or not parametric.per_channel:
         return ()
     if channels is None:
-        raise ValueError("Parametric(per_channel=True) needs channels=, the size of dimension 2 of the input")
+        raise ValueError(
+            "Parametric(per_channel=True) needs channels=, the size of dimension 2 of the input"
+        )
     return (channels,)
 
 
@@ -260,7 +288,9 @@ class PLIF(LIF):
     reads weights of SpikingJelly, where w is learned. Runs as `LIF` does, in one op with its BatchNorm and pool.
     """
 
-    def __init__(self, tau: float = 2.0, *, learn: tuple[str, ...] | str = (), **options: Any) -> None:
+    def __init__(
+        self, tau: float = 2.0, *, learn: tuple[str, ...] | str = (), **options: Any
+    ) -> None:
         learn = (learn,) if isinstance(learn, str) else tuple(learn)
         super().__init__(tau, learn=("tau", *(name for name in learn if name != "tau")), **options)
 
@@ -276,7 +306,11 @@ def neuron_parameters(model: nn.Module) -> list[nn.Parameter]:
 
     Ours: 0.1 times the learning rate of the weights and no weight decay, which would pull a width towards 1.
     """
-    return list({id(p): p for m in model.modules() if isinstance(m, LIF) for p in m.learned().values()}.values())
+    return list(
+        {
+            id(p): p for m in model.modules() if isinstance(m, LIF) for p in m.learned().values()
+        }.values()
+    )
 
 
 def check_gradients(model: nn.Module) -> None:
@@ -291,7 +325,11 @@ def check_gradients(model: nn.Module) -> None:
     for name, layer in model.named_modules():
         if isinstance(layer, LIF):
             if layer.awaits_gradient:
-                silent += [f"{name}.{p}".lstrip(".") for p, value in layer.learned().items() if value.grad is None]
+                silent += [
+                    f"{name}.{p}".lstrip(".")
+                    for p, value in layer.learned().items()
+                    if value.grad is None
+                ]
             layer.awaits_gradient = False
     if silent:
         raise RuntimeError(

@@ -28,9 +28,13 @@ class Recurrent(Streaming):
     def __init__(self, layer: nn.Module, neuron: nn.Module) -> None:
         super().__init__()
         if not isinstance(neuron, LIF):
-            raise TypeError(f"Recurrent: neuron must be a spiking layer such as bs.LIF(), got {type(neuron).__name__}")
+            raise TypeError(
+                f"Recurrent: neuron must be a spiking layer such as bs.LIF(), got {type(neuron).__name__}"
+            )
         if any(isinstance(m, Streaming) for m in layer.modules()):
-            raise TypeError("Recurrent: layer sees one timestep at a time, so no spiking layer may stand inside it")
+            raise TypeError(
+                "Recurrent: layer sees one timestep at a time, so no spiking layer may stand inside it"
+            )
         self.layer, self.neuron = layer, neuron
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,5 +63,7 @@ class Recurrent(Streaming):
     def _current(self, x: Tensor, s: Tensor) -> Tensor:
         back = self.layer(s)
         if back.shape != x.shape:
-            raise ValueError(f"Recurrent: layer must keep the shape of a timestep {list(x.shape)}, got {list(back.shape)}")
+            raise ValueError(
+                f"Recurrent: layer must keep the shape of a timestep {list(x.shape)}, got {list(back.shape)}"
+            )
         return x + back

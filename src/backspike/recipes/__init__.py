@@ -31,7 +31,9 @@ NAMES = {
     "digits": Shipped(digits, here="99.35 ± 0.16 %, 3 seeds, 5 s each"),
     "digits-dvs": Shipped(digits_dvs, here="98.33 ± 0.28 %, 3 seeds, 17-20 s each"),
     "mnist": Shipped(mnist, here="99.32 ± 0.04 %, 3 seeds, 2.5-2.7 min each"),
-    "cifar10-small": Shipped(cifar10_small, here="76.7 % after 10 min (benchmarks/cifar_race.py), 1 seed"),
+    "cifar10-small": Shipped(
+        cifar10_small, here="76.7 % after 10 min (benchmarks/cifar_race.py), 1 seed"
+    ),
     "cifar10": Shipped(cifar10, li2024.reported(95.40, 0.12)),
     "cifar10-crop-flip": Shipped(cifar10_crop_flip, li2024.reported(94.30, 0.22)),
     "cifar100": Shipped(cifar100, li2024.reported(77.48, 0.14)),
@@ -41,13 +43,21 @@ NAMES = {
     "dvs-cifar10-two": Shipped(ablated(dvs_cifar10, "two"), li2024.reported(83.20)),
     "dvs-cifar10-msg": Shipped(ablated(dvs_cifar10, "msg"), li2024.reported(83.30)),
     "dvs-cifar10-resnet18": Shipped(dvs_cifar10_resnet18, li2024.reported(79.35, 0.34)),
-    "dvs-cifar10-resnet18-baseline": Shipped(ablated(dvs_cifar10_resnet18, "baseline"), li2024.reported(72.90)),
-    "dvs-cifar10-resnet18-two": Shipped(ablated(dvs_cifar10_resnet18, "two"), li2024.reported(74.40)),
-    "dvs-cifar10-resnet18-msg": Shipped(ablated(dvs_cifar10_resnet18, "msg"), li2024.reported(78.30)),
+    "dvs-cifar10-resnet18-baseline": Shipped(
+        ablated(dvs_cifar10_resnet18, "baseline"), li2024.reported(72.90)
+    ),
+    "dvs-cifar10-resnet18-two": Shipped(
+        ablated(dvs_cifar10_resnet18, "two"), li2024.reported(74.40)
+    ),
+    "dvs-cifar10-resnet18-msg": Shipped(
+        ablated(dvs_cifar10_resnet18, "msg"), li2024.reported(78.30)
+    ),
     "n-caltech101": Shipped(n_caltech101, li2024.reported(77.70, 0.15)),
     "n-caltech101-resnet18": Shipped(n_caltech101_resnet18, li2024.reported(70.81, 0.31)),
     "cifar100-resnet18": Shipped(cifar100_resnet18, li2024.reported(69.21)),
-    "cifar100-resnet18-baseline": Shipped(ablated(cifar100_resnet18, "baseline"), li2024.reported(68.79)),
+    "cifar100-resnet18-baseline": Shipped(
+        ablated(cifar100_resnet18, "baseline"), li2024.reported(68.79)
+    ),
     "cifar100-resnet18-two": Shipped(ablated(cifar100_resnet18, "two"), li2024.reported(68.98)),
     "cifar100-resnet18-msg": Shipped(ablated(cifar100_resnet18, "msg"), li2024.reported(69.08)),
     "dvs128-gesture": Shipped(dvs128_gesture),

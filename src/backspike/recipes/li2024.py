@@ -21,7 +21,13 @@ from .recipe import Recipe
 from .shipped import Reported
 from .values import TWO, AdamW, CrossEntropy, Mean, Neuron
 
-NEURON = Neuron(tau=2.0, v_threshold=0.5, v_reset=0.0, decay_input=True, surrogate=Masked(Triangle(alpha=2.0), p=0.5))
+NEURON = Neuron(
+    tau=2.0,
+    v_threshold=0.5,
+    v_reset=0.0,
+    decay_input=True,
+    surrogate=Masked(Triangle(alpha=2.0), p=0.5),
+)
 LEARNING_RATE = 0.05 * 64 / 1024
 CROP_FLIP = (Crop(4), Flip())
 STRONG = (*CROP_FLIP, AutoAugment(), Cutout(16))
@@ -88,7 +94,9 @@ def cifar100_resnet18() -> Recipe:
 def imagenet() -> Recipe:
     """ImageNet, SEW-ResNet34, MSG + TWO: several GPUs and days."""
     return replace(
-        _images("imagenet", "imagenet", SEWResNet34(num_classes=1000), (ResizedCrop(), Flip())), epochs=120, workers=8
+        _images("imagenet", "imagenet", SEWResNet34(num_classes=1000), (ResizedCrop(), Flip())),
+        epochs=120,
+        workers=8,
     )
 
 
@@ -109,7 +117,9 @@ def n_caltech101() -> Recipe:
 
 def n_caltech101_resnet18() -> Recipe:
     """N-Caltech101, ResNet18, MSG + TWO: a GPU and hours."""
-    return _events("n-caltech101-resnet18", "n-caltech101", ResNet18(num_classes=101, in_channels=2))
+    return _events(
+        "n-caltech101-resnet18", "n-caltech101", ResNet18(num_classes=101, in_channels=2)
+    )
 
 
 def dvs128_gesture() -> Recipe:

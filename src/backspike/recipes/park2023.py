@@ -13,7 +13,9 @@ from ..surrogate import Rectangle
 from .recipe import Recipe
 from .values import SGD, SGS, TDBN, Neuron
 
-NEURON = Neuron(tau=10.0, v_threshold=0.5, v_reset=0.0, decay_input=False, surrogate=Rectangle(width=1.0))
+NEURON = Neuron(
+    tau=10.0, v_threshold=0.5, v_reset=0.0, decay_input=False, surrogate=Rectangle(width=1.0)
+)
 
 
 def _cifar10(name: str, model: Model) -> Recipe:

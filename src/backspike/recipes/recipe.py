@@ -40,36 +40,79 @@ class Recipe:
     name: str = _field("custom", "what the run is called")
     data: str = _field("digits", "name of the data set, see `backspike data`")
     root: str = _field("", "folder of the data; empty: BACKSPIKE_DATA, then ./data")
-    limit: int = _field(0, "use only so many training samples, the same share of each class; 0: all")
+    limit: int = _field(
+        0, "use only so many training samples, the same share of each class; 0: all"
+    )
     T: int = _field(4, "timesteps")
-    size: int = _field(0, "side that event frames are summed down to, or of ImageNet's pictures; 0: the sensor's own, 224")
-    upright: bool = _field(True, "DVS-CIFAR10: pictures upright; False: pixels and polarity as the camera addressed them")
-    by: str = _field("time", "event frames hold an equal time or an equal count of events: time or count")
-    has_time: bool | None = _field(None, "samples carry time, [T, ...]; None: those with 4 dimensions do")
+    size: int = _field(
+        0,
+        "side that event frames are summed down to, or of ImageNet's pictures; 0: the sensor's own, 224",
+    )
+    upright: bool = _field(
+        True,
+        "DVS-CIFAR10: pictures upright; False: pixels and polarity as the camera addressed them",
+    )
+    by: str = _field(
+        "time", "event frames hold an equal time or an equal count of events: time or count"
+    )
+    has_time: bool | None = _field(
+        None, "samples carry time, [T, ...]; None: those with 4 dimensions do"
+    )
     model: Model = _field(ConvNet(), "the network, a value")
-    neuron: Neuron = _field(Neuron(), "the neuron of every layer: Neuron() is LIF; PLIF(), CubaLIF(), CLIF(), MPBN()")
-    norm: Norm | None = _field(None, "TDBN() or TEBN() in the place of BatchNorm; None: the network's own")
+    neuron: Neuron = _field(
+        Neuron(), "the neuron of every layer: Neuron() is LIF; PLIF(), CubaLIF(), CLIF(), MPBN()"
+    )
+    norm: Norm | None = _field(
+        None, "TDBN() or TEBN() in the place of BatchNorm; None: the network's own"
+    )
     readout: Readout = _field(Mean(), "Mean(), Last() or TWO(beta, start_epoch, cumulative)")
-    loss: Loss = _field(CrossEntropy(), "CrossEntropy(label_smoothing) or TET(lam, phi, label_smoothing)")
-    mask_p_end: float | None = _field(None, "anneal the probability of Masked linearly over the epochs to this value")
-    weight_mask: float = _field(0.0, "MSG at the weight site: probability of dropping an element of dL/dW")
-    potential: PDA | None = _field(None, "PDA(strength, target, ...): adjust the distribution of the potentials; None: off")
-    scaling: SGS | None = _field(None, "SGS(alpha, pair, ...): scale the gradients of weights by spikes; None: off")
-    freeze_width: int = _field(0, "stop learning widths, thresholds and taus after so many epochs; 0: never")
-    optimizer: Optimizer = _field(AdamW(), "AdamW(lr, weight_decay) or SGD(lr, momentum, weight_decay, nesterov)")
+    loss: Loss = _field(
+        CrossEntropy(), "CrossEntropy(label_smoothing) or TET(lam, phi, label_smoothing)"
+    )
+    mask_p_end: float | None = _field(
+        None, "anneal the probability of Masked linearly over the epochs to this value"
+    )
+    weight_mask: float = _field(
+        0.0, "MSG at the weight site: probability of dropping an element of dL/dW"
+    )
+    potential: PDA | None = _field(
+        None, "PDA(strength, target, ...): adjust the distribution of the potentials; None: off"
+    )
+    scaling: SGS | None = _field(
+        None, "SGS(alpha, pair, ...): scale the gradients of weights by spikes; None: off"
+    )
+    freeze_width: int = _field(
+        0, "stop learning widths, thresholds and taus after so many epochs; 0: never"
+    )
+    optimizer: Optimizer = _field(
+        AdamW(), "AdamW(lr, weight_decay) or SGD(lr, momentum, weight_decay, nesterov)"
+    )
     epochs: int = _field(10, "passes over the training split")
     batch_size: int = _field(64, "samples per step")
     accumulate: int = _field(1, "split each step into so many parts to save memory")
-    sync_norm: bool = _field(True, "of several ranks: BatchNorm takes the statistics of the whole batch, not of a rank's share")
+    sync_norm: bool = _field(
+        True,
+        "of several ranks: BatchNorm takes the statistics of the whole batch, not of a rank's share",
+    )
     warmup_epochs: float = _field(0.0, "epochs over which the learning rate rises from 0")
     schedule: str = _field("cosine", "learning rate after the warm-up: cosine (to 0) or constant")
     clip: float = _field(0.0, "largest norm of the gradient; 0: no clipping")
     ema: float = _field(0.0, "decay of the averaged weights that are evaluated and saved; 0: none")
-    patience: int = _field(0, "stop after so many epochs without a better validation accuracy; 0: never")
-    augment: tuple[_augment.Augment | _mixing.Mixing, ...] = _field((), "changes to training samples, drawn afresh for each")
-    precision: str = _field("auto", "float32, bfloat16 (autocast) or auto: bfloat16 where the processor computes in it")
-    channels_last: bool | None = _field(None, "memory layout of images and convolutions; None: where it is faster")
-    cuda_graph: bool | None = _field(None, "on a GPU, record a step once and replay it; None: where the step can be recorded")
+    patience: int = _field(
+        0, "stop after so many epochs without a better validation accuracy; 0: never"
+    )
+    augment: tuple[_augment.Augment | _mixing.Mixing, ...] = _field(
+        (), "changes to training samples, drawn afresh for each"
+    )
+    precision: str = _field(
+        "auto", "float32, bfloat16 (autocast) or auto: bfloat16 where the processor computes in it"
+    )
+    channels_last: bool | None = _field(
+        None, "memory layout of images and convolutions; None: where it is faster"
+    )
+    cuda_graph: bool | None = _field(
+        None, "on a GPU, record a step once and replay it; None: where the step can be recorded"
+    )
     workers: int = _field(0, "processes that read samples of data sets that do not lie in memory")
     seed: int = _field(0, "of weights, order, augmentation and masks")
     checkpoint_seconds: float = _field(60.0, "time between checkpoints within an epoch")
@@ -91,22 +134,45 @@ class Recipe:
         ):
             _require(getattr(self, name) >= 0, name, "not negative", getattr(self, name))
         # a recipe may be anybody's: no size of which a single one would fill the memory, or the table of processes
-        for name, most in {"T": 1_000_000, "workers": 256, "batch_size": 1 << 31, "accumulate": 1 << 31}.items():
+        for name, most in {
+            "T": 1_000_000,
+            "workers": 256,
+            "batch_size": 1 << 31,
+            "accumulate": 1 << 31,
+        }.items():
             _require(getattr(self, name) <= most, name, f"at most {most:,}", getattr(self, name))
         _require(self.seed < 2**40, "seed", "below 2^40", self.seed)
-        _require(0 <= self.weight_mask <= 1, "weight_mask", "a probability in [0, 1]", self.weight_mask)
+        _require(
+            0 <= self.weight_mask <= 1, "weight_mask", "a probability in [0, 1]", self.weight_mask
+        )
         _require(0 <= self.ema < 1, "ema", "in [0, 1)", self.ema)
-        _require(self.schedule in ("cosine", "constant"), "schedule", "cosine or constant", self.schedule)
+        _require(
+            self.schedule in ("cosine", "constant"), "schedule", "cosine or constant", self.schedule
+        )
         _require(self.by in ("time", "count"), "by", "time or count", self.by)
         precisions = ("auto", "float32", "bfloat16")
-        _require(self.precision in precisions, "precision", "auto, float32 or bfloat16", self.precision)
+        _require(
+            self.precision in precisions, "precision", "auto, float32 or bfloat16", self.precision
+        )
         _require(self.optimizer.lr > 0, "optimizer.lr", "positive", self.optimizer.lr)
         if self.mask_p_end is not None:
-            _require(0 <= self.mask_p_end <= 1, "mask_p_end", "a probability in [0, 1]", self.mask_p_end)
+            _require(
+                0 <= self.mask_p_end <= 1, "mask_p_end", "a probability in [0, 1]", self.mask_p_end
+            )
             masked = isinstance(self.neuron.surrogate, _surrogate.Masked)
-            _require(masked, "neuron.surrogate", "a Masked(...) surrogate where mask_p_end is set", self.neuron.surrogate)
+            _require(
+                masked,
+                "neuron.surrogate",
+                "a Masked(...) surrogate where mask_p_end is set",
+                self.neuron.surrogate,
+            )
             rescaled = masked and self.neuron.surrogate.rescale  # type: ignore[attr-defined]
-            _require(not (rescaled and self.mask_p_end == 1), "mask_p_end", "below 1 with rescale", self.mask_p_end)
+            _require(
+                not (rescaled and self.mask_p_end == 1),
+                "mask_p_end",
+                "below 1 with rescale",
+                self.mask_p_end,
+            )
         if not self.neuron.tau > 1:
             raise RecipeError(f"neuron.tau must be above 1 timestep, got {self.neuron.tau}")
 
@@ -168,7 +234,11 @@ def _plain(owner: Any, name: str, value: Any) -> Any:
     """JSON knows no tuples and no infinity."""
     if isinstance(value, list):
         return tuple(value)
-    return float(value) if value in ("inf", "-inf") and isinstance(getattr(owner, name, None), float) else value
+    return (
+        float(value)
+        if value in ("inf", "-inf") and isinstance(getattr(owner, name, None), float)
+        else value
+    )
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
@@ -177,7 +247,10 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
         value = getattr(recipe, f.name)
         if isinstance(value, Neuron):
             out[f.name] = f"{type(value).__name__}()"
-            out |= {f"{f.name}.{g.name}": _text(getattr(value, g.name)) for g in dataclasses.fields(value)}
+            out |= {
+                f"{f.name}.{g.name}": _text(getattr(value, g.name))
+                for g in dataclasses.fields(value)
+            }
         else:
             out[f.name] = _text(value)
     return out
@@ -224,7 +297,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if alternatives := get_args(hint):
         return any(_fits(value, a) for a in alternatives)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+        return (
+            isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+        )
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint) and not isinstance(value, type)
@@ -238,7 +313,11 @@ def _name(hint: Any) -> str:
         return f"a tuple of {_name(get_args(hint)[0])}"
     if args := get_args(hint):
         return " or ".join(_name(a) for a in args)
-    return "None" if hint is type(None) else _WORDS.get(hint, f"a value such as {_EXAMPLES.get(hint.__name__, hint.__name__)}")
+    return (
+        "None"
+        if hint is type(None)
+        else _WORDS.get(hint, f"a value such as {_EXAMPLES.get(hint.__name__, hint.__name__)}")
+    )
 
 
 _EXAMPLES = {
@@ -277,7 +356,9 @@ def _with(owner: Any, path: list[str], value: Any, whole: str) -> Any:
             if hint in (int, float, bool):
                 raise RecipeError(f"{whole} must be {_WORDS[hint]}, got {value!r}") from None
             if hint == tuple[str, ...]:
-                raise RecipeError(f"{whole} must be text in brackets such as ('threshold',), got {value!r}") from None
+                raise RecipeError(
+                    f"{whole} must be text in brackets such as ('threshold',), got {value!r}"
+                ) from None
             raise
     try:
         return dataclasses.replace(owner, **{path[0]: new})

@@ -13,23 +13,68 @@ from ..data import autoaugment as _autoaugment
 from ..data import mixing as _mixing
 from ..errors import RecipeError, nearest
 from ..models import NETWORKS
-from .values import CLIF, MPBN, PDA, PLIF, SGD, SGS, TDBN, TEBN, TET, TWO, AdamW, CrossEntropy, CubaLIF, Last, Mean, Neuron
+from .values import (
+    CLIF,
+    MPBN,
+    PDA,
+    PLIF,
+    SGD,
+    SGS,
+    TDBN,
+    TEBN,
+    TET,
+    TWO,
+    AdamW,
+    CrossEntropy,
+    CubaLIF,
+    Last,
+    Mean,
+    Neuron,
+)
 
 VALUES: dict[str, Callable[..., Any]] = {
     c.__name__: c
     for c in (
-        *(_surrogate.ATan, _surrogate.Dspike, _surrogate.Erf, _surrogate.Masked, _surrogate.Parametric),
-        *(_surrogate.PiecewiseExponential, _surrogate.Rectangle, _surrogate.Sigmoid, _surrogate.SuperSpike),
+        *(
+            _surrogate.ATan,
+            _surrogate.Dspike,
+            _surrogate.Erf,
+            _surrogate.Masked,
+            _surrogate.Parametric,
+        ),
+        *(
+            _surrogate.PiecewiseExponential,
+            _surrogate.Rectangle,
+            _surrogate.Sigmoid,
+            _surrogate.SuperSpike,
+        ),
         *(_surrogate.Triangle, *NETWORKS, TDBN, TEBN, Mean, Last, TWO, CrossEntropy, TET, PDA),
         *(Neuron, PLIF, CubaLIF, CLIF, MPBN),
         *(SGS, AdamW, SGD),
-        *(_augment.Shift, _augment.Crop, _augment.Flip, _augment.Cutout, _augment.Roll, _augment.Rotate, _augment.Shear),
-        *(_augment.EventDrop, _augment.OneOf, _augment.ResizedCrop, _autoaugment.AutoAugment, _mixing.Mixup, _mixing.CutMix),
+        *(
+            _augment.Shift,
+            _augment.Crop,
+            _augment.Flip,
+            _augment.Cutout,
+            _augment.Roll,
+            _augment.Rotate,
+            _augment.Shear,
+        ),
+        *(
+            _augment.EventDrop,
+            _augment.OneOf,
+            _augment.ResizedCrop,
+            _autoaugment.AutoAugment,
+            _mixing.Mixup,
+            _mixing.CutMix,
+        ),
     )
 }
 
 
-def parse(text: str, extra: dict[str, Callable[..., Any]] | None = None, where: str = "value") -> Any:
+def parse(
+    text: str, extra: dict[str, Callable[..., Any]] | None = None, where: str = "value"
+) -> Any:
     """The value that `text` says: a number, True, False, None, text in quotes, a tuple, or a call of a whitelisted class.
 
     Raises RecipeError, with the nearest names for an unknown one.
@@ -50,7 +95,9 @@ def parse(text: str, extra: dict[str, Callable[..., Any]] | None = None, where: 
 
 def _evaluate(node: ast.expr, names: dict[str, Callable[..., Any]]) -> Any:
     match node:
-        case ast.Constant(value=value) if value is None or isinstance(value, bool | int | float | str):
+        case ast.Constant(value=value) if value is None or isinstance(
+            value, bool | int | float | str
+        ):
             if isinstance(value, int) and value >= 1 << 63:
                 raise RecipeError("a whole number beyond 64 bits")
             return value
@@ -64,9 +111,13 @@ def _evaluate(node: ast.expr, names: dict[str, Callable[..., Any]]) -> Any:
             raise RecipeError(f"{name} needs its brackets: {name}()")
         case ast.Name(id=name):
             raise RecipeError(f"unknown name {name}{nearest(name, names)}")
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in names and all(k.arg for k in keywords):
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if (
+            name in names and all(k.arg for k in keywords)
+        ):
             options = {str(k.arg): _evaluate(k.value, names) for k in keywords}
             return names[name](*(_evaluate(a, names) for a in args), **options)
         case ast.Call(func=ast.Name(id=name)) if name not in names:
             raise RecipeError(f"unknown name {name}{nearest(name, names)}")
-    raise RecipeError("only numbers, text, tuples and values such as Triangle(alpha=2) can stand here")
+    raise RecipeError(
+        "only numbers, text, tuples and values such as Triangle(alpha=2) can stand here"
+    )

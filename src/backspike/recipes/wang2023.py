@@ -14,7 +14,13 @@ from .recipe import Recipe
 from .shipped import Reported
 from .values import PDA, SGD, TDBN, Neuron
 
-NEURON = Neuron(tau=4 / 3, v_threshold=0.5, v_reset=0.0, decay_input=False, surrogate=Parametric(Rectangle(width=1.0)))
+NEURON = Neuron(
+    tau=4 / 3,
+    v_threshold=0.5,
+    v_reset=0.0,
+    decay_input=False,
+    surrogate=Parametric(Rectangle(width=1.0)),
+)
 
 
 def reported(accuracy: float) -> Reported:

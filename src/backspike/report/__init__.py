@@ -20,16 +20,31 @@ __all__ = ["compare", "write"]
 
 
 def _recipe(run: RunData) -> Section:
-    rows = [[f"<code>{escape(key)}</code>", f"<code>{escape(value)}</code>"] for key, value in run.fields.items()]
+    rows = [
+        [f"<code>{escape(key)}</code>", f"<code>{escape(value)}</code>"]
+        for key, value in run.fields.items()
+    ]
     text = f"Every choice of the recipe <b>{escape(run.name)}</b>; the command line sets each as <code>--field value</code>."
-    return Section("recipe", "Recipe", text, html_table(["field", "value"], rows, "Recipe", "pairs"))
+    return Section(
+        "recipe", "Recipe", text, html_table(["field", "value"], rows, "Recipe", "pairs")
+    )
 
 
 def _environment(run: RunData) -> Section:
-    rows = [[escape(key.replace("_", " ")), escape(value)] for key, value in run.env.items() if key != "command"]
-    command = f'<pre tabindex="0"><code>{escape(run.env["command"])}</code></pre>' if run.env.get("command") else ""
+    rows = [
+        [escape(key.replace("_", " ")), escape(value)]
+        for key, value in run.env.items()
+        if key != "command"
+    ]
+    command = (
+        f'<pre tabindex="0"><code>{escape(run.env["command"])}</code></pre>'
+        if run.env.get("command")
+        else ""
+    )
     table = html_table(["", ""], rows, "Environment", "pairs headless") if rows else ""
-    text = "Where the numbers come from" + (", and the command that repeats them." if command else ".")
+    text = "Where the numbers come from" + (
+        ", and the command that repeats them." if command else "."
+    )
     return Section("environment", "Environment", text, command + table)
 
 
@@ -51,12 +66,28 @@ _GLOSSARY = {
 
 
 def _glossary(run: RunData) -> Section:
-    items = "".join(f"<div><dt>{term}</dt><dd>{text}</dd></div>" for term, text in _GLOSSARY.items())
-    return Section("terms", "Terms", "As they are meant on this page.", f'<dl class="terms">{items}</dl>')
+    items = "".join(
+        f"<div><dt>{term}</dt><dd>{text}</dd></div>" for term, text in _GLOSSARY.items()
+    )
+    return Section(
+        "terms", "Terms", "As they are meant on this page.", f'<dl class="terms">{items}</dl>'
+    )
 
 
 _SECTIONS = (
-    *(curves, readout, over_time, early_exit, confusion, firing, energy_section, membranes, potentials, support, widths),
+    *(
+        curves,
+        readout,
+        over_time,
+        early_exit,
+        confusion,
+        firing,
+        energy_section,
+        membranes,
+        potentials,
+        support,
+        widths,
+    ),
     watch,
     *(samples, _recipe, _environment, _glossary),
 )
@@ -72,5 +103,7 @@ def write(run: Path) -> Path:
     links = "".join(f'<a href="#{section.name}">{section.title}</a>' for section in sections)
     head = f"<header><p>backspike · training report</p><h1>{escape(loaded.name)}</h1>{subtitle(loaded)}{notices(loaded)}"
     body = f"{head}{headline(loaded)}<nav aria-label='Sections'>{links}</nav></header>"
-    page = render_page(f"{loaded.name} · backspike report", body + "".join(section.html() for section in sections))
+    page = render_page(
+        f"{loaded.name} · backspike report", body + "".join(section.html() for section in sections)
+    )
     return write_page(Path(run) / "report.html", page)

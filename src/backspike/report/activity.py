@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def heat_table(run: RunData, key: str, label: str, more: dict[str, np.ndarray] | None = None) -> str:
+def heat_table(
+    run: RunData, key: str, label: str, more: dict[str, np.ndarray] | None = None
+) -> str:
     """Layers down, timesteps across, in percent; `more` adds columns of one number per layer."""
     values = run.arrays.get(key)
     if values is None or not values.size:
@@ -52,14 +54,26 @@ def heat_table(run: RunData, key: str, label: str, more: dict[str, np.ndarray] |
 
 def layer_lines(run: RunData, key: str) -> list[Line]:
     series = run.per_layer(key)
-    return [Line(name, run.x, y, ramp(i, len(series))) for i, (name, y) in enumerate(series.items())]
+    return [
+        Line(name, run.x, y, ramp(i, len(series))) for i, (name, y) in enumerate(series.items())
+    ]
 
 
 def firing(run: RunData) -> Section:
     spikes = run.arrays.get("spikes_per_image")
-    table = heat_table(run, "firing_rate", "Firing rates", {} if spikes is None else {"spikes per sample": spikes})
-    chart = draw_chart("firing-epochs", "Firing rate while training", layer_lines(run, "firing_rate"), "epoch", True)
-    total = "" if spikes is None else f" One sample costs {count(float(spikes.sum()))} spikes in all."
+    table = heat_table(
+        run, "firing_rate", "Firing rates", {} if spikes is None else {"spikes per sample": spikes}
+    )
+    chart = draw_chart(
+        "firing-epochs",
+        "Firing rate while training",
+        layer_lines(run, "firing_rate"),
+        "epoch",
+        True,
+    )
+    total = (
+        "" if spikes is None else f" One sample costs {count(float(spikes.sum()))} spikes in all."
+    )
     text = (
         "How many of a layer's neurons spike, in percent: a layer near 0 passes nothing on, one near 100 tells nothing, and "
         f"few spikes are what makes these networks cheap on neuromorphic hardware.{total}"
@@ -72,14 +86,30 @@ def energy_section(run: RunData) -> Section:
     layers = energy.layers(run.arrays, int(T) if math.isfinite(T) else 1)
     if not layers:
         return Section("energy", "", "", "")
-    ann, snn = energy.total(layer.ann for layer in layers), energy.total(layer.snn for layer in layers)
-    prices = {"arithmetic alone": 0.0, "with memory, all in SRAM": energy.SRAM, "with memory, all in DRAM": energy.DRAM}
-    compared = {name: (ann.with_memory(word), snn.with_memory(word)) for name, word in prices.items()}
+    ann, snn = (
+        energy.total(layer.ann for layer in layers),
+        energy.total(layer.snn for layer in layers),
+    )
+    prices = {
+        "arithmetic alone": 0.0,
+        "with memory, all in SRAM": energy.SRAM,
+        "with memory, all in DRAM": energy.DRAM,
+    }
+    compared = {
+        name: (ann.with_memory(word), snn.with_memory(word)) for name, word in prices.items()
+    }
     times = {name: s / a if a else math.inf for name, (a, s) in compared.items()}
-    totals = [[name, joules(a), joules(s), f"{three_digits(times[name])}\u202f×"] for name, (a, s) in compared.items()]
+    totals = [
+        [name, joules(a), joules(s), f"{three_digits(times[name])}\u202f×"]
+        for name, (a, s) in compared.items()
+    ]
     head = ["estimate for one sample", "without spikes", "spiking", "spiking / without"]
     table = f'<div id="fig-energy">{html_table(head, totals, "Energy in all", "numbers")}</div>'
-    dearer = ", ".join(f"{name} {three_digits(times[name])} times as much" for name, (a, s) in compared.items() if s > a)
+    dearer = ", ".join(
+        f"{name} {three_digits(times[name])} times as much"
+        for name, (a, s) in compared.items()
+        if s > a
+    )
     warning = (
         '<p class="notice" role="note"><strong>The spiking network costs more</strong> than the equal network without spikes: '
         f"{dearer}. Fewer timesteps and fewer spikes lower it, and hardware that keeps weights and membranes at hand.</p>"
@@ -98,13 +128,21 @@ def energy_section(run: RunData) -> Section:
         f"{energy.SRAM:g}\u202fpJ, from DRAM {energy.DRAM:g}\u202fpJ. A word is taken to move once per layer and timestep: "
         "weights and inputs are read, outputs written; a membrane is read and written, a spike is a bit."
     )
-    return Section("energy", "Energy, estimated", text, warning * bool(dearer) + table + _energy_table(layers))
+    return Section(
+        "energy", "Energy, estimated", text, warning * bool(dearer) + table + _energy_table(layers)
+    )
 
 
 def _energy_table(layers: Sequence[energy.Layer]) -> str:
     """The layers in the order in which they ran, and their sum; each quantity without spikes and spiking."""
-    pairs = [("", layer.name, f"{layer.steps}", count(layer.spikes), layer.ann, layer.snn) for layer in layers]
-    ann, snn = energy.total(layer.ann for layer in layers), energy.total(layer.snn for layer in layers)
+    pairs = [
+        ("", layer.name, f"{layer.steps}", count(layer.spikes), layer.ann, layer.snn)
+        for layer in layers
+    ]
+    ann, snn = (
+        energy.total(layer.ann for layer in layers),
+        energy.total(layer.snn for layer in layers),
+    )
     rows = []
     for mark, name, steps, spikes, a, s in [*pairs, ("b", "in all", "", "", ann, snn)]:
         cells = [
@@ -113,7 +151,11 @@ def _energy_table(layers: Sequence[energy.Layer]) -> str:
             *map(count, (a.words, s.words)),
         ]
         rows.append([f"<b>{escape(name)}</b>" if mark else escape(name), steps, spikes, *cells])
-    both = [f"{what}, {which}" for what in ("arithmetic", "words moved") for which in ("without", "spiking")]
+    both = [
+        f"{what}, {which}"
+        for what in ("arithmetic", "words moved")
+        for which in ("without", "spiking")
+    ]
     head = ["layer", "steps", "spikes", "MACs, without", "MACs, spiking", "ACs, spiking", *both]
     return html_table(head, rows, "Energy of each layer", "numbers")
 
@@ -123,10 +165,19 @@ def membranes(run: RunData) -> Section:
     if not all(key in arrays for key in keys):
         return Section("membranes", "", "", "")
     counts, edges, z, h = (arrays[key] for key in keys)
-    logged = {k: v for k, v in as_dict(run.initial.get("membrane_counts")).items() if isinstance(v, list)}
-    before = {k: np.array(v) for k, v in logged.items() if len(v) == counts.shape[1] and all(type(n) is int for n in v)}
+    logged = {
+        k: v for k, v in as_dict(run.initial.get("membrane_counts")).items() if isinstance(v, list)
+    }
+    before = {
+        k: np.array(v)
+        for k, v in logged.items()
+        if len(v) == counts.shape[1] and all(type(n) is int for n in v)
+    }
     names = layer_names(run)
-    figures = [_membrane(i, name, counts[i], before.get(name), edges, z, h[i]) for i, name in enumerate(names)]
+    figures = [
+        _membrane(i, name, counts[i], before.get(name), edges, z, h[i])
+        for i, name in enumerate(names)
+    ]
     text = (
         "Only where the membranes lie under the surrogate derivative does a gradient pass: beside a narrow curve it vanishes, "
         "under one that covers everything it strays from the true one. Both are drawn relative to their own peaks; the "
@@ -139,25 +190,42 @@ def membranes(run: RunData) -> Section:
 
 
 def _membrane(
-    index: int, name: str, counts: np.ndarray, before: np.ndarray | None, edges: np.ndarray, z: np.ndarray, h: np.ndarray
+    index: int,
+    name: str,
+    counts: np.ndarray,
+    before: np.ndarray | None,
+    edges: np.ndarray,
+    z: np.ndarray,
+    h: np.ndarray,
 ) -> str:
     above = counts[edges[:-1] >= 0].sum() / max(counts.sum(), 1)
 
     def plot(ax: Axes) -> None:
-        ax.stairs(counts / (counts[1:-1].max(initial=0) or 1), edges, fill=True, color=colour("hist"), linewidth=0)
+        ax.stairs(
+            counts / (counts[1:-1].max(initial=0) or 1),
+            edges,
+            fill=True,
+            color=colour("hist"),
+            linewidth=0,
+        )
         if before is not None:
-            ax.stairs(before / (before[1:-1].max(initial=0) or 1), edges, color=colour("ink"), linewidth=0.9)
+            ax.stairs(
+                before / (before[1:-1].max(initial=0) or 1),
+                edges,
+                color=colour("ink"),
+                linewidth=0.9,
+            )
         inside = (z >= edges[0]) & (z <= edges[-1])
         ax.plot(z[inside], h[inside] / (h.max() or 1), color=colour("valid"), linewidth=1.8)
         ax.axvline(0, color=colour("soft"), linewidth=1, linestyle=(0, (2, 3)))
         ax.locator_params("x", nbins=5)
-        ax.set(xlabel="membrane minus threshold", yticks=[], xlim=(edges[0], edges[-1]), ylim=(0, 1.05))
+        ax.set(
+            xlabel="membrane minus threshold", yticks=[], xlim=(edges[0], edges[-1]), ylim=(0, 1.05)
+        )
 
     mode = (edges[:-1] + edges[1:])[counts.argmax()] / 2
     alt = f"Membranes of layer {name}: most often {mode:.2g} from the threshold, {as_percent(above)} at or above it"
-    title = (
-        f"{escape(name)} <small>{as_percent(above)} at or above the threshold, derivative up to {plain_number(h.max())}</small>"
-    )
+    title = f"{escape(name)} <small>{as_percent(above)} at or above the threshold, derivative up to {plain_number(h.max())}</small>"
     return figure(f"membrane-{index}", title, draw_svg(f"membrane-{index}", alt, plot, left=0.04))
 
 
@@ -172,15 +240,34 @@ _POTENTIAL = {
 
 
 def potentials(run: RunData) -> Section:
-    before, after = (as_dict(e.get("potential")) for e in (run.initial, run.epochs[-1] if run.epochs else {}))
+    before, after = (
+        as_dict(e.get("potential")) for e in (run.initial, run.epochs[-1] if run.epochs else {})
+    )
     rows, steps = [], []
     for name in after:
         then, now = as_dict(before.get(name)), as_dict(after[name])
-        pairs = [(number(then.get(key)), number(now.get(key)), write) for key, (_, write) in _POTENTIAL.items()]
-        rows.append([escape(name), *(f"{write(a)} → {write(b)}" if math.isfinite(a) else write(b) for a, b, write in pairs)])
-        series = [(v if isinstance(v := now.get(key), list) else [], write) for key, (_, write) in _POTENTIAL.items()]
+        pairs = [
+            (number(then.get(key)), number(now.get(key)), write)
+            for key, (_, write) in _POTENTIAL.items()
+        ]
+        rows.append(
+            [
+                escape(name),
+                *(
+                    f"{write(a)} → {write(b)}" if math.isfinite(a) else write(b)
+                    for a, b, write in pairs
+                ),
+            ]
+        )
+        series = [
+            (v if isinstance(v := now.get(key), list) else [], write)
+            for key, (_, write) in _POTENTIAL.items()
+        ]
         for t in range(max(len(values) for values, _ in series)):
-            cells = [write(number(values[t]) if t < len(values) else math.nan) for values, write in series]
+            cells = [
+                write(number(values[t]) if t < len(values) else math.nan)
+                for values, write in series
+            ]
             steps.append([f"{escape(name)}, step {t + 1}", *cells])
     head = ["layer", *(text for text, _ in _POTENTIAL.values())]
     text = (
@@ -192,17 +279,30 @@ def potentials(run: RunData) -> Section:
         return Section("potentials", "Potentials", text, "")
     tables = html_table(head, rows, "Potentials of each layer", "numbers")
     folded = html_table(head, steps, "Potentials of each layer and step", "numbers")
-    return Section("potentials", "Potentials", text, f"{tables}<details><summary>Step by step</summary>{folded}</details>")
+    return Section(
+        "potentials",
+        "Potentials",
+        text,
+        f"{tables}<details><summary>Step by step</summary>{folded}</details>",
+    )
 
 
 def support(run: RunData) -> Section:
     table = heat_table(run, "support_share", "Neurons with a gradient")
     chart = draw_chart(
-        "support-epochs", "Share with a gradient while training", layer_lines(run, "support_share"), "epoch", True
+        "support-epochs",
+        "Share with a gradient while training",
+        layer_lines(run, "support_share"),
+        "epoch",
+        True,
     )
     shares = run.series("masked_share")
     masked = shares[np.isfinite(shares)]
-    dropped = f" The mask then drops {as_percent(masked[-1])} of them at random, anew in every step." if masked.any() else ""
+    dropped = (
+        f" The mask then drops {as_percent(masked[-1])} of them at random, anew in every step."
+        if masked.any()
+        else ""
+    )
     text = (
         "The share of neurons, in percent, whose surrogate derivative is above 1\u202f% of its peak: only they receive a "
         f"gradient. Near 0 a layer does not learn; near 100 almost every neuron is pushed by an approximation.{dropped}"
@@ -217,16 +317,40 @@ def watch(run: RunData) -> Section:
     def lines(kind: str, key: str) -> list[Line]:
         of = [as_dict(vitals.get(kind)) for vitals in seen]
         names = list(dict.fromkeys(name for values in of for name in values))
-        series = [np.array([size(as_dict(values.get(name)).get(key)) for values in of]) for name in names]
-        return [Line(name, x, y, ramp(i, len(names))) for i, (name, y) in enumerate(zip(names, series))]
+        series = [
+            np.array([size(as_dict(values.get(name)).get(key)) for values in of]) for name in names
+        ]
+        return [
+            Line(name, x, y, ramp(i, len(names))) for i, (name, y) in enumerate(zip(names, series))
+        ]
 
     charts = grid(
-        draw_chart("watch-gradient", "Gradient of the currents", lines("layers", "gradient"), _DONE, log=True),
         draw_chart(
-            "watch-step", "Step at the full rate, relative to the weights", lines("weights", "update_ratio"), _DONE, log=True
+            "watch-gradient",
+            "Gradient of the currents",
+            lines("layers", "gradient"),
+            _DONE,
+            log=True,
         ),
-        draw_chart("watch-reset", "Gradient through the reset, relative to the rest", lines("layers", "reset_ratio"), _DONE),
-        draw_chart("watch-mask", "Agreement with the unmasked gradient", lines("weights", "mask_alignment"), _DONE),
+        draw_chart(
+            "watch-step",
+            "Step at the full rate, relative to the weights",
+            lines("weights", "update_ratio"),
+            _DONE,
+            log=True,
+        ),
+        draw_chart(
+            "watch-reset",
+            "Gradient through the reset, relative to the rest",
+            lines("layers", "reset_ratio"),
+            _DONE,
+        ),
+        draw_chart(
+            "watch-mask",
+            "Agreement with the unmasked gradient",
+            lines("weights", "mask_alignment"),
+            _DONE,
+        ),
         draw_chart("watch-dead", "Channels that never fire", lines("layers", "dead"), _DONE, True),
     )
     text = (
@@ -260,10 +384,18 @@ def watch_findings(run: RunData) -> str:
     if not rows:
         return "<p>Nothing was found at any time.</p>"
     cells = [
-        [escape(f.get("illness")), escape(where), escape(spans(at)), escape(f.get("found")), advice(f)]
+        [
+            escape(f.get("illness")),
+            escape(where),
+            escape(spans(at)),
+            escape(f.get("found")),
+            advice(f),
+        ]
         for f, where, at in rows.values()
     ]
-    return html_table(["finding", "where", "after epochs", "what", "to try"], cells, "Findings", "pairs")
+    return html_table(
+        ["finding", "where", "after epochs", "what", "to try"], cells, "Findings", "pairs"
+    )
 
 
 def advice(finding: dict[str, Any]) -> str:
@@ -272,7 +404,11 @@ def advice(finding: dict[str, Any]) -> str:
 
 
 def spans(numbers: Sequence[int]) -> str:
-    return f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}, {len(numbers)} times"
+    return (
+        f"{numbers[0]}"
+        if len(numbers) == 1
+        else f"{numbers[0]} to {numbers[-1]}, {len(numbers)} times"
+    )
 
 
 def widths(run: RunData) -> Section:

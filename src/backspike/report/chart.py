@@ -45,9 +45,25 @@ def draw_svg(name: str, label: str, plot: Callable[[Axes], None], left: float = 
     from matplotlib.figure import Figure
 
     ink, soft, rule = map(colour, ("ink", "soft", "rule"))
-    style: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, "text.usetex": False, "font.family": "sans-serif"}
-    style |= {"font.size": 11.5, "text.color": ink, "axes.labelcolor": soft, "xtick.color": soft, "ytick.color": soft}
-    style |= {"axes.edgecolor": rule, "grid.color": rule, "grid.linewidth": 0.8, "axes.facecolor": "none"}
+    style: dict[str, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "text.usetex": False,
+        "font.family": "sans-serif",
+    }
+    style |= {
+        "font.size": 11.5,
+        "text.color": ink,
+        "axes.labelcolor": soft,
+        "xtick.color": soft,
+        "ytick.color": soft,
+    }
+    style |= {
+        "axes.edgecolor": rule,
+        "grid.color": rule,
+        "grid.linewidth": 0.8,
+        "axes.facecolor": "none",
+    }
     style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False}
     style |= {"xtick.major.size": 3, "ytick.major.size": 0, "axes.axisbelow": True}
     with rc_context(style):  # type: ignore[arg-type, unused-ignore]
@@ -80,7 +96,13 @@ class Line(NamedTuple):
 
 
 def draw_chart(
-    name: str, title: str, lines: Sequence[Line], xlabel: str, percent: bool = False, mark: float = math.nan, log: bool = False
+    name: str,
+    title: str,
+    lines: Sequence[Line],
+    xlabel: str,
+    percent: bool = False,
+    mark: float = math.nan,
+    log: bool = False,
 ) -> str:
     """A chart of lines with its legend in HTML, or nothing if no line has a value; `mark` draws an upright at that epoch, `log`
     the values by powers of ten."""
@@ -99,12 +121,26 @@ def draw_chart(
             keep = slice(None, None, math.ceil(len(line.x) / 400))
             dots = "o" if np.isfinite(line.y).sum() <= 20 else ""
             style = (0, (4, 2)) if line.dashed else "-"
-            ax.plot(line.x[keep], line.y[keep], color=line.colour, linestyle=style, linewidth=1.8, marker=dots, markersize=3.5)
+            ax.plot(
+                line.x[keep],
+                line.y[keep],
+                color=line.colour,
+                linestyle=style,
+                linewidth=1.8,
+                marker=dots,
+                markersize=3.5,
+            )
         finish(ax, xlabel, percent, log)
 
     said = "; ".join(f"{line.label}: {span(line.y, write)}" for line in lines[:12])
-    marked = [f'<li><i class="upright"></i>best epoch by validation: {mark:.0f}</li>'] if math.isfinite(mark) else []
-    return figure(name, escape(title), draw_svg(name, f"{title}. {said}", plot), legend(lines, marked))
+    marked = (
+        [f'<li><i class="upright"></i>best epoch by validation: {mark:.0f}</li>']
+        if math.isfinite(mark)
+        else []
+    )
+    return figure(
+        name, escape(title), draw_svg(name, f"{title}. {said}", plot), legend(lines, marked)
+    )
 
 
 def span(y: np.ndarray, write: Callable[[float], str]) -> str:
@@ -117,7 +153,9 @@ def finish(ax: Axes, xlabel: str, percent: bool, log: bool = False) -> None:
 
     ax.set_xlabel(xlabel)
     ax.grid(axis="y")
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    ax.xaxis.set_major_locator(
+        MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+    )
     if log:
         shown = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines])
         decades = np.log10(shown[np.isfinite(shown)])
@@ -126,7 +164,11 @@ def finish(ax: Axes, xlabel: str, percent: bool, log: bool = False) -> None:
         ax.set_ylim(10 ** math.floor(decades.min()), 10 ** math.ceil(decades.max() + 1e-6))
         ax.yaxis.set_major_locator(LogLocator(numticks=6))
         ax.yaxis.set_minor_locator(NullLocator())
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if 0.01 <= value <= 1000 else f"{value:.0e}"))
+        ax.yaxis.set_major_formatter(
+            FuncFormatter(
+                lambda value, _: f"{value:g}" if 0.01 <= value <= 1000 else f"{value:.0e}"
+            )
+        )
         return
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     if percent:
@@ -177,7 +219,10 @@ class Picture(NamedTuple):
         def plot(ax: Axes) -> None:
             self.plot(ax)
             ax.set_title(math_free(self.title), fontsize=11.5, loc="left")
-            handles = [Line2D([], [], color=ink(number), label=math_free(text)) for text, number in self.lines]
+            handles = [
+                Line2D([], [], color=ink(number), label=math_free(text))
+                for text, number in self.lines
+            ]
             if len(handles) > 1:
                 ax.legend(handles=handles, fontsize=9, frameon=False)
 
@@ -185,7 +230,9 @@ class Picture(NamedTuple):
         light = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", css[: css.index("@media")]))
         svg = draw_svg(self.name, self.title, plot)
         svg = re.sub(r"var\(--([a-z0-9-]+)\)", lambda match: light[match[1]], svg)
-        spaces = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        spaces = (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        )
         return svg.replace("<svg", spaces, 1).encode()
 
 
@@ -193,7 +240,9 @@ def ink(number: int) -> str:
     return colour(f"run{number % 8}")
 
 
-def axes(ax: Axes, xlabel: str, log_x: bool = False, percent: bool = False, whole: bool = False) -> None:
+def axes(
+    ax: Axes, xlabel: str, log_x: bool = False, percent: bool = False, whole: bool = False
+) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     ax.set_xlabel(xlabel)

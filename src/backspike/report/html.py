@@ -48,10 +48,16 @@ def seconds(value: float) -> str:
         return f"{value:.1f}\u202fs"
     minutes, seconds = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}\u202fh {minutes:02d}\u202fmin" if hours else f"{minutes}\u202fmin {seconds:02d}\u202fs"
+    return (
+        f"{hours}\u202fh {minutes:02d}\u202fmin"
+        if hours
+        else f"{minutes}\u202fmin {seconds:02d}\u202fs"
+    )
 
 
-def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], label: str, kind: str = "") -> str:
+def html_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], label: str, kind: str = ""
+) -> str:
     """A table of ready HTML cells, the first of each row its heading, that scrolls inside its own frame."""
     columns = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     lines = "".join(
@@ -76,7 +82,9 @@ def time_groups(steps: int, most: int) -> list[np.ndarray]:
 
 def columns(groups: Sequence[np.ndarray]) -> str:
     """The style that gives each group its share of the time axis."""
-    return f'style="grid-template-columns:{" ".join(f"minmax(0,{len(group)}fr)" for group in groups)}"'
+    return (
+        f'style="grid-template-columns:{" ".join(f"minmax(0,{len(group)}fr)" for group in groups)}"'
+    )
 
 
 def group_names(groups: Sequence[np.ndarray]) -> list[str]:
@@ -106,7 +114,10 @@ def grid(*figures: str) -> str:
 
 
 def tile_row(items: Iterable[tuple[str, str, str]]) -> str:
-    tiles = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in items)
+    tiles = "".join(
+        f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>"
+        for name, value, note in items
+    )
     return f'<dl class="tiles">{tiles}</dl>'
 
 

@@ -33,7 +33,10 @@ AXES = {
     "sample_logits": "S T K",
     "readout_weights": "T",
     "spikes_per_image": "L",
-    **{f"op_{key}": "E" for key in ("name", "kind", "steps", "macs", "additions", "products", "spikes", "weights")},
+    **{
+        f"op_{key}": "E"
+        for key in ("name", "kind", "steps", "macs", "additions", "products", "spikes", "weights")
+    },
     **{f"op_{key}": "E" for key in ("inputs", "outputs", "bits")},
     "op_samples": "",
 }
@@ -78,7 +81,11 @@ class RunData:
 
     @property
     def seconds(self) -> float:
-        return number(self.done.get("seconds")) if self.done else float(np.nansum(self.series("seconds"))) or math.nan
+        return (
+            number(self.done.get("seconds"))
+            if self.done
+            else float(np.nansum(self.series("seconds"))) or math.nan
+        )
 
     @property
     def best_epoch(self) -> float:
@@ -86,7 +93,9 @@ class RunData:
         validation = self.series("validation_accuracy")
         if math.isfinite(said := number(self.done.get("best_epoch"))):
             return said
-        return float(self.x[np.nanargmax(validation)]) if np.isfinite(validation).any() else math.nan
+        return (
+            float(self.x[np.nanargmax(validation)]) if np.isfinite(validation).any() else math.nan
+        )
 
 
 def as_dict(value: Any) -> dict[str, Any]:
@@ -97,25 +106,36 @@ def number(value: Any) -> float:
     """A float; the mean of a list (a value per channel); nan for everything else, and for what no measurement gives."""
     if isinstance(value, list):
         return float(np.mean([number(item) for item in value])) if value else math.nan
-    known = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
+    known = (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
+    )
     return float(value) if known else math.nan
 
 
 def load_run(path: Path) -> RunData:
     path = Path(path)
     if not path.is_dir():
-        raise ReportError(f"{path}: no such run folder; give the folder that `backspike train` wrote")
+        raise ReportError(
+            f"{path}: no such run folder; give the folder that `backspike train` wrote"
+        )
     recipe = read_json_object(path / "recipe.json")
     env = read_json_object(path / "env.json") if (path / "env.json").exists() else {}
     epochs, done, initial, resumed, watched = read_log(path / "log.jsonl")
     fields = recipe.get("fields")
     if not isinstance(fields, dict):
-        raise ReportError(f'{path / "recipe.json"}: has no "fields"; restore the file or train again')
+        raise ReportError(
+            f'{path / "recipe.json"}: has no "fields"; restore the file or train again'
+        )
     name = str(recipe.get("name") or path.name)
-    early, cure = path / "anytime.json", "remove it, or write it again with `backspike eval --anytime`"
+    early, cure = (
+        path / "anytime.json",
+        "remove it, or write it again with `backspike eval --anytime`",
+    )
     anytime = read_json_object(early, cure) if early.exists() else {}
     arrays = read_run_arrays(path / "evaluation.npz")
-    return RunData(path, name, fields, env, epochs, done, initial, resumed, watched, arrays, anytime)
+    return RunData(
+        path, name, fields, env, epochs, done, initial, resumed, watched, arrays, anytime
+    )
 
 
 def read_json_object(path: Path, cure: str = "restore the file or train again") -> dict[str, Any]:
@@ -141,7 +161,9 @@ def read_log(
     try:
         lines = path.read_text("utf-8", errors="replace").splitlines()
     except OSError as error:
-        raise ReportError(f"{path}: {error.strerror}; give a folder that `backspike train` wrote") from None
+        raise ReportError(
+            f"{path}: {error.strerror}; give a folder that `backspike train` wrote"
+        ) from None
     epochs: dict[int, dict[str, Any]] = {}
     done: dict[str, Any] = {}
     initial: dict[str, Any] = {}
@@ -168,8 +190,19 @@ def read_log(
     if len(lines) > 1 and not read:
         raise ReportError(f"{path}: damaged (no line is JSON); restore the file or train again")
     if damaged and done:  # in a run that is not, a kill may have torn the last one
-        logger.warning("%s: %d damaged lines left out; put back by: backspike resume %s", path, damaged, path.parent)
-    return [epochs[number] for number in sorted(epochs)], done, initial, resumed, [watched[n] for n in sorted(watched)]
+        logger.warning(
+            "%s: %d damaged lines left out; put back by: backspike resume %s",
+            path,
+            damaged,
+            path.parent,
+        )
+    return (
+        [epochs[number] for number in sorted(epochs)],
+        done,
+        initial,
+        resumed,
+        [watched[n] for n in sorted(watched)],
+    )
 
 
 def read_run_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -205,7 +238,11 @@ def check(arrays: dict[str, np.ndarray]) -> None:
         kinds, array = KINDS.get(name, "biuf"), arrays[name]
         if array.size and array.dtype.kind not in kinds:
             raise ValueError(f"{name} is of type {array.dtype}")
-        if array.dtype.kind == "f" and array.size and np.nanmax(np.abs(array), initial=0) > MAX_NUMBER:
+        if (
+            array.dtype.kind == "f"
+            and array.size
+            and np.nanmax(np.abs(array), initial=0) > MAX_NUMBER
+        ):
             raise ValueError(f"{name} has numbers above {MAX_NUMBER:g}")
         if kinds == "iu" and array.size and (array.min() < 0 or array.max() >= 1 << 40):
             raise ValueError(f"{name} has numbers that count nothing")
@@ -230,14 +267,27 @@ def is_curve(c: Any) -> bool:
     keys = ("threshold", "validation_steps", "validation_accuracy", "steps", "accuracy")
     if not isinstance(c, dict) or not all(numbers(c.get(key)) for key in keys):
         return False
-    return len({len(c[key]) for key in keys}) == 1 and isinstance(c.get("chosen"), int) and 0 <= c["chosen"] < len(c["steps"])
+    return (
+        len({len(c[key]) for key in keys}) == 1
+        and isinstance(c.get("chosen"), int)
+        and 0 <= c["chosen"] < len(c["steps"])
+    )
 
 
 def class_names(run: RunData) -> list[str]:
-    count = next((run.arrays[k].shape[-1] for k in ("confusion", "sample_logits") if k in run.arrays), 0)
+    count = next(
+        (run.arrays[k].shape[-1] for k in ("confusion", "sample_logits") if k in run.arrays), 0
+    )
     return [str(name) for name in run.arrays.get("classes", range(count))]
 
 
 def layer_names(run: RunData) -> list[str]:
-    count = next((run.arrays[k].shape[0] for k in ("firing_rate", "support_share", "membrane_counts") if k in run.arrays), 0)
+    count = next(
+        (
+            run.arrays[k].shape[0]
+            for k in ("firing_rate", "support_share", "membrane_counts")
+            if k in run.arrays
+        ),
+        0,
+    )
     return [str(name) for name in run.arrays.get("layer_names", range(count))]

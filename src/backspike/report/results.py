@@ -33,25 +33,57 @@ def headline(run: RunData) -> str:
 
     done, planned = run.done, number(run.fields.get("epochs"))
     validation = run.series("validation_accuracy")
-    best = float(np.nanmax(validation)) if np.isfinite(validation).any() else number(done.get("validation_accuracy"))
+    best = (
+        float(np.nanmax(validation))
+        if np.isfinite(validation).any()
+        else number(done.get("validation_accuracy"))
+    )
     device = f" on {escape(run.env['device'])}" if run.env.get("device") else ""
-    test = ("Test accuracy", as_percent(number(done.get("test_accuracy"))), "weights of the best epoch by validation")
-    running = ("Training accuracy", as_percent(last("train_accuracy")), "so far; the test comes at the end")
-    of = f"of {planned:.0f} planned" if math.isfinite(planned) and planned != len(run.epochs) else "all that were planned"
+    test = (
+        "Test accuracy",
+        as_percent(number(done.get("test_accuracy"))),
+        "weights of the best epoch by validation",
+    )
+    running = (
+        "Training accuracy",
+        as_percent(last("train_accuracy")),
+        "so far; the test comes at the end",
+    )
+    of = (
+        f"of {planned:.0f} planned"
+        if math.isfinite(planned) and planned != len(run.epochs)
+        else "all that were planned"
+    )
     tiles = [
         test if done else running,
-        ("Test, last epoch", as_percent(number(done.get("test_accuracy_last"))), "weights as training left them"),
+        (
+            "Test, last epoch",
+            as_percent(number(done.get("test_accuracy_last"))),
+            "weights as training left them",
+        ),
         ("Best validation", as_percent(best), f"in epoch {run.best_epoch:.0f} (from 0)"),
         ("Epochs", f"{len(run.epochs)}", of if math.isfinite(planned) else ""),
-        ("Time", seconds(run.seconds), f"{count(last('samples_per_second'))} samples per second{device}"),
+        (
+            "Time",
+            seconds(run.seconds),
+            f"{count(last('samples_per_second'))} samples per second{device}",
+        ),
         ("Parameters", count(number(run.env.get("parameters"))), "numbers that are learned"),
     ]
     return tile_row(tile for tile in tiles if tile[1] != "–")
 
 
 def subtitle(run: RunData) -> str:
-    parts = [run.fields[key] for key in ("model", "neuron.surrogate", "readout") if run.fields.get(key) is not None]
-    data = f"on <b>{escape(run.fields['data'])}</b>{' (simulated)' * simulated(run)}" if "data" in run.fields else ""
+    parts = [
+        run.fields[key]
+        for key in ("model", "neuron.surrogate", "readout")
+        if run.fields.get(key) is not None
+    ]
+    data = (
+        f"on <b>{escape(run.fields['data'])}</b>{' (simulated)' * simulated(run)}"
+        if "data" in run.fields
+        else ""
+    )
     steps = f", {escape(run.fields['T'])}\u00a0timesteps" if "T" in run.fields else ""
     return f'<p class="lead">{" · ".join(f"<code>{escape(part)}</code>" for part in parts)} {data}{steps}</p>'
 
@@ -71,19 +103,28 @@ def notices(run: RunData) -> str:
             "continues it, and adds the test accuracy."
         )
     if not run.arrays:
-        notices.append("There is no <code>evaluation.npz</code>: figures that need the trained network are left out.")
+        notices.append(
+            "There is no <code>evaluation.npz</code>: figures that need the trained network are left out."
+        )
     if run.resumed:
-        notices.append(f"Interrupted and resumed {run.resumed} time{'s' if run.resumed > 1 else ''}.")
+        notices.append(
+            f"Interrupted and resumed {run.resumed} time{'s' if run.resumed > 1 else ''}."
+        )
     return "".join(f'<p class="notice" role="note">{notice}</p>' for notice in notices)
 
 
 def curves(run: RunData) -> Section:
     def pair(key: str) -> list[Line]:
         names = (f"train_{key}" if key == "accuracy" else key, f"validation_{key}")
-        return [Line(n, run.x, run.series(s), colour(c)) for n, s, c in zip(_PAIR, names, ("train", "valid"))]
+        return [
+            Line(n, run.x, run.series(s), colour(c))
+            for n, s, c in zip(_PAIR, names, ("train", "valid"))
+        ]
 
     charts = grid(
-        draw_chart("accuracy", "Accuracy", pair("accuracy"), "epoch", percent=True, mark=run.best_epoch),
+        draw_chart(
+            "accuracy", "Accuracy", pair("accuracy"), "epoch", percent=True, mark=run.best_epoch
+        ),
         draw_chart("loss", "Loss", pair("loss"), "epoch", mark=run.best_epoch),
     )
     text = (
@@ -105,16 +146,28 @@ def epoch_table(run: RunData) -> str:
         "lr": ("learning rate", plain_number),
         "seconds": ("seconds", plain_number),
     }
-    rows = [[f"{e['epoch']}", *(write(number(e.get(key))) for key, (_, write) in columns.items())] for e in run.epochs]
-    table = html_table(["epoch", *(name for name, _ in columns.values())], rows, "Every epoch", "numbers")
+    rows = [
+        [f"{e['epoch']}", *(write(number(e.get(key))) for key, (_, write) in columns.items())]
+        for e in run.epochs
+    ]
+    table = html_table(
+        ["epoch", *(name for name, _ in columns.values())], rows, "Every epoch", "numbers"
+    )
     return f"<details><summary>The numbers, epoch by epoch</summary>{table}</details>"
 
 
 def readout(run: RunData) -> Section:
-    weights = [w if isinstance(w := epoch.get("readout_weights"), list) else [] for epoch in run.epochs]
+    weights = [
+        w if isinstance(w := epoch.get("readout_weights"), list) else [] for epoch in run.epochs
+    ]
     T = max(map(len, weights), default=0)
     lines = [
-        Line(f"step {t + 1}", run.x, np.array([number(w[t]) if t < len(w) else math.nan for w in weights]), ramp(t, T))
+        Line(
+            f"step {t + 1}",
+            run.x,
+            np.array([number(w[t]) if t < len(w) else math.nan for w in weights]),
+            ramp(t, T),
+        )
         for t in range(T)
     ]
     text = (
@@ -123,7 +176,12 @@ def readout(run: RunData) -> Section:
         "the network answers better at this step than at others. The mean of all weights stays 1. This is the counterpart of "
         "figure 3 of Li et al. 2024 (arXiv 2406.19645)."
     )
-    return Section("readout", "Weights of the timesteps", text, grid(draw_chart("readout-weights", "Weight", lines, "epoch")))
+    return Section(
+        "readout",
+        "Weights of the timesteps",
+        text,
+        grid(draw_chart("readout-weights", "Weight", lines, "epoch")),
+    )
 
 
 def over_time(run: RunData) -> Section:
@@ -139,12 +197,22 @@ def over_time(run: RunData) -> Section:
 
 
 def early_exit(run: RunData) -> Section:
-    accuracy, validation = (numbers(run.anytime.get(key)) for key in ("accuracy", "validation_accuracy"))
+    accuracy, validation = (
+        numbers(run.anytime.get(key)) for key in ("accuracy", "validation_accuracy")
+    )
     curves = {name: c for name, c in as_dict(run.anytime.get("exit")).items() if is_curve(c)}
     if not accuracy or not validation or not curves:
         return Section("early-exit", "", "", "")
     steps = np.arange(1.0, len(accuracy) + 1)
-    lines = [Line("the same number of steps for all", steps, np.array(accuracy), colour("soft"), dashed=True)]
+    lines = [
+        Line(
+            "the same number of steps for all",
+            steps,
+            np.array(accuracy),
+            colour("soft"),
+            dashed=True,
+        )
+    ]
     rows = []
     for i, (name, c) in enumerate(curves.items()):
         order = np.argsort(c["steps"], kind="stable")
@@ -153,11 +221,31 @@ def early_exit(run: RunData) -> Section:
         at = c["chosen"]
         values = [as_percent(c[key][at], 2) for key in ("validation_accuracy", "accuracy")]
         rows.append(
-            [escape(name), plain_number(c["threshold"][at]), values[0], values[1], f"{c['steps'][at]:.2f} of {len(accuracy)}"]
+            [
+                escape(name),
+                plain_number(c["threshold"][at]),
+                values[0],
+                values[1],
+                f"{c['steps'][at]:.2f} of {len(accuracy)}",
+            ]
         )
-    rows.append(["all timesteps", "", as_percent(validation[-1], 2), as_percent(accuracy[-1], 2), f"{len(accuracy)}"])
+    rows.append(
+        [
+            "all timesteps",
+            "",
+            as_percent(validation[-1], 2),
+            as_percent(accuracy[-1], 2),
+            f"{len(accuracy)}",
+        ]
+    )
     chart = draw_chart("early-exit", "Test accuracy", lines, "mean timesteps", percent=True)
-    head = ["exit by", "threshold", "validation accuracy", "test accuracy", "mean timesteps on the test set"]
+    head = [
+        "exit by",
+        "threshold",
+        "validation accuracy",
+        "test accuracy",
+        "mean timesteps on the test set",
+    ]
     text = (
         "Each sample stops at the first timestep at which the network is sure enough, the last at the latest. Confidence is "
         "the largest probability of the answer so far, margin its lead over the second. The threshold in the table is the one "
@@ -181,7 +269,11 @@ def confusion(run: RunData) -> Section:
         f"{total} test samples are right: {as_percent(right / total)}, with a 95\u202f% interval from {as_percent(low)} to "
         f"{as_percent(high)} for the luck of the sample. {worst(counts, names)}"
     )
-    body = _confusion_table(counts, names) if len(counts) <= MAX_CLASSES else _confusion_image(counts, names)
+    body = (
+        _confusion_table(counts, names)
+        if len(counts) <= MAX_CLASSES
+        else _confusion_image(counts, names)
+    )
     return Section("confusion", "Confusion matrix", text, body)
 
 
@@ -226,7 +318,11 @@ def _confusion_table(counts: np.ndarray, names: Sequence[str]) -> str:
 def _confusion_cell(right: bool, share: float, count: int) -> str:
     if not count:
         return '<td class="none">0</td>'
-    return heat_cell(share if right else min(2 * math.sqrt(share), 1), f"{count}", "heat" if right else "heat mistake")
+    return heat_cell(
+        share if right else min(2 * math.sqrt(share), 1),
+        f"{count}",
+        "heat" if right else "heat mistake",
+    )
 
 
 def _confusion_image(counts: np.ndarray, names: Sequence[str]) -> str:
@@ -235,8 +331,13 @@ def _confusion_image(counts: np.ndarray, names: Sequence[str]) -> str:
     pixels[..., 3] = 255 * share
     wrong = counts - np.diag(np.diag(counts))
     pairs = [np.unravel_index(index, wrong.shape) for index in np.argsort(wrong, None)[::-1][:10]]
-    rows = [[escape(names[i]), escape(names[j]), f"{int(wrong[i, j])}"] for i, j in pairs if wrong[i, j]]
+    rows = [
+        [escape(names[i]), escape(names[j]), f"{int(wrong[i, j])}"] for i, j in pairs if wrong[i, j]
+    ]
     alt = f"Confusion matrix of {len(names)} classes, true classes from top to bottom, answers from left to right"
     title = "The stronger a point, the larger its share of the row"
     picture = figure("confusion", title, image(pixels, alt, "ink matrix"))
-    return grid(picture, html_table(["true", "answer", "times"], rows, "Most frequent confusions", "numbers"))
+    return grid(
+        picture,
+        html_table(["true", "answer", "times"], rows, "Most frequent confusions", "numbers"),
+    )

@@ -32,7 +32,9 @@ def samples(run: RunData) -> Section:
     )
     if run.arrays.get("sample_x", np.zeros(3)).shape[2:3] == (2,):
         text += ' Events: <span class="on">orange</span> where it became brighter, <span class="off">blue</span> where darker.'
-    return Section("samples", "A few test samples", text, cards and f'<div class="samples">{cards}</div>')
+    return Section(
+        "samples", "A few test samples", text, cards and f'<div class="samples">{cards}</div>'
+    )
 
 
 def _sample(run: RunData, index: int) -> str:
@@ -46,9 +48,14 @@ def _sample(run: RunData, index: int) -> str:
         title += " " + (wrong if answer != true else '<span class="right">recognised</span>')
         parts.append(_answer(logits, true, names))
     if "sample_x" in arrays:
-        parts.insert(0, _input(arrays["sample_x"][index], f"sample {index + 1}, true class {_at(names, true)}"))
+        parts.insert(
+            0,
+            _input(arrays["sample_x"][index], f"sample {index + 1}, true class {_at(names, true)}"),
+        )
     parts[1:1] = _rasters(run, index)
-    groups = time_groups(arrays["sample_logits"].shape[1] if "sample_logits" in arrays else 0, MAX_FRAMES)
+    groups = time_groups(
+        arrays["sample_logits"].shape[1] if "sample_logits" in arrays else 0, MAX_FRAMES
+    )
     ruler = "".join(f"<span>{step}</span>" for step in group_names(groups))
     parts.append(f'<div class="ruler" {columns(groups)}>{ruler}</div>')
     return f'<article id="fig-sample-{index}"><h3>{title}</h3>{"".join(parts)}</article>'
@@ -69,7 +76,9 @@ def _input(x: np.ndarray, what: str) -> str:
         return f'<div class="still">{image(_pixels(x[:1])[0], f"Input of {what}")}</div>'
     groups = time_groups(len(x), MAX_FRAMES)
     frames = _pixels(np.stack([x[group].mean(0) for group in groups]))
-    pictures = [image(f, f"Input of {what}, step {name}") for f, name in zip(frames, group_names(groups))]
+    pictures = [
+        image(f, f"Input of {what}, step {name}") for f, name in zip(frames, group_names(groups))
+    ]
     return f'<div class="strip" {columns(groups)}>{"".join(pictures)}</div>'
 
 
@@ -89,7 +98,9 @@ def _pixels(x: np.ndarray) -> np.ndarray:
 def _rasters(run: RunData, index: int) -> list[str]:
     names = layer_names(run)
     known = [i for i in range(len(names)) if f"sample_spikes_{i}" in run.arrays]
-    chosen = sorted({known[round(i)] for i in np.linspace(0, len(known) - 1, min(len(known), MAX_RASTERS))})
+    chosen = sorted(
+        {known[round(i)] for i in np.linspace(0, len(known) - 1, min(len(known), MAX_RASTERS))}
+    )
     return [_raster(run.arrays[f"sample_spikes_{i}"][index], names[i]) for i in chosen]
 
 
@@ -109,9 +120,19 @@ def _answer(logits: np.ndarray, true: int, names: Sequence[str]) -> str:
     answer = int(p[-1].argmax())
     order = [k for k in np.argsort(p.max(0))[-10:] if k not in (true, answer)]
     order += [answer] * (answer != true) + [true] * (0 <= true < p.shape[1])
-    paths = "".join(_path(p[:, k], "true" if k == true else "answer" if k == answer else "other") for k in order)
-    ends = [f'<b class="right">{escape(_at(names, true))}: {as_percent(p[-1, true], 0)}</b>'] if order[-1] == true else []
-    ends += [f'<b class="wrong">{escape(_at(names, answer))}: {as_percent(p[-1, answer], 0)}</b>'] if answer != true else []
+    paths = "".join(
+        _path(p[:, k], "true" if k == true else "answer" if k == answer else "other") for k in order
+    )
+    ends = (
+        [f'<b class="right">{escape(_at(names, true))}: {as_percent(p[-1, true], 0)}</b>']
+        if order[-1] == true
+        else []
+    )
+    ends += (
+        [f'<b class="wrong">{escape(_at(names, answer))}: {as_percent(p[-1, answer], 0)}</b>']
+        if answer != true
+        else []
+    )
     alt = "; ".join(f"{_at(names, k)} {as_percent(p[-1, k], 0)}" for k in order[::-1][:3])
     picture = (
         f'<svg role="img" aria-label="Probability over time, at the end: {escape(alt)}" viewBox="0 0 {len(p)} 1" '

@@ -35,9 +35,30 @@ def _dots(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome])
             values = np.array(row["best"]["values"])
             if not len(values):
                 continue
-            ax.plot(values, np.full(len(values), i), "o", color=ink(i), alpha=0.45, markersize=4, markeredgewidth=0)
-            half = t_quantile(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-            ax.errorbar(values.mean(), i, xerr=half, fmt="|", color=ink(i), markersize=13, markeredgewidth=2, linewidth=1.6)
+            ax.plot(
+                values,
+                np.full(len(values), i),
+                "o",
+                color=ink(i),
+                alpha=0.45,
+                markersize=4,
+                markeredgewidth=0,
+            )
+            half = (
+                t_quantile(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+                if len(values) > 1
+                else 0.0
+            )
+            ax.errorbar(
+                values.mean(),
+                i,
+                xerr=half,
+                fmt="|",
+                color=ink(i),
+                markersize=13,
+                markeredgewidth=2,
+                linewidth=1.6,
+            )
         ax.set_yticks(range(len(rows)), [math_free(row["arm"]) for row in rows])
         ax.invert_yaxis()
         ax.grid(axis="x")
@@ -58,30 +79,55 @@ def _sweep(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]
         def plot(ax: Axes, kind: str = kind) -> None:
             for i, name in enumerate(names):
                 line = sorted((r for r in known if r["line"] == name), key=lambda r: r["x"])
-                x, mean = np.array([r["x"] for r in line]), np.array([r[kind]["mean"] for r in line])
+                x, mean = (
+                    np.array([r["x"] for r in line]),
+                    np.array([r[kind]["mean"] for r in line]),
+                )
                 sd = np.array([r[kind]["sd"] or 0.0 for r in line])
                 ax.fill_between(x, mean - sd, mean + sd, color=ink(i), alpha=0.15, linewidth=0)
                 ax.plot(x, mean, "o-", color=ink(i), linewidth=1.8, markersize=3.5)
             axes(ax, study.xlabel, log_x=study.log_x, percent=True)
 
         title = f"Test accuracy, {meaning}, with one standard deviation"
-        pictures.append(Picture(f"sweep-{kind}", title, [(n, i) for i, n in enumerate(names)], plot))
+        pictures.append(
+            Picture(f"sweep-{kind}", title, [(n, i) for i, n in enumerate(names)], plot)
+        )
     return pictures
 
 
 def _curves(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]) -> list[Picture]:
     """Validation accuracy, loss and time, epoch by epoch."""
     return [
-        _by_arm(study, outcomes, "validation", "Validation accuracy", "epoch", lambda o: o.series("validation_accuracy"), True),
+        _by_arm(
+            study,
+            outcomes,
+            "validation",
+            "Validation accuracy",
+            "epoch",
+            lambda o: o.series("validation_accuracy"),
+            True,
+        ),
         _by_arm(study, outcomes, "loss", "Training loss", "epoch", lambda o: o.series("loss")),
-        _by_arm(study, outcomes, "seconds", "Seconds per epoch", "epoch", lambda o: o.series("seconds")),
+        _by_arm(
+            study, outcomes, "seconds", "Seconds per epoch", "epoch", lambda o: o.series("seconds")
+        ),
     ]
 
 
 def _firing(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]) -> list[Picture]:
     """Firing rate of every layer."""
     title = "Firing rate per layer, test set"
-    return [_by_arm(study, outcomes, "firing", title, "spiking layer", lambda o: o.arrays["firing_rate"].mean(1), True)]
+    return [
+        _by_arm(
+            study,
+            outcomes,
+            "firing",
+            title,
+            "spiking layer",
+            lambda o: o.arrays["firing_rate"].mean(1),
+            True,
+        )
+    ]
 
 
 def _by_arm(
@@ -104,7 +150,9 @@ def _by_arm(
     return Picture(name, f"{title}, mean over seeds", _legend(study), plot)
 
 
-def _weights(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]) -> list[Picture]:
+def _weights(
+    study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]
+) -> list[Picture]:
     """TWO: the weight of every timestep over the epochs."""
 
     def of(epoch: dict[str, Any]) -> dict[str, float]:
@@ -119,7 +167,11 @@ def _widths(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome
 
 
 def _within_arms(
-    study: Study, outcomes: Sequence[Outcome], name: str, title: str, of: Callable[[dict[str, Any]], dict[str, float]]
+    study: Study,
+    outcomes: Sequence[Outcome],
+    name: str,
+    title: str,
+    of: Callable[[dict[str, Any]], dict[str, float]],
 ) -> list[Picture]:
     """A picture for each arm that has such values: a line per value, mean over seeds, epoch by epoch."""
     pictures = []
@@ -128,13 +180,24 @@ def _within_arms(
         if runs and runs[0][0]:
             labels = list(runs[0][0])
 
-            def plot(ax: Axes, runs: list[list[dict[str, float]]] = runs, labels: list[str] = labels) -> None:
+            def plot(
+                ax: Axes, runs: list[list[dict[str, float]]] = runs, labels: list[str] = labels
+            ) -> None:
                 for i, label in enumerate(labels):
-                    _line_over(ax, _mean_of([np.array([epoch[label] for epoch in r]) for r in runs]), i)
+                    _line_over(
+                        ax, _mean_of([np.array([epoch[label] for epoch in r]) for r in runs]), i
+                    )
                 axes(ax, "epoch", whole=True)
 
             legend = [(label, i) for i, label in enumerate(labels)]
-            pictures.append(Picture(f"{name}-{_slug(arm.name)}", f"{arm.name}: {title}, mean over seeds", legend, plot))
+            pictures.append(
+                Picture(
+                    f"{name}-{_slug(arm.name)}",
+                    f"{arm.name}: {title}, mean over seeds",
+                    legend,
+                    plot,
+                )
+            )
     return pictures
 
 
@@ -147,14 +210,24 @@ def _mean_of(series: Sequence[np.ndarray]) -> np.ndarray:
 def _line_over(ax: Axes, y: np.ndarray, number: int) -> None:
     dots = "o" if len(y) <= 20 else ""
     dashes = ("-", "--")[number // 8 % 2]
-    ax.plot(np.arange(1, len(y) + 1), y, color=ink(number), linewidth=1.6, linestyle=dashes, marker=dots, markersize=3)
+    ax.plot(
+        np.arange(1, len(y) + 1),
+        y,
+        color=ink(number),
+        linewidth=1.6,
+        linestyle=dashes,
+        marker=dots,
+        markersize=3,
+    )
 
 
 def _legend(study: Study) -> list[tuple[str, int]]:
     return [(arm.name, i) for i, arm in enumerate(study.arms)]
 
 
-def _membranes(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]) -> list[Picture]:
+def _membranes(
+    study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]
+) -> list[Picture]:
     """Where the membrane stands on the test set, one picture per layer with a line for each arm."""
     first = outcomes[0].arrays
     layers = first["layer_names"].tolist()
@@ -167,7 +240,9 @@ def _membranes(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outc
             for i, arm in enumerate(study.arms):
                 if found[arm.name]:
                     counts = np.sum([a["membrane_counts"][k] for a in found[arm.name]], axis=0)
-                    ax.stairs(counts / counts.sum(), first["membrane_edges"], color=ink(i), linewidth=1.4)
+                    ax.stairs(
+                        counts / counts.sum(), first["membrane_edges"], color=ink(i), linewidth=1.4
+                    )
             ax.axvline(0, color=ink(7), linewidth=1, linestyle=(0, (2, 3)))
             axes(ax, "membrane minus threshold")
 
@@ -188,7 +263,9 @@ def _spikes(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome
                 ax.plot(x.mean(), y.mean(), "D", color=ink(i), markersize=7)
         axes(ax, "spikes per image, hidden layers", percent=True)
 
-    return [Picture("spikes", "Test accuracy against spikes; diamonds are means", _legend(study), plot)]
+    return [
+        Picture("spikes", "Test accuracy against spikes; diamonds are means", _legend(study), plot)
+    ]
 
 
 FIGURES: dict[str, Callable[[Study, list[dict[str, Any]], Sequence[Outcome]], list[Picture]]] = {
@@ -207,11 +284,22 @@ def gradient_pictures(study: Study, shares: list[dict[str, Any]]) -> list[Pictur
     """Figure 1: who gets a gradient, and how large the derivatives are, at the same potentials."""
     shares = [row for row in shares if row["x"] is not None]
     plain = sorted((r for r in shares if r["line"] == shares[0]["line"]), key=lambda r: r["x"])
-    kinds = {"neurons": "neurons", "weights": "weights, one sample", "weights_batch": "weights, 16 samples"}
+    kinds = {
+        "neurons": "neurons",
+        "weights": "weights, one sample",
+        "weights_batch": "weights, 16 samples",
+    }
 
     def plot(ax: Axes) -> None:
         for i, kind in enumerate(kinds):
-            ax.plot([r["x"] for r in plain], [r[kind] for r in plain], "o-", color=ink(i), linewidth=1.8, markersize=3.5)
+            ax.plot(
+                [r["x"] for r in plain],
+                [r[kind] for r in plain],
+                "o-",
+                color=ink(i),
+                linewidth=1.8,
+                markersize=3.5,
+            )
         axes(ax, study.xlabel, log_x=study.log_x, percent=True)
 
     some = [plain[0], plain[len(plain) // 2], plain[-1]]
@@ -223,8 +311,16 @@ def gradient_pictures(study: Study, shares: list[dict[str, Any]]) -> list[Pictur
         axes(ax, "derivative relative to its peak; leftmost: zero", percent=True)
 
     return [
-        Picture("gradients", "Share that gets a gradient", [(text, i) for i, text in enumerate(kinds.values())], plot),
         Picture(
-            "derivatives", "Surrogate derivatives over all neurons", [(r["arm"], i) for i, r in enumerate(some)], histogram
+            "gradients",
+            "Share that gets a gradient",
+            [(text, i) for i, text in enumerate(kinds.values())],
+            plot,
+        ),
+        Picture(
+            "derivatives",
+            "Surrogate derivatives over all neurons",
+            [(r["arm"], i) for i, r in enumerate(some)],
+            histogram,
         ),
     ]

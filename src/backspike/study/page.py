@@ -19,7 +19,16 @@ from ..version import __version__
 from .figures import FIGURES, gradient_pictures
 from .results import KINDS, Outcome, gradient_shares, summary
 from .spec import Job, Study, finished
-from .statistics import DRAWS, EXACT_UP_TO, Paired, difference_cell, p_value, percent, smallest_p, verdict
+from .statistics import (
+    DRAWS,
+    EXACT_UP_TO,
+    Paired,
+    difference_cell,
+    p_value,
+    percent,
+    smallest_p,
+    verdict,
+)
 
 
 def write(study: Study, out: Path, seeds: int, failed: Mapping[Job, str] | None = None) -> Path:
@@ -31,9 +40,14 @@ def write(study: Study, out: Path, seeds: int, failed: Mapping[Job, str] | None 
             if finished(job):
                 outcomes.append(Outcome.read(job))
     if not outcomes:
-        raise StudyError(f"no run of {study.name} has finished" + (f": {next(iter(failed.values()))}" if failed else ""))
+        raise StudyError(
+            f"no run of {study.name} has finished"
+            + (f": {next(iter(failed.values()))}" if failed else "")
+        )
     rows = summary(study, outcomes)
-    pictures = [p for name in study.figures if name in FIGURES for p in FIGURES[name](study, rows, outcomes)]
+    pictures = [
+        p for name in study.figures if name in FIGURES for p in FIGURES[name](study, rows, outcomes)
+    ]
     shares = None
     if "gradients" in study.figures and (of := [o for o in outcomes if o.arm == study.baseline]):
         shares = gradient_shares(study, of[0])
@@ -64,7 +78,9 @@ def write(study: Study, out: Path, seeds: int, failed: Mapping[Job, str] | None 
     ]
     arms = [(name, changes(fields)) for name, fields in settings["arms"].items()]
     title = f"{study.name} on {study.base.data}"
-    return publish(out, title, study.about, HEAD, table(rows), said, notes, pictures, arms, complete)
+    return publish(
+        out, title, study.about, HEAD, table(rows), said, notes, pictures, arms, complete
+    )
 
 
 def command(study: Study, seeds: int) -> str:
@@ -84,7 +100,14 @@ def command(study: Study, seeds: int) -> str:
 
 HEAD = (
     *("arm", "runs", "last epoch, %", "difference [95 % CI]", "p"),
-    *("best by validation, %", "difference [95 % CI]", "p", "firing, %", "spikes per image", "s per epoch"),
+    *(
+        "best by validation, %",
+        "difference [95 % CI]",
+        "p",
+        "firing, %",
+        "spikes per image",
+        "s per epoch",
+    ),
 )
 
 
@@ -117,11 +140,21 @@ def sentences(rows: list[dict[str, Any]], seeds: int) -> list[str]:
     compared = len(said)
     said.append(
         f"With {seeds} seeds the smallest p that the test can give is {smallest_p(seeds):.2g}"
-        + (", so no difference can reach 0.05 here; 6 seeds are the fewest that can." if smallest_p(seeds) >= 0.05 else ".")
-        + (f" {compared} comparisons were made and p is corrected for none." if compared > 1 else "")
+        + (
+            ", so no difference can reach 0.05 here; 6 seeds are the fewest that can."
+            if smallest_p(seeds) >= 0.05
+            else "."
+        )
+        + (
+            f" {compared} comparisons were made and p is corrected for none."
+            if compared > 1
+            else ""
+        )
     )
     if seeds > EXACT_UP_TO:
-        said.append(f"p is from {DRAWS:,} random sign patterns with a fixed seed, as 2^{seeds} are too many to go through.")
+        said.append(
+            f"p is from {DRAWS:,} random sign patterns with a fixed seed, as 2^{seeds} are too many to go through."
+        )
     return said
 
 
@@ -152,18 +185,40 @@ def publish(
         write_atomic(out / "figures" / f"{picture.name}.svg", picture.file())
     e, section = html.escape, html.Section
     items = "".join(f"<li>{e(s)}</li>" for s in said)
-    result = html.html_table(list(map(e, head)), [list(map(e, row)) for row in rows], "Results", "numbers compare")
+    result = html.html_table(
+        list(map(e, head)), [list(map(e, row)) for row in rows], "Results", "numbers compare"
+    )
     body = section("results", "Results", e(notes[0]), result).html()
     body += section(
-        "verdict", "What it supports", "Inside the noise: the 95 % interval of a difference includes zero.", f"<ul>{items}</ul>"
+        "verdict",
+        "What it supports",
+        "Inside the noise: the 95 % interval of a difference includes zero.",
+        f"<ul>{items}</ul>",
     ).html()
-    body += section("figures", "Figures", "Also as files in figures/.", html.grid(*(p.page() for p in pictures))).html()
-    arms = html.html_table(["arm", "changes"], [[e(a), f"<code>{e(c)}</code>"] for a, c in settings], "Settings", "pairs")
+    body += section(
+        "figures", "Figures", "Also as files in figures/.", html.grid(*(p.page() for p in pictures))
+    ).html()
+    arms = html.html_table(
+        ["arm", "changes"],
+        [[e(a), f"<code>{e(c)}</code>"] for a, c in settings],
+        "Settings",
+        "pairs",
+    )
     made = "".join(f"<p>{e(note)}</p>" for note in notes[1:])
-    body += section("settings", "Settings", "What each arm changes, and where the numbers come from.", arms + made).html()
+    body += section(
+        "settings",
+        "Settings",
+        "What each arm changes, and where the numbers come from.",
+        arms + made,
+    ).html()
     header = f'<header><p>backspike · study</p><h1>{e(title)}</h1><p class="lead">{e(about)}</p></header>'
     page = out / "study.html"
-    write_atomic(page, html.render_page(f"{title} · backspike study", header + body).encode("utf-8", "xmlcharrefreplace"))
+    write_atomic(
+        page,
+        html.render_page(f"{title} · backspike study", header + body).encode(
+            "utf-8", "xmlcharrefreplace"
+        ),
+    )
     write_atomic(out / "study.json", to_json({**complete, "conclusions": list(said)}))
     return page
 
@@ -175,7 +230,16 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequenc
 
 
 _TEX = str.maketrans(
-    {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "±": r"$\pm$", "−": "$-$", "–": "--", "<": "$<$", ">": "$>$"}
+    {
+        "\\": r"\textbackslash{}",
+        "^": r"\^{}",
+        "~": r"\~{}",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "–": "--",
+        "<": "$<$",
+        ">": "$>$",
+    }
     | {c: "\\" + c for c in "%_&#${}"}
 )
 

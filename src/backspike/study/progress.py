@@ -37,7 +37,13 @@ class Clock:
             self.finished += 1
             self.at[job] = self.total[job]
             seconds = self._left()
-            where = {"arm": job.arm, "seed": job.seed, "number": self.finished, "of": self.runs, "seconds_left": seconds}
+            where = {
+                "arm": job.arm,
+                "seed": job.seed,
+                "number": self.finished,
+                "of": self.runs,
+                "seconds_left": seconds,
+            }
             self.tell({"event": "run", **where, **share})
             self._progress()
 
@@ -67,19 +73,29 @@ class Clock:
 def listener(as_json: bool) -> Iterator[Listener]:
     """How the command line shows a study: a bar on a terminal, a line for each finished run elsewhere, JSON for machines."""
     if as_json:
-        yield lambda event: None if event["event"] == "progress" else print(json.dumps(event), flush=True)
+        yield (
+            lambda event: (
+                None if event["event"] == "progress" else print(json.dumps(event), flush=True)
+            )
+        )
     elif sys.stdout.isatty():
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         left = TextColumn("{task.fields[left]}")
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:3.0f}%"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:3.0f}%"),
+        )
         with Progress(*columns, TimeElapsedColumn(), left) as bar:
             task = bar.add_task("study", total=1.0, left="")
 
             def listen(event: dict[str, Any]) -> None:
                 if event["event"] == "progress":
                     shown = f"{event['finished']}/{event['of']} runs"
-                    bar.update(task, completed=event["share"], description=shown, left=_time_left(event))
+                    bar.update(
+                        task, completed=event["share"], description=shown, left=_time_left(event)
+                    )
                 elif line := _line(event):
                     bar.console.print(line, highlight=False, markup=False)
 
@@ -97,7 +113,13 @@ def _time_left(event: dict[str, Any]) -> str:
     seconds = event.get("seconds_left")
     if seconds is None:
         return ""
-    number, unit = (seconds, "s") if seconds < 100 else (seconds / 60, "min") if seconds < 6000 else (seconds / 3600, "h")
+    number, unit = (
+        (seconds, "s")
+        if seconds < 100
+        else (seconds / 60, "min")
+        if seconds < 6000
+        else (seconds / 3600, "h")
+    )
     return f"about {number:.{int(unit == 'h')}f} {unit} left"
 
 

@@ -39,7 +39,9 @@ class Outcome:
     @staticmethod
     def read(job: Job) -> Outcome:
         log = Run.open(job.folder).log()
-        return Outcome(job.arm, job.seed, job.folder, log[-1], [e for e in log if e.get("event") == "epoch"])
+        return Outcome(
+            job.arm, job.seed, job.folder, log[-1], [e for e in log if e.get("event") == "epoch"]
+        )
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -65,14 +67,26 @@ KINDS = {"last": "last epoch", "best": "best by validation"}
 
 def summary(study: Study, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Per arm: values by seed, mean, standard deviation, and the paired comparison of both accuracies."""
-    by_arm = {arm.name: {o.seed: o.numbers() for o in outcomes if o.arm == arm.name} for arm in study.arms}
+    by_arm = {
+        arm.name: {o.seed: o.numbers() for o in outcomes if o.arm == arm.name} for arm in study.arms
+    }
     rows = []
     for arm in study.arms:
         runs, other = by_arm[arm.name], study.compared(arm)
-        row: dict[str, Any] = {"arm": arm.name, "against": other, "n": len(runs), "x": arm.x, "line": arm.line}
+        row: dict[str, Any] = {
+            "arm": arm.name,
+            "against": other,
+            "n": len(runs),
+            "x": arm.x,
+            "line": arm.line,
+        }
         for kind in KINDS:
             values = [r[kind] for r in runs.values()]
-            row[kind] = {"values": values, "mean": _mean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
+            row[kind] = {
+                "values": values,
+                "mean": _mean(values),
+                "sd": statistics.stdev(values) if len(values) > 1 else None,
+            }
             if other is not None:
                 both = [seed for seed in runs if seed in by_arm[other]]
                 pairs = [runs[s][kind] for s in both], [by_arm[other][s][kind] for s in both]
@@ -115,7 +129,9 @@ def gradient_shares(study: Study, outcome: Outcome, samples: int = 16) -> list[d
         if changed.model != recipe.model:
             continue
         torch.manual_seed(0)
-        network = Network(replace(recipe, neuron=changed.neuron).network(), recipe.readout.build(recipe.T))
+        network = Network(
+            replace(recipe, neuron=changed.neuron).network(), recipe.readout.build(recipe.T)
+        )
         # a learned width is not among the weights: it stays 1
         network.load_state_dict(weights, strict=False)
         network.eval()

@@ -48,13 +48,25 @@ def run(
     the last bit, so keep `jobs`. force: replace another study. listen: called with the events of `progress`.
     Raises StudyError; KeyboardInterrupt after checkpoints of all running runs. Runs that fail do not stop the others.
     """
-    seeds, out, tell = study.seeds if seeds is None else seeds, Path(out), listen or (lambda e: None)
+    seeds, out, tell = (
+        study.seeds if seeds is None else seeds,
+        Path(out),
+        listen or (lambda e: None),
+    )
     if seeds < 1:
         raise StudyError(f"a study needs at least 1 seed, got {seeds}")
     with folder(out, study.settings(), force):
         wanted = [study.job(arm, seed, out) for seed in range(seeds) for arm in study.arms]
         left = [job for job in wanted if not finished(job)]
-        tell({"event": "study", "study": study.name, "out": str(out), "runs": len(wanted), "left": len(left)})
+        tell(
+            {
+                "event": "study",
+                "study": study.name,
+                "out": str(out),
+                "runs": len(wanted),
+                "left": len(left),
+            }
+        )
         failed = _train_all(left, jobs, device, tell) if left else {}
         page = write(study, out, seeds, failed)
         tell({"event": "done", "report": str(page), "failed": len(failed)})
@@ -71,16 +83,24 @@ def folder(out: Path, settings: dict[str, Any], force: bool) -> Iterator[None]:
     if out.exists() and not out.is_dir():
         raise StudyError(f"{out} is a file; choose another folder with --out")
     there = out / "study.json"
-    if out.is_dir() and not there.exists() and any(not p.name.startswith(".") for p in out.iterdir()):
+    if (
+        out.is_dir()
+        and not there.exists()
+        and any(not p.name.startswith(".") for p in out.iterdir())
+    ):
         raise StudyError(f"{out} holds other files; choose another folder with --out")
     known = _settings(there) if there.exists() and not force else settings
     if known != settings:
         difference = _difference(known, settings)
-        raise StudyError(f"{out} holds {difference}; choose another folder with --out, or replace it with --force")
+        raise StudyError(
+            f"{out} holds {difference}; choose another folder with --out, or replace it with --force"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise StudyError(f"cannot make {out}: {e.strerror}; choose another folder with --out") from e
+        raise StudyError(
+            f"cannot make {out}: {e.strerror}; choose another folder with --out"
+        ) from e
     if not there.exists():
         write_atomic(there, to_json({"settings": settings}))
     with Run(out).locked():
@@ -104,7 +124,11 @@ def _difference(known: Any, wanted: dict[str, Any]) -> str:
     old, new = known.get("base"), wanted.get("base", {})
     old = old if isinstance(old, dict) else {}
     fields = [k for k in {**old, **new} if old.get(k, ...) != new.get(k, ...)]
-    what = f"{fields[0]} was {old.get(fields[0])!r} and is {new.get(fields[0])!r}" if fields else "its arms are different"
+    what = (
+        f"{fields[0]} was {old.get(fields[0])!r} and is {new.get(fields[0])!r}"
+        if fields
+        else "its arms are different"
+    )
     return f"this study with other settings ({what})"
 
 
@@ -134,7 +158,9 @@ def _attempt(job: Job, device: str | None, listen: Listener) -> str | None:
     return None
 
 
-def _train_all(jobs: list[Job], workers: int | None, device: str | None, tell: Listener) -> dict[Job, str]:
+def _train_all(
+    jobs: list[Job], workers: int | None, device: str | None, tell: Listener
+) -> dict[Job, str]:
     """Trains the runs and returns those that failed with the reason."""
     import torch
 
@@ -142,14 +168,18 @@ def _train_all(jobs: list[Job], workers: int | None, device: str | None, tell: L
 
     # once, before the processes: a missing data set is said here, and recordings are cached for all
     setup.load_data(jobs[0].recipe)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     on_gpu = torch.cuda.is_available() and device != "cpu"
     workers = workers or (1 if on_gpu else cores)
     clock = Clock(jobs, tell)
     with _on_signal(signal.SIGTERM, signal.default_int_handler):
         if workers > 1:
             # threads by the number asked for, not by what is left to do: a run gives the same bits when it is taken up again
-            return _in_processes(jobs, min(workers, len(jobs)), max(1, cores // workers), device, clock)
+            return _in_processes(
+                jobs, min(workers, len(jobs)), max(1, cores // workers), device, clock
+            )
         failed: dict[Job, str] = {}
         for job in jobs:
             error = _attempt(job, device, partial(clock.hear, job))
@@ -157,7 +187,9 @@ def _train_all(jobs: list[Job], workers: int | None, device: str | None, tell: L
         return failed
 
 
-def _in_processes(jobs: list[Job], workers: int, threads: int, device: str | None, clock: Clock) -> dict[Job, str]:
+def _in_processes(
+    jobs: list[Job], workers: int, threads: int, device: str | None, clock: Clock
+) -> dict[Job, str]:
     context, waiting = get_context("spawn"), list(jobs)
     failed: dict[Job, str] = {}
     processes: dict[Connection, Any] = {}
@@ -165,7 +197,9 @@ def _in_processes(jobs: list[Job], workers: int, threads: int, device: str | Non
 
     def start() -> None:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_worker, args=(theirs, threads, device, heap.mode()), daemon=True)
+        process = context.Process(
+            target=_worker, args=(theirs, threads, device, heap.mode()), daemon=True
+        )
         # it does not see Ctrl-C by itself: only a run in training does, and this process ends the others
         with _on_signal(signal.SIGINT, signal.SIG_IGN):
             process.start()

@@ -31,7 +31,12 @@ class _Size(NamedTuple):
 
 _SIZES = {
     "digits": _Size(20, 0, ConvNet("8-P-16-P", size=8), ConvNet("16-16-P-32-32-P", size=8)),
-    "digits-dvs": _Size(12, 0, ConvNet("8-P-16-P", in_channels=2, size=17), ConvNet("8-8-P-16-16-P", in_channels=2, size=17)),
+    "digits-dvs": _Size(
+        12,
+        0,
+        ConvNet("8-P-16-P", in_channels=2, size=17),
+        ConvNet("8-8-P-16-16-P", in_channels=2, size=17),
+    ),
     "mnist": _Size(5, 5000, ConvNet("8-P-16-P", size=28), ConvNet("8-8-P-16-16-P", size=28)),
 }
 TRIANGLE = Triangle(alpha=2.0)
@@ -50,9 +55,19 @@ def plain(data: str) -> Recipe:
 
 def ablation(data: str) -> Study:
     """MSG and TWO, each and both, against neither (paper A)."""
-    masked, two = {"neuron.surrogate": Masked(TRIANGLE, p=0.5)}, {"readout": recipes.get(data).readout}
-    arms = (Arm("baseline"), Arm("TWO", two), Arm("MSG", masked), Arm("MSG + TWO", {**masked, **two}))
-    return Study("", "", plain(data), arms, "baseline", ("dots", "curves", "firing", "weights"), seeds=10)
+    masked, two = (
+        {"neuron.surrogate": Masked(TRIANGLE, p=0.5)},
+        {"readout": recipes.get(data).readout},
+    )
+    arms = (
+        Arm("baseline"),
+        Arm("TWO", two),
+        Arm("MSG", masked),
+        Arm("MSG + TWO", {**masked, **two}),
+    )
+    return Study(
+        "", "", plain(data), arms, "baseline", ("dots", "curves", "firing", "weights"), seeds=10
+    )
 
 
 def mask_probability(data: str) -> Study:
@@ -66,7 +81,9 @@ def mask_probability(data: str) -> Study:
             for p in (0.0, 0.25, 0.5, 0.75, 0.9) if few else (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0):
                 changes = {"model": model, "neuron.surrogate": Masked(surrogate, p=p)}
                 arms.append(Arm(f"{line} p={p:g}", changes, against=f"{line} p=0", x=p, line=line))
-    return Study("", "", base, tuple(arms), arms[0].name, ("sweep",), xlabel="probability of the mask")
+    return Study(
+        "", "", base, tuple(arms), arms[0].name, ("sweep",), xlabel="probability of the mask"
+    )
 
 
 def surrogate_width(data: str) -> Study:
@@ -75,9 +92,20 @@ def surrogate_width(data: str) -> Study:
     for line, wrap in (("no mask", _same), ("MSG", _masked)):
         for width in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0):
             name = f"width {width:g}" + (" MSG" if wrap is _masked else "")
-            arms.append(Arm(name, {"neuron.surrogate": wrap(Triangle(alpha=1 / width))}, x=width, line=line))
+            arms.append(
+                Arm(name, {"neuron.surrogate": wrap(Triangle(alpha=1 / width))}, x=width, line=line)
+            )
     xlabel = "half width of the triangle"
-    return Study("", "", plain(data), tuple(arms), "width 0.5", ("gradients", "sweep"), xlabel=xlabel, log_x=True)
+    return Study(
+        "",
+        "",
+        plain(data),
+        tuple(arms),
+        "width 0.5",
+        ("gradients", "sweep"),
+        xlabel=xlabel,
+        log_x=True,
+    )
 
 
 def _same(surrogate: Surrogate) -> Surrogate:
@@ -109,16 +137,34 @@ def psg_pda(data: str) -> Study:
     """A learned width and the adjustment of potentials, each and both, against neither (paper C)."""
     psg, pda = {"neuron.surrogate": Parametric(TRIANGLE)}, {"potential": PDA(strength=1e-2)}
     arms = (Arm("baseline"), Arm("PSG", psg), Arm("PDA", pda), Arm("PSG + PDA", {**psg, **pda}))
-    return Study("", "", plain(data), arms, "baseline", ("dots", "curves", "membranes", "widths", "firing"), seeds=10)
+    return Study(
+        "",
+        "",
+        plain(data),
+        arms,
+        "baseline",
+        ("dots", "curves", "membranes", "widths", "firing"),
+        seeds=10,
+    )
 
 
 def gradient_scaling(data: str) -> Study:
     """Accuracy against spikes: gradients scaled by local spikes, two strengths and two pairings, against unscaled (paper D)."""
     scaled = [
-        Arm(f"SGS {alpha:g} {pair}", {"scaling": SGS(alpha, pair)}) for alpha in (0.1, 0.5) for pair in ("pre_post", "pre_pre")
+        Arm(f"SGS {alpha:g} {pair}", {"scaling": SGS(alpha, pair)})
+        for alpha in (0.1, 0.5)
+        for pair in ("pre_post", "pre_pre")
     ]
     base = dataclasses.replace(plain(data), model=_SIZES[data].even)
-    return Study("", "", base, (Arm("baseline"), *scaled), "baseline", ("spikes", "dots", "curves", "firing"), seeds=10)
+    return Study(
+        "",
+        "",
+        base,
+        (Arm("baseline"), *scaled),
+        "baseline",
+        ("spikes", "dots", "curves", "firing"),
+        seeds=10,
+    )
 
 
 def precision(data: str) -> Study:
@@ -172,6 +218,8 @@ def get(name: str, data: str = "digits") -> Study | Toy:
     if name not in NAMES:
         raise StudyError(f"unknown study {name!r}{nearest(name, NAMES)}")
     if data not in _SIZES:
-        raise StudyError(f"no study is sized for the data set {data!r}; there are: {', '.join(_SIZES)}")
+        raise StudyError(
+            f"no study is sized for the data set {data!r}; there are: {', '.join(_SIZES)}"
+        )
     study = dataclasses.replace(NAMES[name](data), name=name, about=about(name))
     return dataclasses.replace(study, shipped=study.base) if isinstance(study, Study) else study

@@ -90,7 +90,9 @@ def joined(parts: list[Problems]) -> Problems:
 def spikes(given: Problems, w: Tensor, rule: str, backend: str | None = None) -> Tensor:
     """The neuron's output `[T, P, L]` for weights `[P, N, L]`, L variants of each problem."""
     x = torch.bmm(given.a, w).transpose(0, 1).contiguous()
-    out = lif(x, tau=5.0, decay_input=False, surrogate=Sigmoid(alpha=5.0), backend=backend, **RULES[rule])
+    out = lif(
+        x, tau=5.0, decay_input=False, surrogate=Sigmoid(alpha=5.0), backend=backend, **RULES[rule]
+    )
     assert out.spikes is not None
     return out.spikes
 
@@ -127,13 +129,19 @@ def train(given: Problems, learning_rates: tuple[float, ...], rule: str, updates
         return Trained((s == target).all(0), silent, losses(given, s))
 
 
-def results(toy: Toy, tell: Callable[[str], None] = lambda rule: None) -> dict[str, dict[str, np.ndarray]]:
+def results(
+    toy: Toy, tell: Callable[[str], None] = lambda rule: None
+) -> dict[str, dict[str, np.ndarray]]:
     """Rule -> solved and silent `[set, problem, learning rate]` and the final loss; the same problems for every rule."""
-    given = joined([problems(toy.problems, seed, getattr(torch, toy.dtype)) for seed in range(toy.sets)])
+    given = joined(
+        [problems(toy.problems, seed, getattr(torch, toy.dtype)) for seed in range(toy.sets)]
+    )
     out = {}
     for rule in RULES:
         trained = train(given, toy.learning_rates, rule, toy.updates)
-        out[rule] = {k: v.numpy().reshape(toy.sets, toy.problems, -1) for k, v in trained._asdict().items()}
+        out[rule] = {
+            k: v.numpy().reshape(toy.sets, toy.problems, -1) for k, v in trained._asdict().items()
+        }
         tell(rule)
     return out
 
@@ -178,7 +186,14 @@ def reset_cost(T: int = 8, elements: int = 1 << 18, repeats: int = 15) -> dict[s
 # ---- outputs -------------------------------------------------------------------------------------------------------------
 
 
-def run(toy: Toy, out: str | Path, *, seeds: int | None = None, force: bool = False, listen: Listener | None = None) -> Path:
+def run(
+    toy: Toy,
+    out: str | Path,
+    *,
+    seeds: int | None = None,
+    force: bool = False,
+    listen: Listener | None = None,
+) -> Path:
     """Runs it into a study's folder and returns the page. There are no run folders: it takes seconds, and is done anew.
 
     seeds: sets of problems (the toy's own number). Otherwise as `study.run`.
@@ -190,11 +205,27 @@ def run(toy: Toy, out: str | Path, *, seeds: int | None = None, force: bool = Fa
 
 def _write(toy: Toy, out: Path, tell: Listener) -> Path:
     started, total = time.monotonic(), toy.sets * toy.problems
-    tell({"event": "study", "study": toy.name, "out": str(out), "runs": len(RULES), "left": len(RULES)})
+    tell(
+        {
+            "event": "study",
+            "study": toy.name,
+            "out": str(out),
+            "runs": len(RULES),
+            "left": len(RULES),
+        }
+    )
 
     def told(rule: str) -> None:
         seconds = round(time.monotonic() - started, 1)
-        tell({"event": "rule", "rule": rule, "problems": total, "learning_rates": len(toy.learning_rates), "seconds": seconds})
+        tell(
+            {
+                "event": "rule",
+                "rule": rule,
+                "problems": total,
+                "learning_rates": len(toy.learning_rates),
+                "seconds": seconds,
+            }
+        )
 
     found, cost = results(toy, told), reset_cost()
     rates = [_at(found, k, rate) for k, rate in enumerate(toy.learning_rates)]
@@ -268,9 +299,15 @@ def _sentences(rates: list[dict[str, Any]], cost: dict[str, Any]) -> list[str]:
     """What the experiment shows, in the paper's favour or not."""
     said = []
     for rule in (rule for rule in RULES if rule != "TSBP"):
-        clear = {r["learning_rate"]: d["mean"] for r in rates if (d := r["difference"][rule])["p"] < 0.05}
-        more, fewer = ([f"{rate:g}" for rate, mean in clear.items() if sign * mean > 0] for sign in (1, -1))
-        parts = [f"more at {', '.join(more)}"] * bool(more) + [f"fewer at {', '.join(fewer)}"] * bool(fewer)
+        clear = {
+            r["learning_rate"]: d["mean"] for r in rates if (d := r["difference"][rule])["p"] < 0.05
+        }
+        more, fewer = (
+            [f"{rate:g}" for rate, mean in clear.items() if sign * mean > 0] for sign in (1, -1)
+        )
+        parts = [f"more at {', '.join(more)}"] * bool(more) + [
+            f"fewer at {', '.join(fewer)}"
+        ] * bool(fewer)
         said.append(
             f"Problems that TSBP solves, against {rule}: {' and '.join(parts) or 'no difference'}; "
             "at other learning rates inside the noise (p >= 0.05)."

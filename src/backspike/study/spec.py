@@ -35,8 +35,12 @@ class Arm:
     line: str = ""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 .,=+_-]*", self.name) or self.name.endswith("."):
-            raise StudyError(f"an arm is called like a folder, letters, digits and ' .,=+_-'; got {self.name!r}")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 .,=+_-]*", self.name) or self.name.endswith(
+            "."
+        ):
+            raise StudyError(
+                f"an arm is called like a folder, letters, digits and ' .,=+_-'; got {self.name!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,10 @@ class Study:
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
-        if len(set(names)) < len(names) or not {self.baseline, *(a.against for a in self.arms if a.against)} <= set(names):
+        if len(set(names)) < len(names) or not {
+            self.baseline,
+            *(a.against for a in self.arms if a.against),
+        } <= set(names):
             raise StudyError(
                 f"study {self.name}: arms need different names, and what they are compared with must be one of them"
             )
@@ -69,16 +76,25 @@ class Study:
         for ours in changes:
             for theirs in {key for arm in self.arms for key in arm.changes}:
                 if f"{ours}.".startswith(f"{theirs}.") or f"{theirs}.".startswith(f"{ours}."):
-                    raise StudyError(f"--{ours} is what the arms of {self.name} differ in ({theirs}); leave it out")
+                    raise StudyError(
+                        f"--{ours} is what the arms of {self.name} differ in ({theirs}); leave it out"
+                    )
         return dataclasses.replace(self, base=self.base.replace(dict(changes)))
 
     def recipe(self, arm: Arm, seed: int = 0) -> Recipe:
         """The recipe of an arm, number `seed` of its seeds."""
-        return self.base.replace({**arm.changes, "name": f"{self.name} {arm.name}", "seed": self.base.seed + seed})
+        return self.base.replace(
+            {**arm.changes, "name": f"{self.name} {arm.name}", "seed": self.base.seed + seed}
+        )
 
     def job(self, arm: Arm, seed: int, out: Path) -> Job:
         """The run of an arm, number `seed` of its seeds, in the study's folder `out`."""
-        return Job(arm.name, seed, self.recipe(arm, seed), out / "runs" / arm.name / str(self.base.seed + seed))
+        return Job(
+            arm.name,
+            seed,
+            self.recipe(arm, seed),
+            out / "runs" / arm.name / str(self.base.seed + seed),
+        )
 
     def compared(self, arm: Arm) -> str | None:
         """The name of the arm that this one is compared with."""
@@ -92,7 +108,11 @@ class Study:
         for arm in self.arms:
             fields = self.recipe(arm).to_dict()["fields"]
             arms[arm.name] = {k: v for k, v in fields.items() if base.get(k, ...) != v}
-        return {"name": self.name, "base": {k: v for k, v in base.items() if k not in FREE}, "arms": arms}
+        return {
+            "name": self.name,
+            "base": {k: v for k, v in base.items() if k not in FREE},
+            "arms": arms,
+        }
 
 
 class Job(NamedTuple):
@@ -117,10 +137,16 @@ def same_recipe(job: Job) -> bool:
     try:
         stored = dict(read_json(path.read_bytes())["fields"])
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise StudyError(f"{path} is damaged ({e}); remove {job.folder} and run the study again") from e
+        raise StudyError(
+            f"{path} is damaged ({e}); remove {job.folder} and run the study again"
+        ) from e
     wanted = json.loads(json.dumps(job.recipe.to_dict()["fields"]))
     # what the study leaves to the machine stands in the run as it was chosen
     any_value = {*FREE, *(k for k, v in OPEN.items() if wanted[k] == v)}
-    if {k: v for k, v in stored.items() if k not in any_value} != {k: v for k, v in wanted.items() if k not in any_value}:
-        raise StudyError(f"{job.folder} holds a run of another recipe; remove it, or choose another folder with --out")
+    if {k: v for k, v in stored.items() if k not in any_value} != {
+        k: v for k, v in wanted.items() if k not in any_value
+    }:
+        raise StudyError(
+            f"{job.folder} holds a run of another recipe; remove it, or choose another folder with --out"
+        )
     return True

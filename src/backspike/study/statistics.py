@@ -82,7 +82,11 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:
     """Compares pairs, one of each per seed."""
     d = [a - b for a, b in zip(values, baseline, strict=True)]
     mean = statistics.fmean(d)
-    half = t_quantile(0.975, len(d) - 1) * statistics.stdev(d) / math.sqrt(len(d)) if len(d) > 1 else math.nan
+    half = (
+        t_quantile(0.975, len(d) - 1) * statistics.stdev(d) / math.sqrt(len(d))
+        if len(d) > 1
+        else math.nan
+    )
     return Paired(len(d), mean, mean - half, mean + half, *sign_flip(d))
 
 
@@ -104,7 +108,9 @@ def p_value(p: float) -> str:
 def difference_cell(d: dict[str, Any] | None) -> str:
     if d is None:
         return "–"
-    return signed(d["mean"]) + (f" [{signed(d['low'])}, {signed(d['high'])}]" if math.isfinite(d["low"]) else "")
+    return signed(d["mean"]) + (
+        f" [{signed(d['low'])}, {signed(d['high'])}]" if math.isfinite(d["low"]) else ""
+    )
 
 
 def verdict(d: Paired) -> str:

@@ -25,7 +25,9 @@ from ..errors import RanksError
 
 R = TypeVar("R")
 MEETING = timedelta(minutes=5)  # for all ranks to come
-PATIENCE = timedelta(hours=1)  # a rank waits so long for another that does not end, as while a data set is made ready
+PATIENCE = timedelta(
+    hours=1
+)  # a rank waits so long for another that does not end, as while a data set is made ready
 _meetings = count()  # what was agreed in one must not be found in the next
 _STARTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells a process
 
@@ -154,19 +156,32 @@ def joined(device: str | torch.device | None = None) -> Iterator[Ranks]:
 
     Of an error that several ranks run into, the first that comes to it raises it; the others end with exit code 1, silently.
     """
-    if not all(name in os.environ for name in _STARTED) or not dist.is_available() or dist.is_initialized():
+    if (
+        not all(name in os.environ for name in _STARTED)
+        or not dist.is_available()
+        or dist.is_initialized()
+    ):
         yield here()
         return
     gpu = torch.cuda.is_available() and str(device or "cuda").startswith("cuda")
     try:
         store, rank, size = _rendezvous(*(os.environ[name] for name in _STARTED))
-        store = dist.PrefixStore(f"backspike/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_meetings)}", store)
+        store = dist.PrefixStore(
+            f"backspike/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_meetings)}",
+            store,
+        )
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE
+            "cpu:gloo,cuda:nccl" if gpu else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=PATIENCE,
         )
     except (RuntimeError, ValueError) as e:
         line = str(e).splitlines()[0]
-        raise RanksError(f"the ranks do not find one another ({line}); start all of them with torchrun, once each") from e
+        raise RanksError(
+            f"the ranks do not find one another ({line}); start all of them with torchrun, once each"
+        ) from e
     try:
         yield here()
     except (Exception, KeyboardInterrupt) as e:

@@ -10,4 +10,7 @@ Listener = Callable[[dict[str, Any]], None]
 
 def printable(text: str) -> str:
     """The text on one line: what a terminal would obey is written as Python writes it. Paths and files may hold such."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in text
+    )

@@ -47,7 +47,9 @@ def cannot_write(path: Path, e: OSError) -> RunError:
         return RunError(
             f"no space left to write {path}; free some and repeat the command, or for a run: backspike resume {path.parent}"
         )
-    return RunError(f"cannot write {path}: {e.strerror or e}; make the folder writable or choose another with --out")
+    return RunError(
+        f"cannot write {path}: {e.strerror or e}; make the folder writable or choose another with --out"
+    )
 
 
 def read_json(text: bytes | str) -> Any:
@@ -56,13 +58,18 @@ def read_json(text: bytes | str) -> Any:
     Raises ValueError for whatever is no JSON, or is nested more than `DEEPEST_JSON` levels deep.
     """
     try:
-        value = json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 19 else float(digits))
+        value = json.loads(
+            text, parse_int=lambda digits: int(digits) if len(digits) < 19 else float(digits)
+        )
     except RecursionError:
         raise ValueError("nested too deep") from None
     level = [value]
     for _ in range(DEEPEST_JSON):
         level = [
-            x for part in level if isinstance(part, dict | list) for x in (part.values() if isinstance(part, dict) else part)
+            x
+            for part in level
+            if isinstance(part, dict | list)
+            for x in (part.values() if isinstance(part, dict) else part)
         ]
         if not level:
             return value
@@ -81,16 +88,27 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             if (size := sum(member.file_size for member in members)) > LARGEST_ARRAYS:
                 raise ValueError(f"unpacks to {size} bytes, more than {LARGEST_ARRAYS}")
             for member in members:
-                data = io.BytesIO(archive.read(member))  # never more than the size that was added up
+                data = io.BytesIO(
+                    archive.read(member)
+                )  # never more than the size that was added up
                 version = npy.read_magic(data)
-                header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                header = (
+                    npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                )
                 shape, fortran, dtype = header(data)
                 rest = data.getbuffer()[data.tell() :]
                 n = math.prod(shape)
-                if dtype.hasobject or not dtype.itemsize or min(shape, default=0) < 0 or n * dtype.itemsize != len(rest):
+                if (
+                    dtype.hasobject
+                    or not dtype.itemsize
+                    or min(shape, default=0) < 0
+                    or n * dtype.itemsize != len(rest)
+                ):
                     raise ValueError(f"{member.filename}: {dtype} {shape} in {len(rest)} bytes")
                 array = np.frombuffer(bytearray(rest), dtype) if n else np.zeros(0, dtype)
-                out[member.filename.removesuffix(".npy")] = array.reshape(shape, order="F" if fortran else "C")
+                out[member.filename.removesuffix(".npy")] = array.reshape(
+                    shape, order="F" if fortran else "C"
+                )
     except OSError:
         raise
     except Exception as e:  # a damaged archive or header may raise nearly anything

@@ -21,7 +21,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of malloc.h
 _OWN_PAGES = 1 << 16  # bytes: blocks from here on have pages of their own in a lean heap
 _MAPPINGS = 1 << 16
 _HUGEPAGE, _LARGE = 14, 1 << 21  # MADV_HUGEPAGE of mman.h and the size of such a page
-_PIECE = (1 << 30) - (1 << 16)  # bytes: below the threshold from which on glibc maps a block by itself
+_PIECE = (1 << 30) - (
+    1 << 16
+)  # bytes: below the threshold from which on glibc maps a block by itself
 _mode = ""
 
 

@@ -30,14 +30,18 @@ def read(run: Run, name: str) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:
             if (size := sum(member.file_size for member in archive.infolist())) > len(packed):
-                raise zipfile.BadZipFile(f"{size} bytes in a file of {len(packed)}")  # torch.save packs without compressing
+                raise zipfile.BadZipFile(
+                    f"{size} bytes in a file of {len(packed)}"
+                )  # torch.save packs without compressing
             if (torn := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"{torn} fails its checksum")
         state = torch.load(io.BytesIO(packed), "cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"a {type(state).__name__}")
     except Exception as e:  # whatever a damaged file makes the readers raise
-        raise RunError(f"{run.path / name} is damaged ({first_line(e)}); start the run anew with --force") from e
+        raise RunError(
+            f"{run.path / name} is damaged ({first_line(e)}); start the run anew with --force"
+        ) from e
     return state
 
 
@@ -75,6 +79,8 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, position, *rest = state["numpy"]
-    if keys.shape != (624,) or not 0 <= position <= 624:  # NumPy takes any position, and reads there
+    if (
+        keys.shape != (624,) or not 0 <= position <= 624
+    ):  # NumPy takes any position, and reads there
         raise ValueError(f"a generator of {list(keys.shape)} words at {position}")
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, *rest))  # noqa: NPY002

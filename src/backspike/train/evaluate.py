@@ -45,7 +45,9 @@ def evaluate(
         to_channels_last(network)
     sets = load_data(recipe) if test is None else OwnData(None, validation, test)
     if anytime and sets.validation is None:
-        raise RunError("early exit chooses its threshold on a validation split; give validation=, as to fit")
+        raise RunError(
+            "early exit chooses its threshold on a validation split; give validation=, as to fit"
+        )
     batches = Batches(sets.test, recipe, choose_device(device))
     try:
         accuracy, loss = test_network(network, batches, recipe)
@@ -53,12 +55,22 @@ def evaluate(
     except (RuntimeError, ValueError, TypeError, IndexError) as e:
         if isinstance(e, RunError):
             raise
-        raise RunError(f"the network of {folder.path} does not take the data {recipe.data}: {first_line(e)}") from e
+        raise RunError(
+            f"the network of {folder.path} does not take the data {recipe.data}: {first_line(e)}"
+        ) from e
     n = len(batches.data)
-    result = {"run": str(run), "test_accuracy": accuracy, "test_loss": loss, "n": n, "accuracy_over_time": over_time}
+    result = {
+        "run": str(run),
+        "test_accuracy": accuracy,
+        "test_loss": loss,
+        "n": n,
+        "accuracy_over_time": over_time,
+    }
     if anytime:
         held_out = Batches(sets.validation, recipe, choose_device(device))
-        result["anytime"] = early.measured(early.split(network, held_out), early.split(network, batches))
+        result["anytime"] = early.measured(
+            early.split(network, held_out), early.split(network, batches)
+        )
         folder.write_json("anytime.json", result["anytime"])
     return result
 
@@ -76,7 +88,11 @@ def measure_test(run: Run, network: Network, batches: Batches) -> list[float]:
 def test_network(network: Network, batches: Batches, recipe: Recipe) -> tuple[float, float]:
     """(accuracy, loss) over a data set, of which each rank takes a share."""
     network.eval()
-    sums, n, together = torch.zeros(2, dtype=torch.float64, device=batches.device), 0, distributed.here()
+    sums, n, together = (
+        torch.zeros(2, dtype=torch.float64, device=batches.device),
+        0,
+        distributed.here(),
+    )
     for x, y in batches.in_order(ranks=together):
         with batches.autocast():
             o = network.model(x).float()

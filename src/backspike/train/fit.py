@@ -49,7 +49,9 @@ def fit(
     with distributed.joined(device) as together, explain_failures(recipe):
         run = open_folder(together, lambda: Run.free(out, force))
         # everything is built and tried before an old run is deleted
-        training = Trainer(run, recipe, model, data_sets(recipe, train, validation, test), device, listen, watch)
+        training = Trainer(
+            run, recipe, model, data_sets(recipe, train, validation, test), device, listen, watch
+        )
         with run.created(training.recipe, training.own, force):
             return training.run_to_the_end(report)
 
@@ -74,11 +76,23 @@ def resume(
             return done
         together.of_first(lambda: check_own(folder, model=model, data=train))
         with folder.locked(), explain_failures(recipe):
-            kept = together.of_first(lambda: [folder.path / name for name in CHECKPOINTS if folder.has(name)])
+            kept = together.of_first(
+                lambda: [folder.path / name for name in CHECKPOINTS if folder.has(name)]
+            )
             if model is None and kept:
                 together.of_first(lambda: check_size(recipe, *kept))
-            watch = together.of_first(lambda: any(event.get("event") == "watch" for event in folder.log()))
-            training = Trainer(folder, recipe, model, data_sets(recipe, train, validation, test), device, listen, watch)
+            watch = together.of_first(
+                lambda: any(event.get("event") == "watch" for event in folder.log())
+            )
+            training = Trainer(
+                folder,
+                recipe,
+                model,
+                data_sets(recipe, train, validation, test),
+                device,
+                listen,
+                watch,
+            )
             if kept:
                 training.restore()
             else:  # stopped before the first checkpoint
@@ -96,9 +110,14 @@ def finished_result(run: Run, listen: Listener | None, report: bool) -> Result |
     if not (found := run.done()):
         return None
     done = {k: v for k, v in found.items() if k == "event" or k in Result.__dataclass_fields__}
-    numbers = [done.get(k) for k in ("epochs", "seconds", "best_epoch", "test_accuracy", "test_accuracy_last")]
+    numbers = [
+        done.get(k)
+        for k in ("epochs", "seconds", "best_epoch", "test_accuracy", "test_accuracy_last")
+    ]
     if not all(n is None or type(n) in (int, float) for n in numbers) or None in numbers[:3]:
-        raise RunError(f"{run.path / 'log.jsonl'} is damaged (its last line); restore it, or train again with --force")
+        raise RunError(
+            f"{run.path / 'log.jsonl'} is damaged (its last line); restore it, or train again with --force"
+        )
     if report and not run.has("report.html"):
         from ..report import write
 

@@ -27,7 +27,9 @@ def stop_on_signal() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    after: dict[signal.Signals, Any] = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    after: dict[signal.Signals, Any] = {
+        s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)
+    }
 
     def ask(number: int, frame: Any) -> None:
         asked.yes = True

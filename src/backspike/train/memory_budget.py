@@ -24,7 +24,11 @@ from ..errors import RecipeError, RunError
 from ..recipes.recipe import Recipe
 from ..system import heap
 
-LADDER = ("exact", "recompute", "checkpoint")  # of neuron.memory, cheap first; all give the exact gradient
+LADDER = (
+    "exact",
+    "recompute",
+    "checkpoint",
+)  # of neuron.memory, cheap first; all give the exact gradient
 HEADROOM = 0.95  # of the budget: the same training peaks a few percent higher or lower each time, as its heap has gaps
 STEPS = 4  # of a rehearsal, the first of which makes what the others find
 
@@ -70,12 +74,19 @@ class Plan:
         if before.recipe.part_size == after.recipe.part_size:
             costs.append("the same gradients")
         elif after.batch_norm:
-            costs.append(f"BatchNorm sees {after.recipe.part_size} samples instead of {before.recipe.part_size}")
+            costs.append(
+                f"BatchNorm sees {after.recipe.part_size} samples instead of {before.recipe.part_size}"
+            )
         return "; ".join(costs)
 
 
 def plan_memory(
-    recipe: Recipe, budget: int | str, *, device: str | None = None, threads: int | None = None, listen: Listener | None = None
+    recipe: Recipe,
+    budget: int | str,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    listen: Listener | None = None,
 ) -> Plan:
     """Finds the cheapest settings with which `recipe` trains within `budget`, bytes or text such as "6GB" or "0.5GiB".
 
@@ -91,21 +102,39 @@ def plan_memory(
         found = _rehearse(candidate, device, threads)
         rehearsals.append(found)
         text = f"tried {_settings(recipe, candidate) or 'as it is'}: {_taken(found)}"
-        tell({"event": "rehearsal", "peak": found.peak, "seconds_per_step": found.seconds, "text": text})
+        tell(
+            {
+                "event": "rehearsal",
+                "peak": found.peak,
+                "seconds_per_step": found.seconds,
+                "text": text,
+            }
+        )
         return found
 
     before = rehearse(recipe)
     for found in chain([before], _ladder(recipe, size, rehearse)):
         if found.fits(size):
             plan = Plan(size, before, found)
-            tell({"event": "memory", "budget": size, "settings": _settings(recipe, plan.recipe), "text": str(plan)})
+            tell(
+                {
+                    "event": "memory",
+                    "budget": size,
+                    "settings": _settings(recipe, plan.recipe),
+                    "text": str(plan),
+                }
+            )
             return plan
     raise RunError(_impossible(size, rehearsals))
 
 
-def _ladder(recipe: Recipe, budget: int, rehearse: Callable[[Recipe], Rehearsal]) -> Iterator[Rehearsal]:
+def _ladder(
+    recipe: Recipe, budget: int, rehearse: Callable[[Recipe], Rehearsal]
+) -> Iterator[Rehearsal]:
     """Rehearsals from cheap to dear."""
-    first = LADDER.index(recipe.neuron.memory) + 1 if recipe.neuron.memory in LADDER else len(LADDER)
+    first = (
+        LADDER.index(recipe.neuron.memory) + 1 if recipe.neuron.memory in LADDER else len(LADDER)
+    )
     found = None
     for memory in LADDER[first:]:
         recipe = replace(recipe, neuron=replace(recipe.neuron, memory=memory))
@@ -129,7 +158,9 @@ def _in_parts(
     while part >= 1:
         candidate = _split(recipe, part)
         yield tried.get(candidate.part_size) or rehearse(candidate)
-        part = min(candidate.part_size - 1, math.floor(0.8 * candidate.part_size)) if part > 1 else 0
+        part = (
+            min(candidate.part_size - 1, math.floor(0.8 * candidate.part_size)) if part > 1 else 0
+        )
 
 
 def _split(recipe: Recipe, part: int) -> Recipe:
@@ -176,14 +207,25 @@ def _taken(rehearsal: Rehearsal) -> str:
     return f"{size_text(rehearsal.peak)}, {rehearsal.seconds:.3g} s a step"
 
 
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS = {
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 
 
 def parse_size(text: str) -> int:
     """Bytes: "6GB", "800 MB", "0.5GiB". RecipeError for anything else."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]i?B)", text.strip(), re.IGNORECASE)
     if not match or not 0 < float(match[1]) < 1e15:
-        raise RecipeError(f"a memory size is a number and a unit, such as 6GB, 800MB or 0.5GiB; got {text!r}")
+        raise RecipeError(
+            f"a memory size is a number and a unit, such as 6GB, 800MB or 0.5GiB; got {text!r}"
+        )
     return round(float(match[1]) * _UNITS[match[2].upper()])
 
 
@@ -242,7 +284,9 @@ def _spare_the_others() -> None:
         import resource
 
         with open("/proc/meminfo") as f:
-            free = next(int(line.split()[1]) * 1024 for line in f if line.startswith("MemAvailable"))
+            free = next(
+                int(line.split()[1]) * 1024 for line in f if line.startswith("MemAvailable")
+            )
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         limit = free if hard == resource.RLIM_INFINITY else min(free, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
@@ -266,6 +310,8 @@ def _peak() -> int:
     try:
         import resource
     except ImportError:
-        raise RunError("the peak of a process cannot be read on this system; --memory needs Linux or macOS") from None
+        raise RunError(
+            "the peak of a process cannot be read on this system; --memory needs Linux or macOS"
+        ) from None
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -26,7 +26,9 @@ class Network(nn.Module):
         return self.readout(self.model(x))
 
 
-def load(run: str | Path, model: nn.Module | None = None, *, values: tuple[type, ...] = ()) -> Network:
+def load(
+    run: str | Path, model: nn.Module | None = None, *, values: tuple[type, ...] = ()
+) -> Network:
     """The trained network of a run folder, in evaluation mode, on the CPU: `[T, B, ...]` to logits `[B, K]`.
 
     model: your own module, if `fit` was given one. values: classes of your own that the recipe's text names.
@@ -34,7 +36,9 @@ def load(run: str | Path, model: nn.Module | None = None, *, values: tuple[type,
     folder = Run.open(run)
     recipe = folder.recipe(values)
     if not folder.has("model.safetensors"):
-        raise RunError(f"{folder.path} has no model.safetensors; finish it with: backspike resume {folder.path}")
+        raise RunError(
+            f"{folder.path} has no model.safetensors; finish it with: backspike resume {folder.path}"
+        )
     try:
         weights = load_safetensors(folder.read("model.safetensors"))
         if model is None:

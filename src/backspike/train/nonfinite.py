@@ -20,9 +20,13 @@ def origin(model: nn.Module, x: Tensor) -> str:
             return f"{name} held {_share(parameter)} before the step"
     if (layer := _first_layer(model, x)) is not None:
         return f"the output of {layer} has it from finite weights and inputs"
-    for name, parameter in reversed(list(model.named_parameters())):  # backwards, as the gradient goes
+    for name, parameter in reversed(
+        list(model.named_parameters())
+    ):  # backwards, as the gradient goes
         if parameter.grad is not None and not _finite(parameter.grad):
-            return f"all outputs are finite, and the gradient of {name} holds {_share(parameter.grad)}"
+            return (
+                f"all outputs are finite, and the gradient of {name} holds {_share(parameter.grad)}"
+            )
     return "all weights, outputs of layers and gradients are finite, the loss alone is not"
 
 
@@ -36,7 +40,9 @@ def _first_layer(model: nn.Module, x: Tensor) -> str | None:
         if not found and module in names and isinstance(output, Tensor) and not _finite(output):
             found.append(f"{names[module] or 'the model'} ({type(module).__name__})")
 
-    hook = register_module_forward_hook(see)  # on all modules: none then runs joined with its neighbours
+    hook = register_module_forward_hook(
+        see
+    )  # on all modules: none then runs joined with its neighbours
     try:
         model(x)
     finally:

@@ -74,7 +74,9 @@ def multiply_adds(model: nn.Module, x: Tensor) -> int:
 
     def count(layer: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         nonlocal counted
-        spread = inputs[0] if getattr(layer, "transposed", False) else out  # what every weight of a channel meets
+        spread = (
+            inputs[0] if getattr(layer, "transposed", False) else out
+        )  # what every weight of a channel meets
         counted += spread.numel() * layer.weight[0].numel()
 
     was_training = model.training
@@ -92,4 +94,8 @@ def _channels_last(model: nn.Module, device: torch.device) -> tuple[bool, str]:
     if not any(isinstance(m, nn.Conv2d) for m in model.modules()):
         return False, "there is no convolution over images"
     where = {"cpu": "on a CPU", "cuda": "on a GPU's tensor cores"}.get(device.type)
-    return (True, f"convolutions are faster so {where}") if where else (False, "what torch prefers on this device")
+    return (
+        (True, f"convolutions are faster so {where}")
+        if where
+        else (False, "what torch prefers on this device")
+    )

@@ -19,7 +19,9 @@ def check_own(run: Run, **given: Any) -> None:
     for what, value in given.items():
         if what in run.own() and value is None:
             arguments = {"model": "model=", "data": "train= and test="}[what]
-            raise RunError(f"{run.path} was trained with a {what} of your own; give {arguments} again, in Python")
+            raise RunError(
+                f"{run.path} was trained with a {what} of your own; give {arguments} again, in Python"
+            )
 
 
 def data_sets(recipe: Recipe, train: Any, validation: Any, test: Any) -> data.Splits | OwnData:
@@ -34,7 +36,15 @@ def data_sets(recipe: Recipe, train: Any, validation: Any, test: Any) -> data.Sp
 def load_data(recipe: Recipe) -> data.Splits:
     T = recipe.T if data.source(recipe.data).kind == "events" else None
     by: Any = recipe.by
-    return data.load(recipe.data, recipe.root or None, T, recipe.size or None, recipe.limit or None, by, recipe.upright)
+    return data.load(
+        recipe.data,
+        recipe.root or None,
+        T,
+        recipe.size or None,
+        recipe.limit or None,
+        by,
+        recipe.upright,
+    )
 
 
 @dataclass(frozen=True)
@@ -58,11 +68,16 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         raise RunError("no CUDA device can be used here; use --device cpu")
     if found.type == "cuda":
         # with its number, as tensors name it, and as the one that streams and graphs are made on
-        number, there = torch.cuda.current_device() if found.index is None else found.index, torch.cuda.device_count()
+        number, there = (
+            torch.cuda.current_device() if found.index is None else found.index,
+            torch.cuda.device_count(),
+        )
         if distributed.here().size > 1:
             number = distributed.local_rank()
         if number >= there:
-            raise RunError(f"there are {there} GPUs here; start as many ranks, --nproc-per-node={there}, or use --device cpu")
+            raise RunError(
+                f"there are {there} GPUs here; start as many ranks, --nproc-per-node={there}, or use --device cpu"
+            )
         found = torch.device("cuda", number)
         torch.cuda.set_device(found)
     return found

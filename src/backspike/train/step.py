@@ -2,4 +2,6 @@
 
 from __future__ import annotations
 
-READ_EVERY = 20  # steps between two looks at the loss, where looking makes the host wait for the device
+READ_EVERY = (
+    20  # steps between two looks at the loss, where looking makes the host wait for the device
+)

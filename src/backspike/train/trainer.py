@@ -45,7 +45,15 @@ from ..system.events import Listener
 from ..system.heap import release_heap
 from ..system.machine import processor_name
 from ..version import __version__
-from .checkpoint import CHECKPOINT_VERSION, FUSED, checked_numbers, read, rng_state, set_rng_state, to_bytes
+from .checkpoint import (
+    CHECKPOINT_VERSION,
+    FUSED,
+    checked_numbers,
+    read,
+    rng_state,
+    set_rng_state,
+    to_bytes,
+)
 from .cuda_graph import Replayed
 from .environment import command
 from .evaluate import measure_test, test_network
@@ -80,7 +88,9 @@ def rehearse(recipe: Recipe, steps: int, device: str | None = None) -> tuple[lis
         training = Trainer(run, recipe, None, load_data(recipe), device, None)
         with run.created(training.recipe):
             seconds = training.rehearse(steps)
-    return seconds, any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in training.network.modules())
+    return seconds, any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in training.network.modules()
+    )
 
 
 class Trainer:
@@ -96,7 +106,12 @@ class Trainer:
         listen: Listener | None,
         watch: bool = False,
     ) -> None:
-        self.run, self.recipe, self.device, self.ranks = run, recipe, choose_device(device), distributed.here()
+        self.run, self.recipe, self.device, self.ranks = (
+            run,
+            recipe,
+            choose_device(device),
+            distributed.here(),
+        )
         self.listen = listen if listen and self.ranks.first else (lambda event: None)
         torch.manual_seed(recipe.seed)
         try:
@@ -108,7 +123,8 @@ class Trainer:
         except (ValueError, TypeError, RuntimeError) as e:
             raise RunError(f"the recipe cannot be built: {first_line(e)}") from e
         self.train, self.validation, self.test = (
-            None if d is None else Batches(d, recipe, self.device) for d in (sets.train, sets.validation, sets.test)
+            None if d is None else Batches(d, recipe, self.device)
+            for d in (sets.train, sets.validation, sets.test)
         )
         self.sets = sets
         self.own = ["model"] * (model is not None) + ["data"] * isinstance(sets, OwnData)
@@ -136,16 +152,28 @@ class Trainer:
             raise RunError(f"the recipe cannot be built: {first_line(e)}") from e
         # the parts that hook into the model; a copy of it, the averaged one, is left alone
         try:
-            self.potential = recipe.potential.build(self.network.model) if recipe.potential else None
+            self.potential = (
+                recipe.potential.build(self.network.model) if recipe.potential else None
+            )
             self.scaling = recipe.scaling.build(self.network.model) if recipe.scaling else None
         except ValueError as e:
             raise RunError(f"the recipe cannot be built: {first_line(e)}") from e
         if recipe.patience and self.validation is None:
-            raise RunError("patience counts epochs without a better validation accuracy; give validation=, or patience=0")
-        self.weight_mask = mask_weight_gradients(self.network.model, recipe.weight_mask) if recipe.weight_mask else None
+            raise RunError(
+                "patience counts epochs without a better validation accuracy; give validation=, or patience=0"
+            )
+        self.weight_mask = (
+            mask_weight_gradients(self.network.model, recipe.weight_mask)
+            if recipe.weight_mask
+            else None
+        )
         self.parallel = self.ranks.parallel(self.network.model)
         self._draw_apart()
-        self.replayed = Replayed(self.compute_step, self.device, self._not_recorded) if self._records() else None
+        self.replayed = (
+            Replayed(self.compute_step, self.device, self._not_recorded)
+            if self._records()
+            else None
+        )
 
     @property
     def evaluated(self) -> Network:
@@ -183,8 +211,13 @@ class Trainer:
 
     def _not_recorded(self, why: str) -> None:
         if self.recipe.cuda_graph:
-            raise RunError(f"--cuda_graph: this step cannot be recorded ({why}); set --cuda_graph False")
-        self._say("cuda_graph", text=f"steps are launched one kernel after the other, as they cannot be recorded: {why}")
+            raise RunError(
+                f"--cuda_graph: this step cannot be recorded ({why}); set --cuda_graph False"
+            )
+        self._say(
+            "cuda_graph",
+            text=f"steps are launched one kernel after the other, as they cannot be recorded: {why}",
+        )
 
     def _checked_sample(self) -> Tensor:
         """One sample `[T, 1, ...]` that went through the network, so that a wrong shape is said before anything is trained."""
@@ -194,20 +227,28 @@ class Trainer:
         except RunError:
             raise
         except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as e:
-            raise RunError(f"the first sample of the training data cannot be read: {first_line(e)}") from e
+            raise RunError(
+                f"the first sample of the training data cannot be read: {first_line(e)}"
+            ) from e
         self.network.eval()
         try:
             with torch.no_grad(), self.train.autocast():
                 o = self.network.model(x)
         except (RuntimeError, ValueError, TypeError) as e:
             text = first_line(e)
-            raise RunError(f"the model does not take this data, a batch of shape {list(x.shape)} [T, B, ...]: {text}") from e
+            raise RunError(
+                f"the model does not take this data, a batch of shape {list(x.shape)} [T, B, ...]: {text}"
+            ) from e
         if o.dim() != 3 or o.shape[:2] != x.shape[:2]:
-            raise RunError(f"the model must give outputs over time [T, B, K]; it gave {list(o.shape)} for {list(x.shape)}")
+            raise RunError(
+                f"the model must give outputs over time [T, B, K]; it gave {list(o.shape)} for {list(x.shape)}"
+            )
         K = o.shape[2]
         needed = self.sets.num_classes or int(y.max()) + 1
         if needed > K:
-            raise RunError(f"the model has {K} outputs and the data {needed} classes; set num_classes={needed}")
+            raise RunError(
+                f"the model has {K} outputs and the data {needed} classes; set num_classes={needed}"
+            )
         for batches in filter(None, (self.train, self.validation, self.test)):
             batches.expect_classes(K)
         return x
@@ -225,7 +266,9 @@ class Trainer:
     def _draw_apart(self) -> None:
         """Ranks draw different numbers for their samples; rank 0 those of a single process."""
         if not self.ranks.first:
-            mixed = np.random.SeedSequence((self.recipe.seed, self.ranks.rank, self.step)).generate_state(1, np.uint64)
+            mixed = np.random.SeedSequence(
+                (self.recipe.seed, self.ranks.rank, self.step)
+            ).generate_state(1, np.uint64)
             torch.manual_seed(int(mixed[0]))
 
     # ---- the story -------------------------------------------------------------------------------------------------
@@ -236,7 +279,12 @@ class Trainer:
 
     def _run_to_the_end(self, report: bool) -> Result:
         watched = None if self.ranks.of_first(lambda: self.run.has("last.ckpt")) else self._begin()
-        start = {"run": str(self.run.path), "recipe": self.recipe.to_dict(), "epochs": self.recipe.epochs, "epoch": self.epoch}
+        start = {
+            "run": str(self.run.path),
+            "recipe": self.recipe.to_dict(),
+            "epochs": self.recipe.epochs,
+            "epoch": self.epoch,
+        }
         self._say("start", **start, chosen=self.reasons, ranks=self.ranks.size)
         if watched:
             self.listen(watched)
@@ -273,7 +321,9 @@ class Trainer:
                 self.train_step(x, y)
                 self._read()
                 seconds.append(time.monotonic() - started)
-            self.validation, self.test = (b.first_part() if b else None for b in (self.validation, self.test))
+            self.validation, self.test = (
+                b.first_part() if b else None for b in (self.validation, self.test)
+            )
             self._end_epoch()
             self._finish(report=True)
         return seconds
@@ -294,12 +344,17 @@ class Trainer:
             for x, y in self.train.training(self.epoch, self.batch, self.ranks):
                 self.train_step(x, y)
                 if self.scaling is not None and not self.scaling_said:
-                    self._say("scaling", scaled=self.scaling.scaled, not_scaled=self.scaling.not_scaled)
+                    self._say(
+                        "scaling", scaled=self.scaling.scaled, not_scaled=self.scaling.not_scaled
+                    )
                     self.scaling_said = True
                 self.batch += 1
                 now = time.monotonic()
                 self.epoch_seconds = before + now - started
-                rate, at = self.seen / max(self.epoch_seconds, 1e-9), {"epoch": self.epoch, "batch": self.batch}
+                rate, at = (
+                    self.seen / max(self.epoch_seconds, 1e-9),
+                    {"epoch": self.epoch, "batch": self.batch},
+                )
                 self._say("batch", **at, batches=batches, loss=self.loss, samples_per_second=rate)
                 due = self.ranks.first and now - saved >= self.recipe.checkpoint_seconds
                 stop, due = map(bool, self.ranks.sums(asked.yes, due))  # all at the same step
@@ -333,7 +388,9 @@ class Trainer:
             if not distributed.lost(e):
                 raise
             again = distributed.command("resume", self.run.path)
-            raise RunError(f"another rank ended in epoch {self.epoch}; go on from the last checkpoint with: {again}") from e
+            raise RunError(
+                f"another rank ended in epoch {self.epoch}; go on from the last checkpoint with: {again}"
+            ) from e
 
     def train_step(self, x: Tensor, y: Tensor) -> None:
         """One step on batch number `self.batch`, of which x and y are this rank's share."""
@@ -344,7 +401,9 @@ class Trainer:
         lr = self._learning_rate()
         for group in self.optimizer.param_groups:
             rate = lr * group["lr_scale"]
-            if self.replayed or self.device.type == "cuda":  # as one number or the other, optimizers round differently
+            if (
+                self.replayed or self.device.type == "cuda"
+            ):  # as one number or the other, optimizers round differently
                 rate_on_device(group, self.device).fill_(rate)
             else:
                 group["lr"] = rate
@@ -421,11 +480,15 @@ class Trainer:
         what, value = ("gradient", norms) if math.isfinite(losses) else ("loss", losses)
         if x is None:
             first = max(self.batch - READ_EVERY + 1, 0)
-            raise self._diverged(f"the {what} became {value} in epoch {self.epoch}, batch {first} to {self.batch}")
+            raise self._diverged(
+                f"the {what} became {value} in epoch {self.epoch}, batch {first} to {self.batch}"
+            )
         assert self.train is not None
         with self.train.autocast():
             where = origin(self.network.model, x)
-        raise self._diverged(f"the {what} became {value} in epoch {self.epoch}, batch {self.batch}: {where}")
+        raise self._diverged(
+            f"the {what} became {value} in epoch {self.epoch}, batch {self.batch}: {where}"
+        )
 
     def _learning_rate(self) -> float:
         assert self.train is not None
@@ -435,7 +498,11 @@ class Trainer:
             return recipe.optimizer.lr * (self.step + 1) / (warmup + 1)
         if recipe.schedule == "constant":
             return recipe.optimizer.lr
-        return recipe.optimizer.lr * 0.5 * (1 + math.cos(math.pi * (self.step - warmup) / max(total - warmup, 1)))
+        return (
+            recipe.optimizer.lr
+            * 0.5
+            * (1 + math.cos(math.pi * (self.step - warmup) / max(total - warmup, 1)))
+        )
 
     def set_mask_probability(self) -> None:
         surrogate, end = self.recipe.neuron.surrogate, self.recipe.mask_p_end
@@ -508,7 +575,9 @@ class Trainer:
         """The batch on which layers are measured."""
         batches = self.validation or self.train
         assert batches is not None
-        return batches.take(torch.arange(min(self.recipe.part_size, activity.SAMPLES_AT_ONCE, len(batches.data))))[0]
+        return batches.take(
+            torch.arange(min(self.recipe.part_size, activity.SAMPLES_AT_ONCE, len(batches.data)))
+        )[0]
 
     def _watch(self) -> dict[str, Any] | None:
         """Logs the vitals of the training as it is now, measured on a copy of it; the generators go on as if nothing were."""
@@ -518,12 +587,21 @@ class Trainer:
         generators = rng_state(self.device)
         if not self.watched:
             size = min(activity.SAMPLES_AT_ONCE, self.recipe.part_size)
-            self.watched = [self.train.take(part) for part in self.train.order(0)[:WATCHED].split(size)]
-        seen = vitals.take(self.network, self.optimizer, self.watched, self.recipe, self.train.autocast)
+            self.watched = [
+                self.train.take(part) for part in self.train.order(0)[:WATCHED].split(size)
+            ]
+        seen = vitals.take(
+            self.network, self.optimizer, self.watched, self.recipe, self.train.autocast
+        )
         set_rng_state(generators, self.device)
         steps = self.recipe.epochs * len(self.train)
         found = diagnose(seen, self.network.model, self.recipe, steps, trained=self.step > 0)
-        event = {"event": "watch", "epochs": self.epoch, "vitals": seen.to_dict(), "findings": [f.to_dict() for f in found]}
+        event = {
+            "event": "watch",
+            "epochs": self.epoch,
+            "vitals": seen.to_dict(),
+            "findings": [f.to_dict() for f in found],
+        }
         self.run.append_log(event)
         return event
 
@@ -537,14 +615,20 @@ class Trainer:
         final = self.evaluated
         if self.best["epoch"] != self.epoch - 1:
             try:
-                final.load_state_dict(self.ranks.of_first(lambda: read(self.run, "best.ckpt")["network"]))
+                final.load_state_dict(
+                    self.ranks.of_first(lambda: read(self.run, "best.ckpt")["network"])
+                )
             except (RuntimeError, KeyError, TypeError, AttributeError) as e:
                 if distributed.lost(e):
                     raise
-                raise RunError(f"{self.run.path / 'best.ckpt'} is damaged ({first_line(e)}); restore it") from e
+                raise RunError(
+                    f"{self.run.path / 'best.ckpt'} is damaged ({first_line(e)}); restore it"
+                ) from e
             accuracy = self._tested(self.test)[0]
         state = {k: v.contiguous() for k, v in final.state_dict().items()}
-        self.run.write("model.safetensors", save_safetensors(state, metadata={"backspike": __version__}))
+        self.run.write(
+            "model.safetensors", save_safetensors(state, metadata={"backspike": __version__})
+        )
         if self.test is not None and self.ranks.first:
             measure_test(self.run, final, self.test)
         result = Result(
@@ -574,7 +658,9 @@ class Trainer:
         """Before they replace good ones in a file."""
         for name, value in self.network.state_dict().items():
             if not bool(torch.isfinite(value).all()):
-                raise self._diverged(f"{name} became NaN or infinite in epoch {self.epoch}, before batch {self.batch}")
+                raise self._diverged(
+                    f"{name} became NaN or infinite in epoch {self.epoch}, before batch {self.batch}"
+                )
 
     def save(self) -> None:
         self._read()
@@ -584,9 +670,13 @@ class Trainer:
             "recipe": self.recipe.to_dict(),
             "network": self.network.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
-            "optimizer": {"state": self.optimizer.state_dict()["state"]},  # its groups are those of the recipe
+            "optimizer": {
+                "state": self.optimizer.state_dict()["state"]
+            },  # its groups are those of the recipe
             "potential": None if self.potential is None else self.potential.state_dict(),
-            "ranks": self.ranks.gathered({"generators": rng_state(self.device), "products": sparsity.state(self.network)}),
+            "ranks": self.ranks.gathered(
+                {"generators": rng_state(self.device), "products": sparsity.state(self.network)}
+            ),
             "position": [self.epoch, self.batch, self.step],
             "sums": [self.loss_sum, self.right, self.seen],
             "best": self.best,
@@ -606,7 +696,9 @@ class Trainer:
         """From the checkpoint; with another number of ranks than it was made by, samples and masks are drawn anew."""
         state = self.ranks.of_first(self._last_checkpoint)
         if state.get("version") != CHECKPOINT_VERSION:
-            raise RunError(f"{self.run.path / 'last.ckpt'} is of another version of backspike; resume it with that one")
+            raise RunError(
+                f"{self.run.path / 'last.ckpt'} is of another version of backspike; resume it with that one"
+            )
         if not self._is_of_this_recipe(state.get("recipe")):
             raise RunError(
                 f"{self.run.path}: last.ckpt is of another recipe than recipe.json; restore the one that belongs to it"
@@ -618,7 +710,9 @@ class Trainer:
                 f"{self.run.path / 'last.ckpt'} does not fit this network ({first_line(e)}); give fit's own model= again"
             ) from e
         if self.best is not None:
-            self.ranks.of_first(lambda: read(self.run, "best.ckpt"))  # damage is said now, not after hours of training
+            self.ranks.of_first(
+                lambda: read(self.run, "best.ckpt")
+            )  # damage is said now, not after hours of training
         self.run.put_back_log(state["log"])
 
     def _take(self, state: dict[str, Any]) -> None:
@@ -638,8 +732,18 @@ class Trainer:
         self.elapsed, self.epoch_seconds = checked_numbers(state["elapsed"], float, float)
         if self.best is not None:
             accuracy = [a for a in [self.best["accuracy"]] if a is not None]
-            checked_numbers([*self.best["score"], self.best["epoch"], *accuracy], float, float, int, *([float] * len(accuracy)))
-        if (self.best is None) != (self.epoch == 0) or self.epoch > self.recipe.epochs or (self.batch > 0) != (self.seen > 0):
+            checked_numbers(
+                [*self.best["score"], self.best["epoch"], *accuracy],
+                float,
+                float,
+                int,
+                *([float] * len(accuracy)),
+            )
+        if (
+            (self.best is None) != (self.epoch == 0)
+            or self.epoch > self.recipe.epochs
+            or (self.batch > 0) != (self.seen > 0)
+        ):
             raise ValueError(f"epoch {self.epoch}, batch {self.batch}, best {self.best}")
         if not isinstance(state["log"], str):
             raise ValueError(f"its log is a {type(state['log']).__name__}")
@@ -654,13 +758,20 @@ class Trainer:
             return True
         try:
             return Recipe.from_dict(stored).to_dict() == wanted
-        except (RecipeError, TypeError, AttributeError, KeyError):  # damage, or values of the user's own
+        except (
+            RecipeError,
+            TypeError,
+            AttributeError,
+            KeyError,
+        ):  # damage, or values of the user's own
             return False
 
     def take_optimizer(self, state: dict[str, Any]) -> None:
         """The optimizer's part of a checkpoint. The groups are the recipe's: only their rate changes, at every step."""
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": self._moments(state["state"]), "param_groups": groups})
+        self.optimizer.load_state_dict(
+            {"state": self._moments(state["state"]), "param_groups": groups}
+        )
 
     def _moments(self, stored: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
         """The state of torch's fused optimizers, which write past a tensor of the wrong size without a check: a copy in
@@ -672,8 +783,13 @@ class Trainer:
         out: dict[int, dict[str, Any]] = {}
         for i, values in stored.items():
             if values and set(values) != names:
-                raise ValueError(f"the optimizer keeps {', '.join(sorted(names))}, not {', '.join(map(str, values))}")
-            wanted = {name: torch.tensor(0.0) if name == "step" else parameters[i].detach() for name in values}
+                raise ValueError(
+                    f"the optimizer keeps {', '.join(sorted(names))}, not {', '.join(map(str, values))}"
+                )
+            wanted = {
+                name: torch.tensor(0.0) if name == "step" else parameters[i].detach()
+                for name in values
+            }
             if any(v.shape != wanted[name].shape for name, v in values.items()):
                 raise ValueError(f"the optimizer's state of parameter {i} has another shape")
             out[i] = {name: torch.empty_like(wanted[name]).copy_(v) for name, v in values.items()}
@@ -690,7 +806,12 @@ class Trainer:
                 raise damaged from None
             epoch, batch, _ = state["position"]
             path = self.run.path / "last.ckpt"
-            logger.warning("%s is damaged: going on from the one before, epoch %d, batch %d", path, epoch, batch)
+            logger.warning(
+                "%s is damaged: going on from the one before, epoch %d, batch %d",
+                path,
+                epoch,
+                batch,
+            )
             self.run.write("last.ckpt", self.run.read("previous.ckpt"))
             return state
 
@@ -704,7 +825,9 @@ class Trainer:
             "cpu": processor_name(),
             "threads": torch.get_num_threads(),
             "ranks": self.ranks.size,
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "device": torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else "cpu",
             "command": command(self.recipe, self.own),
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "data_note": self.sets.note,

@@ -17,13 +17,18 @@ from . import networks
 from .libraries.plain import Parts
 from .task import Settings, Workload
 
-COPIED = 2**27  # bytes read and as many written, where the workload does not say: well beyond the cache
+COPIED = (
+    2**27
+)  # bytes read and as many written, where the workload does not say: well beyond the cache
 
 
 class Copy:
     def __init__(self, work: Workload, settings: Settings) -> None:
         size = 8 * work.T * work.B if work.kind == "neuron" else COPIED
-        self.a, self.b = torch.ones(size // 4, device=settings.device), torch.zeros(size // 4, device=settings.device)
+        self.a, self.b = (
+            torch.ones(size // 4, device=settings.device),
+            torch.zeros(size // 4, device=settings.device),
+        )
 
     def iteration(self) -> None:
         self.b.copy_(self.a)
@@ -108,7 +113,9 @@ def _layers(work: Workload, settings: Settings) -> list[tuple[Any, tuple[int, ..
     seen: list[tuple[Any, tuple[int, ...], float]] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append((module, tuple(inputs[0].shape), inputs[0].count_nonzero().item() / inputs[0].numel()))
+        seen.append(
+            (module, tuple(inputs[0].shape), inputs[0].count_nonzero().item() / inputs[0].numel())
+        )
 
     lib = Parts(settings)
     model = networks.build(work, lib)

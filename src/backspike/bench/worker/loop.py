@@ -26,7 +26,9 @@ from .training import Layer, Network
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the bench's affair, which then closes the pipe
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is the bench's affair, which then closes the pipe
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     worker = Worker()
@@ -41,19 +43,27 @@ def main() -> None:
         answers.flush()
 
 
-IN_FLIGHT = 5  # iterations that a GPU is given before anyone waits for it; their mean is the time of one
+IN_FLIGHT = (
+    5  # iterations that a GPU is given before anyone waits for it; their mean is the time of one
+)
 
 
 class Worker:
     task: Any
 
-    def set_up(self, work: dict[str, Any], settings: dict[str, Any], threads: int) -> dict[str, Any]:
+    def set_up(
+        self, work: dict[str, Any], settings: dict[str, Any], threads: int
+    ) -> dict[str, Any]:
         torch.set_num_threads(threads)
         self.work, self.settings = Workload.read(work), Settings(**settings)
         heap = use_heap(self.settings)
         if self.settings.library == "limits":
             copies = self.settings.part == "copy"
-            self.task = limits.Copy(self.work, self.settings) if copies else limits.Products(self.work, self.settings)
+            self.task = (
+                limits.Copy(self.work, self.settings)
+                if copies
+                else limits.Products(self.work, self.settings)
+            )
             return {"seconds": self._times(3), "facts": self.task.facts(), "heap": heap}
         self.lib = libraries.load(self.settings)
         given = networks.data(self.work)
@@ -62,7 +72,13 @@ class Worker:
         self.task = self._make(self.work, self.settings, given)
         seconds = self._times(3)
         memory = {"bytes": peak.extra(), "how": peak.how}
-        return {"seconds": seconds, "memory": memory, "heap": heap, "facts": self.task.facts(), "torch": torch.__version__}
+        return {
+            "seconds": seconds,
+            "memory": memory,
+            "heap": heap,
+            "facts": self.task.facts(),
+            "torch": torch.__version__,
+        }
 
     def gate(self, work: dict[str, Any], settings: dict[str, Any], file: str) -> dict[str, Any]:
         small = Workload.read(work)
@@ -73,7 +89,9 @@ class Worker:
 
     def run(self, seconds: float) -> dict[str, Any]:
         times = self._times(1)
-        if times[0] < seconds / 4:  # where iterations are short the cache counts, and the first does not
+        if (
+            times[0] < seconds / 4
+        ):  # where iterations are short the cache counts, and the first does not
             times = []
         while sum(times) < seconds:
             times += self._times(1)
@@ -94,14 +112,21 @@ class Worker:
         return seconds
 
     def _version(self) -> str:
-        package = {"ours": "backspike", "plain": "torch"}.get(self.settings.library, self.settings.library)
+        package = {"ours": "backspike", "plain": "torch"}.get(
+            self.settings.library, self.settings.library
+        )
         return metadata.version(package)
 
 
 def _wake(settings: Settings) -> None:
     """Starts the threads and loads the code that any training needs, so that its memory is not the network's."""
     with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bfloat16):
-        convolution, linear = torch.nn.Conv2d(3, 8, 3).to(settings.device), torch.nn.Linear(8 * 36, 8).to(settings.device)
+        convolution, linear = (
+            torch.nn.Conv2d(3, 8, 3).to(settings.device),
+            torch.nn.Linear(8 * 36, 8).to(settings.device),
+        )
         outputs = linear(convolution(torch.rand(8, 3, 8, 8, device=settings.device)).flatten(1))
-    torch.nn.functional.cross_entropy(outputs.float(), torch.arange(8, device=settings.device)).backward()
+    torch.nn.functional.cross_entropy(
+        outputs.float(), torch.arange(8, device=settings.device)
+    ).backward()
     torch.optim.SGD(linear.parameters(), lr=0.0).step()

@@ -64,7 +64,9 @@ def use_heap(settings: Settings) -> bool:
     if settings.library == "ours":
         heap: Any = import_module("backspike.system.heap")
     else:
-        spec: Any = importlib.util.spec_from_file_location("heap", Path(__file__).parents[2] / "system" / "heap.py")
+        spec: Any = importlib.util.spec_from_file_location(
+            "heap", Path(__file__).parents[2] / "system" / "heap.py"
+        )
         spec.loader.exec_module(heap := importlib.util.module_from_spec(spec))
     heap.use(settings.heap)
     return bool(settings.heap) and heap.mode() == settings.heap

@@ -51,17 +51,27 @@ class Residual(nn.Module):
 
     def __init__(self, lib: Library, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.branch = lib.chain(*spiking(lib, inputs, outputs, stride), *spiking(lib, outputs, outputs))
-        shortcut = spiking(lib, inputs, outputs, stride, kernel=1) if stride > 1 or inputs != outputs else []
+        self.branch = lib.chain(
+            *spiking(lib, inputs, outputs, stride), *spiking(lib, outputs, outputs)
+        )
+        shortcut = (
+            spiking(lib, inputs, outputs, stride, kernel=1)
+            if stride > 1 or inputs != outputs
+            else []
+        )
         self.shortcut = lib.chain(*shortcut) if shortcut else None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.branch(x) + (x if self.shortcut is None else self.shortcut(x))
 
 
-def spiking(lib: Library, inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> list[nn.Module]:
+def spiking(
+    lib: Library, inputs: int, outputs: int, stride: int = 1, kernel: int = 3
+) -> list[nn.Module]:
     """Convolution, BatchNorm, neuron."""
-    convolution = lib.layers.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+    convolution = lib.layers.Conv2d(
+        inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False
+    )
     return [lib.over_time(convolution, lib.layers.BatchNorm2d(outputs)), lib.neuron(None)]
 
 
@@ -93,7 +103,10 @@ def _vgg(work: Workload, lib: Library) -> list[nn.Module]:
         else:
             parts.append(lib.over_time(lib.layers.MaxPool2d(2)))
             size //= 2
-    return [*parts, lib.over_time(lib.layers.Flatten(), lib.layers.Linear(width * size * size, work.classes))]
+    return [
+        *parts,
+        lib.over_time(lib.layers.Flatten(), lib.layers.Linear(width * size * size, work.classes)),
+    ]
 
 
 def _resnet(work: Workload, lib: Library) -> list[nn.Module]:
@@ -104,7 +117,11 @@ def _resnet(work: Workload, lib: Library) -> list[nn.Module]:
         parts.append(lib.over_time(lib.layers.MaxPool2d(3, stride=2, padding=1)))
     for i, (inputs, outputs) in enumerate(pairwise([widths[0], *widths])):
         parts += [lib.residual(inputs, outputs, 2 if i else 1), lib.residual(outputs, outputs, 1)]
-    head = lib.layers.AdaptiveAvgPool2d(1), lib.layers.Flatten(), lib.layers.Linear(widths[-1], work.classes)
+    head = (
+        lib.layers.AdaptiveAvgPool2d(1),
+        lib.layers.Flatten(),
+        lib.layers.Linear(widths[-1], work.classes),
+    )
     return [*parts, lib.over_time(*head)]
 
 
@@ -133,7 +150,9 @@ def data(work: Workload) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(work.seed + 1)
     if work.kind == "neuron":
         return tuple(torch.randn(work.T, work.B, generator=generator) for _ in range(2))  # type: ignore[return-value]
-    shape: Sequence[int] = (work.channels, work.size, work.size) if work.size else (int(work.layout[0]),)
+    shape: Sequence[int] = (
+        (work.channels, work.size, work.size) if work.size else (int(work.layout[0]),)
+    )
     steps = () if work.static else (work.T,)
     x = torch.rand((*steps, work.B, *shape), generator=generator)
     return x, torch.randint(work.classes, (work.B,), generator=generator)

@@ -13,7 +13,9 @@ class Workload:
     kind: str  # neuron, fc, vgg, resnet
     T: int
     B: int
-    layout: tuple[int | str, ...] = ()  # widths, P a pool; resnet: widths of the four stages; neuron: none, B neurons
+    layout: tuple[
+        int | str, ...
+    ] = ()  # widths, P a pool; resnet: widths of the four stages; neuron: none, B neurons
     size: int = 0  # height and width of the input `[T, B, 3, size, size]`; 0: vectors
     static: bool = False  # the input is the same at every timestep
     spikes: float = 0.0  # share of spikes that `shifts` are to give; 0: left as it is
@@ -35,13 +37,17 @@ class Workload:
             return replace(self, B=min(self.B, 4099))
         layout = tuple(max(n // 16, 10) if isinstance(n, int) else n for n in self.layout)
         layout = (*layout[:-1], self.layout[-1]) if self.kind == "fc" else layout
-        hidden = len(self.layout) - 2 if self.kind == "fc" else 0  # elsewhere BatchNorm gives any width the same currents
+        hidden = (
+            len(self.layout) - 2 if self.kind == "fc" else 0
+        )  # elsewhere BatchNorm gives any width the same currents
         return replace(
             self,
             T=min(self.T, 6),
             B=min(self.B, 4),
             layout=layout,
-            size=min(self.size, 64 if self.stem == "imagenet" else 16),  # that stem leaves a sixteenth of the pixels
+            size=min(
+                self.size, 64 if self.stem == "imagenet" else 16
+            ),  # that stem leaves a sixteenth of the pixels
             shifts=(1.0,) * hidden or self.shifts,  # without them few neurons would fire
             widths=(0.5,) * hidden if self.window else (),
         )

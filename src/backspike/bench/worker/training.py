@@ -18,7 +18,9 @@ LEARNING_RATE = 1e-12  # so small that the densities stay what they were set to
 class Network:
     """A classifier whose logits are the mean over time of its outputs `[T, B, K]`."""
 
-    def __init__(self, work: Workload, lib: Library, settings: Settings, given: tuple[Tensor, Tensor]) -> None:
+    def __init__(
+        self, work: Workload, lib: Library, settings: Settings, given: tuple[Tensor, Tensor]
+    ) -> None:
         self.work, self.lib, self.settings = work, lib, settings
         self.x, self.y = (t.to(settings.device) for t in given)
         self.model = networks.build(work, lib).to(settings.device)
@@ -47,7 +49,10 @@ class Network:
         shares: list[float] = []
         kind = type(self.lib.neuron(None))
         layers = [m for m in self.model.modules() if isinstance(m, kind)]
-        hooks = [m.register_forward_hook(lambda m, i, o: shares.append(o.detach().float().mean().item())) for m in layers]
+        hooks = [
+            m.register_forward_hook(lambda m, i, o: shares.append(o.detach().float().mean().item()))
+            for m in layers
+        ]
         with torch.no_grad():
             self._loss()
         for hook in hooks:
@@ -66,7 +71,9 @@ class Network:
 class Layer:
     """Neurons alone, `[T, N]`; x and the gradient that arrives at the spikes are given, and only x has a gradient."""
 
-    def __init__(self, work: Workload, lib: Library, settings: Settings, given: tuple[Tensor, Tensor]) -> None:
+    def __init__(
+        self, work: Workload, lib: Library, settings: Settings, given: tuple[Tensor, Tensor]
+    ) -> None:
         self.lib = lib
         x, self.g = ((t.bfloat16() if settings.bfloat16 else t).to(settings.device) for t in given)
         self.x = x.requires_grad_()

@@ -25,15 +25,24 @@ def decode(data: bytes, name: str = "<bytes>", upright: bool = True) -> Events:
     start = _events_start(data, name)
     count, rest = divmod(len(data) - start, EVENT_BYTES)
     if rest:
-        raise DataError.at(name, start + count * EVENT_BYTES, f"truncated: {rest} of the {EVENT_BYTES} bytes of an event")
+        raise DataError.at(
+            name,
+            start + count * EVENT_BYTES,
+            f"truncated: {rest} of the {EVENT_BYTES} bytes of an event",
+        )
     halves = np.frombuffer(data, ">u2", offset=start)
     if halves[0::4].any():
         i = int(np.argmax(halves[0::4] != 0))
         where = halves[4 * i : 4 * i + 2].tobytes().hex()
         raise DataError.at(
-            name, start + i * EVENT_BYTES, f"address {where} is no pixel of a DVS128; damaged, or another camera"
+            name,
+            start + i * EVENT_BYTES,
+            f"address {where} is no pixel of a DVS128; damaged, or another camera",
         )
-    address, t = halves[1::4].astype(np.uint16), np.frombuffer(data, ">u4", offset=start)[1::2].astype(np.int64)
+    address, t = (
+        halves[1::4].astype(np.uint16),
+        np.frombuffer(data, ">u4", offset=start)[1::2].astype(np.int64),
+    )
     if address.max(initial=0) >= 1 << 15:
         pixel = address < 1 << 15
         address, t = address[pixel], t[pixel]
@@ -49,11 +58,24 @@ def encode(events: Events, upright: bool = True) -> bytes:
     Raises DataError naming the first event that does not fit: outside 128 x 128 pixels, a polarity other than 0 and 1, a time
     outside [0, 2^32) us.
     """
-    x, y, t, p = (np.asarray(field).astype(np.int64) for field in (events.x, events.y, events.t, events.p))
-    fits = (x >= 0) & (x < SIDE) & (y >= 0) & (y < SIDE) & (p >= 0) & (p < 2) & (t >= 0) & (t < 1 << 32)
+    x, y, t, p = (
+        np.asarray(field).astype(np.int64) for field in (events.x, events.y, events.t, events.p)
+    )
+    fits = (
+        (x >= 0)
+        & (x < SIDE)
+        & (y >= 0)
+        & (y < SIDE)
+        & (p >= 0)
+        & (p < 2)
+        & (t >= 0)
+        & (t < 1 << 32)
+    )
     if not fits.all():
         i = int(np.argmin(fits))
-        raise DataError(f"event {i} does not fit AEDAT 2.0 of a DVS128: x={x[i]} y={y[i]} t={t[i]} p={p[i]}")
+        raise DataError(
+            f"event {i} does not fit AEDAT 2.0 of a DVS128: x={x[i]} y={y[i]} t={t[i]} p={p[i]}"
+        )
     if upright:
         x, y, p = SIDE - 1 - y, SIDE - 1 - x, 1 - p
     header = b"#!AER-DAT2.0\r\n# This is a raw AE data file - do not edit\r\n"

@@ -29,21 +29,33 @@ def decode(data: bytes, name: str = "<bytes>") -> Events:
     at = _packets_start(data, name)
     while at < len(data):
         if len(data) - at < PACKET.size:
-            raise DataError.at(name, at, f"truncated: {len(data) - at} of the {PACKET.size} bytes of a packet's header")
+            raise DataError.at(
+                name,
+                at,
+                f"truncated: {len(data) - at} of the {PACKET.size} bytes of a packet's header",
+            )
         kind, _, size, time_at, overflow, capacity, number, _ = PACKET.unpack_from(data, at)
         if size < 1 or overflow < 0 or not 0 <= number <= capacity:
-            raise DataError.at(name, at, f"damaged packet: {number} of {capacity} events of {size} bytes, overflow {overflow}")
+            raise DataError.at(
+                name,
+                at,
+                f"damaged packet: {number} of {capacity} events of {size} bytes, overflow {overflow}",
+            )
         body = at + PACKET.size
         at = body + size * capacity
         if at > len(data):
             raise DataError.at(
-                name, body, f"truncated: a packet of {size * capacity} bytes, the file has {len(data) - body} more"
+                name,
+                body,
+                f"truncated: a packet of {size * capacity} bytes, the file has {len(data) - body} more",
             )
         if kind != POLARITY:
             continue
         if (size, time_at) != (POLARITY_BYTES, TIME_AT):
             raise DataError.at(
-                name, body - PACKET.size, f"polarity events of {size} bytes, time at {time_at}: expected 8 and 4"
+                name,
+                body - PACKET.size,
+                f"polarity events of {size} bytes, time at {time_at}: expected 8 and 4",
             )
         blocks.append(np.frombuffer(data, "<u8", number, body))
         bodies.append(body)
@@ -62,7 +74,11 @@ def decode(data: bytes, name: str = "<bytes>") -> Events:
     valid = (pixel & 1).astype(bool)
     if not valid.all():
         pixel, t = pixel[valid], t[valid]
-    x, y, p = (pixel >> 17).astype(np.uint16), (pixel >> 2).astype(np.uint16) & 0x7FFF, (pixel >> 1).astype(np.uint8) & 1
+    x, y, p = (
+        (pixel >> 17).astype(np.uint16),
+        (pixel >> 2).astype(np.uint16) & 0x7FFF,
+        (pixel >> 1).astype(np.uint8) & 1,
+    )
     return Events(x, y, t, p)
 
 
@@ -72,8 +88,19 @@ def encode(events: Events, packet: int = 4096) -> bytes:
     Raises DataError naming the first event that does not fit: x or y of 2^15 and more, a polarity other than 0 and 1, a time
     outside [0, 2^62) us.
     """
-    x, y, t, p = (np.asarray(field).astype(np.int64) for field in (events.x, events.y, events.t, events.p))
-    fits = (x >= 0) & (x < 1 << 15) & (y >= 0) & (y < 1 << 15) & (p >= 0) & (p < 2) & (t >= 0) & (t < 1 << 62)
+    x, y, t, p = (
+        np.asarray(field).astype(np.int64) for field in (events.x, events.y, events.t, events.p)
+    )
+    fits = (
+        (x >= 0)
+        & (x < 1 << 15)
+        & (y >= 0)
+        & (y < 1 << 15)
+        & (p >= 0)
+        & (p < 2)
+        & (t >= 0)
+        & (t < 1 << 62)
+    )
     if not fits.all():
         i = int(np.argmin(fits))
         raise DataError(f"event {i} does not fit AEDAT 3.1: x={x[i]} y={y[i]} t={t[i]} p={p[i]}")
@@ -85,7 +112,10 @@ def encode(events: Events, packet: int = 4096) -> bytes:
     for run in np.split(np.arange(len(t)), cuts):
         for part in (run[first : first + packet] for first in range(0, len(run), packet)):
             n = len(part)
-            out += [PACKET.pack(POLARITY, 0, POLARITY_BYTES, TIME_AT, int(t[part[0]] >> 31), n, n, n), words[part].tobytes()]
+            out += [
+                PACKET.pack(POLARITY, 0, POLARITY_BYTES, TIME_AT, int(t[part[0]] >> 31), n, n, n),
+                words[part].tobytes(),
+            ]
     return b"".join(out)
 
 
@@ -99,7 +129,11 @@ def _packets_start(data: bytes, name: str) -> int:
             raise DataError.at(name, start, "truncated or damaged header: no line #!END-HEADER")
         line = data[start:end].rstrip(b"\r")
         if line.startswith(b"#Format:") and line[8:].strip() != b"RAW":
-            raise DataError.at(name, start, f"events coded as {line[8:].strip().decode(errors='replace')!r}: only RAW is read")
+            raise DataError.at(
+                name,
+                start,
+                f"events coded as {line[8:].strip().decode(errors='replace')!r}: only RAW is read",
+            )
         start = end + 1
         if line == END:
             return start

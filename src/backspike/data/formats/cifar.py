@@ -25,7 +25,11 @@ NAMES = {
     ("numpy", "dtype"),
 }
 # the argument of each instruction of a pickle: its bytes, or how its length is told
-ARGUMENTS = {op.code.encode("latin1"): op.arg.n if op.arg else 0 for op in pickletools.opcodes if op.code not in "ip"}
+ARGUMENTS = {
+    op.code.encode("latin1"): op.arg.n if op.arg else 0
+    for op in pickletools.opcodes
+    if op.code not in "ip"
+}
 PREFIX = {
     pickletools.TAKEN_FROM_ARGUMENT1: 1,
     pickletools.TAKEN_FROM_ARGUMENT4: 4,
@@ -45,7 +49,9 @@ def decode_python(data: bytes, name: str = "<bytes>") -> tuple[np.ndarray, np.nd
     try:
         batch = _Unpickler(stream, encoding="bytes").load()
     except Exception as error:  # a damaged pickle may raise nearly anything
-        raise DataError.at(name, stream.tell(), f"truncated or damaged pickle ({one_line(error)})") from error
+        raise DataError.at(
+            name, stream.tell(), f"truncated or damaged pickle ({one_line(error)})"
+        ) from error
     if stream.tell() < len(data):
         raise DataError.at(name, stream.tell(), f"{len(data) - stream.tell()} bytes too many")
     try:
@@ -62,7 +68,9 @@ def decode_python(data: bytes, name: str = "<bytes>") -> tuple[np.ndarray, np.nd
     return images, labels.astype(np.int64)
 
 
-def decode_binary(data: bytes, name: str = "<bytes>", label_bytes: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def decode_binary(
+    data: bytes, name: str = "<bytes>", label_bytes: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, 3, 32, 32] and labels int64 [N] of a `.bin` batch.
 
     A record is `label_bytes` labels (1 for CIFAR-10; 2 for CIFAR-100, coarse then fine; the last one is returned), then the
@@ -71,7 +79,9 @@ def decode_binary(data: bytes, name: str = "<bytes>", label_bytes: int = 1) -> t
     record = label_bytes + IMAGE_BYTES
     count, rest = divmod(len(data), record)
     if rest or not count:
-        raise DataError.at(name, count * record, f"truncated: {rest} of the {record} bytes of a record")
+        raise DataError.at(
+            name, count * record, f"truncated: {rest} of the {record} bytes of a record"
+        )
     table = np.frombuffer(data, np.uint8).reshape(count, record)
     return table[:, label_bytes:].reshape(-1, *SHAPE), table[:, label_bytes - 1].astype(np.int64)
 
@@ -92,9 +102,13 @@ def _scan(data: bytes, name: str) -> None:
         for _ in range(LINES.get(code, 1 if kind == pickletools.UP_TO_NEWLINE else 0)):
             at = data.find(b"\n", at) + 1 or len(data) + 1
         if at > len(data):
-            raise DataError.at(name, start, f"truncated or damaged pickle ({at - len(data)} bytes are missing)")
+            raise DataError.at(
+                name, start, f"truncated or damaged pickle ({at - len(data)} bytes are missing)"
+            )
         if code == pickle.LONG_BINPUT and int.from_bytes(data[start + 1 : at], "little") > start:
-            raise DataError.at(name, start, "truncated or damaged pickle (a place in the memo that no batch needs)")
+            raise DataError.at(
+                name, start, "truncated or damaged pickle (a place in the memo that no batch needs)"
+            )
 
 
 class _Inert:

@@ -43,11 +43,15 @@ def labels(data: bytes, name: str = "<bytes>") -> list[Gesture]:
             continue
         fields = [field.strip() for field in line.split(",")]
         if len(fields) != 3 or not all(re.fullmatch("[0-9]{1,18}", field) for field in fields):
-            raise DataError.at(name, at, f"{line[:60]!r} is not three whole numbers: class, start, end")
+            raise DataError.at(
+                name, at, f"{line[:60]!r} is not three whole numbers: class, start, end"
+            )
         label, start, stop = map(int, fields)
         if not 1 <= label <= CLASSES or start > stop:
             raise DataError.at(
-                name, at, f"class {label} from {start} to {stop}: classes are 1 to {CLASSES}, an end follows its start"
+                name,
+                at,
+                f"class {label} from {start} to {stop}: classes are 1 to {CLASSES}, an end follows its start",
             )
         out.append(Gesture(label - 1, start, stop))
     if not out:
@@ -61,7 +65,9 @@ def trials(data: bytes, name: str = "<bytes>") -> list[Trial]:
     for at, line in _lines(data, name):
         match = RECORDING.fullmatch(line)
         if not match:
-            raise DataError.at(name, at, f"{line[:60]!r} is no recording user<number>_<light>.aedat")
+            raise DataError.at(
+                name, at, f"{line[:60]!r} is no recording user<number>_<light>.aedat"
+            )
         out.append(Trial(line, int(match[1]), LIGHTS.index(match[2])))
     if not out:
         raise DataError.at(name, len(data), "truncated: no recordings")
@@ -76,6 +82,8 @@ def _lines(data: bytes, name: str) -> list[tuple[int, str]]:
             try:
                 out.append((at, raw.decode("ascii").strip()))
             except UnicodeDecodeError as error:
-                raise DataError.at(name, at + error.start, "no text: a byte beyond ASCII") from error
+                raise DataError.at(
+                    name, at + error.start, "no text: a byte beyond ASCII"
+                ) from error
         at += len(raw) + 1
     return out

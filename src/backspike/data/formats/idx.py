@@ -34,7 +34,9 @@ def decode(data: bytes, name: str = "<bytes>") -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     held = len(data) * DEFLATE_RATIO if packed else len(data) - 4 - 4 * ndim
     if size > held:
-        raise DataError.at(name, 4, f"truncated: the header announces {size} bytes, the file holds at most {held}")
+        raise DataError.at(
+            name, 4, f"truncated: the header announces {size} bytes, the file holds at most {held}"
+        )
     flat = np.frombuffer(take(size, last=True), dtype)
     try:
         return flat.reshape(shape).astype(dtype.newbyteorder("="))
@@ -51,9 +53,13 @@ class _Plain:
     def take(self, size: int, last: bool = False) -> bytes:
         start, self.offset = self.offset, self.offset + size
         if self.offset > len(self.data):
-            raise DataError.at(self.name, len(self.data), f"truncated: {self.offset} bytes expected")
+            raise DataError.at(
+                self.name, len(self.data), f"truncated: {self.offset} bytes expected"
+            )
         if last and self.offset < len(self.data):
-            raise DataError.at(self.name, self.offset, f"{len(self.data) - self.offset} bytes too many")
+            raise DataError.at(
+                self.name, self.offset, f"{len(self.data) - self.offset} bytes too many"
+            )
         return self.data[start : self.offset]
 
 
@@ -67,9 +73,15 @@ class _Unzip:
     def take(self, size: int, last: bool = False) -> bytes:
         out = self._unpack(size)
         if len(out) < size:
-            raise DataError.at(self.name, self.size - len(self.rest), f"truncated: {size - len(out)} more bytes expected")
+            raise DataError.at(
+                self.name,
+                self.size - len(self.rest),
+                f"truncated: {size - len(out)} more bytes expected",
+            )
         if last and (self._unpack(1) or self.stream.unused_data):
-            raise DataError.at(self.name, self.size - len(self.rest), "more bytes than the header announces")
+            raise DataError.at(
+                self.name, self.size - len(self.rest), "more bytes than the header announces"
+            )
         if last and not self.stream.eof:
             raise DataError.at(self.name, self.size, "truncated: the checksum is missing")
         return out
@@ -80,6 +92,8 @@ class _Unzip:
         try:
             out = self.stream.decompress(self.rest, size)
         except zlib.error as error:
-            raise DataError.at(self.name, self.size - len(self.rest), f"damaged gzip stream ({error})") from error
+            raise DataError.at(
+                self.name, self.size - len(self.rest), f"damaged gzip stream ({error})"
+            ) from error
         self.rest = self.stream.unconsumed_tail
         return out

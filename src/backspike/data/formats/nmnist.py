@@ -24,7 +24,9 @@ def decode(data: bytes, name: str = "<bytes>") -> Events:
     """
     count, rest = divmod(len(data), EVENT_BYTES)
     if rest:
-        raise DataError.at(name, count * EVENT_BYTES, f"truncated: {rest} of the {EVENT_BYTES} bytes of an event")
+        raise DataError.at(
+            name, count * EVENT_BYTES, f"truncated: {rest} of the {EVENT_BYTES} bytes of an event"
+        )
     xy = np.ndarray(count, ">u2", data, strides=(EVENT_BYTES,)).astype(np.uint16)
     # five bytes as the low end of eight, which are read at once; three before the first event make room
     t = np.ndarray(count, ">u8", b"\0\0\0" + data, strides=(EVENT_BYTES,)).astype(np.int64)
@@ -43,11 +45,15 @@ def encode(events: Events) -> bytes:
     Raises DataError naming the first event that five bytes cannot hold: x or y above 255, y = 240, a polarity other than
     0 and 1, a time outside [0, 2^23) us.
     """
-    x, y, t, p = (np.asarray(field).astype(np.int64) for field in (events.x, events.y, events.t, events.p))
+    x, y, t, p = (
+        np.asarray(field).astype(np.int64) for field in (events.x, events.y, events.t, events.p)
+    )
     fits = (x >= 0) & (x < 256) & (y >= 0) & (y < 256) & (y != OVERFLOW_ROW) & (p >= 0) & (p < 2)
     fits &= (t >= 0) & (t < TIME_LIMIT_US)
     if not fits.all():
         i = int(np.argmin(fits))
-        raise DataError(f"event {i} does not fit the N-MNIST format: x={x[i]} y={y[i]} t={t[i]} p={p[i]}")
+        raise DataError(
+            f"event {i} does not fit the N-MNIST format: x={x[i]} y={y[i]} t={t[i]} p={p[i]}"
+        )
     columns = (x, y, p << 7 | t >> 16, t >> 8 & 255, t & 255)
     return np.stack(columns, axis=1).astype(np.uint8).tobytes()

@@ -23,7 +23,9 @@ def middle(width: int, height: int) -> Box:
     return 0.5 - x, 0.5 - y, 0.5 + x, 0.5 + y
 
 
-def decode(data: bytes, name: str = "<bytes>", size: int = 224, part: Callable[[int, int], Box] = middle) -> np.ndarray:
+def decode(
+    data: bytes, name: str = "<bytes>", size: int = 224, part: Callable[[int, int], Box] = middle
+) -> np.ndarray:
     """RGB, uint8 [3, size, size], of the part that `part(width, height)` says.
 
     Raises DataError for a damaged file, and for one that would unpack to a huge picture.
@@ -31,7 +33,9 @@ def decode(data: bytes, name: str = "<bytes>", size: int = 224, part: Callable[[
     try:
         from PIL import Image
     except Exception as error:  # a broken installation raises more than ImportError
-        raise DataError(f"{name} is a picture, which Pillow reads: pip install pillow ({one_line(error)})") from error
+        raise DataError(
+            f"{name} is a picture, which Pillow reads: pip install pillow ({one_line(error)})"
+        ) from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -43,7 +47,9 @@ def decode(data: bytes, name: str = "<bytes>", size: int = 224, part: Callable[[
                 W, H = picture.size
                 # the cut before the scaling: a picture of 1 x 10^6 pixels must not become one of 256 x 256 * 10^6
                 box = (left * W, top * H, right * W, bottom * H)
-                scaled = picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=box)
+                scaled = picture.convert("RGB").resize(
+                    (size, size), Image.Resampling.BILINEAR, box=box
+                )
     except Exception as error:  # a damaged picture may raise nearly anything
         raise DataError.at(name, 0, f"truncated or damaged picture ({one_line(error)})") from error
     return np.ascontiguousarray(np.asarray(scaled).transpose(2, 0, 1))

@@ -38,12 +38,22 @@ def labels(path: Path, num_classes: int) -> np.ndarray:
 
 def _labels(path: Path, num_classes: int) -> np.ndarray:
     with _opened(path) as file:
-        times, units, y = (_member(file, path, key) for key in ("spikes/times", "spikes/units", "labels"))
+        times, units, y = (
+            _member(file, path, key) for key in ("spikes/times", "spikes/units", "labels")
+        )
         if len({len(times), len(units), len(y)}) != 1:
-            raise DataError(f"{path}: {len(times)} times, {len(units)} units and {len(y)} labels do not belong together")
+            raise DataError(
+                f"{path}: {len(times)} times, {len(units)} units and {len(y)} labels do not belong together"
+            )
         out = _read(path, y, slice(None))
-    if out.dtype.kind not in "iu" or out.ndim != 1 or (len(out) and not 0 <= out.min() <= out.max() < num_classes):
-        raise DataError(f"{path}: labels of type {out.dtype} {out.shape}: expected whole numbers below {num_classes}")
+    if (
+        out.dtype.kind not in "iu"
+        or out.ndim != 1
+        or (len(out) and not 0 <= out.min() <= out.max() < num_classes)
+    ):
+        raise DataError(
+            f"{path}: labels of type {out.dtype} {out.shape}: expected whole numbers below {num_classes}"
+        )
     return out.astype(np.int64)
 
 
@@ -68,11 +78,23 @@ def _samples(path: Path, samples: Sequence[int]) -> Iterator[bytes]:
 
 def _events(path: Path, i: int, times: Any, units: Any) -> bytes:
     times, units = np.asarray(times), np.asarray(units)
-    if times.ndim != 1 or times.shape != units.shape or times.dtype.kind != "f" or units.dtype.kind not in "iu":
-        raise DataError(f"{path}: sample {i} has times {times.dtype} {times.shape} and units {units.dtype} {units.shape}")
+    if (
+        times.ndim != 1
+        or times.shape != units.shape
+        or times.dtype.kind != "f"
+        or units.dtype.kind not in "iu"
+    ):
+        raise DataError(
+            f"{path}: sample {i} has times {times.dtype} {times.shape} and units {units.dtype} {units.shape}"
+        )
     seconds = times.astype(np.float64)
-    if not ((seconds >= 0) & (seconds < 1e6)).all() or not ((units >= 0) & (units < CHANNELS)).all():
-        raise DataError(f"{path}: sample {i} has spikes before time 0 or outside channels 0 to {CHANNELS - 1}")
+    if (
+        not ((seconds >= 0) & (seconds < 1e6)).all()
+        or not ((units >= 0) & (units < CHANNELS)).all()
+    ):
+        raise DataError(
+            f"{path}: sample {i} has spikes before time 0 or outside channels 0 to {CHANNELS - 1}"
+        )
     return np.rint(seconds * 1e6).astype(np.int64).tobytes() + units.astype(np.uint16).tobytes()
 
 
@@ -101,7 +123,10 @@ def _member(file: Any, path: Path, key: str) -> Any:
 
     try:
         out = file[key]
-        own = all(isinstance(file.get(part, getlink=True), h5py.HardLink) for part in {key, key.split("/")[0]})
+        own = all(
+            isinstance(file.get(part, getlink=True), h5py.HardLink)
+            for part in {key, key.split("/")[0]}
+        )
         if not own or out.file != file or out.external or out.is_virtual:
             raise ValueError("it lies in another file")
         chunk = math.prod(out.chunks or ()) * out.dtype.itemsize
@@ -109,14 +134,18 @@ def _member(file: Any, path: Path, key: str) -> Any:
             raise ValueError(f"{out.shape} of {out.dtype} in {out.id.get_storage_size()} bytes")
         return out
     except Exception as error:
-        raise DataError(f"{path}: no data set {key!r}: damaged, or no SHD file ({one_line(error)})") from error
+        raise DataError(
+            f"{path}: no data set {key!r}: damaged, or no SHD file ({one_line(error)})"
+        ) from error
 
 
 def _read(path: Path, member: Any, what: Any) -> Any:
     try:
         return member[what]
     except Exception as error:
-        raise DataError(f"{path}: {member.name} {what} cannot be read: damaged HDF5 file ({one_line(error)})") from error
+        raise DataError(
+            f"{path}: {member.name} {what} cannot be read: damaged HDF5 file ({one_line(error)})"
+        ) from error
 
 
 # ---- in a process of its own ---------------------------------------------------------------------------------------------
@@ -125,9 +154,17 @@ def _read(path: Path, member: Any, what: Any) -> Any:
 def _elsewhere(path: Path, wanted: int | list[int]) -> Iterator[bytes]:
     """The bytes of the labels, below that number of classes, or of each of these samples, read by `_child`."""
     _h5py(path)
-    places = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    places = {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
     words = [sys.executable, "-c", "from backspike.data.formats.shd import _child; _child()"]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    pipes: dict[str, Any] = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+    }
     with subprocess.Popen(words, env={**os.environ, **places}, **pipes) as process:
         try:
             with suppress(BrokenPipeError), process.stdin as request:  # type: ignore[union-attr]
@@ -146,7 +183,11 @@ def _answer(process: subprocess.Popen[bytes], path: Path) -> bytes:
     found: bytes = process.stdout.read(size)
     if not kind or len(found) < size:
         late = process.wait() == -getattr(signal, "SIGALRM", 0)
-        why = f"reading it took more than {SECONDS} s" if late else "reading it ended the process that did"
+        why = (
+            f"reading it took more than {SECONDS} s"
+            if late
+            else "reading it ended the process that did"
+        )
         raise DataError(f"{path}: damaged HDF5 file ({why})")
     if kind == b"!":
         raise DataError(found.decode("utf-8", "replace"))
@@ -156,10 +197,17 @@ def _answer(process: subprocess.Popen[bytes], path: Path) -> bytes:
 def _child() -> None:
     """Reads what is wanted from standard input, writes the answers to standard output; ends where one takes too long."""
     path, wanted, seconds = json.loads(sys.stdin.buffer.read())
-    out, alarm = sys.stdout.buffer, getattr(signal, "alarm", int)  # in no C code that loops for ever is it held up
+    out, alarm = (
+        sys.stdout.buffer,
+        getattr(signal, "alarm", int),
+    )  # in no C code that loops for ever is it held up
     alarm(seconds)
     try:
-        answers = _samples(Path(path), wanted) if isinstance(wanted, list) else iter([_labels(Path(path), wanted).tobytes()])
+        answers = (
+            _samples(Path(path), wanted)
+            if isinstance(wanted, list)
+            else iter([_labels(Path(path), wanted).tobytes()])
+        )
         for answer in answers:
             alarm(0)  # writing may have to wait for who reads
             _send(out, b"=", answer)

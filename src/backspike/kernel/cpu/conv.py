@@ -24,7 +24,9 @@ class _Job(ctypes.Structure):
 
     _fields_ = [
         *fields(ctypes.c_int64, "images C H W N out_H out_W KH KW"),
-        *fields(ctypes.c_int64, "stride_h stride_w pad_h pad_w dilation_h dilation_w w_n w_c w_h w_w"),
+        *fields(
+            ctypes.c_int64, "stride_h stride_w pad_h pad_w dilation_h dilation_w w_n w_c w_h w_w"
+        ),
         *fields(ctypes.c_int64, "bits bytes half threads"),
         *fields(ctypes.c_void_p, "p_codes p_w p_g p_bias p_y p_gw p_panel p_scratch"),
     ]
@@ -65,7 +67,9 @@ class Events:
         bias = None if bias is None else bias.float().contiguous()
         job.p_w, job.p_bias, job.p_y = pointer(weight), pointer(bias), pointer(y)
         panel = torch.empty(function("conv_panel")(ctypes.byref(job)), dtype=torch.uint8)
-        scratch = torch.empty(job.threads, function("conv_forward_scratch")(ctypes.byref(job)), dtype=torch.uint8)
+        scratch = torch.empty(
+            job.threads, function("conv_forward_scratch")(ctypes.byref(job)), dtype=torch.uint8
+        )
         job.p_panel, job.p_scratch = pointer(panel), pointer(scratch)
         function("conv_forward")(ctypes.byref(job))
         return y
@@ -79,7 +83,9 @@ class Events:
         job.half = g.dtype == torch.bfloat16
         job.w_n, job.w_c, job.w_h, job.w_w = gw.stride()
         job.p_g, job.p_gw = pointer(g), pointer(gw)
-        scratch = torch.empty(job.threads, function("conv_gradient_scratch")(ctypes.byref(job)), dtype=torch.uint8)
+        scratch = torch.empty(
+            job.threads, function("conv_gradient_scratch")(ctypes.byref(job)), dtype=torch.uint8
+        )
         job.p_scratch = pointer(scratch)
         function("conv_gradient")(ctypes.byref(job))
         return gw
@@ -87,8 +93,21 @@ class Events:
     def _job(self, weight: torch.Size, geometry: Geometry) -> _Job:
         (images, C, H, W), (N, _, KH, KW) = self.shape, weight
         out_H, out_W = geometry.outputs((H, W), (KH, KW))
-        threads = min(torch.get_num_threads(), 1 + images * out_H * out_W * N * C * KH * KW // 8 // _GRAIN)
-        job = _Job(images=images, C=C, H=H, W=W, N=N, out_H=out_H, out_W=out_W, KH=KH, KW=KW, threads=threads)
+        threads = min(
+            torch.get_num_threads(), 1 + images * out_H * out_W * N * C * KH * KW // 8 // _GRAIN
+        )
+        job = _Job(
+            images=images,
+            C=C,
+            H=H,
+            W=W,
+            N=N,
+            out_H=out_H,
+            out_W=out_W,
+            KH=KH,
+            KW=KW,
+            threads=threads,
+        )
         (job.stride_h, job.stride_w), (job.pad_h, job.pad_w) = geometry.stride, geometry.padding
         job.dilation_h, job.dilation_w = geometry.dilation
         job.bits, job.bytes, job.p_codes = self.bits, self.codes.numel(), pointer(self.codes)

@@ -40,7 +40,9 @@ class Job(ctypes.Structure):
     _fields_ = [
         *fields(ctypes.c_int64, "T N C inner per_channel depth area chunks threads"),
         *fields(ctypes.c_int64, "soft decay_input temporal parametric masked rescale learns"),
-        *fields(ctypes.c_int64, "seed limit x_stride g_stride gu_stride keeps repeated streams fresh"),
+        *fields(
+            ctypes.c_int64, "seed limit x_stride g_stride gu_stride keeps repeated streams fresh"
+        ),
         *fields(ctypes.c_double, "v_reset rho keep reach"),
         *fields(CSurrogate, "surrogate replace"),
         *fields(ctypes.c_void_p, "p_constants p_x p_v0 p_s p_u p_v p_kept p_active p_scratch"),
@@ -76,7 +78,11 @@ def missing() -> str | None:
     if available():
         return None
     built = any(importlib.util.find_spec(f"backspike.kernel.{name}") for name in _LEVEL_NAMES)
-    return "the C kernel was built from other sources; install again" if built else "the C kernel was not built on installation"
+    return (
+        "the C kernel was built from other sources; install again"
+        if built
+        else "the C kernel was not built on installation"
+    )
 
 
 _c = next((library for _, library in _built()), None)
@@ -117,15 +123,33 @@ def remember(job: Job, keeps: int, flags: Sequence[int], numbers: Sequence[float
 
 def set_mask(job: Job, seed: Tensor | None, p: Tensor | None) -> None:
     if seed is not None and p is not None:
-        job.masked, job.seed, job.limit, job.keep = 1, int(seed), round(float(p) * 2**24), 1 - float(p)
+        job.masked, job.seed, job.limit, job.keep = (
+            1,
+            int(seed),
+            round(float(p) * 2**24),
+            1 - float(p),
+        )
 
 
 def make_job(
-    shape: Sequence[int], constants: Tensor, strides: Sequence[int], flags: Sequence[int], numbers: Sequence[float], size: int
+    shape: Sequence[int],
+    constants: Tensor,
+    strides: Sequence[int],
+    flags: Sequence[int],
+    numbers: Sequence[float],
+    size: int,
 ) -> Job:
     """What both directions need. shape: `[T, B, ...]`; strides: of a timestep; size: of an element of x in bytes."""
     here = STREAM, GRAIN, torch.get_num_threads(), heap.mode()
-    template = job_template(tuple(shape), constants.shape[1] > 1, tuple(strides), tuple(flags), tuple(numbers), size, *here)
+    template = job_template(
+        tuple(shape),
+        constants.shape[1] > 1,
+        tuple(strides),
+        tuple(flags),
+        tuple(numbers),
+        size,
+        *here,
+    )
     job = Job.from_buffer_copy(template)
     job.p_constants = constants.data_ptr()
     return job
@@ -147,7 +171,12 @@ def job_template(
     """The same for every call of a layer."""
     soft, decay_input, temporal, rescale, parametric, family, replace = flags
     v_reset, rho, form, scale, replace_form, replace_scale = numbers
-    T, N, C, area = shape[0], math.prod(shape[1:]), shape[2] if len(shape) > 2 else 1, math.prod(shape[3:])
+    T, N, C, area = (
+        shape[0],
+        math.prod(shape[1:]),
+        shape[2] if len(shape) > 2 else 1,
+        math.prod(shape[3:]),
+    )
     inner = strides[1] if C > 1 else N
     depth = C if C > 1 and inner == 1 and area > 1 else 0
     return Job(

@@ -69,7 +69,16 @@ def _lif_forward(
         if job.N % 8:  # the kernel fills the last byte of each timestep
             bits = torch.empty((job.T, (job.N + 7) // 8), dtype=torch.uint8)
     partial = None if sums is None else torch.zeros(job.chunks, sums.numel(), dtype=torch.float64)
-    set_pointers(job, x=x, v0=v0, s=spikes, u=out.membrane, v=out.state if records[4] else None, kept=out.kept, active=bits)
+    set_pointers(
+        job,
+        x=x,
+        v0=v0,
+        s=spikes,
+        u=out.membrane,
+        v=out.state if records[4] else None,
+        kept=out.kept,
+        active=bits,
+    )
     set_pointers(job, partial=partial, sums=sums)
     call("lif_forward", x.dtype, job)
     if sums is not None:
@@ -104,24 +113,56 @@ def _lif_backward(
 ) -> Any:
     if dtype == torch.float16:
         x, g = (None if a is None else a.float() for a in (x, g))
-        given = (kept, v0, x, constants, seed, p, g, g_v, g_u, line, shape, strides, flags, numbers, repeats, keeps, learns)
+        given = (
+            kept,
+            v0,
+            x,
+            constants,
+            seed,
+            p,
+            g,
+            g_v,
+            g_u,
+            line,
+            shape,
+            strides,
+            flags,
+            numbers,
+            repeats,
+            keeps,
+            learns,
+        )
         outputs = _lif_backward(*given, torch.float32, needs_x, needs_v0)
         return [outputs[0].half(), *outputs[1:]] if needs_x else outputs
-    out = ops.backward_outputs(constants, constants.device, shape, strides, repeats, learns, dtype, needs_x, needs_v0)
+    out = ops.backward_outputs(
+        constants, constants.device, shape, strides, repeats, learns, dtype, needs_x, needs_v0
+    )
     x, g, g_u = (layout.arranged(a, strides) for a in (x, g, g_u))
     v0, g_v = layout.one(v0, strides), layout.one(g_v, strides)
     job = make_job(shape, constants, strides, flags, numbers, dtype.itemsize)
     job.learns, job.repeated = learns, repeats > 1
     remember(job, keeps, flags, numbers)
     set_mask(job, seed, p)
-    job.x_stride, job.g_stride, job.gu_stride = (0 if a is None else a.stride(0) for a in (x, g, g_u))
+    job.x_stride, job.g_stride, job.gu_stride = (
+        0 if a is None else a.stride(0) for a in (x, g, g_u)
+    )
     if repeats > 1:
         job.x_stride = 0
-    partial = None if out.sums is None else torch.zeros(job.chunks, out.sums.numel(), dtype=torch.float64)
+    partial = (
+        None if out.sums is None else torch.zeros(job.chunks, out.sums.numel(), dtype=torch.float64)
+    )
     scratch = None
     if ops.KEEPS[keeps] == "recompute":
         scratch = torch.empty((job.threads, job.T, function("lif_block")()), dtype=constants.dtype)
-    set_pointers(job, x=x, v0=v0, u=kept if keeps == 0 else None, kept=kept if keeps else None, scratch=scratch, line=line)
+    set_pointers(
+        job,
+        x=x,
+        v0=v0,
+        u=kept if keeps == 0 else None,
+        kept=kept if keeps else None,
+        scratch=scratch,
+        line=line,
+    )
     set_pointers(job, g=g, gu=g_u, gv=g_v, gx=out.gx, gv0=out.gv0, partial=partial, sums=out.sums)
     call("lif_backward", dtype, job)
     return ops.given(out)

@@ -21,7 +21,9 @@ class _Job(ctypes.Structure):
         ("neuron", library.Job),
         *library.fields(ctypes.c_int64, "batch pool H W"),
         ("eps", ctypes.c_double),
-        *library.fields(ctypes.c_void_p, "p_weight p_bias p_norm p_rows p_tables p_cache p_moved p_moments"),
+        *library.fields(
+            ctypes.c_void_p, "p_weight p_bias p_norm p_rows p_tables p_cache p_moved p_moments"
+        ),
     ]
 
 
@@ -46,11 +48,28 @@ def _norm_lif_forward(
 ) -> Any:
     if y.dtype == torch.float16:
         add = None if add is None else add.float()
-        given = (weight, bias, mean, variance, add, constants, flags, numbers, eps, pool, repeats, want_state, moments, bits)
+        given = (
+            weight,
+            bias,
+            mean,
+            variance,
+            add,
+            constants,
+            flags,
+            numbers,
+            eps,
+            pool,
+            repeats,
+            want_state,
+            moments,
+            bits,
+        )
         spikes, *others = _norm_lif_forward(y.float(), v0, *given)
         return spikes.half(), *others
     assert not bits  # see writes_bits
-    outputs = spikes, state, sums, rows, _ = forward_outputs(y, pool, repeats, want_state, moments, bits)
+    outputs = spikes, state, sums, rows, _ = forward_outputs(
+        y, pool, repeats, want_state, moments, bits
+    )
     strides = layout.order(y[0])
     y, v0 = layout.arranged(y, strides), layout.one(v0, strides)
     weight, bias = (None if p is None else p.to(state.dtype).contiguous() for p in (weight, bias))
@@ -61,7 +80,9 @@ def _norm_lif_forward(
     else:
         rows[0], rows[1] = mean, variance
     partial = torch.zeros(job.neuron.chunks, sums.numel(), dtype=torch.float64) if moments else None
-    library.set_pointers(job.neuron, v0=v0, s=spikes, v=state if want_state else None, partial=partial, sums=sums)
+    library.set_pointers(
+        job.neuron, v0=v0, s=spikes, v=state if want_state else None, partial=partial, sums=sums
+    )
     library.set_pointers(job, weight=weight, bias=bias)
     _call("norm_forward", y.dtype, job)
     if moments:
@@ -93,7 +114,9 @@ def _norm_lif_backward(
     if y.dtype == torch.float16:
         given = (flags, numbers, training, pool, repeats, learns, needs_v0)
         g = None if g is None else g.float()
-        dy, *others = _norm_lif_backward(y.float(), v0, rows, constants, seed, p, g, g_v, line, *given)
+        dy, *others = _norm_lif_backward(
+            y.float(), v0, rows, constants, seed, p, g, g_v, line, *given
+        )
         return dy.half(), *others
     outputs = dy, g_v0, sums, through = backward_outputs(y, constants, seed is not None, needs_v0)
     strides = dy.stride()[1:]
@@ -106,7 +129,15 @@ def _norm_lif_backward(
     neuron.g_stride = 0 if g is None else g.stride(0)
     partial = torch.zeros(neuron.chunks, sums.numel(), dtype=torch.float64) if learns else None
     library.set_pointers(
-        neuron, v0=v0, g=g, gv=g_v, line=line, gx=dy, gv0=g_v0 if needs_v0 else None, partial=partial, sums=sums
+        neuron,
+        v0=v0,
+        g=g,
+        gv=g_v,
+        line=line,
+        gx=dy,
+        gv0=g_v0 if needs_v0 else None,
+        partial=partial,
+        sums=sums,
     )
     library.set_pointers(job, moments=through)
     _call("norm_backward", y.dtype, job)
@@ -125,7 +156,9 @@ def _job(
 ) -> Any:
     """What both directions need, a `_Job` with its work space."""
     T, C = y.shape[0] * repeats, y.shape[2]
-    neuron = library.make_job((T, *y.shape[1:]), constants, strides, flags, numbers, y.element_size())
+    neuron = library.make_job(
+        (T, *y.shape[1:]), constants, strides, flags, numbers, y.element_size()
+    )
     neuron.repeated, neuron.x_stride = repeats > 1, y.stride(0) if repeats == 1 else 0
     library.set_pointers(neuron, x=y)
     job: Any = _Job(neuron=neuron, pool=pool)
@@ -136,9 +169,14 @@ def _job(
         library.function("norm_block")(),
     )
     sizes = (CHANNEL_ROWS * C, CHANNEL_ROWS * parts * block, neuron.threads * T * block)
-    space = *(torch.empty(n, dtype=constants.dtype) for n in sizes), torch.zeros(neuron.chunks * 2 * C, dtype=torch.float64)
+    space = (
+        *(torch.empty(n, dtype=constants.dtype) for n in sizes),
+        torch.zeros(neuron.chunks * 2 * C, dtype=torch.float64),
+    )
     job.space = space  # lives as long as the job
-    library.set_pointers(job, norm=rows, rows=space[0], tables=space[1], cache=space[2], moved=space[3])
+    library.set_pointers(
+        job, norm=rows, rows=space[0], tables=space[1], cache=space[2], moved=space[3]
+    )
     return job
 
 

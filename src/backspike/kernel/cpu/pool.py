@@ -34,11 +34,18 @@ def avg_pool(x: Tensor, kernel_size: Any = 2, stride: Any = None, padding: Any =
 
 
 def _is_2x2(x: Tensor, kernel_size: Any, stride: Any, padding: Any) -> bool:
-    sizes = all(n in (2, (2, 2), [2, 2]) for n in (kernel_size, kernel_size if stride in (None, []) else stride))
+    sizes = all(
+        n in (2, (2, 2), [2, 2])
+        for n in (kernel_size, kernel_size if stride in (None, []) else stride)
+    )
     if not (sizes and padding in (0, (0, 0), [0, 0]) and x.dim() == 4):
         return False
     return (
-        library.available() and x.device.type == "cpu" and x.dtype in library.SUFFIX and x.numel() > 0 and min(x.shape[2:]) >= 2
+        library.available()
+        and x.device.type == "cpu"
+        and x.dtype in library.SUFFIX
+        and x.numel() > 0
+        and min(x.shape[2:]) >= 2
     )
 
 
@@ -57,7 +64,9 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         if torch.is_grad_enabled():
-            raise RuntimeError("backspike: double backward through a pool of spikes is not defined; use create_graph=False")
+            raise RuntimeError(
+                "backspike: double backward through a pool of spikes is not defined; use create_graph=False"
+            )
         (codes,) = ctx.saved_tensors
         return torch.ops.backspike.pool_backward(g, codes, *ctx.size, ctx.maximum), None
 
@@ -75,7 +84,9 @@ class _Job(ctypes.Structure):
 
 
 ops.library.define("pool_forward(Tensor x, bool maximum) -> (Tensor, Tensor)")
-ops.library.define("pool_backward(Tensor g, Tensor codes, SymInt H, SymInt W, bool maximum) -> Tensor")
+ops.library.define(
+    "pool_backward(Tensor g, Tensor codes, SymInt H, SymInt W, bool maximum) -> Tensor"
+)
 
 
 def _format(x: Tensor) -> torch.memory_format:
@@ -87,13 +98,19 @@ def _format(x: Tensor) -> torch.memory_format:
 def _forward_outputs(x: Tensor, maximum: bool) -> tuple[Tensor, Tensor]:
     shape = (*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_format(x))
-    codes = torch.empty_like(y, dtype=torch.uint8) if maximum else torch.empty(0, dtype=torch.uint8, device=x.device)
+    codes = (
+        torch.empty_like(y, dtype=torch.uint8)
+        if maximum
+        else torch.empty(0, dtype=torch.uint8, device=x.device)
+    )
     return y, codes
 
 
 def _backward_output(g: Tensor, codes: Tensor, H: int, W: int) -> Tensor:
     memory_format = _format(codes if codes.dim() == 4 else g)
-    return torch.empty((*g.shape[:2], H, W), dtype=g.dtype, device=g.device, memory_format=memory_format)
+    return torch.empty(
+        (*g.shape[:2], H, W), dtype=g.dtype, device=g.device, memory_format=memory_format
+    )
 
 
 @torch.library.register_fake("backspike::pool_forward", lib=ops.library)

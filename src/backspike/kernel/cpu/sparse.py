@@ -26,7 +26,10 @@ _GRAIN = 1 << 18  # products that are worth a thread
 class _Bits(ctypes.Structure):
     """The structs of the same names in sparse.h, which says what the fields mean."""
 
-    _fields_ = [*fields(ctypes.c_int64, "M K transposed threads"), *fields(ctypes.c_void_p, "p_bits p_words p_start p_index")]
+    _fields_ = [
+        *fields(ctypes.c_int64, "M K transposed threads"),
+        *fields(ctypes.c_void_p, "p_bits p_words p_start p_index"),
+    ]
 
 
 class _Product(ctypes.Structure):
@@ -65,7 +68,14 @@ class Spikes:
         return out
 
     def _product(
-        self, how: How, transposed: bool, a: Tensor, a_stride: Any, y: Tensor, y_stride: Any, bias: Tensor | None
+        self,
+        how: How,
+        transposed: bool,
+        a: Tensor,
+        a_stride: Any,
+        y: Tensor,
+        y_stride: Any,
+        bias: Tensor | None,
     ) -> None:
         """y [R, N] = bits [R, C] @ a [C, N] + bias, with the strides that a and y have as these matrices."""
         R, C = (self.K, self.M) if transposed else (self.M, self.K)
@@ -76,20 +86,35 @@ class Spikes:
         threads = _threads(R * C * N // 8)
         words = torch.empty(-(-C // int(function("sparse_step")())), R, dtype=torch.int32)
         bits = _Bits(
-            M=self.M, K=self.K, transposed=transposed, threads=threads, p_bits=pointer(self.bits), p_words=pointer(words)
+            M=self.M,
+            K=self.K,
+            transposed=transposed,
+            threads=threads,
+            p_bits=pointer(self.bits),
+            p_words=pointer(words),
         )
         function("sparse_words")(ctypes.byref(bits))
         bias = None if bias is None else bias.float().contiguous()
         scratch = torch.empty(threads, function("sparse_product_scratch")())
         job = _Product(
-            R=R, C=C, N=N, threads=threads, p_a=pointer(a), p_bias=pointer(bias), p_y=pointer(y), p_scratch=pointer(scratch)
+            R=R,
+            C=C,
+            N=N,
+            threads=threads,
+            p_a=pointer(a),
+            p_bias=pointer(bias),
+            p_y=pointer(y),
+            p_scratch=pointer(scratch),
         )
         (job.a_row, job.a_column), (job.y_row, job.y_column) = a_stride, y_stride
         job.a_half, job.y_half = a.dtype == torch.bfloat16, y.dtype == torch.bfloat16
         if how == "lookup":
             job.p_words = pointer(words)
         else:
-            start, index = torch.empty(R + 1, dtype=torch.int64), torch.empty(self.ones, dtype=torch.int32)
+            start, index = (
+                torch.empty(R + 1, dtype=torch.int64),
+                torch.empty(self.ones, dtype=torch.int32),
+            )
             bits.p_start, bits.p_index = job.p_start, job.p_index = pointer(start), pointer(index)
             function("sparse_lists")(ctypes.byref(bits))
         function("sparse_product")(ctypes.byref(job))
@@ -122,7 +147,9 @@ def sampled(g: Tensor, weight: Tensor, bits: Tensor, dtype: torch.dtype | None =
 def available() -> bool:
     """Whether the library that was built has these products, in the form this file calls."""
     sizes = {"sparse_product_size": _Product, "sparse_sampled_size": _Sampled}
-    return library.available() and all(function(name)() == ctypes.sizeof(struct) for name, struct in sizes.items())
+    return library.available() and all(
+        function(name)() == ctypes.sizeof(struct) for name, struct in sizes.items()
+    )
 
 
 def pointer(x: Tensor | None) -> int | None:

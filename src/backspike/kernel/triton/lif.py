@@ -37,7 +37,11 @@ _FEW = 1 << 18
 def refuses(call: Call) -> str | None:
     kind = "cpu" if INTERPRETED.value else "cuda"
     if call.x.device.type != kind:
-        where = "it runs in Triton's interpreter, on the CPU" if INTERPRETED.value else "it computes on a GPU"
+        where = (
+            "it runs in Triton's interpreter, on the CPU"
+            if INTERPRETED.value
+            else "it computes on a GPU"
+        )
         return f"{where}, and the input is on {call.x.device}"
     if call.v0 is not None and call.v0.device != call.x.device:
         return f"the input is on {call.x.device}, and v0 on {call.v0.device}"
@@ -113,14 +117,18 @@ def _logical(o, C, area, LAST: tl.constexpr):
 
 
 @triton.jit
-def masked_derivative(own, u, theta, index, p_seed, p_p, p_numbers, RESCALE: tl.constexpr, INSTEAD: tl.constexpr):
+def masked_derivative(
+    own, u, theta, index, p_seed, p_p, p_numbers, RESCALE: tl.constexpr, INSTEAD: tl.constexpr
+):
     """`step.masked` at these logical positions of [T, B, ...], or own twice where there is no mask."""
     if p_seed is None:
         h = own
     else:
         p = tl.load(p_p).to(tl.float64)
         gone = step.dropped(index, tl.load(p_seed), step.cut(p))
-        h, own = step.masked(own, u, theta, gone, (1 - p).to(own.dtype), p_numbers + REPLACE, RESCALE, INSTEAD)
+        h, own = step.masked(
+            own, u, theta, gone, (1 - p).to(own.dtype), p_numbers + REPLACE, RESCALE, INSTEAD
+        )
     return h, own
 
 
@@ -129,7 +137,9 @@ def _recall(p_kept, at, inside, w, theta, p_numbers, KEEPS: tl.constexpr):
     """(u as the backward pass knows it, whether it fired)"""
     code = tl.load(p_kept + at, mask=inside, other=0.0)
     if KEEPS == "8bit":
-        u, fired = step.of_8bit(code, w, theta, tl.load(p_numbers + BELOW), tl.load(p_numbers + COARSE))
+        u, fired = step.of_8bit(
+            code, w, theta, tl.load(p_numbers + BELOW), tl.load(p_numbers + COARSE)
+        )
     elif KEEPS == "bfloat16":
         u, fired = step.of_bfloat16(code, theta, tl.load(p_numbers + BELOW))
     else:
@@ -187,11 +197,17 @@ def lif_fwd_kernel(
         fired = u >= theta
         v = step.reset(u, fired, theta, v_reset, SOFT)
         if p_s is not None:
-            tl.store(p_s + at, step.narrow(tl.where(fired, 1.0, 0.0), p_s.dtype.element_ty), mask=inside)
+            tl.store(
+                p_s + at, step.narrow(tl.where(fired, 1.0, 0.0), p_s.dtype.element_ty), mask=inside
+            )
         if p_bits is not None:
             bits = (fired & inside).to(tl.int32).reshape(ROWS // 8, 8) << tl.arange(0, 8)[None, :]
             byte = block * (ROWS // 8) + tl.arange(0, ROWS // 8)
-            tl.store(p_bits + row * (N // 8) + byte, tl.sum(bits, axis=1).to(tl.uint8), mask=byte < N // 8)
+            tl.store(
+                p_bits + row * (N // 8) + byte,
+                tl.sum(bits, axis=1).to(tl.uint8),
+                mask=byte < N // 8,
+            )
         if p_u is not None:
             tl.store(p_u + at, u, mask=inside)
         known = u
@@ -207,21 +223,37 @@ def lif_fwd_kernel(
             code = step.code_8bit(z, fired, tl.load(p_numbers + FINE))
             tl.store(p_kept + at, code, mask=inside)
             if p_active is not None:
-                known, _ = step.of_8bit(code, w, theta, tl.load(p_numbers + BELOW), tl.load(p_numbers + COARSE))
+                known, _ = step.of_8bit(
+                    code, w, theta, tl.load(p_numbers + BELOW), tl.load(p_numbers + COARSE)
+                )
         elif KEEPS == "1bit":
             h = step.derivative(u - theta, None, p_numbers + BASE, FAMILY)
-            bits = ((h != 0) & inside).to(tl.int32).reshape(ROWS // 8, 8) << tl.arange(0, 8)[None, :]
+            bits = ((h != 0) & inside).to(tl.int32).reshape(ROWS // 8, 8) << tl.arange(0, 8)[
+                None, :
+            ]
             byte = block * (ROWS // 8) + tl.arange(0, ROWS // 8)
             bytes_of_a_step = tl.cdiv(N, 8)
-            tl.store(p_kept + row * bytes_of_a_step + byte, tl.sum(bits, axis=1).to(tl.uint8), mask=byte < bytes_of_a_step)
+            tl.store(
+                p_kept + row * bytes_of_a_step + byte,
+                tl.sum(bits, axis=1).to(tl.uint8),
+                mask=byte < bytes_of_a_step,
+            )
         if p_active is not None:
             own = step.derivative(known - theta, w, p_numbers + BASE, FAMILY)
-            h, _ = masked_derivative(own, known, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, INSTEAD)
+            h, _ = masked_derivative(
+                own, known, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, INSTEAD
+            )
             tl.store(p_active + at, (h != 0).to(tl.uint8), mask=inside)
         if p_partial is not None:
             p_sum = p_partial + (block * 2 * T + t) * C + column
-            tl.store(p_sum, tl.sum(tl.where(inside, u, 0.0).to(tl.float64), axis=0), mask=column < C)
-            tl.store(p_sum + T * C, tl.sum(tl.where(inside, u * u, 0.0).to(tl.float64), axis=0), mask=column < C)
+            tl.store(
+                p_sum, tl.sum(tl.where(inside, u, 0.0).to(tl.float64), axis=0), mask=column < C
+            )
+            tl.store(
+                p_sum + T * C,
+                tl.sum(tl.where(inside, u * u, 0.0).to(tl.float64), axis=0),
+                mask=column < C,
+            )
     if p_v is not None:
         tl.store(p_v + o, v, mask=inside)
 
@@ -287,11 +319,15 @@ def lif_bwd_kernel(
         if KEEPS == "1bit":  # the rectangle with the soft reset, for which h says enough
             byte = tl.load(p_kept + row * tl.cdiv(N, 8) + o // 8, mask=inside, other=0).to(tl.int32)
             u, fired = none, inside
-            own = tl.where((byte >> (o % 8).to(tl.int32)) & 1 != 0, tl.load(p_numbers + BASE + 1), none)
+            own = tl.where(
+                (byte >> (o % 8).to(tl.int32)) & 1 != 0, tl.load(p_numbers + BASE + 1), none
+            )
         else:
             u, fired = _recall(p_kept, at, inside, w, theta, p_numbers, KEEPS)
             own = step.derivative(u - theta, w, p_numbers + BASE, FAMILY)
-        h, own = masked_derivative(own, u, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, INSTEAD)
+        h, own = masked_derivative(
+            own, u, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, INSTEAD
+        )
         g = none
         if p_g is not None:
             g = tl.load(p_g + row * g_stride + o, mask=inside, other=0.0).to(none.dtype)
@@ -335,11 +371,23 @@ def lif_bwd_kernel(
         width = C if PER_CHANNEL else 1
         p_sum = p_partial + block * 3 * width + column
         if LEARNS_TAU:
-            tl.store(p_sum, tl.sum(tl.where(inside, d_tau, 0.0).to(tl.float64), axis=0), mask=column < width)
+            tl.store(
+                p_sum,
+                tl.sum(tl.where(inside, d_tau, 0.0).to(tl.float64), axis=0),
+                mask=column < width,
+            )
         if LEARNS_THETA:
-            tl.store(p_sum + width, tl.sum(tl.where(inside, d_theta, 0.0).to(tl.float64), axis=0), mask=column < width)
+            tl.store(
+                p_sum + width,
+                tl.sum(tl.where(inside, d_theta, 0.0).to(tl.float64), axis=0),
+                mask=column < width,
+            )
         if LEARNS_WIDTH:
-            tl.store(p_sum + 2 * width, tl.sum(tl.where(inside, d_width, 0.0).to(tl.float64), axis=0), mask=column < width)
+            tl.store(
+                p_sum + 2 * width,
+                tl.sum(tl.where(inside, d_width, 0.0).to(tl.float64), axis=0),
+                mask=column < width,
+            )
 
 
 @triton.jit
@@ -375,8 +423,16 @@ def _forward(
 ) -> Any:
     out = ops.forward_outputs(x, seed is not None, repeats, keeps, records)
     walk = Walk(out.spikes.shape, out.spikes.stride()[1:], tiled=out.moments is not None)
-    partial = None if out.moments is None else x.new_empty((walk.blocks, *out.moments.shape), dtype=torch.float64)
-    marks = None if out.active is None else torch.empty(out.spikes.shape, dtype=torch.uint8, device=x.device)
+    partial = (
+        None
+        if out.moments is None
+        else x.new_empty((walk.blocks, *out.moments.shape), dtype=torch.float64)
+    )
+    marks = (
+        None
+        if out.active is None
+        else torch.empty(out.spikes.shape, dtype=torch.uint8, device=x.device)
+    )
     _launch_forward(
         walk, x, v0, constants, seed, p, flags, numbers, repeats, ops.KEEPS[keeps] if keeps in ops.CODES else None,
         p_s=out.spikes, p_u=out.membrane, p_v=out.state if records[4] else None, p_kept=out.kept, p_active=marks,
@@ -413,13 +469,19 @@ def _backward(
     needs_v0: bool,
 ) -> Any:
     device = (x if kept is None else kept).device
-    out = ops.backward_outputs(constants, device, shape, strides, repeats, learns, dtype, needs_x, needs_v0)
+    out = ops.backward_outputs(
+        constants, device, shape, strides, repeats, learns, dtype, needs_x, needs_v0
+    )
     walk = Walk(shape, strides, tiled=learns > 0 and constants.shape[1] > 1)
     memory = ops.KEEPS[keeps]
     if memory == "recompute":  # the membranes once more, for as long as this lasts
         kept, memory = layout.empty(shape, strides, constants.dtype, device), "exact"
         _launch_forward(walk, x, v0, constants, None, None, flags, numbers, repeats, None, p_u=kept)
-    partial = None if out.sums is None else kept.new_zeros((walk.blocks, *out.sums.shape), dtype=torch.float64)
+    partial = (
+        None
+        if out.sums is None
+        else kept.new_zeros((walk.blocks, *out.sums.shape), dtype=torch.float64)
+    )
     x, g, g_u = (layout.arranged(a, strides) for a in (x, g, g_u))
     v0, g_v = layout.one(v0, strides), layout.one(g_v, strides)
     launch(
@@ -467,9 +529,20 @@ def _launch_forward(
     **results: Tensor | None,
 ) -> None:
     x, v0 = layout.arranged(x, walk.strides), layout.one(v0, walk.strides)  # type: ignore[assignment]
-    wanted = dict.fromkeys(("p_s", "p_u", "p_v", "p_kept", "p_active", "p_bits", "p_partial")) | results
+    wanted = (
+        dict.fromkeys(("p_s", "p_u", "p_v", "p_kept", "p_active", "p_bits", "p_partial")) | results
+    )
     given = kernel_arguments(walk, x.device, constants, seed, p, flags, numbers, memory)
-    launch(lif_fwd_kernel, walk, **given, p_x=x, p_v0=v0, **wanted, x_stride=x.stride(0) if repeats == 1 else 0, KEEPS=memory)
+    launch(
+        lif_fwd_kernel,
+        walk,
+        **given,
+        p_x=x,
+        p_v0=v0,
+        **wanted,
+        x_stride=x.stride(0) if repeats == 1 else 0,
+        KEEPS=memory,
+    )
 
 
 class Walk:
@@ -477,7 +550,11 @@ class Walk:
 
     def __init__(self, shape: Sequence[int], strides: Sequence[int], tiled: bool) -> None:
         self.strides = strides
-        self.T, self.N, self.C = shape[0], math.prod(shape[1:]), max(shape[2], 1) if len(shape) > 2 else 1
+        self.T, self.N, self.C = (
+            shape[0],
+            math.prod(shape[1:]),
+            max(shape[2], 1) if len(shape) > 2 else 1,
+        )
         self.area = math.prod(shape[3:])
         self.inner = strides[1] if self.C > 1 else max(self.N, 1)
         self.last = self.C > 1 and self.inner == 1 and self.area > 1
@@ -509,7 +586,9 @@ def kernel_arguments(
     values += step.formula(kinds[family], form, scale)
     values += step.formula(kinds[instead], instead_form, instead_scale) if instead else ()
     if constants.device != device:
-        constants = on_device(tuple(constants.flatten().tolist()), constants.dtype, device).view(constants.shape)
+        constants = on_device(tuple(constants.flatten().tolist()), constants.dtype, device).view(
+            constants.shape
+        )
     if p is not None and p.device != device:
         p = on_device((float(p),), torch.float64, device)
     return {
@@ -542,9 +621,17 @@ def on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
 def launch(kernel: Any, walk: Walk, **arguments: Any) -> None:
     if not walk.N:
         return
-    options = {"ROWS": walk.rows, "COLUMNS": walk.columns, "num_warps": 4, "enable_fp_fusion": False}
+    options = {
+        "ROWS": walk.rows,
+        "COLUMNS": walk.columns,
+        "num_warps": 4,
+        "enable_fp_fusion": False,
+    }
     # the interpreter computes in numpy, which warns where a GPU goes on with infinity
-    with torch.cuda.device_of(next(a for a in arguments.values() if isinstance(a, Tensor))), np.errstate(all="ignore"):
+    with (
+        torch.cuda.device_of(next(a for a in arguments.values() if isinstance(a, Tensor))),
+        np.errstate(all="ignore"),
+    ):
         try:
             kernel[(walk.programs,)](**arguments, **options)
         except Exception as error:
@@ -554,4 +641,6 @@ def launch(kernel: Any, walk: Walk, **arguments: Any) -> None:
 
             said = (getattr(error, "error_message", None) or str(error)).strip().split("\n")[0]
             why = f"its kernel does not compile here ({type(error).__name__}: {said})"
-            raise Unsupported(f"backend 'triton': {why}; use backend='eager', or another version of Triton") from error
+            raise Unsupported(
+                f"backend 'triton': {why}; use backend='eager', or another version of Triton"
+            ) from error

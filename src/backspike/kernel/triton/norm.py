@@ -27,7 +27,9 @@ from . import lif, step
 from .lif import GAIN, LAM, OFFSET, THETA, WIDTH
 from .step import BASE, RHO, V_RESET
 
-MEAN, VARIANCE, RSTD, SCALE, SHIFT = (tl.constexpr(row) for row in range(5))  # of the rows that norm.py keeps
+MEAN, VARIANCE, RSTD, SCALE, SHIFT = (
+    tl.constexpr(row) for row in range(5)
+)  # of the rows that norm.py keeps
 SAMPLES = tl.constexpr(16)  # of y for a first guess at the mean
 _TILE = 1024  # elements of a program at one time
 _RESIDENT = 4  # programs of a multiprocessor that sum and recompute, in turn, over all tiles
@@ -74,7 +76,9 @@ def _pooled(block, column, M, C, H, W, inner, ROWS: tl.constexpr):
     across, down = (W + 1) // 2, (H + 1) // 2
     h, w, b = r // across % down, r % across, r // (across * down)
     m = (b * (H // 2) + h) * (W // 2) + w
-    return (m // inner * C + c) * inner + m % inner, (b * H * W < M) & (h < H // 2) & (w < W // 2) & (c < C)
+    return (m // inner * C + c) * inner + m % inner, (b * H * W < M) & (h < H // 2) & (
+        w < W // 2
+    ) & (c < C)
 
 
 @triton.jit
@@ -106,7 +110,9 @@ def _read(p, at, inside, dtype: tl.constexpr):
 @triton.jit
 def _store_bits(p_bits, at, fired, there, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Spikes of [ROWS, channels] as bits; at: their places."""
-    bits = (fired & there).to(tl.int32).reshape(ROWS, COLUMNS // 8, 8) << tl.arange(0, 8)[None, None, :]
+    bits = (fired & there).to(tl.int32).reshape(ROWS, COLUMNS // 8, 8) << tl.arange(0, 8)[
+        None, None, :
+    ]
     byte = tl.min(at.reshape(ROWS, COLUMNS // 8, 8), axis=2) // 8
     some = tl.max(there.to(tl.int32).reshape(ROWS, COLUMNS // 8, 8), axis=2) != 0
     tl.store(p_bits + byte, tl.sum(bits, axis=2).to(tl.uint8), mask=some)
@@ -135,7 +141,9 @@ def statistics_kernel(
     split, column = _program(C, COLUMNS)
     sample = (tl.arange(0, SAMPLES).to(tl.int64) * M // SAMPLES)[:, None]
     at = (sample // inner * C + column[None, :]) * inner + sample % inner
-    guess = tl.sum(tl.load(p_y + at, mask=column[None, :] < C, other=0.0).to(dtype), axis=0) / SAMPLES
+    guess = (
+        tl.sum(tl.load(p_y + at, mask=column[None, :] < C, other=0.0).to(dtype), axis=0) / SAMPLES
+    )
     if split == 0:
         tl.store(p_guess + column, guess, mask=column < C)
     a, q = tl.zeros([COLUMNS], tl.float64), tl.zeros([COLUMNS], tl.float64)
@@ -249,7 +257,9 @@ def norm_lif_fwd_kernel(
         if POOL is None:
             s = tl.where(fired, 1.0, 0.0).to(out)
             if p_add is not None:
-                s = step.narrow(fired.to(dtype) + _read(p_add, row * add_stride + o, inside, dtype), out)
+                s = step.narrow(
+                    fired.to(dtype) + _read(p_add, row * add_stride + o, inside, dtype), out
+                )
             tl.store(p_s + row * s_stride + o, s, mask=inside)
             if p_bits is not None:
                 _store_bits(p_bits + row * (s_stride // 8), o, fired, inside, ROWS, COLUMNS)
@@ -376,7 +386,9 @@ def norm_lif_bwd_kernel(
             u = tl.load(p_own + t * SIZE)
             fired = u >= theta
             base = step.derivative(u - theta, w, p_numbers + BASE, FAMILY)
-            h, base = lif.masked_derivative(base, u, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, INSTEAD)
+            h, base = lif.masked_derivative(
+                base, u, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, INSTEAD
+            )
             g = none
             if p_g is not None:
                 if POOL is None:
@@ -394,7 +406,9 @@ def norm_lif_bwd_kernel(
             G = step.arriving(g, c, u, theta, v_reset, rho, SOFT, ATTACHED)
             delta = step.total(G * h, c, fired, SOFT)
             if p_line is not None:
-                line_b = tl.load(p_line + (T + t) * C + column, mask=column < C, other=0.0)[None, None, :]
+                line_b = tl.load(p_line + (T + t) * C + column, mask=column < C, other=0.0)[
+                    None, None, :
+                ]
                 line_a = tl.load(p_line + t * C + column, mask=column < C, other=0.0)[None, None, :]
                 delta += u * line_b + line_a
             delta = tl.where(inside, delta, 0.0)
@@ -428,7 +442,11 @@ def norm_lif_bwd_kernel(
                 if GRADIENT:
                     if BATCH:
                         gx = (gx - centre) - (y - mean) * slope
-                    tl.store(p_dy + row * N + o, step.narrow(gx * scale, p_dy.dtype.element_ty), mask=inside)
+                    tl.store(
+                        p_dy + row * N + o,
+                        step.narrow(gx * scale, p_dy.dtype.element_ty),
+                        mask=inside,
+                    )
             if TEMPORAL:
                 c = tl.where(inside, delta * lam, 0.0)
             else:
@@ -492,7 +510,11 @@ class Walk(lif.Walk):
 
 @lru_cache
 def _programs(device: torch.device) -> int:
-    count = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    count = (
+        torch.cuda.get_device_properties(device).multi_processor_count
+        if device.type == "cuda"
+        else 1
+    )
     return _RESIDENT * count
 
 
@@ -515,7 +537,9 @@ def _forward(
     moments: bool,
     bits: bool,
 ) -> Any:
-    outputs = spikes, state, sums, rows, written = norm_ops.forward_outputs(y, pool, repeats, want_state, moments, bits)
+    outputs = spikes, state, sums, rows, written = norm_ops.forward_outputs(
+        y, pool, repeats, want_state, moments, bits
+    )
     strides = layout.order(y[0])
     y, v0, add = layout.arranged(y, strides), layout.one(v0, strides), layout.arranged(add, strides)
     walk = Walk(y, strides, repeats, pool)
@@ -571,7 +595,9 @@ def _backward(
     learns: int,
     needs_v0: bool,
 ) -> Any:
-    outputs = dy, g_v0, sums, through = norm_ops.backward_outputs(y, constants, seed is not None, needs_v0)
+    outputs = dy, g_v0, sums, through = norm_ops.backward_outputs(
+        y, constants, seed is not None, needs_v0
+    )
     strides = dy.stride()[1:]
     y, g = layout.arranged(y, strides), layout.arranged(g, norm_ops.spike_strides(y, strides, pool))
     v0, g_v = layout.one(v0, strides), layout.one(g_v, strides)

@@ -17,7 +17,11 @@ class Parts(plain.Parts):
 
     def neuron(self, width: float | None) -> nn.Module:
         # dt tau_mem_inv = 1/2
-        return _Spikes(norse.Lift(LIFBoxCell(norse.LIFBoxParameters(tau_mem_inv=torch.as_tensor(500.0)), dt=0.001)))
+        return _Spikes(
+            norse.Lift(
+                LIFBoxCell(norse.LIFBoxParameters(tau_mem_inv=torch.as_tensor(500.0)), dt=0.001)
+            )
+        )
 
 
 class _Spikes(nn.Module):

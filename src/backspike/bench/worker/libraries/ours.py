@@ -26,7 +26,9 @@ class Parts:
 
     def neuron(self, width: float | None) -> nn.Module:
         surrogate = bs.ATan(alpha=2.0) if width is None else bs.Rectangle(width=width)
-        return bs.LIF(tau=2.0, surrogate=surrogate, backend=self.settings.backend, memory=self.settings.memory)
+        return bs.LIF(
+            tau=2.0, surrogate=surrogate, backend=self.settings.backend, memory=self.settings.memory
+        )
 
     def over_time(self, *layers: nn.Module) -> nn.Module:
         return bs.OverTime(*layers)

@@ -15,7 +15,9 @@ from . import plain
 class Loop(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.leaky = snntorch.Leaky(beta=0.5, threshold=1.0, reset_mechanism="zero", spike_grad=surrogate.atan(alpha=2.0))
+        self.leaky = snntorch.Leaky(
+            beta=0.5, threshold=1.0, reset_mechanism="zero", spike_grad=surrogate.atan(alpha=2.0)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         membrane = self.leaky.reset_mem()
