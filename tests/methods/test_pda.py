@@ -433,3 +433,11 @@ def test_a_compiled_model_gives_the_same_loss_and_gradient():
 
     for plain, compiled in zip(gradients(False), gradients(True)):
         torch.testing.assert_close(plain, compiled)
+
+
+@pytest.mark.parametrize("form", ["moments", "softmax"])
+def test_an_empty_batch_adds_nothing(form):
+    model = bs.Sequential(bs.OverTime(nn.Linear(4, 6)), bs.LIF())
+    with bs.PotentialAdjustment(model, form=form) as pda:
+        (model(torch.zeros(3, 0, 4)).sum() + pda.loss()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())

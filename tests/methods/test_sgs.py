@@ -4,6 +4,7 @@ of the papers together."""
 import copy
 import itertools
 import math
+import pickle
 
 import pytest
 import torch
@@ -742,5 +743,35 @@ def test_pairs_and_all_at_once_train(msg, psg, pda, sgs, mask, kind):
 def test_a_compiled_model_is_refused():
     model = bs.models.convnet("2-2", size=4)
     bs.scale_gradients(model)
-    with pytest.raises(RuntimeError, match="leave it uncompiled"):
+    with pytest.raises(RuntimeError, match="uncompiled"):
         torch.compile(model, backend="eager")(torch.ones(2, 1, 1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "between", [lambda: bs.Integrator(), lambda: bs.Recurrent(nn.Linear(6, 6), bs.LIF())]
+)
+def test_neurons_that_are_operators_lie_on_the_way(between):
+    model = nn.Sequential(
+        *(bs.OverTime(nn.Linear(6, 6)), bs.LIF(), bs.OverTime(nn.Linear(6, 6)), bs.LIF()),
+        *(bs.OverTime(nn.Linear(6, 6)), between(), bs.OverTime(nn.Linear(6, 3)), bs.LIF()),
+    )
+    with bs.scale_gradients(model) as scaling:
+        model(torch.rand(3, 2, 6)).sum().backward()
+    assert scaling.scaled == {"2.0": "3"}
+
+
+def test_the_graph_of_a_neuron_has_the_names_that_torch_gives():
+    x = torch.rand(3, 2, 6, requires_grad=True)
+    assert bs.lif(x).spikes.grad_fn.name()
+    assert bs.block(x, nn.Linear(6, 6), nn.BatchNorm1d(6), bs.LIF()).grad_fn.name()
+
+
+def test_a_model_with_scaled_gradients_goes_through_pickle():
+    model = nn.Sequential(
+        bs.OverTime(nn.Linear(4, 6)), bs.LIF(), bs.OverTime(nn.Linear(6, 6)), bs.LIF()
+    )
+    x = torch.rand(3, 2, 4)
+    with bs.scale_gradients(model):
+        expected = model(x)
+        again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(again(x), expected)

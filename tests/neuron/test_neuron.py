@@ -137,15 +137,16 @@ def test_a_seed_is_drawn_masked_or_not():
         assert torch.equal(state, states[0])
 
 
-def test_no_seed_is_drawn_without_grad():
+def test_no_seed_is_drawn_in_evaluation():
     torch.manual_seed(11)
     before = torch.get_rng_state()
     layer = bs.LIF(surrogate=Masked(ATan()))
     with torch.no_grad():
-        layer(CURRENTS)
         bs.lif(CURRENTS, surrogate=Masked(ATan()))
     with torch.inference_mode():
         layer(CURRENTS)
+    with torch.no_grad():
+        layer.eval()(CURRENTS)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -560,3 +561,47 @@ def test_the_state_is_written_where_somebody_wants_it(neuron):
         halves = torch.cat((layer(x[:2]), layer(x[2:])))
         assert torch.equal(layer.carried, whole.state)
     assert torch.equal(halves, whole.spikes)
+
+
+def test_layers_within_a_reentrant_checkpoint_have_masks_of_their_own():
+    from torch.utils.checkpoint import checkpoint
+
+    layers = [bs.LIF(surrogate=Masked(ATan(), p=0.5)) for _ in range(3)]
+    seeds = set()
+    for _ in range(2):
+        x = torch.randn(4, 2, 5, requires_grad=True)
+        for layer in layers:
+            x = checkpoint(layer, 2 * x, use_reentrant=True)
+            seeds.add(int(layer.seed))
+        x.sum().backward()
+        assert {int(layer.seed) for layer in layers} <= seeds  # computed again with the same mask
+    assert len(seeds) == 6
+
+
+def test_a_learned_threshold_below_its_bound_is_used_within_it():
+    layer = bs.LIF(learn="threshold")
+    layer.threshold.data.fill_(-5.0)
+    with torch.no_grad():
+        assert not layer.eval()(torch.zeros(2, 1, 1)).any()
+
+
+def test_another_batch_size_within_streaming_is_named():
+    for layer in (
+        bs.LIF(),
+        bs.CLIF(),
+        bs.CubaLIF(),
+        bs.Integrator(),
+        bs.Recurrent(nn.Linear(4, 4), bs.LIF()),
+    ):
+        with bs.streaming(layer):
+            layer(torch.rand(3, 2, 4))
+            with pytest.raises(ValueError, match="begin a new"):
+                layer(torch.rand(3, 3, 4))
+
+
+@pytest.mark.parametrize("backend", bs.kernel.backends())
+def test_double_backward_is_refused(backend):
+    x = torch.rand(3, 2, 4, requires_grad=True)
+    spikes = bs.lif(x, backend=backend).spikes
+    with pytest.raises(RuntimeError, match="double backward"):
+        torch.autograd.grad(spikes.sum(), x, create_graph=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,36 @@ def arranged(a: Tensor | None, strides: Sequence[int]) -> Tensor | None:
     if a is None or all(n == 1 or i == j for n, i, j in zip(a.shape[1:], a.stride()[1:], strides)):
         return a
     return empty(a.shape, strides, a.dtype, a.device).copy_(a)
+
+
+def usual_strides(x: Tensor) -> Tensor:
+    """x itself, with the strides that torch would give a new tensor; so has its gradient.
+
+    torch's BatchNorm (2.13, CPU) computes wrong gradients where a dimension of size 1 has any other
+    stride, as views have, and its input and the gradient of its output lie in different formats.
+    """
+    return x if 1 not in x.shape or torch.compiler.is_compiling() else _UsualStrides.apply(x)
+
+
+class _UsualStrides(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _restride(x.detach())
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return _restride(g)
+
+
+def _restride(x: Tensor) -> Tensor:
+    last = not x.is_contiguous() and channels_last(x[None])
+    moved = x.movedim(1, -1) if last else x
+    strides = torch.empty(moved.shape, device="meta").stride()
+    if moved.is_contiguous():
+        moved = moved.as_strided(moved.shape, strides)
+    else:
+        moved = moved.clone(memory_format=torch.contiguous_format)
+    return moved.movedim(-1, 1) if last else moved
 
 
 def one(a: Tensor | None, strides: Sequence[int]) -> Tensor | None:

@@ -231,7 +231,7 @@ class _NormLIF(torch.autograd.Function):
         spikes, state, moments, rows, bits = _forward(name, call, norm, options, add, constants)
         tensors = [p if isinstance(p, Tensor) else None for p in learned[2:-1]]
         ctx.save_for_backward(call.x, call.v0, rows, constants, call.seed, call.p, *tensors)
-        ctx.name, ctx.rule, ctx.moments = name, ops.encode(call), call.rule.record_moments
+        ctx.operators, ctx.rule, ctx.moments = name, ops.encode(call), call.rule.record_moments
         ctx.choices = norm.training, *options[:3]
         ctx.mark_non_differentiable(rows, bits)
         ctx.set_materialize_grads(False)
@@ -255,7 +255,7 @@ class _NormLIF(torch.autograd.Function):
             else None
         )
         g_v = g_v if has_state else None
-        dy, g_v0, sums, through = getattr(torch.ops.backspike, f"{ctx.name}_backward")(
+        dy, g_v0, sums, through = getattr(torch.ops.backspike, f"{ctx.operators}_backward")(
             y,
             v0,
             rows,

@@ -185,7 +185,7 @@ class _LIF(torch.autograd.Function):
         ctx.save_for_backward(
             kept, call.v0, call.x if keeps_x else None, table, call.seed, call.p, *tensors
         )
-        ctx.name, ctx.rule, ctx.repeats, ctx.keeps, ctx.x_dtype = (
+        ctx.operators, ctx.rule, ctx.repeats, ctx.keeps, ctx.x_dtype = (
             name,
             rule,
             call.repeats,
@@ -221,7 +221,7 @@ class _LIF(torch.autograd.Function):
             if ctx.records[1] and g_moments is not None
             else None
         )
-        outputs = getattr(torch.ops.backspike, f"{ctx.name}_backward")(
+        outputs = getattr(torch.ops.backspike, f"{ctx.operators}_backward")(
             kept, v0, x, table, seed, p, g, g_v, g_u, arriving,
             ctx.shape, ctx.strides, *ctx.rule, ctx.repeats, ctx.keeps, learns, ctx.x_dtype, needs_x, needs_v0,
         )  # fmt: skip

@@ -6,7 +6,7 @@ It keeps a graph over all T, whatever `memory` says, and is meant to be read and
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -80,8 +80,29 @@ def membrane_moments(u_seq: Tensor) -> Moments:
     return Moments(samples.mean((1, 3)), (samples**2).mean((1, 3)))
 
 
+class _Once(torch.autograd.Function):
+    """The identity, whose gradient has none: the slope of the line below is no function of u."""
+
+    @staticmethod
+    def forward(ctx: Any, s: Tensor) -> Tensor:
+        return s.view_as(s)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "backspike: double backward through a spiking layer is not defined; "
+                "use create_graph=False"
+            )
+        return g
+
+
 def surrogate_spike(u: Tensor, theta: float | Tensor, t: int, call: Call) -> Tensor:
-    """A step forward; backward, a line of slope h through z = u - theta (through z/w for a learned width w)."""
+    """A step forward; backward, a line of slope h through z = u - theta (z/w for a learned width w)."""
+    return _Once.apply(_line(u, theta, t, call))
+
+
+def _line(u: Tensor, theta: float | Tensor, t: int, call: Call) -> Tensor:
     rule = call.rule
     if not isinstance(theta, Tensor) and math.isinf(
         theta

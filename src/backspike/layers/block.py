@@ -24,7 +24,7 @@ from ..neuron.prepare import prepare
 from ..surrogate import Dspike, Rectangle, Triangle, unwrap
 from .checkpoint import checkpoint, with_parameters
 from .norm import applied
-from .over_time import BATCH_NORMS, PRODUCTS, once, over_time, plain, pool_kind
+from .over_time import BATCH_NORMS, PRODUCTS, once, over_time, plain, pool_kind, repeats_over_time
 from .sparsity import Choice
 
 _CONSTANTS = ("tau", "v_threshold", "width")
@@ -118,6 +118,7 @@ class Block:
             isinstance(self.neuron, LIF)
             and self.neuron.memory == "checkpoint"
             and plain(self.product, PRODUCTS)
+            and not any(w.membrane for w in self.neuron.watchers)
         )
         return again and not self._why_apart()
 
@@ -161,7 +162,11 @@ class Block:
         # x has as many dimensions as what the product makes of it
         norm = None if self.norm is None else applied(self.norm, x[0])
         seen = neuron.streams or bool(neuron.watchers)
-        record_active = norm is None and reader is not None and _may_be_sampled(neuron, reader)
+        # whoever records the spikes may ask for their gradient, which is then needed everywhere
+        recorded = any(w.membrane for w in neuron.watchers)
+        record_active = (
+            norm is None and reader is not None and not recorded and _may_be_sampled(neuron, reader)
+        )
         options = neuron.options() | {"record_active": record_active, "record_state": seen}
         options["record_bits"] = torch.is_grad_enabled()
         part = _Part(
@@ -169,7 +174,7 @@ class Block:
             taken.sent,
             norm,
             pool,
-            neuron.initial_state(None),
+            neuron.initial_state(None, x if taken.repeats else None),
             options,
             neuron.backend,
             add,
@@ -213,7 +218,8 @@ class _Part:
 
     def recomputed(self, x: Tensor) -> Result:
         """Of what the product will give for x; for the backward pass x and what learns are kept, the rest is computed again."""
-        T, kept = len(x), x[:1] if len(x) > 1 and x.stride(0) == 0 else x
+        T = len(x)
+        kept = x[:1] if repeats_over_time(x) else x.contiguous() if x.stride(0) == 0 else x
 
         def run(again: bool, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
             # on copies without a graph both times: other ways of a product could round otherwise

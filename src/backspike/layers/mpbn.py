@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .. import kernel
 from ..kernel import reference
 from ..kernel.coefficients import leak, over_channels, rest, state_dtype
+from ..kernel.layout import usual_strides
 from ..neuron.lif import LIF, Output, compute
 from ..neuron.prepare import prepare
 from .norm import AnyBatchNorm
@@ -83,7 +84,7 @@ def _steps(call: kernel.Call, norm: nn.Module) -> tuple[Output, kernel.Moments |
     for t in range(len(x) * call.repeats):
         v = v if rule.temporal_gradient else v.detach()
         u = (lam * v + offset) + gain * x[t // call.repeats].to(dtype)
-        n = norm(u)
+        n = usual_strides(norm(usual_strides(u)))
         s = reference.surrogate_spike(n, theta, t, call)
         s_reset = s.detach() + rule.reset_gradient * (s - s.detach())
         v = (1 - s_reset) * u + s_reset * reset

@@ -15,6 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook  # noqa: PLC2701  (no p
 
 from ..kernel.call import Sent
 from ..kernel.cpu.pool import avg_pool, max_pool
+from ..kernel.layout import usual_strides
 from ..neuron.streaming import Streaming
 from . import synapse
 from .norm import TDBN, TEBN, SyncNorm, gain
@@ -77,11 +78,11 @@ def once(x: Tensor, layers: Sequence[nn.Module], sent: Sent | None = None) -> tu
     sent: what the neuron that sent x says of it.
     """
     T = len(x)
-    repeats = T if T > 1 and x.stride(0) == 0 else 1
+    repeats = T if repeats_over_time(x) else 1
     x = x[:1] if repeats > 1 else x
     if not layers:
         return x, repeats
-    B, x = x.shape[1], x.flatten(0, 1)
+    B, x = x.shape[1], usual_strides(x.flatten(0, 1))
     first = entered_by_linear(layers)
     for layer, norm in _with_norms(layers):
         if repeats > 1 and not _same_at_every_timestep(layer, x):
@@ -96,7 +97,13 @@ def once(x: Tensor, layers: Sequence[nn.Module], sent: Sent | None = None) -> tu
             x = synapse.convolution(x, layer, sent.bits_of(x))
         else:
             x = _apply(layer, x, repeats)
-    return x.unflatten(0, (T // repeats, B)), repeats
+    return usual_strides(x).unflatten(0, (T // repeats, B)), repeats
+
+
+def repeats_over_time(x: Tensor) -> bool:
+    """Whether x `[T, B, ...]` is one timestep in memory, and nobody asks for its gradient at each."""
+    asked = x.requires_grad and (x.is_leaf or x.retains_grad)
+    return len(x) > 1 and x.stride(0) == 0 and not asked
 
 
 def entered_by_linear(layers: Sequence[nn.Module | None]) -> nn.Linear | None:

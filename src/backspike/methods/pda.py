@@ -43,6 +43,7 @@ def _of_all(layer: LIF, out: Output, mean: Tensor) -> Tensor:
         return mean
     assert out.spikes is not None
     samples = out.spikes.shape[1]
+    mean = mean if samples else torch.zeros_like(mean)
     return distributed.summed(mean * samples) / distributed.summed(mean.new_tensor(samples))
 
 
@@ -185,7 +186,10 @@ class PotentialAdjustment(Handle):
         out: Output,
         moments: Moments | None,
     ) -> None:
-        self._distances[name] = measure(layer, out, moments).to(out.state.dtype)
+        distance = measure(layer, out, moments)
+        # a batch without samples has no distribution; over ranks the others' samples count
+        distance = distance if out.state.numel() else distance.detach().nan_to_num()
+        self._distances[name] = distance.to(out.state.dtype)
 
     def _moment_distance(self, layer: LIF, out: Output, moments: Moments) -> Tensor:
         own = (m if self.per_channel else m.mean(1, keepdim=True) for m in moments)

@@ -184,6 +184,21 @@ class _Through(torch.autograd.Function):
         return g, ctx.mark.gradient(g), None
 
 
+class _Hook:
+    """A hook of one module alone: a copy of the model, also one from a file, has it without effect."""
+
+    def __init__(
+        self, module: nn.Module | None, see: Callable[..., Any], name: tuple[str, ...]
+    ) -> None:
+        self.module, self.see, self.name = module, see, name
+
+    def __call__(self, module: nn.Module, *rest: Any) -> Any:
+        return self.see(*self.name, module, *rest) if module is self.module else None
+
+    def __reduce__(self) -> Any:
+        return _Hook, (None, print, ())
+
+
 class GradientScaling(Handle):
     """What `scale_gradients` returns.
 
@@ -251,10 +266,7 @@ class GradientScaling(Handle):
         *name: str,
         **how: bool,
     ) -> None:
-        # a copy of the model brings its hooks along; they are not meant for it
-        self.undo.append(
-            register(lambda m, *rest: see(*name, m, *rest) if m is module else None, **how).remove
-        )
+        self.undo.append(register(_Hook(module, see, name), **how).remove)
 
     def _begin(self, model: nn.Module, args: Any) -> None:
         self._trace = _Trace() if torch.is_grad_enabled() and not self.traced else None
@@ -319,7 +331,8 @@ class GradientScaling(Handle):
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.not_scaled.items())
             self.not_scaled.clear()
             raise RuntimeError(
-                f"scale_gradients: no layer of this model can be scaled ({reasons}); leave it uncompiled"
+                f"scale_gradients: no layer of this model can be scaled ({reasons}); "
+                "it needs a layer between two spiking layers of the same spatial size, uncompiled"
             )
 
 
@@ -327,7 +340,7 @@ class GradientScaling(Handle):
 _MOVES = frozenset({
     "View", "UnsafeView", "ReshapeAlias", "Permute", "Transpose", "T", "Squeeze", "Unsqueeze", "Expand", "Clone",
     "Alias", "ToCopy", "Select", "Slice", "Split", "SplitWithSizes", "Unbind", "Stack", "Cat", "CopySlices",
-    "AsStrided",
+    "AsStrided", "UsualStrides",
 })  # fmt: skip
 _NORMS = frozenset({
     "Add", "Sub", "Mul", "Div", "Neg", "Pow", "Sqrt", "Rsqrt", "Reciprocal", "Mean", "Sum", "Var", "VarMean", "Std",

@@ -45,7 +45,7 @@ class Integrator(Streaming):
         )
 
     def forward(self, x: Tensor, v0: Tensor | None = None) -> Any:
-        out = lif(x, self.initial_state(v0), backend=self.backend, **self.options())
+        out = lif(x, self.initial_state(v0, x), backend=self.backend, **self.options())
         self._finish(out.state)
         assert out.membrane is not None
         membrane = out.membrane.to(x.dtype)

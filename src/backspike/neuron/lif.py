@@ -184,13 +184,18 @@ class LIF(Streaming):
         """(tau, threshold, width) as used: floats, or tensors with a graph where they are learned."""
         tau = self.tau if self.log_tau_minus_1 is None else 1 + self.log_tau_minus_1.exp()
         threshold = self.v_threshold if self.threshold is None else self.threshold
-        return tau, threshold, None if self.log_width is None else self.log_width.exp()
+        log_width = self.log_width
+        if not torch.is_grad_enabled():  # a training step has moved them into their bounds
+            if isinstance(threshold, Tensor):
+                threshold = threshold.clamp(min=THRESHOLD_MIN)
+            log_width = None if log_width is None else log_width.clamp(*map(math.log, WIDTH_RANGE))
+        return tau, threshold, None if log_width is None else log_width.exp()
 
     def forward(self, x: Tensor, v0: Tensor | None = None, repeats: int = 1) -> Any:
         self.begin(x.device)
         out, moments = self.compute(
             x,
-            self.initial_state(v0),
+            self.initial_state(v0, x),
             repeats,
             v0 is not None or self.streams or bool(self.watchers),
         )
@@ -209,10 +214,12 @@ class LIF(Streaming):
         )
 
     def begin(self, device: torch.device) -> None:
-        """The first thing in a forward pass. With gradients enabled a seed is drawn, once per pass."""
-        if torch.is_grad_enabled():
-            # masked or not, so that the arms of a study draw the same numbers
+        """The first thing in a forward pass. In training, or with gradients, it draws a seed."""
+        if torch.is_grad_enabled() or (self.training and not torch.is_inference_mode_enabled()):
+            # masked or not, so that the arms of a study draw the same numbers; without gradients
+            # too, so that a reentrant checkpoint, which restores the generator, draws the same one
             self.seed = draw_seed(device)
+        if torch.is_grad_enabled():
             self._project()
             self.awaits_gradient = True
 

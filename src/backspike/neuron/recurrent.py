@@ -40,7 +40,7 @@ class Recurrent(Streaming):
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, None)
         neuron = self.neuron
-        start: tuple[Tensor, Any] = self.initial_state(None) or (torch.zeros_like(x[0]), None)
+        start: tuple[Tensor, Any] = self.initial_state(None, x) or (torch.zeros_like(x[0]), None)
         s, v = start
         spikes, membranes, moments = [], [], []
         for x_t in x:

@@ -17,8 +17,19 @@ class Streaming(nn.Module):
         self.streams = False
         self.carried: Any = None
 
-    def initial_state(self, v0: Tensor | None) -> Any:
-        return self.carried if v0 is None and self.streams else v0
+    def initial_state(self, v0: Tensor | None, x: Tensor | None) -> Any:
+        """v0, or the state carried from the last call, for an input x `[T, B, ...]`."""
+        if v0 is not None or not self.streams or self.carried is None:
+            return v0
+        if x is None:
+            return self.carried
+        state = self.carried[0] if isinstance(self.carried, tuple) else self.carried
+        if list(state.shape[state.dim() - x.dim() + 1 :]) != list(x.shape[1:]):
+            raise ValueError(
+                f"bs.streaming carries a state of shape {list(state.shape)} and the input has now "
+                f"timesteps of shape {list(x.shape[1:])}; begin a new `with bs.streaming(model)`"
+            )
+        return self.carried
 
     def _finish(self, state: Tensor) -> None:
         if self.streams:
