@@ -183,8 +183,8 @@ class LIF(Streaming):
     def constants(self) -> tuple[float | Tensor, float | Tensor, Tensor | None]:
         """(tau, threshold, width) as used: floats, or tensors with a graph where they are learned."""
         tau = self.tau if self.log_tau_minus_1 is None else 1 + self.log_tau_minus_1.exp()
-        threshold = self.v_threshold if self.threshold is None else self.threshold
-        log_width = self.log_width
+        threshold: float | Tensor = self.v_threshold if self.threshold is None else self.threshold
+        log_width: Tensor | None = self.log_width
         if not torch.is_grad_enabled():  # a training step has moved them into their bounds
             if isinstance(threshold, Tensor):
                 threshold = threshold.clamp(min=THRESHOLD_MIN)
