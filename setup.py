@@ -3,9 +3,12 @@
 Each is optional: where it cannot be compiled the install succeeds without it, and backend "eager" computes.
 """
 
+import os
 import platform
+import subprocess
 import tempfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -45,7 +48,32 @@ class Build(build_ext):
                 extension.extra_compile_args = [*flags, *LEVELS[extension.name.rpartition(".")[2]]]
                 extension.extra_link_args = openmp
                 extension.libraries = ["m"]
+            self.compile_in_parallel()
         super().build_extensions()
+
+    def compile_in_parallel(self):
+        """Compiles every source of every level at once, as many as there are processors.
+
+        What fails here is compiled again by setuptools, which reports it.
+        """
+        jobs = [(extension, source) for extension in self.extensions for source in SOURCES]
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
+        self.announce(f"compiling {len(jobs)} C files, {processors} at a time", level=3)
+        with ThreadPoolExecutor(processors) as pool:
+            done = list(pool.map(lambda job: self.compiled(*job), jobs))
+        for extension in self.extensions:
+            objects = [o for (of, _), o in zip(jobs, done) if of is extension]
+            if all(objects):
+                extension.sources, extension.extra_objects = [], objects
+
+    def compiled(self, extension, source):
+        """The object file of a source, None where it does not compile."""
+        folder = Path(self.build_temp, extension.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        target = str(folder / f"{Path(source).stem}.o")
+        command = [*self.compiler.compiler_so, "-c", source, "-o", target]
+        done = subprocess.run([*command, *extension.extra_compile_args], capture_output=True)
+        return target if done.returncode == 0 else None
 
     def works(self, flag, header=""):
         """Whether the compiler takes the flag, and has the header that it is for."""

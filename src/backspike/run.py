@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import RecipeError, RunError
 from .recipes.recipe import Recipe
+from .system import disk
 from .system.files import cannot_write, read_json, write_atomic
 
 # in the order in which an old run is deleted, so that a kill meanwhile leaves a run that is done, or one that starts again
@@ -32,7 +32,7 @@ FILES = (
     ),
     *("anytime.json", "report.html", "doctor.html", "recipe.json"),
 )
-TEMPORARY = re.compile(r"\..+\.[0-9]+\.tmp")
+LOCKS = (".lock", ".lock.owner")
 
 
 class Run:
@@ -50,7 +50,7 @@ class Run:
             raise RunError(f"{path} is a file; choose another folder with --out")
         names = [p.name for p in path.iterdir()] if path.exists() else []
         # what a run leaves that was killed before it had its recipe does not count
-        there = [name for name in names if name != ".lock" and not TEMPORARY.fullmatch(name)]
+        there = [n for n in names if n not in LOCKS and not disk.is_temporary(n)]
         if there and "recipe.json" not in there:
             raise RunError(f"{path} holds other files; choose another folder with --out")
         if there and not force:
@@ -114,25 +114,16 @@ class Run:
 
         The lock goes with the process, however it ends.
         """
-        try:
-            import fcntl
-        except ImportError:  # not on this platform
-            yield
-            return
-        try:
-            file = open(self.path / ".lock", "w")  # noqa: SIM115  (closed below)
-        except OSError as e:
-            raise cannot_write(self.path / ".lock", e) from e
-        with file as f:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as e:
+                stack.enter_context(disk.lock(self.path / ".lock"))
+                disk.sweep(self.path)
+            except disk.Locked as e:
                 raise RunError(
-                    f"{self.path} is in use by another process; wait for it or choose another --out"
+                    f"{self.path} is in use by {e}; wait for it or choose another --out"
                 ) from e
-            for path in self.path.iterdir():
-                if TEMPORARY.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
+            except OSError as e:
+                raise cannot_write(self.path / ".lock", e) from e
             yield
 
     def write(self, name: str, data: bytes) -> None:
@@ -184,12 +175,19 @@ class Run:
         """Keeps what is in file `name` as file `older` too, so that the next `write` of it replaces only one of them."""
         if not self.has(name):
             return
-        temporary = self.path / f".{older}.{os.getpid()}.tmp"
+        newest, kept = self.path / name, self.path / older
+        if kept.exists() and newest.samefile(kept):  # as a kill in between left them
+            return
+        temporary = disk.temporary(kept)
         try:
-            os.link(self.path / name, temporary)
-            os.replace(temporary, self.path / older)
+            temporary.unlink(missing_ok=True)
+            os.link(newest, temporary)
+            disk.replace(temporary, kept)
         except OSError:  # a file system without hard links
             self.write(older, self.read(name))
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
 
     def log(self) -> list[dict[str, Any]]:
         """The events logged so far; a line torn by a kill, or damaged, is left out."""

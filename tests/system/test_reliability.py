@@ -154,7 +154,7 @@ def test_a_kill_while_a_run_is_replaced_leaves_one_that_resumes(n, tmp_path, mon
 def test_a_run_that_was_killed_before_it_had_its_recipe_begins_again(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    for name in (".lock", ".recipe.json.123.tmp"):
+    for name in (".lock", ".recipe.json.99999999.tmp"):
         (run / name).write_bytes(b"{")
     fit(tiny(epochs=1), run)
     assert not list(run.glob(".*.tmp"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import io
 import json
 import math
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ..errors import RunError
+from . import disk
 
 DEEPEST_JSON = 32  # levels; what is written here has fewer than ten
 LARGEST_ARRAYS = 1 << 29  # bytes of an evaluation.npz, unpacked
@@ -23,18 +25,17 @@ LARGEST_ARRAYS = 1 << 29  # bytes of an evaluation.npz, unpacked
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Replaces the file whole or not at all; what was there before stays intact when the disk is full."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = disk.temporary(path)
     try:
-        with open(temporary, "wb") as f:
+        disk.sweep(path.parent, f".{glob.escape(path.name)}.*.tmp")
+        # never into a file that is there: it may be another name of one that matters
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        disk.replace(temporary, path)
+        disk.sync(path.parent)
     except OSError as e:
         raise cannot_write(path, e) from e
     finally:
