@@ -25,6 +25,7 @@ import torch
 from gpu_check import check, small_recipe
 
 import backspike as bs
+from backspike.errors import RunError
 
 
 def main() -> int:
@@ -139,7 +140,7 @@ def cifar10(options: argparse.Namespace) -> dict[str, Any]:
     epochs = 2
     try:
         _train(base.replace({"epochs": epochs, "warmup_epochs": 0.0}), run, options.device, times)
-    except bs.train.RunError as e:
+    except RunError as e:
         return {"passed": False, "said": str(e)}
     each = times[-1]  # the first epoch plans and compiles
     epochs = max(1, int((budget - sum(times)) / each))
