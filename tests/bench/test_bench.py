@@ -468,7 +468,7 @@ def test_the_race_gives_a_side_its_time(tmp_path, monkeypatch):
     slices = race.run_race({"backspike": sys.executable}, settings, slice=1.0)["backspike"]
     seconds = [s["seconds"] for s in slices]
     assert seconds == sorted(seconds)
-    assert 2 <= seconds[-1] < 4
+    assert seconds[-1] >= 2 > max([0.0, *seconds[:-1]])
     assert ["accuracy" in s for s in slices] == [False] * (len(slices) - 1) + [True]
     assert slices[-1]["images"] >= settings.batch
     assert f"{seconds[-1]:.0f} s, " in race.describe(slices)
