@@ -13,7 +13,8 @@ from backspike import (
     Triangle,
 )
 
-# value -> (h as a formula in numpy float64, area, kinks). Parameters are not the defaults.
+# value -> (h as a formula in numpy float64, area, kinks): a line for each class of surrogate.py that
+# wraps no other. Parameters are not the defaults.
 FAMILIES = {
     Triangle(alpha=1.5): (lambda z: np.maximum(0, 1.5 - 2.25 * np.abs(z)), 1, (-2 / 3, 0, 2 / 3)),
     ATan(alpha=3.0): (lambda z: 1.5 / (1 + (1.5 * np.pi * z) ** 2), 1, ()),

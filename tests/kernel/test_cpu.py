@@ -95,6 +95,14 @@ def test_edges_and_nan(surrogate):
         assert h.isnan().all()
 
 
+@pytest.mark.parametrize("replace", [None, Rectangle(0.3, 1.5)])
+def test_the_surrogates_come_back_from_the_numbers(replace):
+    masked = Masked(Triangle(1.5), replace=replace)
+    call = prepare(torch.zeros(1, 1), None, surrogate=masked, seed=1)
+    flags, numbers = map(tuple, ops.encode(call))
+    assert ops.surrogates(flags, numbers) == [Triangle(1.5), replace]
+
+
 # ------------------------------------------------------------------------------------------------------- every layout
 
 
