@@ -165,7 +165,7 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_a_surrogate_is_a_value(value):
-    same = eval(repr(value))
+    same = eval(repr(value), dict(vars(surrogates)))
     assert same == value
     assert type(same) is type(value)
     assert hash(same) == hash(value)
