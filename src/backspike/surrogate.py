@@ -311,7 +311,8 @@ class Masked:
             raise ValueError("Masked: rescale divides by 1 - p, so p must be below 1")
         if self.rescale and self.replace is not None:
             raise ValueError(
-                "Masked: choose rescale or replace; with replace nothing is lost that rescale could make up"
+                "Masked: choose rescale or replace; with replace nothing is lost that rescale could"
+                " make up"
             )
 
     def derivative(self, z: Tensor) -> Tensor:

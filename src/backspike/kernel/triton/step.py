@@ -28,7 +28,7 @@ from ...surrogate import (
 # Triton's interpreter, which runs kernels on the CPU for tests
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
-# what stands where in the tensor of numbers
+# indices into the tensor of numbers
 V_RESET = tl.constexpr(0)
 RHO = tl.constexpr(1)
 FINE = tl.constexpr(2)  # 128 / reach, of the 8-bit distance
@@ -42,7 +42,7 @@ REPLACE = tl.constexpr(8)  # and of the one that stands in where it is dropped
 CASES = (Triangle, ATan, Rectangle, Sigmoid, SuperSpike, PiecewiseExponential, Erf, Dspike)
 
 
-# ------------------------------------------------------------------------------------------------------------- forward
+# ------------------------------------------------------------------------------------------ forward
 
 
 @triton.jit
@@ -73,7 +73,7 @@ def narrow(x, dtype: tl.constexpr):
     return y
 
 
-# ------------------------------------------------------------------------------------------------------------ backward
+# ----------------------------------------------------------------------------------------- backward
 
 
 @triton.jit
@@ -132,7 +132,10 @@ def _lowbias32(x):
 
 @triton.jit
 def dropped(index, seed, limit):
-    """mask.py's hash: which of these logical positions (int64) are dropped. seed: int64; limit: of `cut`."""
+    """The hash of mask.py: which of these logical positions (int64) are dropped.
+
+    seed: int64; limit: from `cut`.
+    """
     both = index ^ seed  # what the hash takes of either half
     lo, hi = both.to(tl.uint32), (both >> 32).to(tl.uint32)
     return (_lowbias32(_lowbias32(lo) ^ hi) >> 8) < limit
@@ -146,7 +149,10 @@ def cut(p):
 
 @triton.jit
 def masked(own, u, theta, gone, keep, p_formula, RESCALE: tl.constexpr, FAMILY: tl.constexpr):
-    """(h, its part that belongs to the base) from own = h of the base. FAMILY: of what stands in where it is gone, or None."""
+    """(h, the part of it that belongs to the base) from own, the h of the base.
+
+    FAMILY: of the surrogate that replaces it where it is dropped, or None.
+    """
     if RESCALE:
         own = own / keep
     own = tl.where(gone, 0.0, own)
@@ -158,7 +164,7 @@ def masked(own, u, theta, gone, keep, p_formula, RESCALE: tl.constexpr, FAMILY: 
 
 @triton.jit
 def arriving(g, c, u, theta, v_reset, rho, SOFT: tl.constexpr, ATTACHED: tl.constexpr):
-    """G, the total gradient that arrives at s. ATTACHED: rho is not 0. u is not looked at with SOFT."""
+    """G, the total gradient of s. ATTACHED: rho is not 0. With SOFT, u is not used."""
     G = g
     if ATTACHED:
         if SOFT:
@@ -170,7 +176,7 @@ def arriving(g, c, u, theta, v_reset, rho, SOFT: tl.constexpr, ATTACHED: tl.cons
 
 @triton.jit
 def total(Gh, c, fired, SOFT: tl.constexpr):
-    """delta = dL/du without what arrives at u directly. fired is not looked at with SOFT."""
+    """delta = dL/du without the direct gradient of u. With SOFT, fired is not used."""
     if SOFT:
         delta = Gh + c
     else:
@@ -178,7 +184,7 @@ def total(Gh, c, fired, SOFT: tl.constexpr):
     return delta
 
 
-# --------------------------------------------------------------------------- what is kept of the membrane: see saved.py
+# ----------------------------------------------------------- codes of the membrane: see saved.py
 
 
 @triton.jit
