@@ -22,13 +22,11 @@ from backspike.kernel.call import Sent
 from backspike.kernel.norm import Norm, norm_lif
 from backspike.layers import synapse
 from backspike.neuron.prepare import prepare
+from backspike.surrogate import FAMILIES
 from backspike.train import trainer
 
 SEED = 2**50 + 33
-SURROGATES = (
-    *(bs.Triangle(), bs.ATan(), bs.Rectangle(), bs.Sigmoid(), bs.SuperSpike()),
-    *(bs.PiecewiseExponential(), bs.Erf(), bs.Dspike()),
-)
+SURROGATES = tuple(kind() for kind in FAMILIES)
 FLAGS: dict[str, list[dict[str, Any]]] = {
     "surrogate": [{"surrogate": s} for s in SURROGATES],
     "mask": [

@@ -121,7 +121,7 @@ def test_whole_timesteps_in_one_loop_come_to_the_same_bits(memory, surrogate):
 
 
 def in_order(code):
-    """Codes of 8 bits as C keeps them, `[T, ..., N]`, in the order of their elements: keep.h has them in groups of 16 words."""
+    """Codes of 8 bits as C keeps them, `[T, ..., N]`, in the order of their elements: saved.h has them in groups of 16 words."""
     rows, block = code.flatten(1).clone(), library._c.lif_block()
     whole = rows.shape[1] // block * block
     groups = rows[:, :whole].view(len(rows), -1, 16, 4)

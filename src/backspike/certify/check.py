@@ -29,6 +29,7 @@ from ..kernel.saved import ROUNDED, reach, recall
 from ..kernel.saved import keep as kept_code
 from ..neuron.prepare import prepare
 from ..surrogate import (
+    FAMILIES,
     ATan,
     Dspike,
     Erf,
@@ -55,19 +56,20 @@ SHAPE = (T, B, C, H, W) = (
 )  # 756 elements a timestep: more than a block of the C code, and no multiple of 8
 SEED = 2**41 + 17
 
-# No parameter is a default one; those with an edge have it on the grid. The plain value of each axis comes first.
+# No parameter is a default one; those with an edge have it on the grid. The plain value of each axis
+# comes first. A surrogate that is not in this list is taken with its defaults.
 _SURROGATES: tuple[Surrogate, ...] = (
-    *(
-        Rectangle(0.75, 1.25),
-        Triangle(1.5),
-        ATan(3.0),
-        Sigmoid(3.0),
-        SuperSpike(2.5),
-        PiecewiseExponential(1.25),
-    ),
-    *(Erf(0.75), Dspike(4.0)),
+    Rectangle(0.75, 1.25),
+    Triangle(1.5),
+    ATan(3.0),
+    Sigmoid(3.0),
+    SuperSpike(2.5),
+    PiecewiseExponential(1.25),
+    Erf(0.75),
+    Dspike(4.0),
 )
 SURROGATES = {type(s).__name__: s for s in _SURROGATES}
+SURROGATES |= {s.__name__: s() for s in FAMILIES if s.__name__ not in SURROGATES}
 MASKS: dict[str, Callable[[Any], Surrogate]] = {
     "none": lambda base: base,
     "zero": lambda base: Masked(base, p=0.5),

@@ -166,7 +166,7 @@ def _recall(
         return kept
     if rule.memory == "1bit":
         # any membrane with this h will do
-        far = 4 * rule.surrogate.width  # type: ignore[attr-defined]
+        far = 8 * rule.surrogate.support  # type: ignore[attr-defined]
         return torch.where(unpack(kept, math.prod(shape)).view(shape), 0.0, far).to(dtype) + theta
     return recall(rule.memory, kept, theta, width, _reach(rule, kept), dtype)
 

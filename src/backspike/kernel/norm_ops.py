@@ -12,7 +12,7 @@ from torch import Tensor
 from . import layout, ops
 from .coefficients import state_dtype
 
-POOLS = (None, "avg", "max")  # in the order of the numbers in norm.c
+POOLS = (None, "avg", "max")  # in the order of norm.h
 CHANNEL_ROWS = 5  # of the constants of the channels: mean, variance, 1 / deviation, scale, shift
 
 

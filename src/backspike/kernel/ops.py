@@ -4,24 +4,16 @@ autograd joins. A backend defines its pair with `define`, implements it, and run
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import fields
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..surrogate import (
-    ATan,
-    Dspike,
-    Erf,
-    PiecewiseExponential,
-    Rectangle,
-    Sigmoid,
-    SuperSpike,
-    Surrogate,
-    Triangle,
-)
+from ..surrogate import FAMILIES
 from . import layout, saved
 from .call import Moments, Result
 from .coefficients import leak, state_dtype
@@ -29,18 +21,7 @@ from .coefficients import leak, state_dtype
 if TYPE_CHECKING:
     from .call import Call
 
-# the number of the family in lif.h, where 0 is none, and the field that gives its shape
-FAMILIES: dict[type, tuple[int, str]] = {
-    Triangle: (1, "alpha"),
-    ATan: (2, "alpha"),
-    Rectangle: (3, "width"),
-    Sigmoid: (4, "alpha"),
-    SuperSpike: (5, "alpha"),
-    PiecewiseExponential: (6, "alpha"),
-    Erf: (7, "alpha"),
-    Dspike: (8, "temperature"),
-}
-KINDS = {number: kind for kind, (number, _) in FAMILIES.items()}
+KINDS = {kind.code: kind for kind in FAMILIES if kind.code}  # by their codes in surrogate.h
 KEEPS = ("exact", "bfloat16", "8bit", "1bit", "recompute")  # in the order of lif.h
 CODES = {1: torch.bfloat16, 2: torch.uint8, 3: torch.uint8}
 
@@ -50,12 +31,10 @@ library = torch.library.Library("backspike", "FRAGMENT")
 # --------------------------------------------------------------------------------------------------- a call in numbers
 
 
-def without_formula(call: Call) -> str | None:
-    """The name of a surrogate that is none of the families, or None."""
+def without_formula(call: Call, kinds: Collection[type]) -> str | None:
+    """The name of a surrogate of this call that is none of these classes, or None."""
     surrogates = (call.rule.surrogate, call.rule.replace)
-    return next(
-        (type(s).__name__ for s in surrogates if s is not None and type(s) not in FAMILIES), None
-    )
+    return next((type(s).__name__ for s in surrogates if not (s is None or type(s) in kinds)), None)
 
 
 def constants(call: Call) -> Tensor:
@@ -81,7 +60,10 @@ def table(rows: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tens
 
 
 def encode(call: Call) -> tuple[list[int], list[float]]:
-    """A rule in numbers, for the operators; a backend's job reads them."""
+    """A rule in numbers, for the operators; a backend's job reads them.
+
+    Of each surrogate: its code, the last of the flags, and its fields, the last of the numbers.
+    """
     rule = call.rule
     switches = (
         rule.v_reset is None,
@@ -92,27 +74,25 @@ def encode(call: Call) -> tuple[list[int], list[float]]:
     )
     flags = [int(switch) for switch in switches]
     numbers = [0.0 if rule.v_reset is None else rule.v_reset, rule.reset_gradient]
-    for surrogate in (rule.surrogate, rule.replace):
-        family, shape, scale = _family(surrogate)
-        flags.append(family)
-        numbers += [shape, scale]
+    surrogates: Any = (rule.surrogate, rule.replace)
+    for surrogate in surrogates:
+        flags.append(0 if surrogate is None else surrogate.code)
+        if surrogate is not None:
+            numbers += [float(value) for value in vars(surrogate).values()]
     return flags, numbers
 
 
-def _family(surrogate: Surrogate | None) -> tuple[int, float, float]:
-    if surrogate is None:
-        return 0, 1.0, 1.0
-    family, shape = FAMILIES[type(surrogate)]
-    return family, float(getattr(surrogate, shape)), float(getattr(surrogate, "scale"))  # noqa: B009  (not in the protocol)
+@lru_cache(maxsize=256)
+def surrogates(flags: tuple[int, ...], numbers: tuple[float, ...]) -> list[Any]:
+    """The surrogate and its replacement, or None, that `encode` wrote."""
+    values, kinds = iter(numbers[2:]), [KINDS.get(code) for code in flags[-2:]]
+    return [kind and kind(*islice(values, len(fields(kind)))) for kind in kinds]
 
 
 @lru_cache(maxsize=256)
-def reach(
-    family: int, replace: int, form: float, scale: float, replace_form: float, replace_scale: float
-) -> float:
-    """`kept.reach` of what `encode` made of the surrogates."""
-    other = KINDS[replace](replace_form, replace_scale) if replace else None
-    return saved.reach(KINDS[family](form, scale), other).item()
+def reach(flags: tuple[int, ...], numbers: tuple[float, ...]) -> float:
+    """`saved.reach` of these surrogates."""
+    return saved.reach(*surrogates(flags, numbers)).item()
 
 
 # ---------------------------------------------------------------------------------------------------------- autograd

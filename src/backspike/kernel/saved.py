@@ -3,7 +3,7 @@
     "exact"       u in the dtype of the state
     "bfloat16"    z = u - theta rounded to bfloat16
     "8bit"        z in 8 bits: steps of reach / 128 from -reach to reach, saturated beyond
-    "1bit"        whether the rectangle is open; exact, and only for Rectangle with the soft reset
+    "1bit"        whether h is 0; exact, and only for Rectangle with the soft reset
     "recompute"   nothing but x, from which u is computed once more; exact
     "checkpoint"  for a neuron alone the same as "recompute"
 
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..surrogate import Rectangle, Surrogate
+from ..surrogate import Surrogate, is_family
 
 MEMORIES = ("exact", "bfloat16", "8bit", "1bit", "recompute", "checkpoint")
 ROUNDED = ("bfloat16", "8bit")
@@ -39,7 +39,8 @@ def needs(
     """What this form of memory asks of the neuron and does not find; None if nothing."""
     if memory not in MEMORIES:
         return f"is one of {', '.join(MEMORIES)}"
-    if memory == "1bit" and (type(surrogate) is not Rectangle or parametric or replace or not soft):
+    binary = is_family(surrogate) and surrogate.binary
+    if memory == "1bit" and (not binary or parametric or replace or not soft):
         return "needs surrogate=Rectangle(...), masked or not but without replace, and v_reset=None; choose '8bit' or 'recompute'"
     if memory in ROUNDED and not isinstance(theta, Tensor) and theta == math.inf:
         return "needs a finite v_threshold, since the distance to it is kept; choose 'exact'"

@@ -7,6 +7,7 @@ nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,14 +22,13 @@ from ..kernel.coefficients import state_dtype
 from ..kernel.norm import Norm, norm_lif
 from ..neuron.lif import IF, LIF, PLIF, Output
 from ..neuron.prepare import prepare
-from ..surrogate import Dspike, Rectangle, Triangle, unwrap
+from ..surrogate import Family, Surrogate, unwrap
 from .checkpoint import checkpoint, with_parameters
 from .norm import applied
 from .over_time import BATCH_NORMS, PRODUCTS, once, over_time, plain, pool_kind
 from .sparsity import Choice
 
 _CONSTANTS = ("tau", "v_threshold", "width")
-_BOUNDED = (Triangle, Rectangle, Dspike)  # zero outside a window
 _MANY = 1 << 20  # samples, of a product that is large enough
 
 
@@ -272,16 +272,19 @@ def _may_be_sampled(neuron: LIF, reader: nn.Linear) -> bool:
     if reader.weight.device.type != "cpu":
         return False  # and reading the mask's probability would wait for the device
     mask, _, base = unwrap(neuron.surrogate)
-    everywhere = float(
-        not isinstance(base, _BOUNDED)
-    )  # the part of the neurons that want it wherever their potential is
+    # the part of the neurons that want it wherever their potential is
+    everywhere = float(not _bounded(base))
     if mask is not None and neuron.mask_p is not None:
         p, replaced = (
             float(neuron.mask_p),
-            mask.replace is not None and not isinstance(mask.replace, _BOUNDED),
+            mask.replace is not None and not _bounded(mask.replace),
         )
         everywhere = (1 - p) * everywhere + p * replaced
     at_best = Choice().decide(
         torch.float32, _MANY, reader.in_features, reader.out_features, None, everywhere
     )
     return torch.is_grad_enabled() and at_best.input != "dense"
+
+
+def _bounded(surrogate: Surrogate) -> bool:
+    return isinstance(surrogate, Family) and surrogate.support < math.inf

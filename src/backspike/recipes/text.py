@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .. import surrogate as _surrogate
 from ..data import augment as _augment
 from ..data import autoaugment as _autoaugment
 from ..data import mixing as _mixing
 from ..errors import RecipeError, nearest
 from ..models import NETWORKS
+from ..surrogate import FAMILIES, Masked, Parametric
 from .values import (
     CLIF,
     MPBN,
@@ -35,20 +35,8 @@ from .values import (
 VALUES: dict[str, Callable[..., Any]] = {
     c.__name__: c
     for c in (
-        *(
-            _surrogate.ATan,
-            _surrogate.Dspike,
-            _surrogate.Erf,
-            _surrogate.Masked,
-            _surrogate.Parametric,
-        ),
-        *(
-            _surrogate.PiecewiseExponential,
-            _surrogate.Rectangle,
-            _surrogate.Sigmoid,
-            _surrogate.SuperSpike,
-        ),
-        *(_surrogate.Triangle, *NETWORKS, TDBN, TEBN, Mean, Last, TWO, CrossEntropy, TET, PDA),
+        *(*FAMILIES, Masked, Parametric),
+        *(*NETWORKS, TDBN, TEBN, Mean, Last, TWO, CrossEntropy, TET, PDA),
         *(Neuron, PLIF, CubaLIF, CLIF, MPBN),
         *(SGS, AdamW, SGD),
         *(

@@ -27,7 +27,9 @@ SUFFIX = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 class CSurrogate(ctypes.Structure):
-    _fields_ = [("family", ctypes.c_int64), ("shape", ctypes.c_double), ("scale", ctypes.c_double)]
+    """The struct Surrogate of surrogate.h."""
+
+    _fields_ = [("code", ctypes.c_int64), ("constants", ctypes.c_double * 3)]
 
 
 def fields(kind: Any, names: str) -> list[tuple[str, Any]]:
@@ -35,7 +37,7 @@ def fields(kind: Any, names: str) -> list[tuple[str, Any]]:
 
 
 class Job(ctypes.Structure):
-    """The struct of the same name in lif.c, which says what the fields mean."""
+    """The struct of the same name in lif.h, which says what the fields mean."""
 
     _fields_ = [
         *fields(ctypes.c_int64, "T N C inner per_channel depth area chunks threads"),
@@ -118,7 +120,7 @@ def function(name: str, dtype: torch.dtype | None = None) -> Any:
 def remember(job: Job, keeps: int, flags: Sequence[int], numbers: Sequence[float]) -> None:
     job.keeps = keeps
     if ops.KEEPS[keeps] == "8bit":
-        job.reach = ops.reach(*flags[-2:], *numbers[-4:])
+        job.reach = ops.reach(tuple(flags), tuple(numbers))
 
 
 def set_mask(job: Job, seed: Tensor | None, p: Tensor | None) -> None:
@@ -169,8 +171,12 @@ def job_template(
     mode: str,
 ) -> Job:
     """The same for every call of a layer."""
-    soft, decay_input, temporal, rescale, parametric, family, replace = flags
-    v_reset, rho, form, scale, replace_form, replace_scale = numbers
+    soft, decay_input, temporal, rescale, parametric, *_ = flags
+    v_reset, rho, *_ = numbers
+    surrogate, replace = (
+        CSurrogate() if s is None else CSurrogate(s.code, s.constants())
+        for s in ops.surrogates(flags, numbers)
+    )
     T, N, C, area = (
         shape[0],
         math.prod(shape[1:]),
@@ -199,8 +205,8 @@ def job_template(
         v_reset=v_reset,
         rho=rho,
         keep=1.0,
-        surrogate=CSurrogate(family, form, scale),
-        replace=CSurrogate(replace, replace_form, replace_scale),
+        surrogate=surrogate,
+        replace=replace,
     )
 
 

@@ -26,7 +26,7 @@ def refuses(call: Call) -> str | None:
     tensors = (call.x, call.v0, call.tau, call.theta, call.width, call.seed, call.p)
     if any(isinstance(p, Tensor) and p.device.type != "cpu" for p in tensors):
         return f"it computes on the CPU, and the input is on {call.x.device}"
-    name = ops.without_formula(call)
+    name = ops.without_formula(call, ops.KINDS.values())
     return None if name is None else f"it has no formula in C for {name}"
 
 

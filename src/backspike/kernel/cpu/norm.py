@@ -15,7 +15,7 @@ from . import library
 
 
 class _Job(ctypes.Structure):
-    """The struct Norm of norm.c, which says what the fields mean."""
+    """The struct Norm of norm.h, which says what the fields mean."""
 
     _fields_ = [
         ("neuron", library.Job),

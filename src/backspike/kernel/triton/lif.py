@@ -47,7 +47,7 @@ def refuses(call: Call) -> str | None:
         return f"the input is on {call.x.device}, and v0 on {call.v0.device}"
     if call.rule.complementary:
         return "it has no kernel for the complementary neuron"
-    name = ops.without_formula(call)
+    name = ops.without_formula(call, step.CASES)
     return None if name is None else f"it has no formula in Triton for {name}"
 
 
@@ -578,13 +578,13 @@ def kernel_arguments(
     memory: str | None,
 ) -> dict[str, Any]:
     """The arguments that both kernels have."""
-    soft, _, _, rescale, parametric, family, instead = flags
-    v_reset, rho, form, scale, instead_form, instead_scale = numbers
-    kinds = {number: kind.__name__ for number, kind in ops.KINDS.items()}
-    end = ops.reach(family, instead, *numbers[2:]) if memory == "8bit" else 1.0
-    values = [v_reset, rho, 128 / end, end / 128, 1 - torch.finfo(constants.dtype).eps / 2]
-    values += step.formula(kinds[family], form, scale)
-    values += step.formula(kinds[instead], instead_form, instead_scale) if instead else ()
+    rule = tuple(flags), tuple(numbers)
+    soft, _, _, rescale, parametric, *_ = flags
+    end = ops.reach(*rule) if memory == "8bit" else 1.0
+    values = [*numbers[:2], 128 / end, end / 128, 1 - torch.finfo(constants.dtype).eps / 2]
+    surrogate, instead = ops.surrogates(*rule)
+    for s in (surrogate, instead):
+        values += () if s is None else (*s.constants(), 0.0, 0.0)[:3]
     if constants.device != device:
         constants = on_device(tuple(constants.flatten().tolist()), constants.dtype, device).view(
             constants.shape
@@ -606,8 +606,8 @@ def kernel_arguments(
         "PER_CHANNEL": constants.shape[1] > 1,
         "PARAMETRIC": bool(parametric),
         "RESCALE": bool(rescale),
-        "FAMILY": kinds[family],
-        "INSTEAD": kinds.get(instead),
+        "FAMILY": type(surrogate).__name__,
+        "INSTEAD": None if instead is None else type(instead).__name__,
     }
 
 
