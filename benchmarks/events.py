@@ -38,13 +38,13 @@ Side = dict[str, Callable[[Any], Any]]
 
 def backspike() -> Side:
     from backspike.data import Events, frames
-    from backspike.data.formats import aedat2, aedat3, nmnist
+    from backspike.data.formats import aedat2, aedat3, atis
 
     def events(e: dict[str, np.ndarray]) -> Events:
         return Events(e["x"], e["y"], e["t"], e["p"])
 
     return {
-        "nmnist": lambda path: vars(nmnist.decode(Path(path).read_bytes())),
+        "nmnist": lambda path: vars(atis.decode(Path(path).read_bytes())),
         "aedat2": lambda path: vars(aedat2.decode(Path(path).read_bytes())),
         "aedat3": lambda path: vars(aedat3.decode(Path(path).read_bytes())),
         "own": events,
@@ -192,7 +192,7 @@ class Process:
 def files(folder: Path, n: int) -> dict[str, str]:
     """A made-up recording of n events in every format."""
     from backspike.data import Events
-    from backspike.data.formats import aedat2, aedat3, nmnist
+    from backspike.data.formats import aedat2, aedat3, atis
 
     rng = np.random.default_rng(0)
     x, y, p = (
@@ -201,7 +201,7 @@ def files(folder: Path, n: int) -> dict[str, str]:
     )
     events = Events(x, y, np.sort(rng.integers(0, 1_300_000, n)), p)
     for name, data in (
-        ("nmnist", nmnist.encode(events)),
+        ("nmnist", atis.encode(events)),
         ("aedat2", aedat2.encode(events)),
         ("aedat3", aedat3.encode(events)),
     ):

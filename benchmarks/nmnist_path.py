@@ -17,7 +17,7 @@ from simulated_events import SENSOR, recordings
 
 from backspike.data import Events
 from backspike.data.simulate import SACCADES, Camera, _luma, _view, record  # noqa: PLC2701  (parts of the camera)
-from backspike.data.sources import roots
+from backspike.data.source import roots
 
 CORNERS = (
     (0, -2.5, -1.8),

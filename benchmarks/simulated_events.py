@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from backspike import data
-from backspike.data import Events, static
-from backspike.data import simulated as simulated_sets
-from backspike.data.formats import nmnist
+from backspike.data import Events
+from backspike.data.formats import atis
+from backspike.data.sets import digits as digits_sets
 from backspike.data.simulate import record
-from backspike.data.sources import roots
+from backspike.data.source import roots
 
 BIN_US, BINS = 6_000, 52
 SENSOR = 34
@@ -80,7 +80,7 @@ def recordings(
         [images[i] for i in ids],
         labels,
         ids,
-        [nmnist.decode(path.read_bytes(), str(path)) for path in paths],
+        [atis.decode(path.read_bytes(), str(path)) for path in paths],
     )
 
 
@@ -174,13 +174,10 @@ def main() -> None:
         if part == "Train" and given.figure:
             figure(given.figure, labels, real, simulated)
         if part == "Train":
-            images = list(
-                np.pad(
-                    np.concatenate([split.x for split in static.digits()]),
-                    ((0, 0), (0, 0), (1, 1), (1, 1)),
-                )
-            )
-            camera = simulated_sets.SETS["digits-dvs"].camera
+            whole = data.load("digits")
+            x = np.concatenate([whole.train.x, whole.validation.x, whole.test.x])
+            images = list(np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1))))
+            camera = digits_sets.DVS.camera
             digits = statistics(record(x, 0, i, camera) for i, x in enumerate(images))
             print(f"\ndigits-dvs beside it\n\n{table(real, digits, same_images=False)}")
 
