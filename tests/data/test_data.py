@@ -1,5 +1,6 @@
 """Data sets: splits, frames, catalogue, cache; on fabricated files, and on the real ones where they are."""
 
+import ast
 import functools
 import gzip
 import hashlib
@@ -11,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -391,6 +393,33 @@ def test_images_take_no_event_options(option):
         match=r"^digits holds images: \w+=.* is for digits-dvs, nmnist, .*cifar10-dvs-simulated$",
     ):
         data.load("digits", **option)
+
+
+def test_an_option_of_no_set_is_an_error_of_the_call():
+    with pytest.raises(TypeError, match="no data set has an option 'colour'"):
+        data.load("digits", colour=True)
+    assert len(data.load("digits", upright=True).train) == 1257  # the default asks for nothing
+
+
+def test_only_its_own_file_knows_a_data_set_by_name():
+    package, names = Path(data.__file__).parents[1], {entry.name for entry in data.catalogue()}
+    files = [
+        *package.glob("data/*.py"),
+        *package.glob("data/formats/*.py"),
+        *(
+            path
+            for part in ("train", "analysis", "report")
+            for path in package.rglob(f"{part}/*.py")
+        ),
+    ]
+    assert len(files) > 50
+    found = [
+        (path.name, node.value)
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names
+    ]
+    assert found == []
 
 
 def test_catalogue_lists_all_sets():

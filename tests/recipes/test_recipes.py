@@ -115,7 +115,7 @@ def test_frames_of_a_recipe_are_upright_or_as_the_camera_addressed_them(tmp_path
     )
     with pytest.raises(
         data.DataError,
-        match="digits holds images: upright=False is for dvs-cifar10$",
+        match=r"^digits holds images: upright=False is for dvs-cifar10$",
     ):
         setup.load_data(bs.recipes.digits().replace({"upright": False}))
 

@@ -1,7 +1,8 @@
 """Data sets: `load` gives fixed, published splits as NumPy arrays; nothing is downloaded.
 
-A split works as the data set of a PyTorch DataLoader. `catalogue` says what there is and which files it takes, `check` and
-`found` what is on this machine; every error is a `DataError` whose message names the cure. `sets/` has a file per data set.
+A split works as the data set of a PyTorch DataLoader. `catalogue` lists all sets and the files that
+they take, `check` and `found` say what is on this machine; every error is a `DataError` whose
+message says what to do. `sets/` has a file per data set.
 """
 
 import difflib
@@ -47,11 +48,13 @@ def load(
 ) -> Splits:
     """The data set `name` of `catalogue()`: images uint8 [N, C, H, W] or event counts [N, T, 2, H, W].
 
-    `root`: where its files are, else BACKSPIKE_DATA, else `./data`. Event sets only: `T` time bins (10), `size` of the
-    frames, a side or (height, width) (the sensor's), `by` equal "time" or equal "count" of events. SHD and SSC have channels
-    instead of pixels: counts [N, T, size], and equal time is that of 1.4 s (SSC: 1 s). ImageNet: pictures are decoded when
-    they are asked for, at side `size` (224). `limit`: keep the first so many training samples of a fixed order with balanced
-    classes. `options`: those of one set, see its `Source.options`, such as `upright=False` of DVS-CIFAR10.
+    `root`: where its files are, else BACKSPIKE_DATA, else `./data`. `limit`: keep the first so many
+    training samples of a fixed order with balanced classes. A set takes those of the other options
+    that its `Source.options` names. Event sets: `T` time bins (10), `size` of the frames, a side or
+    (height, width) (the sensor's), `by` equal "time" or equal "count" of events. Where events have
+    a channel and no pixel: counts [N, T, size], and equal time divides a fixed length. Sets too
+    large for memory: pictures are decoded when they are asked for, at side `size` (224). Further
+    options are those of a single set, such as `upright=False` of "dvs-cifar10".
     Raises DataError for an unknown name, for options of other sets, for missing or damaged files.
     """
     entry = source(name)

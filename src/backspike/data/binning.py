@@ -32,7 +32,7 @@ SERIAL_BYTES = 1 << 25  # starting processes takes longer than binning files of 
 
 @dataclass(frozen=True)
 class Binning:
-    """What is to be done: the samples of a data set, read by `read`, each to one row by `count`. Processes get it pickled."""
+    """What to do: `read` the samples of a data set, `count` each into a row. It can be pickled."""
 
     name: str
     samples: Sequence[Sample]

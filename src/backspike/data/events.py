@@ -29,10 +29,11 @@ DEFAULT_T = 10
 
 @dataclass(frozen=True)
 class Recordings:
-    """The reader of an event set: counts [N, T, 2, H, W], or [N, T, channels] where events have no pixel.
+    """Reads an event set: counts [N, T, 2, H, W], or [N, T, channels] where events have no pixel.
 
-    `samples(source, folder)`: which there are; `events(path, samples, **options)`: of those in one file.
-    `window`: of sets with channels, the microseconds that the T slices divide, about those of the longest recordings.
+    `samples(source, folder)`: which there are; `events(path, samples, **options)`: of those in one
+    file. `window`: only of sets with channels, the microseconds that the T slices divide; about as
+    long as the longest recordings.
     """
 
     samples: Callable[[Source, Path], Samples]
@@ -52,7 +53,7 @@ class Recordings:
         shape, count = self._counting(source, DEFAULT_T if T is None else T, size, by)
         found = self._found(source, place.folder)
         flat = [sample for part in found for sample in part]
-        # "True" where there are no options: so that the entries of earlier versions are found
+        # "True" where there are no options: entries of earlier versions are found
         chosen = " ".join(map(str, options.values())) or "True"
         key = hashlib.sha256(f"{_content(place.folder, flat)} {shape} {by} {chosen} 2".encode())
         binning = Binning(source.name, flat, count, functools.partial(self.events, **options))

@@ -1,7 +1,7 @@
 """Image sets that fit into memory, as uint8 [N, C, H, W].
 
-The official test sets are left as they are; validation is carved out of the official training set by `split.carve`: the
-first 5,000 of its stratified order (the same share of a file that holds fewer).
+The official test sets are left as they are; validation is carved out of the official training set
+by `split.carve`: the first 5,000 of its stratified order (the same share of a file with fewer).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Labelled = tuple[np.ndarray, np.ndarray]  # images and labels
 
 @dataclass(frozen=True)
 class Images:
-    """The reader of a set whose files `decode` makes images and labels of: those for training, those for the test."""
+    """Reads a set; `decode` makes images and labels of the files, for training and for the test."""
 
     decode: Callable[[Sequence[tuple[Path, bytes]]], tuple[Labelled, Labelled]]
 

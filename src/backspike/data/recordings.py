@@ -1,7 +1,7 @@
 """The samples of an event set: recordings, the part that each belongs to, and how parts are found in usual layouts.
 
-The parts are the official ones where there are such, else those published in `data/splits`; what is carved out for validation
-follows `split.carve` or the same list.
+The parts are the official ones where there are such, else those published in `data/splits`; what is
+carved out for validation follows `split.carve` or the same list.
 """
 
 import re
@@ -21,7 +21,7 @@ from .split import published
 
 @dataclass(frozen=True)
 class Sample:
-    """One recording, or one in a file of many: SHD's number `id`, or the microseconds [start, stop) of `span`."""
+    """One recording, or one of many in a file: number `id`, or microseconds [start, stop) of `span`."""
 
     path: Path
     label: int
@@ -30,12 +30,12 @@ class Sample:
 
 
 Samples = list[list[Sample]]  # of train, validation, test
-# the events of samples that are in one file, with options; pickled, so a function of a module or a partial of one
+# (path, samples in this file, **options) -> their events; it can be pickled
 Reader = Callable[..., Iterator[Events]]
 
 
 def one_a_file(decode: Callable[..., Events]) -> Reader:
-    """The reader of files with one recording each, which `decode(bytes, name, **options)` gives."""
+    """Reads files with one recording each by `decode(bytes, name, **options)`."""
     return partial(_one_a_file, decode)
 
 
@@ -46,7 +46,7 @@ def _one_a_file(
 
 
 def numbered(source: Source, folder: Path) -> Samples:
-    """`Train|Test/<class>/<number>.bin`. `Validation` beside them is used where it exists, else carved from Train."""
+    """`Train|Test/<class>/<number>.bin`; `Validation` where it exists, else carved from Train."""
     train, test = _numbered_in(folder / "Train"), _numbered_in(folder / "Test")
     if (folder / "Validation").is_dir():
         return [train, _numbered_in(folder / "Validation"), test]
@@ -75,7 +75,10 @@ def carved(source: Source, train: list[Sample]) -> Samples:
 
 
 def by_class(pattern: str, source: Source, folder: Path) -> Samples:
-    """`<class>/<file>` with a number in the file's name: parts by class and number, as published."""
+    """`<class>/<file>` with a number in the file's name: parts by class and number, as published.
+
+    pattern: of the names; {} stands for the class, * for the number.
+    """
     found: Samples = [[], [], []]
     for label, (category, ids) in enumerate(published(source.name).items()):
         named = pattern.format(category)

@@ -42,7 +42,7 @@ SERIAL_IMAGES = 2_000  # starting processes takes longer than simulating so many
 
 @dataclass(frozen=True)
 class Simulated:
-    """The reader of a set of images before a camera, with a margin of `pad` empty pixels around each image."""
+    """Reads a set of images before a camera, with a margin of `pad` empty pixels around each."""
 
     images: Source
     camera: Camera
@@ -54,7 +54,7 @@ class Simulated:
         return NUMBERED(source, Place(folder=folder), **options)
 
     def folder(self, name: str, images: Splits) -> Path:
-        """The folder of the recordings, complete and verified; simulates those that are not there."""
+        """The folder of the recordings, complete and verified; simulates what is missing."""
         entry = self.entry_name(name, images)
         if not (cache.folder() / entry).is_dir():
             logger.info("simulating %s, once, in %s", name, cache.folder())

@@ -1,8 +1,9 @@
-"""`Source`: everything about one data set. `sets/` has a file for each; nothing else knows a data set by its name.
+"""`Source`: everything about one data set. `sets/` has a file for each; no other file knows its name.
 
-backspike downloads nothing. A data set is found in a root folder in torchvision's layout or in the folder its archive
-unpacks to; sizes and MD5 sums of the official files say what is missing or damaged. The root is the folder given, else the
-environment variable BACKSPIKE_DATA, else `./data`, else `../shared/data`.
+backspike downloads nothing. A data set is found in a root folder in torchvision's layout or in the
+folder its archive unpacks to; sizes and MD5 sums of the official files say what is missing or
+damaged. The root is the folder given, else the environment variable BACKSPIKE_DATA, else `./data`,
+else `../shared/data`.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class File:
-    """One file, or a folder of recordings: then `recordings` is their official number, `pattern` how they are found in it.
+    """One file, or a folder of `recordings`, their official number, which `pattern` finds in it.
 
     Unknown size or sum: None. `archive`: where the file comes out of one whose sum is known.
     """
@@ -84,7 +85,7 @@ class File:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way a data set lies on disk: all `files` in one of `folders` under the root ("" is the root itself)."""
+    """One way a data set lies on disk: all `files` in one of `folders` under the root ("")."""
 
     folders: tuple[str, ...]
     files: tuple[File, ...]
@@ -92,7 +93,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the files of a data set were found. `official`: MD5 sums of all data sets, and whose file each is."""
+    """Where the files of a data set are. `official`: MD5 sums, and whose file each belongs to."""
 
     root: str | os.PathLike[str] | None = None
     folder: Path = Path()
@@ -116,12 +117,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Source:
-    """What is known of a data set. `samples`: train, validation, test; `shape`: one image [C, H, W] or the sensor [2, H, W].
+    """A data set. `samples`: train, validation, test.
 
-    `kind`: "images" or "events". `read(source, place, **options)` gives the three parts; `options` are those it takes, with
-    their defaults. `layouts` is empty where nothing needs to be put anywhere: the set is bundled or made on first use.
-    `note`: what a result on it must say; `credit`: whom to cite; `home`: where its files are offered.
-    `count_classes`: part of the set may be used, with classes of its own number; `num_classes` is that of the whole.
+    `kind`: "images" or "events". `shape`: one image [C, H, W] or the sensor [2, H, W].
+    `credit`: whom to cite; `home`: where its files are offered.
+    `read(source, place, **options)` gives the three parts; `options`: those it takes and their
+    defaults. `layouts` is empty where no files are needed: the set is bundled or made on first use.
+    `note`: what a result on it must say, for instance "simulated".
+    `count_classes`: a part of the set may have fewer classes than `num_classes`; they are counted.
     """
 
     name: str
@@ -163,8 +166,8 @@ class Source:
     def check(self, root: str | os.PathLike[str] | None = None) -> list[tuple[Path, str]]:
         """(path, state) of every file, in the place that holds most of them.
 
-        A state is "present" (the official file: the sum agrees), "present, ..." (what is known), "damaged: ..." or
-        "missing: ...". Empty for sets that need no files. Reads the files whole: seconds for CIFAR.
+        A state is "present" (the official file: the sum agrees), "present, ..." (what is known),
+        "damaged: ..." or "missing: ...". Empty for sets that need no files. Reads whole files.
         """
         places = list(self._places(root))
         if not places:
@@ -186,7 +189,7 @@ class Source:
         )
 
     def carve(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Indices (train, validation) of official training samples with these labels: the share that `samples` says."""
+        """Indices (train, validation) of official training samples with labels y, as in `samples`."""
         train, validation, _ = self.samples
         return carve(y, len(y) * validation // (train + validation))
 
@@ -198,7 +201,7 @@ class Source:
 
 
 def roots(root: str | os.PathLike[str] | None = None) -> list[Path]:
-    """The folders that are searched, in order: `root`, else BACKSPIKE_DATA, else `./data` and `../shared/data`."""
+    """The folders to search: `root`, else BACKSPIKE_DATA, else `./data` and `../shared/data`."""
     given = root or os.environ.get("BACKSPIKE_DATA")
     return [Path(given).expanduser()] if given else [Path("data"), Path("../shared/data")]
 

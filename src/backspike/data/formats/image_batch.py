@@ -73,7 +73,8 @@ def decode_binary(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, 3, 32, 32] and labels int64 [N] of a `.bin` batch.
 
-    A record is `label_bytes` labels (1; or 2, coarse then fine; the last one is returned), then the image. Raises DataError when the last record is incomplete.
+    A record is `label_bytes` labels (1; or 2, coarse then fine; the last one is returned), then the
+    image. Raises DataError when the last record is incomplete.
     """
     record = label_bytes + IMAGE_BYTES
     count, rest = divmod(len(data), record)

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, as pickles or binary; cifar10-dvs-simulated, CIFAR-10 before the simulated event camera."""
+"""CIFAR-10 and CIFAR-100; cifar10-dvs-simulated, CIFAR-10 before the simulated event camera."""
 
 from collections.abc import Sequence
 from dataclasses import replace

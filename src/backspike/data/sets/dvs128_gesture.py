@@ -1,8 +1,9 @@
 """DVS128 Gesture: eleven gestures under five lights, many in one recording of a DVS128 camera.
 
-Text files say which part of a recording is which gesture, and which recordings are for the test: `user01_led_labels.csv` has
-a title line and then lines `class,startTime_usec,endTime_usec`, classes 1 to 11; `trials_to_train.txt` and
-`trials_to_test.txt` have a file name `user01_led.aedat` a line. Amir et al. 2017, CVPR.
+Text files say which part of a recording is which gesture, and which recordings are for the test:
+`user01_led_labels.csv` has a title line and then lines `class,startTime_usec,endTime_usec`, classes
+1 to 11; `trials_to_train.txt` and `trials_to_test.txt` have a file name `user01_led.aedat` a line.
+Amir et al. 2017, CVPR.
 """
 
 import re
@@ -42,7 +43,7 @@ class Trial:
 
 
 def labels(data: bytes, name: str = "<bytes>") -> list[Gesture]:
-    """The gestures of a labels file, in its order. Raises DataError naming the byte of the first line that is none."""
+    """The gestures of a labels file. Raises DataError naming the byte of the first line that is none."""
     out = []
     for number, (at, line) in enumerate(_lines(data, name)):
         if number == 0:
@@ -68,7 +69,10 @@ def labels(data: bytes, name: str = "<bytes>") -> list[Gesture]:
 
 
 def trials(data: bytes, name: str = "<bytes>") -> list[Trial]:
-    """The recordings of a list of trials. Raises DataError naming the byte of a line that names none (a path never does)."""
+    """The recordings of a list of trials. Raises DataError naming the byte of a line with no name.
+
+    A path is no name: no other folder is read.
+    """
     out = []
     for at, line in _lines(data, name):
         match = RECORDING.fullmatch(line)
@@ -98,7 +102,7 @@ def _lines(data: bytes, name: str) -> list[tuple[int, str]]:
 
 
 def _samples(source: Source, folder: Path) -> Samples:
-    """A sample is line i of a labels file. Its id is 1000 user + 100 light + i, light counting in `LIGHTS`."""
+    """A sample is line i of a labels file; its id is 1000 user + 100 light + i (see `LIGHTS`)."""
     (users,) = published(source.name).values()
     found: Samples = [[], [], []]
     for listed in ("trials_to_train.txt", "trials_to_test.txt"):

@@ -1,4 +1,4 @@
-"""SHD and SSC, the Heidelberg data sets: words as the spikes of 700 channels of an artificial cochlea."""
+"""SHD and SSC, the Heidelberg data sets: words as spikes of the 700 channels of a model cochlea."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ CHANNELS = 700
 
 
 def _samples(source: Source, folder: Path) -> Samples:
-    """`<name>_train.h5`, `<name>_test.h5`, and for SSC `<name>_valid.h5`; a sample's id is its number in its file."""
+    """`<name>_train.h5`, `<name>_test.h5`, of SSC `<name>_valid.h5`; an id is the number in the file."""
     listed = {
         part: [
             Sample(path, int(label), i)

@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012) in folders of classes. Its official validation set is the test set, as in the literature."""
+"""ImageNet (ILSVRC 2012). Its official validation set is the test set, as in the literature."""
 
 from .. import pictures
 from ..source import Archive, File, Layout, Source
