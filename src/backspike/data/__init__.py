@@ -46,7 +46,7 @@ def load(
     by: By = "time",
     **options: Any,
 ) -> Splits:
-    """The data set `name` of `catalogue()`: images uint8 [N, C, H, W] or event counts [N, T, 2, H, W].
+    """The data set `name`: images uint8 [N, C, H, W] or event counts [N, T, 2, H, W].
 
     `root`: where its files are, else BACKSPIKE_DATA, else `./data`. `limit`: keep the first so many
     training samples of a fixed order with balanced classes. A set takes those of the other options
@@ -69,7 +69,7 @@ def catalogue() -> list[Source]:
 
 
 def source(name: str) -> Source:
-    """The catalogue's entry `name`. Raises DataError, with the nearest names, where there is none."""
+    """The data set `name`, not read. Raises DataError, with the nearest names, if there is none."""
     for entry in SETS:
         if entry.name == name:
             return entry
@@ -79,7 +79,7 @@ def source(name: str) -> Source:
 
 
 def found(name: str, root: str | os.PathLike[str] | None = None) -> tuple[Path, Layout] | None:
-    """`Source.found` of the data set `name`: the folder that holds all its files, and their layout."""
+    """`Source.found` of the data set `name`: the folder of its files, and their layout."""
     return source(name).found(root)
 
 
@@ -89,7 +89,7 @@ def check(name: str, root: str | os.PathLike[str] | None = None) -> list[tuple[P
 
 
 def _chosen(entry: Source, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of `entry`, as given or by default. One that is not its own may only be given at its default."""
+    """The options of `entry`, as given or by default; others may only be given at their default."""
     for option, value in options.items():
         owners = {other.name: other.options[option] for other in SETS if option in other.options}
         if not owners:

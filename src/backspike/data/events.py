@@ -1,4 +1,4 @@
-"""Event recordings as frames: every recording of a set counted once, and cached as one memory-mapped array.
+"""Event recordings as frames: a set is counted once, and cached as one memory-mapped array.
 
 Counts are unsigned bytes, or the narrowest unsigned integers that hold them all. The cache entry is keyed by the list of the
 samples, the sizes and times of their files, and all that says how events are counted.
@@ -108,7 +108,7 @@ class Recordings:
 
 
 def _content(folder: Path, samples: list[Sample]) -> str:
-    """What stands for the content of the samples in the cache's key: names in order, sizes, times of change."""
+    """Stands for the samples in the cache's key: names in order, sizes, times of change."""
     digest = hashlib.sha256()
     path = None
     for sample in samples:

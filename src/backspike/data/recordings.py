@@ -1,4 +1,4 @@
-"""The samples of an event set: recordings, the part that each belongs to, and how parts are found in usual layouts.
+"""The samples of event sets: which part each recording belongs to, in the usual layouts of files.
 
 The parts are the official ones where there are such, else those published in `data/splits`; what is
 carved out for validation follows `split.carve` or the same list.
@@ -21,7 +21,7 @@ from .split import published
 
 @dataclass(frozen=True)
 class Sample:
-    """One recording, or one of many in a file: number `id`, or microseconds [start, stop) of `span`."""
+    """One recording, or one of many in a file: number `id`, or the microseconds in `span`."""
 
     path: Path
     label: int

@@ -1,4 +1,4 @@
-"""`Source`: everything about one data set. `sets/` has a file for each; no other file knows its name.
+"""`Source`: everything about one data set. `sets/` has a file for each; no other knows its name.
 
 backspike downloads nothing. A data set is found in a root folder in torchvision's layout or in the
 folder its archive unpacks to; sizes and MD5 sums of the official files say what is missing or
@@ -109,7 +109,8 @@ class Place:
             if file.md5 not in (None, md5):
                 if md5 in self.official:
                     raise DataError(
-                        f"{path} is a file of {self.official[md5]}, not the {file.name} expected here"
+                        f"{path} is a file of {self.official[md5]}, "
+                        f"not the {file.name} expected here"
                     )
                 logger.warning("%s is not the official file (MD5 %s): read as it is", path, md5)
             yield path, data
@@ -189,7 +190,7 @@ class Source:
         )
 
     def carve(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Indices (train, validation) of official training samples with labels y, as in `samples`."""
+        """Indices (train, validation) of official training samples; shares as in `samples`."""
         train, validation, _ = self.samples
         return carve(y, len(y) * validation // (train + validation))
 

@@ -1,4 +1,4 @@
-"""digits, the UCI handwritten digits, bundled; digits-dvs, the same before the simulated event camera.
+"""digits: UCI's handwritten digits, bundled; digits-dvs: these before the simulated event camera.
 
 Their split is made by `split.stratified_order` over all 1,797: 360 for the test, then 180 for
 validation, then the rest.
@@ -39,7 +39,7 @@ DIGITS = Source(
     read=_read,
     note="bundled",
 )
-# a digit is 16 pixels high, as the ink of N-MNIST's; blurred by enlarging, it needs a lower threshold
+# digits are 16 pixels high, as in N-MNIST; blurred by enlarging, they need a lower threshold
 DVS = Simulated(DIGITS, Camera(side=20.0, threshold=0.127, drift=0.21), pad=1)
 DIGITS_DVS = replace(
     DIGITS,

@@ -43,7 +43,7 @@ class Trial:
 
 
 def labels(data: bytes, name: str = "<bytes>") -> list[Gesture]:
-    """The gestures of a labels file. Raises DataError naming the byte of the first line that is none."""
+    """The gestures of a labels file. Raises DataError naming the byte of a line that is none."""
     out = []
     for number, (at, line) in enumerate(_lines(data, name)):
         if number == 0:
@@ -60,7 +60,8 @@ def labels(data: bytes, name: str = "<bytes>") -> list[Gesture]:
             raise DataError.at(
                 name,
                 at,
-                f"class {label} from {start} to {stop}: classes are 1 to {CLASSES}, an end follows its start",
+                f"class {label} from {start} to {stop}: classes are 1 to {CLASSES}, "
+                "an end follows its start",
             )
         out.append(Gesture(label - 1, start, stop))
     if not out:

@@ -1,4 +1,4 @@
-"""DVS-CIFAR10, also called CIFAR10-DVS: pictures of CIFAR-10 on a screen, moved before a DVS128 camera.
+"""DVS-CIFAR10, also called CIFAR10-DVS: images of CIFAR-10, moved before a DVS128 camera.
 
 Its option `upright`: pictures upright, as SpikingJelly and the authors' reader have them, or else
 pixels and polarity as the camera addressed them; see `formats/aedat2.py`.

@@ -13,7 +13,7 @@ CHANNELS = 700
 
 
 def _samples(source: Source, folder: Path) -> Samples:
-    """`<name>_train.h5`, `<name>_test.h5`, of SSC `<name>_valid.h5`; an id is the number in the file."""
+    """`<name>_train.h5`, `<name>_test.h5`, of SSC `<name>_valid.h5`; id: the number in the file."""
     listed = {
         part: [
             Sample(path, int(label), i)
