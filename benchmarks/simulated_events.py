@@ -177,7 +177,7 @@ def main() -> None:
             whole = data.load("digits")
             x = np.concatenate([whole.train.x, whole.validation.x, whole.test.x])
             images = list(np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1))))
-            camera = digits_sets.DVS.camera
+            camera = digits_sets.CAMERA
             digits = statistics(record(x, 0, i, camera) for i, x in enumerate(images))
             print(f"\ndigits-dvs beside it\n\n{table(real, digits, same_images=False)}")
 

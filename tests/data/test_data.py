@@ -55,7 +55,7 @@ def few_digits(monkeypatch):
 
 def digits_dvs():
     """The folder of digits-dvs, made where it is not."""
-    return digits_sets.DVS.folder("digits-dvs", data.load("digits"))
+    return digits_sets.DIGITS_DVS.read.folder("digits-dvs", data.load("digits"))
 
 
 def contents(folder):
@@ -607,9 +607,7 @@ def test_digits_dvs_is_the_simulated_digits(few_digits, own_cache):
             (j,) = np.flatnonzero(digits.ids == id)
             seed = ("Train", "Validation", "Test").index(part)
             shown = np.pad(digits.x[j, 0], 1)
-            np.testing.assert_array_equal(
-                e.t, record(shown, seed, int(id), digits_sets.DVS.camera).t
-            )
+            np.testing.assert_array_equal(e.t, record(shown, seed, int(id), digits_sets.CAMERA).t)
     assert len(data.load("digits-dvs", T=4, size=17, limit=3).train) == 3
 
 
@@ -729,7 +727,7 @@ def test_a_kill_while_writing_leaves_nothing_that_is_taken_for_an_entry(own_cach
 @pytest.mark.skipif(os.name != "posix", reason="processes are looked for")
 def test_leftovers_of_killed_processes_are_ignored_and_swept(few_digits, own_cache):
     """Of this machine as soon as their process is gone, whatever the clock says; of another one after a day."""
-    name = digits_sets.DVS.entry_name("digits-dvs", data.load("digits"))
+    name = digits_sets.DIGITS_DVS.read.entry_name("digits-dvs", data.load("digits"))
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     here, old, young = (
@@ -817,7 +815,9 @@ def test_cache_that_cannot_be_written_gives_way_to_a_temporary_folder(
     monkeypatch.setattr(cache, "_temporary", lambda: temporary)
     assert len(data.load("digits-dvs").train) == 12
     assert {"a temporary folder serves" in message for message in caplog.messages} == {True}
-    assert (temporary / digits_sets.DVS.entry_name("digits-dvs", data.load("digits"))).is_dir()
+    assert (
+        temporary / digits_sets.DIGITS_DVS.read.entry_name("digits-dvs", data.load("digits"))
+    ).is_dir()
     monkeypatch.setattr(cache, "_temporary", lambda: tmp_path / "file" / "too")
     with pytest.raises(DataError, match="set BACKSPIKE_CACHE"):
         data.load("digits-dvs")

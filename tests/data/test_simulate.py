@@ -32,7 +32,7 @@ def statistics():
     rows, rate = [], np.zeros(30)
     for first in range(0, len(images), 8):
         part = images[first : first + 8]
-        for e in record_all(part, 0, range(first, first + len(part)), digits.DVS.camera):
+        for e in record_all(part, 0, range(first, first + len(part)), digits.CAMERA):
             saccade = np.bincount(np.minimum(e.t // 105000, 2), minlength=3)
             active = len(np.unique(e.y.astype(int) * 34 + e.x)) / 34**2
             rows.append([len(e), e.p.mean(), active, e.t.max() / 1000, *saccade])
@@ -272,10 +272,10 @@ def test_mnist_dvs_is_mnist_before_the_camera(mnist_files):
 
 def test_simulated_in_processes_as_in_one(mnist_files, monkeypatch, tmp_path):
     images = data.load("mnist")
-    one = contents(mnist.DVS.folder("mnist-dvs", images))
+    one = contents(mnist.MNIST_DVS.read.folder("mnist-dvs", images))
     monkeypatch.setenv("BACKSPIKE_CACHE", str(tmp_path / "other"))
     monkeypatch.setattr(simulated, "SERIAL_IMAGES", 0)
-    assert contents(mnist.DVS.folder("mnist-dvs", images)) == one
+    assert contents(mnist.MNIST_DVS.read.folder("mnist-dvs", images)) == one
     assert len(one) == 70
 
 
@@ -296,7 +296,7 @@ def test_a_stopped_simulation_goes_on_where_it_was(mnist_files, monkeypatch, tmp
     with pytest.raises(
         DataError, match=r"^simulating mnist-dvs, Train/2 failed \(killed\): run it again$"
     ):
-        mnist.DVS.folder("mnist-dvs", images)
+        mnist.MNIST_DVS.read.folder("mnist-dvs", images)
     (entry,) = (tmp_path / "cache").iterdir()
     ready = {path: path.stat().st_mtime_ns for path in entry.rglob("*.bin")}
     classes = {path.parent for path in ready}
@@ -308,16 +308,19 @@ def test_a_stopped_simulation_goes_on_where_it_was(mnist_files, monkeypatch, tmp
         lambda command, **options: calls.append(command) or run(command, **options),
     )
     del calls[:]
-    mnist.DVS.folder("mnist-dvs", images)
+    mnist.MNIST_DVS.read.folder("mnist-dvs", images)
     assert len(calls) == len({path.parent for path in entry.rglob("*.bin")} - classes)
     assert all(path.stat().st_mtime_ns == time for path, time in ready.items())
 
 
 def test_another_camera_or_image_is_another_entry(mnist_files):
     images = data.load("mnist")
-    names = {mnist.DVS.entry_name("mnist-dvs", images), digits.DVS.entry_name("digits-dvs", images)}
-    other = replace(mnist.DVS, camera=Camera(noise=0.5))
+    names = {
+        mnist.MNIST_DVS.read.entry_name("mnist-dvs", images),
+        digits.DIGITS_DVS.read.entry_name("digits-dvs", images),
+    }
+    other = replace(mnist.MNIST_DVS.read, camera=Camera(noise=0.5))
     names.add(other.entry_name("mnist-dvs", images))
     images.test.x[0, 0, 0, 0] ^= 1
-    names.add(mnist.DVS.entry_name("mnist-dvs", images))
+    names.add(mnist.MNIST_DVS.read.entry_name("mnist-dvs", images))
     assert len(names) == 4

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from .formats import atis
 from .progress import progress
 from .recordings import numbered, one_a_file
 from .simulate import Camera, record_all
-from .source import Parts, Place, Source
+from .source import EVENT_OPTIONS, Parts, Place, Source
 from .split import Splits
 
 logger = logging.getLogger("backspike")
@@ -80,6 +80,19 @@ class Simulated:
                 (index,) = np.nonzero(split.y == label)
                 x, ids = split.x[index], split.ids[index]
                 yield _Job(name, part, int(label), x, ids, self.camera, self.pad)
+
+
+def simulated(images: Source, camera: Camera, name: str, note: str, pad: int = 0) -> Source:
+    """The event set `name`: the set `images` before this camera. `note`: from what it is made."""
+    return replace(
+        images,
+        name=name,
+        kind="events",
+        shape=(2, camera.size, camera.size),
+        read=Simulated(images, camera, pad),
+        options=EVENT_OPTIONS,
+        note=f"simulated: made on first use from {note}",
+    )
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 from ..formats import image_batch
 from ..images import Images, Labelled
 from ..simulate import Camera
-from ..simulated import Simulated
-from ..source import EVENT_OPTIONS, File, Layout, Source
+from ..simulated import simulated
+from ..source import File, Layout, Source
 
 
 def _decode(files: Sequence[tuple[Path, bytes]], label_bytes: int = 1) -> tuple[Labelled, Labelled]:
@@ -73,13 +73,9 @@ CIFAR100 = replace(
         ),
     ),
 )
-DVS = Simulated(CIFAR10, Camera(size=48, side=42.0, negative=False, threshold=0.15))
-CIFAR10_DVS_SIMULATED = replace(
+CIFAR10_DVS_SIMULATED = simulated(
     CIFAR10,
-    name="cifar10-dvs-simulated",
-    kind="events",
-    shape=(2, 48, 48),
-    read=DVS,
-    options=EVENT_OPTIONS,
-    note="simulated: made on first use from cifar10's files; not the recordings of DVS-CIFAR10",
+    Camera(size=48, side=42.0, negative=False, threshold=0.15),
+    "cifar10-dvs-simulated",
+    "cifar10's files; not the recordings of DVS-CIFAR10",
 )

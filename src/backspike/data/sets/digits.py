@@ -4,14 +4,13 @@ Their split is made by `split.stratified_order` over all 1,797: 360 for the test
 validation, then the rest.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ..simulate import Camera
-from ..simulated import Simulated
-from ..source import EVENT_OPTIONS, Parts, Place, Source
+from ..simulated import simulated
+from ..source import Parts, Place, Source
 from ..split import Split
 
 FILE = Path(__file__).with_name("digits.npz")
@@ -40,13 +39,5 @@ DIGITS = Source(
     note="bundled",
 )
 # digits are 16 pixels high, as in N-MNIST; blurred by enlarging, they need a lower threshold
-DVS = Simulated(DIGITS, Camera(side=20.0, threshold=0.127, drift=0.21), pad=1)
-DIGITS_DVS = replace(
-    DIGITS,
-    name="digits-dvs",
-    kind="events",
-    shape=(2, 34, 34),
-    read=DVS,
-    options=EVENT_OPTIONS,
-    note="simulated: made on first use from the bundled digits",
-)
+CAMERA = Camera(side=20.0, threshold=0.127, drift=0.21)
+DIGITS_DVS = simulated(DIGITS, CAMERA, "digits-dvs", "the bundled digits", pad=1)

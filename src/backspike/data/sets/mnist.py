@@ -7,8 +7,8 @@ from pathlib import Path
 from ..formats import idx
 from ..images import Images, Labelled
 from ..simulate import Camera
-from ..simulated import Simulated
-from ..source import EVENT_OPTIONS, File, Layout, Source
+from ..simulated import simulated
+from ..source import File, Layout, Source
 
 
 def _decode(files: Sequence[tuple[Path, bytes]]) -> tuple[Labelled, Labelled]:
@@ -53,13 +53,4 @@ FASHION_MNIST = replace(
         ("t10k-labels-idx1-ubyte", 5148, "bb300cfdad3c16e7a12a480ee83cd310"),
     ),
 )
-DVS = Simulated(MNIST, Camera())
-MNIST_DVS = replace(
-    MNIST,
-    name="mnist-dvs",
-    kind="events",
-    shape=(2, 34, 34),
-    read=DVS,
-    options=EVENT_OPTIONS,
-    note="simulated: made on first use from mnist's files",
-)
+MNIST_DVS = simulated(MNIST, Camera(), "mnist-dvs", "mnist's files")
