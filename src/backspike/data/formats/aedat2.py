@@ -18,8 +18,8 @@ SIDE = 128
 def decode(data: bytes, name: str = "<bytes>", upright: bool = True) -> Events:
     """The events of one `.aedat` file, in file order; times are unsigned, so that passing 2^31 us keeps the order.
 
-    `upright`: x = 127 - y, y = 127 - x and polarity 1 - p of the address bits, as for a camera that stood turned and saw a
-    negative; otherwise x, y and polarity as the bits are.
+    `upright`: x = 127 - y, y = 127 - x and polarity 1 - p of the address bits; otherwise x, y and
+    polarity as the bits are.
     Raises DataError for another header, for an incomplete last event, for an address that is no DVS128's.
     """
     start = _events_start(data, name)
