@@ -43,8 +43,9 @@ from safetensors.torch import load as load_safetensors
 import backspike
 from backspike import data, run
 from backspike.cli import main as command_line
-from backspike.data import Events, binning, simulated, static
-from backspike.data.formats import nmnist
+from backspike.data import Events, binning, simulated
+from backspike.data.formats import atis
+from backspike.data.sets.digits import DIGITS
 from backspike.study import page  # noqa: F401  (once, for all forks)
 from backspike.train import checkpoint
 
@@ -109,8 +110,10 @@ def caches(folder: Path) -> int:
 
 
 def _few_digits() -> None:
-    few = [split.take(np.flatnonzero(split.y < 2)[:18]) for split in static.digits()]
-    static.digits = lambda: few
+    whole = data.load("digits")
+    parts = (whole.train, whole.validation, whole.test)
+    few = [split.take(np.flatnonzero(split.y < 2)[:18]) for split in parts]
+    vars(DIGITS)["read"] = lambda source, place: few
 
 
 def _recordings(folder: Path) -> None:
@@ -125,7 +128,7 @@ def _recordings(folder: Path) -> None:
             )
             path = folder / part / str(i % 10) / f"{i:05d}.bin"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(nmnist.encode(Events(x, y, np.arange(2000), p)))
+            path.write_bytes(atis.encode(Events(x, y, np.arange(2000), p)))
 
 
 def run_result(folder: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.datasets import few_digits
 from helpers.paths import ROOT
 from helpers.recipes import put
 from helpers.training import Own, Points, Stop, epochs, fit, own, same, stop_after, tiny, weights
@@ -22,7 +23,8 @@ from helpers.training import Own, Points, Stop, epochs, fit, own, same, stop_aft
 import backspike as bs
 from backspike import data, train
 from backspike.cli import main
-from backspike.data import DataError, cache, packed, static
+from backspike.data import DataError, cache, packed
+from backspike.data.sets.digits import DIGITS
 from backspike.errors import RunError
 from backspike.recipes import NAMES
 from backspike.run import FILES, Run
@@ -73,8 +75,7 @@ def timed(name):
 @pytest.mark.parametrize("name", [timed(name) for name in NAMES])
 def test_a_recipe_resumes_within_an_epoch_to_the_last_bit(name, tmp_path, monkeypatch):
     """As it is, and with averaged weights, a mask that anneals, a step in parts, and samples read in a process."""
-    few = [split.take(np.arange(24)) for split in static.digits()]  # simulating all takes seconds
-    monkeypatch.setattr(static, "digits", lambda: few)
+    few_digits(monkeypatch)
     recipe = bs.recipes.get(name)
     put(recipe.data, tmp_path / "data")
     surrogate = recipe.neuron.surrogate
@@ -614,7 +615,7 @@ def test_memory_that_runs_out_names_the_cures(when, tmp_path, monkeypatch):
 
 
 def test_a_data_set_without_room_names_the_cures(tmp_path, monkeypatch):
-    monkeypatch.setattr(static, "digits", lambda: np.empty(1 << 50))
+    monkeypatch.setitem(vars(DIGITS), "read", lambda source, place: np.empty(1 << 50))
     with pytest.raises(RunError, match=r"^out of memory .*--memory SIZE"):
         fit(tiny(), tmp_path / "run")
 

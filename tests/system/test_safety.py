@@ -23,7 +23,7 @@ import backspike as bs
 from backspike import errors, report
 from backspike.cli import main
 from backspike.data import DataError
-from backspike.data.formats import cifar, picture
+from backspike.data.formats import image_batch, picture
 from backspike.errors import RecipeError, RunError
 from backspike.recipes.recipe import Recipe
 from backspike.recipes.text import parse
@@ -106,15 +106,15 @@ ALLOWED = {
     "bench/worker/memory.py": {"importlib"},  # heap.py, for a Python that has no backspike
     "bench/workers.py": {"json.loads", "subprocess"},  # pipes
     "data/binning.py": {"pickle", "subprocess"},  # pipes
-    "data/formats/cifar.py": {"pickle"},  # names stand for inert records; see its head
+    "data/formats/image_batch.py": {"pickle"},  # names stand for inert records; see its head
     "data/formats/picture.py": {"PIL"},  # four formats
-    "data/formats/shd.py": {
+    "data/formats/hdf5.py": {
         "h5py",
         "json.loads",
         "subprocess",
     },  # HDF5 in a process of its own, asked through a pipe
+    "data/sets/digits.py": {"numpy.load"},  # the bundled digits
     "data/simulated.py": {"pickle", "subprocess"},  # pipes
-    "data/static.py": {"numpy.load"},  # the bundled digits
     "doctor/page.py": {"html"},  # report/html.py
     "kernel/cpu/conv.py": {"ctypes"},  # our own kernels, as in the next
     "kernel/cpu/library.py": {"ctypes", "importlib"},
@@ -256,7 +256,7 @@ def test_a_pickle_runs_nowhere(run, tmp_path):
     bomb = pickle.dumps(Bomb(mark))
     pickle.loads(bomb)
     mark.rmdir()  # it works, where a pickle is trusted
-    assert "names posix.mkdir" in refusal(DataError, cifar.decode_python, bomb)
+    assert "names posix.mkdir" in refusal(DataError, image_batch.decode_pickle, bomb)
     packed = (run / "last.ckpt").read_bytes()
     (run / "last.ckpt").write_bytes(
         repacked(packed, lambda name, data: bomb if name.endswith("data.pkl") else data)
@@ -618,21 +618,21 @@ def _chunk(h5py, file):
 
 @pytest.mark.parametrize("labels", [_external, _outside, _virtual, _empty])
 def test_hdf5_that_refers_elsewhere_or_claims_what_it_does_not_hold(tmp_path, monkeypatch, labels):
-    from backspike.data.formats import shd
+    from backspike.data.formats import hdf5
 
     monkeypatch.chdir(tmp_path)
     path = spoken(tmp_path / "f.h5", labels)
-    assert "no data set 'labels'" in refusal(DataError, shd.labels, path, 20)
+    assert "no data set 'labels'" in refusal(DataError, hdf5.labels, path, 20)
 
 
 def test_hdf5_with_labels_of_its_own_is_read(tmp_path):
-    from backspike.data.formats import shd
+    from backspike.data.formats import hdf5
 
     good = spoken(
         tmp_path / "f.h5",
         lambda h5py, file: file.create_dataset("labels", data=np.array([3, 4], np.uint8)),
     )
-    assert shd.labels(good, 20).tolist() == [3, 4]
+    assert hdf5.labels(good, 20).tolist() == [3, 4]
 
 
 @pytest.mark.parametrize(
@@ -641,15 +641,15 @@ def test_hdf5_with_labels_of_its_own_is_read(tmp_path):
 )
 def test_hdf5_that_loops_or_crashes_is_a_damaged_file(tmp_path, monkeypatch, does, why):
     """The two things that a C library may do with damage; here as its module."""
-    from backspike.data.formats import shd
+    from backspike.data.formats import hdf5
 
     (tmp_path / "h5py.py").write_text(
         f"import os\nclass File:\n    def __init__(self, *_):\n        {does}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "h5py", raising=False)
-    monkeypatch.setattr(shd, "SECONDS", 2)
-    said = refusal(DataError, shd.labels, tmp_path / "f.h5", 20)
+    monkeypatch.setattr(hdf5, "SECONDS", 2)
+    said = refusal(DataError, hdf5.labels, tmp_path / "f.h5", 20)
     assert "f.h5: damaged HDF5 file" in said
     assert why in said
     monkeypatch.delitem(sys.modules, "h5py", raising=False)

@@ -24,7 +24,7 @@ from ..errors import DataError
 from ..system.machine import processors
 from .formats import Events
 from .packed import narrowest
-from .recordings import Sample, read
+from .recordings import Reader, Sample
 
 CHUNK_BYTES, CHUNK_ROWS = 1 << 23, 16
 SERIAL_BYTES = 1 << 25  # starting processes takes longer than binning files of this size
@@ -32,22 +32,19 @@ SERIAL_BYTES = 1 << 25  # starting processes takes longer than binning files of 
 
 @dataclass(frozen=True)
 class Binning:
-    """What is to be done: the samples of the event set `name`, each to one row by `count`. Processes get it as a pickle."""
+    """What to do: `read` the samples of a data set, `count` each into a row. It can be pickled."""
 
     name: str
     samples: Sequence[Sample]
     count: Callable[[Events], np.ndarray]
-    upright: bool = True
+    read: Reader
 
     def rows(self, first: int, stop: int) -> np.ndarray:
         """The rows of samples first to stop - 1. Raises DataError naming the file that is damaged or missing."""
         out = []
         for path, group in groupby(self.samples[first:stop], key=lambda sample: sample.path):
             try:
-                out += [
-                    narrowest(self.count(events))
-                    for events in read(self.name, path, list(group), self.upright)
-                ]
+                out += [narrowest(self.count(events)) for events in self.read(path, list(group))]
             except OSError as error:
                 raise DataError(f"{path} cannot be read: {error.strerror}") from error
             except DataError as error:

@@ -34,17 +34,17 @@ def data_sets(recipe: Recipe, train: Any, validation: Any, test: Any) -> data.Sp
 
 
 def load_data(recipe: Recipe) -> data.Splits:
-    T = recipe.T if data.source(recipe.data).kind == "events" else None
-    by: Any = recipe.by
-    return data.load(
-        recipe.data,
-        recipe.root or None,
-        T,
-        recipe.size or None,
-        recipe.limit or None,
-        by,
-        recipe.upright,
-    )
+    """The data set that a recipe names, with the options of data sets that are fields of the recipe."""
+    options = {
+        name: getattr(recipe, name)
+        for source in data.catalogue()
+        for name in source.options
+        if hasattr(recipe, name)
+    }
+    if "T" not in data.source(recipe.data).options:  # images repeat over the timesteps
+        del options["T"]
+    options["size"] = recipe.size or None
+    return data.load(recipe.data, recipe.root or None, limit=recipe.limit or None, **options)
 
 
 @dataclass(frozen=True)

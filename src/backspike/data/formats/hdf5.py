@@ -1,4 +1,4 @@
-"""Heidelberg spiking data sets SHD and SSC: HDF5 files of spikes in 700 channels of an artificial cochlea.
+"""Spikes of numbered channels in HDF5 files.
 
 `spikes/times` and `spikes/units` hold one array of variable length for each sample, seconds and channel numbers; `labels` the
 classes. Cramer, Stradmann, Schemmel, Zenke 2020, doi:10.1109/TNNLS.2020.3044364. Read through h5py (the extra `events`), by
@@ -25,13 +25,12 @@ from ...errors import DataError
 from . import Events, one_line
 from .idx import DEFLATE_RATIO
 
-CHANNELS = 700
 SECONDS = 60
 _HEAD = struct.Struct("<cQ")  # what an answer is, and its bytes
 
 
 def labels(path: Path, num_classes: int) -> np.ndarray:
-    """The classes of all samples, int64 [N]. Raises DataError for a file that is damaged or no SHD file."""
+    """The classes of all samples, int64 [N]. Raises DataError for a file that is damaged or no file of spikes."""
     (found,) = _elsewhere(path, num_classes)
     return np.frombuffer(found, np.int64)
 
@@ -57,26 +56,26 @@ def _labels(path: Path, num_classes: int) -> np.ndarray:
     return out.astype(np.int64)
 
 
-def decode(path: Path, samples: Sequence[int]) -> Iterator[Events]:
+def decode(path: Path, samples: Sequence[int], channels: int = 1 << 16) -> Iterator[Events]:
     """The events of the samples with these numbers: x the channel, y and p zero, t in microseconds.
 
-    Raises DataError for a file that is damaged, for spikes outside the 700 channels or before time zero.
+    Raises DataError for a file that is damaged, for spikes outside so many channels or before time zero.
     """
-    for found in _elsewhere(path, [int(i) for i in samples]):
+    for found in _elsewhere(path, [int(i) for i in samples], channels):
         t, x = np.split(np.frombuffer(found, np.uint8), [len(found) // 10 * 8])
         zero = np.zeros(len(found) // 10, np.uint16)
         yield Events(x.view(np.uint16), zero, t.view(np.int64), zero.astype(np.uint8))
 
 
-def _samples(path: Path, samples: Sequence[int]) -> Iterator[bytes]:
+def _samples(path: Path, samples: Sequence[int], channels: int) -> Iterator[bytes]:
     """Of each sample the times, int64, and then the channels, uint16."""
     with _opened(path) as file:
         times, units = _member(file, path, "spikes/times"), _member(file, path, "spikes/units")
         for i in samples:
-            yield _events(path, i, _read(path, times, i), _read(path, units, i))
+            yield _events(path, i, _read(path, times, i), _read(path, units, i), channels)
 
 
-def _events(path: Path, i: int, times: Any, units: Any) -> bytes:
+def _events(path: Path, i: int, times: Any, units: Any, channels: int) -> bytes:
     times, units = np.asarray(times), np.asarray(units)
     if (
         times.ndim != 1
@@ -90,10 +89,10 @@ def _events(path: Path, i: int, times: Any, units: Any) -> bytes:
     seconds = times.astype(np.float64)
     if (
         not ((seconds >= 0) & (seconds < 1e6)).all()
-        or not ((units >= 0) & (units < CHANNELS)).all()
+        or not ((units >= 0) & (units < channels)).all()
     ):
         raise DataError(
-            f"{path}: sample {i} has spikes before time 0 or outside channels 0 to {CHANNELS - 1}"
+            f"{path}: sample {i} has spikes before time 0 or outside channels 0 to {channels - 1}"
         )
     return np.rint(seconds * 1e6).astype(np.int64).tobytes() + units.astype(np.uint16).tobytes()
 
@@ -135,7 +134,7 @@ def _member(file: Any, path: Path, key: str) -> Any:
         return out
     except Exception as error:
         raise DataError(
-            f"{path}: no data set {key!r}: damaged, or no SHD file ({one_line(error)})"
+            f"{path}: no data set {key!r}: damaged, or no file of spikes ({one_line(error)})"
         ) from error
 
 
@@ -151,7 +150,7 @@ def _read(path: Path, member: Any, what: Any) -> Any:
 # ---- in a process of its own ---------------------------------------------------------------------------------------------
 
 
-def _elsewhere(path: Path, wanted: int | list[int]) -> Iterator[bytes]:
+def _elsewhere(path: Path, wanted: int | list[int], channels: int = 0) -> Iterator[bytes]:
     """The bytes of the labels, below that number of classes, or of each of these samples, read by `_child`."""
     _h5py(path)
     places = {
@@ -159,7 +158,7 @@ def _elsewhere(path: Path, wanted: int | list[int]) -> Iterator[bytes]:
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
-    words = [sys.executable, "-c", "from backspike.data.formats.shd import _child; _child()"]
+    words = [sys.executable, "-c", "from backspike.data.formats.hdf5 import _child; _child()"]
     pipes: dict[str, Any] = {
         "stdin": subprocess.PIPE,
         "stdout": subprocess.PIPE,
@@ -168,7 +167,7 @@ def _elsewhere(path: Path, wanted: int | list[int]) -> Iterator[bytes]:
     with subprocess.Popen(words, env={**os.environ, **places}, **pipes) as process:
         try:
             with suppress(BrokenPipeError), process.stdin as request:  # type: ignore[union-attr]
-                request.write(json.dumps([str(path), wanted, SECONDS]).encode())
+                request.write(json.dumps([str(path), wanted, channels, SECONDS]).encode())
             for _ in wanted if isinstance(wanted, list) else [wanted]:
                 yield _answer(process, path)
         finally:
@@ -196,7 +195,7 @@ def _answer(process: subprocess.Popen[bytes], path: Path) -> bytes:
 
 def _child() -> None:
     """Reads what is wanted from standard input, writes the answers to standard output; ends where one takes too long."""
-    path, wanted, seconds = json.loads(sys.stdin.buffer.read())
+    path, wanted, channels, seconds = json.loads(sys.stdin.buffer.read())
     out, alarm = (
         sys.stdout.buffer,
         getattr(signal, "alarm", int),
@@ -204,7 +203,7 @@ def _child() -> None:
     alarm(seconds)
     try:
         answers = (
-            _samples(Path(path), wanted)
+            _samples(Path(path), wanted, channels)
             if isinstance(wanted, list)
             else iter([_labels(Path(path), wanted).tobytes()])
         )

@@ -1,4 +1,4 @@
-"""N-MNIST and N-Caltech101 recordings: five bytes an event, no header.
+"""Recordings of an ATIS camera in five bytes an event, without a header.
 
 Big-endian: x (8 bits), y (8), polarity (1), time in microseconds (23); Orchard, Jayawant, Cohen, Thakor 2015,
 doi:10.3389/fnins.2015.00437. An event with y = 240, one row below the sensor, is no event but the mark of a clock
@@ -53,7 +53,7 @@ def encode(events: Events) -> bytes:
     if not fits.all():
         i = int(np.argmin(fits))
         raise DataError(
-            f"event {i} does not fit the N-MNIST format: x={x[i]} y={y[i]} t={t[i]} p={p[i]}"
+            f"event {i} does not fit the five bytes of an event: x={x[i]} y={y[i]} t={t[i]} p={p[i]}"
         )
     columns = (x, y, p << 7 | t >> 16, t >> 8 & 255, t & 255)
     return np.stack(columns, axis=1).astype(np.uint8).tobytes()

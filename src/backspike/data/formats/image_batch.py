@@ -1,9 +1,9 @@
-"""CIFAR-10 and CIFAR-100 batches: the Python pickles and the binary version.
+"""Batches of labelled colour images of 32 x 32 pixels: Python pickles, and a binary version.
 
 A pickle may name any function and run it, and claim any size. Here every name that an official batch contains stands for one
 inert record, any other name is refused, and the arrays are built from the recorded bytes: no file, official or not, runs code.
 Sizes and places are compared with the file before the pickle is read.
-Images: 3,072 bytes each, red, green and blue planes of 32 x 32 in row order; Krizhevsky 2009.
+Images: 3,072 bytes each, red, green and blue planes in row order; Krizhevsky 2009.
 """
 
 import io
@@ -39,8 +39,8 @@ PREFIX = {
 LINES = {pickle.GLOBAL: 2}
 
 
-def decode_python(data: bytes, name: str = "<bytes>") -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, 3, 32, 32] and labels int64 [N] (the fine ones of CIFAR-100) of a pickled batch.
+def decode_pickle(data: bytes, name: str = "<bytes>") -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, 3, 32, 32] and labels int64 [N] (of fine and coarse ones the fine ones) of a pickled batch.
 
     Raises DataError for a truncated or damaged pickle, for any name outside `NAMES`, for a content that is no batch.
     """
@@ -64,7 +64,7 @@ def decode_python(data: bytes, name: str = "<bytes>") -> tuple[np.ndarray, np.nd
             raise ValueError(f"data {shape} for labels {labels.dtype} {labels.shape}")
         images = np.frombuffer(raw, np.uint8).reshape(-1, *SHAPE)
     except Exception as error:
-        raise DataError.at(name, 0, f"no CIFAR batch ({one_line(error)})") from error
+        raise DataError.at(name, 0, f"no batch of images ({one_line(error)})") from error
     return images, labels.astype(np.int64)
 
 
@@ -73,7 +73,7 @@ def decode_binary(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, 3, 32, 32] and labels int64 [N] of a `.bin` batch.
 
-    A record is `label_bytes` labels (1 for CIFAR-10; 2 for CIFAR-100, coarse then fine; the last one is returned), then the
+    A record is `label_bytes` labels (1; or 2, coarse then fine; the last one is returned), then the
     image. Raises DataError when the last record is incomplete.
     """
     record = label_bytes + IMAGE_BYTES
@@ -127,7 +127,7 @@ class _Inert:
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type[_Inert]:
         if (module, name) not in NAMES:
-            raise pickle.UnpicklingError(f"names {module}.{name}, which no CIFAR batch does")
+            raise pickle.UnpicklingError(f"names {module}.{name}, which no batch of images does")
         return _Inert
 
 
