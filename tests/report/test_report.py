@@ -216,7 +216,7 @@ def test_hostile_strings_stay_text(full: Path) -> None:
     assert_self_contained(hostile_comparison)
 
 
-INJECTED = "{{ 7 * 7 }}{% for x in 'ab' %}{{ x }}{% endfor %}{# #}{{ page.__class__ }}"
+INJECTED = "{{ 12321 * 3 }}{% for x in 'ab' %}{{ x }}{% endfor %}{# #}{{ page.__class__ }}"
 
 
 def test_strings_of_a_run_are_no_templates(full: Path) -> None:
@@ -229,7 +229,7 @@ def test_strings_of_a_run_are_no_templates(full: Path) -> None:
     page = Page(report.write(full))
     assert_self_contained(page)
     assert page.text.count(INJECTED) > 30
-    assert "49" not in page.text.replace("0.49", "")
+    assert "36963" not in page.text
     assert not re.search(r"class '|backspike\.report", page.text)
 
 
