@@ -399,24 +399,19 @@ def main() -> int:
 
 def _table(tallies: dict[str, Tally], seed: int) -> str:
     counts = Counter[str]()
-    lines = [
-        f"seed {seed}\n",
-        "| killed | kills (process alone) | in a write | went on | came to its end | equal | torn files | losses |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, t in tallies.items():
         numbers = {k: v if isinstance(v, int) else len(v) for k, v in vars(t).items()}
         counts.update(numbers)
-        lines.append(_row(f"{name}: {PARTS[name].about}", numbers))
-    return "\n".join([*lines, _row("all", counts)])
+        rows.append(_row(f"{name}: {PARTS[name].about}", numbers))
+    heads = ("in a write", "went on", "came to its end", "equal", "torn files", "losses")
+    columns = [*left("killed"), *right("kills (process alone)", *heads)]
+    return f"seed {seed}\n\n{Table(columns, [*rows, _row('all', counts)]).to_markdown()}"
 
 
-def _row(name: str, n: dict[str, int]) -> str:
-    cells = [
-        f"{n['kills']} ({n['alone']})",
-        *(n[k] for k in ("writing", "went_on", "ends", "equal", "torn", "losses")),
-    ]
-    return f"| {name} | {' | '.join(map(str, cells))} |"
+def _row(name: str, n: dict[str, int]) -> list[object]:
+    kinds = ("writing", "went_on", "ends", "equal", "torn", "losses")
+    return [name, f"{n['kills']} ({n['alone']})", *(n[kind] for kind in kinds)]
 
 
 if __name__ == "__main__":

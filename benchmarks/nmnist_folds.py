@@ -58,19 +58,17 @@ def main() -> None:
     print(
         f"\n{len(y)} recordings, {options.folds} folds, {options.epochs} epochs, torch {torch.__version__}\n"
     )
-    print(
-        "| arm | training, last epoch, % | left out, % | the 100, % | difference of left out, points [95 % CI] | p |"
-    )
-    print("|---|---|---|---|---|---|")
+    rows = []
     for arm in ARMS:
         d = paired(left_out[arm], left_out["no mask"])
         measured = (fitted[arm], left_out[arm], tested[arm])
-        means = " | ".join(
-            f"{100 * np.mean(v):.1f} ± {100 * np.std(v, ddof=1):.1f}" for v in measured
-        )
+        means = [f"{100 * np.mean(v):.1f} ± {100 * np.std(v, ddof=1):.1f}" for v in measured]
         difference = f"{100 * d.mean:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
-        interval = "| | |" if arm == "no mask" else f"| {difference} | {d.p:.3f} |"
-        print(f"| {arm} | {means} {interval}")
+        compared = ["", ""] if arm == "no mask" else [difference, f"{d.p:.3f}"]
+        rows.append([arm, *means, *compared])
+    heads = ("training, last epoch, %", "left out, %", "the 100, %")
+    heads += ("difference of left out, points [95 % CI]", "p")
+    print(Table([*left("arm"), *right(*heads)], rows).to_markdown(), end="")
 
 
 if __name__ == "__main__":

@@ -107,24 +107,14 @@ def table(real: Statistics, simulated: Statistics, same_images: bool = True) -> 
             alike(a, b) for a, b in [(real.rate.sum(0), simulated.rate.sum(0)), *zip(real.rate[::-1], simulated.rate[::-1])])),
         ("correlation: events per pixel", "", alike(real.map, simulated.map)),
     ]  # fmt: skip
-    return "\n".join(
-        [
-            "| | N-MNIST | simulated |",
-            "|---|---|---|",
-            *("| " + " | ".join(row) + " |" for row in rows),
-        ]
-    )
+    return Table([*left(""), *right("N-MNIST", "simulated")], rows).to_markdown()
 
 
 def by_digit(labels: np.ndarray, real: Statistics, simulated: Statistics) -> str:
     means = [[s.events[labels == k].mean() for k in range(10)] for s in (real, simulated)]
-    lines = [
-        f"| {name} | " + " | ".join(f"{v:,.0f}" for v in row) + " |"
-        for name, row in zip(("N-MNIST", "simulated"), means)
-    ]
-    return "\n".join(
-        ["| digit | " + " | ".join(map(str, range(10))) + " |", "|---" * 11 + "|", *lines]
-    )
+    rows = [[name, *row] for name, row in zip(("N-MNIST", "simulated"), means)]
+    columns = [*left("digit"), *right(*range(10), format=lambda mean: f"{mean:,.0f}")]
+    return Table(columns, rows).to_markdown()
 
 
 def figure(path: Path, labels: np.ndarray, real: Statistics, simulated: Statistics) -> None:

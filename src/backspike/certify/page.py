@@ -108,12 +108,8 @@ def markdown(certificate: Certificate, command: str) -> str:
         *(f"- {r}" for r in refused),
     ]
     if certificate.failed:
-        lines += [
-            "",
-            "## Failed",
-            "",
-            *(f"- {f.reason}: `{f.command()}`" for f in certificate.failed),
-        ]
+        lines += ["", "## Failed", ""]
+        lines += [f"- {f.reason}: `{f.command()}`" for f in certificate.failed]
     return "\n".join([*lines, ""])
 
 

@@ -53,12 +53,7 @@ def _findings(findings: Sequence[Finding]) -> Section:
         "change is one to try; examine again with it, or train with it."
     )
     rows = [
-        [
-            f.illness + " (note)" * f.note,
-            ", ".join(f.where) or "the network",
-            f.found,
-            _advice(f),
-        ]
+        [f.illness + " (note)" * f.note, ", ".join(f.where) or "the network", f.found, _advice(f)]
         for f in findings
     ]
     table = Table(left("finding", "where", "what", "to try"), rows, "Findings")

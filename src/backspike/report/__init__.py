@@ -65,21 +65,8 @@ def _glossary(run: RunData) -> Section:
 
 
 _SECTIONS = (
-    *(
-        curves,
-        readout,
-        over_time,
-        early_exit,
-        confusion,
-        firing,
-        energy_section,
-        membranes,
-        potentials,
-        support,
-        widths,
-    ),
-    watch,
-    *(samples, _recipe, _environment, _glossary),
+    *(curves, readout, over_time, early_exit, confusion, firing, energy_section, membranes),
+    *(potentials, support, widths, watch, samples, _recipe, _environment, _glossary),
 )
 
 

@@ -55,13 +55,8 @@ def layer_lines(run: RunData, key: str) -> list[Line]:
 def firing(run: RunData) -> Section:
     spikes = run.arrays.get("spikes_per_image")
     table = over_steps(run, "firing_rate", "Firing rates", spikes_per_image="spikes per sample")
-    chart = draw_chart(
-        "firing-epochs",
-        "Firing rate while training",
-        layer_lines(run, "firing_rate"),
-        "epoch",
-        True,
-    )
+    lines = layer_lines(run, "firing_rate")
+    chart = draw_chart("firing-epochs", "Firing rate while training", lines, "epoch", True)
     total = (
         "" if spikes is None else f" One sample costs {count(float(spikes.sum()))} spikes in all."
     )
@@ -192,20 +187,11 @@ def _membrane(
     above = counts[edges[:-1] >= 0].sum() / max(counts.sum(), 1)
 
     def plot(ax: Axes) -> None:
-        ax.stairs(
-            counts / (counts[1:-1].max(initial=0) or 1),
-            edges,
-            fill=True,
-            color=colour("hist"),
-            linewidth=0,
-        )
+        heights = counts / (counts[1:-1].max(initial=0) or 1)
+        ax.stairs(heights, edges, fill=True, color=colour("hist"), linewidth=0)
         if before is not None:
-            ax.stairs(
-                before / (before[1:-1].max(initial=0) or 1),
-                edges,
-                color=colour("ink"),
-                linewidth=0.9,
-            )
+            heights = before / (before[1:-1].max(initial=0) or 1)
+            ax.stairs(heights, edges, color=colour("ink"), linewidth=0.9)
         inside = (z >= edges[0]) & (z <= edges[-1])
         ax.plot(z[inside], h[inside] / (h.max() or 1), color=colour("valid"), linewidth=1.8)
         ax.axvline(0, color=colour("soft"), linewidth=1, linestyle=(0, (2, 3)))
@@ -267,13 +253,8 @@ def potentials(run: RunData) -> Section:
 
 def support(run: RunData) -> Section:
     table = over_steps(run, "support_share", "Neurons with a gradient")
-    chart = draw_chart(
-        "support-epochs",
-        "Share with a gradient while training",
-        layer_lines(run, "support_share"),
-        "epoch",
-        True,
-    )
+    lines, title = layer_lines(run, "support_share"), "Share with a gradient while training"
+    chart = draw_chart("support-epochs", title, lines, "epoch", True)
     shares = run.series("masked_share")
     masked = shares[np.isfinite(shares)]
     dropped = (
@@ -302,34 +283,18 @@ def watch(run: RunData) -> Section:
             Line(name, x, y, ramp(i, len(names))) for i, (name, y) in enumerate(zip(names, series))
         ]
 
+    shown: tuple[tuple[str, str, str, str, dict[str, bool]], ...] = (
+        ("gradient", "Gradient of the currents", "layers", "gradient", {"log": True}),
+        ("step", _STEP, "weights", "update_ratio", {"log": True}),
+        ("reset", "Gradient through the reset, relative to the rest", "layers", "reset_ratio", {}),
+        ("mask", "Agreement with the unmasked gradient", "weights", "mask_alignment", {}),
+        ("dead", "Channels that never fire", "layers", "dead", {"percent": True}),
+    )
     charts = grid(
-        draw_chart(
-            "watch-gradient",
-            "Gradient of the currents",
-            lines("layers", "gradient"),
-            _DONE,
-            log=True,
-        ),
-        draw_chart(
-            "watch-step",
-            "Step at the full rate, relative to the weights",
-            lines("weights", "update_ratio"),
-            _DONE,
-            log=True,
-        ),
-        draw_chart(
-            "watch-reset",
-            "Gradient through the reset, relative to the rest",
-            lines("layers", "reset_ratio"),
-            _DONE,
-        ),
-        draw_chart(
-            "watch-mask",
-            "Agreement with the unmasked gradient",
-            lines("weights", "mask_alignment"),
-            _DONE,
-        ),
-        draw_chart("watch-dead", "Channels that never fire", lines("layers", "dead"), _DONE, True),
+        *(
+            draw_chart(f"watch-{name}", title, lines(kind, key), "epochs done", **scale)
+            for name, title, kind, key, scale in shown
+        )
     )
     text: Text = [
         "What ",
@@ -341,7 +306,7 @@ def watch(run: RunData) -> Section:
     return Section("watch", "Health while training", text, body)
 
 
-_DONE = "epochs done"
+_STEP = "Step at the full rate, relative to the weights"
 
 
 def size(value: Any) -> float:

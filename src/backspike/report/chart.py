@@ -50,26 +50,12 @@ def draw_svg(name: str, label: str, plot: Callable[[Axes], None], left: float = 
     from matplotlib.figure import Figure as Drawing
 
     ink, soft, rule = map(colour, ("ink", "soft", "rule"))
-    style: dict[str, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
-        "text.usetex": False,
-        "font.family": "sans-serif",
-    }
-    style |= {
-        "font.size": 11.5,
-        "text.color": ink,
-        "axes.labelcolor": soft,
-        "xtick.color": soft,
-        "ytick.color": soft,
-    }
-    style |= {
-        "axes.edgecolor": rule,
-        "grid.color": rule,
-        "grid.linewidth": 0.8,
-        "axes.facecolor": "none",
-    }
-    style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False}
+    style: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, "text.usetex": False}
+    style |= {"font.family": "sans-serif", "font.size": 11.5, "text.color": ink}
+    style |= dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), soft)
+    style |= dict.fromkeys(("axes.edgecolor", "grid.color"), rule)
+    style |= {"grid.linewidth": 0.8, "axes.facecolor": "none"}
+    style |= {f"axes.spines.{side}": False for side in ("top", "right", "left")}
     style |= {"xtick.major.size": 3, "ytick.major.size": 0, "axes.axisbelow": True}
     with rc_context(style):  # type: ignore[arg-type, unused-ignore]
         drawing = Drawing(figsize=(5, 3.1), facecolor="none")
@@ -84,15 +70,14 @@ def svg(drawing: Drawing, label: str) -> Markup:
     drawing.savefig(buffer, format="svg", metadata=unsigned)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    box = re.search(r'viewBox="[^"]*"', text)
+    box = re.findall(r'viewBox="([^"]*)"', text)[0]
     body = text[text.index(">") + 1 :]
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r"#010[01][0-9a-f]{2}", lambda match: css(match[0]), body)
     body = re.sub(r"\s*\n\s*", " ", re.sub(r"<!--.*?-->", "", body, flags=re.S))
-    # the only HTML from elsewhere: matplotlib wrote it and escaped the texts in it; `format` escapes the label
-    return Markup('<svg role="img" aria-label="{}" {}>{}').format(
-        label, Markup(box[0] if box else ""), Markup(body)
-    )
+    # the one place where HTML is trusted: matplotlib made it and escaped its texts; `format` escapes the label
+    head = Markup('<svg role="img" aria-label="{}" viewBox="{}">').format(label, box)
+    return head + Markup(body)
 
 
 class Line(NamedTuple):
@@ -129,15 +114,8 @@ def draw_chart(
             keep = slice(None, None, math.ceil(len(line.x) / 400))
             dots = "o" if np.isfinite(line.y).sum() <= 20 else ""
             style = (0, (4, 2)) if line.dashed else "-"
-            ax.plot(
-                line.x[keep],
-                line.y[keep],
-                color=line.colour,
-                linestyle=style,
-                linewidth=1.8,
-                marker=dots,
-                markersize=3.5,
-            )
+            look: dict[str, Any] = {"color": line.colour, "linestyle": style, "marker": dots}
+            ax.plot(line.x[keep], line.y[keep], **look, linewidth=1.8, markersize=3.5)
         finish(ax, xlabel, percent, log)
 
     said = "; ".join(f"{line.label}: {span(line.y, write)}" for line in lines[:12])

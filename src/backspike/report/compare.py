@@ -51,11 +51,8 @@ def comparison(runs: Sequence[RunData], names: Sequence[str]) -> Section:
         if len({json.dumps(run.fields.get(key, ...), default=str) for run in runs}) > 1
     ]
     heads = (
-        "test accuracy, best by validation",
-        "test accuracy, last epoch",
-        "best validation",
-        "epochs",
-        "time",
+        *("test accuracy, best by validation", "test accuracy, last epoch", "best validation"),
+        *("epochs", "time"),
     )
     rows = []
     for i, (run, name) in enumerate(zip(runs, names)):
@@ -80,16 +77,11 @@ def overlay(runs: Sequence[RunData], names: Sequence[str]) -> Section:
             for i, (run, name) in enumerate(zip(runs, names))
         ]
 
-    charts = grid(
-        draw_chart(
-            "validation-accuracy",
-            "Validation accuracy",
-            lines("validation_accuracy"),
-            "epoch",
-            True,
-        ),
-        draw_chart("train-accuracy", "Training accuracy", lines("train_accuracy"), "epoch", True),
-        draw_chart("validation-loss", "Validation loss", lines("validation_loss"), "epoch"),
-        draw_chart("train-loss", "Training loss", lines("loss"), "epoch"),
+    shown = (
+        ("validation-accuracy", "Validation accuracy", "validation_accuracy", True),
+        ("train-accuracy", "Training accuracy", "train_accuracy", True),
+        ("validation-loss", "Validation loss", "validation_loss", False),
+        ("train-loss", "Training loss", "loss", False),
     )
-    return Section("curves", "Accuracy and loss", "Colours as in the table above.", charts)
+    charts = [draw_chart(n, title, lines(key), "epoch", share) for n, title, key, share in shown]
+    return Section("curves", "Accuracy and loss", "Colours as in the table above.", grid(*charts))

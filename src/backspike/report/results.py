@@ -36,16 +36,13 @@ def tiles(run: RunData) -> list[tuple[str, str, str]]:
         else number(done.get("validation_accuracy"))
     )
     device = f" on {run.env['device']}" if run.env.get("device") else ""
-    test = (
-        "Test accuracy",
-        as_percent(number(done.get("test_accuracy"))),
-        "weights of the best epoch by validation",
+    accuracy, accuracy_last = (
+        as_percent(number(done.get(key))) for key in ("test_accuracy", "test_accuracy_last")
     )
-    running = (
-        "Training accuracy",
-        as_percent(last("train_accuracy")),
-        "so far; the test comes at the end",
-    )
+    test = ("Test accuracy", accuracy, "weights of the best epoch by validation")
+    so_far = as_percent(last("train_accuracy"))
+    running = ("Training accuracy", so_far, "so far; the test comes at the end")
+    speed = f"{count(last('samples_per_second'))} samples per second{device}"
     of = (
         f"of {planned:.0f} planned"
         if math.isfinite(planned) and planned != len(run.epochs)
@@ -53,18 +50,10 @@ def tiles(run: RunData) -> list[tuple[str, str, str]]:
     )
     tiles = [
         test if done else running,
-        (
-            "Test, last epoch",
-            as_percent(number(done.get("test_accuracy_last"))),
-            "weights as training left them",
-        ),
+        ("Test, last epoch", accuracy_last, "weights as training left them"),
         ("Best validation", as_percent(best), f"in epoch {run.best_epoch:.0f} (from 0)"),
         ("Epochs", f"{len(run.epochs)}", of if math.isfinite(planned) else ""),
-        (
-            "Time",
-            seconds(run.seconds),
-            f"{count(last('samples_per_second'))} samples per second{device}",
-        ),
+        ("Time", seconds(run.seconds), speed),
         ("Parameters", count(number(run.env.get("parameters"))), "numbers that are learned"),
     ]
     return [tile for tile in tiles if tile[1] != "–"]
@@ -146,13 +135,10 @@ def readout(run: RunData) -> Section:
     ]
     T = max(map(len, weights), default=0)
     lines = [
-        Line(
-            f"step {t + 1}",
-            run.x,
-            np.array([number(w[t]) if t < len(w) else math.nan for w in weights]),
-            ramp(t, T),
+        Line(f"step {t + 1}", run.x, y, ramp(t, T))
+        for t, y in enumerate(
+            np.array([number(w[t]) if t < len(w) else math.nan for w in weights]) for t in range(T)
         )
-        for t in range(T)
     ]
     text = (
         "Temporally weighted output: the answer is the mean of the outputs of all timesteps, each times its weight. After an "
@@ -160,12 +146,8 @@ def readout(run: RunData) -> Section:
         "the network answers better at this step than at others. The mean of all weights stays 1. This is the counterpart of "
         "figure 3 of Li et al. 2024 (arXiv 2406.19645)."
     )
-    return Section(
-        "readout",
-        "Weights of the timesteps",
-        text,
-        grid(draw_chart("readout-weights", "Weight", lines, "epoch")),
-    )
+    chart = draw_chart("readout-weights", "Weight", lines, "epoch")
+    return Section("readout", "Weights of the timesteps", text, grid(chart))
 
 
 def over_time(run: RunData) -> Section:
@@ -188,15 +170,8 @@ def early_exit(run: RunData) -> Section:
     if not accuracy or not validation or not curves:
         return Section("early-exit", "")
     steps = np.arange(1.0, len(accuracy) + 1)
-    lines = [
-        Line(
-            "the same number of steps for all",
-            steps,
-            np.array(accuracy),
-            colour("soft"),
-            dashed=True,
-        )
-    ]
+    all_alike = "the same number of steps for all"
+    lines = [Line(all_alike, steps, np.array(accuracy), colour("soft"), dashed=True)]
     rows = []
     for i, (name, c) in enumerate(curves.items()):
         order = np.argsort(c["steps"], kind="stable")
@@ -283,11 +258,9 @@ def _confusion_table(counts: np.ndarray, names: Sequence[str]) -> Table:
 def _confusion_cell(right: bool, share: float, count: int) -> Cell:
     if not count:
         return Cell("0", "none")
-    return heat(
-        share if right else min(2 * math.sqrt(share), 1),
-        f"{count}",
-        "heat" if right else "heat mistake",
-    )
+    if right:
+        return heat(share, f"{count}")
+    return heat(2 * math.sqrt(share), f"{count}", "heat mistake")
 
 
 def _confusion_image(counts: np.ndarray, names: Sequence[str]) -> list[Part | Table]:

@@ -106,19 +106,12 @@ def is_curve(c: Any) -> bool:
 
 
 def class_names(run: RunData) -> list[str]:
-    count = next(
-        (run.arrays[k].shape[-1] for k in ("confusion", "sample_logits") if k in run.arrays), 0
-    )
+    known = [k for k in ("confusion", "sample_logits") if k in run.arrays]
+    count = run.arrays[known[0]].shape[-1] if known else 0
     return [str(name) for name in run.arrays.get("classes", range(count))]
 
 
 def layer_names(run: RunData) -> list[str]:
-    count = next(
-        (
-            run.arrays[k].shape[0]
-            for k in ("firing_rate", "support_share", "membrane_counts")
-            if k in run.arrays
-        ),
-        0,
-    )
+    known = [k for k in ("firing_rate", "support_share", "membrane_counts") if k in run.arrays]
+    count = run.arrays[known[0]].shape[0] if known else 0
     return [str(name) for name in run.arrays.get("layer_names", range(count))]
