@@ -45,6 +45,7 @@ from backspike.cli import main as command_line
 from backspike.data import Events, binning, simulated, static
 from backspike.data.formats import nmnist
 from backspike.study import page  # noqa: F401  (imported once, for all that are forked)
+from backspike.system.table import Table, left, right
 from backspike.train import checkpoint
 
 TIMES = {

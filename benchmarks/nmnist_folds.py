@@ -16,6 +16,7 @@ import torch
 import backspike as bs
 from backspike.study.statistics import paired
 from backspike.surrogate import Masked, Triangle
+from backspike.system.table import Table, left, right
 
 ARMS = {"no mask": Triangle(), "MSG p=0.5": Masked(Triangle(), p=0.5)}
 

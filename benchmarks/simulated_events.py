@@ -19,6 +19,7 @@ from backspike.data import simulated as simulated_sets
 from backspike.data.formats import nmnist
 from backspike.data.simulate import record
 from backspike.data.sources import roots
+from backspike.system.table import Table, left, right
 
 BIN_US, BINS = 6_000, 52
 SENSOR = 34
