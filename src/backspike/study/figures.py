@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,15 +36,15 @@ def _dots(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome])
             values = np.array(row["best"]["values"])
             if not len(values):
                 continue
-            pale = {"color": ink(i), "alpha": 0.45, "markersize": 4, "markeredgewidth": 0}
-            ax.plot(values, np.full(len(values), i), "o", **pale)
+            pale: dict[str, Any] = {"alpha": 0.45, "markersize": 4, "markeredgewidth": 0}
+            ax.plot(values, np.full(len(values), i), "o", color=ink(i), **pale)
             half = (
                 t_quantile(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
                 if len(values) > 1
                 else 0.0
             )
-            look = {"color": ink(i), "markersize": 13, "markeredgewidth": 2, "linewidth": 1.6}
-            ax.errorbar(values.mean(), i, xerr=half, fmt="|", **look)
+            look: dict[str, Any] = {"markersize": 13, "markeredgewidth": 2, "linewidth": 1.6}
+            ax.errorbar(values.mean(), i, xerr=half, fmt="|", color=ink(i), **look)
         ax.set_yticks(range(len(rows)), [math_free(row["arm"]) for row in rows])
         ax.invert_yaxis()
         ax.grid(axis="x")
@@ -88,7 +89,7 @@ def _curves(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome
         ("seconds", "Seconds per epoch", "seconds", False),
     )
     return [
-        _by_arm(study, outcomes, name, title, "epoch", lambda o, k=key: o.series(k), share)
+        _by_arm(study, outcomes, name, title, "epoch", methodcaller("series", key), share)
         for name, title, key, share in shown
     ]
 
@@ -178,7 +179,7 @@ def _mean_of(series: Sequence[np.ndarray]) -> np.ndarray:
 def _line_over(ax: Axes, y: np.ndarray, number: int) -> None:
     dots = "o" if len(y) <= 20 else ""
     dashes = ("-", "--")[number // 8 % 2]
-    look = {"color": ink(number), "linestyle": dashes, "marker": dots}
+    look: dict[str, Any] = {"color": ink(number), "linestyle": dashes, "marker": dots}
     ax.plot(np.arange(1, len(y) + 1), y, **look, linewidth=1.6, markersize=3)
 
 
