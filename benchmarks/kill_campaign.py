@@ -47,6 +47,7 @@ from backspike.data import Events, binning, simulated
 from backspike.data.formats import atis
 from backspike.data.sets.digits import DIGITS
 from backspike.study import page  # noqa: F401  (once, for all forks)
+from backspike.system.table import Table, left, right
 from backspike.train import checkpoint
 
 # keys that differ between equal runs: times and paths
@@ -404,25 +405,19 @@ def main() -> int:
 
 def _table(tallies: dict[str, Tally], seed: int) -> str:
     counts = Counter[str]()
-    lines = [
-        f"seed {seed}\n",
-        "| killed | kills (process alone) | during a write | continued | finished | equal "
-        "| torn files | losses |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, t in tallies.items():
         numbers = {k: v if isinstance(v, int) else len(v) for k, v in vars(t).items()}
         counts.update(numbers)
-        lines.append(_row(f"{name}: {PARTS[name].about}", numbers))
-    return "\n".join([*lines, _row("all", counts)])
+        rows.append(_row(f"{name}: {PARTS[name].about}", numbers))
+    heads = ("in a write", "went on", "came to its end", "equal", "torn files", "losses")
+    columns = [*left("killed"), *right("kills (process alone)", *heads)]
+    return f"seed {seed}\n\n{Table(columns, [*rows, _row('all', counts)]).to_markdown()}"
 
 
-def _row(name: str, n: dict[str, int]) -> str:
-    cells = [
-        f"{n['kills']} ({n['alone']})",
-        *(n[k] for k in ("writing", "went_on", "ends", "equal", "torn", "losses")),
-    ]
-    return f"| {name} | {' | '.join(map(str, cells))} |"
+def _row(name: str, n: dict[str, int]) -> list[object]:
+    kinds = ("writing", "went_on", "ends", "equal", "torn", "losses")
+    return [name, f"{n['kills']} ({n['alone']})", *(n[kind] for kind in kinds)]
 
 
 if __name__ == "__main__":

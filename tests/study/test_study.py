@@ -586,12 +586,6 @@ def test_tables_show_them(copy):
     assert r"last epoch, \%" in body[0]
 
 
-def test_latex_and_markdown_are_escaped():
-    tex = page._latex(["a_b", "50 %"], [["x^2 & {y}", "\\$~#"]], ["a note"])
-    assert r"a\_b & 50 \% \\" in tex
-    assert r"x\^{}2 \& \{y\} & \textbackslash{}\$\~{}\# \\" in tex
-
-
 def test_page_is_self_contained_and_escaped(copy):
     evil = _small(about="<script>alert(1)</script> & <b>")
     runner.run(evil, copy, seeds=2)

@@ -98,7 +98,6 @@ FORBIDDEN = (
 ALLOWED = {
     "__init__.py": {"importlib"},  # the public names' own modules
     "bench/gate.py": {"torch.load"},  # a file that a worker wrote; weights_only
-    "bench/page.py": {"html"},  # report/html.py
     "bench/worker/libraries/__init__.py": {
         "importlib"
     },  # a module of this folder by the plan's own names
@@ -115,7 +114,6 @@ ALLOWED = {
     },  # HDF5 in a process of its own, asked through a pipe
     "data/sets/digits.py": {"numpy.load"},  # the bundled digits
     "data/simulated.py": {"pickle", "subprocess"},  # pipes
-    "doctor/page.py": {"html"},  # report/html.py
     "kernel/cpu/conv.py": {"ctypes"},  # our own kernels, as in the next
     "kernel/cpu/library.py": {"ctypes", "importlib"},
     "kernel/cpu/norm.py": {"ctypes"},
@@ -124,8 +122,6 @@ ALLOWED = {
     "kernel/dispatch.py": {"importlib"},  # whether there is a Triton
     "kernel/pack.py": {"ctypes"},
     "models/__init__.py": {"importlib"},  # modules of this folder by the networks' own names
-    "report/html.py": {"html"},  # html.escape
-    "study/page.py": {"html"},  # report/html.py
     "study/runner.py": {"multiprocessing"},  # pipes
     "study/spec.py": {"json.loads"},  # of what json.dumps gave in the same line
     "system/files.py": {"json.loads", "zipfile"},  # read_json, read_arrays: within bounds

@@ -17,6 +17,7 @@ from ..analysis.vitals import Vitals, take
 from ..errors import RunError
 from ..recipes.recipe import Recipe
 from ..run import Run
+from ..system.table import Table, left
 from ..train import checkpoint, failures, setup
 from ..train import trainer as training
 
@@ -119,15 +120,11 @@ def lines(examination: Examination) -> list[str]:
     """For a terminal: a table of the layers, how far steps go, and the findings."""
     v, recipe = examination.vitals, examination.recipe
     state = "trained" if examination.trained else "not trained"
-    rows = [_HEAD, *(_row(name, layer) for name, layer in v.layers.items())]
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    table = Table(_COLUMNS, [_row(name, layer) for name, layer in v.layers.items()])
     out = [
         f"{examination.subject} ({state}): {v.samples} samples of {recipe.data}, T = {v.T}, "
         f"cross-entropy {v.cross_entropy:.3g}, accuracy {100 * v.accuracy:.1f} %",
-        *(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-            for row in rows
-        ),
+        table.to_text(),
     ]
     if v.weights:
         ratios = [w.update_ratio for w in v.weights.values()]
@@ -143,7 +140,9 @@ def lines(examination: Examination) -> list[str]:
     return out
 
 
-_HEAD = ("layer", "fires", "under surrogate", "gradient", "reset", "mask leaves", "dead channels")
+_COLUMNS = left(
+    *("layer", "fires", "under surrogate", "gradient", "reset", "mask leaves", "dead channels")
+)
 
 
 def _row(name: str, layer: Any) -> tuple[str, ...]:
