@@ -410,7 +410,7 @@ def _table(tallies: dict[str, Tally], seed: int) -> str:
         numbers = {k: v if isinstance(v, int) else len(v) for k, v in vars(t).items()}
         counts.update(numbers)
         rows.append(_row(f"{name}: {PARTS[name].about}", numbers))
-    heads = ("in a write", "went on", "came to its end", "equal", "torn files", "losses")
+    heads = ("during a write", "continued", "finished", "equal", "torn files", "losses")
     columns = [*left("killed"), *right("kills (process alone)", *heads)]
     return f"seed {seed}\n\n{Table(columns, [*rows, _row('all', counts)]).to_markdown()}"
 
