@@ -17,11 +17,12 @@ from typing import Any
 import torch
 
 import backspike as bs
-from backspike.kernel import dispatch
+from backspike.kernel import Constants, dispatch
 from backspike.kernel.call import Sent
 from backspike.kernel.norm import Norm, norm_lif
 from backspike.layers import synapse
 from backspike.neuron.prepare import prepare
+from backspike.options import LIF
 from backspike.surrogate import FAMILIES
 from backspike.train import trainer
 
@@ -220,21 +221,10 @@ def _norm(
         0.1,
         1e-5,
     )
-    options: dict[str, Any] = {
-        "tau": 2.0,
-        "v_threshold": 0.75,
-        "v_reset": 0.0,
-        "decay_input": True,
-        "reset_gradient": 0.5,
-    }
-    options |= {
-        "surrogate": bs.Masked(bs.ATan(), p=0.3),
-        "temporal_gradient": True,
-        "seed": SEED,
-        "repeats": repeats,
-    }
+    neuron = LIF(surrogate=bs.Masked(bs.ATan(), p=0.3), reset_gradient=0.5)
     y = y.detach().requires_grad_()
-    spikes = run(prepare(y, None, **options), norm, pool, backend).spikes
+    call = prepare(y, None, neuron, Constants(2.0, 0.75), SEED, repeats=repeats)
+    spikes = run(call, norm, pool, backend).spikes
     spikes.backward(grid(tuple(spikes.shape), 4, y.device).to(spikes.dtype))
     return [spikes.detach(), *(p.grad for p in (y, weight, bias) if p.grad is not None)]
 

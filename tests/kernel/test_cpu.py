@@ -20,7 +20,7 @@ import pytest
 import setuptools
 import torch
 from helpers.layouts import LAYOUTS, Own, assert_same
-from helpers.neurons import LEARNED, MASKS, RESETS, close, draw, grid, run
+from helpers.neurons import LEARNED, MASKS, RESETS, close, draw, grid, prepare, run
 from helpers.norms import make_call
 from helpers.paths import ROOT, TESTS
 from helpers.surrogates import FAMILIES, with_scale
@@ -34,7 +34,6 @@ from backspike.kernel import cpu, ops
 from backspike.kernel.cpu import conv, library, norm, pool
 from backspike.kernel.mask import dropped_at
 from backspike.neuron.lif import compute
-from backspike.neuron.prepare import prepare
 
 SOURCES = sorted(map(str, Path(cpu.__file__).parents[1].joinpath("csrc").glob("*.c")))
 pytestmark = pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")

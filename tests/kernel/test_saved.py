@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from helpers.neurons import MASKS, RESETS, close, draw, run
+from helpers.neurons import MASKS, RESETS, close, draw, prepare, run
 from helpers.saved import channels_last, flags, membranes
 from helpers.surrogates import FAMILIES
 
@@ -16,7 +16,6 @@ import backspike as bs
 from backspike import ATan, Dspike, Masked, Parametric, Rectangle, Sigmoid, SuperSpike, Triangle
 from backspike.kernel import ops, saved
 from backspike.kernel.cpu import library
-from backspike.neuron.prepare import prepare
 
 SEED = 2**50 + 33
 HAND_WRITTEN = [b for b in bs.backends() if b != "reference"]

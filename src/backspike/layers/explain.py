@@ -14,7 +14,6 @@ from torch import nn
 from .. import kernel
 from ..neuron.integrator import Integrator
 from ..neuron.lif import LIF
-from ..neuron.prepare import prepare
 from ..system.table import Table, left
 from .block import Block, why_called
 from .over_time import PRODUCTS, plain
@@ -72,8 +71,8 @@ def _blocks(model: nn.Module) -> dict[nn.Module | None, Block]:
 
 def _backend(layer: LIF | Integrator, device: torch.device) -> tuple[str, str]:
     x = torch.zeros(1, 1, getattr(layer, "channels", None) or 1, device=device)
-    # a seed is given, so that asking draws none
-    return kernel.choose(layer.backend, prepare(x, None, **{**layer.options(), "seed": 0}))
+    with torch.no_grad():  # so that asking draws no seed
+        return kernel.choose(layer.backend, layer.prepare(x, None))
 
 
 def _together(

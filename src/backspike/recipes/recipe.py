@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from .. import surrogate as _surrogate
 from ..data import augment as _augment
 from ..data import mixing as _mixing
 from ..errors import RecipeError, nearest
@@ -159,16 +158,14 @@ class Recipe:
             _require(
                 0 <= self.mask_p_end <= 1, "mask_p_end", "a probability in [0, 1]", self.mask_p_end
             )
-            masked = isinstance(self.neuron.surrogate, _surrogate.Masked)
             _require(
-                masked,
+                self.neuron.mask is not None,
                 "neuron.surrogate",
                 "a Masked(...) surrogate where mask_p_end is set",
                 self.neuron.surrogate,
             )
-            rescaled = masked and self.neuron.surrogate.rescale  # type: ignore[attr-defined]
             _require(
-                not (rescaled and self.mask_p_end == 1),
+                not (self.neuron.rescale and self.mask_p_end == 1),
                 "mask_p_end",
                 "below 1 with rescale",
                 self.mask_p_end,

@@ -4,86 +4,75 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ..surrogate import ATan, Rectangle, Surrogate
+from .. import options
 
 if TYPE_CHECKING:
     from torch import Tensor, nn, optim
 
 
 @dataclass(frozen=True)
-class Neuron:
+class Neuron(options.LIF):
     """The spiking neuron of every layer: the arguments of `bs.LIF`. Called with `channels=`, it builds the layer.
 
     Other neurons are subclasses of the name that they have in `bs`.
     """
 
-    tau: float = 2.0
-    v_threshold: float = 1.0
-    v_reset: float | None = 0.0
-    decay_input: bool = True
-    surrogate: Surrogate = field(default=ATan())
-    reset_gradient: float = 1.0
-    temporal_gradient: bool = True
-    learn: tuple[str, ...] = ()
-    backend: str = "auto"
-    memory: str = "exact"  # what is kept for the backward pass; see `bs.lif`
-
     def __call__(self, channels: int | None = None) -> nn.Module:
+        return self.layer()(**vars(self), channels=channels)
+
+    @staticmethod
+    def layer() -> Callable[..., nn.Module]:
         from ..neuron.lif import LIF
 
-        return LIF(**vars(self), channels=channels)
+        return LIF
 
 
 @dataclass(frozen=True)
 class PLIF(Neuron):
     """`bs.PLIF`: tau learns."""
 
-    def __call__(self, channels: int | None = None) -> nn.Module:
+    @staticmethod
+    def layer() -> Callable[..., nn.Module]:
         from ..neuron.lif import PLIF
 
-        return PLIF(**vars(self), channels=channels)
+        return PLIF
 
 
 @dataclass(frozen=True)
-class CubaLIF(Neuron):
+class CubaLIF(options.CubaLIF, Neuron):
     """`bs.CubaLIF`: a synapse filters the current."""
 
-    tau_synapse: float = 2.0
-
-    def __call__(self, channels: int | None = None) -> nn.Module:
+    @staticmethod
+    def layer() -> Callable[..., nn.Module]:
         from ..neuron.cuba import CubaLIF
 
-        return CubaLIF(**vars(self), channels=channels)
+        return CubaLIF
 
 
 @dataclass(frozen=True)
-class CLIF(Neuron):
+class CLIF(options.CLIF, Neuron):
     """`bs.CLIF`, with the defaults of its paper; its reset is its own, so v_reset stays None."""
 
-    v_reset: None = None
-    decay_input: bool = False
-    surrogate: Surrogate = field(default=Rectangle())
-
-    def __call__(self, channels: int | None = None) -> nn.Module:
+    @staticmethod
+    def layer() -> Callable[..., nn.Module]:
         from ..neuron.clif import CLIF
 
-        options = vars(self) | {"channels": channels}
-        del options["v_reset"]
-        return CLIF(**options)
+        return CLIF
 
 
 @dataclass(frozen=True)
 class MPBN(Neuron):
     """`bs.MPBN`: BatchNorm of the membrane before it fires."""
 
-    def __call__(self, channels: int | None = None) -> nn.Module:
+    @staticmethod
+    def layer() -> Callable[..., nn.Module]:
         from ..layers.mpbn import MPBN
 
-        return MPBN(**vars(self), channels=channels)
+        return MPBN
 
 
 @runtime_checkable

@@ -6,11 +6,10 @@ import ctypes
 import importlib.util
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ class CSurrogate(ctypes.Structure):
     _fields_ = [("code", ctypes.c_int64), ("constants", ctypes.c_double * 3)]
 
 
-def fields(kind: Any, names: str) -> list[tuple[str, Any]]:
+def fields(kind: type, names: str) -> list[tuple[str, type]]:
     return [(name, kind) for name in names.split()]
 
 
@@ -110,7 +109,7 @@ def available() -> bool:
     return _c is not None
 
 
-def function(name: str, dtype: torch.dtype | None = None) -> Any:
+def function(name: str, dtype: torch.dtype | None = None) -> Callable[..., int]:
     """A function of the library in use that returns an integer; with a dtype, the one compiled for it."""
     found = getattr(_c, name if dtype is None else f"{name}_{SUFFIX[dtype]}")
     found.restype = ctypes.c_int64
@@ -210,7 +209,7 @@ def job_template(
     )
 
 
-def set_pointers(job: Job, **tensors: Tensor | None) -> None:
+def set_pointers(job: ctypes.Structure, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         setattr(job, f"p_{name}", None if tensor is None else tensor.data_ptr())
 
