@@ -28,6 +28,13 @@ def _field(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+def _calls(kind: Any) -> str:
+    """The values of a kind for its help: "Mean(), Last() or TWO(beta, start_epoch, cumulative)"."""
+    names = [(c.__name__, [f.name for f in dataclasses.fields(c)]) for c in kind.__subclasses__()]
+    *others, last = (f"{name}({', '.join(options)})" for name, options in names)
+    return f"{', '.join(others)} or {last}"
+
+
 # values that leave a field to the machine: see train/precision.py
 OPEN = {"precision": "auto", "channels_last": None}
 
@@ -62,12 +69,10 @@ class Recipe:
         Neuron(), "the neuron of every layer: Neuron() is LIF; PLIF(), CubaLIF(), CLIF(), MPBN()"
     )
     norm: Norm | None = _field(
-        None, "TDBN() or TEBN() in the place of BatchNorm; None: the network's own"
+        None, f"{_calls(Norm)} in the place of BatchNorm; None: the network's own"
     )
-    readout: Readout = _field(Mean(), "Mean(), Last() or TWO(beta, start_epoch, cumulative)")
-    loss: Loss = _field(
-        CrossEntropy(), "CrossEntropy(label_smoothing) or TET(lam, phi, label_smoothing)"
-    )
+    readout: Readout = _field(Mean(), _calls(Readout))
+    loss: Loss = _field(CrossEntropy(), _calls(Loss))
     mask_p_end: float | None = _field(
         None, "anneal the probability of Masked linearly over the epochs to this value"
     )
@@ -83,9 +88,7 @@ class Recipe:
     freeze_width: int = _field(
         0, "stop learning widths, thresholds and taus after so many epochs; 0: never"
     )
-    optimizer: Optimizer = _field(
-        AdamW(), "AdamW(lr, weight_decay) or SGD(lr, momentum, weight_decay, nesterov)"
-    )
+    optimizer: Optimizer = _field(AdamW(), _calls(Optimizer))
     epochs: int = _field(10, "passes over the training split")
     batch_size: int = _field(64, "samples per step")
     accumulate: int = _field(1, "split each step into so many parts to save memory")

@@ -1,8 +1,10 @@
-"""The values that a recipe holds: neurons, norms, readouts, losses, methods and optimizers, each of which builds its part."""
+"""The values that a recipe holds: neurons, norms, readouts, losses, methods and optimizers, each of which builds its part.
+
+Every dataclass in this file may be named by the text of a recipe. Importing it imports no torch.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -83,7 +85,7 @@ class Norm(Protocol):
 
 
 @dataclass(frozen=True)
-class TDBN:
+class TDBN(Norm):
     """Threshold-dependent BatchNorm, see `bs.TDBN`."""
 
     def layers(self, T: int, v_threshold: float) -> Callable[..., nn.Module]:
@@ -93,7 +95,7 @@ class TDBN:
 
 
 @dataclass(frozen=True)
-class TEBN:
+class TEBN(Norm):
     """Temporal effective BatchNorm, see `bs.TEBN`."""
 
     def layers(self, T: int, v_threshold: float) -> Callable[..., nn.Module]:
@@ -104,11 +106,13 @@ class TEBN:
 
 @runtime_checkable
 class Readout(Protocol):
+    """What builds the module that turns the outputs over time `[T, B, K]` into logits `[B, K]`."""
+
     def build(self, T: int) -> nn.Module: ...
 
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(Readout):
     """Mean over time."""
 
     def build(self, T: int) -> nn.Module:
@@ -118,7 +122,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Last:
+class Last(Readout):
     """The last timestep."""
 
     def build(self, T: int) -> nn.Module:
@@ -128,7 +132,7 @@ class Last:
 
 
 @dataclass(frozen=True)
-class TWO:
+class TWO(Readout):
     """Temporally weighted output, see `bs.readout.TWO`."""
 
     beta: float = 0.7
@@ -138,7 +142,7 @@ class TWO:
     def build(self, T: int) -> nn.Module:
         from .. import readout
 
-        return readout.TWO(T, self.beta, self.start_epoch, self.cumulative)
+        return readout.TWO(T, **vars(self))
 
 
 def _check_smoothing(label_smoothing: float) -> None:
@@ -148,11 +152,13 @@ def _check_smoothing(label_smoothing: float) -> None:
 
 @runtime_checkable
 class Loss(Protocol):
+    """What computes the loss from the outputs over time `[T, B, K]`, the logits `[B, K]` and the targets."""
+
     def value(self, o: Tensor, logits: Tensor, y: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(Loss):
     """One cross-entropy on the readout's logits."""
 
     label_smoothing: float = 0.0
@@ -163,11 +169,11 @@ class CrossEntropy:
     def value(self, o: Tensor, logits: Tensor, y: Tensor) -> Tensor:
         from torch.nn import functional as F
 
-        return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(logits, y, **vars(self))
 
 
 @dataclass(frozen=True)
-class TET:
+class TET(Loss):
     """The loss of every timestep, averaged, see `bs.loss.tet`; the readout only answers."""
 
     lam: float = 0.05
@@ -180,7 +186,7 @@ class TET:
     def value(self, o: Tensor, logits: Tensor, y: Tensor) -> Tensor:
         from .. import loss
 
-        return loss.tet(o, y, self.lam, self.phi, self.label_smoothing)
+        return loss.tet(o, y, **vars(self))
 
 
 @dataclass(frozen=True)
@@ -199,8 +205,7 @@ class PDA:
     def build(self, model: nn.Module) -> Any:
         from ..methods.pda import PotentialAdjustment
 
-        options = dataclasses.asdict(self)
-        return PotentialAdjustment(model, options.pop("strength"), options.pop("target"), **options)
+        return PotentialAdjustment(model, **vars(self))
 
 
 @dataclass(frozen=True)
@@ -216,8 +221,7 @@ class SGS:
     def build(self, model: nn.Module) -> Any:
         from ..methods.sgs import scale_gradients
 
-        options = dataclasses.asdict(self)
-        return scale_gradients(model, options.pop("alpha"), options.pop("pair"), **options)
+        return scale_gradients(model, **vars(self))
 
 
 @runtime_checkable
@@ -229,18 +233,18 @@ class Optimizer(Protocol):
 
 
 @dataclass(frozen=True)
-class AdamW:
+class AdamW(Optimizer):
     lr: float = 1e-3
     weight_decay: float = 0.0
 
     def build(self, groups: Any) -> optim.Optimizer:
         from torch import optim
 
-        return optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay, fused=True)
+        return optim.AdamW(groups, **vars(self), fused=True)
 
 
 @dataclass(frozen=True)
-class SGD:
+class SGD(Optimizer):
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -249,10 +253,4 @@ class SGD:
     def build(self, groups: Any) -> optim.Optimizer:
         from torch import optim
 
-        options: dict[str, Any] = {
-            "lr": self.lr,
-            "momentum": self.momentum,
-            "weight_decay": self.weight_decay,
-            "nesterov": self.nesterov,
-        }
-        return optim.SGD(groups, **options, fused=True)
+        return optim.SGD(groups, **vars(self), fused=True)
