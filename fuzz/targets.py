@@ -405,9 +405,10 @@ def _fields() -> list[bytes]:
 
 def _read_fields(data: bytes) -> None:
     from backspike import recipes
-    from backspike.cli import split_off_fields
+    from backspike.cli import verb_parser
 
-    _, fields = split_off_fields(data.decode("utf-8", "surrogateescape").split("\0"))
+    words = data.decode("utf-8", "surrogateescape").split("\0")
+    _, fields = verb_parser("train").split_fields(words)
     recipes.digits().replace(fields).to_dict()
 
 
