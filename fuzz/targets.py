@@ -403,12 +403,17 @@ def _fields() -> list[bytes]:
     ]
 
 
-def _read_fields(data: bytes) -> None:
-    from backspike import recipes
+@functools.cache
+def _parser() -> Any:
     from backspike.cli import verb_parser
 
-    words = data.decode("utf-8", "surrogateescape").split("\0")
-    _, fields = verb_parser("train").split_fields(words)
+    return verb_parser("train")
+
+
+def _read_fields(data: bytes) -> None:
+    from backspike import recipes
+
+    _, fields = _parser().split_fields(data.decode("utf-8", "surrogateescape").split("\0"))
     recipes.digits().replace(fields).to_dict()
 
 

@@ -188,9 +188,8 @@ def serve(answer: Callable[..., Any] = lambda function, *args: function(*args)) 
     with suppress(EOFError, OSError):
         while True:
             timeout, message = _to_parent.recv()
-            signal.alarm(
-                timeout
-            )  # ends this process even in C code that loops, and without its parent
+            # the default action of SIGALRM ends even C code that loops, also without a parent
+            signal.alarm(timeout)
             try:
                 reply = "result", answer(*message)
             except (Exception, KeyboardInterrupt) as e:
