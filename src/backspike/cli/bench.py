@@ -1,7 +1,5 @@
 """`backspike bench`: time and memory of training, beside other libraries."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shlex

@@ -1,7 +1,5 @@
 """`backspike certify`: whether all backends compute the same on this machine."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shlex

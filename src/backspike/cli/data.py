@@ -1,7 +1,5 @@
 """`backspike data`: the data sets, and which of their files are here."""
 
-from __future__ import annotations
-
 import argparse
 import json
 

@@ -1,7 +1,5 @@
 """`backspike doctor`: why a recipe or a run does not learn."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`backspike eval`: the test set through a trained network."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shlex

@@ -1,7 +1,5 @@
 """What all verbs share: the parser, recipe fields among the options, and what torchrun sets."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Sequence

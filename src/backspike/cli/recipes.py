@@ -1,7 +1,5 @@
 """`backspike recipes`: the shipped recipes."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """`backspike report`: the report of a run, or the comparison of several."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`backspike resume`: continues an interrupted run."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

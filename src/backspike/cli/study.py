@@ -1,7 +1,5 @@
 """`backspike study`: compares the arms of a study over several seeds."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path
