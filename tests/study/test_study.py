@@ -416,10 +416,9 @@ sys.path.insert(0, {tests!r})
 from backspike.study import runner
 from helpers.studies import _small
 
-if __name__ == "__main__":
-    # as many processes as cores: one thread each, as in the tests
-    runner.run(_small(epochs=8), sys.argv[1], seeds=1, jobs=os.cpu_count(), listen=lambda e: print(e["event"], flush=True))
-"""
+# as many processes as cores: one thread each, as in the tests
+runner.run(_small(epochs=8), sys.argv[1], seeds=1, jobs=os.cpu_count(), listen=lambda e: print(e["event"], flush=True))
+"""  # no `if __name__ == "__main__"`: the processes do not run the script again
 
 
 def _gone(group, seconds=20.0):
