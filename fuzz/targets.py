@@ -406,11 +406,17 @@ def _fields() -> list[bytes]:
     ]
 
 
+@functools.cache
+def _parser() -> Any:
+    from backspike.cli import verb_parser
+
+    return verb_parser("train")
+
+
 def _read_fields(data: bytes) -> None:
     from backspike import recipes
-    from backspike.cli import split_off_fields
 
-    _, fields = split_off_fields(data.decode("utf-8", "surrogateescape").split("\0"))
+    _, fields = _parser().split_fields(data.decode("utf-8", "surrogateescape").split("\0"))
     recipes.digits().replace(fields).to_dict()
 
 

@@ -2,7 +2,6 @@
 
 import gzip
 import struct
-import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -281,17 +280,14 @@ def test_simulated_in_processes_as_in_one(mnist_files, monkeypatch, tmp_path):
 
 def test_a_stopped_simulation_goes_on_where_it_was(mnist_files, monkeypatch, tmp_path):
     """A process dies in the third class: one line says so; what is ready stays as it is, and only the rest is made then."""
-    images, run, calls = data.load("mnist"), subprocess.run, []
+    images, start, started = data.load("mnist"), simulated.Worker, []
 
-    def dies(command, **options):
-        calls.append(command)
-        return run(
-            [*command[:1], "-c", "raise SystemExit('killed')"] if len(calls) == 3 else command,
-            **options,
-        )
+    def dies(**options):
+        started.append(options)
+        return start(**options | ({"start": "exit('killed')"} if len(started) == 3 else {}))
 
     monkeypatch.setattr(simulated, "SERIAL_IMAGES", 0)
-    monkeypatch.setattr(simulated.subprocess, "run", dies)
+    monkeypatch.setattr(simulated, "Worker", dies)
     monkeypatch.setattr(simulated, "processors", lambda: 1)
     with pytest.raises(
         DataError, match=r"^simulating mnist-dvs, Train/2 failed \(killed\): run it again$"
@@ -302,14 +298,10 @@ def test_a_stopped_simulation_goes_on_where_it_was(mnist_files, monkeypatch, tmp
     classes = {path.parent for path in ready}
     assert {entry / "Train" / label for label in "01"} <= classes
     assert entry / "Train" / "2" not in classes
-    monkeypatch.setattr(
-        simulated.subprocess,
-        "run",
-        lambda command, **options: calls.append(command) or run(command, **options),
-    )
-    del calls[:]
+    del started[:]
+    monkeypatch.setattr(simulated, "Worker", lambda **o: started.append(o) or start(**o))
     mnist.MNIST_DVS.read.folder("mnist-dvs", images)
-    assert len(calls) == len({path.parent for path in entry.rglob("*.bin")} - classes)
+    assert len(started) == len({path.parent for path in entry.rglob("*.bin")} - classes)
     assert all(path.stat().st_mtime_ns == time for path, time in ready.items())
 
 

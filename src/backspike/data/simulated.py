@@ -8,9 +8,6 @@ recordings of an entry; the sums are compared on every use, and an entry that di
 
 import hashlib
 import logging
-import os
-import pickle
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from ..system.machine import processors
+from ..system.machine import ONE_THREAD, processors
+from ..system.workers import Worker, WorkerFailed, environment
 from . import cache
 from .cache import cached
 from .events import Recordings
@@ -125,26 +123,6 @@ class _Job:
                 sums.append(f"{hashlib.sha256(data).hexdigest()}  {id:05d}.bin\n")
         (target / SUMS).write_text("".join(sums))
 
-    def write_elsewhere(self, target: Path) -> None:
-        """`write` in a plain interpreter: unlike those of `multiprocessing` it does not run the user's script again."""
-        places = {
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-        }
-        code = "import pickle, sys; job, target = pickle.load(sys.stdin.buffer); job.write(target)"
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            input=pickle.dumps((self, target), pickle.HIGHEST_PROTOCOL),
-            stderr=subprocess.PIPE,
-            env={**os.environ, **places},
-        )
-        if done.returncode:
-            why = done.stderr.decode(errors="replace").strip().splitlines()
-            raise DataError(
-                f"simulating {self.name}, {self.place} failed ({why[-1] if why else done.returncode}): run it again"
-            )
-
     def verified(self, target: Path) -> Path:
         lines = (target / SUMS).read_text().splitlines()
         listed = {path: digest for digest, path in (line.split("  ") for line in lines)}
@@ -164,18 +142,34 @@ def _made(entry: str, jobs: list[_Job]) -> list[Path]:
     images = sum(len(job.ids) for job in jobs)
     alone = images <= SERIAL_IMAGES or not sys.executable
     pool = ThreadPoolExecutor(1 if alone else processors())
+    workers: list[Worker] = []
+
+    def ready(job: _Job) -> Path:
+        def write(target: Path) -> None:
+            with Worker(env=environment(**ONE_THREAD), quiet=True) as worker:
+                workers.append(worker)
+                _simulate(worker, job, target)
+
+        return cached(
+            f"{entry}/{job.place}", read=job.verified, write=job.write if alone else write
+        )
+
     try:
         with progress(f"recordings of {jobs[0].name}", images) as advance:
             made = []
-            for job, path in zip(jobs, pool.map(lambda job: _ready(entry, job, alone), jobs)):
+            for job, path in zip(jobs, pool.map(ready, jobs)):
                 made.append(path)
                 advance(len(job.ids))
             return made
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.process.kill()
+        pool.shutdown()
 
 
-def _ready(entry: str, job: _Job, alone: bool) -> Path:
-    return cached(
-        f"{entry}/{job.place}", read=job.verified, write=job.write if alone else job.write_elsewhere
-    )
+def _simulate(worker: Worker, job: _Job, target: Path) -> None:
+    try:
+        worker.call(job.write, target)
+    except WorkerFailed as e:
+        raise DataError(f"simulating {job.name}, {job.place} failed ({e}): run it again") from None

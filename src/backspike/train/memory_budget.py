@@ -8,11 +8,8 @@ the neurons keep for the backward pass is reduced (`neuron.memory`), which costs
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +20,7 @@ from typing import Any
 from ..errors import RecipeError, RunError
 from ..recipes.recipe import Recipe
 from ..system import heap
+from ..system.workers import Worker, WorkerFailed
 
 LADDER = (
     "exact",
@@ -241,24 +239,17 @@ def size_text(size: float) -> str:
 def _rehearse(recipe: Recipe, device: str | None, threads: int | None) -> Rehearsal:
     torch = sys.modules.get("torch")
     threads = threads or (torch.get_num_threads() if torch else None)
-    work = pickle.dumps((recipe, device, threads, heap.mode()))
-    code = "from backspike.train.memory_budget import _child; _child()"
-    done = subprocess.run([sys.executable, "-c", code], input=work, capture_output=True)
-    try:
-        said = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        if done.returncode < 0:  # the system ended it, as it does when memory runs out
-            return Rehearsal(recipe, None, None)
-        why = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
-        raise RunError(f"the rehearsal that measures memory failed: {why}") from None
-    if "error" in said:
-        raise RunError(said["error"])
-    return Rehearsal(recipe, said["peak"], said["seconds"], said["batch_norm"])
+    with Worker(quiet=True) as worker:
+        try:
+            return worker.call(_measure, recipe, device, threads, heap.mode())
+        except WorkerFailed as e:
+            if e.code < 0:  # the system ended it, as it does when memory runs out
+                return Rehearsal(recipe, None, None)
+            raise RunError(f"the rehearsal that measures memory failed: {e}") from None
 
 
-def _child() -> None:
-    """Reads what to rehearse from standard input, writes one line of JSON."""
-    recipe, device, threads, mode = pickle.load(sys.stdin.buffer)
+def _measure(recipe: Recipe, device: str | None, threads: int | None, mode: str) -> Rehearsal:
+    """The rehearsal, within a process of its own."""
     _spare_the_others()
     heap.use(mode)
     import torch
@@ -268,14 +259,13 @@ def _child() -> None:
 
     if threads:
         torch.set_num_threads(threads)
-    said: dict[str, Any]
     try:
         seconds, batch_norm = trainer.rehearse(recipe, STEPS, device)
-        said = {"peak": _peak(), "seconds": median(seconds[1:]), "batch_norm": batch_norm}
     except (RunError, DataError, ValueError, RuntimeError, MemoryError) as e:
-        nothing = {"peak": None, "seconds": None, "batch_norm": False}
-        said = nothing if failures.out_of_memory(e) else {"error": str(e).splitlines()[0]}
-    print(json.dumps(said), flush=True)
+        if failures.out_of_memory(e):
+            return Rehearsal(recipe, None, None)
+        raise RunError(str(e).splitlines()[0]) from None
+    return Rehearsal(recipe, _peak(), median(seconds[1:]), batch_norm)
 
 
 def _spare_the_others() -> None:
