@@ -33,7 +33,7 @@ from backspike.kernel.call import Sent
 from backspike.kernel.norm import Norm, norm_lif
 from backspike.layers import synapse
 from backspike.neuron.prepare import prepare
-from backspike.train import trainer
+from backspike.train import step
 
 SEED = 2**50 + 33
 SURROGATES = (
@@ -364,7 +364,7 @@ def recipe(**changes: Any) -> Any:
 @contextmanager
 def no_waiting(device: torch.device, steps: list[int]) -> Iterator[None]:
     """Within it a training step that waits for the device is an error."""
-    compute = trainer.Trainer.compute_step
+    compute = step.Step.compute
 
     def watched(self: Any, *batch: torch.Tensor) -> None:
         steps.append(1)
@@ -377,11 +377,11 @@ def no_waiting(device: torch.device, steps: list[int]) -> Iterator[None]:
             if strict:
                 torch.cuda.set_sync_debug_mode("default")
 
-    trainer.Trainer.compute_step = watched  # type: ignore[method-assign]
+    step.Step.compute = watched  # type: ignore[method-assign]
     try:
         yield
     finally:
-        trainer.Trainer.compute_step = compute  # type: ignore[method-assign]
+        step.Step.compute = compute  # type: ignore[method-assign]
 
 
 def waits(

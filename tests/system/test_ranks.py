@@ -25,7 +25,7 @@ from backspike.layers import norm
 from backspike.run import Run
 from backspike.system import distributed
 from backspike.system.distributed import Ranks
-from backspike.train import checkpoint, setup, trainer
+from backspike.train import checkpoint, setup
 
 CPU = torch.device("cpu")
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
@@ -66,7 +66,7 @@ def test_evaluation_sees_each_sample_once_with_any_number_of_ranks():
     assert sorted(chain.from_iterable(seen)) == list(range(21))
 
 
-def test_a_rank_without_samples_is_said_before_anything_is_trained(tmp_path, monkeypatch):
+def test_a_rank_without_samples_is_said_before_anything_is_trained(monkeypatch):
     monkeypatch.setattr(distributed, "here", lambda: Ranks(0, 8))
     for name in ("alike", "gathered"):
         monkeypatch.setattr(Ranks, name, lambda *_: None)
@@ -76,7 +76,7 @@ def test_a_rank_without_samples_is_said_before_anything_is_trained(tmp_path, mon
         RunError,
         match=r"batch 3 .* parts of 4 samples, too few for 8 ranks; change --batch_size \(32\)",
     ):
-        trainer.Trainer(Run(tmp_path / "run"), recipe, None, setup.load_data(recipe), "cpu", None)
+        setup.set_up(recipe, device="cpu")
 
 
 # ------------------------------------------------------------------------------------- what two ranks compute, one spawn
