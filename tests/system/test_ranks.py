@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def test_a_rank_without_samples_is_said_before_anything_is_trained(monkeypatch):
     for name in ("alike", "gathered"):
         monkeypatch.setattr(Ranks, name, lambda *_: None)
     monkeypatch.setattr(Ranks, "of_first", lambda self, f: f())
+    monkeypatch.setattr(Ranks, "one_first", lambda self: nullcontext())
     recipe = bs.recipes.digits().replace({"limit": 100, "batch_size": 32})  # 100 = 3 * 32 + 4
     with pytest.raises(
         RunError,

@@ -1,4 +1,4 @@
-"""Checkpoints: from state to bytes and back. They are untrusted input: everything is checked when it is read."""
+"""Checkpoints: from state to bytes and back. They are untrusted input, so reading checks everything."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Progress:
         return f"epoch {self.epoch}, batch {self.batch}"
 
     def update_best(self, accuracy: float | None, loss: float | None) -> bool:
-        """Whether the epoch that ends is the best so far; without a validation set the last one is."""
+        """Whether this epoch is the best so far; without a validation set, the last one is."""
         score = (self.epoch, 0.0) if accuracy is None or loss is None else (accuracy, -loss)
         better = self.best is None or score >= tuple(self.best["score"])
         if better:
@@ -58,7 +58,8 @@ class Progress:
             "elapsed": [self.elapsed, self.epoch_seconds],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], epochs: int) -> None:
+        """epochs: of the recipe."""
         self.epoch, self.batch, _ = checked_numbers(state["position"], int, int, int)
         self.elapsed, self.epoch_seconds = checked_numbers(state["elapsed"], float, float)
         (self.bad_epochs,) = checked_numbers([state["bad_epochs"]], int)
@@ -67,14 +68,9 @@ class Progress:
             checked_numbers([*self.best["score"], self.best["epoch"]], float, float, int)
             if self.best["accuracy"] is not None:
                 checked_numbers([self.best["accuracy"]], float)
-
-    def check(self, epochs: int, seen: int) -> None:
-        """Whether the numbers agree with one another; seen: samples of this epoch."""
-        if (
-            (self.best is None) != (self.epoch == 0)
-            or self.epoch > epochs
-            or (self.batch > 0) != (seen > 0)
-        ):
+        _, _, seen = checked_numbers(state["sums"], float, int, int)
+        began = (self.best is not None, self.batch > 0)
+        if began != (self.epoch > 0, seen > 0) or self.epoch > epochs:
             raise ValueError(f"{self}, best {self.best}")
 
 
@@ -85,7 +81,7 @@ def to_bytes(state: dict[str, Any]) -> bytes:
 
 
 def read(run: Run, name: str) -> dict[str, Any]:
-    """Reads a checkpoint: only tensors and plain values, with verified checksums and no more data than the file's size."""
+    """Reads tensors and plain values only, with verified checksums and no more than the file's size."""
     packed = run.read(name)
     try:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:
@@ -128,7 +124,8 @@ def check_recipe(state: dict[str, Any], recipe: Recipe, path: Path) -> None:
         raise RunError(f"{path} is of another version of backspike; resume it with that one")
     if not _same_recipe(state.get("recipe"), recipe.to_dict()):
         raise RunError(
-            f"{path.parent}: last.ckpt is of another recipe than recipe.json; restore the one that belongs to it"
+            f"{path.parent}: last.ckpt is of another recipe than recipe.json; "
+            "restore the one that belongs to it"
         )
 
 
@@ -152,7 +149,7 @@ def checked_numbers(values: Any, *kinds: type) -> list[Any]:
     return list(values)
 
 
-# ---- the optimizer -------------------------------------------------------------------------------------------------
+# ---- the optimizer -------------------------------------------------------------------------------
 
 # the state of torch's fused optimizers, which write past the end of a tensor of the wrong size
 _FUSED: dict[type, set[str]] = {
@@ -162,7 +159,7 @@ _FUSED: dict[type, set[str]] = {
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Loads the moments. The parameter groups stay those of the recipe: only their rate changes, in every step."""
+    """Loads the moments; the parameter groups stay those of the recipe."""
     moments = state["state"]
     if (names := _FUSED.get(type(optimizer))) is not None:
         moments = _checked_moments(optimizer, moments, names)
@@ -190,12 +187,12 @@ def _checked_moments(
     return out
 
 
-# ---- random generators ---------------------------------------------------------------------------------------------
+# ---- random generators ---------------------------------------------------------------------------
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
     version, state, gauss = random.getstate()
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  (what a user's data set may draw from)
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  (a user's data may draw from it)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,

@@ -32,10 +32,11 @@ def evaluate(
     device: str | torch.device | None = None,
     values: tuple[type, ...] = (),
 ) -> dict[str, Any]:
-    """Runs the test set through the trained network of a run, and leaves what it measures in `evaluation.npz`.
+    """Runs the test set through the trained network of a run and writes `evaluation.npz`.
 
-    Returns accuracy, loss, number of samples, and the accuracy if stopped after each timestep. The arguments are `load`'s and
-    `fit`'s. anytime: early exit is measured too, its threshold chosen on the validation split, and left in `anytime.json`.
+    Returns accuracy, loss, number of samples and the accuracy after each timestep. The arguments are
+    those of `load` and `fit`. anytime: measure early exit as well, with a threshold chosen on the
+    validation split, and write `anytime.json`.
     """
     folder = Run.open(run)
     check_own(folder, model=model, data=test)
@@ -76,7 +77,7 @@ def evaluate(
 
 
 def measure_test(run: Run, network: Network, batches: Batches) -> list[float]:
-    """Writes evaluation.npz; the accuracy if stopped after each timestep."""
+    """Writes evaluation.npz; returns the accuracy after each timestep."""
     arrays = activity.collect(network, batches) | op_count.count(network, batches)
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]

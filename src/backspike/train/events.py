@@ -60,7 +60,7 @@ def _probe_batch(setup: Setup) -> Tensor:
 
 
 class Watch:
-    """Measures the vitals of a training on the same samples every time, and leaves the training unchanged."""
+    """Measures the vitals on the same samples every time and leaves the training unchanged."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup

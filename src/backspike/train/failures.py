@@ -49,9 +49,10 @@ def explain_failures(recipe: Recipe) -> Iterator[None]:
         if out_of_memory(e):
             parts = recipe.accumulate
             raise RunError(
-                f"out of memory with --batch_size {recipe.batch_size}, a step in {parts} part{'s' * (parts > 1)}; start anew "
-                "with --memory SIZE (such as 4GB), which chooses what is kept and how large the parts of a step are, with "
-                f"--accumulate {2 * parts}, or with a smaller --batch_size"
+                f"out of memory with --batch_size {recipe.batch_size}, "
+                f"a step in {parts} part{'s' * (parts > 1)}; start anew with --memory SIZE (such as 4GB), "
+                "which chooses what is kept and how large the parts of a step are, "
+                f"with --accumulate {2 * parts}, or with a smaller --batch_size"
             ) from e
         if reader_died(e):
             raise reader_ended(recipe.workers) from e

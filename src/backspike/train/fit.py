@@ -36,15 +36,19 @@ def fit(
     report: bool = True,
     watch: bool = False,
 ) -> Result:
-    """Trains `recipe` into the folder `out` and returns what came of it.
+    """Trains `recipe` into the folder `out`.
 
-    model: your own module `[T, B, ...] -> [T, B, K]` in place of the recipe's. train, validation, test: your own data sets
-    (`len(d)`, `d[i] -> (x, y)`) in place of the recipe's; without a validation set the last epoch is the one that counts.
-    force: replace a run that is already there. listen: called with every event (a dict; see docs/run-folder.md).
-    report=False leaves report.html out; `backspike report` makes it later. watch: what `bs.examine` measures, before training
-    and after every epoch, into the log and the report, with what is wrong; it changes no result, and a resume goes on with it.
-    Sets torch's global seed. Raises RunError, DataError or RecipeError in one line; KeyboardInterrupt after a checkpoint.
-    Called by each of the processes that torchrun starts, it trains with all of them; `listen` is called on rank 0.
+    model: your own module `[T, B, ...] -> [T, B, K]` instead of the recipe's.
+    train, validation, test: your own data sets (`len(d)`, `d[i] -> (x, y)`) instead of the recipe's;
+        without a validation set, the last epoch counts as the best.
+    force: replace an existing run.
+    listen: called with every event (a dict; see docs/run-folder.md), on rank 0.
+    report: False leaves out report.html; `backspike report` can write it later.
+    watch: before training and after every epoch, add what `bs.examine` measures and finds to the log
+        and the report. It changes no result, and `resume` continues it.
+
+    Sets torch's global seed. Under torchrun, call it in every process. Raises RunError, DataError or
+    RecipeError with a one-line message, and KeyboardInterrupt after saving a checkpoint.
     """
     with distributed.joined(device) as ranks, explain_failures(recipe):
         run = open_folder(ranks, lambda: Run.free(out, force))
@@ -67,7 +71,7 @@ def resume(
     values: tuple[type, ...] = (),
     report: bool = True,
 ) -> Result:
-    """Goes on from the last checkpoint of a run folder, with the same arguments as `fit` had. values: see `load`."""
+    """Continues from the last checkpoint of a run folder. The arguments are those of `fit` and `load`."""
     with distributed.joined(device) as ranks:
         folder = open_folder(ranks, lambda: Run.open(run))
         recipe = ranks.of_first(lambda: folder.recipe(values))
@@ -104,7 +108,8 @@ def finished_result(run: Run, listen: Listener | None, report: bool) -> Result |
     ]
     if not all(n is None or type(n) in (int, float) for n in numbers) or None in numbers[:3]:
         raise RunError(
-            f"{run.path / 'log.jsonl'} is damaged (its last line); restore it, or train again with --force"
+            f"{run.path / 'log.jsonl'} is damaged (its last line); "
+            "restore it, or train again with --force"
         )
     if report and not run.has("report.html"):
         from ..report import write

@@ -1,4 +1,4 @@
-"""What changes as training goes on, as functions: learning rate, mask probability, moving average of the weights."""
+"""What changes during training: learning rate, mask probability, moving average of the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .network import Network
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """The weights, and the parameters of neurons at a tenth of the learning rate and without weight decay."""
+    """Weights; parameters of neurons learn at a tenth of the rate and without weight decay."""
     own = neuron_parameters(model)
     ids = {id(p) for p in own}
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
@@ -40,7 +40,7 @@ def learning_rate(recipe: Recipe, step: int, per_epoch: int) -> float:
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, rate: float, device: torch.device | None
 ) -> None:
-    """Sets every group's share of the rate; device: as a tensor there, so that a recorded step reads it anew."""
+    """Scales the rate for each group. On a device it is a tensor, which a recorded step reads."""
     for group in optimizer.param_groups:
         scaled = rate * group["lr_scale"]
         if device is None:  # optimizers round a number and a tensor differently

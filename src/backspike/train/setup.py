@@ -61,7 +61,7 @@ def set_up(
     test: Any = None,
     device: str | torch.device | None = None,
 ) -> Setup:
-    """Builds everything, seeds torch and runs one sample through the network. The arguments are those of `fit`."""
+    """Seeds torch, builds everything and tries one sample. The arguments are those of `fit`."""
     sets = data_sets(recipe, train, validation, test)
     target, ranks = choose_device(device), distributed.here()
     torch.manual_seed(recipe.seed)
@@ -83,7 +83,8 @@ def set_up(
     _check_shares(training, recipe, ranks)
     if recipe.patience and sets.validation is None:
         raise RunError(
-            "patience counts epochs without a better validation accuracy; give validation=, or patience=0"
+            "patience counts epochs without a better validation accuracy; "
+            "give validation=, or patience=0"
         )
     with _build_errors():
         averaged = copy.deepcopy(network) if recipe.ema else None
@@ -149,11 +150,13 @@ def _try_sample(network: Network, train: Batches, num_classes: int | None) -> tu
             o = network.model(x)
     except (RuntimeError, ValueError, TypeError) as e:
         raise RunError(
-            f"the model does not take this data, a batch of shape {list(x.shape)} [T, B, ...]: {first_line(e)}"
+            f"the model does not take this data, a batch of shape {list(x.shape)} [T, B, ...]: "
+            f"{first_line(e)}"
         ) from e
     if o.dim() != 3 or o.shape[:2] != x.shape[:2]:
         raise RunError(
-            f"the model must give outputs over time [T, B, K]; it gave {list(o.shape)} for {list(x.shape)}"
+            f"the model must give outputs over time [T, B, K]; "
+            f"it gave {list(o.shape)} for {list(x.shape)}"
         )
     K = o.shape[2]
     needed = num_classes or int(y.max()) + 1
@@ -169,8 +172,9 @@ def _check_shares(train: Batches, recipe: Recipe, ranks: Ranks) -> None:
     for number in {0, len(train) - 1}:
         if (fewest := min(train.parts(number))) < ranks.size:
             raise RunError(
-                f"batch {number} of an epoch comes in parts of {fewest} samples, too few for {ranks.size} ranks; "
-                f"change --batch_size ({recipe.batch_size}), --accumulate ({recipe.accumulate}) or --limit"
+                f"batch {number} of an epoch comes in parts of {fewest} samples, "
+                f"too few for {ranks.size} ranks; change --batch_size ({recipe.batch_size}), "
+                f"--accumulate ({recipe.accumulate}) or --limit"
             )
 
 
@@ -253,16 +257,15 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     if found.type == "cuda" and not torch.cuda.is_available():
         raise RunError("no CUDA device can be used here; use --device cpu")
     if found.type == "cuda":
-        # with its number, as tensors name it, and as the one that streams and graphs are made on
-        number, there = (
-            torch.cuda.current_device() if found.index is None else found.index,
-            torch.cuda.device_count(),
-        )
+        # with its index, as tensors have it; streams and graphs are created on the current device
+        number = torch.cuda.current_device() if found.index is None else found.index
+        present = torch.cuda.device_count()
         if distributed.here().size > 1:
             number = distributed.local_rank()
-        if number >= there:
+        if number >= present:
             raise RunError(
-                f"there are {there} GPUs here; start as many ranks, --nproc-per-node={there}, or use --device cpu"
+                f"there are {present} GPUs here; start as many ranks, "
+                f"--nproc-per-node={present}, or use --device cpu"
             )
         found = torch.device("cuda", number)
         torch.cuda.set_device(found)

@@ -1,7 +1,7 @@
 """A training step: forward, backward, optimizer.
 
-Losses, correct answers and gradient norms are summed on the device, so that no step waits for it. Reading the sums finds a
-loss or gradient that became NaN or infinite: it stays in its sum.
+Losses, correct answers and gradient norms are summed on the device, so that no step waits for it. A
+loss or gradient that became NaN or infinite stays in its sum and is found when the sums are read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Step:
     """Takes one step after the other on the network of a `Setup`."""
 
     def __init__(self, setup: Setup, where: object, not_recorded: Callable[[str], None]) -> None:
-        """where: its text is the current position in error messages. not_recorded: called if no CUDA graph can be made."""
+        """where: its text names the position in error messages. not_recorded: is told why no CUDA
+        graph could be recorded."""
         self.setup = setup
         self.where = where
         self.number = 0  # of the next step
@@ -51,7 +52,7 @@ class Step:
         return self.setup.device.type == "cpu"
 
     def __call__(self, x: Tensor, y: Tensor, parts: list[int]) -> None:
-        """Takes a step on this rank's share of a batch; parts: the sizes, over all ranks, of the parts it is split into."""
+        """Takes a step on this rank's share of a batch, split into `parts` (sizes over all ranks)."""
         setup, recipe = self.setup, self.setup.recipe
         if not setup.network.model.training:
             setup.network.train()
@@ -70,7 +71,8 @@ class Step:
             update_average(setup.averaged, setup.network, decay)
 
     def compute(self, x: Tensor, y: Tensor) -> None:
-        """Can be recorded as a CUDA graph: everything that changes is a tensor, and nothing waits for the device."""
+        """Forward, backward, optimizer. Can be recorded as a CUDA graph: everything that changes is
+        a tensor, and nothing waits for the device."""
         setup, ranks, batch_size = self.setup, self.setup.ranks, sum(self.parts)
         setup.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), dtype=torch.float64, device=setup.device)
@@ -97,7 +99,7 @@ class Step:
         setup.optimizer.step()
 
     def _backward(self, x: Tensor, y: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-        """The loss of one part, weighted by its share of the batch, and the number of correct answers."""
+        """The loss of a part, weighted by its share of the batch, and its correct answers."""
         setup, readout = self.setup, self.setup.network.readout
         with setup.train.autocast():
             o = self.parallel(x).float()
@@ -136,14 +138,14 @@ class Step:
         self.seen = 0
 
     def read(self) -> tuple[float, int]:
-        """Waits for the device; the sum of losses and the number of correct answers of this epoch."""
+        """Waits for the device; returns the losses and correct answers of this epoch."""
         loss_sum, correct = self._finite_sums()
         if self.seen:
             self.loss = loss_sum / self.seen
         return loss_sum, correct
 
     def _finite_sums(self, x: Tensor | None = None) -> tuple[float, int]:
-        """The sums, if losses and gradients are finite; x: the input of this step, to find where they became infinite."""
+        """Losses and correct answers; x: the input of this step, which tells where NaN came from."""
         losses, correct, norms = self.sums.tolist()
         if math.isfinite(losses) and math.isfinite(norms):
             return losses, int(correct)
@@ -164,7 +166,8 @@ class Step:
     def _diverged(self, what: str) -> RunError:
         lr = self.setup.recipe.optimizer.lr
         return RunError(
-            f"{what}; start anew with a lower --optimizer.lr ({lr}) or with --clip 1 (the last checkpoint is intact)"
+            f"{what}; start anew with a lower --optimizer.lr ({lr}) or with --clip 1 "
+            "(the last checkpoint is intact)"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """`Trainer`: the epochs of a run, what is saved and when, and its end.
 
-A resumed run equals the uninterrupted one bit for bit on the same machine. The checkpoint therefore holds the weights, the
-optimizer, the averaged weights, the readout with its counts, which synaptic layers compute sparsely, the state of every random
-generator, the position in the epoch and the log so far; the previous checkpoint is kept beside it. The best epoch is chosen on
-the validation split, never on the test set. Under torchrun all ranks train together, each on its share of every batch, and
-rank 0 alone writes the folder.
+On the same machine, a resumed run is bit-identical to an uninterrupted one. The checkpoint therefore
+holds the weights, the averaged weights, the optimizer, the readout with its counts, which synaptic
+layers compute sparsely, the state of every random generator, the position in the epoch and the log.
+The best epoch is chosen on the validation split, never on the test set. Under torchrun, each rank
+trains on its share of every batch, and only rank 0 writes to the folder.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ from .step import Step
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of a run. Accuracies lie in [0, 1]; `test_accuracy` is that of the epoch with the best validation accuracy."""
+    """The outcome of a run; accuracies lie in [0, 1].
+
+    `test_accuracy` belongs to the epoch with the best validation accuracy.
+    """
 
     run: str
     test_accuracy: float | None
@@ -54,7 +57,7 @@ class Result:
 
 
 def rehearse(recipe: Recipe, steps: int, device: str | None = None) -> tuple[list[float], bool]:
-    """A short run that leaves nothing behind: the seconds of each step, and whether there is BatchNorm."""
+    """Makes a short run and deletes it: the seconds of each step, and whether there is BatchNorm."""
     setup = set_up(recipe, device=device)
     setup = replace(
         setup,
@@ -276,10 +279,11 @@ class Trainer:
                 raise
             again = distributed.command("resume", self.run.path)
             raise RunError(
-                f"another rank ended in epoch {self.progress.epoch}; go on from the last checkpoint with: {again}"
+                f"another rank ended in epoch {self.progress.epoch}; "
+                f"go on from the last checkpoint with: {again}"
             ) from e
 
-    # ---- checkpoints -----------------------------------------------------------------------------------------------
+    # ---- checkpoints ---------------------------------------------------------------------------
 
     def save(self) -> None:
         """Writes last.ckpt and keeps the one before as previous.ckpt."""
@@ -303,7 +307,7 @@ class Trainer:
             self.run.write("last.ckpt", checkpoint.to_bytes(state))
 
     def restore(self) -> None:
-        """Continues from the checkpoint; with another number of ranks, samples and masks are drawn differently."""
+        """Continues from the checkpoint; a different number of ranks draws other random numbers."""
         path = self.run.path / "last.ckpt"
         state = self.ranks.of_first(lambda: checkpoint.read_last(self.run))
         checkpoint.check_recipe(state, self.setup.recipe, path)
@@ -324,8 +328,7 @@ class Trainer:
         own = ranks[self.ranks.rank if same_ranks else 0]
         self.step.load_state_dict(state)
         sparsity.load(setup.network, own["products"])
-        self.progress.load_state_dict(state)
-        self.progress.check(setup.recipe.epochs, self.step.seen)
+        self.progress.load_state_dict(state, setup.recipe.epochs)
         if not isinstance(state["log"], str):
             raise ValueError(f"its log is a {type(state['log']).__name__}")
         checkpoint.set_rng_state(own["generators"], setup.device)
