@@ -67,10 +67,10 @@ def examine(
 ) -> Examination:
     """Examines a recipe's network before training, or a run's network at its last checkpoint.
 
-    Runs 128 training samples, augmented as in training, forward and backward, then takes ten steps on
-    a copy. Writes nothing. model, train: your own instead of the recipe's, as for `fit`. changes:
-    fields of the recipe to set first, such as those of a finding. Sets torch's global seed. Raises
-    RunError, DataError or RecipeError.
+    Runs 128 training samples, augmented as in training, forward and backward, then takes ten steps
+    on a copy. Writes nothing. model, train: your own instead of the recipe's, as for `fit`.
+    changes: fields of the recipe to set first, such as those of a finding. Sets torch's global
+    seed. Raises RunError, DataError or RecipeError.
     """
     run = state = None
     if isinstance(run_or_recipe, Recipe):

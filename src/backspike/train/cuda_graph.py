@@ -57,10 +57,10 @@ class CudaGraph:
 class Replayed:
     """`step(*inputs)`, recorded for inputs like the first ones and then replayed; returns nothing.
 
-    The first `WARM_UP` steps, and inputs of another shape (a last batch), run without the recording.
-    The masks are bit-identical to those of a step that is not recorded. `step` must not read tensors
-    on the host. If it does, or if memory runs out during the recording, `not_recorded` is called with
-    the reason in one line, and every step runs without a recording.
+    The first `WARM_UP` steps, and inputs of another shape (a last batch), run without a recording.
+    The masks are bit-identical to those of a step that is not recorded. `step` must not read
+    tensors on the host. If it does, or if memory runs out during the recording, `not_recorded` is
+    called with the reason in one line, and every step runs without a recording.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Replayed:
         self.forget()
 
     def forget(self) -> None:
-        """Makes a new recording: something outside tensors changed, such as which parameters learn."""
+        """Record anew: something outside tensors changed, such as which parameters learn."""
         self._graph: Recorder | None = None
         self._seeds = Seeds(self._device)
         self._shape: Any = None

@@ -34,9 +34,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Runs the test set through the trained network of a run and writes `evaluation.npz`.
 
-    Returns accuracy, loss, number of samples and the accuracy after each timestep. The arguments are
-    those of `load` and `fit`. anytime: measure early exit as well, with a threshold chosen on the
-    validation split, and write `anytime.json`.
+    Returns accuracy, loss, number of samples and the accuracy after each timestep. The arguments
+    are those of `load` and `fit`. anytime: measure early exit as well, with a threshold chosen on
+    the validation split, and write `anytime.json`.
     """
     folder = Run.open(run)
     check_own(folder, model=model, data=test)

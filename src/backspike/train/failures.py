@@ -50,8 +50,9 @@ def explain_failures(recipe: Recipe) -> Iterator[None]:
             parts = recipe.accumulate
             raise RunError(
                 f"out of memory with --batch_size {recipe.batch_size}, "
-                f"a step in {parts} part{'s' * (parts > 1)}; start anew with --memory SIZE (such as 4GB), "
-                "which chooses what is kept and how large the parts of a step are, "
+                f"a step in {parts} part{'s' * (parts > 1)}; "
+                "start anew with --memory SIZE (such as 4GB), which chooses what is kept and "
+                "how large the parts of a step are, "
                 f"with --accumulate {2 * parts}, or with a smaller --batch_size"
             ) from e
         if reader_died(e):

@@ -39,16 +39,16 @@ def fit(
     """Trains `recipe` into the folder `out`.
 
     model: your own module `[T, B, ...] -> [T, B, K]` instead of the recipe's.
-    train, validation, test: your own data sets (`len(d)`, `d[i] -> (x, y)`) instead of the recipe's;
-        without a validation set, the last epoch counts as the best.
+    train, validation, test: your own data sets (`len(d)`, `d[i] -> (x, y)`) instead of the
+        recipe's; without a validation set, the last epoch counts as the best.
     force: replace an existing run.
     listen: called with every event (a dict; see docs/run-folder.md), on rank 0.
     report: False leaves out report.html; `backspike report` can write it later.
-    watch: before training and after every epoch, add what `bs.examine` measures and finds to the log
-        and the report. It changes no result, and `resume` continues it.
+    watch: before training and after every epoch, add what `bs.examine` measures and finds to the
+        log and the report. It changes no result, and `resume` continues it.
 
-    Sets torch's global seed. Under torchrun, call it in every process. Raises RunError, DataError or
-    RecipeError with a one-line message, and KeyboardInterrupt after saving a checkpoint.
+    Sets torch's global seed. Under torchrun, call it in every process. Raises RunError, DataError
+    or RecipeError with a one-line message, and KeyboardInterrupt after saving a checkpoint.
     """
     with distributed.joined(device) as ranks, explain_failures(recipe):
         run = open_folder(ranks, lambda: Run.free(out, force))
@@ -71,7 +71,7 @@ def resume(
     values: tuple[type, ...] = (),
     report: bool = True,
 ) -> Result:
-    """Continues from the last checkpoint of a run folder. The arguments are those of `fit` and `load`."""
+    """Continues a run from its last checkpoint. The arguments are those of `fit` and `load`."""
     with distributed.joined(device) as ranks:
         folder = open_folder(ranks, lambda: Run.open(run))
         recipe = ranks.of_first(lambda: folder.recipe(values))

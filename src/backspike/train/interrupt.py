@@ -20,9 +20,9 @@ class StopRequest:
 def stop_on_signal() -> Iterator[StopRequest]:
     """Ctrl-C or SIGTERM sets a flag, so that the step can be finished; a second one stops at once.
 
-    Under torchrun, a second signal is ignored. torchrun passes on a signal that every rank has already
-    received from the terminal; it signals all ranks when one ends, which would cut off their last
-    messages, and kills those left after 30 s.
+    Under torchrun, a second signal is ignored. torchrun passes on a signal that every rank has
+    already received from the terminal; it signals all ranks when one ends, which would cut off
+    their last messages, and kills those left after 30 s.
     """
     stop, torchrun = StopRequest(), "TORCHELASTIC_RUN_ID" in os.environ
     if threading.current_thread() is not threading.main_thread():

@@ -34,7 +34,7 @@ STEPS = 4  # of a rehearsal; the first one allocates what the others reuse
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """The cost of one setting: peak in bytes (None: more than is free here) and seconds per step."""
+    """The cost of one setting: peak in bytes (None: more than is free) and seconds per step."""
 
     recipe: Recipe
     peak: int | None
@@ -47,7 +47,7 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class Plan:
-    """The choice for a budget in bytes: `recipe` is the one to train, `str(plan)` reports its cost."""
+    """The choice for a budget in bytes: `recipe` is the one to train, `str(plan)` its cost."""
 
     budget: int
     before: Rehearsal
@@ -86,7 +86,7 @@ def plan_memory(
 ) -> Plan:
     """Finds the fastest settings with which `recipe` trains within a budget.
 
-    budget: bytes or text such as "6GB" or "0.5GiB"; on a CPU, of the process, on CUDA, of the device.
+    budget: bytes or text such as "0.5GiB"; for the process on a CPU, for a device on CUDA.
     device: as in `bs.fit`.
     threads: of the rehearsals; torch's default.
     listen: called with an event for every rehearsal, see docs/run-folder.md.
@@ -120,8 +120,8 @@ def _ladder(
     recipe: Recipe, budget: int, rehearse: Callable[[Recipe], Rehearsal]
 ) -> Iterator[Rehearsal]:
     """Rehearsals, the fastest settings first."""
-    memory, found = recipe.neuron.memory, None
-    for memory in LADDER[LADDER.index(memory) + 1 :] if memory in LADDER else ():
+    now, found = recipe.neuron.memory, None
+    for memory in LADDER[LADDER.index(now) + 1 :] if now in LADDER else ():
         recipe = replace(recipe, neuron=replace(recipe.neuron, memory=memory))
         yield (found := rehearse(recipe))
     yield from _in_parts(recipe, budget, rehearse, found)
@@ -153,7 +153,7 @@ def _split(recipe: Recipe, part: int) -> Recipe:
 
 
 def _predicted(points: list[Rehearsal], limit: float) -> int:
-    """The largest part with a peak within the limit, on the line through two rehearsals; at least 1."""
+    """The largest part within the limit, on the line through two rehearsals; at least 1."""
     known = [(r.recipe.part_size, r.peak) for r in points if r.peak is not None]
     if len(known) < 2 or known[0][0] == known[1][0]:
         return 1

@@ -34,8 +34,7 @@ def load(
 ) -> Network:
     """The trained network of a run folder, in evaluation mode, on the CPU.
 
-    model: your own module, if `fit` was called with one. values: your own classes that appear in the
-    recipe.
+    model: your own module, if `fit` was called with one. values: your own classes in the recipe.
     """
     folder = Run.open(run)
     recipe = folder.recipe(values)
@@ -62,7 +61,7 @@ def load(
 
 
 def check_size(recipe: Recipe, weights: Path, *others: Path) -> None:
-    """A recipe is untrusted input: do not build a network that is larger than the files of its weights."""
+    """A recipe is untrusted input: build no network that is larger than the file of its weights."""
     try:
         with torch.device("meta"):
             network = Network(recipe.network(), recipe.readout.build(recipe.T))
@@ -72,8 +71,8 @@ def check_size(recipe: Recipe, weights: Path, *others: Path) -> None:
     if needed > (held := max(path.stat().st_size for path in (weights, *others))):
         raise RunError(
             f"{weights} is damaged or of another network: it has {held} bytes, "
-            f"the weights of the network in recipe.json {needed}; restore the two that belong together, "
-            "or give model= again if it was your own"
+            f"the weights of the network in recipe.json {needed}; "
+            "restore the two that belong together, or give model= again if it was your own"
         )
 
 

@@ -1,7 +1,7 @@
 """Chooses the precision and the memory layout that a recipe leaves open, once, when a run starts.
 
-The run's recipe.json stores the choice, so that a resume on another machine computes the same; env.json
-and the start event store the reasons. The same recipe on the same machine always chooses the same.
+The run's recipe.json stores the choice, so that a resume on another machine computes the same;
+env.json and the start event store the reasons. One machine always chooses the same for a recipe.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from ..neuron.hooks import Handle
 from ..recipes.recipe import Recipe
 
-# Multiply-adds of the forward pass of a step below which casting costs more than bfloat16 gains. CPU
-# time of a whole step on Zen 4, float32 / bfloat16 in ms: 1 M 6 / 8, 5 M 6.4 / 6.8, 15 M 4.6 / 4.4,
-# digits (77 M) 16.5 / 12.2, mnist (942 M) 132 / 96.
+# Multiply-adds of the forward pass of a step below which casting costs more than bfloat16 gains.
+# CPU time of a whole step on Zen 4, float32 / bfloat16 in ms: 1 M 6 / 8, 5 M 6.4 / 6.8,
+# 15 M 4.6 / 4.4, digits (77 M) 16.5 / 12.2, mnist (942 M) 132 / 96.
 WORTH_CASTING = 30e6
 
 
@@ -31,7 +31,7 @@ class Chosen:
 
 
 def choose(recipe: Recipe, model: nn.Module, x: Tensor) -> Chosen:
-    """Replaces precision="auto" and channels_last=None; x: one sample `[T, 1, ...]` on the device."""
+    """Replaces precision="auto" and channels_last=None; x: a sample `[T, 1, ...]` on the device."""
     reasons: dict[str, str] = {}
     if recipe.precision == "auto":
         precision, why = _precision(recipe, model, x)
@@ -70,7 +70,7 @@ def bfloat16_unit(device: torch.device) -> str | None:
 
 @torch.no_grad()
 def multiply_adds(model: nn.Module, x: Tensor) -> int:
-    """Of convolutions and linear layers in one forward pass, as computed: static input counts once."""
+    """Of convolutions and linear layers in a forward pass, as computed: static input counts once."""
     counted = 0
 
     def count(layer: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:

@@ -52,7 +52,7 @@ class Step:
         return self.setup.device.type == "cpu"
 
     def __call__(self, x: Tensor, y: Tensor, parts: list[int]) -> None:
-        """Takes a step on this rank's share of a batch, split into `parts` (sizes over all ranks)."""
+        """Takes a step on this rank's share of a batch; parts: their sizes over all ranks."""
         setup, recipe = self.setup, self.setup.recipe
         if not setup.network.model.training:
             setup.network.train()
@@ -145,7 +145,7 @@ class Step:
         return loss_sum, correct
 
     def _finite_sums(self, x: Tensor | None = None) -> tuple[float, int]:
-        """Losses and correct answers; x: the input of this step, which tells where NaN came from."""
+        """Losses and correct answers; x: the input of this step, to find where NaN came from."""
         losses, correct, norms = self.sums.tolist()
         if math.isfinite(losses) and math.isfinite(norms):
             return losses, int(correct)

@@ -1,10 +1,10 @@
 """`Trainer`: the epochs of a run, what is saved and when, and its end.
 
-On the same machine, a resumed run is bit-identical to an uninterrupted one. The checkpoint therefore
-holds the weights, the averaged weights, the optimizer, the readout with its counts, which synaptic
-layers compute sparsely, the state of every random generator, the position in the epoch and the log.
-The best epoch is chosen on the validation split, never on the test set. Under torchrun, each rank
-trains on its share of every batch, and only rank 0 writes to the folder.
+On the same machine, a resumed run is bit-identical to an uninterrupted one. The checkpoint
+therefore holds the weights, the averaged weights, the optimizer, the readout with its counts, which
+synaptic layers compute sparsely, the state of every random generator, the position in the epoch and
+the log. The best epoch is chosen on the validation split, never on the test set. Under torchrun,
+each rank trains on its share of every batch, and only rank 0 writes to the folder.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Result:
 
 
 def rehearse(recipe: Recipe, steps: int, device: str | None = None) -> tuple[list[float], bool]:
-    """Makes a short run and deletes it: the seconds of each step, and whether there is BatchNorm."""
+    """Makes a short run and deletes it; seconds per step, and whether there is BatchNorm."""
     setup = set_up(recipe, device=device)
     setup = replace(
         setup,
