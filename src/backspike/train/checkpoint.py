@@ -1,4 +1,4 @@
-"""Checkpoints: from state to bytes and back. They are untrusted input: reading checks everything."""
+"""Checkpoints: from state to bytes and back. They are untrusted input: everything is checked."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def to_bytes(state: dict[str, Any]) -> bytes:
 
 
 def read(run: Run, name: str) -> dict[str, Any]:
-    """Reads tensors and plain values only, with verified checksums, no more than the file's size."""
+    """Reads tensors and plain values only, with verified checksums, no larger than the file."""
     packed = run.read(name)
     try:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:

@@ -70,7 +70,7 @@ def bfloat16_unit(device: torch.device) -> str | None:
 
 @torch.no_grad()
 def multiply_adds(model: nn.Module, x: Tensor) -> int:
-    """Of convolutions and linear layers in a forward pass, as computed: static input counts once."""
+    """Of convolutions and linear layers in a forward pass; static input counts once."""
     counted = 0
 
     def count(layer: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:
