@@ -68,9 +68,9 @@ class Progress:
             checked_numbers([*self.best["score"], self.best["epoch"]], float, float, int)
             if self.best["accuracy"] is not None:
                 checked_numbers([self.best["accuracy"]], float)
-        _, _, seen = checked_numbers(state["sums"], float, int, int)
+        _, _, samples = checked_numbers(state["sums"], float, int, int)
         began = (self.best is not None, self.batch > 0)
-        if began != (self.epoch > 0, seen > 0) or self.epoch > epochs:
+        if began != (self.epoch > 0, samples > 0) or self.epoch > epochs:
             raise ValueError(f"{self}, best {self.best}")
 
 

@@ -37,13 +37,13 @@ def epoch(setup: Setup, step: Step, progress: Progress) -> dict[str, Any]:
     event = {
         "event": "epoch",
         "epoch": progress.epoch,
-        "loss": loss_sum / step.seen,
-        "train_accuracy": correct / step.seen,
+        "loss": loss_sum / step.samples,
+        "train_accuracy": correct / step.samples,
         "validation_loss": loss,
         "validation_accuracy": accuracy,
         "lr": learning_rate(setup.recipe, step.number, len(setup.train)),
         "seconds": progress.epoch_seconds,
-        "samples_per_second": step.seen / max(progress.epoch_seconds, 1e-9),
+        "samples_per_second": step.samples / max(progress.epoch_seconds, 1e-9),
         "readout_weights": readout.weights.tolist() if isinstance(readout, TWO) else None,
         "widths": activity.widths(model),
     }

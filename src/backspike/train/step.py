@@ -37,7 +37,7 @@ class Step:
         self.where = where
         self.number = 0  # of the next step
         self.sums = torch.zeros(3, dtype=torch.float64, device=setup.device)  # of this epoch
-        self.seen = 0  # samples of this epoch
+        self.samples = 0  # of this epoch
         self.loss = math.nan  # mean of this epoch when it was last read
         self.parts: list[int] = []  # of the current step
         self.neurons_learn = bool(neuron_parameters(setup.network.model))
@@ -62,7 +62,7 @@ class Step:
         self.parts = parts
         (self.replayed or self.compute)(x, y)
         self.number += 1
-        self.seen += sum(parts)
+        self.samples += sum(parts)
         if self.waits or self.number % READ_EVERY == 0:
             self.read()
         if setup.averaged is not None:
@@ -135,13 +135,13 @@ class Step:
 
     def begin_epoch(self) -> None:
         self.sums.zero_()
-        self.seen = 0
+        self.samples = 0
 
     def read(self) -> tuple[float, int]:
         """Waits for the device; returns the losses and correct answers of this epoch."""
         loss_sum, correct = self._finite_sums()
-        if self.seen:
-            self.loss = loss_sum / self.seen
+        if self.samples:
+            self.loss = loss_sum / self.samples
         return loss_sum, correct
 
     def _finite_sums(self, x: Tensor | None = None) -> tuple[float, int]:
@@ -180,7 +180,7 @@ class Step:
             # without its groups, which are those of the recipe
             "optimizer": {"state": setup.optimizer.state_dict()["state"]},
             "potential": setup.potential and setup.potential.state_dict(),
-            "sums": [*self.read(), self.seen],
+            "sums": [*self.read(), self.samples],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -192,5 +192,5 @@ class Step:
         if setup.potential is not None:
             setup.potential.load_state_dict(state["potential"])
         *_, self.number = checked_numbers(state["position"], int, int, int)
-        *sums, self.seen = checked_numbers(state["sums"], float, int, int)
+        *sums, self.samples = checked_numbers(state["sums"], float, int, int)
         self.sums[:2] = torch.tensor(sums, dtype=torch.float64)

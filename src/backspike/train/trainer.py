@@ -258,7 +258,7 @@ class Trainer:
             batch=progress.batch,
             batches=len(self.setup.train),
             loss=step.loss,
-            samples_per_second=step.seen / max(progress.epoch_seconds, 1e-9),
+            samples_per_second=step.samples / max(progress.epoch_seconds, 1e-9),
         )
 
     def _not_recorded(self, why: str) -> None:
