@@ -24,7 +24,7 @@ from backspike.layers import synapse
 from backspike.neuron.prepare import prepare
 from backspike.options import LIF
 from backspike.surrogate import FAMILIES
-from backspike.train import trainer
+from backspike.train import step
 
 SEED = 2**50 + 33
 SURROGATES = tuple(kind() for kind in FAMILIES)
@@ -294,7 +294,7 @@ def small_recipe(**changes: Any) -> Any:
 @contextmanager
 def no_waiting(device: torch.device, steps: list[int]) -> Iterator[None]:
     """Makes a training step that waits for the device an error."""
-    compute = trainer.Trainer.compute_step
+    compute = step.Step.compute
 
     def watched(self: Any, *batch: torch.Tensor) -> None:
         steps.append(1)
@@ -307,11 +307,11 @@ def no_waiting(device: torch.device, steps: list[int]) -> Iterator[None]:
             if strict:
                 torch.cuda.set_sync_debug_mode("default")
 
-    trainer.Trainer.compute_step = watched  # type: ignore[method-assign]
+    step.Step.compute = watched  # type: ignore[method-assign]
     try:
         yield
     finally:
-        trainer.Trainer.compute_step = compute  # type: ignore[method-assign]
+        step.Step.compute = compute  # type: ignore[method-assign]
 
 
 def check_waiting(

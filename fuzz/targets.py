@@ -32,6 +32,7 @@ from backspike.data.formats import aedat2, aedat3, atis, hdf5, idx, image_batch,
 from backspike.data.sets import dvs128_gesture as gesture
 from backspike.report import chart, read
 from backspike.train import setup, trainer
+from backspike.train.failures import step_errors
 from backspike.train.fit import finished_result
 
 RNG = np.random.default_rng(0)
@@ -470,7 +471,7 @@ def _training() -> Any:
     _trained()
     run = Run.open(_folder() / "stopped")
     recipe = run.recipe()
-    return trainer.Trainer(run, recipe, None, setup.load_data(recipe), "cpu", None)
+    return trainer.Trainer(run, setup.set_up(recipe, device="cpu"))
 
 
 @functools.cache
@@ -495,9 +496,10 @@ def _restore(data: bytes) -> None:
     training.run.write("last.ckpt", data)
     training.restore()
     torch.rand(1), np.random.rand(1), random.random()  # noqa: NPY002  (the generators that are restored)
-    x, y = next(iter(training.train.training(0)))
-    with training.step_errors():
-        training.train_step(x, y)
+    train = training.setup.train
+    x, y = next(iter(train.training(0)))
+    with step_errors("the next step"):
+        training.step(x, y, train.parts(0))
 
 
 def _pickled() -> list[bytes]:
