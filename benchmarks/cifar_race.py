@@ -1,12 +1,18 @@
-"""Accuracy on CIFAR-10 after a fixed time of training: backspike against SpikingJelly's usual loop, slice by slice in turn.
+"""Accuracy on CIFAR-10 after a fixed training time: backspike against SpikingJelly's usual loop.
 
-    python benchmarks/cifar_race.py --peer-python peers/bin/python [--minutes 10] [--slice 20] [--seeds 1] [--only backspike]
+    python benchmarks/cifar_race.py --peer-python peers/bin/python [--minutes 10] [--slice 20]
+                                    [--seeds 1] [--only backspike]
 
-All train the network of the recipe `cifar10-small` with its settings, from the same weights, on the same batches with the same
-crops and flips, from tensors in memory. The learning rate follows the clock, so that it ends at zero for everyone when the time
-is over: who is faster sees more images. backspike trains in the precision that its trainer chooses; SpikingJelly as installed
-and, beside it, with bfloat16. The clock runs while they train and stands while they are tested. All 50,000 images train; the
-test set is looked at once a minute and decides nothing. The files are looked for in BACKSPIKE_DATA, then in ../shared/data.
+All sides train the network of the recipe `cifar10-small` with its settings, from the same weights,
+on the same batches with the same crops and flips, from tensors in memory. They take turns, a slice
+of time each, so that all meet the same load on the machine. The learning rate follows the clock and
+ends at zero for everyone: a faster side sees more images. backspike trains in the precision that
+its trainer chooses, SpikingJelly as installed and also with bfloat16. The clock stops during
+testing. All 50,000 images train; the test set is evaluated once a minute and decides nothing. The
+data are looked for in BACKSPIKE_DATA, then in ../shared/data.
+
+Each side is a process: this script, started with `--side NAME` by the Python of its environment.
+It answers each JSON line with another. The peer's environment does not have backspike.
 """
 
 from __future__ import annotations
@@ -14,27 +20,31 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from sides import SIDES, Worker, data_root, pythons, serve
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
+SIDES = {
+    "backspike": "backspike",
+    "spikingjelly": "SpikingJelly",
+    "spikingjelly-bf16": "SpikingJelly, bf16",
+}
 PAD = 4
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What every side is given, from the recipe: the other environment has no backspike."""
+    """What every side is given, taken from the recipe."""
 
     file: str
     seed: int
@@ -60,13 +70,8 @@ def main() -> None:
         "--peer-python",
         help="the python of an environment with SpikingJelly; without it backspike runs alone",
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training, for each side")
-    parser.add_argument(
-        "--slice",
-        type=float,
-        default=20.0,
-        help="seconds that a side trains before the next one does",
-    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="training time of each side")
+    parser.add_argument("--slice", type=float, default=20.0, help="seconds of training per turn")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", default="", help=f"sides, by commas: {', '.join(SIDES)}")
@@ -74,32 +79,32 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        serve(partial(_start, options.side))
+        serve(options.side)
     else:
-        _race(options)
+        race(options)
 
 
-# ---- the race ------------------------------------------------------------------------------------------------------------
+# ---- the race ------------------------------------------------------------------------------------
 
 
-def _race(options: argparse.Namespace) -> None:
+def race(options: argparse.Namespace) -> None:
     wanted = options.only.split(",") if options.only else list(SIDES)
-    sides = {
-        side: python for side, python in pythons(options.peer_python).items() if side in wanted
+    pythons = {
+        side: sys.executable if side == "backspike" else options.peer_python for side in SIDES
     }
+    sides = {side: python for side, python in pythons.items() if python and side in wanted}
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        file = _write_data(Path(folder) / "cifar.pt")
+        file = write_data(Path(folder) / "cifar.pt")
         for seed in range(options.seeds):
-            settings = _settings(file, seed, options.threads, 60 * options.minutes)
-            results.append(_one_race(sides, settings, options.slice))
-            for side, run in results[-1].items():
-                print(f"seed {seed}, {SIDES[side]}: {_said(run)}", flush=True)
+            settings = read_settings(file, seed, options.threads, 60 * options.minutes)
+            results.append(run_race(sides, settings, options.slice))
+            for side, slices in results[-1].items():
+                print(f"seed {seed}, {SIDES[side]}: {describe(slices)}", flush=True)
     for side in sides:
         last = [run[side][-1]["accuracy"] for run in results]
-        print(
-            f"{SIDES[side]}: {100 * statistics.mean(last):.2f} % after {options.minutes:g} min, {len(last)} seeds"
-        )
+        mean = f"{100 * statistics.mean(last):.2f} %"
+        print(f"{SIDES[side]}: {mean} after {options.minutes:g} min, {len(last)} seeds")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     written = {
         "command": sys.argv,
@@ -111,10 +116,12 @@ def _race(options: argparse.Namespace) -> None:
     print(f"all slices: {options.out}")
 
 
-def _write_data(file: Path) -> Path:
+def write_data(file: Path) -> Path:
     import backspike as bs
 
-    sets = bs.data.load("cifar10", data_root())
+    shared = Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = None if os.environ.get("BACKSPIKE_DATA") or not shared.exists() else str(shared)
+    sets = bs.data.load("cifar10", root)
     parts = {"train": (sets.train, sets.validation), "test": (sets.test,)}
     arrays = {
         f"{name}_{k}": torch.cat([torch.tensor(getattr(split, k)) for split in splits])
@@ -125,7 +132,7 @@ def _write_data(file: Path) -> Path:
     return file
 
 
-def _settings(file: Path, seed: int, threads: int, seconds: float) -> Settings:
+def read_settings(file: Path, seed: int, threads: int, seconds: float) -> Settings:
     import backspike as bs
     from backspike.train.precision import choose
 
@@ -154,64 +161,103 @@ def _settings(file: Path, seed: int, threads: int, seconds: float) -> Settings:
     )
 
 
-def _one_race(
+def run_race(
     sides: dict[str, str], settings: Settings, slice: float
 ) -> dict[str, list[dict[str, float]]]:
-    """The slices of each side: seconds trained so far, images seen so far and, once a minute and last, the test accuracy."""
-    workers = {side: Worker(__file__, side, python) for side, python in sides.items()}
+    """The slices of each side.
+
+    A slice is the seconds trained and images seen so far, the loss and, once a minute and at the
+    end, the test accuracy.
+    """
+    workers = {side: Worker(side, python) for side, python in sides.items()}
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     try:
         for worker in workers.values():
             worker.ask(asdict(settings))
-        while any(_left(run, settings) > 0 for run in runs.values()):
+        while any(remaining(run, settings) > 0 for run in runs.values()):
             for side, worker in workers.items():
-                left = _left(runs[side], settings)
+                left = remaining(runs[side], settings)
                 if left <= 0:
                     continue
                 runs[side].append(worker.ask({"seconds": min(slice, left)}))
-                print(f"  {side}: {_said(runs[side])}", flush=True)
+                print(f"  {side}: {describe(runs[side])}", flush=True)
     finally:
         for worker in workers.values():
             worker.end()
     return runs
 
 
-def _left(run: list[dict[str, float]], settings: Settings) -> float:
+def remaining(run: list[dict[str, float]], settings: Settings) -> float:
     return settings.seconds - (run[-1]["seconds"] if run else 0.0)
 
 
-def _said(run: list[dict[str, float]]) -> str:
+def describe(run: list[dict[str, float]]) -> str:
     tested = f", test {100 * run[-1]['accuracy']:.2f} %" if "accuracy" in run[-1] else ""
     seconds, epochs = run[-1]["seconds"], run[-1]["images"] / 50_000
-    return f"{seconds:.0f} s, {epochs:.2f} epochs ({seconds / epochs:.1f} s each), loss {run[-1]['loss']:.3f}{tested}"
+    return (
+        f"{seconds:.0f} s, {epochs:.2f} epochs ({seconds / epochs:.1f} s each), "
+        f"loss {run[-1]['loss']:.3f}{tested}"
+    )
 
 
-# ---- a side, in its own process ------------------------------------------------------------------------------------------
+class Worker:
+    """A side in its own process."""
+
+    def __init__(self, side: str, python: str) -> None:
+        # as backspike's command line does: threads do not wait by spinning
+        env = {"GOMP_SPINCOUNT": "1000", **os.environ} if side == "backspike" else None
+        command = [python, "-W", "ignore", __file__, "--side", side]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin
+        assert self.process.stdout
+        time.sleep(0.05)  # lets threads of the previous side stop spinning
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            code = self.process.wait()
+            raise SystemExit(f"a side of the race ended with exit code {code}; see its error above")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
 
 
-def _start(
-    side: str, given: dict[str, Any]
-) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
-    settings = Settings(**given)
+# ---- a side, in its own process ------------------------------------------------------------------
+
+
+def serve(side: str) -> None:
+    """Sets up with the first request, then trains a slice per request."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints goes to standard error
+    settings = Settings(**json.loads(sys.stdin.readline()))
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    training = _Training({"backspike": _Ours}.get(side, _Peer)(settings, side), settings)
-    return {}, lambda request: training.slice(request["seconds"])
+    network = Backspike(settings) if side == "backspike" else SpikingJelly(settings, side)
+    training = Training(network, settings)
+    print("{}", file=answers, flush=True)
+    for line in sys.stdin:
+        answer = training.train_slice(json.loads(line)["seconds"])
+        print(json.dumps(answer), file=answers, flush=True)
 
 
-class _Ours:
-    """backspike as its trainer runs it: freed memory kept, the optimizer in one pass, convolutions channels last."""
+class Backspike:
+    """As its trainer runs it: freed memory kept, a fused optimizer, convolutions channels-last."""
 
-    def __init__(self, settings: Settings, side: str) -> None:
+    fused = True
+
+    def __init__(self, settings: Settings) -> None:
         import backspike as bs
 
         bs.keep_heap()
-        self.T, self.bfloat16, self.fused, self.channels_last = (
-            settings.T,
-            settings.bfloat16,
-            True,
-            settings.channels_last,
-        )
+        self.T, self.bfloat16 = settings.T, settings.bfloat16
+        self.channels_last = settings.channels_last
         surrogate = bs.Triangle(alpha=settings.alpha)
 
         def neuron(channels: int) -> nn.Module:
@@ -236,15 +282,19 @@ class _Ours:
         """Every call starts from rest."""
 
 
-class _Peer:
-    """SpikingJelly as its documentation trains: multi-step layers, the image repeated over time, a reset after each batch."""
+class SpikingJelly:
+    """As its documentation trains: multi-step layers, the image repeated over time, a reset after
+    each batch.
+    """
+
+    fused = False
 
     def __init__(self, settings: Settings, side: str) -> None:
         from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
-        self.T, self.bfloat16, self.fused = settings.T, side.endswith("bf16"), False
+        self.T, self.bfloat16 = settings.T, side.endswith("bf16")
         self.reset_net = functional.reset_net
-        # the triangle, under the name it has there
+        # its name for the triangle
         step = surrogate.PiecewiseQuadratic(alpha=settings.alpha)
         parts: list[nn.Module] = []
         inputs, size = 3, 32
@@ -274,70 +324,73 @@ class _Peer:
         self.reset_net(self.model)
 
 
-class _Training:
-    def __init__(self, side: _Ours | _Peer, settings: Settings) -> None:
+class Training:
+    def __init__(self, network: Backspike | SpikingJelly, settings: Settings) -> None:
         data = torch.load(settings.file, weights_only=True)
-        self.side, self.settings = side, settings
+        self.network, self.settings = network, settings
         self.x, self.y, self.test_x, self.test_y = (
             data[k] for k in ("train_x", "train_y", "test_x", "test_y")
         )
         self.generator = torch.Generator().manual_seed(settings.seed)
-        decay = {"weight_decay": settings.weight_decay, "nesterov": True, "momentum": 0.9}
         self.optimizer = torch.optim.SGD(
-            side.model.parameters(), lr=settings.lr, **decay, fused=side.fused
+            network.model.parameters(),
+            lr=settings.lr,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=settings.weight_decay,
+            fused=network.fused,
         )
-        self.left: list[Tensor] = []
+        self.batches: list[Tensor] = []
         self.seconds, self.images, self.tested = 0.0, 0, 0.0
 
-    def slice(self, seconds: float) -> dict[str, float]:
-        """Trains for so long; the test accuracy stands beside it once a minute and when the time is over."""
+    def train_slice(self, seconds: float) -> dict[str, float]:
+        """Trains for that long; tests once a minute and at the end."""
         start, before, loss = time.perf_counter(), self.seconds, 0.0
-        self.side.model.train()
+        self.network.model.train()
         while self.seconds - before < seconds:
             loss = self._step()
             self.seconds = before + time.perf_counter() - start
         done = {"seconds": self.seconds, "images": self.images, "loss": loss}
         if self.seconds >= min(self.tested + 60, self.settings.seconds):
             self.tested = self.seconds
-            done["accuracy"] = self._accuracy()
+            done["accuracy"] = self._test()
         return done
 
     def _step(self) -> float:
-        if not self.left:
-            batches = torch.randperm(len(self.y), generator=self.generator).split(
-                self.settings.batch
-            )
-            self.left = [batch for batch in batches if len(batch) == self.settings.batch]
-        batch = self.left.pop()
-        x, y = self._moved(self.x[batch].float() / 255), self.y[batch]
+        if not self.batches:
+            order = torch.randperm(len(self.y), generator=self.generator)
+            size = self.settings.batch
+            self.batches = [batch for batch in order.split(size) if len(batch) == size]
+        batch = self.batches.pop()
+        x, y = self._augment(self.x[batch].float() / 255), self.y[batch]
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self.optimizer.zero_grad()
         loss = cross_entropy(
-            self.side.outputs(x).mean(0), y, label_smoothing=self.settings.smoothing
+            self.network.outputs(x).mean(0), y, label_smoothing=self.settings.smoothing
         )
         loss.backward()
         self.optimizer.step()
-        self.side.reset()
+        self.network.reset()
         self.images += len(batch)
         return loss.item()
 
     def _learning_rate(self) -> float:
-        """A straight warm-up and a cosine to zero, by the clock."""
+        """Linear warm-up, then a cosine to zero, by the clock."""
         done, warmup = min(self.seconds / self.settings.seconds, 1.0), self.settings.warmup
         if done < warmup:
             return self.settings.lr * max(done / warmup, 1e-3)
         return self.settings.lr * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
-    def _moved(self, x: Tensor) -> Tensor:
-        """Every image moved by up to 4 pixels in each direction, and every second one mirrored."""
+    def _augment(self, x: Tensor) -> Tensor:
+        """Random crops after padding by 4 pixels, and random horizontal flips."""
         B, _, H, W = x.shape
         rows, columns = (
             torch.randint(2 * PAD + 1, (B, 1), generator=self.generator) + torch.arange(n)
             for n in (H, W)
         )
-        mirrored = torch.rand(B, 1, generator=self.generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
+        flipped = torch.rand(B, 1, generator=self.generator) < 0.5
+        columns = torch.where(flipped, columns.flip(1), columns)
         image = torch.arange(B).view(B, 1, 1)
         return (
             pad(x, [PAD] * 4)
@@ -346,13 +399,13 @@ class _Training:
         )
 
     @torch.no_grad()
-    def _accuracy(self) -> float:
-        self.side.model.eval()
-        right = 0
+    def _test(self) -> float:
+        self.network.model.eval()
+        correct = 0
         for x, y in zip(self.test_x.split(500), self.test_y.split(500)):
-            right += (self.side.outputs(x.float() / 255).mean(0).argmax(1) == y).sum().item()
-            self.side.reset()
-        return right / len(self.test_y)
+            correct += (self.network.outputs(x.float() / 255).mean(0).argmax(1) == y).sum().item()
+            self.network.reset()
+        return correct / len(self.test_y)
 
 
 if __name__ == "__main__":

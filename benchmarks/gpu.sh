@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# What has to be seen on a GPU, in three parts of less than ten minutes each; prints a table and writes JSON.
-#   benchmarks/gpu.sh check|bench|cifar10 [--wheels FOLDER] [--out FOLDER] [--data FOLDER] [--device cpu] [--tiny]
-# Needs a CUDA build of torch with Triton. --wheels: a folder of wheels (numpy, safetensors, rich, matplotlib with what they need,
-# and for bench spikingjelly and scipy), installed without a network beside the torch that is there; without it everything must
-# be installed already. --device cpu --tiny: the same on a CPU in small, to see that the script runs.
+# The GPU checks and measurements, three parts of less than ten minutes each.
+#   benchmarks/gpu.sh check|bench|cifar10 [--wheels FOLDER] [--out FOLDER] [--data FOLDER]
+#                                         [--device cpu] [--tiny]
+# Each prints a table and writes JSON. Needs a CUDA build of torch with Triton.
+# --wheels: a folder of wheels (numpy, safetensors, rich, matplotlib with their dependencies, and
+# for bench spikingjelly and scipy), installed without a network beside the existing torch; without
+# it everything must be installed already.
+# --device cpu --tiny: the same on a CPU with small sizes, to check that the script runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}

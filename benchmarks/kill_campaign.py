@@ -1,13 +1,15 @@
-"""Kills training, cache building and studies at random moments, goes on, and compares with what was never killed.
+"""Kills training, cache building and studies at random moments and checks that nothing is lost.
 
-python benchmarks/kill_campaign.py [--kills N] [--only PART[,PART]] [--seed N] [--out kills.json]
+    python benchmarks/kill_campaign.py [--kills N] [--only PART[,PART]] [--seed N]
+                                       [--out kills.json]
 
-Every part is first done once undisturbed. Then it is begun, killed (SIGKILL) at a random moment, the process alone or its whole
-group, and begun again with the command a user would give, until it comes to its end; and so on until as many kills fell as were
-asked for. After each kill every file that bears its final name is read: one that is torn is counted. At each end weights,
-averaged weights, optimizer, losses and outputs must equal, bit for bit, those of the undisturbed one: what does not, and an
-attempt that fails, is a loss. Exit code 1 if there is any. Processes are forked from this one, with all imported, so that
-kills fall on the work. Linux or macOS.
+Every part first runs once undisturbed. Then it is started, killed (SIGKILL) at a random moment,
+alone or with its whole process group, and started again with the command a user would give, until
+it finishes; this repeats until the requested number of kills is reached. After each kill every file
+under its final name is read, and torn ones are counted. Whenever the part finishes, weights,
+averaged weights, optimizer, losses and outputs must be bit-identical to those of the undisturbed
+one; a difference or a failed attempt counts as a loss. Exit code 1 if there is any. Processes are
+forked from this one, with everything imported, so that kills hit the work itself. Linux or macOS.
 """
 
 from __future__ import annotations
@@ -31,9 +33,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # before torch: a process that had threads cannot be forked safely
-)
+# before torch is imported: a process that has had threads cannot be forked safely
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
@@ -42,18 +43,16 @@ from safetensors.torch import load as load_safetensors
 import backspike
 from backspike import data, run
 from backspike.cli import main as command_line
-from backspike.data import Events, binning, simulated, static
-from backspike.data.formats import nmnist
-from backspike.study import page  # noqa: F401  (imported once, for all that are forked)
+from backspike.data import Events, binning, simulated
+from backspike.data.formats import atis
+from backspike.data.sets.digits import DIGITS
+from backspike.study import page  # noqa: F401  (once, for all forks)
+from backspike.system.table import Table, left, right
 from backspike.train import checkpoint
 
-TIMES = {
-    "seconds",
-    "seconds_per_epoch",
-    "samples_per_second",
-    "run",
-}  # what differs between equal runs: times and places
-PATIENCE = 600  # seconds, for processes to end on a machine that others use as well
+# keys that differ between equal runs: times and paths
+TIMES = {"seconds", "seconds_per_epoch", "samples_per_second", "run"}
+PATIENCE = 600  # seconds that processes get to end on a shared machine
 NETWORK = [
     "--model=ConvNet('6-P-8-P', size=8)",
     "--limit=120",
@@ -68,7 +67,7 @@ EVENTS = [
 ]
 
 
-# ---- what is done, in a process of its own, and what comes of it -------------------------------------------------------------
+# ---- the work, in its own process, and its result ------------------------------------------------
 
 
 def train_digits(folder: Path) -> int:
@@ -77,7 +76,7 @@ def train_digits(folder: Path) -> int:
 
 
 def train_events(folder: Path) -> int:
-    """Mid-epoch, its samples read in two processes."""
+    """With checkpoints within an epoch; samples are loaded in two processes."""
     _few_digits()
     os.environ["BACKSPIKE_CACHE"] = str(folder.parent / "events-cache")
     return _begin_or_resume(
@@ -101,7 +100,7 @@ def study_in_processes(folder: Path) -> int:
 
 
 def caches(folder: Path) -> int:
-    """Recordings simulated, and recordings counted, both in processes."""
+    """Simulates recordings and counts others, both in worker processes."""
     _few_digits()
     os.environ["BACKSPIKE_CACHE"] = str(folder)
     simulated.SERIAL_IMAGES, binning.SERIAL_BYTES = 0, 0
@@ -112,12 +111,14 @@ def caches(folder: Path) -> int:
 
 
 def _few_digits() -> None:
-    few = [split.take(np.flatnonzero(split.y < 2)[:18]) for split in static.digits()]
-    static.digits = lambda: few
+    whole = data.load("digits")
+    parts = (whole.train, whole.validation, whole.test)
+    few = [split.take(np.flatnonzero(split.y < 2)[:18]) for split in parts]
+    vars(DIGITS)["read"] = lambda source, place: few
 
 
 def _recordings(folder: Path) -> None:
-    """Files of N-MNIST's format, of random events."""
+    """Writes random events as files in N-MNIST's format."""
     random = np.random.default_rng(0)
     for part in ("Train", "Test"):
         for i in range(60):
@@ -128,11 +129,11 @@ def _recordings(folder: Path) -> None:
             )
             path = folder / part / str(i % 10) / f"{i:05d}.bin"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(nmnist.encode(Events(x, y, np.arange(2000), p)))
+            path.write_bytes(atis.encode(Events(x, y, np.arange(2000), p)))
 
 
 def run_result(folder: Path) -> dict[str, str]:
-    """What a run came to, as sums of its parts."""
+    """Checksums of the parts of a finished run."""
     last, best = (checkpoint.read(run.Run(folder), name) for name in ("last.ckpt", "best.ckpt"))
     found = {name: _sum(last[name]) for name in ("network", "averaged", "optimizer", "position")}
     found["generator"] = _sum(last["ranks"][0]["generators"]["torch"])
@@ -159,7 +160,7 @@ def cache_result(folder: Path) -> dict[str, str]:
 
 
 def _name(path: Path, folder: Path) -> str:
-    """Without the key of a cache entry, which depends on times of files."""
+    """The relative path without a cache entry's key, which depends on file times."""
     return re.sub(r"-[0-9a-f]{16}", "", str(path.relative_to(folder)))
 
 
@@ -189,7 +190,10 @@ def _sum(value: Any) -> str:
 
 
 def torn(folder: Path, whole: dict[str, str]) -> list[str]:
-    """The files under their final names that cannot be read to the end; of a cache, those that differ from the whole one's."""
+    """The files under their final names that cannot be read completely.
+
+    In a cache, also those that differ from the undisturbed one's.
+    """
     bad = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not _unfinished(path, folder):
@@ -209,7 +213,7 @@ def _read(path: Path, wanted: str | None) -> None:
             json.loads(content)
         case ".jsonl":
             lines = content.split(b"\n")
-            for line in lines[:-1]:  # a kill may tear the last one, which a resume puts right
+            for line in lines[:-1]:  # a kill may cut the last one; a resume repairs it
                 json.loads(line)
         case ".safetensors":
             load_safetensors(content)
@@ -221,7 +225,7 @@ def _read(path: Path, wanted: str | None) -> None:
                 raise ValueError("ends too early")
         case ".npy" | ".bin" | "":
             if path.name != ".lock" and wanted is not None and _sum(content) != wanted:
-                raise ValueError("differs from the whole one")
+                raise ValueError("differs from the undisturbed one")
 
 
 def _unfinished(path: Path, folder: Path) -> bool:
@@ -238,39 +242,39 @@ class Part:
 
 PARTS = {
     "training": Part("a run with EMA, accumulation and mask", train_digits, run_result, 4),
-    "workers": Part("a run that reads in two processes", train_events, run_result, 2),
+    "workers": Part("a run that loads data in two processes", train_events, run_result, 2),
     "cache": Part("simulating and counting recordings", caches, cache_result, 3),
     "study": Part("three runs and their page", study, study_result, 2),
     "study in processes": Part("six runs, two at once", study_in_processes, study_result, 1),
 }
 
 
-# ---- killing -----------------------------------------------------------------------------------------------------------------
+# ---- killing -------------------------------------------------------------------------------------
 
 
 @dataclass
 class Tally:
     kills: int = 0
-    alone: int = 0  # of them, those that hit the process and not its children
-    writing: int = 0  # after which a half-written temporary file was found
-    went_on: int = 0  # attempts after a kill that found something to go on with
+    alone: int = 0  # kills of the process without its children
+    writing: int = 0  # kills that left a half-written temporary file
+    went_on: int = 0  # attempts that continued earlier work
     ends: int = 0
     equal: int = 0
     torn: list[str] = field(default_factory=list)
     losses: list[str] = field(default_factory=list)
 
 
-def _start(work: Callable[[Path], int], folder: Path, said: Path) -> int:
-    """A process of its own group that does the work; what it says goes to a file."""
+def _start(work: Callable[[Path], int], folder: Path, output: Path) -> int:
+    """Forks a process, in its own group, that does the work with its output in a file."""
     sys.stdout.flush()
     pid = os.fork()
-    with suppress(PermissionError):  # both sides, so that the group is there whoever comes first
+    with suppress(PermissionError):  # parent and child both set it, whoever is first
         os.setpgid(pid, pid)
     if pid:
         return pid
     code = 70
     try:
-        out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        out = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
         code = work(folder)
@@ -282,7 +286,7 @@ def _start(work: Callable[[Path], int], folder: Path, said: Path) -> int:
 
 
 def _wait(pid: int, seconds: float) -> int | None:
-    """The exit code, once it ended; None if it did not in so many seconds."""
+    """The exit code, or None if the process did not end in that time."""
     end = time.monotonic() + seconds
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
@@ -294,11 +298,11 @@ def _wait(pid: int, seconds: float) -> int | None:
 
 
 def _kill(pid: int, alone: bool) -> bool:
-    """Whether it was killed, and not over before."""
+    """Whether the kill hit, rather than the process having ended before."""
     (os.kill if alone else os.killpg)(pid, signal.SIGKILL)
     killed = _wait(pid, PATIENCE) == -signal.SIGKILL
     end = time.monotonic() + PATIENCE
-    while _alive(pid):  # its children end by themselves
+    while _alive(pid):  # its children end on their own
         if time.monotonic() > end:
             raise SystemExit(f"processes of group {pid} outlived their parent by {PATIENCE} s")
         time.sleep(0.01)
@@ -314,19 +318,19 @@ def _alive(group: int) -> bool:
 
 
 def campaign(part: Part, kills: int, folder: Path, random: Random) -> Tally:
-    """Kills one part so many times, in folders within `folder`."""
-    tally, said = Tally(), folder / "said.txt"
+    """Kills one part that many times, in folders within `folder`."""
+    tally, output = Tally(), folder / "output.txt"
     started = time.monotonic()
-    if _wait(_start(part.work, folder / "whole", said), 3600) != 0:
-        raise SystemExit(f"undisturbed, it failed: {said.read_text().strip()}")
+    if _wait(_start(part.work, folder / "whole", output), 3600) != 0:
+        raise SystemExit(f"the undisturbed run failed: {output.read_text().strip()}")
     seconds, whole = time.monotonic() - started, part.result(folder / "whole")
     while tally.kills < kills:
         place = folder / f"round-{tally.ends}-{len(tally.losses)}"
         while True:
             tally.went_on += place.is_dir() and any(place.iterdir())
-            pid = _start(part.work, place, said)
+            pid = _start(part.work, place, output)
             enough = tally.kills >= kills
-            # every attempt goes on: short ones, many to an end, put kills everywhere
+            # attempts continue each other: many short ones spread the kills over the whole work
             code = _wait(pid, 3600 if enough else 1.2 * seconds * random.random() ** 3)
             if code is None:
                 alone = random.random() < 0.3
@@ -346,7 +350,9 @@ def campaign(part: Part, kills: int, folder: Path, random: Random) -> Tally:
                 tally.equal += not differing
                 tally.losses += [f"{place}: {', '.join(differing)} differ"] if differing else []
             else:
-                tally.losses.append(f"{place}: exit code {code}: {said.read_text().strip()[-300:]}")
+                tally.losses.append(
+                    f"{place}: exit code {code}: {output.read_text().strip()[-300:]}"
+                )
             break
         print(f"{place.parent.name}: {tally.kills} of {kills} kills", file=sys.stderr, flush=True)
     return tally
@@ -354,18 +360,18 @@ def campaign(part: Part, kills: int, folder: Path, random: Random) -> Tally:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=120, help="in all (default: 120)")
+    parser.add_argument("--kills", type=int, default=120, help="in total (default: 120)")
     parser.add_argument(
-        "--only", default=",".join(PARTS), help=f"parts by commas, of: {', '.join(PARTS)}"
+        "--only", default=",".join(PARTS), help=f"parts, by commas: {', '.join(PARTS)}"
     )
     parser.add_argument(
-        "--seed", type=int, default=None, help="of the moments (default: another one each time)"
+        "--seed", type=int, default=None, help="for the moments of the kills (default: random)"
     )
     parser.add_argument("--out", type=Path, help="a JSON file for the counts")
     options = parser.parse_args()
     parts = {name: PARTS[name] for name in options.only.split(",") if name in PARTS}
     if unknown := set(options.only.split(",")) - set(PARTS):
-        parser.error(f"unknown part {unknown.pop()!r}; choose of: {', '.join(PARTS)}")
+        parser.error(f"unknown part {unknown.pop()!r}; choose from: {', '.join(PARTS)}")
     torch.set_num_threads(1)
     seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4), "little")
     random, shares = Random(seed), sum(part.share for part in parts.values())
@@ -399,24 +405,19 @@ def main() -> int:
 
 def _table(tallies: dict[str, Tally], seed: int) -> str:
     counts = Counter[str]()
-    lines = [
-        f"seed {seed}\n",
-        "| killed | kills (process alone) | in a write | went on | came to its end | equal | torn files | losses |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, t in tallies.items():
         numbers = {k: v if isinstance(v, int) else len(v) for k, v in vars(t).items()}
         counts.update(numbers)
-        lines.append(_row(f"{name}: {PARTS[name].about}", numbers))
-    return "\n".join([*lines, _row("all", counts)])
+        rows.append(_row(f"{name}: {PARTS[name].about}", numbers))
+    heads = ("during a write", "continued", "finished", "equal", "torn files", "losses")
+    columns = [*left("killed"), *right("kills (process alone)", *heads)]
+    return f"seed {seed}\n\n{Table(columns, [*rows, _row('all', counts)]).to_markdown()}"
 
 
-def _row(name: str, n: dict[str, int]) -> str:
-    cells = [
-        f"{n['kills']} ({n['alone']})",
-        *(n[k] for k in ("writing", "went_on", "ends", "equal", "torn", "losses")),
-    ]
-    return f"| {name} | {' | '.join(map(str, cells))} |"
+def _row(name: str, n: dict[str, int]) -> list[object]:
+    kinds = ("writing", "went_on", "ends", "equal", "torn", "losses")
+    return [name, f"{n['kills']} ({n['alone']})", *(n[kind] for kind in kinds)]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""A Spikformer too large for one GPU: weights, gradients and optimizer state lie in shards on all ranks (FSDP2).
+"""A Spikformer too large for one GPU: weights, gradients and optimizer state are sharded (FSDP2).
 
     torchrun --nproc-per-node=8 examples/sharded.py --dim 1536 --depth 12 --heads 24
-    torchrun --nproc-per-node=2 examples/sharded.py --dim 32 --depth 2 --heads 4 --steps 4      on two CPU cores
+    torchrun --nproc-per-node=2 examples/sharded.py --dim 32 --depth 2 --heads 4 --steps 4   # on CPU
 
-A block's weights are gathered when it runs and given up after it, forward and backward; what they cost in memory is so divided
-by the number of ranks. BatchNorm takes the statistics of the whole batch, so the losses are those of one process.
+The weights of a block are gathered when it runs and freed after it, forward and backward, so their
+memory is divided by the number of ranks. BatchNorm uses the statistics of the whole batch, so the
+losses are those of one process.
 """
 
 import argparse
@@ -27,7 +28,7 @@ def main() -> None:
     )
     for name, value in {"dim": 384, "depth": 4, "heads": 12, "batch": 64, "steps": 100}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--out", help="file for the weights of all ranks together")
+    parser.add_argument("--out", help="file for the full weights, gathered from all ranks")
     options = parser.parse_args()
     with distributed.joined() as together:
         train(options, together)
@@ -59,9 +60,8 @@ def train(options: argparse.Namespace, together: distributed.Ranks) -> None:
         for encoder in model.encoders:
             fully_shard(encoder)
         fully_shard(model)
-        warnings.filterwarnings(
-            "ignore", message=".* returned a view tensor"
-        )  # which nobody changes in place
+        # the views are not modified in place
+        warnings.filterwarnings("ignore", message=".* returned a view tensor")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     order = torch.Generator().manual_seed(0)
@@ -73,7 +73,9 @@ def train(options: argparse.Namespace, together: distributed.Ranks) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        mean = together.sums(float(loss.detach()) / together.size)[0]  # of equal shares
+        mean = together.sums(float(loss.detach()) / together.size)[
+            0
+        ]  # all ranks have equally many samples
         if together.first:
             print(f"step {step}  loss {mean:.5f}", flush=True)
     if options.out:

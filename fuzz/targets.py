@@ -28,9 +28,11 @@ from unittest import mock
 import numpy as np
 
 from backspike.data import DataError, Events
-from backspike.data.formats import aedat2, aedat3, cifar, gesture, idx, nmnist, picture, shd
+from backspike.data.formats import aedat2, aedat3, atis, hdf5, idx, image_batch, picture
+from backspike.data.sets import dvs128_gesture as gesture
 from backspike.report import chart, read
 from backspike.train import setup, trainer
+from backspike.train.failures import step_errors
 from backspike.train.fit import finished_result
 
 RNG = np.random.default_rng(0)
@@ -212,7 +214,7 @@ def _cifar(**more: Any) -> bytes:
 
 # bytes of a whole file -> arrays: the function, a good file, and what must hold of the result
 READERS: dict[str, tuple[Callable[..., Any], bytes, Callable[[Any, bytes], None]]] = {
-    "nmnist": (nmnist.decode, nmnist.encode(EVENTS), events_fit),
+    "nmnist": (atis.decode, atis.encode(EVENTS), events_fit),
     "aedat2": (aedat2.decode, aedat2.encode(EVENTS), events_fit),
     "aedat3": (aedat3.decode, aedat3.encode(EVENTS, packet=15), events_fit),
     "labels": (
@@ -222,9 +224,9 @@ READERS: dict[str, tuple[Callable[..., Any], bytes, Callable[[Any, bytes], None]
     ),
     "trials": (gesture.trials, b"user01_led.aedat\nuser29_natural.aedat\n", _anything),
     "idx": (idx.decode, struct.pack(">HBB2I", 0, 8, 2, 4, 5) + bytes(20), arrays_fit),
-    "cifar binary": (cifar.decode_binary, bytes(3073), arrays_fit),
+    "cifar binary": (image_batch.decode_binary, bytes(3073), arrays_fit),
     "cifar python": (
-        cifar.decode_python,
+        image_batch.decode_pickle,
         pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [3]}, 4),
         _anything,
     ),
@@ -268,10 +270,10 @@ def _spoken() -> bytes:
 
 def _read_spoken(data: bytes) -> None:
     """HDF5 that loops for ever is a refusal, after fewer seconds than users grant it."""
-    shd.SECONDS = 4
+    hdf5.SECONDS = 4
     path = _folder() / "f.h5"
     path.write_bytes(data)
-    for events in shd.decode(path, range(len(shd.labels(path, 20)))):
+    for events in hdf5.decode(path, range(len(hdf5.labels(path, 20)))):
         assert len(events.t) <= 1100 * len(data)
 
 
@@ -301,6 +303,7 @@ def _read_names(data: bytes) -> None:
     import shutil
 
     from backspike.data import pictures, source
+    from backspike.data.source import Place
 
     root = _folder() / "pictures"
     for part in ("train", "val"):
@@ -318,7 +321,7 @@ def _read_names(data: bytes) -> None:
                 path.touch()
             except OSError:
                 continue
-        train, validation, test = pictures.load(source("imagenet"), root, 16)
+        train, validation, test = pictures.read(source("imagenet"), Place(folder=root), 16)
         for split in (train, validation, test):
             for i in range(len(split)):
                 try:
@@ -337,13 +340,14 @@ def _sums() -> list[bytes]:
 
 def _read_sums(data: bytes) -> None:
     from backspike.data import simulated
+    from backspike.data.simulate import Camera
 
     root = _folder() / "sums"
     root.mkdir(exist_ok=True)
     (root / "00007.bin").write_bytes(b"12345")
     (root / simulated.SUMS).write_bytes(data)
     pictures, labels = np.zeros((1, 1, 8, 8), np.uint8), np.array([7])
-    job = simulated._Job("digits-dvs", 0, 1, pictures, labels)  # noqa: SLF001  (of damaged values)
+    job = simulated._Job("a", 0, 1, pictures, labels, Camera(), 0)  # noqa: SLF001  (of damaged values)
     job.verified(root)
 
 
@@ -403,11 +407,17 @@ def _fields() -> list[bytes]:
     ]
 
 
+@functools.cache
+def _parser() -> Any:
+    from backspike.cli import verb_parser
+
+    return verb_parser("train")
+
+
 def _read_fields(data: bytes) -> None:
     from backspike import recipes
-    from backspike.cli import split_off_fields
 
-    _, fields = split_off_fields(data.decode("utf-8", "surrogateescape").split("\0"))
+    _, fields = _parser().split_fields(data.decode("utf-8", "surrogateescape").split("\0"))
     recipes.digits().replace(fields).to_dict()
 
 
@@ -461,7 +471,7 @@ def _training() -> Any:
     _trained()
     run = Run.open(_folder() / "stopped")
     recipe = run.recipe()
-    return trainer.Trainer(run, recipe, None, setup.load_data(recipe), "cpu", None)
+    return trainer.Trainer(run, setup.set_up(recipe, device="cpu"))
 
 
 @functools.cache
@@ -486,9 +496,10 @@ def _restore(data: bytes) -> None:
     training.run.write("last.ckpt", data)
     training.restore()
     torch.rand(1), np.random.rand(1), random.random()  # noqa: NPY002  (the generators that are restored)
-    x, y = next(iter(training.train.training(0)))
-    with training.step_errors():
-        training.train_step(x, y)
+    train = training.setup.train
+    x, y = next(iter(train.training(0)))
+    with step_errors("the next step"):
+        training.step(x, y, train.parts(0))
 
 
 def _pickled() -> list[bytes]:

@@ -1,6 +1,8 @@
 """The public names: all there, loaded late, and known to type checkers."""
 
 import ast
+import dataclasses
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import backspike as bs
+from backspike.recipes import values
 
 
 @pytest.mark.parametrize("name", bs.__all__)
@@ -46,6 +49,22 @@ def test_importing_loads_no_torch(module):
 def test_surrogates_are_public_without_torch():
     code = "import sys, backspike as bs; bs.Masked(bs.Triangle()); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "public"),
+    [
+        (values.TWO, bs.readout.TWO),
+        (values.TET, bs.loss.tet),
+        (values.PDA, bs.PotentialAdjustment),
+        (values.SGS, bs.scale_gradients),
+    ],
+)
+def test_a_value_of_a_recipe_has_the_options_of_what_it_builds(value, public):
+    """Names and defaults; what comes first, such as the model, has no default."""
+    of_public = inspect.signature(public).parameters.values()
+    options = {p.name: p.default for p in of_public if p.default is not p.empty}
+    assert {f.name: f.default for f in dataclasses.fields(value)} == options
 
 
 def test_no_file_imports_a_private_name_of_another():

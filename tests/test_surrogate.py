@@ -24,6 +24,7 @@ from backspike import (
     SuperSpike,
     Triangle,
 )
+from backspike import surrogate as surrogates
 
 each_family = pytest.mark.parametrize("surrogate", FAMILIES, ids=lambda s: type(s).__name__)
 
@@ -46,6 +47,34 @@ def test_derivative_is_the_formula(surrogate):
 def test_derivative_is_even(surrogate):
     z = np.linspace(0, 3, 301)
     np.testing.assert_array_equal(at(surrogate.derivative, z), at(surrogate.derivative, -z))
+
+
+@each_family
+def test_a_class_says_what_its_curve_does(surrogate):
+    z = np.linspace(-4, 4, 4001)
+    h = at(surrogate.derivative, z)
+    inside = np.abs(z) < surrogate.support
+    assert h[inside].all()
+    assert not h[~inside].any()
+    assert surrogate.binary == (len(set(h[inside])) == 1)
+    assert 1 <= len(surrogate.constants()) <= 3
+
+
+def test_the_table_has_every_family_and_no_code_is_used_twice():
+    assert {type(s) for s in FAMILIES} == set(surrogates.FAMILIES)
+    codes = [family.code for family in surrogates.FAMILIES if family.code]
+    assert len(codes) == len(set(codes))
+
+
+def test_a_class_derived_from_a_family_is_a_users_own():
+    class Mine(Rectangle):
+        def derivative(self, z):
+            return z.abs()
+
+    assert surrogates.is_family(Rectangle())
+    assert not surrogates.is_family(Mine())
+    with pytest.raises(ValueError, match="memory='1bit' needs surrogate=Rectangle"):
+        bs.LIF(surrogate=Mine(), v_reset=None, memory="1bit")
 
 
 @each_family
@@ -136,7 +165,7 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_a_surrogate_is_a_value(value):
-    same = eval(repr(value))
+    same = eval(repr(value), dict(vars(surrogates)))
     assert same == value
     assert type(same) is type(value)
     assert hash(same) == hash(value)

@@ -321,12 +321,15 @@ def test_ratios_and_shares_are_taken_to_the_right_rows():
     assert len({len(page.cells(made, row)) for row in made.ranked()} | {len(page.head(made))}) == 1
 
 
+SERVE = "from backspike.system.workers import serve; serve(lambda do, request: {})"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("import os; os.kill(os.getpid(), 9)", "signal 9"),
         ("raise SystemExit('no such thing')", "no such thing"),
-        ('print(\'{"error": "ValueError: as told"}\', flush=True); input()', "as told"),
+        (SERVE.format("{'error': 'ValueError: as told'}"), "as told"),
     ],
 )
 def test_a_worker_that_dies_says_why(monkeypatch, text, says):
@@ -337,7 +340,7 @@ def test_a_worker_that_dies_says_why(monkeypatch, text, says):
             worker.ask("set_up", work={}, settings={}, threads=1)
     finally:
         worker.end()
-    assert worker._process.returncode is not None
+    assert worker.process.returncode is not None
 
 
 def test_a_row_that_fails_is_named_and_the_others_go_on(monkeypatch):
@@ -347,7 +350,7 @@ def test_a_row_that_fails_is_named_and_the_others_go_on(monkeypatch):
     def dies(self, do, **request):
         self.settings = request.get("settings") or self.settings
         if do == "run" and self.settings["memory"] == "8bit" and self.settings["heap"] == "kept":
-            os.kill(self._process.pid, signal.SIGKILL)
+            os.kill(self.process.pid, signal.SIGKILL)
         return ask(self, do, **request)
 
     def misled(worker, settings, *rest):
@@ -398,7 +401,7 @@ def test_ctrl_c_ends_all_workers(monkeypatch):
     monkeypatch.setattr(workers.Worker, "__init__", notes)
     with pytest.raises(KeyboardInterrupt):
         bench.run("neuron", quick=True, rounds=1, threads=1, only=["plain"], listen=interrupted)
-    assert [w._process.poll() is not None for w in started] == [True]
+    assert [w.process.poll() is not None for w in started] == [True]
 
 
 @pytest.mark.parametrize(
@@ -432,45 +435,33 @@ def test_peers_do_not_get_what_our_command_line_sets_for_itself(monkeypatch):
     assert set(machine.QUIET_THREADS) <= set(workers._environment(ours))
 
 
-def test_a_worker_runs_where_there_is_no_backspike(tmp_path):
+def test_a_worker_runs_where_there_is_no_backspike(monkeypatch):
     """Its folder is loaded as a package of its own: a Python that cannot import backspike runs it."""
-    start = workers._START.format(folder=str(workers.Path(workers.__file__).parent / "worker"))
-    blocked = "import sys; sys.modules['backspike'] = None\n" + start
-    small = WORK["neuron"].small()
-    request = {
-        "do": "set_up",
-        "work": vars(small),
-        "settings": vars(Settings("plain")),
-        "threads": 1,
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", blocked],
-        input=json.dumps(request) + "\n",
-        capture_output=True,
-        text=True,
-    )
-    answer = json.loads(done.stdout)
-    assert len(answer["seconds"]) == 3, done.stderr
+    blocked = "import sys; sys.modules['backspike'] = None\n" + workers._START
+    monkeypatch.setattr(workers, "_START", blocked)
+    with workers.Worker(plan.Implementation("plain loop", Settings("plain")), None) as worker:
+        small, settings = vars(WORK["neuron"].small()), vars(Settings("plain", heap="kept"))
+        answer = worker.ask("set_up", work=small, settings=settings, threads=1)
+    assert len(answer["seconds"]) == 3
+    assert answer["heap"] == sys.platform.startswith("linux")
 
 
-def test_the_race_ends_at_the_goal(tmp_path, monkeypatch):
-    """On images that are easily told apart; a side is a process of its own."""
+def test_the_race_gives_a_side_its_time(tmp_path, monkeypatch):
+    """On images that are easy to tell apart; a side is a process of its own."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    race = importlib.import_module("mnist_race")
-    y = torch.arange(1024) % 10
-    x = torch.zeros(1024, 1, 28, 28, dtype=torch.uint8)
-    for digit in range(10):
-        x[y == digit, :, 2 * digit : 2 * digit + 8, 4:24] = 255
+    race = importlib.import_module("cifar_race")
+    y = torch.arange(640) % 10
+    x = torch.zeros(640, 3, 32, 32, dtype=torch.uint8)
+    for label in range(10):
+        x[y == label, :, :, 3 * label : 3 * label + 4] = 255
     data = {"train_x": x, "train_y": y, "test_x": x[:200], "test_y": y[:200]}
     torch.save(data, tmp_path / "data.pt")
-    settings = {
-        "file": str(tmp_path / "data.pt"),
-        "seed": 0,
-        "epochs": 6,
-        "threads": 1,
-        "precision": "float32",
-    }
-    run = race._one_race({"backspike": sys.executable}, settings)["backspike"]
-    assert [turn["accuracy"] >= 0.99 for turn in run] == [False] * (len(run) - 1) + [True]
-    assert 1 < len(run) < 24
-    assert f"{len(run) / 4:g} epochs" in race._said(run)
+    settings = race.read_settings(tmp_path / "data.pt", seed=0, threads=1, seconds=2.0)
+    settings = replace(settings, layout="4-P-8-P", bfloat16=False)
+    slices = race.run_race({"backspike": sys.executable}, settings, slice=1.0)["backspike"]
+    seconds = [s["seconds"] for s in slices]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] >= 2 > max([0.0, *seconds[:-1]])
+    assert ["accuracy" in s for s in slices] == [False] * (len(slices) - 1) + [True]
+    assert slices[-1]["images"] >= settings.batch
+    assert f"{seconds[-1]:.0f} s, " in race.describe(slices)

@@ -78,8 +78,15 @@ def injected(monkeypatch, fault):
 
 def ruled(**change):
     return lambda call: eager.run(
-        dataclasses.replace(call, rule=dataclasses.replace(call.rule, **change))
+        dataclasses.replace(call, neuron=dataclasses.replace(call.neuron, **change))
     )
+
+
+def unscaled(call):
+    surrogate = call.neuron.surrogate
+    if isinstance(surrogate, bs.Masked):
+        surrogate = dataclasses.replace(surrogate, rescale=False)
+    return ruled(surrogate=surrogate)(call)
 
 
 def called(change):
@@ -101,7 +108,7 @@ def above(theta):
 FAULTS = {
     "no gradient through the reset": (ruled(reset_gradient=0.0), "gradient of x"),
     "no gradient over time": (ruled(temporal_gradient=False), "gradient of x"),
-    "no rescaling": (ruled(rescale=False), "gradient of x"),
+    "no rescaling": (unscaled, "gradient of x"),
     "one spike": (one_spike_more, "spikes differ in 1 places"),
     "ties": (called(lambda call: {"theta": above(call.theta)}), "spikes differ"),
     "another mask": (
@@ -132,8 +139,8 @@ FAULTS = {
     ),
     "coarser memory": (
         lambda call: (
-            eager.run(dataclasses.replace(call, rule=dataclasses.replace(call.rule, memory="8bit")))
-            if call.rule.memory == "bfloat16" and not isinstance(call.tau, torch.Tensor)
+            ruled(memory="8bit")(call)
+            if call.neuron.memory == "bfloat16" and not isinstance(call.tau, torch.Tensor)
             else eager.run(call)
         ),
         "gradient of x",
@@ -157,7 +164,7 @@ def test_the_backend_without_a_fault_passes(monkeypatch):
 
 
 def test_the_command_names_what_failed_and_that_command_fails_alone(monkeypatch, capsys, tmp_path):
-    injected(monkeypatch, ruled(rescale=False))
+    injected(monkeypatch, unscaled)
     file = tmp_path / "certificate.md"
     assert main(["certify", "--only", "backend=faulty,surrogate=Triangle", "--out", str(file)]) == 1
     shown = capsys.readouterr().out

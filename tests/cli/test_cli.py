@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from backspike.cli import main
+from backspike.cli import VERBS, main, verb_parser
 
 QUICK = ["--limit=100", "--epochs=1", "--batch_size=50", "--model=ConvNet('6-P-8-P', size=8)"]
 
@@ -76,7 +76,10 @@ def test_the_package_adds_little_to_torch():
         (["train", "--T", "0"], 2, "T must be at least 1"),
         (["train", "--neuron.tau", "1"], 2, "tau must be above 1"),
         (["train", "--neuron.surrogate.p", "-0.1"], 2, "must lie in [0, 1]"),
-        (["train", "digits", "mnist"], 2, "unrecognized arguments: mnist"),
+        (["train", "digits", "mnist"], 2, "unrecognized arguments: mnist; see: backspike train"),
+        (["train", "--seeds", "3"], 2, "did you mean seed"),
+        (["study", "ablation", "--watch", "1"], 2, "watch"),
+        (["doctor", "digits", "--force", "1"], 2, "force"),
         (["train", "--out"], 2, "expected one argument"),
         (["eval"], 2, "RUN"),
         (["eval", "x", "--T", "3"], 2, "unrecognized arguments"),
@@ -97,6 +100,24 @@ def test_a_wrong_command_is_one_line_and_the_right_exit_code(
     assert err.startswith("backspike: ")
     assert "\n" not in err
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_option_of_a_verb_is_never_a_field(verb):
+    parser = verb_parser(verb)
+    for option, action in parser._option_string_actions.items():
+        words = [option] if action.nargs == 0 else [option, "--value"]
+        assert parser.split_fields([*words, "--T", "3"]) == (words, {"T": "3"})
+        if option.startswith("--"):
+            words = [f"{option}=a value"]
+            assert parser.split_fields([*words, "--T=3"]) == (words, {"T": "3"})
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("train", "resume")])
+def test_torchrun_is_for_training(verb, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([verb, *(["x"] if verb in ("doctor", "eval", "report") else [])]) == 2
+    assert f"run backspike {verb} without it" in said(capsys)[1]
 
 
 def test_missing_data_says_what_to_put_where(capsys, tmp_path):

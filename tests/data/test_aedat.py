@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backspike.data import DataError, Events
-from backspike.data.formats import aedat2, aedat3, gesture
+from backspike.data.formats import aedat2, aedat3
+from backspike.data.sets import dvs128_gesture as gesture
 
 HEADER2 = (
     b"#!AER-DAT2.0\r\n# This is a raw AE data file - do not edit\r\n# Timestamps tick is 1 us\r\n"

@@ -1,5 +1,6 @@
 """Data sets: splits, frames, catalogue, cache; on fabricated files, and on the real ones where they are."""
 
+import ast
 import functools
 import gzip
 import hashlib
@@ -11,17 +12,20 @@ import platform
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import datasets
 from helpers.datasets import fake_mnist, fake_nmnist, write
 from helpers.paths import DATA
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backspike import data
-from backspike.data import DataError, Events, Split, cache, frames, simulated, static
-from backspike.data.formats import nmnist
+from backspike.data import DataError, Events, Split, cache, frames, simulated
+from backspike.data.formats import atis
+from backspike.data.sets import digits as digits_sets
 from backspike.data.simulate import record
 from backspike.data.split import carve, stratified_order
 
@@ -46,15 +50,12 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def few_digits(monkeypatch):
     """digits-dvs of 24 digits only: made in a moment."""
-    whole = static.digits()
-    few = tuple(split.take(np.arange(n)) for split, n in zip(whole, (12, 5, 7)))
-    monkeypatch.setattr(static, "digits", lambda: few)
-    return few
+    return datasets.few_digits(monkeypatch, (12, 5, 7))
 
 
 def digits_dvs():
     """The folder of digits-dvs, made where it is not."""
-    return simulated.folder("digits-dvs", data.load("digits"))
+    return digits_sets.DIGITS_DVS.read.folder("digits-dvs", data.load("digits"))
 
 
 def contents(folder):
@@ -150,7 +151,7 @@ def test_digits():
 
 def test_digits_split_is_stratified_and_made_by_the_documented_rule():
     digits = data.load("digits")
-    with np.load(static.DIGITS) as bundle:
+    with np.load(digits_sets.FILE) as bundle:
         y, split = bundle["y"], bundle["split"]
     order = stratified_order(y, seed=0)
     assert set(digits.test.ids) == set(order[:360])
@@ -387,8 +388,38 @@ def test_missing_data_says_what_to_put_where(name):
 
 @pytest.mark.parametrize("option", [{"T": 4}, {"size": 8}, {"by": "count"}])
 def test_images_take_no_event_options(option):
-    with pytest.raises(DataError, match="T, size and by are for event recordings"):
+    with pytest.raises(
+        DataError,
+        match=r"^digits holds images: \w+=.* is for digits-dvs, nmnist, .*cifar10-dvs-simulated$",
+    ):
         data.load("digits", **option)
+
+
+def test_an_option_of_no_set_is_an_error_of_the_call():
+    with pytest.raises(TypeError, match="no data set has an option 'colour'"):
+        data.load("digits", colour=True)
+    assert len(data.load("digits", upright=True).train) == 1257  # the default asks for nothing
+
+
+def test_only_its_own_file_knows_a_data_set_by_name():
+    package, names = Path(data.__file__).parents[1], {entry.name for entry in data.catalogue()}
+    files = [
+        *package.glob("data/*.py"),
+        *package.glob("data/formats/*.py"),
+        *(
+            path
+            for part in ("train", "analysis", "report")
+            for path in package.rglob(f"{part}/*.py")
+        ),
+    ]
+    assert len(files) > 50
+    found = [
+        (path.name, node.value)
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names
+    ]
+    assert found == []
 
 
 def test_catalogue_lists_all_sets():
@@ -468,7 +499,7 @@ def test_nmnist_from_the_official_layout(tmp_path):
     ):
         for (x, y), id in zip((split[i] for i in range(len(split))), split.ids):
             path = tmp_path / "NMNIST" / part / str(y) / f"{id:05d}.bin"
-            np.testing.assert_array_equal(x, frames(nmnist.decode(path.read_bytes()), 5))
+            np.testing.assert_array_equal(x, frames(atis.decode(path.read_bytes()), 5))
             assert x.sum() == 70
     assert sorted([*splits.train.ids, *splits.validation.ids]) == list(range(1, 25))
 
@@ -521,7 +552,7 @@ def test_changed_recordings_are_binned_again(tmp_path, change):
 def test_counts_are_never_clipped(tmp_path, events, dtype):
     fake_nmnist(tmp_path, n=12, n_test=2)
     ones = np.ones(events, int)
-    write(tmp_path / "Test" / "0" / "00001.bin", nmnist.encode(Events(ones, ones, ones, ones)))
+    write(tmp_path / "Test" / "0" / "00001.bin", atis.encode(Events(ones, ones, ones, ones)))
     test = data.load("nmnist", tmp_path, T=1).test
     assert test.x.dtype == dtype
     assert test.x[0].max() == test.x[0].sum() == events
@@ -571,14 +602,12 @@ def test_digits_dvs_is_the_simulated_digits(few_digits, own_cache):
     ):
         assert sorted(zip(split.ids, split.y)) == sorted(zip(digits.ids, digits.y))
         for i, (id, y) in enumerate(zip(split.ids, split.y)):
-            e = nmnist.decode((folder / part / str(y) / f"{id:05d}.bin").read_bytes())
+            e = atis.decode((folder / part / str(y) / f"{id:05d}.bin").read_bytes())
             assert split.x[i].sum() == len(e) > 500
             (j,) = np.flatnonzero(digits.ids == id)
             seed = ("Train", "Validation", "Test").index(part)
             shown = np.pad(digits.x[j, 0], 1)
-            np.testing.assert_array_equal(
-                e.t, record(shown, seed, int(id), simulated.SETS["digits-dvs"].camera).t
-            )
+            np.testing.assert_array_equal(e.t, record(shown, seed, int(id), digits_sets.CAMERA).t)
     assert len(data.load("digits-dvs", T=4, size=17, limit=3).train) == 3
 
 
@@ -698,7 +727,7 @@ def test_a_kill_while_writing_leaves_nothing_that_is_taken_for_an_entry(own_cach
 @pytest.mark.skipif(os.name != "posix", reason="processes are looked for")
 def test_leftovers_of_killed_processes_are_ignored_and_swept(few_digits, own_cache):
     """Of this machine as soon as their process is gone, whatever the clock says; of another one after a day."""
-    name = simulated.entry_name("digits-dvs", data.load("digits"))
+    name = digits_sets.DIGITS_DVS.read.entry_name("digits-dvs", data.load("digits"))
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     here, old, young = (
@@ -786,7 +815,9 @@ def test_cache_that_cannot_be_written_gives_way_to_a_temporary_folder(
     monkeypatch.setattr(cache, "_temporary", lambda: temporary)
     assert len(data.load("digits-dvs").train) == 12
     assert {"a temporary folder serves" in message for message in caplog.messages} == {True}
-    assert (temporary / simulated.entry_name("digits-dvs", data.load("digits"))).is_dir()
+    assert (
+        temporary / digits_sets.DIGITS_DVS.read.entry_name("digits-dvs", data.load("digits"))
+    ).is_dir()
     monkeypatch.setattr(cache, "_temporary", lambda: tmp_path / "file" / "too")
     with pytest.raises(DataError, match="set BACKSPIKE_CACHE"):
         data.load("digits-dvs")
@@ -877,9 +908,9 @@ def test_real_nmnist():
     assert len(paths) == 1100
     rows = []
     for path in paths:
-        e = nmnist.decode(path.read_bytes(), str(path))
+        e = atis.decode(path.read_bytes(), str(path))
         assert max(e.x.max(), e.y.max()) <= 33
-        assert nmnist.encode(e) == path.read_bytes()
+        assert atis.encode(e) == path.read_bytes()
         if "Train" in path.parts:
             active = len(np.unique(e.y.astype(int) * 34 + e.x)) / 34**2
             rows.append([len(e), e.p.mean(), e.t.max() / 1000, active])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backspike.data import DataError, Events
-from backspike.data.formats import cifar, idx, nmnist
+from backspike.data.formats import atis, idx, image_batch
 
 
 def idx_bytes(array, kind=0x08):
@@ -34,7 +34,7 @@ def test_nmnist_reads_hand_made_events():
     """Two events written bit by bit: x, y, polarity, 23 bits of microseconds."""
     bits = f"{3:08b}{33:08b}1{0x7FFFFF:023b}" + f"{255:08b}{0:08b}0{70000:023b}"
     data = int(bits, 2).to_bytes(10, "big")
-    events = nmnist.decode(data)
+    events = atis.decode(data)
     assert [events.x.tolist(), events.y.tolist(), events.t.tolist(), events.p.tolist()] == [
         [3, 255],
         [33, 0],
@@ -47,12 +47,12 @@ def test_nmnist_reads_hand_made_events():
         np.int64,
         np.uint8,
     )
-    assert nmnist.encode(events) == data
+    assert atis.encode(events) == data
 
 
 def test_nmnist_overflow_marks_are_dropped_and_shift_what_follows():
     rows = [(1, 1, 100), (0, 240, 0), (2, 2, 5), (0, 240, 0), (3, 3, 6)]
-    events = nmnist.decode(
+    events = atis.decode(
         b"".join(bytes([x, y, t >> 16, t >> 8 & 255, t & 255]) for x, y, t in rows)
     )
     assert events.x.tolist() == [1, 2, 3]
@@ -72,7 +72,7 @@ events_strategy = st.lists(
 @given(events_strategy)
 def test_nmnist_round_trip(rows):
     x, y, t, p = np.array(rows, np.int64).reshape(-1, 4).T
-    back = nmnist.decode(nmnist.encode(Events(x, y, t, p)))
+    back = atis.decode(atis.encode(Events(x, y, t, p)))
     for got, wanted in zip((back.x, back.y, back.t, back.p), (x, y, t, p)):
         np.testing.assert_array_equal(got, wanted)
 
@@ -84,7 +84,7 @@ def test_nmnist_round_trip(rows):
 def test_nmnist_refuses_to_write_what_does_not_fit(bad):
     x, y, t, p = np.array([(1, 1, 1, 1), bad]).T
     with pytest.raises(DataError, match="event 1 "):
-        nmnist.encode(Events(x, y, t, p))
+        atis.encode(Events(x, y, t, p))
 
 
 def test_nmnist_truncation_names_file_and_offset():
@@ -92,15 +92,15 @@ def test_nmnist_truncation_names_file_and_offset():
     for size in range(20):
         if size % 5:
             with pytest.raises(DataError, match=rf"7/00001\.bin: byte {size // 5 * 5}: truncated"):
-                nmnist.decode(data[:size], "7/00001.bin")
+                atis.decode(data[:size], "7/00001.bin")
         else:
-            assert len(nmnist.decode(data[:size])) == size // 5
+            assert len(atis.decode(data[:size])) == size // 5
 
 
 def test_nmnist_reads_millions_of_events_a_second():
     data = np.random.default_rng(0).integers(0, 240, 5_000_000, np.uint8).tobytes()
     start = time.perf_counter()
-    nmnist.decode(data)
+    atis.decode(data)
     assert time.perf_counter() - start < 0.5
 
 
@@ -199,7 +199,7 @@ def test_idx_gzip_bomb_is_unpacked_only_as_far_as_announced(monkeypatch):
 @pytest.mark.parametrize("labels", [b"labels", b"fine_labels"])
 def test_cifar_python(protocol, labels):
     batch = cifar_batch(labels=labels)
-    x, y = cifar.decode_python(pickle.dumps(batch, protocol))
+    x, y = image_batch.decode_pickle(pickle.dumps(batch, protocol))
     assert x.shape == (3, 3, 32, 32)
     assert x.dtype == np.uint8
     np.testing.assert_array_equal(x.reshape(3, -1), batch[b"data"])
@@ -221,7 +221,7 @@ def official_batch(n=b"K\x01"):
 
 
 def test_cifar_python_reads_what_python_2_wrote():
-    x, y = cifar.decode_python(official_batch())
+    x, y = image_batch.decode_pickle(official_batch())
     assert x.tobytes() == IMAGE
     assert y.tolist() == [7]
 
@@ -233,7 +233,7 @@ def test_cifar_pickle_runs_nothing(tmp_path, protocol):
             return (open, (str(tmp_path / "ran"), "w"))
 
     with pytest.raises(DataError, match=r"f: byte \d+: .*names (io|_io)\.open"):
-        cifar.decode_python(pickle.dumps({"x": Evil()}, protocol), "f")
+        image_batch.decode_pickle(pickle.dumps({"x": Evil()}, protocol), "f")
     assert not (tmp_path / "ran").exists()
 
 
@@ -241,28 +241,28 @@ def test_cifar_python_cut_at_every_byte_is_refused():
     data = official_batch()
     for size in range(len(data)):
         with pytest.raises(DataError, match=r"^data_batch_1: byte \d+: "):
-            cifar.decode_python(data[:size], "data_batch_1")
+            image_batch.decode_pickle(data[:size], "data_batch_1")
     with pytest.raises(DataError, match=rf"byte {len(data)}: 1 bytes too many"):
-        cifar.decode_python(data + b"\0", "data_batch_1")
+        image_batch.decode_pickle(data + b"\0", "data_batch_1")
 
 
 @given(st.binary(max_size=200))
 def test_cifar_python_refuses_noise(noise):
     with pytest.raises(DataError):
-        cifar.decode_python(noise)
+        image_batch.decode_pickle(noise)
 
 
 def test_cifar_pickle_claims_are_refused_before_memory_is_taken():
     """Bytes that are not there, a memo of 4 GB, labels that refer to themselves 10^30 times."""
     with pytest.raises(DataError, match=r"f: byte 2: .*\(2147483647 bytes are missing\)"):
-        cifar.decode_python(b"\x80\x03B\xff\xff\xff\x7f", "f")
+        image_batch.decode_pickle(b"\x80\x03B\xff\xff\xff\x7f", "f")
     with pytest.raises(DataError, match=r"f: byte 3: .*a place in the memo"):
-        cifar.decode_python(b"\x80\x02}r\x00\x00\x00\x10.", "f")
+        image_batch.decode_pickle(b"\x80\x02}r\x00\x00\x00\x10.", "f")
     labels = [1] * 10
     for _ in range(30):
         labels = [labels] * 10
     with pytest.raises(DataError, match="the labels are no list of whole numbers"):
-        cifar.decode_python(pickle.dumps({**cifar_batch(), b"labels": labels}, 4))
+        image_batch.decode_pickle(pickle.dumps({**cifar_batch(), b"labels": labels}, 4))
 
 
 @pytest.mark.parametrize(
@@ -280,14 +280,14 @@ def test_cifar_pickle_claims_are_refused_before_memory_is_taken():
     ],
 )
 def test_cifar_python_refuses_other_contents(change):
-    with pytest.raises(DataError, match="f: byte 0: no CIFAR batch"):
-        cifar.decode_python(pickle.dumps({**cifar_batch(), **change}, 4), "f")
+    with pytest.raises(DataError, match="f: byte 0: no batch of images"):
+        image_batch.decode_pickle(pickle.dumps({**cifar_batch(), **change}, 4), "f")
 
 
 def test_cifar_python_refuses_an_array_shorter_than_its_shape():
     """A state that claims 1,000,000 images and holds one byte."""
-    with pytest.raises(DataError, match=r"no CIFAR batch .*1000000"):
-        cifar.decode_python(official_batch(n=b"J\x40\x42\x0f\x00"), "f")
+    with pytest.raises(DataError, match=r"no batch of images .*1000000"):
+        image_batch.decode_pickle(official_batch(n=b"J\x40\x42\x0f\x00"), "f")
 
 
 @pytest.mark.parametrize("label_bytes", [1, 2])
@@ -297,7 +297,7 @@ def test_cifar_binary(label_bytes):
     data = b"".join(
         bytes([9, 50 + i][-label_bytes:]) + image.tobytes() for i, image in enumerate(images)
     )
-    x, y = cifar.decode_binary(data, label_bytes=label_bytes)
+    x, y = image_batch.decode_binary(data, label_bytes=label_bytes)
     np.testing.assert_array_equal(x, images)
     assert y.tolist() == [50, 51, 52, 53]
     record = 3072 + label_bytes
@@ -305,4 +305,4 @@ def test_cifar_binary(label_bytes):
         with pytest.raises(
             DataError, match=rf"^train\.bin: byte {size // record * record}: truncated"
         ):
-            cifar.decode_binary(data[:size], "train.bin", label_bytes)
+            image_batch.decode_binary(data[:size], "train.bin", label_bytes)

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from backspike import data
 from backspike.data import DataError, Events, binning, frames, packed
-from backspike.data.formats import nmnist
+from backspike.data.formats import atis
 from backspike.data.progress import progress
-from backspike.data.recordings import Sample
+from backspike.data.recordings import Sample, one_a_file
+from backspike.system import workers
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,7 @@ def recordings(folder, n=12, events=30, classes=2):
             )
             path = folder / part / str(i % classes) / f"{i:05d}.bin"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(nmnist.encode(Events(x, y, np.arange(events), p)))
+            path.write_bytes(atis.encode(Events(x, y, np.arange(events), p)))
 
 
 # the file
@@ -165,14 +166,14 @@ def test_a_process_that_is_killed_is_an_error_in_one_line(
     tmp_path, own_cache, in_processes, monkeypatch
 ):
     recordings(tmp_path, n=31)
-    original = binning._Worker.rows
+    original = workers.Worker.send
 
-    def rows(worker, first, stop):
+    def send(worker, function, first, chunk):
+        original(worker, function, first, chunk)
         if first >= 9:
             worker.process.kill()
-        return original(worker, first, stop)
 
-    monkeypatch.setattr(binning._Worker, "rows", rows)
+    monkeypatch.setattr(workers.Worker, "send", send)
     with pytest.raises(
         DataError, match=r"^a process that prepares recordings ended early.*run it again$"
     ):
@@ -248,9 +249,10 @@ def _state(pid):
 
 
 def test_a_missing_recording_is_named(tmp_path):
-    task = binning.Binning("nmnist", [Sample(tmp_path / "1.bin", 0, 1)], partial(frames, T=1))
+    samples = [Sample(tmp_path / "1.bin", 0, 1)]
+    task = binning.Binning("nmnist", samples, partial(frames, T=1), one_a_file(atis.decode))
     with pytest.raises(DataError, match=r"1\.bin cannot be read: No such file"):
-        task.rows(0, 1)
+        task.rows()
 
 
 # progress

@@ -2,14 +2,10 @@
 
 import functools
 import importlib.util
-import json
 import struct
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from helpers.paths import ROOT
 from helpers.recordings import TEST, TRAIN, dvs_cifar10, gestures, n_caltech101, spoken, write
 
 from backspike import data
@@ -319,36 +315,6 @@ def test_without_h5py_the_cure_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     with pytest.raises(DataError, match=r"pip install 'backspike\[events\]'"):
         data.load("shd", tmp_path)
-
-
-def test_the_benchmark_of_reading_and_counting_runs(tmp_path):
-    script = ROOT / "benchmarks" / "events.py"
-    command = [
-        sys.executable,
-        script,
-        "--events",
-        "3000",
-        "--repeats",
-        "1",
-        "--json",
-        tmp_path / "out.json",
-    ]
-    command += ["--peer-python", sys.executable]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    assert "tonic is left out" in out
-    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert [row["task"] for row in rows if row["side"] == "backspike"] == [
-        "nmnist",
-        "aedat2",
-        "aedat3",
-        "time",
-        "count",
-    ]
-    assert all(
-        row["lost"] == 0 and row["million_events_per_second"] > 0
-        for row in rows
-        if row["side"] == "backspike"
-    )
 
 
 # frames

@@ -2,7 +2,6 @@
 
 import gzip
 import struct
-import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +9,9 @@ import pytest
 from helpers.paths import DATA
 
 from backspike import data
-from backspike.data import simulate, simulated, static
-from backspike.data.formats import nmnist
+from backspike.data import simulate, simulated
+from backspike.data.formats import atis
+from backspike.data.sets import digits, mnist
 from backspike.data.simulate import Camera, record, record_all
 from backspike.errors import DataError
 
@@ -23,15 +23,15 @@ IDEAL = Camera(mismatch=0.0, drift=0.0, noise=0.0, negative=False, contrast=3.0,
 def statistics():
     """Of a third of digits-dvs: events, ON share, active share, last event [ms] and events of the three saccades, one row a
     recording; and the mean rate [events/ms] in 30 bins of 10.5 ms."""
-    shown = simulated.SETS["digits-dvs"]
+    whole = data.load("digits")
     images = np.pad(
-        np.concatenate([split.x for split in static.digits()])[::3],
+        np.concatenate([split.x for split in (whole.train, whole.validation, whole.test)])[::3],
         ((0, 0), (0, 0), (1, 1), (1, 1)),
     )
     rows, rate = [], np.zeros(30)
     for first in range(0, len(images), 8):
         part = images[first : first + 8]
-        for e in record_all(part, 0, range(first, first + len(part)), shown.camera):
+        for e in record_all(part, 0, range(first, first + len(part)), digits.CAMERA):
             saccade = np.bincount(np.minimum(e.t // 105000, 2), minlength=3)
             active = len(np.unique(e.y.astype(int) * 34 + e.x)) / 34**2
             rows.append([len(e), e.p.mean(), active, e.t.max() / 1000, *saccade])
@@ -68,7 +68,7 @@ def test_rate_over_time_is_that_of_nmnist(statistics):
 
 
 def test_same_seed_and_index_same_recording():
-    image = static.digits()[0].x[5]
+    image = data.load("digits").train.x[5]
     same, other_index, other_seed = record(image, 3, 7), record(image, 3, 8), record(image, 4, 7)
     for a, b in zip(vars(record(image, 3, 7)).values(), vars(same).values()):
         np.testing.assert_array_equal(a, b)
@@ -145,7 +145,7 @@ def test_details_finer_than_a_pixel_are_averaged():
 
 
 def test_recordings_made_together_are_those_made_alone():
-    images, ids = static.digits()[0].x[:11], range(5, 16)
+    images, ids = data.load("digits").train.x[:11], range(5, 16)
     for image, index, together in zip(images, ids, record_all(images, 3, ids)):
         alone = record(image, 3, index)
         for field in ("x", "y", "t", "p"):
@@ -153,7 +153,7 @@ def test_recordings_made_together_are_those_made_alone():
 
 
 def test_a_negative_exchanges_light_and_dark():
-    image = static.digits()[0].x[0]
+    image = data.load("digits").train.x[0]
     shown, inverted = (
         record(image, camera=IDEAL),
         record(255 - image, camera=replace(IDEAL, negative=True)),
@@ -184,7 +184,7 @@ def test_the_edge_of_the_image_is_repeated_beyond_it():
 
 
 def test_a_higher_threshold_gives_fewer_events():
-    image = static.digits()[0].x[0]
+    image = data.load("digits").train.x[0]
     counts = [
         len(record(image, camera=replace(IDEAL, threshold=theta))) for theta in (0.1, 0.2, 0.4)
     ]
@@ -193,7 +193,7 @@ def test_a_higher_threshold_gives_fewer_events():
 
 def test_event_times_follow_the_movement_between_samples():
     """Four times as many samples move the events of an ideal camera by less than a millisecond on average."""
-    image = static.digits()[0].x[0]
+    image = data.load("digits").train.x[0]
     coarse, fine = (record(image, camera=replace(IDEAL, step=step)) for step in (3.0, 0.75))
     assert len(coarse) == pytest.approx(len(fine), rel=0.02)
     marks = np.linspace(0.05, 0.95, 50)
@@ -217,7 +217,7 @@ def test_the_same_digits_give_what_the_real_camera_saw():
     }
     paths = sorted((REAL / "NMNIST" / "Train").glob("*/*.bin"), key=lambda path: path.stem)[::10]
     ids = [int(path.stem) - 1 for path in paths]
-    real = [nmnist.decode(path.read_bytes()) for path in paths]
+    real = [atis.decode(path.read_bytes()) for path in paths]
     ours = record_all(np.stack([images[i] for i in ids]), 0, ids)
     events = np.array([[len(a), len(b)] for a, b in zip(real, ours)]).T
     assert np.corrcoef(events)[0, 1] > 0.99
@@ -266,62 +266,53 @@ def test_mnist_dvs_is_mnist_before_the_camera(mnist_files):
         np.testing.assert_array_equal(moving.y, still.y[np.argsort(still.ids)])
     e = record(mnist_files["t10k"][0][7], 2, 7)
     (i,) = np.flatnonzero(recordings.test.ids == 7)
-    np.testing.assert_array_equal(
-        recordings.test.x[i], data.frames(nmnist.decode(nmnist.encode(e)), 3)
-    )
+    np.testing.assert_array_equal(recordings.test.x[i], data.frames(atis.decode(atis.encode(e)), 3))
 
 
 def test_simulated_in_processes_as_in_one(mnist_files, monkeypatch, tmp_path):
     images = data.load("mnist")
-    one = contents(simulated.folder("mnist-dvs", images))
+    one = contents(mnist.MNIST_DVS.read.folder("mnist-dvs", images))
     monkeypatch.setenv("BACKSPIKE_CACHE", str(tmp_path / "other"))
     monkeypatch.setattr(simulated, "SERIAL_IMAGES", 0)
-    assert contents(simulated.folder("mnist-dvs", images)) == one
+    assert contents(mnist.MNIST_DVS.read.folder("mnist-dvs", images)) == one
     assert len(one) == 70
 
 
 def test_a_stopped_simulation_goes_on_where_it_was(mnist_files, monkeypatch, tmp_path):
     """A process dies in the third class: one line says so; what is ready stays as it is, and only the rest is made then."""
-    images, run, calls = data.load("mnist"), subprocess.run, []
+    images, start, started = data.load("mnist"), simulated.Worker, []
 
-    def dies(command, **options):
-        calls.append(command)
-        return run(
-            [*command[:1], "-c", "raise SystemExit('killed')"] if len(calls) == 3 else command,
-            **options,
-        )
+    def dies(**options):
+        started.append(options)
+        return start(**options | ({"start": "exit('killed')"} if len(started) == 3 else {}))
 
     monkeypatch.setattr(simulated, "SERIAL_IMAGES", 0)
-    monkeypatch.setattr(simulated.subprocess, "run", dies)
+    monkeypatch.setattr(simulated, "Worker", dies)
     monkeypatch.setattr(simulated, "processors", lambda: 1)
     with pytest.raises(
         DataError, match=r"^simulating mnist-dvs, Train/2 failed \(killed\): run it again$"
     ):
-        simulated.folder("mnist-dvs", images)
+        mnist.MNIST_DVS.read.folder("mnist-dvs", images)
     (entry,) = (tmp_path / "cache").iterdir()
     ready = {path: path.stat().st_mtime_ns for path in entry.rglob("*.bin")}
     classes = {path.parent for path in ready}
     assert {entry / "Train" / label for label in "01"} <= classes
     assert entry / "Train" / "2" not in classes
-    monkeypatch.setattr(
-        simulated.subprocess,
-        "run",
-        lambda command, **options: calls.append(command) or run(command, **options),
-    )
-    del calls[:]
-    simulated.folder("mnist-dvs", images)
-    assert len(calls) == len({path.parent for path in entry.rglob("*.bin")} - classes)
+    del started[:]
+    monkeypatch.setattr(simulated, "Worker", lambda **o: started.append(o) or start(**o))
+    mnist.MNIST_DVS.read.folder("mnist-dvs", images)
+    assert len(started) == len({path.parent for path in entry.rglob("*.bin")} - classes)
     assert all(path.stat().st_mtime_ns == time for path, time in ready.items())
 
 
-def test_another_camera_or_image_is_another_entry(mnist_files, monkeypatch):
+def test_another_camera_or_image_is_another_entry(mnist_files):
     images = data.load("mnist")
-    names = {simulated.entry_name("mnist-dvs", images), simulated.entry_name("digits-dvs", images)}
-    monkeypatch.setitem(
-        simulated.SETS, "mnist-dvs", replace(simulated.SETS["mnist-dvs"], camera=Camera(noise=0.5))
-    )
-    names.add(simulated.entry_name("mnist-dvs", images))
-    monkeypatch.undo()
+    names = {
+        mnist.MNIST_DVS.read.entry_name("mnist-dvs", images),
+        digits.DIGITS_DVS.read.entry_name("digits-dvs", images),
+    }
+    other = replace(mnist.MNIST_DVS.read, camera=Camera(noise=0.5))
+    names.add(other.entry_name("mnist-dvs", images))
     images.test.x[0, 0, 0, 0] ^= 1
-    names.add(simulated.entry_name("mnist-dvs", images))
+    names.add(mnist.MNIST_DVS.read.entry_name("mnist-dvs", images))
     assert len(names) == 4

@@ -20,7 +20,7 @@ from backspike.errors import RunError
 from backspike.recipes.recipe import Recipe
 from backspike.recipes.values import SGD, AdamW, CrossEntropy
 from backspike.run import Run
-from backspike.train import checkpoint, setup, trainer
+from backspike.train import checkpoint, setup, step
 
 TINY = {
     "limit": 120,
@@ -393,9 +393,9 @@ def test_the_mask_is_found_by_leaving_it_out():
 
 
 def test_measuring_leaves_everything_as_it_was():
-    work = trainer.Trainer(Run("nowhere"), tiny(), None, setup.load_data(tiny()), None, None)
+    work = setup.set_up(tiny())
     x, y = work.train.take(torch.arange(32))
-    work.train_step(x, y)
+    step.Step(work, "batch 0", pytest.fail)(x, y, [32])
     work.optimizer.zero_grad(set_to_none=True)
     before = {k: v.clone() for k, v in work.network.state_dict().items()}
     state = [v.clone() for s in work.optimizer.state_dict()["state"].values() for v in s.values()]
@@ -407,9 +407,8 @@ def test_measuring_leaves_everything_as_it_was():
     assert not any(
         m.watchers or m._forward_pre_hooks for m in work.network.modules() if isinstance(m, bs.LIF)
     )
-    assert {g["lr"] for g in work.optimizer.param_groups} != {
-        work.recipe.optimizer.lr
-    }  # still that of the warm-up
+    # still that of the warm-up
+    assert {g["lr"] for g in work.optimizer.param_groups} != {work.recipe.optimizer.lr}
 
 
 # ---- watching a training

@@ -5,13 +5,24 @@ import struct
 
 import numpy as np
 
+from backspike import data
 from backspike.data import Events
-from backspike.data.formats import nmnist
+from backspike.data.formats import atis
+from backspike.data.sets.digits import DIGITS
 
 
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
+
+
+def few_digits(monkeypatch, counts=(24, 24, 24)):
+    """`digits` shall have so many samples in each part, as simulating all of them takes seconds; returns the parts."""
+    whole = data.load("digits")
+    parts = (whole.train, whole.validation, whole.test)
+    few = tuple(part.take(np.arange(n)) for part, n in zip(parts, counts))
+    monkeypatch.setitem(vars(DIGITS), "read", lambda source, place: few)
+    return few
 
 
 def fake_mnist(folder, n=120, n_test=30, pack=gzip.compress, suffix=".gz", labels=lambda i: i % 10):
@@ -37,6 +48,4 @@ def fake_nmnist(folder, n=24, n_test=6, events=50):
                 rng.integers(0, 34, events),
                 rng.integers(0, 2, events),
             )
-            write(
-                folder / part / str(i % 10) / f"{i + 1:05d}.bin", nmnist.encode(Events(x, y, t, p))
-            )
+            write(folder / part / str(i % 10) / f"{i + 1:05d}.bin", atis.encode(Events(x, y, t, p)))

@@ -5,6 +5,9 @@ import torch
 
 import backspike as bs
 from backspike import Masked, Parametric, Rectangle
+from backspike.kernel import Constants, Record
+from backspike.neuron import prepare as checked
+from backspike.options import CLIF, LIF
 from helpers.surrogates import FAMILIES
 
 EXACT = tuple(
@@ -61,6 +64,34 @@ def statement(
         dw[t] = G * -(z / w) * own
         c = lam * delta * temporal
     return {"s": s, "u": u, "v": v, "x": dx, "v0": c, "tau": dtau, "theta": dtheta, "w": dw}
+
+
+def prepare(
+    x,
+    v0,
+    *,
+    tau,
+    v_threshold,
+    width=None,
+    seed=None,
+    mask_p=None,
+    repeats=1,
+    complementary=False,
+    **options,
+):
+    """A call of a kernel; record_...: what is recorded."""
+    record = Record(
+        **{
+            name: options.pop(f"record_{name}")
+            for name in Record._fields
+            if f"record_{name}" in options
+        }
+    )
+    neuron, constants = (
+        (CLIF if complementary else LIF)(**options),
+        Constants(tau, v_threshold, width),
+    )
+    return checked.prepare(x, v0, neuron, constants, seed, mask_p, repeats, record)
 
 
 def run(backend, x, v0=None, *, rule, learned=None, upstream=None, seed=None):

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from backspike import ATan
 from backspike.kernel import dispatch
 from backspike.kernel.norm import Norm
-from backspike.neuron.prepare import prepare
-from helpers.neurons import close
+from helpers.neurons import close, prepare
 
 SEED = 2**50 + 33
 

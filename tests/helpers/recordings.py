@@ -3,7 +3,7 @@
 import numpy as np
 
 from backspike.data import Events
-from backspike.data.formats import aedat2, aedat3, nmnist
+from backspike.data.formats import aedat2, aedat3, atis
 from backspike.data.split import published
 
 
@@ -34,7 +34,7 @@ def n_caltech101(folder):
             made[label, part[0]] = events = some_events(
                 1000 * label + part[0], height=180, width=240
             )
-            write(folder / name / f"image_{part[0]:04d}.bin", nmnist.encode(events))
+            write(folder / name / f"image_{part[0]:04d}.bin", atis.encode(events))
     return made
 
 

@@ -1,32 +1,24 @@
-"""Shared by the tests: parts of what was in test_surrogate.py."""
+"""The surrogates of surrogate.py with their formulas in numpy, for all tests."""
 
 import numpy as np
 
-from backspike import (
-    ATan,
-    Dspike,
-    Erf,
-    PiecewiseExponential,
-    Rectangle,
-    Sigmoid,
-    SuperSpike,
-    Triangle,
-)
+from backspike import surrogate as s
 
-# value -> (h as a formula in numpy float64, area, kinks). Parameters are not the defaults.
+# value -> (h as a formula in numpy float64, area, kinks): a line for each class of surrogate.py that
+# wraps no other. Parameters are not the defaults.
 FAMILIES = {
-    Triangle(alpha=1.5): (lambda z: np.maximum(0, 1.5 - 2.25 * np.abs(z)), 1, (-2 / 3, 0, 2 / 3)),
-    ATan(alpha=3.0): (lambda z: 1.5 / (1 + (1.5 * np.pi * z) ** 2), 1, ()),
-    Rectangle(width=0.8): (lambda z: np.where(np.abs(z) < 0.4, 1.25, 0.0), 1, (-0.4, 0.4)),
-    Sigmoid(alpha=3.0): (
+    s.Triangle(alpha=1.5): (lambda z: np.maximum(0, 1.5 - 2.25 * np.abs(z)), 1, (-2 / 3, 0, 2 / 3)),
+    s.ATan(alpha=3.0): (lambda z: 1.5 / (1 + (1.5 * np.pi * z) ** 2), 1, ()),
+    s.Rectangle(width=0.8): (lambda z: np.where(np.abs(z) < 0.4, 1.25, 0.0), 1, (-0.4, 0.4)),
+    s.Sigmoid(alpha=3.0): (
         lambda z: 3 * np.exp(-3 * np.abs(z)) / (1 + np.exp(-3 * np.abs(z))) ** 2,
         1,
         (),
     ),
-    SuperSpike(alpha=2.5): (lambda z: (1 + 2.5 * np.abs(z)) ** -2.0, 2 / 2.5, (0,)),
-    PiecewiseExponential(alpha=1.3): (lambda z: 0.65 * np.exp(-1.3 * np.abs(z)), 1, (0,)),
-    Erf(alpha=1.6): (lambda z: 1.6 / np.sqrt(np.pi) * np.exp(-((1.6 * z) ** 2)), 1, ()),
-    Dspike(temperature=4.0): (
+    s.SuperSpike(alpha=2.5): (lambda z: (1 + 2.5 * np.abs(z)) ** -2.0, 2 / 2.5, (0,)),
+    s.PiecewiseExponential(alpha=1.3): (lambda z: 0.65 * np.exp(-1.3 * np.abs(z)), 1, (0,)),
+    s.Erf(alpha=1.6): (lambda z: 1.6 / np.sqrt(np.pi) * np.exp(-((1.6 * z) ** 2)), 1, ()),
+    s.Dspike(temperature=4.0): (
         lambda z: np.where(np.abs(z) < 0.5, 4 / np.cosh(4 * z) ** 2 / (2 * np.tanh(2.0)), 0.0),
         1,
         (-0.5, 0.5),

@@ -11,7 +11,7 @@ from importlib import import_module
 
 import torch
 import triton
-from helpers.neurons import draw
+from helpers.neurons import draw, prepare
 from helpers.saved import channels_last
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -30,7 +30,6 @@ from backspike import (
 )
 from backspike.kernel.triton import lif as kernels
 from backspike.neuron.lif import compute
-from backspike.neuron.prepare import prepare
 
 TYPES = {
     torch.float64: "fp64",

@@ -15,7 +15,18 @@ import triton
 import triton.language as tl
 from helpers.layouts import Own, assert_same
 from helpers.masks import is_dropped
-from helpers.neurons import LEARNED, MASKS, RESETS, SHAPE, check_case, close, draw, grid, run
+from helpers.neurons import (
+    LEARNED,
+    MASKS,
+    RESETS,
+    SHAPE,
+    check_case,
+    close,
+    draw,
+    grid,
+    prepare,
+    run,
+)
 from helpers.saved import channels_last, flags, membranes
 from helpers.surrogates import FAMILIES, with_scale
 
@@ -27,7 +38,6 @@ from backspike.kernel.pack import pack
 from backspike.kernel.triton import lif as kernels
 from backspike.kernel.triton import step
 from backspike.neuron.lif import compute
-from backspike.neuron.prepare import prepare
 
 SEED = 2**50 + 33
 SEED_OF_CASES = 2**41 + 17  # that of check_case

@@ -20,7 +20,8 @@ import pytest
 import setuptools
 import torch
 from helpers.layouts import LAYOUTS, Own, assert_same
-from helpers.neurons import LEARNED, MASKS, RESETS, close, draw, grid, run
+from helpers.neurons import LEARNED, MASKS, RESETS, close, draw, grid, prepare, run
+from helpers.norms import make_call
 from helpers.paths import ROOT, TESTS
 from helpers.surrogates import FAMILIES, with_scale
 from setuptools._distutils import ccompiler, sysconfig
@@ -33,7 +34,6 @@ from backspike.kernel import cpu, ops
 from backspike.kernel.cpu import conv, library, norm, pool
 from backspike.kernel.mask import dropped_at
 from backspike.neuron.lif import compute
-from backspike.neuron.prepare import prepare
 
 SOURCES = sorted(map(str, Path(cpu.__file__).parents[1].joinpath("csrc").glob("*.c")))
 pytestmark = pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")
@@ -93,6 +93,15 @@ def test_edges_and_nan(surrogate):
     _, h = slope(surrogate, torch.full((1, 3), math.nan))
     if not isinstance(surrogate, Rectangle | bs.Dspike):
         assert h.isnan().all()
+
+
+@pytest.mark.parametrize("replace", [None, Rectangle(0.3, 1.5)])
+def test_the_surrogates_come_back_from_the_numbers(replace):
+    masked = Masked(Triangle(1.5), replace=replace)
+    flags, numbers = map(
+        tuple, ops.encode(make_call(torch.zeros(1, 1), rule={"surrogate": masked}))
+    )
+    assert ops.surrogates(flags, numbers) == [Triangle(1.5), replace]
 
 
 # ------------------------------------------------------------------------------------------------------- every layout

@@ -432,10 +432,10 @@ WHY = {
     ),
     "membrane": (
         {},
-        {"record_membrane": True},
+        {"membrane": True},
         "the membrane is recorded, which one operator does not keep",
     ),
-    "active": ({}, {"record_active": True}, "where the surrogate is active is recorded"),
+    "active": ({}, {"active": True}, "where the surrogate is active is recorded"),
 }
 
 
@@ -449,7 +449,7 @@ def test_one_after_the_other(repeats, why, pool):
     y = LAYOUTS["channels last"](normal((1 if repeats > 1 else 3, *SHAPE[1:]), 32))
 
     def parts(call, norm, pool):
-        call = replace(call, rule=replace(call.rule, **others))
+        call = replace(call, record=call.record._replace(**others))
         assert fused.refuses(call, norm) == reason
         return norm_lif(call, norm, pool, backend)
 

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from helpers.neurons import MASKS, RESETS, close, draw, run
+from helpers.neurons import MASKS, RESETS, close, draw, prepare, run
 from helpers.saved import channels_last, flags, membranes
 from helpers.surrogates import FAMILIES
 
@@ -16,7 +16,6 @@ import backspike as bs
 from backspike import ATan, Dspike, Masked, Parametric, Rectangle, Sigmoid, SuperSpike, Triangle
 from backspike.kernel import ops, saved
 from backspike.kernel.cpu import library
-from backspike.neuron.prepare import prepare
 
 SEED = 2**50 + 33
 HAND_WRITTEN = [b for b in bs.backends() if b != "reference"]
@@ -121,7 +120,7 @@ def test_whole_timesteps_in_one_loop_come_to_the_same_bits(memory, surrogate):
 
 
 def in_order(code):
-    """Codes of 8 bits as C keeps them, `[T, ..., N]`, in the order of their elements: keep.h has them in groups of 16 words."""
+    """Codes of 8 bits as C keeps them, `[T, ..., N]`, in the order of their elements: saved.h has them in groups of 16 words."""
     rows, block = code.flatten(1).clone(), library._c.lif_block()
     whole = rows.shape[1] // block * block
     groups = rows[:, :whole].view(len(rows), -1, 16, 4)

@@ -73,6 +73,7 @@ class _Compiler:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_kernels_compile_and_do_not_fuse(dtype, what, monkeypatch):
     """All kernels of a training step become code for an H100, in which no product is fused with an addition."""
+    from backspike.kernel import norm as fused
     from backspike.kernel.triton import norm
 
     compiler = _Compiler([])
@@ -84,7 +85,7 @@ def test_kernels_compile_and_do_not_fuse(dtype, what, monkeypatch):
         torch.zeros_like(call.x) if what == "added" else None,
         what if what in ("avg", "max") else None,
     )
-    result = norm._fused("triton", call, make_norm(64, dtype=torch.float32), pool, False, add)
+    result = fused._fused("triton", call, make_norm(64, dtype=torch.float32), pool, False, add)
     assert (result.bits is not None) == (what in ("bits", "max"))
     result.spikes.backward(torch.ones_like(result.spikes))
     assert (
@@ -99,6 +100,7 @@ def test_kernels_compile_and_do_not_fuse(dtype, what, monkeypatch):
 @pytest.mark.parametrize("training", [True, False])
 def test_kernels_with_all_flags_compile(training, monkeypatch):
     """Learned constants of every channel, a first state, moments, equal timesteps and a gradient of every output."""
+    from backspike.kernel import norm as fused
     from backspike.kernel.triton import norm
 
     compiler = _Compiler([])
@@ -117,7 +119,7 @@ def test_kernels_with_all_flags_compile(training, monkeypatch):
         repeats=3,
         record_moments=True,
     )
-    result = norm._fused("triton", call, make_norm(40, training, dtype=torch.float32), None, True)
+    result = fused._fused("triton", call, make_norm(40, training, dtype=torch.float32), None, True)
     torch.autograd.backward(
         [result.spikes, result.state, *result.moments],
         [torch.ones_like(o) for o in (result.spikes, result.state, *result.moments)],

@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.neurons import prepare
 from torch import nn
 
 import backspike as bs
 from backspike.analysis.activity import potential_statistics
 from backspike.methods.pda import Normal, PotentialAdjustment, divergence, surrogate_width
 from backspike.neuron.lif import compute
-from backspike.neuron.prepare import prepare
 
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
 

@@ -1,5 +1,8 @@
 """Networks: sizes from the papers, shapes, and that each can learn."""
 
+import inspect
+import pickle
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -100,14 +103,19 @@ def test_the_value_and_the_factory_build_the_same(value):
 
 
 def test_every_network_is_a_value_a_text_and_a_factory():
+    factories = {name.replace("_", ""): name for name in dir(bs.models) if name.islower()}
     for network in NETWORKS:
         value = network(num_classes=7)
         assert parse(repr(value)) == value
-        assert network.__name__.lower() in {
-            name.replace("_", "") for name in dir(bs.models) + bs.models.__all__
-        }
-    assert bs.models.spikformer(dim=48, depth=1) is not None
-    assert callable(bs.models.spikformer)  # still the factory, once its module is loaded
+        factory = getattr(bs.models, factories[network.__name__.lower()])
+        assert factory.__name__ == factories[network.__name__.lower()]
+        assert pickle.loads(pickle.dumps(factory)) is factory
+        assert factory.__doc__ == network.__doc__
+        options = dict(inspect.signature(factory).parameters)
+        layers = [options.pop("neuron"), options.pop("norm")]
+        assert [o.kind for o in layers] == [inspect.Parameter.KEYWORD_ONLY] * 2
+        assert options == dict(inspect.signature(network).parameters)
+    assert len(NETWORKS) == 17
     with pytest.raises(AttributeError, match="nonet"):
         bs.models.nonet  # noqa: B018
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import backspike as bs
 from backspike.layers import sparsity
-from backspike.models import residual, vgg
+from backspike.models import plain, residual
 
 T, B, K = 3, 4, 5
 SEED = 7
@@ -37,8 +37,9 @@ def plain_net(**options):
 
 def resnet(kind, stem="cifar", **options):
     make = lambda channels: neuron(channels, **options)  # noqa: E731
+    hidden = 7 if kind is residual.Bottleneck else 0
     return residual.ResNet(
-        kind, (1, 1), (4, 6), K, 2, stem, make, hidden=7 if kind is residual.Bottleneck else 0
+        kind, (1, 1), (4, 6), make, num_classes=K, in_channels=2, stem=stem, hidden=hidden
     )
 
 
@@ -116,7 +117,7 @@ def chain(layers, x):
 def by_hand(model, x):
     """The equations of each network with every layer called by itself; the order of the neurons is that of their seeds."""
     x = x.contiguous()
-    if isinstance(model, vgg.PlainNet):
+    if isinstance(model, plain.PlainNet):
         model = [*model.features, model.classifier]
     if not isinstance(model, residual.ResNet):
         flat = [m for part in model for m in (part if isinstance(part, bs.OverTime) else [part])]

@@ -1,6 +1,8 @@
 """PLIF, CubaLIF, CLIF and Recurrent as layers: what they are by definition, and that they work wherever `bs.LIF` does."""
 
 import copy
+import dataclasses
+import inspect
 import itertools
 import math
 
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 import backspike as bs
-from backspike import ATan, Masked, Parametric, Rectangle, Triangle
+from backspike import ATan, Masked, Parametric, Rectangle, Triangle, options
 from backspike.neuron.lif import neuron_parameters
 
 r = torch.Generator().manual_seed(0)
@@ -277,6 +279,51 @@ def test_what_cannot_be_is_said_in_one_line(make, words):
     with pytest.raises(ValueError, match=words) as refusal:
         make()
     assert "\n" not in str(refusal.value)
+
+
+# ------------------------------------------------------------------------------------------------- options as arguments
+
+
+OPTIONS = {bs.LIF: options.LIF, bs.PLIF: options.LIF, bs.MPBN: options.LIF}
+OPTIONS |= {bs.IF: options.LIF, bs.CubaLIF: options.CubaLIF, bs.CLIF: options.CLIF}
+OWN = {bs.IF: {"tau", "decay_input"}, bs.CLIF: {"v_reset"}}  # not for the user to set
+
+
+@pytest.mark.parametrize("layer", OPTIONS)
+def test_signature_and_attributes_are_the_fields_of_the_options(layer):
+    """What help shows and what a layer has are read off the dataclass, defaults included."""
+    shown = inspect.signature(layer).parameters
+    fields = {f.name: f.default for f in dataclasses.fields(OPTIONS[layer])}
+    assert set(shown) == {*fields, "channels"} - OWN.get(layer, set())
+    assert all(shown[name].default == fields[name] for name in shown if name != "channels")
+    keyword = [name for name, p in shown.items() if p.kind is p.KEYWORD_ONLY]
+    assert keyword == [name for name in shown if name != "tau"]
+    built = layer(channels=3)
+    assert built.options == OPTIONS[layer](**{name: getattr(built, name) for name in fields})
+    built.reset_gradient = 0.25
+    assert (built.options.reset_gradient, layer(channels=3).reset_gradient) == (0.25, 1.0)
+    with pytest.raises(TypeError, match="'v_treshold'"):
+        layer(channels=3, v_treshold=1.0)
+
+
+def test_signature_of_the_function():
+    shown = inspect.signature(bs.lif).parameters
+    fields = {f.name: f.default for f in dataclasses.fields(options.LIF) if f.name != "learn"}
+    others = {"x", "v0", "width", "seed", "mask_p", "record_membrane", "repeats"}
+    assert set(shown) == {*fields, *others}
+    assert all(shown[n].default == default for n, default in fields.items() if n != "backend")
+
+
+@each_backend
+def test_complementary_neurons_on_a_repeated_input(backend):
+    x, rows = CURRENTS[:1], []
+    for y, repeats in ((x, 3), (x.expand(3, *x.shape[1:]), 1)):
+        leaf = y.clone().requires_grad_()
+        s = bs.CLIF(backend=backend)(leaf, repeats=repeats)
+        s.sum().backward()
+        rows.append((s.detach(), leaf.grad.sum(0, keepdim=True)))
+    assert rows[0][0].shape[0] == 3
+    torch.testing.assert_close(rows[0], rows[1])
 
 
 # ----------------------------------------------------------------------------------------------------------- Recurrent

@@ -5,12 +5,12 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers.datasets import few_digits
 from helpers.recipes import put
 
 import backspike as bs
 from backspike import data
 from backspike.cli import main
-from backspike.data import static
 from backspike.errors import RecipeError
 from backspike.models import NETWORKS
 from backspike.recipes import GRADES, NAMES, Reported, Shipped
@@ -51,8 +51,7 @@ def timed(name):
 def test_a_recipe_runs_two_steps_on_files_in_the_official_layout(name, tmp_path, monkeypatch):
     """As it is, but for the number of samples in a step."""
     monkeypatch.setattr("backspike.report.write", lambda run: None)
-    few = [split.take(np.arange(24)) for split in static.digits()]  # simulating all takes seconds
-    monkeypatch.setattr(static, "digits", lambda: few)
+    few_digits(monkeypatch)
     recipe = bs.recipes.get(name)
     put(recipe.data, tmp_path / "data")
     seconds, _ = trainer.rehearse(
@@ -115,7 +114,8 @@ def test_frames_of_a_recipe_are_upright_or_as_the_camera_addressed_them(tmp_path
         setup.load_data(recipe.replace({"upright": True})).test.x, frames[True]
     )
     with pytest.raises(
-        data.DataError, match="upright=False is for dvs-cifar10: digits has one orientation"
+        data.DataError,
+        match=r"^digits holds images: upright=False is for dvs-cifar10$",
     ):
         setup.load_data(bs.recipes.digits().replace({"upright": False}))
 

@@ -19,7 +19,7 @@ import pytest
 from helpers.reports import Page, make_run
 
 from backspike import errors, report
-from backspike.report import chart, html, read, results
+from backspike.report import chart, format, read, results
 from backspike.report.samples import _pixels
 
 FIGURES = {
@@ -216,6 +216,23 @@ def test_hostile_strings_stay_text(full: Path) -> None:
     assert_self_contained(hostile_comparison)
 
 
+INJECTED = "{{ 12321 * 3 }}{% for x in 'ab' %}{{ x }}{% endfor %}{# #}{{ page.__class__ }}"
+
+
+def test_strings_of_a_run_are_no_templates(full: Path) -> None:
+    recipe = json.loads((full / "recipe.json").read_text())
+    recipe |= {"name": INJECTED, "fields": recipe["fields"] | {"data": INJECTED, INJECTED: 1}}
+    (full / "recipe.json").write_text(json.dumps(recipe))
+    arrays = dict(np.load(full / "evaluation.npz"))
+    arrays |= {"classes": np.array([INJECTED] * 10), "layer_names": np.array([INJECTED] * 3)}
+    np.savez(full / "evaluation.npz", **arrays)
+    page = Page(report.write(full))
+    assert_self_contained(page)
+    assert page.text.count(INJECTED) > 30
+    assert "36963" not in page.text
+    assert not re.search(r"class '|backspike\.report", page.text)
+
+
 def test_a_still_input_is_shown_once_and_events_as_frames(tmp_path: Path) -> None:
     def pictures(run: Path) -> int:
         tags = Page(report.write(run)).tags
@@ -231,14 +248,15 @@ def test_a_still_input_is_shown_once_and_events_as_frames(tmp_path: Path) -> Non
     [(0, 8, ""), (3, 8, "1 2 3"), (10, 8, "1–2 3–4 5–6 7–8 9–10"), (7, 2, "1–4 5–7")],
 )
 def test_groups_of_timesteps(steps: int, most: int, names: str) -> None:
-    assert " ".join(html.group_names(html.time_groups(steps, most))) == names
+    assert " ".join(format.group_names(format.time_groups(steps, most))) == names
 
 
 def test_worst_confusion_in_words() -> None:
     once, twice = np.array([[5, 1], [0, 4]]), np.array([[5, 0], [2, 4]])
-    assert results.worst(np.eye(2, dtype=int), "ab") == "There is no mistake."
-    assert results.worst(once, "ab") == "No confusion occurs twice."
-    assert "<b>b</b> taken for <b>a</b>, 2 times in 6 (33.3" in results.worst(twice, "ab")
+    assert results.worst(np.eye(2, dtype=int), "ab") == ["There is no mistake."]
+    assert results.worst(once, "ab") == ["No confusion occurs twice."]
+    said = "".join(getattr(part, "text", part) for part in results.worst(twice, "ab"))
+    assert "b taken for a, 2 times in 6 (33.3" in said
 
 
 def test_pixels() -> None:
@@ -420,7 +438,8 @@ def test_compare(tmp_path: Path) -> None:
 
 def test_importing_it_is_cheap() -> None:
     code = (
-        "import sys, backspike.report; sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
+        "import sys, backspike.report\n"
+        "sys.exit(bool({'torch', 'matplotlib', 'jinja2'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

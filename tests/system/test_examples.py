@@ -1,4 +1,4 @@
-"""What the documents show, run: the README's code and the examples."""
+"""The code of the README and the docs, and the examples, run."""
 
 import re
 import runpy

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backspike.data import DataError
-from backspike.data.formats import shd
+from backspike.data.formats import hdf5
 
 sys.path.insert(0, str(ROOT / "fuzz"))
 from targets import KINDS, READERS, TARGETS, _spoken, _trained, changed, mutants
@@ -138,7 +138,7 @@ def short_run(name, inputs):
     importlib.util.find_spec("h5py") is None, reason="no h5py: pip install 'backspike[events]'"
 )
 def test_damaged_hdf5(tmp_path, monkeypatch):
-    monkeypatch.setattr(shd, "SECONDS", 10)
+    monkeypatch.setattr(hdf5, "SECONDS", 10)
     good, rng, path = _spoken(), random.Random(0), tmp_path / "bad.h5"
     for trial in range(60):
         data = bytearray(good)
@@ -147,6 +147,6 @@ def test_damaged_hdf5(tmp_path, monkeypatch):
         path.write_bytes(bytes(data[: len(data) if trial % 3 else rng.randrange(len(data))]))
         with contextlib.suppress(DataError):
             assert (
-                sum(len(events) for events in shd.decode(path, range(len(shd.labels(path, 20)))))
+                sum(len(events) for events in hdf5.decode(path, range(len(hdf5.labels(path, 20)))))
                 >= 0
             )

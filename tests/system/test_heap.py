@@ -1,15 +1,16 @@
 """The heap that is kept: fewer page faults, given back when asked, and only where the C library can."""
 
-import multiprocessing
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from backspike.study import runner
-from backspike.system import heap
+from backspike.study.spec import Job
+from backspike.system import heap, workers
 
 linux = pytest.mark.skipif(heap._glibc() is None, reason="only glibc keeps its heap")
 
@@ -198,7 +199,11 @@ def test_processes_of_a_study_do_as_theirs_does(monkeypatch, mode):
     seen = []
     monkeypatch.setattr(heap, "keep_heap", lambda: seen.append("kept"))
     monkeypatch.setattr(heap, "lean_heap", lambda: seen.append("lean"))
-    ours, theirs = multiprocessing.Pipe()
-    ours.send(None)  # nothing to train
-    runner._worker(theirs, 1, None, mode)
+    monkeypatch.setattr(runner, "_attempt", lambda *job: None)
+    monkeypatch.setattr(heap, "mode", lambda: mode)
+    monkeypatch.setattr(
+        workers, "run", lambda f, jobs, n, **_: [(j, "result", f(*j)) for j in jobs]
+    )
+    clock = SimpleNamespace(over=lambda *_: {})
+    runner._in_processes([Job("arm", 0, None, None)], 1, 1, None, clock)
     assert seen == [mode] * bool(mode)

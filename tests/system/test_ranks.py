@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from backspike.layers import norm
 from backspike.run import Run
 from backspike.system import distributed
 from backspike.system.distributed import Ranks
-from backspike.train import checkpoint, setup, trainer
+from backspike.train import checkpoint, setup
 
 CPU = torch.device("cpu")
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
@@ -66,17 +67,18 @@ def test_evaluation_sees_each_sample_once_with_any_number_of_ranks():
     assert sorted(chain.from_iterable(seen)) == list(range(21))
 
 
-def test_a_rank_without_samples_is_said_before_anything_is_trained(tmp_path, monkeypatch):
+def test_a_rank_without_samples_is_said_before_anything_is_trained(monkeypatch):
     monkeypatch.setattr(distributed, "here", lambda: Ranks(0, 8))
     for name in ("alike", "gathered"):
         monkeypatch.setattr(Ranks, name, lambda *_: None)
     monkeypatch.setattr(Ranks, "of_first", lambda self, f: f())
+    monkeypatch.setattr(Ranks, "one_first", lambda self: nullcontext())
     recipe = bs.recipes.digits().replace({"limit": 100, "batch_size": 32})  # 100 = 3 * 32 + 4
     with pytest.raises(
         RunError,
         match=r"batch 3 .* parts of 4 samples, too few for 8 ranks; change --batch_size \(32\)",
     ):
-        trainer.Trainer(Run(tmp_path / "run"), recipe, None, setup.load_data(recipe), "cpu", None)
+        setup.set_up(recipe, device="cpu")
 
 
 # ------------------------------------------------------------------------------------- what two ranks compute, one spawn

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.datasets import few_digits
 from helpers.paths import ROOT
 from helpers.recipes import put
 from helpers.training import Own, Points, Stop, epochs, fit, own, same, stop_after, tiny, weights
@@ -22,12 +23,13 @@ from helpers.training import Own, Points, Stop, epochs, fit, own, same, stop_aft
 import backspike as bs
 from backspike import data, train
 from backspike.cli import main
-from backspike.data import DataError, cache, packed, static
+from backspike.data import DataError, cache, packed
+from backspike.data.sets.digits import DIGITS
 from backspike.errors import RunError
 from backspike.recipes import NAMES
 from backspike.run import FILES, Run
 from backspike.system import heap
-from backspike.train import checkpoint, setup, trainer
+from backspike.train import checkpoint, setup, step, trainer
 
 KILLS = ROOT / "benchmarks" / "kill_campaign.py"
 
@@ -73,8 +75,7 @@ def timed(name):
 @pytest.mark.parametrize("name", [timed(name) for name in NAMES])
 def test_a_recipe_resumes_within_an_epoch_to_the_last_bit(name, tmp_path, monkeypatch):
     """As it is, and with averaged weights, a mask that anneals, a step in parts, and samples read in a process."""
-    few = [split.take(np.arange(24)) for split in static.digits()]  # simulating all takes seconds
-    monkeypatch.setattr(static, "digits", lambda: few)
+    few_digits(monkeypatch)
     recipe = bs.recipes.get(name)
     put(recipe.data, tmp_path / "data")
     surrogate = recipe.neuron.surrogate
@@ -547,7 +548,7 @@ def test_weights_that_break_in_the_last_step_of_an_epoch_do_not_replace_the_best
 
     with pytest.raises(
         RunError,
-        match=r"^model\.net\.2\.0\.weight became NaN or infinite in epoch 1, before batch 4; start anew",
+        match=r"^model\.net\.2\.0\.weight became NaN or infinite before epoch 1, batch 4; ",
     ):
         fit(own(), tmp_path / "run", model, Points(), Points(8), listen=listen)
     assert (tmp_path / "run/best.ckpt").read_bytes() == best["bytes"]
@@ -614,7 +615,7 @@ def test_memory_that_runs_out_names_the_cures(when, tmp_path, monkeypatch):
 
 
 def test_a_data_set_without_room_names_the_cures(tmp_path, monkeypatch):
-    monkeypatch.setattr(static, "digits", lambda: np.empty(1 << 50))
+    monkeypatch.setitem(vars(DIGITS), "read", lambda source, place: np.empty(1 << 50))
     with pytest.raises(RunError, match=r"^out of memory .*--memory SIZE"):
         fit(tiny(), tmp_path / "run")
 
@@ -653,18 +654,18 @@ def test_a_reading_process_that_is_killed_is_one_line_and_the_run_resumes(where,
 def test_a_reading_process_that_dies_while_the_network_computes(tmp_path, monkeypatch):
     """Torch raises it wherever the run is just then, here in the middle of a step."""
     file = tmp_path / "deadly"
-    step = trainer.Trainer.train_step
+    take = step.Step.__call__
 
-    def dies(self, x, y):
-        step(self, x, y)
-        if self.step == 3:
+    def dies(self, x, y, parts):
+        take(self, x, y, parts)
+        if self.number == 3:
             import multiprocessing
 
             for child in multiprocessing.active_children():
                 os.kill(child.pid, signal.SIGKILL)
             time.sleep(2)
 
-    monkeypatch.setattr(trainer.Trainer, "train_step", dies)
+    monkeypatch.setattr(step.Step, "__call__", dies)
     with pytest.raises(
         RunError, match=r"^a process that reads samples ended .*lower --workers \(2\)"
     ):

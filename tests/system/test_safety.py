@@ -23,7 +23,7 @@ import backspike as bs
 from backspike import errors, report
 from backspike.cli import main
 from backspike.data import DataError
-from backspike.data.formats import cifar, picture
+from backspike.data.formats import image_batch, picture
 from backspike.errors import RecipeError, RunError
 from backspike.recipes.recipe import Recipe
 from backspike.recipes.text import parse
@@ -98,24 +98,17 @@ FORBIDDEN = (
 ALLOWED = {
     "__init__.py": {"importlib"},  # the public names' own modules
     "bench/gate.py": {"torch.load"},  # a file that a worker wrote; weights_only
-    "bench/page.py": {"html"},  # report/html.py
     "bench/worker/libraries/__init__.py": {
         "importlib"
     },  # a module of this folder by the plan's own names
-    "bench/worker/loop.py": {"json.loads", "importlib"},  # pipes; versions
-    "bench/worker/memory.py": {"importlib"},  # heap.py, for a Python that has no backspike
-    "bench/workers.py": {"json.loads", "subprocess"},  # pipes
-    "data/binning.py": {"pickle", "subprocess"},  # pipes
-    "data/formats/cifar.py": {"pickle"},  # names stand for inert records; see its head
+    "bench/worker/loop.py": {"importlib"},  # versions
+    "bench/worker/memory.py": {"importlib"},  # system/, for a Python that has no backspike
+    "bench/workers.py": {"json.loads", "subprocess"},  # asks a Python what it has
+    "cli/__init__.py": {"importlib"},  # the verbs' own files
+    "data/formats/image_batch.py": {"pickle"},  # names stand for inert records; see its head
     "data/formats/picture.py": {"PIL"},  # four formats
-    "data/formats/shd.py": {
-        "h5py",
-        "json.loads",
-        "subprocess",
-    },  # HDF5 in a process of its own, asked through a pipe
-    "data/simulated.py": {"pickle", "subprocess"},  # pipes
-    "data/static.py": {"numpy.load"},  # the bundled digits
-    "doctor/page.py": {"html"},  # report/html.py
+    "data/formats/hdf5.py": {"h5py"},  # in a worker
+    "data/sets/digits.py": {"numpy.load"},  # the bundled digits
     "kernel/cpu/conv.py": {"ctypes"},  # our own kernels, as in the next
     "kernel/cpu/library.py": {"ctypes", "importlib"},
     "kernel/cpu/norm.py": {"ctypes"},
@@ -124,14 +117,11 @@ ALLOWED = {
     "kernel/dispatch.py": {"importlib"},  # whether there is a Triton
     "kernel/pack.py": {"ctypes"},
     "models/__init__.py": {"importlib"},  # modules of this folder by the networks' own names
-    "report/html.py": {"html"},  # html.escape
-    "study/page.py": {"html"},  # report/html.py
-    "study/runner.py": {"multiprocessing"},  # pipes
     "study/spec.py": {"json.loads"},  # of what json.dumps gave in the same line
     "system/files.py": {"json.loads", "zipfile"},  # read_json, read_arrays: within bounds
     "system/heap.py": {"ctypes"},
+    "system/workers.py": {"multiprocessing", "subprocess"},  # pipes
     "train/checkpoint.py": {"torch.load", "zipfile"},  # weights_only, checked first
-    "train/memory_budget.py": {"json.loads", "pickle", "subprocess"},  # pipes
 }
 
 
@@ -256,7 +246,7 @@ def test_a_pickle_runs_nowhere(run, tmp_path):
     bomb = pickle.dumps(Bomb(mark))
     pickle.loads(bomb)
     mark.rmdir()  # it works, where a pickle is trusted
-    assert "names posix.mkdir" in refusal(DataError, cifar.decode_python, bomb)
+    assert "names posix.mkdir" in refusal(DataError, image_batch.decode_pickle, bomb)
     packed = (run / "last.ckpt").read_bytes()
     (run / "last.ckpt").write_bytes(
         repacked(packed, lambda name, data: bomb if name.endswith("data.pkl") else data)
@@ -618,38 +608,38 @@ def _chunk(h5py, file):
 
 @pytest.mark.parametrize("labels", [_external, _outside, _virtual, _empty])
 def test_hdf5_that_refers_elsewhere_or_claims_what_it_does_not_hold(tmp_path, monkeypatch, labels):
-    from backspike.data.formats import shd
+    from backspike.data.formats import hdf5
 
     monkeypatch.chdir(tmp_path)
     path = spoken(tmp_path / "f.h5", labels)
-    assert "no data set 'labels'" in refusal(DataError, shd.labels, path, 20)
+    assert "no data set 'labels'" in refusal(DataError, hdf5.labels, path, 20)
 
 
 def test_hdf5_with_labels_of_its_own_is_read(tmp_path):
-    from backspike.data.formats import shd
+    from backspike.data.formats import hdf5
 
     good = spoken(
         tmp_path / "f.h5",
         lambda h5py, file: file.create_dataset("labels", data=np.array([3, 4], np.uint8)),
     )
-    assert shd.labels(good, 20).tolist() == [3, 4]
+    assert hdf5.labels(good, 20).tolist() == [3, 4]
 
 
 @pytest.mark.parametrize(
     ("does", "why"),
-    [("while True: pass", "took more than 2 s"), ("os.abort()", "ended the process")],
+    [("while True: pass", "no answer within 2 s"), ("os.abort()", "ended by signal 6")],
 )
 def test_hdf5_that_loops_or_crashes_is_a_damaged_file(tmp_path, monkeypatch, does, why):
     """The two things that a C library may do with damage; here as its module."""
-    from backspike.data.formats import shd
+    from backspike.data.formats import hdf5
 
     (tmp_path / "h5py.py").write_text(
         f"import os\nclass File:\n    def __init__(self, *_):\n        {does}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "h5py", raising=False)
-    monkeypatch.setattr(shd, "SECONDS", 2)
-    said = refusal(DataError, shd.labels, tmp_path / "f.h5", 20)
+    monkeypatch.setattr(hdf5, "SECONDS", 2)
+    said = refusal(DataError, hdf5.labels, tmp_path / "f.h5", 20)
     assert "f.h5: damaged HDF5 file" in said
     assert why in said
     monkeypatch.delitem(sys.modules, "h5py", raising=False)

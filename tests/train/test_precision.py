@@ -63,7 +63,7 @@ def test_the_precision_follows_processor_and_size(monkeypatch, bf16):
     monkeypatch.setattr(precision, "bfloat16_unit", lambda device: None)
     chosen = choose(recipe, model, x)
     assert chosen.recipe.precision == "float32"
-    assert "nothing here" in chosen.reasons["precision"]
+    assert "no hardware support" in chosen.reasons["precision"]
 
 
 def test_the_layout_follows_the_network():
@@ -107,7 +107,7 @@ def test_a_run_keeps_what_was_chosen_when_it_is_resumed_elsewhere(tmp_path, monk
 
     with pytest.raises(KeyboardInterrupt):
         bs.fit(tiny(), tmp_path / "run", listen=stop, report=False)
-    assert said[0]["chosen"]["precision"].startswith("a test computes in it")
+    assert said[0]["chosen"]["precision"].startswith("a test supports it")
     fields = json.loads((tmp_path / "run/recipe.json").read_text())["fields"]
     assert (fields["precision"], fields["channels_last"]) == ("bfloat16", True)
     assert "a test" in json.loads((tmp_path / "run/env.json").read_text())["precision_because"]

@@ -33,7 +33,7 @@ from backspike.errors import RecipeError, RunError
 from backspike.layers import sparsity, synapse
 from backspike.recipes.values import TET
 from backspike.run import Run
-from backspike.train import checkpoint, setup, trainer
+from backspike.train import checkpoint, schedule, setup, trainer
 
 
 def test_a_run_leaves_what_the_design_says(tmp_path):
@@ -164,10 +164,8 @@ def test_a_resumed_run_multiplies_as_the_uninterrupted_one(tmp_path):
         fit(recipe, tmp_path / "parts", Dense(), **arguments, listen=stop_after(6))
     stored = checkpoint.read(Run.open(tmp_path / "parts"), "last.ckpt")["ranks"][0]["products"]
     assert stored["model.second"]["forward"] != "dense"
-    again = trainer.Trainer(
-        Run.open(tmp_path / "parts"), recipe, Dense(), setup.OwnData(**arguments), None, None
-    )
-    again.restore()
+    again = setup.set_up(recipe, Dense(), **arguments)
+    trainer.Trainer(Run.open(tmp_path / "parts"), again).restore()
     assert sparsity.state(again.network) == stored
     train.resume(tmp_path / "parts", Dense(), **arguments, report=False)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
@@ -538,22 +536,10 @@ def test_other_losses_and_readouts_train(tmp_path):
         assert fit(tiny(**changes), tmp_path / name).epochs == 3
 
 
-def test_the_learning_rate_warms_up_and_falls_to_zero(tmp_path):
-    training_ = trainer.Trainer(
-        Run(tmp_path / "run"),
-        tiny(epochs=4, warmup_epochs=1),
-        None,
-        setup.load_data(tiny()),
-        "cpu",
-        None,
-    )
-    rates = []
-    for step in range(16):
-        training_.step = step
-        rates.append(training_._learning_rate())
-    assert rates[:5] == pytest.approx(
-        [0.001, 0.002, 0.003, 0.004, 0.005]
-    )  # 4 batches an epoch, peak 0.005
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    recipe = tiny(epochs=4, warmup_epochs=1, **{"optimizer.lr": 0.005})
+    rates = [schedule.learning_rate(recipe, step, per_epoch=4) for step in range(16)]
+    assert rates[:5] == pytest.approx([0.001, 0.002, 0.003, 0.004, 0.005])
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[15] == pytest.approx(0.0025 * (1 + np.cos(np.pi * 11 / 12)))
 

@@ -22,7 +22,7 @@ from ..neuron.hooks import spiking_layers
 from ..neuron.lif import LIF
 from ..recipes import values
 from ..recipes.recipe import Recipe
-from ..surrogate import Dspike, Masked, Parametric, Rectangle, Surrogate, Triangle
+from ..surrogate import Masked, Parametric, Surrogate, Triangle
 from .activity import in_support
 from .vitals import Layer, Vitals, Weight
 
@@ -239,11 +239,12 @@ def _base(surrogate: Surrogate) -> tuple[str, Surrogate]:
 def _widened(neuron: LIF, factor: float) -> dict[str, Any]:
     """The surrogate so many times as wide; a triangle where its width cannot be set."""
     path, base = _base(neuron.surrogate)
-    if isinstance(base, Rectangle):
-        return {f"{path}.width": _tidy(base.width * factor)}
-    if isinstance(base, Dspike) or not isinstance(getattr(base, "alpha", None), float | int):
-        return {path: Triangle(alpha=_tidy(1 / (reach(neuron) * factor)))}
-    return {f"{path}.alpha": _tidy(base.alpha / factor)}  # type: ignore[attr-defined]
+    width, alpha = (getattr(base, name, None) for name in ("width", "alpha"))
+    if isinstance(width, float | int):
+        return {f"{path}.width": _tidy(width * factor)}
+    if isinstance(alpha, float | int):
+        return {f"{path}.alpha": _tidy(alpha / factor)}
+    return {path: Triangle(alpha=_tidy(1 / (reach(neuron) * factor)))}
 
 
 # ---- norms ---------------------------------------------------------------------------------------------------------------

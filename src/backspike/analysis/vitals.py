@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -136,12 +136,12 @@ def take(
         for name, p in kept.items():
             spiking[name].mask_p.copy_(p)  # type: ignore[union-attr]
     if any(layer.reset_gradient > 0 for layer in spiking.values()) and len(batches[0][0]) > 1:
-        shares = {name: layer.reset_gradient for name, layer in spiking.items()}
+        options = {name: layer.options for name, layer in spiking.items()}
         for layer in spiking.values():
-            layer.reset_gradient = 0.0
+            layer.options = replace(layer.options, reset_gradient=0.0)
         without_reset = course.gradients(whole)
-        for name, share in shares.items():
-            spiking[name].reset_gradient = share
+        for name, before in options.items():
+            spiking[name].options = before
     ratios = course.steps(optimizer, steps)
     course.remove()
     parameters = {name: p for name, p in network.model.named_parameters() if p.requires_grad}

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..report import html
 from ..report.chart import Picture, axes, ink
+from ..report.page import Page, Part, Section, code, grid
 from ..system.files import to_json, write_atomic
+from ..system.table import Column, Table
 from .plan import ABOUT
 from .results import Bench, Outcome, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
 _LIMITS = (2, 5)  # colours
 COLUMNS = 4  # references that a table has room for
@@ -38,13 +40,26 @@ def write(bench: Bench, out: Path, command: str) -> Path:
     for picture in (p for of in pictures.values() for p in of):
         write_atomic(out / "figures" / f"{picture.name}.svg", picture.file())
     write_atomic(out / "bench.md", markdown(bench, command).encode())
-    page = _page(bench, pictures, command)
-    write_atomic(out / "bench.html", page.encode("utf-8", "xmlcharrefreplace"))
+    write_atomic(out / "bench.html", _page(bench, pictures, command).html())
     write_atomic(out / "bench.json", to_json(bench.complete(command)))
     return out / "bench.html"
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------------
+
+
+def table(outcome: Outcome) -> Table:
+    rows = [cells(outcome, row) for row in outcome.ranked()]
+    return _table(head(outcome), rows, title(outcome), remarks(outcome))
+
+
+def _table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str, notes: Sequence[str] = ()
+) -> Table:
+    """What is not a name stands at the right."""
+    names = ("implementation", "workload", "fastest", "leanest")
+    columns = [Column(head, head not in names) for head in heads]
+    return Table(columns, rows, caption, notes, style="numbers compare")
 
 
 def head(outcome: Outcome) -> list[str]:
@@ -93,17 +108,17 @@ def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
 
 
-def glance(bench: Bench) -> list[list[str]]:
-    """A line for each workload, under a head: our fastest and leanest row against the library that it is compared with."""
+def glance(bench: Bench) -> Table | None:
+    """A line for each workload: our fastest and leanest row against the library that it is compared with."""
     seen = [(outcome.work.name, g) for outcome in bench.outcomes if (g := outcome.glance())]
     if not seen:
-        return []
-    columns = [f"{seen[0][1].other}", "in bf16", "at its best"]
-    lines = [["workload", "fastest", *columns, "leanest", *columns]]
+        return None
+    against = [seen[0][1].other, "in bf16", "at its best"]
+    lines = []
     for name, g in seen:
         speed = ["–" if math.isnan(x) else f"{_digits(x)}x" for x in g.speed]
         lines.append([name, _short(g.fastest), *speed, _short(g.leanest), *map(_part, g.memory)])
-    return lines
+    return _table(["workload", "fastest", *against, "leanest", *against], lines, GLANCE)
 
 
 def _short(row: Row) -> str:
@@ -169,45 +184,16 @@ def about(bench: Bench) -> list[str]:
 def markdown(bench: Bench, command: str) -> str:
     lines = ["# backspike bench", "", f"`{command}`", "", *about(bench), ""]
     if seen := glance(bench):
-        lines += ["## At a glance", "", GLANCE, "", *_table(seen), ""]
+        lines += ["## At a glance", "", GLANCE, "", seen.to_markdown()]
     for outcome in bench.outcomes:
-        table = [head(outcome), *(cells(outcome, row) for row in outcome.ranked())]
-        lines += [f"## {title(outcome)}", "", *_table(table), ""]
-        lines += [*(f"- {text}" for text in remarks(outcome)), ""]
+        lines += [f"## {title(outcome)}", "", table(outcome).to_markdown()]
     return "\n".join([*lines, *(f"- {note}" for note in NOTES), ""])
 
 
-def _table(lines: Sequence[Sequence[str]]) -> list[str]:
-    """In Markdown; the first line is the head, and what is not a name stands at the right."""
-    rule = ["---" if _is_name(title) else "---:" for title in lines[0]]
-    return [f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:])]
-
-
-def terminal(bench: Bench) -> list[Table]:
+def terminal(bench: Bench) -> list[RichTable]:
     """The tables for rich: one for each workload, then all at a glance."""
-    tables = []
-    for outcome in bench.outcomes:
-        lines = [head(outcome), *(cells(outcome, row) for row in outcome.ranked())]
-        tables.append(_rich(lines, title(outcome), "\n".join(remarks(outcome))))
-    if lines := glance(bench):
-        tables.append(_rich(lines, GLANCE, ""))
-    return tables
-
-
-def _rich(lines: Sequence[Sequence[str]], title: str, caption: str) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for name in lines[0]:
-        table.add_column(name, justify="left" if _is_name(name) else "right")
-    for line in lines[1:]:
-        table.add_row(*map(Text, line))
-    return table
-
-
-def _is_name(title: str) -> bool:
-    return title in ("implementation", "workload", "fastest", "leanest")
+    tables = [*map(table, bench.outcomes), glance(bench)]
+    return [shown.to_rich() for shown in tables if shown]
 
 
 # ---- pictures and page ---------------------------------------------------------------------------------------------------
@@ -266,35 +252,20 @@ def _draw_bars(
     ax.set_ylim(len(rows) - 0.5, -0.9)
 
 
-def _page(bench: Bench, pictures: dict[str, list[Picture]], command: str) -> str:
-    e, section = html.escape, html.Section
-    body = f'<header><p>backspike · bench</p><h1>Time and memory</h1><p class="lead">{e(" ".join(about(bench)))}</p></header>'
-    if lines := glance(bench):
-        shown = html.html_table(
-            [*map(e, lines[0])],
-            [[*map(e, line)] for line in lines[1:]],
-            "at a glance",
-            "numbers compare",
-        )
-        body += section("glance", "At a glance", GLANCE, shown).html()
+def _page(bench: Bench, pictures: dict[str, list[Picture]], command: str) -> Page:
+    sections = []
+    if seen := glance(bench):
+        shown = replace(seen, caption="at a glance")
+        sections.append(Section("glance", "At a glance", GLANCE, [shown]))
     for outcome in bench.outcomes:
-        rows = [[*map(e, cells(outcome, row))] for row in outcome.ranked()]
-        shown = html.html_table(
-            [*map(e, head(outcome))], rows, outcome.work.name, "numbers compare"
-        )
-        shown += html.grid(*(p.page() for p in pictures[outcome.work.name]))
+        name = outcome.work.name
         said = " ".join(f"{text}." for text in remarks(outcome))
-        body += section(
-            outcome.work.name.replace("%", ""),
-            e(outcome.work.name),
-            e(f"{title(outcome)}. {said}"),
-            shown,
-        ).html()
-    notes = "".join(f"<li>{e(note)}</li>" for note in NOTES) + f"<li><code>{e(command)}</code></li>"
-    body += section(
-        "how",
-        "How it was measured",
-        "All numbers of all rounds stand in bench.json.",
-        f"<ul>{notes}</ul>",
-    ).html()
-    return html.render_page("backspike bench", body)
+        shown = replace(table(outcome), caption=name)
+        drawn = grid(*(picture.figure() for picture in pictures[name]))
+        text = f"{title(outcome)}. {said}"
+        sections.append(Section(name.replace("%", ""), name, text, [shown, *drawn]))
+    how = Part("bullets", [*NOTES, code(command)])
+    text = "All numbers of all rounds stand in bench.json."
+    sections.append(Section("how", "How it was measured", text, [how]))
+    lead = " ".join(about(bench))
+    return Page("bench", "backspike bench", "Time and memory", sections, lead)

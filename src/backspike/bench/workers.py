@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
 import sys
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import BenchError
+from ..system import workers
+from ..system.workers import WorkerFailed as WorkerFailed
 from .plan import PEERS, Implementation
 
-PATIENCE = 600.0  # seconds for one answer
+PATIENCE = 600  # seconds for one answer
 
 # loads the folder `worker` as a package of its own, so that a Python without backspike can run it and no name is hidden
 _START = """
@@ -35,66 +34,24 @@ print(json.dumps({name: version(name) for name in found}))
 """
 
 
-class WorkerFailed(Exception):
-    """A worker ended, stayed silent or answered with an error; one line says why."""
-
-
-class Worker:
-    """A process for one implementation. `ask` sends a command and waits for its answer."""
+class Worker(workers.Worker):
+    """The process of one implementation."""
 
     def __init__(self, implementation: Implementation, peer_python: str | None) -> None:
         python = peer_python if implementation.peer and peer_python else sys.executable
-        start = _START.format(folder=str(Path(__file__).parent / "worker"))
-        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  (closed by end)
-        self._process = subprocess.Popen(
-            [python, "-W", "ignore", "-c", start],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
+        super().__init__(
+            python=[python, "-W", "ignore"],
+            start=_START.format(folder=str(Path(__file__).parent / "worker")),
             env=_environment(implementation),
-            text=True,
+            quiet=True,
         )
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """The answer of the worker. Raises WorkerFailed."""
-        process = self._process
-        assert process.stdin
-        assert process.stdout
-        try:
-            process.stdin.write(json.dumps({"do": do, **request}) + "\n")
-            process.stdin.flush()
-        except OSError:
-            raise WorkerFailed(self._reason()) from None
-        ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
-        if not ready:
-            self.end()
-            raise WorkerFailed(f"no answer within {PATIENCE:.0f} s")
-        line = process.stdout.readline()
-        if not line:
-            raise WorkerFailed(self._reason())
-        answer = json.loads(line)
+        """The answer to a request. Raises WorkerFailed, also for an answer that is an error."""
+        answer = self.call(do, request, timeout=PATIENCE)
         if "error" in answer:
             raise WorkerFailed(answer["error"])
         return answer
-
-    def end(self) -> None:
-        """Ends the process, whatever it does."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._said):
-            if pipe and not pipe.closed:
-                with suppress(OSError):  # what was still to be written to a process that is gone
-                    pipe.close()
-
-    def _reason(self) -> str:
-        code = self._process.wait()
-        if code < 0:
-            return f"ended by signal {-code}" + (
-                ", which an exhausted memory sends" if code == -9 else ""
-            )
-        self._said.seek(0)
-        lines = self._said.read().strip().splitlines()
-        return lines[-1][:300] if lines else f"ended with exit code {code}"
 
 
 def _environment(implementation: Implementation) -> dict[str, str]:

@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -28,7 +28,9 @@ from ..kernel.cpu import library
 from ..kernel.saved import ROUNDED, reach, recall
 from ..kernel.saved import keep as kept_code
 from ..neuron.prepare import prepare
+from ..options import LIF
 from ..surrogate import (
+    FAMILIES,
     ATan,
     Dspike,
     Erf,
@@ -55,19 +57,20 @@ SHAPE = (T, B, C, H, W) = (
 )  # 756 elements a timestep: more than a block of the C code, and no multiple of 8
 SEED = 2**41 + 17
 
-# No parameter is a default one; those with an edge have it on the grid. The plain value of each axis comes first.
+# No parameter is a default one; those with an edge have it on the grid. The plain value of each axis
+# comes first. A surrogate that is not in this list is taken with its defaults.
 _SURROGATES: tuple[Surrogate, ...] = (
-    *(
-        Rectangle(0.75, 1.25),
-        Triangle(1.5),
-        ATan(3.0),
-        Sigmoid(3.0),
-        SuperSpike(2.5),
-        PiecewiseExponential(1.25),
-    ),
-    *(Erf(0.75), Dspike(4.0)),
+    Rectangle(0.75, 1.25),
+    Triangle(1.5),
+    ATan(3.0),
+    Sigmoid(3.0),
+    SuperSpike(2.5),
+    PiecewiseExponential(1.25),
+    Erf(0.75),
+    Dspike(4.0),
 )
 SURROGATES = {type(s).__name__: s for s in _SURROGATES}
+SURROGATES |= {s.__name__: s() for s in FAMILIES if s.__name__ not in SURROGATES}
 MASKS: dict[str, Callable[[Any], Surrogate]] = {
     "none": lambda base: base,
     "zero": lambda base: Masked(base, p=0.5),
@@ -343,19 +346,18 @@ def _inputs(call: str) -> dict[str, Tensor | None]:
     return given
 
 
-def _rule(case: Case) -> dict[str, Any]:
-    """The arguments of the call that are no tensors."""
+def _neuron(case: Case) -> LIF:
     base = AXES["surrogate"][case["surrogate"]]
     mask = MASKS[case["mask"]]
-    rule = {
+    options = {
         name: AXES[name][case[name]]
         for name in ("v_reset", "decay_input", "reset_gradient", "temporal_gradient", "memory")
     }
     wrapped = mask(Parametric(base) if "width" in LEARNED[case["learned"]] else base)
-    return rule | {"surrogate": wrapped, "record_membrane": case["call"] == "membrane"}
+    return LIF(surrogate=wrapped, **options)
 
 
-def _constants(case: Case, dtype: torch.dtype, device: str) -> dict[str, Any]:
+def _constants(case: Case, dtype: torch.dtype, device: str) -> kernel.Constants:
     """tau, threshold and width: numbers, or leaves that learn, in the dtype of the state."""
     names, per_channel = LEARNED[case["learned"]], case["learned"] == "per-channel"
     constants: dict[str, Any] = {
@@ -365,7 +367,7 @@ def _constants(case: Case, dtype: torch.dtype, device: str) -> dict[str, Any]:
     for name in names:
         value = CONSTANTS[name] if per_channel else CONSTANTS[name][0]
         constants[name] = torch.tensor(value, dtype=dtype, device=device, requires_grad=True)
-    return constants
+    return kernel.Constants(**constants)
 
 
 def _refusal(place: Place, case: Case) -> str:
@@ -376,14 +378,16 @@ def _refusal(place: Place, case: Case) -> str:
     x = torch.zeros((1, 1, C), dtype=dtype, device=place.device)
     constants = _constants(case, state_dtype(x), place.device)
     try:
-        kernel.choose(place.backend, prepare(x, None, **_rule(case), **constants, seed=SEED))
+        kernel.choose(place.backend, prepare(x, None, _neuron(case), constants, SEED))
     except (ValueError, Unsupported) as e:
         return str(e)
     return ""
 
 
-def _computed(place: Place, case: Case, **change: Any) -> dict[str, Any]:
-    """Outputs and gradients of a case, and the call. change: of the arguments of the call."""
+def _computed(
+    place: Place, case: Case, record_membrane: bool = False, x: Tensor | None = None
+) -> dict[str, Any]:
+    """Outputs and gradients of a case, and the call. x: all timesteps, in place of the case's."""
     dtype = AXES["dtype"][case["dtype"]]
     state = torch.float64 if dtype == torch.float64 else torch.float32
     given = {k: None if a is None else a.to(place.device) for k, a in _inputs(case["call"]).items()}
@@ -392,15 +396,13 @@ def _computed(place: Place, case: Case, **change: Any) -> dict[str, Any]:
         for k, d in (("x", dtype), ("v0", state))
     }
     constants = _constants(case, state, place.device)
-    options = {
-        **_rule(case),
-        **constants,
-        "seed": SEED,
-        "repeats": T if case["call"] == "repeats" else 1,
-        **leaf,
-        **change,
-    }
-    call = prepare(**options)
+    record = kernel.Record(membrane=record_membrane or case["call"] == "membrane")
+    current = leaf["x"] if x is None else x
+    assert current is not None
+    repeats = T if case["call"] == "repeats" and x is None else 1
+    call = prepare(
+        current, leaf["v0"], _neuron(case), constants, SEED, repeats=repeats, record=record
+    )
     out = kernel.dispatch(place.backend, call)
     arriving = (
         (out.spikes, given["g"], dtype),
@@ -411,12 +413,13 @@ def _computed(place: Place, case: Case, **change: Any) -> dict[str, Any]:
     torch.autograd.backward([a for a, _ in entered], [g for _, g in entered])
     result = {"spikes": out.spikes, "states": out.state, "membranes": out.membrane, "active": None}
     result |= {
-        name: p.grad for name, p in (*leaf.items(), *constants.items()) if isinstance(p, Tensor)
+        name: p.grad
+        for name, p in (*leaf.items(), *constants._asdict().items())
+        if isinstance(p, Tensor)
     }
     if case["mask"] != "none":
-        result["active"] = kernel.dispatch(
-            place.backend, prepare(**{**options, "record_active": True})
-        ).active
+        active = replace(call, record=record._replace(active=True))
+        result["active"] = kernel.dispatch(place.backend, active).active
     return {"call": call} | {k: None if a is None else a.detach().cpu() for k, a in result.items()}
 
 
@@ -437,7 +440,7 @@ def _definition(memory: str, values: tuple[str, ...]) -> dict[str, Any]:
         over_channels(p.detach(), call.x) if isinstance(p, Tensor) else p
         for p in (call.theta, call.width)
     )
-    end = reach(call.rule.surrogate, call.rule.replace)
+    end = reach(call.neuron.base, call.neuron.replace)
     u = recall(
         memory,
         kept_code(memory, exact["membranes"], theta, width, end),
@@ -447,12 +450,12 @@ def _definition(memory: str, values: tuple[str, ...]) -> dict[str, Any]:
         torch.float64,
     )
     x = _currents(u, exact["spikes"], call)
-    remembered = _computed(Place("reference"), case, record_membrane=True, x=x, repeats=1)
+    remembered = _computed(Place("reference"), case, record_membrane=True, x=x)
     gx = x.grad
     assert gx is not None
-    if "tau" in remembered and call.rule.decay_input:
+    if "tau" in remembered and call.neuron.decay_input:
         # du/dtau has the current as it came, not the one that leads to what is remembered
-        gain = leak(call.tau.detach(), call.x, call.rule.v_reset, True).gain
+        gain = leak(call.tau.detach(), call.x, call.neuron.v_reset, True).gain
         came = (gx / gain * (x - call.x)).detach() / over_channels(call.tau.detach(), call.x) ** 2
         remembered["tau"] = remembered["tau"] + (
             came.sum((0, 1, 3, 4)) if call.tau.dim() else came.sum()
@@ -465,14 +468,14 @@ def _definition(memory: str, values: tuple[str, ...]) -> dict[str, Any]:
 
 def _currents(u: Tensor, spikes: Tensor, call: kernel.Call) -> Tensor:
     """The currents `[T, B, ...]` that lead to these membranes, the first from the state of the call; exact on the grid."""
-    rule = call.rule
+    neuron = call.neuron
     tau, theta = (p.detach() if isinstance(p, Tensor) else p for p in (call.tau, call.theta))
-    lam, offset, gain = leak(tau, call.x, rule.v_reset, rule.decay_input)
-    start = torch.full_like(u[0], rest(rule.v_reset)) if call.v0 is None else call.v0.detach()
+    lam, offset, gain = leak(tau, call.x, neuron.v_reset, neuron.decay_input)
+    start = torch.full_like(u[0], rest(neuron.v_reset)) if call.v0 is None else call.v0.detach()
     after = (
         u - over_channels(theta, u) * spikes
-        if rule.v_reset is None
-        else torch.where(spikes > 0, rule.v_reset, u)
+        if neuron.v_reset is None
+        else torch.where(spikes > 0, neuron.v_reset, u)
     )
     return ((u - (lam * torch.cat((start[None], after[:-1])) + offset)) / gain).requires_grad_()
 

@@ -6,15 +6,16 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..system.files import plain, to_json, write_atomic
+from ..system.table import Table, left, right
 from .check import AXES, TOLERANCE, Certificate, Finding, Listener, Row
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
 LIMITS = {str(dtype).removeprefix("torch."): limit for dtype, limit in TOLERANCE.items()}
 TITLE = "Largest relative error of a gradient against the definition in float64; spikes and membranes equal bit for bit"
@@ -53,12 +54,15 @@ def summary(certificate: Certificate) -> str:
     return f"{certificate.cases:,} cases, {'all passed' if not n else f'{n:,} failed'}"
 
 
-def head() -> list[str]:
-    return ["backend", "cases", "failed", "mask bits", *LIMITS]
+def table(certificate: Certificate) -> Table:
+    """A line for each backend, below the limits."""
+    columns = [*left("backend"), *right("cases", "failed", "mask bits", *LIMITS)]
+    limits = ["limit", "", "", "", *(f"{limit:.0e}" for limit in LIMITS.values())]
+    rows = [_cells(name, row) for name, row in certificate.rows.items()]
+    return Table(columns, [limits, *rows], TITLE)
 
 
-def cells(name: str, row: Row) -> list[str]:
-    """One line under `head`."""
+def _cells(name: str, row: Row) -> list[str]:
     errors = [f"{row.errors[column]:.1e}" if column in row.errors else "–" for column in LIMITS]
     return [name, f"{row.cases:,}", f"{row.failed:,}", f"{row.masks:,}", *errors]
 
@@ -71,21 +75,8 @@ def about(certificate: Certificate) -> str:
     )
 
 
-def terminal(certificate: Certificate) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title=TITLE, caption=about(certificate), title_justify="left", caption_justify="left"
-    )
-    for column in head():
-        table.add_column(column, justify="left" if column == "backend" else "right")
-    table.add_row(
-        "limit", "", "", "", *(f"{limit:.0e}" for limit in LIMITS.values()), end_section=True
-    )
-    for name, row in certificate.rows.items():
-        table.add_row(*map(Text, cells(name, row)))
-    return table
+def terminal(certificate: Certificate) -> RichTable:
+    return replace(table(certificate), notes=[about(certificate)]).to_rich()
 
 
 def failures(certificate: Certificate) -> Iterator[str]:
@@ -97,20 +88,12 @@ def failures(certificate: Certificate) -> Iterator[str]:
 
 
 def markdown(certificate: Certificate, command: str) -> str:
-    limits = ["limit", "", "", "", *(f"{limit:.0e}" for limit in LIMITS.values())]
-    rows = [
-        head(),
-        ["---", *["---:"] * (len(head()) - 1)],
-        limits,
-        *(cells(n, r) for n, r in certificate.rows.items()),
-    ]
     made = f"{summary(certificate)}. Made by `{command}`; the same command checks another machine."
     lines = ["# Certificate", "", made, "", f"{about(certificate)}.", ""]
     lines += [
         f"{TITLE}; mask bits: in how many cases they were compared.",
         "",
-        *(f"| {' | '.join(row)} |" for row in rows),
-        "",
+        table(certificate).to_markdown(),
     ]
     lines += [
         "Options, of which each backend met every pair that it takes (with `--all`: every combination):",
@@ -125,12 +108,8 @@ def markdown(certificate: Certificate, command: str) -> str:
         *(f"- {r}" for r in refused),
     ]
     if certificate.failed:
-        lines += [
-            "",
-            "## Failed",
-            "",
-            *(f"- {f.reason}: `{f.command()}`" for f in certificate.failed),
-        ]
+        lines += ["", "## Failed", ""]
+        lines += [f"- {f.reason}: `{f.command()}`" for f in certificate.failed]
     return "\n".join([*lines, ""])
 
 

@@ -32,18 +32,26 @@ def _json(event: dict[str, Any]) -> None:
 
 
 def _plain(event: dict[str, Any]) -> None:
-    if event["event"] == "start":
-        print(_opening(event), flush=True)
-    elif event["event"] == "scaling":
-        print(_scaling(event), flush=True)
-    elif event["event"] in ("rehearsal", "memory"):
-        print(f"memory: {event['text']}", flush=True)
-    elif event["event"] == "cuda_graph":
-        print(f"CUDA graph: {event['text']}", flush=True)
-    elif event["event"] == "epoch":
-        print(_line(event), flush=True)
-    elif event["event"] == "watch":
-        print(_health(event), flush=True)
+    if text := _text(event):
+        print(text, flush=True)
+
+
+def _text(event: dict[str, Any]) -> str | None:
+    """The line that shows an event; None for those that only move the bar."""
+    match event["event"]:
+        case "start":
+            return _opening(event)
+        case "scaling":
+            return _scaling(event)
+        case "rehearsal" | "memory":
+            return f"memory: {event['text']}"
+        case "cuda_graph":
+            return f"CUDA graph: {event['text']}"
+        case "epoch":
+            return _line(event)
+        case "watch":
+            return _health(event)
+    return None
 
 
 def _opening(event: dict[str, Any]) -> str:
@@ -129,35 +137,17 @@ def _bar() -> Iterator[Listener]:
 
         def listen(event: dict[str, Any]) -> None:
             nonlocal epochs
-            match event["event"]:
-                case "start":
-                    epochs = event["epochs"]
-                    progress.console.print(_opening(event), highlight=False, markup=False)
-                    progress.update(task, total=epochs, completed=event["epoch"])
-                case "batch":
-                    numbers = (
-                        f"loss {event['loss']:.4f}  {event['samples_per_second']:,.0f} samples/s"
-                    )
-                    done = event["epoch"] + event["batch"] / event["batches"]
-                    progress.update(
-                        task,
-                        completed=done,
-                        numbers=numbers,
-                        description=f"epoch {event['epoch'] + 1}/{epochs}",
-                    )
-                case "rehearsal" | "memory":
-                    progress.console.print(
-                        f"memory: {event['text']}", highlight=False, markup=False
-                    )
-                case "cuda_graph":
-                    progress.console.print(
-                        f"CUDA graph: {event['text']}", highlight=False, markup=False
-                    )
-                case "scaling":
-                    progress.console.print(_scaling(event), highlight=False, markup=False)
-                case "epoch":
-                    progress.console.print(_line(event), highlight=False, markup=False)
-                case "watch":
-                    progress.console.print(_health(event), highlight=False, markup=False)
+            if event["event"] == "start":
+                epochs = event["epochs"]
+                progress.update(task, total=epochs, completed=event["epoch"])
+            elif event["event"] == "batch":
+                progress.update(
+                    task,
+                    completed=event["epoch"] + event["batch"] / event["batches"],
+                    numbers=f"loss {event['loss']:.4f}  {event['samples_per_second']:,.0f} samples/s",
+                    description=f"epoch {event['epoch'] + 1}/{epochs}",
+                )
+            if text := _text(event):
+                progress.console.print(text, highlight=False, markup=False)
 
         yield listen

@@ -15,8 +15,8 @@ import numpy as np
 from ..errors import DataError
 from .formats import picture
 from .frames import Pixels
-from .sources import Source
-from .split import Split, carve
+from .source import Parts, Place, Source
+from .split import Split
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
 DEFAULT_SIZE = 224
@@ -65,14 +65,15 @@ class Pictures:
         )
 
 
-def load(source: Source, folder: Path, size: Pixels | None = None) -> tuple[Split, Split, Split]:
-    """Train, validation and test of the pictures in `folder`; the classes are the folders in `train`, sorted by name."""
+def read(source: Source, place: Place, size: Pixels | None = None) -> Parts:
+    """The parts of a set of pictures; the classes are the folders in `train`, sorted by name."""
+    folder = place.folder
     size = DEFAULT_SIZE if size is None else size
     if not isinstance(size, int) or size < 1:
         raise DataError(f"size={size}: pictures are square, with a side from 1")
     classes = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir())
     found, test = _listed(folder / "train", classes, size), _listed(folder / "val", classes, size)
-    rest, validation = carve(found.y, source.validation_of(len(found)))
+    rest, validation = source.carve(found.y)
     return found.take(rest), found.take(validation), test
 
 

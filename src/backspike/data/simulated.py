@@ -1,4 +1,4 @@
-"""Image sets before the simulated event camera, as N-MNIST files: digits-dvs, mnist-dvs, cifar10-dvs-simulated.
+"""Image sets before the simulated event camera, as files like those of N-MNIST.
 
 Made on first use in the cache, in N-MNIST's layout and format (`Train|Validation|Test/<class>/<id>.bin`, ids and split those
 of the images), so that they are read by the reader of the real recordings. Every class of a part is an entry of the cache,
@@ -8,72 +8,89 @@ recordings of an entry; the sums are compared on every use, and an entry that di
 
 import hashlib
 import logging
-import os
-import pickle
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
-from ..system.machine import processors
+from ..system.machine import ONE_THREAD, processors
+from ..system.workers import Worker, WorkerFailed, environment
 from . import cache
 from .cache import cached
-from .formats import nmnist
+from .events import Recordings
+from .formats import atis
 from .progress import progress
+from .recordings import numbered, one_a_file
 from .simulate import Camera, record_all
+from .source import EVENT_OPTIONS, Parts, Place, Source
 from .split import Splits
 
 logger = logging.getLogger("backspike")
 VERSION = 2
 SUMS = "SHA256SUMS"
 TOGETHER = 8  # images simulated at once
+NUMBERED = Recordings(numbered, one_a_file(atis.decode))  # the files of N-MNIST
 SERIAL_IMAGES = 2_000  # starting processes takes longer than simulating so many
 
 
 @dataclass(frozen=True)
-class Set:
-    """The image set of the catalogue that is shown to a camera, with a margin of `pad` empty pixels around each image."""
+class Simulated:
+    """Reads a set of images before a camera, with a margin of `pad` empty pixels around each."""
 
-    images: str
+    images: Source
     camera: Camera
     pad: int = 0
 
+    def __call__(self, source: Source, place: Place, **options: Any) -> Parts:
+        images = self.images.load(Place(place.root, official=place.official))
+        folder = self.folder(source.name, images)
+        return NUMBERED(source, Place(folder=folder), **options)
 
-SETS = {
-    # a digit is 16 pixels high, as the ink of N-MNIST's digits; blurred by enlarging, it needs a lower threshold
-    "digits-dvs": Set("digits", Camera(side=20.0, threshold=0.127, drift=0.21), pad=1),
-    "mnist-dvs": Set("mnist", Camera()),
-    "cifar10-dvs-simulated": Set(
-        "cifar10", Camera(size=48, side=42.0, negative=False, threshold=0.15)
-    ),
-}
+    def folder(self, name: str, images: Splits) -> Path:
+        """The folder of the recordings, complete and verified; simulates what is missing."""
+        entry = self.entry_name(name, images)
+        if not (cache.folder() / entry).is_dir():
+            logger.info("simulating %s, once, in %s", name, cache.folder())
+        made = {path.parent.parent for path in _made(entry, list(self._jobs(name, images)))}
+        if len(made) > 1:
+            raise DataError(
+                f"no room for all of {entry}; set BACKSPIKE_CACHE to a folder that can be written"
+            )
+        return made.pop()
+
+    def entry_name(self, name: str, images: Splits) -> str:
+        """The name of the folder in the cache: it changes with the images and with the camera."""
+        how = f"Set(images={self.images.name!r}, camera={self.camera}, pad={self.pad}) {VERSION}"
+        digest = hashlib.sha256(how.encode())
+        for split in (images.train, images.validation, images.test):
+            for array in (split.x, split.y, split.ids):
+                digest.update(np.ascontiguousarray(array).data)
+        return f"{name}-{digest.hexdigest()[:16]}"
+
+    def _jobs(self, name: str, images: Splits) -> "Iterator[_Job]":
+        for part, split in enumerate((images.train, images.validation, images.test)):
+            for label in np.unique(split.y):
+                (index,) = np.nonzero(split.y == label)
+                x, ids = split.x[index], split.ids[index]
+                yield _Job(name, part, int(label), x, ids, self.camera, self.pad)
 
 
-def folder(name: str, images: Splits) -> Path:
-    """The folder of the recordings of a set, complete and verified; simulates those that are not there."""
-    entry = entry_name(name, images)
-    if not (cache.folder() / entry).is_dir():
-        logger.info("simulating %s, once, in %s", name, cache.folder())
-    made = {path.parent.parent for path in _made(entry, list(_jobs(name, images)))}
-    if len(made) > 1:
-        raise DataError(
-            f"no room for all of {entry}; set BACKSPIKE_CACHE to a folder that can be written"
-        )
-    return made.pop()
-
-
-def entry_name(name: str, images: Splits) -> str:
-    """The name of the folder in the cache: it changes with the images and with the camera."""
-    digest = hashlib.sha256(f"{SETS[name]} {VERSION}".encode())
-    for split in (images.train, images.validation, images.test):
-        for array in (split.x, split.y, split.ids):
-            digest.update(np.ascontiguousarray(array).data)
-    return f"{name}-{digest.hexdigest()[:16]}"
+def simulated(images: Source, camera: Camera, name: str, note: str, pad: int = 0) -> Source:
+    """The event set `name`: the set `images` before this camera. `note`: from what it is made."""
+    return replace(
+        images,
+        name=name,
+        kind="events",
+        shape=(2, camera.size, camera.size),
+        read=Simulated(images, camera, pad),
+        options=EVENT_OPTIONS,
+        note=f"simulated: made on first use from {note}",
+    )
 
 
 @dataclass(frozen=True)
@@ -85,6 +102,8 @@ class _Job:
     label: int
     x: np.ndarray
     ids: np.ndarray
+    camera: Camera
+    pad: int
 
     @property
     def place(self) -> str:
@@ -92,38 +111,17 @@ class _Job:
 
     def write(self, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
-        shown, pad = SETS[self.name], SETS[self.name].pad
-        x = np.pad(self.x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+        x = np.pad(self.x, ((0, 0), (0, 0), (self.pad, self.pad), (self.pad, self.pad)))
         sums = []
         for first in range(0, len(x), TOGETHER):
             ids = self.ids[first : first + TOGETHER].tolist()
             for id, events in zip(
-                ids, record_all(x[first : first + TOGETHER], self.part, ids, shown.camera)
+                ids, record_all(x[first : first + TOGETHER], self.part, ids, self.camera)
             ):
-                data = nmnist.encode(events)
+                data = atis.encode(events)
                 (target / f"{id:05d}.bin").write_bytes(data)
                 sums.append(f"{hashlib.sha256(data).hexdigest()}  {id:05d}.bin\n")
         (target / SUMS).write_text("".join(sums))
-
-    def write_elsewhere(self, target: Path) -> None:
-        """`write` in a plain interpreter: unlike those of `multiprocessing` it does not run the user's script again."""
-        places = {
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-        }
-        code = "import pickle, sys; job, target = pickle.load(sys.stdin.buffer); job.write(target)"
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            input=pickle.dumps((self, target), pickle.HIGHEST_PROTOCOL),
-            stderr=subprocess.PIPE,
-            env={**os.environ, **places},
-        )
-        if done.returncode:
-            why = done.stderr.decode(errors="replace").strip().splitlines()
-            raise DataError(
-                f"simulating {self.name}, {self.place} failed ({why[-1] if why else done.returncode}): run it again"
-            )
 
     def verified(self, target: Path) -> Path:
         lines = (target / SUMS).read_text().splitlines()
@@ -139,30 +137,39 @@ class _Job:
         return target
 
 
-def _jobs(name: str, images: Splits) -> Iterator[_Job]:
-    for part, split in enumerate((images.train, images.validation, images.test)):
-        for label in np.unique(split.y):
-            (index,) = np.nonzero(split.y == label)
-            yield _Job(name, part, int(label), split.x[index], split.ids[index])
-
-
 def _made(entry: str, jobs: list[_Job]) -> list[Path]:
     """The entries of all jobs, in processes where there is enough to do."""
     images = sum(len(job.ids) for job in jobs)
     alone = images <= SERIAL_IMAGES or not sys.executable
     pool = ThreadPoolExecutor(1 if alone else processors())
+    workers: list[Worker] = []
+
+    def ready(job: _Job) -> Path:
+        def write(target: Path) -> None:
+            with Worker(env=environment(**ONE_THREAD), quiet=True) as worker:
+                workers.append(worker)
+                _simulate(worker, job, target)
+
+        return cached(
+            f"{entry}/{job.place}", read=job.verified, write=job.write if alone else write
+        )
+
     try:
         with progress(f"recordings of {jobs[0].name}", images) as advance:
             made = []
-            for job, path in zip(jobs, pool.map(lambda job: _ready(entry, job, alone), jobs)):
+            for job, path in zip(jobs, pool.map(ready, jobs)):
                 made.append(path)
                 advance(len(job.ids))
             return made
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.process.kill()
+        pool.shutdown()
 
 
-def _ready(entry: str, job: _Job, alone: bool) -> Path:
-    return cached(
-        f"{entry}/{job.place}", read=job.verified, write=job.write if alone else job.write_elsewhere
-    )
+def _simulate(worker: Worker, job: _Job, target: Path) -> None:
+    try:
+        worker.call(job.write, target)
+    except WorkerFailed as e:
+        raise DataError(f"simulating {job.name}, {job.place} failed ({e}): run it again") from None

@@ -1,4 +1,4 @@
-"""`examine`: why does it not learn? A few batches through the network of a recipe, or of a run, and what is wrong with it."""
+"""`examine`: why does it not learn? Measures a recipe's or a run's network on a few batches."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from ..analysis.vitals import Vitals, take
 from ..errors import RunError
 from ..recipes.recipe import Recipe
 from ..run import Run
-from ..train import checkpoint, failures, setup
-from ..train import trainer as training
+from ..system.table import Table, left
+from ..train import checkpoint
+from ..train.failures import first_line, step_errors
+from ..train.schedule import mask_probability, set_mask_probability
+from ..train.setup import Setup, check_own, set_up
 
-SAMPLES = 128  # in all, the mean of whose gradients is judged
-AT_ONCE = 32  # of them, as what every layer does is recorded
-STEPS = 10  # of the optimizer; an average of Adam or SGD holds the last ten or so
+SAMPLES = 128  # whose mean gradient is judged
+AT_ONCE = 32  # in a batch, as the activity of every layer is recorded
+STEPS = 10  # of the optimizer: about as many as the averages of Adam and SGD span
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What `examine` found."""
+    """The result of `examine`."""
 
     subject: str
     recipe: Recipe
@@ -63,76 +66,75 @@ def examine(
     device: str | torch.device | None = None,
     values: tuple[type, ...] = (),
 ) -> Examination:
-    """Measures a recipe's network before training, or that of a run folder as it was at its last checkpoint.
+    """Examines a recipe's network before training, or a run's network at its last checkpoint.
 
-    128 training samples, augmented as in training, go forward and backward; then ten steps are taken on a copy. Nothing is
-    written. model, train: your own in place of the recipe's, as for `fit`. changes: fields of the recipe to be set first, such
-    as a finding's, also of a run's. Sets torch's global seed, as `fit` does. Raises RunError, DataError or RecipeError.
+    Runs 128 training samples, augmented as in training, forward and backward, then takes ten steps
+    on a copy. Writes nothing. model, train: your own instead of the recipe's, as for `fit`.
+    changes: fields of the recipe to set first, such as those of a finding. Sets torch's global
+    seed. Raises RunError, DataError or RecipeError.
     """
-    state: dict[str, Any] | None = None
+    run = state = None
     if isinstance(run_or_recipe, Recipe):
-        run, recipe, subject = Run(Path("nowhere")), run_or_recipe, run_or_recipe.name
+        recipe, subject = run_or_recipe, run_or_recipe.name
     else:
         run = Run.open(run_or_recipe)
         recipe, subject = run.recipe(values), str(run_or_recipe)
-        setup.check_own(run, model=model, data=train)
+        check_own(run, model=model, data=train)
         if not run.has("last.ckpt"):
             raise RunError(
-                f"{run.path} has no last.ckpt; examine its recipe instead: backspike doctor {recipe.name}"
+                f"{run.path} has no last.ckpt; "
+                f"examine its recipe instead: backspike doctor {recipe.name}"
             )
         state = checkpoint.read(run, "last.ckpt")
-    recipe = recipe.replace(dict(changes or {}))
-    work = training.Trainer(
-        run, recipe, model, setup.data_sets(recipe, train, None, None), device, None
-    )
-    if state is not None:
-        _restore(work, state, any(name.startswith("optimizer") for name in changes or ()))
-    assert work.train is not None
-    size = min(AT_ONCE, work.recipe.part_size)
-    with work.step_errors():
-        stream = chain.from_iterable(map(work.train.training, count(work.epoch)))
+    setup = set_up(recipe.replace(dict(changes or {})), model, train, device=device)
+    epoch = step = 0
+    if run is not None and state is not None:
+        new_optimizer = any(name.startswith("optimizer") for name in changes or ())
+        epoch, step = _restore(setup, run, state, new_optimizer)
+    recipe, model = setup.recipe, setup.network.model
+    size = min(AT_ONCE, recipe.part_size)
+    with step_errors(f"epoch {epoch}"):
+        stream = chain.from_iterable(map(setup.train.training, count(epoch)))
         batches = [(x[:, :size], y[:size]) for x, y in islice(stream, -(-SAMPLES // size))]
-        vitals = take(
-            work.network, work.optimizer, batches, work.recipe, work.train.autocast, STEPS
-        )
-    trained, steps = work.step > 0, work.recipe.epochs * len(work.train)
-    findings = diagnose(vitals, work.network.model, work.recipe, steps, trained)
-    return Examination(subject, work.recipe, trained, vitals, findings)
+        vitals = take(setup.network, setup.optimizer, batches, recipe, setup.train.autocast, STEPS)
+    findings = diagnose(vitals, model, recipe, recipe.epochs * len(setup.train), trained=step > 0)
+    return Examination(subject, recipe, step > 0, vitals, findings)
 
 
-def _restore(work: training.Trainer, state: Mapping[str, Any], another_optimizer: bool) -> None:
+def _restore(
+    setup: Setup, run: Run, state: Mapping[str, Any], new_optimizer: bool
+) -> tuple[int, int]:
+    """Loads weights and optimizer of a checkpoint; returns its epoch and number of steps."""
     try:
-        work.network.load_state_dict(state["network"])
-        if not another_optimizer:
-            work.take_optimizer(state["optimizer"])
+        setup.network.load_state_dict(state["network"])
+        if not new_optimizer:
+            checkpoint.load_optimizer(setup.optimizer, state["optimizer"])
     except (RuntimeError, ValueError, KeyError) as e:
-        text = failures.first_line(e)
         raise RunError(
-            f"the weights of {work.run.path} do not fit this network ({text}); leave out what changes it"
+            f"the weights of {run.path} do not fit this network ({first_line(e)}); "
+            "leave out what changes it"
         ) from e
-    work.epoch, _, work.step = state["position"]
-    work.epoch = min(work.epoch, work.recipe.epochs - 1)
-    work.set_mask_probability()
+    epoch, _, step = state["position"]
+    epoch = min(epoch, setup.recipe.epochs - 1)
+    set_mask_probability(setup.network, mask_probability(setup.recipe, epoch))
+    return epoch, step
 
 
 def lines(examination: Examination) -> list[str]:
     """For a terminal: a table of the layers, how far steps go, and the findings."""
     v, recipe = examination.vitals, examination.recipe
     state = "trained" if examination.trained else "not trained"
-    rows = [_HEAD, *(_row(name, layer) for name, layer in v.layers.items())]
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    table = Table(_COLUMNS, [_row(name, layer) for name, layer in v.layers.items()])
     out = [
         f"{examination.subject} ({state}): {v.samples} samples of {recipe.data}, T = {v.T}, "
         f"cross-entropy {v.cross_entropy:.3g}, accuracy {100 * v.accuracy:.1f} %",
-        *(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-            for row in rows
-        ),
+        table.to_text(),
     ]
     if v.weights:
         ratios = [w.update_ratio for w in v.weights.values()]
         out.append(
-            f"a step at the full learning rate changes weights by {min(ratios):.2g} to {max(ratios):.2g} of their size"
+            "a step at the full learning rate changes weights by "
+            f"{min(ratios):.2g} to {max(ratios):.2g} of their size"
         )
     ill = [f for f in examination.findings if not f.note]
     out.append(f"findings: {len(ill)}" if ill else "healthy: nothing found")
@@ -143,7 +145,9 @@ def lines(examination: Examination) -> list[str]:
     return out
 
 
-_HEAD = ("layer", "fires", "under surrogate", "gradient", "reset", "mask leaves", "dead channels")
+_COLUMNS = left(
+    *("layer", "fires", "under surrogate", "gradient", "reset", "mask leaves", "dead channels")
+)
 
 
 def _row(name: str, layer: Any) -> tuple[str, ...]:

@@ -1,13 +1,14 @@
-"""One call of a neuron, and what comes back: a `Rule` and a `Call` go to a backend, which returns a `Result`."""
+"""One call of a neuron, and what comes back: a backend turns a `Call` into a `Result`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from ..surrogate import Surrogate
+from ..options import LIF
 from .layout import dense
 
 
@@ -23,7 +24,7 @@ class Moments(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Of one call; what the rule does not ask for is None."""
+    """Of one call; what is not recorded is None."""
 
     spikes: Tensor  # [T, B, ...] in the dtype of x
     state: Tensor  # [B, ...], v[T-1]
@@ -59,36 +60,51 @@ class Sent(NamedTuple):
         return bits if same else None
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What does not change from step to step and is no tensor: the form of the equations of `bs.lif`."""
+def as_tensor(p: float | Tensor | None) -> Tensor | None:
+    """None for a number."""
+    return p if isinstance(p, Tensor) else None
 
-    v_reset: float | None
-    decay_input: bool
-    surrogate: Surrogate  # the base: neither Masked nor Parametric
-    replace: Surrogate | None
-    rescale: bool
-    reset_gradient: float
-    temporal_gradient: bool
-    record_membrane: bool
-    record_moments: bool = False
-    record_active: bool = False
-    record_bits: bool = False  # spikes as bits too, by backends that can
-    record_state: bool = True  # False: nobody asks for the state, which may come out empty
-    memory: str = "exact"  # see saved.py; "checkpoint" has become "recompute"
-    complementary: bool = False  # the neuron of clif.py, with a soft reset
+
+class Constants(NamedTuple):
+    """What may learn: numbers, or tensors, 0-dim or `[C]`."""
+
+    tau: float | Tensor
+    v_threshold: float | Tensor
+    width: Tensor | None = None
+
+
+class Record(NamedTuple):
+    """What a call returns besides the spikes."""
+
+    membrane: bool = False
+    moments: bool = False
+    active: bool = False
+    bits: bool = False  # the spikes as bits too, by backends that can
+    state: bool = True  # False: nobody asks for the state, which may come out empty
 
 
 @dataclass
 class Call:
-    """One call of `bs.lif`, checked and normalised. Learned quantities are 0-dim or `[C]` tensors."""
+    """One call of `bs.lif`, checked and normalised."""
 
     x: Tensor  # [T, B, ...], or [1, B, ...] that stands for `repeats` equal timesteps
     v0: Tensor | None  # [B, ...] in the state's dtype; of a complementary neuron [2, B, ...]
-    tau: float | Tensor
+    neuron: LIF  # its kind chooses the equations
+    tau: float | Tensor  # as used, like theta: not those of `neuron` where they are learned
     theta: float | Tensor
     width: Tensor | None
     seed: Tensor | None  # None: no mask
     p: Tensor | None
-    rule: Rule
     repeats: int = 1
+    record: Record = Record()
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor | None, float | Tensor, float | Tensor, Tensor | None]:
+        """What may get a gradient."""
+        return self.x, self.v0, self.tau, self.theta, self.width
+
+    @property
+    def needs_gradient(self) -> bool:
+        return torch.is_grad_enabled() and any(
+            isinstance(p, Tensor) and p.requires_grad for p in self.inputs
+        )

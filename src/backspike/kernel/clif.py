@@ -1,4 +1,4 @@
-"""The complementary neuron, CLIF, with its backward written by hand, in C and in torch: no graph over T; kept is u, or x.
+"""The complementary neuron, CLIF: its backward pass by hand, without a graph over T.
 
     a[t] = sig(u[t] / tau),   m[t] = m[t-1] a[t] + s[t],   v[t] = u[t] - s[t] (theta + sig(m[t]))
 
@@ -7,50 +7,53 @@ With c and k what arrives at v[t] and m[t] from later steps, and rho the share o
     k' = k - c s sig'(m),   G = g + k' - rho c (theta + sig(m)),   over = k' m[t-1] a (1 - a)
     delta = gu + G h + c + over / tau,   dx = gain delta,   c <- lam delta,   k <- k' a
 
-A state is v and m, `[2, B, ...]`; a, m and sig(m) are made again from u. Sigmoids are rounded differently in C and in torch, so
-membranes agree to rounding, and so do spikes unless a membrane lies that close to the threshold.
+u, or x, is saved for backward; a, m and sig(m) are computed again from u. A state is v and m,
+`[2, B, ...]`. It runs in torch, here, or in C, in `cpu/clif.py`. Sigmoids are rounded differently in
+C and in torch, so membranes agree to rounding, and so do spikes unless a membrane lies that close
+to the threshold.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import eager, layout, ops
-from .call import Moments, Result
+from ..options import LIF
+from . import layout, ops
+from .call import Call, Moments, Result, as_tensor
 from .coefficients import leak, over_channels, state_dtype
-from .cpu import library
-
-if TYPE_CHECKING:
-    from .call import Call, Rule
+from .mask import masked_derivative
 
 
 def run(call: Call, compiled: bool) -> Result:
-    rule, learned = call.rule, (call.x, call.v0, call.tau, call.theta, call.width)
-    if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in learned):
-        spikes, state, membrane, moments = _CLIF.apply(call, compiled, *learned)
+    """compiled: by the operators of `cpu/clif.py`; else in torch."""
+    if call.repeats > 1:
+        call = replace(call, x=call.x.expand(call.repeats, *call.x.shape[1:]), repeats=1)
+    record = call.record
+    if call.needs_gradient:
+        spikes, state, membrane, moments = _CLIF.apply(call, compiled, *call.inputs)
     else:
         spikes, state, membrane, moments = _forward(
-            call, _constants(call), compiled, rule.record_membrane
+            call, _constants(call), compiled, record.membrane
         )
-    taken = Moments(*moments) if rule.record_moments else None
-    return Result(spikes, state, membrane if rule.record_membrane else None, taken)
+    taken = Moments(*moments) if record.moments else None
+    return Result(spikes, state, membrane if record.membrane else None, taken)
 
 
 def _constants(call: Call) -> Tensor:
-    """lam, 1 / tau, gain, theta and width, as `operators.table` makes them."""
-    lam, _, gain = leak(call.tau, call.x, None, call.rule.decay_input)
+    """lam, 1 / tau, gain, theta and width, as `ops.table` makes them."""
+    lam, _, gain = leak(call.tau, call.x, None, call.neuron.decay_input)
     rows = (lam, 1 - lam, gain, call.theta, 1.0 if call.width is None else call.width)
     return ops.table(rows, state_dtype(call.x), call.x.device).to(call.x.device)
 
 
-def _forward(call: Call, constants: Tensor, compiled: bool, membrane: bool) -> list[Any]:
+def _forward(call: Call, constants: Tensor, compiled: bool, membrane: bool) -> list[Tensor | None]:
     """[spikes, state, membrane or None, moments `[2, T, C]` or None]."""
-    records = [membrane, call.rule.record_moments]
+    records = [membrane, call.record.moments]
     if not compiled:
         return _forward_torch(call.x, call.v0, constants, records)
     outputs = iter(
@@ -77,27 +80,27 @@ class _Saved(NamedTuple):
     constants: Tensor
     seed: Tensor | None
     p: Tensor | None
-    rule: Rule
+    neuron: LIF
     parametric: bool
 
 
 class _CLIF(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: Call, compiled: bool, *learned: Any) -> Any:
-        rule, again = call.rule, call.rule.memory == "recompute"
-        constants = _constants(call)
+    def forward(
+        ctx: Any, call: Call, compiled: bool, *inputs: float | Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        neuron, constants = call.neuron, _constants(call)
+        again = neuron.saves == "recompute"
         spikes, state, u, moments = _forward(
-            call, constants, compiled, rule.record_membrane or not again
+            call, constants, compiled, call.record.membrane or not again
         )
-        keeps_x = again or (isinstance(call.tau, Tensor) and rule.decay_input)
-        tensors = [p if isinstance(p, Tensor) else None for p in learned[2:]]
+        assert spikes is not None
+        keeps_x = again or (isinstance(call.tau, Tensor) and neuron.decay_input)
+        tensors = map(as_tensor, inputs[2:])
         kept = None if again else u, call.x if keeps_x else None, call.v0
         ctx.save_for_backward(*kept, constants, call.seed, call.p, *tensors)
-        ctx.rule, ctx.parametric, ctx.encoded = (
-            rule,
-            call.width is not None,
-            ops.encode(call) if compiled else None,
-        )
+        ctx.neuron, ctx.record, ctx.parametric = neuron, call.record, call.width is not None
+        ctx.encoded = ops.encode(call) if compiled else None
         ctx.shape, ctx.strides, ctx.x_dtype = spikes.shape, spikes.stride()[1:], call.x.dtype
         ctx.set_materialize_grads(False)
         return spikes, state, u, moments
@@ -109,19 +112,19 @@ class _CLIF(torch.autograd.Function):
         g_state: Tensor | None,
         gu: Tensor | None,
         g_moments: Tensor | None,
-    ) -> Any:
+    ) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "backspike: double backward through a spiking layer is not defined; use create_graph=False"
             )
         u, x, v0, constants, seed, p, *parameters = ctx.saved_tensors
-        saved = _Saved(u, x, v0, constants, seed, p, ctx.rule, ctx.parametric)
+        saved = _Saved(u, x, v0, constants, seed, p, ctx.neuron, ctx.parametric)
         _, _, needs_x, needs_v0, *needs = ctx.needs_input_grad
         learns = sum(1 << i for i, needed in enumerate(needs) if needed)
         # what was not asked for gets zeros, not None, in compiled code
-        measured = g_moments if ctx.rule.record_moments else None
+        measured = g_moments if ctx.record.moments else None
         line = None if measured is None else ops.line(measured, ctx.shape, constants.dtype)
-        arriving = _Arriving(g, g_state, gu if ctx.rule.record_membrane else None, line)
+        arriving = _Arriving(g, g_state, gu if ctx.record.membrane else None, line)
         if ctx.encoded is None:
             gx, g_v0, sums = _backward_torch(saved, arriving, ctx.shape, ctx.x_dtype, learns)
         else:
@@ -154,7 +157,7 @@ def _start(x: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def _forward_torch(
     x: Tensor, v0: Tensor | None, constants: Tensor, records: Sequence[bool]
-) -> list[Any]:
+) -> list[Tensor | None]:
     lam, per_tau, gain, theta, _ = _rows(constants, x[0])
     spikes, T, dtype = torch.empty_like(x), len(x), state_dtype(x)
     membrane = torch.empty_like(spikes, dtype=dtype) if records[0] else None
@@ -169,7 +172,7 @@ def _forward_torch(
         if membrane is not None:
             membrane[t] = u
         if moments is not None:
-            moments[0, t], moments[1, t] = eager.channel_mean(u), eager.channel_mean(u * u)
+            moments[0, t], moments[1, t] = layout.channel_mean(u), layout.channel_mean(u * u)
     return [spikes, torch.stack((v, m)), membrane, moments]
 
 
@@ -185,9 +188,10 @@ def _backward_torch(
     saved: _Saved, arriving: _Arriving, shape: Sequence[int], x_dtype: torch.dtype, learns: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x and of the state, and the sums `[3, C]` for tau (times tau^2), theta and width."""
-    rule, u_seq = saved.rule, saved.u
+    neuron, u_seq = saved.neuron, saved.u
     if u_seq is None:
-        u_seq = _forward_torch(saved.x, saved.v0, saved.constants, (True, False))[2]  # type: ignore[arg-type]
+        assert saved.x is not None
+        u_seq = _forward_torch(saved.x, saved.v0, saved.constants, (True, False))[2]
         assert u_seq is not None
     dtype, (lam, per_tau, gain, theta, width) = u_seq.dtype, _rows(saved.constants, u_seq[0])
     v0, m0 = _start(u_seq, saved.v0)
@@ -206,12 +210,13 @@ def _backward_torch(
     for t in range(len(u_seq) - 1, -1, -1):
         u, before, fired = u_seq[t], m_seq[t], u_seq[t] >= theta
         a, b = torch.sigmoid(u * per_tau), torch.sigmoid(m_seq[t + 1])
-        h, own = eager.masked_derivative(u - theta, t, width if saved.parametric else None, saved)
+        w = width if saved.parametric else None
+        h, own = masked_derivative(u - theta, t, w, neuron, saved.seed, saved.p)
         k = k - (c * b * (1 - b)).masked_fill(~fired, 0.0)
         G = (
             (zero if arriving.g is None else arriving.g[t].to(dtype))
             + k
-            - rule.reset_gradient * c * (theta + b)
+            - neuron.reset_gradient * c * (theta + b)
         )
         over = k * before * a * (1 - a)
         delta = G * h + c + over * per_tau
@@ -226,11 +231,11 @@ def _backward_torch(
                 if t == 0
                 else u_seq[t - 1] - (theta + torch.sigmoid(before)) * (u_seq[t - 1] >= theta)
             )
-            leaks = v - saved.x[t].to(dtype) if rule.decay_input and saved.x is not None else v
+            leaks = v - saved.x[t].to(dtype) if neuron.decay_input and saved.x is not None else v
             sums.add(0, delta * leaks - over * u)
         sums.add(1, -(G * h) - c * fired)
         sums.add(2, -((u - theta) / width) * G * own)
-        c, k = (delta * lam, k * a) if rule.temporal_gradient else (zero, zero)
+        c, k = (delta * lam, k * a) if neuron.temporal_gradient else (zero, zero)
     return gx, torch.stack((c, k)), sums.rows
 
 
@@ -244,139 +249,3 @@ class _Sums:
     def add(self, row: int, term: Tensor) -> None:
         if self.learns >> row & 1:
             self.rows[row] += term.sum(self.over, dtype=torch.float64)
-
-
-# ----------------------------------------------------------------------------------------------------------------- in C
-
-ops.library.define(
-    "clif_forward(Tensor x, Tensor? v0, Tensor constants, int[] flags, float[] numbers, bool masked, bool[] records)"
-    " -> Tensor[]"
-)
-ops.library.define(
-    "clif_backward(Tensor? u, Tensor? x, Tensor? v0, Tensor constants, Tensor? seed, Tensor? p, Tensor? g, Tensor? g_state,"
-    " Tensor? gu, Tensor? line, SymInt[] shape, SymInt[] strides, int[] flags, float[] numbers, int learns, ScalarType dtype)"
-    " -> (Tensor, Tensor, Tensor)"
-)
-
-
-def _forward_outputs(x: Tensor, masked: bool, records: Sequence[bool]) -> list[Tensor | None]:
-    strides, dtype = layout.order(x[0], masked), state_dtype(x)
-    return [
-        layout.empty(x.shape, strides, x.dtype, x.device),
-        layout.empty((2, *x.shape[1:]), strides, dtype, x.device),
-        layout.empty(x.shape, strides, dtype, x.device) if records[0] else None,
-        torch.zeros((2, len(x), layout.channels(x)), dtype=torch.float64, device=x.device)
-        if records[1]
-        else None,
-    ]
-
-
-def _backward_outputs(
-    constants: Tensor, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        layout.empty(shape, strides, dtype, constants.device),
-        layout.empty((2, *shape[1:]), strides, constants.dtype, constants.device),
-        torch.zeros((3, constants.shape[1]), dtype=torch.float64, device=constants.device),
-    )
-
-
-@torch.library.register_fake("backspike::clif_forward", lib=ops.library)
-def _(x: Any, v0: Any, constants: Any, flags: Any, numbers: Any, masked: bool, records: Any) -> Any:
-    return [a for a in _forward_outputs(x, masked, records) if a is not None]
-
-
-@torch.library.register_fake("backspike::clif_backward", lib=ops.library)
-def _(u: Any, x: Any, v0: Any, constants: Any, *rest: Any) -> Any:
-    shape, strides, _, _, _, dtype = rest[6:]
-    return _backward_outputs(constants, shape, strides, dtype)
-
-
-@torch.library.impl(ops.library, "clif_forward", "CPU")
-def _clif_forward(
-    x: Any, v0: Any, constants: Any, flags: Any, numbers: Any, masked: bool, records: Any
-) -> Any:
-    if x.dtype == torch.float16:
-        spikes, *others = _clif_forward(x.float(), v0, constants, flags, numbers, masked, records)
-        return [spikes.half(), *others]
-    outputs = spikes, state, u, sums = _forward_outputs(x, masked, records)
-    assert spikes is not None
-    strides = spikes.stride()[1:]
-    x, v0 = layout.arranged(x, strides), _state(v0, strides)
-    job = library.make_job(spikes.shape, constants, strides, flags, numbers, x.element_size())
-    job.x_stride = x.stride(0)
-    partial = None if sums is None else torch.zeros(job.chunks, sums.numel(), dtype=torch.float64)
-    library.set_pointers(job, x=x, v0=v0, s=spikes, u=u, v=state, partial=partial, sums=sums)
-    library.call("clif_forward", x.dtype, job)
-    if sums is not None:
-        sums /= job.N // max(job.C, 1)
-    return [a for a in outputs if a is not None]
-
-
-@torch.library.impl(ops.library, "clif_backward", "CPU")
-def _clif_backward(
-    u: Any,
-    x: Any,
-    v0: Any,
-    constants: Any,
-    seed: Any,
-    p: Any,
-    g: Any,
-    g_state: Any,
-    gu: Any,
-    line: Any,
-    shape: Sequence[int],
-    strides: Sequence[int],
-    flags: Any,
-    numbers: Any,
-    learns: int,
-    dtype: Any,
-) -> Any:
-    if dtype == torch.float16:
-        x, g = (None if a is None else a.float() for a in (x, g))
-        given = (
-            u,
-            x,
-            v0,
-            constants,
-            seed,
-            p,
-            g,
-            g_state,
-            gu,
-            line,
-            shape,
-            strides,
-            flags,
-            numbers,
-            learns,
-        )
-        gx, *others = _clif_backward(*given, torch.float32)
-        return gx.half(), *others
-    outputs = gx, g_v0, sums = _backward_outputs(constants, shape, strides, dtype)
-    x, g, gu = (layout.arranged(a, strides) for a in (x, g, gu))
-    v0, g_state = _state(v0, strides), _state(g_state, strides)
-    job = library.make_job(shape, constants, strides, flags, numbers, dtype.itemsize)
-    job.learns, job.keeps = learns, ops.KEEPS.index("recompute" if u is None else "exact")
-    library.set_mask(job, seed, p)
-    job.x_stride, job.g_stride, job.gu_stride = (
-        0 if a is None else a.stride(0) for a in (x, g, gu)
-    )
-    partial = torch.zeros(job.chunks, sums.numel(), dtype=torch.float64) if learns else None
-    scratch = torch.empty(
-        (job.threads, _PASTS, job.T, library.function("lif_block")()), dtype=constants.dtype
-    )
-    library.set_pointers(job, x=x, v0=v0, u=u, g=g, gu=gu, gv=g_state, line=line, gx=gx, gv0=g_v0)
-    library.set_pointers(job, scratch=scratch, partial=partial, sums=sums)
-    library.call("clif_backward", dtype, job)
-    return outputs
-
-
-_PASTS = 4  # of clif.c
-
-
-def _state(a: Tensor | None, strides: Sequence[int]) -> Tensor | None:
-    """`[2, B, ...]` as the kernel takes it: two rows without a gap."""
-    if a is None or (a.stride(0) == math.prod(a.shape[1:]) and layout.arranged(a, strides) is a):
-        return a
-    return layout.empty(a.shape, strides, a.dtype, a.device).copy_(a)

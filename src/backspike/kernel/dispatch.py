@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 
 from ..errors import Unsupported
-from . import clif, cpu, eager, reference
+from . import cpu, eager, reference
 from .call import Call, Result
 from .cpu import library
 
@@ -73,7 +73,5 @@ def dispatch(backend: str, call: Call) -> Result:
         logging.getLogger("backspike").warning(
             "backspike: backend %r computes, a slower one (%s)", name, why
         )
-    if call.rule.complementary and name != "reference":
-        return clif.run(call, compiled=name == "cpu")
     result: Result = _BACKENDS[name].run(call)
     return result

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from .call import Moments, Result
+from ..options import CLIF, LIF
+from . import clif, layout
+from .call import Call, Moments, Result, as_tensor
 from .coefficients import leak, over_channels, rest, state_dtype
-from .mask import dropped_at
+from .mask import masked_derivative
 from .saved import keep, pack, reach, recall, unpack
-
-if TYPE_CHECKING:
-    from .call import Call, Rule
 
 
 def refuses(call: Call) -> str | None:
@@ -27,39 +26,42 @@ def refuses(call: Call) -> str | None:
 
 
 def run(call: Call) -> Result:
-    learned = (call.x, call.v0, call.tau, call.theta, call.width)
-    if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in learned):
-        spikes, state, membrane, active, *moments = _LIF.apply(call, *learned)
+    if isinstance(call.neuron, CLIF):
+        return clif.run(call, compiled=False)
+    record = call.record
+    if call.needs_gradient:
+        spikes, state, membrane, active, *moments = _LIF.apply(call, *call.inputs)
     else:
-        spikes, state, membrane, *moments = _forward(call, record=call.rule.record_membrane)
+        spikes, state, membrane, *moments = _forward(call, record.membrane, record.moments)
         active = None
     return Result(
         spikes,
         state,
-        membrane if call.rule.record_membrane else None,
-        Moments(*moments) if call.rule.record_moments else None,
+        membrane if record.membrane else None,
+        Moments(*moments) if record.moments else None,
         active,
     )
 
 
 def _forward(
-    call: Call | _Saved, record: bool
+    call: Call | _Saved, record_membrane: bool, record_moments: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """(spikes, state, membrane if `record`, E(u) and E(u^2) if the rule asks for moments)."""
-    rule, x = call.rule, call.x
+    """(spikes, state, membrane, E(u) and E(u^2)); None for what is not recorded."""
+    neuron, x = call.neuron, call.x
+    assert x is not None
     T, dtype = x.shape[0] * call.repeats, state_dtype(x)
-    lam, offset, gain = leak(call.tau, x, rule.v_reset, rule.decay_input)
+    lam, offset, gain = leak(call.tau, x, neuron.v_reset, neuron.decay_input)
     theta = _as_used(call.theta, x)
     spikes = (
         torch.empty_like(x)
         if call.repeats == 1
         else torch.empty((T, *x.shape[1:]), dtype=x.dtype, device=x.device)
     )
-    membrane = torch.empty_like(spikes, dtype=dtype) if record else None
+    membrane = torch.empty_like(spikes, dtype=dtype) if record_membrane else None
     mean = square = None
-    if rule.record_moments:
-        mean, square = x.new_empty((2, T, x.shape[2] if x.dim() > 2 else 1), dtype=torch.float64)
-    v = torch.full_like(x[0], rest(rule.v_reset), dtype=dtype) if call.v0 is None else call.v0
+    if record_moments:
+        mean, square = x.new_empty((2, T, layout.channels(x)), dtype=torch.float64)
+    v = torch.full_like(x[0], rest(neuron.v_reset), dtype=dtype) if call.v0 is None else call.v0
     for t in range(T):
         u = v * lam
         if isinstance(offset, Tensor) or offset:
@@ -70,52 +72,64 @@ def _forward(
         if membrane is not None:
             membrane[t] = u
         if mean is not None and square is not None:
-            mean[t] = channel_mean(u)
-            square[t] = channel_mean(u * u)
-        v = (
-            u - theta * fired.to(dtype)
-            if rule.v_reset is None
-            else u.masked_fill(fired, rule.v_reset)
-        )
+            mean[t] = layout.channel_mean(u)
+            square[t] = layout.channel_mean(u * u)
+        v = _reset(u, fired, theta, neuron)
     return spikes, v, membrane, mean, square
 
 
-def channel_mean(u: Tensor) -> Tensor:
-    """Over batch and space, per channel, in float64."""
-    return u.mean([d for d in range(u.dim()) if d != 1], dtype=torch.float64)
+def _reset(u: Tensor, fired: Tensor, theta: float | Tensor, neuron: LIF) -> Tensor:
+    """The membrane after the reset."""
+    if neuron.v_reset is None:
+        return u - theta * fired.to(u.dtype)
+    return u.masked_fill(fired, neuron.v_reset)
 
 
-def _as_used(p: Any, x: Tensor) -> Any:
+P = TypeVar("P", float | Tensor, Tensor | None)
+
+
+def _as_used(p: P, x: Tensor) -> P:
     """A constant as it meets x, in the state's dtype."""
     return over_channels(p.detach(), x).to(state_dtype(x)) if isinstance(p, Tensor) else p
 
 
 class _LIF(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: Call, *learned: Any) -> Any:
-        rule, x = call.rule, call.x
-        spikes, state, membrane, mean, square = _forward(call, record=True)
+    def forward(ctx: Any, call: Call, *inputs: float | Tensor | None) -> tuple[Tensor | None, ...]:
+        neuron, record, x = call.neuron, call.record, call.x
+        spikes, state, membrane, mean, square = _forward(call, True, record.moments)
         assert membrane is not None
         theta, width = _as_used(call.theta, x), _as_used(call.width, x)
-        kept = _keep(rule, membrane, theta, width)
-        keeps_x = rule.memory == "recompute" or (isinstance(call.tau, Tensor) and rule.decay_input)
-        ctx.save_for_backward(
-            kept, call.v0, call.seed, call.p, x if keeps_x else None, *map(_tensor, learned[2:])
+        kept = _keep(neuron, membrane, theta, width)
+        keeps_x = neuron.saves == "recompute" or (
+            isinstance(call.tau, Tensor) and neuron.decay_input
         )
-        ctx.rule, ctx.repeats, ctx.shape, ctx.x_dtype = rule, call.repeats, spikes.shape, x.dtype
-        ctx.floats = tuple(None if isinstance(p, Tensor) else p for p in learned[2:])
+        parameters = inputs[2:]
+        ctx.save_for_backward(
+            kept, call.v0, call.seed, call.p, x if keeps_x else None, *map(as_tensor, parameters)
+        )
+        ctx.neuron, ctx.repeats, ctx.shape, ctx.x_dtype = (
+            neuron,
+            call.repeats,
+            spikes.shape,
+            x.dtype,
+        )
+        ctx.floats = tuple(None if isinstance(p, Tensor) else p for p in parameters)
         active = None
-        if rule.record_active and spikes.is_contiguous():
+        if record.active and spikes.is_contiguous():
             known = (
                 membrane
                 if kept is None
-                else _recall(rule, kept, membrane.shape, theta, width, membrane.dtype)
+                else _recall(neuron, kept, membrane.shape, theta, width, membrane.dtype)
             )
-            h = [masked_derivative(u - theta, t, width, call)[0] for t, u in enumerate(known)]
+            h = [
+                masked_derivative(u - theta, t, width, neuron, call.seed, call.p)[0]
+                for t, u in enumerate(known)
+            ]
             active = pack(torch.stack(h) != 0)
             ctx.mark_non_differentiable(active)
         ctx.set_materialize_grads(False)
-        return spikes, state, membrane if rule.record_membrane else None, active, mean, square
+        return spikes, state, membrane if record.membrane else None, active, mean, square
 
     @staticmethod
     def backward(
@@ -123,16 +137,16 @@ class _LIF(torch.autograd.Function):
         g: Tensor | None,
         g_state: Tensor | None,
         g_membrane: Tensor | None,
-        _: Any,
-        *g_moments: Any,
-    ) -> Any:
+        _: None,
+        *g_moments: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "backspike: double backward through a spiking layer is not defined; use create_graph=False"
             )
         kept, v0, seed, p, x, *tensors = ctx.saved_tensors
         tau, theta, width = (f if t is None else t for t, f in zip(tensors, ctx.floats))
-        saved = _Saved(kept, v0, seed, p, x, tau, theta, width, ctx.rule, ctx.repeats)
+        saved = _Saved(kept, v0, seed, p, x, tau, theta, width, ctx.neuron, ctx.repeats)
         membrane = _again(saved, ctx.shape, ctx.x_dtype)
         saved = saved._replace(membrane=membrane)
         _, needs_x, needs_v0, needs_tau, needs_theta, needs_width = ctx.needs_input_grad
@@ -148,31 +162,38 @@ class _LIF(torch.autograd.Function):
         return None, gx, g_v0 if needs_v0 else None, sums.tau, sums.theta, sums.width
 
 
-def _keep(rule: Rule, membrane: Tensor, theta: Any, width: Any) -> Tensor | None:
-    """What is kept of the membrane, `[T, B, ...]`, itself or in code; None when x is kept instead."""
-    if rule.memory == "exact":
+def _keep(
+    neuron: LIF, membrane: Tensor, theta: float | Tensor, width: Tensor | None
+) -> Tensor | None:
+    """What is saved of the membrane `[T, B, ...]`, itself or encoded; None if x is saved instead."""
+    if neuron.saves == "exact":
         return membrane
-    if rule.memory == "recompute":
+    if neuron.saves == "recompute":
         return None
-    if rule.memory == "1bit":
-        return pack(rule.surrogate.derivative(membrane - theta) != 0)
-    return keep(rule.memory, membrane, theta, width, _reach(rule, membrane))
+    if neuron.saves == "1bit":
+        return pack(neuron.base.derivative(membrane - theta) != 0)
+    return keep(neuron.saves, membrane, theta, width, _reach(neuron, membrane))
 
 
 def _recall(
-    rule: Rule, kept: Tensor, shape: torch.Size, theta: Any, width: Any, dtype: torch.dtype
+    neuron: LIF,
+    kept: Tensor,
+    shape: torch.Size,
+    theta: float | Tensor,
+    width: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
-    if rule.memory == "exact":
+    if neuron.saves == "exact":
         return kept
-    if rule.memory == "1bit":
+    if neuron.saves == "1bit":
         # any membrane with this h will do
-        far = 4 * rule.surrogate.width  # type: ignore[attr-defined]
+        far = 8 * neuron.base.support  # type: ignore[attr-defined]
         return torch.where(unpack(kept, math.prod(shape)).view(shape), 0.0, far).to(dtype) + theta
-    return recall(rule.memory, kept, theta, width, _reach(rule, kept), dtype)
+    return recall(neuron.saves, kept, theta, width, _reach(neuron, kept), dtype)
 
 
-def _reach(rule: Rule, a: Tensor) -> Any:
-    return reach(rule.surrogate, rule.replace, a.device) if rule.memory == "8bit" else None
+def _reach(neuron: LIF, a: Tensor) -> Tensor | None:
+    return reach(neuron.base, neuron.replace, a.device) if neuron.saves == "8bit" else None
 
 
 def _line(g_moments: Sequence[Tensor | None], membrane: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -188,31 +209,27 @@ def _line(g_moments: Sequence[Tensor | None], membrane: Tensor) -> tuple[Tensor,
     ).view(shape)
 
 
-def _tensor(p: Any) -> Tensor | None:
-    return p if isinstance(p, Tensor) else None
-
-
 def _again(saved: _Saved, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """The membrane as the backward pass knows it, `[T, B, ...]`."""
     if saved.membrane is None:
-        membrane = _forward(saved, record=True)[2]
+        membrane = _forward(saved, record_membrane=True)[2]
         assert membrane is not None
         return membrane
     like = torch.empty((0, *shape[1:]), dtype=dtype, device=saved.membrane.device)
     used = _as_used(saved.theta, like), _as_used(saved.width, like)
-    return _recall(saved.rule, saved.membrane, shape, *used, state_dtype(like))
+    return _recall(saved.neuron, saved.membrane, shape, *used, state_dtype(like))
 
 
 class _Saved(NamedTuple):
-    membrane: Any  # [T, B, ...], or its code; None: to be computed from x
+    membrane: Tensor | None  # [T, B, ...], or its code; None: to be computed from x
     v0: Tensor | None
     seed: Tensor | None
     p: Tensor | None
-    x: Any  # None where neither tau learns nor the membrane is computed again
-    tau: Any
-    theta: Any
+    x: Tensor | None  # None where neither tau learns nor the membrane is computed again
+    tau: float | Tensor
+    theta: float | Tensor
     width: Tensor | None
-    rule: Any
+    neuron: LIF
     repeats: int
 
 
@@ -234,9 +251,11 @@ def _backward(
     needs_width: bool,
 ) -> tuple[_Sums, Tensor]:
     """Fills gx; returns the gradients of tau, theta and width, and of v0."""
-    rule, membrane = saved.rule, saved.membrane
-    dtype, soft, rho = membrane.dtype, rule.v_reset is None, rule.reset_gradient
-    lam, _, gain = leak(saved.tau, membrane, rule.v_reset, rule.decay_input)
+    neuron, membrane = saved.neuron, saved.membrane
+    assert membrane is not None
+    dtype, v_reset, rho = membrane.dtype, neuron.v_reset, neuron.reset_gradient
+    soft = v_reset is None
+    lam, _, gain = leak(saved.tau, membrane, v_reset, neuron.decay_input)
     theta, width = _as_used(saved.theta, membrane), _as_used(saved.width, membrane)
     d_tau = _Sum(saved.tau, needs_tau)
     d_theta = _Sum(saved.theta, needs_theta)
@@ -247,10 +266,10 @@ def _backward(
         u = membrane[t]
         z = u - theta
         fired = u >= theta
-        h, h_base = masked_derivative(z, t, width, saved)
+        h, h_base = masked_derivative(z, t, width, neuron, saved.seed, saved.p)
         G = zero if g is None else g[t].to(dtype)
         if rho:
-            G = G - (rho * c) * theta if soft else G + (rho * c) * (rule.v_reset - u)
+            G = G - (rho * c) * theta if v_reset is None else G + (rho * c) * (v_reset - u)
         Gh = G * h
         delta = Gh + (c if soft else c.masked_fill(fired, 0.0))
         if g_membrane is not None:
@@ -263,72 +282,44 @@ def _backward(
             gx[0] = delta * gain if t == membrane.shape[0] - 1 else gx[0] + delta * gain
         if needs_theta:
             d_theta.add(-Gh - c * fired if soft else -Gh)
-        if needs_width:
+        if needs_width and width is not None:
             d_width.add(-(z / width) * G * h_base)
         if needs_tau:
             d_tau.add(delta * _leak_distance(saved, t, theta))
-        c = delta * lam if rule.temporal_gradient else zero
-    scale = None if not needs_tau else saved.tau.double() ** -2
+        c = delta * lam if neuron.temporal_gradient else zero
+    scale = saved.tau.double() ** -2 if isinstance(saved.tau, Tensor) and needs_tau else None
     return _Sums(d_tau.value(scale), d_theta.value(), d_width.value()), c
 
 
-def masked_derivative(z: Tensor, t: int, width: Any, saved: Any) -> tuple[Tensor, Tensor]:
-    """(h with the mask, and its part that belongs to the base, through which a width learns)."""
-    rule = saved.rule
-    h = (
-        rule.surrogate.derivative(z)
-        if width is None
-        else rule.surrogate.derivative(z / width) / width
-    )
-    if saved.seed is None or saved.p is None:
-        return h, h
-    gone = dropped_at(saved.seed, t * z.numel(), z.shape, saved.p)
-    kept = (h / (1 - saved.p.to(h)) if rule.rescale else h).masked_fill(gone, 0.0)
-    return (
-        (kept, kept)
-        if rule.replace is None
-        else (torch.where(gone, rule.replace.derivative(z), kept), kept)
-    )
-
-
-def _leak_distance(saved: _Saved, t: int, theta: Any) -> Tensor:
+def _leak_distance(saved: _Saved, t: int, theta: float | Tensor) -> Tensor:
     """v[t-1] - rest - x[t] (without x[t] when the input does not decay): tau^2 du/dtau."""
-    rule, membrane = saved.rule, saved.membrane
+    neuron, membrane = saved.neuron, saved.membrane
+    assert membrane is not None
     if t > 0:
         u = membrane[t - 1]
-        fired = u >= theta
-        v = (
-            u - theta * fired.to(u.dtype)
-            if rule.v_reset is None
-            else u.masked_fill(fired, rule.v_reset)
-        )
+        v = _reset(u, u >= theta, theta, neuron)
     else:
-        v = torch.full_like(membrane[0], rest(rule.v_reset)) if saved.v0 is None else saved.v0
-    distance = v - rest(rule.v_reset)
-    return (
-        distance - saved.x[t if saved.repeats == 1 else 0].to(distance.dtype)
-        if rule.decay_input
-        else distance
-    )
+        v = torch.full_like(membrane[0], rest(neuron.v_reset)) if saved.v0 is None else saved.v0
+    distance = v - rest(neuron.v_reset)
+    if saved.x is None or not neuron.decay_input:
+        return distance
+    return distance - saved.x[t if saved.repeats == 1 else 0].to(distance.dtype)
 
 
 class _Sum:
     """Accumulates a gradient in float64, over all elements or per channel, as the parameter's shape asks."""
 
-    def __init__(self, parameter: Any, needed: bool) -> None:
-        self.parameter, self.needed = parameter, needed
-        self.total: Any = 0.0
+    def __init__(self, parameter: float | Tensor | None, needed: bool) -> None:
+        self.parameter = parameter if isinstance(parameter, Tensor) and needed else None
+        self.total: float | Tensor = 0.0
 
     def add(self, term: Tensor) -> None:
-        dims = (
-            [d for d in range(term.dim()) if d != 1]
-            if self.parameter.dim()
-            else list(range(term.dim()))
-        )
+        assert self.parameter is not None
+        dims = [d for d in range(term.dim()) if d != 1 or not self.parameter.dim()]
         self.total = self.total + term.sum(dims, dtype=torch.float64)
 
     def value(self, scale: Tensor | None = None) -> Tensor | None:
-        if not self.needed:
+        if self.parameter is None:
             return None
         total = torch.as_tensor(self.total, dtype=torch.float64, device=self.parameter.device)
         return (total if scale is None else total * scale).to(self.parameter.dtype)

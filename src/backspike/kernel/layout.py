@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,11 @@ from torch import Tensor
 
 def channels(x: Tensor) -> int:
     return x.shape[2] if x.dim() > 2 else 1
+
+
+def channel_mean(u: Tensor) -> Tensor:
+    """Over batch and space, per channel, in float64."""
+    return u.mean([d for d in range(u.dim()) if d != 1], dtype=torch.float64)
 
 
 def order(step: Tensor, masked: bool = False) -> tuple[int, ...]:
@@ -41,7 +46,10 @@ def empty(
     return torch.empty_strided(shape, (math.prod(shape[1:]), *strides), dtype=dtype, device=device)
 
 
-def arranged(a: Tensor | None, strides: Sequence[int]) -> Tensor | None:
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
+
+
+def arranged(a: MaybeTensor, strides: Sequence[int]) -> MaybeTensor:
     """a `[T, B, ...]`, each timestep with these strides; T may have any."""
     if a is None or all(n == 1 or i == j for n, i, j in zip(a.shape[1:], a.stride()[1:], strides)):
         return a
@@ -78,7 +86,6 @@ def _restride(x: Tensor) -> Tensor:
     return moved.movedim(-1, 1) if last else moved
 
 
-def one(a: Tensor | None, strides: Sequence[int]) -> Tensor | None:
+def one(a: MaybeTensor, strides: Sequence[int]) -> MaybeTensor:
     """a `[B, ...]` likewise."""
-    found = None if a is None else arranged(a[None], strides)
-    return None if found is None else found[0]
+    return a if a is None else arranged(a[None], strides)[0]

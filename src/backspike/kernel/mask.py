@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..options import LIF
+
 _C1 = 0x7FEB352D
 _C2 = 0x846CA68B - 2**32  # the same 32 bits as a signed int32
 _RANK_STRIDE = 0x9E3779B97F4A7C15
@@ -49,6 +51,21 @@ def dropped(seed: int | Tensor, shape: Sequence[int], p: float | Tensor) -> Tens
     C-order position in `[T, B, ...]`, whatever the memory layout.
     """
     return dropped_at(as_seed(seed), 0, shape, as_probability(p))
+
+
+def masked_derivative(
+    z: Tensor, t: int, width: Tensor | None, neuron: LIF, seed: Tensor | None, p: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """h at timestep t, and the part of the base surrogate in it, through which a width learns."""
+    base = neuron.base
+    h = base.derivative(z) if width is None else base.derivative(z / width) / width
+    if seed is None or p is None:
+        return h, h
+    gone = dropped_at(seed, t * z.numel(), z.shape, p)
+    kept = (h / (1 - p.to(h)) if neuron.rescale else h).masked_fill(gone, 0.0)
+    if neuron.replace is None:
+        return kept, kept
+    return torch.where(gone, neuron.replace.derivative(z), kept), kept
 
 
 def as_seed(seed: int | Tensor, device: torch.device | None = None) -> Tensor:

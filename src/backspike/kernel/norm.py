@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from . import layout, ops
-from .call import Call, Moments, Result
+from .call import Call, Moments, Result, as_tensor
 from .coefficients import state_dtype
 from .cpu.pool import avg_pool, max_pool
 from .dispatch import choose, dispatch
-from .norm_ops import POOLS, define
+from .norm_ops import POOLS, Forward
 
 _OPERATORS = {"cpu": "norm_lif", "triton": "triton_norm_lif"}
 
@@ -86,9 +86,9 @@ def refuses(call: Call, norm: Norm, backend: str = "auto") -> str | None:
     parameters = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     if any(p is not None and p.device != call.x.device for p in parameters):
         return f"the input is on {call.x.device}, and the parameters of BatchNorm are not"
-    if call.rule.record_membrane:
+    if call.record.membrane:
         return "the membrane is recorded, which one operator does not keep"
-    if call.rule.record_active:
+    if call.record.active:
         return "where the surrogate is active is recorded"
     return "the input is empty" if not call.x.numel() else None
 
@@ -178,12 +178,13 @@ def _fused(
     contiguous = call.x[0].is_contiguous() or layout.channels_last(call.x[0])
     if name == "triton" and not contiguous:  # it walks in these two orders alone
         call = replace(call, x=call.x.contiguous())
-    learned = (call.x, call.v0, call.tau, call.theta, call.width, norm.weight, norm.bias, add)
-    bits = call.rule.record_bits and add is None and writes_bits(name, call.x, pool)
-    options = POOLS.index(pool), call.repeats, want_state, call.rule.record_moments, bits
-    if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in learned):
+    inputs = (*call.inputs, norm.weight, norm.bias, add)
+    record = call.record
+    bits = record.bits and add is None and writes_bits(name, call.x, pool)
+    options = POOLS.index(pool), call.repeats, want_state, record.moments, bits
+    if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in inputs):
         spikes, state, moments, rows, written = _NormLIF.apply(
-            _OPERATORS[name], call, norm, options, *learned
+            _OPERATORS[name], call, norm, options, *inputs
         )
     else:
         spikes, state, moments, rows, written = _forward(
@@ -191,14 +192,8 @@ def _fused(
         )
     if norm.training:
         track_statistics(norm, _samples(call), rows[0], rows[1])
-    return Result(
-        spikes,
-        state,
-        None,
-        Moments(*moments) if call.rule.record_moments else None,
-        None,
-        written if bits else None,
-    )
+    taken = Moments(*moments) if record.moments else None
+    return Result(spikes, state, None, taken, None, written if bits else None)
 
 
 def writes_bits(name: str, y: Tensor, pool: str | None) -> bool:
@@ -213,25 +208,31 @@ _Options = tuple[
 
 def _forward(
     name: str, call: Call, norm: Norm, options: _Options, add: Tensor | None, constants: Tensor
-) -> Any:
+) -> Forward:
     running = (None, None) if norm.training else (norm.running_mean, norm.running_var)
     parameters = (norm.weight, norm.bias, *running)
-    rule = ops.encode(call)
-    return getattr(torch.ops.backspike, f"{name}_forward")(
-        call.x, call.v0, *parameters, add, constants, *rule, norm.eps, *options
+    encoded = ops.encode(call)
+    outputs: Forward = getattr(torch.ops.backspike, f"{name}_forward")(
+        call.x, call.v0, *parameters, add, constants, *encoded, norm.eps, *options
     )
+    return outputs
 
 
 class _NormLIF(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, name: str, call: Call, norm: Norm, options: _Options, *learned: Any
-    ) -> Any:
-        constants, add = ops.constants(call), learned[-1]
+        ctx: Any,
+        name: str,
+        call: Call,
+        norm: Norm,
+        options: _Options,
+        *inputs: float | Tensor | None,
+    ) -> Forward:
+        constants, add = ops.constants(call), as_tensor(inputs[-1])
         spikes, state, moments, rows, bits = _forward(name, call, norm, options, add, constants)
-        tensors = [p if isinstance(p, Tensor) else None for p in learned[2:-1]]
+        tensors = map(as_tensor, inputs[2:-1])
         ctx.save_for_backward(call.x, call.v0, rows, constants, call.seed, call.p, *tensors)
-        ctx.operators, ctx.rule, ctx.moments = name, ops.encode(call), call.rule.record_moments
+        ctx.operators, ctx.encoded, ctx.moments = name, ops.encode(call), call.record.moments
         ctx.choices = norm.training, *options[:3]
         ctx.mark_non_differentiable(rows, bits)
         ctx.set_materialize_grads(False)
@@ -239,8 +240,8 @@ class _NormLIF(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: Any, g: Tensor | None, g_v: Tensor | None, g_moments: Tensor | None, *_: Any
-    ) -> Any:
+        ctx: Any, g: Tensor | None, g_v: Tensor | None, g_moments: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "backspike: double backward through a spiking layer is not defined; use create_graph=False"
@@ -256,43 +257,14 @@ class _NormLIF(torch.autograd.Function):
         )
         g_v = g_v if has_state else None
         dy, g_v0, sums, through = getattr(torch.ops.backspike, f"{ctx.operators}_backward")(
-            y,
-            v0,
-            rows,
-            constants,
-            seed,
-            p,
-            g,
-            g_v,
-            line,
-            *ctx.rule,
-            training,
-            pool,
-            repeats,
-            learns,
-            needs_v0,
-        )
+            y, v0, rows, constants, seed, p, g, g_v, line,
+            *ctx.encoded, training, pool, repeats, learns, needs_v0,
+        )  # fmt: skip
         neuron = zip([*sums, through[1] * rows[2], through[0]], parameters, needs)
         grads = [
             ops.reduced(row, parameter) if needed else None for row, parameter, needed in neuron
         ]
         if needs[0]:
             grads[0] = ops.reduced(sums[0] / parameters[0].double() ** 2, parameters[0])
-        return (
-            None,
-            None,
-            None,
-            None,
-            dy if needs_y else None,
-            g_v0 if needs_v0 else None,
-            *grads,
-            g if needs_add else None,
-        )
-
-
-# ------------------------------------------------------------------------------------------------------- the operators
-
-
-# ------------------------------------------------------------------------------------------------------- in C
-
-define("norm_lif")
+        inputs = dy if needs_y else None, g_v0 if needs_v0 else None
+        return None, None, None, None, *inputs, *grads, g if needs_add else None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,22 +12,67 @@ from torch import Tensor
 from . import layout, ops
 from .coefficients import state_dtype
 
-POOLS = (None, "avg", "max")  # in the order of the numbers in norm.c
+POOLS = (None, "avg", "max")  # in the order of norm.h
 CHANNEL_ROWS = 5  # of the constants of the channels: mean, variance, 1 / deviation, scale, shift
 
 
-def forward_outputs(
-    y: Tensor, pool: int, repeats: int, want_state: bool, moments: bool, bits: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    strides, device, T = layout.order(y[0]), y.device, y.shape[0] * repeats
+class ForwardInputs(NamedTuple):
+    """The arguments of a forward operator."""
+
+    y: Tensor
+    v0: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor | None  # of the running statistics, like variance; None: those of y normalise
+    variance: Tensor | None
+    add: Tensor | None
+    constants: Tensor
+    flags: list[int]
+    numbers: list[float]
+    eps: float
+    pool: int
+    repeats: int
+    want_state: bool
+    moments: bool
+    bits: bool
+
+
+class BackwardInputs(NamedTuple):
+    """The arguments of a backward operator."""
+
+    y: Tensor
+    v0: Tensor | None
+    rows: Tensor
+    constants: Tensor
+    seed: Tensor | None
+    p: Tensor | None
+    g: Tensor | None
+    g_v: Tensor | None
+    line: Tensor | None
+    flags: list[int]
+    numbers: list[float]
+    training: bool
+    pool: int
+    repeats: int
+    learns: int
+    needs_v0: bool
+
+
+Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # spikes, state, moments, rows, bits
+Backward = tuple[Tensor, Tensor, Tensor, Tensor]  # dy, g_v0, sums, moments of gx
+
+
+def forward_outputs(a: ForwardInputs) -> Forward:
+    y, pool = a.y, a.pool
+    strides, device, T = layout.order(y[0]), y.device, y.shape[0] * a.repeats
     step = (*y.shape[1:3], y.shape[3] // 2, y.shape[4] // 2) if pool else y.shape[1:]
-    state = (y.shape[1:], strides) if want_state else ((0,), (1,))
+    state = (y.shape[1:], strides) if a.want_state else ((0,), (1,))
     return (
         layout.empty((T, *step), spike_strides(y, strides, pool), y.dtype, device),
         torch.empty_strided(*state, dtype=state_dtype(y), device=device),
-        torch.zeros((2, T, y.shape[2]) if moments else (0,), dtype=torch.float64, device=device),
+        torch.zeros((2, T, y.shape[2]) if a.moments else (0,), dtype=torch.float64, device=device),
         torch.zeros((CHANNEL_ROWS, y.shape[2]), dtype=torch.float64, device=device),
-        torch.empty(T * math.prod(step) // 8 if bits else 0, dtype=torch.uint8, device=device),
+        torch.empty(T * math.prod(step) // 8 if a.bits else 0, dtype=torch.uint8, device=device),
     )
 
 
@@ -39,21 +84,24 @@ def spike_strides(y: Tensor, strides: Sequence[int], pool: int) -> Sequence[int]
     return (C * H * W, 1, C * W, C) if strides[1] == 1 else (C * H * W, H * W, W, 1)
 
 
-def backward_outputs(
-    y: Tensor, constants: Tensor, masked: bool, needs_v0: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    strides, device = layout.order(y[0], masked), y.device
-    state = (y.shape[1:], strides) if needs_v0 else ((0,), (1,))
+def backward_outputs(a: BackwardInputs) -> Backward:
+    y, strides, device = a.y, layout.order(a.y[0], a.seed is not None), a.y.device
+    state = (y.shape[1:], strides) if a.needs_v0 else ((0,), (1,))
     return (
         layout.empty(y.shape, strides, y.dtype, device),
         torch.empty_strided(*state, dtype=state_dtype(y), device=device),
-        torch.zeros((3, constants.shape[1]), dtype=torch.float64, device=device),
+        torch.zeros((3, a.constants.shape[1]), dtype=torch.float64, device=device),
         torch.zeros((2, y.shape[2]), dtype=torch.float64, device=device),
     )
 
 
-def define(name: str) -> None:
-    """A pair of operators, `name_forward` and `name_backward`, whose results torch.compile can foresee."""
+def define(
+    name: str,
+    key: str,
+    forward: Callable[[ForwardInputs], Forward],
+    backward: Callable[[BackwardInputs], Backward],
+) -> None:
+    """The operators `name_forward` and `name_backward`, for the devices of this dispatch key."""
     ops.library.define(
         f"{name}_forward(Tensor y, Tensor? v0, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? variance, Tensor? add,"
         " Tensor constants, int[] flags, float[] numbers, float eps, int pool, SymInt repeats, bool want_state, bool moments,"
@@ -64,15 +112,5 @@ def define(name: str) -> None:
         " Tensor? line, int[] flags, float[] numbers, bool training, int pool, SymInt repeats, int learns, bool needs_v0)"
         " -> (Tensor, Tensor, Tensor, Tensor)"
     )
-    torch.library.register_fake(f"backspike::{name}_forward", _foresee_forward, lib=ops.library)
-    torch.library.register_fake(f"backspike::{name}_backward", _foresee_backward, lib=ops.library)
-
-
-def _foresee_forward(
-    y: Any, v0: Any, weight: Any, bias: Any, mean: Any, variance: Any, add: Any, *rest: Any
-) -> Any:
-    return forward_outputs(y, *rest[4:])
-
-
-def _foresee_backward(y: Any, v0: Any, rows: Any, constants: Any, seed: Any, *rest: Any) -> Any:
-    return backward_outputs(y, constants, seed is not None, rest[-1])
+    ops.implement(f"{name}_forward", key, ForwardInputs, forward, forward_outputs)
+    ops.implement(f"{name}_backward", key, BackwardInputs, backward, backward_outputs)

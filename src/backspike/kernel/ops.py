@@ -4,43 +4,21 @@ autograd joins. A backend defines its pair with `define`, implements it, and run
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import fields
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..surrogate import (
-    ATan,
-    Dspike,
-    Erf,
-    PiecewiseExponential,
-    Rectangle,
-    Sigmoid,
-    SuperSpike,
-    Surrogate,
-    Triangle,
-)
+from ..surrogate import FAMILIES
 from . import layout, saved
-from .call import Moments, Result
+from .call import Call, Moments, Record, Result, as_tensor
 from .coefficients import leak, state_dtype
 
-if TYPE_CHECKING:
-    from .call import Call
-
-# the number of the family in lif.h, where 0 is none, and the field that gives its shape
-FAMILIES: dict[type, tuple[int, str]] = {
-    Triangle: (1, "alpha"),
-    ATan: (2, "alpha"),
-    Rectangle: (3, "width"),
-    Sigmoid: (4, "alpha"),
-    SuperSpike: (5, "alpha"),
-    PiecewiseExponential: (6, "alpha"),
-    Erf: (7, "alpha"),
-    Dspike: (8, "temperature"),
-}
-KINDS = {number: kind for kind, (number, _) in FAMILIES.items()}
+KINDS = {kind.code: kind for kind in FAMILIES if kind.code}  # by their codes in surrogate.h
 KEEPS = ("exact", "bfloat16", "8bit", "1bit", "recompute")  # in the order of lif.h
 CODES = {1: torch.bfloat16, 2: torch.uint8, 3: torch.uint8}
 
@@ -50,12 +28,10 @@ library = torch.library.Library("backspike", "FRAGMENT")
 # --------------------------------------------------------------------------------------------------- a call in numbers
 
 
-def without_formula(call: Call) -> str | None:
-    """The name of a surrogate that is none of the families, or None."""
-    surrogates = (call.rule.surrogate, call.rule.replace)
-    return next(
-        (type(s).__name__ for s in surrogates if s is not None and type(s) not in FAMILIES), None
-    )
+def without_formula(call: Call, kinds: Collection[type]) -> str | None:
+    """The name of a surrogate of this call that is none of these classes, or None."""
+    surrogates = (call.neuron.base, call.neuron.replace)
+    return next((type(s).__name__ for s in surrogates if not (s is None or type(s) in kinds)), None)
 
 
 def constants(call: Call) -> Tensor:
@@ -64,55 +40,57 @@ def constants(call: Call) -> Tensor:
     On the device of x where any is a tensor, so that nothing learned is read by the host; else on the CPU.
     """
     width = 1.0 if call.width is None else call.width
-    rows = [*leak(call.tau, call.x, call.rule.v_reset, call.rule.decay_input), call.theta, width]
+    neuron = call.neuron
+    rows = [*leak(call.tau, call.x, neuron.v_reset, neuron.decay_input), call.theta, width]
     return table(rows, state_dtype(call.x), call.x.device)
 
 
-def table(rows: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+def table(rows: Sequence[float | Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Floats and tensors as rows of one tensor without a graph, `[rows, C]` or `[rows, 1]`."""
     if not any(isinstance(row, Tensor) for row in rows):
         return torch.tensor(rows, dtype=dtype).view(-1, 1)
-    wide: dict[str, Any] = {"dtype": torch.float64, "device": device}
     tensors = [
-        row.detach().to(device) if isinstance(row, Tensor) else torch.full((), row, **wide)
+        row.detach().to(device)
+        if isinstance(row, Tensor)
+        else torch.full((), row, dtype=torch.float64, device=device)
         for row in rows
     ]
     return torch.stack(torch.broadcast_tensors(*[row.to(dtype).reshape(-1) for row in tensors]))
 
 
 def encode(call: Call) -> tuple[list[int], list[float]]:
-    """A rule in numbers, for the operators; a backend's job reads them."""
-    rule = call.rule
+    """A neuron in numbers, for the operators; a backend's job reads them.
+
+    Of each surrogate: its code, the last of the flags, and its fields, the last of the numbers.
+    """
+    neuron = call.neuron
     switches = (
-        rule.v_reset is None,
-        rule.decay_input,
-        rule.temporal_gradient,
-        rule.rescale,
+        neuron.soft,
+        neuron.decay_input,
+        neuron.temporal_gradient,
+        neuron.rescale,
         call.width is not None,
     )
     flags = [int(switch) for switch in switches]
-    numbers = [0.0 if rule.v_reset is None else rule.v_reset, rule.reset_gradient]
-    for surrogate in (rule.surrogate, rule.replace):
-        family, shape, scale = _family(surrogate)
-        flags.append(family)
-        numbers += [shape, scale]
+    numbers = [float(neuron.v_reset or 0.0), float(neuron.reset_gradient)]
+    for surrogate in (neuron.base, neuron.replace):
+        flags.append(0 if surrogate is None else surrogate.code)  # type: ignore[attr-defined]
+        if surrogate is not None:
+            numbers += [float(value) for value in vars(surrogate).values()]
     return flags, numbers
 
 
-def _family(surrogate: Surrogate | None) -> tuple[int, float, float]:
-    if surrogate is None:
-        return 0, 1.0, 1.0
-    family, shape = FAMILIES[type(surrogate)]
-    return family, float(getattr(surrogate, shape)), float(getattr(surrogate, "scale"))  # noqa: B009  (not in the protocol)
+@lru_cache(maxsize=256)
+def surrogates(flags: tuple[int, ...], numbers: tuple[float, ...]) -> list[Any]:
+    """The surrogate and its replacement, or None, that `encode` wrote."""
+    values, kinds = iter(numbers[2:]), [KINDS.get(code) for code in flags[-2:]]
+    return [kind and kind(*islice(values, len(fields(kind)))) for kind in kinds]
 
 
 @lru_cache(maxsize=256)
-def reach(
-    family: int, replace: int, form: float, scale: float, replace_form: float, replace_scale: float
-) -> float:
-    """`kept.reach` of what `encode` made of the surrogates."""
-    other = KINDS[replace](replace_form, replace_scale) if replace else None
-    return saved.reach(KINDS[family](form, scale), other).item()
+def reach(flags: tuple[int, ...], numbers: tuple[float, ...]) -> float:
+    """`saved.reach` of these surrogates."""
+    return saved.reach(*surrogates(flags, numbers)).item()
 
 
 # ---------------------------------------------------------------------------------------------------------- autograd
@@ -120,80 +98,73 @@ def reach(
 
 def run(name: str, call: Call) -> Result:
     """The call by the operators defined under this name."""
-    rule = call.rule
-    learned = (call.x, call.v0, call.tau, call.theta, call.width)
-    if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in learned):
-        spikes, state, membrane, moments, active, bits = _LIF.apply(name, call, *learned)
+    record = call.record
+    if call.needs_gradient:
+        spikes, state, membrane, moments, active, bits = _LIF.apply(name, call, *call.inputs)
     else:
         spikes, state, membrane, moments, _, active, bits = forward(
             name, call, constants(call), *encode(call), keeps=-1
         )
-    membrane = membrane if rule.record_membrane else None
+    membrane = membrane if record.membrane else None
     return Result(
-        spikes, state, membrane, Moments(*moments) if rule.record_moments else None, active, bits
+        spikes, state, membrane, Moments(*moments) if record.moments else None, active, bits
     )
 
 
 def forward(
     name: str, call: Call, constants: Tensor, flags: list[int], numbers: list[float], keeps: int
-) -> list[Any]:
-    """[spikes, state, membrane, moments `[2, T, C]`, what is kept, active, bits]; None for what there is not.
+) -> list[Tensor | None]:
+    """[spikes, state, membrane, moments `[2, T, C]`, what is saved, active, bits], or None each.
 
     keeps: an index of `KEEPS`, or -1 for nothing.
     """
-    rule = call.rule
-    bits = rule.record_bits and writes_bits(name, call.x.shape, rule.record_moments)
-    membrane = rule.record_membrane or keeps == 0
-    records = [
-        membrane,
-        rule.record_moments,
-        rule.record_active and keeps >= 0,
-        bits,
-        rule.record_state,
-    ]
+    record = call.record
+    records = record._replace(
+        membrane=record.membrane or keeps == 0,
+        active=record.active and keeps >= 0,
+        bits=record.bits and writes_bits(name, call.x.shape, record.moments),
+    )
     operator = getattr(torch.ops.backspike, f"{name}_forward")
     outputs = iter(
         operator(
-            call.x,
-            call.v0,
-            constants,
-            call.seed,
-            call.p,
-            flags,
-            numbers,
-            call.repeats,
-            keeps,
-            records,
+            call.x, call.v0, constants, call.seed, call.p, flags, numbers, call.repeats, keeps,
+            list(records),
         )
+    )  # fmt: skip
+    asked = (
+        True,
+        True,
+        records.membrane,
+        records.moments,
+        keeps in CODES,
+        records.active,
+        records.bits,
     )
-    asked = (True, True, *records[:2], keeps in CODES, *records[2:4])
     return [next(outputs, None) if wanted else None for wanted in asked]
 
 
 class _LIF(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, name: str, call: Call, *learned: Any) -> Any:
-        table, rule, keeps = constants(call), encode(call), KEEPS.index(call.rule.memory)
+    def forward(
+        ctx: Any, name: str, call: Call, *inputs: float | Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        neuron, table, encoded = call.neuron, constants(call), encode(call)
+        keeps = KEEPS.index(neuron.saves)
         spikes, state, membrane, moments, kept, active, bits = forward(
-            name, call, table, *rule, keeps
+            name, call, table, *encoded, keeps
         )
-        keeps_x = call.rule.memory == "recompute" or (
-            isinstance(call.tau, Tensor) and call.rule.decay_input
+        assert spikes is not None
+        keeps_x = neuron.saves == "recompute" or (
+            isinstance(call.tau, Tensor) and neuron.decay_input
         )
-        tensors = [p if isinstance(p, Tensor) else None for p in learned[2:]]
         kept = membrane if keeps == 0 else kept
+        x = call.x if keeps_x else None
         ctx.save_for_backward(
-            kept, call.v0, call.x if keeps_x else None, table, call.seed, call.p, *tensors
+            kept, call.v0, x, table, call.seed, call.p, *map(as_tensor, inputs[2:])
         )
-        ctx.operators, ctx.rule, ctx.repeats, ctx.keeps, ctx.x_dtype = (
-            name,
-            rule,
-            call.repeats,
-            keeps,
-            call.x.dtype,
-        )
+        ctx.operators, ctx.encoded, ctx.record, ctx.keeps = name, encoded, call.record, keeps
+        ctx.repeats, ctx.x_dtype = call.repeats, call.x.dtype
         ctx.shape, ctx.strides = spikes.shape, spikes.stride()[1:]
-        ctx.records = call.rule.record_membrane, call.rule.record_moments, call.rule.record_state
         ctx.mark_non_differentiable(*(a for a in (active, bits) if a is not None))
         ctx.set_materialize_grads(False)
         return spikes, state, membrane, moments, active, bits
@@ -205,8 +176,8 @@ class _LIF(torch.autograd.Function):
         g_v: Tensor | None,
         g_u: Tensor | None,
         g_moments: Tensor | None,
-        *_: Any,
-    ) -> Any:
+        *_: None,
+    ) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "backspike: double backward through a spiking layer is not defined; use create_graph=False"
@@ -215,15 +186,15 @@ class _LIF(torch.autograd.Function):
         _, _, needs_x, needs_v0, *needs = ctx.needs_input_grad
         learns = sum(1 << i for i, needed in enumerate(needs) if needed)
         # what was not asked for gets zeros, not None, in compiled code
-        g_u, g_v = g_u if ctx.records[0] else None, g_v if ctx.records[2] else None
+        g_u, g_v = g_u if ctx.record.membrane else None, g_v if ctx.record.state else None
         arriving = (
             line(g_moments, ctx.shape, table.dtype)
-            if ctx.records[1] and g_moments is not None
+            if ctx.record.moments and g_moments is not None
             else None
         )
         outputs = getattr(torch.ops.backspike, f"{ctx.operators}_backward")(
             kept, v0, x, table, seed, p, g, g_v, g_u, arriving,
-            ctx.shape, ctx.strides, *ctx.rule, ctx.repeats, ctx.keeps, learns, ctx.x_dtype, needs_x, needs_v0,
+            ctx.shape, ctx.strides, *ctx.encoded, ctx.repeats, ctx.keeps, learns, ctx.x_dtype, needs_x, needs_v0,
         )  # fmt: skip
         gx, g_v0 = outputs[0] if needs_x else None, outputs[int(needs_x)] if needs_v0 else None
         grads: list[Tensor | None] = [None, None, None]
@@ -257,6 +228,21 @@ def reduced(row: Tensor, parameter: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- the operators
 
 
+class ForwardInputs(NamedTuple):
+    """The arguments of a forward operator."""
+
+    x: Tensor
+    v0: Tensor | None
+    constants: Tensor
+    seed: Tensor | None
+    p: Tensor | None
+    flags: list[int]
+    numbers: list[float]
+    repeats: int
+    keeps: int
+    records: list[bool]  # a Record
+
+
 class Forward(NamedTuple):
     """What the forward operator writes; it returns what is not None."""
 
@@ -269,6 +255,37 @@ class Forward(NamedTuple):
     bits: Tensor | None
 
 
+class BackwardInputs(NamedTuple):
+    """The arguments of a backward operator."""
+
+    kept: Tensor | None
+    v0: Tensor | None
+    x: Tensor | None
+    constants: Tensor
+    seed: Tensor | None
+    p: Tensor | None
+    g: Tensor | None
+    g_v: Tensor | None
+    g_u: Tensor | None
+    line: Tensor | None
+    shape: list[int]
+    strides: list[int]
+    flags: list[int]
+    numbers: list[float]
+    repeats: int
+    keeps: int
+    learns: int
+    dtype: torch.dtype
+    needs_x: bool
+    needs_v0: bool
+
+    @property
+    def device(self) -> torch.device:
+        saved = self.x if self.kept is None else self.kept
+        assert saved is not None
+        return saved.device
+
+
 class Backward(NamedTuple):
     """What the backward operator writes, likewise."""
 
@@ -277,16 +294,14 @@ class Backward(NamedTuple):
     sums: Tensor | None  # [3, C]
 
 
-def given(outputs: tuple[Tensor | None, ...]) -> list[Tensor]:
+def given(outputs: Iterable[Tensor | None]) -> list[Tensor]:
     return [a for a in outputs if a is not None]
 
 
-def forward_outputs(
-    x: Tensor, masked: bool, repeats: int, keeps: int, records: Sequence[bool]
-) -> Forward:
-    strides, dtype, device = layout.order(x[0], masked), state_dtype(x), x.device
-    shape = (x.shape[0] * repeats, *x.shape[1:])
-    membrane, moments, active, written, state = records
+def forward_outputs(a: ForwardInputs) -> Forward:
+    x, keeps, record = a.x, a.keeps, Record(*a.records)
+    strides, dtype, device = layout.order(x[0], a.seed is not None), state_dtype(x), x.device
+    shape = (x.shape[0] * a.repeats, *x.shape[1:])
     spikes, kept = layout.empty(shape, strides, x.dtype, device), None
     if keeps in CODES:
         bits = (shape[0], (math.prod(shape[1:]) + 7) // 8)
@@ -296,46 +311,44 @@ def forward_outputs(
     return Forward(
         spikes,
         torch.empty_strided(
-            *((shape[1:], strides) if state else ((0,), (1,))), dtype=dtype, device=device
+            *((shape[1:], strides) if record.state else ((0,), (1,))), dtype=dtype, device=device
         ),
-        layout.empty(shape, strides, dtype, device) if membrane else None,
+        layout.empty(shape, strides, dtype, device) if record.membrane else None,
         torch.zeros((2, shape[0], layout.channels(x)), dtype=torch.float64, device=device)
-        if moments
+        if record.moments
         else None,
         kept,
         torch.empty((math.prod(shape) + 7) // 8, dtype=torch.uint8, device=device)
-        if active and spikes.is_contiguous()
+        if record.active and spikes.is_contiguous()
         else None,
-        torch.empty(math.prod(shape) // 8, dtype=torch.uint8, device=device) if written else None,
+        torch.empty(math.prod(shape) // 8, dtype=torch.uint8, device=device)
+        if record.bits
+        else None,
     )
 
 
-def backward_outputs(
-    constants: Tensor,
-    device: torch.device,
-    shape: Sequence[int],
-    strides: Sequence[int],
-    repeats: int,
-    learns: int,
-    dtype: torch.dtype,
-    needs_x: bool,
-    needs_v0: bool,
-) -> Backward:
+def backward_outputs(a: BackwardInputs) -> Backward:
+    shape, strides, constants, device = a.shape, a.strides, a.constants, a.device
     return Backward(
-        layout.empty((shape[0] // repeats, *shape[1:]), strides, dtype, device)
-        if needs_x
+        layout.empty((shape[0] // a.repeats, *shape[1:]), strides, a.dtype, device)
+        if a.needs_x
         else None,
         torch.empty_strided(shape[1:], strides, dtype=constants.dtype, device=device)
-        if needs_v0
+        if a.needs_v0
         else None,
         torch.zeros((3, constants.shape[1]), dtype=torch.float64, device=device)
-        if learns
+        if a.learns
         else None,
     )
 
 
-def define(name: str) -> None:
-    """A pair of operators, `name_forward` and `name_backward`, whose results torch.compile can foresee."""
+def define(
+    name: str,
+    key: str,
+    forward: Callable[[ForwardInputs], list[Tensor]],
+    backward: Callable[[BackwardInputs], list[Tensor]],
+) -> None:
+    """The operators `name_forward` and `name_backward`, for the devices of this dispatch key."""
     library.define(
         f"{name}_forward(Tensor x, Tensor? v0, Tensor constants, Tensor? seed, Tensor? p, int[] flags, float[] numbers,"
         " SymInt repeats, int keeps, bool[] records) -> Tensor[]"
@@ -346,29 +359,28 @@ def define(name: str) -> None:
         " SymInt repeats, int keeps, int learns, ScalarType dtype, bool needs_x, bool needs_v0)"
         " -> Tensor[]"
     )
-    torch.library.register_fake(f"backspike::{name}_forward", _foresee_forward, lib=library)
-    torch.library.register_fake(f"backspike::{name}_backward", _foresee_backward, lib=library)
+    implement(f"{name}_forward", key, ForwardInputs, forward, lambda a: given(forward_outputs(a)))
+    implement(
+        f"{name}_backward", key, BackwardInputs, backward, lambda a: given(backward_outputs(a))
+    )
 
 
-def _foresee_forward(
-    x: Any, v0: Any, constants: Any, seed: Any, p: Any, flags: Any, numbers: Any, *rest: Any
-) -> Any:
-    return given(forward_outputs(x, seed is not None, *rest))
+I = TypeVar("I")
+O = TypeVar("O")
 
 
-def _foresee_backward(
-    kept: Any,
-    v0: Any,
-    x: Any,
-    constants: Any,
-    seed: Any,
-    p: Any,
-    g: Any,
-    g_v: Any,
-    g_u: Any,
-    line: Any,
-    *rest: Any,
-) -> Any:
-    shape, strides, _, _, repeats, _, learns, *others = rest
-    device = (x if kept is None else kept).device
-    return given(backward_outputs(constants, device, shape, strides, repeats, learns, *others))
+def implement(
+    operator: str,
+    key: str,
+    inputs: Callable[..., I],
+    compute: Callable[[I], O],
+    allocate: Callable[[I], O],
+) -> None:
+    """What computes a defined operator, and what allocates its results for torch.compile.
+
+    Both take the operator's arguments as one named tuple.
+    """
+    library.impl(operator, lambda *arguments: compute(inputs(*arguments)), key)
+    torch.library.register_fake(
+        f"backspike::{operator}", lambda *arguments: allocate(inputs(*arguments)), lib=library
+    )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..options import CLIF
 from .call import Moments, Result
 from .coefficients import leak, over_channels, rest, state_dtype
 from .mask import dropped_at
@@ -25,41 +26,41 @@ def refuses(call: Call) -> str | None:
 
 
 def run(call: Call) -> Result:
-    rule = call.rule
+    neuron, record, complementary = call.neuron, call.record, isinstance(call.neuron, CLIF)
     x = call.x.expand(call.repeats, *call.x.shape[1:]) if call.repeats > 1 else call.x
-    lam, offset, gain = leak(call.tau, x, rule.v_reset, rule.decay_input)
+    lam, offset, gain = leak(call.tau, x, neuron.v_reset, neuron.decay_input)
     dtype = state_dtype(x)
-    v = torch.full_like(x[0], rest(rule.v_reset), dtype=dtype) if call.v0 is None else call.v0
+    v = torch.full_like(x[0], rest(neuron.v_reset), dtype=dtype) if call.v0 is None else call.v0
     m = torch.zeros_like(x[0], dtype=dtype)  # of the complementary neuron
-    if rule.complementary and call.v0 is not None:
+    if complementary and call.v0 is not None:
         v, m = call.v0
     theta = over_channels(call.theta, x)
     if isinstance(theta, Tensor):
         theta = theta.to(dtype)
     spikes, membrane = [], []
     for t in range(x.shape[0]):
-        if not rule.temporal_gradient:
+        if not neuron.temporal_gradient:
             v, m = v.detach(), m.detach()
         u = (lam * v + offset) + gain * x[t].to(dtype)
         s = surrogate_spike(u, theta, t, call)
-        s_reset = s.detach() + rule.reset_gradient * (s - s.detach())
-        if rule.complementary:
+        s_reset = s.detach() + neuron.reset_gradient * (s - s.detach())
+        if complementary:
             m = m * torch.sigmoid(u * (1 - lam)) + s
             v = u - (theta + torch.sigmoid(m)) * s_reset
         else:
             v = (
                 u - theta * s_reset
-                if rule.v_reset is None
-                else (1 - s_reset) * u + s_reset * rule.v_reset
+                if neuron.v_reset is None
+                else (1 - s_reset) * u + s_reset * neuron.v_reset
             )
         spikes.append(s)
         membrane.append(u)
-    v = torch.stack((v, m)) if rule.complementary else v
+    v = torch.stack((v, m)) if complementary else v
     u_seq = torch.stack(membrane)
-    moments = membrane_moments(u_seq) if rule.record_moments else None
-    active = _active(u_seq.detach(), theta, call) if rule.record_active else None
+    moments = membrane_moments(u_seq) if record.moments else None
+    active = _active(u_seq.detach(), theta, call) if record.active else None
     return Result(
-        torch.stack(spikes).to(x.dtype), v, u_seq if rule.record_membrane else None, moments, active
+        torch.stack(spikes).to(x.dtype), v, u_seq if record.membrane else None, moments, active
     )
 
 
@@ -67,10 +68,11 @@ def _active(u_seq: Tensor, theta: float | Tensor, call: Call) -> Tensor:
     """Where the line in `surrogate_spike` has a slope."""
     z = u_seq - (theta.detach() if isinstance(theta, Tensor) else theta)
     y = z if call.width is None else z / over_channels(call.width.detach().to(z.dtype), call.x)
-    h = call.rule.surrogate.derivative(y)
+    h = call.neuron.base.derivative(y)
     if call.seed is not None and call.p is not None:
         m = dropped_at(call.seed, 0, z.shape, call.p)
-        h = torch.where(m, 0.0 if call.rule.replace is None else call.rule.replace.derivative(z), h)
+        other = call.neuron.replace
+        h = torch.where(m, 0.0 if other is None else other.derivative(z), h)
     return pack(h != 0)
 
 
@@ -103,23 +105,20 @@ def surrogate_spike(u: Tensor, theta: float | Tensor, t: int, call: Call) -> Ten
 
 
 def _line(u: Tensor, theta: float | Tensor, t: int, call: Call) -> Tensor:
-    rule = call.rule
-    if not isinstance(theta, Tensor) and math.isinf(
-        theta
-    ):  # an Integrator; z - z.detach() would be NaN
+    neuron = call.neuron
+    # an Integrator; z - z.detach() would be NaN
+    if not isinstance(theta, Tensor) and math.isinf(theta):
         return torch.zeros_like(u)
     z = u - theta
     y = z if call.width is None else z / over_channels(call.width.to(z.dtype), call.x)
-    h = rule.surrogate.derivative(y.detach())
-    step = (
-        u.detach() >= theta if not isinstance(theta, Tensor) else u.detach() >= theta.detach()
-    ).to(u.dtype)
+    h = neuron.base.derivative(y.detach())
+    step = (u.detach() >= (theta.detach() if isinstance(theta, Tensor) else theta)).to(u.dtype)
     if call.seed is None or call.p is None:
         return step + (y - y.detach()) * h
     m = dropped_at(call.seed, t * u.numel(), u.shape, call.p).to(u.dtype)
-    if rule.rescale:
+    if neuron.rescale:
         h = h / (1 - call.p.to(h))
     s = step + (y - y.detach()) * h.masked_fill(m.bool(), 0.0)
-    if rule.replace is not None:
-        s = s + (z - z.detach()) * (rule.replace.derivative(z.detach()) * m)
+    if neuron.replace is not None:
+        s = s + (z - z.detach()) * (neuron.replace.derivative(z.detach()) * m)
     return s

@@ -3,7 +3,7 @@
     "exact"       u in the dtype of the state
     "bfloat16"    z = u - theta rounded to bfloat16
     "8bit"        z in 8 bits: steps of reach / 128 from -reach to reach, saturated beyond
-    "1bit"        whether the rectangle is open; exact, and only for Rectangle with the soft reset
+    "1bit"        whether h is 0; exact, and only for Rectangle with the soft reset
     "recompute"   nothing but x, from which u is computed once more; exact
     "checkpoint"  for a neuron alone the same as "recompute"
 
@@ -16,37 +16,34 @@ edges make 4 %; there choose "1bit" or "recompute".
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..surrogate import Rectangle, Surrogate
+from ..options import LIF
+from ..surrogate import Surrogate, is_family, unwrap
 
 MEMORIES = ("exact", "bfloat16", "8bit", "1bit", "recompute", "checkpoint")
 ROUNDED = ("bfloat16", "8bit")
 
 
-def needs(
-    memory: str,
-    *,
-    surrogate: Surrogate,
-    parametric: bool,
-    replace: bool,
-    soft: bool,
-    theta: float | Tensor,
-) -> str | None:
+def needs(neuron: LIF, theta: float | Tensor) -> str | None:
     """What this form of memory asks of the neuron and does not find; None if nothing."""
+    memory, (mask, parametric, base) = neuron.memory, unwrap(neuron.surrogate)
     if memory not in MEMORIES:
         return f"is one of {', '.join(MEMORIES)}"
-    if memory == "1bit" and (type(surrogate) is not Rectangle or parametric or replace or not soft):
+    binary = is_family(base) and base.binary
+    whole = parametric is None and (mask is None or not mask.replace)
+    if memory == "1bit" and not (binary and whole and neuron.soft):
         return "needs surrogate=Rectangle(...), masked or not but without replace, and v_reset=None; choose '8bit' or 'recompute'"
     if memory in ROUNDED and not isinstance(theta, Tensor) and theta == math.inf:
         return "needs a finite v_threshold, since the distance to it is kept; choose 'exact'"
     return None
 
 
-def lacks(memory: str, *, tau: Any, theta: Any, moments: bool) -> str | None:
+def lacks(
+    memory: str, *, tau: float | Tensor | None, theta: float | Tensor | None, moments: bool
+) -> str | None:
     """Which gradient this form of memory cannot give; None if it can give all that are wanted."""
     wanted = {"tau": tau, "v_threshold": theta}
     learned = {name for name, p in wanted.items() if isinstance(p, Tensor) and p.requires_grad}
@@ -80,13 +77,20 @@ def reach(
     return torch.where(end.isinf(), 2.0, end)
 
 
-def keep(memory: str, u: Tensor, theta: Any, width: Any, reach: float | Tensor) -> Tensor:
+def keep(
+    memory: str,
+    u: Tensor,
+    theta: float | Tensor,
+    width: Tensor | None,
+    reach: float | Tensor | None,
+) -> Tensor:
     """The code of the membrane u: bfloat16, or uint8 with 128 and above where the neuron fired."""
     z, fired = u - theta, u >= theta
     if memory == "bfloat16":
         return torch.copysign(
             z.to(torch.bfloat16), torch.where(fired, 1.0, -1.0).to(torch.bfloat16)
         )
+    assert reach is not None
     k = (z if width is None else z / width) * (128 / reach) + 128
     k = torch.where(k > torch.where(fired, 128, 0), k, torch.where(fired, 128.0, 0.0).to(k))
     return torch.where(
@@ -95,12 +99,18 @@ def keep(memory: str, u: Tensor, theta: Any, width: Any, reach: float | Tensor) 
 
 
 def recall(
-    memory: str, code: Tensor, theta: Any, width: Any, reach: float | Tensor, dtype: torch.dtype
+    memory: str,
+    code: Tensor,
+    theta: float | Tensor,
+    width: Tensor | None,
+    reach: float | Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     """The membrane that a code stands for, on the side of the threshold where it was."""
     if memory == "bfloat16":
         z, fired = code.to(dtype), ~torch.signbit(code)
     else:
+        assert reach is not None
         z, fired = (code.to(dtype) - 127.5) * (reach / 128), code >= 128
         z = z if width is None else z * width
     theta = torch.as_tensor(theta, dtype=dtype, device=code.device)

@@ -7,6 +7,7 @@ nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,19 +17,18 @@ from torch import Tensor, nn
 
 from .. import kernel
 from ..kernel import Result
-from ..kernel.call import Sent
+from ..kernel.call import Sent, as_tensor
 from ..kernel.coefficients import state_dtype
 from ..kernel.norm import Norm, norm_lif
 from ..neuron.lif import IF, LIF, PLIF, Output
 from ..neuron.prepare import prepare
-from ..surrogate import Dspike, Rectangle, Triangle, unwrap
+from ..options import LIF as Options
+from ..surrogate import Family, Surrogate, unwrap
 from .checkpoint import checkpoint, with_parameters
 from .norm import applied
 from .over_time import BATCH_NORMS, PRODUCTS, once, over_time, plain, pool_kind, repeats_over_time
 from .sparsity import Choice
 
-_CONSTANTS = ("tau", "v_threshold", "width")
-_BOUNDED = (Triangle, Rectangle, Dspike)  # zero outside a window
 _MANY = 1 << 20  # samples, of a product that is large enough
 
 
@@ -162,21 +162,25 @@ class Block:
         # x has as many dimensions as what the product makes of it
         norm = None if self.norm is None else applied(self.norm, x[0])
         seen = neuron.streams or bool(neuron.watchers)
+        record = neuron.record()
         # whoever records the spikes may ask for their gradient, which is then needed everywhere
-        recorded = any(w.membrane for w in neuron.watchers)
-        record_active = (
-            norm is None and reader is not None and not recorded and _may_be_sampled(neuron, reader)
+        alone = norm is None and not record.membrane
+        record = record._replace(
+            active=alone and reader is not None and _may_be_sampled(neuron, reader),
+            bits=torch.is_grad_enabled(),
+            state=seen,
         )
-        options = neuron.options() | {"record_active": record_active, "record_state": seen}
-        options["record_bits"] = torch.is_grad_enabled()
         part = _Part(
             self.product,
             taken.sent,
             norm,
             pool,
             neuron.initial_state(None, x if taken.repeats else None),
-            options,
-            neuron.backend,
+            neuron.options,
+            neuron.constants(),
+            neuron.mask_seed(),
+            neuron.mask_p,
+            record,
             add,
         )
         result = part.recomputed(x) if taken.repeats is None else part.result(x, taken.repeats)
@@ -205,16 +209,20 @@ class _Part:
     norm: Norm | None
     pool: str | None
     v0: Tensor | None
-    options: dict[str, Any]  # of the neuron
-    backend: str
+    neuron: Options
+    constants: kernel.Constants
+    seed: Tensor | None
+    mask_p: Tensor | None
+    record: kernel.Record
     add: Tensor | None = None
 
     def result(self, y: Tensor, repeats: int) -> Result:
         """Of what the product gave."""
-        call = prepare(y, self.v0, **self.options, repeats=repeats)
+        mask, backend = (self.seed, self.mask_p), self.neuron.backend
+        call = prepare(y, self.v0, self.neuron, self.constants, *mask, repeats, self.record)
         if self.norm is None:
-            return kernel.dispatch(self.backend, call)
-        return norm_lif(call, self.norm, self.pool, self.backend, call.rule.record_state, self.add)
+            return kernel.dispatch(backend, call)
+        return norm_lif(call, self.norm, self.pool, backend, self.record.state, self.add)
 
     def recomputed(self, x: Tensor) -> Result:
         """Of what the product will give for x; for the backward pass x and what learns are kept, the rest is computed again."""
@@ -241,9 +249,7 @@ class _Part:
         """What learns in it, in the order of `_on`."""
         p = dict(self.product.named_parameters()) if self.product is not None else {}
         affine = (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
-        constants = [
-            t if isinstance(t := self.options[name], Tensor) else None for name in _CONSTANTS
-        ]
+        constants = map(as_tensor, self.constants)
         return [p.get("weight"), p.get("bias"), *affine, self.v0, *constants]
 
     def _on(self, tensors: Sequence[Tensor | None], again: bool) -> _Part:
@@ -256,10 +262,9 @@ class _Part:
             norm = replace(norm, weight=gamma, bias=beta)
             if again and norm.training:
                 norm = replace(norm, running_mean=None, running_var=None)
-        options = self.options | {
-            name: t for name, t in zip(_CONSTANTS, constants) if t is not None
-        }
-        return replace(self, product=product, norm=norm, v0=v0, options=options)
+        learned = {n: t for n, t in zip(self.constants._fields, constants) if t is not None}
+        used = self.constants._replace(**learned)
+        return replace(self, product=product, norm=norm, v0=v0, constants=used)
 
 
 def _given(*layers: nn.Module | None) -> Sequence[nn.Module]:
@@ -278,16 +283,19 @@ def _may_be_sampled(neuron: LIF, reader: nn.Linear) -> bool:
     if reader.weight.device.type != "cpu":
         return False  # and reading the mask's probability would wait for the device
     mask, _, base = unwrap(neuron.surrogate)
-    everywhere = float(
-        not isinstance(base, _BOUNDED)
-    )  # the part of the neurons that want it wherever their potential is
+    # the part of the neurons that want it wherever their potential is
+    everywhere = float(not _bounded(base))
     if mask is not None and neuron.mask_p is not None:
         p, replaced = (
             float(neuron.mask_p),
-            mask.replace is not None and not isinstance(mask.replace, _BOUNDED),
+            mask.replace is not None and not _bounded(mask.replace),
         )
         everywhere = (1 - p) * everywhere + p * replaced
     at_best = Choice().decide(
         torch.float32, _MANY, reader.in_features, reader.out_features, None, everywhere
     )
     return torch.is_grad_enabled() and at_best.input != "dense"
+
+
+def _bounded(surrogate: Surrogate) -> bool:
+    return isinstance(surrogate, Family) and surrogate.support < math.inf

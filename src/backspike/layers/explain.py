@@ -14,7 +14,7 @@ from torch import nn
 from .. import kernel
 from ..neuron.integrator import Integrator
 from ..neuron.lif import LIF
-from ..neuron.prepare import prepare
+from ..system.table import Table, left
 from .block import Block, why_called
 from .over_time import PRODUCTS, plain
 from .sparsity import choices
@@ -38,7 +38,7 @@ def explain(model: nn.Module) -> str:
     )
     names = {m: name or "(model)" for name, m in model.named_modules()}
     blocks, chosen = _blocks(model), dict(choices(model))
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for layer, name in names.items():
         if isinstance(layer, LIF | Integrator):
             backend, why = _backend(layer, device)
@@ -52,13 +52,10 @@ def explain(model: nn.Module) -> str:
                 )
             )
         elif name in chosen:
-            rows.append((name, type(layer).__name__, "cpu", str(chosen[name]), ""))
+            rows.append((name, type(layer).__name__, "cpu", chosen[name], ""))
     if not any(isinstance(layer, LIF | Integrator) for layer in names):
         return "no spiking layer here: nothing for a kernel to do"
-    widths = [max(len(r[i]) for r in rows) for i in range(4)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(w) for cell, w in zip(r, widths)), r[4]]).rstrip() for r in rows
-    )
+    return Table(left("", "", "", "", ""), rows).to_text()
 
 
 def _blocks(model: nn.Module) -> dict[nn.Module | None, Block]:
@@ -74,8 +71,8 @@ def _blocks(model: nn.Module) -> dict[nn.Module | None, Block]:
 
 def _backend(layer: LIF | Integrator, device: torch.device) -> tuple[str, str]:
     x = torch.zeros(1, 1, getattr(layer, "channels", None) or 1, device=device)
-    # a seed is given, so that asking draws none
-    return kernel.choose(layer.backend, prepare(x, None, **{**layer.options(), "seed": 0}))
+    with torch.no_grad():  # so that asking draws no seed
+        return kernel.choose(layer.backend, layer.prepare(x, None))
 
 
 def _together(

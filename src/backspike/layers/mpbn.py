@@ -24,11 +24,13 @@ from .. import kernel
 from ..kernel import reference
 from ..kernel.coefficients import leak, over_channels, rest, state_dtype
 from ..kernel.layout import usual_strides
+from ..neuron.arguments import has
 from ..neuron.lif import LIF, Output, compute
-from ..neuron.prepare import prepare
+from ..options import LIF as Options
 from .norm import AnyBatchNorm
 
 
+@has(Options)
 class MPBN(LIF):
     """`LIF` with BatchNorm of its membrane; equations at the head of this file. channels: dimension 2 of x `[T, B, C, ...]`.
 
@@ -37,31 +39,30 @@ class MPBN(LIF):
     of `LIF`, and memory is "exact".
     """
 
-    def __init__(self, tau: float = 2.0, *, channels: int | None = None, **options: Any) -> None:
+    def __init__(
+        self, tau: float = Options.tau, *, channels: int | None = None, **rest: Any
+    ) -> None:
         if channels is None:
             raise ValueError("MPBN needs channels=, the size of dimension 2 of the input")
-        super().__init__(tau, channels=channels, **options)
-        if self.v_reset is None:
+        super().__init__(tau, channels=channels, **rest)
+        if self.options.soft:
             raise ValueError(
                 "MPBN needs a hard reset, v_reset=0.0: the threshold is one of the normalised membrane"
             )
-        if self.memory != "exact":
+        if self.options.memory != "exact":
             raise ValueError(
-                f"MPBN keeps a graph over T: memory must be 'exact', got {self.memory!r}"
+                f"MPBN keeps a graph over T: memory must be 'exact', got {self.options.memory!r}"
             )
         self.norm = AnyBatchNorm(channels)
 
     def compute(
         self, x: Tensor, v0: Tensor | None, repeats: int = 1, want_state: bool = True
     ) -> tuple[Output, kernel.Moments | None]:
-        options = self.options()
-        watched = options["record_membrane"] or options["record_moments"]
-        if watched or torch.is_grad_enabled() or not self.folds():
-            return _steps(prepare(x, v0, repeats=repeats, **options), self.norm)
-        return compute(
-            prepare(x, v0, repeats=repeats, **options | {"v_threshold": self.folded_threshold()}),
-            self.backend,
-        )
+        record = self.record()
+        if record.membrane or record.moments or torch.is_grad_enabled() or not self.folds():
+            return _steps(self.prepare(x, v0, repeats, record), self.norm)
+        constants = self.constants()._replace(v_threshold=self.folded_threshold())
+        return compute(self.prepare(x, v0, repeats, record, constants), self.options.backend)
 
     def folds(self) -> bool:
         """Whether the norm is, for the mode and the weights as they are, a change of the threshold."""
@@ -69,29 +70,28 @@ class MPBN(LIF):
 
     def folded_threshold(self) -> Tensor:
         """theta' `[C]`."""
-        n, theta = self.norm, self.constants()[1]
+        n, theta = self.norm, self.constants().v_threshold
         assert n.running_var is not None
         assert n.running_mean is not None
         return (theta - n.bias) * (n.running_var + n.eps).sqrt() / n.weight + n.running_mean
 
 
 def _steps(call: kernel.Call, norm: nn.Module) -> tuple[Output, kernel.Moments | None]:
-    rule, x, dtype = call.rule, call.x, state_dtype(call.x)
-    lam, offset, gain = leak(call.tau, x, rule.v_reset, rule.decay_input)
-    reset, theta = rest(rule.v_reset), over_channels(call.theta, x)
+    neuron, x, dtype = call.neuron, call.x, state_dtype(call.x)
+    lam, offset, gain = leak(call.tau, x, neuron.v_reset, neuron.decay_input)
+    reset, theta = rest(neuron.v_reset), over_channels(call.theta, x)
     v = torch.full_like(x[0], reset, dtype=dtype) if call.v0 is None else call.v0
     spikes, normalised = [], []
     for t in range(len(x) * call.repeats):
-        v = v if rule.temporal_gradient else v.detach()
+        v = v if neuron.temporal_gradient else v.detach()
         u = (lam * v + offset) + gain * x[t // call.repeats].to(dtype)
         n = usual_strides(norm(usual_strides(u)))
         s = reference.surrogate_spike(n, theta, t, call)
-        s_reset = s.detach() + rule.reset_gradient * (s - s.detach())
+        s_reset = s.detach() + neuron.reset_gradient * (s - s.detach())
         v = (1 - s_reset) * u + s_reset * reset
         spikes.append(s.to(x.dtype))
         normalised.append(n)
-    n_seq = torch.stack(normalised) if rule.record_membrane or rule.record_moments else None
-    moments = (
-        reference.membrane_moments(n_seq) if n_seq is not None and rule.record_moments else None
-    )
-    return Output(torch.stack(spikes), v, n_seq if rule.record_membrane else None), moments
+    record = call.record
+    n_seq = torch.stack(normalised) if record.membrane or record.moments else None
+    moments = reference.membrane_moments(n_seq) if n_seq is not None and record.moments else None
+    return Output(torch.stack(spikes), v, n_seq if record.membrane else None), moments

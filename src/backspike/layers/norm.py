@@ -14,7 +14,6 @@ m and s2 are of a rank's own samples, or after `synced(model)` of all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,9 +22,6 @@ from torch.nn.modules.batchnorm import _BatchNorm  # noqa: PLC2701  (the base of
 
 from ..kernel.norm import Norm, track_statistics
 from ..system import distributed
-
-# called as norm(channels), or norm(channels, branches=n) where n currents are added before a neuron
-NormLayer = Callable[..., nn.Module]
 
 
 def batch_norm(channels: int, branches: int = 1) -> nn.Module:

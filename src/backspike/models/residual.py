@@ -11,17 +11,15 @@ as `norm(channels)`, or as `norm(channels, branches=2)` for the two currents tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..layers.block import Block, through
-from ..layers.norm import NormLayer, batch_norm
-from ..neuron.lif import LIF
-from .dense import spiking_linear
-
-Neuron = Callable[..., nn.Module]
+from ..layers.norm import batch_norm
+from .network import Layer
+from .plain import check_input, spiking_linear
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -39,7 +37,7 @@ class _Shortcut(nn.Sequential):
 
 
 def _shortcut(
-    inputs: int, outputs: int, stride: int, norm: NormLayer, neuron: Neuron | None = None
+    inputs: int, outputs: int, stride: int, norm: Layer, neuron: Layer | None = None
 ) -> _Shortcut | None:
     if stride == 1 and inputs == outputs:
         return None
@@ -59,19 +57,15 @@ class Basic(nn.Module):
     expansion = 1
 
     def __init__(
-        self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm
+        self, inputs: int, width: int, stride: int, neuron: Layer, norm: Layer = batch_norm
     ) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.sn1 = (
-            _conv(inputs, width, 3, stride),
-            norm(width),
-            neuron(channels=width),
-        )
-        self.conv2, self.bn2, self.sn2 = (
-            _conv(width, width, 3),
-            norm(width, branches=2),
-            neuron(channels=width),
-        )
+        self.conv1 = _conv(inputs, width, 3, stride)
+        self.bn1 = norm(width)
+        self.sn1 = neuron(channels=width)
+        self.conv2 = _conv(width, width, 3)
+        self.bn2 = norm(width, branches=2)
+        self.sn2 = neuron(channels=width)
         self.downsample = _shortcut(inputs, width, stride, norm)
 
     def spiking_blocks(self) -> Sequence[Block]:
@@ -92,24 +86,18 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(
-        self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm
+        self, inputs: int, width: int, stride: int, neuron: Layer, norm: Layer = batch_norm
     ) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.sn1 = (
-            _conv(inputs, width, 1),
-            norm(width),
-            neuron(channels=width),
-        )
-        self.conv2, self.bn2, self.sn2 = (
-            _conv(width, width, 3, stride),
-            norm(width),
-            neuron(channels=width),
-        )
-        self.conv3, self.bn3, self.sn3 = (
-            _conv(width, 4 * width, 1),
-            norm(4 * width, branches=2),
-            neuron(channels=4 * width),
-        )
+        self.conv1 = _conv(inputs, width, 1)
+        self.bn1 = norm(width)
+        self.sn1 = neuron(channels=width)
+        self.conv2 = _conv(width, width, 3, stride)
+        self.bn2 = norm(width)
+        self.sn2 = neuron(channels=width)
+        self.conv3 = _conv(width, 4 * width, 1)
+        self.bn3 = norm(4 * width, branches=2)
+        self.sn3 = neuron(channels=4 * width)
         self.downsample = _shortcut(inputs, 4 * width, stride, norm)
 
     def spiking_blocks(self) -> Sequence[Block]:
@@ -127,15 +115,15 @@ class SEWBasic(nn.Module):
     expansion = 1
 
     def __init__(
-        self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm
+        self, inputs: int, width: int, stride: int, neuron: Layer, norm: Layer = batch_norm
     ) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.sn1 = (
-            _conv(inputs, width, 3, stride),
-            norm(width),
-            neuron(channels=width),
-        )
-        self.conv2, self.bn2, self.sn2 = _conv(width, width, 3), norm(width), neuron(channels=width)
+        self.conv1 = _conv(inputs, width, 3, stride)
+        self.bn1 = norm(width)
+        self.sn1 = neuron(channels=width)
+        self.conv2 = _conv(width, width, 3)
+        self.bn2 = norm(width)
+        self.sn2 = neuron(channels=width)
         self.downsample = _shortcut(inputs, width, stride, norm, neuron)
 
     def spiking_blocks(self) -> Sequence[Block]:
@@ -151,24 +139,18 @@ class SEWBottleneck(nn.Module):
     expansion = 4
 
     def __init__(
-        self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm
+        self, inputs: int, width: int, stride: int, neuron: Layer, norm: Layer = batch_norm
     ) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.sn1 = (
-            _conv(inputs, width, 1),
-            norm(width),
-            neuron(channels=width),
-        )
-        self.conv2, self.bn2, self.sn2 = (
-            _conv(width, width, 3, stride),
-            norm(width),
-            neuron(channels=width),
-        )
-        self.conv3, self.bn3, self.sn3 = (
-            _conv(width, 4 * width, 1),
-            norm(4 * width),
-            neuron(channels=4 * width),
-        )
+        self.conv1 = _conv(inputs, width, 1)
+        self.bn1 = norm(width)
+        self.sn1 = neuron(channels=width)
+        self.conv2 = _conv(width, width, 3, stride)
+        self.bn2 = norm(width)
+        self.sn2 = neuron(channels=width)
+        self.conv3 = _conv(width, 4 * width, 1)
+        self.bn3 = norm(4 * width)
+        self.sn3 = neuron(channels=4 * width)
         self.downsample = _shortcut(inputs, 4 * width, stride, norm, neuron)
 
     def spiking_blocks(self) -> Sequence[Block]:
@@ -189,19 +171,15 @@ class MSBasic(nn.Module):
     expansion = 1
 
     def __init__(
-        self, inputs: int, width: int, stride: int, neuron: Neuron, norm: NormLayer = batch_norm
+        self, inputs: int, width: int, stride: int, neuron: Layer, norm: Layer = batch_norm
     ) -> None:
         super().__init__()
-        self.sn1, self.conv1, self.bn1 = (
-            neuron(channels=inputs),
-            _conv(inputs, width, 3, stride),
-            norm(width),
-        )
-        self.sn2, self.conv2, self.bn2 = (
-            neuron(channels=width),
-            _conv(width, width, 3),
-            norm(width, branches=2),
-        )
+        self.sn1 = neuron(channels=inputs)
+        self.conv1 = _conv(inputs, width, 3, stride)
+        self.bn1 = norm(width)
+        self.sn2 = neuron(channels=width)
+        self.conv2 = _conv(width, width, 3)
+        self.bn2 = norm(width, branches=2)
         self.downsample = _shortcut(inputs, width, stride, norm)
 
     def spiking_blocks(self) -> Sequence[Block]:
@@ -229,15 +207,17 @@ class ResNet(nn.Module):
         kind: type[Basic | Bottleneck | SEWBasic | SEWBottleneck | MSBasic],
         depths: Sequence[int],
         widths: Sequence[int],
+        neuron: Layer,
+        norm: Layer | None = None,
+        *,
         num_classes: int,
         in_channels: int,
-        stem: str,
-        neuron: Neuron,
-        norm: NormLayer = batch_norm,
+        stem: str = "cifar",
         hidden: int = 0,
         zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
+        norm = norm or batch_norm
         if stem not in ("cifar", "imagenet"):
             raise ValueError(f"stem: 'cifar' or 'imagenet', got {stem!r}")
         inputs, currents = widths[0], kind is MSBasic
@@ -287,219 +267,9 @@ class ResNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 5 or x.shape[2] != self.in_channels:
-            raise ValueError(
-                f"expected input [T, B, {self.in_channels}, H, W], got shape {list(x.shape)}"
-            )
+        check_input(x, self.in_channels)
         stem, *head = self.spiking_blocks()
         x = stem.run(x)
         for i in range(self.stages):
             x = self.get_submodule(f"layer{i + 1}")(x)
         return through(head, x)
-
-
-_WIDTHS = (64, 128, 256, 512)
-
-
-def resnet18(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    *,
-    stem: str = "imagenet",
-    zero_init_residual: bool = False,
-    neuron: Neuron = LIF,
-    norm: NormLayer = batch_norm,
-) -> ResNet:
-    """ResNet18 with the neuron after the addition, as paper A uses it."""
-    return ResNet(
-        Basic,
-        (2, 2, 2, 2),
-        _WIDTHS,
-        num_classes,
-        in_channels,
-        stem,
-        neuron,
-        norm,
-        zero_init_residual=zero_init_residual,
-    )
-
-
-def resnet34(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    *,
-    stem: str = "imagenet",
-    zero_init_residual: bool = False,
-    neuron: Neuron = LIF,
-    norm: NormLayer = batch_norm,
-) -> ResNet:
-    """ResNet34 with the neuron after the addition."""
-    return ResNet(
-        Basic,
-        (3, 4, 6, 3),
-        _WIDTHS,
-        num_classes,
-        in_channels,
-        stem,
-        neuron,
-        norm,
-        zero_init_residual=zero_init_residual,
-    )
-
-
-def resnet50(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    *,
-    stem: str = "imagenet",
-    zero_init_residual: bool = False,
-    neuron: Neuron = LIF,
-    norm: NormLayer = batch_norm,
-) -> ResNet:
-    """ResNet50 with the neuron after the addition."""
-    return ResNet(
-        Bottleneck,
-        (3, 4, 6, 3),
-        _WIDTHS,
-        num_classes,
-        in_channels,
-        stem,
-        neuron,
-        norm,
-        zero_init_residual=zero_init_residual,
-    )
-
-
-def sew_resnet18(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    *,
-    stem: str = "imagenet",
-    zero_init_residual: bool = False,
-    neuron: Neuron = LIF,
-    norm: NormLayer = batch_norm,
-) -> ResNet:
-    """SEW-ResNet18 (Fang et al. 2021)."""
-    return ResNet(
-        SEWBasic,
-        (2, 2, 2, 2),
-        _WIDTHS,
-        num_classes,
-        in_channels,
-        stem,
-        neuron,
-        norm,
-        zero_init_residual=zero_init_residual,
-    )
-
-
-def sew_resnet34(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    *,
-    stem: str = "imagenet",
-    zero_init_residual: bool = False,
-    neuron: Neuron = LIF,
-    norm: NormLayer = batch_norm,
-) -> ResNet:
-    """SEW-ResNet34 (Fang et al. 2021), paper A's network for ImageNet."""
-    return ResNet(
-        SEWBasic,
-        (3, 4, 6, 3),
-        _WIDTHS,
-        num_classes,
-        in_channels,
-        stem,
-        neuron,
-        norm,
-        zero_init_residual=zero_init_residual,
-    )
-
-
-def sew_resnet50(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    *,
-    stem: str = "imagenet",
-    zero_init_residual: bool = False,
-    neuron: Neuron = LIF,
-    norm: NormLayer = batch_norm,
-) -> ResNet:
-    """SEW-ResNet50 (Fang et al. 2021)."""
-    return ResNet(
-        SEWBottleneck,
-        (3, 4, 6, 3),
-        _WIDTHS,
-        num_classes,
-        in_channels,
-        stem,
-        neuron,
-        norm,
-        zero_init_residual=zero_init_residual,
-    )
-
-
-def ms_resnet18(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    *,
-    stem: str = "imagenet",
-    zero_init_residual: bool = False,
-    neuron: Neuron = LIF,
-    norm: NormLayer = batch_norm,
-) -> ResNet:
-    """MS-ResNet18 (Hu et al. 2021), with torchvision's shortcuts and stems."""
-    return ResNet(
-        MSBasic,
-        (2, 2, 2, 2),
-        _WIDTHS,
-        num_classes,
-        in_channels,
-        stem,
-        neuron,
-        norm,
-        zero_init_residual=zero_init_residual,
-    )
-
-
-def resnet19(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    *,
-    neuron: Neuron = LIF,
-    norm: NormLayer = batch_norm,
-) -> ResNet:
-    """ResNet19 of paper C (Zheng et al. 2021, arXiv 2011.05280): stages 128-256-512 and a spiking linear layer of 256."""
-    return ResNet(
-        Basic,
-        (3, 3, 2),
-        (128, 256, 512),
-        num_classes,
-        in_channels,
-        "cifar",
-        neuron,
-        norm,
-        hidden=256,
-    )
-
-
-def resnet20(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    *,
-    neuron: Neuron = LIF,
-    norm: NormLayer = batch_norm,
-) -> ResNet:
-    """ResNet20 of paper D (Park et al. 2023): stages 64-128-256 of three blocks."""
-    return ResNet(Basic, (3, 3, 3), (64, 128, 256), num_classes, in_channels, "cifar", neuron, norm)
-
-
-def resnet32(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    *,
-    neuron: Neuron = LIF,
-    norm: NormLayer = batch_norm,
-) -> ResNet:
-    """ResNet32 of paper D (Park et al. 2023): stages 64-128-256 of five blocks."""
-    return ResNet(Basic, (5, 5, 5), (64, 128, 256), num_classes, in_channels, "cifar", neuron, norm)

@@ -1,122 +1,28 @@
-"""Spikformer: a transformer whose attention multiplies spikes (Zhou et al. 2022, arXiv 2209.15425).
-
-Queries, keys and values are spikes, so no softmax is needed: attention is q k^T v times a constant, and a neuron makes spikes
-of it. A token is a place of a small image `[T, B, D, H, W]`, so the linear layers are 1x1 convolutions.
-"""
+"""Spikformer (Zhou et al. 2022, arXiv 2209.15425); its layers are in `attention.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from .network import Layer, Network
 
-from ..layers.norm import NormLayer, batch_norm
-from ..layers.over_time import OverTime
-from ..layers.sequential import Sequential, run
-from ..neuron.lif import LIF
-
-Neuron = Callable[..., nn.Module]
-# 0.125 before a neuron of half the threshold in the authors' code; here all neurons are alike
-SCALE = 0.25
+if TYPE_CHECKING:
+    from torch import nn
 
 
-def _convolution(
-    inputs: int, outputs: int, neuron: Neuron, norm: NormLayer, kernel: int = 1, pool: bool = False
-) -> Sequential:
-    convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=kernel == 1)
-    layers = [OverTime(convolution, norm(outputs)), neuron(channels=outputs)]
-    return Sequential(*layers, OverTime(nn.MaxPool2d(3, 2, 1))) if pool else Sequential(*layers)
+@dataclass(frozen=True)
+class Spikformer(Network):
+    """Spikformer-4-384, for images of 32x32, which it splits into 8x8 tokens.
 
+    dim: features of a token; depth: encoders; heads: of the attention.
+    """
 
-class Patches(nn.Module):
-    """Spiking patch splitting: four convolutions and two pools, and a relative position embedding, a fifth one, added."""
+    dim: int = 384
+    depth: int = 4
+    heads: int = 12
 
-    def __init__(self, in_channels: int, dim: int, neuron: Neuron, norm: NormLayer) -> None:
-        super().__init__()
-        widths = (in_channels, dim // 8, dim // 4, dim // 2, dim)
-        self.split = Sequential(
-            *(
-                _convolution(a, b, neuron, norm, 3, i > 1)
-                for i, (a, b) in enumerate(pairwise(widths))
-            )
-        )
-        self.position = _convolution(dim, dim, neuron, norm, 3)
+    def build(self, neuron: Layer, norm: Layer | None = None) -> nn.Module:
+        from .attention import SpikformerNet
 
-    def forward(self, x: Tensor) -> Tensor:
-        s = self.split(x)
-        return s + self.position(s)
-
-
-class Attention(nn.Module):
-    """Spiking self-attention between the places of `[T, B, D, H, W]`."""
-
-    def __init__(self, dim: int, heads: int, neuron: Neuron, norm: NormLayer) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q, self.k, self.v = (_convolution(dim, dim, neuron, norm) for _ in range(3))
-        self.neuron = neuron(channels=dim)
-        self.project = _convolution(dim, dim, neuron, norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            part(x).flatten(3).unflatten(2, (self.heads, -1)) for part in (self.q, self.k, self.v)
-        )
-        # [T, B, heads, d, N]: without a softmax (v k^T) q is the same, and d is smaller than the number of places
-        attended = (v @ k.transpose(-1, -2)) @ q * SCALE
-        return run((self.neuron, self.project), attended.reshape(x.shape))
-
-
-class Encoder(nn.Module):
-    """Attention and two linear layers, each added to what entered it."""
-
-    def __init__(self, dim: int, heads: int, hidden: int, neuron: Neuron, norm: NormLayer) -> None:
-        super().__init__()
-        self.attention = Attention(dim, heads, neuron, norm)
-        self.mlp = Sequential(
-            _convolution(dim, hidden, neuron, norm), _convolution(hidden, dim, neuron, norm)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(x)
-        return x + self.mlp(x)
-
-
-class SpikformerNet(nn.Module):
-    """Patches, encoders, average over the places, linear layer: `[T, B, C, H, W] -> [T, B, K]`."""
-
-    def __init__(
-        self, patches: Patches, encoders: nn.Sequential, head: OverTime, in_channels: int
-    ) -> None:
-        super().__init__()
-        self.patches, self.encoders, self.head, self.in_channels = (
-            patches,
-            encoders,
-            head,
-            in_channels,
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 5 or x.shape[2] != self.in_channels:
-            raise ValueError(
-                f"expected input [T, B, {self.in_channels}, H, W], got shape {list(x.shape)}"
-            )
-        return self.head(self.encoders(self.patches(x)))
-
-
-def spikformer(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    *,
-    dim: int = 384,
-    depth: int = 4,
-    heads: int = 12,
-    neuron: Neuron = LIF,
-    norm: NormLayer = batch_norm,
-) -> SpikformerNet:
-    """Spikformer-4-384 for images of 32x32, of which it makes 8x8 tokens. dim: features of a token; depth: encoders."""
-    if dim % 8 or dim % heads:
-        raise ValueError(f"dim must be a multiple of 8 and of heads={heads}, got {dim}")
-    encoders = nn.Sequential(*(Encoder(dim, heads, 4 * dim, neuron, norm) for _ in range(depth)))
-    head = OverTime(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(dim, num_classes))
-    return SpikformerNet(Patches(in_channels, dim, neuron, norm), encoders, head, in_channels)
+        return SpikformerNet(self, neuron, norm)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..surrogate import Rectangle, Surrogate
+from ..options import CLIF as Options
+from .arguments import has
 from .lif import LIF
 
 
+@has(Options, without=("v_reset",))
 class CLIF(LIF):
     """A layer of complementary LIF neurons (Huang et al. 2024, arXiv 2402.04663): a second potential m adapts the soft reset.
 
@@ -22,28 +24,13 @@ class CLIF(LIF):
     """
 
     def __init__(
-        self,
-        tau: float = 2.0,
-        *,
-        decay_input: bool = False,
-        surrogate: Surrogate = Rectangle(),  # noqa: B008  (a frozen value)
-        memory: str = "exact",
-        **options: Any,
+        self, tau: float = Options.tau, *, channels: int | None = None, **rest: Any
     ) -> None:
-        if "v_reset" in options:
+        if rest.get("v_reset") is not None:
             raise ValueError("CLIF has a reset of its own, by theta + sig(m); leave v_reset out")
-        if memory not in ("exact", "recompute", "checkpoint"):
+        super().__init__(tau, channels=channels, **rest)
+        if self.options.memory not in ("exact", "recompute", "checkpoint"):
             raise ValueError(
-                f"CLIF: memory is exact, recompute or checkpoint, since m depends on all of u; got {memory!r}"
+                "CLIF: memory is exact, recompute or checkpoint, since m depends on all of u; "
+                f"got {self.options.memory!r}"
             )
-        super().__init__(
-            tau,
-            v_reset=None,
-            decay_input=decay_input,
-            surrogate=surrogate,
-            memory=memory,
-            **options,
-        )
-
-    def options(self) -> dict[str, Any]:
-        return super().options() | {"complementary": True}

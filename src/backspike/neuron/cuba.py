@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernel
+from ..options import CubaLIF as Options
+from .arguments import has
 from .integrator import integrate
 from .lif import LIF, Output
-from .prepare import check_constants, check_input
+from .prepare import check_input, check_tau
 
 
+@has(Options)
 class CubaLIF(LIF):
     """A layer of current-based LIF neurons: a first-order synapse filters the input before the membrane does.
 
@@ -24,24 +27,20 @@ class CubaLIF(LIF):
     et al. 2018) and the `Synaptic` of snnTorch; Cramer et al. 2022 have gain_s = 1 alone, which scales the weights.
     """
 
+    learnable = (*LIF.learnable, "tau_synapse")
+    options: Options
+
     def __init__(
-        self,
-        tau: float = 2.0,
-        *,
-        tau_synapse: float = 2.0,
-        learn: tuple[str, ...] | str = (),
-        **options: Any,
+        self, tau: float = Options.tau, *, channels: int | None = None, **rest: Any
     ) -> None:
-        learn = (learn,) if isinstance(learn, str) else tuple(learn)
-        super().__init__(
-            tau, learn=tuple(name for name in learn if name != "tau_synapse"), **options
-        )
-        check_constants(tau_synapse, 1.0, 0.0, self.decay_input, 0.0)
-        if "tau_synapse" in learn and math.isinf(tau_synapse):
+        super().__init__(tau, channels=channels, **rest)
+        start, learned = self.options.tau_synapse, "tau_synapse" in self.options.learn
+        check_tau(start, self.options.decay_input)
+        if learned and math.isinf(start):
             raise ValueError("learn='tau_synapse' needs a finite tau_synapse to start from")
-        start = torch.tensor(math.log(tau_synapse - 1)) if "tau_synapse" in learn else None
-        self.tau_synapse, self.learn = tau_synapse, learn
-        self.log_tau_synapse_minus_1 = None if start is None else nn.Parameter(start)
+        self.log_tau_synapse_minus_1 = (
+            nn.Parameter(torch.tensor(math.log(start - 1))) if learned else None
+        )
 
     def compute(
         self, x: Tensor, v0: Tensor | None, repeats: int = 1, want_state: bool = True
@@ -50,8 +49,8 @@ class CubaLIF(LIF):
         x = x.expand(repeats, *x.shape[1:]) if repeats > 1 else x
         v0, i0 = (None, None) if v0 is None else v0
         learned = self.log_tau_synapse_minus_1
-        tau = self.tau_synapse if learned is None else 1 + learned.exp()
-        current = integrate(x, i0, tau, self.decay_input, self.backend)
+        tau = self.options.tau_synapse if learned is None else 1 + learned.exp()
+        current = integrate(x, i0, tau, self.options.decay_input, self.options.backend)
         assert current.membrane is not None
         out, moments = super().compute(current.membrane.to(x.dtype), v0, want_state=want_state)
         return out._replace(
@@ -59,4 +58,4 @@ class CubaLIF(LIF):
         ), moments
 
     def extra_repr(self) -> str:
-        return f"tau_synapse={self.tau_synapse}, {super().extra_repr()}"
+        return f"tau_synapse={self.options.tau_synapse}, {super().extra_repr()}"

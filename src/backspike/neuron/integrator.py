@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import kernel
+from ..options import LIF as Options
 from ..surrogate import Rectangle
-from .lif import Output, lif
-from .prepare import check_constants
+from .lif import Output, compute
+from .prepare import check_tau, prepare
 from .streaming import Streaming
 
 
@@ -17,16 +19,15 @@ def integrate(
     x: Tensor, v0: Tensor | None, tau: float | Tensor, decay_input: bool, backend: str
 ) -> Output:
     """`lif` without spikes, its membrane recorded."""
-    return lif(x, v0, tau=tau, decay_input=decay_input, backend=backend, **_SPIKELESS)
+    call = _prepare(x, v0, tau, decay_input)
+    return compute(call, backend)[0]
 
 
-# an infinite threshold is never reached, and a rectangle is zero there: no spikes and no surrogate
-_SPIKELESS: dict[str, Any] = {
-    "v_threshold": math.inf,
-    "surrogate": Rectangle(),
-    "reset_gradient": 0.0,
-    "record_membrane": True,
-}
+def _prepare(x: Tensor, v0: Tensor | None, tau: float | Tensor, decay_input: bool) -> kernel.Call:
+    # an infinite threshold is never reached, and a rectangle is zero there
+    neuron = Options(decay_input=decay_input, surrogate=Rectangle(), reset_gradient=0.0)
+    constants = kernel.Constants(tau, math.inf)
+    return prepare(x, v0, neuron, constants, record=kernel.Record(membrane=True))
 
 
 class Integrator(Streaming):
@@ -40,26 +41,19 @@ class Integrator(Streaming):
     ) -> None:
         super().__init__()
         self.tau, self.decay_input, self.backend = tau, decay_input, backend
-        check_constants(
-            math.inf if tau is None else tau, 1.0, 0.0, decay_input and tau is not None, 0.0
-        )
+        if tau is not None:
+            check_tau(tau, decay_input)
 
     def forward(self, x: Tensor, v0: Tensor | None = None) -> Any:
-        out = lif(x, self.initial_state(v0, x), backend=self.backend, **self.options())
+        out, _ = compute(self.prepare(x, self.initial_state(v0, x)), self.backend)
         self._finish(out.state)
         assert out.membrane is not None
         membrane = out.membrane.to(x.dtype)
         return membrane if v0 is None else Output(None, out.state, membrane)
 
-    def options(self) -> dict[str, Any]:
+    def prepare(self, x: Tensor, v0: Tensor | None) -> kernel.Call:
         tau = math.inf if self.tau is None else self.tau
-        rest = {"v_reset": 0.0, "temporal_gradient": True}
-        return {
-            "tau": tau,
-            "decay_input": self.decay_input and self.tau is not None,
-            **rest,
-            **_SPIKELESS,
-        }
+        return _prepare(x, v0, tau, self.decay_input and self.tau is not None)
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}, decay_input={self.decay_input}"

@@ -14,17 +14,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import kernel
 from ..kernel.mask import draw_seed
-from ..kernel.saved import lacks
-from ..surrogate import ATan, Parametric, Surrogate, unwrap
-from .prepare import check_constants, check_memory, prepare
+from ..options import LIF as Options
+from ..surrogate import Parametric, unwrap
+from .arguments import has, takes
+from .prepare import check_gradients_of, check_neuron, prepare
 from .streaming import Streaming
+
+if TYPE_CHECKING:
+    _Attributes = Options
+else:
+    _Attributes = object
 
 WIDTH_RANGE = (0.2, 4.0)  # a learned width stays inside; ours
 THRESHOLD_MIN = 1e-3
@@ -38,24 +44,20 @@ class Output(NamedTuple):
     membrane: Tensor | None  # [T, B, ...], u before the reset; None unless recorded
 
 
+@takes(Options, without=("learn",))
 def lif(
     x: Tensor,
     v0: Tensor | None = None,
     *,
-    tau: float | Tensor = 2.0,
-    v_threshold: float | Tensor = 1.0,
-    v_reset: float | None = 0.0,
-    decay_input: bool = True,
-    surrogate: Surrogate = ATan(),  # noqa: B008  (a frozen value)
-    reset_gradient: float = 1.0,
-    temporal_gradient: bool = True,
+    tau: float | Tensor = Options.tau,
+    v_threshold: float | Tensor = Options.v_threshold,
     width: Tensor | None = None,
     seed: int | Tensor | None = None,
     mask_p: Tensor | None = None,
     backend: str | None = None,
     record_membrane: bool = False,
-    memory: str = "exact",
     repeats: int = 1,
+    **rest: Any,
 ) -> Output:
     """Leaky integrate-and-fire neurons over a sequence of currents x `[T, B, ...]`; equations at the head of this file.
 
@@ -70,23 +72,9 @@ def lif(
     repeats: x `[1, B, ...]` stands for that many equal timesteps, and its gradient is the sum over them.
     Raises ValueError naming the argument; `Unsupported` when the named backend cannot do it.
     """
-    call = prepare(
-        x,
-        v0,
-        tau=tau,
-        v_threshold=v_threshold,
-        v_reset=v_reset,
-        decay_input=decay_input,
-        surrogate=surrogate,
-        reset_gradient=reset_gradient,
-        temporal_gradient=temporal_gradient,
-        width=width,
-        seed=seed,
-        mask_p=mask_p,
-        record_membrane=record_membrane,
-        memory=memory,
-        repeats=repeats,
-    )
+    neuron, constants = Options(**rest), kernel.Constants(tau, v_threshold, width)
+    record = kernel.Record(membrane=record_membrane)
+    call = prepare(x, v0, neuron, constants, seed, mask_p, repeats, record)
     return compute(call, backend or "auto")[0]
 
 
@@ -104,7 +92,8 @@ class Watcher:
     moments: bool = False
 
 
-class LIF(Streaming):
+@has(Options)
+class LIF(Streaming, _Attributes):
     """A layer of leaky integrate-and-fire neurons: `layer(x) -> spikes`, both `[T, B, ...]`; `layer(x, v0) -> bs.Output`.
 
     learn: any of "tau", "threshold"; with a `Parametric` surrogate the width learns as well. What is learned are the
@@ -112,59 +101,46 @@ class LIF(Streaming):
     is per channel. The other arguments are those of `bs.lif`. A width stays within [0.2, 4], a threshold above 0.001.
     """
 
+    kind: ClassVar[type[Options]]  # set by `has`
+    learnable: ClassVar[tuple[str, ...]] = ("tau", "threshold")
     mask_p: Tensor | None
 
     def __init__(
         self,
-        tau: float = 2.0,
+        tau: float = Options.tau,
         *,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        decay_input: bool = True,
-        surrogate: Surrogate = ATan(),  # noqa: B008  (a frozen value)
-        reset_gradient: float = 1.0,
-        temporal_gradient: bool = True,
-        learn: tuple[str, ...] | str = (),
         channels: int | None = None,
-        backend: str = "auto",
-        memory: str = "exact",
+        learn: tuple[str, ...] | str = (),
+        **rest: Any,
     ) -> None:
         super().__init__()
-        learn = (learn,) if isinstance(learn, str) else tuple(learn)
-        if unknown := set(learn) - {"tau", "threshold"}:
-            raise ValueError(f"learn: any of 'tau', 'threshold', got {sorted(unknown)}")
-        check_constants(tau, v_threshold, v_reset, decay_input, reset_gradient)
-        if "tau" in learn and math.isinf(tau):
-            raise ValueError("learn='tau' needs a finite tau to start from; an IF neuron has none")
-        mask, parametric, _ = unwrap(surrogate)
-        if backend != "auto" and backend not in kernel.backends():
+        self.options = neuron = self.kind(tau, learn=names(learn), **rest)
+        self.channels = channels
+        if unknown := set(neuron.learn) - {*self.learnable}:
             raise ValueError(
-                f"unknown backend {backend!r}; here there are: auto, {', '.join(kernel.backends())}"
+                f"learn: any of {', '.join(map(repr, self.learnable))}, got {sorted(unknown)}"
             )
-        self.tau, self.v_threshold, self.v_reset, self.decay_input = (
-            tau,
-            v_threshold,
-            v_reset,
-            decay_input,
-        )
-        self.surrogate, self.reset_gradient, self.temporal_gradient = (
-            surrogate,
-            reset_gradient,
-            temporal_gradient,
-        )
-        self.learn, self.channels, self.backend, self.memory = learn, channels, backend, memory
+        check_neuron(neuron, tau, neuron.v_threshold)
+        if "tau" in neuron.learn and math.isinf(tau):
+            raise ValueError("learn='tau' needs a finite tau to start from; an IF neuron has none")
+        if neuron.backend != "auto" and neuron.backend not in kernel.backends():
+            raise ValueError(
+                f"unknown backend {neuron.backend!r}; "
+                f"here there are: auto, {', '.join(kernel.backends())}"
+            )
+        mask, parametric, _ = unwrap(neuron.surrogate)
         self.log_tau_minus_1 = (
-            nn.Parameter(torch.tensor(math.log(tau - 1))) if "tau" in learn else None
+            nn.Parameter(torch.tensor(math.log(tau - 1))) if "tau" in neuron.learn else None
         )
         self.threshold = (
-            nn.Parameter(torch.tensor(float(v_threshold))) if "threshold" in learn else None
+            nn.Parameter(torch.tensor(float(neuron.v_threshold)))
+            if "threshold" in neuron.learn
+            else None
         )
         self.log_width = (
             nn.Parameter(torch.zeros(_width_shape(parametric, channels))) if parametric else None
         )
-        check_memory(memory, surrogate, v_reset, v_threshold)
-        if lack := lacks(memory, tau=self.log_tau_minus_1, theta=self.threshold, moments=False):
-            raise ValueError(f"memory={memory!r} {lack}")
+        check_gradients_of(neuron, self.log_tau_minus_1, self.threshold)
         # a function of the training progress, set by whoever anneals it; so it is no part of the weights
         self.register_buffer(
             "mask_p", torch.tensor(mask.p, dtype=torch.float64) if mask else None, persistent=False
@@ -180,16 +156,18 @@ class LIF(Streaming):
             self.mask_p = p.to(self.mask_p.device)  # a probability keeps its bits in `model.half()`
         return self
 
-    def constants(self) -> tuple[float | Tensor, float | Tensor, Tensor | None]:
-        """(tau, threshold, width) as used: floats, or tensors with a graph where they are learned."""
-        tau = self.tau if self.log_tau_minus_1 is None else 1 + self.log_tau_minus_1.exp()
-        threshold: float | Tensor = self.v_threshold if self.threshold is None else self.threshold
+    def constants(self) -> kernel.Constants:
+        """As used: floats, or tensors with a graph where they are learned."""
+        tau = self.options.tau if self.log_tau_minus_1 is None else 1 + self.log_tau_minus_1.exp()
+        learned: Tensor | None = self.threshold
+        threshold = self.options.v_threshold if learned is None else learned
         log_width: Tensor | None = self.log_width
         if not torch.is_grad_enabled():  # a training step has moved them into their bounds
             if isinstance(threshold, Tensor):
                 threshold = threshold.clamp(min=THRESHOLD_MIN)
             log_width = None if log_width is None else log_width.clamp(*map(math.log, WIDTH_RANGE))
-        return tau, threshold, None if log_width is None else log_width.exp()
+        width = None if log_width is None else log_width.exp()
+        return kernel.Constants(tau, threshold, width)
 
     def forward(self, x: Tensor, v0: Tensor | None = None, repeats: int = 1) -> Any:
         self.begin(x.device)
@@ -209,8 +187,29 @@ class LIF(Streaming):
 
         want_state=False spares writing the state, which may then come out empty.
         """
-        return compute(
-            prepare(x, v0, repeats=repeats, record_state=want_state, **self.options()), self.backend
+        record = self.record()._replace(state=want_state)
+        return compute(self.prepare(x, v0, repeats, record), self.options.backend)
+
+    def prepare(
+        self,
+        x: Tensor,
+        v0: Tensor | None,
+        repeats: int = 1,
+        record: kernel.Record = kernel.Record(),  # noqa: B008  (a named tuple)
+        constants: kernel.Constants | None = None,
+    ) -> kernel.Call:
+        """The call that computes x from this state. constants: in place of the layer's own."""
+        constants = constants or self.constants()
+        mask = self.mask_seed(), self.mask_p
+        return prepare(x, v0, self.options, constants, *mask, repeats, record)
+
+    def mask_seed(self) -> Tensor | None:
+        return self.seed if torch.is_grad_enabled() else None
+
+    def record(self) -> kernel.Record:
+        """What the watchers want recorded."""
+        return kernel.Record(
+            any(w.membrane for w in self.watchers), any(w.moments for w in self.watchers)
         )
 
     def begin(self, device: torch.device) -> None:
@@ -228,24 +227,6 @@ class LIF(Streaming):
         self._finish(out.state)
         for watcher in self.watchers:
             watcher.see(self, out, moments)
-
-    def options(self) -> dict[str, Any]:
-        tau, threshold, width = self.constants()
-        return {
-            "tau": tau,
-            "v_threshold": threshold,
-            "v_reset": self.v_reset,
-            "decay_input": self.decay_input,
-            "surrogate": self.surrogate,
-            "reset_gradient": self.reset_gradient,
-            "temporal_gradient": self.temporal_gradient,
-            "width": width,
-            "seed": self.seed if torch.is_grad_enabled() else None,
-            "mask_p": self.mask_p,
-            "memory": self.memory,
-            "record_membrane": any(w.membrane for w in self.watchers),
-            "record_moments": any(w.moments for w in self.watchers),
-        }
 
     def learned(self) -> dict[str, nn.Parameter]:
         """The parameters of the neuron that learn, by name: any of log_tau_minus_1, threshold, log_width."""
@@ -271,6 +252,10 @@ class LIF(Streaming):
         )
 
 
+def names(learn: tuple[str, ...] | str) -> tuple[str, ...]:
+    return (learn,) if isinstance(learn, str) else tuple(learn)
+
+
 def _width_shape(parametric: Parametric | None, channels: int | None) -> tuple[int, ...]:
     if parametric is None or not parametric.per_channel:
         return ()
@@ -281,13 +266,15 @@ def _width_shape(parametric: Parametric | None, channels: int | None) -> tuple[i
     return (channels,)
 
 
+@has(Options, without=("tau", "decay_input"))
 class IF(LIF):
     """A layer of integrate-and-fire neurons: `LIF` without the leak (lam = 1, gain = 1)."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(math.inf, decay_input=False, **options)
+    def __init__(self, *, channels: int | None = None, **rest: Any) -> None:
+        super().__init__(math.inf, decay_input=False, channels=channels, **rest)
 
 
+@has(Options)
 class PLIF(LIF):
     """A layer of parametric LIF neurons: `LIF` whose tau learns, one for the layer, from the tau given (Fang et al. 2021).
 
@@ -296,10 +283,15 @@ class PLIF(LIF):
     """
 
     def __init__(
-        self, tau: float = 2.0, *, learn: tuple[str, ...] | str = (), **options: Any
+        self,
+        tau: float = Options.tau,
+        *,
+        channels: int | None = None,
+        learn: tuple[str, ...] | str = (),
+        **rest: Any,
     ) -> None:
-        learn = (learn,) if isinstance(learn, str) else tuple(learn)
-        super().__init__(tau, learn=("tau", *(name for name in learn if name != "tau")), **options)
+        others = (name for name in names(learn) if name != "tau")
+        super().__init__(tau, channels=channels, learn=("tau", *others), **rest)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         w, ours = f"{prefix}w", f"{prefix}log_tau_minus_1"

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from .. import surrogate as _surrogate
 from ..data import augment as _augment
 from ..data import mixing as _mixing
 from ..errors import RecipeError, nearest
@@ -27,6 +26,13 @@ if TYPE_CHECKING:
 
 def _field(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
+
+
+def _calls(kind: Any) -> str:
+    """The values of a kind for its help: "Mean(), Last() or TWO(beta, start_epoch, cumulative)"."""
+    names = [(c.__name__, [f.name for f in dataclasses.fields(c)]) for c in kind.__subclasses__()]
+    *others, last = (f"{name}({', '.join(options)})" for name, options in names)
+    return f"{', '.join(others)} or {last}"
 
 
 # values that leave a field to the machine: see train/precision.py
@@ -63,12 +69,10 @@ class Recipe:
         Neuron(), "the neuron of every layer: Neuron() is LIF; PLIF(), CubaLIF(), CLIF(), MPBN()"
     )
     norm: Norm | None = _field(
-        None, "TDBN() or TEBN() in the place of BatchNorm; None: the network's own"
+        None, f"{_calls(Norm)} in the place of BatchNorm; None: the network's own"
     )
-    readout: Readout = _field(Mean(), "Mean(), Last() or TWO(beta, start_epoch, cumulative)")
-    loss: Loss = _field(
-        CrossEntropy(), "CrossEntropy(label_smoothing) or TET(lam, phi, label_smoothing)"
-    )
+    readout: Readout = _field(Mean(), _calls(Readout))
+    loss: Loss = _field(CrossEntropy(), _calls(Loss))
     mask_p_end: float | None = _field(
         None, "anneal the probability of Masked linearly over the epochs to this value"
     )
@@ -84,9 +88,7 @@ class Recipe:
     freeze_width: int = _field(
         0, "stop learning widths, thresholds and taus after so many epochs; 0: never"
     )
-    optimizer: Optimizer = _field(
-        AdamW(), "AdamW(lr, weight_decay) or SGD(lr, momentum, weight_decay, nesterov)"
-    )
+    optimizer: Optimizer = _field(AdamW(), _calls(Optimizer))
     epochs: int = _field(10, "passes over the training split")
     batch_size: int = _field(64, "samples per step")
     accumulate: int = _field(1, "split each step into so many parts to save memory")
@@ -159,16 +161,14 @@ class Recipe:
             _require(
                 0 <= self.mask_p_end <= 1, "mask_p_end", "a probability in [0, 1]", self.mask_p_end
             )
-            masked = isinstance(self.neuron.surrogate, _surrogate.Masked)
             _require(
-                masked,
+                self.neuron.mask is not None,
                 "neuron.surrogate",
                 "a Masked(...) surrogate where mask_p_end is set",
                 self.neuron.surrogate,
             )
-            rescaled = masked and self.neuron.surrogate.rescale  # type: ignore[attr-defined]
             _require(
-                not (rescaled and self.mask_p_end == 1),
+                not (self.neuron.rescale and self.mask_p_end == 1),
                 "mask_p_end",
                 "below 1 with rescale",
                 self.mask_p_end,

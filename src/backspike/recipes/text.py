@@ -5,69 +5,30 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Callable
+from dataclasses import is_dataclass
+from types import ModuleType
 from typing import Any
 
-from .. import surrogate as _surrogate
 from ..data import augment as _augment
 from ..data import autoaugment as _autoaugment
 from ..data import mixing as _mixing
 from ..errors import RecipeError, nearest
 from ..models import NETWORKS
-from .values import (
-    CLIF,
-    MPBN,
-    PDA,
-    PLIF,
-    SGD,
-    SGS,
-    TDBN,
-    TEBN,
-    TET,
-    TWO,
-    AdamW,
-    CrossEntropy,
-    CubaLIF,
-    Last,
-    Mean,
-    Neuron,
-)
+from ..surrogate import FAMILIES, Masked, Parametric
+from . import values
+
+
+def _defined_in(module: ModuleType) -> list[Any]:
+    classes = (c for c in vars(module).values() if is_dataclass(c))
+    return [c for c in classes if getattr(c, "__module__", "") == module.__name__]
+
 
 VALUES: dict[str, Callable[..., Any]] = {
     c.__name__: c
     for c in (
-        *(
-            _surrogate.ATan,
-            _surrogate.Dspike,
-            _surrogate.Erf,
-            _surrogate.Masked,
-            _surrogate.Parametric,
-        ),
-        *(
-            _surrogate.PiecewiseExponential,
-            _surrogate.Rectangle,
-            _surrogate.Sigmoid,
-            _surrogate.SuperSpike,
-        ),
-        *(_surrogate.Triangle, *NETWORKS, TDBN, TEBN, Mean, Last, TWO, CrossEntropy, TET, PDA),
-        *(Neuron, PLIF, CubaLIF, CLIF, MPBN),
-        *(SGS, AdamW, SGD),
-        *(
-            _augment.Shift,
-            _augment.Crop,
-            _augment.Flip,
-            _augment.Cutout,
-            _augment.Roll,
-            _augment.Rotate,
-            _augment.Shear,
-        ),
-        *(
-            _augment.EventDrop,
-            _augment.OneOf,
-            _augment.ResizedCrop,
-            _autoaugment.AutoAugment,
-            _mixing.Mixup,
-            _mixing.CutMix,
-        ),
+        *(*FAMILIES, Masked, Parametric),
+        *(*NETWORKS, *_defined_in(values)),
+        *(*_defined_in(_augment), *_defined_in(_autoaugment), *_defined_in(_mixing)),
     )
 }
 

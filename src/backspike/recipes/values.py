@@ -1,89 +1,80 @@
-"""The values that a recipe holds: neurons, norms, readouts, losses, methods and optimizers, each of which builds its part."""
+"""The values that a recipe holds: neurons, norms, readouts, losses, methods and optimizers, each of which builds its part.
+
+Every dataclass in this file may be named by the text of a recipe. Importing it imports no torch.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ..surrogate import ATan, Rectangle, Surrogate
+from .. import options
 
 if TYPE_CHECKING:
     from torch import Tensor, nn, optim
 
 
 @dataclass(frozen=True)
-class Neuron:
+class Neuron(options.LIF):
     """The spiking neuron of every layer: the arguments of `bs.LIF`. Called with `channels=`, it builds the layer.
 
     Other neurons are subclasses of the name that they have in `bs`.
     """
 
-    tau: float = 2.0
-    v_threshold: float = 1.0
-    v_reset: float | None = 0.0
-    decay_input: bool = True
-    surrogate: Surrogate = field(default=ATan())
-    reset_gradient: float = 1.0
-    temporal_gradient: bool = True
-    learn: tuple[str, ...] = ()
-    backend: str = "auto"
-    memory: str = "exact"  # what is kept for the backward pass; see `bs.lif`
-
     def __call__(self, channels: int | None = None) -> nn.Module:
+        return self.layer()(**vars(self), channels=channels)
+
+    @staticmethod
+    def layer() -> Callable[..., nn.Module]:
         from ..neuron.lif import LIF
 
-        return LIF(**vars(self), channels=channels)
+        return LIF
 
 
 @dataclass(frozen=True)
 class PLIF(Neuron):
     """`bs.PLIF`: tau learns."""
 
-    def __call__(self, channels: int | None = None) -> nn.Module:
+    @staticmethod
+    def layer() -> Callable[..., nn.Module]:
         from ..neuron.lif import PLIF
 
-        return PLIF(**vars(self), channels=channels)
+        return PLIF
 
 
 @dataclass(frozen=True)
-class CubaLIF(Neuron):
+class CubaLIF(options.CubaLIF, Neuron):
     """`bs.CubaLIF`: a synapse filters the current."""
 
-    tau_synapse: float = 2.0
-
-    def __call__(self, channels: int | None = None) -> nn.Module:
+    @staticmethod
+    def layer() -> Callable[..., nn.Module]:
         from ..neuron.cuba import CubaLIF
 
-        return CubaLIF(**vars(self), channels=channels)
+        return CubaLIF
 
 
 @dataclass(frozen=True)
-class CLIF(Neuron):
+class CLIF(options.CLIF, Neuron):
     """`bs.CLIF`, with the defaults of its paper; its reset is its own, so v_reset stays None."""
 
-    v_reset: None = None
-    decay_input: bool = False
-    surrogate: Surrogate = field(default=Rectangle())
-
-    def __call__(self, channels: int | None = None) -> nn.Module:
+    @staticmethod
+    def layer() -> Callable[..., nn.Module]:
         from ..neuron.clif import CLIF
 
-        options = vars(self) | {"channels": channels}
-        del options["v_reset"]
-        return CLIF(**options)
+        return CLIF
 
 
 @dataclass(frozen=True)
 class MPBN(Neuron):
     """`bs.MPBN`: BatchNorm of the membrane before it fires."""
 
-    def __call__(self, channels: int | None = None) -> nn.Module:
+    @staticmethod
+    def layer() -> Callable[..., nn.Module]:
         from ..layers.mpbn import MPBN
 
-        return MPBN(**vars(self), channels=channels)
+        return MPBN
 
 
 @runtime_checkable
@@ -94,7 +85,7 @@ class Norm(Protocol):
 
 
 @dataclass(frozen=True)
-class TDBN:
+class TDBN(Norm):
     """Threshold-dependent BatchNorm, see `bs.TDBN`."""
 
     def layers(self, T: int, v_threshold: float) -> Callable[..., nn.Module]:
@@ -104,7 +95,7 @@ class TDBN:
 
 
 @dataclass(frozen=True)
-class TEBN:
+class TEBN(Norm):
     """Temporal effective BatchNorm, see `bs.TEBN`."""
 
     def layers(self, T: int, v_threshold: float) -> Callable[..., nn.Module]:
@@ -115,11 +106,13 @@ class TEBN:
 
 @runtime_checkable
 class Readout(Protocol):
+    """What builds the module that turns the outputs over time `[T, B, K]` into logits `[B, K]`."""
+
     def build(self, T: int) -> nn.Module: ...
 
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(Readout):
     """Mean over time."""
 
     def build(self, T: int) -> nn.Module:
@@ -129,7 +122,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Last:
+class Last(Readout):
     """The last timestep."""
 
     def build(self, T: int) -> nn.Module:
@@ -139,7 +132,7 @@ class Last:
 
 
 @dataclass(frozen=True)
-class TWO:
+class TWO(Readout):
     """Temporally weighted output, see `bs.readout.TWO`."""
 
     beta: float = 0.7
@@ -149,7 +142,7 @@ class TWO:
     def build(self, T: int) -> nn.Module:
         from .. import readout
 
-        return readout.TWO(T, self.beta, self.start_epoch, self.cumulative)
+        return readout.TWO(T, **vars(self))
 
 
 def _check_smoothing(label_smoothing: float) -> None:
@@ -159,11 +152,13 @@ def _check_smoothing(label_smoothing: float) -> None:
 
 @runtime_checkable
 class Loss(Protocol):
+    """What computes the loss from the outputs over time `[T, B, K]`, the logits `[B, K]` and the targets."""
+
     def value(self, o: Tensor, logits: Tensor, y: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(Loss):
     """One cross-entropy on the readout's logits."""
 
     label_smoothing: float = 0.0
@@ -174,11 +169,11 @@ class CrossEntropy:
     def value(self, o: Tensor, logits: Tensor, y: Tensor) -> Tensor:
         from torch.nn import functional as F
 
-        return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(logits, y, **vars(self))
 
 
 @dataclass(frozen=True)
-class TET:
+class TET(Loss):
     """The loss of every timestep, averaged, see `bs.loss.tet`; the readout only answers."""
 
     lam: float = 0.05
@@ -191,7 +186,7 @@ class TET:
     def value(self, o: Tensor, logits: Tensor, y: Tensor) -> Tensor:
         from .. import loss
 
-        return loss.tet(o, y, self.lam, self.phi, self.label_smoothing)
+        return loss.tet(o, y, **vars(self))
 
 
 @dataclass(frozen=True)
@@ -210,8 +205,7 @@ class PDA:
     def build(self, model: nn.Module) -> Any:
         from ..methods.pda import PotentialAdjustment
 
-        options = dataclasses.asdict(self)
-        return PotentialAdjustment(model, options.pop("strength"), options.pop("target"), **options)
+        return PotentialAdjustment(model, **vars(self))
 
 
 @dataclass(frozen=True)
@@ -227,8 +221,7 @@ class SGS:
     def build(self, model: nn.Module) -> Any:
         from ..methods.sgs import scale_gradients
 
-        options = dataclasses.asdict(self)
-        return scale_gradients(model, options.pop("alpha"), options.pop("pair"), **options)
+        return scale_gradients(model, **vars(self))
 
 
 @runtime_checkable
@@ -240,18 +233,18 @@ class Optimizer(Protocol):
 
 
 @dataclass(frozen=True)
-class AdamW:
+class AdamW(Optimizer):
     lr: float = 1e-3
     weight_decay: float = 0.0
 
     def build(self, groups: Any) -> optim.Optimizer:
         from torch import optim
 
-        return optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay, fused=True)
+        return optim.AdamW(groups, **vars(self), fused=True)
 
 
 @dataclass(frozen=True)
-class SGD:
+class SGD(Optimizer):
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -260,10 +253,4 @@ class SGD:
     def build(self, groups: Any) -> optim.Optimizer:
         from torch import optim
 
-        options: dict[str, Any] = {
-            "lr": self.lr,
-            "momentum": self.momentum,
-            "weight_decay": self.weight_decay,
-            "nesterov": self.nesterov,
-        }
-        return optim.SGD(groups, **options, fused=True)
+        return optim.SGD(groups, **vars(self), fused=True)

@@ -1,51 +1,46 @@
 """Reports: from run folders to one HTML page that needs nothing else, neither a network nor a script.
 
-Everything shown is made from the run folder alone; what an interrupted run lacks is left out, and said. Strings of a run reach
-the page only through `escape` and never reach matplotlib: it draws axes, lines and numbers. Figures are inline
-SVG whose colours are CSS variables, so that one drawing serves light and dark.
+Everything shown is made from the run folder alone; what an interrupted run lacks is left out, and said.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from ..system.table import Table, left
 from .activity import energy_section, firing, membranes, potentials, support, watch, widths
 from .compare import compare
-from .html import Section, escape, html_table, render_page, write_page
-from .read import RunData, load_run
-from .results import confusion, curves, early_exit, headline, notices, over_time, readout, subtitle
+from .page import Page, Part, Section, Text, bold, code, write_page
+from .read import load_run
+from .results import confusion, curves, early_exit, notices, over_time, readout, subtitle, tiles
+from .run_data import RunData
 from .samples import samples
 
 __all__ = ["compare", "write"]
 
 
 def _recipe(run: RunData) -> Section:
-    rows = [
-        [f"<code>{escape(key)}</code>", f"<code>{escape(value)}</code>"]
-        for key, value in run.fields.items()
+    rows = [[code(key), code(value)] for key, value in run.fields.items()]
+    text: Text = [
+        "Every choice of the recipe ",
+        bold(run.name),
+        "; the command line sets each as ",
+        code("--field value"),
+        ".",
     ]
-    text = f"Every choice of the recipe <b>{escape(run.name)}</b>; the command line sets each as <code>--field value</code>."
-    return Section(
-        "recipe", "Recipe", text, html_table(["field", "value"], rows, "Recipe", "pairs")
-    )
+    return Section("recipe", "Recipe", text, [Table(left("field", "value"), rows, "Recipe")])
 
 
 def _environment(run: RunData) -> Section:
-    rows = [
-        [escape(key.replace("_", " ")), escape(value)]
-        for key, value in run.env.items()
-        if key != "command"
-    ]
-    command = (
-        f'<pre tabindex="0"><code>{escape(run.env["command"])}</code></pre>'
-        if run.env.get("command")
-        else ""
-    )
-    table = html_table(["", ""], rows, "Environment", "pairs headless") if rows else ""
+    env = dict(run.env)
+    command = env.pop("command", None)
+    rows = [[key.replace("_", " "), str(value)] for key, value in env.items()]
     text = "Where the numbers come from" + (
         ", and the command that repeats them." if command else "."
     )
-    return Section("environment", "Environment", text, command + table)
+    table = Table(left("", ""), rows, "Environment", style="pairs headless")
+    body = [Part("command", str(command))] * bool(command) + [table] * bool(rows)
+    return Section("environment", "Environment", text, body)
 
 
 _GLOSSARY = {
@@ -66,44 +61,26 @@ _GLOSSARY = {
 
 
 def _glossary(run: RunData) -> Section:
-    items = "".join(
-        f"<div><dt>{term}</dt><dd>{text}</dd></div>" for term, text in _GLOSSARY.items()
-    )
-    return Section(
-        "terms", "Terms", "As they are meant on this page.", f'<dl class="terms">{items}</dl>'
-    )
+    return Section("terms", "Terms", "As they are meant on this page.", [Part("terms", _GLOSSARY)])
 
 
 _SECTIONS = (
-    *(
-        curves,
-        readout,
-        over_time,
-        early_exit,
-        confusion,
-        firing,
-        energy_section,
-        membranes,
-        potentials,
-        support,
-        widths,
-    ),
-    watch,
-    *(samples, _recipe, _environment, _glossary),
+    *(curves, readout, over_time, early_exit, confusion, firing, energy_section, membranes),
+    *(potentials, support, widths, watch, samples, _recipe, _environment, _glossary),
 )
-
-
-# Pages
 
 
 def write(run: Path) -> Path:
     """Writes `report.html` into a run folder and returns its path. Raises `ReportError`."""
     loaded = load_run(run)
-    sections = [section for make in _SECTIONS if (section := make(loaded)).body]
-    links = "".join(f'<a href="#{section.name}">{section.title}</a>' for section in sections)
-    head = f"<header><p>backspike · training report</p><h1>{escape(loaded.name)}</h1>{subtitle(loaded)}{notices(loaded)}"
-    body = f"{head}{headline(loaded)}<nav aria-label='Sections'>{links}</nav></header>"
-    page = render_page(
-        f"{loaded.name} · backspike report", body + "".join(section.html() for section in sections)
+    page = Page(
+        kind="training report",
+        title=f"{loaded.name} · backspike report",
+        heading=loaded.name,
+        sections=[make(loaded) for make in _SECTIONS],
+        lead=subtitle(loaded),
+        notices=notices(loaded),
+        tiles=tiles(loaded),
+        contents=True,
     )
     return write_page(Path(run) / "report.html", page)

@@ -9,47 +9,40 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..analysis import energy
+from ..system.table import Column, Table, left, right
 from .chart import Line, colour, draw_chart, draw_svg, ramp
-from .html import (
-    MAX_STEPS,
-    Section,
-    as_percent,
-    count,
-    escape,
-    figure,
-    grid,
-    group_names,
-    heat_cell,
-    html_table,
-    joules,
-    plain_number,
-    tenths,
-    three_digits,
-    time_groups,
-)
-from .read import RunData, as_dict, layer_names, number
+from .format import as_percent, count, joules, plain_number, three_digits
+from .page import Figure, Key, Mark, Part, Section, Text, bold, code, grid, heat_table, strong
+from .run_data import Array, RunData, as_dict, layer_names, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+ARRAYS = {
+    "firing_rate": Array("L T"),
+    "support_share": Array("L T"),
+    "membrane_counts": Array("L bins", "iu"),
+    "membrane_edges": Array("edges"),
+    "surrogate_z": Array("M"),
+    "surrogate_h": Array("L M"),
+    "spikes_per_image": Array("L"),
+    "op_name": Array("E", "U"),
+    "op_kind": Array("E", "U"),
+    **{f"op_{key}": Array("E") for key in ("steps", "macs", "additions", "products", "spikes")},
+    **{f"op_{key}": Array("E") for key in ("weights", "inputs", "outputs", "bits")},
+    "op_samples": Array("", "iu"),
+}
 
-def heat_table(
-    run: RunData, key: str, label: str, more: dict[str, np.ndarray] | None = None
-) -> str:
-    """Layers down, timesteps across, in percent; `more` adds columns of one number per layer."""
+
+def over_steps(run: RunData, key: str, caption: str, **per_layer: str) -> list[Part | Table]:
+    """Layers down, timesteps across, in percent; per_layer: columns of an array of one number per layer, by their heads."""
     values = run.arrays.get(key)
     if values is None or not values.size:
-        return ""
-    groups = time_groups(values.shape[1], MAX_STEPS)
-    grouped = np.stack([values[:, group].mean(1) for group in groups], 1)
-    top = np.nan_to_num(grouped).max() or 1
-    more = {"mean": 100 * values.mean(1)} | (more or {})
-    rows = []
-    for i, name in enumerate(layer_names(run)):
-        cells = [heat_cell(np.nan_to_num(value) / top, tenths(100 * value)) for value in grouped[i]]
-        rows.append([escape(name), *cells, *(tenths(column[i]) for column in more.values())])
-    table = html_table(["% at step", *group_names(groups), *more], rows, label, "numbers")
-    return f'<div id="fig-{key.replace("_", "-")}">{table}</div>'
+        return []
+    more = {"mean": 100 * values.mean(1)}
+    more |= {head: run.arrays[name] for name, head in per_layer.items() if name in run.arrays}
+    empty = Table(left("% at step"), (), caption, name=key.replace("_", "-"))
+    return [heat_table(layer_names(run), values, empty, more, relative=True)]
 
 
 def layer_lines(run: RunData, key: str) -> list[Line]:
@@ -61,16 +54,9 @@ def layer_lines(run: RunData, key: str) -> list[Line]:
 
 def firing(run: RunData) -> Section:
     spikes = run.arrays.get("spikes_per_image")
-    table = heat_table(
-        run, "firing_rate", "Firing rates", {} if spikes is None else {"spikes per sample": spikes}
-    )
-    chart = draw_chart(
-        "firing-epochs",
-        "Firing rate while training",
-        layer_lines(run, "firing_rate"),
-        "epoch",
-        True,
-    )
+    table = over_steps(run, "firing_rate", "Firing rates", spikes_per_image="spikes per sample")
+    lines = layer_lines(run, "firing_rate")
+    chart = draw_chart("firing-epochs", "Firing rate while training", lines, "epoch", True)
     total = (
         "" if spikes is None else f" One sample costs {count(float(spikes.sum()))} spikes in all."
     )
@@ -78,14 +64,14 @@ def firing(run: RunData) -> Section:
         "How many of a layer's neurons spike, in percent: a layer near 0 passes nothing on, one near 100 tells nothing, and "
         f"few spikes are what makes these networks cheap on neuromorphic hardware.{total}"
     )
-    return Section("firing", "Firing rates", text, table + grid(chart))
+    return Section("firing", "Firing rates", text, [*table, *grid(chart)])
 
 
 def energy_section(run: RunData) -> Section:
     T = number(run.fields.get("T"))
     layers = energy.layers(run.arrays, int(T) if math.isfinite(T) else 1)
     if not layers:
-        return Section("energy", "", "", "")
+        return Section("energy", "")
     ann, snn = (
         energy.total(layer.ann for layer in layers),
         energy.total(layer.snn for layer in layers),
@@ -103,67 +89,63 @@ def energy_section(run: RunData) -> Section:
         [name, joules(a), joules(s), f"{three_digits(times[name])}\u202f×"]
         for name, (a, s) in compared.items()
     ]
-    head = ["estimate for one sample", "without spikes", "spiking", "spiking / without"]
-    table = f'<div id="fig-energy">{html_table(head, totals, "Energy in all", "numbers")}</div>'
+    heads = right("without spikes", "spiking", "spiking / without")
+    columns = [*left("estimate for one sample"), *heads]
+    table = Table(columns, totals, "Energy in all", name="energy")
     dearer = ", ".join(
         f"{name} {three_digits(times[name])} times as much"
         for name, (a, s) in compared.items()
         if s > a
     )
-    warning = (
-        '<p class="notice" role="note"><strong>The spiking network costs more</strong> than the equal network without spikes: '
-        f"{dearer}. Fewer timesteps and fewer spikes lower it, and hardware that keeps weights and membranes at hand.</p>"
-    )
-    once = "".join(
-        f" <code>{escape(layer.name)}</code> is computed once, as its input is the same at every timestep."
-        for layer in layers
-        if layer.steps < T
-    )
-    text = (
+    warning = [
+        strong("The spiking network costs more"),
+        f" than the equal network without spikes: {dearer}. Fewer timesteps and fewer spikes lower it, and hardware that keeps "
+        "weights and membranes at hand.",
+    ]
+    repeated = " is computed once, as its input is the same at every timestep."
+    once = [part for x in layers if x.steps < T for part in (" ", code(x.name), repeated)]
+    text = [
         f"Counted on {count(float(run.arrays['op_samples']))} test samples, beside the same layers run once without spikes. A "
         "spike costs an addition (AC) at every output that it reaches; a real number, as a first layer sees of an image, a "
-        "multiply-accumulate (MAC); spikes that a pool has added up whichever of both is less. A neuron costs a MAC a timestep."
-        f"{once} Norms are folded into weights; pools and the additions of branches are left out. Prices of Horowitz 2014 "
+        "multiply-accumulate (MAC); spikes that a pool has added up whichever of both is less. A neuron costs a MAC a timestep.",
+        *once,
+        " Norms are folded into weights; pools and the additions of branches are left out. Prices of Horowitz 2014 "
         f"(ISSCC, 45\u202fnm, 32 bits): MAC {energy.MAC:g}\u202fpJ, AC {energy.AC:g}\u202fpJ, a word from 8\u202fkB of SRAM "
         f"{energy.SRAM:g}\u202fpJ, from DRAM {energy.DRAM:g}\u202fpJ. A word is taken to move once per layer and timestep: "
-        "weights and inputs are read, outputs written; a membrane is read and written, a spike is a bit."
-    )
-    return Section(
-        "energy", "Energy, estimated", text, warning * bool(dearer) + table + _energy_table(layers)
-    )
-
-
-def _energy_table(layers: Sequence[energy.Layer]) -> str:
-    """The layers in the order in which they ran, and their sum; each quantity without spikes and spiking."""
-    pairs = [
-        ("", layer.name, f"{layer.steps}", count(layer.spikes), layer.ann, layer.snn)
-        for layer in layers
+        "weights and inputs are read, outputs written; a membrane is read and written, a spike is a bit.",
     ]
+    notice = [Part("notice", warning)] if dearer else []
+    return Section("energy", "Energy, estimated", text, [*notice, table, _energy_table(layers)])
+
+
+def _energy_table(layers: Sequence[energy.Layer]) -> Table:
+    """The layers in the order in which they ran, and their sum; each quantity without spikes and spiking."""
     ann, snn = (
         energy.total(layer.ann for layer in layers),
         energy.total(layer.snn for layer in layers),
     )
-    rows = []
-    for mark, name, steps, spikes, a, s in [*pairs, ("b", "in all", "", "", ann, snn)]:
-        cells = [
-            *map(count, (a.macs, s.macs, s.acs)),
-            *map(joules, (a.arithmetic, s.arithmetic)),
-            *map(count, (a.words, s.words)),
-        ]
-        rows.append([f"<b>{escape(name)}</b>" if mark else escape(name), steps, spikes, *cells])
-    both = [
-        f"{what}, {which}"
-        for what in ("arithmetic", "words moved")
-        for which in ("without", "spiking")
+    lines: list[tuple[Text, str, str, energy.Cost, energy.Cost]] = [
+        *((x.name, f"{x.steps}", count(x.spikes), x.ann, x.snn) for x in layers),
+        (bold("in all"), "", "", ann, snn),
     ]
-    head = ["layer", "steps", "spikes", "MACs, without", "MACs, spiking", "ACs, spiking", *both]
-    return html_table(head, rows, "Energy of each layer", "numbers")
+    rows = [
+        [name, steps, spikes, a.macs, s.macs, s.acs, a.arithmetic, s.arithmetic, a.words, s.words]
+        for name, steps, spikes, a, s in lines
+    ]
+    columns = [
+        *left("layer"),
+        *right("steps", "spikes"),
+        *right("MACs, without", "MACs, spiking", "ACs, spiking", format=count),
+        *right("arithmetic, without", "arithmetic, spiking", format=joules),
+        *right("words moved, without", "words moved, spiking", format=count),
+    ]
+    return Table(columns, rows, "Energy of each layer")
 
 
 def membranes(run: RunData) -> Section:
     arrays, keys = run.arrays, ("membrane_counts", "membrane_edges", "surrogate_z", "surrogate_h")
     if not all(key in arrays for key in keys):
-        return Section("membranes", "", "", "")
+        return Section("membranes", "")
     counts, edges, z, h = (arrays[key] for key in keys)
     logged = {
         k: v for k, v in as_dict(run.initial.get("membrane_counts")).items() if isinstance(v, list)
@@ -183,10 +165,14 @@ def membranes(run: RunData) -> Section:
         "under one that covers everything it strays from the true one. Both are drawn relative to their own peaks; the "
         "outermost bars hold all that lies beyond, and may be cut off."
     )
-    legend = '<ul class="legend"><li><i class="block" style="color:var(--hist)"></i>membranes</li>'
-    legend += '<li><i style="color:var(--ink)"></i>before training</li>' if before else ""
-    legend += '<li><i style="color:var(--valid)"></i>surrogate derivative</li><li><i class="upright"></i>threshold</li></ul>'
-    return Section("membranes", "Membranes and the surrogate", text, legend + grid(*figures))
+    legend = [
+        Key("membranes", "var(--hist)", "block"),
+        *[Key("before training", "var(--ink)")] * bool(before),
+        Key("surrogate derivative", "var(--valid)"),
+        Key("threshold", style="upright"),
+    ]
+    body = [Part("legend", legend), *grid(*figures)]
+    return Section("membranes", "Membranes and the surrogate", text, body)
 
 
 def _membrane(
@@ -197,24 +183,15 @@ def _membrane(
     edges: np.ndarray,
     z: np.ndarray,
     h: np.ndarray,
-) -> str:
+) -> Figure:
     above = counts[edges[:-1] >= 0].sum() / max(counts.sum(), 1)
 
     def plot(ax: Axes) -> None:
-        ax.stairs(
-            counts / (counts[1:-1].max(initial=0) or 1),
-            edges,
-            fill=True,
-            color=colour("hist"),
-            linewidth=0,
-        )
+        heights = counts / (counts[1:-1].max(initial=0) or 1)
+        ax.stairs(heights, edges, fill=True, color=colour("hist"), linewidth=0)
         if before is not None:
-            ax.stairs(
-                before / (before[1:-1].max(initial=0) or 1),
-                edges,
-                color=colour("ink"),
-                linewidth=0.9,
-            )
+            heights = before / (before[1:-1].max(initial=0) or 1)
+            ax.stairs(heights, edges, color=colour("ink"), linewidth=0.9)
         inside = (z >= edges[0]) & (z <= edges[-1])
         ax.plot(z[inside], h[inside] / (h.max() or 1), color=colour("valid"), linewidth=1.8)
         ax.axvline(0, color=colour("soft"), linewidth=1, linestyle=(0, (2, 3)))
@@ -225,8 +202,11 @@ def _membrane(
 
     mode = (edges[:-1] + edges[1:])[counts.argmax()] / 2
     alt = f"Membranes of layer {name}: most often {mode:.2g} from the threshold, {as_percent(above)} at or above it"
-    title = f"{escape(name)} <small>{as_percent(above)} at or above the threshold, derivative up to {plain_number(h.max())}</small>"
-    return figure(f"membrane-{index}", title, draw_svg(f"membrane-{index}", alt, plot, left=0.04))
+    drawn = draw_svg(f"membrane-{index}", alt, plot, left=0.04)
+    said = (
+        f"{as_percent(above)} at or above the threshold, derivative up to {plain_number(h.max())}"
+    )
+    return Figure(f"membrane-{index}", [f"{name} ", Mark("small", said)], drawn)
 
 
 _POTENTIAL = {
@@ -250,52 +230,31 @@ def potentials(run: RunData) -> Section:
             (number(then.get(key)), number(now.get(key)), write)
             for key, (_, write) in _POTENTIAL.items()
         ]
-        rows.append(
-            [
-                escape(name),
-                *(
-                    f"{write(a)} → {write(b)}" if math.isfinite(a) else write(b)
-                    for a, b, write in pairs
-                ),
-            ]
+        moved = (
+            f"{write(a)} → {write(b)}" if math.isfinite(a) else write(b) for a, b, write in pairs
         )
-        series = [
-            (v if isinstance(v := now.get(key), list) else [], write)
-            for key, (_, write) in _POTENTIAL.items()
-        ]
-        for t in range(max(len(values) for values, _ in series)):
-            cells = [
-                write(number(values[t]) if t < len(values) else math.nan)
-                for values, write in series
-            ]
-            steps.append([f"{escape(name)}, step {t + 1}", *cells])
-    head = ["layer", *(text for text, _ in _POTENTIAL.values())]
+        rows.append([name, *moved])
+        series = [v if isinstance(v := now.get(key), list) else [] for key in _POTENTIAL]
+        for t in range(max(map(len, series))):
+            cells = [number(values[t]) if t < len(values) else math.nan for values in series]
+            steps.append([f"{name}, step {t + 1}", *cells])
     text = (
         "Where the potentials u lie, on a batch of validation samples, before training and at its end: mean and spread; the "
         "mean square of what is lost when u is rounded to a spike of the threshold's height or to none; the shares near the "
         "threshold (within half the surrogate's width), at 0 or below, and at twice the threshold or above."
     )
-    if not rows:
-        return Section("potentials", "Potentials", text, "")
-    tables = html_table(head, rows, "Potentials of each layer", "numbers")
-    folded = html_table(head, steps, "Potentials of each layer and step", "numbers")
-    return Section(
-        "potentials",
-        "Potentials",
-        text,
-        f"{tables}<details><summary>Step by step</summary>{folded}</details>",
-    )
+    quantities = [Column(head, True, write) for head, write in _POTENTIAL.values()]
+    heads = right(*(head for head, _ in _POTENTIAL.values()))
+    table = Table([*left("layer"), *heads], rows, "Potentials of each layer")
+    folded = Table([*left("layer"), *quantities], steps, "Potentials of each layer and step")
+    body: list[Part | Table] = [table, Part("details", ("Step by step", folded))]
+    return Section("potentials", "Potentials", text, body if rows else [])
 
 
 def support(run: RunData) -> Section:
-    table = heat_table(run, "support_share", "Neurons with a gradient")
-    chart = draw_chart(
-        "support-epochs",
-        "Share with a gradient while training",
-        layer_lines(run, "support_share"),
-        "epoch",
-        True,
-    )
+    table = over_steps(run, "support_share", "Neurons with a gradient")
+    lines, title = layer_lines(run, "support_share"), "Share with a gradient while training"
+    chart = draw_chart("support-epochs", title, lines, "epoch", True)
     shares = run.series("masked_share")
     masked = shares[np.isfinite(shares)]
     dropped = (
@@ -307,7 +266,7 @@ def support(run: RunData) -> Section:
         "The share of neurons, in percent, whose surrogate derivative is above 1\u202f% of its peak: only they receive a "
         f"gradient. Near 0 a layer does not learn; near 100 almost every neuron is pushed by an approximation.{dropped}"
     )
-    return Section("support", "Neurons that receive a gradient", text, table + grid(chart))
+    return Section("support", "Neurons that receive a gradient", text, [*table, *grid(chart)])
 
 
 def watch(run: RunData) -> Section:
@@ -324,44 +283,30 @@ def watch(run: RunData) -> Section:
             Line(name, x, y, ramp(i, len(names))) for i, (name, y) in enumerate(zip(names, series))
         ]
 
+    shown: tuple[tuple[str, str, str, str, dict[str, bool]], ...] = (
+        ("gradient", "Gradient of the currents", "layers", "gradient", {"log": True}),
+        ("step", _STEP, "weights", "update_ratio", {"log": True}),
+        ("reset", "Gradient through the reset, relative to the rest", "layers", "reset_ratio", {}),
+        ("mask", "Agreement with the unmasked gradient", "weights", "mask_alignment", {}),
+        ("dead", "Channels that never fire", "layers", "dead", {"percent": True}),
+    )
     charts = grid(
-        draw_chart(
-            "watch-gradient",
-            "Gradient of the currents",
-            lines("layers", "gradient"),
-            _DONE,
-            log=True,
-        ),
-        draw_chart(
-            "watch-step",
-            "Step at the full rate, relative to the weights",
-            lines("weights", "update_ratio"),
-            _DONE,
-            log=True,
-        ),
-        draw_chart(
-            "watch-reset",
-            "Gradient through the reset, relative to the rest",
-            lines("layers", "reset_ratio"),
-            _DONE,
-        ),
-        draw_chart(
-            "watch-mask",
-            "Agreement with the unmasked gradient",
-            lines("weights", "mask_alignment"),
-            _DONE,
-        ),
-        draw_chart("watch-dead", "Channels that never fire", lines("layers", "dead"), _DONE, True),
+        *(
+            draw_chart(f"watch-{name}", title, lines(kind, key), "epochs done", **scale)
+            for name, title, kind, key, scale in shown
+        )
     )
-    text = (
-        "What <code>backspike doctor</code> measures, on 64 training samples before training and after every epoch: how large "
-        "a gradient reaches each layer, how far a step moves weights, what comes through the reset, and how much of the "
-        "direction a mask leaves (1: all, 0: noise)."
-    )
-    return Section("watch", "Health while training", text, charts and charts + watch_findings(run))
+    text: Text = [
+        "What ",
+        code("backspike doctor"),
+        " measures, on 64 training samples before training and after every epoch: how large a gradient reaches each layer, how "
+        "far a step moves weights, what comes through the reset, and how much of the direction a mask leaves (1: all, 0: noise).",
+    ]
+    body = charts and [*charts, watch_findings(run)]
+    return Section("watch", "Health while training", text, body)
 
 
-_DONE = "epochs done"
+_STEP = "Step at the full rate, relative to the weights"
 
 
 def size(value: Any) -> float:
@@ -371,7 +316,7 @@ def size(value: Any) -> float:
     return math.sqrt(np.mean([number(item) ** 2 for item in value])) if value else math.nan
 
 
-def watch_findings(run: RunData) -> str:
+def watch_findings(run: RunData) -> Part | Table:
     rows: dict[str, list[Any]] = {}
     for event in run.watched:
         findings = event.get("findings")
@@ -382,25 +327,18 @@ def watch_findings(run: RunData) -> str:
             where = ", ".join(map(str, places)) if isinstance(places, list) else ""
             rows.setdefault(key, [finding, where, []])[2].append(event["epochs"])
     if not rows:
-        return "<p>Nothing was found at any time.</p>"
+        return Part("paragraph", "Nothing was found at any time.")
     cells = [
-        [
-            escape(f.get("illness")),
-            escape(where),
-            escape(spans(at)),
-            escape(f.get("found")),
-            advice(f),
-        ]
+        [str(f.get("illness")), where, spans(at), str(f.get("found")), advice(f)]
         for f, where, at in rows.values()
     ]
-    return html_table(
-        ["finding", "where", "after epochs", "what", "to try"], cells, "Findings", "pairs"
-    )
+    columns = left("finding", "where", "after epochs", "what", "to try")
+    return Table(columns, cells, "Findings")
 
 
-def advice(finding: dict[str, Any]) -> str:
-    flags = finding.get("flags")
-    return escape(finding.get("advice")) + (f": <code>{escape(flags)}</code>" if flags else "")
+def advice(finding: dict[str, Any]) -> Text:
+    flags, text = finding.get("flags"), str(finding.get("advice"))
+    return [f"{text}: ", code(flags)] if flags else text
 
 
 def spans(numbers: Sequence[int]) -> str:

@@ -1,4 +1,7 @@
-"""Figures as inline SVG whose colours are CSS variables, so that one drawing serves light and dark."""
+"""Figures as inline SVG whose colours are CSS variables, so that one drawing serves light and dark.
+
+Strings of a run never reach matplotlib: it draws axes, lines and numbers.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,19 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
-from .html import MAX_LINES, as_percent, escape, figure, plain_number
+from .format import as_percent, plain_number
+from .page import TEMPLATES, Figure, Image, Key
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
+MAX_LINES = 100
 _COLOURS = ("ink", "soft", "rule", "train", "valid", "hist", *(f"run{i}" for i in range(8)))
 
 
@@ -38,53 +43,41 @@ def css(stand_in: str) -> str:
     return f"color-mix(in oklch, var(--late) {value}%, var(--early))"
 
 
-def draw_svg(name: str, label: str, plot: Callable[[Axes], None], left: float = 0.125) -> str:
+def draw_svg(name: str, label: str, plot: Callable[[Axes], None], left: float = 0.125) -> Markup:
     """An inline SVG of one pair of axes, 360 wide: its letters are legible on a phone without zooming."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
     ink, soft, rule = map(colour, ("ink", "soft", "rule"))
-    style: dict[str, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
-        "text.usetex": False,
-        "font.family": "sans-serif",
-    }
-    style |= {
-        "font.size": 11.5,
-        "text.color": ink,
-        "axes.labelcolor": soft,
-        "xtick.color": soft,
-        "ytick.color": soft,
-    }
-    style |= {
-        "axes.edgecolor": rule,
-        "grid.color": rule,
-        "grid.linewidth": 0.8,
-        "axes.facecolor": "none",
-    }
-    style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False}
+    style: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, "text.usetex": False}
+    style |= {"font.family": "sans-serif", "font.size": 11.5, "text.color": ink}
+    style |= dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), soft)
+    style |= dict.fromkeys(("axes.edgecolor", "grid.color"), rule)
+    style |= {"grid.linewidth": 0.8, "axes.facecolor": "none"}
+    style |= {f"axes.spines.{side}": False for side in ("top", "right", "left")}
     style |= {"xtick.major.size": 3, "ytick.major.size": 0, "axes.axisbelow": True}
     with rc_context(style):  # type: ignore[arg-type, unused-ignore]
-        figure = Figure(figsize=(5, 3.1), facecolor="none")
-        FigureCanvasSVG(figure)
-        plot(figure.add_axes((left, 0.17, 0.985 - left, 0.8)))
-        return svg(figure, label)
+        drawing = Drawing(figsize=(5, 3.1), facecolor="none")
+        FigureCanvasSVG(drawing)
+        plot(drawing.add_axes((left, 0.17, 0.985 - left, 0.8)))
+        return svg(drawing, label)
 
 
-def svg(figure: Figure, label: str) -> str:
+def svg(drawing: Drawing, label: str) -> Markup:
     buffer = io.StringIO()
     unsigned: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=unsigned)
+    drawing.savefig(buffer, format="svg", metadata=unsigned)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    box = re.search(r'viewBox="[^"]*"', text)
+    box = re.findall(r'viewBox="([^"]*)"', text)[0]
     body = text[text.index(">") + 1 :]
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r"#010[01][0-9a-f]{2}", lambda match: css(match[0]), body)
     body = re.sub(r"\s*\n\s*", " ", re.sub(r"<!--.*?-->", "", body, flags=re.S))
-    return f'<svg role="img" aria-label="{escape(label)}" {box[0] if box else ""}>{body}'
+    # the one place where HTML is trusted: matplotlib made it and escaped its texts; `format` escapes the label
+    head = Markup('<svg role="img" aria-label="{}" viewBox="{}">').format(label, box)
+    return head + Markup(body)
 
 
 class Line(NamedTuple):
@@ -103,14 +96,14 @@ def draw_chart(
     percent: bool = False,
     mark: float = math.nan,
     log: bool = False,
-) -> str:
-    """A chart of lines with its legend in HTML, or nothing if no line has a value; `mark` draws an upright at that epoch, `log`
-    the values by powers of ten."""
+) -> Figure | None:
+    """A chart of lines, or nothing if no line has a value; `mark` draws an upright at that epoch, `log` the values by powers
+    of ten."""
     if log:
         lines = [line._replace(y=np.where(line.y > 0, line.y, math.nan)) for line in lines]
     lines = [line for line in lines if np.isfinite(line.y).any()]
     if not lines:
-        return ""
+        return None
     lines = lines[:: math.ceil(len(lines) / MAX_LINES)]
     write = as_percent if percent else plain_number
 
@@ -121,26 +114,15 @@ def draw_chart(
             keep = slice(None, None, math.ceil(len(line.x) / 400))
             dots = "o" if np.isfinite(line.y).sum() <= 20 else ""
             style = (0, (4, 2)) if line.dashed else "-"
-            ax.plot(
-                line.x[keep],
-                line.y[keep],
-                color=line.colour,
-                linestyle=style,
-                linewidth=1.8,
-                marker=dots,
-                markersize=3.5,
-            )
+            look: dict[str, Any] = {"color": line.colour, "linestyle": style, "marker": dots}
+            ax.plot(line.x[keep], line.y[keep], **look, linewidth=1.8, markersize=3.5)
         finish(ax, xlabel, percent, log)
 
     said = "; ".join(f"{line.label}: {span(line.y, write)}" for line in lines[:12])
-    marked = (
-        [f'<li><i class="upright"></i>best epoch by validation: {mark:.0f}</li>']
-        if math.isfinite(mark)
-        else []
-    )
-    return figure(
-        name, escape(title), draw_svg(name, f"{title}. {said}", plot), legend(lines, marked)
-    )
+    keys = legend([Key(n.label, css(n.colour), "dashed" * n.dashed) for n in lines])
+    if math.isfinite(mark):
+        keys.append(Key(f"best epoch by validation: {mark:.0f}", style="upright"))
+    return Figure(name, title, draw_svg(name, f"{title}. {said}", plot), keys)
 
 
 def span(y: np.ndarray, write: Callable[[float], str]) -> str:
@@ -176,26 +158,20 @@ def finish(ax: Axes, xlabel: str, percent: bool, log: bool = False) -> None:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}\u202f%"))
 
 
-def legend(lines: Sequence[Line], more: Sequence[str] = ()) -> str:
-    """Swatch and label of every line; where there are more than twelve, of the first, the middle and the last."""
-    shown = lines if len(lines) <= 12 else [lines[0], lines[len(lines) // 2], lines[-1]]
-    items = [
-        f'<li><i class="{"dashed" if line.dashed else ""}" style="color:{css(line.colour)}"></i>{escape(line.label)}</li>'
-        for line in shown
-    ]
-    return f'<ul class="legend">{"".join([*items, *more])}</ul>'
+def legend(keys: Sequence[Key]) -> list[Key]:
+    """All of them; where there are more than twelve, the first, the middle and the last."""
+    return list(keys) if len(keys) <= 12 else [keys[0], keys[len(keys) // 2], keys[-1]]
 
 
-def image(pixels: np.ndarray, alt: str, kind: str = "") -> str:
-    """An `<img>` of pixels `[H, W, 4]` uint8, drawn without smoothing."""
+def image(pixels: np.ndarray, alt: str, style: str = "") -> Image:
+    """A picture of pixels `[H, W, 4]` uint8, drawn without smoothing."""
     from matplotlib.image import imsave
 
     buffer = io.BytesIO()
     unsigned: dict[str, Any] = {"Software": None}
     imsave(buffer, np.ascontiguousarray(pixels), format="png", metadata=unsigned)
     data = base64.b64encode(buffer.getvalue()).decode()
-    height, width = pixels.shape[:2]
-    return f'<img class="{kind}" width="{width}" height="{height}" alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+    return Image(data, pixels.shape[1], pixels.shape[0], alt, style)
 
 
 class Picture(NamedTuple):
@@ -207,10 +183,10 @@ class Picture(NamedTuple):
     plot: Callable[[Axes], None]
     said: str = ""
 
-    def page(self) -> str:
+    def figure(self) -> Figure:
         drawn = draw_svg(self.name, f"{self.title}. {self.said}", self.plot)
-        shown = [Line(text, np.zeros(0), np.zeros(0), ink(number)) for text, number in self.lines]
-        return figure(self.name, escape(self.title), drawn, legend(shown) if len(shown) > 1 else "")
+        keys = legend([Key(text, css(ink(number))) for text, number in self.lines])
+        return Figure(self.name, self.title, drawn, keys if len(keys) > 1 else ())
 
     def file(self) -> bytes:
         """A stand-alone SVG in the light colours, its legend inside."""
@@ -226,9 +202,9 @@ class Picture(NamedTuple):
             if len(handles) > 1:
                 ax.legend(handles=handles, fontsize=9, frameon=False)
 
-        css = Path(__file__).with_name("report.css").read_text("utf-8")
+        css = (TEMPLATES / "report.css").read_text("utf-8")
         light = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", css[: css.index("@media")]))
-        svg = draw_svg(self.name, self.title, plot)
+        svg = str(draw_svg(self.name, self.title, plot))
         svg = re.sub(r"var\(--([a-z0-9-]+)\)", lambda match: light[match[1]], svg)
         spaces = (
             '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ReportError
+from ..system.table import Table, left, right
 from .chart import Line, colour, draw_chart
-from .html import Section, as_percent, escape, grid, html_table, render_page, seconds, write_page
-from .read import RunData, load_run, number
+from .format import as_percent, seconds
+from .page import Key, Page, Section, code, grid, strong, write_page
+from .read import load_run
+from .run_data import RunData, number
 
 
 def compare(runs: list[Path], out: Path) -> Path:
@@ -20,18 +23,17 @@ def compare(runs: list[Path], out: Path) -> Path:
         )
     loaded = [load_run(run) for run in runs]
     names = run_names([run.path for run in loaded])
-    simulated = any("simulated" in str(run.env.get("data_note")).lower() for run in loaded)
-    notice = (
-        '<p class="notice" role="note"><strong>Simulated data</strong> in at least one of these runs.</p>'
-        if simulated
-        else ""
+    heading = f"{len(runs)} runs"
+    page = Page(
+        kind="comparison",
+        title=f"{heading} · backspike comparison",
+        heading=heading,
+        sections=[comparison(loaded, names), overlay(loaded, names)],
+        notices=[[strong("Simulated data"), " in at least one of these runs."]]
+        if any(run.simulated for run in loaded)
+        else [],
     )
-    head = f"<header><p>backspike · comparison</p><h1>{len(runs)} runs</h1>{notice}</header>"
-    sections = [comparison(loaded, names), overlay(loaded, names)]
-    body = "".join(section.html() for section in sections if section.body)
-    return write_page(
-        Path(out), render_page(f"{len(runs)} runs · backspike comparison", head + body)
-    )
+    return write_page(Path(out), page)
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
@@ -48,14 +50,10 @@ def comparison(runs: Sequence[RunData], names: Sequence[str]) -> Section:
         for key in fields
         if len({json.dumps(run.fields.get(key, ...), default=str) for run in runs}) > 1
     ]
-    head = [
-        "run",
-        "test accuracy, best by validation",
-        "test accuracy, last epoch",
-        "best validation",
-        "epochs",
-        "time",
-    ]
+    heads = (
+        *("test accuracy, best by validation", "test accuracy, last epoch", "best validation"),
+        *("epochs", "time"),
+    )
     rows = []
     for i, (run, name) in enumerate(zip(runs, names)):
         numbers = [
@@ -63,20 +61,13 @@ def comparison(runs: Sequence[RunData], names: Sequence[str]) -> Section:
             for key in ("test_accuracy", "test_accuracy_last", "validation_accuracy")
         ]
         epochs = f"{len(run.epochs)}" + ("" if run.done else " (not finished)")
-        swatch = f'<i class="{"dashed" if i >= 8 else ""}" style="color:var(--run{i % 8})"></i>'
-        settings = [
-            f"<code>{escape(run.fields[key])}</code>" if key in run.fields else "–"
-            for key in differing
-        ]
-        rows.append([f"{swatch}{escape(name)}", *numbers, epochs, seconds(run.seconds), *settings])
-    table = html_table(
-        [*head, *(f"<code>{escape(key)}</code>" for key in differing)],
-        rows,
-        "Runs",
-        "numbers compare",
-    )
+        swatch = Key(name, f"var(--run{i % 8})", "dashed" * (i >= 8))
+        settings = [code(run.fields[key]) if key in run.fields else "–" for key in differing]
+        rows.append([swatch, *numbers, epochs, seconds(run.seconds), *settings])
+    columns = [*left("run"), *right(*heads, *map(code, differing))]
     text = "A run a row, with the fields of the recipe in which the runs differ. One seed proves little."
-    return Section("runs", "Results", text, table)
+    table = Table(columns, rows, "Runs", style="numbers compare")
+    return Section("runs", "Results", text, [table])
 
 
 def overlay(runs: Sequence[RunData], names: Sequence[str]) -> Section:
@@ -86,16 +77,11 @@ def overlay(runs: Sequence[RunData], names: Sequence[str]) -> Section:
             for i, (run, name) in enumerate(zip(runs, names))
         ]
 
-    charts = grid(
-        draw_chart(
-            "validation-accuracy",
-            "Validation accuracy",
-            lines("validation_accuracy"),
-            "epoch",
-            True,
-        ),
-        draw_chart("train-accuracy", "Training accuracy", lines("train_accuracy"), "epoch", True),
-        draw_chart("validation-loss", "Validation loss", lines("validation_loss"), "epoch"),
-        draw_chart("train-loss", "Training loss", lines("loss"), "epoch"),
+    shown = (
+        ("validation-accuracy", "Validation accuracy", "validation_accuracy", True),
+        ("train-accuracy", "Training accuracy", "train_accuracy", True),
+        ("validation-loss", "Validation loss", "validation_loss", False),
+        ("train-loss", "Training loss", "loss", False),
     )
-    return Section("curves", "Accuracy and loss", "Colours as in the table above.", charts)
+    charts = [draw_chart(n, title, lines(key), "epoch", share) for n, title, key, share in shown]
+    return Section("curves", "Accuracy and loss", "Colours as in the table above.", grid(*charts))

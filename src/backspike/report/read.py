@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,104 +10,13 @@ import numpy as np
 
 from ..errors import ReportError
 from ..system.files import read_arrays, read_json
-from .html import MAX_LAYERS, MAX_NUMBER
+from . import activity, results, run_data, samples
+from .run_data import MAX_NUMBER, Array, RunData
 
 logger = logging.getLogger("backspike")
 
-# The arrays of evaluation.npz and their axes; "*" stands for any further axes.
-AXES = {
-    "classes": "K",
-    "confusion": "K K",
-    "layer_names": "L",
-    "firing_rate": "L T",
-    "support_share": "L T",
-    "membrane_counts": "L bins",
-    "membrane_edges": "edges",
-    "surrogate_z": "M",
-    "surrogate_h": "L M",
-    "accuracy_over_time": "T",
-    "sample_x": "S frames *",
-    "sample_y": "S",
-    "sample_logits": "S T K",
-    "readout_weights": "T",
-    "spikes_per_image": "L",
-    **{
-        f"op_{key}": "E"
-        for key in ("name", "kind", "steps", "macs", "additions", "products", "spikes", "weights")
-    },
-    **{f"op_{key}": "E" for key in ("inputs", "outputs", "bits")},
-    "op_samples": "",
-}
-
-# Their dtype kinds where they are not any numbers: names, and counts that are added up.
-KINDS = {
-    **{"classes": "Uiu", "layer_names": "Uiu", "op_name": "U", "op_kind": "U"},
-    "confusion": "iu",
-    "membrane_counts": "iu",
-    "sample_y": "iu",
-    "op_samples": "iu",
-}
-
-
-@dataclass(frozen=True)
-class RunData:
-    path: Path
-    name: str
-    fields: dict[str, Any]
-    env: dict[str, Any]
-    epochs: list[dict[str, Any]]
-    done: dict[str, Any]
-    initial: dict[str, Any]
-    resumed: int
-    watched: list[dict[str, Any]]
-    arrays: dict[str, np.ndarray] = field(repr=False)
-    anytime: dict[str, Any] = field(repr=False, default_factory=dict)
-
-    @property
-    def x(self) -> np.ndarray:
-        return np.array([epoch["epoch"] for epoch in self.epochs], float)
-
-    def series(self, key: str) -> np.ndarray:
-        """One number per epoch, nan where there is none."""
-        return np.array([number(epoch.get(key)) for epoch in self.epochs], float)
-
-    def per_layer(self, key: str) -> dict[str, np.ndarray]:
-        """One series per name in the dicts that the epochs hold under `key`."""
-        dicts = [as_dict(epoch.get(key)) for epoch in self.epochs]
-        names = dict.fromkeys(name for values in dicts for name in values)
-        return {name: np.array([number(values.get(name)) for values in dicts]) for name in names}
-
-    @property
-    def seconds(self) -> float:
-        return (
-            number(self.done.get("seconds"))
-            if self.done
-            else float(np.nansum(self.series("seconds"))) or math.nan
-        )
-
-    @property
-    def best_epoch(self) -> float:
-        """The epoch of the best validation accuracy, by the log's own word if it has one."""
-        validation = self.series("validation_accuracy")
-        if math.isfinite(said := number(self.done.get("best_epoch"))):
-            return said
-        return (
-            float(self.x[np.nanargmax(validation)]) if np.isfinite(validation).any() else math.nan
-        )
-
-
-def as_dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def number(value: Any) -> float:
-    """A float; the mean of a list (a value per channel); nan for everything else, and for what no measurement gives."""
-    if isinstance(value, list):
-        return float(np.mean([number(item) for item in value])) if value else math.nan
-    known = (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
-    )
-    return float(value) if known else math.nan
+MAX_LAYERS = 1000
+ARRAYS = run_data.ARRAYS | results.ARRAYS | activity.ARRAYS | samples.ARRAYS
 
 
 def load_run(path: Path) -> RunData:
@@ -220,13 +127,12 @@ def read_run_arrays(path: Path) -> dict[str, np.ndarray]:
 def check(arrays: dict[str, np.ndarray]) -> None:
     """Raises ValueError unless the axes of all known arrays agree."""
     sizes: dict[str, int] = {}
-    rasters = {name: "S T N" for name in arrays if name.startswith("sample_spikes_")}
-    for name, text in (AXES | rasters).items():
-        if name not in arrays:
-            continue
-        shape, axes = arrays[name].shape, text.replace(" *", "").split()
-        if len(shape) < len(axes) or (len(shape) > len(axes) and "*" not in text):
-            raise ValueError(f"{name} has shape {list(shape)}, expected [{text}]")
+    rasters = {name: Array("S T N") for name in arrays if name.startswith("sample_spikes_")}
+    known = {name: wanted for name, wanted in (ARRAYS | rasters).items() if name in arrays}
+    for name, wanted in known.items():
+        shape, axes = arrays[name].shape, wanted.axes.replace(" *", "").split()
+        if len(shape) < len(axes) or (len(shape) > len(axes) and "*" not in wanted.axes):
+            raise ValueError(f"{name} has shape {list(shape)}, expected [{wanted.axes}]")
         for axis, size in zip(axes, shape):
             if axis != "N" and sizes.setdefault(axis, size) != size:
                 raise ValueError(f"{name} has {size} along {axis}, other arrays have {sizes[axis]}")
@@ -234,8 +140,8 @@ def check(arrays: dict[str, np.ndarray]) -> None:
         raise ValueError(f"there is nothing along {empty[0]}")
     if sizes.get("L", 0) > MAX_LAYERS:
         raise ValueError(f"{sizes['L']} layers are more than {MAX_LAYERS}")
-    for name in (set(AXES) | set(rasters)) & set(arrays):
-        kinds, array = KINDS.get(name, "biuf"), arrays[name]
+    for name, (_, kinds) in known.items():
+        array = arrays[name]
         if array.size and array.dtype.kind not in kinds:
             raise ValueError(f"{name} is of type {array.dtype}")
         if (
@@ -254,40 +160,3 @@ def check(arrays: dict[str, np.ndarray]) -> None:
 
 def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def numbers(values: Any) -> list[float]:
-    """A list of finite numbers; empty for anything else."""
-    numbers = [number(v) for v in values] if isinstance(values, list) else []
-    return numbers if all(map(math.isfinite, numbers)) else []
-
-
-def is_curve(c: Any) -> bool:
-    """Whether it is a curve as `anytime.Curve` has it."""
-    keys = ("threshold", "validation_steps", "validation_accuracy", "steps", "accuracy")
-    if not isinstance(c, dict) or not all(numbers(c.get(key)) for key in keys):
-        return False
-    return (
-        len({len(c[key]) for key in keys}) == 1
-        and isinstance(c.get("chosen"), int)
-        and 0 <= c["chosen"] < len(c["steps"])
-    )
-
-
-def class_names(run: RunData) -> list[str]:
-    count = next(
-        (run.arrays[k].shape[-1] for k in ("confusion", "sample_logits") if k in run.arrays), 0
-    )
-    return [str(name) for name in run.arrays.get("classes", range(count))]
-
-
-def layer_names(run: RunData) -> list[str]:
-    count = next(
-        (
-            run.arrays[k].shape[0]
-            for k in ("firing_rate", "support_share", "membrane_counts")
-            if k in run.arrays
-        ),
-        0,
-    )
-    return [str(name) for name in run.arrays.get("layer_names", range(count))]

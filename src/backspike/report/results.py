@@ -5,28 +5,25 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from ..system.table import Column, Table, left, right
 from .chart import Line, colour, draw_chart, image, ramp
-from .html import (
-    MAX_CLASSES,
-    Section,
-    as_percent,
-    count,
-    escape,
-    figure,
-    grid,
-    heat_cell,
-    html_table,
-    plain_number,
-    seconds,
-    tile_row,
-)
-from .read import RunData, as_dict, class_names, is_curve, number, numbers
+from .format import as_percent, count, plain_number, seconds
+from .page import Cell, Figure, Mark, Part, Section, Text, bold, code, grid, heat, strong
+from .run_data import Array, RunData, as_dict, class_names, is_curve, number, numbers
+
+MAX_CLASSES = 20  # of a confusion matrix in numbers
+ARRAYS = {
+    "confusion": Array("K K", "iu"),
+    "accuracy_over_time": Array("T"),
+    "readout_weights": Array("T"),
+}
 
 
-def headline(run: RunData) -> str:
+def tiles(run: RunData) -> list[tuple[str, str, str]]:
     def last(key: str) -> float:
         known = run.series(key)[np.isfinite(run.series(key))]
         return float(known[-1]) if len(known) else math.nan
@@ -38,17 +35,14 @@ def headline(run: RunData) -> str:
         if np.isfinite(validation).any()
         else number(done.get("validation_accuracy"))
     )
-    device = f" on {escape(run.env['device'])}" if run.env.get("device") else ""
-    test = (
-        "Test accuracy",
-        as_percent(number(done.get("test_accuracy"))),
-        "weights of the best epoch by validation",
+    device = f" on {run.env['device']}" if run.env.get("device") else ""
+    accuracy, accuracy_last = (
+        as_percent(number(done.get(key))) for key in ("test_accuracy", "test_accuracy_last")
     )
-    running = (
-        "Training accuracy",
-        as_percent(last("train_accuracy")),
-        "so far; the test comes at the end",
-    )
+    test = ("Test accuracy", accuracy, "weights of the best epoch by validation")
+    so_far = as_percent(last("train_accuracy"))
+    running = ("Training accuracy", so_far, "so far; the test comes at the end")
+    speed = f"{count(last('samples_per_second'))} samples per second{device}"
     of = (
         f"of {planned:.0f} planned"
         if math.isfinite(planned) and planned != len(run.epochs)
@@ -56,61 +50,45 @@ def headline(run: RunData) -> str:
     )
     tiles = [
         test if done else running,
-        (
-            "Test, last epoch",
-            as_percent(number(done.get("test_accuracy_last"))),
-            "weights as training left them",
-        ),
+        ("Test, last epoch", accuracy_last, "weights as training left them"),
         ("Best validation", as_percent(best), f"in epoch {run.best_epoch:.0f} (from 0)"),
         ("Epochs", f"{len(run.epochs)}", of if math.isfinite(planned) else ""),
-        (
-            "Time",
-            seconds(run.seconds),
-            f"{count(last('samples_per_second'))} samples per second{device}",
-        ),
+        ("Time", seconds(run.seconds), speed),
         ("Parameters", count(number(run.env.get("parameters"))), "numbers that are learned"),
     ]
-    return tile_row(tile for tile in tiles if tile[1] != "–")
+    return [tile for tile in tiles if tile[1] != "–"]
 
 
-def subtitle(run: RunData) -> str:
-    parts = [
-        run.fields[key]
-        for key in ("model", "neuron.surrogate", "readout")
-        if run.fields.get(key) is not None
-    ]
-    data = (
-        f"on <b>{escape(run.fields['data'])}</b>{' (simulated)' * simulated(run)}"
-        if "data" in run.fields
-        else ""
-    )
-    steps = f", {escape(run.fields['T'])}\u00a0timesteps" if "T" in run.fields else ""
-    return f'<p class="lead">{" · ".join(f"<code>{escape(part)}</code>" for part in parts)} {data}{steps}</p>'
+def subtitle(run: RunData) -> Text:
+    said: list[Any] = []
+    for key in ("model", "neuron.surrogate", "readout"):
+        if run.fields.get(key) is not None:
+            said += [" · " * bool(said), code(run.fields[key])]
+    if "data" in run.fields:
+        said += [" on ", bold(run.fields["data"]), " (simulated)" * run.simulated]
+    if "T" in run.fields:
+        said.append(f", {run.fields['T']}\u00a0timesteps")
+    return said
 
 
-def simulated(run: RunData) -> bool:
-    return "simulated" in str(run.env.get("data_note")).lower()
-
-
-def notices(run: RunData) -> str:
-    notices, note = [], str(run.env.get("data_note") or "")
-    if simulated(run):
-        notices.append(f"<strong>Simulated data.</strong> {escape(note[:1].upper() + note[1:])}.")
+def notices(run: RunData) -> list[Text]:
+    notices: list[Text] = []
+    note = str(run.env.get("data_note") or "")
+    if run.simulated:
+        notices.append([strong("Simulated data."), f" {note[:1].upper()}{note[1:]}."])
     if not run.done:
-        command = f"backspike resume {shlex.quote(str(run.path))}"
-        notices.append(
-            f"<strong>This run has not finished.</strong> Shown is what it logged up to here. <code>{escape(command)}</code> "
-            "continues it, and adds the test accuracy."
-        )
+        unfinished = strong("This run has not finished.")
+        command = code(f"backspike resume {shlex.quote(str(run.path))}")
+        shown = " Shown is what it logged up to here. "
+        notices.append([unfinished, shown, command, " continues it, and adds the test accuracy."])
     if not run.arrays:
-        notices.append(
-            "There is no <code>evaluation.npz</code>: figures that need the trained network are left out."
-        )
+        left_out = ": figures that need the trained network are left out."
+        notices.append(["There is no ", code("evaluation.npz"), left_out])
     if run.resumed:
         notices.append(
             f"Interrupted and resumed {run.resumed} time{'s' if run.resumed > 1 else ''}."
         )
-    return "".join(f'<p class="notice" role="note">{notice}</p>' for notice in notices)
+    return notices
 
 
 def curves(run: RunData) -> Section:
@@ -131,14 +109,14 @@ def curves(run: RunData) -> Section:
         "A widening gap between the curves means that the network learns its training samples by heart; they are scored while "
         "they are being learned, and may be augmented, so they can also lag behind."
     )
-    return Section("curves", "Accuracy and loss", text, charts and charts + epoch_table(run))
+    return Section("curves", "Accuracy and loss", text, charts and [*charts, epoch_table(run)])
 
 
 _PAIR = ("training", "validation")
 
 
-def epoch_table(run: RunData) -> str:
-    columns: dict[str, tuple[str, Callable[[float], str]]] = {
+def epoch_table(run: RunData) -> Part:
+    quantities: dict[str, tuple[str, Callable[[float], str]]] = {
         "loss": ("training loss", plain_number),
         "train_accuracy": ("training accuracy", as_percent),
         "validation_loss": ("validation loss", plain_number),
@@ -146,14 +124,9 @@ def epoch_table(run: RunData) -> str:
         "lr": ("learning rate", plain_number),
         "seconds": ("seconds", plain_number),
     }
-    rows = [
-        [f"{e['epoch']}", *(write(number(e.get(key))) for key, (_, write) in columns.items())]
-        for e in run.epochs
-    ]
-    table = html_table(
-        ["epoch", *(name for name, _ in columns.values())], rows, "Every epoch", "numbers"
-    )
-    return f"<details><summary>The numbers, epoch by epoch</summary>{table}</details>"
+    rows = [[e["epoch"], *(number(e.get(key)) for key in quantities)] for e in run.epochs]
+    columns = [Column("epoch"), *(Column(head, True, how) for head, how in quantities.values())]
+    return Part("details", ("The numbers, epoch by epoch", Table(columns, rows, "Every epoch")))
 
 
 def readout(run: RunData) -> Section:
@@ -162,13 +135,10 @@ def readout(run: RunData) -> Section:
     ]
     T = max(map(len, weights), default=0)
     lines = [
-        Line(
-            f"step {t + 1}",
-            run.x,
-            np.array([number(w[t]) if t < len(w) else math.nan for w in weights]),
-            ramp(t, T),
+        Line(f"step {t + 1}", run.x, y, ramp(t, T))
+        for t, y in enumerate(
+            np.array([number(w[t]) if t < len(w) else math.nan for w in weights]) for t in range(T)
         )
-        for t in range(T)
     ]
     text = (
         "Temporally weighted output: the answer is the mean of the outputs of all timesteps, each times its weight. After an "
@@ -176,12 +146,8 @@ def readout(run: RunData) -> Section:
         "the network answers better at this step than at others. The mean of all weights stays 1. This is the counterpart of "
         "figure 3 of Li et al. 2024 (arXiv 2406.19645)."
     )
-    return Section(
-        "readout",
-        "Weights of the timesteps",
-        text,
-        grid(draw_chart("readout-weights", "Weight", lines, "epoch")),
-    )
+    chart = draw_chart("readout-weights", "Weight", lines, "epoch")
+    return Section("readout", "Weights of the timesteps", text, grid(chart))
 
 
 def over_time(run: RunData) -> Section:
@@ -202,17 +168,10 @@ def early_exit(run: RunData) -> Section:
     )
     curves = {name: c for name, c in as_dict(run.anytime.get("exit")).items() if is_curve(c)}
     if not accuracy or not validation or not curves:
-        return Section("early-exit", "", "", "")
+        return Section("early-exit", "")
     steps = np.arange(1.0, len(accuracy) + 1)
-    lines = [
-        Line(
-            "the same number of steps for all",
-            steps,
-            np.array(accuracy),
-            colour("soft"),
-            dashed=True,
-        )
-    ]
+    all_alike = "the same number of steps for all"
+    lines = [Line(all_alike, steps, np.array(accuracy), colour("soft"), dashed=True)]
     rows = []
     for i, (name, c) in enumerate(curves.items()):
         order = np.argsort(c["steps"], kind="stable")
@@ -220,32 +179,13 @@ def early_exit(run: RunData) -> Section:
         lines.append(Line(f"exit by {name}", x, y, colour(f"run{i % 8}")))
         at = c["chosen"]
         values = [as_percent(c[key][at], 2) for key in ("validation_accuracy", "accuracy")]
-        rows.append(
-            [
-                escape(name),
-                plain_number(c["threshold"][at]),
-                values[0],
-                values[1],
-                f"{c['steps'][at]:.2f} of {len(accuracy)}",
-            ]
-        )
-    rows.append(
-        [
-            "all timesteps",
-            "",
-            as_percent(validation[-1], 2),
-            as_percent(accuracy[-1], 2),
-            f"{len(accuracy)}",
-        ]
-    )
+        steps_taken = f"{c['steps'][at]:.2f} of {len(accuracy)}"
+        rows.append([name, plain_number(c["threshold"][at]), *values, steps_taken])
+    last = [as_percent(values[-1], 2) for values in (validation, accuracy)]
+    rows.append(["all timesteps", "", *last, f"{len(accuracy)}"])
     chart = draw_chart("early-exit", "Test accuracy", lines, "mean timesteps", percent=True)
-    head = [
-        "exit by",
-        "threshold",
-        "validation accuracy",
-        "test accuracy",
-        "mean timesteps on the test set",
-    ]
+    heads = ("threshold", "validation accuracy", "test accuracy", "mean timesteps on the test set")
+    table = Table([*left("exit by"), *right(*heads)], rows, "Early exit")
     text = (
         "Each sample stops at the first timestep at which the network is sure enough, the last at the latest. Confidence is "
         "the largest probability of the answer so far, margin its lead over the second. The threshold in the table is the one "
@@ -253,24 +193,24 @@ def early_exit(run: RunData) -> Section:
         f"{count(number(run.anytime.get('validation_samples')))} validation samples than after all timesteps. The test "
         "samples choose nothing; the curve shows what other thresholds would give."
     )
-    body = grid(chart) + html_table(head, rows, "Early exit", "numbers")
-    return Section("early-exit", "Early exit", text, body)
+    return Section("early-exit", "Early exit", text, [*grid(chart), table])
 
 
 def confusion(run: RunData) -> Section:
     counts = run.arrays.get("confusion", np.zeros((0, 0)))
     if not counts.sum():
-        return Section("confusion", "", "", "")
+        return Section("confusion", "")
     names = class_names(run)
     right, total = int(np.trace(counts)), int(counts.sum())
     low, high = wilson(right, total)
-    text = (
+    text = [
         f"Rows are the true classes, columns the answers, so every number off the diagonal is a kind of mistake. {right} of "
         f"{total} test samples are right: {as_percent(right / total)}, with a 95\u202f% interval from {as_percent(low)} to "
-        f"{as_percent(high)} for the luck of the sample. {worst(counts, names)}"
-    )
+        f"{as_percent(high)} for the luck of the sample. ",
+        *worst(counts, names),
+    ]
     body = (
-        _confusion_table(counts, names)
+        [_confusion_table(counts, names)]
         if len(counts) <= MAX_CLASSES
         else _confusion_image(counts, names)
     )
@@ -285,59 +225,55 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def worst(counts: np.ndarray, names: Sequence[str]) -> str:
+def worst(counts: np.ndarray, names: Sequence[str]) -> list[str | Mark]:
     wrong = counts - np.diag(np.diag(counts))
     if not wrong.any():
-        return "There is no mistake."
+        return ["There is no mistake."]
     if wrong.max() == 1:
-        return "No confusion occurs twice."
+        return ["No confusion occurs twice."]
     true, answer = np.unravel_index(wrong.argmax(), wrong.shape)
     times, of = int(wrong[true, answer]), int(counts[true].sum())
-    return (
-        f"The most frequent confusion: <b>{escape(names[true])}</b> taken for <b>{escape(names[answer])}</b>, {times} "
-        f"times in {of} ({as_percent(times / of)})."
-    )
+    often = f", {times} times in {of} ({as_percent(times / of)})."
+    first = "The most frequent confusion: "
+    return [first, bold(names[true]), " taken for ", bold(names[answer]), often]
 
 
-def _confusion_table(counts: np.ndarray, names: Sequence[str]) -> str:
+def _confusion_table(counts: np.ndarray, names: Sequence[str]) -> Table:
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     long = max(map(len, names)) > 3
-    head = [f"<span>{escape(name)}</span>" for name in names]
+    heads = [Mark("span", name) for name in names]
     rows = [
         [
-            escape(name),
+            name,
             *(_confusion_cell(i == j, share[i, j], int(counts[i, j])) for j in range(len(names))),
             as_percent(share[i, i]),
         ]
         for i, name in enumerate(names)
     ]
-    kind = "confusion tall" if long else "confusion"
-    return f'<div id="fig-confusion">{html_table(["true", *head, "right"], rows, "Confusion matrix", kind)}</div>'
+    style = "confusion tall" if long else "confusion"
+    columns = right("true", *heads, "right")
+    return Table(columns, rows, "Confusion matrix", name="confusion", style=style)
 
 
-def _confusion_cell(right: bool, share: float, count: int) -> str:
+def _confusion_cell(right: bool, share: float, count: int) -> Cell:
     if not count:
-        return '<td class="none">0</td>'
-    return heat_cell(
-        share if right else min(2 * math.sqrt(share), 1),
-        f"{count}",
-        "heat" if right else "heat mistake",
-    )
+        return Cell("0", "none")
+    if right:
+        return heat(share, f"{count}")
+    return heat(2 * math.sqrt(share), f"{count}", "heat mistake")
 
 
-def _confusion_image(counts: np.ndarray, names: Sequence[str]) -> str:
+def _confusion_image(counts: np.ndarray, names: Sequence[str]) -> list[Part | Table]:
     share = np.sqrt(counts / np.maximum(counts.sum(1, keepdims=True), 1))
     pixels = np.zeros((*share.shape, 4), np.uint8)
     pixels[..., 3] = 255 * share
     wrong = counts - np.diag(np.diag(counts))
     pairs = [np.unravel_index(index, wrong.shape) for index in np.argsort(wrong, None)[::-1][:10]]
-    rows = [
-        [escape(names[i]), escape(names[j]), f"{int(wrong[i, j])}"] for i, j in pairs if wrong[i, j]
-    ]
+    rows = [[names[i], names[j], int(wrong[i, j])] for i, j in pairs if wrong[i, j]]
     alt = f"Confusion matrix of {len(names)} classes, true classes from top to bottom, answers from left to right"
     title = "The stronger a point, the larger its share of the row"
-    picture = figure("confusion", title, image(pixels, alt, "ink matrix"))
+    columns = [*left("true"), *right("answer", "times")]
     return grid(
-        picture,
-        html_table(["true", "answer", "times"], rows, "Most frequent confusions", "numbers"),
+        Figure("confusion", title, image(pixels, alt, "ink matrix")),
+        Table(columns, rows, "Most frequent confusions"),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,30 +36,15 @@ def _dots(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome])
             values = np.array(row["best"]["values"])
             if not len(values):
                 continue
-            ax.plot(
-                values,
-                np.full(len(values), i),
-                "o",
-                color=ink(i),
-                alpha=0.45,
-                markersize=4,
-                markeredgewidth=0,
-            )
+            pale: dict[str, Any] = {"alpha": 0.45, "markersize": 4, "markeredgewidth": 0}
+            ax.plot(values, np.full(len(values), i), "o", color=ink(i), **pale)
             half = (
                 t_quantile(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
                 if len(values) > 1
                 else 0.0
             )
-            ax.errorbar(
-                values.mean(),
-                i,
-                xerr=half,
-                fmt="|",
-                color=ink(i),
-                markersize=13,
-                markeredgewidth=2,
-                linewidth=1.6,
-            )
+            look: dict[str, Any] = {"markersize": 13, "markeredgewidth": 2, "linewidth": 1.6}
+            ax.errorbar(values.mean(), i, xerr=half, fmt="|", color=ink(i), **look)
         ax.set_yticks(range(len(rows)), [math_free(row["arm"]) for row in rows])
         ax.invert_yaxis()
         ax.grid(axis="x")
@@ -97,37 +83,25 @@ def _sweep(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]
 
 def _curves(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]) -> list[Picture]:
     """Validation accuracy, loss and time, epoch by epoch."""
+    shown = (
+        ("validation", "Validation accuracy", "validation_accuracy", True),
+        ("loss", "Training loss", "loss", False),
+        ("seconds", "Seconds per epoch", "seconds", False),
+    )
     return [
-        _by_arm(
-            study,
-            outcomes,
-            "validation",
-            "Validation accuracy",
-            "epoch",
-            lambda o: o.series("validation_accuracy"),
-            True,
-        ),
-        _by_arm(study, outcomes, "loss", "Training loss", "epoch", lambda o: o.series("loss")),
-        _by_arm(
-            study, outcomes, "seconds", "Seconds per epoch", "epoch", lambda o: o.series("seconds")
-        ),
+        _by_arm(study, outcomes, name, title, "epoch", methodcaller("series", key), share)
+        for name, title, key, share in shown
     ]
 
 
 def _firing(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]) -> list[Picture]:
     """Firing rate of every layer."""
+
+    def of(outcome: Outcome) -> np.ndarray:
+        return outcome.arrays["firing_rate"].mean(1)
+
     title = "Firing rate per layer, test set"
-    return [
-        _by_arm(
-            study,
-            outcomes,
-            "firing",
-            title,
-            "spiking layer",
-            lambda o: o.arrays["firing_rate"].mean(1),
-            True,
-        )
-    ]
+    return [_by_arm(study, outcomes, "firing", title, "spiking layer", of, True)]
 
 
 def _by_arm(
@@ -180,24 +154,19 @@ def _within_arms(
         if runs and runs[0][0]:
             labels = list(runs[0][0])
 
-            def plot(
-                ax: Axes, runs: list[list[dict[str, float]]] = runs, labels: list[str] = labels
-            ) -> None:
-                for i, label in enumerate(labels):
-                    _line_over(
-                        ax, _mean_of([np.array([epoch[label] for epoch in r]) for r in runs]), i
-                    )
+            series = [
+                _mean_of([np.array([epoch[label] for epoch in r]) for r in runs])
+                for label in labels
+            ]
+
+            def plot(ax: Axes, series: list[np.ndarray] = series) -> None:
+                for i, y in enumerate(series):
+                    _line_over(ax, y, i)
                 axes(ax, "epoch", whole=True)
 
             legend = [(label, i) for i, label in enumerate(labels)]
-            pictures.append(
-                Picture(
-                    f"{name}-{_slug(arm.name)}",
-                    f"{arm.name}: {title}, mean over seeds",
-                    legend,
-                    plot,
-                )
-            )
+            said = f"{arm.name}: {title}, mean over seeds"
+            pictures.append(Picture(f"{name}-{_slug(arm.name)}", said, legend, plot))
     return pictures
 
 
@@ -210,15 +179,8 @@ def _mean_of(series: Sequence[np.ndarray]) -> np.ndarray:
 def _line_over(ax: Axes, y: np.ndarray, number: int) -> None:
     dots = "o" if len(y) <= 20 else ""
     dashes = ("-", "--")[number // 8 % 2]
-    ax.plot(
-        np.arange(1, len(y) + 1),
-        y,
-        color=ink(number),
-        linewidth=1.6,
-        linestyle=dashes,
-        marker=dots,
-        markersize=3,
-    )
+    look: dict[str, Any] = {"color": ink(number), "linestyle": dashes, "marker": dots}
+    ax.plot(np.arange(1, len(y) + 1), y, **look, linewidth=1.6, markersize=3)
 
 
 def _legend(study: Study) -> list[tuple[str, int]]:
@@ -292,14 +254,8 @@ def gradient_pictures(study: Study, shares: list[dict[str, Any]]) -> list[Pictur
 
     def plot(ax: Axes) -> None:
         for i, kind in enumerate(kinds):
-            ax.plot(
-                [r["x"] for r in plain],
-                [r[kind] for r in plain],
-                "o-",
-                color=ink(i),
-                linewidth=1.8,
-                markersize=3.5,
-            )
+            x, y = [r["x"] for r in plain], [r[kind] for r in plain]
+            ax.plot(x, y, "o-", color=ink(i), linewidth=1.8, markersize=3.5)
         axes(ax, study.xlabel, log_x=study.log_x, percent=True)
 
     some = [plain[0], plain[len(plain) // 2], plain[-1]]
@@ -310,17 +266,9 @@ def gradient_pictures(study: Study, shares: list[dict[str, Any]]) -> list[Pictur
             ax.stairs(row["histogram"], edges, color=ink(i), linewidth=1.6)
         axes(ax, "derivative relative to its peak; leftmost: zero", percent=True)
 
+    names = [(text, i) for i, text in enumerate(kinds.values())]
+    arms = [(row["arm"], i) for i, row in enumerate(some)]
     return [
-        Picture(
-            "gradients",
-            "Share that gets a gradient",
-            [(text, i) for i, text in enumerate(kinds.values())],
-            plot,
-        ),
-        Picture(
-            "derivatives",
-            "Surrogate derivatives over all neurons",
-            [(r["arm"], i) for i, r in enumerate(some)],
-            histogram,
-        ),
+        Picture("gradients", "Share that gets a gradient", names, plot),
+        Picture("derivatives", "Surrogate derivatives over all neurons", arms, histogram),
     ]

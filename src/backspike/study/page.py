@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import StudyError
-from ..report import html
 from ..report.chart import Picture
+from ..report.page import Page, Part, Section, code, grid
 from ..run import Run
 from ..system.files import to_json, write_atomic
+from ..system.table import Table, left, right
 from ..version import __version__
 from .figures import FIGURES, gradient_pictures
 from .results import KINDS, Outcome, gradient_shares, summary
@@ -78,9 +80,7 @@ def write(study: Study, out: Path, seeds: int, failed: Mapping[Job, str] | None 
     ]
     arms = [(name, changes(fields)) for name, fields in settings["arms"].items()]
     title = f"{study.name} on {study.base.data}"
-    return publish(
-        out, title, study.about, HEAD, table(rows), said, notes, pictures, arms, complete
-    )
+    return publish(out, title, study.about, table(rows, notes), said, pictures, arms, complete)
 
 
 def command(study: Study, seeds: int) -> str:
@@ -100,19 +100,13 @@ def command(study: Study, seeds: int) -> str:
 
 HEAD = (
     *("arm", "runs", "last epoch, %", "difference [95 % CI]", "p"),
-    *(
-        "best by validation, %",
-        "difference [95 % CI]",
-        "p",
-        "firing, %",
-        "spikes per image",
-        "s per epoch",
-    ),
+    *("best by validation, %", "difference [95 % CI]", "p"),
+    *("firing, %", "spikes per image", "s per epoch"),
 )
 
 
-def table(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """The cells under HEAD: accuracies as mean ± standard deviation, differences in percentage points."""
+def table(rows: list[dict[str, Any]], notes: Sequence[str]) -> Table:
+    """Accuracies as mean ± standard deviation, differences in percentage points."""
     lines = []
     for row in rows:
         cells = [row["arm"], str(row["n"])]
@@ -123,7 +117,16 @@ def table(rows: list[dict[str, Any]]) -> list[list[str]]:
         spikes, seconds = row["spikes_per_image"], row["seconds_per_epoch"]
         cells += [percent(row["firing_rate"], 1), "–" if spikes is None else f"{spikes:.0f}"]
         lines.append([*cells, "–" if seconds is None else f"{seconds:.2f}"])
-    return lines
+    return results_table(HEAD, lines, notes)
+
+
+def results_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]
+) -> Table:
+    """The first note says what the numbers mean, the others where they come from."""
+    first, *others = heads
+    columns = [*left(first), *right(*others)]
+    return Table(columns, rows, "Results", notes, style="numbers compare")
 
 
 def sentences(rows: list[dict[str, Any]], seeds: int) -> list[str]:
@@ -169,97 +172,42 @@ def publish(
     out: Path,
     title: str,
     about: str,
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
+    table: Table,
     said: Sequence[str],
-    notes: Sequence[str],
     pictures: Sequence[Picture],
     settings: Sequence[tuple[str, str]],
     complete: dict[str, Any],
 ) -> Path:
-    """The files of a study: tables, figures, page, and last of all study.json."""
-    write_atomic(out / "table.md", _markdown(head, rows, [*said, *notes]).encode())
-    write_atomic(out / "table.tex", _latex(head, rows, notes).encode())
+    """The files of a study: tables, figures, page, and last of all study.json. The notes of `table` say how to read it."""
+    listed = replace(table, notes=[*said, *table.notes])
+    write_atomic(out / "table.md", listed.to_markdown().encode())
+    write_atomic(out / "table.tex", table.to_latex().encode())
     (out / "figures").mkdir(exist_ok=True)
     for picture in pictures:
         write_atomic(out / "figures" / f"{picture.name}.svg", picture.file())
-    e, section = html.escape, html.Section
-    items = "".join(f"<li>{e(s)}</li>" for s in said)
-    result = html.html_table(
-        list(map(e, head)), [list(map(e, row)) for row in rows], "Results", "numbers compare"
-    )
-    body = section("results", "Results", e(notes[0]), result).html()
-    body += section(
-        "verdict",
-        "What it supports",
-        "Inside the noise: the 95 % interval of a difference includes zero.",
-        f"<ul>{items}</ul>",
-    ).html()
-    body += section(
-        "figures", "Figures", "Also as files in figures/.", html.grid(*(p.page() for p in pictures))
-    ).html()
-    arms = html.html_table(
-        ["arm", "changes"],
-        [[e(a), f"<code>{e(c)}</code>"] for a, c in settings],
-        "Settings",
-        "pairs",
-    )
-    made = "".join(f"<p>{e(note)}</p>" for note in notes[1:])
-    body += section(
-        "settings",
-        "Settings",
-        "What each arm changes, and where the numbers come from.",
-        arms + made,
-    ).html()
-    header = f'<header><p>backspike · study</p><h1>{e(title)}</h1><p class="lead">{e(about)}</p></header>'
-    page = out / "study.html"
-    write_atomic(
-        page,
-        html.render_page(f"{title} · backspike study", header + body).encode(
-            "utf-8", "xmlcharrefreplace"
-        ),
-    )
+    path = out / "study.html"
+    write_atomic(path, _page(title, about, table, said, pictures, settings).html())
     write_atomic(out / "study.json", to_json({**complete, "conclusions": list(said)}))
-    return page
+    return path
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    cells = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([*cells, "", *(f"- {note}" for note in notes), ""])
-
-
-_TEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "^": r"\^{}",
-        "~": r"\~{}",
-        "±": r"$\pm$",
-        "−": "$-$",
-        "–": "--",
-        "<": "$<$",
-        ">": "$>$",
-    }
-    | {c: "\\" + c for c in "%_&#${}"}
-)
-
-
-def _latex(head: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(cell.translate(_TEX) for cell in cells) + r" \\"
-
-    columns = "l" + "r" * (len(head) - 1)
-    return "\n".join(
-        [
-            *(f"% {' '.join(note.split())}" for note in notes),
-            r"% needs \usepackage{booktabs}",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            line(head),
-            r"\midrule",
-            *map(line, rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+def _page(
+    title: str,
+    about: str,
+    table: Table,
+    said: Sequence[str],
+    pictures: Sequence[Picture],
+    settings: Sequence[tuple[str, str]],
+) -> Page:
+    meaning, *notes = table.notes
+    arms = Table(left("arm", "changes"), [(arm, code(c)) for arm, c in settings], "Settings")
+    noise = "Inside the noise: the 95 % interval of a difference includes zero."
+    made = "What each arm changes, and where the numbers come from."
+    drawn = grid(*(picture.figure() for picture in pictures))
+    sections = [
+        Section("results", "Results", meaning, [table]),
+        Section("verdict", "What it supports", noise, [Part("bullets", said)]),
+        Section("figures", "Figures", "Also as files in figures/.", drawn),
+        Section("settings", "Settings", made, [arms, *(Part("paragraph", n) for n in notes)]),
+    ]
+    return Page("study", f"{title} · backspike study", title, sections, about)

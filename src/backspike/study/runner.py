@@ -6,26 +6,24 @@ order and augmentation, so that they can be compared in pairs.
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from ..data import DataError
 from ..errors import RecipeError, RunError, StudyError
 from ..run import Run
-from ..system import heap
+from ..system import heap, workers
 from ..system.events import Listener
 from ..system.files import read_json, to_json, write_atomic
+from ..system.machine import processors
 from .page import write
 from .progress import Clock
 from .spec import Job, Study, finished, same_recipe
@@ -159,7 +157,7 @@ def _attempt(job: Job, device: str | None, listen: Listener) -> str | None:
 
 
 def _train_all(
-    jobs: list[Job], workers: int | None, device: str | None, tell: Listener
+    jobs: list[Job], at_once: int | None, device: str | None, tell: Listener
 ) -> dict[Job, str]:
     """Trains the runs and returns those that failed with the reason."""
     import torch
@@ -168,18 +166,14 @@ def _train_all(
 
     # once, before the processes: a missing data set is said here, and recordings are cached for all
     setup.load_data(jobs[0].recipe)
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = processors()
     on_gpu = torch.cuda.is_available() and device != "cpu"
-    workers = workers or (1 if on_gpu else cores)
+    n = at_once or (1 if on_gpu else cores)
     clock = Clock(jobs, tell)
     with _on_signal(signal.SIGTERM, signal.default_int_handler):
-        if workers > 1:
-            # threads by the number asked for, not by what is left to do: a run gives the same bits when it is taken up again
-            return _in_processes(
-                jobs, min(workers, len(jobs)), max(1, cores // workers), device, clock
-            )
+        if n > 1:
+            # threads by the number asked for, not by what is left to do: a resumed run gives the same bits
+            return _in_processes(jobs, min(n, len(jobs)), max(1, cores // n), device, clock)
         failed: dict[Job, str] = {}
         for job in jobs:
             error = _attempt(job, device, partial(clock.hear, job))
@@ -188,61 +182,19 @@ def _train_all(
 
 
 def _in_processes(
-    jobs: list[Job], workers: int, threads: int, device: str | None, clock: Clock
+    jobs: list[Job], n: int, threads: int, device: str | None, clock: Clock
 ) -> dict[Job, str]:
-    context, waiting = get_context("spawn"), list(jobs)
     failed: dict[Job, str] = {}
-    processes: dict[Connection, Any] = {}
-    doing: dict[Connection, Job] = {}
-
-    def start() -> None:
-        ours, theirs = context.Pipe()
-        process = context.Process(
-            target=_worker, args=(theirs, threads, device, heap.mode()), daemon=True
-        )
-        # it does not see Ctrl-C by itself: only a run in training does, and this process ends the others
-        with _on_signal(signal.SIGINT, signal.SIG_IGN):
-            process.start()
-        theirs.close()
-        processes[ours] = process
-        give(ours)
-
-    def give(pipe: Connection) -> None:
-        if waiting:
-            doing[pipe] = waiting.pop(0)
-        pipe.send(doing.get(pipe))
-
-    try:
-        for _ in range(workers):
-            start()
-        while doing:
-            for pipe in wait(list(doing)):
-                assert isinstance(pipe, Connection)
-                try:
-                    kind, what = pipe.recv()
-                except (EOFError, OSError):
-                    process = processes.pop(pipe)
-                    process.join()
-                    lost, code = doing.pop(pipe), process.exitcode
-                    reason = f"its process ended with code {code}; if memory ran out, use --jobs {max(1, workers - 1)}"
-                    failed |= clock.over(lost, f"{lost.arm} seed {lost.seed}: {reason}")
-                    if waiting:
-                        start()
-                    continue
-                if kind == "stopped":
-                    raise KeyboardInterrupt
-                if kind == "event":
-                    clock.hear(doing[pipe], what)
-                else:
-                    failed |= clock.over(doing.pop(pipe), what)
-                    give(pipe)
-        return failed
-    finally:
-        for pipe in processes:
-            with suppress(OSError):
-                pipe.send(None)
-        for process in processes.values():
-            process.join(60)
+    work = [(job, device, threads, heap.mode()) for job in jobs]
+    for (job, *_), kind, value in workers.run(_in_worker, work, n, patience=60):
+        if kind == "event":
+            clock.hear(job, value)
+            continue
+        if kind == "failed":
+            reason = f"its process ended with code {value.code}; if memory ran out, use --jobs {max(1, n - 1)}"
+            value = f"{job.arm} seed {job.seed}: {reason}"
+        failed |= clock.over(job, value)
+    return failed
 
 
 @contextmanager
@@ -258,29 +210,22 @@ def _on_signal(number: int, handler: Any) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def _worker(pipe: Connection, threads: int, device: str | None, mode: str) -> None:
-    """A process that trains the runs it is given; it ends when the other side of the pipe does."""
+def _in_worker(job: Job, device: str | None, threads: int, mode: str) -> str | None:
+    """`_attempt` in a worker, which passes the events on."""
     import torch
 
     heap.use(mode)
     torch.set_num_threads(threads)
-    said = 0.0
+    last = 0.0
 
     def listen(event: dict[str, Any]) -> None:
-        nonlocal said
+        nonlocal last
         if event["event"] == "batch":
-            if pipe.poll():
-                # told to stop, or nobody is left on the other side: as by Ctrl-C, a checkpoint and the end
+            if workers.stop_wanted():  # as by Ctrl-C: a checkpoint and the end
                 signal.raise_signal(signal.SIGTERM)
-            if time.monotonic() - said < 0.5:
+            if time.monotonic() - last < 0.5:
                 return
-            said = time.monotonic()
-        with suppress(OSError):
-            pipe.send(("event", event))
+            last = time.monotonic()
+        workers.emit(event)
 
-    with suppress(EOFError, OSError):
-        try:
-            while (job := pipe.recv()) is not None:
-                pipe.send(("over", _attempt(job, device, listen)))
-        except KeyboardInterrupt:
-            pipe.send(("stopped", None))
+    return _attempt(job, device, listen)

@@ -25,7 +25,7 @@ from ..surrogate import Sigmoid, Triangle
 from ..system.events import Listener
 from ..version import __version__
 from . import statistics
-from .page import changes, publish
+from .page import changes, publish, results_table
 from .runner import folder
 
 if TYPE_CHECKING:
@@ -262,7 +262,8 @@ def _write(toy: Toy, out: Path, tell: Listener) -> Path:
         "reset_cost": cost,
     }
     said = _sentences(rates, cost)
-    page = publish(out, toy.name, toy.about, head, rows, said, notes, pictures, settings, complete)
+    table = results_table(head, rows, notes)
+    page = publish(out, toy.name, toy.about, table, said, pictures, settings, complete)
     tell({"event": "done", "report": str(page), "failed": 0})
     return page
 

@@ -1,4 +1,4 @@
-"""Training: `fit` runs a recipe into a run folder, `resume` continues it, `evaluate` and `load` use the result."""
+"""`fit` trains a recipe into a run folder, `resume` continues it, `evaluate` and `load` use it."""
 
 from .evaluate import evaluate
 from .fit import fit, resume

@@ -1,21 +1,77 @@
-"""Checkpoints: state to bytes and back, with everything checked on the way in."""
+"""Checkpoints: from state to bytes and back. They are untrusted input: everything is checked."""
 
 from __future__ import annotations
 
 import io
 import random
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import RunError
+from ..errors import RecipeError, RunError
+from ..recipes.recipe import Recipe
 from ..run import Run
-from .failures import first_line
+from .failures import first_line, logger
 
 CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 CHECKPOINT_VERSION = 3
+
+
+@dataclass
+class Progress:
+    """How far a run has come; `epoch` and `batch` are the next to be trained."""
+
+    epoch: int = 0
+    batch: int = 0
+    best: dict[str, Any] | None = None  # score, number and accuracy of the best epoch
+    bad_epochs: int = 0  # since the best one
+    elapsed: float = 0.0  # seconds, of the epochs that are done
+    epoch_seconds: float = 0.0  # of this one
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}, batch {self.batch}"
+
+    def update_best(self, accuracy: float | None, loss: float | None) -> bool:
+        """Whether this epoch is the best so far; without a validation set, the last one is."""
+        score = (self.epoch, 0.0) if accuracy is None or loss is None else (accuracy, -loss)
+        better = self.best is None or score >= tuple(self.best["score"])
+        if better:
+            self.best = {"score": list(score), "epoch": self.epoch, "accuracy": accuracy}
+        self.bad_epochs = 0 if better else self.bad_epochs + 1
+        return better
+
+    def begin_epoch(self) -> None:
+        self.epoch += 1
+        self.batch = 0
+        self.epoch_seconds = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "best": self.best,
+            "bad_epochs": self.bad_epochs,
+            "elapsed": [self.elapsed, self.epoch_seconds],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], epochs: int) -> None:
+        """epochs: of the recipe."""
+        self.epoch, self.batch, _ = checked_numbers(state["position"], int, int, int)
+        self.elapsed, self.epoch_seconds = checked_numbers(state["elapsed"], float, float)
+        (self.bad_epochs,) = checked_numbers([state["bad_epochs"]], int)
+        self.best = state["best"]
+        if self.best is not None:
+            checked_numbers([*self.best["score"], self.best["epoch"]], float, float, int)
+            if self.best["accuracy"] is not None:
+                checked_numbers([self.best["accuracy"]], float)
+        _, _, samples = checked_numbers(state["sums"], float, int, int)
+        began = (self.best is not None, self.batch > 0)
+        if began != (self.epoch > 0, samples > 0) or self.epoch > epochs:
+            raise ValueError(f"{self}, best {self.best}")
 
 
 def to_bytes(state: dict[str, Any]) -> bytes:
@@ -25,14 +81,13 @@ def to_bytes(state: dict[str, Any]) -> bytes:
 
 
 def read(run: Run, name: str) -> dict[str, Any]:
-    """Reads a checkpoint: tensors and plain values only, its checksums verified, nothing larger than the file."""
+    """Reads tensors and plain values only, with verified checksums, no larger than the file."""
     packed = run.read(name)
     try:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            # torch.save does not compress
             if (size := sum(member.file_size for member in archive.infolist())) > len(packed):
-                raise zipfile.BadZipFile(
-                    f"{size} bytes in a file of {len(packed)}"
-                )  # torch.save packs without compressing
+                raise zipfile.BadZipFile(f"{size} bytes in a file of {len(packed)}")
             if (torn := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"{torn} fails its checksum")
         state = torch.load(io.BytesIO(packed), "cpu", weights_only=True)
@@ -45,10 +100,43 @@ def read(run: Run, name: str) -> dict[str, Any]:
     return state
 
 
-FUSED: dict[type, set[str]] = {
-    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
-    torch.optim.SGD: {"momentum_buffer"},
-}
+def read_last(run: Run) -> dict[str, Any]:
+    """Reads last.ckpt; if it is damaged, previous.ckpt takes its place."""
+    try:
+        return read(run, "last.ckpt")
+    except RunError as damaged:
+        try:
+            state = read(run, "previous.ckpt")
+        except RunError:
+            raise damaged from None
+        logger.warning(
+            "%s is damaged: going on from the one before, epoch %d, batch %d",
+            run.path / "last.ckpt",
+            *state["position"][:2],
+        )
+        run.write("last.ckpt", run.read("previous.ckpt"))
+        return state
+
+
+def check_recipe(state: dict[str, Any], recipe: Recipe, path: Path) -> None:
+    """Raises unless a checkpoint is of this version and of this recipe."""
+    if state.get("version") != CHECKPOINT_VERSION:
+        raise RunError(f"{path} is of another version of backspike; resume it with that one")
+    if not _same_recipe(state.get("recipe"), recipe.to_dict()):
+        raise RunError(
+            f"{path.parent}: last.ckpt is of another recipe than recipe.json; "
+            "restore the one that belongs to it"
+        )
+
+
+def _same_recipe(stored: Any, wanted: dict[str, Any]) -> bool:
+    """Fields that an older version did not know have their defaults."""
+    if stored == wanted:
+        return True
+    try:
+        return Recipe.from_dict(stored).to_dict() == wanted
+    except (RecipeError, TypeError, AttributeError, KeyError):  # damage, or values of the user's
+        return False
 
 
 def checked_numbers(values: Any, *kinds: type) -> list[Any]:
@@ -61,9 +149,50 @@ def checked_numbers(values: Any, *kinds: type) -> list[Any]:
     return list(values)
 
 
+# ---- the optimizer -------------------------------------------------------------------------------
+
+# the state of torch's fused optimizers, which write past the end of a tensor of the wrong size
+_FUSED: dict[type, set[str]] = {
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.SGD: {"momentum_buffer"},
+}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Loads the moments; the parameter groups stay those of the recipe."""
+    moments = state["state"]
+    if (names := _FUSED.get(type(optimizer))) is not None:
+        moments = _checked_moments(optimizer, moments, names)
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _checked_moments(
+    optimizer: torch.optim.Optimizer, stored: dict[int, dict[str, Any]], names: set[str]
+) -> dict[int, dict[str, Any]]:
+    """A copy of the stored state in tensors with the shape, type and layout of the parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    out: dict[int, dict[str, Any]] = {}
+    for i, values in stored.items():
+        if values and set(values) != names:
+            raise ValueError(
+                f"the optimizer keeps {', '.join(sorted(names))}, not {', '.join(map(str, values))}"
+            )
+        wanted = {
+            name: torch.tensor(0.0) if name == "step" else parameters[i].detach() for name in values
+        }
+        if any(v.shape != wanted[name].shape for name, v in values.items()):
+            raise ValueError(f"the optimizer's state of parameter {i} has another shape")
+        out[i] = {name: torch.empty_like(wanted[name]).copy_(v) for name, v in values.items()}
+    return out
+
+
+# ---- random generators ---------------------------------------------------------------------------
+
+
 def rng_state(device: torch.device) -> dict[str, Any]:
     version, state, gauss = random.getstate()
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  (what a user's data set may draw from)
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  (a user's data may draw from it)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -79,8 +208,15 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, position, *rest = state["numpy"]
-    if (
-        keys.shape != (624,) or not 0 <= position <= 624
-    ):  # NumPy takes any position, and reads there
+    # NumPy accepts any position and reads there
+    if keys.shape != (624,) or not 0 <= position <= 624:
         raise ValueError(f"a generator of {list(keys.shape)} words at {position}")
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, *rest))  # noqa: NPY002
+
+
+@contextmanager
+def preserved_rng(device: torch.device) -> Iterator[None]:
+    """Afterwards, all generators are as they were before."""
+    state = rng_state(device)
+    yield
+    set_rng_state(state, device)

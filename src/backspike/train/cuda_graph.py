@@ -1,7 +1,8 @@
-"""CUDA graphs: what a training step launches on a GPU is recorded once and then replayed with one call.
+"""CUDA graphs: the kernels of a training step are recorded once and then replayed with one call.
 
-Small networks spend their time starting kernels, hundreds a step. A replay runs the same kernels on the same addresses, so
-whatever changes from step to step has to lie in tensors: the batch, the learning rate, the seeds of the masks.
+Small networks spend their time launching kernels, hundreds per step. A replay runs the same kernels
+on the same addresses, so whatever changes from step to step must be in tensors: the batch, the
+learning rate, the seeds of the masks.
 """
 
 from __future__ import annotations
@@ -13,21 +14,23 @@ import torch
 from torch import Tensor
 
 from ..kernel.mask import Seeds
+from .failures import first_line
 
-WARM_UP = 3  # steps that are not recorded: libraries choose their kernels in them, and the optimizer makes its state
+# steps before the recording, in which libraries choose kernels and the optimizer creates its state
+WARM_UP = 3
 
 
 class Recorder(Protocol):
-    """What records on a device."""
+    """Records the kernels that a function launches."""
 
     def warm_up(self, run: Callable[[], None]) -> None:
-        """Runs it, where it will be recorded."""
+        """Runs the function on the stream of the recording."""
 
     def record(self, run: Callable[[], None]) -> None:
-        """Records what it launches, without doing it."""
+        """Records the kernels without running them."""
 
     def replay(self) -> None:
-        """Does what was recorded."""
+        """Runs the recorded kernels."""
 
 
 class CudaGraph:
@@ -43,7 +46,7 @@ class CudaGraph:
         torch.cuda.current_stream().wait_stream(self._stream)
 
     def record(self, run: Callable[[], None]) -> None:
-        # thread_local: a thread that pins memory for the next batch may go on
+        # thread_local: another thread may pin memory for the next batch meanwhile
         with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
             run()
 
@@ -52,67 +55,73 @@ class CudaGraph:
 
 
 class Replayed:
-    """`step(*inputs)`, which returns nothing, with its launches recorded for inputs like the first ones and then replayed.
+    """`step(*inputs)`, recorded for inputs like the first ones and then replayed; returns nothing.
 
-    Inputs of another shape (a last batch), and the first `WARM_UP` steps, run as they are. The masks are those of a step that
-    is not recorded, bit for bit. `step` must not look at values of tensors on the host. Where it does, or where memory does
-    not suffice for the activations of the recording, `refused` is told why in one line and each step runs as it is.
+    The first `WARM_UP` steps, and inputs of another shape (a last batch), run without a recording.
+    The masks are bit-identical to those of a step that is not recorded. `step` must not read
+    tensors on the host. If it does, or if memory runs out during the recording, `not_recorded` is
+    called with the reason in one line, and every step runs without a recording.
     """
 
     def __init__(
         self,
         step: Callable[..., None],
         device: torch.device,
-        refused: Callable[[str], None],
+        not_recorded: Callable[[str], None],
         recorder: Callable[[], Recorder] = CudaGraph,
     ) -> None:
-        self._step, self._device, self._refused, self._recorder = step, device, refused, recorder
+        self._step = step
+        self._device = device
+        self._not_recorded = not_recorded
+        self._recorder = recorder
         self._usable = True
         self.forget()
 
     def forget(self) -> None:
-        """Records anew: something that is no tensor has changed, such as what learns."""
+        """Record anew: something outside tensors changed, such as which parameters learn."""
         self._graph: Recorder | None = None
-        self._seeds, self._form, self._warm = Seeds(self._device), None, 0
-        self._held: tuple[Tensor, ...] | None = None
+        self._seeds = Seeds(self._device)
+        self._shape: Any = None
+        self._warm_steps = 0
+        self._inputs: tuple[Tensor, ...] | None = None  # of the recording
 
     def __call__(self, *inputs: Tensor) -> None:
-        form: Any = tuple((x.shape, x.stride(), x.dtype) for x in inputs)
-        self._form = self._form or form
-        if not self._usable or form != self._form:
+        shape: Any = tuple((x.shape, x.stride(), x.dtype) for x in inputs)
+        self._shape = self._shape or shape
+        if not self._usable or shape != self._shape:
             self._step(*inputs)
             return
-        if self._warm < WARM_UP:
+        if self._warm_steps < WARM_UP:
             self._graph = self._graph or self._recorder()
             with self._seeds:
                 self._graph.warm_up(lambda: self._step(*inputs))
-            self._warm += 1
+            self._warm_steps += 1
             return
-        if self._held is None and not self._record(inputs):
+        if self._inputs is None and not self._record(inputs):
             self._step(*inputs)
             return
-        for held, x in zip(self._held or (), inputs):
-            held.copy_(_once(x), non_blocking=True)
+        for recorded, x in zip(self._inputs or (), inputs):
+            recorded.copy_(_one_timestep(x), non_blocking=True)
         self._seeds.refill()
         assert self._graph is not None
         self._graph.replay()
 
     def _record(self, inputs: tuple[Tensor, ...]) -> bool:
         assert self._graph is not None
-        held = tuple(_once(x).clone() for x in inputs)
-        given = tuple(h.expand(x.shape) for h, x in zip(held, inputs))
+        recorded = tuple(_one_timestep(x).clone() for x in inputs)
+        expanded = [r.expand(x.shape) for r, x in zip(recorded, inputs)]
         self._seeds.make()
         try:
             with self._seeds:
-                self._graph.record(lambda: self._step(*given))
+                self._graph.record(lambda: self._step(*expanded))
         except RuntimeError as e:
             self._usable, self._graph = False, None
-            self._refused((str(e).splitlines() or [type(e).__name__])[0])
+            self._not_recorded(first_line(e))
             return False
-        self._held = held
+        self._inputs = recorded
         return True
 
 
-def _once(x: Tensor) -> Tensor:
-    """x without its equal timesteps, where it repeats over T (stride 0)."""
+def _one_timestep(x: Tensor) -> Tensor:
+    """The first timestep if x repeats over T (stride 0), else x."""
     return x[:1] if x.dim() and len(x) > 1 and x.stride(0) == 0 else x

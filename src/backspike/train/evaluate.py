@@ -32,10 +32,11 @@ def evaluate(
     device: str | torch.device | None = None,
     values: tuple[type, ...] = (),
 ) -> dict[str, Any]:
-    """Runs the test set through the trained network of a run, and leaves what it measures in `evaluation.npz`.
+    """Runs the test set through the trained network of a run and writes `evaluation.npz`.
 
-    Returns accuracy, loss, number of samples, and the accuracy if stopped after each timestep. The arguments are `load`'s and
-    `fit`'s. anytime: early exit is measured too, its threshold chosen on the validation split, and left in `anytime.json`.
+    Returns accuracy, loss, number of samples and the accuracy after each timestep. The arguments
+    are those of `load` and `fit`. anytime: measure early exit as well, with a threshold chosen on
+    the validation split, and write `anytime.json`.
     """
     folder = Run.open(run)
     check_own(folder, model=model, data=test)
@@ -50,7 +51,7 @@ def evaluate(
         )
     batches = Batches(sets.test, recipe, choose_device(device))
     try:
-        accuracy, loss = test_network(network, batches, recipe)
+        accuracy, loss = accuracy_and_loss(network, batches, recipe)
         over_time = measure_test(folder, network, batches)
     except (RuntimeError, ValueError, TypeError, IndexError) as e:
         if isinstance(e, RunError):
@@ -76,7 +77,7 @@ def evaluate(
 
 
 def measure_test(run: Run, network: Network, batches: Batches) -> list[float]:
-    """Writes evaluation.npz; the accuracy if stopped after each timestep."""
+    """Writes evaluation.npz; returns the accuracy after each timestep."""
     arrays = activity.collect(network, batches) | op_count.count(network, batches)
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
@@ -85,20 +86,17 @@ def measure_test(run: Run, network: Network, batches: Batches) -> list[float]:
 
 
 @torch.no_grad()
-def test_network(network: Network, batches: Batches, recipe: Recipe) -> tuple[float, float]:
-    """(accuracy, loss) over a data set, of which each rank takes a share."""
+def accuracy_and_loss(network: Network, batches: Batches, recipe: Recipe) -> tuple[float, float]:
+    """Over a data set, of which each rank computes its share."""
     network.eval()
-    sums, n, together = (
-        torch.zeros(2, dtype=torch.float64, device=batches.device),
-        0,
-        distributed.here(),
-    )
-    for x, y in batches.in_order(ranks=together):
+    ranks = distributed.here()
+    sums, n = torch.zeros(2, dtype=torch.float64, device=batches.device), 0
+    for x, y in batches.in_order(ranks=ranks):
         with batches.autocast():
             o = network.model(x).float()
         logits = network.readout(o)
         sums[0] += (logits.argmax(-1) == y).sum()
         sums[1] += recipe.loss.value(o, logits, y).double() * len(y)
         n += len(y)
-    right, loss, n = together.sums(*sums.tolist(), n)
-    return right / n, loss / n
+    correct, loss, n = ranks.sums(*sums.tolist(), n)
+    return correct / n, loss / n

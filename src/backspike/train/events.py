@@ -1,5 +1,88 @@
-"""What training writes to the log."""
+"""The events of a training that go to its log: `initial`, `epoch` and `watch`."""
 
 from __future__ import annotations
 
-WATCHED = 64  # training samples that `watch` measures
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..analysis import activity, vitals
+from ..analysis.diagnosis import diagnose
+from ..readout import TWO
+from .checkpoint import Progress, preserved_rng
+from .evaluate import accuracy_and_loss
+from .schedule import learning_rate
+from .setup import Setup
+from .step import Step
+
+WATCHED = 64  # training samples that `Watch` measures
+
+
+def initial(setup: Setup) -> dict[str, Any]:
+    """Spikes and membranes before training."""
+    model, x = setup.network.model, _probe_batch(setup)
+    with setup.train.autocast():
+        counts = activity.histograms(model, x)
+        return {"event": "initial", "membrane_counts": counts, **activity.probe(model, x)}
+
+
+def epoch(setup: Setup, step: Step, progress: Progress) -> dict[str, Any]:
+    """The results of the epoch that ends; on rank 0 also what its layers do."""
+    accuracy = loss = None
+    if setup.validation:
+        accuracy, loss = accuracy_and_loss(setup.evaluated, setup.validation, setup.recipe)
+    loss_sum, correct = step.read()
+    model, readout = setup.network.model, setup.network.readout
+    event = {
+        "event": "epoch",
+        "epoch": progress.epoch,
+        "loss": loss_sum / step.samples,
+        "train_accuracy": correct / step.samples,
+        "validation_loss": loss,
+        "validation_accuracy": accuracy,
+        "lr": learning_rate(setup.recipe, step.number, len(setup.train)),
+        "seconds": progress.epoch_seconds,
+        "samples_per_second": step.samples / max(progress.epoch_seconds, 1e-9),
+        "readout_weights": readout.weights.tolist() if isinstance(readout, TWO) else None,
+        "widths": activity.widths(model),
+    }
+    if not setup.ranks.first:
+        return event
+    with setup.train.autocast():
+        return event | activity.probe(model, _probe_batch(setup))
+
+
+def _probe_batch(setup: Setup) -> Tensor:
+    batches = setup.validation or setup.train
+    size = min(setup.recipe.part_size, activity.SAMPLES_AT_ONCE, len(batches.data))
+    return batches.take(torch.arange(size))[0]
+
+
+class Watch:
+    """Measures the vitals on the same samples every time and leaves the training unchanged."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.batches: list[vitals.Batch] = []
+
+    def measure(self, progress: Progress, step: Step) -> dict[str, Any]:
+        setup = self.setup
+        with preserved_rng(setup.device):
+            self.batches = self.batches or self._batches()
+            measured = vitals.take(
+                setup.network, setup.optimizer, self.batches, setup.recipe, setup.train.autocast
+            )
+        steps, trained = setup.recipe.epochs * len(setup.train), step.number > 0
+        findings = diagnose(measured, setup.network.model, setup.recipe, steps, trained=trained)
+        return {
+            "event": "watch",
+            "epochs": progress.epoch,
+            "vitals": measured.to_dict(),
+            "findings": [f.to_dict() for f in findings],
+        }
+
+    def _batches(self) -> list[vitals.Batch]:
+        size = min(activity.SAMPLES_AT_ONCE, self.setup.recipe.part_size)
+        train = self.setup.train
+        return [train.take(part) for part in train.order(0)[:WATCHED].split(size)]

@@ -18,7 +18,7 @@ from ..system.events import Listener
 from .checkpoint import CHECKPOINTS
 from .failures import explain_failures
 from .network import check_size
-from .setup import check_own, data_sets
+from .setup import check_own, set_up
 from .trainer import Result, Trainer
 
 
@@ -36,24 +36,27 @@ def fit(
     report: bool = True,
     watch: bool = False,
 ) -> Result:
-    """Trains `recipe` into the folder `out` and returns what came of it.
+    """Trains `recipe` into the folder `out`.
 
-    model: your own module `[T, B, ...] -> [T, B, K]` in place of the recipe's. train, validation, test: your own data sets
-    (`len(d)`, `d[i] -> (x, y)`) in place of the recipe's; without a validation set the last epoch is the one that counts.
-    force: replace a run that is already there. listen: called with every event (a dict; see docs/run-folder.md).
-    report=False leaves report.html out; `backspike report` makes it later. watch: what `bs.examine` measures, before training
-    and after every epoch, into the log and the report, with what is wrong; it changes no result, and a resume goes on with it.
-    Sets torch's global seed. Raises RunError, DataError or RecipeError in one line; KeyboardInterrupt after a checkpoint.
-    Called by each of the processes that torchrun starts, it trains with all of them; `listen` is called on rank 0.
+    model: your own module `[T, B, ...] -> [T, B, K]` instead of the recipe's.
+    train, validation, test: your own data sets (`len(d)`, `d[i] -> (x, y)`) instead of the
+        recipe's; without a validation set, the last epoch counts as the best.
+    force: replace an existing run.
+    listen: called with every event (a dict; see docs/run-folder.md), on rank 0.
+    report: False leaves out report.html; `backspike report` can write it later.
+    watch: before training and after every epoch, add what `bs.examine` measures and finds to the
+        log and the report. It changes no result, and `resume` continues it.
+
+    Sets torch's global seed. Under torchrun, call it in every process. Raises RunError, DataError
+    or RecipeError with a one-line message, and KeyboardInterrupt after saving a checkpoint.
     """
-    with distributed.joined(device) as together, explain_failures(recipe):
-        run = open_folder(together, lambda: Run.free(out, force))
+    with distributed.joined(device) as ranks, explain_failures(recipe):
+        run = open_folder(ranks, lambda: Run.free(out, force))
         # everything is built and tried before an old run is deleted
-        training = Trainer(
-            run, recipe, model, data_sets(recipe, train, validation, test), device, listen, watch
-        )
-        with run.created(training.recipe, training.own, force):
-            return training.run_to_the_end(report)
+        setup = set_up(recipe, model, train, validation, test, device)
+        trainer = Trainer(run, setup, listen, watch)
+        with run.created(setup.recipe, setup.own, force):
+            return trainer.train(report)
 
 
 def resume(
@@ -68,42 +71,31 @@ def resume(
     values: tuple[type, ...] = (),
     report: bool = True,
 ) -> Result:
-    """Goes on from the last checkpoint of a run folder, with the same arguments as `fit` had. values: see `load`."""
-    with distributed.joined(device) as together:
-        folder = open_folder(together, lambda: Run.open(run))
-        recipe = together.of_first(lambda: folder.recipe(values))
-        if done := together.of_first(lambda: finished_result(folder, listen, report)):
+    """Continues a run from its last checkpoint. The arguments are those of `fit` and `load`."""
+    with distributed.joined(device) as ranks:
+        folder = open_folder(ranks, lambda: Run.open(run))
+        recipe = ranks.of_first(lambda: folder.recipe(values))
+        if done := ranks.of_first(lambda: finished_result(folder, listen, report)):
             return done
-        together.of_first(lambda: check_own(folder, model=model, data=train))
+        ranks.of_first(lambda: check_own(folder, model=model, data=train))
         with folder.locked(), explain_failures(recipe):
-            kept = together.of_first(
-                lambda: [folder.path / name for name in CHECKPOINTS if folder.has(name)]
-            )
-            if model is None and kept:
-                together.of_first(lambda: check_size(recipe, *kept))
-            watch = together.of_first(
-                lambda: any(event.get("event") == "watch" for event in folder.log())
-            )
-            training = Trainer(
-                folder,
-                recipe,
-                model,
-                data_sets(recipe, train, validation, test),
-                device,
-                listen,
-                watch,
-            )
-            if kept:
-                training.restore()
+            saved = ranks.of_first(lambda: [folder.path / c for c in CHECKPOINTS if folder.has(c)])
+            if model is None and saved:
+                ranks.of_first(lambda: check_size(recipe, *saved))
+            watch = ranks.of_first(lambda: any(e.get("event") == "watch" for e in folder.log()))
+            setup = set_up(recipe, model, train, validation, test, device)
+            trainer = Trainer(folder, setup, listen, watch)
+            if saved:
+                trainer.restore()
             else:  # stopped before the first checkpoint
                 folder.put_back_log("")
-            return training.run_to_the_end(report)
+            return trainer.train(report)
 
 
-def open_folder(together: Ranks, open: Callable[[], Run]) -> Run:
-    """The folder as rank 0 finds it; the others do not write to it."""
-    run = together.of_first(open)
-    return run if together.first else Elsewhere(run.path)
+def open_folder(ranks: Ranks, open: Callable[[], Run]) -> Run:
+    """Opens the folder on rank 0; the other ranks do not write to it."""
+    run = ranks.of_first(open)
+    return run if ranks.first else Elsewhere(run.path)
 
 
 def finished_result(run: Run, listen: Listener | None, report: bool) -> Result | None:
@@ -116,7 +108,8 @@ def finished_result(run: Run, listen: Listener | None, report: bool) -> Result |
     ]
     if not all(n is None or type(n) in (int, float) for n in numbers) or None in numbers[:3]:
         raise RunError(
-            f"{run.path / 'log.jsonl'} is damaged (its last line); restore it, or train again with --force"
+            f"{run.path / 'log.jsonl'} is damaged (its last line); "
+            "restore it, or train again with --force"
         )
     if report and not run.has("report.html"):
         from ..report import write

@@ -13,36 +13,37 @@ from typing import Any
 
 @dataclass
 class StopRequest:
-    yes: bool = False
+    requested: bool = False
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """A flag that Ctrl-C or SIGTERM sets, so that a step ends before the run does; a second one ends it at once.
+    """Ctrl-C or SIGTERM sets a flag, so that the step can be finished; a second one stops at once.
 
-    Not under torchrun. It passes on what every rank has had from the terminal already, signals all when one ends, whose last
-    words would then be cut, and after 30 s kills who is still there.
+    Under torchrun, a second signal is ignored. torchrun passes on a signal that every rank has
+    already received from the terminal; it signals all ranks when one ends, which would cut off
+    their last messages, and kills those left after 30 s.
     """
-    asked, once = StopRequest(), "TORCHELASTIC_RUN_ID" in os.environ
+    stop, torchrun = StopRequest(), "TORCHELASTIC_RUN_ID" in os.environ
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield stop
         return
-    after: dict[signal.Signals, Any] = {
+    handlers: dict[signal.Signals, Any] = {
         s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)
     }
 
-    def ask(number: int, frame: Any) -> None:
-        asked.yes = True
-        signal.signal(number, signal.SIG_IGN if once else after[signal.Signals(number)])
+    def request(number: int, frame: Any) -> None:
+        stop.requested = True
+        signal.signal(number, signal.SIG_IGN if torchrun else handlers[signal.Signals(number)])
 
-    for s in after:
-        signal.signal(s, ask)
+    for s in handlers:
+        signal.signal(s, request)
     try:
-        yield asked
+        yield stop
     except BaseException:
-        if once:
-            after = dict.fromkeys(after, signal.SIG_IGN)
+        if torchrun:
+            handlers = dict.fromkeys(handlers, signal.SIG_IGN)
         raise
     finally:
-        for s, handler in after.items():
+        for s, handler in handlers.items():
             signal.signal(s, handler)

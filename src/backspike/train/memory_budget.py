@@ -1,43 +1,37 @@
-"""The settings with which a training fits into so much memory: `backspike train --memory 6GB`.
+"""Finds settings with which a training fits into the given memory: `backspike train --memory 6GB`.
 
-Every setting is rehearsed in a process of its own, with the recipe's data: measurements, a few steps, a test and a checkpoint,
-and the peak of that process is what counts, with weights, optimizer, averaged weights, data and libraries in it. First what
-the neurons keep for the backward pass is reduced (`neuron.memory`), which costs time only; then a step is split into parts
-(`accumulate`), as many as two rehearsals predict, peak = a + b * part, and a third confirms.
+Every setting is rehearsed in a separate process on the recipe's data: measurements, a few steps, a
+test and a checkpoint. The peak of that process counts, including weights, optimizer, averaged
+weights, data and libraries. The first setting to change is what neurons save for backward
+(`neuron.memory`), which only costs time. Then a step is split into parts (`accumulate`): two
+rehearsals predict how many, peak = a + b * part, and a third confirms it.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import median
-from typing import Any
 
 from ..errors import RecipeError, RunError
 from ..recipes.recipe import Recipe
 from ..system import heap
+from ..system.events import Listener
+from ..system.workers import Worker, WorkerFailed
 
-LADDER = (
-    "exact",
-    "recompute",
-    "checkpoint",
-)  # of neuron.memory, cheap first; all give the exact gradient
-HEADROOM = 0.95  # of the budget: the same training peaks a few percent higher or lower each time, as its heap has gaps
-STEPS = 4  # of a rehearsal, the first of which makes what the others find
-
-Listener = Callable[[dict[str, Any]], None]
+# values of neuron.memory, the fastest first; all give the exact gradient
+LADDER = ("exact", "recompute", "checkpoint")
+HEADROOM = 0.95  # of the budget: peaks vary by a few percent, as the heap fragments differently
+STEPS = 4  # of a rehearsal; the first one allocates what the others reuse
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What one setting takes: the peak in bytes (None: more than there is here) and seconds per step."""
+    """The cost of one setting: peak in bytes (None: more than is free) and seconds per step."""
 
     recipe: Recipe
     peak: int | None
@@ -50,7 +44,7 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was chosen for a budget in bytes. `recipe` is the one to train; `str(plan)` says what it costs."""
+    """The choice for a budget in bytes: `recipe` is the one to train, `str(plan)` its cost."""
 
     budget: int
     before: Rehearsal
@@ -62,21 +56,20 @@ class Plan:
 
     def __str__(self) -> str:
         if self.after is self.before:
-            return f"fits into {size_text(self.budget)} as it is: {_taken(self.before)}"
+            return f"fits into {size_text(self.budget)} as it is: {_cost(self.before)}"
         chosen = _settings(self.before.recipe, self.recipe)
         return f"to fit into {size_text(self.budget)}: {chosen}; {self._costs()}"
 
     def _costs(self) -> str:
         before, after = self.before, self.after
-        costs = [f"{_taken(after)} instead of {_taken(before)}"]
+        costs = [f"{_cost(after)} instead of {_cost(before)}"]
         if before.seconds and after.seconds:
             costs.append(f"{100 * (after.seconds / before.seconds - 1):+.0f} % time")
         if before.recipe.part_size == after.recipe.part_size:
             costs.append("the same gradients")
         elif after.batch_norm:
-            costs.append(
-                f"BatchNorm sees {after.recipe.part_size} samples instead of {before.recipe.part_size}"
-            )
+            sizes = f"{after.recipe.part_size} samples instead of {before.recipe.part_size}"
+            costs.append(f"BatchNorm sees {sizes}")
         return "; ".join(costs)
 
 
@@ -88,42 +81,34 @@ def plan_memory(
     threads: int | None = None,
     listen: Listener | None = None,
 ) -> Plan:
-    """Finds the cheapest settings with which `recipe` trains within `budget`, bytes or text such as "6GB" or "0.5GiB".
+    """Finds the fastest settings with which `recipe` trains within a budget.
 
-    On the CPU the budget is the memory of the process, on CUDA that of the device. device: as in `bs.fit`. threads: of the
-    rehearsals (torch's default). listen: called with an event for every rehearsal, see docs/run-folder.md. Models and data of
-    your own cannot be rehearsed. Raises RunError naming the smallest budget if none of the settings fits.
+    budget: bytes or text such as "0.5GiB"; for the process on a CPU, for a device on CUDA.
+    device: as in `bs.fit`.
+    threads: of the rehearsals; torch's default.
+    listen: called with an event for every rehearsal, see docs/run-folder.md.
+
+    Your own models and data cannot be rehearsed. If nothing fits, raises a RunError that names the
+    smallest possible budget.
     """
     size = parse_size(budget) if isinstance(budget, str) else budget
-    tell = listen or (lambda event: None)
+    notify = listen or (lambda event: None)
     rehearsals: list[Rehearsal] = []
 
     def rehearse(candidate: Recipe) -> Rehearsal:
         found = _rehearse(candidate, device, threads)
         rehearsals.append(found)
-        text = f"tried {_settings(recipe, candidate) or 'as it is'}: {_taken(found)}"
-        tell(
-            {
-                "event": "rehearsal",
-                "peak": found.peak,
-                "seconds_per_step": found.seconds,
-                "text": text,
-            }
-        )
+        text = f"tried {_settings(recipe, candidate) or 'as it is'}: {_cost(found)}"
+        measured = {"peak": found.peak, "seconds_per_step": found.seconds}
+        notify({"event": "rehearsal", **measured, "text": text})
         return found
 
     before = rehearse(recipe)
     for found in chain([before], _ladder(recipe, size, rehearse)):
         if found.fits(size):
             plan = Plan(size, before, found)
-            tell(
-                {
-                    "event": "memory",
-                    "budget": size,
-                    "settings": _settings(recipe, plan.recipe),
-                    "text": str(plan),
-                }
-            )
+            settings = _settings(recipe, plan.recipe)
+            notify({"event": "memory", "budget": size, "settings": settings, "text": str(plan)})
             return plan
     raise RunError(_impossible(size, rehearsals))
 
@@ -131,12 +116,9 @@ def plan_memory(
 def _ladder(
     recipe: Recipe, budget: int, rehearse: Callable[[Recipe], Rehearsal]
 ) -> Iterator[Rehearsal]:
-    """Rehearsals from cheap to dear."""
-    first = (
-        LADDER.index(recipe.neuron.memory) + 1 if recipe.neuron.memory in LADDER else len(LADDER)
-    )
-    found = None
-    for memory in LADDER[first:]:
+    """Rehearsals, the fastest settings first."""
+    now, found = recipe.neuron.memory, None
+    for memory in LADDER[LADDER.index(now) + 1 :] if now in LADDER else ():
         recipe = replace(recipe, neuron=replace(recipe.neuron, memory=memory))
         yield (found := rehearse(recipe))
     yield from _in_parts(recipe, budget, rehearse, found)
@@ -145,22 +127,21 @@ def _ladder(
 def _in_parts(
     recipe: Recipe, budget: int, rehearse: Callable[[Recipe], Rehearsal], whole: Rehearsal | None
 ) -> Iterator[Rehearsal]:
-    """Rehearsals of the step in ever smaller parts, the first of them as large as a line through two rehearsals predicts."""
-    at_once = recipe.part_size
-    if at_once == 1:
+    """Rehearsals with smaller and smaller parts, from the size that two rehearsals predict."""
+    size = recipe.part_size
+    if size == 1:
         return
-    quarter = rehearse(_split(recipe, max(1, at_once // 4)))
+    quarter = rehearse(_split(recipe, max(1, size // 4)))
     points = [r for r in (whole, quarter) if r is not None and r.peak is not None]
     if len(points) < 2:
-        points.append(rehearse(_split(recipe, max(1, at_once // 16))))
+        points.append(rehearse(_split(recipe, max(1, size // 16))))
     part = _predicted(points, HEADROOM * budget)
     tried = {r.recipe.part_size: r for r in (quarter, *points)}
     while part >= 1:
         candidate = _split(recipe, part)
         yield tried.get(candidate.part_size) or rehearse(candidate)
-        part = (
-            min(candidate.part_size - 1, math.floor(0.8 * candidate.part_size)) if part > 1 else 0
-        )
+        size = candidate.part_size
+        part = min(size - 1, math.floor(0.8 * size)) if part > 1 else 0
 
 
 def _split(recipe: Recipe, part: int) -> Recipe:
@@ -169,7 +150,7 @@ def _split(recipe: Recipe, part: int) -> Recipe:
 
 
 def _predicted(points: list[Rehearsal], limit: float) -> int:
-    """The largest part whose peak stays within the limit, on the line through two rehearsals; at least 1."""
+    """The largest part within the limit, on the line through two rehearsals; at least 1."""
     known = [(r.recipe.part_size, r.peak) for r in points if r.peak is not None]
     if len(known) < 2 or known[0][0] == known[1][0]:
         return 1
@@ -181,18 +162,22 @@ def _predicted(points: list[Rehearsal], limit: float) -> int:
 def _impossible(budget: int, rehearsals: list[Rehearsal]) -> str:
     peaks = [r.peak for r in rehearsals if r.peak is not None]
     if not peaks:
-        return "no setting could be rehearsed in the memory that is free here; close other programs or use a smaller network"
+        return (
+            "no setting could be rehearsed in the memory that is free here; "
+            "close other programs or use a smaller network"
+        )
     smallest = min(peaks) / HEADROOM
     unit = 10**7 if smallest < 10**9 else 10**8
     least = size_text(math.ceil(smallest / unit) * unit)
     return (
-        f"this recipe does not train within {size_text(budget)}; the smallest that works is --memory {least} "
-        "(less with --neuron.memory 8bit, whose gradients are about 1 % off, a smaller network or a smaller T)"
+        f"this recipe does not train within {size_text(budget)}; "
+        f"the smallest that works is --memory {least} (less with --neuron.memory 8bit, "
+        "whose gradients are about 1 % off, a smaller network or a smaller T)"
     )
 
 
 def _settings(before: Recipe, after: Recipe) -> str:
-    """What is set otherwise, in words of the command line."""
+    """What changed, as flags of the command line."""
     changed = []
     if before.neuron.memory != after.neuron.memory:
         changed.append(f"--neuron.memory {after.neuron.memory}")
@@ -201,7 +186,7 @@ def _settings(before: Recipe, after: Recipe) -> str:
     return " ".join(changed)
 
 
-def _taken(rehearsal: Rehearsal) -> str:
+def _cost(rehearsal: Rehearsal) -> str:
     if rehearsal.peak is None or rehearsal.seconds is None:
         return "more than is free here"
     return f"{size_text(rehearsal.peak)}, {rehearsal.seconds:.3g} s a step"
@@ -235,31 +220,24 @@ def size_text(size: float) -> str:
     return f"{float(f'{size / _UNITS[unit]:.3g}'):g}{unit}"
 
 
-# ---- one rehearsal, in a process of its own ------------------------------------------------------------------------------
+# ---- one rehearsal, in a separate process --------------------------------------------------------
 
 
 def _rehearse(recipe: Recipe, device: str | None, threads: int | None) -> Rehearsal:
     torch = sys.modules.get("torch")
     threads = threads or (torch.get_num_threads() if torch else None)
-    work = pickle.dumps((recipe, device, threads, heap.mode()))
-    code = "from backspike.train.memory_budget import _child; _child()"
-    done = subprocess.run([sys.executable, "-c", code], input=work, capture_output=True)
-    try:
-        said = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        if done.returncode < 0:  # the system ended it, as it does when memory runs out
-            return Rehearsal(recipe, None, None)
-        why = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
-        raise RunError(f"the rehearsal that measures memory failed: {why}") from None
-    if "error" in said:
-        raise RunError(said["error"])
-    return Rehearsal(recipe, said["peak"], said["seconds"], said["batch_norm"])
+    with Worker(quiet=True) as worker:
+        try:
+            return worker.call(_measure, recipe, device, threads, heap.mode())
+        except WorkerFailed as e:
+            if e.code < 0:  # the system ended it, as it does when memory runs out
+                return Rehearsal(recipe, None, None)
+            raise RunError(f"the rehearsal that measures memory failed: {e}") from None
 
 
-def _child() -> None:
-    """Reads what to rehearse from standard input, writes one line of JSON."""
-    recipe, device, threads, mode = pickle.load(sys.stdin.buffer)
-    _spare_the_others()
+def _measure(recipe: Recipe, device: str | None, threads: int | None, mode: str) -> Rehearsal:
+    """The rehearsal, within a process of its own."""
+    _limit_memory()
     heap.use(mode)
     import torch
 
@@ -268,18 +246,17 @@ def _child() -> None:
 
     if threads:
         torch.set_num_threads(threads)
-    said: dict[str, Any]
     try:
         seconds, batch_norm = trainer.rehearse(recipe, STEPS, device)
-        said = {"peak": _peak(), "seconds": median(seconds[1:]), "batch_norm": batch_norm}
     except (RunError, DataError, ValueError, RuntimeError, MemoryError) as e:
-        nothing = {"peak": None, "seconds": None, "batch_norm": False}
-        said = nothing if failures.out_of_memory(e) else {"error": str(e).splitlines()[0]}
-    print(json.dumps(said), flush=True)
+        if failures.out_of_memory(e):
+            return Rehearsal(recipe, None, None)
+        raise RunError(failures.first_line(e)) from None
+    return Rehearsal(recipe, _peak(), median(seconds[1:]), batch_norm)
 
 
-def _spare_the_others() -> None:
-    """This process may take what is free and no more, and is the first to end if memory runs out after all."""
+def _limit_memory() -> None:
+    """Limits this process to the free memory; if memory runs out anyway, it is killed first."""
     try:
         import resource
 
@@ -293,11 +270,11 @@ def _spare_the_others() -> None:
         with open("/proc/self/oom_score_adj", "w") as f:
             f.write("1000")
     except (ImportError, OSError, StopIteration, ValueError):
-        return  # not Linux, or not allowed: the rehearsal goes without
+        return  # not Linux, or not permitted
 
 
 def _peak() -> int:
-    """The most memory, in bytes, that this process ever held; on a GPU, that torch held there."""
+    """The peak memory in bytes of this process, or, on a GPU, of torch there."""
     import torch
 
     if torch.cuda.is_initialized():

@@ -15,7 +15,10 @@ from .failures import first_line
 
 
 class Network(nn.Module):
-    """A model and its readout: `[T, B, ...]` to logits `[B, K]`. `network.model(x)` gives the outputs over time `[T, B, K]`."""
+    """A model and its readout: `[T, B, ...]` to logits `[B, K]`.
+
+    `network.model(x)` returns the outputs over time, `[T, B, K]`.
+    """
 
     def __init__(self, model: nn.Module, readout: nn.Module) -> None:
         super().__init__()
@@ -29,15 +32,16 @@ class Network(nn.Module):
 def load(
     run: str | Path, model: nn.Module | None = None, *, values: tuple[type, ...] = ()
 ) -> Network:
-    """The trained network of a run folder, in evaluation mode, on the CPU: `[T, B, ...]` to logits `[B, K]`.
+    """The trained network of a run folder, in evaluation mode, on the CPU.
 
-    model: your own module, if `fit` was given one. values: classes of your own that the recipe's text names.
+    model: your own module, if `fit` was called with one. values: your own classes in the recipe.
     """
     folder = Run.open(run)
     recipe = folder.recipe(values)
     if not folder.has("model.safetensors"):
         raise RunError(
-            f"{folder.path} has no model.safetensors; finish it with: backspike resume {folder.path}"
+            f"{folder.path} has no model.safetensors; "
+            f"finish it with: backspike resume {folder.path}"
         )
     try:
         weights = load_safetensors(folder.read("model.safetensors"))
@@ -50,23 +54,25 @@ def load(
     except Exception as e:  # whatever a damaged file makes the reader raise
         text = first_line(e)
         raise RunError(
-            f"{folder.path / 'model.safetensors'} is damaged or belongs to another network (give model= again): {text}"
+            f"{folder.path / 'model.safetensors'} is damaged or belongs to another network "
+            f"(give model= again): {text}"
         ) from e
     return network.eval()
 
 
 def check_size(recipe: Recipe, weights: Path, *others: Path) -> None:
-    """A recipe may be anybody's: its network is not built where no file of its weights can hold them."""
+    """A recipe is untrusted input: build no network that is larger than the file of its weights."""
     try:
         with torch.device("meta"):
             network = Network(recipe.network(), recipe.readout.build(recipe.T))
         needed = sum(t.numel() * t.element_size() for t in network.state_dict().values())
-    except Exception:  # it says why when it is built in earnest
+    except Exception:  # building it on a real device reports the reason
         return
     if needed > (held := max(path.stat().st_size for path in (weights, *others))):
         raise RunError(
-            f"{weights} is damaged or of another network: it has {held} bytes, the weights of the network in recipe.json "
-            f"{needed}; restore the two that belong together, or give model= again if it was your own"
+            f"{weights} is damaged or of another network: it has {held} bytes, "
+            f"the weights of the network in recipe.json {needed}; "
+            "restore the two that belong together, or give model= again if it was your own"
         )
 
 

@@ -1,4 +1,4 @@
-"""Where a NaN or an infinity comes from: asked once a loss or a gradient is not finite, and the run ends anyway."""
+"""Where a NaN or an infinity comes from, once a loss or gradient is not finite and the run ends."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch.nn.modules.module import register_module_forward_hook
 
 
 def origin(model: nn.Module, x: Tensor) -> str:
-    """In words, the first thing that is not finite: weights, then what a layer gives for x `[T, B, ...]`, then gradients.
+    """Describes what is not finite: a weight, else the output of a layer, else a gradient.
 
-    x: the finite input of the step that went wrong, whose gradients are still there. A membrane of NaN does not spike and so
-    looks finite from outside; the layer before it tells, or the gradient. The model runs once more.
+    x: the finite input `[T, B, ...]` of the failed step, whose gradients are still there. A
+    membrane of NaN does not spike and so looks finite from outside; the layer before it or the
+    gradient shows the NaN. Runs the model once more.
     """
     for name, parameter in model.named_parameters():
         if not _finite(parameter):
@@ -32,16 +33,16 @@ def origin(model: nn.Module, x: Tensor) -> str:
 
 @torch.no_grad()
 def _first_layer(model: nn.Module, x: Tensor) -> str | None:
-    """The first layer, in the order in which they run, whose output is not finite: "features.0 (Conv2d)"."""
+    """The first layer to run whose output is not finite: "features.0 (Conv2d)"."""
     names = {module: name for name, module in model.named_modules()}
     found: list[str] = []
 
-    def see(module: nn.Module, _inputs: Any, output: Any) -> None:
+    def check(module: nn.Module, _inputs: Any, output: Any) -> None:
         if not found and module in names and isinstance(output, Tensor) and not _finite(output):
             found.append(f"{names[module] or 'the model'} ({type(module).__name__})")
 
     hook = register_module_forward_hook(
-        see
+        check
     )  # on all modules: none then runs joined with its neighbours
     try:
         model(x)

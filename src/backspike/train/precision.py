@@ -1,7 +1,7 @@
-"""What a recipe leaves to the machine, the precision and the memory layout, is chosen once, when a run is made.
+"""Chooses the precision and the memory layout that a recipe leaves open, once, when a run starts.
 
-What was chosen stands in the run's recipe.json from then on, so that a resume elsewhere computes as the run began; why stands
-in its env.json and in the start event. The same recipe on the same machine always chooses the same.
+The run's recipe.json stores the choice, so that a resume on another machine computes the same;
+env.json and the start event store the reasons. One machine always chooses the same for a recipe.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from torch import Tensor, nn
 from ..neuron.hooks import Handle
 from ..recipes.recipe import Recipe
 
-# multiply-adds per step of the forward pass below which casting costs what bfloat16 gains. Processor time of a whole step on
-# Zen 4, float32 / bfloat16: 1 M 6 / 8 ms, 5 M 6.4 / 6.8, 15 M 4.6 / 4.4, digits (77 M) 16.5 / 12.2, mnist (942 M) 132 / 96
+# Multiply-adds of the forward pass of a step below which casting costs more than bfloat16 gains.
+# CPU time of a whole step on Zen 4, float32 / bfloat16 in ms: 1 M 6 / 8, 5 M 6.4 / 6.8,
+# 15 M 4.6 / 4.4, digits (77 M) 16.5 / 12.2, mnist (942 M) 132 / 96.
 WORTH_CASTING = 30e6
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A recipe that leaves nothing open, and for each field that was open why it is what it is now."""
+    """A recipe with precision and memory layout, and by field the reasons for those chosen here."""
 
     recipe: Recipe
     reasons: dict[str, str] = field(default_factory=dict)
 
 
 def choose(recipe: Recipe, model: nn.Module, x: Tensor) -> Chosen:
-    """Fills in precision="auto" and channels_last=None for this model, on x `[T, 1, ...]`, one sample on its device."""
+    """Replaces precision="auto" and channels_last=None; x: a sample `[T, 1, ...]` on the device."""
     reasons: dict[str, str] = {}
     if recipe.precision == "auto":
         precision, why = _precision(recipe, model, x)
@@ -44,18 +45,18 @@ def choose(recipe: Recipe, model: nn.Module, x: Tensor) -> Chosen:
 def _precision(recipe: Recipe, model: nn.Module, x: Tensor) -> tuple[str, str]:
     unit = bfloat16_unit(x.device)
     if unit is None:
-        return "float32", "nothing here computes in bfloat16"
+        return "float32", "no hardware support for bfloat16"
     if x.device.type == "cuda":
-        return "bfloat16", f"{unit} computes in it, and half the bytes are moved"
+        return "bfloat16", f"{unit} supports it, and it halves memory traffic"
     work = multiply_adds(model, x) * recipe.batch_size
-    said = f"{work / 1e6:,.0f} million multiply-adds a step"
+    amount = f"{work / 1e6:,.0f} million multiply-adds a step"
     if work < WORTH_CASTING:
-        return "float32", f"{said} are too few to gain from bfloat16"
-    return "bfloat16", f"{unit} computes in it, and {said} are enough to gain from it"
+        return "float32", f"{amount} are too few to gain from bfloat16"
+    return "bfloat16", f"{unit} supports it, and {amount} are enough to gain from it"
 
 
 def bfloat16_unit(device: torch.device) -> str | None:
-    """What multiplies in bfloat16 on this device; None where it would be emulated or is not known."""
+    """The hardware that multiplies in bfloat16; None if it would be emulated, or if not known."""
     if device.type == "cuda":
         return "this GPU" if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if device.type != "cpu":
@@ -69,15 +70,14 @@ def bfloat16_unit(device: torch.device) -> str | None:
 
 @torch.no_grad()
 def multiply_adds(model: nn.Module, x: Tensor) -> int:
-    """Of convolutions and linear layers in one forward pass; a layer that is computed once for all timesteps counts once."""
+    """Of convolutions and linear layers in a forward pass; static input counts once."""
     counted = 0
 
     def count(layer: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         nonlocal counted
-        spread = (
-            inputs[0] if getattr(layer, "transposed", False) else out
-        )  # what every weight of a channel meets
-        counted += spread.numel() * layer.weight[0].numel()
+        # the side on which each element uses all weights of one channel
+        side = inputs[0] if getattr(layer, "transposed", False) else out
+        counted += side.numel() * layer.weight[0].numel()
 
     was_training = model.training
     model.eval()
@@ -94,8 +94,6 @@ def _channels_last(model: nn.Module, device: torch.device) -> tuple[bool, str]:
     if not any(isinstance(m, nn.Conv2d) for m in model.modules()):
         return False, "there is no convolution over images"
     where = {"cpu": "on a CPU", "cuda": "on a GPU's tensor cores"}.get(device.type)
-    return (
-        (True, f"convolutions are faster so {where}")
-        if where
-        else (False, "what torch prefers on this device")
-    )
+    if where is None:
+        return False, "torch's default on this device"
+    return True, f"convolutions are faster with it {where}"

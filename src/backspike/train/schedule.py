@@ -1,19 +1,22 @@
-"""Parameter groups, learning rates on the device, and the moving average of the weights."""
+"""What changes during training: learning rate, mask probability, moving average of the weights."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..neuron.hooks import spiking_layers
 from ..neuron.lif import neuron_parameters
 from ..recipes.recipe import Recipe
+from ..surrogate import Masked
 from .network import Network
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Weights; and what neurons learn in a group of its own, at a tenth of the learning rate and without weight decay."""
+    """Weights; parameters of neurons learn at a tenth of the rate and without weight decay."""
     own = neuron_parameters(model)
     ids = {id(p) for p in own}
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
@@ -23,13 +26,51 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return groups
 
 
-def rate_on_device(group: dict[str, Any], device: torch.device) -> Tensor:
-    """The learning rate of a group of parameters as a tensor, so that a recorded step reads what it is now."""
+def learning_rate(recipe: Recipe, step: int, per_epoch: int) -> float:
+    """The rate of step number `step`, with `per_epoch` steps in an epoch."""
+    peak = recipe.optimizer.lr
+    warmup, total = recipe.warmup_epochs * per_epoch, recipe.epochs * per_epoch
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    if recipe.schedule == "constant":
+        return peak
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, rate: float, device: torch.device | None
+) -> None:
+    """Scales the rate for each group. On a device it is a tensor, which a recorded step reads."""
+    for group in optimizer.param_groups:
+        scaled = rate * group["lr_scale"]
+        if device is None:  # optimizers round a number and a tensor differently
+            group["lr"] = scaled
+        else:
+            _rate_on_device(group, device).fill_(scaled)
+
+
+def _rate_on_device(group: dict[str, Any], device: torch.device) -> Tensor:
     if not isinstance(group["lr"], Tensor) or group["lr"].device != device:
         group["lr"] = torch.zeros((), device=device)
         if "capturable" in group:
             group["capturable"] = True
     return group["lr"]
+
+
+def mask_probability(recipe: Recipe, epoch: int) -> float | None:
+    """Moves linearly from the surrogate's own p to `mask_p_end`; None where it stays as it is."""
+    surrogate, end = recipe.neuron.surrogate, recipe.mask_p_end
+    if end is None or not isinstance(surrogate, Masked):
+        return None
+    return surrogate.p + (end - surrogate.p) * epoch / max(recipe.epochs - 1, 1)
+
+
+def set_mask_probability(network: Network | None, p: float | None) -> None:
+    if network is None or p is None:
+        return
+    for layer in spiking_layers(network).values():
+        assert layer.mask_p is not None
+        layer.mask_p.fill_(p)
 
 
 @torch.no_grad()

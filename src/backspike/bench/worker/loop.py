@@ -1,18 +1,14 @@
-"""The loop of a worker: one JSON line in, one out, until its input ends.
+"""What a worker does when asked.
 
     set up   imports the library, makes the data, measures the peak memory of three iterations of the fresh process
     gate     computes the small network for the comparison with float64
     run      iterations for about so long, each timed
 
-What a library prints goes to standard error. An exception is an answer too, so that the bench can name it.
+An exception is an answer too, as text: its class may exist only here.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import sys
 import time
 from importlib import metadata
 from typing import Any
@@ -20,27 +16,13 @@ from typing import Any
 import torch
 
 from . import libraries, limits, networks
-from .memory import DevicePeak, Peak, use_heap
+from .memory import DevicePeak, Peak, system, use_heap
 from .task import Settings, Workload
 from .training import Layer, Network
 
 
 def main() -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is the bench's affair, which then closes the pipe
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    worker = Worker()
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = getattr(worker, request.pop("do"))(**request)
-        except Exception as e:
-            text = " ".join(str(e).split())
-            answer = {"error": f"{type(e).__name__}: {text[:300]}"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    system("workers").serve(Worker().answer)
 
 
 IN_FLIGHT = (
@@ -50,6 +32,13 @@ IN_FLIGHT = (
 
 class Worker:
     task: Any
+
+    def answer(self, do: str, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return getattr(self, do)(**request)
+        except Exception as e:
+            text = " ".join(str(e).split())
+            return {"error": f"{type(e).__name__}: {text[:300]}"}
 
     def set_up(
         self, work: dict[str, Any], settings: dict[str, Any], threads: int

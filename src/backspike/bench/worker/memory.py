@@ -61,12 +61,15 @@ def _kilobytes(field: str) -> int:
 def use_heap(settings: Settings) -> bool:
     """Has this process do with freed memory what the settings say, as `bs.keep_heap` and `bs.lean_heap` do for any library;
     False where that cannot be had, or where they say nothing."""
-    if settings.library == "ours":
-        heap: Any = import_module("backspike.system.heap")
-    else:
-        spec: Any = importlib.util.spec_from_file_location(
-            "heap", Path(__file__).parents[2] / "system" / "heap.py"
-        )
-        spec.loader.exec_module(heap := importlib.util.module_from_spec(spec))
+    ours = settings.library == "ours"
+    heap: Any = import_module("backspike.system.heap") if ours else system("heap")
     heap.use(settings.heap)
     return bool(settings.heap) and heap.mode() == settings.heap
+
+
+def system(name: str) -> Any:
+    """The module backspike.system.NAME, loaded from its file: this Python may not have backspike."""
+    file = Path(__file__).parents[2] / "system" / f"{name}.py"
+    spec: Any = importlib.util.spec_from_file_location(name, file)
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module

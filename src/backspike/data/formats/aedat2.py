@@ -1,4 +1,4 @@
-"""AEDAT 2.0 recordings of a DVS128 camera: the format of CIFAR10-DVS, also called DVS-CIFAR10.
+"""AEDAT 2.0 recordings of a DVS128 camera.
 
 Header lines that begin with `#`, the first `#!AER-DAT2.0`; then 8 bytes an event, big-endian: a 32-bit address and a time in
 microseconds. In the address bit 0 is the polarity, bits 1-7 are x, 8-14 y, and bit 15 marks an event that is no pixel's, which
@@ -18,8 +18,8 @@ SIDE = 128
 def decode(data: bytes, name: str = "<bytes>", upright: bool = True) -> Events:
     """The events of one `.aedat` file, in file order; times are unsigned, so that passing 2^31 us keeps the order.
 
-    `upright`: as SpikingJelly and the authors' reader have it, x = 127 - y, y = 127 - x and polarity 1 - p of the address
-    bits, which shows the images of CIFAR-10 upright; otherwise x, y and polarity as the bits are.
+    `upright`: x = 127 - y, y = 127 - x and polarity 1 - p of the address bits; otherwise x, y and
+    polarity as the bits are.
     Raises DataError for another header, for an incomplete last event, for an address that is no DVS128's.
     """
     start = _events_start(data, name)

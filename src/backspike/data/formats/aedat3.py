@@ -1,4 +1,4 @@
-"""AEDAT 3.1 recordings: the format of DVS128 Gesture.
+"""AEDAT 3.1 recordings.
 
 Header lines from `#!AER-DAT3.1` to `#!END-HEADER`; then packets, little-endian: 28 bytes of header (type, source, bytes of an
 event, where its time is, overflows of the clock, capacity, number, number of valid events), then `capacity` events. Read are

@@ -1,4 +1,4 @@
-"""idx files, plain or gzipped: the format of MNIST and Fashion-MNIST.
+"""idx files, plain or gzipped.
 
 A magic number (two zero bytes, the element type, the number of dimensions), the sizes as big-endian 32-bit integers, then
 the elements in C order, big-endian. The header is read first: what it announces is checked against the file before

@@ -1,7 +1,7 @@
-"""Compressed pictures (JPEG, PNG, ...), decoded by Pillow to one size: the files of ImageNet.
+"""Compressed pictures (JPEG, PNG, ...), decoded by Pillow to one size.
 
 A part of the picture is scaled bilinearly. Unless another is asked for it is the middle, 7/8 of the shorter side (224 of 256):
-the usual way to test on ImageNet.
+the usual way to test.
 """
 
 import io

@@ -1,5 +1,6 @@
-"""The kernels in C, as the backend "cpu": importing it defines the operators of lif.py and of norm.py."""
+"""The backend "cpu", kernels in C: importing it defines the operators of lif, clif and norm."""
 
+from . import clif as clif
 from . import norm as norm
 from .lif import refuses, run
 

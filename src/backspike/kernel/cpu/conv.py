@@ -20,7 +20,7 @@ _GRAIN = 1 << 18  # multiplications of the dense convolution, divided by 8, that
 
 
 class _Job(ctypes.Structure):
-    """The struct Conv of conv.c, which says what the fields mean."""
+    """The struct Conv of conv.h, which says what the fields mean."""
 
     _fields_ = [
         *fields(ctypes.c_int64, "images C H W N out_H out_W KH KW"),

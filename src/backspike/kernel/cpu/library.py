@@ -6,11 +6,10 @@ import ctypes
 import importlib.util
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,15 +26,17 @@ SUFFIX = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 class CSurrogate(ctypes.Structure):
-    _fields_ = [("family", ctypes.c_int64), ("shape", ctypes.c_double), ("scale", ctypes.c_double)]
+    """The struct Surrogate of surrogate.h."""
+
+    _fields_ = [("code", ctypes.c_int64), ("constants", ctypes.c_double * 3)]
 
 
-def fields(kind: Any, names: str) -> list[tuple[str, Any]]:
+def fields(kind: type, names: str) -> list[tuple[str, type]]:
     return [(name, kind) for name in names.split()]
 
 
 class Job(ctypes.Structure):
-    """The struct of the same name in lif.c, which says what the fields mean."""
+    """The struct of the same name in lif.h, which says what the fields mean."""
 
     _fields_ = [
         *fields(ctypes.c_int64, "T N C inner per_channel depth area chunks threads"),
@@ -108,7 +109,7 @@ def available() -> bool:
     return _c is not None
 
 
-def function(name: str, dtype: torch.dtype | None = None) -> Any:
+def function(name: str, dtype: torch.dtype | None = None) -> Callable[..., int]:
     """A function of the library in use that returns an integer; with a dtype, the one compiled for it."""
     found = getattr(_c, name if dtype is None else f"{name}_{SUFFIX[dtype]}")
     found.restype = ctypes.c_int64
@@ -118,7 +119,7 @@ def function(name: str, dtype: torch.dtype | None = None) -> Any:
 def remember(job: Job, keeps: int, flags: Sequence[int], numbers: Sequence[float]) -> None:
     job.keeps = keeps
     if ops.KEEPS[keeps] == "8bit":
-        job.reach = ops.reach(*flags[-2:], *numbers[-4:])
+        job.reach = ops.reach(tuple(flags), tuple(numbers))
 
 
 def set_mask(job: Job, seed: Tensor | None, p: Tensor | None) -> None:
@@ -169,8 +170,12 @@ def job_template(
     mode: str,
 ) -> Job:
     """The same for every call of a layer."""
-    soft, decay_input, temporal, rescale, parametric, family, replace = flags
-    v_reset, rho, form, scale, replace_form, replace_scale = numbers
+    soft, decay_input, temporal, rescale, parametric, *_ = flags
+    v_reset, rho, *_ = numbers
+    surrogate, replace = (
+        CSurrogate() if s is None else CSurrogate(s.code, s.constants())
+        for s in ops.surrogates(flags, numbers)
+    )
     T, N, C, area = (
         shape[0],
         math.prod(shape[1:]),
@@ -199,12 +204,12 @@ def job_template(
         v_reset=v_reset,
         rho=rho,
         keep=1.0,
-        surrogate=CSurrogate(family, form, scale),
-        replace=CSurrogate(replace, replace_form, replace_scale),
+        surrogate=surrogate,
+        replace=replace,
     )
 
 
-def set_pointers(job: Job, **tensors: Tensor | None) -> None:
+def set_pointers(job: ctypes.Structure, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         setattr(job, f"p_{name}", None if tensor is None else tensor.data_ptr())
 

@@ -16,24 +16,29 @@ from torch import Tensor
 from .. import ops
 from . import library
 
+Size = int | tuple[int, int]
 _GRAIN = 65536  # elements that are worth a thread
 
 
-def max_pool(x: Tensor, kernel_size: Any = 2, stride: Any = None, padding: Any = 0) -> Tensor:
+def max_pool(
+    x: Tensor, kernel_size: Size = 2, stride: Size | None = None, padding: Size = 0
+) -> Tensor:
     """`F.max_pool2d` of `[N, C, H, W]`."""
     if not _is_2x2(x, kernel_size, stride, padding):
         return F.max_pool2d(x, kernel_size, stride, padding)
     return _Pool.apply(x, True) if _learns(x) else torch.ops.backspike.pool_forward(x, True)[0]
 
 
-def avg_pool(x: Tensor, kernel_size: Any = 2, stride: Any = None, padding: Any = 0) -> Tensor:
+def avg_pool(
+    x: Tensor, kernel_size: Size = 2, stride: Size | None = None, padding: Size = 0
+) -> Tensor:
     """`F.avg_pool2d` of `[N, C, H, W]`."""
     if not _is_2x2(x, kernel_size, stride, padding):
         return F.avg_pool2d(x, kernel_size, stride, padding)
     return _Pool.apply(x, False) if _learns(x) else torch.ops.backspike.pool_forward(x, False)[0]
 
 
-def _is_2x2(x: Tensor, kernel_size: Any, stride: Any, padding: Any) -> bool:
+def _is_2x2(x: Tensor, kernel_size: Size, stride: Size | None, padding: Size) -> bool:
     sizes = all(
         n in (2, (2, 2), [2, 2])
         for n in (kernel_size, kernel_size if stride in (None, []) else stride)
@@ -62,7 +67,7 @@ class _Pool(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "backspike: double backward through a pool of spikes is not defined; use create_graph=False"
@@ -114,12 +119,12 @@ def _backward_output(g: Tensor, codes: Tensor, H: int, W: int) -> Tensor:
 
 
 @torch.library.register_fake("backspike::pool_forward", lib=ops.library)
-def _(x: Tensor, maximum: bool) -> Any:
+def _(x: Tensor, maximum: bool) -> tuple[Tensor, Tensor]:
     return _forward_outputs(x, maximum)
 
 
 @torch.library.register_fake("backspike::pool_backward", lib=ops.library)
-def _(g: Tensor, codes: Tensor, H: int, W: int, maximum: bool) -> Any:
+def _(g: Tensor, codes: Tensor, H: int, W: int, maximum: bool) -> Tensor:
     return _backward_output(g, codes, H, W)
 
 
@@ -145,5 +150,5 @@ def _call(name: str, x: Tensor, y: Tensor, codes: Tensor | None, large: Tensor) 
     images, C = (N, C) if _format(large) == torch.channels_last else (N * C, 1)
     threads = min(torch.get_num_threads(), 1 + large.numel() // _GRAIN)
     job = _Job(images=images, C=C, H=H, W=W, threads=threads)
-    library.set_pointers(job, x=x, y=y, codes=codes)  # type: ignore[arg-type]
+    library.set_pointers(job, x=x, y=y, codes=codes)
     library.function(name, x.dtype)(ctypes.byref(job))

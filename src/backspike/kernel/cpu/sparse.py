@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -72,9 +72,9 @@ class Spikes:
         how: How,
         transposed: bool,
         a: Tensor,
-        a_stride: Any,
+        a_stride: tuple[int, ...],
         y: Tensor,
-        y_stride: Any,
+        y_stride: tuple[int, ...],
         bias: Tensor | None,
     ) -> None:
         """y [R, N] = bits [R, C] @ a [C, N] + bias, with the strides that a and y have as these matrices."""

@@ -1,5 +1,5 @@
-/* A matrix of bits in the two forms that products with it read: words of STEP bits, side by side for all rows, and lists of
-   the ones of every row. */
+/* A matrix of bits in the two forms that products with it read: words of STEP bits, in which the
+   words of all rows are side by side, and a list of the set bits of each row. */
 
 #include "bits.h"
 
@@ -30,7 +30,7 @@ void sparse_words(const Bits *b) {
         (b->transposed ? column_words : row_words)(b, s, b->p_words + s * R);
 }
 
-/* Lists from words. Rows are walked 16 at a time, for these lie in one line of the cache. */
+/* Lists from words, 16 rows at a time: their words are in one cache line. */
 void sparse_lists(const Bits *b) {
     const int64_t R = b->transposed ? b->K : b->M, C = b->transposed ? b->M : b->K, steps = (C + STEP - 1) / STEP;
     memset(b->p_start, 0, (R + 1) * sizeof(int64_t));

@@ -1,4 +1,4 @@
-/* What the files on bits share. */
+/* What the files about bits share. */
 
 #ifndef BACKSPIKE_BITS_H
 #define BACKSPIKE_BITS_H
@@ -16,9 +16,10 @@
 
 typedef float Vector __attribute__((vector_size(4 * FLOATS)));
 
-enum { DEPTH = 6, GROUPS = 5, STEP = DEPTH * GROUPS }; /* lookup: bits that are looked up at once, and how often in a word */
+/* For `lookup`: bits that are looked up at once, and how many such groups a word has. */
+enum { DEPTH = 6, GROUPS = 5, STEP = DEPTH * GROUPS };
 
-/* Bits at ... at + n - 1 of the given ones, n <= 56, of which there are `all`. */
+/* Bits at ... at + n - 1 of `all` bits, n <= 56. */
 static inline uint64_t bits_at(const uint8_t *bits, int64_t all, int64_t at, int64_t n) {
     const int64_t bytes = (all + 7) / 8 - at / 8;
     uint64_t w = 0;

@@ -1,6 +1,7 @@
-/* Where the elements of a block lie: a block is `count` segments of `run` elements each, so small that all T steps of it fit the
-   first cache. Without a pool it is one segment. With a 2x2 pool it is whole windows, four segments of channels each, so that a
-   window is pooled without leaving the block; what no window holds (an odd row or column) follows in blocks of their own. */
+/* Where the elements of a block are. A block is `count` segments of `run` elements each, so few
+   that all T steps of it fit into L1. Without a pool it is one segment. With a 2x2 pool it is whole
+   windows, each four segments of channels, so that no window is split between blocks; the elements
+   outside every window (an odd last row or column) follow in blocks of their own. */
 
 #ifndef BACKSPIKE_BLOCKS_H
 #define BACKSPIKE_BLOCKS_H
@@ -8,23 +9,25 @@
 #include "lif.h"
 
 typedef struct {
-    int64_t C, width, splits;     /* channels that lie last in memory, how many a segment takes, parts of C that this makes */
-    int64_t positions, N;         /* per block and part; elements of a timestep */
-    int64_t H, W;                 /* of the image, when it is pooled, else 0 */
-    int64_t windows, loose;       /* in all; positions of an image that no window holds */
-    int64_t whole, groups;        /* groups of windows; groups in all. Block b is part b % splits of group b / splits */
+    int64_t C, width, splits; /* C: channels, when they are last in memory; width: of a segment, in
+                                 channels; splits: how many parts of C there are then */
+    int64_t positions, N;     /* positions of a block; elements of a timestep */
+    int64_t H, W;             /* of the image if it is pooled, else 0 */
+    int64_t windows, loose;   /* windows in all; positions of an image outside every window */
+    int64_t whole, groups;    /* groups of windows; all groups.
+                                 Block b is part b % splits of group b / splits. */
 } Walk;
 
 typedef struct {
-    int count, run, windows;   /* windows: 0 where nothing is pooled */
+    int count, run, windows; /* windows: 0 if nothing is pooled */
     int64_t split;
-    int64_t at[BLOCK];         /* of the segments, in a timestep */
-    int64_t out[BLOCK / 4];    /* of the pooled windows */
+    int64_t at[BLOCK];       /* where the segments begin in a timestep */
+    int64_t out[BLOCK / 4];  /* where the pooled windows go */
 } Block;
 
 static inline int64_t over(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* C: of channels that lie last in memory, 1 when they do not; H = W = 0: no pool */
+/* C: the channels if they are last in memory, else 1. H = W = 0: no pool. */
 static inline Walk walk(int64_t N, int64_t C, int64_t H, int64_t W) {
     Walk w = {.C = C, .N = N, .H = H, .W = W, .width = min(C, H ? BLOCK / 4 : BLOCK)};
     w.splits = over(C, w.width);
@@ -41,7 +44,8 @@ static inline Walk walk(int64_t N, int64_t C, int64_t H, int64_t W) {
     return w;
 }
 
-/* Position of the k-th element of an image that no window holds: the last row of an odd height, then the last column. */
+/* The position of the k-th element outside every window: first the last row of an image of odd
+   height, then its last column. */
 static inline int64_t loose(const Walk *w, int64_t k) {
     const int64_t image = k / w->loose, row = w->H % 2 ? w->W : 0;
     k %= w->loose;

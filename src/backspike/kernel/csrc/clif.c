@@ -1,9 +1,11 @@
-/* The complementary neuron over all T in one pass, forward and backward: the recursion of reference.py with
+/* The complementary neuron over all T in one pass, forward and backward: the recursion of
+   reference.py with
 
        a[t] = sig(u[t] / tau),   m[t] = m[t-1] a[t] + s[t],   v[t] = u[t] - s[t] (theta + sig(m[t]))
 
-   Kept for the backward pass is u, or x (KEEPS_X); the rest is computed again block by block. A state is two rows, v and m.
-   The row OFFSET of the constants, which a soft reset does not need, holds 1 / tau. */
+   The forward pass saves u, or x (KEEPS_X); the rest is computed again block by block. A state is
+   two rows, v and m. The row OFFSET of the constants, which a soft reset does not need, holds
+   1 / tau. */
 
 #ifndef REAL
 
@@ -11,7 +13,8 @@
 #include "lif.h"
 
 enum { PER_TAU = OFFSET };
-enum { PAST_A, PAST_M, PAST_B, PAST_U, PASTS }; /* of each timestep: a, m, b = sig(m) and, with KEEPS_X, u */
+/* Of each timestep: a, m, b = sig(m) and, with KEEPS_X, u. */
+enum { PAST_A, PAST_M, PAST_B, PAST_U, PASTS };
 
 #define BODY "clif.c"
 #include "types.h"
@@ -20,14 +23,14 @@ enum { PAST_A, PAST_M, PAST_B, PAST_U, PASTS }; /* of each timestep: a, m, b = s
 
 #include "step.h"
 
-/* What a thread has of the block it works on. */
+/* The data of the block that a thread works on. */
 typedef struct {
     REAL table[CONSTANTS][BLOCK], v[BLOCK], m[BLOCK], x[BLOCK], u[BLOCK], a[BLOCK], b[BLOCK];
     REAL c[BLOCK], cm[BLOCK], g[BLOCK], own[BLOCK], full[BLOCK], G[BLOCK], over[BLOCK], delta[BLOCK], gx[BLOCK], term[BLOCK];
     IO s[BLOCK];
     uint16_t half[BLOCK];
     uint32_t where[BLOCK];
-    int64_t o, base; /* the first element, and where the mask counts from */
+    int64_t o, base; /* the first element, and its position in the index of the mask */
     int n;
     REAL *past; /* [PASTS, T, BLOCK] */
 } NAME(Clif);
@@ -60,7 +63,7 @@ static inline void NAME(charge)(REAL table[CONSTANTS][BLOCK], const REAL *x, con
     SIMD EACH u[i] = lam[i] * v[i] + gain[i] * x[i];
 }
 
-/* a, m and b from u and the m before */
+/* a, m and b from u and the previous m */
 static inline void NAME(complement)(REAL table[CONSTANTS][BLOCK], const REAL *u, const REAL *before, REAL *a, REAL *m, REAL *b,
                                     int n) {
     const REAL *per_tau = table[PER_TAU], *theta = table[THETA];
@@ -76,7 +79,7 @@ static inline void NAME(discharge)(const REAL *theta, const REAL *u, const REAL 
     SIMD EACH v[i] = u[i] >= theta[i] ? u[i] - (theta[i] + b[i]) : u[i];
 }
 
-/* ------------------------------------------------------------------------------------------------------------- forward */
+/* -------------------------------------------------------------------------------------- forward */
 
 static inline void NAME(clif_step)(const Job *j, int64_t t, NAME(Clif) *b, double *sums) {
     const int64_t at = t * j->N + b->o;
@@ -120,7 +123,7 @@ void NAME(clif_forward)(const Job *j) {
     if (j->p_partial) merge(j, K);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ backward */
+/* ------------------------------------------------------------------------------------- backward */
 
 static inline REAL *NAME(past)(const Job *j, const NAME(Clif) *b, int what, int64_t t) {
     return b->past + (what * j->T + t) * BLOCK;
@@ -130,7 +133,7 @@ static inline const REAL *NAME(known)(const Job *j, const NAME(Clif) *b, int64_t
     return j->keeps == KEEPS_X ? NAME(past)(j, b, PAST_U, t) : (const REAL *)j->p_u + t * j->N + b->o;
 }
 
-/* All timesteps of the block once more. */
+/* Computes all timesteps of the block again. */
 static inline void NAME(clif_replay)(const Job *j, NAME(Clif) *b) {
     const int n = b->n;
     const REAL *m = b->m;
@@ -149,7 +152,7 @@ static inline void NAME(clif_replay)(const Job *j, NAME(Clif) *b) {
     }
 }
 
-/* term = tau^2 times what a step gives to dL/dtau */
+/* term = tau^2 times the part of dL/dtau of one step */
 static inline void NAME(clif_learn_tau)(const Job *j, int64_t t, const REAL *u, NAME(Clif) *b, double *sums) {
     const int n = b->n;
     const REAL *x = NAME(load)(j->decay_input ? j->p_x : 0, t * j->x_stride + b->o, b->x, n);
@@ -173,7 +176,8 @@ static inline void NAME(clif_learn)(const Job *j, const REAL *u, const REAL *h, 
     }
 }
 
-/* c and cm come as dL/dv[t] and dL/dm[t] of later steps, and go as those of t - 1; over: what arrives at u[t] / tau. */
+/* c and cm are dL/dv[t] and dL/dm[t] through the later steps; afterwards they are those of t - 1.
+   over: the gradient of u[t] / tau. */
 static inline void NAME(clif_back)(const Job *j, int64_t t, NAME(Clif) *b, double *sums) {
     const REAL *theta = b->table[THETA], *lam = b->table[LAM], *gain = b->table[GAIN], *per_tau = b->table[PER_TAU];
     const REAL *u = NAME(known)(j, b, t), *a = NAME(past)(j, b, PAST_A, t), *sig = NAME(past)(j, b, PAST_B, t);

@@ -1,10 +1,10 @@
-/* Timesteps of the common neurons, a whole block each in one loop, so that h and delta, or the codes of 8 bits, stay in registers:
-   all neurons have the same constants, nothing learns and nothing is masked. Every other neuron, and a last block that is
-   shorter, goes through the pieces of step.h, which come to the same bits; so does float64, which is there for checks. Included
-   after keep.h, once per pair of types. */
+/* A timestep of a whole block in one loop, so that h and delta, or the 8-bit codes, stay in
+   registers. This is for the common neurons: all have the same constants, nothing learns and
+   nothing is masked. Every other neuron, a shorter last block, and float64 go through the pieces of
+   step.h, which give the same bits. Included after saved.h, once per pair of types. */
 
 static inline int NAME(advances_8bit)(const Job *j) {
-    const int alone = !j->p_u && !j->p_partial && !j->p_active; /* nobody else wants to know u */
+    const int alone = !j->p_u && !j->p_partial && !j->p_active; /* u itself is not needed */
     return sizeof(REAL) == 4 && j->keeps == KEEPS_8BIT && j->p_kept && alone && !j->per_channel && !j->parametric;
 }
 
@@ -32,37 +32,34 @@ static void NAME(advance_8bit)(const Job *j, REAL table[CONSTANTS][BLOCK], const
     else NAME(advance_8bit_as)(0, j, table, x, v, code, s);
 }
 
-ALWAYS void NAME(retreat_as)(const int soft, const int attached, const int family, const Job *j, const NAME(Formula) *p,
-                             REAL table[CONSTANTS][BLOCK], const REAL *u, const IO *g, REAL *c, IO *gx) {
-    const REAL lam = table[LAM][0], gain = table[GAIN][0], theta = table[THETA][0], f = p->f, k = p->k, peak = p->peak;
+ALWAYS void NAME(retreat_as)(const int soft, const int attached, const int code, const Job *j,
+                             REAL table[CONSTANTS][BLOCK], const REAL *u, const IO *g, REAL *back, IO *gx) {
+    const REAL lam = table[LAM][0], gain = table[GAIN][0], theta = table[THETA][0];
+    CONSTANTS_OF(&j->surrogate);
     const REAL rho = (REAL)j->rho, v_reset = (REAL)j->v_reset;
     SIMD for (int i = 0; i < BLOCK; i++) {
-        const REAL h = NAME(h)(family, f, k, peak, u[i] - theta);
-        const REAL d = NAME(delta)(soft, attached, NAME(widen)(g[i]), h, u[i], theta, c[i], rho, v_reset);
+        const REAL h = NAME(h)(code, a, b, c, u[i] - theta);
+        const REAL d = NAME(delta)(soft, attached, NAME(widen)(g[i]), h, u[i], theta, back[i], rho, v_reset);
         gx[i] = NAME(narrow)(d * gain);
-        c[i] = d * lam;
+        back[i] = d * lam;
     }
 }
 
 static inline int NAME(retreats)(const Job *j) {
-    const int64_t family = j->surrogate.family;
-    const int common = family == TRIANGLE || family == ATAN || family == RECTANGLE || family == SUPERSPIKE;
+#define OR_IS(CODE) || j->surrogate.code == CODE
+    const int common = 0 FUSED(OR_IS);
+#undef OR_IS
     const int plain = !j->per_channel && !j->parametric && !j->masked && !j->learns && !j->p_line && !j->p_gu && !j->repeated;
     return sizeof(REAL) == 4 && common && plain && j->p_g && j->p_gx && j->temporal && j->keeps != KEEPS_1BIT;
 }
 
-static void NAME(retreat)(const Job *j, const NAME(Formula) *p, REAL table[CONSTANTS][BLOCK], const REAL *u, const IO *g, REAL *c,
-                          IO *gx) {
+static void NAME(retreat)(const Job *j, REAL table[CONSTANTS][BLOCK], const REAL *u, const IO *g, REAL *c, IO *gx) {
     const int soft = !!j->soft, attached = j->rho != 0;
-#define RETREAT(SOFT, ATTACHED, FAMILY) \
-    if (soft == SOFT && attached == ATTACHED) NAME(retreat_as)(SOFT, ATTACHED, FAMILY, j, p, table, u, g, c, gx);
-#define FAMILY(F) case F: RETREAT(0, 0, F) RETREAT(0, 1, F) RETREAT(1, 0, F) RETREAT(1, 1, F) break;
-    switch (j->surrogate.family) {
-        FAMILY(TRIANGLE)
-        FAMILY(ATAN)
-        FAMILY(RECTANGLE)
-        FAMILY(SUPERSPIKE)
-    }
+#define RETREAT(SOFT, ATTACHED, CODE) \
+    if (soft == SOFT && attached == ATTACHED) NAME(retreat_as)(SOFT, ATTACHED, CODE, j, table, u, g, c, gx);
+#define EACH_RESET(CODE) \
+    case CODE: RETREAT(0, 0, CODE) RETREAT(0, 1, CODE) RETREAT(1, 0, CODE) RETREAT(1, 1, CODE) break;
+    switch (j->surrogate.code) { FUSED(EACH_RESET) }
 #undef RETREAT
-#undef FAMILY
+#undef EACH_RESET
 }

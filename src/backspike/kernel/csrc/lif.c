@@ -1,7 +1,9 @@
-/* The recursion of reference.py over all T in one pass, forward and backward, in plain C called through ctypes.
+/* The recursion of reference.py over all T in one pass, forward and backward, in plain C called
+   through ctypes.
 
-   Each thread walks over blocks of elements that stay in L1, and over time within a block. What goes past the cache goes there
-   row by row, so the rows are short: the next one is computed while the last drains. Compile with -ffp-contract=off: a fused
+   Each thread walks over blocks of elements that stay in L1, and over time within a block. Results
+   that are written past the cache go there row by row. Rows are short, so that the next one is
+   computed while the last one is still being written. Compile with -ffp-contract=off: a fused
    multiply-add would change membranes, and with them spikes. */
 
 #ifndef REAL
@@ -23,10 +25,10 @@ int64_t lif_block(void) { return BLOCK; }
 #else
 
 #include "step.h"
-#include "keep.h"
+#include "saved.h"
 #include "fused.h"
 
-/* What a thread has of the block it works on. */
+/* The data of the block that a thread works on. */
 typedef struct {
     _Alignas(64) REAL table[CONSTANTS][BLOCK], v[BLOCK], c[BLOCK], x[BLOCK], u[BLOCK], own[BLOCK], full[BLOCK], g[BLOCK];
     REAL a[BLOCK], b[BLOCK], delta[BLOCK], gx[BLOCK], total[BLOCK];
@@ -34,7 +36,7 @@ typedef struct {
     uint16_t half[BLOCK];
     uint8_t byte[BLOCK];
     uint32_t where[BLOCK];
-    int64_t o, base; /* the first element, and where the mask counts from */
+    int64_t o, base; /* the first element, and its position in the index of the mask */
     int n;
     REAL *past; /* KEEPS_X: the membranes of all timesteps, [T, BLOCK] */
 } NAME(Block);
@@ -52,31 +54,32 @@ static inline uint8_t *NAME(bits)(const Job *j, const NAME(Block) *b, const void
     return (uint8_t *)p + t * ((j->N + 7) / 8) + b->o / 8;
 }
 
-/* u of step t as the backward pass knows it: in the buffer, or where it lies; null with 1 bit, of which none is needed */
-static inline const REAL *NAME(recall)(const Job *j, int64_t t, const NAME(Block) *b, REAL *buffer) {
+/* u of step t as the backward pass knows it, where it is stored or in the buffer. Null with 1 bit:
+   there u is not needed. */
+static inline const REAL *NAME(known)(const Job *j, int64_t t, const NAME(Block) *b, REAL *buffer) {
     const int64_t at = t * j->N + b->o;
     switch (j->keeps) {
     case KEEPS_U: return (const REAL *)j->p_u + at;
     case KEEPS_X: return b->past + t * BLOCK;
-    case KEEPS_BF16: NAME(recall_bf16)((const uint16_t *)j->p_kept + at, b->table[THETA], buffer, b->n); return buffer;
+    case KEEPS_BF16: NAME(decode_bf16)((const uint16_t *)j->p_kept + at, b->table[THETA], buffer, b->n); return buffer;
     case KEEPS_8BIT:
-        NAME(recall_8bit)(j, (const uint8_t *)j->p_kept + at, b->table[THETA], NAME(width)(j, b), buffer, b->n);
+        NAME(decode_8bit)(j, (const uint8_t *)j->p_kept + at, b->table[THETA], NAME(width)(j, b), buffer, b->n);
         return buffer;
     }
     return 0;
 }
 
-/* ------------------------------------------------------------------------------------------------------------- forward */
+/* -------------------------------------------------------------------------------------- forward */
 
-static inline void NAME(keep)(const Job *j, int64_t t, const REAL *u, NAME(Block) *b) {
+static inline void NAME(save)(const Job *j, int64_t t, const REAL *u, NAME(Block) *b) {
     const int64_t at = t * j->N + b->o;
     if (j->keeps == KEEPS_BF16) {
         uint16_t *row = (uint16_t *)j->p_kept + at, *code = place(j, row, b->half);
-        NAME(keep_bf16)(u, b->table[THETA], code, b->n);
+        NAME(encode_bf16)(u, b->table[THETA], code, b->n);
         deliver(j, row, code, b->n * sizeof *code);
     } else if (j->keeps == KEEPS_8BIT) {
         uint8_t *row = (uint8_t *)j->p_kept + at, *code = place(j, row, b->byte);
-        NAME(keep_8bit)(j, u, b->table[THETA], NAME(width)(j, b), code, b->n);
+        NAME(encode_8bit)(j, u, b->table[THETA], NAME(width)(j, b), code, b->n);
         deliver(j, row, code, b->n);
     } else if (j->keeps == KEEPS_1BIT) {
         NAME(derivative)(&j->surrogate, u, b->table[THETA], 0, b->own, b->n);
@@ -84,16 +87,16 @@ static inline void NAME(keep)(const Job *j, int64_t t, const REAL *u, NAME(Block
     }
 }
 
-/* Where h, as the backward pass will have it, is not 0. */
+/* Records where h, as the backward pass will compute it, is not 0. */
 static inline void NAME(activate)(const Job *j, int64_t t, const REAL *u, NAME(Block) *b) {
     const REAL *theta = b->table[THETA];
-    if (j->keeps == KEEPS_BF16 || j->keeps == KEEPS_8BIT) u = NAME(recall)(j, t, b, b->a);
+    if (j->keeps == KEEPS_BF16 || j->keeps == KEEPS_8BIT) u = NAME(known)(j, t, b, b->a);
     NAME(derivative)(&j->surrogate, u, theta, NAME(width)(j, b), b->own, b->n);
     const REAL *h = NAME(masked)(j, t * j->N + b->base, b->where, u, theta, b->own, b->full, b->n);
     NAME(pack)(h, NAME(bits)(j, b, j->p_active, t), b->n);
 }
 
-/* Asks for the x of some steps ahead, counting up from t through the blocks that follow. */
+/* Prefetches x of step t; steps beyond the last are those of the next blocks. */
 static inline void NAME(fetch_x)(const Job *j, const NAME(Block) *b, int64_t t) {
     int64_t o = b->o;
     for (; t >= j->T; t -= j->T) o += BLOCK;
@@ -116,7 +119,7 @@ static void NAME(step_forward)(const Job *j, int64_t t, NAME(Block) *b, double *
     NAME(fire)(j, b->table, x, b->v, u, s, n);
     deliver(j, p_s, s, n * sizeof(IO));
     deliver(j, p_u, u, n * sizeof(REAL));
-    if (j->p_kept) NAME(keep)(j, t, u, b);
+    if (j->p_kept) NAME(save)(j, t, u, b);
     if (j->p_active) NAME(activate)(j, t, u, b);
     if (!sums) return;
     NAME(add)(j, 1, u, b->o, n, sums + t * j->C);
@@ -149,9 +152,9 @@ void NAME(lif_forward)(const Job *j) {
     if (j->p_partial) merge(j, K);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ backward */
+/* ------------------------------------------------------------------------------------- backward */
 
-/* The membranes of the block once more, from x. */
+/* Computes the membranes of the block again, from x. */
 static inline void NAME(replay)(const Job *j, NAME(Block) *b) {
     NAME(start)(j, b->o, b->n, b->v);
     for (int64_t t = 0; t < j->T; t++) {
@@ -160,7 +163,7 @@ static inline void NAME(replay)(const Job *j, NAME(Block) *b) {
     }
 }
 
-/* Asks for what the backward pass reads in some steps, counting down from t through the blocks that follow. */
+/* Prefetches what the backward pass reads at step t; steps below 0 are those of the next blocks. */
 static inline void NAME(fetch)(const Job *j, const NAME(Block) *b, int64_t t) {
     int64_t o = b->o;
     for (; t < 0; t += j->T) o += BLOCK;
@@ -182,17 +185,16 @@ static inline void NAME(send)(const Job *j, int64_t t, const REAL *gx, NAME(Bloc
 }
 
 static inline void NAME(step_learning_tau)(const Job *j, int64_t t, NAME(Block) *b, double *sums) {
-    if (t) NAME(reset)(j, NAME(recall)(j, t - 1, b, b->a), b->table[THETA], b->v, b->n);
+    if (t) NAME(reset)(j, NAME(known)(j, t - 1, b, b->a), b->table[THETA], b->v, b->n);
     else NAME(start)(j, b->o, b->n, b->v);
     const REAL *x = NAME(load)(j->decay_input ? j->p_x : 0, t * j->x_stride + b->o, b->x, b->n);
     NAME(learn_tau)(j, b->v, x, b->delta, b->o, b->n, b->a, sums);
 }
 
 static void NAME(step_back)(const Job *j, int64_t t, NAME(Block) *b, double *sums) {
-    const REAL *theta = b->table[THETA], *w = NAME(width)(j, b), *u = NAME(recall)(j, t, b, b->u);
-    const REAL height = (REAL)(j->surrogate.scale / j->surrogate.shape); /* of a rectangle */
+    const REAL *theta = b->table[THETA], *w = NAME(width)(j, b), *u = NAME(known)(j, t, b, b->u);
     const int n = b->n;
-    if (j->keeps == KEEPS_1BIT) NAME(unpack)(NAME(bits)(j, b, j->p_kept, t), height, b->own, n);
+    if (j->keeps == KEEPS_1BIT) NAME(unpack)(NAME(bits)(j, b, j->p_kept, t), (REAL)j->surrogate.constants[1], b->own, n);
     else NAME(derivative)(&j->surrogate, u, theta, w, b->own, n);
     const NAME(Step) p = {
         .u = u,
@@ -212,17 +214,16 @@ static void NAME(step_back)(const Job *j, int64_t t, NAME(Block) *b, double *sum
 }
 
 /* The same for a whole block, when nothing learns. */
-static inline void NAME(step_back_fused)(const Job *j, int64_t t, NAME(Block) *b, const NAME(Formula) *formula) {
+static inline void NAME(step_back_fused)(const Job *j, int64_t t, NAME(Block) *b) {
     const int64_t at = t * j->N + b->o;
     IO *p_gx = (IO *)j->p_gx + at, *gx = place(j, p_gx, b->s);
-    const REAL *u = NAME(recall)(j, t, b, b->u);
-    NAME(retreat)(j, formula, b->table, u, (const IO *)j->p_g + t * j->g_stride + b->o, b->c, gx);
+    const REAL *u = NAME(known)(j, t, b, b->u);
+    NAME(retreat)(j, b->table, u, (const IO *)j->p_g + t * j->g_stride + b->o, b->c, gx);
     deliver(j, p_gx, gx, BLOCK * sizeof(IO));
 }
 
 void NAME(lif_backward)(const Job *j) {
     const int64_t blocks = (j->N + BLOCK - 1) / BLOCK, K = 3 * (j->per_channel ? j->C : 1);
-    const NAME(Formula) formula = NAME(formula)(&j->surrogate);
     large_pages(j, j->p_gx, (j->repeated ? 1 : j->T) * j->N * sizeof(IO));
     _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
         NAME(Block) b;
@@ -239,7 +240,7 @@ void NAME(lif_backward)(const Job *j) {
                 const int fused = b.n == BLOCK && NAME(retreats)(j);
                 for (int64_t t = j->T - 1; t >= 0; t--) {
                     NAME(fetch)(j, &b, t - FETCH);
-                    if (fused) NAME(step_back_fused)(j, t, &b, &formula);
+                    if (fused) NAME(step_back_fused)(j, t, &b);
                     else NAME(step_back)(j, t, &b, sums);
                 }
                 if (j->p_gv0) deliver(j, (REAL *)j->p_gv0 + b.o, b.c, b.n * sizeof(REAL));
@@ -250,7 +251,7 @@ void NAME(lif_backward)(const Job *j) {
     if (j->p_partial) merge(j, K);
 }
 
-/* The mask alone, so that indices beyond 2^32 can be tested. */
+/* Only the mask, so that a test can reach indices beyond 2^32. */
 void NAME(lif_mask)(const Job *j, int64_t start, const uint32_t *where, REAL *own, REAL *full, int n) {
     NAME(mask)(j, start, where, own, full, n);
 }

@@ -1,5 +1,6 @@
-/* What the C files share: a call of the neuron as a struct, the mask's hash, bfloat16, and how rows come from memory and go
-   back past the cache. Letters as in docs/methods.md, section 1. */
+/* What the C files share: the struct of a call of the neuron, the hash of the mask, bfloat16, and
+   how rows are read from memory and written past the cache. The letters are those of
+   docs/methods.md, section 1. */
 
 #ifndef BACKSPIKE_LIF_H
 #define BACKSPIKE_LIF_H
@@ -20,46 +21,51 @@
 #define SIMD _Pragma("omp simd")
 #define EACH for (int i = 0; i < n; i++)
 #define ALWAYS static inline __attribute__((always_inline))
-#define FETCH 4  /* steps that rows are asked for ahead */
-#define WORDS 16 /* see keep.h */
+#define FETCH 4  /* steps that rows are prefetched ahead */
+#define WORDS 16 /* see saved.h */
 #ifndef BLOCK
 #define BLOCK 256
 #endif
 
 typedef uint32_t Word __attribute__((aligned(1), may_alias));
 
-enum { NONE, TRIANGLE, ATAN, RECTANGLE, SIGMOID, SUPERSPIKE, PIECEWISE_EXPONENTIAL, ERF, DSPIKE };
 enum { LAM, OFFSET, GAIN, THETA, WIDTH, CONSTANTS };
 enum { LEARNS_TAU = 1, LEARNS_THETA = 2, LEARNS_WIDTH = 4 };
-enum { KEEPS_U, KEEPS_BF16, KEEPS_8BIT, KEEPS_1BIT, KEEPS_X }; /* for the backward pass; see saved.py */
+/* What is saved for the backward pass; see saved.py. */
+enum { KEEPS_U, KEEPS_BF16, KEEPS_8BIT, KEEPS_1BIT, KEEPS_X };
 
-typedef struct {
-    int64_t family;
-    double shape, scale; /* the two fields of its dataclass */
-} Surrogate;
+#include "surrogate.h"
 
-/* One call; cpu.py has the same struct. Within a timestep everything lies in the order of x; strides are those of T. What is not
-   needed is null. Sums are taken chunk by chunk, then over the chunks in their order: the same bits on any number of threads. */
+/* One call; cpu/library.py has the same struct. Within a timestep all tensors have the memory
+   layout of x; the strides are those of T. Pointers that are not needed are null. Sums are taken
+   chunk by chunk, then over the chunks in their order: the same bits on any number of threads. */
 typedef struct {
     int64_t T, N;                  /* N: elements of a timestep */
-    int64_t C, inner, per_channel; /* element i has channel (i / inner) % C; per_channel: constants are [5, C], not [5, 1] */
-    int64_t depth, area;           /* depth > 0: channels lie last in memory, but before the area in the mask's index */
+    int64_t C, inner, per_channel; /* element i has channel (i / inner) % C; per_channel: the
+                                      constants are [5, C], not [5, 1] */
+    int64_t depth, area;           /* depth > 0: channels are last in memory, but come before the
+                                      area in the index of the mask */
     int64_t chunks, threads;
     int64_t soft, decay_input, temporal, parametric, masked, rescale, learns;
-    int64_t seed, limit; /* an element is dropped when its 24 bits lie below the limit */
+    int64_t seed, limit;           /* an element is dropped if its 24 bits are below the limit */
     int64_t x_stride, g_stride, gu_stride;
-    int64_t keeps, repeated, streams, fresh; /* repeated: gx is summed over T; streams: results are too large for the cache,
-                                                fresh: and may lie on pages that nobody has touched */
-    double v_reset, rho, keep, reach; /* reach: of the 8-bit distance */
+    int64_t keeps, repeated;       /* repeated: gx is summed over T */
+    int64_t streams, fresh;        /* streams: results are too large for the cache;
+                                      fresh: and may be in memory that was never touched */
+    double v_reset, rho, keep;
+    double reach;                  /* of the 8-bit code */
     Surrogate surrogate, replace;
     const void *p_constants, *p_x, *p_v0;
-    void *p_s, *p_u, *p_v;                     /* forward writes; backward reads u */
-    void *p_kept;                              /* forward writes and backward reads [T, N] codes, or [T, N / 8] bits */
-    uint8_t *p_active;                         /* forward writes [T, N / 8] bits: where h is not 0 */
-    void *p_scratch;                           /* KEEPS_X: [threads, T, BLOCK] for backward */
-    const void *p_g, *p_gu, *p_gv, *p_line;    /* gradients of spikes, membrane and state; a and b of gu = a + b u, [2, T, C] */
-    void *p_gx, *p_gv0;                        /* backward writes */
-    double *p_partial, *p_sums;                /* [chunks, K] and [K] zeros; K: forward [2, T, C] moments, backward [3, C] */
+    void *p_s, *p_u, *p_v;         /* forward writes; backward reads u */
+    void *p_kept;                  /* codes [T, N], or bits [T, N / 8]: forward writes,
+                                      backward reads */
+    uint8_t *p_active;             /* forward writes bits [T, N / 8]: where h is not 0 */
+    void *p_scratch;               /* KEEPS_X: [threads, T, BLOCK] for backward */
+    const void *p_g, *p_gu, *p_gv; /* gradients of spikes, membrane and state */
+    const void *p_line;            /* a and b of gu = a + b u, [2, T, C] */
+    void *p_gx, *p_gv0;            /* backward writes */
+    double *p_partial, *p_sums;    /* [chunks, K] and [K], zeros; K: forward [2, T, C] moments,
+                                      backward [3, C] */
 } Job;
 
 static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -84,7 +90,8 @@ ALWAYS uint16_t to_bf16(float x) {
     return x != x ? 0x7fc0 : nearest;
 }
 
-/* Chunks that a thread takes at a time: one where each is long, so that the other threads do not wait for one that is disturbed. */
+/* Chunks that a thread takes at a time. Where chunks are long it takes one, so that the others do
+   not wait for a thread that is interrupted. */
 static inline int share(const Job *j) {
     return j->streams ? 1 : (int)((j->chunks + j->threads - 1) / j->threads);
 }
@@ -97,7 +104,8 @@ static inline int this_thread(void) {
 #endif
 }
 
-/* memcpy that leaves no trace in the cache: what is written is not read into it first. Call streamed() behind the last one. */
+/* memcpy past the cache: the destination is not read into it first. Call streamed() after the last
+   one. */
 static inline void stream(void *to, const void *from, int64_t bytes) {
 #if defined(__AVX512F__)
     enum { WIDE = 64 };
@@ -113,7 +121,7 @@ static inline void stream(void *to, const void *from, int64_t bytes) {
     const char *a = (const char *)from;
     char *b = (char *)to;
     const int64_t head = min(bytes, -(intptr_t)to & 63), body = (bytes - head) & -64;
-    if (head || body < bytes) { /* lines that are written in part */
+    if (head || body < bytes) { /* cache lines that are written in part */
         memcpy(b, a, head);
         memcpy(b + head + body, a + head + body, bytes - head - body);
         a += head, b += head, bytes = body;
@@ -125,12 +133,13 @@ static inline void stream(void *to, const void *from, int64_t bytes) {
 #endif
 }
 
-/* Asks for a row before it is needed. */
+/* Prefetches a row. */
 static inline void ahead(const void *p, int64_t bytes) {
     for (int64_t k = 0; k < bytes; k += 64) __builtin_prefetch((const char *)p + k, 0, 2);
 }
 
-/* Fresh memory comes page by page; in large pages it comes several times faster. A wish: where it fails nothing is lost. */
+/* Asks for large pages: the first use of new memory is several times faster in them. If this fails,
+   nothing is lost. */
 static inline void large_pages(const Job *j, void *p, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
     const intptr_t page = 2 << 20, start = ((intptr_t)p + page - 1) / page * page, end = ((intptr_t)p + bytes) / page * page;
@@ -144,7 +153,7 @@ static inline void streamed(void) {
 #endif
 }
 
-/* Where a row is computed that goes to p: there, or in the buffer, from which deliver() streams it. */
+/* Where to compute a row that belongs at p: there, or in the buffer that deliver() then streams. */
 static inline void *place(const Job *j, void *p, void *buffer) { return j->streams || !p ? buffer : p; }
 
 static inline void deliver(const Job *j, void *p, const void *buffer, int64_t bytes) {
@@ -153,13 +162,13 @@ static inline void deliver(const Job *j, void *p, const void *buffer, int64_t by
     else memcpy(p, buffer, bytes);
 }
 
-/* Fills where so that base + where[i] is the logical position of element o + i; returns base. */
+/* Fills `where` so that base + where[i] is the logical position of element o + i; returns base. */
 static inline int64_t logical(const Job *j, int64_t o, int n, uint32_t *where) {
     if (!j->depth) {
         EACH where[i] = (uint32_t)i;
         return o;
     }
-    /* channel by channel of one position, then the next: divisions only here */
+    /* channel by channel of one position, then the next position: no divisions in the loop */
     const int64_t sample = j->depth * j->area, base = o / sample * sample;
     int64_t channel = o % j->depth, position = o % sample / j->depth, before = 0;
     for (int i = 0, run; i < n; i += run) {

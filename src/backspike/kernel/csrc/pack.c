@@ -1,8 +1,10 @@
-/* Tensors of spikes, or of sums and averages of a few spikes, kept in 1, 4 or 8 bits an element, and back, bit for bit.
+/* Packs tensors of spikes, or of sums and averages of a few spikes, into 1, 4 or 8 bits per
+   element, and unpacks them, bit for bit.
 
-   With 1 bit an element is 0 or 1; with 4 or 8 it is a code k that stands for k / 4. An element fits only if what its code
-   stands for has the very bits of the element, so that a -0, a NaN or a 0.3 is never packed. Codes follow the order of memory;
-   bit i of byte k is element 8 k + i, the low half of a byte the element before the high one. */
+   With 1 bit an element is 0 or 1; with 4 or 8 bits it is a code k that means k / 4. An element
+   fits only if the value of its code has exactly its bits, so a -0, a NaN or a 0.3 is never packed.
+   Codes are in memory order; bit i of byte k is element 8 k + i, and the low half of a byte comes
+   before the high one. */
 
 #ifndef WORD
 
@@ -15,7 +17,7 @@ static inline uint32_t bits_f32(float x) { uint32_t w; memcpy(&w, &x, sizeof w);
 static inline float value_f32(uint32_t w) { float x; memcpy(&x, &w, sizeof x); return x; }
 static inline double value_f64(uint64_t w) { double x; memcpy(&x, &w, sizeof x); return x; }
 
-/* 4 x, held within a byte; anything for what is no number */
+/* 4 x, clamped to a byte; any value for a NaN */
 static inline uint8_t code_f32(uint32_t w) {
     float k = 4 * value_f32(w);
     k = k > 0 ? k : 0;
@@ -27,7 +29,8 @@ static inline uint8_t code_f64(uint64_t w) {
     return (uint8_t)(int32_t)(k < 255 ? k : 255);
 }
 static inline uint8_t code_bf16(uint16_t w) { return code_f32((uint32_t)w << 16); }
-/* exponents of float16 lie 112 below those of float32; the only code below its normal numbers is 0 */
+/* Exponents of float16 are 112 lower than those of float32. Of its subnormal numbers only 0 has a
+   code. */
 static inline uint8_t code_f16(uint16_t w) { return w ? code_f32(((uint32_t)w << 13) + (112u << 23)) : 0; }
 
 static inline uint32_t word_f32(uint8_t code) { return bits_f32(0.25f * code); }
@@ -35,7 +38,7 @@ static inline uint64_t word_f64(uint8_t code) { double x = 0.25 * code; uint64_t
 static inline uint16_t word_bf16(uint8_t code) { return (uint16_t)(word_f32(code) >> 16); }
 static inline uint16_t word_f16(uint8_t code) { return code ? (uint16_t)((word_f32(code) - (112u << 23)) >> 13) : 0; }
 
-/* One bit for each of 64 bytes that are 0 or 255. */
+/* 64 bits from 64 bytes that are 0 or 255. */
 static inline uint64_t narrow(const uint8_t *flags) {
     uint64_t out = 0;
     for (int i = 0; i < GROUP / 8; i++) {
@@ -46,7 +49,8 @@ static inline uint64_t narrow(const uint8_t *flags) {
     return out;
 }
 
-/* And back: 64 bytes that are 0 or 1. In each byte of `spread` one bit is left, which carries into its highest. */
+/* 64 bytes that are 0 or 1 from 64 bits. In each byte of `spread` at most one bit is set; the
+   addition carries it into the highest bit. */
 static inline void widen(const uint8_t *codes, uint8_t *flags) {
     for (int i = 0; i < GROUP / 8; i++) {
         const uint64_t spread = codes[i] * 0x0101010101010101u & 0x8040201008040201u;
@@ -90,7 +94,8 @@ int64_t pack_count(const uint8_t *codes, int64_t bytes) {
 
 #else
 
-/* A group of 64 elements as codes; adds those that are not zero to count; returns 0 if all fit. */
+/* Encodes a group of 64 elements, adds the number of nonzero ones to count, and returns 0 if all
+   fit. */
 static inline WORD NAME(squeeze)(const WORD *x, int64_t bits, uint8_t *codes, int64_t *count) {
     WORD wrong = 0;
     uint8_t k[GROUP];
@@ -128,7 +133,8 @@ static inline void NAME(spread)(const uint8_t *codes, int64_t bits, WORD *x) {
     for (int i = 0; i < GROUP; i++) x[i] = NAME(word)(k[i]);
 }
 
-/* How many of n elements are not zero; -1 if they do not all fit, which ends the work early. codes: n * bits / 8 bytes, rounded up. */
+/* Returns how many of n elements are not zero, or -1, early, if they do not all fit.
+   codes: n * bits / 8 bytes, rounded up. */
 int64_t NAME(pack)(const WORD *x, int64_t n, int64_t bits, uint8_t *codes, int64_t threads) {
     int64_t count = 0;
     int failed = 0;

@@ -1,16 +1,19 @@
-/* 2x2 pools that keep for backward what they need and no more: a maximum one byte per window, which of the four it was; an
-   average nothing. As torch pools, bit for bit: the first of equals, or the last that is no number; what no window holds is left out. */
+/* 2x2 pools that save no more than they need for backward: a maximum saves one byte per window,
+   which of the four elements it was; an average saves nothing. The results are those of torch, bit
+   for bit: of equal elements the first, of NaNs the last; elements outside every window are
+   ignored. */
 
 #ifndef REAL
 
 #include "lif.h"
 
-/* One call; pool.py has the same struct. Channels lie last, or C is 1 and every channel an image of its own. */
+/* One call; pool.py has the same struct. Channels are last, or C is 1 and every channel is an
+   image. */
 typedef struct {
     int64_t images, C, H, W, threads;
     const void *p_x; /* [images, H, W, C]; backward: the gradient of y */
     void *p_y;       /* [images, H / 2, W / 2, C]; backward: the gradient of x */
-    uint8_t *p_codes;  /* of y's shape; null: average */
+    uint8_t *p_codes; /* of the shape of y; null: average */
 } Pool;
 
 int64_t pool_job_size(void) { return sizeof(Pool); }
@@ -22,8 +25,9 @@ int64_t pool_job_size(void) { return sizeof(Pool); }
 
 #include "step.h"
 
-/* n windows, at most BLOCK: `by` elements apart, their second column `side` elements on, their second row `below`. Codes are in a
-   type as wide as the values until the end, because short rows, of as many as 16 windows, are vectorised in that width only. */
+/* n windows, at most BLOCK, `by` elements apart. Their second column is `side` elements further,
+   their second row `below`. Codes have the width of the values until the end, because the compiler
+   vectorises short rows, of at most 16 windows, in that width only. */
 ALWAYS void NAME(maxima)(const int by, const IO *x, int64_t side, int64_t below, IO *y, uint8_t *codes, int n) {
     const IO *x1 = x + side, *x2 = x + below, *x3 = x2 + side;
     IO code[BLOCK];
@@ -73,7 +77,7 @@ ALWAYS void NAME(share)(const int by, const IO *g, int64_t side, int64_t below, 
     }
 }
 
-/* A row of windows, all channels: in runs of neighbours in memory. */
+/* A row of windows with all channels, in runs of neighbours in memory. */
 static inline void NAME(pool_row)(const Pool *p, const IO *x, IO *y, uint8_t *codes) {
     const int64_t C = p->C, W = p->W / 2, below = p->W * C, length = C == 1 ? W : C;
     for (int64_t k = 0, n; k < W * C; k += n) {

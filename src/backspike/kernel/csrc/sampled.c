@@ -1,8 +1,10 @@
-/* A product computed only where it is asked for: X [M, K] = G [M, N] @ W [N, K] where bits are set, else 0.
+/* A matrix product computed only where it is needed: X [M, K] = G [M, N] @ W [N, K] where bits are
+   set, else 0.
 
-   It is the gradient that a spiking layer needs from the linear layer behind it: h is 0 in most neurons, and there no gradient
-   is read. Each element is a dot product with a column of W; a few columns at a time, the panel, lie side by side in the cache.
-   Products of bfloat16 are added as float32, two at a time where the processor can. */
+   This is the gradient that a spiking layer needs from the linear layer after it: h is 0 for most
+   neurons, and their gradient is not read. Each element is a dot product with a column of W; a few
+   columns at a time, the panel, are side by side in the cache. Products of bfloat16 are added as
+   float32, two at a time if the processor can. */
 
 #include "bits.h"
 
@@ -19,10 +21,10 @@ static int64_t keys(const Sampled *j) {
     return fit < 8 ? 8 : min(fit, KEYS);
 }
 
-/* Floats of scratch for each thread: the panel and a row of G. */
+/* Floats of scratch memory for each thread: the panel and a row of G. */
 int64_t sparse_sampled_scratch(const Sampled *j) { return (keys(j) + 1) * j->N; }
 
-/* Columns k ... k + n - 1 of W as rows of N; by 16 rows of W at a time, which the cache holds. */
+/* n columns of W as rows of N, from 16 rows of W at a time, which fit into the cache. */
 #define LAY(name, IN, OUT, CONVERT)                                                                                    \
     static void name(const IN *w, int64_t N, int64_t K, int64_t n, OUT *panel) {                                       \
         for (int64_t tile = 0; tile < N; tile += 16)                                                                   \

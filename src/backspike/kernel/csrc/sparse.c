@@ -1,16 +1,18 @@
-/* Products with a matrix of bits, by adding alone: Y [R, N] = bits [R, C] @ A [C, N] + bias.
+/* Products with a matrix of bits, with additions only: Y [R, N] = bits [R, C] @ A [C, N] + bias.
 
-   Two ways to add. `gather` adds the rows of A that a row of bits names: work in proportion to the set bits. `lookup` takes
-   DEPTH rows of A at a time, tabulates all sums of them once, and every row of bits looks its sum up: the same work at any
-   density, a DEPTH-th of what a dense product adds. Both walk over blocks of columns whose part of A, the panel, stays in the
-   cache. In which order an element of Y is summed depends on C alone: the same bits on any number of threads. */
+   There are two ways to add. `gather` adds the rows of A whose bits are set: the work is
+   proportional to the number of set bits. `lookup` takes DEPTH rows of A at a time and tabulates
+   all their sums once; every row of bits looks up its sum. Its work is the same at any density,
+   1 / DEPTH of the additions of a dense product. Both walk over blocks of columns whose part of A, the
+   panel, stays in the cache. The order in which an element of Y is summed depends on C alone: the
+   same bits on any number of threads. */
 
 #include "bits.h"
 
 enum {
     SUMS = 1 << DEPTH,
     PANEL = 34 * STEP, /* rows of A in the panel */
-    ROWS = 2048,       /* rows of Y a task keeps the sums of, */
+    ROWS = 2048,       /* rows of Y whose sums a task holds, */
     PART = 256,        /* and the fewest that are worth a task */
     GATHER = 64,       /* columns of a block */
     LOOKUP = 16,
@@ -18,10 +20,11 @@ enum {
 
 int64_t sparse_product_size(void) { return sizeof(Product); }
 
-/* Floats of scratch for each thread. */
+/* Floats of scratch memory for each thread. */
 int64_t sparse_product_scratch(void) { return (PANEL + ROWS) * GATHER; }
 
-/* Copies a block of A, float32 afterwards. Side by side in memory lie its columns (stride is that of rows), or else its rows. */
+/* Copies a block of A as float32. Its columns are adjacent in memory (stride is that of rows), or,
+   with _turned, its rows. */
 #define BLOCK_OF(name, IN, CONVERT)                                                                                    \
     static void name(const IN *a, int64_t stride, int64_t rows, int64_t columns, int64_t lanes, float *panel) {        \
         for (int64_t r = 0; r < rows; r++)                                                                             \
@@ -35,7 +38,8 @@ int64_t sparse_product_scratch(void) { return (PANEL + ROWS) * GATHER; }
 BLOCK_OF(block_f32, float, )
 BLOCK_OF(block_bf16, uint16_t, from_bf16)
 
-/* Rows c ... c + rows - 1 of A, columns o ... o + lanes - 1; what lies outside of A is left as it is, and never named. */
+/* Rows c ... c + rows - 1 of A, columns o ... o + lanes - 1. Places of the panel outside A are not
+   written, and no set bit refers to them. */
 static void fill(const Product *j, int64_t c, int64_t rows, int64_t o, int64_t lanes, float *panel) {
     const int64_t inside = min(rows, j->C - c), columns = min(lanes, j->N - o);
     const int64_t base = c * j->a_row + o * j->a_column, stride = j->a_column == 1 ? j->a_row : j->a_column;
@@ -45,7 +49,7 @@ static void fill(const Product *j, int64_t c, int64_t rows, int64_t o, int64_t l
     else (j->a_column == 1 ? block_f32 : block_f32_turned)(a, stride, inside, columns, lanes, panel);
 }
 
-/* at[r]: where the list of row r goes on */
+/* at[r]: where the list of row r continues */
 static void gather(const Product *j, int64_t c, int64_t first, int64_t rows, const float *panel, int64_t *at, float *sums) {
     enum { V = GATHER / FLOATS };
     for (int64_t r = 0; r < rows; r++) {
@@ -62,7 +66,7 @@ static void gather(const Product *j, int64_t c, int64_t first, int64_t rows, con
     }
 }
 
-/* Entry p of the table is the sum of the rows of a that the bits of p name. */
+/* Entry p of the table is the sum of the rows of a whose bits are set in p. */
 static inline void tabulate(const Vector *a, Vector *table) {
     enum { V = LOOKUP / FLOATS };
     for (int v = 0; v < V; v++) table[v] = (Vector){0};
@@ -101,7 +105,7 @@ static void finish(const Product *j, int64_t first, int64_t rows, int64_t o, int
             else SIMD for (int64_t i = 0; i < columns; i++) y[i] = sums[i] + bias[i];
         }
     else
-        for (int64_t tile = 0; tile < rows; tile += 16) /* a line of each column in memory */
+        for (int64_t tile = 0; tile < rows; tile += 16) /* a cache line of each column */
             for (int64_t i = 0; i < columns; i++) {
                 float *y = (float *)j->p_y + (o + i) * j->y_column;
                 for (int64_t r = tile; r < min(tile + 16, rows); r++) y[(first + r) * j->y_row] = sums[r * lanes + i] + bias[i];

@@ -1,6 +1,7 @@
-/* The pieces of a timestep, each a loop over a block of n elements that starts at element o of its timestep. Included by every
-   file that walks over blocks, once per pair of types (types.h). One short loop does one thing, so that every combination of
-   options is a sequence of vectorised loops. */
+/* The pieces of a timestep: each is a loop over a block of n elements, beginning with element o of
+   the timestep. Every file that walks over blocks includes them, once per pair of types (types.h).
+   A loop is short and does one thing, so that every combination of options is a sequence of
+   vectorised loops. */
 
 static const REAL NAME(zero)[BLOCK];
 
@@ -8,11 +9,12 @@ ALWAYS REAL NAME(widen)(IO x) { return sizeof(IO) == 2 ? (REAL)from_bf16((uint16
 
 ALWAYS IO NAME(narrow)(REAL x) { return sizeof(IO) == 2 ? (IO)to_bf16((float)x) : (IO)x; }
 
-/* In this form compilers see one instruction; b where a is not a number. */
+/* In this form compilers emit one instruction. b if a is a NaN. */
 ALWAYS REAL NAME(lower)(REAL a, REAL b) { return a < b ? a : b; }
 ALWAYS REAL NAME(higher)(REAL a, REAL b) { return a > b ? a : b; }
 
-/* A row that other layers sent, in REAL: itself, or converted into the buffer; zeros where there is none. */
+/* A row from another layer as REAL: the row itself, or converted in the buffer; zeros if there is
+   none. */
 static inline const REAL *NAME(load)(const void *p, int64_t at, REAL *buffer, int n) {
     if (!p) return NAME(zero);
     if (sizeof(IO) == sizeof(REAL)) return (const REAL *)p + at;
@@ -21,7 +23,7 @@ static inline const REAL *NAME(load)(const void *p, int64_t at, REAL *buffer, in
     return buffer;
 }
 
-/* The other way: values to the row at p + at, in which they may lie already. */
+/* The opposite: writes values to the row at p + at, where they may be already. */
 static inline void NAME(store)(const Job *j, void *p, int64_t at, const REAL *values, uint16_t *buffer, int n) {
     IO *row = (IO *)p + at;
     if (sizeof(IO) == sizeof(REAL)) {
@@ -69,7 +71,8 @@ static inline void NAME(start)(const Job *j, int64_t o, int n, REAL *v) {
     else EACH v[i] = j->soft ? 0 : (REAL)j->v_reset;
 }
 
-/* One timestep: u from v and x, spikes, and v for the next. uniform: the constants are those of element 0. */
+/* One timestep: u from v and x, the spikes, and the next v. uniform: all elements have the
+   constants of element 0. */
 ALWAYS void NAME(fire_as)(const int soft, const int uniform, const Job *j, REAL table[CONSTANTS][BLOCK], const REAL *x, REAL *v,
                           REAL *u, IO *s, int n) {
     const REAL lam_0 = table[LAM][0], offset_0 = table[OFFSET][0], gain_0 = table[GAIN][0], theta_0 = table[THETA][0];
@@ -93,89 +96,10 @@ static inline void NAME(fire)(const Job *j, REAL table[CONSTANTS][BLOCK], const 
     else NAME(fire_as)(0, 1, j, table, x, v, u, s, n);
 }
 
-/* exp(x) for x <= 0 within a few units in the last place: 2^k times a Taylor polynomial. Unlike libm's it vectorises. */
-ALWAYS REAL NAME(exp_below_0)(REAL x) {
-    const int wide = sizeof(REAL) == 8, mantissa = wide ? 52 : 23;
-    const REAL lowest = wide ? -708 : -87;
-    const REAL big = (REAL)3 * ((BITS)1 << (mantissa - 1)); /* adding it rounds to an integer, kept in the low bits */
-    x = x < lowest ? lowest : x;
-    union { REAL value; BITS bits; } k = {.value = x * (REAL)1.4426950408889634 + big}, power;
-    /* ln 2 in two parts, the first so short that its product is exact */
-    const REAL r = (x - (k.value - big) * (REAL)0.693145751953125) - (k.value - big) * (REAL)1.4286068203094172e-06;
-    REAL y = 1;
-    if (wide)
-        for (int term = 13; term > 7; term--) y = 1 + y * (r * (REAL)(1.0 / term));
-    for (int term = 7; term > 0; term--) y = 1 + y * (r * (REAL)(1.0 / term));
-    power.bits = (k.bits + (wide ? 1023 : 127)) << mantissa;
-    return y * power.value;
-}
+#include "surrogate.h"
 
-/* sig(x) sig(-x) for x <= 0 */
-ALWAYS REAL NAME(slope)(REAL x) {
-    const REAL e = NAME(exp_below_0)(x);
-    return e / ((1 + e) * (1 + e));
-}
-
-/* The numbers in the formula of a surrogate. The formulas are those of surrogate.py with torch's order of operations (k / y is
-   1 / y * k there); sigmoid and tanh are written with exp. */
-typedef struct {
-    REAL f, k, peak;
-} NAME(Formula);
-
-static inline NAME(Formula) NAME(formula)(const Surrogate *p) {
-    const double a = p->shape, scale = p->scale;
-#define FORMULA(F, K) (NAME(Formula)){(REAL)(F), (REAL)(K), (REAL)a}
-    switch (p->family) {
-    case TRIANGLE: return FORMULA(a * a, scale);
-    case ATAN: return FORMULA(M_PI / 2 * a, scale * a / 2);
-    case RECTANGLE: return FORMULA(a / 2, scale / a);
-    case SIGMOID: return FORMULA(-a, a * scale);
-    case SUPERSPIKE: return FORMULA(a, scale);
-    case PIECEWISE_EXPONENTIAL: return FORMULA(-a, a / 2 * scale);
-    case ERF: return FORMULA(a, a / sqrt(M_PI) * scale);
-    default: return FORMULA(-2 * a, 2 * a / tanh(a / 2) * scale); /* DSPIKE: sech^2 y = 4 sig(2y) sig(-2y) */
-    }
-#undef FORMULA
-}
-
-ALWAYS REAL NAME(h)(const int family, const REAL f, const REAL k, const REAL peak, REAL z) {
-    const REAL abs = (REAL)fabs(z), left = peak - f * abs;
-    switch (family) {
-    case TRIANGLE: return NAME(higher)(0, left) * k;
-    case ATAN: return 1 / (1 + (z * f) * (z * f)) * k;
-    case RECTANGLE: return abs < f ? k : 0;
-    case SIGMOID: return NAME(slope)(abs * f) * k;
-    case SUPERSPIKE: return 1 / ((1 + f * abs) * (1 + f * abs)) * k;
-    case PIECEWISE_EXPONENTIAL: return NAME(exp_below_0)(abs * f) * k;
-    case ERF: return NAME(exp_below_0)(-((z * f) * (z * f))) * k;
-    default: return abs < (REAL)0.5 ? NAME(slope)(abs * f) * k : 0;
-    }
-}
-
-/* h = derivative(u - theta), with a width w derivative((u - theta) / w) / w */
-static inline void NAME(derivative)(const Surrogate *p, const REAL *u, const REAL *theta, const REAL *w, REAL *h, int n) {
-    const NAME(Formula) formula = NAME(formula)(p);
-    const REAL f = formula.f, k = formula.k, peak = formula.peak;
-#define DERIVATIVE(FAMILY)                                                           \
-    case FAMILY:                                                                     \
-        if (w) SIMD EACH h[i] = NAME(h)(FAMILY, f, k, peak, (u[i] - theta[i]) / w[i]) / w[i]; \
-        else SIMD EACH h[i] = NAME(h)(FAMILY, f, k, peak, u[i] - theta[i]);             \
-        break;
-    switch (p->family) {
-        DERIVATIVE(TRIANGLE)
-        DERIVATIVE(ATAN)
-        DERIVATIVE(RECTANGLE)
-        DERIVATIVE(SIGMOID)
-        DERIVATIVE(SUPERSPIKE)
-        DERIVATIVE(PIECEWISE_EXPONENTIAL)
-        DERIVATIVE(ERF)
-        DERIVATIVE(DSPIKE)
-    }
-#undef DERIVATIVE
-}
-
-/* own: 0 where dropped, divided by keep elsewhere with rescale. full, if not null, keeps its value where own is dropped and gets
-   own's elsewhere. */
+/* own: 0 where dropped; elsewhere, with rescale, divided by keep. full, if not null, keeps its
+   value where own is dropped and gets that of own elsewhere. */
 static inline void NAME(mask)(const Job *j, int64_t start, const uint32_t *where, REAL *own, REAL *full, int n) {
     const uint32_t lo_0 = (uint32_t)start, hi_0 = (uint32_t)((uint64_t)start >> 32), limit = (uint32_t)j->limit;
     const uint32_t seed_lo = (uint32_t)j->seed, seed_hi = (uint32_t)((uint64_t)j->seed >> 32);
@@ -189,27 +113,28 @@ static inline void NAME(mask)(const Job *j, int64_t start, const uint32_t *where
     }
 }
 
-/* The h of step t, with the mask. own: h of the base as it comes, masked when it goes. start: of the step in the mask's index. */
+/* The h of a step, with the mask. own: the h of the base, masked here. start: the position of the
+   step in the index of the mask. */
 static inline const REAL *NAME(masked)(const Job *j, int64_t start, const uint32_t *where, const REAL *u, const REAL *theta,
                                        REAL *own, REAL *full, int n) {
-    REAL *whole = j->masked && j->replace.family ? full : 0;
+    REAL *whole = j->masked && j->replace.code ? full : 0;
     if (whole) NAME(derivative)(&j->replace, u, theta, 0, whole, n);
     if (j->masked) NAME(mask)(j, start, where, own, whole, n);
     return whole ? whole : own;
 }
 
-/* G, the total gradient that arrives at s; rc = rho c */
+/* G, the total gradient of s; rc = rho c */
 ALWAYS REAL NAME(arriving)(int soft, int attached, REAL g, REAL rc, REAL u, REAL theta, REAL v_reset) {
     return !attached ? g : soft ? g - rc * theta : g + rc * (v_reset - u);
 }
 
-/* delta = dL/du without what arrives at u directly; c: what v passed back from the step after */
+/* delta = dL/du without the direct gradient of u; c: the gradient of v through the next step */
 ALWAYS REAL NAME(delta)(int soft, int attached, REAL g, REAL h, REAL u, REAL theta, REAL c, REAL rho, REAL v_reset) {
     return NAME(arriving)(soft, attached, g, rho * c, u, theta, v_reset) * h + (!soft && u >= theta ? 0 : c);
 }
 
 typedef struct {
-    const REAL *u, *g, *theta, *own, *h, *extra; /* h: the whole surrogate; own: what of it belongs to the base */
+    const REAL *u, *g, *theta, *own, *h, *extra; /* own: the part of h of the base */
     REAL *c;
 } NAME(Step);
 
@@ -233,7 +158,7 @@ static inline void NAME(learn)(const Job *j, const NAME(Step) *p, const REAL *w,
     }
 }
 
-/* delta, and what it gives to x and to the step before. direct: something arrives at u directly. */
+/* delta, and the gradients of x and of the previous v. direct: u has a direct gradient. */
 ALWAYS void NAME(step_as)(const int soft, const int attached, const int uniform, const int direct, const Job *j,
                           const NAME(Step) *p, const REAL *lam, const REAL *gain, REAL *delta, REAL *gx, int n) {
     const REAL rho = (REAL)j->rho, v_reset = (REAL)j->v_reset, lam_0 = lam[0], gain_0 = gain[0], theta_0 = p->theta[0];
@@ -261,7 +186,7 @@ static inline void NAME(step)(const Job *j, const NAME(Step) *p, const REAL *lam
     if (!j->temporal) memset(p->c, 0, n * sizeof(REAL));
 }
 
-/* term = tau^2 delta du/dtau, with v the membrane that the step began with */
+/* term = tau^2 delta du/dtau; v: the membrane at the beginning of the step */
 static inline void NAME(learn_tau)(const Job *j, const REAL *v, const REAL *x, const REAL *delta, int64_t o, int n, REAL *term,
                                    double *sums) {
     const REAL rest = j->soft ? 0 : (REAL)j->v_reset;
@@ -276,7 +201,7 @@ static inline void NAME(reset)(const Job *j, const REAL *u, const REAL *theta, R
     else SIMD EACH v[i] = u[i] >= theta[i] ? v_reset : u[i];
 }
 
-/* What arrives at u directly: gu, and a + b u for the moments. */
+/* The direct gradient of u: gu, and a + b u for the moments. */
 static inline const REAL *NAME(direct)(const Job *j, int64_t t, int64_t o, int n, const REAL *u, REAL *a, REAL *b) {
     const REAL *gu = j->p_gu ? (const REAL *)j->p_gu + t * j->gu_stride + o : NAME(zero);
     if (!j->p_line) return gu;

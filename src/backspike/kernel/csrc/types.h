@@ -1,5 +1,6 @@
-/* Includes BODY once per pair of types: REAL of the state, IO of what other layers send and receive (uint16_t: the bits of a
-   bfloat16). NAME(f) is f with the pair's suffix, BITS the unsigned integer of the size of REAL. */
+/* Includes BODY once per pair of types: REAL is the type of the state, IO that of the inputs and
+   outputs of a layer (uint16_t: the bits of a bfloat16). NAME(f) is f with the suffix of the pair,
+   BITS the unsigned integer of the size of REAL. */
 
 #define REAL double
 #define BITS uint64_t

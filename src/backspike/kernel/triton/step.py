@@ -1,53 +1,48 @@
-"""The pieces of a timestep as device functions in Triton, inlined into every kernel: letters as in docs/methods.md, section 1.
+"""The pieces of a timestep as device functions in Triton, inlined into every kernel.
 
-They say on a GPU what step.h and keep.h say in C. Flags are `tl.constexpr`; every number comes from a tensor in the dtype of
-the state, so that float64 keeps its digits and no new value compiles anything again. A kernel that uses these must be launched
-with `enable_fp_fusion=False`: a fused multiply-add would change membranes, and with them spikes.
+They are on a GPU what step.h, surrogate.h and saved.h are in C; the letters are those of
+docs/methods.md, section 1. Flags are `tl.constexpr`. Every number comes from a tensor in the dtype
+of the state, so float64 keeps its digits and a new value does not compile anything again. Kernels
+that use these functions must be launched with `enable_fp_fusion=False`: a fused multiply-add would
+change membranes, and with them spikes.
 """
 
 from __future__ import annotations
 
-import math
 import os
 
 import triton
 import triton.language as tl
 
+from ...surrogate import (
+    ATan,
+    Dspike,
+    Erf,
+    PiecewiseExponential,
+    Rectangle,
+    Sigmoid,
+    SuperSpike,
+    Triangle,
+)
+
 # Triton's interpreter, which runs kernels on the CPU for tests
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
-# what stands where in the tensor of numbers
+# indices into the tensor of numbers
 V_RESET = tl.constexpr(0)
 RHO = tl.constexpr(1)
 FINE = tl.constexpr(2)  # 128 / reach, of the 8-bit distance
 COARSE = tl.constexpr(3)  # reach / 128
 BELOW = tl.constexpr(4)  # theta times this lies just below theta
-BASE = tl.constexpr(5)  # f, k and peak of the surrogate
+BASE = tl.constexpr(5)  # a, b and c of the surrogate, see `Family.constants`
 REPLACE = tl.constexpr(8)  # and of the one that stands in where it is dropped
 
 
-def formula(family: str, shape: float, scale: float) -> tuple[float, float, float]:
-    """The f, k and peak of `derivative`."""
-    a = shape
-    if family == "Triangle":
-        return a * a, scale, a
-    if family == "ATan":
-        return math.pi / 2 * a, scale * a / 2, a
-    if family == "Rectangle":
-        return a / 2, scale / a, a
-    if family == "Sigmoid":
-        return -a, a * scale, a
-    if family == "SuperSpike":
-        return a, scale, a
-    if family == "PiecewiseExponential":
-        return -a, a / 2 * scale, a
-    if family == "Erf":
-        return a, a / math.sqrt(math.pi) * scale, a
-    assert family == "Dspike", family
-    return -2 * a, 2 * a / math.tanh(a / 2) * scale, a  # sech^2 y = 4 sig(2y) sig(-2y)
+# the surrogates that `_h` has a formula for
+CASES = (Triangle, ATan, Rectangle, Sigmoid, SuperSpike, PiecewiseExponential, Erf, Dspike)
 
 
-# ------------------------------------------------------------------------------------------------------------- forward
+# ------------------------------------------------------------------------------------------ forward
 
 
 @triton.jit
@@ -78,7 +73,7 @@ def narrow(x, dtype: tl.constexpr):
     return y
 
 
-# ------------------------------------------------------------------------------------------------------------ backward
+# ----------------------------------------------------------------------------------------- backward
 
 
 @triton.jit
@@ -89,38 +84,39 @@ def _slope(x):
 
 
 @triton.jit
-def _h(z, f, k, peak, FAMILY: tl.constexpr):
-    """The formulas of surrogate.py with torch's order of operations (k / y is 1 / y * k there)."""
+def _h(z, a, b, c, FAMILY: tl.constexpr):
+    """The formulas of surrogate.py with torch's order of operations (b / y is 1 / y * b there)."""
     size = tl.abs(z)
     if FAMILY == "Triangle":
-        left = peak - f * size
-        h = tl.where(left < 0, 0.0, left) * k
+        left = c - a * size
+        h = tl.where(left < 0, 0.0, left) * b
     elif FAMILY == "ATan":
-        h = 1 / (1 + (z * f) * (z * f)) * k
+        h = 1 / (1 + (z * a) * (z * a)) * b
     elif FAMILY == "Rectangle":
-        h = tl.where(size < f, k, 0.0)
+        h = tl.where(size < a, b, 0.0)
     elif FAMILY == "Sigmoid":
-        h = _slope(size * f) * k
+        h = _slope(size * a) * b
     elif FAMILY == "SuperSpike":
-        h = 1 / ((1 + f * size) * (1 + f * size)) * k
+        h = 1 / ((1 + a * size) * (1 + a * size)) * b
     elif FAMILY == "PiecewiseExponential":
-        h = tl.exp(size * f) * k
+        h = tl.exp(size * a) * b
     elif FAMILY == "Erf":
-        h = tl.exp(-((z * f) * (z * f))) * k
+        h = tl.exp(-((z * a) * (z * a))) * b
+    elif FAMILY == "Dspike":
+        h = tl.where(size < 0.5, _slope(size * a) * b, 0.0)
     else:
-        tl.static_assert(FAMILY == "Dspike", "a surrogate without a formula in Triton")
-        h = tl.where(size < 0.5, _slope(size * f) * k, 0.0)
+        tl.static_assert(False, "a surrogate without a formula in Triton")
     return h
 
 
 @triton.jit
 def derivative(z, w, p_formula, FAMILY: tl.constexpr):
-    """h(z), or with a width w h(z / w) / w. p_formula: points to f, k and peak."""
-    f, k, peak = tl.load(p_formula), tl.load(p_formula + 1), tl.load(p_formula + 2)
+    """h(z), or with a width w h(z / w) / w. p_formula: points to the constants of the surrogate."""
+    a, b, c = tl.load(p_formula), tl.load(p_formula + 1), tl.load(p_formula + 2)
     if w is None:
-        h = _h(z, f, k, peak, FAMILY)
+        h = _h(z, a, b, c, FAMILY)
     else:
-        h = _h(z / w, f, k, peak, FAMILY) / w
+        h = _h(z / w, a, b, c, FAMILY) / w
     return h
 
 
@@ -136,7 +132,10 @@ def _lowbias32(x):
 
 @triton.jit
 def dropped(index, seed, limit):
-    """mask.py's hash: which of these logical positions (int64) are dropped. seed: int64; limit: of `cut`."""
+    """The hash of mask.py: which of these logical positions (int64) are dropped.
+
+    seed: int64; limit: from `cut`.
+    """
     both = index ^ seed  # what the hash takes of either half
     lo, hi = both.to(tl.uint32), (both >> 32).to(tl.uint32)
     return (_lowbias32(_lowbias32(lo) ^ hi) >> 8) < limit
@@ -150,7 +149,10 @@ def cut(p):
 
 @triton.jit
 def masked(own, u, theta, gone, keep, p_formula, RESCALE: tl.constexpr, FAMILY: tl.constexpr):
-    """(h, its part that belongs to the base) from own = h of the base. FAMILY: of what stands in where it is gone, or None."""
+    """(h, the part of it that belongs to the base) from own, the h of the base.
+
+    FAMILY: of the surrogate that replaces it where it is dropped, or None.
+    """
     if RESCALE:
         own = own / keep
     own = tl.where(gone, 0.0, own)
@@ -162,7 +164,7 @@ def masked(own, u, theta, gone, keep, p_formula, RESCALE: tl.constexpr, FAMILY: 
 
 @triton.jit
 def arriving(g, c, u, theta, v_reset, rho, SOFT: tl.constexpr, ATTACHED: tl.constexpr):
-    """G, the total gradient that arrives at s. ATTACHED: rho is not 0. u is not looked at with SOFT."""
+    """G, the total gradient of s. ATTACHED: rho is not 0. With SOFT, u is not used."""
     G = g
     if ATTACHED:
         if SOFT:
@@ -174,7 +176,7 @@ def arriving(g, c, u, theta, v_reset, rho, SOFT: tl.constexpr, ATTACHED: tl.cons
 
 @triton.jit
 def total(Gh, c, fired, SOFT: tl.constexpr):
-    """delta = dL/du without what arrives at u directly. fired is not looked at with SOFT."""
+    """delta = dL/du without the direct gradient of u. With SOFT, fired is not used."""
     if SOFT:
         delta = Gh + c
     else:
@@ -182,7 +184,7 @@ def total(Gh, c, fired, SOFT: tl.constexpr):
     return delta
 
 
-# --------------------------------------------------------------------------- what is kept of the membrane: see saved.py
+# ----------------------------------------------------------- codes of the membrane: see saved.py
 
 
 @triton.jit

@@ -1,0 +1,25 @@
+"""`backspike resume`: continues an interrupted run."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .parser import Parser
+from .train import show_training
+
+HELP = "go on with an interrupted run, to the same result"
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="RUN")
+    parser.add_device()
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..system import distributed
+
+    def work(train: Any, listen: Any, out: Path) -> Any:
+        return train.resume(out, device=options.device, listen=listen)
+
+    with distributed.joined(options.device):
+        return show_training(options, Path(options.folder), work)

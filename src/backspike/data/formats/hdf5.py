@@ -1,0 +1,155 @@
+"""Spikes of numbered channels in HDF5 files.
+
+`spikes/times` and `spikes/units` hold one array of variable length for each sample, seconds and channel numbers; `labels` the
+classes. Cramer, Stradmann, Schemmel, Zenke 2020, doi:10.1109/TNNLS.2020.3044364. Read through h5py (the extra `events`), by
+path and sample by sample: the files reach gigabytes. A file that refers to others, or claims more than it holds, is refused.
+HDF5 is a large C library, in which damage can loop for ever or end the process: it runs in a worker, which may take SECONDS
+for each answer.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import DataError
+from ...system.machine import ONE_THREAD
+from ...system.workers import Worker, WorkerFailed, environment
+from . import Events, one_line
+from .idx import DEFLATE_RATIO
+
+SECONDS = 60
+
+
+def labels(path: Path, num_classes: int) -> np.ndarray:
+    """The classes of all samples, int64 [N]. Raises DataError for a file that is damaged or no file of spikes."""
+    with _reader(path) as ask:
+        return ask(_labels, num_classes)
+
+
+def _labels(path: Path, num_classes: int) -> np.ndarray:
+    times, units, y = (_member(path, key) for key in ("spikes/times", "spikes/units", "labels"))
+    if len({len(times), len(units), len(y)}) != 1:
+        raise DataError(
+            f"{path}: {len(times)} times, {len(units)} units and {len(y)} labels do not belong together"
+        )
+    out = _read(path, y, slice(None))
+    if (
+        out.dtype.kind not in "iu"
+        or out.ndim != 1
+        or (len(out) and not 0 <= out.min() <= out.max() < num_classes)
+    ):
+        raise DataError(
+            f"{path}: labels of type {out.dtype} {out.shape}: expected whole numbers below {num_classes}"
+        )
+    return out.astype(np.int64)
+
+
+def decode(path: Path, samples: Sequence[int], channels: int = 1 << 16) -> Iterator[Events]:
+    """The events of the samples with these numbers: x the channel, y and p zero, t in microseconds.
+
+    Raises DataError for a file that is damaged, for spikes outside so many channels or before time zero.
+    """
+    with _reader(path) as ask:
+        for i in samples:
+            yield ask(_events, int(i), channels)
+
+
+def _events(path: Path, i: int, channels: int) -> Events:
+    times, units = (
+        np.asarray(_read(path, _member(path, key), i)) for key in ("spikes/times", "spikes/units")
+    )
+    if (
+        times.ndim != 1
+        or times.shape != units.shape
+        or times.dtype.kind != "f"
+        or units.dtype.kind not in "iu"
+    ):
+        raise DataError(
+            f"{path}: sample {i} has times {times.dtype} {times.shape} and units {units.dtype} {units.shape}"
+        )
+    seconds = times.astype(np.float64)
+    if (
+        not ((seconds >= 0) & (seconds < 1e6)).all()
+        or not ((units >= 0) & (units < channels)).all()
+    ):
+        raise DataError(
+            f"{path}: sample {i} has spikes before time 0 or outside channels 0 to {channels - 1}"
+        )
+    zero = np.zeros(len(units), np.uint16)
+    t = np.rint(seconds * 1e6).astype(np.int64)
+    return Events(units.astype(np.uint16), zero, t, zero.astype(np.uint8))
+
+
+def _h5py(path: Path) -> Any:
+    try:
+        import h5py
+    except Exception as error:  # a broken installation raises more than ImportError
+        raise DataError(
+            f"{path} is an HDF5 file, which h5py reads: pip install 'backspike[events]' ({one_line(error)})"
+        ) from error
+    return h5py
+
+
+@lru_cache
+def _opened(path: Path) -> Any:
+    try:
+        return _h5py(path).File(path, "r")
+    except DataError:
+        raise
+    except Exception as error:  # h5py raises OSError, RuntimeError, ValueError, ... for damage
+        raise DataError(f"{path}: truncated or damaged HDF5 file ({one_line(error)})") from error
+
+
+@lru_cache
+def _member(path: Path, key: str) -> Any:
+    """The data set `key`, lying in this file, and not larger than what is stored of it can be."""
+    import h5py
+
+    file = _opened(path)
+    try:
+        out = file[key]
+        own = all(
+            isinstance(file.get(part, getlink=True), h5py.HardLink)
+            for part in {key, key.split("/")[0]}
+        )
+        if not own or out.file != file or out.external or out.is_virtual:
+            raise ValueError("it lies in another file")
+        chunk = math.prod(out.chunks or ()) * out.dtype.itemsize
+        if len(out) and max(out.nbytes, chunk) > DEFLATE_RATIO * out.id.get_storage_size():
+            raise ValueError(f"{out.shape} of {out.dtype} in {out.id.get_storage_size()} bytes")
+        return out
+    except Exception as error:
+        raise DataError(
+            f"{path}: no data set {key!r}: damaged, or no file of spikes ({one_line(error)})"
+        ) from error
+
+
+def _read(path: Path, member: Any, what: Any) -> Any:
+    try:
+        return member[what]
+    except Exception as error:
+        raise DataError(
+            f"{path}: {member.name} {what} cannot be read: damaged HDF5 file ({one_line(error)})"
+        ) from error
+
+
+@contextmanager
+def _reader(path: Path) -> Iterator[Callable[..., Any]]:
+    """Calls functions of this file on the path, in a worker; it keeps the file open."""
+    _h5py(path)
+    with Worker(env=environment(**ONE_THREAD), quiet=True) as worker:
+
+        def ask(function: Callable[..., Any], *args: Any) -> Any:
+            try:
+                return worker.call(function, path, *args, timeout=SECONDS)
+            except WorkerFailed as error:
+                raise DataError(
+                    f"{path}: damaged HDF5 file (the process that reads it {error})"
+                ) from None
+
+        yield ask

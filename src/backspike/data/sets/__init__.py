@@ -1,0 +1,26 @@
+"""All data sets, in the order in which they are listed."""
+
+from . import cifar, digits, heidelberg, mnist
+from .dvs128_gesture import DVS128_GESTURE
+from .dvs_cifar10 import DVS_CIFAR10
+from .imagenet import IMAGENET
+from .n_caltech101 import N_CALTECH101
+from .nmnist import NMNIST
+
+SETS = (
+    digits.DIGITS,
+    digits.DIGITS_DVS,
+    mnist.MNIST,
+    mnist.FASHION_MNIST,
+    cifar.CIFAR10,
+    cifar.CIFAR100,
+    NMNIST,
+    DVS_CIFAR10,
+    N_CALTECH101,
+    DVS128_GESTURE,
+    heidelberg.SHD,
+    heidelberg.SSC,
+    IMAGENET,
+    mnist.MNIST_DVS,
+    cifar.CIFAR10_DVS_SIMULATED,
+)

@@ -1,0 +1,39 @@
+"""N-Caltech101: the pictures of Caltech101 before a moving ATIS camera."""
+
+from functools import partial
+
+from ..events import Recordings
+from ..formats import atis
+from ..recordings import by_class, one_a_file
+from ..source import EVENT_OPTIONS, Archive, File, Layout, Source
+
+N_CALTECH101 = Source(
+    name="n-caltech101",
+    kind="events",
+    samples=(7063, 823, 823),
+    num_classes=101,
+    shape=(2, 180, 240),
+    credit="G. Orchard, A. Jayawant, G. K. Cohen, N. Thakor 2015, CC BY-SA 4.0",
+    home="https://www.garrickorchard.com/datasets/n-caltech101",
+    read=Recordings(partial(by_class, "image_*.bin"), one_a_file(atis.decode)),
+    layouts=(
+        Layout(
+            (
+                "N-Caltech101/Caltech101",
+                "NCaltech101/Caltech101",
+                "NCaltech101/extract/Caltech101",
+                "Caltech101",
+                "",
+            ),
+            (
+                File(
+                    ".",
+                    recordings=8709,
+                    pattern="*/image_*.bin",
+                    archive=Archive("Caltech101.zip", "66201824eabb0239c7ab992480b50ba3"),
+                ),
+            ),
+        ),
+    ),
+    options=EVENT_OPTIONS,
+)

@@ -1,0 +1,103 @@
+"""ResNets and their spiking variants; the residual blocks are in `residual.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from .network import Layer, Network
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class _ResNet(Network):
+    """A `residual.ResNet` of blocks of the class `block`: `depths` blocks of `widths` channels, one number for each stage."""
+
+    block: ClassVar[str] = "Basic"
+    depths: ClassVar[tuple[int, ...]]
+    widths: ClassVar[tuple[int, ...]] = (64, 128, 256, 512)
+    hidden: ClassVar[int] = 0
+
+    def build(self, neuron: Layer, norm: Layer | None = None) -> nn.Module:
+        from . import residual
+
+        block = getattr(residual, self.block)
+        options = vars(self) | {"hidden": self.hidden}
+        return residual.ResNet(block, self.depths, self.widths, neuron, norm, **options)
+
+
+@dataclass(frozen=True)
+class _WithStem(_ResNet):
+    stem: str = "imagenet"
+    zero_init_residual: bool = False
+
+
+class ResNet18(_WithStem):
+    """ResNet18 with the neuron after the addition. stem: "imagenet" or, for small images, "cifar"."""
+
+    depths = (2, 2, 2, 2)
+
+
+class ResNet34(_WithStem):
+    """ResNet34 with the neuron after the addition. stem: "imagenet" or, for small images, "cifar"."""
+
+    depths = (3, 4, 6, 3)
+
+
+class ResNet50(_WithStem):
+    """ResNet50 with the neuron after the addition. stem: "imagenet" or, for small images, "cifar"."""
+
+    block = "Bottleneck"
+    depths = (3, 4, 6, 3)
+
+
+class SEWResNet18(_WithStem):
+    """SEW-ResNet18 (Fang et al. 2021). stem: "imagenet" or, for small images, "cifar"."""
+
+    block = "SEWBasic"
+    depths = (2, 2, 2, 2)
+
+
+class SEWResNet34(_WithStem):
+    """SEW-ResNet34 (Fang et al. 2021), which Li et al. 2024 use for ImageNet. stem: "imagenet" or, for small images, "cifar"."""
+
+    block = "SEWBasic"
+    depths = (3, 4, 6, 3)
+
+
+class SEWResNet50(_WithStem):
+    """SEW-ResNet50 (Fang et al. 2021). stem: "imagenet" or, for small images, "cifar"."""
+
+    block = "SEWBottleneck"
+    depths = (3, 4, 6, 3)
+
+
+class MSResNet18(_WithStem):
+    """MS-ResNet18 (Hu et al. 2021) with torchvision's shortcuts. stem: "imagenet" or, for small images, "cifar"."""
+
+    block = "MSBasic"
+    depths = (2, 2, 2, 2)
+
+
+class ResNet19(_ResNet):
+    """ResNet19 of Zheng et al. 2021 (arXiv 2011.05280), with a spiking linear layer of 256 features."""
+
+    depths = (3, 3, 2)
+    widths = (128, 256, 512)
+    hidden = 256
+
+
+class ResNet20(_ResNet):
+    """ResNet20 of Park et al. 2023: three stages of three blocks."""
+
+    depths = (3, 3, 3)
+    widths = (64, 128, 256)
+
+
+class ResNet32(_ResNet):
+    """ResNet32 of Park et al. 2023: three stages of five blocks."""
+
+    depths = (5, 5, 5)
+    widths = (64, 128, 256)
