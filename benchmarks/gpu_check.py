@@ -18,7 +18,7 @@ import torch
 
 import backspike as bs
 from backspike.kernel import Constants, dispatch
-from backspike.kernel.call import Sent
+from backspike.kernel.call import SpikeInfo
 from backspike.kernel.norm import Norm, norm_lif
 from backspike.layers import synapse
 from backspike.neuron.prepare import prepare
@@ -257,13 +257,13 @@ def check_bits(
 
     synapse._pack = count  # noqa: SLF001  (counted from outside)
     try:
-        for name, change in (("bits", Sent.bits_of), ("none", lambda self, x: None)):
-            Sent.bits_of, usual = change, Sent.bits_of  # type: ignore[method-assign,assignment]
+        for name, change in (("bits", SpikeInfo.bits_of), ("none", lambda self, x: None)):
+            SpikeInfo.bits_of, usual = change, SpikeInfo.bits_of  # type: ignore[method-assign,assignment]
             try:
                 model.zero_grad()
                 model(x).float().square().sum().backward()
             finally:
-                Sent.bits_of = usual  # type: ignore[method-assign]
+                SpikeInfo.bits_of = usual  # type: ignore[method-assign]
             found[name] = [p.grad.double() for p in model.parameters() if p.grad is not None]
     finally:
         synapse._pack = pack  # noqa: SLF001  (counted from outside)

@@ -30,7 +30,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--out", help="file for the full weights, gathered from all ranks")
     options = parser.parse_args()
-    with distributed.joined() as together:
+    with distributed.process_group() as together:
         train(options, together)
 
 
@@ -56,7 +56,7 @@ def train(options: argparse.Namespace, together: distributed.Ranks) -> None:
         neuron=lambda channels: bs.LIF(surrogate=surrogate),
     ).to(device)
     if together.size > 1:
-        norm.synced(model)
+        norm.sync_batch_norm(model)
         for encoder in model.encoders:
             fully_shard(encoder)
         fully_shard(model)
@@ -66,14 +66,14 @@ def train(options: argparse.Namespace, together: distributed.Ranks) -> None:
 
     order = torch.Generator().manual_seed(0)
     for step in range(options.steps):
-        batch = together.mine(torch.randint(len(x), (options.batch,), generator=order))
+        batch = together.shard(torch.randint(len(x), (options.batch,), generator=order))
         images, labels = x[batch].to(device), y[batch].to(device)
         o = model(images.expand(T, *images.shape))  # [T, B, 1, 32, 32] -> [T, B, 10]
         loss = torch.nn.functional.cross_entropy(o.mean(0), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        mean = together.sums(float(loss.detach()) / together.size)[
+        mean = together.all_reduce(float(loss.detach()) / together.size)[
             0
         ]  # all ranks have equally many samples
         if together.first:

@@ -73,7 +73,7 @@ class TWO(nn.Module):
             )
         score = o.cumsum(0) if self.cumulative else o
         correct = (score.argmax(-1) == y).sum(1)
-        counts = distributed.summed(torch.cat([correct, correct.new_full((1,), len(y))]))
+        counts = distributed.all_reduce_sum(torch.cat([correct, correct.new_full((1,), len(y))]))
         self.correct += counts[:-1]
         self.seen += counts[-1]
 

@@ -361,7 +361,7 @@ def test_codes_are_those_in_torch(memory, width):
         call = prepare(x, None, width=w, memory=memory, **rule)
         given = ops.constants(call), *ops.encode(call), ops.KEEPS.index(memory)
         _, _, u, _, code, *_ = ops.forward("triton_lif", call, *given)
-        want = saved.keep(memory, u, 1.0, w, saved.reach(ATan(alpha=3.0)))
+        want = saved.encode(memory, u, 1.0, w, saved.reach(ATan(alpha=3.0)))
         torch.testing.assert_close(code, want, rtol=0, atol=0, equal_nan=True)
         assert memory == "8bit" or torch.equal(code.signbit(), want.signbit())
 

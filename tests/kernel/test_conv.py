@@ -224,7 +224,7 @@ def test_layers_are_torchs(name, input, formats, autocast, always, tolerance):
     for a, b in zip(got, gradients(itself, layer, x, autocast), strict=True):
         assert a.dtype == b.dtype
         near(a, b.double(), tolerance[dtype])
-    made = sparsity.choice(layer)
+    made = sparsity.plan_of(layer)
     density = pytest.approx(float((x != 0).float().mean()))
     assert (made.forward, made.weight, made.input, made.spikes) == (
         "gather",
@@ -251,7 +251,7 @@ def test_only_what_is_asked_for(frozen, always):
         assert (a is None) == (b is None)
         if b is not None:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    assert sparsity.choice(layer).forward == "gather"
+    assert sparsity.plan_of(layer).forward == "gather"
 
 
 @pytest.mark.parametrize("ways", list(itertools.product((2.0, -1.0), repeat=2)))
@@ -269,7 +269,7 @@ def test_each_way_by_itself(ways, memory_format, always, monkeypatch):
         gradients(synapse.convolution, layer, x), gradients(itself, layer, x), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    made = sparsity.choice(layer)
+    made = sparsity.plan_of(layer)
     assert (made.forward, made.weight) == tuple("gather" if way > 0 else "dense" for way in ways)
 
 
@@ -292,7 +292,7 @@ def test_what_stays_dense(always):
         ):
             assert (a is None) == (b is None)
             assert a is None or torch.equal(a, b)
-        assert dict(sparsity.choices(layer)).get("", sparsity.Choice()).forward == "dense"
+        assert dict(sparsity.plans(layer)).get("", sparsity.SparsityPlan()).forward == "dense"
         with torch.no_grad():
             assert torch.equal(synapse.convolution(given, layer), layer(given))
 
@@ -301,7 +301,7 @@ def test_small_and_narrow_convolutions_do_not_choose():
     for channels, images, chosen in ((16, 8, True), (15, 8, False), (16, 1, False)):
         layer = nn.Conv2d(channels, 16, 3, padding=1)
         synapse.convolution((torch.rand(images, channels, 16, 16) < 0.05).float(), layer)
-        assert bool(dict(sparsity.choices(layer))) == chosen
+        assert bool(dict(sparsity.plans(layer))) == chosen
 
 
 # ---------------------------------------------------------------------------------------------------------------- choice
@@ -310,7 +310,7 @@ def test_small_and_narrow_convolutions_do_not_choose():
 def test_hysteresis(monkeypatch):
     monkeypatch.setattr(sparsity, "_multiplies_tiles", lambda: False)
     for dtype in sparse.DTYPES:
-        made, (forward, weight) = sparsity.Choice(), sparsity.EVENTS_BELOW[dtype]
+        made, (forward, weight) = sparsity.SparsityPlan(), sparsity.EVENTS_BELOW[dtype]
         for part, way in (
             (1.05, "dense"),
             (0.95, "dense"),
@@ -320,11 +320,13 @@ def test_hysteresis(monkeypatch):
             (0.95, "dense"),
         ):
             assert made.decide_events(dtype, True, part * forward).forward == way
-        made = sparsity.Choice()
+        made = sparsity.SparsityPlan()
         for part, way in ((0.95, "dense"), (0.85, "gather"), (1.05, "gather"), (1.2, "dense")):
             assert made.decide_events(dtype, True, part * weight).weight == way
         for binary, way in ((True, "gather"), (False, "dense")):
-            made = sparsity.Choice().decide_events(dtype, binary, 0.875 * min(forward, weight))
+            made = sparsity.SparsityPlan().decide_events(
+                dtype, binary, 0.875 * min(forward, weight)
+            )
             assert (made.forward, made.weight) == (way, way)
         made.decide_events(dtype, True, None)
         assert (made.forward, made.weight, made.spikes) == ("dense", "dense", None)
@@ -336,17 +338,17 @@ def test_the_choice_is_saved_resumed_and_told():
     x = (torch.rand((8, 32, 16, 16), generator=torch.Generator().manual_seed(2)) < density).float()
     model = bs.Sequential(bs.OverTime(nn.Conv2d(32, 32, 3, padding=1)), bs.LIF())
     layer = model[0][0]
-    made = sparsity.choice(layer).decide_events(torch.float32, True, 0.01)
+    made = sparsity.plan_of(layer).decide_events(torch.float32, True, 0.01)
     assert (made.forward, made.weight) == ("gather", "gather")
     saved, other = sparsity.state(model), copy.deepcopy(model)
     want = gradients(synapse.convolution, layer, x)
-    sparsity.choice(other[0][0]).load(sparsity.Choice().state())
+    sparsity.plan_of(other[0][0]).load(sparsity.SparsityPlan().state())
     sparsity.load(other, saved)
     assert all(
         torch.equal(a, b)
         for a, b in zip(gradients(synapse.convolution, other[0][0], x)[2:], want[2:])
     )
-    assert sparsity.choice(other[0][0]) == made
+    assert sparsity.plan_of(other[0][0]) == made
     assert made.forward == "gather"
     assert f"forward sparse (spikes {100 * made.spikes:.2g} %)" in bs.explain(model)
     with torch.no_grad():
@@ -394,7 +396,7 @@ def test_gradients_of_a_residual_network(memory, memory_format, always, monkeypa
         with torch.no_grad():
             results.append([y.detach(), *(p.grad for p in model.parameters()), model(x)])
         if memory == "exact":
-            assert sum(made.forward == "gather" for _, made in sparsity.choices(model)) == (
+            assert sum(made.forward == "gather" for _, made in sparsity.plans(model)) == (
                 6 if events else 0
             )
     for a, b in zip(*results, strict=True):

@@ -156,10 +156,10 @@ def test_codes_in_c_are_those_in_torch(dtype, memory, width):
     assert torch.equal(spikes, seen[1][0])
     code = in_order(code) if memory == "8bit" else code
     reach = saved.reach(ATan(alpha=3.0))
-    want = saved.keep(memory, u, 1.0, w, reach)
+    want = saved.encode(memory, u, 1.0, w, reach)
     torch.testing.assert_close(code, want, rtol=0, atol=0, equal_nan=True)
     assert memory == "8bit" or torch.equal(code.signbit(), want.signbit())
-    back = saved.recall(memory, code, 1.0, w, reach, dtype)
+    back = saved.decode(memory, code, 1.0, w, reach, dtype)
     assert torch.equal(back >= 1.0, spikes.bool())
 
 
@@ -175,16 +175,16 @@ def test_a_code_remembers_the_spike_and_the_distance(memory, theta):
             ]
         )
         u = z + theta
-        back = saved.recall(
-            memory, saved.keep(memory, u, theta, None, 2.0), theta, None, 2.0, dtype
+        back = saved.decode(
+            memory, saved.encode(memory, u, theta, None, 2.0), theta, None, 2.0, dtype
         )
         assert torch.equal(back >= theta, u >= theta)
         if theta <= 1:
             z, error = u - theta, (back - u).abs()
             assert (error <= (1 / 128 if memory == "8bit" else z.abs() / 256) + 1e-6).all()
-    far = saved.recall(
+    far = saved.decode(
         "8bit",
-        saved.keep("8bit", torch.tensor([-1e9, 1e9]), 1.0, None, 2.0),
+        saved.encode("8bit", torch.tensor([-1e9, 1e9]), 1.0, None, 2.0),
         1.0,
         None,
         2.0,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from backspike.kernel.call import Result, Sent
+from backspike.kernel.call import Result, SpikeInfo
 from backspike.kernel.cpu import library, sparse
 from backspike.kernel.pack import pack
 from backspike.layers import sparsity, synapse
@@ -275,7 +275,7 @@ def test_linear_layers_are_torchs(density, bias, autocast, tolerance):
     for a, b in zip(got, want, strict=True):
         assert a.dtype == b.dtype
         near(a, b.double(), dtype, tolerance)
-    made = sparsity.choice(layer)
+    made = sparsity.plan_of(layer)
     expected = "gather" if density < 0.1 else "lookup"
     assert (made.forward, made.weight, made.input, made.spikes) == (
         expected,
@@ -315,7 +315,7 @@ def test_the_input_gradient_where_the_neuron_can_use_it(autocast, tolerance):
         got = gradients(call, layer, x, autocast, g.to(dtype))
         want = gradients(itself, layer, x, autocast, g.to(dtype))
         near(got[1] * mask, (want[1] * mask).double(), dtype, tolerance)
-        made = sparsity.choice(layer)
+        made = sparsity.plan_of(layer)
         assert made.input == ("sample" if density < 0.5 else "dense")
         assert made.h == pytest.approx(float(mask.float().mean()))
         if made.input == "sample":
@@ -369,7 +369,7 @@ def test_bits_of_what_lies_in_another_order_are_not_those_of_its_copy():
 def test_bits_belong_to_the_spikes_that_were_sent():
     """A view of them is known, a copy or a part of them is not."""
     spikes = (torch.rand(3, 4, 8, 2, 5) < 0.5).float()
-    sent = Sent.of(Result(spikes, spikes[0], bits=pack(spikes).codes))
+    sent = SpikeInfo.from_result(Result(spikes, spikes[0], bits=pack(spikes).codes))
     for x in (spikes, spikes.flatten(0, 1), spikes.flatten(0, 1).flatten(1)):
         assert sent.bits_of(x) is sent.bits
     for x in (spikes.clone(), spikes[:2], spikes[..., ::2], spikes.flatten(0, 1).clone()):
@@ -552,7 +552,7 @@ def test_active_must_match():
 
 def test_hysteresis():
     """A density that wanders around a limit does not change the way; one that leaves it does, in both directions."""
-    made, limit = sparsity.Choice(), sparsity.GATHER_BELOW
+    made, limit = sparsity.SparsityPlan(), sparsity.GATHER_BELOW
     for part, way in (
         (1.05, "lookup"),
         (0.95, "lookup"),
@@ -580,7 +580,7 @@ def test_what_the_limits_depend_on(monkeypatch):
         (1024, 128, ("lookup", "dense")),
         (128, 1024, ("dense", "lookup")),
     ):
-        made = sparsity.Choice().decide(torch.float32, M, K, 256, 0.5, 0.5)
+        made = sparsity.SparsityPlan().decide(torch.float32, M, K, 256, 0.5, 0.5)
         assert (made.forward, made.weight, made.input) == (*ways, "dense")
     monkeypatch.setattr(sparsity, "_multiplies_tiles", lambda: True)
     for dtype, density, ways in (
@@ -588,7 +588,7 @@ def test_what_the_limits_depend_on(monkeypatch):
         (torch.bfloat16, 0.1, ("dense", "dense", "dense")),
         (torch.bfloat16, 0.02, ("gather", "gather", "sample")),
     ):
-        made = sparsity.Choice().decide(dtype, 1024, 1024, 256, density, density)
+        made = sparsity.SparsityPlan().decide(dtype, 1024, 1024, 256, density, density)
         assert (made.forward, made.weight, made.input) == ways
 
 
@@ -601,7 +601,7 @@ def test_what_the_limits_depend_on(monkeypatch):
     ],
 )
 def test_what_is_small_or_exact_stays_dense(case):
-    made = sparsity.Choice().decide(*case, 0.01, 0.01)
+    made = sparsity.SparsityPlan().decide(*case, 0.01, 0.01)
     assert (made.forward, made.weight, made.input) == ("dense", "dense", "dense")
 
 
@@ -610,7 +610,7 @@ def test_the_choice_is_saved_and_resumed():
         1024, 256, 96, 0.132
     )  # just above the limit: which way depends on the way before
     model = nn.Sequential(layer)
-    sparsity.choice(layer).load(
+    sparsity.plan_of(layer).load(
         {"forward": "gather", "weight": "gather", "input": "sample", "spikes": 0.1, "h": 0.2}
     )
     saved = sparsity.state(model)
@@ -624,8 +624,8 @@ def test_the_choice_is_saved_and_resumed():
         assert all(
             torch.equal(a, b) for a, b in zip(gradients(synapse.linear, other, x, g=g), want)
         )
-        assert sparsity.choice(other) == sparsity.choice(layer)
-    assert sparsity.choice(layer).forward == "gather"
+        assert sparsity.plan_of(other) == sparsity.plan_of(layer)
+    assert sparsity.plan_of(layer).forward == "gather"
     with torch.no_grad():
         before = sparsity.state(model)
         synapse.linear((torch.rand(1024, 256) < 0.9).float(), layer)
@@ -633,7 +633,7 @@ def test_the_choice_is_saved_and_resumed():
 
 
 def test_words():
-    made = sparsity.Choice()
+    made = sparsity.SparsityPlan()
     assert str(made) == "forward dense (no spikes), weight gradient dense, input gradient dense"
     made.decide(torch.float32, 1024, 256, 256, 0.09, 0.101)
     assert (

@@ -324,13 +324,13 @@ def test_the_gradient_of_spikes_is_computed_where_their_neuron_uses_it(static):
     got = gradients(model, model, x)
     want = gradients(twin, lambda x: nn.Sequential.forward(twin, x), x)
     assert_equal(got, want, 1e-4)
-    assert {name: made.input for name, made in sparsity.choices(model)} == {
+    assert {name: made.input for name, made in sparsity.plans(model)} == {
         "0.0": "dense",
         "2.1": "sample",
         "5.0": "sample",
     }
-    assert {made.input for _, made in sparsity.choices(twin)} == {"dense"}
-    assert all(0.08 < made.h < 0.12 for name, made in sparsity.choices(model) if name != "0.0")
+    assert {made.input for _, made in sparsity.plans(twin)} == {"dense"}
+    assert all(0.08 < made.h < 0.12 for name, made in sparsity.plans(model) if name != "0.0")
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def test_the_gradient_of_spikes_is_computed_where_their_neuron_uses_it(static):
 def test_where_a_gradient_is_wanted_everywhere_nothing_is_recorded(surrogate):
     model = linear_layers(surrogate=surrogate)
     model(torch.randn(4, 64, 64)).sum().backward()
-    assert all(made.h is None for _, made in sparsity.choices(model))
+    assert all(made.h is None for _, made in sparsity.plans(model))
 
 
 # --------------------------------------------------------------------------------------- whoever looks at the layers

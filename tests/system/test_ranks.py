@@ -68,11 +68,11 @@ def test_evaluation_sees_each_sample_once_with_any_number_of_ranks():
 
 
 def test_a_rank_without_samples_is_said_before_anything_is_trained(monkeypatch):
-    monkeypatch.setattr(distributed, "here", lambda: Ranks(0, 8))
+    monkeypatch.setattr(distributed, "current", lambda: Ranks(0, 8))
     for name in ("alike", "gathered"):
         monkeypatch.setattr(Ranks, name, lambda *_: None)
-    monkeypatch.setattr(Ranks, "of_first", lambda self, f: f())
-    monkeypatch.setattr(Ranks, "one_first", lambda self: nullcontext())
+    monkeypatch.setattr(Ranks, "on_rank0", lambda self, f: f())
+    monkeypatch.setattr(Ranks, "rank0_first", lambda self: nullcontext())
     recipe = bs.recipes.digits().replace({"limit": 100, "batch_size": 32})  # 100 = 3 * 32 + 4
     with pytest.raises(
         RunError,
@@ -125,7 +125,7 @@ def test_common_statistics_of_one_process_are_its_own():
     """`synced` replaces torch's norms and keeps names, values and what SGS finds; `explain` says what it costs."""
     model = bs.models.sew_resnet18(in_channels=1, stem="cifar")
     twin = copy.deepcopy(model)
-    norm.synced(twin)
+    norm.sync_batch_norm(twin)
     assert not any(type(m) is nn.BatchNorm2d for m in twin.modules())
     assert sum(isinstance(m, norm.SyncNorm) for m in twin.modules()) == sum(
         isinstance(m, nn.BatchNorm2d) for m in model.modules()
@@ -153,7 +153,7 @@ def test_a_norm_of_the_users_own_is_refused():
         ValueError,
         match=r"^0 is a Mine, which cannot be told to sum over ranks; set --sync_norm False$",
     ):
-        norm.synced(nn.Sequential(Mine(3)))
+        norm.sync_batch_norm(nn.Sequential(Mine(3)))
 
 
 def distances(target, per_channel, x):
@@ -187,11 +187,11 @@ def on_a_rank(rank, folder):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": (folder / "port").read_text(),
     }
-    with distributed.joined("cpu") as together:
+    with distributed.process_group("cpu") as together:
         here, found = SHARES[rank], {"ranks": (together.rank, together.size)}
         for name, layer in norms().items():
             holder = nn.ModuleDict({"it": layer})
-            norm.synced(holder)
+            norm.sync_batch_norm(holder)
             found[name] = normalised(holder["it"], rank)
         for target, per_channel in PDA:
             found[target, per_channel] = distances(target, per_channel, FLAT[:, here])
@@ -202,20 +202,20 @@ def on_a_rank(rank, folder):
         found["TWO"] = two.weights
         torch.manual_seed(3)
         found["seed"] = int(draw_seed(CPU))
-        found["sums"] = together.sums(rank + 1, 0.5)
-        found["gathered"] = together.gathered({"rank": rank})
-        found["of first"] = together.of_first(lambda: f"rank {rank}")
+        found["sums"] = together.all_reduce(rank + 1, 0.5)
+        found["gathered"] = together.gather({"rank": rank})
+        found["of first"] = together.on_rank0(lambda: f"rank {rank}")
         try:
-            together.of_first(lambda: [][rank])
+            together.on_rank0(lambda: [][rank])
         except IndexError as e:
             found["raised"] = str(e)
         torch.save(found, folder / f"{rank}.pt")
-        together.sums(0)
+        together.all_reduce(0)
     # what one raises ends the other silently
     code = "nobody raised"
     try:
-        with distributed.joined("cpu") as together:
-            together.sums(0)
+        with distributed.process_group("cpu") as together:
+            together.all_reduce(0)
             raise RunError(f"of rank {rank}")
     except (RunError, SystemExit) as e:
         code = str(e)
@@ -235,8 +235,8 @@ def meets_twice(rank, folder):
     if rank == 0:
         torch.distributed.destroy_process_group = lambda: (time.sleep(1), leave())
     for _ in range(2):
-        with distributed.joined("cpu") as together:
-            assert together.sums(1) == [2]
+        with distributed.process_group("cpu") as together:
+            assert together.all_reduce(1) == [2]
 
 
 def with_a_port(folder):

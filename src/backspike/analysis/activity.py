@@ -18,7 +18,7 @@ from ..data.batches import Batches
 from ..kernel import dropped
 from ..kernel.coefficients import over_channels
 from ..methods.pda import surrogate_width
-from ..neuron.hooks import record, seen, spiking_layers
+from ..neuron.hooks import observe, record, spiking_layers
 from ..neuron.lif import LIF, Output
 
 SUPPORT = 0.01  # a neuron counts as receiving a gradient where h is above this share of its peak
@@ -79,7 +79,7 @@ def probe(model: nn.Module, x: Tensor) -> dict[str, Any]:
         }
 
     model.eval()
-    with seen(model, see):
+    with observe(model, see):
         model(x)
     p = next(
         (layer.mask_p for layer in spiking_layers(model).values() if layer.mask_p is not None), None
@@ -102,7 +102,7 @@ def histograms(model: nn.Module, x: Tensor) -> dict[str, list[int]]:
         counts[name] = np.sum([_histogram(z) for z in distances(layer, out)], axis=0).tolist()
 
     model.eval()
-    with seen(model, see):
+    with observe(model, see):
         model(x)
     return counts
 
@@ -153,7 +153,7 @@ def collect(network: Any, batches: Batches) -> dict[str, np.ndarray]:
     right: list[Tensor] = []
     for x, y in batches.in_order(SAMPLES_AT_ONCE):
         with (
-            seen(network.model, lambda name, layer, out: tallies[name].add(layer, out)),
+            observe(network.model, lambda name, layer, out: tallies[name].add(layer, out)),
             batches.autocast(),
         ):
             o = network.model(x).float()

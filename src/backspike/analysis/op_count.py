@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..data.batches import Batches
-from ..layers.over_time import CONVOLUTIONS, PRODUCTS
-from ..neuron.hooks import seen
+from ..layers.over_time import CONVOLUTIONS, SYNAPSES
+from ..neuron.hooks import observe
 from ..neuron.lif import LIF, Output
 
 SAMPLES, AT_ONCE = 128, 32
@@ -95,12 +95,12 @@ class _Counter:
         self.fired, self.matmuls = False, 0
         with ExitStack() as stack:
             for name, m in model.named_modules():
-                if isinstance(m, PRODUCTS):
+                if isinstance(m, SYNAPSES):
                     hook = m.register_forward_hook(
                         lambda m, args, y, name=name: self.product(name, m, args, y)
                     )
                     stack.callback(hook.remove)
-            stack.enter_context(seen(model, self.neurons))
+            stack.enter_context(observe(model, self.neurons))
             stack.enter_context(_Matmuls(self.matmul))
             model(x)
 

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # noqa: PLC2701  (the base of
 
 from ..layers.norm import TDBN
 from ..methods.weight_mask import mask_weight_gradients
-from ..neuron.hooks import Handle, seen, spiking_layers
+from ..neuron.hooks import Handle, observe, spiking_layers
 from ..neuron.lif import LIF, Output
 from ..neuron.recurrent import Recurrent
 from ..recipes.recipe import Recipe
@@ -282,7 +282,10 @@ class _Gradients:
     @contextmanager
     def looking(self, model: nn.Module) -> Iterator[None]:
         layers = spiking_layers(model)
-        with Handle() as handle, seen(model, self._see) if self.before is None else nullcontext():
+        with (
+            Handle() as handle,
+            observe(model, self._see) if self.before is None else nullcontext(),
+        ):
             for name, m in model.named_modules():
                 if isinstance(m, Recurrent):  # which computes its neuron without calling it
                     see = partial(self._current, f"{name}.neuron".lstrip("."))

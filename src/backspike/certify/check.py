@@ -25,8 +25,8 @@ from ..errors import CertifyError
 from ..kernel import Unsupported
 from ..kernel.coefficients import leak, over_channels, rest, state_dtype
 from ..kernel.cpu import library
-from ..kernel.saved import ROUNDED, reach, recall
-from ..kernel.saved import keep as kept_code
+from ..kernel.saved import ROUNDED, decode, reach
+from ..kernel.saved import encode as kept_code
 from ..neuron.prepare import prepare
 from ..options import LIF
 from ..surrogate import (
@@ -441,7 +441,7 @@ def _definition(memory: str, values: tuple[str, ...]) -> dict[str, Any]:
         for p in (call.theta, call.width)
     )
     end = reach(call.neuron.base, call.neuron.replace)
-    u = recall(
+    u = decode(
         memory,
         kept_code(memory, exact["membranes"], theta, width, end),
         theta,

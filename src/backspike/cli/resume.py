@@ -21,5 +21,5 @@ def run(options: argparse.Namespace) -> int:
     def work(train: Any, listen: Any, out: Path) -> Any:
         return train.resume(out, device=options.device, listen=listen)
 
-    with distributed.joined(options.device):
+    with distributed.process_group(options.device):
         return show_training(options, Path(options.folder), work)

@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     from ..system import distributed
 
     def work(train: Any, listen: Any, out: Path) -> Any:
-        if distributed.here().of_first(lambda: _started_before(out, recipe)):
+        if distributed.current().on_rank0(lambda: _started_before(out, recipe)):
             return train.resume(out, device=options.device, listen=listen)
         if budget:
             Run.free(out, options.force)  # before it takes time to find out what fits
@@ -96,8 +96,8 @@ def run(options: argparse.Namespace) -> int:
             watch=options.watch,
         )
 
-    with distributed.joined(options.device) as together:
-        out = together.of_first(
+    with distributed.process_group(options.device) as together:
+        out = together.on_rank0(
             lambda: Path(options.out) if options.out else next_free(Path("runs"), recipe.name)
         )
         return show_training(options, out, work)
@@ -119,7 +119,7 @@ def show_training(options: argparse.Namespace, out: Path, work: Any) -> int:
     from .. import train
     from ..system import distributed
 
-    first = distributed.here().first
+    first = distributed.current().first
     try:
         with listener(options.json) if first else nullcontext() as listen:
             result = work(train, listen, out)

@@ -109,7 +109,7 @@ class Batches:
         source, augment = _cut_when_decoded(self.data, self.recipe.augment)
         batches = self.order(epoch).split(self.recipe.batch_size)
         shares = [
-            torch.cat([ranks.mine(p) for p in batch.chunk(self.recipe.accumulate)])
+            torch.cat([ranks.shard(p) for p in batch.chunk(self.recipe.accumulate)])
             for batch in batches
         ]
         for x, y in self._read(shares, first, epoch, source):
@@ -122,7 +122,7 @@ class Batches:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """All samples once, in their order, as they are; at_most: so many at once. Of ranks each has others."""
         size = min(self.recipe.part_size, at_most or self.recipe.part_size)
-        shares = [ranks.mine(part) for part in torch.arange(len(self.data)).split(size)]
+        shares = [ranks.shard(part) for part in torch.arange(len(self.data)).split(size)]
         for x, y in self._read([share for share in shares if len(share)]):
             yield self._over_time(x), y
 

@@ -37,7 +37,7 @@ class Result(NamedTuple):
     bits: Tensor | None = None
 
 
-class Sent(NamedTuple):
+class SpikeInfo(NamedTuple):
     """What a kernel said of the spikes that go on to the next layer, as in `Result`."""
 
     active: Tensor | None
@@ -45,7 +45,7 @@ class Sent(NamedTuple):
     at: int  # where the spikes lie
 
     @classmethod
-    def of(cls, result: Result) -> Sent:
+    def from_result(cls, result: Result) -> SpikeInfo:
         return cls(result.active, result.bits, result.spikes.data_ptr())
 
     def bits_of(self, x: Tensor) -> Tensor | None:

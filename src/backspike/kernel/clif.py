@@ -48,7 +48,7 @@ def _constants(call: Call) -> Tensor:
     """lam, 1 / tau, gain, theta and width, as `ops.table` makes them."""
     lam, _, gain = leak(call.tau, call.x, None, call.neuron.decay_input)
     rows = (lam, 1 - lam, gain, call.theta, 1.0 if call.width is None else call.width)
-    return ops.table(rows, state_dtype(call.x), call.x.device).to(call.x.device)
+    return ops.constants_table(rows, state_dtype(call.x), call.x.device).to(call.x.device)
 
 
 def _forward(call: Call, constants: Tensor, compiled: bool, membrane: bool) -> list[Tensor | None]:
@@ -123,7 +123,9 @@ class _CLIF(torch.autograd.Function):
         learns = sum(1 << i for i, needed in enumerate(needs) if needed)
         # what was not asked for gets zeros, not None, in compiled code
         measured = g_moments if ctx.record.moments else None
-        line = None if measured is None else ops.line(measured, ctx.shape, constants.dtype)
+        line = (
+            None if measured is None else ops.moment_gradient(measured, ctx.shape, constants.dtype)
+        )
         arriving = _Arriving(g, g_state, gu if ctx.record.membrane else None, line)
         if ctx.encoded is None:
             gx, g_v0, sums = _backward_torch(saved, arriving, ctx.shape, ctx.x_dtype, learns)
@@ -132,11 +134,11 @@ class _CLIF(torch.autograd.Function):
                 *saved[:6], *arriving, ctx.shape, ctx.strides, *ctx.encoded, learns, ctx.x_dtype
             )
         grads = [
-            ops.reduced(row, p) if needed else None
+            ops.reduce_to(row, p) if needed else None
             for row, p, needed in zip(sums, parameters, needs)
         ]
         if needs[0]:
-            grads[0] = ops.reduced(sums[0] / parameters[0].double() ** 2, parameters[0])
+            grads[0] = ops.reduce_to(sums[0] / parameters[0].double() ** 2, parameters[0])
         return None, None, gx if needs_x else None, g_v0 if needs_v0 else None, *grads
 
 

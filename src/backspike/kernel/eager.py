@@ -18,7 +18,7 @@ from . import clif, layout
 from .call import Call, Moments, Result, as_tensor
 from .coefficients import leak, over_channels, rest, state_dtype
 from .mask import masked_derivative
-from .saved import keep, pack, reach, recall, unpack
+from .saved import decode, encode, pack, reach, unpack
 
 
 def refuses(call: Call) -> str | None:
@@ -172,7 +172,7 @@ def _keep(
         return None
     if neuron.saves == "1bit":
         return pack(neuron.base.derivative(membrane - theta) != 0)
-    return keep(neuron.saves, membrane, theta, width, _reach(neuron, membrane))
+    return encode(neuron.saves, membrane, theta, width, _reach(neuron, membrane))
 
 
 def _recall(
@@ -189,7 +189,7 @@ def _recall(
         # any membrane with this h will do
         far = 8 * neuron.base.support  # type: ignore[attr-defined]
         return torch.where(unpack(kept, math.prod(shape)).view(shape), 0.0, far).to(dtype) + theta
-    return recall(neuron.saves, kept, theta, width, _reach(neuron, kept), dtype)
+    return decode(neuron.saves, kept, theta, width, _reach(neuron, kept), dtype)
 
 
 def _reach(neuron: LIF, a: Tensor) -> Tensor | None:

@@ -19,7 +19,7 @@ def channel_mean(u: Tensor) -> Tensor:
     return u.mean([d for d in range(u.dim()) if d != 1], dtype=torch.float64)
 
 
-def order(step: Tensor, masked: bool = False) -> tuple[int, ...]:
+def walk_strides(step: Tensor, masked: bool = False) -> tuple[int, ...]:
     """The strides in which a timestep is walked: its own if it lies densely, else, or if the mask could not follow, C order."""
     if step.is_contiguous() or (channels_last(step) if masked else dense(step)):
         return step.stride()
@@ -49,7 +49,7 @@ def empty(
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 
-def arranged(a: MaybeTensor, strides: Sequence[int]) -> MaybeTensor:
+def with_strides(a: MaybeTensor, strides: Sequence[int]) -> MaybeTensor:
     """a `[T, B, ...]`, each timestep with these strides; T may have any."""
     if a is None or all(n == 1 or i == j for n, i, j in zip(a.shape[1:], a.stride()[1:], strides)):
         return a
@@ -86,6 +86,6 @@ def _restride(x: Tensor) -> Tensor:
     return moved.movedim(-1, 1) if last else moved
 
 
-def one(a: MaybeTensor, strides: Sequence[int]) -> MaybeTensor:
+def step_with_strides(a: MaybeTensor, strides: Sequence[int]) -> MaybeTensor:
     """a `[B, ...]` likewise."""
-    return a if a is None else arranged(a[None], strides)[0]
+    return a if a is None else with_strides(a[None], strides)[0]

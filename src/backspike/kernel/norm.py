@@ -198,7 +198,12 @@ def _fused(
 
 def writes_bits(name: str, y: Tensor, pool: str | None) -> bool:
     """Whether spikes are written as bits too: by Triton, where eight channels lie side by side."""
-    return name == "triton" and pool != "avg" and y.shape[2] % 8 == 0 and layout.order(y[0])[1] == 1
+    return (
+        name == "triton"
+        and pool != "avg"
+        and y.shape[2] % 8 == 0
+        and layout.walk_strides(y[0])[1] == 1
+    )
 
 
 _Options = tuple[
@@ -251,7 +256,7 @@ class _NormLIF(torch.autograd.Function):
         _, _, _, _, needs_y, needs_v0, *needs, needs_add = ctx.needs_input_grad
         learns = sum(1 << i for i, needed in enumerate(needs[:3]) if needed)
         line = (
-            ops.line(g_moments, y.shape, constants.dtype)
+            ops.moment_gradient(g_moments, y.shape, constants.dtype)
             if ctx.moments and g_moments is not None
             else None
         )
@@ -262,9 +267,9 @@ class _NormLIF(torch.autograd.Function):
         )  # fmt: skip
         neuron = zip([*sums, through[1] * rows[2], through[0]], parameters, needs)
         grads = [
-            ops.reduced(row, parameter) if needed else None for row, parameter, needed in neuron
+            ops.reduce_to(row, parameter) if needed else None for row, parameter, needed in neuron
         ]
         if needs[0]:
-            grads[0] = ops.reduced(sums[0] / parameters[0].double() ** 2, parameters[0])
+            grads[0] = ops.reduce_to(sums[0] / parameters[0].double() ** 2, parameters[0])
         inputs = dy if needs_y else None, g_v0 if needs_v0 else None
         return None, None, None, None, *inputs, *grads, g if needs_add else None

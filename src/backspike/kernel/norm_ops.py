@@ -64,7 +64,7 @@ Backward = tuple[Tensor, Tensor, Tensor, Tensor]  # dy, g_v0, sums, moments of g
 
 def forward_outputs(a: ForwardInputs) -> Forward:
     y, pool = a.y, a.pool
-    strides, device, T = layout.order(y[0]), y.device, y.shape[0] * a.repeats
+    strides, device, T = layout.walk_strides(y[0]), y.device, y.shape[0] * a.repeats
     step = (*y.shape[1:3], y.shape[3] // 2, y.shape[4] // 2) if pool else y.shape[1:]
     state = (y.shape[1:], strides) if a.want_state else ((0,), (1,))
     return (
@@ -85,7 +85,7 @@ def spike_strides(y: Tensor, strides: Sequence[int], pool: int) -> Sequence[int]
 
 
 def backward_outputs(a: BackwardInputs) -> Backward:
-    y, strides, device = a.y, layout.order(a.y[0], a.seed is not None), a.y.device
+    y, strides, device = a.y, layout.walk_strides(a.y[0], a.seed is not None), a.y.device
     state = (y.shape[1:], strides) if a.needs_v0 else ((0,), (1,))
     return (
         layout.empty(y.shape, strides, y.dtype, device),

@@ -42,10 +42,12 @@ def constants(call: Call) -> Tensor:
     width = 1.0 if call.width is None else call.width
     neuron = call.neuron
     rows = [*leak(call.tau, call.x, neuron.v_reset, neuron.decay_input), call.theta, width]
-    return table(rows, state_dtype(call.x), call.x.device)
+    return constants_table(rows, state_dtype(call.x), call.x.device)
 
 
-def table(rows: Sequence[float | Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
+def constants_table(
+    rows: Sequence[float | Tensor], dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """Floats and tensors as rows of one tensor without a graph, `[rows, C]` or `[rows, 1]`."""
     if not any(isinstance(row, Tensor) for row in rows):
         return torch.tensor(rows, dtype=dtype).view(-1, 1)
@@ -188,7 +190,7 @@ class _LIF(torch.autograd.Function):
         # what was not asked for gets zeros, not None, in compiled code
         g_u, g_v = g_u if ctx.record.membrane else None, g_v if ctx.record.state else None
         arriving = (
-            line(g_moments, ctx.shape, table.dtype)
+            moment_gradient(g_moments, ctx.shape, table.dtype)
             if ctx.record.moments and g_moments is not None
             else None
         )
@@ -201,11 +203,11 @@ class _LIF(torch.autograd.Function):
         if learns:
             sums = outputs[-1]
             grads = [
-                reduced(row, parameter) if needed else None
+                reduce_to(row, parameter) if needed else None
                 for row, parameter, needed in zip(sums, parameters, needs)
             ]
         if needs[0]:
-            grads[0] = reduced(sums[0] / parameters[0].to(sums) ** 2, parameters[0])
+            grads[0] = reduce_to(sums[0] / parameters[0].to(sums) ** 2, parameters[0])
         return None, None, gx, g_v0, *grads
 
 
@@ -214,13 +216,13 @@ def writes_bits(name: str, shape: Sequence[int], moments: bool) -> bool:
     return name == "triton_lif" and not moments and math.prod(shape[1:]) % 8 == 0
 
 
-def line(g_moments: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def moment_gradient(g_moments: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """a and b, `[2, T, C]`: what arrives at the moments reaches u as gu = a + b u."""
     n = max(math.prod(shape[1:]) // max(g_moments.shape[2], 1), 1)
     return torch.stack((g_moments[0] / n, g_moments[1] * (2 / n))).to(dtype)
 
 
-def reduced(row: Tensor, parameter: Tensor) -> Tensor:
+def reduce_to(row: Tensor, parameter: Tensor) -> Tensor:
     """A row of sums in the shape of what learns: one alone, one per channel, or one for all channels."""
     return (row if parameter.dim() else row.sum()).view(parameter.shape).to(parameter)
 
@@ -294,13 +296,13 @@ class Backward(NamedTuple):
     sums: Tensor | None  # [3, C]
 
 
-def given(outputs: Iterable[Tensor | None]) -> list[Tensor]:
+def present(outputs: Iterable[Tensor | None]) -> list[Tensor]:
     return [a for a in outputs if a is not None]
 
 
 def forward_outputs(a: ForwardInputs) -> Forward:
     x, keeps, record = a.x, a.keeps, Record(*a.records)
-    strides, dtype, device = layout.order(x[0], a.seed is not None), state_dtype(x), x.device
+    strides, dtype, device = layout.walk_strides(x[0], a.seed is not None), state_dtype(x), x.device
     shape = (x.shape[0] * a.repeats, *x.shape[1:])
     spikes, kept = layout.empty(shape, strides, x.dtype, device), None
     if keeps in CODES:
@@ -359,9 +361,9 @@ def define(
         " SymInt repeats, int keeps, int learns, ScalarType dtype, bool needs_x, bool needs_v0)"
         " -> Tensor[]"
     )
-    implement(f"{name}_forward", key, ForwardInputs, forward, lambda a: given(forward_outputs(a)))
+    implement(f"{name}_forward", key, ForwardInputs, forward, lambda a: present(forward_outputs(a)))
     implement(
-        f"{name}_backward", key, BackwardInputs, backward, lambda a: given(backward_outputs(a))
+        f"{name}_backward", key, BackwardInputs, backward, lambda a: present(backward_outputs(a))
     )
 
 

@@ -77,7 +77,7 @@ def reach(
     return torch.where(end.isinf(), 2.0, end)
 
 
-def keep(
+def encode(
     memory: str,
     u: Tensor,
     theta: float | Tensor,
@@ -98,7 +98,7 @@ def keep(
     ).to(torch.uint8)
 
 
-def recall(
+def decode(
     memory: str,
     code: Tensor,
     theta: float | Tensor,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import kernel
 from ..kernel import Result
-from ..kernel.call import Sent, as_tensor
+from ..kernel.call import SpikeInfo, as_tensor
 from ..kernel.coefficients import state_dtype
 from ..kernel.norm import Norm, norm_lif
 from ..neuron.lif import IF, LIF, PLIF, Output
@@ -25,9 +25,17 @@ from ..neuron.prepare import prepare
 from ..options import LIF as Options
 from ..surrogate import Family, Surrogate, unwrap
 from .checkpoint import checkpoint, with_parameters
-from .norm import applied
-from .over_time import BATCH_NORMS, PRODUCTS, once, over_time, plain, pool_kind, repeats_over_time
-from .sparsity import Choice
+from .norm import batch_norm_arguments
+from .over_time import (
+    BATCH_NORMS,
+    SYNAPSES,
+    apply_once,
+    is_plain,
+    over_time,
+    pool_kind,
+    repeats_over_time,
+)
+from .sparsity import SparsityPlan
 
 _MANY = 1 << 20  # samples, of a product that is large enough
 
@@ -48,12 +56,12 @@ def block(
 
 
 @dataclass(frozen=True)
-class Taken:
+class BlockInput:
     """What a block took in: what its product gives, `[1, B, ...]` where it repeats over T; or its input, to be multiplied."""
 
     x: Tensor
     repeats: int | None  # None: x is the input
-    sent: Sent | None = None
+    sent: SpikeInfo | None = None
 
     def over_time(self) -> Tensor:
         """[T, B, ...]."""
@@ -74,38 +82,40 @@ class Block:
     pool: nn.Module | None = None
 
     def run(self, x: Tensor) -> Tensor:
-        return through([self], x)
+        return run_blocks([self], x)
 
-    def take(self, x: Tensor, sent: Sent | None = None) -> Taken:
+    def run_synapse(self, x: Tensor, sent: SpikeInfo | None = None) -> BlockInput:
         """What `fire` goes on with: the product of x. x is not in it, so that its memory is free before the neurons fire.
 
         sent: what the neuron that sent x says of it.
         """
         if self.neuron is None:
-            return Taken(*once(x, _given(self.product, self.norm, self.pool), sent))
+            return BlockInput(*apply_once(x, _present(self.product, self.norm, self.pool), sent))
         if self._multiplies_again():
-            return Taken(x, None, sent)
-        return Taken(*once(x, _given(self.product), sent))
+            return BlockInput(x, None, sent)
+        return BlockInput(*apply_once(x, _present(self.product), sent))
 
-    def fire(self, taken: Taken, reader: nn.Linear | None = None) -> tuple[Tensor, Sent | None]:
+    def run_neuron(
+        self, taken: BlockInput, reader: nn.Linear | None = None
+    ) -> tuple[Tensor, SpikeInfo | None]:
         """The spikes, and what their neuron says of them, if it is of use to their `reader`."""
         neuron = self.neuron
         if neuron is None:
             return taken.over_time(), None
         if not isinstance(neuron, LIF) or self._why_apart():
-            return over_time(self._apart(taken.over_time(), neuron), _given(self.pool)), None
+            return over_time(self._apart(taken.over_time(), neuron), _present(self.pool)), None
         result = self._result(taken, neuron, reader if self.pool is None else None)
         if self.pool is not None and self.why_pool_apart():
-            return over_time(result.spikes, _given(self.pool)), None
-        return result.spikes, Sent.of(result)
+            return over_time(result.spikes, _present(self.pool)), None
+        return result.spikes, SpikeInfo.from_result(result)
 
-    def add_to(self, other: Tensor, taken: Taken) -> Tensor:
+    def add_to(self, other: Tensor, taken: BlockInput) -> Tensor:
         """The spikes added to `other`, as at the end of a residual block; in the neuron's op where norm and neuron are one."""
         neuron = self.neuron
         if not isinstance(neuron, LIF) or self.norm is None or self._why_apart():
-            return self.fire(taken)[0] + other
+            return self.run_neuron(taken)[0] + other
         if neuron.watchers or self.pool is not None or taken.repeats is None:
-            return self.fire(taken)[0] + other
+            return self.run_neuron(taken)[0] + other
         return self._result(taken, neuron, None, other).spikes
 
     def _why_apart(self) -> str:
@@ -117,7 +127,7 @@ class Block:
         again = (
             isinstance(self.neuron, LIF)
             and self.neuron.memory == "checkpoint"
-            and plain(self.product, PRODUCTS)
+            and is_plain(self.product, SYNAPSES)
             and not any(w.membrane for w in self.neuron.watchers)
         )
         return again and not self._why_apart()
@@ -142,7 +152,7 @@ class Block:
             return f"{type(self.norm).__name__} is not torch's BatchNorm"
         if getattr(self.norm, "synced", False) and self.norm.training:
             return "its statistics are summed over ranks"
-        return "" if plain(self.norm, BATCH_NORMS) else "it has hooks"
+        return "" if is_plain(self.norm, BATCH_NORMS) else "it has hooks"
 
     def why_pool_apart(self) -> str:
         """Why the pool does not run as one op with norm and neuron; "" where it does."""
@@ -153,14 +163,14 @@ class Block:
         return "" if pool_kind(self.pool) else "it is not torch's pool of 2x2 or has hooks"
 
     def _result(
-        self, taken: Taken, neuron: LIF, reader: nn.Linear | None, add: Tensor | None = None
+        self, taken: BlockInput, neuron: LIF, reader: nn.Linear | None, add: Tensor | None = None
     ) -> Result:
         """Of the neuron, with its spikes pooled where the pool is joined."""
         x = taken.x
         neuron.begin(x.device)
         pool = None if self.pool is None or self.why_pool_apart() else pool_kind(self.pool)
         # x has as many dimensions as what the product makes of it
-        norm = None if self.norm is None else applied(self.norm, x[0])
+        norm = None if self.norm is None else batch_norm_arguments(self.norm, x[0])
         seen = neuron.streams or bool(neuron.watchers)
         record = neuron.record()
         # whoever records the spikes may ask for their gradient, which is then needed everywhere
@@ -189,15 +199,15 @@ class Block:
         return result
 
 
-def through(blocks: Iterable[Block], x: Any, add: Tensor | None = None) -> Tensor:
+def run_blocks(blocks: Iterable[Block], x: Any, add: Tensor | None = None) -> Tensor:
     """The blocks one after the other on x `[T, B, ...]`; add: what the spikes of the last one are added to."""
     *before, last = blocks
-    sent: Sent | None = None
+    sent: SpikeInfo | None = None
     for block in before:
-        x = block.take(x, sent)  # what came in is let go of before the neurons fire
-        x, sent = block.fire(x)
-    x = last.take(x, sent)
-    return last.fire(x)[0] if add is None else last.add_to(add, x)
+        x = block.run_synapse(x, sent)  # what came in is let go of before the neurons fire
+        x, sent = block.run_neuron(x)
+    x = last.run_synapse(x, sent)
+    return last.run_neuron(x)[0] if add is None else last.add_to(add, x)
 
 
 @dataclass(frozen=True)
@@ -205,7 +215,7 @@ class _Part:
     """What a block computes in one forward pass: modules, and the tensors and options that they have in it."""
 
     product: nn.Module | None
-    sent: Sent | None
+    sent: SpikeInfo | None
     norm: Norm | None
     pool: str | None
     v0: Tensor | None
@@ -235,7 +245,9 @@ class _Part:
                 tensors if again else tuple(None if t is None else t.detach() for t in tensors)
             )
             part = self._on(tensors, again)
-            result = part.result(*once(x.expand(T, *x.shape[1:]), _given(part.product), part.sent))
+            result = part.result(
+                *apply_once(x.expand(T, *x.shape[1:]), _present(part.product), part.sent)
+            )
             return result.spikes, result.state, *(result.moments or (None, None)), result.active
 
         spikes, state, *moments, active = checkpoint(run, kept, *self._tensors())
@@ -267,7 +279,7 @@ class _Part:
         return replace(self, product=product, norm=norm, v0=v0, constants=used)
 
 
-def _given(*layers: nn.Module | None) -> Sequence[nn.Module]:
+def _present(*layers: nn.Module | None) -> Sequence[nn.Module]:
     return [layer for layer in layers if layer is not None]
 
 
@@ -275,7 +287,7 @@ def why_called(neuron: nn.Module | None) -> str:
     """Why a neuron is called as a module, apart from the other layers of its block; "" where it is not."""
     if torch.compiler.is_compiling():
         return "under torch.compile"
-    return "" if plain(neuron, (LIF, IF, PLIF)) else "it is no LIF, IF or PLIF, or has hooks"
+    return "" if is_plain(neuron, (LIF, IF, PLIF)) else "it is no LIF, IF or PLIF, or has hooks"
 
 
 def _may_be_sampled(neuron: LIF, reader: nn.Linear) -> bool:
@@ -291,7 +303,7 @@ def _may_be_sampled(neuron: LIF, reader: nn.Linear) -> bool:
             mask.replace is not None and not _bounded(mask.replace),
         )
         everywhere = (1 - p) * everywhere + p * replaced
-    at_best = Choice().decide(
+    at_best = SparsityPlan().decide(
         torch.float32, _MANY, reader.in_features, reader.out_features, None, everywhere
     )
     return torch.is_grad_enabled() and at_best.input != "dense"

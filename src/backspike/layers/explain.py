@@ -16,8 +16,8 @@ from ..neuron.integrator import Integrator
 from ..neuron.lif import LIF
 from ..system.table import Table, left
 from .block import Block, why_called
-from .over_time import PRODUCTS, plain
-from .sparsity import choices
+from .over_time import SYNAPSES, is_plain
+from .sparsity import plans
 
 _KEPT = {
     "exact": "the membrane",
@@ -37,7 +37,7 @@ def explain(model: nn.Module) -> str:
         torch.device("cpu"),
     )
     names = {m: name or "(model)" for name, m in model.named_modules()}
-    blocks, chosen = _blocks(model), dict(choices(model))
+    blocks, chosen = _blocks(model), dict(plans(model))
     rows: list[tuple[object, ...]] = []
     for layer, name in names.items():
         if isinstance(layer, LIF | Integrator):
@@ -102,7 +102,7 @@ def _together(
     if (
         layer.memory == "checkpoint"
         and block.product is not None
-        and plain(block.product, PRODUCTS)
+        and is_plain(block.product, SYNAPSES)
     ):
         kept = f"keeps the input of {names.get(block.product, type(block.product).__name__)}"
     elif joined:

@@ -39,7 +39,7 @@ class AnyBatchNorm(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return (
-            _over_ranks(applied(self, x), x)
+            _over_ranks(batch_norm_arguments(self, x), x)
             if self.synced and self.training
             else super().forward(x)
         )
@@ -81,7 +81,7 @@ class TDBN(AnyBatchNorm):
         self.factor = v_threshold / math.sqrt(branches)
 
     def forward(self, x: Tensor) -> Tensor:
-        n = applied(self, x)
+        n = batch_norm_arguments(self, x)
         if self.synced and self.training:
             return _over_ranks(n, x)
         return torch.batch_norm(
@@ -128,7 +128,7 @@ def gain(norm: Any) -> Tensor | None:
     return norm.weight * norm.factor if isinstance(norm, TDBN) else norm.weight
 
 
-def applied(norm: Any, x: Tensor) -> Norm:
+def batch_norm_arguments(norm: Any, x: Tensor) -> Norm:
     """What torch's BatchNorm or TDBN does in a forward pass on x `[N, C, ...]`, which is counted as the module would."""
     norm._check_input_dim(x)
     share = 0.0 if norm.momentum is None else norm.momentum
@@ -143,7 +143,7 @@ def applied(norm: Any, x: Tensor) -> Norm:
 # ---- over ranks ----------------------------------------------------------------------------------------------------------
 
 
-def synced(model: nn.Module) -> None:
+def sync_batch_norm(model: nn.Module) -> None:
     """From now on every BatchNorm in the model takes its statistics, in training, from the inputs of all ranks.
 
     In place; parameters, buffers and their names stay. Such a norm does not run as one op with its neuron while it trains.
@@ -192,7 +192,7 @@ class _OverRanks(torch.autograd.Function):
         dims = [d for d in range(x.dim()) if d != 1]
         own = torch.tensor([x.numel() // x.shape[1]], dtype=torch.float64, device=x.device)
         variance, mean = (s.double() for s in torch.var_mean(x, dims, correction=0))
-        sums = distributed.summed(torch.cat([own, own * mean, own * (variance + mean**2)]))
+        sums = distributed.all_reduce_sum(torch.cat([own, own * mean, own * (variance + mean**2)]))
         samples, total, square = sums.split([1, len(mean), len(mean)])
         mean = total / samples
         variance = (square / samples - mean**2).clamp(min=0)
@@ -210,6 +210,6 @@ class _OverRanks(torch.autograd.Function):
         sums = torch.stack(
             [g.sum(dims, dtype=torch.float64), (g * y).sum(dims, dtype=torch.float64)]
         )
-        mean, along = (distributed.summed(sums) / samples).to(y.dtype)
+        mean, along = (distributed.all_reduce_sum(sums) / samples).to(y.dtype)
         gx = r.to(y.dtype).view(shape) * (g - mean.view(shape) - y * along.view(shape))
         return gx, None

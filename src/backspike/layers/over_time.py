@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook  # noqa: PLC2701  (no public way to ask)
 
-from ..kernel.call import Sent
+from ..kernel.call import SpikeInfo
 from ..kernel.cpu.pool import avg_pool, max_pool
 from ..kernel.layout import usual_strides
 from ..neuron.streaming import Streaming
@@ -21,7 +21,7 @@ from . import synapse
 from .norm import TDBN, TEBN, SyncNorm, gain
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-PRODUCTS = (*CONVOLUTIONS, nn.Linear)
+SYNAPSES = (*CONVOLUTIONS, nn.Linear)
 POOLS = (nn.AvgPool2d, nn.MaxPool2d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, SyncNorm, TDBN)
 # Running these on one copy of an input that repeats over T gives what running them on all T copies gives.
@@ -55,24 +55,26 @@ class OverTime(nn.Sequential):
             raise TypeError(
                 "OverTime folds T into the batch, so a spiking layer must stand beside it, not inside it"
             )
-        if {m for m in self.modules() if isinstance(m, TEBN)} - set(flat(self)):
+        if {m for m in self.modules() if isinstance(m, TEBN)} - set(flatten_layers(self)):
             raise TypeError(
                 "TEBN must be one of the layers of OverTime, not within a module among them, to be shown the time"
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        return over_time(x, flat(self))
+        return over_time(x, flatten_layers(self))
 
 
-def over_time(x: Tensor, layers: Sequence[nn.Module], sent: Sent | None = None) -> Tensor:
+def over_time(x: Tensor, layers: Sequence[nn.Module], sent: SpikeInfo | None = None) -> Tensor:
     """Stateless layers one after the other on `[T, B, ...]`, as `once`; what repeats over T comes out with stride 0."""
     if not layers:
         return x
-    y, repeats = once(x, layers, sent)
+    y, repeats = apply_once(x, layers, sent)
     return y.expand(repeats, *y.shape[1:]) if repeats > 1 else y
 
 
-def once(x: Tensor, layers: Sequence[nn.Module], sent: Sent | None = None) -> tuple[Tensor, int]:
+def apply_once(
+    x: Tensor, layers: Sequence[nn.Module], sent: SpikeInfo | None = None
+) -> tuple[Tensor, int]:
     """(y, repeats): `[T, B, ...]` and 1; or, where input and layers repeat over T, one copy `[1, B, ...]` and T.
 
     sent: what the neuron that sent x says of it.
@@ -83,12 +85,12 @@ def once(x: Tensor, layers: Sequence[nn.Module], sent: Sent | None = None) -> tu
     if not layers:
         return x, repeats
     B, x = x.shape[1], usual_strides(x.flatten(0, 1))
-    first = entered_by_linear(layers)
+    first = first_linear(layers)
     for layer, norm in _with_norms(layers):
         if repeats > 1 and not _same_at_every_timestep(layer, x):
             x, repeats = x.expand(T, *x.shape).flatten(0, 1), 1
         if norm is not None:
-            x = folded(layer, norm, x)
+            x = convolve_with_norm(layer, norm, x)
         elif isinstance(layer, TEBN):
             x = layer(x.unflatten(0, (T, B))).flatten(0, 1)
         elif layer is first and sent is not None:
@@ -106,34 +108,38 @@ def repeats_over_time(x: Tensor) -> bool:
     return len(x) > 1 and x.stride(0) == 0 and not asked
 
 
-def entered_by_linear(layers: Sequence[nn.Module | None]) -> nn.Linear | None:
+def first_linear(layers: Sequence[nn.Module | None]) -> nn.Linear | None:
     """The linear layer that reads the input of these layers as it is, flattened or not."""
-    first = next((layer for layer in layers if not plain(layer, (nn.Flatten,))), None)
-    return first if isinstance(first, nn.Linear) and plain(first, (nn.Linear,)) else None
+    first = next((layer for layer in layers if not is_plain(layer, (nn.Flatten,))), None)
+    return first if isinstance(first, nn.Linear) and is_plain(first, (nn.Linear,)) else None
 
 
-def flat(layers: nn.Sequential) -> list[nn.Module]:
+def flatten_layers(layers: nn.Sequential) -> list[nn.Module]:
     """The layers, with those of a Sequential inside in its place unless someone watches it."""
     out: list[nn.Module] = []
     for layer in layers:
-        out += flat(layer) if type(layer) is nn.Sequential and not hooked(layer) else [layer]
+        out += (
+            flatten_layers(layer)
+            if type(layer) is nn.Sequential and not has_hooks(layer)
+            else [layer]
+        )
     return out
 
 
-def hooked(m: nn.Module) -> bool:
+def has_hooks(m: nn.Module) -> bool:
     """Whether calling m runs more than its class says: hooks, or a forward of its own."""
     own = m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
     return bool(own) or "forward" in m.__dict__ or _has_any_global_hook()
 
 
-def plain(m: nn.Module | None, kinds: tuple[type, ...]) -> bool:
+def is_plain(m: nn.Module | None, kinds: tuple[type, ...]) -> bool:
     """Whether m is exactly one of these classes (a subclass may do anything) and its call can be replaced by an equal one."""
-    return type(m) in kinds and m is not None and not hooked(m)
+    return type(m) in kinds and m is not None and not has_hooks(m)
 
 
 def pool_kind(pool: Any) -> str | None:
     """ "avg" or "max" for torch's pool of 2x2 windows side by side, an odd last row or column left out; None for others."""
-    if not plain(pool, POOLS):
+    if not is_plain(pool, POOLS):
         return None
     ours = (2, (2, 2))
     if (
@@ -209,13 +215,13 @@ def _folds(convolution: nn.Module, norm: nn.Module) -> bool:
         and norm.running_mean is not None
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and plain(norm, BATCH_NORMS)
-        and plain(convolution, CONVOLUTIONS)
+        and is_plain(norm, BATCH_NORMS)
+        and is_plain(convolution, CONVOLUTIONS)
         and convolution.weight.dtype in (torch.float32, torch.float64)
     )
 
 
-def folded(convolution: Any, norm: Any, x: Tensor) -> Tensor:
+def convolve_with_norm(convolution: Any, norm: Any, x: Tensor) -> Tensor:
     """norm(convolution(x)) with the running statistics, as a convolution with other weights:
 
     scale = gamma / sqrt(var + eps);   W' = scale W,   b' = beta + scale (b - mean)

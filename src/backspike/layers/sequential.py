@@ -14,19 +14,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..kernel.call import Sent
+from ..kernel.call import SpikeInfo
 from ..neuron.lif import LIF
 from .block import Block
 from .over_time import (
     BATCH_NORMS,
     POOLS,
-    PRODUCTS,
+    SYNAPSES,
     OverTime,
-    entered_by_linear,
-    flat,
-    hooked,
+    first_linear,
+    flatten_layers,
+    has_hooks,
+    is_plain,
     over_time,
-    plain,
 )
 
 
@@ -50,8 +50,8 @@ class Stateless:
 
     layers: list[nn.Module]
 
-    def step(self, x: Tensor, sent: Sent | None) -> tuple[Tensor, Sent | None]:
-        moved = all(plain(layer, (nn.Flatten,)) for layer in self.layers)
+    def step(self, x: Tensor, sent: SpikeInfo | None) -> tuple[Tensor, SpikeInfo | None]:
+        moved = all(is_plain(layer, (nn.Flatten,)) for layer in self.layers)
         return over_time(x, self.layers, sent), sent if moved else None
 
 
@@ -61,7 +61,7 @@ class Called:
 
     module: nn.Module
 
-    def step(self, x: Any, sent: Sent | None) -> tuple[Any, None]:
+    def step(self, x: Any, sent: SpikeInfo | None) -> tuple[Any, None]:
         return self.module(x), None
 
 
@@ -70,12 +70,12 @@ Step = Block | Stateless | Called
 
 def run(layers: Iterable[nn.Module], x: Any) -> Any:
     """The layers one after the other, neighbours together."""
-    sent: Sent | None = None
+    sent: SpikeInfo | None = None
     steps = plan(layers)
     for i, step in enumerate(steps, 1):
         if isinstance(step, Block):
-            x = step.take(x, sent)  # what came in is let go of before the neurons fire
-            x, sent = step.fire(x, _reader(steps[i:]))
+            x = step.run_synapse(x, sent)  # what came in is let go of before the neurons fire
+            x, sent = step.run_neuron(x, _reader(steps[i:]))
         else:
             x, sent = step.step(x, sent)
     return x
@@ -94,7 +94,7 @@ def _reader(steps: Sequence[Step]) -> nn.Linear | None:
         )
         if not isinstance(step, Stateless):
             break
-    return entered_by_linear(layers)
+    return first_linear(layers)
 
 
 def plan(layers: Iterable[nn.Module]) -> list[Step]:
@@ -112,7 +112,7 @@ def plan(layers: Iterable[nn.Module]) -> list[Step]:
             waiting.pop() if spikes and waiting and isinstance(waiting[-1], BATCH_NORMS) else None
         )
         product = (
-            waiting.pop() if spikes and waiting and isinstance(waiting[-1], PRODUCTS) else None
+            waiting.pop() if spikes and waiting and isinstance(waiting[-1], SYNAPSES) else None
         )
         if waiting:
             steps.append(Stateless(waiting))
@@ -135,10 +135,10 @@ def _items(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, bool]]:
         if (
             isinstance(m, nn.Sequential)
             and type(m) in (Sequential, nn.Sequential)
-            and not hooked(m)
+            and not has_hooks(m)
         ):
             yield from _items(m)
-        elif isinstance(m, OverTime) and plain(m, (OverTime,)):
-            yield from ((layer, True) for layer in flat(m))
+        elif isinstance(m, OverTime) and is_plain(m, (OverTime,)):
+            yield from ((layer, True) for layer in flatten_layers(m))
         else:
-            yield m, plain(m, (nn.Linear,))
+            yield m, is_plain(m, (nn.Linear,))

@@ -41,7 +41,7 @@ _WAYS = {
 
 
 @dataclass
-class Choice:
+class SparsityPlan:
     """Which way the three products of a linear layer or a convolution take, and the densities they were chosen by.
 
     It has a memory, so that a density near a limit does not change the way at every step: a run is resumed exactly only with
@@ -81,7 +81,7 @@ class Choice:
 
     def decide(
         self, dtype: torch.dtype, M: int, K: int, N: int, spikes: float | None, h: float | None
-    ) -> Choice:
+    ) -> SparsityPlan:
         """The ways for `[M, K]` inputs and N outputs, from now on."""
         if not worth_it(dtype, M, K, N):
             self.forward = self.weight = self.input = "dense"
@@ -99,7 +99,7 @@ class Choice:
         self.spikes, self.h = spikes, h
         return self
 
-    def decide_events(self, dtype: torch.dtype, binary: bool, spikes: float | None) -> Choice:
+    def decide_events(self, dtype: torch.dtype, binary: bool, spikes: float | None) -> SparsityPlan:
         """The ways of a convolution, from now on, if it is worth it at all (see `_window`)."""
         part = TILED if dtype == torch.bfloat16 and _multiplies_tiles() else 1.0
         part *= 1.0 if binary else VALUED
@@ -139,23 +139,23 @@ def _percent(part: float) -> str:
     return f"{100 * part:.2g} %"
 
 
-def choice(layer: nn.Module) -> Choice:
+def plan_of(layer: nn.Module) -> SparsityPlan:
     """The choice that belongs to the layer; it is copied with it."""
-    if not isinstance(layer.__dict__.get("choice"), Choice):
-        layer.__dict__["choice"] = Choice()
+    if not isinstance(layer.__dict__.get("choice"), SparsityPlan):
+        layer.__dict__["choice"] = SparsityPlan()
     return layer.__dict__["choice"]
 
 
-def choices(model: nn.Module) -> Iterator[tuple[str, Choice]]:
+def plans(model: nn.Module) -> Iterator[tuple[str, SparsityPlan]]:
     """Names of the layers that have chosen, with their choices."""
     for name, m in model.named_modules():
-        if isinstance(m.__dict__.get("choice"), Choice):
+        if isinstance(m.__dict__.get("choice"), SparsityPlan):
             yield name, m.__dict__["choice"]
 
 
 def state(model: nn.Module) -> dict[str, dict[str, Any]]:
     """All choices of a model as plain values, for a checkpoint."""
-    return {name: made.state() for name, made in choices(model)}
+    return {name: made.state() for name, made in plans(model)}
 
 
 def load(model: nn.Module, state: dict[str, dict[str, Any]]) -> None:
@@ -163,4 +163,4 @@ def load(model: nn.Module, state: dict[str, dict[str, Any]]) -> None:
     for name, values in state.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear | nn.Conv2d)
-        choice(layer).load(values)
+        plan_of(layer).load(values)

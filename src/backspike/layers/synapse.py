@@ -22,7 +22,7 @@ from ..kernel.cpu import conv, library, sparse
 from ..kernel.cpu.conv import Geometry
 from ..kernel.pack import Packed, count, pack
 from . import sparsity
-from .sparsity import Choice, choice, worth_it
+from .sparsity import SparsityPlan, plan_of, worth_it
 
 # --------------------------------------------------------------------------------------------------- the functions
 
@@ -56,7 +56,7 @@ def convolution(x: Tensor, layer: nn.Module, bits: Tensor | None = None) -> Tens
         geometry,
         dtype,
         window,
-        choice(layer) if window else None,
+        plan_of(layer) if window else None,
     )
 
 
@@ -65,7 +65,7 @@ def infer(x: Tensor, layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
     dtype = _compute_dtype(x)
     if window := _window(x, layer, dtype):
         packed = pack(x)
-        if Choice().decide_events(dtype, packed.bits == 1, packed.density).forward != "dense":
+        if SparsityPlan().decide_events(dtype, packed.bits == 1, packed.density).forward != "dense":
             return _as_events(_last(packed, x)).convolved(weight.to(dtype), bias, window)
     y: Tensor = layer._conv_forward(x, weight, bias)
     return y
@@ -134,7 +134,7 @@ def linear(
     )
     if not learns:
         return _infer(x, layer, dtype)
-    return _Linear.apply(x, layer.weight, layer.bias, active, bits, choice(layer), dtype)
+    return _Linear.apply(x, layer.weight, layer.bias, active, bits, plan_of(layer), dtype)
 
 
 def _plain(x: Tensor, layer: nn.Module, bits: Tensor | None = None) -> bool:
@@ -188,7 +188,7 @@ def _infer(x: Tensor, layer: nn.Linear, dtype: torch.dtype) -> Tensor:
         return layer(x)
     packed = pack(x2)
     way = (
-        Choice()
+        SparsityPlan()
         .decide(dtype, len(x2), layer.in_features, layer.out_features, _spikes(packed), None)
         .forward
     )
@@ -268,7 +268,7 @@ class _Convolution(torch.autograd.Function):
         geometry: Any,
         dtype: torch.dtype,
         window: Geometry | None,
-        choice: Choice | None,
+        choice: SparsityPlan | None,
     ) -> Tensor:
         packed = _pack(x, dtype, bits) if weight.requires_grad or choice else None
         ways = ("dense", "dense")
@@ -328,7 +328,7 @@ class _Linear(torch.autograd.Function):
         bias: Tensor | None,
         active: Tensor | None,
         bits: Tensor | None,
-        choice: Choice,
+        choice: SparsityPlan,
         dtype: torch.dtype,
     ) -> Tensor:
         x2 = x.reshape(-1, x.shape[-1]).contiguous()

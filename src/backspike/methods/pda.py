@@ -39,12 +39,14 @@ def divergence(p: Normal, q: Normal) -> Tensor:
 
 def _of_all(layer: LIF, out: Output, mean: Tensor) -> Tensor:
     """The mean over the samples of all ranks, from that over this one's; not in evaluation, which a rank may do alone."""
-    if distributed.here().size == 1 or not layer.training:
+    if distributed.current().size == 1 or not layer.training:
         return mean
     assert out.spikes is not None
     samples = out.spikes.shape[1]
     mean = mean if samples else torch.zeros_like(mean)
-    return distributed.summed(mean * samples) / distributed.summed(mean.new_tensor(samples))
+    return distributed.all_reduce_sum(mean * samples) / distributed.all_reduce_sum(
+        mean.new_tensor(samples)
+    )
 
 
 def _spikes(layer: LIF, out: Output, per_channel: bool, window: float) -> Normal:

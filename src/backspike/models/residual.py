@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..layers.block import Block, through
+from ..layers.block import Block, run_blocks
 from ..layers.norm import batch_norm
 from .network import Layer
 from .plain import check_input, spiking_linear
@@ -77,7 +77,7 @@ class Basic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         *convolutions, last = self.spiking_blocks()
-        return last.run(through(convolutions, x) + _around(self.downsample, x))
+        return last.run(run_blocks(convolutions, x) + _around(self.downsample, x))
 
 
 class Bottleneck(nn.Module):
@@ -106,7 +106,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         *convolutions, last = self.spiking_blocks()
-        return last.run(through(convolutions, x) + _around(self.downsample, x))
+        return last.run(run_blocks(convolutions, x) + _around(self.downsample, x))
 
 
 class SEWBasic(nn.Module):
@@ -130,7 +130,7 @@ class SEWBasic(nn.Module):
         return Block(self.conv1, self.bn1, self.sn1), Block(self.conv2, self.bn2, self.sn2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return through(self.spiking_blocks(), x, add=_around(self.downsample, x))
+        return run_blocks(self.spiking_blocks(), x, add=_around(self.downsample, x))
 
 
 class SEWBottleneck(nn.Module):
@@ -162,7 +162,7 @@ class SEWBottleneck(nn.Module):
         return [Block(*layers) for layers in conv_norm_neuron]
 
     def forward(self, x: Tensor) -> Tensor:
-        return through(self.spiking_blocks(), x, add=_around(self.downsample, x))
+        return run_blocks(self.spiking_blocks(), x, add=_around(self.downsample, x))
 
 
 class MSBasic(nn.Module):
@@ -190,7 +190,7 @@ class MSBasic(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return through(self.spiking_blocks(), x) + _around(self.downsample, x)
+        return run_blocks(self.spiking_blocks(), x) + _around(self.downsample, x)
 
 
 class ResNet(nn.Module):
@@ -272,4 +272,4 @@ class ResNet(nn.Module):
         x = stem.run(x)
         for i in range(self.stages):
             x = self.get_submodule(f"layer{i + 1}")(x)
-        return through(head, x)
+        return run_blocks(head, x)

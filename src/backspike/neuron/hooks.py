@@ -46,7 +46,7 @@ def spiking_layers(model: nn.Module) -> dict[str, LIF]:
 
 
 @contextmanager
-def seen(model: nn.Module, see: Callable[[str, LIF, Output], None]) -> Iterator[None]:
+def observe(model: nn.Module, see: Callable[[str, LIF, Output], None]) -> Iterator[None]:
     """Within it, `see(name, layer, output)` is called at every forward pass of a spiking layer, membrane included."""
 
     def watcher(name: str) -> Watcher:
@@ -62,5 +62,5 @@ def seen(model: nn.Module, see: Callable[[str, LIF, Output], None]) -> Iterator[
 def record(model: nn.Module) -> Iterator[dict[str, Output]]:
     """Within it, every forward pass leaves the `Output` of each spiking layer, membrane included, under the layer's name."""
     outputs: dict[str, Output] = {}
-    with seen(model, lambda name, _layer, out: outputs.__setitem__(name, out)):
+    with observe(model, lambda name, _layer, out: outputs.__setitem__(name, out)):
         yield outputs

@@ -44,7 +44,7 @@ class Ranks:
         """Whether this is the one that writes and prints."""
         return self.rank == 0
 
-    def mine(self, x: Tensor) -> Tensor:
+    def shard(self, x: Tensor) -> Tensor:
         """This rank's share of the samples x `[n, ...]`, neighbours; shares differ by one sample at most."""
         return x.tensor_split(self.size)[self.rank]
 
@@ -52,7 +52,7 @@ class Ranks:
         """How many of so many samples are this rank's."""
         return samples // self.size + (self.rank < samples % self.size)
 
-    def sums(self, *values: Any) -> list[Any]:
+    def all_reduce(self, *values: Any) -> list[Any]:
         """Each value, a number, summed over the ranks, in float64, equal on all of them; of one rank as it is."""
         if self.size == 1:
             return list(values)
@@ -60,7 +60,7 @@ class Ranks:
         dist.all_reduce(total)
         return total.tolist()
 
-    def of_first(self, f: Callable[[], R]) -> R:
+    def on_rank0(self, f: Callable[[], R]) -> R:
         """What f() is on rank 0, where alone it is called; what it raises there is raised everywhere."""
         if self.size == 1:
             return f()
@@ -75,7 +75,7 @@ class Ranks:
             raise told[1]
         return told[0]
 
-    def gathered(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         """On rank 0 the value of every rank in order, elsewhere nothing."""
         if self.size == 1:
             return [value]
@@ -83,14 +83,14 @@ class Ranks:
         dist.gather_object(value, values, dst=0)
         return values or []
 
-    def alike(self, module: nn.Module) -> None:
+    def broadcast(self, module: nn.Module) -> None:
         """Parameters and buffers become those of rank 0."""
         if self.size > 1:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
     @contextmanager
-    def one_first(self) -> Iterator[None]:
+    def rank0_first(self) -> Iterator[None]:
         """On each machine one rank goes through it before the others: it makes ready what the others find."""
         if self.size == 1:
             yield
@@ -101,7 +101,7 @@ class Ranks:
             dist.barrier()
             yield
 
-    def parallel(self, model: nn.Module) -> nn.Module:
+    def data_parallel(self, model: nn.Module) -> nn.Module:
         """The model, called so that its gradients become the mean over the ranks."""
         if self.size == 1:
             return model
@@ -110,14 +110,14 @@ class Ranks:
         return DistributedDataParallel(model, find_unused_parameters=True)
 
 
-def here() -> Ranks:
+def current() -> Ranks:
     """The ranks that this process is one of."""
     if dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
     return Ranks()
 
 
-def apart(model: nn.Module) -> AbstractContextManager[None]:
+def no_sync(model: nn.Module) -> AbstractContextManager[None]:
     """Within it gradients are kept to the rank: those of all but the last part of a step."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
@@ -137,9 +137,9 @@ def command(*words: object) -> str:
     return shlex.join([*program, *map(str, words)])
 
 
-def lost(e: BaseException) -> bool:
+def is_peer_failure(e: BaseException) -> bool:
     """Whether this says that another rank is no more."""
-    return here().size > 1 and (isinstance(e, dist.DistError) or "gloo" in str(e))
+    return current().size > 1 and (isinstance(e, dist.DistError) or "gloo" in str(e))
 
 
 @lru_cache
@@ -151,7 +151,7 @@ def _rendezvous(*started: str) -> tuple[dist.Store, int, int]:
 
 
 @contextmanager
-def joined(device: str | torch.device | None = None) -> Iterator[Ranks]:
+def process_group(device: str | torch.device | None = None) -> Iterator[Ranks]:
     """Within it, this process is one of those that torchrun started; alone where nobody did, or where it already is.
 
     Of an error that several ranks run into, the first that comes to it raises it; the others end with exit code 1, silently.
@@ -161,7 +161,7 @@ def joined(device: str | torch.device | None = None) -> Iterator[Ranks]:
         or not dist.is_available()
         or dist.is_initialized()
     ):
-        yield here()
+        yield current()
         return
     gpu = torch.cuda.is_available() and str(device or "cuda").startswith("cuda")
     try:
@@ -183,15 +183,15 @@ def joined(device: str | torch.device | None = None) -> Iterator[Ranks]:
             f"the ranks do not find one another ({line}); start all of them with torchrun, once each"
         ) from e
     try:
-        yield here()
+        yield current()
     except (Exception, KeyboardInterrupt) as e:
-        if not _first_to_say(store):
+        if not _claims_report(store):
             raise SystemExit(1) from e
         raise
     dist.destroy_process_group()
 
 
-def _first_to_say(store: Any) -> bool:
+def _claims_report(store: Any) -> bool:
     try:
         return store.add("said", 1) == 1
     except RuntimeError:  # who keeps the store is gone
@@ -201,7 +201,7 @@ def _first_to_say(store: Any) -> bool:
 # ---- sums within a computation -------------------------------------------------------------------------------------------
 
 
-class _Summed(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """sum over ranks; as each rank's loss depends on it, so is its gradient."""
 
     @staticmethod
@@ -218,6 +218,6 @@ class _Summed(torch.autograd.Function):
         return g
 
 
-def summed(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """x summed over the ranks, with its gradient."""
-    return x if here().size == 1 else _Summed.apply(x)
+    return x if current().size == 1 else _AllReduceSum.apply(x)

@@ -89,7 +89,7 @@ def measure_test(run: Run, network: Network, batches: Batches) -> list[float]:
 def accuracy_and_loss(network: Network, batches: Batches, recipe: Recipe) -> tuple[float, float]:
     """Over a data set, of which each rank computes its share."""
     network.eval()
-    ranks = distributed.here()
+    ranks = distributed.current()
     sums, n = torch.zeros(2, dtype=torch.float64, device=batches.device), 0
     for x, y in batches.in_order(ranks=ranks):
         with batches.autocast():
@@ -98,5 +98,5 @@ def accuracy_and_loss(network: Network, batches: Batches, recipe: Recipe) -> tup
         sums[0] += (logits.argmax(-1) == y).sum()
         sums[1] += recipe.loss.value(o, logits, y).double() * len(y)
         n += len(y)
-    correct, loss, n = ranks.sums(*sums.tolist(), n)
+    correct, loss, n = ranks.all_reduce(*sums.tolist(), n)
     return correct / n, loss / n

@@ -35,7 +35,7 @@ def step_errors(where: object) -> Iterator[None]:
     except RunError:
         raise
     except (RuntimeError, ValueError, TypeError) as e:
-        if out_of_memory(e) or reader_died(e) or distributed.lost(e):
+        if out_of_memory(e) or reader_died(e) or distributed.is_peer_failure(e):
             raise
         raise RunError(f"{where}: {first_line(e)}") from e
 

@@ -50,7 +50,7 @@ def fit(
     Sets torch's global seed. Under torchrun, call it in every process. Raises RunError, DataError
     or RecipeError with a one-line message, and KeyboardInterrupt after saving a checkpoint.
     """
-    with distributed.joined(device) as ranks, explain_failures(recipe):
+    with distributed.process_group(device) as ranks, explain_failures(recipe):
         run = open_folder(ranks, lambda: Run.free(out, force))
         # everything is built and tried before an old run is deleted
         setup = set_up(recipe, model, train, validation, test, device)
@@ -72,17 +72,17 @@ def resume(
     report: bool = True,
 ) -> Result:
     """Continues a run from its last checkpoint. The arguments are those of `fit` and `load`."""
-    with distributed.joined(device) as ranks:
+    with distributed.process_group(device) as ranks:
         folder = open_folder(ranks, lambda: Run.open(run))
-        recipe = ranks.of_first(lambda: folder.recipe(values))
-        if done := ranks.of_first(lambda: finished_result(folder, listen, report)):
+        recipe = ranks.on_rank0(lambda: folder.recipe(values))
+        if done := ranks.on_rank0(lambda: finished_result(folder, listen, report)):
             return done
-        ranks.of_first(lambda: check_own(folder, model=model, data=train))
+        ranks.on_rank0(lambda: check_own(folder, model=model, data=train))
         with folder.locked(), explain_failures(recipe):
-            saved = ranks.of_first(lambda: [folder.path / c for c in CHECKPOINTS if folder.has(c)])
+            saved = ranks.on_rank0(lambda: [folder.path / c for c in CHECKPOINTS if folder.has(c)])
             if model is None and saved:
-                ranks.of_first(lambda: check_size(recipe, *saved))
-            watch = ranks.of_first(lambda: any(e.get("event") == "watch" for e in folder.log()))
+                ranks.on_rank0(lambda: check_size(recipe, *saved))
+            watch = ranks.on_rank0(lambda: any(e.get("event") == "watch" for e in folder.log()))
             setup = set_up(recipe, model, train, validation, test, device)
             trainer = Trainer(folder, setup, listen, watch)
             if saved:
@@ -94,7 +94,7 @@ def resume(
 
 def open_folder(ranks: Ranks, open: Callable[[], Run]) -> Run:
     """Opens the folder on rank 0; the other ranks do not write to it."""
-    run = ranks.of_first(open)
+    run = ranks.on_rank0(open)
     return run if ranks.first else Elsewhere(run.path)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import data
 from ..data.batches import Batches
 from ..errors import RunError
-from ..layers.norm import synced
+from ..layers.norm import sync_batch_norm
 from ..methods.weight_mask import mask_weight_gradients
 from ..recipes.recipe import Recipe
 from ..run import Run
@@ -63,7 +63,7 @@ def set_up(
 ) -> Setup:
     """Seeds torch, builds everything and tries one sample. The arguments are those of `fit`."""
     sets = data_sets(recipe, train, validation, test)
-    target, ranks = choose_device(device), distributed.here()
+    target, ranks = choose_device(device), distributed.current()
     torch.manual_seed(recipe.seed)
     network = _build_network(recipe, model, target, ranks)
     training = Batches(sets.train, recipe, target)
@@ -74,7 +74,7 @@ def set_up(
     x, classes = _try_sample(network, training, sets.num_classes)
     for b in batches:
         b.expect_classes(classes)
-    chosen = ranks.of_first(lambda: choose(recipe, network.model, x))
+    chosen = ranks.on_rank0(lambda: choose(recipe, network.model, x))
     recipe = chosen.recipe
     for b in batches:
         b.recipe = recipe
@@ -128,9 +128,9 @@ def _build_network(
     with _build_errors():
         network = Network(model or recipe.network(), recipe.readout.build(recipe.T))
         if recipe.sync_norm and ranks.size > 1:
-            synced(network)
+            sync_batch_norm(network)
         network = network.to(device)
-        ranks.alike(network)
+        ranks.broadcast(network)
     return network
 
 
@@ -218,7 +218,7 @@ def data_sets(recipe: Recipe, train: Any, validation: Any, test: Any) -> data.Sp
     if train is None:
         if validation is not None or test is not None:
             raise RunError("validation= and test= need train= beside them")
-        with distributed.here().one_first():
+        with distributed.current().rank0_first():
             return load_data(recipe)
     return OwnData(train, validation, test)
 
@@ -260,7 +260,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         # with its index, as tensors have it; streams and graphs are created on the current device
         number = torch.cuda.current_device() if found.index is None else found.index
         present = torch.cuda.device_count()
-        if distributed.here().size > 1:
+        if distributed.current().size > 1:
             number = distributed.local_rank()
         if number >= present:
             raise RunError(

@@ -41,7 +41,7 @@ class Step:
         self.loss = math.nan  # mean of this epoch when it was last read
         self.parts: list[int] = []  # of the current step
         self.neurons_learn = bool(neuron_parameters(setup.network.model))
-        self.parallel = setup.ranks.parallel(setup.network.model)
+        self.parallel = setup.ranks.data_parallel(setup.network.model)
         self.replayed = (
             Replayed(self.compute, setup.device, not_recorded) if setup.record_steps else None
         )
@@ -80,11 +80,11 @@ class Step:
         shares = [ranks.share(samples) for samples in self.parts]
         for number, part in enumerate(zip(x.split(shares, dim=1), y.split(shares)), 1):
             last = number == len(self.parts)
-            with nullcontext() if last else distributed.apart(self.parallel):
+            with nullcontext() if last else distributed.no_sync(self.parallel):
                 part_loss, part_correct = self._backward(*part, batch_size)
             total += part_loss / ranks.size
             correct += part_correct
-        total, correct = ranks.sums(total, correct)
+        total, correct = ranks.all_reduce(total, correct)
         parameters = [p for p in setup.network.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.sums[0] += total * batch_size
@@ -131,7 +131,7 @@ class Step:
             readout.end_epoch()
             if setup.averaged is not None:
                 setup.averaged.readout.load_state_dict(readout.state_dict())
-        setup.ranks.alike(setup.evaluated)  # running statistics may differ
+        setup.ranks.broadcast(setup.evaluated)  # running statistics may differ
 
     def begin_epoch(self) -> None:
         self.sums.zero_()

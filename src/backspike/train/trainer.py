@@ -90,7 +90,7 @@ class Trainer:
         """Trains from where the run stands to its end."""
         recipe, progress = self.setup.recipe, self.progress
         with self._lost_rank():
-            begun = self.ranks.of_first(lambda: self.run.has("last.ckpt"))
+            begun = self.ranks.on_rank0(lambda: self.run.has("last.ckpt"))
             watched = None if begun else self._begin()
             self._say(
                 "start",
@@ -151,7 +151,7 @@ class Trainer:
                 self._say_batch()
                 due = self.ranks.first and now - saved >= recipe.checkpoint_seconds
                 # all ranks at the same step
-                stopped, due = map(bool, self.ranks.sums(stop.requested, due))
+                stopped, due = map(bool, self.ranks.all_reduce(stop.requested, due))
                 if stopped or due:
                     self.save()
                     saved = now
@@ -238,10 +238,10 @@ class Trainer:
 
     def _load_best(self) -> None:
         try:
-            best = self.ranks.of_first(lambda: checkpoint.read(self.run, "best.ckpt")["network"])
+            best = self.ranks.on_rank0(lambda: checkpoint.read(self.run, "best.ckpt")["network"])
             self.setup.evaluated.load_state_dict(best)
         except (RuntimeError, KeyError, TypeError, AttributeError) as e:
-            if distributed.lost(e):
+            if distributed.is_peer_failure(e):
                 raise
             raise RunError(
                 f"{self.run.path / 'best.ckpt'} is damaged ({first_line(e)}); restore it"
@@ -275,7 +275,7 @@ class Trainer:
         try:
             yield
         except RuntimeError as e:
-            if not distributed.lost(e):
+            if not distributed.is_peer_failure(e):
                 raise
             again = distributed.command("resume", self.run.path)
             raise RunError(
@@ -296,7 +296,7 @@ class Trainer:
         state = {
             "version": checkpoint.CHECKPOINT_VERSION,
             "recipe": self.setup.recipe.to_dict(),
-            "ranks": self.ranks.gathered(own),
+            "ranks": self.ranks.gather(own),
             **step,
             **progress,
             "position": [self.progress.epoch, self.progress.batch, self.step.number],
@@ -309,7 +309,7 @@ class Trainer:
     def restore(self) -> None:
         """Continues from the checkpoint; a different number of ranks draws other random numbers."""
         path = self.run.path / "last.ckpt"
-        state = self.ranks.of_first(lambda: checkpoint.read_last(self.run))
+        state = self.ranks.on_rank0(lambda: checkpoint.read_last(self.run))
         checkpoint.check_recipe(state, self.setup.recipe, path)
         try:
             self._load_state_dict(state)
@@ -318,7 +318,7 @@ class Trainer:
                 f"{path} does not fit this network ({first_line(e)}); give fit's own model= again"
             ) from e
         if self.progress.best is not None:  # damage is reported now, not after hours of training
-            self.ranks.of_first(lambda: checkpoint.read(self.run, "best.ckpt"))
+            self.ranks.on_rank0(lambda: checkpoint.read(self.run, "best.ckpt"))
         self.run.put_back_log(state["log"])
 
     def _load_state_dict(self, state: dict[str, Any]) -> None:

@@ -59,7 +59,7 @@ def _forward_outputs(
     given: _ForwardInputs,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     x, records = given.x, given.records
-    strides, dtype = layout.order(x[0], given.masked), state_dtype(x)
+    strides, dtype = layout.walk_strides(x[0], given.masked), state_dtype(x)
     return (
         layout.empty(x.shape, strides, x.dtype, x.device),
         layout.empty((2, *x.shape[1:]), strides, dtype, x.device),
@@ -85,7 +85,7 @@ def _forward(given: _ForwardInputs) -> list[Tensor]:
         return [spikes.half(), *others]
     outputs = spikes, state, u, sums = _forward_outputs(given)
     strides = spikes.stride()[1:]
-    x, v0 = layout.arranged(given.x, strides), _state(given.v0, strides)
+    x, v0 = layout.with_strides(given.x, strides), _state(given.v0, strides)
     job = library.make_job(
         spikes.shape, given.constants, strides, given.flags, given.numbers, x.element_size()
     )
@@ -95,7 +95,7 @@ def _forward(given: _ForwardInputs) -> list[Tensor]:
     library.call("clif_forward", x.dtype, job)
     if sums is not None:
         sums /= job.N // max(job.C, 1)
-    return ops.given(outputs)
+    return ops.present(outputs)
 
 
 def _backward(given: _BackwardInputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,7 +106,7 @@ def _backward(given: _BackwardInputs) -> tuple[Tensor, Tensor, Tensor]:
         return wide[0].half(), *wide[1:]
     shape, strides, constants, dtype = given.shape, given.strides, given.constants, given.dtype
     outputs = gx, g_v0, sums = _backward_outputs(given)
-    x, g, gu = (layout.arranged(a, strides) for a in (x, g, gu))
+    x, g, gu = (layout.with_strides(a, strides) for a in (x, g, gu))
     v0, g_state = _state(given.v0, strides), _state(given.g_state, strides)
     job = library.make_job(shape, constants, strides, given.flags, given.numbers, dtype.itemsize)
     job.learns = given.learns
@@ -129,7 +129,9 @@ def _backward(given: _BackwardInputs) -> tuple[Tensor, Tensor, Tensor]:
 
 def _state(a: Tensor | None, strides: Sequence[int]) -> Tensor | None:
     """`[2, B, ...]` as the kernel takes it: two rows without a gap."""
-    if a is None or (a.stride(0) == math.prod(a.shape[1:]) and layout.arranged(a, strides) is a):
+    if a is None or (
+        a.stride(0) == math.prod(a.shape[1:]) and layout.with_strides(a, strides) is a
+    ):
         return a
     return layout.empty(a.shape, strides, a.dtype, a.device).copy_(a)
 
@@ -139,6 +141,6 @@ ops.implement(
     "CPU",
     _ForwardInputs,
     _forward,
-    lambda given: ops.given(_forward_outputs(given)),
+    lambda given: ops.present(_forward_outputs(given)),
 )
 ops.implement("clif_backward", "CPU", _BackwardInputs, _backward, _backward_outputs)

@@ -41,7 +41,7 @@ def _forward(a: ops.ForwardInputs) -> list[Tensor]:
     assert not Record(*a.records).bits  # see ops.writes_bits
     out = ops.forward_outputs(a)
     spikes, strides, active, sums = out.spikes, out.spikes.stride()[1:], out.active, out.moments
-    x, v0 = layout.arranged(a.x, strides), layout.one(a.v0, strides)
+    x, v0 = layout.with_strides(a.x, strides), layout.step_with_strides(a.v0, strides)
     job = make_job(spikes.shape, a.constants, strides, a.flags, a.numbers, x.element_size())
     job.x_stride = x.stride(0) if a.repeats == 1 else 0
     remember(job, max(a.keeps, 0), a.flags, a.numbers)
@@ -59,7 +59,7 @@ def _forward(a: ops.ForwardInputs) -> list[Tensor]:
         sums /= job.N // max(job.C, 1)
     if active is not None and bits is not None and bits is not active:
         active.copy_(pack(torch.cat([unpack(row, job.N) for row in bits])))
-    return ops.given(out)
+    return ops.present(out)
 
 
 def _backward(a: ops.BackwardInputs) -> list[Tensor]:
@@ -69,8 +69,8 @@ def _backward(a: ops.BackwardInputs) -> list[Tensor]:
         outputs = _backward(a._replace(x=x, g=g, dtype=torch.float32))
         return [outputs[0].half(), *outputs[1:]] if a.needs_x else outputs
     out, strides, exact = ops.backward_outputs(a), a.strides, ops.KEEPS[a.keeps] == "exact"
-    x, g, g_u = (layout.arranged(b, strides) for b in (x, g, g_u))
-    v0, g_v = layout.one(a.v0, strides), layout.one(a.g_v, strides)
+    x, g, g_u = (layout.with_strides(b, strides) for b in (x, g, g_u))
+    v0, g_v = layout.step_with_strides(a.v0, strides), layout.step_with_strides(a.g_v, strides)
     job = make_job(a.shape, a.constants, strides, a.flags, a.numbers, a.dtype.itemsize)
     job.learns, job.repeated = a.learns, a.repeats > 1
     remember(job, a.keeps, a.flags, a.numbers)
@@ -91,7 +91,7 @@ def _backward(a: ops.BackwardInputs) -> list[Tensor]:
     set_pointers(job, x=x, v0=v0, u=u, kept=kept, scratch=scratch, line=a.line)
     set_pointers(job, g=g, gu=g_u, gv=g_v, gx=out.gx, gv0=out.gv0, partial=partial, sums=out.sums)
     call("lif_backward", a.dtype, job)
-    return ops.given(out)
+    return ops.present(out)
 
 
 ops.define("lif", "CPU", _forward, _backward)

@@ -42,8 +42,8 @@ def _forward(a: ForwardInputs) -> Forward:
         return wide[0].half(), *wide[1:]
     assert not a.bits  # see writes_bits
     outputs = spikes, state, sums, rows, _ = forward_outputs(a)
-    strides = layout.order(a.y[0])
-    y, v0 = layout.arranged(a.y, strides), layout.one(a.v0, strides)
+    strides = layout.walk_strides(a.y[0])
+    y, v0 = layout.with_strides(a.y, strides), layout.step_with_strides(a.v0, strides)
     weight, bias = (
         None if p is None else p.to(state.dtype).contiguous() for p in (a.weight, a.bias)
     )
@@ -72,8 +72,11 @@ def _backward(a: BackwardInputs) -> Backward:
         return wide[0].half(), *wide[1:]
     outputs = dy, g_v0, sums, through = backward_outputs(a)
     strides = dy.stride()[1:]
-    y, g = layout.arranged(a.y, strides), layout.arranged(a.g, spike_strides(a.y, strides, a.pool))
-    v0, g_v = layout.one(a.v0, strides), layout.one(a.g_v, strides)
+    y, g = (
+        layout.with_strides(a.y, strides),
+        layout.with_strides(a.g, spike_strides(a.y, strides, a.pool)),
+    )
+    v0, g_v = layout.step_with_strides(a.v0, strides), layout.step_with_strides(a.g_v, strides)
     job = _job(a, y, strides, a.rows)
     neuron = job.neuron
     neuron.learns, job.batch = a.learns, a.training

@@ -76,7 +76,7 @@ def _forward(a: ops.ForwardInputs) -> list[Tensor]:
         torch.sum(partial, 0, out=out.moments).div_(walk.N // walk.C)
     if out.active is not None and marks is not None:
         out.active.copy_(pack(marks))
-    return ops.given(out)
+    return ops.present(out)
 
 
 def _backward(a: ops.BackwardInputs) -> list[Tensor]:
@@ -91,8 +91,8 @@ def _backward(a: ops.BackwardInputs) -> list[Tensor]:
     if out.sums is not None:
         shape = (walk.blocks, *out.sums.shape)
         partial = torch.zeros(shape, dtype=torch.float64, device=a.device)
-    x, g, g_u = (layout.arranged(b, strides) for b in (a.x, a.g, a.g_u))
-    v0, g_v = layout.one(a.v0, strides), layout.one(a.g_v, strides)
+    x, g, g_u = (layout.with_strides(b, strides) for b in (a.x, a.g, a.g_u))
+    v0, g_v = layout.step_with_strides(a.v0, strides), layout.step_with_strides(a.g_v, strides)
     launch(
         lif_bwd_kernel,
         walk,
@@ -115,7 +115,7 @@ def _backward(a: ops.BackwardInputs) -> list[Tensor]:
     )
     if partial is not None:
         torch.sum(partial, 0, out=out.sums)
-    return ops.given(out)
+    return ops.present(out)
 
 
 ops.define("triton_lif", "CompositeExplicitAutograd", _forward, _backward)
@@ -130,7 +130,7 @@ def _launch_forward(
     p: Tensor | None = None,
     **results: Tensor | None,
 ) -> None:
-    x, v0 = layout.arranged(x, walk.strides), layout.one(a.v0, walk.strides)
+    x, v0 = layout.with_strides(x, walk.strides), layout.step_with_strides(a.v0, walk.strides)
     wanted = dict.fromkeys(("p_s", "p_u", "p_v", "p_kept", "p_active", "p_bits", "p_partial"))
     launch(
         lif_fwd_kernel,

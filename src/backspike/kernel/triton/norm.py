@@ -67,9 +67,9 @@ def _programs(device: torch.device) -> int:
 
 def _forward(a: norm_ops.ForwardInputs) -> norm_ops.Forward:
     outputs = spikes, state, sums, rows, written = norm_ops.forward_outputs(a)
-    strides = layout.order(a.y[0])
-    y, v0 = layout.arranged(a.y, strides), layout.one(a.v0, strides)
-    add = layout.arranged(a.add, strides)
+    strides = layout.walk_strides(a.y[0])
+    y, v0 = layout.with_strides(a.y, strides), layout.step_with_strides(a.v0, strides)
+    add = layout.with_strides(a.add, strides)
     walk = Walk(y, strides, a.repeats, a.pool)
     given = lif.kernel_arguments(walk, y.device, a)
     space = y.new_empty(walk.splits, 2, walk.C, dtype=torch.float64)
@@ -107,9 +107,9 @@ def _forward(a: norm_ops.ForwardInputs) -> norm_ops.Forward:
 def _backward(a: norm_ops.BackwardInputs) -> norm_ops.Backward:
     outputs = dy, g_v0, sums, through = norm_ops.backward_outputs(a)
     strides, constants = dy.stride()[1:], a.constants
-    y = layout.arranged(a.y, strides)
-    g = layout.arranged(a.g, norm_ops.spike_strides(y, strides, a.pool))
-    v0, g_v = layout.one(a.v0, strides), layout.one(a.g_v, strides)
+    y = layout.with_strides(a.y, strides)
+    g = layout.with_strides(a.g, norm_ops.spike_strides(y, strides, a.pool))
+    v0, g_v = layout.step_with_strides(a.v0, strides), layout.step_with_strides(a.g_v, strides)
     walk = Walk(y, strides, a.repeats, a.pool)
     given = lif.kernel_arguments(walk, y.device, a, seed=a.seed, p=a.p)
     for name in ("N", "C", "inner", "area", "LAST"):
