@@ -1,11 +1,15 @@
 """What all tests share: one thread (pytest -n uses more cores), one table of tolerances, visible uninitialised memory."""
 
+import signal
+
 import pytest
 import torch
 
 from backspike.certify.check import TOLERANCE
 
 torch.set_num_threads(1)
+# a shell that starts pytest in the background has Ctrl-C ignored, also by what pytest starts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def test_evaluation_sees_each_sample_once_with_any_number_of_ranks():
 
 def test_a_rank_without_samples_is_said_before_anything_is_trained(monkeypatch):
     monkeypatch.setattr(distributed, "current", lambda: Ranks(0, 8))
-    for name in ("alike", "gathered"):
+    for name in ("broadcast", "gather"):
         monkeypatch.setattr(Ranks, name, lambda *_: None)
     monkeypatch.setattr(Ranks, "on_rank0", lambda self, f: f())
     monkeypatch.setattr(Ranks, "rank0_first", lambda self: nullcontext())

@@ -116,7 +116,6 @@ ALLOWED = {
     "kernel/cpu/sparse.py": {"ctypes"},
     "kernel/dispatch.py": {"importlib"},  # whether there is a Triton
     "kernel/pack.py": {"ctypes"},
-    "models/__init__.py": {"importlib"},  # modules of this folder by the networks' own names
     "study/spec.py": {"json.loads"},  # of what json.dumps gave in the same line
     "system/files.py": {"json.loads", "zipfile"},  # read_json, read_arrays: within bounds
     "system/heap.py": {"ctypes"},
