@@ -141,7 +141,7 @@ def track_statistics(norm: Norm, n: int, mean: Tensor, variance: Tensor) -> None
                 running.copy_(running.double().lerp(current, norm.momentum))
 
 
-# -------------------------------------------------------------------------------- separate operators
+# ------------------------------------------------------------------------------- separate operators
 
 
 def _separate(call: Call, norm: Norm, pool: str | None, backend: str) -> Result:

@@ -1,4 +1,4 @@
-"""The library of C kernels: the build for this processor, and `Job`, the argument of the kernels."""
+"""The library of C kernels: the build for this processor, and `Job`, the kernels' argument."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def membrane_gradient(Gh, c, fired, SOFT: tl.constexpr):
     return delta
 
 
-# ----------------------------------------------------------- codes of the membrane: see saved.py
+# -------------------------------------------------------------- codes of the membrane: see saved.py
 
 
 @triton.jit
