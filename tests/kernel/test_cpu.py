@@ -616,6 +616,7 @@ def test_unsupported_compiler_flags_are_left_out(tmp_path, monkeypatch, refused)
     built = []
     monkeypatch.setattr(build_ext, "build_extensions", lambda self: built.extend(self.extensions))
     build = runpy.run_path("setup.py")["Build"](Distribution())
+    monkeypatch.setattr(build, "compile_in_parallel", lambda: None)
     build.compiler = ccompiler.new_compiler()
     sysconfig.customize_compiler(build.compiler)
     build.extensions = [setuptools.Extension("backspike.kernel._lif", [])]

@@ -161,7 +161,8 @@ def test_every_combination_of_options(backend, memory, surrogate):
         broadcast = {k: np.array(v)[:, None] if per_channel else v for k, v in constants.items()}
         want = numpy_reference(
             x.numpy(), v0.numpy(), **broadcast,
-            decay_input=decay_input, rho=rho, temporal=float(temporal), h=FAMILIES[surrogate][0], m=dropped if masked else None,
+            decay_input=decay_input, rho=rho, temporal=float(temporal),
+            h=FAMILIES[surrogate][0], m=dropped if masked else None,
             **{k: u.numpy() for k, u in upstream.items()},
         )  # fmt: skip
         assert 0.1 < got["s"].mean() < 0.9
@@ -191,7 +192,7 @@ def test_trace_computed_by_hand(backend, dtype):
 
 
 def test_the_numpy_formulas_include_the_complementary_path():
-    """Without spikes m stays 0 and the neuron is a LIF; after a spike gradients also pass through m."""
+    """Without spikes m is 0 and the neuron is LIF; after a spike, gradients also pass through m."""
     x, v0, upstream = draw_inputs(seed=5)
     rule = {
         "tau": 2.0,

@@ -117,7 +117,7 @@ def test_triton_is_available_with_a_gpu_or_the_interpreter():
             env=environment | change,
             capture_output=True,
             text=True,
-            check_kernels=True,
+            check=True,
         )
         answers.append(done.stdout.split())
     if not torch.cuda.is_available():
