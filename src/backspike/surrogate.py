@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 class Surrogate(Protocol):
     """Anything with `derivative(z)` and `primitive(z)`; both preserve the shape and dtype of z."""
 
-    def derivative(self, z: Tensor) -> Tensor: ...
+    def derivative(self, z: Tensor) -> Tensor:
+        """The surrogate derivative h(z), element by element."""
+        ...
 
-    def primitive(self, z: Tensor) -> Tensor: ...
+    def primitive(self, z: Tensor) -> Tensor:
+        """The smooth step whose derivative is h, element by element."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -279,9 +283,11 @@ class Parametric:
             raise ValueError("Parametric: the base is already Parametric; one width is enough")
 
     def derivative(self, z: Tensor) -> Tensor:
+        """h(z) of the base, which is h for width 1."""
         return self.base.derivative(z)
 
     def primitive(self, z: Tensor) -> Tensor:
+        """The primitive of the base, for width 1."""
         return self.base.primitive(z)
 
 
@@ -318,9 +324,11 @@ class Masked:
             )
 
     def derivative(self, z: Tensor) -> Tensor:
+        """h(z) of the base, without the mask."""
         return self.base.derivative(z)
 
     def primitive(self, z: Tensor) -> Tensor:
+        """The primitive of the base."""
         return self.base.primitive(z)
 
 

@@ -384,7 +384,7 @@ def test_results_do_not_depend_on_the_number_of_threads(layout):
         assert_same(results[i], results[0])
         assert_same(results[i + 1], results[1])
         assert torch.equal(moments[i], moments[0])
-    for name in ("s", "u", "x"):  # and the same numbers as one constant or as many
+    for name in ("s", "u", "x"):  # one constant or one per channel: the same results
         assert torch.equal(results[0][name], results[1][name])
 
 

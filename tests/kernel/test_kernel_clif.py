@@ -56,7 +56,7 @@ def numpy_reference(
         h_masked = h((u[t] - theta) / w) / w * (1 if m is None else 1 - m[t - 1])
         dM = dM - dV * s[t] * sig(M[t]) * sig(-M[t])
         dS = g[t - 1] + dM - rho * dV * (theta + sig(M[t]))
-        d_ratio = dM * M[t - 1] * sig(u[t] / tau) * sig(-u[t] / tau)  # of u / tau in the decay of m
+        d_ratio = dM * M[t - 1] * sig(u[t] / tau) * sig(-u[t] / tau)  # gradient of u / tau
         dU = gu[t - 1] + dS * h_masked + dV + d_ratio / tau
         dx[t - 1] = dU * gain
         dtheta[t - 1] = -dS * h_masked - dV * s[t]
@@ -136,9 +136,8 @@ def test_every_combination_of_options(backend, memory, surrogate):
             (True, False), (0.0, 0.6, 1.0), (True, False), (False, True), (False, True)
         )
     )
-    if not isinstance(
-        surrogate, Sigmoid
-    ):  # the shape of h and the form of the recursion do not meet
+    # the formula of h does not interact with the other options
+    if not isinstance(surrogate, Sigmoid):
         options = [options[0], options[11], options[-4], options[-1]]
     for decay_input, rho, temporal, masked, per_channel in options:
         constants = {"tau": [2.3, 1.6], "theta": [0.9, 0.6], "w": [0.7, 1.4]}

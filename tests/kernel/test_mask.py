@@ -147,7 +147,7 @@ def test_drawn_seeds_are_reproducible_and_uniform():
     values = [s.item() for s in seeds]
     assert all(0 <= v < 2**63 for v in values)
     assert len(set(values)) == 500
-    # all 63 bits are in use, evenly
+    # all 63 bits vary and are balanced
     for bit in range(63):
         assert abs(sum(v >> bit & 1 for v in values) - 250) < 5 * math.sqrt(125)
     torch.manual_seed(0)

@@ -121,6 +121,7 @@ def statistics_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """Sum y - guess and its square per channel, where guess is the mean of a few samples."""
     split, column = _program(C, COLUMNS)
     sample = (tl.arange(0, SAMPLES).to(tl.int64) * M // SAMPLES)[:, None]
     at = (sample // inner * C + column[None, :]) * inner + sample % inner
@@ -220,6 +221,7 @@ def norm_lif_fwd_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """Normalise, run the neuron over all T, and pool or add; p_add and p_bits may be None."""
     dtype: tl.constexpr = p_numbers.dtype.element_ty
     out: tl.constexpr = p_s.dtype.element_ty
     block, column = _program(C, COLUMNS)
