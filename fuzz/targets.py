@@ -348,7 +348,7 @@ def _read_sums(data: bytes) -> None:
     (root / simulated.SUMS).write_bytes(data)
     pictures, labels = np.zeros((1, 1, 8, 8), np.uint8), np.array([7])
     job = simulated._Job("a", 0, 1, pictures, labels, Camera(), 0)  # noqa: SLF001  (of damaged values)
-    job.verified(root)
+    job.verify(root)
 
 
 # ---- recipes -------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from backspike import data
 from backspike.data import DataError, Events, binning, frames, packed
 from backspike.data.formats import atis
 from backspike.data.progress import progress
-from backspike.data.recordings import Sample, one_a_file
+from backspike.data.recordings import Sample, one_per_file
 from backspike.system import workers
 
 
@@ -250,7 +250,7 @@ def _state(pid):
 
 def test_a_missing_recording_is_named(tmp_path):
     samples = [Sample(tmp_path / "1.bin", 0, 1)]
-    task = binning.Binning("nmnist", samples, partial(frames, T=1), one_a_file(atis.decode))
+    task = binning.Binning("nmnist", samples, partial(frames, T=1), one_per_file(atis.decode))
     with pytest.raises(DataError, match=r"1\.bin cannot be read: No such file"):
         task.rows()
 
