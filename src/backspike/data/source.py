@@ -229,8 +229,8 @@ class Source:
             f"{layout.folders[0]}/{file.name}, {file.description()}" for file in layout.files
         )
         return DataError(
-            f"{self.name} is not in {searched}; download it from {self.home} and put there, "
-            f"or into a folder that BACKSPIKE_DATA names: {files}"
+            f"{self.name} is not in {searched}; download these files from {self.home} into it, "
+            f"or into another folder named by BACKSPIKE_DATA: {files}"
         )
 
     def carve(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
