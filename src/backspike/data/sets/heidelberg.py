@@ -1,4 +1,4 @@
-"""SHD and SSC of Heidelberg: spoken words as spikes in the 700 channels of a model cochlea."""
+"""SHD and SSC (Heidelberg): spoken words as spikes in 700 channels of a model cochlea."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
