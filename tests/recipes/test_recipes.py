@@ -68,7 +68,8 @@ def test_without_its_data_a_recipe_says_what_to_put_where(name, tmp_path, capsys
     assert main(["train", name]) == 1
     said = capsys.readouterr().err
     source = data.source(NAMES[name].make().data)
-    assert f"{source.name} is not in {tmp_path / 'data'}; from {source.home} put there" in said
+    where = f"{source.name} is not in {tmp_path / 'data'}"
+    assert f"{where}; download these files from {source.home} into it" in said
     for file in source.layouts[0].files:
         assert f" {source.layouts[0].folders[0]}/{file.name}, " in said
         md5 = file.md5 or (file.archive and file.archive.md5)

@@ -233,11 +233,13 @@ def test_a_cache_without_room_gives_way_and_kills_no_process(
     assert sets.train.x.sum() + sets.validation.x.sum() + sets.test.x.sum() == 30 * 50
     assert [path.name for path in small_disk.iterdir()] == ["filler"]
     assert "No space left" in caplog.messages[0]
-    assert "a temporary folder serves" in caplog.messages[0]
+    assert "is in the temporary folder" in caplog.messages[0]
     temporary = small_disk
     with pytest.raises(
         DataError,
-        match=r"^no room for nmnist-frames.*; set BACKSPIKE_CACHE to a folder that can be written$",
+        match=r"^nmnist-frames\S+ fits neither into the cache .* \(No space left on device\) nor into "
+        r".* \(No space left on device\); free some space, or set BACKSPIKE_CACHE to a folder "
+        r"that can be written$",
     ):
         data.load("nmnist", T=51)
 
@@ -643,7 +645,10 @@ def test_a_reading_process_that_is_killed_is_one_line_and_the_run_resumes(where,
     for other in (again, third):
         other.load_state_dict(model.state_dict())
     fit(recipe, tmp_path / "whole", model, **sets)
-    message = r"^a process that reads samples ended \(killed, perhaps for want of memory\); lower --workers \(2\)"
+    message = (
+        r"^a process that reads samples ended "
+        r"\(killed, perhaps because memory ran out\); lower --workers \(2\)"
+    )
     with pytest.raises(RunError, match=message):
         fit(recipe, tmp_path / "run", again, **sets, listen=spoil((0, 2), file.touch))
     file.unlink()
