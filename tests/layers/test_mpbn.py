@@ -92,7 +92,7 @@ def test_in_evaluation_the_norm_is_a_threshold_per_channel():
         assert torch.equal(lif.spikes, want)
         out = layer(CURRENTS, torch.full_like(CURRENTS[0], 0.1))
         assert torch.equal(out.state, lif.state)
-    assert "keeps the membrane" in bs.explain(layer)
+    assert "saves the membrane" in bs.explain(layer)
 
 
 def test_a_negative_weight_is_not_folded():

@@ -137,9 +137,9 @@ def test_a_sequential_and_an_input_that_repeats(make):
 def test_tdbn_runs_as_one_op_with_the_neuron_and_is_folded_into_the_convolution():
     model = bs.Sequential(bs.OverTime(nn.Conv2d(2, 5, 3), bs.TDBN(5)), bs.LIF())
     backend = "cpu" in bs.backends()
-    assert ("one op with TDBN 0.1" in bs.explain(model)) == backend
+    assert ("fused with TDBN 0.1" in bs.explain(model)) == backend
     model[1] = bs.LIF(backend="eager")
-    assert "backend eager runs one after the other" in bs.explain(model)
+    assert "backend eager fuses nothing" in bs.explain(model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

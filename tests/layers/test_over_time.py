@@ -127,7 +127,7 @@ def test_slices_are_over_time_too():
     [bs.LIF, bs.IF, bs.Integrator, lambda: nn.Sequential(nn.Identity(), nn.Sequential(bs.LIF()))],
 )
 def test_a_spiking_layer_inside_is_refused(make):
-    with pytest.raises(TypeError, match="must stand beside it, not inside it"):
+    with pytest.raises(TypeError, match="put spiking layers next to it"):
         bs.OverTime(nn.Linear(2, 2), make())
 
 

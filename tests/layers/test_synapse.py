@@ -543,7 +543,7 @@ def test_compiled_and_transformed_code_calls_the_layer():
 
 def test_active_must_match():
     for active in (torch.zeros(3, dtype=torch.uint8), torch.zeros(4 * 64)):
-        with pytest.raises(ValueError, match="want uint8 with one bit for each of 256 inputs"):
+        with pytest.raises(ValueError, match="uint8 with one bit for each of 256 inputs"):
             synapse.linear(torch.zeros(4, 64), nn.Linear(64, 64), active)
 
 

@@ -541,29 +541,29 @@ def test_explain_says_what_runs_together():
     model.append(bs.LIF())
     model.append(bs.OverTime(nn.MaxPool2d(3)))
     lines = bs.explain(model).splitlines()
-    assert "one op with BatchNorm2d 0.1 and MaxPool2d 2.0" in lines[0]
-    assert "one op with BatchNorm2d 4.0 and MaxPool2d 6.0" in lines[1]
-    assert "MaxPool2d 10.0 apart: only with a BatchNorm" in lines[3]
+    assert "fused with BatchNorm2d 0.1 and MaxPool2d 2.0" in lines[0]
+    assert "fused with BatchNorm2d 4.0 and MaxPool2d 6.0" in lines[1]
+    assert "MaxPool2d 10.0 not fused: fused only with a BatchNorm" in lines[3]
     with model[0][1].register_forward_hook(lambda *_: None):
-        assert "BatchNorm2d 0.1 apart: it has hooks" in bs.explain(model)
+        assert "BatchNorm2d 0.1 not fused: it has hooks" in bs.explain(model)
     with model[1].register_forward_hook(lambda *_: None):
-        assert "called by itself: it is no LIF, IF or PLIF, or has hooks" in bs.explain(model)
+        assert "called by itself: it is not LIF, IF or PLIF, or has hooks" in bs.explain(model)
     text = bs.explain(bs.models.sew_resnet18(stem="imagenet"))
     assert "layer2.0.downsample.2  LIF  cpu" in text
-    assert "one op with BatchNorm2d layer2.0.downsample.1" in text
-    assert "MaxPool2d maxpool apart: it is not torch's pool of 2x2" in text
+    assert "fused with BatchNorm2d layer2.0.downsample.1" in text
+    assert "MaxPool2d maxpool not fused: it is not torch's 2x2 pool" in text
 
 
 @pytest.mark.parametrize(
     ("memory", "joined", "alone"),
     [
-        ("exact", "keeps what the norm gets, one op", "keeps the membrane"),
+        ("exact", "saves the input of the norm, fused", "saves the membrane"),
         (
             "8bit",
-            "keeps what the norm gets, one op",
-            "keeps the distance to the threshold in 8 bits",
+            "saves the input of the norm, fused",
+            "saves the distance to the threshold in 8 bits",
         ),
-        ("checkpoint", "keeps the input of 0.0, one op", "keeps its input"),
+        ("checkpoint", "saves the input of 0.0, fused", "saves its input"),
     ],
 )
 def test_explain_says_what_is_kept(memory, joined, alone):
@@ -574,7 +574,7 @@ def test_explain_says_what_is_kept(memory, joined, alone):
     assert alone in lines[-1]
     assert "one op" not in lines[-1]
     lines = bs.explain(max_pooled(memory=memory, backend="eager")).splitlines()
-    assert "BatchNorm2d 0.1 apart: backend eager runs one after the other" in lines[0]
+    assert "BatchNorm2d 0.1 not fused: backend eager fuses nothing" in lines[0]
 
 
 def test_explain_says_which_way_products_take():

@@ -328,7 +328,7 @@ def test_explain_names_the_backend_of_every_layer():
     assert all(line[2] in bs.backends() and len(line) > 3 for line in lines)
     assert torch.equal(torch.get_rng_state(), before)
     assert bs.explain(bs.LIF(memory="8bit")).endswith(
-        "keeps the distance to the threshold in 8 bits"
+        "saves the distance to the threshold in 8 bits"
     )
     assert "no spiking layer" in bs.explain(nn.Linear(2, 2))
 
@@ -441,11 +441,11 @@ X = CURRENTS
             ValueError,
             r"reset_gradient must lie in \[0, 1\], got 1.5",
         ),
-        (lambda: bs.LIF(learn=("tau", "width")), ValueError, r"learn: any of .* got \['width'\]"),
+        (lambda: bs.LIF(learn=("tau", "width")), ValueError, r"learn may contain .* got \['width'\]"),
         (
             lambda: bs.LIF(backend="cuda9"),
             ValueError,
-            "unknown backend 'cuda9'; here there are: auto, ",
+            "unknown backend 'cuda9'; available here: auto, ",
         ),
         (lambda: bs.lif(X, backend="cuda9"), ValueError, "unknown backend 'cuda9'"),
         (lambda: bs.LIF()(X[:0]), ValueError, r"T >= 1, got shape \[0, 3, 2, 5\]"),
@@ -595,7 +595,7 @@ def test_another_batch_size_within_streaming_is_named():
     ):
         with bs.streaming(layer):
             layer(torch.rand(3, 2, 4))
-            with pytest.raises(ValueError, match="begin a new"):
+            with pytest.raises(ValueError, match="start a new"):
                 layer(torch.rand(3, 3, 4))
 
 

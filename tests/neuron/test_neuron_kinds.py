@@ -263,15 +263,15 @@ def test_explain_says_what_runs():
     ("make", "words"),
     [
         (lambda: bs.CLIF(v_reset=0.0), "leave v_reset out"),
-        (lambda: bs.CLIF(memory="8bit"), "exact, recompute or checkpoint"),
-        (lambda: bs.CLIF(memory="1bit"), "exact, recompute or checkpoint"),
+        (lambda: bs.CLIF(memory="8bit"), "must be .exact., .recompute. or .checkpoint."),
+        (lambda: bs.CLIF(memory="1bit"), "must be .exact., .recompute. or .checkpoint."),
         (lambda: bs.PLIF(memory="8bit"), "no gradient for tau"),
-        (lambda: bs.PLIF(math.inf, decay_input=False), "finite tau"),
+        (lambda: bs.PLIF(math.inf, decay_input=False), "finite initial tau"),
         (lambda: bs.CubaLIF(tau_synapse=1.0), "tau must be above 1"),
         (lambda: bs.CubaLIF(learn=("tau_s",)), "tau_s"),
         (
             lambda: bs.CubaLIF(tau_synapse=math.inf, decay_input=False, learn="tau_synapse"),
-            "finite tau_synapse",
+            "finite initial tau_synapse",
         ),
     ],
 )
@@ -411,9 +411,9 @@ def test_recurrent_in_networks_and_what_it_refuses():
     scaled.remove()
     with pytest.raises(TypeError, match="must be a spiking layer"):
         bs.Recurrent(nn.Linear(2, 2), nn.ReLU())
-    with pytest.raises(TypeError, match="no spiking layer may stand inside"):
+    with pytest.raises(TypeError, match="must not contain a spiking layer"):
         bs.Recurrent(nn.Sequential(nn.Linear(2, 2), bs.LIF()), bs.LIF())
     with pytest.raises(ValueError, match=r"keep the shape of a timestep \[3, 5\], got \[3, 4\]"):
         bs.Recurrent(nn.Linear(5, 4), bs.LIF())(torch.zeros(2, 3, 5))
-    with pytest.raises(TypeError, match="must stand beside it"):
+    with pytest.raises(TypeError, match="put spiking layers next to it"):
         bs.OverTime(bs.Recurrent(nn.Linear(2, 2), bs.LIF()))

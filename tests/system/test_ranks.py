@@ -130,8 +130,8 @@ def test_common_statistics_of_one_process_are_its_own():
     assert sum(isinstance(m, norm.SyncNorm) for m in twin.modules()) == sum(
         isinstance(m, nn.BatchNorm2d) for m in model.modules()
     )
-    assert "its statistics are summed over ranks" in bs.explain(twin)
-    assert "its statistics are summed over ranks" not in bs.explain(model)
+    assert "its statistics are shared between ranks" in bs.explain(twin)
+    assert "its statistics are shared between ranks" not in bs.explain(model)
     x = torch.rand(2, 1, 8, 8).expand(2, 2, 1, 8, 8)
     scaling = [bs.scale_gradients(m, pool_pre=True) for m in (model, twin)]
     for m in (model, twin):
