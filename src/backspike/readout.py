@@ -74,9 +74,9 @@ class TWO(nn.Module):
 
     @torch.no_grad()
     def observe(self, o: Tensor, y: Tensor) -> None:
-        """Count the correct answers of each timestep: o `[T, B, K]`, y `[B]`; training batches only.
+        """Count the correct answers of each timestep, with o `[T, B, K]` and y `[B]`.
 
-        Raises ValueError for other shapes.
+        Call it for training batches only. Raises ValueError for other shapes.
         """
         self._check(o)
         if y.shape != o.shape[1:2]:

@@ -21,7 +21,7 @@ from ..kernel.call import SpikeInfo, as_tensor
 from ..kernel.coefficients import state_dtype
 from ..kernel.norm import Norm, norm_lif
 from ..neuron.lif import IF, LIF, PLIF, Output
-from ..neuron.prepare import check_tensor, prepare
+from ..neuron.prepare import prepare
 from ..options import LIF as Options
 from ..surrogate import Family, Surrogate, unwrap
 from .checkpoint import checkpoint, with_parameters
@@ -30,6 +30,7 @@ from .over_time import (
     BATCH_NORMS,
     SYNAPSES,
     apply_once,
+    check_input,
     is_plain,
     over_time,
     pool_kind,
@@ -99,7 +100,7 @@ class Block:
         Split in two so that the memory of x can be freed before the neurons run.
         sent: information about x from the neuron that emitted it.
         """
-        check_tensor(x)
+        check_input(x, _present(self.product, self.norm))
         if self.neuron is None:
             return BlockInput(*apply_once(x, _present(self.product, self.norm, self.pool), sent))
         if self._multiplies_again():
@@ -210,7 +211,7 @@ class Block:
 
 
 def run_blocks(blocks: Iterable[Block], x: Any, add: Tensor | None = None) -> Tensor:
-    """Run the blocks in turn on x `[T, B, ...]`; add: a tensor that the last spikes are added to."""
+    """Run the blocks in turn on x `[T, B, ...]`; add: a tensor to add to the last spikes."""
     *before, last = blocks
     sent: SpikeInfo | None = None
     for block in before:

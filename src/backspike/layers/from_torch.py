@@ -105,9 +105,7 @@ class _Time:
 
 def _unfolded(x: Tensor, T: int | None) -> Tensor:
     if T is None:
-        raise RuntimeError(
-            "this is part of a model from bs.from_torch; call the whole model"
-        )
+        raise RuntimeError("this is part of a model from bs.from_torch; call the whole model")
     if len(x) % T:
         raise ValueError(
             f"a batch of shape {list(x.shape)} does not contain T={T} timesteps: "

@@ -10,7 +10,7 @@ In evaluation m and s2 are the running statistics, and n >= theta is equivalent 
     theta' = (theta - b) sqrt(s2 + eps) / w + m      if w > 0
 
 so the norm is free: the neuron is a LIF with a threshold per channel. In training the statistics at
-a timestep depend on earlier spikes, so it runs step by step in torch and autograd saves all T steps.
+a timestep depend on earlier spikes, so it runs step by step in torch and autograd saves each step.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class MPBN(LIF):
         return compute(self.prepare(x, v0, repeats, record, constants), self.options.backend)
 
     def folds(self) -> bool:
-        """Whether the norm can be folded into the threshold, in this mode and with these weights."""
+        """Whether the norm can be folded into the threshold in this mode, with these weights."""
         return not self.norm.training and bool((self.norm.weight > 0).all())
 
     def folded_threshold(self) -> Tensor:

@@ -82,7 +82,7 @@ class OverTime(nn.Sequential):
 
 def over_time(x: Tensor, layers: Sequence[nn.Module], sent: SpikeInfo | None = None) -> Tensor:
     """Run stateless layers in turn on `[T, B, ...]`; a result that repeats over T has stride 0."""
-    check_tensor(x)
+    check_input(x, layers)
     if not layers:
         return x
     y, repeats = apply_once(x, layers, sent)
@@ -97,9 +97,7 @@ def apply_once(
     y is `[T, B, ...]` with repeats = 1; or, if the result repeats over T, one copy `[1, B, ...]`
     with repeats = T. sent: information about x from the neuron that emitted it.
     """
-    check_tensor(x)
-    if layers:
-        _check_dimensions(x, layers[0])
+    check_input(x, layers)
     T = len(x)
     repeats = T if repeats_over_time(x) else 1
     x = x[:1] if repeats > 1 else x
@@ -123,10 +121,12 @@ def apply_once(
     return usual_strides(x).unflatten(0, (T // repeats, B)), repeats
 
 
-def _check_dimensions(x: Tensor, layer: nn.Module) -> None:
+def check_input(x: Tensor, layers: Sequence[nn.Module]) -> None:
     """Catch a missing time axis before torch reports the shape `[T B, ...]`."""
+    check_tensor(x)
+    layer = next(iter(layers), None)
     shape, dimensions = _INPUTS.get(type(layer), ("[T, B, ...]", 2))
-    if x.dim() < dimensions:
+    if layer is not None and x.dim() < dimensions:
         raise ValueError(
             f"{type(layer).__name__} needs {shape}, got shape {list(x.shape)}; "
             "add time with x.expand(T, *x.shape)"
@@ -166,7 +166,7 @@ def is_plain(m: nn.Module | None, kinds: tuple[type, ...]) -> bool:
 
 
 def pool_kind(pool: Any) -> str | None:
-    """ "avg" or "max" for a 2x2 pool of torch with stride 2, no padding and floor mode; else None."""
+    """ "avg" or "max" for torch's 2x2 pools with stride 2, no padding and floor mode; else None."""
     if not is_plain(pool, POOLS):
         return None
     ours = (2, (2, 2))

@@ -127,7 +127,7 @@ def _multiplies_tiles() -> bool:
 
 
 def _way(now: str, limits: list[tuple[str, float]], density: float | None) -> str:
-    """The first way whose limit exceeds the density, with hysteresis in favour of the current way."""
+    """The first way whose limit exceeds the density, with hysteresis towards the current one."""
     if density is None:
         return "dense"
     ways = [way for way, _ in limits] + ["dense"]

@@ -1,8 +1,8 @@
 """Residual networks. Parameters are named as in torchvision, so its weights load.
 
-    ResNet   adds current and spikes, then a neuron: torchvision's network with neurons for ReLU
-    SEW      adds the spikes of a block to its input spikes (Fang et al. 2021, arXiv 2102.04159; ADD)
-    MS       adds currents; neurons precede the convolutions (Hu et al. 2021, arXiv 2112.08954)
+    ResNet  adds current and spikes, then a neuron: torchvision's network with neurons for ReLU
+    SEW     adds the spikes of a block to its input spikes (Fang et al. 2021, arXiv 2102.04159; ADD)
+    MS      adds currents; neurons precede the convolutions (Hu et al. 2021, arXiv 2112.08954)
 
 The stem "imagenet" is a 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2; "cifar" is a
 3x3 convolution. Convolutions have no bias, and the last linear layer does not spike. Norms are made

@@ -88,7 +88,7 @@ class MSResNet18(_WithStem):
 
 
 class ResNet19(_ResNet):
-    """ResNet19 of Zheng et al. 2021 (arXiv 2011.05280), with a spiking linear layer of 256 features."""
+    """ResNet19 of Zheng et al. 2021 (arXiv 2011.05280), with 256 spiking features at the end."""
 
     depths = (3, 3, 2)
     widths = (128, 256, 512)

@@ -1,4 +1,4 @@
-"""A neuron's options as arguments and attributes, generated from their dataclass in `options.py`."""
+"""A neuron's options as arguments and attributes, read from their dataclass in `options.py`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 Layer = TypeVar("Layer", bound=type)
 
 
-# `**rest` of `bs.lif` and of the layers, for type checkers and editors, which cannot see a signature
-# that is made at run time. A test holds names and types equal to the fields in `options.py`.
+# `**rest` of `bs.lif` and of the layers, for type checkers and editors, which cannot see signatures
+# made at run time. A test keeps names and types equal to the fields in `options.py`.
 
 
 class FunctionArguments(TypedDict, total=False):
@@ -56,7 +56,7 @@ def takes(kind: type[Options], without: Collection[str] = ()) -> Callable[[F], F
             if f.name not in without
         ]
         shown = {p.name: p for p in (*first, *options, *own)}
-        setattr(function, "__signature__", whole.replace(parameters=[*shown.values()]))  # noqa: B010
+        vars(function)["__signature__"] = whole.replace(parameters=[*shown.values()])
         return function
 
     return decorate

@@ -70,4 +70,3 @@ class CubaLIF(LIF):
         return out._replace(
             state=torch.stack((out.state, current.state)) if want_state else out.state
         ), moments
-

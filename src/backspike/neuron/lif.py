@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -285,15 +285,27 @@ class LIF(Streaming, _Attributes):
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, and always tau, if there is a leak."""
-        shown = {} if math.isinf(self.tau) else {"tau": self.tau}
-        no_leak = {"tau", "decay_input"} if math.isinf(self.tau) else set()
-        for f in fields(self.options):
-            value = getattr(self.options, f.name)
-            if value != f.default and f.name not in no_leak:
-                shown[f.name] = value
+        shown = _changed(self.options)
+        if math.isinf(self.tau):
+            del shown["tau"], shown["decay_input"]
+        elif "tau" not in shown:
+            shown = {"tau": self.tau, **shown}
         if self.channels is not None:
             shown["channels"] = self.channels
-        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        return ", ".join(f"{name}={_text(value)}" for name, value in shown.items())
+
+
+def _changed(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults."""
+    values = {f.name: (getattr(value, f.name), f.default) for f in fields(value) if f.repr}
+    return {name: now for name, (now, default) in values.items() if now != default}
+
+
+def _text(value: Any) -> str:
+    if not is_dataclass(value):
+        return repr(value)
+    shown = ", ".join(f"{name}={_text(v)}" for name, v in _changed(value).items())
+    return f"{type(value).__name__}({shown})"
 
 
 def names(learn: tuple[str, ...] | str) -> tuple[str, ...]:
@@ -315,7 +327,8 @@ class IF(LIF):
     """A layer of integrate-and-fire neurons: `LIF` without leak (lam = 1, gain = 1)."""
 
     def __init__(self, *, channels: int | None = None, **rest: Unpack[LayerArguments]) -> None:
-        super().__init__(math.inf, decay_input=False, channels=channels, **rest)  # type: ignore[misc]
+        rest.setdefault("decay_input", False)
+        super().__init__(math.inf, channels=channels, **rest)
 
 
 @has(Options)
@@ -333,8 +346,9 @@ class PLIF(LIF):
         channels: int | None = None,
         **rest: Unpack[LayerArguments],
     ) -> None:
-        others = (name for name in names(rest.pop("learn", ())) if name != "tau")
-        super().__init__(tau, channels=channels, learn=("tau", *others), **rest)  # type: ignore[misc]
+        others = (name for name in names(rest.get("learn", ())) if name != "tau")
+        rest["learn"] = ("tau", *others)
+        super().__init__(tau, channels=channels, **rest)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         w, ours = f"{prefix}w", f"{prefix}log_tau_minus_1"

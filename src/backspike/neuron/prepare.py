@@ -16,7 +16,6 @@ from ..surrogate import Surrogate, unwrap
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-
 def prepare(
     x: Tensor,
     v0: Tensor | None,

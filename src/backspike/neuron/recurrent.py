@@ -14,9 +14,10 @@ from .streaming import Streaming
 
 
 class Recurrent(Streaming):
-    """A recurrent spiking layer, `[T, B, ...] -> [T, B, ...]`: `neuron` driven by x[t] + layer(s[t-1]).
+    """A recurrent spiking layer, `[T, B, ...] -> [T, B, ...]`.
 
-    s are the spikes of `neuron`, with s[-1] = 0; gradients are exact along both paths.
+    The input of `neuron` is x[t] + layer(s[t-1]), where s are its own spikes and s[-1] = 0;
+    gradients are exact along both paths.
 
     layer: any stateless layer that keeps the shape of a timestep `[B, ...]`, such as
     `nn.Linear(n, n)` or a convolution. neuron: `bs.LIF` or a subclass of it.
@@ -25,7 +26,7 @@ class Recurrent(Streaming):
     that feeds `neuron`.
 
     Cost: T calls of `layer` and T kernels run one after the other, instead of one of each.
-    Forward and backward of 128 neurons, 128 samples and T = 100 take 52 ms instead of 6 (two cores).
+    Forward and backward of 128 neurons, 128 samples, T = 100 take 52 ms instead of 6 (two cores).
 
     Raises TypeError if `neuron` is no spiking layer or `layer` contains one.
     """
