@@ -191,10 +191,10 @@ def test_torchvision_weights_load(value):
 def test_wrong_input_and_layouts_are_refused():
     with pytest.raises(ValueError, match=r"\[T, B, 1, H, W\]"):
         bs.models.convnet()(torch.rand(2, 3, 2, 28, 28))
-    with pytest.raises(ValueError, match="joined by '-'"):
+    with pytest.raises(ValueError, match="separated by '-'"):
         bs.models.convnet("32-Q")
     for layout in ("8C4", "8C", "C3", "0", "08", "8c3"):  # an even kernel cannot preserve the size
-        with pytest.raises(ValueError, match="joined by '-'"):
+        with pytest.raises(ValueError, match="separated by '-'"):
             bs.models.convnet(layout)
     with pytest.raises(ValueError, match="too small"):
         bs.models.convnet("8-P-P-P-P", size=8)

@@ -151,7 +151,7 @@ def test_a_norm_of_the_users_own_is_refused():
 
     with pytest.raises(
         ValueError,
-        match=r"^0 is a Mine, which cannot be told to sum over ranks; set --sync_norm False$",
+        match=r"^0 is a Mine, whose statistics cannot be shared between ranks; set --sync_norm False$",
     ):
         norm.sync_batch_norm(nn.Sequential(Mine(3)))
 

@@ -66,12 +66,12 @@ class BlockInput:
 
     x: the output of the synaptic layer, `[1, B, ...]` if it repeats over T; or, with repeats=None,
     the input of the synaptic layer, which then runs inside an activation checkpoint.
-    sent: information about the spikes x from the neuron that emitted them.
+    info: information about the spikes x from the neuron that emitted them.
     """
 
     x: Tensor
     repeats: int | None
-    sent: SpikeInfo | None = None
+    info: SpikeInfo | None = None
 
     def over_time(self) -> Tensor:
         """[T, B, ...]."""
@@ -94,47 +94,49 @@ class Block:
     def run(self, x: Tensor) -> Tensor:
         return run_blocks([self], x)
 
-    def run_synapse(self, x: Tensor, sent: SpikeInfo | None = None) -> BlockInput:
+    def run_synapse(self, x: Tensor, info: SpikeInfo | None = None) -> BlockInput:
         """Run the synaptic layer; `run_neuron` continues from the result.
 
         Split in two so that the memory of x can be freed before the neurons run.
-        sent: information about x from the neuron that emitted it.
+        info: information about x from the neuron that emitted it.
         """
         check_input(x, _present(self.product, self.norm))
         if self.neuron is None:
-            return BlockInput(*apply_once(x, _present(self.product, self.norm, self.pool), sent))
-        if self._multiplies_again():
-            return BlockInput(x, None, sent)
-        return BlockInput(*apply_once(x, _present(self.product), sent))
+            return BlockInput(*apply_once(x, _present(self.product, self.norm, self.pool), info))
+        if self._recomputes():
+            return BlockInput(x, None, info)
+        return BlockInput(*apply_once(x, _present(self.product), info))
 
     def run_neuron(
-        self, taken: BlockInput, reader: nn.Linear | None = None
+        self, inputs: BlockInput, reader: nn.Linear | None = None
     ) -> tuple[Tensor, SpikeInfo | None]:
         """Return the spikes, and information about them for the layer that reads them next."""
         neuron = self.neuron
         if neuron is None:
-            return taken.over_time(), None
-        if not isinstance(neuron, LIF) or self._why_apart():
-            return over_time(self._apart(taken.over_time(), neuron), _present(self.pool)), None
-        result = self._result(taken, neuron, reader if self.pool is None else None)
-        if self.pool is not None and self.why_pool_apart():
+            return inputs.over_time(), None
+        if not isinstance(neuron, LIF) or self._why_separate():
+            return over_time(
+                self._call_separately(inputs.over_time(), neuron), _present(self.pool)
+            ), None
+        result = self._result(inputs, neuron, reader if self.pool is None else None)
+        if self.pool is not None and self.why_pool_separate():
             return over_time(result.spikes, _present(self.pool)), None
         return result.spikes, SpikeInfo.from_result(result)
 
-    def add_to(self, other: Tensor, taken: BlockInput) -> Tensor:
+    def add_to(self, other: Tensor, inputs: BlockInput) -> Tensor:
         """Add the spikes to `other`, as at the end of a residual block; fused where possible."""
         neuron = self.neuron
-        if not isinstance(neuron, LIF) or self.norm is None or self._why_apart():
-            return self.run_neuron(taken)[0] + other
-        if neuron.watchers or self.pool is not None or taken.repeats is None:
-            return self.run_neuron(taken)[0] + other
-        return self._result(taken, neuron, None, other).spikes
+        if not isinstance(neuron, LIF) or self.norm is None or self._why_separate():
+            return self.run_neuron(inputs)[0] + other
+        if neuron.watchers or self.pool is not None or inputs.repeats is None:
+            return self.run_neuron(inputs)[0] + other
+        return self._result(inputs, neuron, None, other).spikes
 
-    def _why_apart(self) -> str:
+    def _why_separate(self) -> str:
         """Why the neuron is called as a separate module; "" if it is not."""
-        return why_called(self.neuron) or ("" if self.norm is None else self.why_norm_apart())
+        return why_called(self.neuron) or ("" if self.norm is None else self.why_norm_separate())
 
-    def _multiplies_again(self) -> bool:
+    def _recomputes(self) -> bool:
         """Whether backward recomputes the block from its input (activation checkpointing)."""
         checkpointed = (
             isinstance(self.neuron, LIF)
@@ -142,9 +144,9 @@ class Block:
             and is_plain(self.product, SYNAPSES)
             and not any(w.membrane for w in self.neuron.watchers)
         )
-        return checkpointed and not self._why_apart()
+        return checkpointed and not self._why_separate()
 
-    def _apart(self, y: Tensor, neuron: nn.Module) -> Any:
+    def _call_separately(self, y: Tensor, neuron: nn.Module) -> Any:
         """Call norm and neuron, as separate modules, on the output y of the synaptic layer."""
         if self.norm is None:
             return neuron(y)
@@ -153,7 +155,7 @@ class Block:
         narrow = any(p.dtype.itemsize == 2 for p in self.norm.parameters())
         return neuron(over_time(y if narrow else y.to(state_dtype(y)), [self.norm])).to(y.dtype)
 
-    def why_norm_apart(self) -> str:
+    def why_norm_separate(self) -> str:
         """Why the norm is not fused with the neuron; "" if it is."""
         if self.norm is None:
             return "there is none"
@@ -165,21 +167,21 @@ class Block:
             return "its statistics are shared between ranks"
         return "" if is_plain(self.norm, BATCH_NORMS) else "it has hooks"
 
-    def why_pool_apart(self) -> str:
+    def why_pool_separate(self) -> str:
         """Why the pool is not fused with norm and neuron; "" if it is."""
-        if self.why_norm_apart():
+        if self.why_norm_separate():
             return "fused only with a BatchNorm before the neuron"
         if isinstance(self.neuron, LIF) and self.neuron.watchers:
             return "the spikes are watched"
         return "" if pool_kind(self.pool) else "it is not torch's 2x2 pool, or has hooks"
 
     def _result(
-        self, taken: BlockInput, neuron: LIF, reader: nn.Linear | None, add: Tensor | None = None
+        self, inputs: BlockInput, neuron: LIF, reader: nn.Linear | None, add: Tensor | None = None
     ) -> Result:
         """Run norm and neuron, and the pool if it is fused."""
-        x = taken.x
+        x = inputs.x
         neuron.begin(x.device)
-        pool = None if self.pool is None or self.why_pool_apart() else pool_kind(self.pool)
+        pool = None if self.pool is None or self.why_pool_separate() else pool_kind(self.pool)
         # x has as many dimensions as what the product makes of it
         norm = None if self.norm is None else batch_norm_arguments(self.norm, x[0])
         seen = neuron.streams or bool(neuron.watchers)
@@ -193,10 +195,10 @@ class Block:
         )
         part = _Part(
             self.product,
-            taken.sent,
+            inputs.info,
             norm,
             pool,
-            neuron.initial_state(None, x if taken.repeats else None),
+            neuron.initial_state(None, x if inputs.repeats else None),
             neuron.options,
             neuron.constants(),
             neuron.mask_seed(),
@@ -204,7 +206,7 @@ class Block:
             record,
             add,
         )
-        result = part.recomputed(x) if taken.repeats is None else part.result(x, taken.repeats)
+        result = part.recomputed(x) if inputs.repeats is None else part.result(x, inputs.repeats)
         if seen:
             neuron.see(Output(result.spikes, result.state, result.membrane), result.moments)
         return result
@@ -213,11 +215,11 @@ class Block:
 def run_blocks(blocks: Iterable[Block], x: Any, add: Tensor | None = None) -> Tensor:
     """Run the blocks in turn on x `[T, B, ...]`; add: a tensor to add to the last spikes."""
     *before, last = blocks
-    sent: SpikeInfo | None = None
+    info: SpikeInfo | None = None
     for block in before:
-        x = block.run_synapse(x, sent)  # frees the memory of x before the neurons run
-        x, sent = block.run_neuron(x)
-    x = last.run_synapse(x, sent)
+        x = block.run_synapse(x, info)  # frees the memory of x before the neurons run
+        x, info = block.run_neuron(x)
+    x = last.run_synapse(x, info)
     return last.run_neuron(x)[0] if add is None else last.add_to(add, x)
 
 
@@ -226,7 +228,7 @@ class _Part:
     """What a block computes in one forward pass: its modules, and their tensors and options."""
 
     product: nn.Module | None
-    sent: SpikeInfo | None
+    info: SpikeInfo | None
     norm: Norm | None
     pool: str | None
     v0: Tensor | None
@@ -257,7 +259,7 @@ class _Part:
             )
             part = self._on(tensors, again)
             result = part.result(
-                *apply_once(x.expand(T, *x.shape[1:]), _present(part.product), part.sent)
+                *apply_once(x.expand(T, *x.shape[1:]), _present(part.product), part.info)
             )
             return result.spikes, result.state, *(result.moments or (None, None)), result.active
 
@@ -265,8 +267,8 @@ class _Part:
         assert spikes is not None
         assert state is not None
         mean, square = moments
-        taken = None if mean is None or square is None else kernel.Moments(mean, square)
-        return Result(spikes, state, None, taken, active)
+        both = None if mean is None or square is None else kernel.Moments(mean, square)
+        return Result(spikes, state, None, both, active)
 
     def _tensors(self) -> list[Tensor | None]:
         """Its learned tensors, in the order of `_on`."""

@@ -46,15 +46,8 @@ def explain(model: nn.Module) -> str:
     for layer, name in names.items():
         if isinstance(layer, LIF | Integrator):
             backend, why = _backend(layer, device)
-            rows.append(
-                (
-                    name,
-                    type(layer).__name__,
-                    backend,
-                    why,
-                    _together(layer, blocks.get(layer), backend, names),
-                )
-            )
+            details = _details(layer, blocks.get(layer), backend, names)
+            rows.append((name, type(layer).__name__, backend, why, details))
         elif name in chosen:
             rows.append((name, type(layer).__name__, "cpu", chosen[name], ""))
     if not any(isinstance(layer, LIF | Integrator) for layer in names):
@@ -79,7 +72,7 @@ def _backend(layer: LIF | Integrator, device: torch.device) -> tuple[str, str]:
         return kernel.choose(layer.backend, layer.prepare(x, None))
 
 
-def _together(
+def _details(
     layer: LIF | Integrator, block: Block | None, backend: str, names: dict[nn.Module, str]
 ) -> str:
     """What is saved for backward, what is fused with the neuron, and why the rest is not."""
@@ -92,8 +85,8 @@ def _together(
         return f"{saved}; called by itself: {reason}"
     elsewhere = "" if backend in ("cpu", "triton") else f"backend {backend} fuses nothing"
     parts = (
-        (block.norm, elsewhere or block.why_norm_apart()),
-        (block.pool, elsewhere or block.why_pool_apart()),
+        (block.norm, elsewhere or block.why_norm_separate()),
+        (block.pool, elsewhere or block.why_pool_separate()),
     )
     reasons = [
         (f"{type(part).__name__} {names.get(part, '')}".rstrip(), why)
@@ -101,13 +94,10 @@ def _together(
         if part is not None
     ]
     fused = " and ".join(text for text, why in reasons if not why)
-    if (
-        layer.memory == "checkpoint"
-        and block.product is not None
-        and is_plain(block.product, SYNAPSES)
-    ):
-        saved = f"saves the input of {names.get(block.product, type(block.product).__name__)}"
+    synapse = block.product
+    if layer.memory == "checkpoint" and synapse is not None and is_plain(synapse, SYNAPSES):
+        saved = f"saves the input of {names.get(synapse, type(synapse).__name__)}"
     elif fused:
         saved = "saves the input of the norm"
-    apart = [f"{text} not fused: {why}" for text, why in reasons if why]
-    return "; ".join([f"{saved}, fused with {fused}" if fused else saved, *apart])
+    separate = [f"{text} not fused: {why}" for text, why in reasons if why]
+    return "; ".join([f"{saved}, fused with {fused}" if fused else saved, *separate])

@@ -119,7 +119,8 @@ class _Folded(nn.Module):
 
     def __init__(self, neuron: nn.Module, time: _Time) -> None:
         super().__init__()
-        self.neuron, self._time = neuron, time
+        self.neuron = neuron
+        self._time = time
 
     def forward(self, x: Tensor) -> Tensor:
         x = _unfolded(x, self._time.T)

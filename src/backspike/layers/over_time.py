@@ -80,22 +80,22 @@ class OverTime(nn.Sequential):
         return over_time(x, flatten_layers(self))
 
 
-def over_time(x: Tensor, layers: Sequence[nn.Module], sent: SpikeInfo | None = None) -> Tensor:
+def over_time(x: Tensor, layers: Sequence[nn.Module], info: SpikeInfo | None = None) -> Tensor:
     """Run stateless layers in turn on `[T, B, ...]`; a result that repeats over T has stride 0."""
     check_input(x, layers)
     if not layers:
         return x
-    y, repeats = apply_once(x, layers, sent)
+    y, repeats = apply_once(x, layers, info)
     return y.expand(repeats, *y.shape[1:]) if repeats > 1 else y
 
 
 def apply_once(
-    x: Tensor, layers: Sequence[nn.Module], sent: SpikeInfo | None = None
+    x: Tensor, layers: Sequence[nn.Module], info: SpikeInfo | None = None
 ) -> tuple[Tensor, int]:
     """Run stateless layers; return (y, repeats).
 
     y is `[T, B, ...]` with repeats = 1; or, if the result repeats over T, one copy `[1, B, ...]`
-    with repeats = T. sent: information about x from the neuron that emitted it.
+    with repeats = T. info: information about x from the neuron that emitted it.
     """
     check_input(x, layers)
     T = len(x)
@@ -112,10 +112,10 @@ def apply_once(
             x = convolve_with_norm(layer, norm, x)
         elif isinstance(layer, TEBN):
             x = layer(x.unflatten(0, (T, B))).flatten(0, 1)
-        elif layer is first and sent is not None:
-            x = synapse.linear(x, first, sent.active, sent.bits_of(x))
-        elif layer is layers[0] and sent is not None and isinstance(layer, CONVOLUTIONS):
-            x = synapse.convolution(x, layer, sent.bits_of(x))
+        elif layer is first and info is not None:
+            x = synapse.linear(x, first, info.active, info.bits_of(x))
+        elif layer is layers[0] and info is not None and isinstance(layer, CONVOLUTIONS):
+            x = synapse.convolution(x, layer, info.bits_of(x))
         else:
             x = _apply(layer, x, repeats)
     return usual_strides(x).unflatten(0, (T // repeats, B)), repeats

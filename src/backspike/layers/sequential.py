@@ -50,9 +50,9 @@ class Stateless:
 
     layers: list[nn.Module]
 
-    def step(self, x: Tensor, sent: SpikeInfo | None) -> tuple[Tensor, SpikeInfo | None]:
+    def step(self, x: Tensor, info: SpikeInfo | None) -> tuple[Tensor, SpikeInfo | None]:
         moved = all(is_plain(layer, (nn.Flatten,)) for layer in self.layers)
-        return over_time(x, self.layers, sent), sent if moved else None
+        return over_time(x, self.layers, info), info if moved else None
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Called:
 
     module: nn.Module
 
-    def step(self, x: Any, sent: SpikeInfo | None) -> tuple[Any, None]:
+    def step(self, x: Any, info: SpikeInfo | None) -> tuple[Any, None]:
         return self.module(x), None
 
 
@@ -70,14 +70,14 @@ Step = Block | Stateless | Called
 
 def run(layers: Iterable[nn.Module], x: Any) -> Any:
     """Run the layers in turn, neighbours fused."""
-    sent: SpikeInfo | None = None
+    info: SpikeInfo | None = None
     steps = plan(layers)
     for i, step in enumerate(steps, 1):
         if isinstance(step, Block):
-            x = step.run_synapse(x, sent)  # frees the memory of x before the neurons run
-            x, sent = step.run_neuron(x, _reader(steps[i:]))
+            x = step.run_synapse(x, info)  # frees the memory of x before the neurons run
+            x, info = step.run_neuron(x, _reader(steps[i:]))
         else:
-            x, sent = step.step(x, sent)
+            x, info = step.step(x, info)
     return x
 
 
@@ -85,15 +85,10 @@ def _reader(steps: Sequence[Step]) -> nn.Linear | None:
     """The linear layer that reads the input of these steps, if any."""
     layers: list[nn.Module | None] = []
     for step in steps:
-        layers += (
-            step.layers
-            if isinstance(step, Stateless)
-            else [step.product]
-            if isinstance(step, Block)
-            else [None]
-        )
         if not isinstance(step, Stateless):
+            layers.append(step.product if isinstance(step, Block) else None)
             break
+        layers += step.layers
     return first_linear(layers)
 
 

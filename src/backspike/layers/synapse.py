@@ -98,11 +98,8 @@ def _window(x: Tensor, layer: Any, dtype: torch.dtype) -> Geometry | None:
         return None
     window = Geometry(layer.stride, padding, layer.dilation)  # type: ignore[arg-type]
     size = window.outputs(x.shape[2:], layer.kernel_size)
-    return (
-        window
-        if min(size) > 0 and math.prod(size) * len(x) * layer.weight.numel() >= sparsity.WORTH_IT
-        else None
-    )
+    large = math.prod(size) * len(x) * layer.weight.numel() >= sparsity.WORTH_IT
+    return window if min(size) > 0 and large else None
 
 
 def linear(
@@ -189,17 +186,11 @@ def _infer(x: Tensor, layer: nn.Linear, dtype: torch.dtype) -> Tensor:
     x2 = x.reshape(-1, x.shape[-1]).contiguous()
     if not worth_it(dtype, len(x2), layer.in_features, layer.out_features):
         return layer(x)
-    packed = pack(x2)
-    way = (
-        SparsityPlan()
-        .decide(dtype, len(x2), layer.in_features, layer.out_features, _spikes(packed), None)
-        .forward
-    )
-    return (
-        layer(x)
-        if way == "dense"
-        else _added(packed, layer.weight.to(dtype), layer.bias, way, x.shape)
-    )
+    packed, plan = pack(x2), SparsityPlan()
+    plan.decide(dtype, len(x2), layer.in_features, layer.out_features, _spikes(packed), None)
+    if plan.forward == "dense":
+        return layer(x)
+    return _added(packed, layer.weight.to(dtype), layer.bias, plan.forward, x.shape)
 
 
 def _added(

@@ -216,7 +216,8 @@ class GradientScaling(Handle):
 
     def __init__(self, model: nn.Module, alpha: float, rule: _Rule) -> None:
         super().__init__()
-        self.alpha, self.rule = alpha, rule
+        self.alpha = alpha
+        self.rule = rule
         self.scaled: dict[str, str] = {}
         self.not_scaled: dict[str, str] = {}
         self._layers: dict[str, Any] = {
