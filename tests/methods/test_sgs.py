@@ -746,7 +746,7 @@ def test_all_combinations_of_methods_train(msg, psg, pda, sgs, mask, kind):
 def test_a_compiled_model_is_refused():
     model = bs.models.convnet("2-2", size=4)
     bs.scale_gradients(model)
-    with pytest.raises(RuntimeError, match="without torch.compile"):
+    with pytest.raises(RuntimeError, match=r"without torch\.compile"):
         torch.compile(model, backend="eager")(torch.ones(2, 1, 1, 4, 4))
 
 
