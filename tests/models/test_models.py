@@ -196,7 +196,7 @@ def test_wrong_input_and_layouts_are_refused():
     for layout in ("8C4", "8C", "C3", "0", "08", "8c3"):  # an even kernel cannot preserve the size
         with pytest.raises(ValueError, match="separated by '-'"):
             bs.models.convnet(layout)
-    with pytest.raises(ValueError, match="too small"):
+    with pytest.raises(ValueError, match="too many for inputs of size 8"):
         bs.models.convnet("8-P-P-P-P", size=8)
     with pytest.raises(ValueError, match="'cifar' or 'imagenet'"):
         bs.models.resnet18(stem="none")
