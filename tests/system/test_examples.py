@@ -32,7 +32,7 @@ def test_the_code_of_the_readme_runs(code, monkeypatch, tmp_path, capsys):
 def test_the_code_of_the_docs_runs(page, capsys):
     for code in blocks(page):
         exec(code, {})
-    assert "one op with BatchNorm2d 0.1 and MaxPool2d 2.0" in capsys.readouterr().out
+    assert "fused with BatchNorm2d 0.1 and MaxPool2d 2.0" in capsys.readouterr().out
 
 
 EXAMPLES = sorted(

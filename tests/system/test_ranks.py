@@ -130,8 +130,8 @@ def test_common_statistics_of_one_process_are_its_own():
     assert sum(isinstance(m, norm.SyncNorm) for m in twin.modules()) == sum(
         isinstance(m, nn.BatchNorm2d) for m in model.modules()
     )
-    assert "its statistics are summed over ranks" in bs.explain(twin)
-    assert "its statistics are summed over ranks" not in bs.explain(model)
+    assert "its statistics are shared between ranks" in bs.explain(twin)
+    assert "its statistics are shared between ranks" not in bs.explain(model)
     x = torch.rand(2, 1, 8, 8).expand(2, 2, 1, 8, 8)
     scaling = [bs.scale_gradients(m, pool_pre=True) for m in (model, twin)]
     for m in (model, twin):
@@ -151,7 +151,7 @@ def test_a_norm_of_the_users_own_is_refused():
 
     with pytest.raises(
         ValueError,
-        match=r"^0 is a Mine, which cannot be told to sum over ranks; set --sync_norm False$",
+        match=r"^0 is a Mine, whose statistics cannot be shared between ranks; set --sync_norm False$",
     ):
         norm.sync_batch_norm(nn.Sequential(Mine(3)))
 

@@ -233,5 +233,5 @@ def test_what_does_not_run_here_does_not_fit(layout, runs):
 
 
 def test_a_recipe_that_fails_anyway_says_why(tmp_path):
-    with pytest.raises(RunError, match="pools the input away"):
+    with pytest.raises(RunError, match="too many for inputs of size"):
         plan_memory(recipe(model="ConvNet('4-P-P-P-P', size=8)"), "1GB")
