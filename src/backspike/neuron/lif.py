@@ -225,7 +225,7 @@ class LIF(Streaming, _Attributes):
         Returns the output, and the moments of the membrane if a watcher asks for them.
         want_state=False: the state need not be computed and may be empty.
         """
-        record = self.record()._replace(state=want_state)
+        record = self.record(want_state)
         return compute(self.prepare(x, v0, repeats, record), self.options.backend)
 
     def prepare(
@@ -244,11 +244,11 @@ class LIF(Streaming, _Attributes):
     def mask_seed(self) -> Tensor | None:
         return self.seed if torch.is_grad_enabled() else None
 
-    def record(self) -> kernel.Record:
+    def record(self, state: bool = True) -> kernel.Record:
         """What the watchers need recorded."""
-        return kernel.Record(
-            any(w.membrane for w in self.watchers), any(w.moments for w in self.watchers)
-        )
+        membrane = any(w.membrane for w in self.watchers)
+        moments = any(w.moments for w in self.watchers)
+        return kernel.Record(membrane, moments, state=state)
 
     def begin(self, device: torch.device) -> None:
         """Start a forward pass: draw a seed in training or with gradients, clamp the parameters."""
