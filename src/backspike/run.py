@@ -54,16 +54,17 @@ class Run:
         """
         path = Path(out)
         if path.exists() and not path.is_dir():
-            raise RunError(f"{path} is a file; choose another folder: {option('out')}")
+            raise RunError(f"{path} is a file; choose another folder ({option('out')})")
         names = [p.name for p in path.iterdir()] if path.exists() else []
         # ignore the leftovers of a run that was killed before it wrote its recipe
         there = [n for n in names if n not in LOCKS and not disk.is_temporary(n)]
         if there and "recipe.json" not in there:
-            raise RunError(f"{path} holds other files; choose another folder: {option('out')}")
+            raise RunError(f"{path} holds other files; choose another folder ({option('out')})")
         if there and not force:
             raise RunError(
                 f"{path} already holds a run; continue it with `backspike resume {path}`, "
-                f"replace it with {option('force', True)}, or choose another {option('out')}"
+                f"replace it with {option('force', True)}, "
+                f"or choose another folder ({option('out')})"
             )
         return Run(path)
 
@@ -95,7 +96,8 @@ class Run:
         run = Run(Path(path))
         if not (run.path / "recipe.json").is_file():
             raise RunError(
-                f"{path}: no run folder (recipe.json is missing); give one that `backspike train` made"
+                f"{path}: no run folder (recipe.json is missing); "
+                "give one that `backspike train` made"
             )
         return run
 
@@ -127,7 +129,8 @@ class Run:
                 disk.sweep(self.path)
             except disk.Locked as e:
                 raise RunError(
-                    f"{self.path} is in use by {e}; wait for it or choose another {option('out')}"
+                    f"{self.path} is in use by {e}; "
+                    f"wait for it or choose another folder ({option('out')})"
                 ) from e
             except OSError as e:
                 raise cannot_write(self.path / ".lock", e) from e
