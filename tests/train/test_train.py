@@ -450,7 +450,7 @@ def test_own_model_and_data(tmp_path):
     assert result.test_accuracy == 1.0
     network = bs.load(tmp_path / "run", Own())
     assert network(torch.tensor([[[1.0, 1.0]]]).expand(4, 1, 2)).argmax().item() == 1
-    with pytest.raises(RunError, match="give model= again"):
+    with pytest.raises(RunError, match="trained with a model of your own; give model= again"):
         bs.load(tmp_path / "run")
     with pytest.raises(RunError, match="data of your own"):
         bs.evaluate(tmp_path / "run", Own())
