@@ -586,7 +586,7 @@ def test_only_one_rank_reports_an_error(tmp_path, words, code, text):
 
 
 @pytest.mark.slow
-def test_a_sharded_spikformer_trains_like_a_whole_one(tmp_path):
+def test_a_sharded_spikformer_trains_as_a_whole_one(tmp_path):
     example = ROOT / "examples/sharded.py"
     words = [
         example,
