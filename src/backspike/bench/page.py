@@ -247,13 +247,13 @@ def _draw_bars(
     """One bar per row with its name above, so that it is legible on a phone."""
     figure: Any = ax.figure
     width, height = figure.get_size_inches()
-    figure.set_size_inches(width, max(height, 0.36 * (len(rows) + 1)))
+    figure.set_size_inches(width, max(height, 0.4 * (len(rows) + 1)))
     for i, (row, value) in enumerate(zip(rows, values)):
         ours = row.implementation.settings.library == "ours"
         ax.barh(
             i, value, height=0.42, color=ink(0 if ours else 1 if row.implementation.peer else 7)
         )
-        ax.text(0, i - 0.3, f"{row.name}  {_digits(value)}", fontsize=8.5, va="bottom")
+        ax.text(0, i - 0.3, f"{row.name}  {_digits(value)}", fontsize=10, va="bottom")
     for (_, value), number in zip(limits, _LIMITS):
         ax.axvline(value, color=ink(number), linewidth=1.2, zorder=0)
     axes(ax, "")
