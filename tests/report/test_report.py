@@ -511,6 +511,18 @@ def test_a_log_with_nothing_but_its_end_is_damaged(full: Path) -> None:
         report.write(full)
 
 
+@pytest.mark.parametrize("key", ["problem", "illness"])
+def test_problems_found_during_training_are_named(full: Path, key: str) -> None:
+    finding = {key: "silent layer", "where": ["conv1"], "found": "no spike", "advice": "lower it"}
+    vitals = {"layers": {"conv1": {"gradient": 0.5}}}
+    watch = {"event": "watch", "epochs": 0, "vitals": vitals, "findings": [finding]}
+    with open(full / "log.jsonl", "a") as log:
+        log.write(json.dumps(watch) + "\n")
+    text = Page(report.write(full)).text
+    assert "silent layer" in text
+    assert "lower it" in text
+
+
 def test_the_time_may_be_missing_from_the_log(full: Path) -> None:
     log = re.sub(r', "seconds": [\d.]+', "", (full / "log.jsonl").read_text())
     (full / "log.jsonl").write_text(log)

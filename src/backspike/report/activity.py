@@ -342,17 +342,21 @@ def watch_findings(run: RunData) -> Part | Table:
         for finding in findings if isinstance(findings, list) else []:
             finding = as_dict(finding)
             places = finding.get("where")
-            key = f"{finding.get('illness')} {places}"
+            key = f"{_problem(finding)} {places}"
             where = ", ".join(map(str, places)) if isinstance(places, list) else ""
             rows.setdefault(key, [finding, where, []])[2].append(event["epochs"])
     if not rows:
         return Part("paragraph", "No problem was found at any time.")
     cells = [
-        [str(f.get("illness")), where, spans(at), str(f.get("found")), advice(f)]
+        [_problem(f), where, spans(at), str(f.get("found")), advice(f)]
         for f, where, at in rows.values()
     ]
     columns = left("problem", "layers", "after epoch", "measured", "advice")
     return Table(columns, cells, "Findings")
+
+
+def _problem(finding: dict[str, Any]) -> str:
+    return str(finding.get("problem", finding.get("illness")))  # older logs have "illness"
 
 
 def advice(finding: dict[str, Any]) -> Text:

@@ -197,18 +197,18 @@ def image(pixels: np.ndarray, alt: str, style: str = "") -> Image:
 class Picture(NamedTuple):
     """One pair of axes, as a figure of a page or as an SVG file.
 
-    lines: text and colour number of the legend entries. said: the values, for screen readers.
+    lines: text and colour number of the legend entries. summary: the values, for screen readers.
     """
 
     name: str
     title: str
     lines: Sequence[tuple[str, int]]
     plot: Callable[[Axes], None]
-    said: str = ""
+    summary: str = ""
 
     def figure(self) -> Figure:
         """The figure for a page, with an HTML legend."""
-        drawn = draw_svg(self.name, f"{self.title}. {self.said}", self.plot)
+        drawn = draw_svg(self.name, f"{self.title}. {self.summary}", self.plot)
         keys = legend([Key(text, css(ink(number))) for text, number in self.lines])
         return Figure(self.name, self.title, drawn, keys if len(keys) > 1 else ())
 
