@@ -445,7 +445,7 @@ def test_a_report_mentions_damaged_lines_of_the_log(tmp_path, whole, caplog):
     (run / "log.jsonl").write_bytes(LOGS["garbled"]((run / "log.jsonl").read_bytes()))
     with caplog.at_level(logging.WARNING, "backspike"):
         assert main(["report", str(run)]) == 0
-    assert f"1 damaged lines left out; put back by: backspike resume {run}" in caplog.text
+    assert f"1 damaged lines left out; to repair the file: backspike resume {run}" in caplog.text
 
 
 # ---- NaN -----------------------------------------------------------------------------------------
