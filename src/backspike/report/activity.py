@@ -323,13 +323,13 @@ def watch_findings(run: RunData) -> Part | Table:
         for finding in findings if isinstance(findings, list) else []:
             finding = as_dict(finding)
             places = finding.get("where")
-            key = f"{finding.get('illness')} {places}"
+            key = f"{finding.get('problem', finding.get('illness'))} {places}"
             where = ", ".join(map(str, places)) if isinstance(places, list) else ""
             rows.setdefault(key, [finding, where, []])[2].append(event["epochs"])
     if not rows:
         return Part("paragraph", "Nothing was found at any time.")
     cells = [
-        [str(f.get("illness")), where, spans(at), str(f.get("found")), advice(f)]
+        [str(f.get("problem", f.get("illness"))), where, spans(at), str(f.get("found")), advice(f)]
         for f, where, at in rows.values()
     ]
     columns = left("finding", "where", "after epochs", "what", "to try")
