@@ -22,7 +22,7 @@ from backspike.cli.parser import Parser
 from backspike.doctor import examine, page
 from backspike.errors import RunError
 from backspike.recipes.recipe import Recipe
-from backspike.recipes.values import SGD, AdamW, CrossEntropy
+from backspike.recipes.values import SGD, AdamW
 from backspike.report import activity
 from backspike.run import Run
 from backspike.train import checkpoint, setup, step
@@ -61,9 +61,12 @@ class Plain:
         first = nn.Linear(64, 32)
         nn.init.constant_(first.bias, self.bias)
         return nn.Sequential(
-            bs.OverTime(nn.Flatten(), first), neuron(channels=32), bs.OverTime(nn.Linear(32, 32), nn.BatchNorm1d(32)),
-            neuron(channels=32), bs.OverTime(nn.Linear(32, 10)),
-        )  # fmt: skip
+            bs.OverTime(nn.Flatten(), first),
+            neuron(channels=32),
+            bs.OverTime(nn.Linear(32, 32), nn.BatchNorm1d(32)),
+            neuron(channels=32),
+            bs.OverTime(nn.Linear(32, 10)),
+        )
 
 
 # ---- problems that recipe fields cause and solve
@@ -309,8 +312,7 @@ class _Of(nn.Module):
 
 def measured(model, x, y, optimizer=None, **changes):
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.5)
-    recipe = Recipe(optimizer=SGD(lr=0.5, momentum=0.0), loss=CrossEntropy(), T=len(x), readout="Mean()").replace(changes) \
-        if changes else Recipe(optimizer=SGD(lr=0.5, momentum=0.0), T=len(x))  # fmt: skip
+    recipe = Recipe(optimizer=SGD(lr=0.5, momentum=0.0), T=len(x)).replace(changes)
     return vitals.take(_Of(model), optimizer, [(x, y)], recipe, nullcontext)
 
 
@@ -539,7 +541,7 @@ def test_data_of_a_wrong_shape_and_missing_runs_are_errors_in_one_line():
 
 
 def test_adam_continues_from_the_state_of_the_run(tmp_path):
-    """A new Adam moves every weight by the learning rate; with a history of mixed signs, by less."""
+    """A new Adam moves each weight by the learning rate; after mixed signs, by less."""
     bs.fit(tiny(epochs=3, optimizer=AdamW(lr=1e-3)), tmp_path / "run", report=False)
     kept = bs.examine(tmp_path / "run").vitals.weights["classifier.1.weight"].update_ratio
     fresh = (
@@ -688,5 +690,5 @@ def test_errors_count_epochs_from_one(monkeypatch):
         raise ValueError("no such thing")
 
     monkeypatch.setattr(examine, "take", fails)
-    with pytest.raises(RunError, match="^epoch 1: no such thing"):
+    with pytest.raises(RunError, match=r"^epoch 1: no such thing"):
         bs.examine(tiny())

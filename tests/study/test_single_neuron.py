@@ -1,4 +1,4 @@
-"""The single-neuron experiment: the batch does what one neuron by itself would, and the picture of paper B comes out."""
+"""The single-neuron experiment: a batch agrees with single neurons, and reproduces paper B."""
 
 import json
 
@@ -9,17 +9,17 @@ from backspike.neuron.lif import lif
 from backspike.study import single_neuron
 from backspike.surrogate import Sigmoid
 
-SMALL = single_neuron.Toy(learning_rates=(0.02, 0.05), sets=2, problems=4, updates=3)
+SMALL = single_neuron.Experiment(learning_rates=(0.02, 0.05), sets=2, problems=4, updates=3)
 
 
-def test_problems_are_those_of_the_experiment():
+def test_problems_have_the_sizes_and_rates_of_the_experiment():
     given = single_neuron.problems(40, 3)
     assert given.a.shape == (40, 100, 100)
     assert given.target.shape == (100, 40)
     assert float(given.w.min()) >= 0
     assert float(given.w.max()) <= 0.05
     assert float(given.target.mean()) == pytest.approx(0.05, abs=0.01)
-    # a long train filtered with weight 1 in all keeps its rate, but for the end of the window
+    # a filter of total weight 1 keeps the rate, except at the end of the window
     assert float(given.a.mean()) == pytest.approx(0.1, abs=0.01)
 
 
@@ -36,7 +36,7 @@ def test_synapse_is_a_first_order_filter():
 
 
 def _alone(given, w, p, rule):
-    """The gradient of problem p by itself, through the reference backend, the filter written as its recursion."""
+    """The gradient of problem p alone, by the reference backend and a recursive filter."""
     w = w.clone().requires_grad_()
     x = given.a[p] @ w
     options = {
@@ -62,7 +62,7 @@ def _alone(given, w, p, rule):
 
 
 @pytest.mark.parametrize("rule", single_neuron.RULES)
-def test_gradient_of_the_batch_is_that_of_each_problem_alone(rule):
+def test_batch_gradients_agree_with_each_problem_alone(rule):
     given = single_neuron.problems(3, 1, torch.float64)
     w = given.w[:, :, None] * torch.tensor([1.0, 1.7], dtype=torch.float64)
     got = single_neuron.gradient(given, w, rule)
@@ -73,7 +73,7 @@ def test_gradient_of_the_batch_is_that_of_each_problem_alone(rule):
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_rules_differ():
+def test_gradients_of_the_rules_differ():
     given = single_neuron.problems(3, 1, torch.float64)
     a, b, c = (
         single_neuron.gradient(given, given.w[:, :, None] * 1.7, rule)
@@ -84,7 +84,7 @@ def test_rules_differ():
     assert not torch.allclose(a, c)
 
 
-def test_solved_means_the_exact_train():
+def test_a_problem_is_solved_if_the_trains_are_equal():
     given = single_neuron.problems(2, 0)
     w = given.w[:, :, None]
     target = single_neuron.spikes(given, w, "TSBP").detach()[:, :, 0]
@@ -106,7 +106,7 @@ def test_stbp_fails_where_tsbp_and_spatial_only_solve():
     assert float(solved["spatial only"].solved.float().mean()) > 0.85
 
 
-def test_reset_cost_measures_both():
+def test_reset_cost_measures_both_rules():
     cost = single_neuron.reset_cost(T=3, elements=1000, repeats=3)
     assert set(cost["median_ms"]) == {"rho = 0", "rho = 1"}
     assert cost["ratio"] == pytest.approx(
