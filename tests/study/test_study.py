@@ -531,13 +531,13 @@ def test_a_stopped_study_ends_its_processes_and_says_how_to_continue(how, tmp_pa
         os.killpg(process.pid, signal.SIGINT)
     else:
         process.terminate()
-    said, errors = process.communicate(timeout=60)
+    text, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert (
         errors == "backspike: stopped; what is done so far is in s, "
         "the same command without --force goes on\n"
     )
-    assert said == "reset-gradient: 3 runs into s\n"
+    assert text == "reset-gradient: 3 runs into s\n"
     assert _gone(process.pid)
     assert list(tmp_path.glob("s/runs/*/0/last.ckpt"))
 
@@ -591,12 +591,12 @@ def test_tables_show_the_numbers(copy):
     out = copy
     for i, log in enumerate(sorted(out.glob("runs/*/*/log.jsonl"))):
         lines = log.read_text().splitlines()
-        said = {
+        text = {
             **json.loads(lines[-1]),
             "test_accuracy": 0.9 - 0.03 * i,
             "test_accuracy_last": 0.8 - 0.05 * i**2,
         }
-        log.write_text("\n".join([*lines[:-1], json.dumps(said)]) + "\n")
+        log.write_text("\n".join([*lines[:-1], json.dumps(text)]) + "\n")
     runner.run(_small(), out, seeds=2)
     rows = json.loads((out / "study.json").read_text())["arms"]
     lines = (out / "table.md").read_text("utf-8").splitlines()
@@ -705,7 +705,7 @@ def test_the_command_lists_studies(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "text"),
     [
         (["nothing"], "unknown study 'nothing'"),
         (["ablaton"], "did you mean ablation?"),
@@ -716,9 +716,9 @@ def test_the_command_lists_studies(capsys):
         (["ablation", "--seeds", "x"], "invalid int value"),
     ],
 )
-def test_wrong_commands_are_errors_in_one_line(words, said, capsys):
+def test_wrong_commands_are_errors_in_one_line(words, text, capsys):
     assert cli.main(["study", *words]) == 2
-    assert said in capsys.readouterr().err
+    assert text in capsys.readouterr().err
 
 
 def test_the_command_runs_a_study_and_prints_how_to_reproduce_it(tmp_path, capsys, monkeypatch):
@@ -738,12 +738,12 @@ def test_the_command_runs_a_study_and_prints_how_to_reproduce_it(tmp_path, capsy
         "1",
     ]
     assert cli.main(words) == 0
-    said = capsys.readouterr().out
+    text = capsys.readouterr().out
     assert re.search(
-        r"^1/3  spatial only, seed 0: test \d+\.\d\d %, last epoch .* left$", said, re.M
+        r"^1/3  spatial only, seed 0: test \d+\.\d\d %, last epoch .* left$", text, re.M
     )
-    assert said.endswith(f"study: {Path('studies/reset-gradient-digits/study.html')}\n")
-    command = re.search(r"Command: backspike (.*)", said)[1].split()
+    assert text.endswith(f"study: {Path('studies/reset-gradient-digits/study.html')}\n")
+    command = re.search(r"Command: backspike (.*)", text)[1].split()
     assert sorted(command) == sorted([*words[:-2], "--data", "digits"])
     assert cli.main([*command, "--json"]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -95,9 +95,9 @@ def concatenate(parts: list[Problems]) -> Problems:
     return Problems(a, target, w, parts[0].kernel)
 
 
-def spikes(given: Problems, w: Tensor, rule: str, backend: str | None = None) -> Tensor:
+def spikes(batch: Problems, w: Tensor, rule: str, backend: str | None = None) -> Tensor:
     """The neuron's spikes `[T, P, L]` for weights `[P, N, L]`, L variants of each problem."""
-    x = torch.bmm(given.a, w).transpose(0, 1).contiguous()
+    x = torch.bmm(batch.a, w).transpose(0, 1).contiguous()
     out = lif(
         x, tau=5.0, decay_input=False, surrogate=Sigmoid(alpha=5.0), backend=backend, **RULES[rule]
     )
@@ -105,15 +105,15 @@ def spikes(given: Problems, w: Tensor, rule: str, backend: str | None = None) ->
     return out.spikes
 
 
-def losses(given: Problems, s: Tensor) -> Tensor:
+def losses(batch: Problems, s: Tensor) -> Tensor:
     """(1/2) sum_t (a - a*)^2 of the filtered trains, `[P, L]`, for spikes s `[T, P, L]`."""
-    return 0.5 * (torch.tensordot(given.kernel, s - given.target[:, :, None], 1) ** 2).sum(0)
+    return 0.5 * (torch.tensordot(batch.kernel, s - batch.target[:, :, None], 1) ** 2).sum(0)
 
 
-def gradient(given: Problems, w: Tensor, rule: str, backend: str | None = None) -> Tensor:
+def gradient(batch: Problems, w: Tensor, rule: str, backend: str | None = None) -> Tensor:
     """dL/dw `[P, N, L]` of each problem and variant on its own."""
     w = w.detach().requires_grad_()
-    return torch.autograd.grad(losses(given, spikes(given, w, rule, backend)).sum(), w)[0]
+    return torch.autograd.grad(losses(batch, spikes(batch, w, rule, backend)).sum(), w)[0]
 
 
 class Trained(NamedTuple):
@@ -125,17 +125,17 @@ class Trained(NamedTuple):
     loss: Tensor
 
 
-def train(given: Problems, learning_rates: tuple[float, ...], rule: str, updates: int) -> Trained:
+def train(batch: Problems, learning_rates: tuple[float, ...], rule: str, updates: int) -> Trained:
     """Plain gradient descent on every problem at every learning rate."""
-    rates = torch.tensor(learning_rates, dtype=given.w.dtype)
-    w = given.w[:, :, None].repeat(1, 1, len(rates))
+    rates = torch.tensor(learning_rates, dtype=batch.w.dtype)
+    w = batch.w[:, :, None].repeat(1, 1, len(rates))
     for _ in range(updates):
-        w -= rates * gradient(given, w, rule)
+        w -= rates * gradient(batch, w, rule)
     with torch.no_grad():
-        s = spikes(given, w, rule)
-        target = given.target[:, :, None]
+        s = spikes(batch, w, rule)
+        target = batch.target[:, :, None]
         silent = (s.sum(0) == 0) & (target.sum(0) > 0)
-        return Trained((s == target).all(0), silent, losses(given, s))
+        return Trained((s == target).all(0), silent, losses(batch, s))
 
 
 def results(
@@ -145,7 +145,7 @@ def results(
 
     tell: called after each rule.
     """
-    given = concatenate(
+    batch = concatenate(
         [
             problems(experiment.problems, seed, getattr(torch, experiment.dtype))
             for seed in range(experiment.sets)
@@ -153,7 +153,7 @@ def results(
     )
     out = {}
     for rule in RULES:
-        trained = train(given, experiment.learning_rates, rule, experiment.updates)
+        trained = train(batch, experiment.learning_rates, rule, experiment.updates)
         out[rule] = {
             k: v.numpy().reshape(experiment.sets, experiment.problems, -1)
             for k, v in trained._asdict().items()
