@@ -18,7 +18,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.epilog = (
         "Fields are those of the recipe, to try a change. "
-        "Exit code 0: nothing found, or notes only; 1: findings."
+        "Exit code 0: no problem found, or only notes; 1: problems found."
     )
     parser.add_argument(
         "subject",
@@ -28,7 +28,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--out",
         metavar="PAGE",
-        help="also write a page with the pictures (a run's by default: RUN/doctor.html)",
+        help="also write a page with charts (default for a run without --FIELD: RUN/doctor.html)",
     )
     parser.add_device()
 
@@ -52,7 +52,9 @@ def run(options: argparse.Namespace) -> int:
     found = examine.examine(
         subject, changes=options.fields if isinstance(subject, Path) else {}, device=options.device
     )
-    out = options.out or (subject / "doctor.html" if isinstance(subject, Path) else None)
+    # the run's own page shows the run as it is, without changed fields
+    of_run = isinstance(subject, Path) and not options.fields
+    out = options.out or (subject / "doctor.html" if of_run else None)
     written = page.write(found, Path(out)) if out else None
     if options.json:
         print(json.dumps({"event": "done", **found.to_dict(), "report": written and str(written)}))
@@ -60,4 +62,4 @@ def run(options: argparse.Namespace) -> int:
         print("\n".join(examine.lines(found)))
         if written:
             print(f"report: {written}")
-    return int(not found.healthy)
+    return int(not found.ok)

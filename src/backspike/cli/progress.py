@@ -106,7 +106,8 @@ def _health(event: dict[str, Any]) -> str:
     )
     said += [f"steps {min(steps):.1g}-{max(steps):.1g} of the weights"] if steps else []
     ill = [
-        f"{f['illness']} ({', '.join(f['where'])})" if f["where"] else f["illness"]
+        str(f.get("problem", f.get("illness")))
+        + (f" ({', '.join(f['where'])})" if f["where"] else "")
         for f in event["findings"]
         if not f["note"]
     ]
