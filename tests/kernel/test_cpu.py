@@ -592,7 +592,7 @@ def test_a_library_from_other_sources_is_not_called(monkeypatch):
     monkeypatch.setattr(library, "_digest", lambda: 1)
     assert list(library._built()) == []
     monkeypatch.setattr(library, "_c", None)
-    assert library.missing() == "the C kernel was built from other sources; install again"
+    assert library.missing() == "the C kernel was compiled from other sources; reinstall backspike"
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")

@@ -80,9 +80,10 @@ def missing() -> str | None:
         return None
     built = any(importlib.util.find_spec(f"backspike.kernel.{name}") for name in _LEVEL_NAMES)
     return (
-        "the C kernel was built from other sources; install again"
+        "the C kernel was compiled from other sources; reinstall backspike"
         if built
-        else "the C kernel was not built on installation"
+        else "the C kernel was not compiled during installation; "
+        "install a C compiler (gcc or clang), then reinstall backspike"
     )
 
 
