@@ -420,7 +420,7 @@ def test_ctrl_c_ends_all_workers(monkeypatch):
     ],
 )
 def test_a_wrong_command_is_one_line(capsys, words, says):
-    assert cli.main(["bench", *words]) == 1
+    assert cli.main(["bench", *words]) == 2
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1

@@ -672,7 +672,7 @@ def test_command_lists_studies(capsys):
         (["ablation", "--data", "imagenet"], "no study is sized for the data set 'imagenet'"),
         (["ablation", "--epochs", "many"], "epochs must be a whole number"),
         (["tsbp-toy", "--epochs", "3"], "leave --epochs out"),
-        (["ablation", "--seeds", "x"], "invalid int value"),
+        (["ablation", "--seeds", "x"], "must be a whole number"),
     ],
 )
 def test_wrong_commands(words, said, capsys):

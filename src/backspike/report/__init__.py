@@ -70,8 +70,11 @@ _SECTIONS = (
 )
 
 
-def write(run: Path) -> Path:
-    """Writes `report.html` into a run folder and returns its path. Raises `ReportError`."""
+def write(run: Path, out: Path | None = None) -> Path:
+    """Writes the report of a run to `out` (default: `run/report.html`) and returns its path.
+
+    Raises ReportError.
+    """
     loaded = load_run(run)
     page = Page(
         kind="training report",
@@ -83,4 +86,4 @@ def write(run: Path) -> Path:
         tiles=tiles(loaded),
         contents=True,
     )
-    return write_page(Path(run) / "report.html", page)
+    return write_page(out or Path(run) / "report.html", page)
