@@ -1,4 +1,4 @@
-"""Compiles the C kernels as shared libraries, one per processor level; all else is in pyproject.toml.
+"""Compiles the C kernels as shared libraries, one per level; the rest is in pyproject.toml.
 
 Each is optional: if it cannot be compiled, the installation succeeds without it and the slower
 backend "eager" runs instead.

@@ -1,4 +1,4 @@
-"""The command line: fast help, errors in one line, exit codes, output for people and for programs."""
+"""The command line: fast help, errors in one line, exit codes, output for people and programs."""
 
 import json
 import os

@@ -494,7 +494,7 @@ def test_a_stopped_study_ends_all_processes_and_says_how_to_go_on(how, tmp_path)
     assert process.returncode == 1
     assert (
         errors
-        == "backspike: stopped; what is done so far is in s, the same command without --force goes on\n"
+        == "backspike: stopped; finished runs are in s; to continue, repeat the command without --force\n"
     )
     assert said == "reset-gradient: 3 runs into s\n"
     assert _gone(process.pid)

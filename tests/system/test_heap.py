@@ -14,8 +14,8 @@ from backspike.system import heap, workers
 
 linux = pytest.mark.skipif(heap._glibc() is None, reason="needs glibc")
 
-# Allocates and frees 40 MB sixty times. Prints the page faults, the MB held after everything is freed,
-# whether release_heap() found any, and the MB held then.
+# Allocates and frees 40 MB sixty times. Prints the page faults, the MB held after everything is
+# freed, whether release_heap() found any, and the MB held then.
 CHURN = """
 import resource, sys
 import numpy as np
@@ -83,8 +83,8 @@ def test_a_lean_heap_returns_blocks_freed_between_live_ones():
     assert holes() < 5
 
 
-# Prints the MB of address space, of memory and of huge pages: at first, after keep_heap(), with 40 MB
-# allocated, and with 40 MB allocated again after release_heap().
+# Prints the MB of address space, of memory and of huge pages: at first, after keep_heap(), with
+# 40 MB allocated, and with 40 MB allocated again after release_heap().
 PAGES = """
 import pathlib, re, resource, sys
 import numpy as np

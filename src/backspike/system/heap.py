@@ -29,7 +29,7 @@ _mode = ""
 
 
 def keep_heap() -> bool:
-    """From now on, keeps freed memory in this process. Returns whether that worked (glibc only)."""
+    """From now on, keeps freed memory in this process. Returns whether it worked (glibc only)."""
     global _mode
     libc = _glibc()
     if libc is None:
@@ -46,7 +46,7 @@ def keep_heap() -> bool:
 def lean_heap() -> bool:
     """From now on, returns freed memory to the system. Returns whether that worked (glibc only).
 
-    Setting the threshold also stops glibc from raising it to the size of freed blocks (up to 32 MB).
+    Setting the threshold also stops glibc from raising it to the size of freed blocks.
     """
     global _mode
     libc = _glibc()
