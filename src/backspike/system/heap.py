@@ -61,7 +61,7 @@ def lean_heap() -> bool:
 
 
 def mode() -> str:
-    """This process's mode: "kept", "lean" or "" (unchanged). Pass it to `use` in child processes."""
+    """The mode: "kept", "lean" or "" (unchanged). Pass it to `use` in a child process."""
     return _mode
 
 
