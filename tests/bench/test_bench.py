@@ -423,7 +423,7 @@ def test_ctrl_c_ends_all_workers(monkeypatch):
     ],
 )
 def test_a_wrong_command_gets_a_one_line_message(capsys, words, message):
-    assert cli.main(["bench", *words]) == 1
+    assert cli.main(["bench", *words]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

@@ -522,7 +522,7 @@ def test_the_command_examines_a_run(tmp_path, capsys):
     assert main(["doctor", str(run)]) == 1
     assert "no last.ckpt" in capsys.readouterr().err
     assert main(["doctor", "digitz"]) == 2
-    assert "nor is there a run folder" in capsys.readouterr().err
+    assert "there is no run folder of that name" in capsys.readouterr().err
 
 
 def test_hostile_names_are_escaped(tmp_path):

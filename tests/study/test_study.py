@@ -534,8 +534,8 @@ def test_a_stopped_study_ends_its_processes_and_says_how_to_continue(how, tmp_pa
     text, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert (
-        errors == "backspike: stopped; what is done so far is in s, "
-        "the same command without --force goes on\n"
+        errors
+        == "backspike: stopped; finished runs are in s; to continue, repeat the command without --force\n"
     )
     assert text == "reset-gradient: 3 runs into s\n"
     assert _gone(process.pid)
@@ -713,7 +713,7 @@ def test_the_command_lists_studies(capsys):
         (["ablation", "--data", "imagenet"], "there are no studies for the data set 'imagenet'"),
         (["ablation", "--epochs", "many"], "epochs must be a whole number"),
         (["tsbp-toy", "--epochs", "3"], "leave --epochs out"),
-        (["ablation", "--seeds", "x"], "invalid int value"),
+        (["ablation", "--seeds", "x"], "must be a whole number"),
     ],
 )
 def test_wrong_commands_are_errors_in_one_line(words, text, capsys):

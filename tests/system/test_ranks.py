@@ -527,7 +527,7 @@ def test_ctrl_c_leaves_a_checkpoint_of_all_ranks(tmp_path, whole):
     _, errors = process.communicate(timeout=600)
     assert process.returncode != 0
     again = f"torchrun --nproc-per-node=2 -m backspike resume {run}"
-    assert said(errors) == [f"backspike: stopped; a checkpoint is saved, go on with: {again}"]
+    assert said(errors) == [f"backspike: stopped; a checkpoint was saved; to continue: {again}"]
     assert len(state(run)["ranks"]) == 2
     resumed(run)
     assert same_run(run, whole)

@@ -229,7 +229,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_continue(tmp_path, number):
     assert process.returncode == 1
     assert (
         errors.strip()
-        == f"backspike: stopped; a checkpoint is saved, go on with: backspike resume {run}"
+        == f"backspike: stopped; a checkpoint was saved; to continue: backspike resume {run}"
     )
     assert checkpoint.read(Run.open(run), "last.ckpt")["position"][2] > 0
 

@@ -1,4 +1,4 @@
-"""`backspike doctor`: why a recipe or a run does not learn."""
+"""`backspike doctor`: finds out why a recipe or a run does not learn."""
 
 import argparse
 import json
@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError, UsageError
+from .fields import change_fields, read_recipe
 from .parser import Parser
 
-HELP = "why does it not learn? a few batches through a recipe or a run, and what is wrong"
+HELP = "find out why a recipe or a run does not learn, from a few batches"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -17,36 +18,37 @@ def add_arguments(parser: Parser) -> None:
         "backspike doctor RUN|RECIPE [--out PAGE] [--device DEVICE] [--json] [--FIELD VALUE ...]"
     )
     parser.epilog = (
-        "Fields are those of the recipe, to try a change. "
-        "Exit code 0: no problem found, or only notes; 1: problems found."
+        "FIELD is a field of the recipe, to try out a change. "
+        "Exit code 0: no problem found (notes are not problems); 1: problems found."
     )
     parser.add_argument(
         "subject",
         metavar="RUN|RECIPE",
-        help="a folder that `train` made, or a name of: backspike recipes",
+        help="a run folder, a recipe name (see: backspike recipes) or a recipe's JSON file",
     )
     parser.add_argument(
         "--out",
         metavar="PAGE",
-        help="also write a page with charts (default for a run without --FIELD: RUN/doctor.html)",
+        help="also write an HTML page with figures (default for a run without --FIELD: "
+        "RUN/doctor.html)",
     )
     parser.add_device()
 
 
 def run(options: argparse.Namespace) -> int:
-    from .. import recipes
     from ..run import Run
 
     subject: Any = Path(options.subject)
     try:
-        if not (Path(options.subject) / "recipe.json").is_file():
-            subject = recipes.get(options.subject).replace(options.fields)
+        if (subject / "recipe.json").is_file():
+            change_fields(Run.open(subject).recipe(), options.fields)  # checks the fields
         else:
-            Run.open(options.subject).recipe().replace(options.fields)
+            subject = change_fields(read_recipe(options.subject), options.fields)
     except RecipeError as e:
+        unknown = "unknown recipe" in str(e)
         raise UsageError(
-            f"{e}; nor is there a run folder of that name" if "unknown recipe" in str(e) else e
-        ) from None
+            f"{e}; there is no run folder of that name either" if unknown else e
+        ) from e
     from ..doctor import examine, page
 
     found = examine.examine(

@@ -87,8 +87,8 @@ _SECTIONS = (
 )
 
 
-def write(run: Path) -> Path:
-    """Writes `report.html` into a run folder and returns its path.
+def write(run: Path, out: Path | None = None) -> Path:
+    """Writes the report of a run to `out` (default: `run/report.html`) and returns its path.
 
     Raises ReportError, with a one-line message, if the folder is missing, damaged or not writable.
     """
@@ -103,4 +103,4 @@ def write(run: Path) -> Path:
         tiles=tiles(loaded),
         contents=True,
     )
-    return write_page(Path(run) / "report.html", page)
+    return write_page(out or Path(run) / "report.html", page)

@@ -17,7 +17,7 @@ from ..errors import RunError
 from ..recipes.recipe import Recipe
 from ..run import Run
 from ..system import distributed
-from .failures import first_line
+from .failures import first_line, logger
 from .network import Network, check_own, load, to_channels_last
 from .setup import OwnData, choose_device, load_data
 
@@ -39,6 +39,7 @@ def evaluate(
     validation split, and write `anytime.json`. Raises RunError or DataError.
     """
     folder = Run.open(run)
+    folder = _WritableOrNot(folder.path)
     check_own(folder, model=model, data=test)
     network = load(run, model, values=values).to(choose_device(device))
     recipe = folder.recipe(values)
@@ -74,6 +75,16 @@ def evaluate(
         )
         folder.write_json("anytime.json", result["anytime"])
     return result
+
+
+class _WritableOrNot(Run):
+    """A run folder where a result that cannot be stored is a warning, not an error."""
+
+    def write(self, name: str, data: bytes) -> None:
+        try:
+            super().write(name, data)
+        except RunError as e:
+            logger.warning("backspike: the result was not stored: %s", e)
 
 
 def measure_test(run: Run, network: Network, batches: Batches) -> list[float]:

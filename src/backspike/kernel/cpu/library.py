@@ -87,7 +87,8 @@ def missing() -> str | None:
     return (
         "the C kernel was compiled from different sources; reinstall backspike"
         if built
-        else "the C kernel was not compiled during installation; install a C compiler and reinstall"
+        else "the C kernel was not compiled during installation; "
+        "install a C compiler (gcc or clang), then reinstall backspike"
     )
 
 
