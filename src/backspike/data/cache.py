@@ -122,7 +122,7 @@ def _is_abandoned(leftover: Path) -> bool:
     """Whether its process is gone; for processes of other machines, whether it is a day old."""
     made_by = re.search(r"\.([0-9]+)@(.*?)(\.wide)?\.tmp$", leftover.name)
     if made_by and made_by[2] == platform.node() and disk.POSIX:
-        return not disk.lives(int(made_by[1]))
+        return not disk.is_running(int(made_by[1]))
     return time.time() - leftover.stat().st_mtime > disk.LEFTOVER_SECONDS
 
 

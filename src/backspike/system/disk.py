@@ -88,11 +88,11 @@ def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
 
 def _is_abandoned(path: Path, process: int, machine: str | None) -> bool:
     if machine in (None, platform.node()) and POSIX:
-        return process != os.getpid() and not _is_running(process)
+        return process != os.getpid() and not is_running(process)
     return time.time() - path.stat().st_mtime > LEFTOVER_SECONDS
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
     """Whether a process runs on this machine. True on Windows, where os.kill would end it."""
     if not POSIX:
         return True
@@ -159,7 +159,7 @@ def _living_owner(path: Path) -> str:
     text = path.read_text(errors="replace")
     process, _, machine = text.partition("@")
     if machine == platform.node() and process.isdigit():
-        return f"process {process}" if _is_running(int(process)) else ""
+        return f"process {process}" if is_running(int(process)) else ""
     if not machine:  # its creator was killed before it wrote its name, or is about to write it
         return "" if time.time() - path.stat().st_mtime > 60 else "another process"
     if machine == platform.node():
