@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 
-from backspike.certify.check import TOLERANCE
+from backspike.certify.axes import TOLERANCE
 
 torch.set_num_threads(1)
 # a shell that starts pytest in the background has Ctrl-C ignored, also by what pytest starts

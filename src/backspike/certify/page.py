@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..system.files import plain, to_json, write_atomic
 from ..system.table import Table, left, right
-from .check import AXES, TOLERANCE, Certificate, Finding, Listener, Row
+from .axes import AXES, TOLERANCE
+from .check import Certificate, Finding, Listener, Row
 from .networks import NETWORKS
 
 if TYPE_CHECKING:

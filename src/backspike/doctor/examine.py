@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from .. import recipes
-from ..analysis.diagnosis import Finding, diagnose, flag_text, to_flags, to_python
-from ..analysis.vitals import Layer, Vitals, take
+from ..analysis.diagnosis import diagnose
+from ..analysis.finding import Finding, flag_text, to_flags, to_python
+from ..analysis.tally import Layer
+from ..analysis.vitals import Vitals, take
 from ..errors import RecipeError, RunError
 from ..recipes.recipe import Recipe
 from ..run import Run

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..analysis.diagnosis import Finding
+from ..analysis.finding import Finding
 from ..analysis.vitals import Vitals
 from ..report.chart import Line, colour, draw_chart, ramp
 from ..report.format import as_percent, three_digits
