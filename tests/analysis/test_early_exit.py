@@ -108,7 +108,7 @@ def test_eval_anytime_writes_the_curve_and_the_report_shows_it(run, capsys):
     c = written["exit"]["margin"]
     assert f"{c['steps'][c['chosen']]:.2f} of 4" in page.text
     assert main(["eval", str(run), "--anytime"]) == 0
-    assert "early exit by margin of at least" in capsys.readouterr().out
+    assert "early exit once margin reaches" in capsys.readouterr().out
 
 
 def test_eval_without_anytime_keeps_the_file(run):
@@ -119,7 +119,7 @@ def test_eval_without_anytime_keeps_the_file(run):
 
 def test_early_exit_needs_a_validation_split(run):
     data = bs.data.load("digits")
-    with pytest.raises(RunError, match="give validation=, as to fit"):
+    with pytest.raises(RunError, match="give validation=, as for fit"):
         bs.evaluate(run, test=data.test, anytime=True)
     result = bs.evaluate(run, test=data.test, validation=data.validation, anytime=True)
     assert result["anytime"] == json.loads((run / "anytime.json").read_text())

@@ -233,15 +233,15 @@ def test_the_report_shows_the_energy_and_warns_if_spikes_cost_more(small, tmp_pa
     text = " ".join(page.text.split())
     assert {"energy", "fig-energy"} <= {*page.ids}
     assert (
-        "The spiking network costs more than the equal network without spikes: "
-        "arithmetic alone 1.02 times as much" in text
+        "The spiking network needs more energy than the equivalent non-spiking network: "
+        "1.02 times as much arithmetic only" in text
     )
     assert "64.4 pJ 66 pJ 1.02 ×" in text
-    assert "0.0 is computed once" in text
+    assert "0.0 is computed only once" in text
     # many inputs, single bits in the spiking network, and a last layer that is large for 3 spikes
     cheap = {"op_inputs": np.array([1000, 2, 1000]), "op_macs": arrays["op_macs"] * [1, 1, 1000]}
     np.savez(run / "evaluation.npz", **measured | arrays | cheap)
-    assert "costs more" not in str(activity.energy_section(read.load_run(run)).body)
+    assert "needs more energy" not in str(activity.energy_section(read.load_run(run)).body)
 
 
 def test_arrays_of_different_lengths_are_reported_as_damage(small, tmp_path):

@@ -314,7 +314,7 @@ def test_all_runs_every_supported_combination():
         ),
         (["--only", "network=nothing"], "network must be one of one-sample"),
         (["--only", "network=static,dtype=float32"], "can be combined with backend=NAME alone"),
-        (["--out", "certificate.txt"], "--out names a Markdown file"),
+        (["--out", "certificate.txt"], "--out takes the name of a Markdown file"),
     ],
 )
 def test_a_wrong_command_is_an_error_in_one_line(capsys, monkeypatch, tmp_path, words, message):

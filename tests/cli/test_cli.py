@@ -353,7 +353,7 @@ def test_a_recipe_is_read_from_a_file(run, capsys, tmp_path):
         (lambda stored: {**stored, "name": 3}, "the name of a recipe must be text, got 3"),
         (lambda stored: {**stored, "name": None}, "the name of a recipe must be text, got None"),
         (lambda stored: {**stored, "own": ["model"]}, "a run with your own model or data"),
-        (lambda stored: {**stored, "fields": {"lr": 1}}, "lr is no"),
+        (lambda stored: {**stored, "fields": {"lr": 1}}, "JSON file: lr: "),
         (lambda stored: [stored], "is not a recipe's JSON file"),
         (lambda stored: {**stored, "name": "../up"}, "'../up' is not a folder name; use --out"),
     ],
