@@ -26,6 +26,7 @@ VERBS = (
     "resume",
     "eval",
     "report",
+    "export",
     "study",
     "bench",
     "certify",
