@@ -1,4 +1,4 @@
-"""NIR files of others: the right spikes, the right guesses, and one line for what cannot be read."""
+"""NIR files of others: the right spikes and guesses, and one line for what cannot be read."""
 
 import os
 import random
@@ -35,7 +35,7 @@ def lif(n=3, tau=2e-3, **changes):
 
 
 def written(path, nodes, edges=None, shape=(3,), out=(3,), metadata=None):
-    """A file of these nodes between input and output, one after the other unless edges are given."""
+    """A file of these nodes between input and output, in a row unless edges are given."""
     names = ["input", *nodes, "output"]
     nodes = {"input": nir.Input({"input": np.array(shape)}), **nodes}
     nodes["output"] = nir.Output({"output": np.array(out)})
@@ -241,6 +241,11 @@ def test_convolutions_and_flatten(file):
     same = {"c": nir.Conv1d(9, ones(1, 1, 3), 1, "same", 1, 1, np.zeros(1))}
     y = bs.nir.read(file(same, shape=(1, 9), out=(1, 9)))(torch.ones(1, 1, 1, 9))
     assert y.flatten().tolist() == [2, 3, 3, 3, 3, 3, 3, 3, 2]
+
+
+def test_a_flatten_of_sinabs_counts_the_batch(file):
+    path = file({"f": nir.Flatten({"input": np.zeros(4, int)}, 1, -1)}, shape=(2, 3, 3), out=(18,))
+    assert bs.nir.read(path)(torch.rand(4, 2, 2, 3, 3)).shape == (4, 2, 18)
 
 
 def test_a_leak_to_elsewhere(file):

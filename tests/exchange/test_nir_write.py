@@ -3,6 +3,7 @@ they give the network's own spikes. In float64, where equal means bit for bit.""
 
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -373,7 +374,8 @@ def test_trained_event_and_recurrent_networks(tmp_path):
     run = tmp_path / "dvs"
     bs.fit(bs.recipes.digits_dvs().replace(options), run, report=False)
     assert bs.nir.write(run, tmp_path / "dvs.nir").spikes > 0
-    model = bs.models.mlp(10, 8, hidden=(12,), recurrent=True)
+    neuron = partial(bs.CubaLIF, v_threshold=0.2)
+    model = bs.models.mlp(10, 8, hidden=(12,), recurrent=True, neuron=neuron)
     data = bs.data.load("digits").train
     sample = torch.from_numpy(data.x[:64]).float().view(64, 8, 8).transpose(0, 1) / 255
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)

@@ -318,8 +318,11 @@ class _Reader:
     def _flatten(self) -> nn.Module:
         start = int(_array(self.name, self.node, "start_dim"))
         end = int(_array(self.name, self.node, "end_dim"))
+        shape = np.ravel(self.node.get("input_type", ()))
+        # NIR counts no batch; sinabs does, and gives a shape of zeros
+        batch = 0 if len(shape) and not any(shape) else 1
         return Stateless(
-            lambda x: x.flatten(start + (start >= 0), end + (end >= 0))  # NIR counts no batch
+            lambda x: x.flatten(start + batch * (start >= 0), end + batch * (end >= 0))
         )
 
     def _threshold(self) -> nn.Module:

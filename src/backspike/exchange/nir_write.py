@@ -289,8 +289,9 @@ class _Writer:
             if isinstance(m, kinds):
                 return ExchangeError(f"{what}, for which NIR has no node; {instead}")
         return ExchangeError(
-            f"{what}, whose code cannot be seen from outside; write the network with bs.Sequential, "
-            "bs.OverTime and bs.Recurrent, or use convnet, mlp or a residual network of bs.models"
+            f"{what}, whose code cannot be seen from outside; write the network with "
+            "bs.Sequential, bs.OverTime and bs.Recurrent, or use convnet, mlp or a residual network "
+            "of bs.models"
         )
 
     def add(self, name: str, node: Any, sources: list[str], shape: tuple[int, ...]) -> str:
