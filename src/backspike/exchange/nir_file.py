@@ -62,7 +62,7 @@ def _read(path: Path) -> dict[str, Any]:
         with h5py.File(path, "r") as file:
             if "node" not in file:
                 raise ExchangeError(f"{path} is no NIR file: it has no group 'node'")
-            return _Reader().group(file["node"], 0)
+            return _Reader(path.stat().st_size).group(file["node"], 0)
     except ExchangeError:
         raise
     except Exception as error:  # h5py raises nearly anything for damage
@@ -72,7 +72,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 class _Reader:
-    def __init__(self) -> None:
+    def __init__(self, file_size: int) -> None:
+        self.file_size = file_size
         self.bytes = 0
         self.seen: set[Any] = set()
 
@@ -105,8 +106,9 @@ class _Reader:
         size = math.prod(item.shape) * item.dtype.itemsize
         chunk = math.prod(item.chunks or ()) * item.dtype.itemsize
         self.bytes += size
-        stored = item.id.get_storage_size()
-        if self.bytes > LARGEST or max(size, chunk) > max(1 << 16, DEFLATE_RATIO * stored):
+        stored = min(item.id.get_storage_size(), self.file_size)
+        ratio = DEFLATE_RATIO if item.id.get_create_plist().get_nfilters() else 1
+        if self.bytes > LARGEST or max(size, chunk) > max(1 << 16, ratio * stored):
             raise ValueError(f"{item.name!r} claims a shape of {item.shape} in {stored} bytes")
         value = item[()]
         if not text:

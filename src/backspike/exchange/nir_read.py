@@ -180,7 +180,8 @@ def _array(name: str, node: dict[str, Any], key: str) -> np.ndarray:
     value = node[key]
     if not isinstance(value, np.ndarray | np.number | np.bool_ | int | float):
         raise ExchangeError(f"node {name!r}: {key} is no array of numbers")
-    out = np.asarray(value, np.float64)
+    with np.errstate(all="ignore"):  # of numbers in formats that only a damaged file has
+        out = np.asarray(value, np.float64)
     if not np.isfinite(out).all():
         raise ExchangeError(f"node {name!r}: {key} holds values that are not finite")
     return out
