@@ -290,6 +290,15 @@ def test_a_cycle_over_two_layers(file):
     assert graph.trace(x)["a"].flatten().tolist() == [1, 0, 1, 0]
 
 
+def test_a_neuron_that_drives_itself(file):
+    node = nir.IF(r=ones(1) * 1e4, v_threshold=ones(1) / 2)
+    edges = [("input", "a"), ("a", "a"), ("a", "output")]
+    graph = bs.nir.read(file({"a": node}, edges, shape=(1,), out=(1,)), dt=1e-4)
+    x = torch.tensor([0.6, 0, -0.9, 0.1]).view(4, 1, 1)
+    # 0.6 fires; 0 + 1 fires; -0.9 + 1 does not and stays; 0.1 + 0.1 does not
+    assert graph(x).flatten().tolist() == [1, 1, 0, 0]
+
+
 # ---- refusals ------------------------------------------------------------------------------------
 
 

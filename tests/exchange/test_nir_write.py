@@ -298,21 +298,22 @@ def test_a_neuron_called_twice_is_refused(tmp_path):
     assert "called twice" in refusal(bs.Sequential(neuron, neuron), tmp_path)
 
 
-def test_a_difference_is_named_and_nothing_is_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize("shift", [0.2, -0.2])
+def test_a_difference_is_named_and_nothing_is_written(shift, tmp_path, monkeypatch):
     """A reader that gets one threshold wrong stands for any mistake in writing or reading."""
     model, sample = network("LIF", "zero", "linear")
     first = spikes(model, sample)["1"]
 
     def wrong(path, trusted):
         graph = load(path, trusted=trusted)
-        graph.node("1").theta[3] += 0.05
+        graph.node("1").theta[3] += shift
         return graph
 
     monkeypatch.setattr(nir_write, "load", wrong)
     message = refusal(model, tmp_path, sample)
     t = int(re.search(r"differs first at 1, timestep (\d+)", message)[1])
     with torch.no_grad():
-        model[1].options = type(model[1].options)(2.3, v_threshold=1.05)
+        model[1].options = type(model[1].options)(2.3, v_threshold=1 + shift)
         raised = spikes(model, sample)["1"]
     assert t == int((first != raised)[..., 3].any(1).nonzero()[0])
 
