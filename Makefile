@@ -1,14 +1,18 @@
-# make demo: install and train; make test: the test suite; make check: style and types; make install: only .venv and the package
+# make demo      install and train
+# make test      test suite
+# make check     style, import layers and types
+# make install   only .venv and the package
+# make sanitize  tests of the C kernels under AddressSanitizer and UBSan
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# on a machine without an NVIDIA driver the constraint keeps pip at the CPU build of torch where one is on offer
+# without an NVIDIA driver, the constraint makes pip choose the CPU build of torch if there is one
 CPU := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c requirements/cpu.txt)
 
 KERNEL := $(wildcard src/backspike/kernel/csrc/*.[ch])
 PYTHON_FILES := src tests examples benchmarks fuzz setup.py
 
-.PHONY: demo install test slow check clean
+.PHONY: demo install test slow check sanitize clean
 demo: install
 	$(BIN)/backspike train
 
@@ -16,12 +20,16 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml setup.py $(KERNEL) requirements/cpu.txt
 	$(PYTHON) -m venv $(VENV)
+	@echo "installing; compiling the C kernels takes about a minute"
 	$(BIN)/pip install --quiet $(CPU) -e .
+	@$(BIN)/python .ci/kernels.py
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml setup.py $(KERNEL) requirements/cpu.txt
 	$(PYTHON) -m venv $(VENV)
+	@echo "installing; compiling the C kernels takes about a minute"
 	$(BIN)/pip install --quiet $(CPU) -e '.[dev]'
+	@$(BIN)/python .ci/kernels.py
 	touch $@ $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
@@ -35,6 +43,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check $(PYTHON_FILES)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
+
+sanitize: $(VENV)/.installed-dev
+	PYTHON=$(BIN)/python .ci/sanitize
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -27,6 +27,9 @@ from gpu_check import check, small_recipe
 import backspike as bs
 from backspike.errors import RunError
 
+# what is recorded of each epoch
+CURVE = ("epoch", "loss", "train_accuracy", "validation_accuracy", "lr", "samples_per_second")
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -141,7 +144,7 @@ def cifar10(options: argparse.Namespace) -> dict[str, Any]:
     try:
         _train(base.replace({"epochs": epochs, "warmup_epochs": 0.0}), run, options.device, times)
     except RunError as e:
-        return {"passed": False, "said": str(e)}
+        return {"passed": False, "error": str(e)}
     each = times[-1]  # the first epoch plans and compiles
     epochs = max(1, int((budget - sum(times)) / each))
     if options.tiny:
@@ -184,24 +187,14 @@ def _train(
             now = time.monotonic()
             times.append(now - last[0])
             last[0] = now
-            kept = {
-                k: event[k]
-                for k in (
-                    "epoch",
-                    "loss",
-                    "train_accuracy",
-                    "validation_accuracy",
-                    "lr",
-                    "samples_per_second",
-                )
-            }
+            point = {key: event[key] for key in CURVE}
             if curve is not None:
-                curve.append(kept)
-            said = {
+                curve.append(point)
+            shown = {
                 k: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v
-                for k, v in kept.items()
+                for k, v in point.items()
             }
-            print("  ".join(f"{k} {v}" for k, v in said.items()), flush=True)
+            print("  ".join(f"{k} {v}" for k, v in shown.items()), flush=True)
         elif event["event"] == "cuda_graph":
             print(event["text"], flush=True)
 

@@ -1,6 +1,6 @@
 """Checks of the GPU backend, called by gpu.py.
 
-Inputs of the first check lie on a grid of 1/64, on which float32 is exact.
+The inputs of the first check are multiples of 1/64, for which float32 is exact.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def check_neurons(
     dtypes = [torch.float32] if options.tiny else list(TOLERANCE)
     shape = (3, 2, 3, 4, 5) if options.tiny else (4, 8, 24, 15, 17)
     for (name, values), dtype, last in itertools.product(FLAGS.items(), dtypes, (False, True)):
-        worst, different, said = 0.0, 0, ""
+        worst, different, problem = 0.0, 0, ""
         for flags in values:
             x = grid(shape, 1, device).to(dtype)
             x = (
@@ -111,13 +111,13 @@ def check_neurons(
                 (gx.double() - gx_ref.double()).norm() / gx_ref.double().norm().clamp(min=1e-30)
             )
             if error > SAVED.get(memory, TOLERANCE[dtype]):
-                said = f", above the limit with {flags}"
+                problem = f", above the limit with {flags}"
             worst = max(worst, error)
         layout = ", channels last" if last else ""
-        text = f"{different} spikes differ, gradients off by {worst:.1e} at most{said}"
+        text = f"{different} spikes differ, gradients off by {worst:.1e} at most{problem}"
         yield {
             "name": f"{backend}: {name}, {str(dtype).removeprefix('torch.')}{layout}",
-            "passed": not different and not said,
+            "passed": not different and not problem,
             "said": text,
             "error": worst,
             "different": different,
@@ -162,11 +162,11 @@ def check_norms(
         passed = different <= (0 if exact else 1e-3) and max(errors) <= (1e-9 if exact else 0.03)
         mode = "training" if train else "evaluation"
         name = f"{backend}: BatchNorm in {mode}, pool {pool}, repeats {repeats}, {dtype}"
-        said = f"{different:.2%} of the spikes differ, gradients off by {max(errors):.1e} at most"
+        text = f"{different:.2%} of the spikes differ, gradients off by {max(errors):.1e} at most"
         yield {
             "name": name.replace("torch.", ""),
             "passed": passed,
-            "said": said,
+            "said": text,
             "error": max(errors),
             "different": different,
         }
@@ -272,11 +272,11 @@ def check_bits(
         for a, b in zip(found["bits"], found["none"])
     ]
     used = any(saved_bits) or backend != "triton"  # the C kernels do not write bits
-    said = f"gradients off by {max(errors):.1e} at most, {sum(saved_bits)} saved as bits"
+    text = f"gradients off by {max(errors):.1e} at most, {sum(saved_bits)} saved as bits"
     yield {
         "name": f"{backend}: spikes saved as bits",
         "passed": used and max(errors) < 1e-3,
-        "said": said,
+        "said": text,
     }
 
 
@@ -332,12 +332,12 @@ def check_waiting(
                 device=device,
                 report=False,
             )
-        said = (
+        text = (
             f"{len(steps)} steps"
             if device.type == "cuda"
             else f"{len(steps)} steps; waiting is not detected on a CPU"
         )
-        yield {"name": f"no step waits for the device: {name}", "passed": True, "said": said}
+        yield {"name": f"no step waits for the device: {name}", "passed": True, "said": text}
 
 
 def check_cuda_graph(

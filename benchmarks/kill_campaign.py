@@ -122,11 +122,7 @@ def _recordings(folder: Path) -> None:
     random = np.random.default_rng(0)
     for part in ("Train", "Test"):
         for i in range(60):
-            x, y, p = (
-                random.integers(0, 34, 2000),
-                random.integers(0, 34, 2000),
-                random.integers(0, 2, 2000),
-            )
+            x, y, p = (random.integers(0, size, 2000) for size in (34, 34, 2))
             path = folder / part / str(i % 10) / f"{i:05d}.bin"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(atis.encode(Events(x, y, np.arange(2000), p)))
@@ -268,7 +264,7 @@ def _start(work: Callable[[Path], int], folder: Path, output: Path) -> int:
     """Forks a process, in its own group, that does the work with its output in a file."""
     sys.stdout.flush()
     pid = os.fork()
-    with suppress(PermissionError):  # parent and child both set it, whoever is first
+    with suppress(PermissionError):  # parent and child both set it; the second call may fail
         os.setpgid(pid, pid)
     if pid:
         return pid

@@ -1,7 +1,7 @@
 """A Spikformer too large for one GPU: weights, gradients and optimizer state are sharded (FSDP2).
 
     torchrun --nproc-per-node=8 examples/sharded.py --dim 1536 --depth 12 --heads 24
-    torchrun --nproc-per-node=2 examples/sharded.py --dim 32 --depth 2 --heads 4 --steps 4   # on CPU
+    torchrun --nproc-per-node=2 examples/sharded.py --dim 32 --depth 2 --heads 4 --steps 4  # CPU
 
 The weights of a block are gathered when it runs and freed after it, forward and backward, so their
 memory is divided by the number of ranks. BatchNorm uses the statistics of the whole batch, so the
@@ -35,15 +35,12 @@ def main() -> None:
 
 
 def train(options: argparse.Namespace, together: distributed.Ranks) -> None:
-    device = (
-        torch.device("cuda", distributed.local_rank())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", distributed.local_rank())
     split = bs.data.load("digits").train
-    x = (
-        torch.from_numpy(split.x).float().div(255).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    )  # [N, 1, 32, 32]
+    x = torch.from_numpy(split.x).float().div(255)
+    x = x.repeat_interleave(4, 2).repeat_interleave(4, 3)  # [N, 1, 32, 32]
     y = torch.from_numpy(split.y)
 
     torch.manual_seed(0)
@@ -73,9 +70,8 @@ def train(options: argparse.Namespace, together: distributed.Ranks) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        mean = together.all_reduce(float(loss.detach()) / together.size)[
-            0
-        ]  # all ranks have equally many samples
+        # all ranks have the same number of samples
+        mean = together.all_reduce(float(loss.detach()) / together.size)[0]
         if together.first:
             print(f"step {step}  loss {mean:.5f}", flush=True)
     if options.out:

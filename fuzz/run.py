@@ -1,9 +1,10 @@
-"""Fuzzes the readers: `python fuzz/run.py --seconds 60` gives each target so long, prints a line for each, writes fuzz.json.
+"""Fuzzes the readers: `python fuzz/run.py --seconds 60` gives each target a minute.
 
-Every target runs in a process of its own whose memory is limited. With atheris (pip install atheris) inputs are bred by the
-code they reach, else made by the changes in targets.py. A crash is any outcome but a result or a clean refusal, a process that
-dies counted; a hang is an input that takes more than 5 seconds of processor time. Inputs that did either are kept in --keep.
-Exit code 1 where there was one.
+It prints one line per target and writes fuzz.json. Each target runs in its own process with limited
+memory. With atheris (pip install atheris), coverage guides the inputs; otherwise targets.py mutates
+valid ones. A crash is anything but a result or a documented error, including a process that dies; a
+hang is an input that takes more than 5 seconds of CPU time. --keep saves such inputs. The exit code
+is 1 if there are any.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ from pathlib import Path
 from typing import Any
 
 HANG_SECONDS = 5
-MEMORY = 1 << 30  # bytes of address space that inputs may take beyond what the good ones took
-DEATHS = 20  # a target that dies so often is given up
-STATE = struct.Struct("<QQ")  # in the file `now`: number of the input, its length; then the input
+# bytes of address space that inputs may take in addition to the valid ones
+MEMORY = 1 << 30
+# a target whose process dies this often is given up
+DEATHS = 20
+# in the file `now`: number of the input, its length; then the input
+STATE = struct.Struct("<QQ")
 
 
 class Hang(BaseException):
@@ -38,8 +42,8 @@ class Hang(BaseException):
 
 
 @dataclass
-class Found:
-    """What came of one target. crashes, hangs: one line for each place in the code, with the file of its input."""
+class Findings:
+    """The result of one target. crashes, hangs: place in the code -> file of an input."""
 
     target: str
     driver: str
@@ -51,32 +55,32 @@ class Found:
     hangs: dict[str, str] = field(default_factory=dict)
 
 
-# ---- the process of a target ---------------------------------------------------------------------------------------------
+# ---- the process of one target -----------------------------------------------------------------
 
 
 def child(name: str, driver: str, seconds: float, seed: int, folder: Path) -> None:
-    """Runs inputs until the time is over. What is found goes to files in `folder`."""
+    """Runs inputs until time is up. Writes findings to files in `folder`."""
     warnings.simplefilter("ignore")
     sys.path.insert(0, str(Path(__file__).parent))
     if driver == "atheris":
         import atheris
 
         with atheris.instrument_imports(include=["backspike"]):
-            target, seeds = _ready(name)
+            target, seeds = _prepare(name)
     else:
-        target, seeds = _ready(name)
+        target, seeds = _prepare(name)
     now = os.open(folder / "now", os.O_CREAT | os.O_RDWR)
-    held = os.read(now, STATE.size)
-    number = STATE.unpack(held)[0] if held else 0
+    stored = os.read(now, STATE.size)
+    number = STATE.unpack(stored)[0] if stored else 0
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
 
-    def late(signum: int, frame: Any) -> None:
+    def on_timeout(signum: int, frame: Any) -> None:
         raise Hang
 
-    signal.signal(signal.SIGPROF, late)
+    signal.signal(signal.SIGPROF, on_timeout)
 
-    def one(data: bytes) -> None:
+    def run_one(data: bytes) -> None:
         nonlocal number
         number += 1
         os.pwrite(now, STATE.pack(number, len(data)) + data, 0)
@@ -85,7 +89,7 @@ def child(name: str, driver: str, seconds: float, seed: int, folder: Path) -> No
             target(data)
         except (Exception, Hang) as e:
             signal.setitimer(signal.ITIMER_PROF, 0)
-            _keep(
+            _save(
                 folder,
                 "hang" if isinstance(e, Hang) else "crash",
                 data,
@@ -105,14 +109,13 @@ def child(name: str, driver: str, seconds: float, seed: int, folder: Path) -> No
             f"-max_total_time={max(1, round(seconds))}",
             f"-seed={seed + 1}",
             f"-max_len={longest}",
-        ]
-        options += [
-            "-timeout=100000",
-            "-rss_limit_mb=0",
             "-verbosity=0",
             f"-artifact_prefix={folder}/",
-        ]  # limits are ours
-        atheris.Setup([sys.argv[0], *options, str(corpus)], one)
+            # this file has its own limits
+            "-timeout=100000",
+            "-rss_limit_mb=0",
+        ]
+        atheris.Setup([sys.argv[0], *options, str(corpus)], run_one)
         atheris.Fuzz()
         return
     end = time.monotonic() + seconds
@@ -121,11 +124,11 @@ def child(name: str, driver: str, seconds: float, seed: int, folder: Path) -> No
     for data in mutants(seeds, random.Random(f"{name} {seed}")):
         if time.monotonic() > end:
             break
-        one(data)
+        run_one(data)
 
 
-def _ready(name: str) -> tuple[Any, list[bytes]]:
-    """The target, everything that it imports imported."""
+def _prepare(name: str) -> tuple[Any, list[bytes]]:
+    """The target and its seeds, after all imports."""
     from targets import TARGETS
 
     target = TARGETS[name]
@@ -136,14 +139,15 @@ def _ready(name: str) -> tuple[Any, list[bytes]]:
 
 
 def _place(error: BaseException) -> str:
-    """What tells one finding from another: the error and the last line of ours that it came from."""
+    """Identifies a finding: the error and the last line of our code in its traceback."""
     lines = traceback.extract_tb(error.__traceback__)
     ours = [line for line in lines if "backspike" in line.filename or "fuzz" in line.filename]
     last = (ours or lines)[-1]
-    return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {' '.join(str(error).split())[:120]}"
+    text = " ".join(str(error).split())[:120]
+    return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {text}"
 
 
-def _keep(folder: Path, kind: str, data: bytes, place: str, text: str) -> None:
+def _save(folder: Path, kind: str, data: bytes, place: str, text: str) -> None:
     key = hashlib.sha256(place.split(": ")[0].encode()).hexdigest()[:10]
     path = folder / f"{kind}-{key}"
     if not path.with_suffix(".json").exists():
@@ -154,13 +158,13 @@ def _keep(folder: Path, kind: str, data: bytes, place: str, text: str) -> None:
         )
 
 
-# ---- all of them ---------------------------------------------------------------------------------------------------------
+# ---- all targets -----------------------------------------------------------------------------
 
 
-def hunt(name: str, driver: str, seconds: float, seed: int, folder: Path) -> Found:
-    """One target for so many seconds; a process that dies is started again."""
+def hunt(name: str, driver: str, seconds: float, seed: int, folder: Path) -> Findings:
+    """Runs one target for this many seconds; restarts a process that dies."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = Found(name, driver)
+    found = Findings(name, driver)
     start = time.monotonic()
     environment = {
         **os.environ,
@@ -190,13 +194,13 @@ def hunt(name: str, driver: str, seconds: float, seed: int, folder: Path) -> Fou
                 stderr=out,
                 env=environment,
             )
-            why = _watched(process, folder / "now", found)
+            why = _watch(process, folder / "now", found)
         if why is None:
             break
-        number, data = _now(folder / "now")
+        number, data = _read_state(folder / "now")
         if not number:
             raise SystemExit(f"{name} cannot be started: {log.read_text(errors='replace')[-2000:]}")
-        _keep(
+        _save(
             folder,
             "hang" if why == "hang" else "crash",
             data,
@@ -204,16 +208,19 @@ def hunt(name: str, driver: str, seconds: float, seed: int, folder: Path) -> Fou
             why,
         )
     found.seconds = round(time.monotonic() - start, 1)
-    found.inputs = _now(folder / "now")[0]
+    found.inputs = _read_state(folder / "now")[0]
     for path in sorted(folder.glob("*-*.json")):
-        said = json.loads(path.read_text())
-        (found.hangs if said["kind"] == "hang" else found.crashes)[said["place"]] = said["input"]
+        saved = json.loads(path.read_text())
+        kind = found.hangs if saved["kind"] == "hang" else found.crashes
+        kind[saved["place"]] = saved["input"]
     return found
 
 
-def _watched(process: subprocess.Popen[bytes], now: Path, found: Found) -> str | None:
-    """None once the process ended well, else why not. Code that never comes back to Python is ended here."""
-    seen, since, used, before = -1, 0.0, 0.0, found.cpu_seconds
+def _watch(process: subprocess.Popen[bytes], now: Path, found: Findings) -> str | None:
+    """Waits for the process: None if it succeeded, else the reason. Kills code that hangs."""
+    seen = -1
+    since = used = 0.0
+    before = found.cpu_seconds
     while process.poll() is None:
         time.sleep(0.2)
         try:
@@ -224,7 +231,7 @@ def _watched(process: subprocess.Popen[bytes], now: Path, found: Found) -> str |
         used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         found.cpu_seconds = round(before + used, 1)
         found.peak_mb = max(found.peak_mb, pages * resource.getpagesize() >> 20)
-        number = _now(now)[0]
+        number = _read_state(now)[0]
         if number != seen:
             seen, since = number, used
         elif number and used - since > 4 * HANG_SECONDS:
@@ -234,24 +241,24 @@ def _watched(process: subprocess.Popen[bytes], now: Path, found: Found) -> str |
     return None if process.returncode == 0 else f"exit code {process.returncode}"
 
 
-def _now(path: Path) -> tuple[int, bytes]:
-    held = path.read_bytes() if path.exists() else b""
-    if len(held) < STATE.size:
+def _read_state(path: Path) -> tuple[int, bytes]:
+    stored = path.read_bytes() if path.exists() else b""
+    if len(stored) < STATE.size:
         return 0, b""
-    number, length = STATE.unpack_from(held)
-    return number, held[STATE.size : STATE.size + length]
+    number, length = STATE.unpack_from(stored)
+    return number, stored[STATE.size : STATE.size + length]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20, help="for each target")
-    parser.add_argument("--target", action="append", help="only this one; may be given again")
+    parser.add_argument("--target", action="append", help="only this one; may be repeated")
     parser.add_argument(
-        "--driver", choices=("atheris", "own"), help="default: atheris where it is installed"
+        "--driver", choices=("atheris", "own"), help="default: atheris if installed"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--keep", type=Path, help="folder for inputs that crash or hang (default: a temporary one)"
+        "--keep", type=Path, help="folder for inputs that crash or hang (default: temporary)"
     )
     parser.add_argument("--out", type=Path, default=Path("fuzz.json"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -267,10 +274,12 @@ def main() -> int:
         parser.error(f"no target {', '.join(unknown)}; there are: {', '.join(TARGETS)}")
     keep = options.keep or Path(tempfile.mkdtemp(prefix="fuzz-"))
     print(
-        f"driver: {driver}, {options.seconds:g} s a target, seed {options.seed}; inputs that fail go to {keep}"
+        f"driver: {driver}, {options.seconds:g} s per target, seed {options.seed}; "
+        f"inputs that fail are saved in {keep}"
     )
     print(
-        f"{'target':18s} {'inputs':>9s} {'crashes':>8s} {'hangs':>6s} {'seconds':>8s} {'of CPU':>7s} {'peak MB':>8s}"
+        f"{'target':18s} {'inputs':>9s} {'crashes':>8s} {'hangs':>6s} "
+        f"{'seconds':>8s} {'of CPU':>7s} {'peak MB':>8s}"
     )
     all_found = []
     for name in options.target or TARGETS:

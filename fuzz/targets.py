@@ -1,8 +1,8 @@
-"""What is fuzzed: every reader of files that may be anybody's, with a few good files each, made by code.
+"""The fuzzing targets: every reader of untrusted files, with a few valid files made by code.
 
-A target takes bytes and returns, or raises one of its `refusals` with a message; anything else is a crash. Files that are
-damaged at random seldom come past a checksum, so the targets of run folders also take bytes as a list of edits: of the values
-in a checkpoint, of the numbers, texts and arrays that a report shows.
+A target takes bytes and returns, or raises one of its `refusals` with a message; anything else is a
+crash. Random damage rarely passes a checksum, so the targets of run folders can also interpret
+bytes as edits of the values in a checkpoint, or of the numbers, texts and arrays in a report.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ EVENTS = Events(
 
 @dataclass(frozen=True)
 class Target:
-    """`seeds()`: good inputs. `run(data)`: one input. `share`: of the inputs of a short run, as some take long."""
+    """seeds: returns valid inputs. run: takes one input. share: below 1 if inputs are slow."""
 
     seeds: Callable[[], list[bytes]]
     run: Callable[[bytes], Any]
@@ -54,21 +54,21 @@ class Target:
     share: float = 1.0
 
     def __call__(self, data: bytes) -> None:
-        """Raises whatever is no refusal."""
+        """Raises any error that is not a documented refusal."""
         try:
             self.run(data)
         except self.refusals as refusal:
             if not str(refusal).strip():
-                raise AssertionError("a refusal without a word") from refusal
+                raise AssertionError("a refusal without a message") from refusal
 
 
-# ---- changes to bytes ----------------------------------------------------------------------------------------------------
+# ---- changes to bytes ------------------------------------------------------------------------
 
 KINDS = ("flip", "set", "cut", "drop", "repeat", "insert", "word")
 
 
 def changed(data: bytes, where: float, kind: str, value: int) -> bytes:
-    """One change at a place given as a share of the length; `value` below 2^32 says to what."""
+    """Makes one change at a fraction `where` of the length; `value` is below 2^32."""
     at = int(where * len(data))
     head, tail = data[:at], data[at:]
     match kind:
@@ -89,7 +89,7 @@ def changed(data: bytes, where: float, kind: str, value: int) -> bytes:
 
 
 def mutants(seeds: list[bytes], rng: random.Random) -> Iterator[bytes]:
-    """The seeds, then without end what one to six changes make of them, or of two of them joined."""
+    """Yields the seeds, then endless mutants: one to six changes to a seed or two joined seeds."""
     yield from seeds
     while True:
         data = rng.choice(seeds)
@@ -102,43 +102,20 @@ def mutants(seeds: list[bytes], rng: random.Random) -> Iterator[bytes]:
         yield data
 
 
-# ---- edits of values -----------------------------------------------------------------------------------------------------
+# ---- edits of values -------------------------------------------------------------------------
 
 SCRIPT = "<script>alert(1)</script>"
 VALUES = [
-    *(
-        None,
-        True,
-        -1,
-        0,
-        1,
-        2**31,
-        2**62,
-        10**30,
-        -(10**30),
-        1e308,
-        float("nan"),
-        float("inf"),
-        -float("inf"),
-        0.5,
-    ),
-    *(
-        "",
-        "0",
-        SCRIPT,
-        "'\"><img src=x onerror=alert(1)>",
-        "$\\frac$",
-        "a\nb\x1b[2J",
-        "\ud800",
-        "x" * 3000,
-        "é" * 50,
-    ),
+    *(None, True, -1, 0, 1, 2**31, 2**62, 10**30, -(10**30)),
+    *(1e308, float("nan"), float("inf"), -float("inf"), 0.5),
+    *("", "0", SCRIPT, "'\"><img src=x onerror=alert(1)>"),
+    *("$\\frac$", "a\nb\x1b[2J", "\ud800", "x" * 3000, "é" * 50),
     *([], {}, [1], [[]], [None, "a", []], {"a": 1}, {"": []}, [0.5] * 100, [[1, 2], [3]]),
 ]
 
 
 def edited(value: Any, data: bytes, hostile: Callable[[Any, int], Any]) -> Any:
-    """A copy with an edit for each three bytes: two choose a place among all dicts and lists, one what is put there."""
+    """A copy with one edit for each three bytes: two select a place, the third a new value."""
     value = copy.deepcopy(value)
     for i in range(0, len(data) - 2, 3):
         places = list(_places(value))
@@ -153,14 +130,12 @@ def edited(value: Any, data: bytes, hostile: Callable[[Any, int], Any]) -> Any:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    inside = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
-    for key, part in inside:
+    items: Any = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    for key, part in items:
         yield value, key
         yield from _places(part)
 
@@ -170,17 +145,17 @@ def _plain(old: Any, which: int) -> Any:
 
 
 def _edits() -> list[bytes]:
-    """None, and a few: most single places get each kind of value from mutation."""
+    """No edit, and a few; mutation reaches most places with each kind of value."""
     rng = random.Random(0)
     return [b"", *(rng.randbytes(3 * n) for n in (1, 1, 1, 2, 5))]
 
 
-# ---- data ----------------------------------------------------------------------------------------------------------------
+# ---- data ------------------------------------------------------------------------------------
 
 
 @functools.cache
 def _folder() -> Path:
-    """A folder that goes with the process."""
+    """A folder that is deleted with the process."""
     _folder.kept = tempfile.TemporaryDirectory()  # type: ignore[attr-defined]
     return Path(_folder.kept.name)  # type: ignore[attr-defined]
 
@@ -204,7 +179,7 @@ def arrays_fit(out: Any, data: bytes) -> None:
         assert array.nbytes <= 1100 * len(data)
 
 
-def _anything(out: Any, data: bytes) -> None:
+def _no_check(out: Any, data: bytes) -> None:
     pass
 
 
@@ -212,7 +187,7 @@ def _cifar(**more: Any) -> bytes:
     return pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [3], **more}, 3)
 
 
-# bytes of a whole file -> arrays: the function, a good file, and what must hold of the result
+# the function that decodes a whole file, a valid file, and a check of the result
 READERS: dict[str, tuple[Callable[..., Any], bytes, Callable[[Any, bytes], None]]] = {
     "nmnist": (atis.decode, atis.encode(EVENTS), events_fit),
     "aedat2": (aedat2.decode, aedat2.encode(EVENTS), events_fit),
@@ -220,18 +195,18 @@ READERS: dict[str, tuple[Callable[..., Any], bytes, Callable[[Any, bytes], None]
     "labels": (
         gesture.labels,
         b"class,startTime_usec,endTime_usec\r\n1,5,9\r\n11,10,12\r\n",
-        _anything,
+        _no_check,
     ),
-    "trials": (gesture.trials, b"user01_led.aedat\nuser29_natural.aedat\n", _anything),
+    "trials": (gesture.trials, b"user01_led.aedat\nuser29_natural.aedat\n", _no_check),
     "idx": (idx.decode, struct.pack(">HBB2I", 0, 8, 2, 4, 5) + bytes(20), arrays_fit),
     "cifar binary": (image_batch.decode_binary, bytes(3073), arrays_fit),
     "cifar python": (
         image_batch.decode_pickle,
         pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [3]}, 4),
-        _anything,
+        _no_check,
     ),
-    "jpeg": (picture.decode, _picture("JPEG"), _anything),
-    "png": (picture.decode, _picture("PNG"), _anything),
+    "jpeg": (picture.decode, _picture("JPEG"), _no_check),
+    "png": (picture.decode, _picture("PNG"), _no_check),
 }
 
 
@@ -269,7 +244,7 @@ def _spoken() -> bytes:
 
 
 def _read_spoken(data: bytes) -> None:
-    """HDF5 that loops for ever is a refusal, after fewer seconds than users grant it."""
+    """An endless loop in HDF5 is refused, here after fewer seconds than by default."""
     hdf5.SECONDS = 4
     path = _folder() / "f.h5"
     path.write_bytes(data)
@@ -298,7 +273,7 @@ def _names() -> list[bytes]:
 
 
 def _read_names(data: bytes) -> None:
-    """A folder of pictures whose names are the bytes; what the file system cannot hold is passed over."""
+    """A folder of pictures with the bytes as file names; invalid names are skipped."""
     import os
     import shutil
 
@@ -347,11 +322,12 @@ def _read_sums(data: bytes) -> None:
     (root / "00007.bin").write_bytes(b"12345")
     (root / simulated.SUMS).write_bytes(data)
     pictures, labels = np.zeros((1, 1, 8, 8), np.uint8), np.array([7])
-    job = simulated._Job("a", 0, 1, pictures, labels, Camera(), 0)  # noqa: SLF001  (of damaged values)
-    job.verified(root)
+    # private: only a job verifies files
+    job = simulated._Job("a", 0, 1, pictures, labels, Camera(), 0)  # noqa: SLF001
+    job.verify(root)
 
 
-# ---- recipes -------------------------------------------------------------------------------------------------------------
+# ---- recipes ---------------------------------------------------------------------------------
 
 
 def _recipe_texts() -> list[bytes]:
@@ -403,7 +379,8 @@ def _edit_recipe(data: bytes) -> None:
 def _fields() -> list[bytes]:
     return [
         b"--epochs\0"
-        + b"3\0--neuron.surrogate=Triangle(2)\0--out\0x\0--augment\0(Shift(1),)\0--name\0a\0--optimizer.lr\0.1"
+        b"3\0--neuron.surrogate=Triangle(2)\0--out\0x\0"
+        b"--augment\0(Shift(1),)\0--name\0a\0--optimizer.lr\0.1"
     ]
 
 
@@ -421,12 +398,12 @@ def _read_fields(data: bytes) -> None:
     recipes.digits().replace(fields).to_dict()
 
 
-# ---- run folders ---------------------------------------------------------------------------------------------------------
+# ---- run folders -----------------------------------------------------------------------------
 
 
 @functools.cache
 def _trained() -> Path:
-    """A run folder: stopped with a checkpoint in its second epoch, and with all that a finished one has."""
+    """A finished run folder; also makes one stopped in its second epoch, with a checkpoint."""
     import torch
 
     import backspike as bs
@@ -459,13 +436,13 @@ def _trained() -> Path:
 
 @functools.cache
 def _spoiled() -> Path:
-    """A copy of the trained run, for the targets that write damage into it: others read the good one."""
+    """A copy of the trained run for the targets that damage it; others read the original."""
     return shutil.copytree(_trained(), _folder() / "spoiled")
 
 
 @functools.cache
 def _training() -> Any:
-    """The stopped run as `resume` builds it, before it reads its checkpoint."""
+    """The stopped run, built as by `resume`, before its checkpoint is read."""
     from backspike.run import Run
 
     _trained()
@@ -489,13 +466,14 @@ def _checkpoint_state() -> Any:
 
 
 def _restore(data: bytes) -> None:
-    """Takes a checkpoint and goes one step, in which a wrong state would do its harm."""
+    """Restores a checkpoint and trains one step, in which a wrong state would do harm."""
     import torch
 
     training = _training()
     training.run.write("last.ckpt", data)
     training.restore()
-    torch.rand(1), np.random.rand(1), random.random()  # noqa: NPY002  (the generators that are restored)
+    # the restored generators
+    torch.rand(1), np.random.rand(1), random.random()  # noqa: NPY002
     train = training.setup.train
     x, y = next(iter(train.training(0)))
     with step_errors("the next step"):
@@ -510,7 +488,7 @@ def _pickled() -> list[bytes]:
 
 
 def _restore_pickled(data: bytes) -> None:
-    """The checkpoint with another pickle in it, and the checksums right."""
+    """Restores the checkpoint with another pickle and valid checksums."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(_checkpoint())) as archive, zipfile.ZipFile(out, "w") as other:
         for name in archive.namelist():
@@ -527,9 +505,8 @@ def _hostile_value(old: Any, which: int) -> Any:
     return [
         flat[:0],
         flat[:1].clone(),
-        flat[:1].expand(old.shape)
-        if old.dim()
-        else old,  # as large as it should be, in the memory of one number
+        # the right size, in the memory of one number
+        flat[:1].expand(old.shape) if old.dim() else old,
         old.double(),
         old.to(torch.complex64),
         old.bool(),
@@ -592,7 +569,6 @@ def _arrays() -> list[bytes]:
 
 
 def _read_arrays(data: bytes) -> None:
-
     path = _folder() / "f.npz"
     path.write_bytes(data)
     for array in read.read_run_arrays(path).values():
@@ -600,7 +576,7 @@ def _read_arrays(data: bytes) -> None:
 
 
 class _Page(HTMLParser):
-    """Fails on anything in a page that is not the report's own: scripts, handlers, addresses elsewhere."""
+    """Fails on scripts, event handlers and external addresses in a page."""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert tag not in ("script", "iframe", "object", "embed", "form", "base"), f"<{tag}>"
@@ -611,7 +587,7 @@ class _Page(HTMLParser):
 
 
 def safe_page(page: str) -> None:
-    """Raises AssertionError for a page that runs or fetches anything."""
+    """Raises AssertionError if a page can run or fetch anything."""
     assert SCRIPT not in page
     parser = _Page()
     parser.feed(page)
@@ -682,7 +658,7 @@ def _report_edited(data: bytes) -> None:
 
 
 def _plotted(name: str, label: str, plot: Callable[[Any], None], left: float = 0.125) -> str:
-    """A figure that is plotted but not written out, which takes most of the time."""
+    """Plots a figure without writing it, which would take most of the time."""
     from matplotlib.figure import Figure
 
     plot(Figure().add_axes((left, 0.17, 0.985 - left, 0.8)))
@@ -704,7 +680,7 @@ def _targets() -> dict[str, Target]:
         "shd": Target(lambda: [_spoken()], _read_spoken, share=0.1),
         "frames": Target(_frames, _read_frames),
         "pictures": Target(_names, _read_names),
-        "sums": Target(_sums, _read_sums, (ValueError, OSError)),  # what `cached` takes for damage
+        "sums": Target(_sums, _read_sums, (ValueError, OSError)),  # damage, to `cached`
         "recipe text": Target(_recipe_texts, _parse, run),
         "recipe.json": Target(_recipe_files, _read_recipe, run),
         "recipe values": Target(_edits, _edit_recipe, run),

@@ -1,4 +1,4 @@
-"""Losses worked out by hand."""
+"""Losses against hand calculation."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from backspike import loss
 
 LN2, LN3 = math.log(2), math.log(3)
-# T = 2, B = 1, K = 2: logits (0, ln 3), probabilities (1/4, 3/4), and then (0, 0), probabilities (1/2, 1/2)
+# T = 2, B = 1, K = 2: logits (0, ln 3) and (0, 0), so probabilities (1/4, 3/4) and (1/2, 1/2)
 Y = torch.tensor([[[0.0, LN3]], [[0.0, 0.0]]], dtype=torch.float64)
 ONE = torch.tensor([1])
 
@@ -32,7 +32,7 @@ def test_tet():
 
 
 def test_tet_pairs_every_timestep_with_its_sample():
-    """B = 3 samples of different classes, each sure and right at every timestep: the loss vanishes."""
+    """The loss vanishes for 3 samples of different classes, all confidently correct at every t."""
     target = torch.tensor([2, 0, 1])
     sure = 50.0 * torch.nn.functional.one_hot(target).double().expand(4, 3, 3)
     assert loss.tet(sure, target, lam=0.0).item() < 1e-9
@@ -40,7 +40,7 @@ def test_tet_pairs_every_timestep_with_its_sample():
 
 
 def test_spike_count_mse():
-    """Rates (1/2, 0) and (1, 1/2) for the targets 0 and 1; wanted 0.8 and 0.1."""
+    """Rates (1/2, 0) and (1, 1/2) for the targets 0 and 1; desired rates 0.8 and 0.1."""
     spikes = torch.tensor([[[1.0, 0], [1, 0]], [[0, 0], [1, 1]]])
     want = ((0.5 - 0.8) ** 2 + (0 - 0.1) ** 2 + (1 - 0.1) ** 2 + (0.5 - 0.8) ** 2) / 4
     assert loss.spike_count_mse(spikes, torch.tensor([0, 1])).item() == pytest.approx(want)

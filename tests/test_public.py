@@ -1,4 +1,4 @@
-"""The public names: all there, loaded late, and known to type checkers."""
+"""The public names exist, load lazily, and are visible to type checkers."""
 
 import ast
 import dataclasses
@@ -19,7 +19,7 @@ def test_every_public_name_exists(name):
     assert name in dir(bs)
 
 
-def test_names_mean_what_they_say():
+def test_public_names_match_their_objects():
     assert len(set(bs.__all__)) == len(bs.__all__)
     for name in bs.__all__:
         value = getattr(bs, name)
@@ -28,7 +28,7 @@ def test_names_mean_what_they_say():
 
 
 def test_type_checkers_see_the_same_names():
-    """The imports under TYPE_CHECKING are a second list, held to the first."""
+    """The imports under TYPE_CHECKING are a second list, which must equal the first."""
     tree = ast.parse(Path(bs.__file__).read_text(encoding="utf8"))
     (block,) = [n for n in tree.body if isinstance(n, ast.If)]
     imports = [alias for n in block.body if isinstance(n, ast.ImportFrom) for alias in n.names]
@@ -41,12 +41,12 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 @pytest.mark.parametrize("module", ["backspike", "backspike.surrogate"])
-def test_importing_loads_no_torch(module):
+def test_importing_does_not_load_torch(module):
     code = f"import sys, {module}; sys.exit(any(m in sys.modules for m in ('torch', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_surrogates_are_public_without_torch():
+def test_surrogates_can_be_used_without_torch():
     code = "import sys, backspike as bs; bs.Masked(bs.Triangle()); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -60,15 +60,15 @@ def test_surrogates_are_public_without_torch():
         (values.SGS, bs.scale_gradients),
     ],
 )
-def test_a_value_of_a_recipe_has_the_options_of_what_it_builds(value, public):
-    """Names and defaults; what comes first, such as the model, has no default."""
+def test_recipe_values_have_the_options_of_what_they_build(value, public):
+    """Names and defaults; leading arguments without a default, such as the model, are excluded."""
     of_public = inspect.signature(public).parameters.values()
     options = {p.name: p.default for p in of_public if p.default is not p.empty}
     assert {f.name: f.default for f in dataclasses.fields(value)} == options
 
 
-def test_no_file_imports_a_private_name_of_another():
-    """Ruff's PLC2701 passes over relative imports."""
+def test_no_file_imports_private_names_of_another():
+    """Ruff's PLC2701 ignores relative imports."""
     found = []
     for path in sorted(Path(bs.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):

@@ -1,4 +1,4 @@
-"""Readouts: TWO followed by hand over several epochs, its weights saved and restored in the middle of one."""
+"""Readouts: TWO against hand calculation over several epochs, saved and restored in one."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from backspike import readout
 
 
 def outputs(hits, B=4, K=3):
-    """o `[T, B, K]` and y `[B]` such that timestep t alone is right for the first hits[t] samples."""
+    """o `[T, B, K]` and y `[B]` such that timestep t is correct for the first hits[t] samples."""
     y = torch.arange(B) % K
     o = torch.zeros(len(hits), B, K)
     for t, n in enumerate(hits):
@@ -34,7 +34,7 @@ def test_weights_of_one_are_the_plain_mean():
     torch.testing.assert_close(readout.TWO(5)(o), o.mean(0), rtol=1e-14, atol=1e-15)
 
 
-def test_by_hand():
+def test_two_matches_hand_calculation():
     """T = 2, beta = 1/2, from epoch 1 on."""
     two = readout.TWO(2, beta=0.5, start_epoch=1)
     assert epoch(two, [4, 2]) == [1, 1]  # epoch 0: before start_epoch
@@ -42,13 +42,13 @@ def test_by_hand():
     assert not two.correct.any()
     assert epoch(two, [4, 1], [2, 1]) == [1.25, 0.75]  # acc 3/4, 1/4; acc / mean = 3/2, 1/2
     assert epoch(two, [1, 3]) == [0.875, 1.125]  # target 1/2, 3/2
-    assert epoch(two, [0, 0]) == [0.875, 1.125]  # nothing right: w stays
-    assert epoch(two) == [0.875, 1.125]  # nothing seen: w stays
+    assert epoch(two, [0, 0]) == [0.875, 1.125]  # nothing correct: w is unchanged
+    assert epoch(two) == [0.875, 1.125]  # nothing observed: w is unchanged
     o = torch.tensor([[[2.0, 4.0]], [[8.0, 0.0]]])
     assert two(o).tolist() == [[(0.875 * 2 + 1.125 * 8) / 2, 0.875 * 4 / 2]]
 
 
-def test_the_defaults_are_those_of_the_paper():
+def test_the_defaults_match_the_paper():
     """beta = 0.7, first update at the end of the sixth epoch."""
     two = readout.TWO(2)
     for _ in range(5):
@@ -65,7 +65,7 @@ def test_weights_have_mean_one():
 
 
 def test_cumulative_scores_the_running_sum():
-    """One sample of class 1: timestep 1 alone is right, the sum up to it is not; up to timestep 2 it is."""
+    """For one sample of class 1, timestep 1 alone is correct, but the sum only at timestep 2."""
     o, y = torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]], [[0.0, 3.0]]]), torch.tensor([1])
     alone, running = readout.TWO(3), readout.TWO(3, cumulative=True)
     for two in (alone, running):
@@ -86,7 +86,7 @@ def test_the_state_dict_restores_the_middle_of_an_epoch():
     assert resumed.epoch == 3
 
 
-def test_weights_are_not_learned_and_observing_keeps_no_graph():
+def test_weights_are_not_learned_and_observe_builds_no_graph():
     two = readout.TWO(2, start_epoch=0)
     o, y = outputs([4, 1])
     o.requires_grad_()

@@ -1,6 +1,6 @@
-"""backspike: spiking neural networks trained directly, by back-propagating through spikes.
+"""backspike: train spiking neural networks directly, by back-propagating through spikes.
 
-The public names. They are loaded when first used, so that importing the package is cheap.
+This file lists the public names. Each is loaded when first used, so importing the package is cheap.
 """
 
 from __future__ import annotations

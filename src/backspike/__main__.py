@@ -1,4 +1,4 @@
-"""`python -m backspike` is the command `backspike`."""
+"""`python -m backspike` runs the command line."""
 
 import sys
 

@@ -1,62 +1,78 @@
-"""What a user is told: one line that names the cure. The command line catches `BackspikeError` alone."""
+"""Errors with one-line messages that say what to do; the command line catches `BackspikeError`."""
 
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class BackspikeError(Exception):
-    """The base of all errors that this package raises on purpose; the message is one line that says what to do."""
+    """Base of all errors that this package raises on purpose, with a one-line message."""
 
 
 class UsageError(BackspikeError):
-    """The command is wrong; exit code 2."""
+    """A command line is wrong; exit code 2."""
 
 
 class RunError(BackspikeError, RuntimeError):
-    """A run folder cannot be used, or a run cannot go on."""
+    """A run folder cannot be used, or a run cannot continue."""
 
 
 class RecipeError(BackspikeError, ValueError):
-    """A field or a value of a recipe is wrong."""
+    """A recipe has an unknown field or a wrong value."""
 
 
 class DataError(BackspikeError, ValueError):
-    """Data that is missing, damaged or not what it says; the message names the file."""
+    """Data is missing or damaged; the message names the file."""
 
     @classmethod
     def at(cls, name: str, offset: int, what: str) -> DataError:
-        """The error for damage found in file `name` at byte `offset`."""
+        """The error for damage in the file `name` at byte `offset`."""
         return cls(f"{name}: byte {offset}: {what}")
 
 
 class ReportError(BackspikeError):
-    """A run folder cannot be shown."""
+    """A report cannot be made from a run folder."""
 
 
 class StudyError(BackspikeError, RuntimeError):
-    """A study cannot be run as asked, or its folder belongs to another study."""
+    """A study cannot be run as requested, or its folder belongs to another study."""
 
 
 class BenchError(BackspikeError):
-    """A benchmark cannot be run as asked."""
+    """A benchmark cannot be run as requested."""
 
 
 class RanksError(BackspikeError, RuntimeError):
-    """The ranks cannot come together."""
+    """The ranks of a distributed training cannot connect."""
 
 
 class CertifyError(BackspikeError, ValueError):
-    """A case of `certify` does not exist."""
+    """`certify` has no such case."""
 
 
 class Unsupported(RuntimeError):
-    """A backend cannot do what was asked; the message says what and which backend can."""
+    """A backend lacks a feature; the message names the feature and a backend that has it."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean a or b?", or else the whole list."""
+    """The end of a message: "; did you mean a or b?", or a list of all known words."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(close)}?" if close else f"; there are: {', '.join(known)}"
+
+
+def on_command_line() -> bool:
+    """Whether this process runs the `backspike` program, rather than a user's Python."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    program = Path(sys.argv[0]).stem if sys.argv else ""
+    return program == "backspike" or getattr(spec, "name", "") == "backspike.__main__"
+
+
+def option(name: str, value: object = None) -> str:
+    """How to set an option here: `--force` on the command line, `force=True` in Python."""
+    if not on_command_line():
+        return name if value is None else f"{name}={value!r}"
+    return f"--{name}" if value is None or value is True else f"--{name} {value}"

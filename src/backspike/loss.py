@@ -1,4 +1,7 @@
-"""Losses on the outputs over time: `loss(y_seq, target)` with y_seq `[T, B, K]`; target `[B]`: classes, or `[B, K]`: shares."""
+"""Losses on outputs over time: `loss(y_seq, target)` with y_seq `[T, B, K]`.
+
+target: classes `[B]`, or class probabilities `[B, K]`. All raise ValueError for other shapes.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from torch.nn import functional as F
 
 
 def cross_entropy(y_seq: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of the mean over time; for other readouts apply torch's to the readout's logits."""
+    """Cross-entropy of the mean over time.
+
+    With another readout, apply torch's cross-entropy to its logits.
+    """
     _check(y_seq, target)
     return F.cross_entropy(y_seq.mean(0), target, label_smoothing=label_smoothing)
 
@@ -16,9 +22,10 @@ def cross_entropy(y_seq: Tensor, target: Tensor, label_smoothing: float = 0.0) -
 def tet(
     y_seq: Tensor, target: Tensor, lam: float = 0.05, phi: float = 1.0, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Temporal efficient training (Deng, Li, Zhang, Gu 2022, eq. 10-12): the loss of every timestep, averaged.
+    """Temporal efficient training (Deng, Li, Zhang, Gu 2022, eq. 10-12).
 
-    (1 - lam) mean_t CE(o[t], y) + lam mean_t MSE(o[t], phi); the second term keeps outliers down.
+    The loss of each timestep, averaged: (1 - lam) mean_t CE(o[t], y) + lam mean_t MSE(o[t], phi).
+    The second term suppresses outliers.
     """
     _check(y_seq, target)
     each = F.cross_entropy(
@@ -30,15 +37,19 @@ def tet(
 def spike_count_mse(
     y_seq: Tensor, target: Tensor, correct: float = 0.8, wrong: float = 0.1
 ) -> Tensor:
-    """Mean squared distance of the firing rates from `correct` for the target class and `wrong` for the others."""
+    """Mean squared error of the firing rates.
+
+    The desired rates are `correct` for the target class and `wrong` for the others.
+    """
     _check(y_seq, target)
     rate = y_seq.mean(0)
-    share = target if target.dim() == 2 else F.one_hot(target, rate.shape[1])
-    return F.mse_loss(rate, wrong + (correct - wrong) * share.to(rate.dtype))
+    probability = target if target.dim() == 2 else F.one_hot(target, rate.shape[1])
+    return F.mse_loss(rate, wrong + (correct - wrong) * probability.to(rate.dtype))
 
 
 def _check(y_seq: Tensor, target: Tensor) -> None:
     if y_seq.dim() != 3 or target.shape not in (y_seq.shape[1:2], y_seq.shape[1:]):
         raise ValueError(
-            f"expected y_seq [T, B, K] and target [B] or [B, K], got {list(y_seq.shape)} and {list(target.shape)}"
+            "expected y_seq [T, B, K] and target [B] or [B, K], "
+            f"got {list(y_seq.shape)} and {list(target.shape)}"
         )

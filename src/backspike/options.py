@@ -1,7 +1,7 @@
-"""What a user can set on a neuron: one frozen dataclass per kind of neuron whose options differ.
+"""The options of a neuron: one frozen dataclass for each kind of neuron with its own options.
 
-These are the arguments of the functions and layers in `neuron/`, what a recipe holds, and what the
-kernels read. A new option is a field here. This file imports no torch.
+The functions and layers in `neuron/` take these as arguments, recipes store them and the kernels
+read them. To add an option, add a field here. This file does not import torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .surrogate import ATan, Masked, Rectangle, Surrogate, unwrap
 
 @dataclass(frozen=True)
 class LIF:
-    """Options of the leaky integrate-and-fire neuron, which `bs.lif` explains."""
+    """Options of the leaky integrate-and-fire neuron; `bs.lif` explains them."""
 
     tau: float = 2.0
     v_threshold: float = 1.0
@@ -28,10 +28,12 @@ class LIF:
 
     @property
     def soft(self) -> bool:
+        """Whether the reset subtracts the threshold instead of setting the membrane to v_reset."""
         return self.v_reset is None
 
     @property
     def mask(self) -> Masked | None:
+        """The `Masked` wrapper of the surrogate, if it has one."""
         return unwrap(self.surrogate)[0]
 
     @property
@@ -41,29 +43,30 @@ class LIF:
 
     @property
     def replace(self) -> Surrogate | None:
-        """The surrogate that stands in where the mask drops the base."""
+        """The surrogate used where the mask drops an element, if any."""
         return self.mask.replace if self.mask else None
 
     @property
     def rescale(self) -> bool:
+        """Whether elements that the mask does not drop are divided by 1 - p."""
         return self.mask is not None and self.mask.rescale
 
     @property
     def saves(self) -> str:
-        """What the kernels save for backward; a neuron alone treats "checkpoint" as "recompute"."""
+        """What the kernels save for backward: for them "checkpoint" means "recompute"."""
         return "recompute" if self.memory == "checkpoint" else self.memory
 
 
 @dataclass(frozen=True)
 class CubaLIF(LIF):
-    """Options of the current-based neuron."""
+    """Options of the current-based LIF neuron."""
 
     tau_synapse: float = 2.0
 
 
 @dataclass(frozen=True)
 class CLIF(LIF):
-    """Options of the complementary neuron, with its paper's defaults; it has a soft reset alone."""
+    """Options of the complementary LIF neuron, with the defaults of its paper; soft reset only."""
 
     v_reset: None = None
     decay_input: bool = False

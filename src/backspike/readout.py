@@ -1,6 +1,7 @@
-"""Readouts: from the outputs of the last layer over time, `[T, B, K]`, to logits `[B, K]`.
+"""Readouts: turn the outputs of the last layer over time, `[T, B, K]`, into logits `[B, K]`.
 
-`TWO` is the temporally weighted output of paper A (Li, Zhao, Zhao, Zeng 2024): timesteps that classify better count more.
+`TWO` is the temporally weighted output of paper A (Li, Zhao, Zhao, Zeng 2024), which gives
+timesteps that classify better a larger weight.
 """
 
 from __future__ import annotations
@@ -26,16 +27,21 @@ class Last(nn.Module):
 
 
 class TWO(nn.Module):
-    """Temporally weighted output (paper A; from the authors' code): logits = (1/T) sum_t w[t] o[t].
+    """Temporally weighted output (paper A, after the authors' code), `[T, B, K] -> [B, K]`.
 
-    w starts at one. Over an epoch `observe(o, y)` counts how often each timestep alone is right; `end_epoch()` then moves the
-    weights, from epoch `start_epoch` (counted from 0) on:
+        logits = (1/T) sum_t w[t] o[t]
+
+    The weights start at 1. During an epoch, `observe(o, y)` counts how often each timestep alone is
+    correct. From epoch `start_epoch` on (the first is 0), `end_epoch()` updates the weights:
 
         w <- beta w + (1 - beta) acc / mean(acc)
 
-    so that mean(w) stays 1; if no timestep was ever right, w stays. The weights and the running counts are buffers: saved,
-    restored within an epoch, and equal on all ranks (`observe` sums over them). cumulative=True scores the sum of o up to t,
-    as older scripts of the authors do.
+    so mean(w) stays 1; if no timestep was ever correct, w is unchanged.
+    Weights and counts are buffers: saved, restored in the middle of an epoch, and equal on all
+    ranks (`observe` sums over ranks).
+    cumulative=True scores the sum of o up to t, as older scripts of the authors do.
+
+    Raises ValueError for arguments out of range, and for an o without T timesteps.
     """
 
     weights: Tensor
@@ -53,7 +59,10 @@ class TWO(nn.Module):
             raise ValueError(f"TWO: beta must lie in [0, 1], got {beta}")
         if start_epoch < 0:
             raise ValueError(f"TWO: start_epoch must not be negative, got {start_epoch}")
-        self.T, self.beta, self.start_epoch, self.cumulative = T, beta, start_epoch, cumulative
+        self.T = T
+        self.beta = beta
+        self.start_epoch = start_epoch
+        self.cumulative = cumulative
         self.register_buffer("weights", torch.ones(T))
         self.register_buffer("correct", torch.zeros(T, dtype=torch.int64))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
@@ -65,7 +74,10 @@ class TWO(nn.Module):
 
     @torch.no_grad()
     def observe(self, o: Tensor, y: Tensor) -> None:
-        """Counts the right answers of every timestep: o `[T, B, K]`, y `[B]`. For training batches only."""
+        """Count the correct answers of each timestep, with o `[T, B, K]` and y `[B]`.
+
+        Call it for training batches only. Raises ValueError for other shapes.
+        """
         self._check(o)
         if y.shape != o.shape[1:2]:
             raise ValueError(
@@ -79,7 +91,7 @@ class TWO(nn.Module):
 
     @torch.no_grad()
     def end_epoch(self) -> None:
-        """Moves the weights by the counts of the epoch that ends, and starts counting anew."""
+        """Update the weights from the counts of this epoch, and reset the counts."""
         accuracy = self.correct.double() / self.seen.clamp(min=1)
         if self.epoch >= self.start_epoch and accuracy.sum() > 0:
             target = accuracy / accuracy.mean()
@@ -95,4 +107,5 @@ class TWO(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        return f"T={self.T}, beta={self.beta}, start_epoch={self.start_epoch}, cumulative={self.cumulative}"
+        cumulative = ", cumulative=True" if self.cumulative else ""
+        return f"T={self.T}, beta={self.beta}, start_epoch={self.start_epoch}{cumulative}"

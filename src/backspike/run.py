@@ -1,8 +1,9 @@
-"""The run folder: everything a training run leaves, written so that a kill at any moment loses nothing.
+"""The run folder: everything that a training writes. A kill at any moment loses nothing.
 
-`recipe.json`, `env.json`, `log.jsonl`, `last.ckpt`, `previous.ckpt`, `best.ckpt`, `model.safetensors`, `evaluation.npz`,
-`anytime.json`, `report.html`, `doctor.html`. Files are replaced whole (temporary file, fsync, rename); the log is appended
-to, and on a resume put back as the checkpoint holds it.
+`recipe.json`, `env.json`, `log.jsonl`, `last.ckpt`, `previous.ckpt`, `best.ckpt`,
+`model.safetensors`, `evaluation.npz`, `anytime.json`, `report.html`, `doctor.html`. Files are
+replaced atomically (temporary file, fsync, rename). The log is appended to; resuming restores it
+from the checkpoint.
 """
 
 from __future__ import annotations
@@ -14,48 +15,56 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import RecipeError, RunError
+from .errors import RecipeError, RunError, option
 from .recipes.recipe import Recipe
 from .system import disk
 from .system.files import cannot_write, read_json, write_atomic
 
-# in the order in which an old run is deleted, so that a kill meanwhile leaves a run that is done, or one that starts again
+# An old run is deleted in this order, so that a kill in between leaves a run that is either
+# finished or can be started again.
 FILES = (
-    *(
-        "last.ckpt",
-        "previous.ckpt",
-        "log.jsonl",
-        "env.json",
-        "best.ckpt",
-        "model.safetensors",
-        "evaluation.npz",
-    ),
-    *("anytime.json", "report.html", "doctor.html", "recipe.json"),
+    "last.ckpt",
+    "previous.ckpt",
+    "log.jsonl",
+    "env.json",
+    "best.ckpt",
+    "model.safetensors",
+    "evaluation.npz",
+    "anytime.json",
+    "report.html",
+    "doctor.html",
+    "recipe.json",
 )
 LOCKS = (".lock", ".lock.owner")
 
 
 class Run:
-    """A run folder. `Run.free(out)` and then `created(recipe)` make one, `Run.open` reads one."""
+    """A run folder. `Run.free(out)` and `created(recipe)` make one, `Run.open` opens one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.logged = ""  # what a checkpoint holds of the log: as this process wrote it, whatever becomes of the file
+        # the log as this process wrote it, for checkpoints; the file may become damaged
+        self.logged = ""
 
     @staticmethod
     def free(out: str | Path, force: bool = False) -> Run:
-        """The folder for a new run, untouched. Raises RunError if it holds a run (unless `force`) or anything else."""
+        """The folder for a new run; changes nothing.
+
+        Raises RunError if it contains a run (unless `force`) or any other files.
+        """
         path = Path(out)
         if path.exists() and not path.is_dir():
-            raise RunError(f"{path} is a file; choose another folder with --out")
+            raise RunError(f"{path} is a file; choose another folder ({option('out')})")
         names = [p.name for p in path.iterdir()] if path.exists() else []
-        # what a run leaves that was killed before it had its recipe does not count
+        # ignore the leftovers of a run that was killed before it wrote its recipe
         there = [n for n in names if n not in LOCKS and not disk.is_temporary(n)]
         if there and "recipe.json" not in there:
-            raise RunError(f"{path} holds other files; choose another folder with --out")
+            raise RunError(f"{path} holds other files; choose another folder ({option('out')})")
         if there and not force:
             raise RunError(
-                f"{path} holds a run; go on with `backspike resume {path}`, replace it with --force, or choose --out"
+                f"{path} already holds a run; continue it with `backspike resume {path}`, "
+                f"replace it with {option('force', True)}, "
+                f"or choose another folder ({option('out')})"
             )
         return Run(path)
 
@@ -63,15 +72,16 @@ class Run:
     def created(
         self, recipe: Recipe, own: Sequence[str] = (), force: bool = False
     ) -> Iterator[None]:
-        """The folder with nothing but its recipe in it, locked. own: what the user gave in place of the recipe's."""
+        """Creates the folder with only its recipe in it, and locks it.
+
+        own: what the user passed instead of the recipe's: any of "model", "data".
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise cannot_write(self.path, e) from e
         with self.locked():
-            Run.free(
-                self.path, force
-            )  # another process may have made a run here since it was asked
+            Run.free(self.path, force)  # another process may have made a run here meanwhile
             try:
                 for name in FILES[:-1]:
                     (self.path / name).unlink(missing_ok=True)
@@ -82,37 +92,36 @@ class Run:
 
     @staticmethod
     def open(path: str | Path) -> Run:
+        """An existing run folder; RunError if there is none."""
         run = Run(Path(path))
         if not (run.path / "recipe.json").is_file():
             raise RunError(
-                f"{path} is no run folder (no recipe.json); name one made by `backspike train`"
+                f"{path}: no run folder (recipe.json is missing); "
+                "give one that `backspike train` made"
             )
         return run
 
     def recipe(self, values: tuple[type, ...] = ()) -> Recipe:
+        """The recipe of the run. values: your own classes that it names."""
         path = self.path / "recipe.json"
         try:
             return Recipe.from_dict(read_json(path.read_bytes()), values)
         except (ValueError, OSError) as e:
-            hint = (
-                "; pass your own classes as values="
-                if isinstance(e, RecipeError) and "unknown name" in str(e)
-                else ""
-            )
-            raise RunError(
-                f"{path} is damaged or of another version: {e}{hint or '; put it back, or train anew with --force'}"
-            ) from e
+            unknown = isinstance(e, RecipeError) and "unknown name" in str(e)
+            restore = f"restore it, or train again with {option('force', True)}"
+            hint = "pass your own classes as values=" if unknown else restore
+            raise RunError(f"{path} is damaged or of another version: {e}; {hint}") from e
 
     def own(self) -> list[str]:
-        """What the user gave to `fit` in place of the recipe's: any of "model", "data"."""
+        """What the user passed to `fit` instead of the recipe's: any of "model", "data"."""
         own = self.read_json("recipe.json").get("own")
         return [o for o in own if isinstance(o, str)] if isinstance(own, list) else []
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps a second process out of the folder, and removes what killed ones left half written.
+        """Locks the folder against other processes and removes unfinished temporary files.
 
-        The lock goes with the process, however it ends.
+        The lock ends with the process, even if it is killed.
         """
         with ExitStack() as stack:
             try:
@@ -120,13 +129,15 @@ class Run:
                 disk.sweep(self.path)
             except disk.Locked as e:
                 raise RunError(
-                    f"{self.path} is in use by {e}; wait for it or choose another --out"
+                    f"{self.path} is in use by {e}; "
+                    f"wait for it or choose another folder ({option('out')})"
                 ) from e
             except OSError as e:
                 raise cannot_write(self.path / ".lock", e) from e
             yield
 
     def write(self, name: str, data: bytes) -> None:
+        """Replaces a file atomically."""
         write_atomic(self.path / name, data)
 
     def write_json(self, name: str, value: Any) -> None:
@@ -143,12 +154,10 @@ class Run:
         try:
             value = read_json(self.read(name))
         except ValueError as e:
-            raise RunError(
-                f"{self.path / name} is damaged ({e}); restore the file or train again"
-            ) from e
+            raise RunError(f"{self.path / name} is damaged ({e}); restore it or train again") from e
         if not isinstance(value, dict):
             raise RunError(
-                f"{self.path / name} is damaged (no JSON object); restore the file or train again"
+                f"{self.path / name} is damaged (not a JSON object); restore it or train again"
             )
         return value
 
@@ -167,16 +176,16 @@ class Run:
             raise cannot_write(self.path / "log.jsonl", e) from e
 
     def put_back_log(self, text: str) -> None:
-        """Makes the log what a checkpoint knew of it: without what came after it, a torn line, or damage."""
+        """Restores the log from a checkpoint, which drops later events, a torn line or damage."""
         self.logged = text
         self.write("log.jsonl", text.encode())
 
     def keep(self, name: str, older: str) -> None:
-        """Keeps what is in file `name` as file `older` too, so that the next `write` of it replaces only one of them."""
+        """Keeps the file `name` also as `older`, so that the next `write` replaces only `name`."""
         if not self.has(name):
             return
         newest, kept = self.path / name, self.path / older
-        if kept.exists() and newest.samefile(kept):  # as a kill in between left them
+        if kept.exists() and newest.samefile(kept):  # after a kill between the two steps
             return
         temporary = disk.temporary(kept)
         try:
@@ -190,22 +199,20 @@ class Run:
                 temporary.unlink()
 
     def log(self) -> list[dict[str, Any]]:
-        """The events logged so far; a line torn by a kill, or damaged, is left out."""
+        """The events logged so far, without damaged lines or one torn by a kill."""
         return [event for event in self._lines() if event is not None]
 
     def done(self) -> dict[str, Any] | None:
-        """The event that ends a complete run; None if it is not there yet, or if anything in the log is damaged."""
+        """The last event of a complete run; None if it is unfinished or its log is damaged."""
         events = self._lines()
         last = events[-1] if events else None
         return last if last and last.get("event") == "done" and None not in events else None
 
     def _lines(self) -> list[dict[str, Any] | None]:
-        """The events of the log, None for a line that is none."""
-        return (
-            [_event(line) for line in self.read("log.jsonl").splitlines()]
-            if self.has("log.jsonl")
-            else []
-        )
+        """The events of the log, with None for a damaged line."""
+        if not self.has("log.jsonl"):
+            return []
+        return [_event(line) for line in self.read("log.jsonl").splitlines()]
 
 
 def _event(line: bytes) -> dict[str, Any] | None:
@@ -217,7 +224,7 @@ def _event(line: bytes) -> dict[str, Any] | None:
 
 
 class Elsewhere(Run):
-    """The folder of a run that another process writes: here nothing is written to it, nor need it be there."""
+    """The folder of a run that rank 0 writes; here it is not written and need not exist."""
 
     @contextmanager
     def created(
@@ -240,7 +247,7 @@ class Elsewhere(Run):
 
 
 def next_free(parent: Path, name: str) -> Path:
-    """parent/name-1, or the first number that is not taken."""
+    """parent/name-1, or the first number that is free."""
     n = 1
     while (parent / f"{name}-{n}").exists():
         n += 1

@@ -1,9 +1,10 @@
 """Surrogate derivatives: what the backward pass uses in place of the derivative of a spike.
 
-A surrogate is a value, a frozen dataclass with two methods of `z = u - theta`: `derivative(z)`,
-the h of the equations, and `primitive(z)`, the smooth step that has this derivative. `Masked` (MSG)
-and `Parametric` (PSG) wrap any other surrogate, and any dataclass of a user's with these two
-methods is a surrogate too. Only methods of tensors are used, so this file imports no torch.
+A surrogate is a value: a frozen dataclass with two methods that take `z = u - theta`.
+`derivative(z)` is the h of the equations, and `primitive(z)` is the smooth step with that
+derivative. `Masked` (MSG) and `Parametric` (PSG) wrap any other surrogate. Any dataclass of your
+own with these two methods is a surrogate too. This file calls only tensor methods and does not
+import torch.
 """
 
 from __future__ import annotations
@@ -20,23 +21,28 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Surrogate(Protocol):
-    """Anything with `derivative(z)` and `primitive(z)`; both keep the shape and the dtype of z."""
+    """Anything with `derivative(z)` and `primitive(z)`; both preserve the shape and dtype of z."""
 
-    def derivative(self, z: Tensor) -> Tensor: ...
+    def derivative(self, z: Tensor) -> Tensor:
+        """The surrogate derivative h(z), element by element."""
+        ...
 
-    def primitive(self, z: Tensor) -> Tensor: ...
+    def primitive(self, z: Tensor) -> Tensor:
+        """The smooth step whose derivative is h, element by element."""
+        ...
 
 
 @dataclass(frozen=True)
 class Family(Surrogate):
-    """The surrogates of this file that wrap no other: a formula with a shape and a `scale`.
+    """Base class of the surrogates in this file that wrap no other: a formula and a `scale`.
 
-    A class says here whatever the rest of the library has to know about it. All its fields are
-    positive numbers. `alpha` is inversely proportional to the width, `width` proportional to it.
+    Each class declares here everything that the rest of the library needs to know about it. All
+    fields are positive numbers; anything else raises ValueError. The width of the curve is
+    inversely proportional to `alpha` and proportional to `width`.
     """
 
-    code: ClassVar[int] = 0  # of its case in kernel/csrc/surrogate.h; 0: it has none
-    binary: ClassVar[bool] = False  # h is 0 or one single value, so that memory="1bit" is exact
+    code: ClassVar[int] = 0  # its case in kernel/csrc/surrogate.h; 0: no case there
+    binary: ClassVar[bool] = False  # h is either 0 or one fixed value, so memory="1bit" is exact
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -47,22 +53,22 @@ class Family(Surrogate):
 
     @property
     def support(self) -> float:
-        """h is zero wherever abs(z) is at least this; infinite if it is zero nowhere."""
+        """The bound beyond which h is zero: abs(z) >= support. Infinite if h is never zero."""
         return math.inf
 
     def constants(self) -> tuple[float, ...]:
-        """The numbers in its formula, at most three, in float64: C and Triton get them from here.
+        """The constants of the formula, at most three float64 numbers, as C and Triton use them.
 
-        They are a, b and c there. A binary surrogate has its value in b.
+        They are called a, b and c there. A binary surrogate has its nonzero value in b.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Triangle(Family):
-    """Triangle of peak alpha over abs(z) < 1/alpha, area 1: h = max(0, alpha - alpha^2 abs(z)).
+    """Triangle with peak alpha on abs(z) < 1/alpha, area 1: h = max(0, alpha - alpha^2 abs(z)).
 
-    Called PiecewiseLinear in the code of paper A (Li et al. 2024), which uses alpha = 2.
+    Named PiecewiseLinear in the code of paper A (Li et al. 2024), which uses alpha = 2.
     """
 
     code: ClassVar[int] = 1
@@ -109,7 +115,7 @@ class ATan(Family):
 
 @dataclass(frozen=True)
 class Rectangle(Family):
-    """Rectangle of area 1: h = 1/width on abs(z) < width/2, the edge excluded (Wu et al. 2018)."""
+    """Rectangle of area 1: h = 1/width on abs(z) < width/2, edges excluded (Wu et al. 2018)."""
 
     code: ClassVar[int] = 3
     binary: ClassVar[bool] = True
@@ -143,7 +149,7 @@ class Sigmoid(Family):
         return -self.alpha, self.alpha * self.scale
 
     def derivative(self, z: Tensor) -> Tensor:
-        # sig(y) sig(-y) rather than sig(y) (1 - sig(y)): no cancellation far above the threshold
+        # sig(y) sig(-y) instead of sig(y) (1 - sig(y)) avoids cancellation far above the threshold
         a, b = self.constants()
         return (z * -a).sigmoid() * (z * a).sigmoid() * b
 
@@ -248,18 +254,18 @@ FAMILIES = tuple(Family.__subclasses__())
 
 
 def is_family(surrogate: object) -> TypeGuard[Family]:
-    """Whether it is one of `FAMILIES`; a class derived from one may have another formula."""
+    """Whether this is one of `FAMILIES` itself; a subclass may have a different formula."""
     return type(surrogate) in FAMILIES
 
 
 @dataclass(frozen=True)
 class Parametric:
-    """PSG (paper C, Wang et al. 2023): any base with a learned width w.
+    """PSG (paper C, Wang et al. 2023): any base surrogate with a learned width w.
 
     h(z; w) = base.derivative(z/w) / w. The gradient of w is that of the primitive,
-    dP/dw = -(z/w) h(z; w), which is our choice (see docs/methods.md). The width itself is not part
-    of this value: it is `LIF.log_width`, one per layer or, with `per_channel`, one per channel, and
-    the methods here are those of width 1. `Parametric(Masked(base))` becomes
+    dP/dw = -(z/w) h(z; w), which is our choice (see docs/methods.md). The width is not stored
+    here: it is the parameter `LIF.log_width`, one per layer or, with `per_channel`, one per
+    channel. The methods of this class use width 1. `Parametric(Masked(base))` becomes
     `Masked(Parametric(base))`, the canonical order.
     """
 
@@ -274,24 +280,26 @@ class Parametric:
     def __post_init__(self) -> None:
         _check_base(self, self.base)
         if isinstance(self.base, Parametric):
-            raise ValueError("Parametric: the base is Parametric already; one width is enough")
+            raise ValueError("Parametric: the base is already Parametric; one width is enough")
 
     def derivative(self, z: Tensor) -> Tensor:
+        """h(z) of the base, which is h for width 1."""
         return self.base.derivative(z)
 
     def primitive(self, z: Tensor) -> Tensor:
+        """The primitive of the base, for width 1."""
         return self.base.primitive(z)
 
 
 @dataclass(frozen=True)
 class Masked:
-    """MSG (paper A, Li et al. 2024): each element of h is dropped with probability p.
+    """MSG (paper A, Li et al. 2024): drop each element of h with probability p.
 
-    Every forward pass draws a new mask. Only the backward pass changes: a dropped element has no
-    gradient through its spike and its reset, and keeps the one through the leak. `replace`: a
-    second, narrow surrogate that is used where an element is dropped, instead of zero. `rescale`:
-    the elements that are not dropped are divided by 1 - p. `lif` applies the mask (`bs.dropped`
-    shows it), so `derivative` is that of the base.
+    Every forward pass draws a new mask. Only the backward pass changes: a dropped element passes
+    no gradient through its spike and its reset, but still passes it through the leak. `replace`
+    is a second, narrow surrogate that dropped elements use instead of zero. `rescale` divides the
+    remaining elements by 1 - p. The mask is applied by `lif` (`bs.dropped` shows it), so
+    `derivative` is the one of the base.
     """
 
     base: Surrogate
@@ -311,14 +319,16 @@ class Masked:
             raise ValueError("Masked: rescale divides by 1 - p, so p must be below 1")
         if self.rescale and self.replace is not None:
             raise ValueError(
-                "Masked: choose rescale or replace; with replace nothing is lost that rescale could"
-                " make up"
+                "Masked: choose rescale or replace; with replace there is no lost gradient for"
+                " rescale to compensate"
             )
 
     def derivative(self, z: Tensor) -> Tensor:
+        """h(z) of the base, without the mask."""
         return self.base.derivative(z)
 
     def primitive(self, z: Tensor) -> Tensor:
+        """The primitive of the base."""
         return self.base.primitive(z)
 
 
@@ -330,6 +340,7 @@ def _check_base(owner: object, base: object) -> None:
 
 
 def unwrap(surrogate: Surrogate) -> tuple[Masked | None, Parametric | None, Surrogate]:
+    """Split a surrogate into its `Masked` and `Parametric` wrappers, if any, and its base."""
     mask = surrogate if isinstance(surrogate, Masked) else None
     inner = mask.base if mask else surrogate
     parametric = inner if isinstance(inner, Parametric) else None

@@ -1,4 +1,4 @@
-"""Early exit: its points against an exit worked out sample by sample, the choice of the threshold, the file and the figure."""
+"""Early exit: its curve agrees with exits by hand; choice of the threshold, file and figure."""
 
 import json
 import math
@@ -26,13 +26,13 @@ def split(right, sure):
     )
 
 
-# T = 3 steps, four samples: when each is right, and how sure
+# T = 3 steps, four samples: whether the answer is right, and its confidence
 RIGHT = [[1, 0, 0, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
 SURE = [[0.9, 0.6, 0.2, 0.8], [0.5, 0.7, 0.3, 0.9], [0.9, 0.9, 0.4, 0.9]]
 
 
-def test_exits_by_hand():
-    """At 0.65 the samples stop after 1, 2, 3 and 1 steps; the third is never so sure."""
+def test_exits_agree_with_exits_by_hand():
+    """At 0.65 the samples stop after 1, 2, 3 and 1 steps; the third never reaches it."""
     s = split(RIGHT, SURE)
     assert s.accuracy() == [0.5, 0.5, 0.75]
     steps, accuracy = s.exits(
@@ -42,10 +42,9 @@ def test_exits_by_hand():
     assert accuracy.tolist() == [0.5, 1.0, 0.75, 0.75]
 
 
-def test_the_threshold_is_the_soonest_that_loses_nothing_on_the_validation_split():
-    """Between 0.3 and 0.6: the first, second and fourth exit after one step, the third, right only then, after three.
-
-    The test set has no say in it, whatever it holds.
+def test_the_threshold_is_the_earliest_without_more_validation_mistakes():
+    """Between 0.3 and 0.6, the first, second and fourth sample exit after one step. The third exits
+    after three, when it is first right. The test set does not influence the choice.
     """
     validation = split(RIGHT, SURE)
     for test in (validation, split([[0, 0], [1, 1], [1, 1]], [[0.9, 0.9], [0.9, 0.9], [0.9, 0.9]])):
@@ -58,15 +57,15 @@ def test_the_threshold_is_the_soonest_that_loses_nothing_on_the_validation_split
     assert (c.steps[-1], c.accuracy[-1]) == (3.0, 1.0)
 
 
-def test_measures_of_confidence():
+def test_confidence_and_margin_agree_with_values_by_hand():
     answers = torch.tensor([[0.0, math.log(3), math.log(4)]])
     assert early_exit.confidence(answers).item() == pytest.approx(4 / 8)
     assert early_exit.margin(answers).item() == pytest.approx(1 / 8)
 
 
 @pytest.mark.parametrize("how", ["mean", "last", "two"])
-def test_what_a_prefix_means(how):
-    """The readout itself, of a network with fewer timesteps; of TWO with the weights as they are for all T."""
+def test_answers_over_time_are_those_of_a_shorter_readout(how):
+    """They agree with the readout of fewer timesteps; TWO keeps its weights for all T."""
     o, T = torch.randn(5, 7, 3, generator=torch.Generator().manual_seed(0)), 5
     readout = {"mean": bs.readout.Mean(), "last": bs.readout.Last(), "two": bs.readout.TWO(T)}[how]
     if how == "two":
@@ -91,7 +90,7 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_eval_anytime_leaves_the_curve_and_the_report_shows_it(run, capsys):
+def test_eval_anytime_writes_the_curve_and_the_report_shows_it(run, capsys):
     assert main(["eval", str(run), "--anytime", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     written = json.loads((run / "anytime.json").read_text())
@@ -112,13 +111,13 @@ def test_eval_anytime_leaves_the_curve_and_the_report_shows_it(run, capsys):
     assert "early exit by margin of at least" in capsys.readouterr().out
 
 
-def test_a_plain_eval_keeps_it_and_the_network_answers_as_before(run):
+def test_eval_without_anytime_keeps_the_file(run):
     before = (run / "anytime.json").read_bytes()
     bs.evaluate(run)
     assert (run / "anytime.json").read_bytes() == before
 
 
-def test_it_needs_a_validation_split(run):
+def test_early_exit_needs_a_validation_split(run):
     data = bs.data.load("digits")
     with pytest.raises(RunError, match="give validation=, as to fit"):
         bs.evaluate(run, test=data.test, anytime=True)
@@ -137,7 +136,7 @@ def test_it_needs_a_validation_split(run):
     ],
     ids=str,
 )
-def test_a_strange_file_leaves_the_page_whole(tmp_path, damage):
+def test_the_page_survives_a_malformed_file(tmp_path, damage):
     run = make_run(tmp_path / "run")
     made = early_exit.measured(
         *[
@@ -155,7 +154,7 @@ def test_a_strange_file_leaves_the_page_whole(tmp_path, damage):
     assert "<script>" not in (run / "report.html").read_text("utf-8")
 
 
-def test_a_torn_file_is_said(tmp_path):
+def test_a_truncated_file_is_an_error_in_one_line(tmp_path):
     run = make_run(tmp_path / "run")
     (run / "anytime.json").write_text('{"accuracy": [0.5, ')
     with pytest.raises(
@@ -165,8 +164,8 @@ def test_a_torn_file_is_said(tmp_path):
         report.write(run)
 
 
-def test_no_sample_is_lost(run):
-    """All samples of both splits are in, in any number of parts."""
+def test_all_samples_are_evaluated(run):
+    """The accuracy is a multiple of 1/360, for 360 test samples."""
     assert np.isclose(
         json.loads((run / "anytime.json").read_text())["accuracy"][-1] * 360 % 1, [0, 1], atol=1e-6
     ).any()

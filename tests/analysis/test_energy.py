@@ -1,4 +1,4 @@
-"""Operations counted while a network runs, against counting by hand and by brute force; their energy; what the report says."""
+"""Counted operations agree with counts by hand and by brute force; their energy; the report."""
 
 import types
 
@@ -33,7 +33,7 @@ FIELDS = (
 
 
 def counted(model, x):
-    """The arrays of one batch x `[T, B, ...]`, and the same as a dict by layer; not-a-number as None."""
+    """The counts of one batch x `[T, B, ...]` by layer (nan as None), and their arrays."""
     batches = types.SimpleNamespace(
         recipe=types.SimpleNamespace(T=len(x)), in_order=lambda at_most: iter([(x, None)])
     )
@@ -45,21 +45,21 @@ def counted(model, x):
 
 
 def memoryless():
-    """Fires at every timestep where its current is at least 1."""
+    """A neuron that fires whenever its input current is at least 1."""
     return bs.LIF(1 + 1e-9, decay_input=False, v_reset=0.0)
 
 
 @pytest.fixture
 def small():
-    """Linear 3 -> 2, neurons, linear 2 -> 4. Of the neurons one always fires and one never does."""
+    """Linear 3 -> 2, neurons, linear 2 -> 4. One neuron always fires, the other never does."""
     first, second = nn.Linear(3, 2, bias=False), nn.Linear(2, 4)
     first.weight.data = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
     model = nn.Sequential(bs.OverTime(first), memoryless(), bs.OverTime(second))
     return model, torch.tensor([[0.5, 0.5, 0.5], [0.25, 0.5, 0.75]]).expand(T, B, 3)
 
 
-def test_a_network_counted_by_hand(small):
-    """3 spikes a sample, one at each timestep, reach 4 outputs each; the first layer runs once for all timesteps."""
+def test_counts_agree_with_a_count_by_hand(small):
+    """3 spikes per sample, one per timestep, reach 4 outputs each; the first layer runs once."""
     rows, arrays = counted(*small)
     assert list(rows) == ["0.0", "1", "2.0"]
     assert rows["0.0"] == dict(zip(FIELDS, ("linear", 1, 6, None, 6, None, 6, 3, 2, 32)))
@@ -68,10 +68,10 @@ def test_a_network_counted_by_hand(small):
     assert arrays["op_samples"] == B
 
 
-def test_its_energy_by_hand(small):
+def test_energy_agrees_with_a_calculation_by_hand(small):
     first, neurons, second = energy.layers(counted(*small)[1], T)
     assert (first.ann, second.ann) == (energy.Cost(6, 0, 6 + 3 + 2), energy.Cost(8, 0, 8 + 2 + 4))
-    # once: weights and inputs; its two currents written once and read three times
+    # weights and inputs are read once; its two currents are written once and read three times
     assert first.snn == energy.Cost(6, 0, 6 + 3 + 2 + 3 * 2)
     assert (neurons.ann, neurons.snn) == (
         energy.Cost(),
@@ -87,7 +87,7 @@ def test_its_energy_by_hand(small):
     assert snn.with_memory(5.0) - snn.arithmetic == pytest.approx(5 * (17 + 12.1875 + 24.1875))
 
 
-def test_an_input_that_changes_is_multiplied_at_every_timestep(small):
+def test_a_changing_input_is_multiplied_at_every_timestep(small):
     model, x = small
     rows, arrays = counted(model, x + torch.rand(T, 1, 1) / 100)
     assert (rows["0.0"]["steps"], rows["0.0"]["macs"], rows["0.0"]["products"]) == (3, 6, 18)
@@ -115,8 +115,8 @@ GEOMETRIES = [
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_connections_of_a_convolution_by_brute_force(geometry):
-    """A gradient of ones through weights of ones counts, for each input, the outputs that it reaches."""
+def test_connections_of_a_convolution_agree_with_brute_force(geometry):
+    """With gradients and weights of 1, dL/dx counts the outputs that each input reaches."""
     m = nn.Conv2d(4, 6, bias=False, **geometry)
     counts = torch.randint(0, 3, (2, 4, 5, 7), generator=torch.Generator().manual_seed(0)).float()
     nn.init.ones_(m.weight)
@@ -127,7 +127,7 @@ def test_connections_of_a_convolution_by_brute_force(geometry):
 
 
 def test_spikes_behind_an_average_pool_are_counted_one_by_one():
-    """4 spikes in a window are 4; and where adding them first is cheaper, they are multiplied instead."""
+    """4 spikes in a window count as 4; if summing them first is cheaper, they are multiplied."""
     s = (
         torch.tensor([1.0, 1, 1, 1, 0, 0, 1, 0])
         .view(1, 1, 1, 2, 4)
@@ -143,17 +143,17 @@ def test_spikes_behind_an_average_pool_are_counted_one_by_one():
         spikes = float(s.sum())
         assert (row["spikes"], row["additions"]) == (spikes, spikes * outputs)
     assert (row["products"], row["bits"]) == (T * 50, 3)
-    assert (
-        energy.layers(arrays, T)[1].snn.acs == spikes * 50
-    )  # 5 additions are 4.5 pJ, a multiplication 4.6
-    s[..., 1, :3] = 1  # 7 of 8
+    # 5 additions take 4.5 pJ, a multiplication 4.6
+    assert energy.layers(arrays, T)[1].snn.acs == spikes * 50
+    # 7 of 8 inputs are spikes
+    s[..., 1, :3] = 1
     *_, last = energy.layers(
         counted(nn.Sequential(memoryless(), bs.OverTime(pool, nn.Flatten(), last)), s)[1], T
     )
     assert (last.snn.acs, last.snn.macs) == (0, T * 50)
 
 
-def test_pools_of_other_sizes():
+def test_spikes_behind_pools_of_other_sizes_are_counted():
     for size in (1, 5, 7):
         s = (
             torch.rand(T, B, 2, size, size, generator=torch.Generator().manual_seed(1)) < 0.4
@@ -163,8 +163,8 @@ def test_pools_of_other_sizes():
         assert rows["1.2"]["spikes"] == s.sum().item() / B
 
 
-def test_residual_blocks_and_folded_norms():
-    """Spikes that two branches add count twice; what each convolution gets is taken from the same network by hooks."""
+def test_residual_blocks_and_folded_norms_are_counted():
+    """Summed spikes of two branches count twice; hooks record each convolution's input."""
     torch.manual_seed(0)
     model = nn.Sequential(
         bs.OverTime(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)), bs.LIF(v_threshold=0.3)
@@ -198,8 +198,8 @@ def test_residual_blocks_and_folded_norms():
     assert {"1", "2.sn1", "2.sn2", "3.sn1", "3.sn2"} < rows.keys()
 
 
-def test_attention_is_counted_too():
-    """Two products of spikes with spikes in each encoder, counted here by hand from what the neurons sent."""
+def test_attention_is_counted():
+    """Each encoder multiplies spikes with spikes twice; counted by hand from recorded spikes."""
     torch.manual_seed(0)
     model = bs.models.spikformer(
         dim=16, depth=1, heads=2, neuron=lambda channels: bs.LIF(v_threshold=0.1)
@@ -218,14 +218,14 @@ def test_attention_is_counted_too():
     assert rows["matmul 2"]["additions"] == expected.item() > 0
 
 
-def test_counting_leaves_the_model_as_it_was(small):
+def test_counting_does_not_change_the_model(small):
     model, x = small
     counted(model, x)
     assert not any(m._forward_hooks for m in model.modules())
     assert not model[1].watchers
 
 
-def test_the_report_shows_it_and_warns_where_spikes_cost_more(small, tmp_path):
+def test_the_report_shows_the_energy_and_warns_if_spikes_cost_more(small, tmp_path):
     run, arrays = make_run(tmp_path / "run", T=T), counted(*small)[1]
     measured = dict(np.load(run / "evaluation.npz"))
     np.savez(run / "evaluation.npz", **measured | arrays)
@@ -233,18 +233,18 @@ def test_the_report_shows_it_and_warns_where_spikes_cost_more(small, tmp_path):
     text = " ".join(page.text.split())
     assert {"energy", "fig-energy"} <= {*page.ids}
     assert (
-        "The spiking network costs more than the equal network without spikes: arithmetic alone 1.02 times as much"
-        in text
+        "The spiking network costs more than the equal network without spikes: "
+        "arithmetic alone 1.02 times as much" in text
     )
     assert "64.4 pJ 66 pJ 1.02 ×" in text
     assert "0.0 is computed once" in text
-    # many real inputs, which are bits in the spiking network, and a last layer that is large beside three spikes
+    # many inputs, single bits in the spiking network, and a last layer that is large for 3 spikes
     cheap = {"op_inputs": np.array([1000, 2, 1000]), "op_macs": arrays["op_macs"] * [1, 1, 1000]}
     np.savez(run / "evaluation.npz", **measured | arrays | cheap)
     assert "costs more" not in str(activity.energy_section(read.load_run(run)).body)
 
 
-def test_arrays_that_do_not_belong_together_are_damage(small, tmp_path):
+def test_arrays_of_different_lengths_are_reported_as_damage(small, tmp_path):
     run = make_run(tmp_path / "run", T=T)
     arrays = counted(*small)[1] | {"op_bits": np.array([1, 2])}
     np.savez(run / "evaluation.npz", **dict(np.load(run / "evaluation.npz")) | arrays)
@@ -253,7 +253,7 @@ def test_arrays_that_do_not_belong_together_are_damage(small, tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["op_name", "op_outputs", "op_samples"])
-def test_without_one_of_the_arrays_there_is_no_energy(missing, small, tmp_path):
+def test_the_report_shows_no_energy_if_an_array_is_missing(missing, small, tmp_path):
     run = make_run(tmp_path / "run", T=T)
     arrays = dict(np.load(run / "evaluation.npz")) | counted(*small)[1]
     np.savez(

@@ -1,4 +1,4 @@
-"""The bench: its gate catches wrong gradients, its workers fail one by one, its numbers and pages say what was measured."""
+"""The bench: its gate, its workers, and the numbers and pages it makes."""
 
 import importlib
 import json
@@ -26,24 +26,14 @@ WORK = {w.name: w for w in plan.WORKLOADS}
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A whole bench of one small workload, from the command line: its folder and its report."""
+    """Runs a bench of one small workload from the command line; its folder and bench.json."""
     out = tmp_path_factory.mktemp("bench")
-    words = [
-        "bench",
-        "fc-10%",
-        "--quick",
-        "--only",
-        "8 bit,plain loop",
-        "--precision",
-        "float32",
-        "--rounds",
-        "2",
-    ]
-    assert cli.main([*words, "--threads", "1", "--out", str(out)]) == 0
+    options = ["--only=8 bit,plain loop", "--precision=float32", "--rounds=2", "--threads=1"]
+    assert cli.main(["bench", "fc-10%", "--quick", *options, "--out", str(out)]) == 0
     return out, json.loads((out / "bench.json").read_text())
 
 
-def test_a_bench_measures_every_row_and_writes_it_down(measured):
+def test_a_bench_measures_and_writes_every_row(measured):
     out, report = measured
     assert [w["workload"] for w in report["workloads"]] == ["fc-10%"]
     for workload in report["workloads"]:
@@ -81,20 +71,19 @@ def test_a_bench_measures_every_row_and_writes_it_down(measured):
     assert "<svg" in (out / "bench.html").read_text()
 
 
-def test_the_densities_are_what_the_workload_says(measured):
+def test_the_densities_are_those_of_the_workload(measured):
     sparse = measured[1]["workloads"][0]
     assert sparse["spikes"] == pytest.approx([0.1, 0.1], abs=0.003)
     assert sparse["derivatives"] == pytest.approx([0.1, 0.1], abs=0.003)
-    # in the network itself, as its gradients are: the share of hidden neurons that a derivative lets through
+    # also in the network itself: the share of hidden neurons that pass a gradient
     work = density.calibrate(plan.workloads("fc-10%", quick=True)[0])
     network = _network(work, libraries.load(Settings("ours")))
     shares = []
     for m in network.model.modules():
         if isinstance(m, bs.LIF):
-            m.temporal_gradient, m.reset_gradient = (
-                False,
-                0.0,
-            )  # so that the gradient of a current is g h
+            # the gradient of an input current is then g h
+            m.temporal_gradient = False
+            m.reset_gradient = 0.0
             m.register_full_backward_hook(
                 lambda m, gx, g: shares.append((gx[0] != 0).double().mean().item())
             )
@@ -108,21 +97,19 @@ def test_the_densities_are_what_the_workload_says(measured):
     [{"detached": True}, {"gain": 0.51}, {"surrogate": "superspike"}],
     ids=["detached", "gain", "surrogate"],
 )
-def test_a_neuron_that_is_not_the_stated_one_does_not_pass(name, wrong):
+def test_the_gate_refuses_another_neuron(name, wrong):
     work = WORK[name].small()
-    exact, other = (gate.statement(work, neuron) for neuron in (Neuron(), Neuron(**wrong)))
+    exact, other = (gate.reference(work, neuron) for neuron in (Neuron(), Neuron(**wrong)))
     assert gate._worst(other["gradients"], exact["gradients"]) > 2 * gate.CLOSE
     assert gate._worst(exact["gradients"], exact["gradients"]) == 0
 
 
 @pytest.mark.parametrize("kind", ["neuron", "fc-10%", "vgg", "resnet"])
-def test_the_statement_agrees_with_the_reference_of_backspike(kind):
-    """Two independent statements of the same network in float64."""
+def test_the_gates_reference_agrees_with_the_reference_backend(kind):
     work = WORK[kind].small()
     width = work.widths[0] if work.widths else 1.0
-    expected = gate.statement(
-        work, Neuron(surrogate="rectangle" if work.widths else "atan", width=width)
-    )
+    neuron = Neuron(surrogate="rectangle" if work.widths else "atan", width=width)
+    expected = gate.reference(work, neuron)
     if kind == "neuron":
         x, g = (t.double() for t in networks.data(work))
         x.requires_grad_()
@@ -143,7 +130,7 @@ def _network(work: Workload, lib) -> Network:
 
 
 @pytest.mark.parametrize("name", ["fc", "vgg", "resnet"])
-def test_every_way_of_running_ours_passes_the_gate(name, tmp_path):
+def test_every_configuration_of_ours_passes_the_gate(name, tmp_path):
     work = WORK[name]
     for implementation in plan.implementations(work, only=["backspike"]):
         if not implementation.limit:
@@ -166,7 +153,7 @@ class _Here:
         return json.loads(json.dumps(getattr(self.worker, do)(**request)))
 
 
-def test_the_parameters_are_the_same_for_all_and_follow_the_seed():
+def test_all_libraries_get_the_same_weights_from_the_seed():
     work = WORK["resnet"].small()
     ours, plain = (
         networks.build(work, libraries.load(Settings(name))) for name in ("ours", "plain")
@@ -180,7 +167,7 @@ def test_the_parameters_are_the_same_for_all_and_follow_the_seed():
 
 
 def test_the_full_resnet_is_resnet18():
-    """11.17 million parameters and 555 million multiplications an image, as ResNet18 has with a 3x3 stem and ten classes."""
+    """11.17 million parameters, 555 million multiplications per image (3x3 stem, ten classes)."""
     work, settings = replace(WORK["resnet"], T=1, B=1), Settings("limits")
     layers = limits._layers(work, settings)
     outputs = [
@@ -192,7 +179,7 @@ def test_the_full_resnet_is_resnet18():
 
 
 def test_the_limit_counts_every_product_once():
-    """A forward product, a weight gradient and, but for the first layer, an input gradient; static input once."""
+    """Output, weight gradient and, except in the first layer, input gradient; static input once."""
     work = Workload("fc", "fc", T=3, B=5, layout=(7, 11, 10), static=True)
     products = limits.Products(work, Settings("limits", part="products"))
     assert products.flop == 2 * (2 * 5 * 7 * 11 + 3 * 3 * 5 * 11 * 10)
@@ -202,8 +189,10 @@ def test_the_limit_counts_every_product_once():
     assert limits.Copy(WORK["neuron"], Settings("limits")).facts()["bytes"] == 16 * 4 * 2**22
 
 
-def test_what_moves_at_least_is_counted():
-    """A convolution 3 -> 5 of 6 images of 8x8 (input 1152, output 1920), then a linear layer 80 -> 10 (480, 60), in float32."""
+def test_the_limit_counts_the_bytes_moved():
+    """A convolution 3 -> 5 of 6 images 8x8 (1152 inputs, 1920 outputs), then a linear layer
+    80 -> 10 (480 inputs, 60 outputs), in float32.
+    """
     work = Workload("vgg", "vgg", T=2, B=3, layout=(5, "P"), size=8)
     moved = 4 * (2 * (1152 + 1920) + 8 * 1920 + 3 * (480 + 60) + 8 * 60)
     assert limits.Products(work, Settings("limits", part="products")).facts()["moved"] == moved
@@ -219,7 +208,7 @@ def _row(name, seconds, facts, **settings):
     return results.Row(implementation, rounds=[[seconds]], facts=facts)
 
 
-def test_the_rows_of_a_gpu():
+def test_the_implementations_on_a_gpu():
     work = {w.name: w for w in plan.GPU_WORKLOADS}
     rows = {
         r.name: r.settings
@@ -239,8 +228,8 @@ def test_the_rows_of_a_gpu():
     assert [w.name for w in plan.workloads("all", False, "cuda")] == list(work)
 
 
-# VGGSNN: convolutions 9 (2 64 + 64 128 + 128 256 + 256 256 + 256 512 + 3 512 512), norms 2 (64 + 128 + 2 256 + 4 512), linear
-# 10 (9 512 + 1); ResNet18 of ImageNet: 11,689,512
+# VGGSNN: convolutions 9 (2 64 + 64 128 + 128 256 + 256 256 + 256 512 + 3 512 512),
+# norms 2 (64 + 128 + 2 256 + 4 512), linear layer 10 (9 512 + 1); ResNet18 for ImageNet: 11,689,512
 PARAMETERS = {
     "vggsnn": 9 * (128 + 8192 + 32768 + 65536 + 131072 + 786432) + 2 * 2752 + 46090,
     "resnet-224px": 11_689_512,
@@ -250,7 +239,7 @@ PARAMETERS = {
 @pytest.mark.parametrize(
     ("name", "outputs"), [("vggsnn", (6, 4, 10)), ("resnet-224px", (4, 4, 1000))]
 )
-def test_the_networks_of_a_gpu(name, outputs):
+def test_the_gpu_networks_have_the_published_sizes(name, outputs):
     work = next(w for w in plan.GPU_WORKLOADS if w.name == name)
     assert (
         sum(p.numel() for p in networks.build(work, libraries.load(Settings("plain"))).parameters())
@@ -260,7 +249,7 @@ def test_the_networks_of_a_gpu(name, outputs):
     assert networks.build(work.small(), libraries.load(Settings("ours")))(x).shape == outputs
 
 
-def test_the_peak_is_the_memory_that_was_taken():
+def test_the_peak_is_the_memory_allocated():
     script = """
 import sys
 from backspike.bench.worker.memory import Peak
@@ -280,7 +269,7 @@ print(peak.extra(), peak.how)
 
 
 def _outcome(**medians: float) -> results.Outcome:
-    """An outcome of made-up times in seconds."""
+    """An outcome with made-up times in seconds."""
     rows = []
     for implementation in plan.implementations(WORK["vgg"], peers=plan.PEERS):
         name = implementation.name.replace(", ", "_").replace(" ", "_")
@@ -294,7 +283,7 @@ def _outcome(**medians: float) -> results.Outcome:
     return results.Outcome(WORK["vgg"], rows)
 
 
-def test_ratios_and_shares_are_taken_to_the_right_rows():
+def test_ratios_and_shares_use_the_right_rows():
     made = _outcome(
         backspike=0.25,
         SpikingJelly=2.0,
@@ -303,48 +292,62 @@ def test_ratios_and_shares_are_taken_to_the_right_rows():
         **{"products_fp32_channels-last": 0.1},
     )
     rows = {r.name: r for r in made.rows}
-    assert page.against(rows["backspike"], rows["SpikingJelly"]) == "8.00x, 1.00"
+    assert page.against(rows["backspike"], rows["SpikingJelly"]) == "8.00x, 1.00x"
     assert made.share(rows["backspike"]) == pytest.approx(0.4)  # of the faster layout
     assert made.share(rows["backspike, bf16"]) == pytest.approx(
         1.0
     )  # of the products in its own precision
     assert made.speeds()["copy"] == pytest.approx(20.0)
     assert [r.name for r in made.against(5)] == [
-        *(
-            "SpikingJelly",
-            "SpikingJelly, bf16",
-            "SpikingJelly, bf16, heap kept",
-            "SpikingJelly, bf16, lean heap",
-        ),
+        "SpikingJelly",
+        "SpikingJelly, bf16",
+        "SpikingJelly, bf16, heap kept",
+        "SpikingJelly, bf16, lean heap",
         "plain loop",
     ]
     assert len({len(page.cells(made, row)) for row in made.ranked()} | {len(page.head(made))}) == 1
+
+
+def test_speed_and_memory_ratios_have_the_same_format():
+    made = _outcome(backspike=0.25, SpikingJelly=0.1925)
+    rows = {r.name: r for r in made.rows}
+    rows["backspike"].memory["bytes"] = 10.32e6
+    rows["backspike, 8 bit"].memory["bytes"] = 0.448e6
+    ratio = [page.against(rows[name], rows["SpikingJelly"]) for name in list(rows)[:3]]
+    assert ratio[0] == "0.77x, 1.29x"
+    assert ratio[2] == "0.19x, 0.056x"
+    cells = page.glance(_bench(made)).lines()[1]
+    assert all(cell.endswith("x") for cell in (*cells[2:5], *cells[6:]))
+
+
+def _bench(*outcomes):
+    return results.Bench({}, {}, rounds=1, quick=True, outcomes=list(outcomes))
 
 
 SERVE = "from backspike.system.workers import serve; serve(lambda do, request: {})"
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("import os; os.kill(os.getpid(), 9)", "signal 9"),
         ("raise SystemExit('no such thing')", "no such thing"),
-        (SERVE.format("{'error': 'ValueError: as told'}"), "as told"),
+        (SERVE.format("{'error': 'ValueError: wrong value'}"), "wrong value"),
     ],
 )
-def test_a_worker_that_dies_says_why(monkeypatch, text, says):
+def test_the_error_says_why_a_worker_died(monkeypatch, text, message):
     monkeypatch.setattr(workers, "_START", text.replace("{", "{{").replace("}", "}}"))
     worker = workers.Worker(plan.implementations(WORK["neuron"])[0], None)
     try:
-        with pytest.raises(workers.WorkerFailed, match=says):
+        with pytest.raises(workers.WorkerFailed, match=message):
             worker.ask("set_up", work={}, settings={}, threads=1)
     finally:
         worker.end()
     assert worker.process.returncode is not None
 
 
-def test_a_row_that_fails_is_named_and_the_others_go_on(monkeypatch):
-    """The plain loop is said to have a neuron that it has not, and one of ours is killed while it computes."""
+def test_one_row_may_fail_without_the_others(monkeypatch):
+    """The gate expects a wrong neuron of the plain loop, and one of our workers is killed."""
     ask, compare = workers.Worker.ask, gate._exact
 
     def dies(self, do, **request):
@@ -405,11 +408,11 @@ def test_ctrl_c_ends_all_workers(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (
             ["cnn"],
-            "there are neuron, fc, fc-10%, vgg, vgg-10%, vgg-20%, resnet, resnet-10%, resnet-20%, neuron-gpu",
+            "choose from neuron, fc, fc-10%, vgg, vgg-10%, vgg-20%, resnet, resnet-10%",
         ),
         (["--rounds", "0"], "at least 1"),
         (["--precision", "half"], "float32, bfloat16"),
@@ -419,14 +422,14 @@ def test_ctrl_c_ends_all_workers(monkeypatch):
         (["--peer-python", sys.executable], "none of SpikingJelly"),
     ],
 )
-def test_a_wrong_command_is_one_line(capsys, words, says):
-    assert cli.main(["bench", *words]) == 1
+def test_a_wrong_command_gets_a_one_line_message(capsys, words, message):
+    assert cli.main(["bench", *words]) == 2
     error = capsys.readouterr().err
-    assert says in error
+    assert message in error
     assert error.count("\n") == 1
 
 
-def test_peers_do_not_get_what_our_command_line_sets_for_itself(monkeypatch):
+def test_other_libraries_do_not_get_the_variables_our_command_line_sets(monkeypatch):
     for name, value in machine.QUIET_THREADS.items():
         monkeypatch.setenv(name, value)
     peer = plan.Implementation("SpikingJelly", Settings("spikingjelly"))
@@ -435,8 +438,8 @@ def test_peers_do_not_get_what_our_command_line_sets_for_itself(monkeypatch):
     assert set(machine.QUIET_THREADS) <= set(workers._environment(ours))
 
 
-def test_a_worker_runs_where_there_is_no_backspike(monkeypatch):
-    """Its folder is loaded as a package of its own: a Python that cannot import backspike runs it."""
+def test_a_worker_runs_without_backspike(monkeypatch):
+    """Its folder is loaded as a top-level package."""
     blocked = "import sys; sys.modules['backspike'] = None\n" + workers._START
     monkeypatch.setattr(workers, "_START", blocked)
     with workers.Worker(plan.Implementation("plain loop", Settings("plain")), None) as worker:
@@ -446,8 +449,7 @@ def test_a_worker_runs_where_there_is_no_backspike(monkeypatch):
     assert answer["heap"] == sys.platform.startswith("linux")
 
 
-def test_the_race_gives_a_side_its_time(tmp_path, monkeypatch):
-    """On images that are easy to tell apart; a side is a process of its own."""
+def test_each_side_of_the_race_trains_for_its_time(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     race = importlib.import_module("cifar_race")
     y = torch.arange(640) % 10

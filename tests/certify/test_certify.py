@@ -1,10 +1,11 @@
-"""The certificate: its cases cover what may be combined, faults of every kind are found, and the command says so."""
+"""The certificate: cases cover all pairs of options, faults are found, the command reports them."""
 
 import dataclasses
 import itertools
 import json
 import shlex
 import types
+from contextlib import contextmanager
 from importlib import import_module
 
 import pytest
@@ -12,15 +13,17 @@ import torch
 
 import backspike as bs
 from backspike import certify
-from backspike.certify import check
+from backspike.certify import check, networks
 from backspike.certify.pairwise import pairwise, possible_pairs
 from backspike.cli import main
 from backspike.kernel import eager
 from backspike.kernel.cpu import library
+from backspike.layers import over_time
+from backspike.neuron.hooks import Handle, spiking_layers, watch
+from backspike.neuron.lif import Watcher
 
-dispatch = import_module(
-    "backspike.kernel.dispatch"
-)  # the module: the package has a function of that name
+# the module, because the package has a function of the same name
+dispatch = import_module("backspike.kernel.dispatch")
 
 AXES = {axis: list(values) for axis, values in check.AXES.items()}
 
@@ -29,11 +32,11 @@ def pairs_of(case):
     return set(itertools.combinations(case.items(), 2))
 
 
-# ------------------------------------------------------------------------------------------------------ the covering set
+# ---- pairs of options ------------------------------------------------------------------------
 
 
-def test_pairs_that_no_allowed_case_holds_are_left_out_and_all_others_are_covered():
-    """Against a brute-force search; one rule forbids a pair, one a triple."""
+def test_exactly_the_pairs_that_allowed_cases_contain_are_covered():
+    """Compared with brute force; one rule forbids a pair, another a triple."""
     axes = {"a": list("xyz"), "b": list("pqrs"), "c": list("01"), "d": list("uvw"), "e": list("01")}
 
     def allowed(case):
@@ -50,8 +53,8 @@ def test_pairs_that_no_allowed_case_holds_are_left_out_and_all_others_are_covere
 
 
 @pytest.mark.parametrize("place", check.places(), ids=lambda p: p.name)
-def test_every_pair_of_options_is_covered_and_nothing_refused_is_counted(place):
-    """What is not covered no case holds, whatever stands beside it; only these five options decide that."""
+def test_every_supported_pair_of_options_is_covered(place):
+    """No case can contain an uncovered pair; only five options decide what is supported."""
     axes = {**AXES, "memory": ["exact"]} if place.backend == "reference" else AXES
     cases = pairwise(axes, lambda case: not check._refusal(place, case))
     assert not [case for case in cases if check._refusal(place, case)]
@@ -67,16 +70,16 @@ def test_every_pair_of_options_is_covered_and_nothing_refused_is_counted(place):
     assert bool(missing) == (place.backend != "reference")
 
 
-# ---------------------------------------------------------------------------------------------------------------- faults
+# ---- faults ----------------------------------------------------------------------------------
 
 
 def injected(monkeypatch, fault):
-    """The backend "faulty": `eager` with a fault in what it is called with or in what comes out."""
+    """Adds the backend "faulty": `eager` with a fault in its arguments or its results."""
     module = types.SimpleNamespace(refuses=lambda call: None, run=fault)
     monkeypatch.setitem(dispatch._BACKENDS, "faulty", module)
 
 
-def ruled(**change):
+def with_options(**change):
     return lambda call: eager.run(
         dataclasses.replace(call, neuron=dataclasses.replace(call.neuron, **change))
     )
@@ -86,10 +89,10 @@ def unscaled(call):
     surrogate = call.neuron.surrogate
     if isinstance(surrogate, bs.Masked):
         surrogate = dataclasses.replace(surrogate, rescale=False)
-    return ruled(surrogate=surrogate)(call)
+    return with_options(surrogate=surrogate)(call)
 
 
-def called(change):
+def with_arguments(change):
     return lambda call: eager.run(dataclasses.replace(call, **change(call)))
 
 
@@ -101,26 +104,26 @@ def one_spike_more(call):
 
 
 def above(theta):
-    """Ties no longer fire."""
+    """A threshold that ties no longer reach."""
     return theta * (1 + 2**-20)
 
 
 FAULTS = {
-    "no gradient through the reset": (ruled(reset_gradient=0.0), "gradient of x"),
-    "no gradient over time": (ruled(temporal_gradient=False), "gradient of x"),
+    "no gradient through the reset": (with_options(reset_gradient=0.0), "gradient of x"),
+    "no gradient over time": (with_options(temporal_gradient=False), "gradient of x"),
     "no rescaling": (unscaled, "gradient of x"),
     "one spike": (one_spike_more, "spikes differ in 1 places"),
-    "ties": (called(lambda call: {"theta": above(call.theta)}), "spikes differ"),
+    "ties": (with_arguments(lambda call: {"theta": above(call.theta)}), "spikes differ"),
     "another mask": (
-        called(lambda call: {"seed": None if call.seed is None else call.seed + 1}),
+        with_arguments(lambda call: {"seed": None if call.seed is None else call.seed + 1}),
         "mask bits differ",
     ),
     "wider surrogate": (
-        called(lambda call: {"width": None if call.width is None else call.width * 1.001}),
+        with_arguments(lambda call: {"width": None if call.width is None else call.width * 1.001}),
         "gradient of",
     ),
     "threshold that does not learn": (
-        called(
+        with_arguments(
             lambda call: {
                 "theta": call.theta.detach() if isinstance(call.theta, torch.Tensor) else call.theta
             }
@@ -128,7 +131,7 @@ FAULTS = {
         "gradient of v_threshold",
     ),
     "tau that learns half": (
-        called(
+        with_arguments(
             lambda call: {
                 "tau": (call.tau + call.tau.detach()) / 2
                 if isinstance(call.tau, torch.Tensor)
@@ -139,7 +142,7 @@ FAULTS = {
     ),
     "coarser memory": (
         lambda call: (
-            ruled(memory="8bit")(call)
+            with_options(memory="8bit")(call)
             if call.neuron.memory == "bfloat16" and not isinstance(call.tau, torch.Tensor)
             else eager.run(call)
         ),
@@ -150,11 +153,11 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found(monkeypatch, fault):
-    run, said = FAULTS[fault]
+    run, message = FAULTS[fault]
     injected(monkeypatch, run)
     made = certify.run({"backend": "faulty", "dtype": "float32", "surrogate": "ATan"})
     assert not made.passed
-    assert any(said in finding.reason for finding in made.failed)
+    assert any(message in finding.reason for finding in made.failed)
     assert made.rows["faulty"].failed == len(made.failed)
 
 
@@ -163,7 +166,7 @@ def test_the_backend_without_a_fault_passes(monkeypatch):
     assert certify.run({"backend": "faulty", "dtype": "float32", "surrogate": "ATan"}).passed
 
 
-def test_the_command_names_what_failed_and_that_command_fails_alone(monkeypatch, capsys, tmp_path):
+def test_the_printed_command_reproduces_a_single_failure(monkeypatch, capsys, tmp_path):
     injected(monkeypatch, unscaled)
     file = tmp_path / "certificate.md"
     assert main(["certify", "--only", "backend=faulty,surrogate=Triangle", "--out", str(file)]) == 1
@@ -187,7 +190,7 @@ def test_the_command_names_what_failed_and_that_command_fails_alone(monkeypatch,
     assert main(shlex.split(command)[1:]) == 0
 
 
-def test_what_a_backend_raises_is_a_finding(monkeypatch):
+def test_an_exception_of_a_backend_is_a_finding(monkeypatch):
     def breaks(call):
         raise ArithmeticError("no such thing\nsecond line")
 
@@ -198,7 +201,7 @@ def test_what_a_backend_raises_is_a_finding(monkeypatch):
     assert {finding.reason for finding in made.failed} == {"raised ArithmeticError: no such thing"}
 
 
-def test_what_is_refused_is_said_and_not_counted(monkeypatch):
+def test_unsupported_cases_are_reported_and_not_counted(monkeypatch):
     injected(monkeypatch, eager.run)
     dispatch._BACKENDS["faulty"].refuses = lambda call: (
         "not in float16" if call.x.dtype == torch.float16 else None
@@ -215,11 +218,73 @@ def test_what_is_refused_is_said_and_not_counted(monkeypatch):
     assert {case["dtype"] for case in cases} == {"float32", "float64", "bfloat16"}
 
 
-# --------------------------------------------------------------------------------------------------------------- the rest
+# ---- networks --------------------------------------------------------------------------------
 
 
-def test_all_runs_every_combination_that_is_allowed():
-    """2 resets gradients x 2 rules in time x ...: counted by hand for what is left open."""
+def network(name, backend):
+    place = next(p for p in check.places() if p.name == backend)
+    dtype = str(networks.NETWORKS[name].dtype).removeprefix("torch.")
+    return check.check_network(place, {"backend": backend, "network": name, "dtype": dtype})
+
+
+@pytest.mark.parametrize("backend", bs.backends())
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_networks_agree_with_their_definition(name, backend):
+    finding = network(name, backend)
+    assert not finding.reason
+    assert finding.errors
+
+
+def test_batch_norm_of_unusual_strides_is_found(monkeypatch):
+    """torch's BatchNorm computes wrong gradients for dimensions of size 1 with unusual strides."""
+    monkeypatch.setattr(over_time, "usual_strides", lambda x: x)
+    found = [network(name, "eager") for name in networks.NETWORKS if "channels-last" in name]
+    assert any("the gradient of" in finding.reason for finding in found)
+
+
+def test_one_gradient_for_all_timesteps_of_a_static_input_is_found(monkeypatch):
+    def static(x):
+        return len(x) > 1 and x.stride(0) == 0
+
+    monkeypatch.setattr(over_time, "repeats_over_time", static)
+    assert "the gradient of x" in network("static-with-gradient", "eager").reason
+    assert not network("static", "eager").reason
+
+
+@pytest.mark.skipif("cpu" not in bs.backends(), reason="gradients are sampled by the C kernel")
+def test_a_sampled_gradient_of_recorded_spikes_is_found(monkeypatch):
+    """A watcher without the membrane does not ask for the whole gradient."""
+
+    @contextmanager
+    def record(model):
+        outputs = {}
+        with Handle() as handle:
+            for name, layer in spiking_layers(model).items():
+                watcher = Watcher(lambda _, out, __, name=name: outputs.__setitem__(name, out))
+                handle.undo.append(watch(layer, watcher))
+            yield outputs
+
+    monkeypatch.setattr(networks, "record", record)
+    assert "the gradient of recorded spikes" in network("recorded", "cpu").reason
+
+
+def test_a_network_is_checked_alone(capsys):
+    assert main(["certify", "--only", "backend=eager,network=one-sample", "--json"]) == 0
+    start, case, done = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (start["cases"], case["network"], done["cases"]) == (1, "one-sample", 1)
+
+
+def test_networks_are_among_the_cases():
+    made = certify.run({"backend": "eager"}, listen=(seen := []).append)
+    assert made.passed
+    assert {e["network"] for e in seen if "network" in e} == set(networks.NETWORKS)
+
+
+# ---- selection and command -------------------------------------------------------------------
+
+
+def test_all_runs_every_supported_combination():
+    """The number of combinations of the free options agrees with a count by hand."""
     only = {
         "backend": "eager",
         "dtype": "float32",
@@ -235,32 +300,34 @@ def test_all_runs_every_combination_that_is_allowed():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--only", "backend"], "--only takes NAME=VALUE pairs"),
-        (["--only", "back=cpu"], "no option 'back'; there are: backend, surrogate"),
+        (["--only", "back=cpu"], "no option 'back'; choose from: backend, surrogate"),
         (
             ["--only", "dtype=float8"],
-            "dtype is one of float32, float64, bfloat16, float16; got 'float8'",
+            "dtype must be one of float32, float64, bfloat16, float16; got 'float8'",
         ),
         (
             ["--only", "backend=eager,memory=1bit,surrogate=ATan"],
             "memory='1bit' needs surrogate=Rectangle",
         ),
+        (["--only", "network=nothing"], "network must be one of one-sample"),
+        (["--only", "network=static,dtype=float32"], "can be combined with backend=NAME alone"),
         (["--out", "certificate.txt"], "--out names a Markdown file"),
     ],
 )
-def test_a_wrong_command_says_what_there_is(capsys, monkeypatch, tmp_path, words, said):
+def test_a_wrong_command_is_an_error_in_one_line(capsys, monkeypatch, tmp_path, words, message):
     monkeypatch.chdir(tmp_path)
     assert main(["certify", *words]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
     assert not any(tmp_path.iterdir())
 
 
-def test_levels_of_the_processor_compute_with_their_own_library():
+def test_each_processor_level_uses_its_own_library():
     levels = library.levels()
     assert bool(levels) == ("cpu" in bs.backends())
     before = library._c
@@ -271,7 +338,7 @@ def test_levels_of_the_processor_compute_with_their_own_library():
 
 
 @pytest.mark.slow
-def test_this_machine():
+def test_all_backends_of_this_machine_pass():
     made = certify.run()
     assert made.passed
     assert set(made.rows) == {place.name for place in check.places()}

@@ -1,4 +1,4 @@
-"""AEDAT 2.0 and 3.1, and the text files of DVS128 Gesture: hand-made bytes, round trips, every way of being cut."""
+"""AEDAT 2.0 and 3.1 and the text files of DVS128 Gesture: hand-made bytes, round trips, damage."""
 
 import struct
 
@@ -14,10 +14,13 @@ from backspike.data.sets import dvs128_gesture as gesture
 HEADER2 = (
     b"#!AER-DAT2.0\r\n# This is a raw AE data file - do not edit\r\n# Timestamps tick is 1 us\r\n"
 )
-HEADER3 = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#Start-Time: 2016-10-17 12:33:53 (TZ+0200)\r\n#!END-HEADER\r\n"
+HEADER3 = (
+    b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n"
+    b"#Start-Time: 2016-10-17 12:33:53 (TZ+0200)\r\n#!END-HEADER\r\n"
+)
 
 
-def same(events, x, y, t, p):
+def assert_events(events, x, y, t, p):
     assert [axis.tolist() for axis in (events.x, events.y, events.t, events.p)] == [x, y, t, p]
     assert (events.x.dtype, events.y.dtype, events.t.dtype, events.p.dtype) == (
         np.uint16,
@@ -34,7 +37,7 @@ def rows(x, y, t):
     )
 
 
-def events_of(table):
+def make_events(table):
     return Events(*np.array(table, np.int64).reshape(-1, 4).T)
 
 
@@ -42,34 +45,39 @@ def events_of(table):
 
 
 def test_aedat2_reads_hand_made_events():
-    """Bits: 16 zeros, external event, y (7), x (7), polarity; then the time. SpikingJelly's view is mirrored and transposed."""
+    """Bits: 16 zeros, external event, y (7), x (7), polarity; then the time.
+
+    SpikingJelly's view is mirrored and transposed.
+    """
     bits = (
         f"{0:016b}0{5:07b}{100:07b}1{70000:032b}" + f"{0:016b}0{127:07b}{0:07b}0{0xFFFFFFFF:032b}"
     )
     data = HEADER2 + int(bits, 2).to_bytes(16, "big")
-    same(aedat2.decode(data, upright=False), [100, 0], [5, 127], [70000, 0xFFFFFFFF], [1, 0])
-    same(
+    assert_events(
+        aedat2.decode(data, upright=False), [100, 0], [5, 127], [70000, 0xFFFFFFFF], [1, 0]
+    )
+    assert_events(
         aedat2.decode(data), [127 - 5, 127 - 127], [127 - 100, 127 - 0], [70000, 0xFFFFFFFF], [0, 1]
     )
 
 
-def test_aedat2_drops_events_that_are_no_pixels():
+def test_aedat2_drops_events_that_come_from_no_pixel():
     words = [(3 << 8 | 4 << 1, 1), (0x8000, 2), (5 << 8 | 6 << 1 | 1, 3)]
     data = HEADER2 + b"".join(struct.pack(">II", *word) for word in words)
-    same(aedat2.decode(data, upright=False), [4, 6], [3, 5], [1, 3], [0, 1])
+    assert_events(aedat2.decode(data, upright=False), [4, 6], [3, 5], [1, 3], [0, 1])
 
 
 @given(rows(127, 127, 2**32 - 1), st.booleans())
 def test_aedat2_round_trip(table, upright):
-    events = events_of(table)
-    same(
+    events = make_events(table)
+    assert_events(
         aedat2.decode(aedat2.encode(events, upright), upright=upright),
         *([int(v) for v in axis] for axis in (events.x, events.y, events.t, events.p)),
     )
 
 
-def test_aedat2_cut_at_every_byte():
-    data = HEADER2 + aedat2.encode(events_of([(1, 2, 3, 0), (4, 5, 6, 1)])).split(b"edit\r\n")[1]
+def test_aedat2_file_cut_at_any_byte_is_refused_or_shorter():
+    data = HEADER2 + aedat2.encode(make_events([(1, 2, 3, 0), (4, 5, 6, 1)])).split(b"edit\r\n")[1]
     for size in range(len(data)):
         whole = size - len(HEADER2)
         if size in (cut + 2 for cut in range(len(HEADER2)) if data[cut : cut + 2] == b"\r\n") or (
@@ -78,7 +86,8 @@ def test_aedat2_cut_at_every_byte():
             assert len(aedat2.decode(data[:size])) == max(whole, 0) // 8
         else:
             with pytest.raises(
-                DataError, match=r"^cat/cifar10_cat_1\.aedat: byte \d+: (truncated|no AEDAT 2\.0)"
+                DataError,
+                match=r"^cat/cifar10_cat_1\.aedat: byte \d+: (truncated|not an AEDAT 2\.0)",
             ) as error:
                 aedat2.decode(data[:size], "cat/cifar10_cat_1.aedat")
             assert int(str(error.value).split("byte ")[1].split(":")[0]) <= size
@@ -86,7 +95,7 @@ def test_aedat2_cut_at_every_byte():
 
 def test_aedat2_refuses_other_files():
     with pytest.raises(
-        DataError, match=r"f: byte 0: no AEDAT 2\.0 file: begins with b'#!AER-DAT3\.1"
+        DataError, match=r"f: byte 0: not an AEDAT 2\.0 file: it begins with b'#!AER-DAT3\.1"
     ):
         aedat2.decode(HEADER3, "f")
     data = HEADER2 + struct.pack(">4I", 1, 1, 0x10000, 1)
@@ -100,12 +109,12 @@ def test_aedat2_refuses_other_files():
     "bad",
     [(128, 0, 0, 0), (0, 128, 0, 0), (0, 0, 2**32, 0), (0, 0, -1, 0), (0, 0, 0, 2), (-1, 0, 0, 0)],
 )
-def test_aedat_refuses_to_write_what_does_not_fit(bad):
+def test_aedat_encoders_refuse_events_that_do_not_fit(bad):
     with pytest.raises(DataError, match="event 1 does not fit"):
-        aedat2.encode(events_of([(1, 1, 1, 1), bad]))
+        aedat2.encode(make_events([(1, 1, 1, 1), bad]))
     x, y, t, p = bad
     with pytest.raises(DataError, match="event 1 does not fit"):
-        aedat3.encode(events_of([(1, 1, 1, 1), (x << 8, y << 8, t << 30, p)]))
+        aedat3.encode(make_events([(1, 1, 1, 1), (x << 8, y << 8, t << 30, p)]))
 
 
 # AEDAT 3.1
@@ -123,7 +132,7 @@ def pixel(x, y, p, valid=1):
 
 
 def test_aedat3_reads_hand_made_packets():
-    """Two packets of polarity events, the second after an overflow of the clock; one of another type between them."""
+    """Two packets of polarity events; an overflow and a packet of another type in between."""
     data = (
         HEADER3
         + packet([(pixel(127, 1, 1), 10), (pixel(0, 32767, 0), 2**31 - 1)])
@@ -131,29 +140,31 @@ def test_aedat3_reads_hand_made_packets():
         + bytes(36)
         + packet([(pixel(5, 6, 1), 3)], overflow=2)
     )
-    same(aedat3.decode(data), [127, 0, 5], [1, 32767, 6], [10, 2**31 - 1, 2 * 2**31 + 3], [1, 0, 1])
+    assert_events(
+        aedat3.decode(data), [127, 0, 5], [1, 32767, 6], [10, 2**31 - 1, 2 * 2**31 + 3], [1, 0, 1]
+    )
 
 
-def test_aedat3_leaves_out_invalid_and_unused_events():
+def test_aedat3_skips_invalid_and_unused_events():
     words = [
         (pixel(1, 2, 0), 1),
         (pixel(9, 9, 1, valid=0), 2),
         (pixel(3, 4, 1), 3),
         (pixel(8, 8, 1), 4),
     ]
-    same(aedat3.decode(HEADER3 + packet(words, number=3)), [1, 3], [2, 4], [1, 3], [0, 1])
+    assert_events(aedat3.decode(HEADER3 + packet(words, number=3)), [1, 3], [2, 4], [1, 3], [0, 1])
 
 
 @given(rows(32767, 32767, 2**62 - 1), st.integers(1, 7))
 def test_aedat3_round_trip(table, size):
-    events = events_of(table)
-    same(
+    events = make_events(table)
+    assert_events(
         aedat3.decode(aedat3.encode(events, size)),
         *([int(v) for v in axis] for axis in (events.x, events.y, events.t, events.p)),
     )
 
 
-def test_aedat3_cut_at_every_byte():
+def test_aedat3_file_cut_at_any_byte_is_refused_or_shorter():
     packets = [packet([(pixel(1, 2, 0), 1), (pixel(1, 2, 0), 1)]), packet([(pixel(3, 4, 1), 3)])]
     data = HEADER3 + b"".join(packets)
     ends = {len(HEADER3): 0, len(HEADER3) + len(packets[0]): 2, len(data): 3}
@@ -162,7 +173,7 @@ def test_aedat3_cut_at_every_byte():
             assert len(aedat3.decode(data[:size])) == ends[size]
         else:
             with pytest.raises(
-                DataError, match=r"^user01_led\.aedat: byte \d+: (truncated|no AEDAT 3\.1)"
+                DataError, match=r"^user01_led\.aedat: byte \d+: (truncated|not an AEDAT 3\.1)"
             ) as error:
                 aedat3.decode(data[:size], "user01_led.aedat")
             assert int(str(error.value).split("byte ")[1].split(":")[0]) <= size
@@ -187,10 +198,10 @@ def test_aedat3_damaged_packets(damage, message):
 
 
 def test_aedat3_refuses_other_files():
-    with pytest.raises(DataError, match=r"f: byte 0: no AEDAT 3\.1 file"):
+    with pytest.raises(DataError, match=r"f: byte 0: not an AEDAT 3\.1 file"):
         aedat3.decode(HEADER2, "f")
     with pytest.raises(
-        DataError, match="f: byte 14: events coded as 'PNGFrames': only RAW is read"
+        DataError, match="f: byte 14: events coded as 'PNGFrames': only RAW is supported"
     ):
         aedat3.decode(HEADER3.replace(b"RAW", b"PNGFrames"), "f")
 
@@ -200,7 +211,10 @@ def test_aedat3_refuses_other_files():
 
 def test_gesture_labels():
     """The first lines of an official file."""
-    text = b"class,startTime_usec,endTime_usec\n1,80048239,85092709\n2,89431170,95231007\n11,180675853,187389051\n"
+    text = (
+        b"class,startTime_usec,endTime_usec\n"
+        b"1,80048239,85092709\n2,89431170,95231007\n11,180675853,187389051\n"
+    )
     assert gesture.labels(text) == [
         gesture.Gesture(0, 80048239, 85092709),
         gesture.Gesture(1, 89431170, 95231007),
@@ -218,10 +232,10 @@ def test_gesture_labels():
         (b"1,2," + b"9" * 5000, "is not three whole numbers"),
         (b"0,2,3", "class 0 from 2 to 3: classes are 1 to 11"),
         (b"1,3,2", "class 1 from 3 to 2"),
-        (b"1,2,\xff", "no text: a byte beyond ASCII"),
+        (b"1,2,\xff", "not ASCII text"),
     ],
 )
-def test_gesture_labels_name_the_line_that_is_damaged(line, message):
+def test_error_for_gesture_labels_gives_the_offset_of_the_invalid_line(line, message):
     title = b"class,startTime_usec,endTime_usec\n1,2,3\n"
     with pytest.raises(
         DataError, match=rf"^f: byte {len(title) + max(line.find(0xFF), 0)}: .*{message}"
@@ -246,7 +260,7 @@ def test_gesture_trials():
         b"/etc/passwd",
         b"user01_dark.aedat",
     ):
-        with pytest.raises(DataError, match=r"f: byte 17: .* is no recording"):
+        with pytest.raises(DataError, match=r"f: byte 17: .* is not a recording"):
             gesture.trials(b"user01_lab.aedat\n" + bad, "f")
     with pytest.raises(DataError, match="f: byte 0: truncated"):
         gesture.trials(b"", "f")

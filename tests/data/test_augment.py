@@ -1,4 +1,4 @@
-"""Augmentation: against Pillow, NumPy and the distributions of the draws; the same for all timesteps of a sample."""
+"""Augmentation, compared with Pillow, NumPy and the distributions of the draws."""
 
 import numpy as np
 import pytest
@@ -43,16 +43,16 @@ def images(B=7, C=3, H=12, W=10, dtype=torch.uint8):
 
 
 def frames(B=6, T=4, H=12, W=10, dtype=torch.uint8):
-    """The same picture at all timesteps, no zero in it."""
+    """The same picture at all timesteps, without zeros."""
     return images(B, 2, H, W, dtype).unsqueeze(1).repeat(1, T, 1, 1, 1)
 
 
-# what all share
+# all values
 
 
 @pytest.mark.parametrize("value", ALL, ids=repr)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_shape_and_type_stay_and_the_input_does_too(value, dtype):
+def test_shape_dtype_and_input_are_unchanged(value, dtype):
     x = frames(dtype=dtype)
     before = x.clone()
     out = value(x)
@@ -61,7 +61,7 @@ def test_shape_and_type_stay_and_the_input_does_too(value, dtype):
 
 
 @pytest.mark.parametrize("value", [v for v in ALL if not isinstance(v, EventDrop)], ids=repr)
-def test_all_timesteps_of_a_sample_get_the_same_draw_and_samples_their_own(value):
+def test_each_sample_gets_its_own_draw_the_same_at_all_timesteps(value):
     x = frames(B=40)
     x[:] = x[:1]
     out = value(x)
@@ -72,7 +72,7 @@ def test_all_timesteps_of_a_sample_get_the_same_draw_and_samples_their_own(value
 @pytest.mark.parametrize(
     "value", [*(v for v in ALL if not isinstance(v, EventDrop)), AutoAugment()], ids=repr
 )
-def test_images_are_taken_too_and_draws_follow_the_seed(value):
+def test_images_are_accepted_and_the_seed_determines_the_draws(value):
     x = images(H=14, W=14)
     outs = []
     for seed in (3, 3, 4):
@@ -88,7 +88,7 @@ def test_images_are_taken_too_and_draws_follow_the_seed(value):
     [Crop(2), ResizedCrop(), Flip(), Roll(3), Rotate(30.0), Shear(0.5), Cutout(4), EventDrop()],
     ids=repr,
 )
-def test_values_are_moved_or_removed_never_made(value):
+def test_pixel_values_are_moved_or_removed_but_never_created(value):
     x = frames()
     torch.manual_seed(1)
     out = value(x)
@@ -119,7 +119,7 @@ def test_values_are_moved_or_removed_never_made(value):
         (lambda: AutoAugment()(frames()), "expected RGB images"),
     ],
 )
-def test_wrong_values_are_refused_in_one_line(make, message):
+def test_invalid_arguments_are_refused_in_one_line(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -127,8 +127,8 @@ def test_wrong_values_are_refused_in_one_line(make, message):
 # geometry
 
 
-def test_a_resized_crop_is_the_part_scaled_to_the_whole(monkeypatch):
-    """A quarter of the image, around 5/8 of the height and 1/4 of the width: each pixel twice, in both directions."""
+def test_resized_crop_scales_a_part_to_the_full_size(monkeypatch):
+    """A quarter of the image, centred at 5/8 of the height and 1/4 of the width: pixels double."""
     x = images(B=3, H=16, W=12)
     part = torch.tensor([[0.625, 0.25]]).expand(3, 2), torch.full((3, 2), 0.5)
     monkeypatch.setattr(ResizedCrop, "boxes", lambda self, n, width, height: part)
@@ -137,7 +137,7 @@ def test_a_resized_crop_is_the_part_scaled_to_the_whole(monkeypatch):
 
 
 @pytest.mark.parametrize(("width", "height"), [(20, 20), (60, 40)])
-def test_resized_crops_have_the_area_and_the_ratio_asked_for_and_lie_anywhere(width, height):
+def test_resized_crops_have_the_requested_area_and_ratio_at_any_position(width, height):
     torch.manual_seed(0)
     centre, extent = ResizedCrop(scale=(0.1, 0.5), ratio=(0.5, 2.0)).boxes(4000, width, height)
     area, ratio = extent.prod(1), extent[:, 1] * width / (extent[:, 0] * height)
@@ -145,7 +145,8 @@ def test_resized_crops_have_the_area_and_the_ratio_asked_for_and_lie_anywhere(wi
     assert 0.49 < area.max() < 0.5 + 1e-6
     assert 0.5 - 1e-6 < ratio.min() < 0.52
     assert 1.9 < ratio.max() < 2 + 1e-6
-    small = ratio[area < 0.2]  # all of these fit, so nothing is chosen among them
+    # all of these fit, so the choice does not change their distribution
+    small = ratio[area < 0.2]
     assert small.log().mean().abs() < 0.03  # log-uniform, about square
     free = (centre - extent / 2) / (1 - extent)  # uniform in [0, 1]
     assert ((free > -1e-4) & (free < 1 + 1e-4)).all()
@@ -156,8 +157,8 @@ def test_resized_crops_have_the_area_and_the_ratio_asked_for_and_lie_anywhere(wi
     )
 
 
-def test_where_no_crop_fits_the_largest_in_the_middle_is_taken():
-    """Of 100 x 10 pixels none of nine tenths of the area has a ratio up to 4/3; 13.3 x 10 pixels has the largest."""
+def test_if_no_crop_fits_the_largest_centred_one_is_used():
+    """No part of 100 x 10 pixels has 90 % of the area and a ratio of 4/3; 13.3 x 10 is largest."""
     want = (0.5 - 4 / 60, 0.0, 0.5 + 4 / 60, 1.0)
     assert ResizedCrop(scale=(0.9, 1.0)).part(100, 10) == pytest.approx(want)
     assert ResizedCrop(scale=(0.9, 1.0)).part(10, 100) == pytest.approx(
@@ -168,25 +169,24 @@ def test_where_no_crop_fits_the_largest_in_the_middle_is_taken():
 
 @pytest.mark.parametrize("side", [9, 10])
 @pytest.mark.parametrize("quarters", [1, 2, 3])
-def test_rotation_by_quarters_is_exact(side, quarters):
+def test_rotation_by_quarter_turns_is_exact(side, quarters):
     x = images(H=side, W=side)
     angle = torch.full((len(x),), quarters * np.pi / 2)
     assert torch.equal(warp(x, rotation(angle)), torch.rot90(x, quarters, (-2, -1)))
 
 
 @pytest.mark.parametrize("degrees", [-33.0, 10.0, 71.0])
-def test_rotation_is_pillows(degrees):
+def test_rotation_equals_pillow(degrees):
     x = images(1, H=40, W=40)[0]
-    theirs = np.array(Image.fromarray(x.permute(1, 2, 0).numpy()).rotate(degrees)).transpose(
-        2, 0, 1
-    )
-    ours = warp(x[None], rotation(torch.tensor([np.deg2rad(degrees)], dtype=torch.float64)))[
-        0
-    ].numpy()
-    assert (ours == theirs).mean() > 0.99  # pixels half-way between two may go to either
+    rotated = Image.fromarray(x.permute(1, 2, 0).numpy()).rotate(degrees)
+    theirs = np.array(rotated).transpose(2, 0, 1)
+    angle = torch.tensor([np.deg2rad(degrees)], dtype=torch.float64)
+    ours = warp(x[None], rotation(angle))[0].numpy()
+    # points half-way between two pixels may take either
+    assert (ours == theirs).mean() > 0.99
 
 
-def test_rotation_draws_uniformly_up_to_the_bound(monkeypatch):
+def test_rotation_angles_are_uniform_up_to_the_bound(monkeypatch):
     drawn = []
     monkeypatch.setattr(augment, "rotation", lambda angle: drawn.append(angle) or rotation(angle))
     Rotate(15.0)(torch.zeros(20_000, 1, 1, 1))
@@ -196,7 +196,7 @@ def test_rotation_draws_uniformly_up_to_the_bound(monkeypatch):
     assert angle.std() == pytest.approx(30 / 12**0.5, rel=0.02)
 
 
-def test_shearing_slides_rows_by_whole_pixels():
+def test_shearing_shifts_rows_by_whole_pixels():
     """amount 1 on 5 rows: row r, counted from the middle, slides by r."""
     x = images(2, H=5, W=9)
     out = warp(x, shearing(torch.ones(2)))
@@ -210,17 +210,17 @@ def test_shearing_slides_rows_by_whole_pixels():
     )
 
 
-def test_roll_is_numpys_and_all_ways_are_drawn():
+def test_roll_equals_numpy_and_draws_all_shifts():
     x = images(1, H=6, W=5).repeat(400, 1, 1, 1)
     out = Roll(2)(x)
-    ways = {
+    shifts = {
         np.roll(x[0].numpy(), (i, j), (1, 2)).tobytes(): (i, j)
         for i in range(-2, 3)
         for j in range(-2, 3)
     }
-    seen = [ways[sample.numpy().tobytes()] for sample in out]
+    seen = [shifts[sample.numpy().tobytes()] for sample in out]
     assert len(set(seen)) == 25
-    assert max(seen.count(way) for way in ways.values()) < 40
+    assert max(seen.count(way) for way in shifts.values()) < 40
 
 
 def test_flip_and_crop():
@@ -232,7 +232,7 @@ def test_flip_and_crop():
     assert {sample.numpy().tobytes() for sample in Crop(2)(x)} == places
 
 
-def test_cutout_cuts_a_square_at_the_border():
+def test_cutout_clips_its_square_at_the_border():
     x = torch.ones(4000, 1, 9, 7, dtype=torch.uint8)
     holes = 1 - Cutout(4)(x)[:, 0]
     sides = torch.stack([holes.amax(2).sum(1), holes.amax(1).sum(1)], 1)
@@ -245,17 +245,17 @@ def test_cutout_cuts_a_square_at_the_border():
 # events
 
 
-def test_event_drop_drops_singles_spans_or_areas():
+def test_event_drop_drops_single_events_spans_or_areas():
     T = 10
     x = torch.full((4000, T, 2, 12, 12), 3, dtype=torch.uint8)
     kept = EventDrop(0.5)(x)
     untouched = (kept == x).flatten(1).all(1)
-    steps = (kept == 0).flatten(2).all(2)  # whole timesteps gone
+    # whole timesteps are dropped
+    steps = (kept == 0).flatten(2).all(2)
     partly = ((kept > 0) & (kept < x)).flatten(1).any(1)
     area = ~untouched & ~partly & ~steps.any(1)
-    assert untouched.float().mean() == pytest.approx(
-        0.25, abs=0.08
-    )  # and small draws that drop nothing
+    # 0.25, and small draws that drop nothing
+    assert untouched.float().mean() == pytest.approx(0.25, abs=0.08)
     assert partly.float().mean() == pytest.approx(0.25, abs=0.03)
     assert steps.any(1).float().mean() == pytest.approx(0.25, abs=0.06)
     assert (steps[steps.any(1)].sum(1) <= T // 2 + 1).all()
@@ -289,8 +289,8 @@ def labels(B, K=5):
     "x", [torch.rand(8, 3, 6, 5), torch.rand(8, 4, 2, 6, 5)], ids=["images", "frames"]
 )
 @pytest.mark.parametrize("value", [Mixup(1.0), CutMix(1.0)], ids=repr)
-def test_mixed_labels_say_how_much_of_whom_is_in_a_sample(value, x):
-    """Samples that are 1 in a channel-sized code of their own: shares of the pixels are shares of the labels."""
+def test_mixed_labels_are_the_shares_of_the_mixed_samples(value, x):
+    """Sample i has the value i everywhere, so its mean gives the shares."""
     y = torch.eye(8)
     coded = torch.arange(8.0).view(-1, *[1] * (x.dim() - 1)).expand_as(x)
     torch.manual_seed(0)
@@ -324,9 +324,8 @@ def test_cutmix_boxes_have_the_shape_of_the_image_and_the_drawn_area():
     border = changed[:, [0, -1]].any((1, 2)) | changed[:, :, [0, -1]].any((1, 2))
     inner = ~border & (rows > 3)
     assert (columns[inner] / rows[inner]).mean() == pytest.approx(1.5, abs=0.05)
-    even = (CutMix(1e6).mix(x, torch.eye(2).repeat(3000, 1))[0] != x)[
-        :, 0
-    ]  # halves: sides of 0.707
+    # half the area: sides of 0.707
+    even = (CutMix(1e6).mix(x, torch.eye(2).repeat(3000, 1))[0] != x)[:, 0]
     assert (even.any(2).sum(1).max(), even.any(1).sum(1).max()) == (14, 21)
 
 
@@ -334,7 +333,7 @@ def test_cutmix_boxes_have_the_shape_of_the_image_and_the_drawn_area():
 
 
 def pillow(name, image, m):
-    """The operation as the paper's code calls Pillow; m in [-1, 1]."""
+    """The operation by Pillow, called as in the paper's code; m in [-1, 1]."""
     affine = {
         "shear_x": (1, 0.3 * m, 0, 0, 1, 0),
         "shear_y": (1, 0, 0, 0.3 * m, 1, 0),
@@ -362,7 +361,7 @@ def pillow(name, image, m):
 
 
 def photographs(B=4, side=32):
-    """Smooth random pictures with levels of all sorts, one of them narrow, one flat."""
+    """Smooth random pictures; one has a narrow range of levels, one a constant channel."""
     rng = np.random.default_rng(0)
     coarse = torch.tensor(rng.random((B, 3, 5, 5)))
     x = torch.nn.functional.interpolate(coarse, side, mode="bicubic") + 0.05 * torch.tensor(
@@ -374,7 +373,7 @@ def photographs(B=4, side=32):
 
 
 @pytest.mark.parametrize("name", autoaugment.OPERATIONS)
-def test_operations_are_pillows(name):
+def test_operations_equal_pillow(name):
     x = photographs()
     for strength in range(10):
         for sign in (-1, 1):
@@ -389,7 +388,7 @@ def test_operations_are_pillows(name):
                 for image in x
             ]
             difference = np.abs(ours.astype(int) - np.stack(theirs))
-            # pixels half-way between two, as at strengths 2 and 6, may go to either
+            # points half-way between two pixels, as at strengths 2 and 6, may take either
             if name in ("rotate", "shear_x", "shear_y"):
                 assert (difference == 0).mean() > (0.85 if strength in (2, 6) else 0.995)
             else:
@@ -397,8 +396,8 @@ def test_operations_are_pillows(name):
                 assert (difference > 0).mean() < 0.01
 
 
-def test_every_image_gets_a_sub_policy_of_its_own():
-    """With one operation left in each of the 25, marking its number: all are drawn, each with its probability."""
+def test_each_image_gets_its_own_sub_policy():
+    """One operation per sub-policy marks its number: all 25 occur, with their probability."""
     x = torch.zeros(20_000, 3, 1, 1, dtype=torch.uint8)
     with pytest.MonkeyPatch.context() as patch:
         marks = [
@@ -414,7 +413,7 @@ def test_every_image_gets_a_sub_policy_of_its_own():
     assert seen.tolist() == pytest.approx([p / 25 for (_, p, _), _ in POLICY], abs=0.006)
 
 
-def test_signs_are_even_and_strengths_as_listed(monkeypatch):
+def test_signs_are_balanced_and_strengths_are_those_of_the_policy(monkeypatch):
     drawn = {}
     for name in autoaugment.OPERATIONS:
         monkeypatch.setitem(
@@ -429,7 +428,7 @@ def test_signs_are_even_and_strengths_as_listed(monkeypatch):
     assert (translate > 0).float().mean() == pytest.approx(0.5, abs=0.1)
 
 
-def test_auto_augment_on_floats_is_the_same_on_levels():
+def test_auto_augment_gives_the_same_result_for_floats_and_bytes():
     x = photographs()
     torch.manual_seed(0)
     bytes_ = AutoAugment()(x)

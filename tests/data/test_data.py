@@ -1,4 +1,4 @@
-"""Data sets: splits, frames, catalogue, cache; on fabricated files, and on the real ones where they are."""
+"""Data sets: splits, frames, catalogue, cache; on fabricated files, and on real ones if present."""
 
 import ast
 import functools
@@ -33,14 +33,12 @@ REAL = DATA
 
 
 def real(folder):
-    return pytest.mark.skipif(
-        not (REAL / folder).is_dir(), reason=f"no {folder} in BACKSPIKE_DATA or ../shared/data"
-    )
+    return pytest.mark.skipif(not (REAL / folder).is_dir(), reason=f"no {folder} in BACKSPIKE_DATA")
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """A cache for each test; no data set is found by accident."""
+    """Each test has its own cache and finds no other data sets."""
     monkeypatch.setenv("BACKSPIKE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("BACKSPIKE_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -49,12 +47,12 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def few_digits(monkeypatch):
-    """digits-dvs of 24 digits only: made in a moment."""
+    """digits-dvs with only 24 digits, which take a moment."""
     return datasets.few_digits(monkeypatch, (12, 5, 7))
 
 
 def digits_dvs():
-    """The folder of digits-dvs, made where it is not."""
+    """The folder of digits-dvs, simulated if missing."""
     return digits_sets.DIGITS_DVS.read.folder("digits-dvs", data.load("digits"))
 
 
@@ -66,7 +64,7 @@ def contents(folder):
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=200), st.integers(0, 3))
-def test_every_beginning_of_the_stratified_order_is_in_proportion(labels, seed):
+def test_every_prefix_of_the_stratified_order_has_classes_in_proportion(labels, seed):
     y = np.array(labels)
     order = stratified_order(y, seed)
     assert sorted(order) == list(range(len(y)))
@@ -84,19 +82,9 @@ def test_stratified_order_is_shuffled_and_seeded():
 
 
 def test_stratified_order_never_changes():
-    """The published splits hang on it. Expected: the rule of the docstring in exact fractions, over all pairs of samples."""
-    assert stratified_order(np.array([0, 0, 1, 1, 1, 2, 0, 2, 1, 0]), 0).tolist() == [
-        1,
-        3,
-        7,
-        6,
-        2,
-        0,
-        8,
-        5,
-        9,
-        4,
-    ]
+    """Published splits depend on it. Expected: the docstring's rule, in exact fractions."""
+    order = stratified_order(np.array([0, 0, 1, 1, 1, 2, 0, 2, 1, 0]), 0)
+    assert order.tolist() == [1, 3, 7, 6, 2, 0, 8, 5, 9, 4]
     train, validation = carve(np.arange(1000) % 10, 100)
     assert (
         hashlib.md5(validation.astype("<i8").tobytes()).hexdigest()
@@ -129,6 +117,20 @@ def test_torch_dataloader_takes_a_split(few_digits):
         np.testing.assert_array_equal(np.concatenate([x.numpy() for x, _ in batches]), split.x)
 
 
+def test_repr_gives_sizes_shapes_and_classes(tmp_path):
+    digits = data.load("digits")
+    assert repr(digits) == (
+        "Splits('digits': train 1,257, validation 180, test 360 samples of uint8 [1, 8, 8], "
+        "10 classes, bundled)"
+    )
+    assert repr(digits.train) == "Split(1,257 samples of uint8 [1, 8, 8], 10 classes)"
+    fake_nmnist(tmp_path)
+    assert repr(data.load("nmnist", tmp_path, T=3)) == (
+        "Splits('nmnist': train 22, validation 2, test 6 samples of uint8 [3, 2, 34, 34], "
+        "10 classes, 30 of 70,000 samples)"
+    )
+
+
 # digits
 
 
@@ -149,7 +151,7 @@ def test_digits():
     assert set(np.unique(digits.train.x)) == {i * 255 // 16 for i in range(17)}
 
 
-def test_digits_split_is_stratified_and_made_by_the_documented_rule():
+def test_digits_split_is_stratified_and_follows_the_documented_rule():
     digits = data.load("digits")
     with np.load(digits_sets.FILE) as bundle:
         y, split = bundle["y"], bundle["split"]
@@ -161,8 +163,8 @@ def test_digits_split_is_stratified_and_made_by_the_documented_rule():
         assert np.abs(np.bincount(y[split == part]) - wanted).max() < 2
 
 
-def test_digits_are_the_real_ones():
-    """The first digit of the UCI file, a zero: its eight rows of grey values 0..16."""
+def test_digits_are_those_of_the_uci_file():
+    """The first digit of the UCI file, a zero: eight rows of grey values 0..16."""
     digits = data.load("digits")
     where = {
         int(id): (split, i)
@@ -171,21 +173,15 @@ def test_digits_are_the_real_ones():
     }
     split, i = where[0]
     rows = [
-        "005d9100",
-        "00dfaf50",
-        "03f20b80",
-        "04c00880",
-        "05800980",
-        "04b01c70",
-        "02e5ac00",
-        "006da000",
+        *("005d9100", "00dfaf50", "03f20b80", "04c00880"),
+        *("05800980", "04b01c70", "02e5ac00", "006da000"),
     ]
     assert split.x[i, 0].tolist() == [[int(v, 16) * 255 // 16 for v in row] for row in rows]
     assert split.y[i] == 0
 
 
 @pytest.mark.parametrize("limit", [1, 10, 50, 500])
-def test_limit_takes_a_balanced_part_of_the_training_split(limit):
+def test_limit_selects_a_balanced_part_of_the_training_split(limit):
     whole, part = data.load("digits"), data.load("digits", limit=limit)
     assert len(part.train) == limit
     assert set(part.train.ids) <= set(whole.train.ids)
@@ -223,7 +219,7 @@ def test_frames_count_every_event_once(rows, T, size, by):
 
 
 def test_frames_by_time_and_by_count():
-    """Times 0, 1, 2, 3, 99 in two bins: four and one by time (the middle is at 50), two and three by count."""
+    """Times 0, 1, 2, 3, 99 in two bins: 4 + 1 by time (the middle is at 50), 3 + 2 by count."""
     t = np.array([99, 0, 1, 2, 3])
     e = Events(np.array([1, 2, 3, 4, 5]), np.array([6, 6, 6, 6, 6]), t, np.array([1, 0, 0, 0, 1]))
     by_time, by_count = frames(e, 2), frames(e, 2, by="count")
@@ -234,8 +230,8 @@ def test_frames_by_time_and_by_count():
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=40), st.integers(1, 12))
-def test_frames_by_time_are_equal_slices(times, T):
-    """Event by event: of `length` microseconds, the first counted, slice floor((t - first) T / length)."""
+def test_bins_by_time_have_equal_duration(times, T):
+    """Each event is in bin floor((t - first) T / length), with length = last - first + 1 us."""
     t = np.array(times)
     zeros = np.zeros(len(t), int)
     wanted = [0] * T
@@ -245,14 +241,14 @@ def test_frames_by_time_are_equal_slices(times, T):
 
 
 @given(st.integers(1, 100), st.integers(1, 12))
-def test_frames_by_count_are_even(n, T):
+def test_bins_by_count_have_equally_many_events(n, T):
     zeros = np.zeros(n, int)
     counts = frames(Events(zeros, zeros, np.arange(n)[::-1], zeros), T, by="count").sum((1, 2, 3))
     assert np.ptp(counts) <= 1
 
 
 @pytest.mark.parametrize("bad", [(34, 0, 0), (0, 34, 0), (0, 0, 2)])
-def test_frames_refuse_events_outside(bad):
+def test_events_outside_the_sensor_are_refused(bad):
     x, y, p = np.array([(3, 3, 1), bad]).T
     with pytest.raises(DataError, match="event 1 at"):
         frames(Events(x, y, np.zeros(2, int), p), 3)
@@ -278,7 +274,7 @@ def test_mnist_layouts(tmp_path, folder, pack, suffix):
     np.testing.assert_array_equal(mnist.test.y, arrays["t10k"][1])
 
 
-def test_root_given_then_variable_then_data_folder(tmp_path, monkeypatch):
+def test_root_argument_precedes_variable_and_data_folder(tmp_path, monkeypatch):
     for i, folder in enumerate(("given", "variable", "data")):
         fake_mnist(tmp_path / folder / "MNIST" / "raw", n_test=10 + i)
     assert len(data.load("mnist").test) == 12
@@ -324,7 +320,7 @@ def test_cifar(tmp_path, name, stem, suffix):
     assert splits.num_classes == (100 if hundred else 10)
 
 
-def test_image_files_that_do_not_belong_together(tmp_path):
+def test_image_files_that_do_not_match_are_refused(tmp_path):
     fake_mnist(tmp_path / "a", labels=lambda i: 10)
     with pytest.raises(DataError, match=r"train-images.*label 10 in a set of 10 classes"):
         data.load("mnist", tmp_path / "a")
@@ -332,16 +328,16 @@ def test_image_files_that_do_not_belong_together(tmp_path):
     shutil.copy(
         tmp_path / "b" / "t10k-labels-idx1-ubyte.gz", tmp_path / "b" / "train-labels-idx1-ubyte.gz"
     )
-    with pytest.raises(DataError, match="are not mnist's"):
+    with pytest.raises(DataError, match="are not those of mnist"):
         data.load("mnist", tmp_path / "b")
     shutil.copy(
         tmp_path / "b" / "t10k-labels-idx1-ubyte.gz", tmp_path / "b" / "train-images-idx3-ubyte.gz"
     )
-    with pytest.raises(DataError, match="are not mnist's"):
+    with pytest.raises(DataError, match="are not those of mnist"):
         data.load("mnist", tmp_path / "b")
 
 
-def test_damaged_file_is_named_with_its_offset(tmp_path):
+def test_error_for_a_damaged_file_gives_name_and_offset(tmp_path):
     fake_mnist(tmp_path)
     path = tmp_path / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:1000])
@@ -349,7 +345,7 @@ def test_damaged_file_is_named_with_its_offset(tmp_path):
         data.load("mnist", tmp_path)
 
 
-def test_unofficial_file_is_announced(tmp_path, caplog):
+def test_unofficial_files_cause_a_warning(tmp_path, caplog):
     fake_mnist(tmp_path)
     data.load("mnist", tmp_path)
     assert len(caplog.messages) == 4
@@ -359,7 +355,7 @@ def test_unofficial_file_is_announced(tmp_path, caplog):
 # catalogue
 
 
-def test_unknown_name_names_the_nearest():
+def test_error_for_an_unknown_name_suggests_similar_ones():
     with pytest.raises(DataError, match=r"no data set 'fashion'; did you mean fashion-mnist"):
         data.load("fashion")
     with pytest.raises(DataError, match=r"'MNIST'; did you mean mnist or"):
@@ -369,12 +365,13 @@ def test_unknown_name_names_the_nearest():
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in data.catalogue() if entry.layouts])
-def test_missing_data_says_what_to_put_where(name):
+def test_error_for_missing_data_tells_what_to_put_where(name):
     entry = next(entry for entry in data.catalogue() if entry.name == name)
     with pytest.raises(DataError) as error:
         data.load(name)
-    for text in (name, entry.home, "BACKSPIKE_DATA", "data or ../shared/data"):
+    for text in (name, entry.home, "BACKSPIKE_DATA", f"{name} is not in data; "):
         assert text in str(error.value)
+    assert "shared" not in str(error.value)
     for file in entry.layouts[0].files:
         assert f"{entry.layouts[0].folders[0]}/{file.name}" in str(error.value)
         assert file.md5 is None or file.md5 in str(error.value)
@@ -387,7 +384,7 @@ def test_missing_data_says_what_to_put_where(name):
 
 
 @pytest.mark.parametrize("option", [{"T": 4}, {"size": 8}, {"by": "count"}])
-def test_images_take_no_event_options(option):
+def test_image_sets_refuse_event_options(option):
     with pytest.raises(
         DataError,
         match=r"^digits holds images: \w+=.* is for digits-dvs, nmnist, .*cifar10-dvs-simulated$",
@@ -395,13 +392,13 @@ def test_images_take_no_event_options(option):
         data.load("digits", **option)
 
 
-def test_an_option_of_no_set_is_an_error_of_the_call():
+def test_an_unknown_option_raises_type_error():
     with pytest.raises(TypeError, match="no data set has an option 'colour'"):
         data.load("digits", colour=True)
-    assert len(data.load("digits", upright=True).train) == 1257  # the default asks for nothing
+    assert len(data.load("digits", upright=True).train) == 1257  # the default has no effect
 
 
-def test_only_its_own_file_knows_a_data_set_by_name():
+def test_data_set_names_occur_only_in_their_own_files():
     package, names = Path(data.__file__).parents[1], {entry.name for entry in data.catalogue()}
     files = [
         *package.glob("data/*.py"),
@@ -466,16 +463,75 @@ def test_check_states(tmp_path):
         data.load("mnist", tmp_path)
     fake_mnist(tmp_path / "plain", pack=bytes, suffix="")
     assert {state for _, state in data.check("mnist", tmp_path / "plain")} == {
-        "present, no official sum known"
+        "present, no official MD5 known"
     }
     fake_nmnist(tmp_path / "NMNIST")
     assert [state for _, state in data.check("nmnist", tmp_path)] == [
-        "present, 24 of 60,000 recordings",
-        "present, 6 of 10,000 recordings",
+        "incomplete: 24 of 60,000 recordings, 59,976 missing",
+        "incomplete: 6 of 10,000 recordings, 9,994 missing",
     ]
 
 
+def test_presence_counts_what_is_on_this_machine(tmp_path):
+    presence = {entry.name: entry.presence(tmp_path) for entry in data.catalogue()}
+    assert {name for name, text in presence.items() if text == "complete"} == {
+        "digits",
+        "digits-dvs",
+    } | {entry.name for entry in data.catalogue() if not entry.layouts}
+    assert set(presence.values()) == {"complete", "missing"}
+    fake_nmnist(tmp_path)
+    assert data.source("nmnist").presence(tmp_path) == "30 of 70,000 recordings"
+    shutil.rmtree(tmp_path / "Test")
+    assert data.source("nmnist").presence(tmp_path) == "1 of 2 folders"
+    fake_mnist(tmp_path)
+    assert data.source("mnist").presence(tmp_path) == "complete"
+    (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
+    assert data.source("mnist").presence(tmp_path) == "3 of 4 files"
+
+
+def test_all_recordings_are_present(tmp_path):
+    file = data.File("Test", recordings=6)
+    fake_nmnist(tmp_path)
+    assert file.state(tmp_path) == "present, all 6 recordings"
+    write(tmp_path / "Test" / "0" / "99999.bin", b"")
+    assert file.state(tmp_path) == "present, 7 recordings, officially 6"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_pipes_in_place_of_files_are_refused(tmp_path):
+    fake_mnist(tmp_path)
+    path = tmp_path / "t10k-labels-idx1-ubyte.gz"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte\.gz is not a regular file"):
+        data.load("mnist", tmp_path)
+    assert dict(data.check("mnist", tmp_path))[path] == "damaged: not a regular file"
+    fake_nmnist(tmp_path)
+    os.mkfifo(tmp_path / "Train" / "3" / "00099.bin")
+    with pytest.raises(DataError, match=r"3/00099\.bin is not a regular file"):
+        data.load("nmnist", tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_in_place_of_an_hdf5_file_is_refused(tmp_path):
+    for part in ("train", "test"):
+        os.mkfifo(tmp_path / f"shd_{part}.h5")
+    with pytest.raises(DataError, match=r"shd_train\.h5 is not a regular file"):
+        data.load("shd", tmp_path)
+
+
 # event sets
+
+
+@pytest.mark.parametrize("name", ["9" * 200, "10", "-1"])
+def test_class_folders_with_invalid_numbers_are_refused(tmp_path, name):
+    fake_nmnist(tmp_path)
+    (tmp_path / "Train" / "3").rename(tmp_path / "Train" / name)
+    with pytest.raises(
+        DataError, match=rf"/{name}/\d+\.bin: .*with class numbers from 0 to 9$"
+    ) as error:
+        data.load("nmnist", tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_nmnist_from_the_official_layout(tmp_path):
@@ -522,10 +578,10 @@ def test_nmnist_options_and_their_cache_entries(tmp_path, own_cache):
         load(size=17).train.x, load().train.x.reshape(-1, 10, 2, 17, 2, 17, 2).sum((4, 6))
     )
     for bad in ({"T": 0}, {"by": "magic"}):
-        with pytest.raises(DataError, match="T from 1, by 'time' or 'count'"):
+        with pytest.raises(DataError, match="T must be at least 1, by 'time' or 'count'"):
             load(**bad)
     for bad in ({"size": 35}, {"size": 0}, {"size": (34, 35)}):
-        with pytest.raises(DataError, match="34 x 34 pixels: size from 1 to 34"):
+        with pytest.raises(DataError, match="34 x 34 pixels: size must be 1 to 34"):
             load(**bad)
 
 
@@ -549,7 +605,7 @@ def test_changed_recordings_are_binned_again(tmp_path, change):
 @pytest.mark.parametrize(
     ("events", "dtype"), [(255, np.uint8), (256, np.uint16), (70000, np.uint32)]
 )
-def test_counts_are_never_clipped(tmp_path, events, dtype):
+def test_counts_above_255_are_not_clipped(tmp_path, events, dtype):
     fake_nmnist(tmp_path, n=12, n_test=2)
     ones = np.ones(events, int)
     write(tmp_path / "Test" / "0" / "00001.bin", atis.encode(Events(ones, ones, ones, ones)))
@@ -558,7 +614,7 @@ def test_counts_are_never_clipped(tmp_path, events, dtype):
     assert test.x[0].max() == test.x[0].sum() == events
 
 
-def test_damaged_recording_is_named(tmp_path):
+def test_error_for_a_damaged_recording_names_it(tmp_path):
     fake_nmnist(tmp_path)
     path = tmp_path / "Test" / "3" / "00004.bin"
     good = path.read_bytes()
@@ -577,7 +633,7 @@ def test_damaged_recording_is_named(tmp_path):
         data.load("nmnist", tmp_path)
 
 
-def test_memory_mapped_frames_protect_the_cache(tmp_path, own_cache):
+def test_changing_memory_mapped_frames_does_not_change_the_cache(tmp_path, own_cache):
     fake_nmnist(tmp_path)
     first = data.load("nmnist", tmp_path).train
     before = contents(own_cache)
@@ -589,7 +645,7 @@ def test_memory_mapped_frames_protect_the_cache(tmp_path, own_cache):
 # digits-dvs and the cache
 
 
-def test_digits_dvs_is_the_simulated_digits(few_digits, own_cache):
+def test_digits_dvs_contains_simulated_recordings_of_digits(few_digits, own_cache):
     dvs = data.load("digits-dvs")
     assert [split.x.shape for split in (dvs.train, dvs.validation, dvs.test)] == [
         (n, 10, 2, 34, 34) for n in (12, 5, 7)
@@ -673,7 +729,7 @@ def damage_file_in_its_place(folder):
         damage_file_in_its_place,
     ],
 )
-def test_damaged_recordings_in_the_cache_are_made_again(few_digits, own_cache, caplog, damage):
+def test_damaged_recordings_in_the_cache_are_simulated_again(few_digits, own_cache, caplog, damage):
     folder = digits_dvs()
     good = contents(folder)
     damage(folder)
@@ -688,7 +744,7 @@ def test_damaged_recordings_in_the_cache_are_made_again(few_digits, own_cache, c
 @pytest.mark.parametrize(
     "damage", ["cut", "cut header", "empty", "garbage", "zip", "shape", "header"]
 )
-def test_damaged_frames_in_the_cache_are_made_again(tmp_path, own_cache, caplog, damage):
+def test_damaged_frames_in_the_cache_are_binned_again(tmp_path, own_cache, caplog, damage):
     fake_nmnist(tmp_path)
     good = data.load("nmnist", tmp_path, T=2).train.x.copy()
     (path,) = own_cache.iterdir()
@@ -713,7 +769,7 @@ def test_damaged_frames_in_the_cache_are_made_again(tmp_path, own_cache, caplog,
     assert path.read_bytes() == content
 
 
-def test_a_kill_while_writing_leaves_nothing_that_is_taken_for_an_entry(own_cache):
+def test_an_interrupt_while_writing_leaves_no_entry(own_cache):
     def killed(path):
         path.mkdir()
         (path / "half").write_text("ha")
@@ -725,22 +781,22 @@ def test_a_kill_while_writing_leaves_nothing_that_is_taken_for_an_entry(own_cach
 
 
 @pytest.mark.skipif(os.name != "posix", reason="processes are looked for")
-def test_leftovers_of_killed_processes_are_ignored_and_swept(few_digits, own_cache):
-    """Of this machine as soon as their process is gone, whatever the clock says; of another one after a day."""
+def test_temporary_folders_of_dead_processes_are_removed(few_digits, own_cache):
+    """At once if the process was on this machine, whatever the clock says; else after a day."""
     name = digits_sets.DIGITS_DVS.read.entry_name("digits-dvs", data.load("digits"))
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    here, old, young = (
-        platform.node(),
-        0,
-        2**33,
-    )  # seconds; young is in the future, as after the clock was set back
+    this = platform.node()
+    # in seconds; young is in the future, as if the clock had been set back
+    old, young = 0, 2**33
     kept = {
-        f".backspike-3.{gone.pid}@{here}.1.tmp": (young, False),
-        f".backspike-3.npy.{gone.pid}@{here}.1.wide.tmp": (young, False),
-        f".backspike-3.{os.getpid()}@{here}.1.tmp": (old, True),
-        f".backspike-3.{gone.pid}@not.{here}.1.tmp": (young, True),
-        f".backspike-3.{os.getpid()}@not.{here}.1.tmp": (old, False),
+        f".backspike-3.1.{gone.pid}@{this}.tmp": (young, False),
+        f".backspike-3.npy.1.{gone.pid}@{this}.wide.tmp": (young, False),
+        f".backspike-3.1.{os.getpid()}@{this}.tmp": (old, True),
+        f".backspike-3.1.{gone.pid}@not.{this}.tmp": (young, True),
+        f".backspike-3.1.{os.getpid()}@not.{this}.tmp": (old, False),
+        # the names of an earlier version
+        f".backspike-3.{gone.pid}@{this}.1.tmp": (old, False),
         ".other.tmp": (old, True),
     }
     for leftover, (age, _) in kept.items():
@@ -771,7 +827,7 @@ def _child(barrier, queue):
 
 
 @pytest.mark.parametrize("start", ["nothing", "a damaged entry"])
-def test_two_processes_at_once_both_get_the_whole_entry(own_cache, start):
+def test_two_concurrent_processes_both_get_the_complete_entry(own_cache, start):
     if start == "a damaged entry":
         write(own_cache / "entry" / "0", b"0")
     context = multiprocessing.get_context("spawn")
@@ -785,8 +841,8 @@ def test_two_processes_at_once_both_get_the_whole_entry(own_cache, start):
     assert [path.name for path in own_cache.iterdir()] == ["entry"]
 
 
-def test_an_entry_published_by_another_in_the_last_moment_is_used(own_cache):
-    """The other process wins between our check and our rename: its folder cannot be replaced, and will do."""
+def test_an_entry_that_another_process_has_just_published_is_used(own_cache):
+    """Another process wins between check and rename: its folder cannot be replaced, but used."""
 
     def write_late(path):
         path.mkdir()
@@ -795,9 +851,8 @@ def test_an_entry_published_by_another_in_the_last_moment_is_used(own_cache):
 
     rename = os.rename
     try:
-        os.rename = lambda *paths: (_ for _ in ()).throw(
-            FileNotFoundError()
-        )  # it moved the old one before us
+        # the other process has moved the old entry
+        os.rename = lambda *paths: (_ for _ in ()).throw(FileNotFoundError())
         assert (
             cache.cached("entry", lambda path: (path / "who").read_text(), write_late)
             == "the other"
@@ -806,7 +861,7 @@ def test_an_entry_published_by_another_in_the_last_moment_is_used(own_cache):
         os.rename = rename
 
 
-def test_cache_that_cannot_be_written_gives_way_to_a_temporary_folder(
+def test_a_temporary_folder_replaces_a_cache_that_cannot_be_written(
     few_digits, tmp_path, monkeypatch, caplog
 ):
     write(tmp_path / "file", b"")
@@ -814,16 +869,19 @@ def test_cache_that_cannot_be_written_gives_way_to_a_temporary_folder(
     temporary = tmp_path / "temporary"
     monkeypatch.setattr(cache, "_temporary", lambda: temporary)
     assert len(data.load("digits-dvs").train) == 12
-    assert {"a temporary folder serves" in message for message in caplog.messages} == {True}
+    assert {"is in the temporary folder" in message for message in caplog.messages} == {True}
     assert (
         temporary / digits_sets.DIGITS_DVS.read.entry_name("digits-dvs", data.load("digits"))
     ).is_dir()
     monkeypatch.setattr(cache, "_temporary", lambda: tmp_path / "file" / "too")
-    with pytest.raises(DataError, match="set BACKSPIKE_CACHE"):
+    caplog.clear()
+    with pytest.raises(DataError, match=r"fits neither into the cache .* set BACKSPIKE_CACHE"):
         data.load("digits-dvs")
+    # no promise of a temporary folder that cannot be written either
+    assert caplog.messages == []
 
 
-def test_an_entry_that_is_refused_after_writing_is_an_error(own_cache):
+def test_an_entry_refused_after_writing_raises_an_error(own_cache):
     def refuse(path):
         raise DataError("never")
 
@@ -837,7 +895,7 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert cache.folder() == tmp_path / ".cache" / "backspike"
 
 
-def test_simulation_is_announced_only_to_those_who_listen(few_digits, caplog):
+def test_a_simulation_is_logged_at_level_info(few_digits, caplog):
     with caplog.at_level(logging.INFO, "backspike"):
         digits_dvs()
         digits_dvs()
@@ -851,29 +909,16 @@ def test_simulation_is_announced_only_to_those_who_listen(few_digits, caplog):
 def test_real_mnist():
     assert {state for _, state in data.check("mnist", REAL)} == {"present"}
     mnist = data.load("mnist", REAL)
-    assert [len(split) for split in (mnist.train, mnist.validation, mnist.test)] == [
-        55000,
-        5000,
-        10000,
-    ]
+    sizes = [len(split) for split in (mnist.train, mnist.validation, mnist.test)]
+    assert sizes == [55000, 5000, 10000]
     assert mnist.test.y[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
-    assert np.bincount(mnist.test.y).tolist() == [
-        980,
-        1135,
-        1032,
-        1010,
-        982,
-        892,
-        958,
-        1028,
-        974,
-        1009,
-    ]
+    counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert np.bincount(mnist.test.y).tolist() == counts
     whole = np.bincount(np.concatenate([mnist.train.y, mnist.validation.y]))
     assert whole.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert np.abs(np.bincount(mnist.validation.y) - whole / 12).max() < 1
     mean = (mnist.train.x.sum() + mnist.validation.x.sum()) / 60000 / 784 / 255
-    assert mean == pytest.approx(0.1307, abs=5e-5)  # the constant of PyTorch's own example
+    assert mean == pytest.approx(0.1307, abs=5e-5)  # the constant of PyTorch's example
     assert mnist.note == ""
 
 
@@ -887,21 +932,19 @@ def test_real_cifar10():
     assert np.bincount(cifar10.validation.y).tolist() == [500] * 10
     assert np.bincount(cifar10.test.y).tolist() == [1000] * 10
     assert cifar10.test.y[:5].tolist() == [3, 8, 8, 0, 6]
-    mean = (
-        cifar10.train.x.mean((0, 2, 3)) * 0.9 + cifar10.validation.x.mean((0, 2, 3)) * 0.1
-    ) / 255
-    np.testing.assert_allclose(
-        mean, [0.4914, 0.4822, 0.4465], atol=1e-4
-    )  # the constants everyone uses
+    train, validation = (split.x.mean((0, 2, 3)) for split in (cifar10.train, cifar10.validation))
+    mean = (train * 0.9 + validation * 0.1) / 255
+    # the constants that everyone uses
+    np.testing.assert_allclose(mean, [0.4914, 0.4822, 0.4465], atol=1e-4)
 
 
 @real("NMNIST")
 def test_real_nmnist():
-    """Every recording reads; the statistics of the training recordings as they were measured independently."""
+    """All recordings are readable; training recordings have independently measured statistics."""
     states = data.check("nmnist", REAL)
     if [state for _, state in states] != [
-        "present, 1,000 of 60,000 recordings",
-        "present, 100 of 10,000 recordings",
+        "incomplete: 1,000 of 60,000 recordings, 59,000 missing",
+        "incomplete: 100 of 10,000 recordings, 9,900 missing",
     ]:
         pytest.skip("the statistics are those of the first 1,000 recordings")
     paths = sorted((REAL / "NMNIST").rglob("*.bin"))
@@ -929,9 +972,6 @@ def test_a_file_of_another_data_set_is_refused(tmp_path):
         data.load("fashion-mnist", tmp_path)
 
 
-def test_the_data_layer_imports_no_torch():
-    import subprocess
-    import sys
-
+def test_importing_data_does_not_import_torch():
     code = "import sys, backspike.data; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

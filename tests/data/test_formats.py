@@ -1,4 +1,4 @@
-"""The readers of official files, on hand-made bytes: values, round trips, and every way of being damaged."""
+"""The readers of official formats, on hand-made bytes: values, round trips and damage."""
 
 import gzip
 import pickle
@@ -50,7 +50,7 @@ def test_nmnist_reads_hand_made_events():
     assert atis.encode(events) == data
 
 
-def test_nmnist_overflow_marks_are_dropped_and_shift_what_follows():
+def test_nmnist_overflow_marks_are_dropped_and_shift_later_times():
     rows = [(1, 1, 100), (0, 240, 0), (2, 2, 5), (0, 240, 0), (3, 3, 6)]
     events = atis.decode(
         b"".join(bytes([x, y, t >> 16, t >> 8 & 255, t & 255]) for x, y, t in rows)
@@ -81,13 +81,13 @@ def test_nmnist_round_trip(rows):
     "bad",
     [(256, 0, 0, 0), (0, 240, 0, 0), (0, 0, 2**23, 0), (0, 0, -1, 0), (0, 0, 0, 2), (-1, 0, 0, 0)],
 )
-def test_nmnist_refuses_to_write_what_does_not_fit(bad):
+def test_nmnist_encoder_refuses_events_that_do_not_fit(bad):
     x, y, t, p = np.array([(1, 1, 1, 1), bad]).T
     with pytest.raises(DataError, match="event 1 "):
         atis.encode(Events(x, y, t, p))
 
 
-def test_nmnist_truncation_names_file_and_offset():
+def test_error_for_truncated_nmnist_gives_file_and_offset():
     data = bytes(range(20))
     for size in range(20):
         if size % 5:
@@ -97,7 +97,7 @@ def test_nmnist_truncation_names_file_and_offset():
             assert len(atis.decode(data[:size])) == size // 5
 
 
-def test_nmnist_reads_millions_of_events_a_second():
+def test_nmnist_decodes_millions_of_events_per_second():
     data = np.random.default_rng(0).integers(0, 240, 5_000_000, np.uint8).tobytes()
     start = time.perf_counter()
     atis.decode(data)
@@ -132,7 +132,7 @@ def test_idx_round_trip(shape, packed):
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
-def test_idx_cut_at_every_byte_or_extended_is_refused(pack):
+def test_idx_file_cut_at_any_byte_or_extended_is_refused(pack):
     data = pack(idx_bytes(np.arange(30, dtype=np.uint8).reshape(5, 6)))
     for size in range(len(data)):
         with pytest.raises(DataError, match=r"^train-images: byte \d+: ") as error:
@@ -156,20 +156,20 @@ def test_idx_damaged_gzip_is_refused_or_harmless(place, value):
 
 
 @pytest.mark.parametrize("magic", [b"\0\0\x07\x01", b"\0\1\x08\x01", b"PK\3\4"])
-def test_idx_wrong_magic(magic):
-    with pytest.raises(DataError, match=r"f: byte 0: no idx file"):
+def test_idx_with_a_wrong_magic_number_is_refused(magic):
+    with pytest.raises(DataError, match=r"f: byte 0: not an idx file"):
         idx.decode(magic + bytes(100), "f")
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
-def test_idx_huge_claim_is_refused_before_allocation(pack):
+def test_idx_with_a_huge_size_is_refused_before_allocation(pack):
     data = pack(struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1))
     with pytest.raises(DataError, match="f: byte 4: truncated: the header announces"):
         idx.decode(data, "f")
 
 
-def test_idx_gzip_bomb_is_unpacked_only_as_far_as_announced(monkeypatch):
-    """A stream of 50 MB that announces 10 bytes: refused, and zlib was never asked for more than was announced."""
+def test_idx_gzip_bomb_is_not_unpacked_beyond_the_announced_size(monkeypatch):
+    """A stream of 50 MB announces 10 bytes: it is refused, and zlib never unpacks more than 10."""
     asked = []
     original = zlib.decompressobj
 
@@ -211,8 +211,14 @@ IMAGE = bytes(range(256)) * 12
 
 
 def official_batch(n=b"K\x01"):
-    """One image of class 7 in the opcodes of the official files: Python 2 strings, `numpy.core` names, protocol 2."""
-    dtype = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    """One image of class 7, with the opcodes of the official files.
+
+    These have Python 2 strings, `numpy.core` names and protocol 2.
+    """
+    dtype = (
+        b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR"
+        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    )
     state = (
         b"(K\x01(" + n + b"M\x00\x0ct" + dtype + b"\x89T" + struct.pack("<I", 3072) + IMAGE + b"tb"
     )
@@ -227,7 +233,7 @@ def test_cifar_python_reads_what_python_2_wrote():
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_cifar_pickle_runs_nothing(tmp_path, protocol):
+def test_cifar_pickle_cannot_run_code(tmp_path, protocol):
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
@@ -237,7 +243,7 @@ def test_cifar_pickle_runs_nothing(tmp_path, protocol):
     assert not (tmp_path / "ran").exists()
 
 
-def test_cifar_python_cut_at_every_byte_is_refused():
+def test_cifar_python_cut_at_any_byte_is_refused():
     data = official_batch()
     for size in range(len(data)):
         with pytest.raises(DataError, match=r"^data_batch_1: byte \d+: "):
@@ -247,21 +253,21 @@ def test_cifar_python_cut_at_every_byte_is_refused():
 
 
 @given(st.binary(max_size=200))
-def test_cifar_python_refuses_noise(noise):
+def test_cifar_python_refuses_random_bytes(noise):
     with pytest.raises(DataError):
         image_batch.decode_pickle(noise)
 
 
-def test_cifar_pickle_claims_are_refused_before_memory_is_taken():
-    """Bytes that are not there, a memo of 4 GB, labels that refer to themselves 10^30 times."""
+def test_cifar_pickle_with_huge_sizes_is_refused_before_allocation():
+    """Missing bytes, a memo of 4 GB, labels nested to 10^30 elements."""
     with pytest.raises(DataError, match=r"f: byte 2: .*\(2147483647 bytes are missing\)"):
         image_batch.decode_pickle(b"\x80\x03B\xff\xff\xff\x7f", "f")
-    with pytest.raises(DataError, match=r"f: byte 3: .*a place in the memo"):
+    with pytest.raises(DataError, match=r"f: byte 3: .*a memo index"):
         image_batch.decode_pickle(b"\x80\x02}r\x00\x00\x00\x10.", "f")
     labels = [1] * 10
     for _ in range(30):
         labels = [labels] * 10
-    with pytest.raises(DataError, match="the labels are no list of whole numbers"):
+    with pytest.raises(DataError, match="the labels are not a list of whole numbers"):
         image_batch.decode_pickle(pickle.dumps({**cifar_batch(), b"labels": labels}, 4))
 
 
@@ -279,14 +285,14 @@ def test_cifar_pickle_claims_are_refused_before_memory_is_taken():
         {b"labels": [[1], [2], [3]]},
     ],
 )
-def test_cifar_python_refuses_other_contents(change):
-    with pytest.raises(DataError, match="f: byte 0: no batch of images"):
+def test_cifar_python_refuses_invalid_contents(change):
+    with pytest.raises(DataError, match="f: byte 0: not a batch of images"):
         image_batch.decode_pickle(pickle.dumps({**cifar_batch(), **change}, 4), "f")
 
 
 def test_cifar_python_refuses_an_array_shorter_than_its_shape():
-    """A state that claims 1,000,000 images and holds one byte."""
-    with pytest.raises(DataError, match=r"no batch of images .*1000000"):
+    """A state claims 1,000,000 images and contains one."""
+    with pytest.raises(DataError, match=r"not a batch of images .*1000000"):
         image_batch.decode_pickle(official_batch(n=b"J\x40\x42\x0f\x00"), "f")
 
 

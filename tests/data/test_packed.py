@@ -1,4 +1,4 @@
-"""Cached arrays: the narrowest integers, every kind of damage found, preparation in processes that may be killed."""
+"""Cached arrays: the narrowest integers, detection of damage, and preparation in processes."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from backspike import data
 from backspike.data import DataError, Events, binning, frames, packed
 from backspike.data.formats import atis
 from backspike.data.progress import progress
-from backspike.data.recordings import Sample, one_a_file
+from backspike.data.recordings import Sample, one_per_file
 from backspike.system import workers
 
 
@@ -45,7 +45,7 @@ def recordings(folder, n=12, events=30, classes=2):
 
 
 @pytest.mark.parametrize("highest", [255, 256, 65535, 65536])
-def test_rows_in_any_order_are_kept_as_the_narrowest_integers(tmp_path, highest):
+def test_rows_in_any_order_are_stored_as_the_narrowest_integers(tmp_path, highest):
     x = np.random.default_rng(0).integers(0, 200, (7, 3, 5))
     x[3, 1, 2] = highest
     path = tmp_path / "x.npy"
@@ -69,7 +69,7 @@ def test_changing_the_array_changes_no_file(tmp_path):
     assert path.read_bytes() == content
 
 
-def test_every_flipped_bit_every_cut_and_every_addition_is_found(tmp_path, monkeypatch):
+def test_every_flipped_bit_truncation_and_addition_is_detected(tmp_path, monkeypatch):
     monkeypatch.setattr(packed, "BLOCK_BYTES", 16)
     path = tmp_path / "x.npy"
     packed.write(path, (5, 8), [(0, np.arange(40, dtype=np.uint8).reshape(5, 8))])
@@ -84,18 +84,16 @@ def test_every_flipped_bit_every_cut_and_every_addition_is_found(tmp_path, monke
     with pytest.raises(DataError):
         packed.read(path, (5, 8))
     path.write_bytes(good[:150] + b"\xff" + good[151:])
-    with pytest.raises(DataError, match="byte 144: a block of the frames differs from its sum"):
+    with pytest.raises(DataError, match="byte 144: the checksum of a block of frames is wrong"):
         packed.read(path, (5, 8))
     path.write_bytes(good)
     assert packed.read(path, (5, 8)).sum() == sum(range(40))
-    with pytest.raises(DataError, match=r"uint8 \(5, 8\) is not \(5, 9\)"):
+    with pytest.raises(DataError, match=r"expected \(5, 9\), got uint8 \(5, 8\)"):
         packed.read(path, (5, 9))
 
 
 @pytest.mark.parametrize("where", [0.001, 0.3, 0.999])
-def test_a_flipped_bit_in_cached_frames_is_found_and_the_frames_made_again(
-    tmp_path, own_cache, caplog, where
-):
+def test_cached_frames_with_a_flipped_bit_are_binned_again(tmp_path, own_cache, caplog, where):
     recordings(tmp_path)
     good = data.load("nmnist", tmp_path, T=2).train.x.copy()
     (path,) = own_cache.iterdir()
@@ -117,12 +115,9 @@ def test_chunks_cover_all_samples_and_keep_files_together(sizes, limit):
     assert [i for chunk in chunks for i in range(*chunk)] == list(range(len(samples)))
     for first, stop in chunks:
         assert 0 < stop - first <= limit
-        if (
-            stop < len(samples) and samples[stop].path == samples[stop - 1].path
-        ):  # a file is cut: it is larger than a chunk,
-            assert (
-                sizes[int(samples[stop].path[4:])] > limit
-            )  # or its beginning filled the last one
+        # only files larger than a chunk are divided
+        if stop < len(samples) and samples[stop].path == samples[stop - 1].path:
+            assert sizes[int(samples[stop].path[4:])] > limit
 
 
 @pytest.fixture
@@ -133,7 +128,7 @@ def in_processes(monkeypatch):
     monkeypatch.setattr(binning, "processors", lambda: 2)
 
 
-def test_processes_count_as_one_does(tmp_path, in_processes, monkeypatch):
+def test_several_processes_give_the_result_of_one(tmp_path, in_processes, monkeypatch):
     recordings(tmp_path, n=31)
     started = []
     original = subprocess.Popen
@@ -151,9 +146,7 @@ def test_processes_count_as_one_does(tmp_path, in_processes, monkeypatch):
     np.testing.assert_array_equal(parallel.ids, alone.ids)
 
 
-def test_a_damaged_recording_is_named_by_the_process_that_reads_it(
-    tmp_path, own_cache, in_processes
-):
+def test_an_error_in_a_worker_names_the_damaged_recording(tmp_path, own_cache, in_processes):
     recordings(tmp_path, n=31)
     path = tmp_path / "Train" / "1" / "00021.bin"
     path.write_bytes(path.read_bytes()[:-1])
@@ -162,9 +155,7 @@ def test_a_damaged_recording_is_named_by_the_process_that_reads_it(
     assert list(own_cache.iterdir()) == []
 
 
-def test_a_process_that_is_killed_is_an_error_in_one_line(
-    tmp_path, own_cache, in_processes, monkeypatch
-):
+def test_a_killed_worker_is_reported_in_one_line(tmp_path, own_cache, in_processes, monkeypatch):
     recordings(tmp_path, n=31)
     original = workers.Worker.send
 
@@ -189,7 +180,7 @@ binning.SERIAL_BYTES, binning.processors = 0, lambda: 2
 binning.CHUNK_ROWS, binning.CHUNK_BYTES = 2, 0
 sets = data.load("nmnist", sys.argv[1], T=200)
 print(sum(split.x.sum() for split in (sets.train, sets.validation, sets.test)), flush=True)
-"""  # no `if __name__ == "__main__"`: the processes must not run the script again
+"""  # without `if __name__ == "__main__"`: the workers must not run the script
 
 
 def run(tmp_path, **options):
@@ -200,7 +191,7 @@ def run(tmp_path, **options):
     )
 
 
-def test_a_script_without_guard_prepares_in_processes(tmp_path):
+def test_a_script_without_main_guard_can_use_workers(tmp_path):
     recordings(tmp_path, n=10)
     out, _ = run(tmp_path).communicate(timeout=60)
     assert out.split() == [str(30 * 14).encode()]
@@ -208,7 +199,7 @@ def test_a_script_without_guard_prepares_in_processes(tmp_path):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for children in /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_kill_leaves_no_process_and_no_half_entry(tmp_path, own_cache, how):
+def test_a_kill_leaves_no_process_and_no_incomplete_entry(tmp_path, own_cache, how):
     recordings(tmp_path, n=140, events=2000)
     process = run(tmp_path, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
@@ -217,13 +208,12 @@ def test_a_kill_leaves_no_process_and_no_half_entry(tmp_path, own_cache, how):
         or len(children := _children(process.pid)) < 2
     ):
         assert time.monotonic() < deadline
-        assert process.poll() is None, "it was done before it was killed"
+        assert process.poll() is None, "it ended before it was killed"
         time.sleep(0.005)
     process.send_signal(how)
     _, said = process.communicate()
-    assert said.count(b"Traceback") == (
-        how == signal.SIGINT
-    )  # ours; the processes of the preparation are silent
+    # our own traceback; the workers print none
+    assert said.count(b"Traceback") == (how == signal.SIGINT)
     assert [
         path.name for path in own_cache.iterdir() if not path.name.startswith(".backspike-")
     ] == []
@@ -248,9 +238,9 @@ def _state(pid):
         return "Z"
 
 
-def test_a_missing_recording_is_named(tmp_path):
+def test_error_for_a_missing_recording_names_it(tmp_path):
     samples = [Sample(tmp_path / "1.bin", 0, 1)]
-    task = binning.Binning("nmnist", samples, partial(frames, T=1), one_a_file(atis.decode))
+    task = binning.Binning("nmnist", samples, partial(frames, T=1), one_per_file(atis.decode))
     with pytest.raises(DataError, match=r"1\.bin cannot be read: No such file"):
         task.rows()
 
@@ -264,7 +254,7 @@ class Terminal(io.StringIO):
 
 
 def shown(monkeypatch, stream, seconds):
-    """What is shown for 4 steps, each so many seconds long."""
+    """The output for 4 steps of this many seconds each."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(sys, "stderr", stream)
@@ -275,19 +265,19 @@ def shown(monkeypatch, stream, seconds):
     return stream.getvalue()
 
 
-def test_progress_is_a_bar_on_a_terminal(monkeypatch):
+def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     steps = shown(monkeypatch, Terminal(), 1.5).split("\r")
     assert steps[1] == f"{'█' * 6}{'░' * 18}  25 %  counting: 2 of 8, 4 s left\x1b[K"
     assert steps[-1] == f"{'█' * 24} 100 %  counting: 8 of 8, 6 s\x1b[K\n"
     assert len(steps) == 5
 
 
-def test_progress_is_plain_lines_elsewhere(monkeypatch):
+def test_progress_elsewhere_is_plain_lines(monkeypatch):
     assert shown(monkeypatch, io.StringIO(), 4.0) == (
         "counting: 2 of 8, 12 s left\ncounting: 8 of 8, 16 s\n"
     )
 
 
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])
-def test_progress_of_what_is_soon_done_is_not_shown(monkeypatch, stream):
+def test_short_tasks_show_no_progress(monkeypatch, stream):
     assert shown(monkeypatch, stream(), 0.1) == ""

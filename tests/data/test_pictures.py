@@ -1,4 +1,4 @@
-"""ImageNet's folders, fabricated, and pictures decoded to one size."""
+"""Fabricated ImageNet folders, and pictures decoded to one size."""
 
 import io
 import os
@@ -44,18 +44,18 @@ def test_imagenet(tmp_path, place):
     assert data.load("imagenet", tmp_path / "root", limit=7).train[0][0].shape == (3, 224, 224)
 
 
-def test_a_dataloader_takes_pictures_with_workers(tmp_path):
+def test_a_dataloader_accepts_pictures(tmp_path):
     from torch.utils.data import DataLoader
 
     imagenet(tmp_path)
     split = data.load("imagenet", tmp_path, size=8).test
     batches = list(DataLoader(split, batch_size=4, num_workers=0))
     assert [tuple(x.shape) for x, _ in batches] == [(4, 3, 8, 8), (2, 3, 8, 8)]
-    with pytest.raises(DataError, match="6 pictures do not go into memory"):
+    with pytest.raises(DataError, match="6 pictures do not fit into memory"):
         np.asarray(split.x)
 
 
-def test_what_is_missing_or_damaged_is_named(tmp_path):
+def test_errors_name_missing_and_damaged_pictures(tmp_path):
     imagenet(tmp_path / "ImageNet")
     with pytest.raises(DataError, match="size=0: pictures are square"):
         data.load("imagenet", tmp_path, size=0)
@@ -74,8 +74,8 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
         split[0]
 
 
-def test_a_picture_is_scaled_and_its_middle_cut_out():
-    """7/8 of the shorter side, centred, becomes the picture: of 16 x 40 pixels the 14 x 14 from row 1 and column 13 on."""
+def test_a_picture_is_cropped_to_its_centre_and_scaled():
+    """7/8 of the shorter side, centred: of 16 x 40 pixels, 14 x 14 from row 1 and column 13."""
     array = np.random.default_rng(0).integers(0, 256, (16, 40, 3), np.uint8)
     np.testing.assert_array_equal(
         picture.decode(encoded(array), size=14), array[1:15, 13:27].transpose(2, 0, 1)
@@ -84,7 +84,7 @@ def test_a_picture_is_scaled_and_its_middle_cut_out():
     np.testing.assert_array_equal(upright, array[1:15, 13:27].transpose(2, 1, 0))
 
 
-def test_another_part_may_be_asked_for():
+def test_another_part_can_be_requested():
     array = np.random.default_rng(0).integers(0, 256, (16, 40, 3), np.uint8)
     part = picture.decode(
         encoded(array), size=8, part=lambda width, height: (10 / width, 8 / height, 18 / width, 1.0)
@@ -93,7 +93,7 @@ def test_another_part_may_be_asked_for():
 
 
 def test_a_small_part_of_a_large_jpeg_keeps_its_detail():
-    """Stripes of 8 pixels: the part is decoded at full size, though the whole could be at an eighth."""
+    """Stripes of 8 pixels: the part needs full size, although an eighth would do for the whole."""
     stripes = np.broadcast_to(
         (np.arange(1024) // 8 % 2 * 255).astype(np.uint8)[None, :, None], (1024, 1024, 3)
     )
@@ -103,7 +103,7 @@ def test_a_small_part_of_a_large_jpeg_keeps_its_detail():
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P"])
-def test_other_kinds_of_pictures_become_rgb(mode):
+def test_other_colour_modes_become_rgb(mode):
     out = io.BytesIO()
     Image.new("RGB", (20, 20), (255, 255, 255)).convert(mode).save(
         out, "JPEG" if mode in ("L", "CMYK") else "PNG"
@@ -113,7 +113,7 @@ def test_other_kinds_of_pictures_become_rgb(mode):
     assert x.min() > 250
 
 
-def test_a_large_jpeg_is_decoded_near_the_size_wanted():
+def test_a_large_jpeg_is_decoded_near_the_output_size():
     ramp = np.broadcast_to(
         np.linspace(0, 255, 2048).astype(np.uint8)[None, :, None], (2048, 2048, 3)
     )
@@ -145,10 +145,9 @@ def test_a_picture_that_would_unpack_to_gigabytes_is_refused():
         picture.decode(bomb)
 
 
-def test_cut_pictures_are_refused():
+def test_truncated_pictures_are_refused():
     data = encoded(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8))
-    for size in range(
-        len(data) - 20
-    ):  # the last bytes are sums, which Pillow does not check, and the end mark
+    # the last bytes are checksums, which Pillow does not check, and the end mark
+    for size in range(len(data) - 20):
         with pytest.raises(DataError, match=r"^f: byte 0: truncated or damaged picture"):
             picture.decode(data[:size], "f")

@@ -1,4 +1,4 @@
-"""Event sets in their official folder layouts, fabricated: which samples there are, their parts, their frames."""
+"""Fabricated event sets in their official layouts: their samples, parts and frames."""
 
 import functools
 import importlib.util
@@ -30,18 +30,8 @@ def own_cache(tmp_path, monkeypatch):
 
 def test_published_splits_follow_their_rules():
     dvs = published("dvs-cifar10")
-    assert list(dvs) == [
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    ]
+    classes = "airplane automobile bird cat deer dog frog horse ship truck"
+    assert list(dvs) == classes.split()
     for train, validation, test in dvs.values():
         assert [*train, *validation] == list(range(900))
         assert list(test) == list(range(900, 1000))
@@ -49,9 +39,8 @@ def test_published_splits_follow_their_rules():
     caltech = published("n-caltech101")
     assert list(caltech) == sorted(caltech)
     assert len(caltech) == 101
-    assert (
-        sum(len(part) for parts in caltech.values() for part in parts) == 8709 + 1
-    )  # one number of BACKGROUND_Google is free
+    # one number of BACKGROUND_Google is unused
+    assert sum(len(part) for parts in caltech.values() for part in parts) == 8709 + 1
     for train, validation, test in caltech.values():
         n = len(train) + len(validation) + len(test)
         assert [*train, *validation, *test] == list(range(1, n + 1))
@@ -93,7 +82,7 @@ def test_dvs_cifar10(tmp_path, place):
     assert (sets.num_classes, sets.events) == (10, True)
 
 
-def test_dvs_cifar10_as_the_camera_addressed_it(tmp_path):
+def test_dvs_cifar10_with_the_pixels_of_the_camera(tmp_path):
     dvs_cifar10(tmp_path)
     upright, raw = (
         data.load("dvs-cifar10", tmp_path, T=1, upright=upright).test.x for upright in (True, False)
@@ -103,7 +92,7 @@ def test_dvs_cifar10_as_the_camera_addressed_it(tmp_path):
         data.load("nmnist", tmp_path, upright=False)
 
 
-def test_dvs_cifar10_names_what_does_not_belong(tmp_path):
+def test_errors_name_files_that_do_not_belong_to_dvs_cifar10(tmp_path):
     dvs_cifar10(tmp_path)
     extra = tmp_path / "cat" / "cifar10_cat_1000.aedat"
     write(extra, b"")
@@ -125,9 +114,9 @@ def test_dvs_cifar10_names_what_does_not_belong(tmp_path):
         data.load("dvs-cifar10", tmp_path)
 
 
-def test_a_part_that_is_missing(tmp_path):
+def test_a_missing_part_is_reported(tmp_path):
     dvs_cifar10(tmp_path, numbers=(0, 1))
-    with pytest.raises(DataError, match="20 recordings to train and 0 to test"):
+    with pytest.raises(DataError, match="20 recordings for training and 0 for testing"):
         data.load("dvs-cifar10", tmp_path)
     (tmp_path / "truck" / "cifar10_truck_0.aedat").unlink()
     (tmp_path / "truck" / "cifar10_truck_1.aedat").unlink()
@@ -160,7 +149,9 @@ def test_n_caltech101(tmp_path):
             np.testing.assert_array_equal(full, frames(made[y, id], 2, (180, 240), by="count"))
             assert full.sum((1, 2, 3)).tolist() == [20, 20]
     assert sets.num_classes == 101
-    assert data.check("n-caltech101", tmp_path) == [(place, "present, 303 of 8,709 recordings")]
+    assert data.check("n-caltech101", tmp_path) == [
+        (place, "incomplete: 303 of 8,709 recordings, 8,406 missing")
+    ]
     with pytest.raises(
         DataError, match=r"size=\(180, 241\): the sensor of n-caltech101 has 180 x 240 pixels"
     ):
@@ -186,7 +177,7 @@ def test_dvs128_gesture(tmp_path):
             np.testing.assert_array_equal(x, frames(part, 4, 128, 32))
     assert sets.note == "35 of 1,464 samples"
     states = dict(data.check("dvs128-gesture", tmp_path))
-    assert states[tmp_path / "DvsGesture"] == "present, 7 of 122 recordings"
+    assert states[tmp_path / "DvsGesture"] == "incomplete: 7 of 122 recordings, 115 missing"
 
 
 @pytest.mark.parametrize(
@@ -195,15 +186,15 @@ def test_dvs128_gesture(tmp_path):
         (
             "trials_to_train.txt",
             b"user01_led.aedat\n../../etc/passwd\n",
-            r"byte 17: '../../etc/passwd' is no recording",
+            r"byte 17: '../../etc/passwd' is not a recording",
         ),
         (
             "trials_to_train.txt",
             b"user24_led.aedat\n",
-            "user24_led.aedat is not where dvs128-gesture's split by users has it",
+            "user24_led.aedat belongs to another part of dvs128-gesture's split by users",
         ),
-        ("trials_to_test.txt", b"user01_led.aedat\n", "user01_led.aedat is not where"),
-        ("trials_to_test.txt", b"user30_led.aedat\n", "user30_led.aedat is not where"),
+        ("trials_to_test.txt", b"user01_led.aedat\n", "user01_led.aedat belongs to another part"),
+        ("trials_to_test.txt", b"user30_led.aedat\n", "user30_led.aedat belongs to another part"),
         (
             "trials_to_test.txt",
             b"user29_lab.aedat\n",
@@ -217,7 +208,7 @@ def test_dvs128_gesture(tmp_path):
         ("user29_natural.aedat", b"#!AER-DAT3.1\r\n", "byte 14: truncated or damaged header"),
     ],
 )
-def test_dvs128_gesture_names_what_is_damaged(tmp_path, file, content, message):
+def test_errors_name_damaged_files_of_dvs128_gesture(tmp_path, file, content, message):
     gestures(tmp_path)
     (tmp_path / file).write_bytes(content)
     with pytest.raises(DataError, match=message):
@@ -228,7 +219,7 @@ def test_dvs128_gesture_names_what_is_damaged(tmp_path, file, content, message):
 
 
 @needs_h5py
-def test_shd_is_counted_by_channel_in_slices_of_equal_time(tmp_path):
+def test_shd_is_binned_by_channel_and_equal_time(tmp_path):
     made = {
         part: spoken(tmp_path / "SHD", "shd", part, n, 20)
         for part, n in (("train", 120), ("test", 30))
@@ -250,7 +241,7 @@ def test_shd_is_counted_by_channel_in_slices_of_equal_time(tmp_path):
     )
     even = data.load("shd", tmp_path, T=2, by="count").test.x.sum(2, dtype=int)
     assert np.abs(even[:, 0] - even[:, 1]).max() <= 1
-    with pytest.raises(DataError, match="shd has channels: size from 1 to 700"):
+    with pytest.raises(DataError, match="shd has channels: size must be 1 to 700"):
         data.load("shd", tmp_path, size=(10, 70))
 
 
@@ -268,7 +259,7 @@ def test_ssc_has_its_own_validation_set(tmp_path):
 
 
 @needs_h5py
-def test_shd_names_what_is_damaged(tmp_path):
+def test_errors_name_the_damage_in_shd_files(tmp_path):
     import h5py
 
     spoken(tmp_path, "shd", "test", 5, 20)
@@ -309,7 +300,7 @@ def test_shd_names_what_is_damaged(tmp_path):
             load()
 
 
-def test_without_h5py_the_cure_is_named(tmp_path, monkeypatch):
+def test_without_h5py_the_error_gives_the_pip_command(tmp_path, monkeypatch):
     write(tmp_path / "shd_train.h5", b"")
     write(tmp_path / "shd_test.h5", b"")
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
@@ -320,8 +311,8 @@ def test_without_h5py_the_cure_is_named(tmp_path, monkeypatch):
 # frames
 
 
-def test_frames_of_a_sensor_that_is_not_square():
-    """Four corners of 180 x 240 fall into the corners of 3 x 5 frames; a frame pixel covers 60 rows and 48 columns."""
+def test_frames_of_a_rectangular_sensor():
+    """180 x 240 pixels become 3 x 5; a frame pixel covers 60 rows and 48 columns."""
     x, y = np.array([0, 239, 0, 239, 47, 48]), np.array([0, 0, 179, 179, 59, 60])
     out = frames(
         Events(x, y, np.arange(6), np.array([0, 0, 1, 1, 0, 1])), 1, sensor=(180, 240), size=(3, 5)
@@ -346,15 +337,15 @@ def test_frames_of_a_sensor_that_is_not_square():
         )
 
 
-def test_frames_of_times_that_are_huge():
-    """AEDAT 3.1 has times up to 2^62 us: no overflow where slices are cut."""
+def test_frames_of_huge_times():
+    """AEDAT 3.1 has times up to 2^62 us: no overflow when bins are cut."""
     t = np.array([0, 1 << 61, (1 << 62) - 1])
     out = frames(Events(np.zeros(3, int), np.zeros(3, int), t, np.zeros(3, int)), 1000, sensor=1)
     assert np.flatnonzero(out.ravel()).tolist() == [0, 2 * 500, 2 * 999]
 
 
 def test_channels_in_a_fixed_window():
-    """A window of 100 in four slices: late events count in the last one."""
+    """A window of 100 in four bins: late events count in the last one."""
     t = np.array([250, 0, 24, 25, 99, 100])
     events = Events(np.array([1, 0, 5, 5, 2, 3]), np.zeros(6, int), t, np.zeros(6, int))
     out = data.channels(events, 4, sensor=6, size=3, window=100)
@@ -362,7 +353,7 @@ def test_channels_in_a_fixed_window():
 
 
 @pytest.mark.parametrize("line", ["2,200000,350001", "1,200000,400001", "1,300000,350001"])
-def test_gestures_marked_otherwise_are_counted_again(tmp_path, line):
+def test_changed_gesture_labels_cause_new_frames(tmp_path, line):
     gestures(tmp_path)
     before = data.load("dvs128-gesture", tmp_path, T=2).test
     path = tmp_path / "user24_led_labels.csv"
@@ -374,7 +365,7 @@ def test_gestures_marked_otherwise_are_counted_again(tmp_path, line):
     assert changed.tolist() == [(start, stop) != (200000, 350001)] + [False] * 9
 
 
-def test_the_end_of_a_gesture_belongs_to_the_next(tmp_path):
+def test_the_end_time_of_a_gesture_is_exclusive(tmp_path):
     gestures(tmp_path)
     t = np.array([99, 100, 199, 200])
     write(
@@ -395,8 +386,8 @@ def test_a_gesture_without_events_gives_empty_frames(tmp_path):
     assert data.load("dvs128-gesture", tmp_path, T=2).test.x[-1].sum() == 0
 
 
-def test_official_bytes_of_a_gesture_packet(tmp_path):
-    """A packet written field by field, as iniVation describes it."""
+def test_a_gesture_packet_with_official_bytes_is_decoded(tmp_path):
+    """The fields of the packet follow iniVation's description."""
     header = struct.pack("<hhiiiiii", 1, 0, 8, 4, 0, 1, 1, 1)
     event = struct.pack("<Ii", 5 << 17 | 9 << 2 | 1 << 1 | 1, 77)
     e = aedat3.decode(b"#!AER-DAT3.1\r\n#Format: RAW\r\n#!END-HEADER\r\n" + header + event)

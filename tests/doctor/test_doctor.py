@@ -1,10 +1,12 @@
-"""The doctor: every illness is recognised on a network built to have it, and gone once the advice is followed."""
+"""The doctor finds each problem in a network built to have it; following its advice solves it."""
 
 import json
 import math
 import re
+import shlex
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +16,14 @@ from torch import nn
 import backspike as bs
 from backspike import report
 from backspike.analysis import vitals
-from backspike.cli import main
+from backspike.cli import main, progress
+from backspike.cli.doctor import add_arguments as doctor_arguments
+from backspike.cli.parser import Parser
 from backspike.doctor import examine, page
 from backspike.errors import RunError
 from backspike.recipes.recipe import Recipe
-from backspike.recipes.values import SGD, AdamW, CrossEntropy
+from backspike.recipes.values import SGD, AdamW
+from backspike.report import activity
 from backspike.run import Run
 from backspike.train import checkpoint, setup, step
 
@@ -37,7 +42,7 @@ def tiny(**changes):
     return bs.recipes.digits().replace({**TINY, **changes})
 
 
-def ill(examination):
+def problems(examination):
     return [f for f in examination.findings if not f.note]
 
 
@@ -48,7 +53,7 @@ def digits(n=120, scale=1 / 255):
 
 @dataclass(frozen=True)
 class Plain:
-    """Linear layers without a norm; bias: of the first."""
+    """Linear layers without a norm. bias: that of the first layer."""
 
     bias: float = 0.0
 
@@ -56,16 +61,19 @@ class Plain:
         first = nn.Linear(64, 32)
         nn.init.constant_(first.bias, self.bias)
         return nn.Sequential(
-            bs.OverTime(nn.Flatten(), first), neuron(channels=32), bs.OverTime(nn.Linear(32, 32), nn.BatchNorm1d(32)),
-            neuron(channels=32), bs.OverTime(nn.Linear(32, 10)),
-        )  # fmt: skip
+            bs.OverTime(nn.Flatten(), first),
+            neuron(channels=32),
+            bs.OverTime(nn.Linear(32, 32), nn.BatchNorm1d(32)),
+            neuron(channels=32),
+            bs.OverTime(nn.Linear(32, 10)),
+        )
 
 
-# ---- illnesses that fields of a recipe bring and cure
+# ---- problems that recipe fields cause and solve
 
 
 @pytest.mark.parametrize(
-    ("illness", "brings"),
+    ("problem", "brings"),
     [
         ("silent layer", {"neuron.v_threshold": 5.0}),
         ("saturated layer", {"model": Plain(bias=20.0)}),
@@ -98,71 +106,75 @@ class Plain:
         ("steps too small", {"optimizer.lr": 1e-7}),
     ],
 )
-def test_an_illness_is_found_and_its_advice_cures_it(illness, brings):
+def test_a_problem_is_found_and_its_advice_solves_it(problem, brings):
     recipe = tiny(**brings)
-    [finding, *_] = ill(bs.examine(recipe))
-    assert finding.illness == illness
+    [finding, *_] = problems(bs.examine(recipe))
+    assert finding.problem == problem
     assert finding.changes
     assert "\n" not in str(finding)
-    after = [f.illness for f in ill(bs.examine(recipe, changes=finding.changes))]
-    assert illness not in after
-    assert not after or illness in ("saturated layer",)
+    after = [f.problem for f in problems(bs.examine(recipe, changes=finding.changes))]
+    assert problem not in after
+    assert not after or problem in ("saturated layer",)
 
 
-def test_adam_makes_up_for_a_gradient_that_vanishes():
+def test_with_adam_a_vanishing_gradient_is_only_a_note():
     examination = bs.examine(tiny(**DEEP, **{"neuron.surrogate": "Triangle(alpha=2.0, scale=0.1)"}))
-    assert [(f.illness, f.note) for f in examination.findings] == [("vanishing gradient", True)]
-    assert examination.healthy
+    assert [(f.problem, f.note) for f in examination.findings] == [("vanishing gradient", True)]
+    assert examination.ok
 
 
 @pytest.mark.parametrize("cause", [{"neuron.tau": 1.05}, {"neuron.temporal_gradient": False}])
-def test_forgotten_timesteps(cause):
+def test_forgotten_timesteps_are_found(cause):
     frames = np.random.default_rng(0)
     moving = [
         (torch.from_numpy(frames.random((10, 1, 8, 8), np.float32)), n % 10) for n in range(128)
     ]
     recipe = tiny(T=10, readout="Last()", **cause)
-    [finding] = ill(bs.examine(recipe, train=moving))
-    assert finding.illness == "forgotten timesteps"
-    assert not ill(bs.examine(recipe, train=moving, changes=finding.changes))
+    [finding] = problems(bs.examine(recipe, train=moving))
+    assert finding.problem == "forgotten timesteps"
+    assert not problems(bs.examine(recipe, train=moving, changes=finding.changes))
 
 
-# ---- illnesses of data and models of one's own, whose cure is said in words
+# ---- problems of the user's own data and models, with advice in words
 
 
-def test_data_that_tell_nothing():
+def test_data_without_information_are_found():
     good, recipe = digits(), tiny()
     blank = [(torch.zeros(1, 8, 8), y) for _, y in good]
     equal = [(good[0][0], y) for _, y in good]
     one = [(x, 3) for x, _ in good]
-    for data, illness in ((blank, "blank input"), (equal, "equal input"), (one, "one label")):
-        assert [f.illness for f in ill(bs.examine(recipe, train=data))] == [illness]
-    assert not ill(bs.examine(recipe, train=good))
+    for data, problem in ((blank, "blank input"), (equal, "equal input"), (one, "one label")):
+        assert [f.problem for f in problems(bs.examine(recipe, train=data))] == [problem]
+    assert not problems(bs.examine(recipe, train=good))
 
 
 @pytest.mark.parametrize(("scale", "verb"), [(1.0, "divide"), (1e-6, "multiply")])
-def test_samples_out_of_scale(scale, verb):
+def test_samples_out_of_scale_are_found(scale, verb):
     recipe = tiny(model=Plain(), **{"neuron.surrogate": "Triangle(alpha=2.0)"})
-    [finding] = ill(bs.examine(recipe, train=digits(scale=scale)))
-    assert finding.illness == "input out of scale"
+    [finding] = problems(bs.examine(recipe, train=digits(scale=scale)))
+    assert finding.problem == "input out of scale"
     said, number = re.search(
         "(divide|multiply) the samples by ([0-9.e+]+)$", finding.advice
     ).groups()
     assert said == verb
     factor = float(number) if verb == "multiply" else 1 / float(number)
-    after = [f.illness for f in ill(bs.examine(recipe, train=digits(scale=scale * factor)))]
+    after = [f.problem for f in problems(bs.examine(recipe, train=digits(scale=scale * factor)))]
     assert "input out of scale" not in after
 
 
-def test_flat_norms():
-    found = ill(bs.examine(tiny(**{"neuron.v_threshold": 0.01}), model=_behind_a_flat_norm(1e-3)))
-    assert [f.illness for f in found] == ["flat norm"]
+def test_flat_norms_are_found():
+    found = problems(
+        bs.examine(tiny(**{"neuron.v_threshold": 0.01}), model=_behind_a_flat_norm(1e-3))
+    )
+    assert [f.problem for f in found] == ["flat norm"]
     assert "ones_" in found[0].advice
-    assert not ill(bs.examine(tiny(**{"neuron.v_threshold": 0.01}), model=_behind_a_flat_norm(1.0)))
+    assert not problems(
+        bs.examine(tiny(**{"neuron.v_threshold": 0.01}), model=_behind_a_flat_norm(1.0))
+    )
 
 
 def _behind_a_flat_norm(weight):
-    """The second norm does not reach a neuron of its own: a silent layer would be found first."""
+    """No neuron follows the second norm: otherwise a silent layer would be found first."""
     torch.manual_seed(0)
     norm = nn.BatchNorm1d(10)
     nn.init.constant_(norm.weight, weight)
@@ -183,17 +195,17 @@ class Unused(nn.Module):
         return self.body(x)
 
 
-def test_tensors_without_a_gradient():
+def test_tensors_without_a_gradient_are_found():
     model = Unused()
-    [finding] = ill(bs.examine(tiny(), model=model))
-    assert finding.illness == "no gradient"
+    [finding] = problems(bs.examine(tiny(), model=model))
+    assert finding.problem == "no gradient"
     assert finding.where == ["spare.weight", "spare.bias"]
     model.spare.requires_grad_(False)
-    assert not ill(bs.examine(tiny(), model=model))
+    assert not problems(bs.examine(tiny(), model=model))
 
 
 class Shifted(nn.Module):
-    """factor times the outputs of a network, and offset for the first class."""
+    """Multiplies the outputs of a network by factor and adds offset to the first class."""
 
     def __init__(self, factor=1.0, offset=0.0):
         super().__init__()
@@ -205,19 +217,19 @@ class Shifted(nn.Module):
         return self.body(x) * self.factor + self.offset
 
 
-def test_answers_that_say_nothing_or_too_much():
-    assert not ill(bs.examine(tiny(), model=Shifted()))
-    # most samples are of another class, so a gradient flows
-    assert [f.illness for f in ill(bs.examine(tiny(), model=Shifted(offset=1e4)))] == [
+def test_constant_and_too_large_logits_are_found():
+    assert not problems(bs.examine(tiny(), model=Shifted()))
+    # most samples have another class, so gradients still flow
+    assert [f.problem for f in problems(bs.examine(tiny(), model=Shifted(offset=1e4)))] == [
         "constant answer"
     ]
-    [loud] = ill(bs.examine(tiny(), model=Shifted(factor=1e3)))
-    assert loud.illness == "logits too large"
+    [loud] = problems(bs.examine(tiny(), model=Shifted(factor=1e3)))
+    assert loud.problem == "logits too large"
     divisor = float(re.fullmatch("divide the outputs by ([0-9.e+]+)", loud.advice)[1])
-    assert not ill(bs.examine(tiny(), model=Shifted(factor=1e3 / divisor)))
+    assert not problems(bs.examine(tiny(), model=Shifted(factor=1e3 / divisor)))
 
 
-def test_a_run_that_learned_nothing(tmp_path):
+def test_a_run_that_learned_nothing_is_found(tmp_path):
     good = digits()
     order = torch.randperm(len(good), generator=torch.Generator().manual_seed(1)).tolist()
     shuffled = [(x, good[i][1]) for (x, _), i in zip(good, order)]
@@ -226,33 +238,33 @@ def test_a_run_that_learned_nothing(tmp_path):
         bs.fit(tiny(epochs=epochs), out, train=data, report=False)
         examination = bs.examine(out, train=data)
         assert examination.trained
-        assert [f.illness for f in ill(examination)] == found
+        assert [f.problem for f in problems(examination)] == found
 
 
-# ---- who is well
+# ---- networks without a problem
 
 
 @pytest.mark.parametrize(
     "changes",
     [{}, {"T": 1}, {"norm": "TDBN()"}, {"scaling": "SGS(pool_pre=True)"}, {"potential": "PDA()"}],
 )
-def test_a_healthy_network_is_left_in_peace(changes):
+def test_nothing_is_found_in_a_network_that_learns(changes):
     examination = bs.examine(tiny(**changes))
-    assert not ill(examination)
-    assert examination.healthy
-    assert [f.illness for f in examination.findings] == (
+    assert not problems(examination)
+    assert examination.ok
+    assert [f.problem for f in examination.findings] == (
         ["one timestep"] if changes == {"T": 1} else []
     )
 
 
 @pytest.mark.parametrize("kind", ["PLIF()", "CubaLIF()", "CLIF()", "MPBN()"])
-def test_other_neurons(kind):
-    assert not ill(bs.examine(tiny(neuron=kind)))
+def test_nothing_is_found_with_other_neurons(kind):
+    assert not problems(bs.examine(tiny(neuron=kind)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", "digits-dvs"])
-def test_the_recipes_that_need_no_files_are_healthy_before_and_after_training(name, tmp_path):
+def test_nothing_is_found_in_the_recipes_that_need_no_files(name, tmp_path):
     recipe = bs.recipes.get(name).replace({"epochs": 5})
     assert bs.examine(recipe).findings == []
     bs.fit(recipe, tmp_path / "run", report=False)
@@ -274,14 +286,14 @@ def test_the_recipes_that_need_no_files_are_healthy_before_and_after_training(na
         },
     ],
 )
-def test_what_was_cured_learns(brings, tmp_path):
-    """In eight epochs on 400 samples, better than ill by more than the noise between seeds, and above 65 %."""
+def test_a_network_learns_after_its_problem_is_solved(brings, tmp_path):
+    """In 8 epochs on 400 samples: above 65 %, and better by more than the noise between seeds."""
     recipe = bs.recipes.digits().replace({"limit": 400, "batch_size": 20, "epochs": 8, "ema": 0.0})
     recipe = recipe.replace({"model": "ConvNet('8-P-16-P', size=8)", **brings})
-    [finding] = ill(bs.examine(recipe))
-    before = bs.fit(recipe, tmp_path / "ill", report=False).test_accuracy_last
+    [finding] = problems(bs.examine(recipe))
+    before = bs.fit(recipe, tmp_path / "before", report=False).test_accuracy_last
     after = bs.fit(
-        recipe.replace(finding.changes), tmp_path / "cured", report=False
+        recipe.replace(finding.changes), tmp_path / "after", report=False
     ).test_accuracy_last
     assert after > max(0.65, before + 0.05)
 
@@ -300,8 +312,7 @@ class _Of(nn.Module):
 
 def measured(model, x, y, optimizer=None, **changes):
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.5)
-    recipe = Recipe(optimizer=SGD(lr=0.5, momentum=0.0), loss=CrossEntropy(), T=len(x), readout="Mean()").replace(changes) \
-        if changes else Recipe(optimizer=SGD(lr=0.5, momentum=0.0), T=len(x))  # fmt: skip
+    recipe = Recipe(optimizer=SGD(lr=0.5, momentum=0.0), T=len(x)).replace(changes)
     return vitals.take(_Of(model), optimizer, [(x, y)], recipe, nullcontext)
 
 
@@ -312,12 +323,12 @@ def layered(surrogate=bs.Triangle(alpha=0.7), reset_gradient=1.0):  # noqa: B008
         for _ in range(2)
     ]
     model = nn.Sequential(nn.Linear(5, 7), neurons[0], nn.Linear(7, 6), neurons[1], nn.Linear(6, 3))
-    nn.init.normal_(model[2].weight, std=2.0)  # or the second layer is silent
+    nn.init.normal_(model[2].weight, std=2.0)  # otherwise the second layer is silent
     return model
 
 
 def by_hand(model, x, y):
-    """Spikes, membranes and the gradients of both currents, by autograd over the modules one after the other."""
+    """Spikes, membranes and the gradients at both currents, by autograd module by module."""
     a = model[0](x)
     first = bs.lif(
         a,
@@ -346,7 +357,7 @@ def norms(g):
     return g.flatten(1).norm(dim=1).tolist()
 
 
-def test_the_vitals_are_those_of_autograd():
+def test_vitals_agree_with_autograd():
     model = layered()
     v = measured(model, X, Y)
     outputs, (*gradients, of_weight) = by_hand(model, X, Y)
@@ -355,9 +366,8 @@ def test_the_vitals_are_those_of_autograd():
     assert list(v.layers) == ["1", "3"]
     for layer, out, g, g0 in zip(v.layers.values(), outputs, gradients, without):
         assert layer.firing_rate == pytest.approx(out.spikes.mean((1, 2)).tolist())
-        inside = (
-            out.membrane - 1
-        ).abs() < 1 / 0.7 * 0.99  # h of the triangle is above 1 % of its peak
+        # where the triangle exceeds 1 % of its peak
+        inside = (out.membrane - 1).abs() < 1 / 0.7 * 0.99
         assert layer.support_share == pytest.approx(inside.float().mean((1, 2)).tolist())
         assert layer.gradient == pytest.approx(norms(g), rel=1e-4)
         assert layer.reset_ratio == pytest.approx(
@@ -370,29 +380,31 @@ def test_the_vitals_are_those_of_autograd():
         assert layer.potential["0.5"] == pytest.approx(float(out.membrane.quantile(0.5)))
         assert layer.rate > 0
     assert max(v.layers["3"].reset_ratio[:-1]) > 0
-    assert v.layers["3"].reset_ratio[-1] == 0  # nothing comes after it
+    # no timestep follows the last one
+    assert v.layers["3"].reset_ratio[-1] == 0
     w = v.weights["2.weight"]
     assert w.gradient == pytest.approx(float(of_weight.norm()), rel=1e-4)
-    assert w.update_ratio == pytest.approx(
-        0.5 * float(of_weight.norm() / model[2].weight.detach().norm()), rel=1e-4
-    )  # SGD's step
+    # a step of SGD
+    step = 0.5 * float(of_weight.norm() / model[2].weight.detach().norm())
+    assert w.update_ratio == pytest.approx(step, rel=1e-4)
     assert w.mask_alignment is None
 
 
-def test_the_mask_is_found_by_leaving_it_out():
+def test_the_effect_of_the_mask_is_measured_without_it():
     x = 8 * torch.rand(1, 4000, 5)
     v = measured(layered(bs.Masked(bs.Triangle(alpha=0.7), p=0.75)), x, torch.arange(4000) % 3)
     _, (_, g, _) = by_hand(layered(), x, torch.arange(4000) % 3)
-    # each element of the last layer's gradient is kept with probability 1/4, independently of its size
+    # each element of the last layer's gradient is kept with probability 1/4, whatever its size
     assert v.layers["3"].mask_left[0] == pytest.approx(0.5, abs=0.03)
     assert v.layers["3"].gradient[0] / v.layers["3"].mask_left[0] == pytest.approx(
         norms(g)[0], rel=1e-4
     )
-    assert v.weights["4.weight"].mask_alignment == pytest.approx(1)  # no surrogate lies before it
+    # no surrogate lies between this weight and the loss
+    assert v.weights["4.weight"].mask_alignment == pytest.approx(1)
     assert 0 < v.weights["0.weight"].mask_alignment < 1
 
 
-def test_measuring_leaves_everything_as_it_was():
+def test_measuring_changes_neither_network_nor_optimizer():
     work = setup.set_up(tiny())
     x, y = work.train.take(torch.arange(32))
     step.Step(work, "batch 0", pytest.fail)(x, y, [32])
@@ -407,7 +419,7 @@ def test_measuring_leaves_everything_as_it_was():
     assert not any(
         m.watchers or m._forward_pre_hooks for m in work.network.modules() if isinstance(m, bs.LIF)
     )
-    # still that of the warm-up
+    # the learning rate is still that of the warm-up
     assert {g["lr"] for g in work.optimizer.param_groups} != {work.recipe.optimizer.lr}
 
 
@@ -426,7 +438,7 @@ def fit(out, watch, **changes):
     return events
 
 
-def test_a_watched_training_gives_the_same_weights(tmp_path):
+def test_watching_a_training_does_not_change_its_weights(tmp_path):
     events = fit(tmp_path / "watched", True)
     fit(tmp_path / "plain", False)
     watched, plain = (
@@ -443,7 +455,7 @@ def test_a_watched_training_gives_the_same_weights(tmp_path):
     assert seen[0]["vitals"]["layers"].keys() == {"features.1", "features.4"}
 
 
-def test_a_resume_goes_on_watching(tmp_path):
+def test_a_resumed_run_is_still_watched(tmp_path):
     def stop(event):
         if event["event"] == "epoch":
             raise KeyboardInterrupt
@@ -455,7 +467,7 @@ def test_a_resume_goes_on_watching(tmp_path):
     assert seen == [0, 1, 2]
 
 
-def test_the_report_shows_what_was_watched(tmp_path, capsys):
+def test_the_report_shows_watched_problems(tmp_path, capsys):
     words = [
         "--limit=120",
         "--epochs=1",
@@ -474,28 +486,28 @@ def test_the_report_shows_what_was_watched(tmp_path, capsys):
 # ---- the command line
 
 
-def test_the_verb(tmp_path, capsys):
+def test_the_command_examines_a_recipe(tmp_path, capsys):
     words = ["digits", "--limit=120", "--model=ConvNet('6-P-8-P', size=8)"]
     page = tmp_path / "a" / "doctor.html"
     assert main(["doctor", *words, "--out", str(page)]) == 0
     out = capsys.readouterr().out
-    assert "healthy: nothing found" in out
+    assert "OK: no problem found" in out
     assert "features.4" in out
     text = page.read_text("utf-8")
     assert text.count("<svg") >= 3
-    assert "nothing stands in its way" in text
+    assert "no problem found" in text
     assert main(["doctor", *words, "--neuron.v_threshold", "5"]) == 1
     out, err = capsys.readouterr()
     assert not err
     advised = re.search(r"--neuron.v_threshold (\S+)$", out.splitlines()[-1])[1]
     assert main(["doctor", *words, "--neuron.v_threshold", advised, "--json"]) == 0
     done = json.loads(capsys.readouterr().out)
-    assert done["healthy"]
+    assert done["ok"]
     assert done["findings"] == []
     assert math.isclose(done["vitals"]["T"], 4)
 
 
-def test_the_verb_on_a_run(tmp_path, capsys):
+def test_the_command_examines_a_run(tmp_path, capsys):
     run = tmp_path / "run"
     bs.fit(tiny(epochs=1), run, report=False)
     assert main(["doctor", str(run)]) in (0, 1)
@@ -510,7 +522,7 @@ def test_the_verb_on_a_run(tmp_path, capsys):
     assert main(["doctor", str(run)]) == 1
     assert "no last.ckpt" in capsys.readouterr().err
     assert main(["doctor", "digitz"]) == 2
-    assert "nor is there a run folder" in capsys.readouterr().err
+    assert "there is no run folder of that name" in capsys.readouterr().err
 
 
 def test_hostile_names_are_escaped(tmp_path):
@@ -521,15 +533,15 @@ def test_hostile_names_are_escaped(tmp_path):
     assert "<script>" not in page.write(hostile, tmp_path / "p.html").read_text("utf-8")
 
 
-def test_data_with_a_wrong_shape_are_said_in_one_line():
+def test_data_of_a_wrong_shape_and_missing_runs_are_errors_in_one_line():
     with pytest.raises(RunError, match="does not take this data"):
         bs.examine(tiny(), train=[(torch.zeros(3, 8, 8), 1)] * 8)
     with pytest.raises(RunError, match="no run folder"):
         bs.examine("nowhere-at-all")
 
 
-def test_adam_starts_from_the_state_of_the_run(tmp_path):
-    """Of a fresh Adam a step changes every weight by the learning rate; of a run's it is smaller, where signs disagree."""
+def test_adam_continues_from_the_state_of_the_run(tmp_path):
+    """A new Adam moves each weight by the learning rate; after mixed signs, by less."""
     bs.fit(tiny(epochs=3, optimizer=AdamW(lr=1e-3)), tmp_path / "run", report=False)
     kept = bs.examine(tmp_path / "run").vitals.weights["classifier.1.weight"].update_ratio
     fresh = (
@@ -538,3 +550,145 @@ def test_adam_starts_from_the_state_of_the_run(tmp_path):
         .update_ratio
     )
     assert kept < fresh
+
+
+def test_norms_are_those_of_the_weights_before_the_steps():
+    """Steps at a very high learning rate do not change the norms that are shown."""
+    recipe = tiny(**{"optimizer.lr": 20.0})
+    weights = bs.examine(recipe).vitals.weights
+    before = dict(setup.set_up(recipe).network.model.named_parameters())
+    assert "classifier.1.weight" in weights
+    for name, weight in weights.items():
+        assert weight.norm == pytest.approx(float(before[name].detach().norm()))
+
+
+# ---- how to try what is advised
+
+
+def parsed(line):
+    """The subject and the fields of a `try:` line, by the parser of the command line."""
+    words = shlex.split(line.removeprefix("try: "))
+    assert words[:2] == ["backspike", "doctor"]
+    parser = Parser(prog="backspike doctor")
+    doctor_arguments(parser)
+    options = parser.parse(words[2:])
+    return options.subject, options.fields
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"neuron.surrogate": "Triangle(alpha=300.0)"},
+        {"neuron.surrogate": "Masked(Parametric(Triangle(alpha=300.0)), p=0.5)"},
+        {"neuron.surrogate": "Rectangle(width=0.001)"},
+        {"neuron.surrogate.p": 0.999},
+        {"neuron.v_threshold": 5.0, "neuron.v_reset": -0.25, "T": 1},
+        {"optimizer": "SGD(lr=1e4)"},
+        {"neuron": "PLIF()", "neuron.v_threshold": 5.0, "readout": "Last()"},
+    ],
+    ids=str,
+)
+def test_the_advised_command_parses_and_keeps_the_other_fields(changes):
+    recipe = tiny(**changes)
+    examination = bs.examine(recipe)
+    *_, line = examine.lines(examination)
+    subject, fields = parsed(line)
+    assert subject == "digits"
+    advised = {k: v for f in problems(examination) for k, v in f.changes.items()}
+    assert bs.recipes.get(subject).replace(fields) == recipe.replace(advised)
+
+
+def test_the_advised_command_of_a_run_keeps_the_other_fields(tmp_path):
+    run = tmp_path / "a run"
+    bs.fit(tiny(epochs=1), run, report=False)
+    examination = bs.examine(run, changes={"seed": 3, "optimizer.lr": 20.0})
+    *_, line = examine.lines(examination)
+    subject, fields = parsed(line)
+    assert subject == str(run)
+    assert fields.keys() == {"seed", "optimizer"} | {"optimizer.lr"}
+    assert Run.open(run).recipe().replace(fields).optimizer.lr < 20
+
+
+def test_for_an_own_model_the_change_is_given_in_python():
+    surrogate = bs.Masked(bs.Triangle(alpha=300.0), p=0.5)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        bs.OverTime(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32)),
+        bs.LIF(v_threshold=0.5, surrogate=surrogate),
+        bs.OverTime(nn.Linear(32, 10)),
+    )
+    examination = bs.examine(tiny(), model=model)
+    [finding] = problems(examination)
+    assert finding.problem == "outside the surrogate"
+    text = str(examination)
+    assert "try in Python: bs.LIF(..., surrogate=Masked(base=Triangle(alpha=" in text
+    assert "--neuron" not in text
+    # the change fits the recipe too
+    tiny().replace(finding.changes)
+
+
+def test_for_own_data_or_recipes_the_call_is_given_in_python():
+    text = str(bs.examine(tiny(**{"optimizer.lr": 20.0}), train=digits()))
+    assert "try in Python: bs.examine(recipe, train=train, changes={'optimizer.lr': " in text
+    mine = tiny(name="mine", **{"optimizer.lr": 20.0})
+    assert "try in Python: bs.examine(recipe, changes={'optimizer.lr': " in str(bs.examine(mine))
+
+
+def test_changed_fields_do_not_replace_the_page_of_a_run(tmp_path, capsys):
+    run = tmp_path / "run"
+    bs.fit(tiny(epochs=1), run, report=False)
+    main(["doctor", str(run)])
+    before = (run / "doctor.html").read_bytes()
+    capsys.readouterr()
+    main(["doctor", str(run), "--optimizer.lr", "10"])
+    assert "report:" not in capsys.readouterr().out
+    assert (run / "doctor.html").read_bytes() == before
+
+
+def test_a_network_without_a_spiking_layer_is_a_problem(tmp_path):
+    model = nn.Sequential(bs.OverTime(nn.Flatten(), nn.Linear(64, 10)))
+    examination = bs.examine(tiny(), model=model)
+    assert [f.problem for f in problems(examination)] == ["no spiking layer"]
+    assert not examination.ok
+    assert "the network has no spiking layer" in str(examination)
+    assert "no spiking layer" in page.write(examination, tmp_path / "p.html").read_text("utf-8")
+    idle = Unused()
+    idle.body, idle.spare = model, bs.LIF()
+    [finding] = problems(bs.examine(tiny(), model=idle))
+    assert (finding.problem, finding.where) == ("no spiking layer", ["spare"])
+
+
+def test_an_examination_prints_what_the_command_shows():
+    examination = bs.examine(tiny(**{"neuron.v_threshold": 5.0}))
+    assert str(examination) == "\n".join(examine.lines(examination))
+    assert "problem: silent layer: features.1: " in str(examination)
+
+
+def test_former_names_of_attributes_are_aliases():
+    examination = bs.examine(tiny(**{"neuron.v_threshold": 5.0}))
+    assert examination.healthy is examination.ok is False
+    [finding] = problems(examination)
+    assert finding.illness == finding.problem == "silent layer"
+    with pytest.raises(AttributeError):
+        finding.illness = "another"
+
+
+def test_findings_of_old_logs_are_read():
+    """Logs of earlier versions call the problem `illness`."""
+    old = {"illness": "silent layer", "where": ["1"], "found": "f", "advice": "a", "flags": ""}
+    new = {"problem": "silent layer", **{k: v for k, v in old.items() if k != "illness"}}
+    for finding in (old, new):
+        event = {"epochs": 1, "findings": [finding | {"note": False}]}
+        shown = activity.watch_findings(SimpleNamespace(watched=[event]))
+        assert shown.rows[0][0] == "silent layer"
+        health = progress._health({**event, "vitals": {"layers": {}, "weights": {}}})
+        assert "silent layer (1)" in health
+
+
+def test_errors_count_epochs_from_one(monkeypatch):
+    def fails(*_):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(examine, "take", fails)
+    with pytest.raises(RunError, match=r"^epoch 1: no such thing"):
+        bs.examine(tiny())

@@ -1,4 +1,4 @@
-"""Shared by the tests: parts of what was in test_conv.py."""
+"""The results of sparse convolutions, for tests that compare threads and processor levels."""
 
 from backspike.kernel.cpu.conv import Events
 from backspike.kernel.pack import pack

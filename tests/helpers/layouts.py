@@ -1,4 +1,4 @@
-"""Shared by the tests: parts of what was in test_cpu.py."""
+"""Memory layouts, a comparison of results and a custom surrogate, for tests of kernels."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from helpers.neurons import close
 
 
 def assert_same(got, want, tolerance=0.0, forward=("s", "u", "v")):
-    """Bits for the forward pass; gradients to a tolerance relative to the largest, or bits."""
+    """Forward outputs must be identical; gradients too, or within a tolerance of the largest."""
     for key in want:
         if want[key] is None:
-            assert got[key] is None or not got[key].any(), key  # autograd finds no path
+            assert got[key] is None or not got[key].any(), key  # autograd has no path
         elif key in forward or not tolerance or not want[key].numel():
             assert torch.equal(got[key], want[key]), key
         else:
@@ -20,7 +20,7 @@ def assert_same(got, want, tolerance=0.0, forward=("s", "u", "v")):
 
 
 def layouts():
-    """Transformations of `[T, B, C, H, W]` that keep the values."""
+    """Transformations of `[T, B, C, H, W]` that change the strides but not the values."""
     yield "contiguous", lambda x: x.contiguous()
     yield "channels last", lambda x: x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     yield "height and width swapped", lambda x: x.transpose(3, 4).contiguous().transpose(3, 4)

@@ -1,4 +1,4 @@
-"""Shared by the tests: parts of what was in test_mask.py."""
+"""The definition of the mask in Python integers."""
 
 U32 = 2**32 - 1
 

@@ -1,4 +1,4 @@
-"""Shared by the tests: parts of what was in test_kernel.py."""
+"""A reference neuron in numpy, and inputs, options and comparisons for tests of backends."""
 
 import numpy as np
 import torch
@@ -10,12 +10,11 @@ from backspike.neuron import prepare as checked
 from backspike.options import CLIF, LIF
 from helpers.surrogates import FAMILIES
 
-EXACT = tuple(
-    b for b in ("cpu", "eager", "reference") if b in bs.backends()
-)  # these take everything in this file
+# the backends that accept every option used in this file
+EXACT = tuple(b for b in ("cpu", "eager", "reference") if b in bs.backends())
 
 
-def statement(
+def numpy_reference(
     x,
     v0,
     *,
@@ -34,10 +33,11 @@ def statement(
     gu,
     c,
 ):
-    """Spikes, membrane, state, and the gradients of sum(g s) + sum(gu u) + sum(c v[T-1]); x `[T, B, C, R]`.
+    """Spikes, membrane, state, and the gradients of sum(g s) + sum(gu u) + sum(c v[T-1]).
 
-    tau, theta, w: numbers, or arrays that broadcast against `[B, C, R]`. h: of width 1. m: what is dropped. h2: stands in
-    where it is. keep: what is kept is divided by it. The terms of dtau, dtheta and dw are returned unsummed, `[T, B, C, R]`.
+    x: `[T, B, C, R]`. tau, theta, w: numbers, or arrays that broadcast against `[B, C, R]`. h: the
+    derivative for width 1. m: where elements are dropped. h2: the derivative used there. keep: the
+    other elements are divided by it. dtau, dtheta and dw are returned unsummed, `[T, B, C, R]`.
     """
     T, soft = len(x), v_reset is None
     rest = 0.0 if soft else v_reset
@@ -52,16 +52,16 @@ def statement(
     dx, dtau, dtheta, dw = (np.empty_like(x) for _ in range(4))
     for t in reversed(range(T)):
         z = u[t] - theta
-        own = h(z / w) / w
+        h_base = h(z / w) / w
         if m is not None:
-            own = own * (1 - m[t]) / keep
-        full = own if h2 is None else own + m[t] * h2(z)
+            h_base = h_base * (1 - m[t]) / keep
+        full = h_base if h2 is None else h_base + m[t] * h2(z)
         G = g[t] - rho * c * theta if soft else g[t] + rho * c * (v_reset - u[t])
         delta = gu[t] + G * full + (c if soft else c * (1 - s[t]))
         dx[t] = gain * delta
         dtheta[t] = -G * full - (c * s[t] if soft else 0)
         dtau[t] = delta * (before[t] - rest - (x[t] if decay_input else 0)) / tau**2
-        dw[t] = G * -(z / w) * own
+        dw[t] = G * -(z / w) * h_base
         c = lam * delta * temporal
     return {"s": s, "u": u, "v": v, "x": dx, "v0": c, "tau": dtau, "theta": dtheta, "w": dw}
 
@@ -95,7 +95,7 @@ def prepare(
 
 
 def run(backend, x, v0=None, *, rule, learned=None, upstream=None, seed=None):
-    """One forward and backward pass; a dict like that of `statement`, with summed gradients."""
+    """One forward and backward pass: the dict of `numpy_reference`, with summed gradients."""
     x = x.clone().requires_grad_() if x.is_contiguous() else x.detach().requires_grad_()
     v0 = None if v0 is None else v0.clone().requires_grad_()
     learned = {name: p.clone().requires_grad_() for name, p in (learned or {}).items()}
@@ -142,7 +142,7 @@ LEARNED = {
 
 
 def draw(shape=SHAPE, seed=0, dtype=torch.float64, mean=1.6):
-    """x, v0 and the gradients that enter at the spikes, the membrane and the state."""
+    """x, v0 and the gradients of the spikes (g), the membrane (gu) and the state (c)."""
     r = torch.Generator().manual_seed(seed)
     x, g, gu = (torch.randn(shape, generator=r, dtype=torch.float64) for _ in range(3))
     v0, c = (torch.randn(shape[1:], generator=r, dtype=torch.float64) for _ in range(2))
@@ -155,7 +155,10 @@ def draw(shape=SHAPE, seed=0, dtype=torch.float64, mean=1.6):
 
 
 def close(got, want, size=None, tolerance=1e-12):
-    """Largest difference relative to `size`, by default the largest expected value."""
+    """Whether all differences are within the tolerance, relative to `size`.
+
+    size: by default the largest expected value.
+    """
     got, want = np.asarray(got), np.asarray(want)
     size = max(1e-3, np.abs(want).max()) if size is None else size
     return got.shape == want.shape and bool((np.abs(got - want) <= tolerance * size).all())
@@ -179,7 +182,7 @@ def check_case(
     masks,
     backends=EXACT,
 ):
-    """Every gradient of every backend against the statement; returns what differs."""
+    """Compare every gradient of every backend with numpy; return the names of those that differ."""
     base = Parametric(surrogate) if "width" in LEARNED[learned] else surrogate
     tensors = {name: torch.tensor(v, dtype=torch.float64) for name, v in LEARNED[learned].items()}
     wrapped = MASKS[mask](base)
@@ -194,7 +197,7 @@ def check_case(
     numbers = {"tau": 2.3, "v_threshold": 0.9, "width": 1.0} | {
         name: np.array(v)[:, None] if np.ndim(v) else v for name, v in LEARNED[learned].items()
     }
-    want = statement(
+    want = numpy_reference(
         x.numpy(),
         v0.numpy(),
         tau=numbers["tau"],
@@ -217,9 +220,8 @@ def check_case(
             f"{backend} {k}" for k in ("s", "u", "v") if not close(got[k], want[k], tolerance=1e-14)
         ]
         bad += [f"{backend} dx"] if not close(got["x"], want["x"]) else []
-        g_v0 = (
-            torch.zeros_like(v0) if got["v0"] is None else got["v0"]
-        )  # autograd has no path there
+        # without temporal gradient, autograd has no path to v0
+        g_v0 = torch.zeros_like(v0) if got["v0"] is None else got["v0"]
         bad += [f"{backend} dv0"] if not close(g_v0, want["v0"]) else []
         for name, key in (("tau", "tau"), ("v_threshold", "theta"), ("width", "w")):
             if name in tensors:
@@ -230,6 +232,6 @@ def check_case(
 
 
 def grid(shape, seed=0, low=-64, high=192):
-    """Currents on a 1/64 grid: float32 then holds every membrane exactly (tau 2, T <= 16)."""
+    """Currents on a grid of 1/64, for which float32 membranes are exact (tau 2, T <= 16)."""
     r = torch.Generator().manual_seed(seed)
     return torch.randint(low, high, shape, generator=r).double() / 64

@@ -1,4 +1,4 @@
-"""Shared by the tests: parts of what was in test_norm.py."""
+"""BatchNorm, neuron and pool as separate operators, and cases, for tests of the fused operator."""
 
 from dataclasses import dataclass, replace
 
@@ -40,8 +40,8 @@ def pooled(spikes, pool):
     return folded(spikes, pools[pool])
 
 
-def apart(call, norm, pool=None, backend="reference", want_state=True):
-    """torch's batch_norm, the neuron, torch's pool; of a repeated input all timesteps."""
+def run_separately(call, norm, pool=None, backend="reference", want_state=True):
+    """torch's batch_norm, the neuron and torch's pool; a repeated input is expanded."""
     y = call.x.expand(call.repeats, *call.x.shape[1:]) if call.repeats > 1 else call.x
     arguments = (
         norm.running_mean,
@@ -57,8 +57,11 @@ def apart(call, norm, pool=None, backend="reference", want_state=True):
     return result._replace(spikes=pooled(result.spikes, pool))
 
 
-def exact(call, norm, pool=None):
-    """The spikes and the state in the same order of operations, constants and currents rounded once to the state's dtype."""
+def exact_outputs(call, norm, pool=None):
+    """The spikes and the state, computed with the kernel's order of operations.
+
+    Constants and currents are rounded once to the dtype of the state.
+    """
     dtype = torch.float64 if call.x.dtype == torch.float64 else torch.float32
     y = (
         call.x.expand(call.repeats, *call.x.shape[1:]).double()
@@ -78,10 +81,10 @@ def exact(call, norm, pool=None):
 
 @dataclass(frozen=True)
 class Case:
-    """What is computed, beside the input."""
+    """The options of one test."""
 
     rule: dict
-    learned: dict  # of CONSTANTS, tensors
+    learned: dict  # the learned ones of CONSTANTS, as tensors
     training: bool = True
     pool: str | None = None
     repeats: int = 1
@@ -115,8 +118,8 @@ def make_call(y, v0=None, rule=None, learned=None, **others):
     return prepare(y, v0, **{**RULE, "seed": SEED, **(rule or {}), **(learned or {}), **others})
 
 
-def gradients(run, case, y, v0, arrange=lambda g: g):
-    """Outputs, statistics and the gradients of all that learns, from random gradients of every output."""
+def gradients(run, case, y, v0, to_layout=lambda g: g):
+    """The outputs, the statistics and all gradients, for random gradients of every output."""
     norm = make_norm(y.shape[2], case.training, case.affine)
     leaves = {"y": y, "v0": v0, **case.learned, "weight": norm.weight, "bias": norm.bias}
     leaves = {name: p.detach().requires_grad_() for name, p in leaves.items() if p is not None}
@@ -132,9 +135,9 @@ def gradients(run, case, y, v0, arrange=lambda g: g):
     )
     result = run(call, norm, case.pool)
     outputs = [result.spikes, result.state, *(result.moments or ())]
-    # in bfloat16, so that any dtype holds them
+    # in bfloat16, so that every dtype represents them exactly
     upstream = [
-        arrange(normal(outputs[0].shape, 5)).bfloat16(),
+        to_layout(normal(outputs[0].shape, 5)).bfloat16(),
         *(normal(o.shape, 6).bfloat16() for o in outputs[1:]),
     ]
     torch.autograd.backward(outputs, [u.to(o.dtype) for u, o in zip(upstream, outputs)])
@@ -153,7 +156,7 @@ def gradients(run, case, y, v0, arrange=lambda g: g):
 def assert_same(got, want, tolerance=1e-10):
     assert got.keys() == want.keys()
     for name, value in want.items():
-        if value is None:  # autograd finds no path
+        if value is None:  # autograd has no path
             assert not got[name].any()
         elif name == "spikes":
             assert torch.equal(got[name], value)

@@ -1,4 +1,4 @@
-"""Shared by the tests: parts of what was in test_kernel_kept.py."""
+"""Membranes, layouts and bits for tests of what is saved for backward."""
 
 import math
 
@@ -15,7 +15,7 @@ SPECIAL = torch.tensor(
 
 
 def membranes(dtype):
-    """u itself as the input of a neuron with gain 1 that starts from 0; around theta = 1, and far from it."""
+    """Inputs that are u itself for gain 1 and a start at 0; near theta = 1 and far from it."""
     u = torch.cat([SPECIAL, torch.linspace(-4, 6, 2001), 1 + torch.linspace(-1, 1, 101) * 2**-12])
     return u.to(dtype).view(1, 1, -1)
 

@@ -1,11 +1,11 @@
-"""The surrogates of surrogate.py with their formulas in numpy, for all tests."""
+"""All surrogates of surrogate.py with their formulas in numpy."""
 
 import numpy as np
 
 from backspike import surrogate as s
 
-# value -> (h as a formula in numpy float64, area, kinks): a line for each class of surrogate.py that
-# wraps no other. Parameters are not the defaults.
+# value -> (h in numpy float64, area, kinks), for each class of surrogate.py that wraps no other;
+# parameters differ from the defaults
 FAMILIES = {
     s.Triangle(alpha=1.5): (lambda z: np.maximum(0, 1.5 - 2.25 * np.abs(z)), 1, (-2 / 3, 0, 2 / 3)),
     s.ATan(alpha=3.0): (lambda z: 1.5 / (1 + (1.5 * np.pi * z) ** 2), 1, ()),

@@ -81,12 +81,12 @@ class Points:
 
 
 class Own(torch.nn.Module):
-    def __init__(self, K=2):
+    def __init__(self, K=2, hidden=16):
         super().__init__()
         self.net = torch.nn.Sequential(
-            bs.OverTime(torch.nn.Linear(2, 16)),
+            bs.OverTime(torch.nn.Linear(2, hidden)),
             bs.LIF(v_threshold=0.5),
-            bs.OverTime(torch.nn.Linear(16, K)),
+            bs.OverTime(torch.nn.Linear(hidden, K)),
         )
 
     def forward(self, x):

@@ -1,4 +1,4 @@
-"""Uninitialised memory made visible, for the folders whose tests run kernels."""
+"""A fixture that reveals reads of uninitialised memory, for tests that run kernels."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def _garbage(tensor):
 
 @pytest.fixture(autouse=True)
 def nan_filled_empty(monkeypatch):
-    """In kernel tests, memory that a backend takes and does not write comes out as NaN instead of, perhaps, zeros."""
+    """Fill uninitialised memory with NaN, so that elements a backend does not write are visible."""
     takers = [
         (torch, "empty"),
         (torch, "empty_like"),

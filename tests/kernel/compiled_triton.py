@@ -1,7 +1,8 @@
-"""Compiles the Triton kernels for a GPU that is not there, with the arguments that the host code gives them.
+"""Compiles the Triton kernels for a GPU, which need not exist, with the arguments of the host code.
 
-test_triton.py runs this file in a process of its own: Triton decides on import whether it interprets. It prints a line of JSON
-per kernel. Arguments: compute capability, "fused" or "apart" for multiply-adds, and "few" or "many".
+test_triton.py runs this file in a separate process, because Triton decides on import whether to
+interpret kernels. Prints a line of JSON per kernel. Arguments: the compute capability, "fused" or
+"separate" for multiply-adds, and "few" or "many" cases.
 """
 
 import json
@@ -96,10 +97,10 @@ MANY = {
 
 
 def compile_for(sm, fusion, case):
-    """Takes the place of `kernels.launch`."""
+    """A replacement for `kernels.launch` that compiles the kernel instead."""
 
-    def launch(kernel, walk, **arguments):
-        arguments |= {"ROWS": walk.rows, "COLUMNS": walk.columns}
+    def launch(kernel, grid, **arguments):
+        arguments |= {"ROWS": grid.rows, "COLUMNS": grid.columns}
         signature, constants, attributes = {}, {}, {}
         for i, parameter in enumerate(kernel.params):
             a, name = arguments[parameter.name], parameter.name
@@ -113,16 +114,16 @@ def compile_for(sm, fusion, case):
                 if abs(a) >= 2**31
                 else "i32"
             )
-            if isinstance(a, torch.Tensor) or a % 16 == 0:  # as the launcher finds out
+            if isinstance(a, torch.Tensor) or a % 16 == 0:  # as Triton's launcher does
                 attributes[(i,)] = [["tt.divisibility", 16]]
         source = ASTSource(kernel, signature, constants, attributes)
         options = {"num_warps": 4, "enable_fp_fusion": fusion}
         compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
-        found = {"case": case, "kernel": kernel.__name__, "bytes": len(compiled.asm["cubin"])}
+        report = {"case": case, "kernel": kernel.__name__, "bytes": len(compiled.asm["cubin"])}
         for language, fused in (("ptx", r"\b(?:fma|mad)\.rn"), ("sass", r"\b[FDH]FMA\b")):
-            found[language] = len(re.findall(fused, compiled.asm[language]))
-        found["wide"] = bool(re.search(r"(?:ld|st)\.global[.\w]*\.v2", compiled.asm["ptx"]))
-        print(json.dumps(found), flush=True)
+            report[language] = len(re.findall(fused, compiled.asm[language]))
+        report["wide"] = bool(re.search(r"(?:ld|st)\.global[.\w]*\.v2", compiled.asm["ptx"]))
+        print(json.dumps(report), flush=True)
 
     return launch
 

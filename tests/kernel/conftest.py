@@ -1,3 +1,3 @@
-"""Memory that a kernel takes and does not write comes out as NaN."""
+"""Kernel tests run with uninitialised memory filled with NaN."""
 
 from helpers.uninitialised import nan_filled_empty as nan_filled_empty

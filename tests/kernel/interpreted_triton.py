@@ -1,7 +1,8 @@
-"""The Triton kernels in Triton's interpreter, which computes on the CPU with numpy: test_triton.py runs this file with
-TRITON_INTERPRET=1 in a process of its own. The interpreter is slow, so a few combinations stand for all of them; with patience
-`TRITON_INTERPRET=1 pytest tests/kernel/test_backends.py tests/kernel/test_saved.py -k triton` runs the tests that every
-backend shares.
+"""The Triton kernels in Triton's interpreter, which runs them on the CPU with numpy.
+
+test_triton.py runs this file with TRITON_INTERPRET=1 in a separate process. The interpreter is
+slow, so only a sample of the combinations is tested. The tests that all backends share take longer:
+`TRITON_INTERPRET=1 pytest tests/kernel/test_backends.py tests/kernel/test_saved.py -k triton`.
 """
 
 import itertools
@@ -40,13 +41,13 @@ from backspike.kernel.triton import step
 from backspike.neuron.lif import compute
 
 SEED = 2**50 + 33
-SEED_OF_CASES = 2**41 + 17  # that of check_case
-STEP = (3, 2, 5, 3, 4)  # 120 elements a step
+SEED_OF_CASES = 2**41 + 17  # the seed of check_case
+STEP = (3, 2, 5, 3, 4)  # 120 elements per timestep
 CONSTANTS = {"tau": 2.3, "v_threshold": 0.9, "width": 0.8}
 
 
-def patient(*values):
-    """For parametrize: the first value in every run, the others where there is time."""
+def slow_after_first(*values):
+    """Values for parametrize, of which all but the first are marked slow."""
     return [values[0], *(pytest.param(value, marks=pytest.mark.slow) for value in values[1:])]
 
 
@@ -54,7 +55,7 @@ def both(x, v0=None, backends=("triton", "reference"), **options):
     return [run(backend, x, v0, **options) for backend in backends]
 
 
-# ------------------------------------------------------------------------------------------------------ every gradient
+# ----------------------------------------------------------------------------------- every gradient
 
 COMBINATIONS = list(
     itertools.product(
@@ -63,9 +64,9 @@ COMBINATIONS = list(
 )
 
 
-@pytest.mark.parametrize("part", patient(*range(4)))
-def test_backward_against_the_statement(part):
-    """In float64, 24 of the 4,608 combinations of test_backends.py; among them every value of every option."""
+@pytest.mark.parametrize("part", slow_after_first(*range(4)))
+def test_backward_matches_numpy(part):
+    """24 of the 4,608 combinations of test_backends.py, with every value of each option."""
     chosen = random.Random(3).sample(COMBINATIONS, 24)
     for i, values in enumerate(zip(*chosen)):
         assert set(values) == {c[i] for c in COMBINATIONS}
@@ -81,10 +82,10 @@ def test_backward_against_the_statement(part):
     assert not bad
 
 
-@pytest.mark.parametrize("scale", patient(1.7, 1.0))
+@pytest.mark.parametrize("scale", slow_after_first(1.7, 1.0))
 @pytest.mark.parametrize("surrogate", FAMILIES, ids=lambda s: type(s).__name__)
-def test_every_formula(surrogate, scale):
-    """h(z) as dL/dx of a step without leak and reset path; bit for bit where the formula is rational."""
+def test_formulas_match_python(surrogate, scale):
+    """h(z) as dL/dx of one timestep without leak and reset; rational formulas match exactly."""
     surrogate = with_scale(surrogate, scale)
     for dtype, tolerance in ((torch.float64, 4e-15), (torch.float32, 2e-6)):
         far = torch.tensor([-1e30, -1e4, -300.0, -40.0, 0.0, 40.0, 300.0, 1e4, 1e30], dtype=dtype)
@@ -99,13 +100,13 @@ def test_every_formula(surrogate, scale):
         torch.testing.assert_close(x.grad, want, rtol=30 * tolerance, atol=tolerance * 1e-6)
 
 
-# -------------------------------------------------------------------------------------------------------- bits, dtypes
+# ------------------------------------------------------------------------------------- bits, dtypes
 
 
 @pytest.mark.parametrize("v_reset", [0.0, -0.25, None])
-@pytest.mark.parametrize("decay_input", patient(True, False))
-def test_spikes_and_membranes_are_those_of_the_reference(v_reset, decay_input):
-    """On the 1/64 grid, with ties, and off it."""
+@pytest.mark.parametrize("decay_input", slow_after_first(True, False))
+def test_spikes_and_membranes_equal_the_reference(v_reset, decay_input):
+    """On a grid of 1/64, which has ties with the threshold, and for arbitrary values."""
     rule = {
         "v_threshold": 0.75,
         "v_reset": v_reset,
@@ -149,7 +150,7 @@ def test_gradients_are_rounded_to_nearest_even():
     torch.testing.assert_close(x.grad, gu.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
-def test_what_is_no_number():
+def test_nan_and_infinity_are_propagated():
     x = torch.tensor([math.nan, math.inf, -math.inf, 1e38, 2.0]).expand(2, 5)
     for reset in RESETS.values():
         for a, b in zip(
@@ -161,7 +162,7 @@ def test_what_is_no_number():
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
-# ----------------------------------------------------------------------------------------------------- sizes, layouts
+# ----------------------------------------------------------------------------------- sizes, layouts
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_what_is_no_number():
     ],
     ids=str,
 )
-def test_odd_sizes(shape, change, tolerance):
+def test_unusual_shapes(shape, change, tolerance):
     x, v0, upstream = draw(shape, seed=2, dtype=torch.float32)
     rule = {"tau": 2.3, "v_threshold": 0.9, "surrogate": ATan(alpha=3.0)} | change
     learned = {"v_threshold": torch.tensor(0.9), "tau": torch.tensor(2.3)}
@@ -200,10 +201,10 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("learned", patient("all per channel", "scalars"))
-@pytest.mark.parametrize("layout", patient(*LAYOUTS))
-def test_layouts(layout, learned):
-    """All that comes in in this layout: values and mask of the contiguous call."""
+@pytest.mark.parametrize("learned", slow_after_first("all per channel", "scalars"))
+@pytest.mark.parametrize("layout", slow_after_first(*LAYOUTS))
+def test_results_do_not_depend_on_the_memory_layout(layout, learned):
+    """All inputs in this layout: values and mask are those of a contiguous call."""
     x, v0, upstream = draw(STEP, seed=1)
     x = LAYOUTS[layout](x)
     values = {
@@ -216,17 +217,17 @@ def test_layouts(layout, learned):
         "reset_gradient": 0.37,
     }
     options = {"rule": rule, "learned": values, "seed": SEED}
-    arranged = {
+    in_layout = {
         name: LAYOUTS[layout](u if name != "c" else u[None].expand(STEP))
         for name, u in upstream.items()
     }
-    arranged["c"] = arranged["c"][0]
-    got = run("triton", x, LAYOUTS[layout](v0.expand(STEP))[0], upstream=arranged, **options)
-    plain = {name: u.contiguous() for name, u in arranged.items()}
+    in_layout["c"] = in_layout["c"][0]
+    got = run("triton", x, LAYOUTS[layout](v0.expand(STEP))[0], upstream=in_layout, **options)
+    plain = {name: u.contiguous() for name, u in in_layout.items()}
     assert_same(got, run("reference", x.contiguous(), v0, upstream=plain, **options), 1e-12)
 
 
-def test_outputs_lie_like_the_input():
+def test_outputs_have_the_strides_of_the_input():
     for name in ("channels last", "height and width swapped"):
         y = LAYOUTS[name](draw(STEP, dtype=torch.float32)[0]).requires_grad_()
         out = bs.lif(y, backend="triton", record_membrane=True)
@@ -234,18 +235,18 @@ def test_outputs_lie_like_the_input():
         assert torch.autograd.grad(out.spikes, y, torch.ones_like(y))[0].stride() == y.stride()
 
 
-@pytest.mark.parametrize("arrange", patient(channels_last, torch.clone))
-def test_blocks_and_tiles_that_are_not_full(arrange, monkeypatch, tolerance):
-    """More than one block, also in tiles of rows and channels; the same bits at every call."""
+@pytest.mark.parametrize("to_layout", slow_after_first(channels_last, torch.clone))
+def test_partly_filled_blocks_and_tiles(to_layout, monkeypatch, tolerance):
+    """Several blocks, also in tiles of rows and channels; every call gives identical results."""
     monkeypatch.setattr(kernels, "_BLOCK", 64)
     monkeypatch.setattr(kernels, "_SMALL_BLOCK", 64)
     x, v0, upstream = draw(STEP, seed=4, dtype=torch.float32)
     rule = {"surrogate": Masked(Parametric(Sigmoid(alpha=3.0)), p=0.5)}
     for channels in ((), (5,)):
         learned = {name: torch.full(channels, v) for name, v in CONSTANTS.items()}
-        given = {"rule": rule, "learned": learned, "upstream": upstream, "seed": SEED}
+        inputs = {"rule": rule, "learned": learned, "upstream": upstream, "seed": SEED}
         got, again, want = (
-            run(b, arrange(x), v0, **given) for b in ("triton", "triton", "reference")
+            run(b, to_layout(x), v0, **inputs) for b in ("triton", "triton", "reference")
         )
         assert_same(again, got)
         for name in learned:
@@ -255,10 +256,10 @@ def test_blocks_and_tiles_that_are_not_full(arrange, monkeypatch, tolerance):
         assert_same(got, want, tolerance[torch.float32])
 
 
-@pytest.mark.parametrize("arrange", [torch.clone, channels_last])
-def test_spikes_come_as_bits_too(arrange):
-    """In the order of memory, as pack.c packs; and back."""
-    x = arrange(draw((3, 2, 4, 3, 7), seed=5, dtype=torch.float32)[0]).requires_grad_()
+@pytest.mark.parametrize("to_layout", [torch.clone, channels_last])
+def test_spikes_are_also_returned_as_bits(to_layout):
+    """In memory order, as pack.c packs them; unpacking restores the spikes."""
+    x = to_layout(draw((3, 2, 4, 3, 7), seed=5, dtype=torch.float32)[0]).requires_grad_()
     rule = {
         "tau": 2.0,
         "v_threshold": 0.4,
@@ -275,22 +276,21 @@ def test_spikes_come_as_bits_too(arrange):
     again = torch.empty_like(spikes)
     kernels.unpack(result.bits, again)
     assert torch.equal(again, spikes)
-    assert (
-        bs.kernel.dispatch("triton", prepare(x[:, :, :3], None, **rule)).bits is None
-    )  # 126 elements: no whole bytes
+    # 126 elements do not fill whole bytes
+    assert bs.kernel.dispatch("triton", prepare(x[:, :, :3], None, **rule)).bits is None
     with torch.no_grad():
         assert torch.equal(bs.kernel.dispatch("triton", prepare(x, None, **rule)).bits, result.bits)
 
 
-@pytest.mark.parametrize("memory", patient("8bit", "recompute", "exact"))
-def test_one_timestep_stands_for_many(memory):
+@pytest.mark.parametrize("memory", slow_after_first("8bit", "recompute", "exact"))
+def test_one_timestep_can_represent_many(memory):
     x, v0, upstream = draw(STEP, seed=3)
     learned = {"v_threshold": torch.tensor(0.9, dtype=torch.float64)}
     if memory == "recompute":
         learned["tau"] = torch.tensor(2.3, dtype=torch.float64)
-    given = {"learned": learned, "upstream": upstream, "seed": SEED}
+    inputs = {"learned": learned, "upstream": upstream, "seed": SEED}
     rule = {"surrogate": Masked(ATan(alpha=3.0), p=0.4), "memory": memory, "repeats": 3}
-    got, want = both(channels_last(x[:1]), v0, rule=rule, backends=("triton", "eager"), **given)
+    got, want = both(channels_last(x[:1]), v0, rule=rule, backends=("triton", "eager"), **inputs)
     assert got["x"].shape == (1, *STEP[1:])
     assert_same(got, want, 1e-12)
 
@@ -305,19 +305,19 @@ def test_the_gradient_of_a_repeated_input_is_rounded_once():
     assert torch.equal(got, want.bfloat16())
 
 
-# ------------------------------------------------------------------------------------------------------------ the mask
+# ----------------------------------------------------------------------------------------- the mask
 
 
 @triton.jit
 def _dropped_kernel(p_seed, p_p, p_out, start, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
-    gone = step.dropped(i.to(tl.int64) + start, tl.load(p_seed), step.cut(tl.load(p_p)))
-    tl.store(p_out + i, gone.to(tl.int8))
+    dropped = step.dropped(i.to(tl.int64) + start, tl.load(p_seed), step.drop_limit(tl.load(p_p)))
+    tl.store(p_out + i, dropped.to(tl.int8))
 
 
-@pytest.mark.parametrize("p", patient(0.37, 0.0, 0.5, 1.0))
-def test_the_mask_is_that_of_bs_dropped(p):
-    """Also beyond 2^32: no tensor here could have so many elements."""
+@pytest.mark.parametrize("p", slow_after_first(0.37, 0.0, 0.5, 1.0))
+def test_mask_equals_bs_dropped(p):
+    """Including indices beyond 2^32, which no tensor here can have."""
     p, out = torch.tensor(p, dtype=torch.float64), torch.empty(64, dtype=torch.int8)
     for seed, start in itertools.product(
         (0, 3, 2**40 + 11, 2**63 - 1), (0, 2**31 - 20, 2**32 - 20, 2**45 - 20)
@@ -328,8 +328,11 @@ def test_the_mask_is_that_of_bs_dropped(p):
         assert torch.equal(out.bool(), dropped_at(seed, start, (64,), p))
 
 
-def test_what_is_dropped_is_what_dropped_says():
-    """Without temporal gradient dL/dx = gain h g, zero exactly where the mask is; the probability may lie in a buffer."""
+def test_exactly_the_elements_of_bs_dropped_are_dropped():
+    """Without temporal gradient dL/dx = gain h g is zero exactly where elements are dropped.
+
+    The probability can be a tensor.
+    """
     x = draw((3, 4, 101), seed=15)[0].requires_grad_()
     rule = {
         "surrogate": Masked(ATan(), p=0.9),
@@ -341,12 +344,12 @@ def test_what_is_dropped_is_what_dropped_says():
     assert torch.equal(x.grad == 0, bs.dropped(SEED, x.shape, torch.tensor(0.3)))
 
 
-# ------------------------------------------------------------------------------------------------------- what is kept
+# ------------------------------------------------------------------------------------- what is kept
 
 
 @pytest.mark.parametrize("width", [None, 0.7])
 @pytest.mark.parametrize("memory", saved.ROUNDED)
-def test_codes_are_those_in_torch(memory, width):
+def test_codes_equal_those_in_torch(memory, width):
     for dtype in (torch.float32, torch.float64):
         x, w = membranes(dtype), None if width is None else torch.tensor(width, dtype=dtype)
         surrogate = ATan(alpha=3.0) if width is None else Parametric(ATan(alpha=3.0))
@@ -359,17 +362,17 @@ def test_codes_are_those_in_torch(memory, width):
         }
         rule |= {"reset_gradient": 1.0, "temporal_gradient": True, "record_membrane": True}
         call = prepare(x, None, width=w, memory=memory, **rule)
-        given = ops.constants(call), *ops.encode(call), ops.KEEPS.index(memory)
-        _, _, u, _, code, *_ = ops.forward("triton_lif", call, *given)
+        inputs = ops.constants(call), *ops.encode(call), ops.SAVED_FORMS.index(memory)
+        _, _, u, _, code, *_ = ops.forward("triton_lif", call, *inputs)
         want = saved.encode(memory, u, 1.0, w, saved.reach(ATan(alpha=3.0)))
         torch.testing.assert_close(code, want, rtol=0, atol=0, equal_nan=True)
         assert memory == "8bit" or torch.equal(code.signbit(), want.signbit())
 
 
-@pytest.mark.parametrize("mask", patient("replace", "no mask"))
-@pytest.mark.parametrize("memory", patient("bfloat16", "8bit", "recompute"))
-def test_rounded_gradients_are_those_in_torch(memory, mask):
-    """Learned constants among them: of a width and a threshold per channel, and of tau where it is allowed."""
+@pytest.mark.parametrize("mask", slow_after_first("replace", "no mask"))
+@pytest.mark.parametrize("memory", slow_after_first("bfloat16", "8bit", "recompute"))
+def test_gradients_from_codes_match_torch(memory, mask):
+    """Including those of a width and a threshold per channel, and of tau where it is supported."""
     x, v0, upstream = draw(STEP)
     names = ("v_threshold", "width") if memory == "8bit" else tuple(CONSTANTS)
     learned = {n: torch.full((5,), CONSTANTS[n], dtype=torch.float64) for n in names}
@@ -379,42 +382,41 @@ def test_rounded_gradients_are_those_in_torch(memory, mask):
         "reset_gradient": 0.37,
     }
     rule |= {"surrogate": MASKS[mask](Parametric(ATan(alpha=3.0)))}
-    given = {"rule": rule, "learned": learned, "upstream": upstream, "seed": SEED}
-    got, want = both(x, v0, backends=("triton", "eager"), **given)
+    inputs = {"rule": rule, "learned": learned, "upstream": upstream, "seed": SEED}
+    got, want = both(x, v0, backends=("triton", "eager"), **inputs)
     assert_same(got, want, 1e-11)
 
 
-@pytest.mark.parametrize("mask", patient("rescale", "no mask"))
+@pytest.mark.parametrize("mask", slow_after_first("rescale", "no mask"))
 @pytest.mark.parametrize("memory", ["1bit", "recompute"])
-def test_exact_memories_change_no_bit(memory, mask):
+def test_exact_memories_give_identical_results(memory, mask):
     for dtype, temporal in ((torch.float64, True), (torch.bfloat16, False)):
-        x, v0, upstream = draw(
-            (3, 3, 5, 5, 7), dtype=dtype
-        )  # 525 elements a step: no multiple of 8
+        # 525 elements per timestep: not a multiple of 8
+        x, v0, upstream = draw((3, 3, 5, 5, 7), dtype=dtype)
         rule = {
             "surrogate": MASKS[mask](Rectangle(0.7, scale=1.3)),
             "v_reset": None,
             "temporal_gradient": temporal,
         }
-        given = {"upstream": upstream, "seed": SEED}
-        want = run("triton", channels_last(x), v0, rule=rule, **given)
+        inputs = {"upstream": upstream, "seed": SEED}
+        want = run("triton", channels_last(x), v0, rule=rule, **inputs)
         assert_same(
-            run("triton", channels_last(x), v0, rule=rule | {"memory": memory}, **given), want
+            run("triton", channels_last(x), v0, rule=rule | {"memory": memory}, **inputs), want
         )
         assert want["x"].count_nonzero() > 100
 
 
-# ------------------------------------------------------------------------------------------- what the seam asks beside
+# ------------------------------------------------------------------------ what the seam asks beside
 
 
-@pytest.mark.parametrize("arrange", patient(channels_last, torch.clone))
-def test_moments_and_their_gradient(arrange):
+@pytest.mark.parametrize("to_layout", slow_after_first(channels_last, torch.clone))
+def test_moments_and_their_gradient(to_layout):
     k = torch.rand(2, 3, 5, dtype=torch.float64)
     rows = []
     for backend in ("triton", "reference"):
         x, v0, upstream = draw(STEP, seed=8)
         leaves = (
-            arrange(x).requires_grad_(),
+            to_layout(x).requires_grad_(),
             v0.requires_grad_(),
             torch.tensor(2.3, dtype=torch.float64, requires_grad=True),
         )
@@ -441,8 +443,8 @@ def test_moments_and_their_gradient(arrange):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("memory", patient("8bit", "exact", "bfloat16", "1bit"))
-def test_active_bits_say_where_h_is_not_zero(memory):
+@pytest.mark.parametrize("memory", slow_after_first("8bit", "exact", "bfloat16", "1bit"))
+def test_active_bits_mark_nonzero_h(memory):
     x = draw((2, 3, 5, 7), seed=4)[0].requires_grad_()
     rule = {
         "tau": 2.3,
@@ -464,7 +466,7 @@ def test_active_bits_say_where_h_is_not_zero(memory):
     assert bs.kernel.dispatch("triton", prepare(x.detach(), None, **rule)).active is None
 
 
-def test_integrators_have_an_infinite_threshold():
+def test_an_integrator_has_an_infinite_threshold():
     x, v0, upstream = draw((3, 3, 4), seed=6)
     rows = []
     for backend in ("triton", "reference"):
@@ -476,7 +478,7 @@ def test_integrators_have_an_infinite_threshold():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-15)
 
 
-def test_nothing_is_kept_without_grad_and_no_graph_goes_twice_back():
+def test_no_grad_saves_nothing_and_double_backward_is_refused():
     x = torch.rand(2, 2, 4, requires_grad=True)
     out = bs.lif(x, backend="triton")
     with pytest.raises(RuntimeError, match="double backward"):
@@ -487,8 +489,8 @@ def test_nothing_is_kept_without_grad_and_no_graph_goes_twice_back():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_layer_in_compiled_code():
-    """No graph break, and the same numbers."""
+def test_a_compiled_layer_matches_eager():
+    """Without a graph break, and with identical results."""
     torch.manual_seed(0)
     layer = bs.LIF(
         surrogate=Masked(Parametric(ATan()), p=0.4), learn=("tau", "threshold"), backend="triton"
@@ -507,10 +509,10 @@ def test_a_layer_in_compiled_code():
 
 
 @pytest.mark.slow
-def test_operators_keep_their_promises():
+def test_operators_pass_opcheck():
     checks = {"test_utils": ("test_schema", "test_faketensor")}
-    for arrange, dtype in ((torch.clone, torch.float16), (channels_last, torch.float32)):
-        x = arrange(draw((3, 2, 3, 2, 2), dtype=dtype)[0])
+    for to_layout, dtype in ((torch.clone, torch.float16), (channels_last, torch.float32)):
+        x = to_layout(draw((3, 2, 3, 2, 2), dtype=dtype)[0])
         surrogate, rule = (
             Masked(Rectangle()),
             {"reset_gradient": 1.0, "temporal_gradient": True, "decay_input": True},
@@ -519,9 +521,9 @@ def test_operators_keep_their_promises():
             x, None, tau=2.0, v_threshold=1.0, v_reset=None, surrogate=surrogate, seed=1, **rule
         )
         constants, encoded = ops.constants(call), ops.encode(call)
-        for keeps, repeats, record in ((0, 1, True), (1, 3, False), (3, 1, False), (4, 3, False)):
+        for form, repeats, record in ((0, 1, True), (1, 3, False), (3, 1, False), (4, 3, False)):
             frames = x[:1] if repeats > 1 else x
-            records = [*[record] * 3, not record, keeps != 3]
+            records = [*[record] * 3, not record, form != 3]
             forward = (
                 frames,
                 None,
@@ -530,33 +532,33 @@ def test_operators_keep_their_promises():
                 call.p,
                 *encoded,
                 repeats,
-                keeps,
+                form,
                 records,
             )
             torch.library.opcheck(torch.ops.backspike.triton_lif_forward, forward, **checks)
             spikes, _, *others = torch.ops.backspike.triton_lif_forward(*forward)
             others = others if record else others[:-1]  # the bits
-            known = (*others[:1], *[None] * (2 - len(others[:1])))
-            given = (*known, frames, constants, call.seed, call.p, spikes, None, None, None)
-            shape, strides, learns = spikes.shape, spikes.stride()[1:], 0 if keeps == 3 else 2
-            given += (shape, strides, *encoded, repeats, keeps, learns, dtype, True, keeps != 1)
-            torch.library.opcheck(torch.ops.backspike.triton_lif_backward, given, **checks)
+            saved_u = (*others[:1], *[None] * (2 - len(others[:1])))
+            inputs = (*saved_u, frames, constants, call.seed, call.p, spikes, None, None, None)
+            shape, strides, learns = spikes.shape, spikes.stride()[1:], 0 if form == 3 else 2
+            inputs += (shape, strides, *encoded, repeats, form, learns, dtype, True, form != 1)
+            torch.library.opcheck(torch.ops.backspike.triton_lif_backward, inputs, **checks)
 
 
-# ------------------------------------------------------------------------------------------------- choice and refusals
+# ------------------------------------------------------------------------------ choice and refusals
 
 
-def test_the_interpreter_is_asked_for_by_name_alone():
+def test_the_interpreter_is_used_only_if_requested_by_name():
     assert (
         bs.backends()[:2] == ("cpu", "triton")
         if "cpu" in bs.backends()
         else bs.backends()[0] == "triton"
     )
-    assert "triton  asked for" in bs.explain(bs.LIF(backend="triton"))
+    assert "triton  requested" in bs.explain(bs.LIF(backend="triton"))
     assert bs.explain(bs.LIF()).split()[2] != "triton"
 
 
-def test_refusals_say_why():
+def test_refusals_give_a_reason():
     x = torch.rand(3, 2, 4)
     for surrogate in (Own(), Masked(ATan(), replace=Own())):
         with pytest.raises(
@@ -568,7 +570,7 @@ def test_refusals_say_why():
         bs.Unsupported, match="no kernel for the complementary neuron; use backend='auto'"
     ):
         bs.CLIF(backend="triton")(x)
-    with pytest.raises(bs.Unsupported, match="interpreter, on the CPU, and the input is on meta"):
+    with pytest.raises(bs.Unsupported, match="interpreter, on the CPU, but the input is on meta"):
         bs.lif(x.to("meta"), backend="triton")
 
 

@@ -1,6 +1,9 @@
-"""The Triton kernels of BatchNorm, neuron and pool in Triton's interpreter, against the statements of test_norm.py:
-test_triton_norm.py runs this file with TRITON_INTERPRET=1 in a process of its own. The interpreter is slow, so few cases stand
-for all."""
+"""The Triton kernels of BatchNorm, neuron and pool in Triton's interpreter.
+
+They are compared with separate operators, as in test_norm.py. test_triton_norm.py runs this file
+with TRITON_INTERPRET=1 in a separate process. The interpreter is slow, so only a few cases are
+tested.
+"""
 
 from functools import partial
 
@@ -11,14 +14,14 @@ from helpers.norms import (
     CONSTANTS,
     SEED,
     Case,
-    apart,
     assert_same,
-    exact,
+    exact_outputs,
     gradients,
     make_call,
     make_norm,
     normal,
     per_channel,
+    run_separately,
 )
 from torch import nn
 
@@ -37,7 +40,7 @@ LAST = LAYOUTS["channels last"]
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Several tiles for each program, and several programs, of small inputs."""
+    """Small inputs are divided into several programs with several tiles each."""
     monkeypatch.setattr(norm, "_TILE", 32)
 
 
@@ -76,11 +79,11 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_gradients(name):
-    case, arrange, shape = CASES[name]
-    y, v0 = arrange(normal(shape, 7)), normal(shape[1:], 8).mul(0.3)
+def test_gradients_match_separate_operators(name):
+    case, to_layout, shape = CASES[name]
+    y, v0 = to_layout(normal(shape, 7)), normal(shape[1:], 8).mul(0.3)
     assert refuses(make_call(y, v0, case.rule, case.learned), make_norm(shape[2]), "triton") is None
-    want = gradients(apart, case, y.contiguous(), v0)
+    want = gradients(run_separately, case, y.contiguous(), v0)
     assert 0 < want["spikes"].mean() < 1, "a case that shows nothing"
     assert_same(gradients(run, case, y, v0), want)
 
@@ -88,15 +91,15 @@ def test_gradients(name):
 @pytest.mark.parametrize(
     ("order", "pool"), [((1, 0, 2, 3), None), ((2, 3, 0, 1), "max"), ((0, 1, 3, 2), "avg")], ids=str
 )
-def test_any_other_order_of_memory(order, pool):
-    """[B, C, H, W] with these dimensions from the outermost to the innermost."""
+def test_any_order_of_dimensions_in_memory(order, pool):
+    """[B, C, H, W] with the dimensions in this order, outermost first."""
     y, v0 = normal((2, 2, 3, 3, 4), 7), normal((2, 3, 3, 4), 8).mul(0.3)
     back = [0, *(1 + order.index(d) for d in range(4))]
-    arranged = y.permute(0, *(1 + d for d in order)).contiguous().permute(back)
-    assert torch.equal(arranged, y)
-    assert not arranged.is_contiguous()
+    in_layout = y.permute(0, *(1 + d for d in order)).contiguous().permute(back)
+    assert torch.equal(in_layout, y)
+    assert not in_layout.is_contiguous()
     case = Case({"surrogate": Masked(ATan(alpha=3.0), p=0.4)}, {}, pool=pool)
-    assert_same(gradients(run, case, arranged, v0), gradients(apart, case, y, v0))
+    assert_same(gradients(run, case, in_layout, v0), gradients(run_separately, case, y, v0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -104,20 +107,20 @@ def test_spikes_are_exact(dtype):
     y = LAST(normal((2, 2, 3, 3, 4), 7)).to(dtype)
     norm = make_norm(3, training=False, dtype=torch.float32)
     call = make_call(y)
-    spikes, state = exact(call, norm)
+    spikes, state = exact_outputs(call, norm)
     got = run(call, norm)
     assert got.spikes.dtype == dtype
     assert torch.equal(got.spikes, spikes)
     assert torch.equal(got.state, state)
 
 
-def test_what_is_added():
+def test_addition_to_the_spikes():
     y, add = LAST(normal((2, 2, 3, 2, 3), 7)), LAST(normal((2, 2, 3, 2, 3), 9)).requires_grad_()
-    alone, norm = norm_lif(make_call(y), make_norm(3), backend="cpu").spikes, make_norm(3)
-    joined = norm_lif(make_call(y.requires_grad_()), norm, backend="triton", add=add).spikes
-    assert torch.equal(joined, alone + add)
-    g = normal(joined.shape, 5)
-    joined.backward(g)
+    spikes, norm = norm_lif(make_call(y), make_norm(3), backend="cpu").spikes, make_norm(3)
+    total = norm_lif(make_call(y.requires_grad_()), norm, backend="triton", add=add).spikes
+    assert torch.equal(total, spikes + add)
+    g = normal(total.shape, 5)
+    total.backward(g)
     assert torch.equal(add.grad, g)
     assert y.grad.any()
 
@@ -127,8 +130,8 @@ def test_what_is_added():
     [(None, (2, 2, 24, 2, 3)), ("max", (2, 3, 8, 5, 4)), (None, (3, 7, 8))],
     ids=str,
 )
-def test_spikes_come_as_bits_too(pool, shape):
-    """In the order of memory, as pack.c packs."""
+def test_spikes_are_also_returned_as_bits(pool, shape):
+    """In memory order, as pack.c packs them."""
     y = normal(shape, 7)
     y = LAST(y) if len(shape) == 5 else y
     result = run(make_call(y.requires_grad_(), record_bits=True), make_norm(shape[2]), pool)
@@ -138,7 +141,7 @@ def test_spikes_come_as_bits_too(pool, shape):
 
 
 @pytest.mark.parametrize("why", ["average pool", "channels", "layout", "added"])
-def test_where_there_are_no_bits(why):
+def test_bits_are_not_returned_where_unsupported(why):
     shape = (2, 2, 8 if why != "channels" else 6, 2, 2)
     y = (torch.Tensor.contiguous if why == "layout" else LAST)(normal(shape, 7)).requires_grad_()
     add = LAST(normal(shape, 8)) if why == "added" else None
@@ -146,13 +149,13 @@ def test_where_there_are_no_bits(why):
     assert run(make_call(y, record_bits=True), make_norm(shape[2]), pool, add=add).bits is None
 
 
-def test_the_next_convolution_keeps_the_bits(monkeypatch):
-    """Behind pools of maxima, neurons and in a residual block; the gradients are those of the C kernels."""
-    given, pack_ = [], synapse._pack
+def test_the_next_convolution_saves_the_bits(monkeypatch):
+    """After max pools, after neurons and in a residual block; gradients match the C kernels."""
+    got_bits, pack_ = [], synapse._pack
     monkeypatch.setattr(
         synapse,
         "_pack",
-        lambda x, dtype, bits: (given.append(bits is not None), pack_(x, dtype, bits))[1],
+        lambda x, dtype, bits: (got_bits.append(bits is not None), pack_(x, dtype, bits))[1],
     )
 
     def gradients_of(backend):
@@ -187,12 +190,12 @@ def test_the_next_convolution_keeps_the_bits(monkeypatch):
     for got, want in zip(gradients_of("triton"), gradients_of("cpu"), strict=True):
         assert want.any()
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
-    # the first convolution reads no spikes, and behind an addition are no bits; what the C kernels send has none
-    assert given == [False, True, False, True, False, True, True] + [False] * 7
+    # the first convolution reads no spikes, and there are no bits after an addition or from C
+    assert got_bits == [False, True, False, True, False, True, True] + [False] * 7
 
 
-def test_a_network_runs_them():
-    """A residual network under this backend gives the logits, and the gradients, that it gives on the C kernels."""
+def test_a_residual_block_matches_the_c_kernels():
+    """The outputs and the gradients of a residual block match those of the C kernels."""
 
     def outputs(backend):
         torch.manual_seed(0)

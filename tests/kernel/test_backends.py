@@ -1,7 +1,8 @@
-"""The kernels: forward traces worked out by hand, backward against a statement in numpy and against autograd.
+"""The backends: forward against traces computed by hand, backward against numpy and autograd.
 
-`statement` is section 1 of docs/methods.md once more, in numpy; it shares no code with the library. `reference` is
-differentiated by autograd and `eager` by hand, so three derivations of every gradient meet here.
+`numpy_reference` implements section 1 of docs/methods.md again, in numpy, and shares no code with
+the library. `reference` is differentiated by autograd and `eager` by hand, so three derivations of
+every gradient are compared here.
 """
 
 import itertools
@@ -22,8 +23,8 @@ from helpers.neurons import (
     close,
     draw,
     grid,
+    numpy_reference,
     run,
-    statement,
 )
 from helpers.surrogates import FAMILIES
 
@@ -33,16 +34,16 @@ from backspike import ATan, Masked, Parametric, Rectangle, Sigmoid, Triangle
 each_backend = pytest.mark.parametrize("backend", bs.backends())
 
 
-# ------------------------------------------------------------------------------------------------ the statement in numpy
-
-
-# ------------------------------------------------------------------------------------------------ backward
+# ----------------------------------------------------------------------------------------- backward
 
 
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("surrogate", FAMILIES, ids=lambda s: type(s).__name__)
 def test_backward_for_every_combination(surrogate, reset):
-    """Hand-written against autograd against the statement in float64: 192 combinations here, 4,608 in all."""
+    """Hand-written gradients, autograd and numpy agree in float64.
+
+    192 combinations per case, 4,608 in total.
+    """
     x, v0, upstream = draw()
     masks = {
         p: np.array([is_dropped(SEED, i, p) for i in range(x.numel())]).reshape(SHAPE)
@@ -57,8 +58,8 @@ def test_backward_for_every_combination(surrogate, reset):
     assert not bad
 
 
-def test_the_statement_sees_what_it_should():
-    """The data of the test above are not degenerate: spikes, silence, and gradients that each option changes."""
+def test_the_test_data_exercise_every_option():
+    """The data of the test above contain spikes and silence, and every option changes gradients."""
     x, v0, upstream = draw()
     fixed = {
         "theta": 0.9,
@@ -67,7 +68,7 @@ def test_the_statement_sees_what_it_should():
         **{k: u.numpy() for k, u in upstream.items()},
     }
     base = {"v_reset": -0.3, "decay_input": True, "rho": 1.0, "temporal": True}
-    want = statement(x.numpy(), v0.numpy(), **fixed, **base)
+    want = numpy_reference(x.numpy(), v0.numpy(), **fixed, **base)
     assert 0.2 < want["s"].mean() < 0.8
     for change in (
         {"v_reset": 0.0},
@@ -76,19 +77,19 @@ def test_the_statement_sees_what_it_should():
         {"rho": 0.37},
         {"temporal": False},
     ):
-        other = statement(x.numpy(), v0.numpy(), **fixed, **(base | change))
+        other = numpy_reference(x.numpy(), v0.numpy(), **fixed, **(base | change))
         for key in ("x", "tau", "theta", "w"):
             assert np.abs(other[key].sum() - want[key].sum()) > 1e-3, (change, key)
 
 
 @each_backend
 @pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("enters", ["g", "gu", "c", "g gu", "gu c"])
-def test_gradients_may_enter_anywhere(backend, reset, enters):
-    """At the spikes, the membrane or the state alone: what does not enter counts as zero."""
+@pytest.mark.parametrize("outputs", ["g", "gu", "c", "g gu", "gu c"])
+def test_gradients_can_enter_at_any_output(backend, reset, outputs):
+    """Gradients of only the spikes, the membrane or the state; the missing ones count as zero."""
     shape = (4, 3, 2, 5)
     x, v0, upstream = draw(shape, seed=1)
-    want = statement(
+    want = numpy_reference(
         x.numpy(),
         v0.numpy(),
         tau=2.3,
@@ -98,7 +99,7 @@ def test_gradients_may_enter_anywhere(backend, reset, enters):
         h=FAMILIES[ATan(alpha=3.0)][0],
         rho=0.37,
         temporal=True,
-        **{k: u.numpy() * (k in enters.split()) for k, u in upstream.items()},
+        **{k: u.numpy() * (k in outputs.split()) for k, u in upstream.items()},
     )
     x, v0, tau = (
         x.requires_grad_(),
@@ -111,18 +112,20 @@ def test_gradients_may_enter_anywhere(backend, reset, enters):
         "surrogate": ATan(alpha=3.0),
         "reset_gradient": 0.37,
     }
-    out = accepted(bs.lif, x, v0, backend=backend, tau=tau, record_membrane="gu" in enters, **rule)
+    out = run_or_skip(
+        bs.lif, x, v0, backend=backend, tau=tau, record_membrane="gu" in outputs, **rule
+    )
     named = {"g": out.spikes, "gu": out.membrane, "c": out.state}
     torch.autograd.backward(
-        [named[k] for k in enters.split()], [upstream[k] for k in enters.split()]
+        [named[k] for k in outputs.split()], [upstream[k] for k in outputs.split()]
     )
     assert close(x.grad, want["x"])
     assert close(v0.grad, want["v0"])
     assert close(tau.grad, want["tau"].sum(), size=np.abs(want["tau"]).sum())
 
 
-def accepted(f, *args, **options):
-    """Calls f; a backend may refuse, saying why, unless it is one of those that take everything."""
+def run_or_skip(f, *args, **options):
+    """Call f; skip the test if the backend refuses, which the exact backends must not do."""
     try:
         return f(*args, **options)
     except bs.Unsupported as refusal:
@@ -151,12 +154,12 @@ def accepted(f, *args, **options):
     ],
     ids=str,
 )
-def test_odd_sizes_on_every_backend(backend, shape, change, dtype, tolerance):
-    """Against autograd of the definition, in the same dtype: same spikes, same gradients."""
+def test_unusual_shapes_on_every_backend(backend, shape, change, dtype, tolerance):
+    """The spikes and gradients of the reference in the same dtype."""
     x, v0, upstream = draw(shape, seed=2, dtype=dtype)
     rule = {"tau": 2.3, "v_threshold": 0.9, "surrogate": ATan(alpha=3.0)} | change
     want = run("reference", x, v0, rule=rule, upstream=upstream, seed=SEED)
-    got = accepted(
+    got = run_or_skip(
         lambda backend: run(backend, x, v0, rule=rule, upstream=upstream, seed=SEED),
         backend=backend,
     )
@@ -165,20 +168,20 @@ def test_odd_sizes_on_every_backend(backend, shape, change, dtype, tolerance):
     assert torch.equal(got["v"], want["v"])
     if x.numel():
         assert close(got["x"], want["x"], tolerance=tolerance[dtype])
-        nothing = torch.zeros_like(v0)  # without temporal gradient autograd finds no path to v0
+        nothing = torch.zeros_like(v0)  # without temporal gradient, autograd has no path to v0
         a, b = (nothing if r["v0"] is None else r["v0"] for r in (got, want))
         assert close(a, b, tolerance=tolerance[dtype])
     else:
         assert got["x"].shape == shape
 
 
-# ------------------------------------------------------------------------------------------------ closed forms
+# ------------------------------------------------------------------------------------- closed forms
 
 
 @each_backend
 @pytest.mark.parametrize("decay_input", [True, False])
 def test_gradient_through_a_silent_membrane(backend, decay_input):
-    """No spike, no surrogate: dL/dx[k] = gain sum_t lam^(t-k) gu[t], and dL/dv0 = sum_t lam^(t+1) gu[t]."""
+    """Without spikes dL/dx[k] = gain sum_t lam^(t-k) gu[t] and dL/dv0 = sum_t lam^(t+1) gu[t]."""
     tau, shape = 3.7, (6, 2, 3)
     x, v0, upstream = draw(shape, seed=3)
     x, gu = x * 0.01, upstream["gu"].numpy()
@@ -189,7 +192,7 @@ def test_gradient_through_a_silent_membrane(backend, decay_input):
         "decay_input": decay_input,
         "surrogate": Rectangle(width=0.5),
     }
-    out = accepted(bs.lif, x, v0, backend=backend, record_membrane=True, **rule)
+    out = run_or_skip(bs.lif, x, v0, backend=backend, record_membrane=True, **rule)
     assert not out.spikes.any()
     out.membrane.backward(upstream["gu"])
     lam, gain = 1 - 1 / tau, 1 / tau if decay_input else 1.0
@@ -202,7 +205,7 @@ def test_gradient_through_a_silent_membrane(backend, decay_input):
 @pytest.mark.parametrize("decay_input", [True, False])
 @pytest.mark.parametrize("v_reset", [0.0, -0.3, None])
 def test_gradient_of_tau_by_finite_differences(backend, decay_input, v_reset):
-    """Without spikes the membrane is a smooth function of tau, and of theta not at all."""
+    """Without spikes the membrane is a smooth function of tau and does not depend on theta."""
     x, v0, upstream = draw((5, 2, 3), seed=4)
     rule = {
         "v_threshold": 50.0,
@@ -212,7 +215,7 @@ def test_gradient_of_tau_by_finite_differences(backend, decay_input, v_reset):
     }
 
     def loss(tau):
-        out = accepted(bs.lif, x, v0, backend=backend, tau=tau, record_membrane=True, **rule)
+        out = run_or_skip(bs.lif, x, v0, backend=backend, tau=tau, record_membrane=True, **rule)
         return (out.membrane * upstream["gu"]).sum() + (out.state * upstream["c"]).sum()
 
     tau = torch.tensor(2.7, dtype=torch.float64, requires_grad=True)
@@ -224,8 +227,8 @@ def test_gradient_of_tau_by_finite_differences(backend, decay_input, v_reset):
 
 @each_backend
 @pytest.mark.parametrize("reset", RESETS)
-def test_width_w_is_width_one_on_scaled_inputs(backend, reset):
-    """Exact: with current, theta, v_reset and v0 divided by w, width 1 gives the same spikes and x gradients times w."""
+def test_width_w_equals_width_one_on_scaled_inputs(backend, reset):
+    """Dividing x, theta, v_reset and v0 by w gives the spikes of width 1, and w times its dL/dx."""
     x, v0, upstream = draw(seed=5)
     w, v_reset = 0.5, RESETS[reset]
     width = torch.tensor(w, dtype=torch.float64)
@@ -238,7 +241,7 @@ def test_width_w_is_width_one_on_scaled_inputs(backend, reset):
     scaled = rule | {"v_threshold": 0.75 / w, "v_reset": None if v_reset is None else v_reset / w}
     only_spikes = {"g": upstream["g"], "gu": 0 * upstream["gu"], "c": 0 * upstream["c"]}
     one = torch.ones((), dtype=torch.float64)
-    a = accepted(
+    a = run_or_skip(
         lambda backend: run(
             backend, x, v0, rule=rule, learned={"width": width}, upstream=only_spikes
         ),
@@ -250,10 +253,10 @@ def test_width_w_is_width_one_on_scaled_inputs(backend, reset):
     assert close(a["width"], b["width"] / w, size=upstream["g"].abs().sum().item())
 
 
-# ------------------------------------------------------------------------------------------------ forward
+# ------------------------------------------------------------------------------------------ forward
 
 
-TRACES = {  # worked out by hand: options, x, u, s, v[T-1]
+TRACES = {  # computed by hand: options, x, u, s, v[T-1]
     "hard reset to 0": (
         {},
         [1.5, 1.25, 0.5, 3, 0],
@@ -310,11 +313,11 @@ TRACES = {  # worked out by hand: options, x, u, s, v[T-1]
 @each_backend
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("trace", TRACES)
-def test_traces_by_hand(backend, dtype, trace):
+def test_traces_computed_by_hand(backend, dtype, trace):
     options, x, u, s, v = TRACES[trace]
     x = torch.tensor(x, dtype=dtype).view(-1, 1, 1).expand(-1, 3, 2)
     for record in (True, False):
-        out = accepted(bs.lif, x, backend=backend, record_membrane=record, **options)
+        out = run_or_skip(bs.lif, x, backend=backend, record_membrane=record, **options)
         assert out.spikes[:, 2, 1].tolist() == s
         assert out.state[2, 1].item() == v
         assert out.membrane is None if not record else out.membrane[:, 2, 1].tolist() == u
@@ -336,21 +339,21 @@ def test_float32_equals_float64_on_the_grid(backend, v_reset, decay_input):
     ties = wide.membrane == 0.75
     assert ties.sum() > 5
     assert wide.spikes[ties].all()
-    narrow = accepted(bs.lif, x.float(), backend=backend, **rule)
+    narrow = run_or_skip(bs.lif, x.float(), backend=backend, **rule)
     for a, b in zip(narrow, wide):
         assert a.dtype == torch.float32
         assert torch.equal(a.double(), b)
 
 
 @each_backend
-def test_a_tie_fires_and_the_next_float_below_does_not(backend):
+def test_a_membrane_at_the_threshold_fires_and_one_just_below_does_not(backend):
     for dtype in (torch.float32, torch.float64):
         theta = torch.tensor(0.7, dtype=dtype)
         x = torch.stack(
             [torch.nextafter(theta, theta - 1), theta, torch.nextafter(theta, theta + 1)]
         ).view(1, 1, 3)
         for threshold in (0.7, theta):
-            out = accepted(
+            out = run_or_skip(
                 bs.lif, x, backend=backend, tau=math.inf, decay_input=False, v_threshold=threshold
             )
             assert out.spikes.flatten().tolist() == [0, 1, 1]
@@ -358,13 +361,13 @@ def test_a_tie_fires_and_the_next_float_below_does_not(backend):
 
 @each_backend
 @pytest.mark.parametrize("record", [True, False])
-def test_every_backend_computes_the_same_forward(backend, record):
-    """Constants that are no floats: the order of the operations decides, so equality holds bit for bit."""
+def test_forward_is_identical_on_every_backend(backend, record):
+    """With constants that need rounding, bit-identical results require the same operation order."""
     for dtype, v_reset in itertools.product((torch.float32, torch.float64), (0.0, -0.3, None)):
         x, v0, _ = draw((12, 3, 257), seed=6, dtype=dtype)
         rule = {"tau": 2.7, "v_threshold": 0.6, "v_reset": v_reset, "record_membrane": record}
         want = bs.lif(x, v0, backend="reference", **rule)
-        got = accepted(bs.lif, x, v0, backend=backend, **rule)
+        got = run_or_skip(bs.lif, x, v0, backend=backend, **rule)
         assert torch.equal(got.spikes, want.spikes)
         assert torch.equal(got.state, want.state)
         assert (got.membrane is None) == (not record)
@@ -374,14 +377,17 @@ def test_every_backend_computes_the_same_forward(backend, record):
 @each_backend
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dtypes(backend, dtype, tolerance):
-    """Spikes and the gradient of x in the dtype of x; state and membrane in float32 or float64. Values as in float64."""
+    """Spikes and gradient have the dtype of x, state and membrane float32 or float64.
+
+    The values match those of float64.
+    """
     state = torch.float64 if dtype == torch.float64 else torch.float32
     x = grid((8, 3, 5), seed=7).to(dtype)
     _, v0, upstream = draw((8, 3, 5), seed=8, dtype=dtype)
     v0 = (v0 * 64).round() / 64
     rule = {"tau": 2.0, "v_threshold": 0.75, "surrogate": Sigmoid(alpha=3.0)}
     theta = {"v_threshold": torch.tensor(0.75)}
-    got = accepted(
+    got = run_or_skip(
         lambda backend: run(backend, x, v0, rule=rule, learned=theta, upstream=upstream),
         backend=backend,
     )
@@ -420,8 +426,8 @@ def test_dtypes(backend, dtype, tolerance):
 @pytest.mark.parametrize(
     "layout", ["transposed", "channels_last", "every second", "stride 0 over T"]
 )
-def test_memory_layout_does_not_matter(backend, layout):
-    """Neither to the values nor to the mask, which follows the logical index."""
+def test_results_do_not_depend_on_the_memory_layout(backend, layout):
+    """Neither the values nor the mask do: the mask depends on the logical index."""
     shape = (4, 3, 2, 5, 6)
     x, v0, upstream = draw(shape, seed=9)
     if layout == "transposed":
@@ -443,7 +449,7 @@ def test_memory_layout_does_not_matter(backend, layout):
     want = run(
         "reference", x.contiguous(), v0, rule=rule, learned=learned, upstream=plain, seed=SEED
     )
-    got = accepted(
+    got = run_or_skip(
         lambda backend: run(
             backend, x, v0, rule=rule, learned=learned, upstream=upstream, seed=SEED
         ),
@@ -458,14 +464,14 @@ def test_memory_layout_does_not_matter(backend, layout):
 
 @each_backend
 @pytest.mark.parametrize("reset", RESETS)
-def test_no_state_given_means_rest(backend, reset):
+def test_the_default_state_is_rest(backend, reset):
     """Same outputs and gradients as with v0 = v_reset, or 0 for the soft reset."""
     x, _, upstream = draw((4, 3, 2, 5), seed=19)
     v0 = torch.full(x.shape[1:], RESETS[reset] or 0.0, dtype=torch.float64)
     rule = {"v_threshold": 0.9, "v_reset": RESETS[reset]}
     learned = {"tau": torch.tensor(2.3, dtype=torch.float64)}
     want = run("reference", x, v0, rule=rule, learned=learned, upstream=upstream)
-    got = accepted(
+    got = run_or_skip(
         lambda backend: run(backend, x, rule=rule, learned=learned, upstream=upstream),
         backend=backend,
     )
@@ -476,12 +482,12 @@ def test_no_state_given_means_rest(backend, reset):
 
 
 @each_backend
-def test_a_second_call_with_other_data_is_independent(backend):
-    """Two calls before either backward: nothing is shared between them."""
+def test_calls_are_independent(backend):
+    """Two forward passes before either backward pass do not affect each other."""
     x, _, upstream = draw((4, 3, 7), seed=10)
     y, _, _ = draw((4, 3, 7), seed=11)
     alone = x.clone().requires_grad_()
-    accepted(bs.lif, alone, backend=backend).spikes.backward(upstream["g"])
+    run_or_skip(bs.lif, alone, backend=backend).spikes.backward(upstream["g"])
     x.requires_grad_(), y.requires_grad_()
     first, second = bs.lif(x, backend=backend), bs.lif(y, backend=backend)
     second.spikes.backward(upstream["g"])
@@ -490,13 +496,13 @@ def test_a_second_call_with_other_data_is_independent(backend):
     assert not torch.equal(x.grad, y.grad)
 
 
-# ------------------------------------------------------------------------------------------------ the mask in the kernels
+# -------------------------------------------------------------------------- the mask in the kernels
 
 
 def spike_gradient(backend, p, seed, x, *, wrap=Masked, **options):
     x = x.clone().requires_grad_()
     options = {"surrogate": wrap(ATan(), p=p)} | options
-    out = accepted(bs.lif, x, backend=backend, seed=seed, **options)
+    out = run_or_skip(bs.lif, x, backend=backend, seed=seed, **options)
     out.spikes.sum().backward()
     return out.spikes.detach(), x.grad
 
@@ -512,7 +518,7 @@ def test_forward_is_the_same_for_every_p(backend):
 
 @each_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_p_zero_is_no_mask_bit_for_bit(backend, dtype):
+def test_p_zero_equals_no_mask_bit_for_bit(backend, dtype):
     x, _, _ = draw((5, 3, 11), seed=13, dtype=dtype)
     _, masked = spike_gradient(backend, 0.0, 3, x)
     _, plain = spike_gradient(backend, None, 3, x, wrap=lambda s, p: s)
@@ -521,7 +527,7 @@ def test_p_zero_is_no_mask_bit_for_bit(backend, dtype):
 
 
 @each_backend
-def test_p_one_stops_all_gradient_through_spikes(backend):
+def test_p_one_blocks_all_gradients_through_spikes(backend):
     x, _, _ = draw((5, 3, 11), seed=14)
     _, masked = spike_gradient(backend, 1.0, 3, x)
     assert not masked.any()
@@ -529,8 +535,11 @@ def test_p_one_stops_all_gradient_through_spikes(backend):
 
 @each_backend
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
-def test_what_is_dropped_is_what_dropped_says(backend, p):
-    """Without temporal gradient dL/dx = gain h g: zero exactly where `bs.dropped` says; the share is p within 4 sigma."""
+def test_exactly_the_elements_of_bs_dropped_are_dropped(backend, p):
+    """Without temporal gradient dL/dx = gain h g is zero exactly for the elements of `bs.dropped`.
+
+    Their fraction is p within 4 sigma.
+    """
     x, _, _ = draw((5, 16, 1001), seed=15)
     seed = 2**37 + 5
     _, g = spike_gradient(backend, p, seed, x, temporal_gradient=False)
@@ -541,16 +550,16 @@ def test_what_is_dropped_is_what_dropped_says(backend, p):
 
 
 @each_backend
-def test_a_dropped_element_keeps_the_leak_path(backend):
-    """p = 1, and the state as the only output: dv/dx = gain lam^(T-1-t) up to the last spike, as without any surrogate."""
+def test_dropped_elements_still_pass_gradients_through_the_leak(backend):
+    """With p = 1 and a loss on the state only, dv/dx = gain lam^(T-1-t) after the last spike."""
     x = torch.full((4, 1, 1), 0.5, dtype=torch.float64, requires_grad=True)
-    out = accepted(bs.lif, x, backend=backend, seed=1, surrogate=Masked(ATan(), p=1.0))
+    out = run_or_skip(bs.lif, x, backend=backend, seed=1, surrogate=Masked(ATan(), p=1.0))
     out.state.sum().backward()
     assert x.grad.flatten().tolist() == [1 / 16, 1 / 8, 1 / 4, 1 / 2]
 
 
 @each_backend
-def test_mask_p_overrides_the_p_of_the_surrogate(backend):
+def test_mask_p_overrides_p_of_the_surrogate(backend):
     x, _, _ = draw((5, 3, 11), seed=16)
     _, want = spike_gradient(backend, 0.8, 3, x)
     _, got = spike_gradient(backend, 0.1, 3, x, mask_p=torch.tensor(0.8, dtype=torch.float64))
@@ -558,7 +567,7 @@ def test_mask_p_overrides_the_p_of_the_surrogate(backend):
 
 
 @each_backend
-def test_manual_seed_governs_the_mask(backend):
+def test_manual_seed_determines_the_mask(backend):
     x, _, _ = draw((5, 3, 11), seed=17)
     gradients = []
     for start in (4, 4, 5):
@@ -569,10 +578,10 @@ def test_manual_seed_governs_the_mask(backend):
 
 
 @each_backend
-def test_a_retained_graph_keeps_its_mask(backend):
+def test_a_retained_graph_reuses_its_mask(backend):
     x, _, upstream = draw((5, 3, 11), seed=18)
     x.requires_grad_()
-    out = accepted(bs.lif, x, backend=backend, surrogate=Masked(ATan(), p=0.5))
+    out = run_or_skip(bs.lif, x, backend=backend, surrogate=Masked(ATan(), p=0.5))
     (first,) = torch.autograd.grad(out.spikes, x, upstream["g"], retain_graph=True)
     torch.rand(3)
     (second,) = torch.autograd.grad(out.spikes, x, upstream["g"])
@@ -582,15 +591,15 @@ def test_a_retained_graph_keeps_its_mask(backend):
 @pytest.mark.parametrize("backend", [b for b in bs.backends() if b != "reference"])
 def test_double_backward_is_refused(backend):
     x = torch.rand(3, 2, 4, requires_grad=True)
-    out = accepted(bs.lif, x, backend=backend)
+    out = run_or_skip(bs.lif, x, backend=backend)
     with pytest.raises(RuntimeError, match="double backward") as refusal:
         torch.autograd.grad(out.spikes.sum(), x, create_graph=True)
     assert "\n" not in str(refusal.value)
 
 
 @each_backend
-def test_nothing_is_kept_without_grad(backend):
+def test_nothing_is_saved_without_grad(backend):
     x = torch.rand(3, 2, 4)
-    assert not accepted(bs.lif, x, backend=backend).spikes.requires_grad
+    assert not run_or_skip(bs.lif, x, backend=backend).spikes.requires_grad
     with torch.no_grad():
         assert not bs.lif(x.requires_grad_(), backend=backend).spikes.requires_grad

@@ -1,4 +1,4 @@
-"""Convolutions of what is not zero: held to float64 mathematics, the layers that use them to torch's own."""
+"""Sparse convolutions, against float64 results; the layers that use them, against torch's."""
 
 import copy
 import itertools
@@ -42,13 +42,13 @@ CODES = {1: 1, 4: 15, 8: 255}  # bits: the largest code
 
 
 def draw(case, bits=1, density=0.3, dtype=torch.float32, seed=0):
-    """x of codes, as Events too, weight, bias, upstream gradient and geometry."""
+    """x with values that fit into the bits, its Events, weight, bias, output gradient, geometry."""
     shape, N, window, stride, padding, dilation = case
     r = torch.Generator().manual_seed(seed)
     codes = torch.randint(1, CODES[bits] + 1, shape, generator=r)
     x = (codes if bits == 1 else codes / 4) * (torch.rand(shape, generator=r) < density)
     if bits > 1:
-        x.view(-1)[0] = CODES[bits] / 4  # so that fewer bits would not do
+        x.view(-1)[0] = CODES[bits] / 4  # so that fewer bits do not suffice
     x = x.float().contiguous(memory_format=LAST)
     packed, geometry = pack(x), Geometry(stride, padding, dilation)
     assert packed.bits == bits
@@ -67,7 +67,7 @@ def draw(case, bits=1, density=0.3, dtype=torch.float32, seed=0):
     )
 
 
-def near(got, want, bound):
+def assert_near(got, want, bound):
     assert got.shape == want.shape
     assert torch.isfinite(got).all()
     assert float((got.double() - want).abs().max()) <= bound * max(float(want.abs().max()), 1e-30)
@@ -82,25 +82,25 @@ def test_output_and_gradient(name, bits, dtype, tolerance):
         how = geometry.stride, geometry.padding, geometry.dilation
         y = events.convolved(weight, bias, geometry)
         assert (y.dtype, y.is_contiguous(memory_format=LAST)) == (dtype, True)
-        near(y, F.conv2d(x.double(), weight.double(), bias.double(), *how), tolerance[dtype])
-        near(
+        assert_near(y, F.conv2d(x.double(), weight.double(), bias.double(), *how), tolerance[dtype])
+        assert_near(
             events.convolved(weight, None, geometry),
             F.conv2d(x.double(), weight.double(), None, *how),
             tolerance[dtype],
         )
         want = nn.grad.conv2d_weight(x.double(), weight.shape, g.double(), *how)
-        for like in (
+        for template in (
             weight,
             weight.contiguous(memory_format=LAST),
             weight.permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2),
         ):
-            gw = events.weight_gradient(g, like, geometry)
-            assert (gw.dtype, gw.stride()) == (torch.float32, like.stride())
-            near(gw, want, tolerance[torch.float32])
-            assert torch.equal(events.convolved(like, bias, geometry), y)
+            gw = events.weight_gradient(g, template, geometry)
+            assert (gw.dtype, gw.stride()) == (torch.float32, template.stride())
+            assert_near(gw, want, tolerance[torch.float32])
+            assert torch.equal(events.convolved(template, bias, geometry), y)
 
 
-def test_sums_on_a_grid_are_exact():
+def test_sums_of_multiples_of_a_64th_are_exact():
     for bits, case in itertools.product((1, 4), CASES.values()):
         x, events, weight, bias, g, geometry = draw(case, bits)
         weight, bias, g = ((64 * a).round() / 64 for a in (weight, bias, g))
@@ -112,7 +112,7 @@ def test_sums_on_a_grid_are_exact():
 
 
 @pytest.mark.parametrize("dtype", sparse.DTYPES)
-def test_the_same_bits_on_any_number_of_threads(dtype, monkeypatch):
+def test_results_do_not_depend_on_the_number_of_threads(dtype, monkeypatch):
     monkeypatch.setattr(conv, "_GRAIN", 1)
     cases, before, results = [], torch.get_num_threads(), []
     for bits, case in itertools.product((1, 4), CASES.values()):
@@ -140,8 +140,8 @@ torch.save((library._c._name, all_results(cases)), sys.argv[2])
 """
 
 
-def test_every_level_of_the_processor_agrees(tmp_path):
-    """A block of outputs is of other width there, and its sums in the same order."""
+def test_all_processor_levels_agree(tmp_path):
+    """The levels use blocks of different widths, but sum in the same order."""
     cases = []
     chosen = [CASES[name] for name in ("3x3", "stride 2", "5x5", "1x1")]
     for dtype, bits, case in itertools.product(sparse.DTYPES, (1, 4), chosen):
@@ -153,26 +153,26 @@ def test_every_level_of_the_processor_agrees(tmp_path):
     results = []
     for level in ("default", "avx2", None):
         environment = {**os.environ, "ATEN_CPU_CAPABILITY": level} if level else os.environ
-        words = [
+        command = [
             sys.executable,
             "-c",
             LEVEL,
             *(str(tmp_path / name) for name in ("cases.pt", "rows.pt")),
             str(TESTS),
         ]
-        subprocess.run(words, env=environment, check=True, capture_output=True)
+        subprocess.run(command, env=environment, check=True, capture_output=True)
         results.append(torch.load(tmp_path / "rows.pt"))
     assert len({name for name, _ in results}) > 1
     for _, rows in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(rows, results[0][1], strict=True))
 
 
-# ---------------------------------------------------------------------------------------------------------------- layers
+# ------------------------------------------------------------------------------------------- layers
 
 
 @pytest.fixture
-def always(monkeypatch):
-    """Every convolution that can takes the events, whatever its size and density."""
+def always_sparse(monkeypatch):
+    """Every supported convolution is computed sparsely, whatever its size and density."""
     monkeypatch.setattr(sparsity, "WORTH_IT", 0)
     monkeypatch.setattr(sparsity, "FEWEST_CHANNELS", 1)
     monkeypatch.setattr(sparsity, "_multiplies_tiles", lambda: False)
@@ -180,7 +180,7 @@ def always(monkeypatch):
 
 
 def gradients(call, layer, x, autocast=False):
-    """Output and gradients of x, where it has one, and of all parameters."""
+    """The output, and the gradients of x, if it needs one, and of all parameters."""
     layer.zero_grad()
     x = x.detach().requires_grad_(x.requires_grad)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -189,7 +189,7 @@ def gradients(call, layer, x, autocast=False):
     return [y.detach(), x.grad, *(p.grad for p in layer.parameters())]
 
 
-def itself(x, layer):
+def call_layer(x, layer):
     return layer(x)
 
 
@@ -213,7 +213,7 @@ INPUTS = {
 )
 @pytest.mark.parametrize("input", INPUTS)
 @pytest.mark.parametrize("name", LAYERS)
-def test_layers_are_torchs(name, input, formats, autocast, always, tolerance):
+def test_layers_match_torch(name, input, formats, autocast, always_sparse, tolerance):
     layer = LAYERS[name]().to(memory_format=formats[0])
     x = torch.randn((3, 20, 9, 8), generator=torch.Generator().manual_seed(1)) * (
         1 if input == "spikes" else 4
@@ -221,12 +221,12 @@ def test_layers_are_torchs(name, input, formats, autocast, always, tolerance):
     x = INPUTS[input](x).float().contiguous(memory_format=formats[1]).requires_grad_()
     got = gradients(synapse.convolution, layer, x, autocast)
     dtype = torch.bfloat16 if autocast else torch.float32
-    for a, b in zip(got, gradients(itself, layer, x, autocast), strict=True):
+    for a, b in zip(got, gradients(call_layer, layer, x, autocast), strict=True):
         assert a.dtype == b.dtype
-        near(a, b.double(), tolerance[dtype])
-    made = sparsity.plan_of(layer)
+        assert_near(a, b.double(), tolerance[dtype])
+    plan = sparsity.plan_of(layer)
     density = pytest.approx(float((x != 0).float().mean()))
-    assert (made.forward, made.weight, made.input, made.spikes) == (
+    assert (plan.forward, plan.weight, plan.input, plan.spikes) == (
         "gather",
         "gather",
         "dense",
@@ -240,13 +240,13 @@ def test_layers_are_torchs(name, input, formats, autocast, always, tolerance):
     "frozen",
     [(), ("weight",), ("bias",), ("weight", "bias"), ("x",), ("x", "bias"), ("x", "weight")],
 )
-def test_only_what_is_asked_for(frozen, always):
+def test_only_required_gradients_are_computed(frozen, always_sparse):
     layer = nn.Conv2d(20, 34, 3)
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(name not in frozen)
     x = (torch.rand(4, 20, 7, 6) < 0.3).float().requires_grad_("x" not in frozen)
     for a, b in zip(
-        gradients(synapse.convolution, layer, x), gradients(itself, layer, x), strict=True
+        gradients(synapse.convolution, layer, x), gradients(call_layer, layer, x), strict=True
     ):
         assert (a is None) == (b is None)
         if b is not None:
@@ -254,10 +254,12 @@ def test_only_what_is_asked_for(frozen, always):
     assert sparsity.plan_of(layer).forward == "gather"
 
 
-@pytest.mark.parametrize("ways", list(itertools.product((2.0, -1.0), repeat=2)))
+@pytest.mark.parametrize("thresholds", list(itertools.product((2.0, -1.0), repeat=2)))
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
-def test_each_way_by_itself(ways, memory_format, always, monkeypatch):
-    monkeypatch.setattr(sparsity, "EVENTS_BELOW", dict.fromkeys(sparse.DTYPES, ways))
+def test_forward_and_weight_gradient_can_be_sparse_separately(
+    thresholds, memory_format, always_sparse, monkeypatch
+):
+    monkeypatch.setattr(sparsity, "EVENTS_BELOW", dict.fromkeys(sparse.DTYPES, thresholds))
     layer = nn.Conv2d(20, 34, 3)
     x = (
         (torch.rand(4, 20, 7, 6) < 0.3)
@@ -266,17 +268,19 @@ def test_each_way_by_itself(ways, memory_format, always, monkeypatch):
         .requires_grad_()
     )
     for a, b in zip(
-        gradients(synapse.convolution, layer, x), gradients(itself, layer, x), strict=True
+        gradients(synapse.convolution, layer, x), gradients(call_layer, layer, x), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    made = sparsity.plan_of(layer)
-    assert (made.forward, made.weight) == tuple("gather" if way > 0 else "dense" for way in ways)
+    plan = sparsity.plan_of(layer)
+    assert (plan.forward, plan.weight) == tuple(
+        "gather" if way > 0 else "dense" for way in thresholds
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-def test_what_stays_dense(always):
+def test_unsupported_convolutions_stay_dense(always_sparse):
     x = (torch.rand(4, 20, 8, 8) < 0.3).float().contiguous(memory_format=LAST)
-    for layer, given in (
+    for layer, inputs in (
         (nn.Conv2d(20, 20, 3, groups=2), x),
         (nn.Conv2d(20, 20, 3, padding=1, padding_mode="reflect"), x),
         (nn.Conv2d(20, 20, (3, 4), padding="same"), x),
@@ -286,31 +290,31 @@ def test_what_stays_dense(always):
         (nn.Conv2d(20, 20, 3), torch.randn(4, 20, 8, 8)),
     ):
         for a, b in zip(
-            gradients(synapse.convolution, layer, given),
-            gradients(itself, layer, given),
+            gradients(synapse.convolution, layer, inputs),
+            gradients(call_layer, layer, inputs),
             strict=True,
         ):
             assert (a is None) == (b is None)
             assert a is None or torch.equal(a, b)
         assert dict(sparsity.plans(layer)).get("", sparsity.SparsityPlan()).forward == "dense"
         with torch.no_grad():
-            assert torch.equal(synapse.convolution(given, layer), layer(given))
+            assert torch.equal(synapse.convolution(inputs, layer), layer(inputs))
 
 
-def test_small_and_narrow_convolutions_do_not_choose():
-    for channels, images, chosen in ((16, 8, True), (15, 8, False), (16, 1, False)):
+def test_small_and_narrow_convolutions_have_no_plan():
+    for channels, images, has_plan in ((16, 8, True), (15, 8, False), (16, 1, False)):
         layer = nn.Conv2d(channels, 16, 3, padding=1)
         synapse.convolution((torch.rand(images, channels, 16, 16) < 0.05).float(), layer)
-        assert bool(dict(sparsity.plans(layer))) == chosen
+        assert bool(dict(sparsity.plans(layer))) == has_plan
 
 
-# ---------------------------------------------------------------------------------------------------------------- choice
+# ------------------------------------------------------------------------------------------- choice
 
 
-def test_hysteresis(monkeypatch):
+def test_plans_change_with_hysteresis(monkeypatch):
     monkeypatch.setattr(sparsity, "_multiplies_tiles", lambda: False)
     for dtype in sparse.DTYPES:
-        made, (forward, weight) = sparsity.SparsityPlan(), sparsity.EVENTS_BELOW[dtype]
+        plan, (forward, weight) = sparsity.SparsityPlan(), sparsity.EVENTS_BELOW[dtype]
         for part, way in (
             (1.05, "dense"),
             (0.95, "dense"),
@@ -319,27 +323,27 @@ def test_hysteresis(monkeypatch):
             (1.2, "dense"),
             (0.95, "dense"),
         ):
-            assert made.decide_events(dtype, True, part * forward).forward == way
-        made = sparsity.SparsityPlan()
+            assert plan.decide_events(dtype, True, part * forward).forward == way
+        plan = sparsity.SparsityPlan()
         for part, way in ((0.95, "dense"), (0.85, "gather"), (1.05, "gather"), (1.2, "dense")):
-            assert made.decide_events(dtype, True, part * weight).weight == way
+            assert plan.decide_events(dtype, True, part * weight).weight == way
         for binary, way in ((True, "gather"), (False, "dense")):
-            made = sparsity.SparsityPlan().decide_events(
+            plan = sparsity.SparsityPlan().decide_events(
                 dtype, binary, 0.875 * min(forward, weight)
             )
-            assert (made.forward, made.weight) == (way, way)
-        made.decide_events(dtype, True, None)
-        assert (made.forward, made.weight, made.spikes) == ("dense", "dense", None)
+            assert (plan.forward, plan.weight) == (way, way)
+        plan.decide_events(dtype, True, None)
+        assert (plan.forward, plan.weight, plan.spikes) == ("dense", "dense", None)
 
 
-def test_the_choice_is_saved_resumed_and_told():
-    """Just above the limit: which way depends on the way before."""
+def test_the_plan_is_saved_resumed_and_explained():
+    """Just above the limit the plan depends on the previous plan."""
     density = 1.03 * sparsity.EVENTS_BELOW[torch.float32][0]
     x = (torch.rand((8, 32, 16, 16), generator=torch.Generator().manual_seed(2)) < density).float()
     model = bs.Sequential(bs.OverTime(nn.Conv2d(32, 32, 3, padding=1)), bs.LIF())
     layer = model[0][0]
-    made = sparsity.plan_of(layer).decide_events(torch.float32, True, 0.01)
-    assert (made.forward, made.weight) == ("gather", "gather")
+    plan = sparsity.plan_of(layer).decide_events(torch.float32, True, 0.01)
+    assert (plan.forward, plan.weight) == ("gather", "gather")
     saved, other = sparsity.state(model), copy.deepcopy(model)
     want = gradients(synapse.convolution, layer, x)
     sparsity.plan_of(other[0][0]).load(sparsity.SparsityPlan().state())
@@ -348,16 +352,16 @@ def test_the_choice_is_saved_resumed_and_told():
         torch.equal(a, b)
         for a, b in zip(gradients(synapse.convolution, other[0][0], x)[2:], want[2:])
     )
-    assert sparsity.plan_of(other[0][0]) == made
-    assert made.forward == "gather"
-    assert f"forward sparse (spikes {100 * made.spikes:.2g} %)" in bs.explain(model)
+    assert sparsity.plan_of(other[0][0]) == plan
+    assert plan.forward == "gather"
+    assert f"forward sparse (spikes {100 * plan.spikes:.2g} %)" in bs.explain(model)
     with torch.no_grad():
         before = sparsity.state(model)
         synapse.convolution(torch.ones(8, 32, 16, 16), layer)
     assert sparsity.state(model) == before
 
 
-# ---------------------------------------------------------------------------------------------------------- whole networks
+# ----------------------------------------------------------------------------------- whole networks
 
 
 def network(memory):
@@ -378,8 +382,8 @@ def network(memory):
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
 @pytest.mark.parametrize("memory", ["exact", "checkpoint"])
-def test_gradients_of_a_residual_network(memory, memory_format, always, monkeypatch):
-    """The same spikes, sums and averages of spikes by events and by dense convolutions: on a grid, where both are exact."""
+def test_gradients_of_a_residual_network(memory, memory_format, always_sparse, monkeypatch):
+    """Sparse and dense convolutions agree for spikes, sums and averages on a grid that is exact."""
     x, results = torch.randn(4, 3, 3, 16, 16, generator=torch.Generator().manual_seed(4)), []
     for events in (True, False):
         if not events:
@@ -396,7 +400,7 @@ def test_gradients_of_a_residual_network(memory, memory_format, always, monkeypa
         with torch.no_grad():
             results.append([y.detach(), *(p.grad for p in model.parameters()), model(x)])
         if memory == "exact":
-            assert sum(made.forward == "gather" for _, made in sparsity.plans(model)) == (
+            assert sum(plan.forward == "gather" for _, plan in sparsity.plans(model)) == (
                 6 if events else 0
             )
     for a, b in zip(*results, strict=True):
@@ -404,7 +408,7 @@ def test_gradients_of_a_residual_network(memory, memory_format, always, monkeypa
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_batch_norm_is_folded_into_events(always, monkeypatch):
+def test_batch_norm_is_folded_into_events(always_sparse, monkeypatch):
     layers = bs.OverTime(nn.Conv2d(20, 34, 3, padding=1), nn.BatchNorm2d(34))
     x = (torch.rand(2, 3, 20, 8, 8) < 0.2).float()
     layers(x)

@@ -1,6 +1,7 @@
-"""The C kernel: its formulas against surrogate.py, its results against `eager` and `reference`, on every layout and level.
+"""The C kernel: its formulas against surrogate.py and its results against `eager` and `reference`.
 
-What holds for every backend is tested in test_kernel.py, for this one too.
+All memory layouts and processor levels are covered. What holds for every backend is tested in
+test_backends.py.
 """
 
 import ctypes
@@ -44,10 +45,10 @@ def both(x, v0=None, backends=("cpu", "eager"), **options):
     return [run(backend, x, v0, **options) for backend in backends]
 
 
-# ------------------------------------------------------------------------------------------------------------ formulas
+# ----------------------------------------------------------------------------------------- formulas
 
 
-def slope(surrogate, z, **options):
+def kernel_derivative(surrogate, z, **options):
     """h(z) as the kernel computes it: one step without leak and reset path, threshold 1."""
     theta = 1.0
     x = (z + theta).requires_grad_()
@@ -58,14 +59,14 @@ def slope(surrogate, z, **options):
 
 @pytest.mark.parametrize("scale", [1.0, 1.7])
 @pytest.mark.parametrize("surrogate", FAMILIES, ids=lambda s: type(s).__name__)
-def test_every_formula(surrogate, scale):
+def test_formulas_match_python(surrogate, scale):
     surrogate = with_scale(surrogate, scale)
     for dtype, tolerance in ((torch.float64, 4e-15), (torch.float32, 2e-6)):
         far = torch.tensor([-1e30, -1e4, -300.0, -40.0, 0.0, 40.0, 300.0, 1e4, 1e30], dtype=dtype)
-        z, h = slope(
+        z, h = kernel_derivative(
             surrogate, torch.cat([torch.linspace(-5, 5, 4001, dtype=dtype), far]).view(1, -1)
         )
-        # a tail is compared with its own size; what float32 cannot hold is flushed
+        # tails are compared relative to their size; what underflows in float32 is flushed to zero
         torch.testing.assert_close(
             h, surrogate.derivative(z), rtol=30 * tolerance, atol=tolerance * 1e-6
         )
@@ -76,27 +77,27 @@ def test_every_formula(surrogate, scale):
 @pytest.mark.parametrize(
     "surrogate", [Triangle(1.5), ATan(3.0, scale=1.7), Rectangle(0.8), SuperSpike(2.5)], ids=str
 )
-def test_rational_formulas_bit_for_bit(surrogate, dtype):
-    z, h = slope(surrogate, torch.linspace(-2, 2, 4001, dtype=dtype).view(1, -1))
+def test_rational_formulas_match_bit_for_bit(surrogate, dtype):
+    z, h = kernel_derivative(surrogate, torch.linspace(-2, 2, 4001, dtype=dtype).view(1, -1))
     assert torch.equal(h, surrogate.derivative(z))
 
 
 @pytest.mark.parametrize("surrogate", FAMILIES, ids=lambda s: type(s).__name__)
-def test_edges_and_nan(surrogate):
-    """Compact supports end at the same float; what is no number stays none where Python says so."""
+def test_edges_and_nan_match_python(surrogate):
+    """Compact supports end at the same float, and NaN is propagated if it is in Python."""
     edges = torch.tensor(FAMILIES[surrogate][2] + (0.0, 0.25), dtype=torch.float64)
     at = torch.cat(
         [edges, torch.nextafter(edges, edges - 1), torch.nextafter(edges, edges + 1)]
     ).view(1, -1)
-    z, h = slope(surrogate, at)
+    z, h = kernel_derivative(surrogate, at)
     assert torch.equal(h == 0, surrogate.derivative(z) == 0)
-    _, h = slope(surrogate, torch.full((1, 3), math.nan))
+    _, h = kernel_derivative(surrogate, torch.full((1, 3), math.nan))
     if not isinstance(surrogate, Rectangle | bs.Dspike):
         assert h.isnan().all()
 
 
 @pytest.mark.parametrize("replace", [None, Rectangle(0.3, 1.5)])
-def test_the_surrogates_come_back_from_the_numbers(replace):
+def test_surrogates_are_decoded_from_numbers(replace):
     masked = Masked(Triangle(1.5), replace=replace)
     flags, numbers = map(
         tuple, ops.encode(make_call(torch.zeros(1, 1), rule={"surrogate": masked}))
@@ -104,17 +105,17 @@ def test_the_surrogates_come_back_from_the_numbers(replace):
     assert ops.surrogates(flags, numbers) == [Triangle(1.5), replace]
 
 
-# ------------------------------------------------------------------------------------------------------- every layout
+# ------------------------------------------------------------------------------------- every layout
 
 
-SHAPE = (3, 4, 5, 6, 7)  # 840 elements a step: more than a block
+SHAPE = (3, 4, 5, 6, 7)  # 840 elements per timestep: more than a block
 
 
 @pytest.mark.parametrize("learned", ["floats", "scalars", "all per channel"])
 @pytest.mark.parametrize("mask", ["no mask", "p=0.5", "replace"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(layout, mask, learned):
-    """All that comes in in one layout, gradients and state in another: the values of the contiguous call."""
+def test_results_do_not_depend_on_the_memory_layout(layout, mask, learned):
+    """x in one layout, gradients and state in another: results are those of contiguous tensors."""
     x, v0, upstream = draw(SHAPE, seed=1)
     base = Parametric(Sigmoid(alpha=3.0)) if learned != "floats" else Sigmoid(alpha=3.0)
     values = {"floats": {}, "scalars": {"tau": 2.3, "v_threshold": 0.9, "width": 0.8}}.get(learned)
@@ -131,17 +132,17 @@ def test_layouts(layout, mask, learned):
     }
     want = run("reference", x, v0, upstream=upstream, **options)
     for other in ("contiguous", "channels last", layout):
-        arranged = {
+        in_layout = {
             name: LAYOUTS[other](u if name != "c" else u[None]) for name, u in upstream.items()
         }
-        arranged["c"] = arranged["c"][0]
+        in_layout["c"] = in_layout["c"][0]
         got = run(
-            "cpu", LAYOUTS[layout](x), LAYOUTS[other](v0[None])[0], upstream=arranged, **options
+            "cpu", LAYOUTS[layout](x), LAYOUTS[other](v0[None])[0], upstream=in_layout, **options
         )
         assert_same(got, want, 1e-12)
 
 
-def test_outputs_lie_like_the_input():
+def test_outputs_have_the_strides_of_the_input():
     x, _, _ = draw(SHAPE, dtype=torch.float32)
     for name in ("contiguous", "channels last", "height and width swapped", "batch last"):
         y = LAYOUTS[name](x).requires_grad_()
@@ -154,16 +155,17 @@ def test_outputs_lie_like_the_input():
 def test_an_input_repeated_over_time_is_not_copied(monkeypatch):
     x = LAYOUTS["channels last"](draw(SHAPE)[0])[:1].expand(SHAPE).requires_grad_()
     upstream = torch.randn(SHAPE[1:], dtype=torch.float64).expand(SHAPE)
-    taken = []
+    allocated = []
     original = torch.empty_strided
     monkeypatch.setattr(
         torch,
         "empty_strided",
-        lambda shape, *a, **k: taken.append(shape) or original(shape, *a, **k),
+        lambda shape, *a, **k: allocated.append(shape) or original(shape, *a, **k),
     )
     tau = torch.tensor(2.3, requires_grad=True)
     out = bs.lif(x, backend="cpu", tau=tau)
-    assert [tuple(shape) for shape in taken] == [SHAPE, SHAPE[1:], SHAPE]  # spikes, state, membrane
+    # spikes, state, membrane
+    assert [tuple(shape) for shape in allocated] == [SHAPE, SHAPE[1:], SHAPE]
     want = torch.autograd.grad(bs.lif(x, backend="reference", tau=tau).spikes, (x, tau), upstream)
     for a, b in zip(torch.autograd.grad(out.spikes, (x, tau), upstream), want):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-12)
@@ -183,8 +185,8 @@ def test_an_input_repeated_over_time_is_not_copied(monkeypatch):
         (2, 3, 0),
     ],
 )
-def test_shapes(shape):
-    """From one element to more than a block; channels inside, outside and across blocks."""
+def test_any_shape(shape):
+    """One element to more than a block; channels inside, outside and across blocks."""
     x, v0, upstream = draw(shape, seed=2)
     C = shape[2] if len(shape) > 2 else 0
     for per_channel, reset in itertools.product({False, C > 0}, RESETS.values()):
@@ -198,12 +200,12 @@ def test_shapes(shape):
         assert_same(got, want, 1e-12)
 
 
-# --------------------------------------------------------------------------------------------------- values and dtypes
+# -------------------------------------------------------------------------------- values and dtypes
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("reset", RESETS)
-def test_gradients_of_rational_surrogates_are_those_of_eager_bit_for_bit(dtype, reset):
+def test_rational_gradients_match_bit_for_bit(dtype, reset):
     x, v0, upstream = draw((6, 3, 5, 67), seed=3, dtype=dtype)
     for rho, mask, temporal in itertools.product((0.0, 0.37, 1.0), MASKS.values(), (True, False)):
         rule = {"tau": 2.3, "v_threshold": 0.9, "v_reset": RESETS[reset], "reset_gradient": rho}
@@ -214,7 +216,7 @@ def test_gradients_of_rational_surrogates_are_those_of_eager_bit_for_bit(dtype, 
 
 @pytest.mark.parametrize("surrogate", FAMILIES, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("learned", LEARNED)
-def test_float32(surrogate, learned, tolerance):
+def test_float32_is_accurate(surrogate, learned, tolerance):
     x, v0, upstream = draw((5, 3, 2, 301), seed=4, dtype=torch.float32)
     rule = {
         "surrogate": Parametric(surrogate) if "width" in LEARNED[learned] else surrogate,
@@ -224,14 +226,14 @@ def test_float32(surrogate, learned, tolerance):
     got, want = both(
         x, v0, rule=rule, learned=values, upstream=upstream, backends=("cpu", "reference")
     )
-    for name in values:  # sums that cancel
+    for name in values:  # sums with cancellation
         assert close(got.pop(name), want.pop(name), size=3000.0, tolerance=tolerance[torch.float32])
     assert_same(got, want, tolerance[torch.float32])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("reset", RESETS)
-def test_membranes_on_the_grid_and_off_it(dtype, reset):
+def test_membranes_are_identical_on_all_backends(dtype, reset):
     rule = {"tau": 2.0, "v_threshold": 0.75, "v_reset": -0.25 if RESETS[reset] else RESETS[reset]}
     for x in (grid((16, 5, 301)).to(dtype), draw((16, 5, 301), seed=5, dtype=dtype)[0]):
         results = both(x, rule=rule, backends=("cpu", "eager", "reference"))
@@ -240,7 +242,7 @@ def test_membranes_on_the_grid_and_off_it(dtype, reset):
 
 
 def test_bfloat16_gradients_are_rounded_to_nearest_even():
-    """A silent neuron with gain 1 passes its gradient on: membrane gradients that lie halfway, and none at all."""
+    """A silent neuron with gain 1 passes on its membrane gradients, some of which are ties."""
     gu = torch.tensor(
         [1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-9, -1 - 2**-8, math.inf, math.nan, 3e38, 1e-40]
     ).view(1, -1)
@@ -257,7 +259,7 @@ def test_bfloat16_gradients_are_rounded_to_nearest_even():
     torch.testing.assert_close(x.grad, gu.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
-def test_what_is_no_number():
+def test_nan_and_infinity_are_propagated():
     x = torch.tensor([math.nan, math.inf, -math.inf, 1e38, 2.0]).expand(4, 5)
     for reset in RESETS.values():
         for a, b in zip(
@@ -266,7 +268,7 @@ def test_what_is_no_number():
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
-def test_integrators_have_an_infinite_threshold():
+def test_an_integrator_has_an_infinite_threshold():
     x, v0, upstream = draw((5, 3, 4), seed=6)
     rows = []
     for backend in ("cpu", "reference"):
@@ -322,27 +324,27 @@ def test_moments_and_their_gradient(shape, reset, layout):
 
 @pytest.mark.parametrize("start", [0, 2**31 - 20, 2**32 - 20, 2**32 + 5, 3 * 2**33 - 7, 2**45 - 20])
 @pytest.mark.parametrize("kind", ["f32", "f64"])
-def test_mask_beyond_32_bits(start, kind):
-    """The part of the kernel that masks, called by itself: no tensor here could have so many elements."""
+def test_mask_indices_beyond_32_bits(start, kind):
+    """Calls only the masking part of the kernel, because no tensor here can be that large."""
     real = {"f32": torch.float32, "f64": torch.float64}[kind]
-    own, where = (
+    values, order = (
         torch.ones(40, dtype=real),
         torch.arange(40, dtype=torch.int32).flip(0).contiguous(),
     )
     job = library.Job(seed=SEED, limit=2**23)
-    pointers = [ctypes.c_void_p(a.data_ptr()) for a in (where, own)]
+    pointers = [ctypes.c_void_p(a.data_ptr()) for a in (order, values)]
     getattr(library._c, f"lif_mask_{kind}")(
         ctypes.byref(job), ctypes.c_int64(start), *pointers, None, 40
     )
-    gone = dropped_at(torch.tensor(SEED), start, (40,), torch.tensor(0.5, dtype=torch.float64))
-    assert torch.equal(own == 0, gone.flip(0))
+    dropped = dropped_at(torch.tensor(SEED), start, (40,), torch.tensor(0.5, dtype=torch.float64))
+    assert torch.equal(values == 0, dropped.flip(0))
 
 
-# ---------------------------------------------------------------------------------------------------- threads, networks
+# -------------------------------------------------------------------------------- threads, networks
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
-def test_the_same_bits_on_any_number_of_threads(layout):
+def test_results_do_not_depend_on_the_number_of_threads(layout):
     x, v0, upstream = draw((4, 5, 6, 31, 37), seed=9, dtype=torch.float32)
     rule = {"surrogate": Masked(Parametric(Sigmoid()), p=0.5), "v_reset": None}
     results, moments = [], []
@@ -382,7 +384,7 @@ def test_the_same_bits_on_any_number_of_threads(layout):
         assert_same(results[i], results[0])
         assert_same(results[i + 1], results[1])
         assert torch.equal(moments[i], moments[0])
-    for name in ("s", "u", "x"):  # and the same numbers as one constant or as many
+    for name in ("s", "u", "x"):  # one constant or one per channel: the same results
         assert torch.equal(results[0][name], results[1][name])
 
 
@@ -426,8 +428,8 @@ def test_gradients_of_a_whole_network(surrogate, options, memory):
     "layout", ["contiguous", "channels last", "time last", "every second column"]
 )
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_operators_keep_their_promises(layout, dtype):
-    """Schema and shapes as torch.compile is told them, strides included."""
+def test_operators_pass_opcheck(layout, dtype):
+    """The schema and the fake outputs for torch.compile are correct, including strides."""
     x = LAYOUTS[layout](draw(SHAPE, dtype=dtype)[0])
     call = prepare(
         x,
@@ -443,7 +445,7 @@ def test_operators_keep_their_promises(layout, dtype):
     )
     constants, rule = ops.constants(call), ops.encode(call)
     checks = {"test_utils": ("test_schema", "test_faketensor")}
-    for keeps, repeats, record in (
+    for form, repeats, record in (
         (-1, 1, False),
         (0, 1, True),
         (1, 3, False),
@@ -460,18 +462,17 @@ def test_operators_keep_their_promises(layout, dtype):
             call.p,
             *rule,
             repeats,
-            keeps,
-            [*[record] * 3, False, keeps != 2],
+            form,
+            [*[record] * 3, False, form != 2],
         )
         torch.library.opcheck(torch.ops.backspike.lif_forward, forward, **checks)
         spikes, _, *others = torch.ops.backspike.lif_forward(*forward)
-        if keeps >= 0:
-            kept = {0: others[:1], 2: others[2:]}.get(
-                keeps, others
-            )  # the membrane, or what follows membrane and moments
-            given = (
-                *kept[:1],
-                *[None] * (2 - len(kept[:1])),
+        if form >= 0:
+            # the membrane, or what follows membrane and moments
+            saved_u = {0: others[:1], 2: others[2:]}.get(form, others)
+            backward = (
+                *saved_u[:1],
+                *[None] * (2 - len(saved_u[:1])),
                 frames,
                 constants,
                 call.seed,
@@ -481,24 +482,24 @@ def test_operators_keep_their_promises(layout, dtype):
                 None,
                 None,
             )
-            given += (
+            backward += (
                 spikes.shape,
                 spikes.stride()[1:],
                 *rule,
                 repeats,
-                keeps,
-                0 if keeps == 3 else 2,
+                form,
+                0 if form == 3 else 2,
                 dtype,
                 True,
-                keeps != 1,
+                form != 1,
             )
-            torch.library.opcheck(torch.ops.backspike.lif_backward, given, **checks)
+            torch.library.opcheck(torch.ops.backspike.lif_backward, backward, **checks)
 
 
-# ------------------------------------------------------------------------------------------------- choice and refusals
+# ------------------------------------------------------------------------------ choice and refusals
 
 
-def test_refusals_say_why():
+def test_refusals_give_a_reason():
     x = torch.rand(3, 2, 4)
     for surrogate in (Own(), Parametric(Own()), Masked(Own()), Masked(ATan(), replace=Own())):
         with pytest.raises(
@@ -510,7 +511,7 @@ def test_refusals_say_why():
         bs.lif(x.to("meta"), backend="cpu")
 
 
-def test_auto_says_once_that_it_falls_back(caplog, monkeypatch):
+def test_auto_logs_a_slower_backend_once(caplog, monkeypatch):
     monkeypatch.setattr(import_module("backspike.kernel.dispatch"), "_announced", set())
     with caplog.at_level(logging.WARNING, logger="backspike"):
         for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
@@ -519,13 +520,13 @@ def test_auto_says_once_that_it_falls_back(caplog, monkeypatch):
         for _ in range(2):
             bs.lif(torch.rand(3, 2, 4), surrogate=Own())
     assert [r.getMessage() for r in caplog.records] == [
-        "backspike: backend 'eager' computes, a slower one (cpu: it has no formula in C for Own)"
+        "backspike: using the slower 'eager' backend (cpu: it has no formula in C for Own)"
     ]
     assert bs.backends()[0] == "cpu"
-    assert "cpu  the fastest here" in bs.explain(bs.LIF())
+    assert "cpu  the fastest on this machine" in bs.explain(bs.LIF())
 
 
-# --------------------------------------------------------------------------------------------- processors, sanitizers
+# --------------------------------------------------------------------------- processors, sanitizers
 
 
 LEVEL = """
@@ -536,16 +537,19 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 x = torch.load(sys.argv[1]).requires_grad_()
 result = {}
-for surrogate, memory in ((bs.ATan(), "exact"), (bs.ATan(), "8bit"), (bs.ATan(), "bfloat16"), (bs.Sigmoid(), "exact")):
+cases = [(bs.ATan(), memory) for memory in ("exact", "8bit", "bfloat16")]
+for surrogate, memory in (*cases, (bs.Sigmoid(), "exact")):
     library.STREAM = 0 if memory == "8bit" else 2**24
-    options = {"surrogate": bs.Masked(surrogate), "memory": memory, "seed": 5, "tau": 2.7, "v_reset": None}
+    options = {"surrogate": bs.Masked(surrogate), "memory": memory, "seed": 5}
+    options |= {"tau": 2.7, "v_reset": None}
     out = bs.lif(x, backend="cpu", record_membrane=True, **options)
     out.spikes.backward(torch.arange(x.numel()).view(x.shape).to(x) % 7 - 3)
     result[type(surrogate).__name__ + memory] = out.membrane.detach(), x.grad
     x.grad = None
 normed = []
 y = torch.randint(-8, 9, (3, 2, 70, 5, 4)) / 4  # statistics without rounding
-y = y.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (3, 2)).requires_grad_()
+y = y.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+y = y.unflatten(0, (3, 2)).requires_grad_()
 for pool in (torch.nn.AvgPool2d(2), torch.nn.MaxPool2d(2)):
     s = bs.block(y, norm=torch.nn.BatchNorm2d(70), neuron=bs.LIF(v_threshold=0.5), pool=pool)
     assert type(s.grad_fn).__name__ == "_NormLIFBackward"
@@ -556,15 +560,15 @@ print(library._c._name)
 """
 
 
-def test_every_level_of_the_processor_agrees(tmp_path):
-    """What is compiled for narrower registers than the processor has runs there too."""
+def test_all_processor_levels_agree(tmp_path):
+    """Builds for processors with narrower registers give the same results."""
     x = draw((5, 3, 301), seed=10, dtype=torch.float32)[0]
     torch.save(x, tmp_path / "x.pt")
     results, names = [], []
     for level in ("default", "avx2", None):
         environment = {**os.environ, "ATEN_CPU_CAPABILITY": level} if level else os.environ
-        words = [sys.executable, "-c", LEVEL, str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
-        done = subprocess.run(words, env=environment, check=True, capture_output=True, text=True)
+        command = [sys.executable, "-c", LEVEL, str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
         names.append(Path(done.stdout.strip()).name.split(".")[0])
         results.append(torch.load(tmp_path / "y.pt"))
     assert names[0] == "_lif"
@@ -580,25 +584,27 @@ def test_every_level_of_the_processor_agrees(tmp_path):
         assert all(a.any() for a in normed)
 
 
-def test_python_and_c_mean_the_same_structs():
+def test_python_and_c_structs_have_the_same_size():
     jobs = {"lif": library.Job, "norm": norm._Job, "pool": pool._Job, "conv": conv._Job}
     for name, job in jobs.items():
         assert getattr(library._c, f"{name}_job_size")() == ctypes.sizeof(job)
 
 
-def test_a_library_from_other_sources_is_not_called(monkeypatch):
+def test_a_library_from_other_sources_is_not_used(monkeypatch):
     assert library._digest() in (None, library._c.lif_digest())
     assert library.missing() is None
     monkeypatch.setattr(library, "_digest", lambda: 1)
     assert list(library._built()) == []
     monkeypatch.setattr(library, "_c", None)
-    assert library.missing() == "the C kernel was built from other sources; install again"
+    assert library.missing() == (
+        "the C kernel was compiled from different sources; reinstall backspike"
+    )
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 @pytest.mark.parametrize("refused", ["", "-fno-thread-jumps", "-fopenmp"])
-def test_a_compiler_is_not_told_what_it_does_not_take(tmp_path, monkeypatch, refused):
-    """Clang knows no -fno-thread-jumps, and not always OpenMP; the kernels are built without."""
+def test_unsupported_compiler_flags_are_left_out(tmp_path, monkeypatch, refused):
+    """Clang lacks -fno-thread-jumps and may lack OpenMP; kernels are then built without them."""
     compiler = tmp_path / "cc"
     compiler.write_text(
         f'#!/bin/sh\nfor word; do [ "$word" = "{refused}" ] && exit 1; done\nexec gcc "$@"\n'
@@ -609,9 +615,8 @@ def test_a_compiler_is_not_told_what_it_does_not_take(tmp_path, monkeypatch, ref
     monkeypatch.setattr(setuptools, "setup", lambda **_: None)
     built = []
     monkeypatch.setattr(build_ext, "build_extensions", lambda self: built.extend(self.extensions))
-    kind = runpy.run_path("setup.py")["Build"]
-    monkeypatch.setattr(kind, "compile_in_parallel", lambda self: None)
-    build = kind(Distribution())
+    build = runpy.run_path("setup.py")["Build"](Distribution())
+    monkeypatch.setattr(build, "compile_in_parallel", lambda: None)
     build.compiler = ccompiler.new_compiler()
     sysconfig.customize_compiler(build.compiler)
     build.extensions = [setuptools.Extension("backspike.kernel._lif", [])]
@@ -625,14 +630,15 @@ import ctypes, sys, torch, pytest
 from backspike.kernel.cpu import library
 library._c = ctypes.CDLL(sys.argv[1])
 wanted = "(cpu or clif or saved or norm or pack or pool or synapse)"
-wanted += " and not eager and not reference and not compiled and not level and not sanitizers and not sources"
+wanted += " and not eager and not reference and not compiled and not level"
+wanted += " and not sanitizers and not sources"
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", wanted, *sys.argv[2:]]))
 """
 
 
 @pytest.mark.slow
-def test_under_the_sanitizers(tmp_path):
-    """The tests of this file and of the other kernels with AddressSanitizer and UndefinedBehaviorSanitizer in the C code."""
+def test_kernels_pass_the_sanitizers(tmp_path):
+    """The kernel tests pass with AddressSanitizer and UndefinedBehaviorSanitizer in the C code."""
     compiler = shutil.which("gcc")
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs gcc on Linux")
@@ -643,7 +649,8 @@ def test_under_the_sanitizers(tmp_path):
                 [compiler, f"-print-file-name={name}"], capture_output=True, text=True
             ).stdout.strip()
         )
-    flags = "-std=gnu11 -g -O1 -fopenmp -ffp-contract=off -fPIC -shared -fsanitize=address,undefined -fno-sanitize-recover=all"
+    flags = "-std=gnu11 -g -O1 -fopenmp -ffp-contract=off -fPIC -shared"
+    flags += " -fsanitize=address,undefined -fno-sanitize-recover=all"
     subprocess.run([compiler, *flags.split(), *SOURCES, "-o", str(library), "-lm"], check=True)
     environment = {**os.environ, "LD_PRELOAD": ":".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
     names = "cpu backends saved kernel_clif norm pack pool conv"
@@ -651,7 +658,7 @@ def test_under_the_sanitizers(tmp_path):
         *(str(TESTS / f"kernel/test_{name}.py") for name in names.split()),
         str(TESTS / "layers/test_synapse.py"),
     ]
-    words = [sys.executable, "-c", SANITIZED, str(library), *files]
-    done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", SANITIZED, str(library), *files]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert " passed" in done.stdout

@@ -1,7 +1,8 @@
-"""The complementary neuron: traces by hand, and every gradient of every backend against a statement in numpy.
+"""The complementary LIF neuron: traces computed by hand, and all gradients against numpy.
 
-`statement` is the paper's recursion, differentiated by hand with the chain rule written out path by path; it shares no code
-with the library. `reference` is differentiated by autograd, so with `eager` and `cpu` four derivations meet here.
+`numpy_reference` is the paper's recursion, differentiated by hand with the chain rule written out
+path by path. It shares no code with the library. The backend `reference` is differentiated by
+autograd, so four derivations are compared here, with `eager` and `cpu`.
 """
 
 import itertools
@@ -34,8 +35,13 @@ def sig(x):
     return 1 / (1 + np.exp(-x))
 
 
-def statement(x, state, *, tau, theta, decay_input, h, rho, temporal, w=1.0, m=None, g, gu, gv):
-    """Spikes, membrane, state, gradients of sum(g s) + sum(gu u) + sum(gv state); x `[T, B, C, R]`, m what is dropped."""
+def numpy_reference(
+    x, state, *, tau, theta, decay_input, h, rho, temporal, w=1.0, m=None, g, gu, gv
+):
+    """Spikes, membrane, state, and the gradients of sum(g s) + sum(gu u) + sum(gv state).
+
+    x: `[T, B, C, R]`. m: where elements of h are dropped.
+    """
     T, gain = len(x), 1 / tau if decay_input else 1.0
     u, s, V, M = (np.empty((T + 1, *x.shape[1:])) for _ in range(4))
     V[0], M[0] = state
@@ -47,41 +53,42 @@ def statement(x, state, *, tau, theta, decay_input, h, rho, temporal, w=1.0, m=N
     dx, dtau, dtheta, dw = (np.empty_like(x) for _ in range(4))
     dV, dM = gv
     for t in range(T, 0, -1):
-        own = h((u[t] - theta) / w) / w * (1 if m is None else 1 - m[t - 1])
+        h_masked = h((u[t] - theta) / w) / w * (1 if m is None else 1 - m[t - 1])
         dM = dM - dV * s[t] * sig(M[t]) * sig(-M[t])
         dS = g[t - 1] + dM - rho * dV * (theta + sig(M[t]))
-        d_ratio = dM * M[t - 1] * sig(u[t] / tau) * sig(-u[t] / tau)  # of u / tau in the decay of m
-        dU = gu[t - 1] + dS * own + dV + d_ratio / tau
+        d_ratio = dM * M[t - 1] * sig(u[t] / tau) * sig(-u[t] / tau)  # gradient of u / tau
+        dU = gu[t - 1] + dS * h_masked + dV + d_ratio / tau
         dx[t - 1] = dU * gain
-        dtheta[t - 1] = -dS * own - dV * s[t]
-        dw[t - 1] = -dS * own * (u[t] - theta) / w
+        dtheta[t - 1] = -dS * h_masked - dV * s[t]
+        dw[t - 1] = -dS * h_masked * (u[t] - theta) / w
         dtau[t - 1] = (dU * (V[t - 1] - (x[t - 1] if decay_input else 0)) - d_ratio * u[t]) / tau**2
         dV, dM = temporal * dU * (1 - 1 / tau), temporal * dM * sig(u[t] / tau)
-    found = {
+    outputs = {
         "s": s[1:],
         "u": u[1:],
         "state": np.stack((V[T], M[T])),
         "x": dx,
         "v0": np.stack((dV, dM)),
     }
-    return found | {"tau": dtau, "theta": dtheta, "w": dw}
+    return outputs | {"tau": dtau, "theta": dtheta, "w": dw}
 
 
 def run(backend, x, v0, upstream, *, tau, theta, w=None, memory="exact", **options):
-    """One forward and backward pass; tau, theta and w are tensors that learn. Gradients summed into their shapes."""
+    """One forward and backward pass, with the gradients of the learned tensors tau, theta and w."""
     x, v0 = x.detach().requires_grad_(), v0.detach().requires_grad_()
     learned = {"tau": tau.detach().requires_grad_(), "theta": theta.detach().requires_grad_()}
     if w is not None:
         learned["w"] = w.detach().requires_grad_()
     call = prepare(
-        x, v0, tau=learned["tau"], v_threshold=learned["theta"], width=learned.get("w"), v_reset=None, complementary=True,
-        memory=memory, record_membrane=True, **{"reset_gradient": 1.0, "temporal_gradient": True, **options},
+        x, v0, tau=learned["tau"], v_threshold=learned["theta"], width=learned.get("w"),
+        v_reset=None, complementary=True, memory=memory, record_membrane=True,
+        **{"reset_gradient": 1.0, "temporal_gradient": True, **options},
     )  # fmt: skip
     out, _ = compute(call, backend)
-    sent = zip(
+    pairs = zip(
         (out.spikes, out.state, out.membrane), (upstream["g"], upstream["gv"], upstream["gu"])
     )
-    sum((a * b).sum() for a, b in sent).backward()
+    sum((a * b).sum() for a, b in pairs).backward()
     gradients = {
         k: torch.zeros_like(p) if p.grad is None else p.grad
         for k, p in {"x": x, "v0": v0, **learned}.items()
@@ -94,7 +101,7 @@ def run(backend, x, v0, upstream, *, tau, theta, w=None, memory="exact", **optio
     }
 
 
-def given(shape=(6, 3, 2, 5), seed=0, dtype=torch.float64):
+def draw_inputs(shape=(6, 3, 2, 5), seed=0, dtype=torch.float64):
     r = torch.Generator().manual_seed(seed)
 
     def normal(*size):
@@ -121,17 +128,16 @@ def check(x, v0, upstream, got, want, tolerance=1e-12):
 
 @pytest.mark.parametrize("surrogate", FAMILIES, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize(("backend", "memory"), FORMS)
-def test_every_combination(backend, memory, surrogate):
-    x, v0, upstream = given(seed=3)
+def test_every_combination_of_options(backend, memory, surrogate):
+    x, v0, upstream = draw_inputs(seed=3)
     dropped = dropped_at(torch.tensor(SEED), 0, x.shape, torch.tensor(0.4)).numpy()
     options = list(
         itertools.product(
             (True, False), (0.0, 0.6, 1.0), (True, False), (False, True), (False, True)
         )
     )
-    if not isinstance(
-        surrogate, Sigmoid
-    ):  # the shape of h and the form of the recursion do not meet
+    # the formula of h does not interact with the other options
+    if not isinstance(surrogate, Sigmoid):
         options = [options[0], options[11], options[-4], options[-1]]
     for decay_input, rho, temporal, masked, per_channel in options:
         constants = {"tau": [2.3, 1.6], "theta": [0.9, 0.6], "w": [0.7, 1.4]}
@@ -152,8 +158,9 @@ def test_every_combination(backend, memory, surrogate):
             **form,
         )
         broadcast = {k: np.array(v)[:, None] if per_channel else v for k, v in constants.items()}
-        want = statement(
-            x.numpy(), v0.numpy(), **broadcast, decay_input=decay_input, rho=rho, temporal=float(temporal),
+        want = numpy_reference(
+            x.numpy(), v0.numpy(), **broadcast,
+            decay_input=decay_input, rho=rho, temporal=float(temporal),
             h=FAMILIES[surrogate][0], m=dropped if masked else None,
             **{k: u.numpy() for k, u in upstream.items()},
         )  # fmt: skip
@@ -163,11 +170,11 @@ def test_every_combination(backend, memory, surrogate):
 
 @each_backend
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_trace_by_hand(backend, dtype):
-    """tau 2, theta 1, no decay of the input: a spike at once, then a reset by 1 + sig(m)."""
+def test_trace_computed_by_hand(backend, dtype):
+    """tau 2, theta 1, input not decayed: an immediate spike, then a reset by 1 + sig(m)."""
     x = torch.tensor([1.5, 1.0, 0.25], dtype=dtype).view(3, 1, 1).expand(3, 2, 3)
     layer = bs.CLIF(backend=backend)
-    with bs.record(layer) as seen, torch.no_grad():
+    with bs.record(layer) as records, torch.no_grad():
         spikes = layer(x)
     v, m = 1.5 - (1 + sig(1)), 1.0  # m = 0 sig(0.75) + 1
     u = [1.5]
@@ -177,15 +184,15 @@ def test_a_trace_by_hand(backend, dtype):
         m = m * sig(u[-1] / 2) + fired
         v = u[-1] - fired * (1 + sig(m))
     assert spikes[:, 1, 2].tolist() == [1, 0, 0]
-    (out,) = seen.values()
+    (out,) = records.values()
     assert out.membrane[:, 1, 2].tolist() == pytest.approx(u, rel=1e-6)
     assert out.state[:, 1, 2].tolist() == pytest.approx([v, m], rel=1e-6)
     assert spikes.dtype == dtype
 
 
-def test_the_statement_sees_the_complementary_path():
-    """Without spikes m stays 0 and the neuron is LIF; after one, the gradient reaches it through m as well."""
-    x, v0, upstream = given(seed=5)
+def test_the_numpy_formulas_include_the_complementary_path():
+    """Without spikes m is 0 and the neuron is LIF; after a spike, gradients also pass through m."""
+    x, v0, upstream = draw_inputs(seed=5)
     rule = {
         "tau": 2.0,
         "theta": 0.8,
@@ -194,9 +201,9 @@ def test_the_statement_sees_the_complementary_path():
         "rho": 0.0,
         "temporal": 1.0,
     }
-    arriving = {k: u.numpy() for k, u in upstream.items()}
-    with_m = statement(x.numpy(), v0.numpy(), **rule, **arriving)
-    only_s = statement(x.numpy(), v0.numpy() * 0, **rule, **arriving)
+    gradients = {k: u.numpy() for k, u in upstream.items()}
+    with_m = numpy_reference(x.numpy(), v0.numpy(), **rule, **gradients)
+    only_s = numpy_reference(x.numpy(), v0.numpy() * 0, **rule, **gradients)
     assert not np.allclose(with_m["x"], only_s["x"])
     silent = x.clamp(max=0.1).requires_grad_()
     a, b = (
@@ -214,18 +221,20 @@ def test_the_statement_sees_the_complementary_path():
 @pytest.mark.parametrize(("backend", "memory"), FORMS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_dtypes(backend, memory, dtype, tolerance):
-    x, v0, upstream = given((8, 3, 2, 70), seed=7)
+    x, v0, upstream = draw_inputs((8, 3, 2, 70), seed=7)
     x, upstream["g"] = (x * 64).round().to(dtype) / 64, upstream["g"].to(dtype)
     state, theta = v0.float(), torch.tensor(0.75)
-    narrow = {"g": upstream["g"], "gu": upstream["gu"].float(), "gv": upstream["gv"].float()}
+    upstream_32 = {"g": upstream["g"], "gu": upstream["gu"].float(), "gv": upstream["gv"].float()}
     rule = {"surrogate": Sigmoid(3.0), "decay_input": True}
-    got = run(backend, x, state, narrow, tau=torch.tensor(2.0), theta=theta, memory=memory, **rule)
-    wide = {k: u.double() for k, u in narrow.items()}
+    got = run(
+        backend, x, state, upstream_32, tau=torch.tensor(2.0), theta=theta, memory=memory, **rule
+    )
+    upstream_64 = {k: u.double() for k, u in upstream_32.items()}
     want = run(
         "reference",
         x.double(),
         state.double(),
-        wide,
+        upstream_64,
         tau=torch.tensor(2.0).double(),
         theta=theta.double(),
         **rule,
@@ -248,8 +257,8 @@ def test_dtypes(backend, memory, dtype, tolerance):
 @pytest.mark.parametrize(
     "shape", [(1, 1), (3, 2), (5, 1, 1), (4, 3, 129), (2, 2, 3, 1, 43), (2, 3, 700)]
 )
-def test_odd_sizes(backend, shape):
-    x, v0, upstream = given(shape, seed=8)
+def test_unusual_shapes(backend, shape):
+    x, v0, upstream = draw_inputs(shape, seed=8)
     learned = {
         "tau": torch.tensor(2.3, dtype=torch.float64),
         "theta": torch.tensor(0.8, dtype=torch.float64),
@@ -261,7 +270,7 @@ def test_odd_sizes(backend, shape):
 
 
 @each_backend
-def test_no_samples(backend):
+def test_empty_batch(backend):
     x = torch.zeros(3, 0, 4, requires_grad=True)
     out = bs.CLIF(backend=backend)(x, torch.zeros(2, 0, 4))
     out.spikes.sum().backward()
@@ -270,8 +279,8 @@ def test_no_samples(backend):
 
 @each_backend
 @pytest.mark.parametrize("layout", ["channels_last", "transposed", "stride 0 over T"])
-def test_memory_layout_does_not_matter(backend, layout):
-    x, v0, upstream = given((4, 3, 2, 5, 6), seed=9)
+def test_results_do_not_depend_on_the_memory_layout(backend, layout):
+    x, v0, upstream = draw_inputs((4, 3, 2, 5, 6), seed=9)
     if layout == "channels_last":
         x, v0, upstream = (
             x.movedim(2, -1).contiguous().movedim(-1, 2),
@@ -298,8 +307,8 @@ def test_memory_layout_does_not_matter(backend, layout):
 
 
 @pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")
-def test_threads_and_streaming_stores_change_no_bit_in_cpu(monkeypatch):
-    x, v0, upstream = given((5, 4, 3, 1500), seed=10, dtype=torch.float32)
+def test_cpu_results_do_not_depend_on_threads_and_streaming_stores(monkeypatch):
+    x, v0, upstream = draw_inputs((5, 4, 3, 1500), seed=10, dtype=torch.float32)
     learned = {"tau": torch.tensor(2.3), "theta": torch.tensor(0.8)}
     results = []
     try:
@@ -317,7 +326,7 @@ def test_threads_and_streaming_stores_change_no_bit_in_cpu(monkeypatch):
 
 
 @pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")
-def test_the_scratch_of_cpu_has_the_rows_of_the_kernel():
+def test_cpu_scratch_has_as_many_rows_as_the_c_kernel():
     source = Path(clif.__file__).parents[1] / "csrc" / "clif.c"
     with open(source, encoding="utf8") as f:
         (line,) = [line for line in f if "PASTS }" in line]
@@ -326,8 +335,8 @@ def test_the_scratch_of_cpu_has_the_rows_of_the_kernel():
 
 @each_backend
 def test_moments_and_their_gradient(backend):
-    """E(u) and E(u^2) per timestep and channel, and what comes back through them alone."""
-    x, v0, _ = given(seed=11)
+    """E(u) and E(u^2) per timestep and channel, and the gradient through them alone."""
+    x, v0, _ = draw_inputs(seed=11)
     leaf = x.clone().requires_grad_()
     options = {
         "tau": 2.0,
@@ -349,8 +358,8 @@ def test_moments_and_their_gradient(backend):
 
 
 @each_backend
-def test_nothing_is_kept_without_grad_and_no_state_means_zeros(backend):
-    x, v0, _ = given(seed=13)
+def test_no_grad_saves_nothing_and_the_default_state_is_zero(backend):
+    x, v0, _ = draw_inputs(seed=13)
     layer = bs.CLIF(backend=backend)
     assert not layer(x).requires_grad
     assert torch.equal(layer(x), layer(x, torch.zeros_like(v0)).spikes)
@@ -360,17 +369,17 @@ def test_nothing_is_kept_without_grad_and_no_state_means_zeros(backend):
 
 
 @pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")
-def test_large_potentials_overflow_nowhere_in_cpu():
+def test_large_potentials_do_not_overflow_in_cpu():
     x = torch.tensor([-1e30, -3e4, -200.0, 0.0, 200.0, 3e4, 1e30]).view(1, 1, -1).expand(3, 2, 7)
     leaf = x.clone().requires_grad_()
-    layer, statement = (
+    layer, reference = (
         bs.CLIF(backend="cpu", surrogate=ATan()),
         bs.CLIF(backend="reference", surrogate=ATan()),
     )
     out = layer(leaf, torch.zeros(2, 2, 7))
     out.spikes.sum().backward()
     assert leaf.grad.isfinite().all()
-    want = statement(x, torch.zeros(2, 2, 7))
+    want = reference(x, torch.zeros(2, 2, 7))
     assert torch.equal(out.spikes, want.spikes)
     torch.testing.assert_close(out.state, want.state, rtol=1e-5, atol=1e-6)
     assert math.isfinite(out.state.sum().item())

@@ -1,4 +1,4 @@
-"""The mask against the formulas of its definition in Python integers, and against statistics."""
+"""The mask against its definition in Python integers, and statistical tests of it."""
 
 import math
 
@@ -14,7 +14,7 @@ SEEDS = (0, 1, 12345, 2**31, 2**32 - 1, 2**32, 2**32 + 7, 0x1234_5678_9ABC_DEF0,
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("p", [0.5, 0.1, 0.937])
-def test_mask_is_the_formula(seed, p):
+def test_mask_matches_the_formula(seed, p):
     got = bs.dropped(seed, (5, 3, 7), p)
     assert got.shape == (5, 3, 7)
     assert got.dtype == torch.bool
@@ -30,7 +30,7 @@ def test_indices_beyond_32_bits(start, seed):
 
 
 def test_golden_vectors():
-    """Frozen: a change here breaks the exact resume of every run that was ever stopped."""
+    """Must never change: a different mask would break the exact resume of existing runs."""
     golden = {  # seed -> elements 0 to 63 at p = 0.5, element i as bit i
         0: 0xB0696FF6ACB9EDCF,
         1: 0x70969FF95C76DECF,
@@ -46,7 +46,7 @@ def test_golden_vectors():
 
 
 def test_thresholds_are_exact():
-    """p cuts the 24-bit value strictly: the least p that drops an element is one step above its value."""
+    """The smallest p that drops an element is one step above its 24-bit value."""
     for i in range(50):
         value = hash_bits(9, i) >> 8
         assert not bs.dropped(9, (50,), value / 2**24)[i]
@@ -73,14 +73,14 @@ def test_p_zero_and_p_one_are_exact():
 
 @pytest.mark.parametrize("p", [0.03, 0.25, 0.5, 0.9])
 @pytest.mark.parametrize("seed", [0, 77, 2**50 + 1])
-def test_share_within_four_sigma(p, seed):
+def test_dropped_fraction_is_within_four_sigma(p, seed):
     n = 200_000
     share = bs.dropped(seed, (4, n // 4), p).double().mean().item()
     assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / n)
 
 
 def test_values_are_uniform():
-    """Chi-square of the hash over 64 buckets, read off through masks of rising p; 63 degrees of freedom."""
+    """Chi-square test of the hash in 64 buckets (63 degrees of freedom), from masks of rising p."""
     n, buckets = 2**17, 64
     for seed in (0, 1, 2**33 + 5):
         below = torch.stack([bs.dropped(seed, (n,), k / buckets).sum() for k in range(buckets + 1)])
@@ -135,26 +135,26 @@ def test_seed_may_be_a_tensor():
         (1, -0.5, r"\[0, 1\]"),
     ],
 )
-def test_wrong_arguments(seed, p, text):
+def test_invalid_arguments(seed, p, text):
     with pytest.raises(ValueError, match=text):
         bs.dropped(seed, (3,), p)
 
 
-def test_drawn_seeds():
+def test_drawn_seeds_are_reproducible_and_uniform():
     torch.manual_seed(0)
     seeds = [draw_seed(torch.device("cpu")) for _ in range(500)]
     assert all(s.dtype == torch.int64 and s.dim() == 0 for s in seeds)
     values = [s.item() for s in seeds]
     assert all(0 <= v < 2**63 for v in values)
     assert len(set(values)) == 500
-    # all 63 bits are in use, evenly
+    # all 63 bits vary and are balanced
     for bit in range(63):
         assert abs(sum(v >> bit & 1 for v in values) - 250) < 5 * math.sqrt(125)
     torch.manual_seed(0)
     assert [draw_seed(torch.device("cpu")).item() for _ in range(500)] == values
 
 
-def test_draw_seed_is_a_proper_operator():
+def test_draw_seed_passes_opcheck():
     draw = torch.ops.backspike.draw_seed.default
     torch.library.opcheck(draw, (torch.device("cpu"),))
     assert torch.Tag.nondeterministic_seeded in draw.tags

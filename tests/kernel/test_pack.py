@@ -1,4 +1,4 @@
-"""Spikes kept as bits: whatever is packed comes back bit for bit, and what would not is left alone."""
+"""Packing spikes as bits: packed values are restored bit for bit, other tensors are not packed."""
 
 import math
 
@@ -22,7 +22,7 @@ def same_bits(a, b):
 
 
 def quarters(n, most, seed=0):
-    """k / 4 with every k up to most among them, where n allows it."""
+    """n values k / 4, containing every k up to `most` if n is large enough."""
     k = torch.randint(0, most + 1, (n,), generator=torch.Generator().manual_seed(seed))
     k[: most + 1] = torch.arange(most + 1)[:n]
     return k.double() / 4
@@ -30,7 +30,7 @@ def quarters(n, most, seed=0):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", SIZES)
-def test_what_fits_comes_back(dtype, n):
+def test_values_that_fit_are_restored(dtype, n):
     spikes = (torch.rand(n, generator=torch.Generator().manual_seed(n)) < 0.3).to(dtype)
     for x, bits in ((spikes, 1), (quarters(n, 15).to(dtype), 4), (quarters(n, 255).to(dtype), 8)):
         packed = pack(x)
@@ -46,7 +46,7 @@ def test_what_fits_comes_back(dtype, n):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("where", [0, 63, 64, 4099, 9001])
 @pytest.mark.parametrize("most", [1, 15, 255])
-def test_what_does_not_fit_is_left_alone(dtype, where, most):
+def test_values_that_do_not_fit_are_not_packed(dtype, where, most):
     tiny, eps = torch.finfo(dtype).tiny, torch.finfo(dtype).eps
     strange = (
         -0.0,
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_left_alone(dtype, where, most):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_fewest_bits_are_taken(dtype):
+def test_pack_uses_the_fewest_bits(dtype):
     for values, bits in (
         ([0, 1], 1),
         ([1], 1),
@@ -91,7 +91,7 @@ def test_the_fewest_bits_are_taken(dtype):
         assert pack(x).bits == bits
 
 
-def test_the_layout_of_bits():
+def test_bit_order():
     x = torch.tensor([1, 0, 0, 1, 0, 0, 0, 0, 0, 1.0])
     assert pack(x).codes.tolist() == [0b1001, 0b10]
     assert pack(x * 2).codes.tolist() == [8, 128, 0, 0, 128]
@@ -99,7 +99,7 @@ def test_the_layout_of_bits():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_any_dense_layout(dtype):
+def test_any_dense_layout_is_packed(dtype):
     x = (torch.rand(3, 5, 7, 9) < 0.4).to(dtype)
     views = [
         x.to(memory_format=torch.channels_last),
@@ -123,7 +123,7 @@ def test_any_dense_layout(dtype):
         assert torch.equal(pack(gaps).unpack(), gaps)
 
 
-def test_what_is_packed_is_a_copy():
+def test_packed_values_are_a_copy():
     x = torch.ones(100)
     packed = pack(x)
     x.zero_()
@@ -132,7 +132,7 @@ def test_what_is_packed_is_a_copy():
     assert pack(torch.empty(0)).density == 0
 
 
-def test_the_same_bits_on_any_number_of_threads():
+def test_results_do_not_depend_on_the_number_of_threads():
     x = [
         (torch.rand(500_001) < 0.2).float(),
         quarters(500_001, 15).float(),

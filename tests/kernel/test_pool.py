@@ -1,4 +1,4 @@
-"""2x2 pools against torch's, values and gradients bit for bit, in every layout; what they keep."""
+"""2x2 pools: values and gradients equal torch's bit for bit in every layout; what is saved."""
 
 import itertools
 import math
@@ -20,7 +20,8 @@ LAYOUTS = {
     "every second column": lambda x: x.repeat_interleave(2, 3)[..., ::2],
     "one image expanded": lambda x: x[:1].expand(x.shape),
 }
-# one window; odd sides; channels about a block and above; rows above a block; many images, for more than a thread
+# one window; odd sides; about a block of channels and more; rows longer than a block; enough images
+# for several threads
 SHAPES = [
     (1, 1, 2, 2),
     (2, 3, 5, 7),
@@ -41,13 +42,13 @@ def draw(shape, values, dtype, seed=0):
 
 
 def both(kind, x, g):
-    """(values, gradient) of ours and of torch's."""
-    found = []
+    """(values, gradient) of our pool and of torch's."""
+    results = []
     for f in PAIRS[kind]:
         leaf = x.detach().requires_grad_()
         y = f(leaf, 2)
-        found.append((y.detach(), *torch.autograd.grad(y, leaf, g)))
-    return found
+        results.append((y.detach(), *torch.autograd.grad(y, leaf, g)))
+    return results
 
 
 def assert_same(got, want):
@@ -60,13 +61,13 @@ def assert_same(got, want):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_values_and_gradients_are_torchs(shape, dtype, layout, kind):
-    """A tie goes to the first of the window; what no window holds gets nothing."""
+def test_values_and_gradients_equal_torch(shape, dtype, layout, kind):
+    """The first of equal elements wins; elements outside all windows get no gradient."""
     for values in ("spikes", "ties", "any"):
         x = LAYOUTS[layout](draw(shape, values, dtype))
         size = (*shape[:2], shape[2] // 2, shape[3] // 2)
-        for given in ("contiguous", layout):
-            got, want = both(kind, x, LAYOUTS[given](draw(size, "any", dtype, seed=1)))
+        for g_layout in ("contiguous", layout):
+            got, want = both(kind, x, LAYOUTS[g_layout](draw(size, "any", dtype, seed=1)))
             assert_same(got, want)
         with torch.no_grad():
             assert torch.equal(PAIRS[kind][0](x), want[0])
@@ -75,8 +76,8 @@ def test_values_and_gradients_are_torchs(shape, dtype, layout, kind):
 @pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
-def test_every_window_of_extremes(layout, dtype, kind):
-    """All windows of these numbers, NaN among them: which element wins is which gets the gradient."""
+def test_every_window_of_special_values(layout, dtype, kind):
+    """All 2x2 windows of these values, including NaN: the gradient shows which element wins."""
     numbers = [-math.inf, -1.0, -0.0, 0.0, 1.0, math.inf, math.nan]
     windows = torch.tensor(list(itertools.product(numbers, repeat=4)), dtype=dtype)
     x = LAYOUTS[layout](windows.view(-1, 1, 2, 2).expand(-1, 3, 2, 2))
@@ -84,7 +85,7 @@ def test_every_window_of_extremes(layout, dtype, kind):
 
 
 @pytest.mark.parametrize("kind", PAIRS)
-def test_results_lie_like_the_input_and_repeat_on_threads(kind):
+def test_results_keep_the_layout_on_any_number_of_threads(kind):
     x = draw((5, 16, 34, 35), "any", torch.float32)
     before = torch.get_num_threads()
     for layout, memory_format in (
@@ -105,23 +106,23 @@ def test_results_lie_like_the_input_and_repeat_on_threads(kind):
             assert all(torch.equal(a, b) for a, b in zip(other, results[0]))
 
 
-def test_a_byte_per_window_is_kept_or_nothing():
+def test_a_byte_per_window_or_nothing_is_saved():
     x = draw((2, 3, 8, 8), "spikes", torch.float32).requires_grad_()
     for kind, sizes in (("max", [2 * 3 * 4 * 4]), ("avg", [0])):
-        kept = []
+        saved = []
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, kept=kept: kept.append(t.nbytes) or t, lambda t: t
+            lambda t, saved=saved: saved.append(t.nbytes) or t, lambda t: t
         ):
             PAIRS[kind][0](x)
-        assert kept == sizes
+        assert saved == sizes
 
 
 @pytest.mark.parametrize("kind", PAIRS)
-def test_what_is_torchs_own(kind, monkeypatch):
-    """Other windows, dtypes, shapes and devices, under torch's name for each argument."""
+def test_everything_else_is_passed_to_torch(kind, monkeypatch):
+    """Other windows, dtypes, shapes and devices; arguments have torch's names."""
     ours, torchs = PAIRS[kind]
     x = draw((2, 3, 9, 8), "any", torch.float32)
-    monkeypatch.setattr(pool, "_call", None)  # ours would fail
+    monkeypatch.setattr(pool, "_call", None)  # ours would raise
     for options in (
         {"kernel_size": 3},
         {"stride": 1},
@@ -143,14 +144,14 @@ def test_what_is_torchs_own(kind, monkeypatch):
         {"stride": []},
         {"padding": (0, 0)},
     ):
-        monkeypatch.setattr(F, f"{kind}_pool2d", None)  # torch's would
+        monkeypatch.setattr(F, f"{kind}_pool2d", None)  # torch's would raise
         ours(x, **options)
         monkeypatch.undo()
         assert torch.equal(ours(x, **options), torchs(x, **{"kernel_size": 2} | options))
 
 
 @pytest.mark.parametrize("kind", PAIRS)
-def test_a_second_derivative_is_refused_in_one_line(kind):
+def test_double_backward_is_refused(kind):
     x = draw((2, 3, 4, 4), "any", torch.float32).requires_grad_()
     with pytest.raises(
         RuntimeError, match=r"double backward .* is not defined; use create_graph=False"
@@ -160,8 +161,8 @@ def test_a_second_derivative_is_refused_in_one_line(kind):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_operators_keep_their_promises(dtype, layout):
-    """Schema and shapes as torch.compile is told them, strides included."""
+def test_operators_pass_opcheck(dtype, layout):
+    """The schema and the fake outputs for torch.compile are correct, including strides."""
     checks = {"test_utils": ("test_schema", "test_faketensor")}
     for shape, maximum in itertools.product(((2, 3, 5, 6), (2, 3, 2, 2)), (True, False)):
         x = LAYOUTS[layout](draw(shape, "any", dtype))
@@ -172,8 +173,8 @@ def test_operators_keep_their_promises(dtype, layout):
         )
 
 
-def test_pools_of_a_network_are_these(monkeypatch):
-    """`OverTime` hands torch's 2x2 pools over, unless someone watches them."""
+def test_networks_use_these_pools(monkeypatch):
+    """`OverTime` replaces torch's 2x2 pools unless they have hooks."""
     seen = []
     monkeypatch.setattr(
         pool._Pool, "apply", lambda x, maximum: seen.append(maximum) or F.max_pool2d(x, 2)

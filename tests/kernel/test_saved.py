@@ -1,6 +1,6 @@
-"""What is kept for the backward pass: exact where it says so, rounded as saved.py defines it, and no larger than it promises.
+"""What is saved for backward: exact or rounded as saved.py defines it, and of the documented size.
 
-Also here: an input that stands for several timesteps, and the bits that say where the surrogate is not zero.
+Also inputs that represent several timesteps, and the bits that mark nonzero surrogate derivatives.
 """
 
 import itertools
@@ -21,7 +21,7 @@ SEED = 2**50 + 33
 HAND_WRITTEN = [b for b in bs.backends() if b != "reference"]
 each_backend = pytest.mark.parametrize("backend", HAND_WRITTEN)
 needs_c = pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")
-SHAPE = (5, 3, 4, 7, 9)  # 756 elements a step: more than a block, and no multiple of 8
+SHAPE = (5, 3, 4, 7, 9)  # 756 elements per timestep: more than a block, not a multiple of 8
 LEARNED = {"tau": 2.3, "v_threshold": 0.9, "width": 0.8}
 
 
@@ -38,15 +38,15 @@ def same(got, want, keys=None):
         assert want[key] is None or torch.equal(got[key], want[key]), key
 
 
-# ------------------------------------------------------------------------------------------------------- exact memories
+# ----------------------------------------------------------------------------------- exact memories
 
 
 @each_backend
 @pytest.mark.parametrize("memory", ["recompute", "checkpoint"])
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
-def test_recomputing_changes_no_bit(backend, memory, reset, layout):
-    arrange = channels_last if layout == "channels last" else torch.clone
+def test_recomputing_gives_identical_results(backend, memory, reset, layout):
+    to_layout = channels_last if layout == "channels last" else torch.clone
     for dtype, per_channel in itertools.product(
         (torch.float64, torch.float32, torch.bfloat16, torch.float16), (None, 4)
     ):
@@ -56,9 +56,9 @@ def test_recomputing_changes_no_bit(backend, memory, reset, layout):
             "v_reset": RESETS[reset],
             "reset_gradient": 0.37,
         }
-        given = {"learned": learned(LEARNED, per_channel), "upstream": upstream, "seed": SEED}
-        want = run(backend, arrange(x), v0, rule=rule, **given)
-        same(run(backend, arrange(x), v0, rule=rule | {"memory": memory}, **given), want)
+        inputs = {"learned": learned(LEARNED, per_channel), "upstream": upstream, "seed": SEED}
+        want = run(backend, to_layout(x), v0, rule=rule, **inputs)
+        same(run(backend, to_layout(x), v0, rule=rule | {"memory": memory}, **inputs), want)
 
 
 @each_backend
@@ -92,8 +92,8 @@ def test_one_bit_is_exact(backend, mask, rho):
     [Triangle(1.3), ATan(2.0), Rectangle(0.7), SuperSpike(10.0)],
     ids=lambda s: type(s).__name__,
 )
-def test_whole_timesteps_in_one_loop_come_to_the_same_bits(memory, surrogate):
-    """A threshold for each channel, all the same, takes the neuron off the fast way of fused.h."""
+def test_the_fast_loop_over_timesteps_gives_identical_results(memory, surrogate):
+    """Equal thresholds for all channels disable the fast loop of fused.h, for comparison."""
     resets = itertools.product((0.1, None), (0.0, 0.4))
     for dtype, (v_reset, rho) in itertools.product((torch.float32, torch.bfloat16), resets):
         x, v0, upstream = draw(SHAPE, dtype=dtype)
@@ -106,25 +106,28 @@ def test_whole_timesteps_in_one_loop_come_to_the_same_bits(memory, surrogate):
         }
         results = []
         for theta in (0.9, torch.full((4,), 0.9)):
-            given = x.clone().requires_grad_(), v0.clone().requires_grad_()
-            out = bs.lif(*given, v_threshold=theta, backend="cpu", **rule)
+            inputs = x.clone().requires_grad_(), v0.clone().requires_grad_()
+            out = bs.lif(*inputs, v_threshold=theta, backend="cpu", **rule)
             gradients = torch.autograd.grad(
-                [out.spikes, out.state], given, [upstream["g"], upstream["c"]]
+                [out.spikes, out.state], inputs, [upstream["g"], upstream["c"]]
             )
             results.append({"s": out.spikes, "v": out.state, "x": gradients[0], "v0": gradients[1]})
         same(*results)
         assert results[0]["x"].count_nonzero() > 100
 
 
-# ----------------------------------------------------------------------------------------------------- rounded memories
+# --------------------------------------------------------------------------------- rounded memories
 
 
-def in_order(code):
-    """Codes of 8 bits as C keeps them, `[T, ..., N]`, in the order of their elements: saved.h has them in groups of 16 words."""
+def to_element_order(code):
+    """The 8-bit codes of the C kernel, `[T, ..., N]`, in element order.
+
+    saved.h stores them in groups of 16 words.
+    """
     rows, block = code.flatten(1).clone(), library._c.lif_block()
-    whole = rows.shape[1] // block * block
-    groups = rows[:, :whole].view(len(rows), -1, 16, 4)
-    rows[:, :whole] = groups.transpose(2, 3).reshape(len(rows), -1)
+    complete = rows.shape[1] // block * block
+    groups = rows[:, :complete].view(len(rows), -1, 16, 4)
+    rows[:, :complete] = groups.transpose(2, 3).reshape(len(rows), -1)
     return rows.view(code.shape)
 
 
@@ -132,7 +135,7 @@ def in_order(code):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("memory", saved.ROUNDED)
 @pytest.mark.parametrize("width", [None, 0.7])
-def test_codes_in_c_are_those_in_torch(dtype, memory, width):
+def test_codes_in_c_equal_those_in_torch(dtype, memory, width):
     x = membranes(dtype)
     w = None if width is None else torch.tensor(width, dtype=dtype)
     surrogate = ATan(alpha=3.0) if width is None else Parametric(ATan(alpha=3.0))
@@ -144,17 +147,15 @@ def test_codes_in_c_are_those_in_torch(dtype, memory, width):
         "surrogate": surrogate,
     }
     rule |= {"width": w, "memory": memory, "reset_gradient": 1.0, "temporal_gradient": True}
-    seen, unseen = (
-        [],
-        prepare(x, None, **rule),
-    )  # where nobody asks for u, one loop does a whole timestep
-    for call in (prepare(x, None, record_membrane=True, **rule), unseen):
-        how = (ops.constants(call), *ops.encode(call), ops.KEEPS.index(memory))
-        seen.append(ops.forward("lif", call, *how))
-    spikes, _, u, _, code, *_ = seen[0]
-    assert torch.equal(code.view(torch.uint8), seen[1][4].view(torch.uint8))
-    assert torch.equal(spikes, seen[1][0])
-    code = in_order(code) if memory == "8bit" else code
+    # if u is not requested, one loop computes a complete timestep
+    outputs, without_u = [], prepare(x, None, **rule)
+    for call in (prepare(x, None, record_membrane=True, **rule), without_u):
+        encoded = (ops.constants(call), *ops.encode(call), ops.SAVED_FORMS.index(memory))
+        outputs.append(ops.forward("lif", call, *encoded))
+    spikes, _, u, _, code, *_ = outputs[0]
+    assert torch.equal(code.view(torch.uint8), outputs[1][4].view(torch.uint8))
+    assert torch.equal(spikes, outputs[1][0])
+    code = to_element_order(code) if memory == "8bit" else code
     reach = saved.reach(ATan(alpha=3.0))
     want = saved.encode(memory, u, 1.0, w, reach)
     torch.testing.assert_close(code, want, rtol=0, atol=0, equal_nan=True)
@@ -165,8 +166,11 @@ def test_codes_in_c_are_those_in_torch(dtype, memory, width):
 
 @pytest.mark.parametrize("memory", saved.ROUNDED)
 @pytest.mark.parametrize("theta", [0.25, 1.0, 1e6])
-def test_a_code_remembers_the_spike_and_the_distance(memory, theta):
-    """Half a step of 1/64 within the reach of 2; 2^-9 of the distance in bfloat16. Where z is lost against theta: the spike."""
+def test_codes_preserve_the_spike_and_the_distance(memory, theta):
+    """Errors: half a step of 1/64 within the reach of 2, or 2^-9 of the distance in bfloat16.
+
+    The spike is preserved even if rounding absorbs z in theta.
+    """
     for dtype in (torch.float32, torch.float64):
         z = torch.cat(
             [
@@ -195,8 +199,8 @@ def test_a_code_remembers_the_spike_and_the_distance(memory, theta):
 
 @each_backend
 @pytest.mark.parametrize("memory", saved.ROUNDED)
-def test_a_spike_is_remembered_where_the_distance_is_lost(backend, memory):
-    """The gradient of the state passes where no spike reset it, also a hair below a threshold of 1e8."""
+def test_codes_preserve_the_spike_where_the_distance_is_lost(backend, memory):
+    """The gradient of the state passes if no spike reset it, even just below a threshold of 1e8."""
     theta = torch.tensor(1e8)
     x = (
         torch.stack([theta, torch.nextafter(theta, 0 * theta), torch.nextafter(theta, 2 * theta)])
@@ -224,9 +228,9 @@ def test_reach_follows_the_surrogate():
         (Dspike(), 0.5),
         (Triangle(alpha=0.25), 4.0),
     ):
-        end = saved.reach(compact).item()
-        assert support < end <= 4 * support
-        assert not compact.derivative(torch.tensor([-1.0, 1.0]) * end * 127.5 / 128).any()
+        reach = saved.reach(compact).item()
+        assert support < reach <= 4 * support
+        assert not compact.derivative(torch.tensor([-1.0, 1.0]) * reach * 127.5 / 128).any()
     assert (
         saved.reach(Rectangle(0.1), Rectangle(3.0))
         == saved.reach(Rectangle(3.0))
@@ -238,7 +242,7 @@ def test_reach_follows_the_surrogate():
 @pytest.mark.parametrize("memory", saved.ROUNDED)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("reset", RESETS)
-def test_rounded_gradients_in_c_are_those_in_torch(memory, mask, reset):
+def test_gradients_from_codes_in_c_equal_those_in_torch(memory, mask, reset):
     for dtype, rho in itertools.product(
         (torch.float64, torch.float32, torch.bfloat16), (0.0, 0.37)
     ):
@@ -258,15 +262,15 @@ def test_rounded_gradients_in_c_are_those_in_torch(memory, mask, reset):
 @needs_c
 @pytest.mark.parametrize("channels", [None, 4])
 @pytest.mark.parametrize("memory", [*saved.ROUNDED, "recompute"])
-def test_learned_constants(memory, channels):
-    """C against torch; against the exact gradient within what the rounding costs."""
+def test_gradients_of_learned_constants(memory, channels):
+    """C matches torch, and the exact gradient up to the rounding error."""
     x, v0, upstream = draw(SHAPE, mean=1.0)
     names = ("v_threshold", "width") if memory == "8bit" else ("tau", "v_threshold", "width")
     for reset in RESETS.values():
         rule = {"surrogate": Parametric(Sigmoid(alpha=3.0)), "v_reset": reset, "memory": memory}
-        given = {"learned": learned(names, channels), "upstream": upstream}
-        got, want = (run(b, x, v0, rule=rule, **given) for b in ("cpu", "eager"))
-        exact = run("reference", x, v0, rule=rule, **given)
+        inputs = {"learned": learned(names, channels), "upstream": upstream}
+        got, want = (run(b, x, v0, rule=rule, **inputs) for b in ("cpu", "eager"))
+        exact = run("reference", x, v0, rule=rule, **inputs)
         for name in (*names, "x", "v0"):
             assert close(
                 got[name], want[name], tolerance=1e-10, size=1000.0 if name in names else None
@@ -275,15 +279,15 @@ def test_learned_constants(memory, channels):
             assert error < {"8bit": 0.06, "bfloat16": 0.01, "recompute": 1e-10}[memory], name
 
 
-# ------------------------------------------------------------------------------------------------------ what it is worth
+# --------------------------------------------------------------------------------- what it is worth
 
 
 @each_backend
 @pytest.mark.parametrize(("memory", "bound"), [("8bit", 0.012), ("bfloat16", 0.002)])
 @pytest.mark.parametrize("theta", [0.5, 1.0])
 @pytest.mark.parametrize("surrogate", [ATan(), Triangle(), Sigmoid()], ids=str)
-def test_the_error_of_the_gradient(backend, memory, bound, theta, surrogate):
-    """Currents as behind a batch normalisation: the relative error of dL/dx in the 2-norm."""
+def test_gradient_error_is_bounded(backend, memory, bound, theta, surrogate):
+    """The relative error of dL/dx in the 2-norm, for currents as after batch normalisation."""
     x, _, upstream = draw((4, 16, 32, 33), dtype=torch.float32, mean=0.0)
     upstream = {"g": upstream["g"], "gu": 0 * upstream["gu"], "c": 0 * upstream["c"]}
     rule = {"surrogate": surrogate, "v_threshold": theta}
@@ -300,8 +304,8 @@ BYTES = {"exact": 4, "bfloat16": 2, "8bit": 1, "1bit": 1 / 8, "recompute": 4}
 @each_backend
 @pytest.mark.parametrize("repeats", [1, 6])
 @pytest.mark.parametrize("memory", BYTES)
-def test_what_is_kept_has_the_promised_size(backend, memory, repeats):
-    """All tensors kept for the backward pass together; for a repeated input "recompute" keeps one timestep."""
+def test_saved_tensors_have_the_documented_size(backend, memory, repeats):
+    """The total of all saved tensors; "recompute" saves one timestep of a repeated input."""
     x = draw((6, 4, 1000), dtype=torch.float32)[0][: 1 if repeats > 1 else 6].requires_grad_()
     sizes = []
 
@@ -317,8 +321,8 @@ def test_what_is_kept_has_the_promised_size(backend, memory, repeats):
 
 @each_backend
 @pytest.mark.parametrize("memory", saved.MEMORIES)
-def test_watching_the_membrane_changes_nothing(backend, memory):
-    """A recorded membrane is exact in every memory, receives gradients, and leaves those of the spikes as they are."""
+def test_recording_the_membrane_changes_nothing(backend, memory):
+    """A recorded membrane is exact for every `memory` and does not change the spike gradients."""
     x, v0, upstream = draw(SHAPE)
     rule = {"surrogate": Masked(Rectangle(), p=0.3), "v_reset": None, "memory": memory}
     gradients, outs = [], []
@@ -332,14 +336,14 @@ def test_watching_the_membrane_changes_nothing(backend, memory):
     assert torch.equal(outs[0].membrane, want.membrane)
 
 
-# ------------------------------------------------------------------------------------------------------ repeated inputs
+# ---------------------------------------------------------------------------------- repeated inputs
 
 
 @pytest.mark.parametrize("backend", bs.backends())
 @pytest.mark.parametrize("memory", ["exact", "8bit", "recompute"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
-def test_one_timestep_stands_for_many(backend, memory, layout):
-    arrange = channels_last if layout == "channels last" else torch.clone
+def test_one_timestep_can_represent_many(backend, memory, layout):
+    to_layout = channels_last if layout == "channels last" else torch.clone
     for reset, names in itertools.product(
         RESETS.values(), ((), ("v_threshold", "width"), ("tau",))
     ):
@@ -348,9 +352,9 @@ def test_one_timestep_stands_for_many(backend, memory, layout):
         x, v0, upstream = draw(SHAPE, seed=3)
         surrogate = Parametric(ATan(alpha=3.0)) if "width" in names else ATan(alpha=3.0)
         rule = {"surrogate": Masked(surrogate, p=0.4), "v_reset": reset, "memory": memory}
-        given = {"learned": learned(names), "upstream": upstream, "seed": SEED}
-        want = run(backend, x[:1].expand(SHAPE), v0, rule=rule, **given)
-        got = run(backend, arrange(x[:1]), v0, rule=rule | {"repeats": SHAPE[0]}, **given)
+        inputs = {"learned": learned(names), "upstream": upstream, "seed": SEED}
+        want = run(backend, x[:1].expand(SHAPE), v0, rule=rule, **inputs)
+        got = run(backend, to_layout(x[:1]), v0, rule=rule | {"repeats": SHAPE[0]}, **inputs)
         same(got, want, ("s", "u", "v"))
         assert got["x"].shape == (1, *SHAPE[1:])
         assert close(got["x"][0], want["x"].sum(0) if want["x"].shape[0] > 1 else want["x"][0])
@@ -370,7 +374,7 @@ def test_the_gradient_of_a_repeated_input_is_rounded_once(backend, dtype):
     assert torch.equal(got["x"], want["x"].to(dtype))
 
 
-def test_a_layer_takes_one_timestep_for_many():
+def test_a_layer_repeats_one_timestep():
     x = draw((1, 3, 2, 5), dtype=torch.float32)[0]
     layer = bs.LIF()
     assert torch.equal(layer(x, repeats=6), layer(x.expand(6, 3, 2, 5)))
@@ -383,13 +387,13 @@ def test_a_layer_takes_one_timestep_for_many():
         assert "\n" not in str(error.value)
 
 
-# ---------------------------------------------------------------------------------------------------------- active bits
+# -------------------------------------------------------------------------------------- active bits
 
 
 @pytest.mark.parametrize("backend", bs.backends())
 @pytest.mark.parametrize("shape", [(3, 2, 5, 7), (2, 3, 8)])
 @pytest.mark.parametrize("mask", MASKS)
-def test_active_bits_say_where_h_is_not_zero(backend, shape, mask):
+def test_active_bits_mark_nonzero_h(backend, shape, mask):
     x, _, _ = draw(shape, seed=4)
     for surrogate, parametric, memory in itertools.product(
         FAMILIES, (False, True), ("exact", "8bit", "bfloat16", "recompute")
@@ -416,23 +420,23 @@ def test_active_bits_say_where_h_is_not_zero(backend, shape, mask):
         result = bs.kernel.dispatch(
             backend, prepare(leaf, None, record_active=True, record_membrane=True, **rule)
         )
-        # without gradient over time dL/dx = gain h g
+        # without temporal gradient dL/dx = gain h g
         result.spikes.sum().backward()
         assert torch.equal(flags(result.active, shape), leaf.grad != 0)
         if memory in ("exact", "recompute"):
             z = result.membrane.detach() - 0.9
             h = surrogate.derivative(z if w is None else z / w.detach())
-            gone = (
+            dropped = (
                 bs.dropped(SEED, shape, wrapped.p)
                 if isinstance(wrapped, Masked)
                 else torch.zeros(shape, dtype=torch.bool)
             )
             other = wrapped.replace.derivative(z) if mask == "replace" else torch.zeros_like(z)
-            assert torch.equal(flags(result.active, shape), torch.where(gone, other, h) != 0)
+            assert torch.equal(flags(result.active, shape), torch.where(dropped, other, h) != 0)
 
 
 @each_backend
-def test_active_bits_of_one_bit_and_of_other_layouts(backend):
+def test_active_bits_with_1bit_memory_and_other_layouts(backend):
     rule = {
         "tau": 2.3,
         "v_threshold": 0.9,
@@ -459,7 +463,7 @@ def test_active_bits_of_one_bit_and_of_other_layouts(backend):
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
 THETA = torch.tensor(1.0, requires_grad=True)
@@ -470,7 +474,7 @@ THETA = torch.tensor(1.0, requires_grad=True)
     [
         (
             {"memory": "4bit"},
-            "memory='4bit' is one of exact, bfloat16, 8bit, 1bit, recompute, checkpoint",
+            "memory='4bit' must be one of exact, bfloat16, 8bit, 1bit, recompute, checkpoint",
         ),
         ({"memory": "1bit"}, "memory='1bit' needs surrogate=Rectangle"),
         ({"memory": "1bit", "surrogate": Rectangle()}, "and v_reset=None; choose"),
@@ -485,7 +489,7 @@ THETA = torch.tensor(1.0, requires_grad=True)
         ({"memory": "8bit", "v_threshold": math.inf}, "needs a finite v_threshold"),
     ],
 )
-def test_what_a_memory_needs(options, text):
+def test_requirements_of_each_memory(options, text):
     calls = [lambda: bs.lif(torch.rand(3, 2, 4), **options)]
     if not math.isinf(options.get("v_threshold", 1)):
         calls.append(lambda: bs.LIF(**options))
@@ -495,7 +499,7 @@ def test_what_a_memory_needs(options, text):
         assert "\n" not in str(error.value)
 
 
-def test_what_a_memory_cannot_learn():
+def test_gradients_that_a_memory_cannot_provide():
     soft = {"surrogate": Rectangle(), "v_reset": None}
     for learn, memory, options in (
         ("tau", "8bit", {}),
@@ -514,13 +518,13 @@ def test_what_a_memory_cannot_learn():
     assert bs.recipes.digits().neuron.memory == "exact"
 
 
-# --------------------------------------------------------------------------------------------------- streaming stores
+# --------------------------------------------------------------------------------- streaming stores
 
 
 @needs_c
 @pytest.mark.parametrize("memory", saved.MEMORIES)
 @pytest.mark.parametrize("shape", [(3, 1, 2051), (4, 2, 5, 8, 16), (2, 3), (3, 0, 4)])
-def test_stores_past_the_cache_change_no_bit(memory, shape, monkeypatch):
+def test_streaming_stores_give_identical_results(memory, shape, monkeypatch):
     for dtype, repeats in itertools.product((torch.float64, torch.float32, torch.bfloat16), (1, 4)):
         x, v0, upstream = draw(shape, dtype=dtype)
         if repeats > 1:
@@ -538,7 +542,7 @@ def test_stores_past_the_cache_change_no_bit(memory, shape, monkeypatch):
 
 @needs_c
 @pytest.mark.parametrize("memory", ["8bit", "recompute"])
-def test_the_same_bits_on_any_number_of_threads(memory):
+def test_results_do_not_depend_on_the_number_of_threads(memory):
     x, v0, upstream = draw((4, 5, 6, 31, 37), dtype=torch.float32)
     rows, before = [], torch.get_num_threads()
     try:

@@ -1,6 +1,7 @@
-"""The Triton backend: its kernels in Triton's interpreter, the same kernels compiled for a GPU, and where it is offered.
+"""The Triton backend: its kernels interpreted and compiled for a GPU, and its availability.
 
-No test here needs a GPU; on one, `benchmarks/gpu.sh check` holds the kernels to the reference.
+No test here needs a GPU. On a GPU, `benchmarks/gpu.sh check` compares the kernels with the
+reference.
 """
 
 import json
@@ -20,9 +21,9 @@ pytest.importorskip(
 TESTS = Path(__file__).parent
 
 
-def interpreted(*words):
+def run_interpreted(*command):
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    words = [
+    command = [
         sys.executable,
         "-m",
         "pytest",
@@ -31,27 +32,27 @@ def interpreted(*words):
         "no:cacheprovider",
         "-p",
         "no:xdist",
-        *words,
+        *command,
     ]
     done = subprocess.run(
-        words, env=environment, cwd=TESTS.parents[1], capture_output=True, text=True
+        command, env=environment, cwd=TESTS.parents[1], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     return done.stdout
 
 
-def test_in_the_interpreter():
-    assert " passed" in interpreted("-m", "not slow", str(TESTS / "interpreted_triton.py"))
+def test_kernels_in_the_interpreter():
+    assert " passed" in run_interpreted("-m", "not slow", str(TESTS / "interpreted_triton.py"))
 
 
 @pytest.mark.slow
-def test_in_the_interpreter_with_patience():
-    assert " passed" in interpreted("-m", "slow", str(TESTS / "interpreted_triton.py"))
+def test_all_cases_in_the_interpreter():
+    assert " passed" in run_interpreted("-m", "slow", str(TESTS / "interpreted_triton.py"))
 
 
 @pytest.mark.slow
-def test_what_every_backend_is_held_to():
-    """The shared tests that name their backend, with this one."""
+def test_shared_backend_tests_in_the_interpreter():
+    """The tests of all backends, run with this one."""
     files = [
         f"tests/{name}.py"
         for name in (
@@ -61,21 +62,21 @@ def test_what_every_backend_is_held_to():
             "test_surrogate",
         )
     ]
-    assert " passed" in interpreted("-m", "not slow", "-k", "triton", *files)
+    assert " passed" in run_interpreted("-m", "not slow", "-k", "triton", *files)
 
 
-def compiled(folder, *arguments):
-    """What compiled_triton.py found, a dict per kernel."""
+def run_compiled(folder, *arguments):
+    """The output of compiled_triton.py, a dict per kernel."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(folder), "PYTHONPATH": str(TESTS.parent)}
-    words = [sys.executable, str(TESTS / "compiled_triton.py"), *arguments]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    command = [sys.executable, str(TESTS / "compiled_triton.py"), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-5000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def check(found):
-    """No multiply-add was fused: nowhere in the forward pass, nor in the backward pass but inside exp and a division."""
+def check_kernels(found):
+    """No multiply-add is fused, except inside exp and divisions in the backward pass."""
     assert {k["kernel"] for k in found} == {"lif_fwd_kernel", "lif_bwd_kernel"}
     assert all(k["bytes"] > 1000 for k in found)
     assert not [
@@ -84,30 +85,29 @@ def check(found):
         if k["kernel"] == "lif_fwd_kernel" and (k["ptx"] or k["sass"]) and "active" not in k["case"]
     ]
     assert not [k for k in found if k["ptx"] and "float64" not in k["case"]]
-    assert all(
-        k["wide"] for k in found if k["case"] == "bfloat16, tau 2"
-    )  # several elements per access
+    # several elements per memory access
+    assert all(k["wide"] for k in found if k["case"] == "bfloat16, tau 2")
 
 
 def test_kernels_compile_for_a_gpu(tmp_path):
-    """To machine code for compute capability 9.0, on any machine."""
-    check(compiled(tmp_path, "90", "apart", "few"))
+    """Machine code for compute capability 9.0 can be generated without a GPU."""
+    check_kernels(run_compiled(tmp_path, "90", "separate", "few"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sm", ["80", "90", "100"])
-def test_kernels_compile_for_gpus_in_every_form(tmp_path, sm):
-    check(compiled(tmp_path, sm, "apart", "many"))
+def test_all_variants_compile_for_several_gpus(tmp_path, sm):
+    check_kernels(run_compiled(tmp_path, sm, "separate", "many"))
 
 
 @pytest.mark.slow
-def test_fused_multiply_adds_would_be_seen(tmp_path):
-    fused = compiled(tmp_path, "90", "fused", "few")
+def test_fused_multiply_adds_are_detected(tmp_path):
+    fused = run_compiled(tmp_path, "90", "fused", "few")
     assert all(k["ptx"] or k["sass"] for k in fused if k["kernel"] == "lif_fwd_kernel")
 
 
-def test_it_is_offered_where_there_is_a_gpu_or_the_interpreter():
-    """Here, by the environment alone; and its absence does not bring Triton in."""
+def test_triton_is_available_with_a_gpu_or_the_interpreter():
+    """The environment variable enables it; without it and without a GPU, Triton is not imported."""
     ask = "import sys, backspike as bs; print(*bs.backends()); print('triton' in sys.modules)"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     answers = []
@@ -126,8 +126,8 @@ def test_it_is_offered_where_there_is_a_gpu_or_the_interpreter():
     assert "triton" in answers[1]
 
 
-def test_without_it_its_name_is_unknown():
+def test_an_unavailable_triton_backend_is_unknown():
     if "triton" in bs.backends():
-        pytest.skip("here it is")
-    with pytest.raises(ValueError, match="unknown backend 'triton'; here there are: auto, "):
+        pytest.skip("the backend is available here")
+    with pytest.raises(ValueError, match="unknown backend 'triton'; "):
         bs.lif(torch.rand(3, 2, 4), backend="triton")

@@ -1,5 +1,8 @@
-"""The Triton kernels of BatchNorm, neuron and pool: interpreted, in a process of its own as that is settled when they are
-imported, and compiled for a GPU that is not there."""
+"""The Triton kernels of BatchNorm, neuron and pool, interpreted and compiled for a GPU.
+
+The interpreter runs in a separate process, because Triton decides on import whether to use it. No
+GPU is needed.
+"""
 
 import os
 import subprocess
@@ -17,30 +20,30 @@ from backspike import ATan, Masked, Parametric
 pytest.importorskip("triton")
 
 
-def test_in_the_interpreter():
+def test_kernels_in_the_interpreter():
     file = Path(__file__).with_name("interpreted_triton_norm.py")
-    said = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(file)],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
-    assert said.returncode == 0, said.stdout[-3000:] + said.stderr[-1000:]
-    assert "failed" not in said.stdout
-    assert "passed" in said.stdout
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "failed" not in done.stdout
+    assert "passed" in done.stdout
 
 
-# ------------------------------------------------------------------------------------------- compiled, without a GPU
+# -------------------------------------------------------------------------- compiled, without a GPU
 
 
 @dataclass
 class _Compiler:
-    """Compiles for an H100 and keeps the assembler."""
+    """Compiles kernels for an H100 and collects the PTX code."""
 
     ptx: list[str]
 
-    def __call__(self, kernel, walk, **arguments):
-        arguments |= {"ROWS": walk.rows, "COLUMNS": walk.columns}
+    def __call__(self, kernel, grid, **arguments):
+        arguments |= {"ROWS": grid.rows, "COLUMNS": grid.columns}
         import triton
         from triton.backends.compiler import GPUTarget
 
@@ -71,8 +74,8 @@ class _Compiler:
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["added", "bits", "avg", "max"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_kernels_compile_and_do_not_fuse(dtype, what, monkeypatch):
-    """All kernels of a training step become code for an H100, in which no product is fused with an addition."""
+def test_kernels_compile_without_fused_multiply_adds(dtype, what, monkeypatch):
+    """All kernels of a training step compile for an H100 without fused multiply-adds."""
     from backspike.kernel import norm as fused
     from backspike.kernel.triton import norm
 
@@ -88,9 +91,8 @@ def test_kernels_compile_and_do_not_fuse(dtype, what, monkeypatch):
     result = fused._fused("triton", call, make_norm(64, dtype=torch.float32), pool, False, add)
     assert (result.bits is not None) == (what in ("bits", "max"))
     result.spikes.backward(torch.ones_like(result.spikes))
-    assert (
-        len(compiler.ptx) == 5
-    )  # statistics, constants, forward, backward for the sums and for the gradient
+    # statistics, constants, forward, backward for the sums and for the gradient
+    assert len(compiler.ptx) == 5
     for ptx in compiler.ptx:
         assert "fma.rn.f32" not in ptx
         assert ".target sm_90" in ptx
@@ -98,8 +100,8 @@ def test_kernels_compile_and_do_not_fuse(dtype, what, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
-def test_kernels_with_all_flags_compile(training, monkeypatch):
-    """Learned constants of every channel, a first state, moments, equal timesteps and a gradient of every output."""
+def test_kernels_compile_with_all_flags(training, monkeypatch):
+    """Constants learned per channel, v0, moments, repeats and a gradient of every output."""
     from backspike.kernel import norm as fused
     from backspike.kernel.triton import norm
 

@@ -1,4 +1,7 @@
-"""`bs.block` against its layers called one by one: every kind and mode of a norm, 16 bits, hooks, frozen layers, odd inputs."""
+"""`bs.block` against its separate layers.
+
+All kinds and modes of norms, 16 bits, hooks, frozen layers and odd inputs.
+"""
 
 import copy
 
@@ -67,7 +70,7 @@ def one_by_one(x, *layers):
 
 
 def outcome(run, made, x, passes=2):
-    """Spikes, the gradients of input and parameters, and the buffers, after more than one pass."""
+    """Return spikes, gradients of input and parameters, and buffers, after more than one pass."""
     made, leaf = copy.deepcopy(made), x.clone().requires_grad_()
     for _ in range(passes):
         y = run(leaf, *made)
@@ -98,7 +101,7 @@ def test_every_mode_of_a_norm(norm, train, memory):
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_pools(pool):
+def test_pools_equal_the_separate_layers(pool):
     for norm in (nn.BatchNorm2d(5), None):
         made = layers(norm, pool=POOLS[pool]())
         assert_same(outcome(bs.block, made, images()), outcome(one_by_one, made, images()))
@@ -126,8 +129,8 @@ def test_inputs(shape, product, norm, train, memory):
 
 @pytest.mark.parametrize("memory", ["exact", "checkpoint"])
 @pytest.mark.parametrize("frozen", [(0,), (1,), (0, 1)])
-def test_frozen_layers(frozen, memory):
-    """And an input that needs no gradient."""
+def test_frozen_layers_get_no_gradient(frozen, memory):
+    """Also with an input that needs no gradient."""
     made = layers(nn.BatchNorm2d(5), memory=memory)
     for i in frozen:
         made[i].requires_grad_(False)
@@ -139,7 +142,7 @@ def test_frozen_layers(frozen, memory):
     assert all((p.grad is None) == (i in frozen) for i in (0, 1) for p in made[i].parameters())
 
 
-def test_inputs_that_torch_refuses_are_refused():
+def test_a_block_refuses_inputs_that_torch_refuses():
     for shape, product, norm, message in (
         (SHAPE, nn.Conv2d(2, 5, 3), nn.BatchNorm1d(5), "expected 2D or 3D input"),
         ((3, 4, 7), nn.Linear(7, 5), nn.BatchNorm2d(5), "expected 4D input"),
@@ -155,7 +158,7 @@ def test_inputs_that_torch_refuses_are_refused():
             bs.block(images(shape).float(), product, norm, bs.LIF())
 
 
-def test_whoever_looks_under_autocast_sees_the_same_spikes():
+def test_recording_under_autocast_does_not_change_spikes():
     made = layers(nn.BatchNorm2d(5), pool=nn.MaxPool2d(2), dtype=torch.float32)
     model, x = (
         bs.Sequential(bs.OverTime(*made[:2]), made[2], bs.OverTime(made[3])),
@@ -172,8 +175,8 @@ def test_whoever_looks_under_autocast_sees_the_same_spikes():
     assert want.any()
 
 
-def test_whoever_looks_at_a_model_in_16_bits_sees_nearly_the_same_spikes():
-    """Where the norm itself is in bfloat16, torch's gives a current of 16 bits and ours none."""
+def test_recording_a_16_bit_model_changes_less_than_1_percent_of_spikes():
+    """With a bfloat16 norm, torch rounds the current to 16 bits; the fused op does not."""
     made = layers(nn.BatchNorm2d(5), dtype=torch.bfloat16)
     model, x = bs.Sequential(bs.OverTime(*made[:2]), made[2]), images((3, 40, 2, 7, 6)).bfloat16()
     want = model(x)
@@ -182,7 +185,7 @@ def test_whoever_looks_at_a_model_in_16_bits_sees_nearly_the_same_spikes():
     assert recorded["1"].spikes.dtype == want.dtype == torch.bfloat16
 
 
-def test_a_neuron_may_be_any_module():
+def test_the_neuron_can_be_any_module():
     conv, norm = nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5)
     x = images().float()
     y = bs.block(x, conv, norm, bs.Integrator(), nn.AvgPool2d(2))

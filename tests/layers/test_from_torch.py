@@ -1,4 +1,4 @@
-"""from_torch: networks written for images, against the networks of bs.models and against loops over time."""
+"""from_torch: image networks against the networks of bs.models and against loops over time."""
 
 import copy
 
@@ -11,7 +11,7 @@ import backspike as bs
 
 
 class Basic(nn.Module):
-    """A residual block as it is written everywhere, with one ReLU for two calls."""
+    """A residual block in the usual style, with one ReLU for two calls."""
 
     def __init__(self, inputs, width, stride):
         super().__init__()
@@ -32,7 +32,7 @@ class Basic(nn.Module):
 
 
 class ResNet(nn.Module):
-    """An ANN with the names of torchvision's ResNet18, of other widths."""
+    """An ANN with the parameter names of torchvision's ResNet18 and other widths."""
 
     def __init__(self, widths=(64, 128, 256, 512), classes=5):
         super().__init__()
@@ -80,7 +80,7 @@ def test_a_resnet_becomes_the_spiking_resnet_of_the_same_weights():
         torch.testing.assert_close(
             p.grad, q.grad, rtol=1e-7, atol=1e-9 * float(q.grad.abs().max()), msg=name
         )
-    assert sum(isinstance(m, nn.ReLU) for m in ann.modules()) == 9  # the original is left alone
+    assert sum(isinstance(m, nn.ReLU) for m in ann.modules()) == 9  # the original is unchanged
     assert bs.explain(model).count("LIF") == 9
 
 
@@ -91,7 +91,7 @@ def mlp():
     )
 
 
-def test_an_mlp_is_what_its_layers_say():
+def test_a_converted_mlp_equals_its_layers():
     ann, x = mlp().eval(), torch.randn(5, 7, 4) * 3
     model = bs.from_torch(ann, neuron)
     y = neuron()(ann[1](ann[0](x.flatten(0, 1))).unflatten(0, (5, 7)))
@@ -113,13 +113,13 @@ def test_learned_constants_are_parameters_and_layers_are_found():
     assert [out.spikes.shape for out in layers.values()] == [(4, 8, 6), (4, 8, 5)]
 
 
-def test_a_relu_under_two_names_is_one_neuron():
+def test_a_relu_with_two_names_becomes_one_neuron():
     relu = nn.ReLU()
     model = bs.from_torch(nn.Sequential(nn.Linear(2, 2), relu, nn.Linear(2, 2), relu))
     assert model[1] is model[3]
 
 
-def test_a_subclass_of_sequential_with_other_activations_by_name():
+def test_a_subclass_of_sequential_and_other_activations_convert():
     model = bs.from_torch(nn.Sequential(nn.Linear(2, 3), nn.SiLU()), neuron, replace=(nn.SiLU,))
     assert set(model(torch.randn(4, 9, 2) * 9).unique().tolist()) == {0.0, 1.0}
 
@@ -136,30 +136,30 @@ class Functional(nn.Module):
 CANNOT = [
     (
         nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.GELU())),
-        r"1\.0 is a GELU, which is no ReLU.*nn\.GELU\)",
+        r"1\.0 is a GELU, not a ReLU.*nn\.GELU\)",
     ),
-    (Functional(), "Functional holds no module of the types ReLU, ReLU6.*F.relu cannot be seen"),
+    (Functional(), "Functional has no module of type ReLU, ReLU6.*write functions such as F.relu"),
     (
         nn.Sequential(nn.ReLU(), nn.LSTM(2, 2)),
-        "1 is a LSTM, whose batch comes second; set batch_first=True",
+        "1 is a LSTM, whose batch is dimension 1; set batch_first=True",
     ),
     (
         nn.Sequential(nn.ReLU(), nn.MultiheadAttention(2, 1)),
-        "1 is a MultiheadAttention, whose batch comes second",
+        "1 is a MultiheadAttention, whose batch is dimension 1",
     ),
-    (nn.Sequential(nn.ReLU(), bs.LIF()), "1 is a LIF, which sees time already"),
+    (nn.Sequential(nn.ReLU(), bs.LIF()), "1 is a LIF, which has a time dimension already"),
 ]
 
 
 @pytest.mark.parametrize(
     ("model", "message"), CANNOT, ids=["GELU", "function", "LSTM", "attention", "LIF"]
 )
-def test_what_cannot_be_converted_is_named(model, message):
+def test_an_error_names_what_cannot_be_converted(model, message):
     with pytest.raises(ValueError, match=message):
         bs.from_torch(model)
 
 
-def test_errors_of_a_converted_model():
+def test_a_converted_model_explains_wrong_use():
     model = bs.from_torch(ResNet((4, 4, 6, 8)))
     with pytest.raises(RuntimeError, match="call the whole model"):
         model.layer1(torch.rand(2, 4, 8, 8))
@@ -171,6 +171,6 @@ def test_errors_of_a_converted_model():
     ):
         model(torch.rand(2, 2, 3, 32, 32))
     moved = bs.from_torch(nn.Sequential(nn.Flatten(0, 1), nn.Unflatten(0, (5, -1)), nn.ReLU()))
-    with pytest.raises(ValueError, match=r"T=3 timesteps are not in the batch of \[5, 12, 4\]"):
+    with pytest.raises(ValueError, match=r"shape \[5, 12, 4\] does not contain T=3 timesteps"):
         moved(torch.rand(3, 2, 10, 4))
-    assert model(torch.rand(2, 2, 3, 32, 32)).shape == (2, 2, 5)  # an error leaves nothing behind
+    assert model(torch.rand(2, 2, 3, 32, 32)).shape == (2, 2, 5)  # an error leaves no state behind

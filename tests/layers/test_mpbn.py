@@ -1,4 +1,4 @@
-"""MPBN against its equations in float64, written for themselves, and its norm folded into the threshold."""
+"""MPBN against its equations, written here in float64, and its norm folded into the threshold."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ WEIGHTS = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1), dtype=t
 
 
 class Step(torch.autograd.Function):
-    """The Heaviside function, with a triangle of peak 1 and half width 1 as its derivative."""
+    """The Heaviside step whose derivative is a triangle of peak 1 and half width 1."""
 
     @staticmethod
     def forward(ctx, z):
@@ -28,7 +28,7 @@ class Step(torch.autograd.Function):
 
 
 def statement(x, weight, bias, statistics=None, tau=3.0, theta=0.6, rest=0.1, eps=1e-5):
-    """(spikes, means, variances): hard reset to `rest`, input divided by tau."""
+    """Return (spikes, means, variances), with hard reset to `rest` and input divided by tau."""
     v, channel = torch.full_like(x[0], rest), (1, -1, 1, 1)
     spikes, means, variances = [], [], []
     for current in x:
@@ -58,7 +58,7 @@ def neuron(**options):
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
-def test_it_is_the_equations(train):
+def test_mpbn_matches_its_equations(train):
     layer, x, again = (
         neuron().train(train),
         CURRENTS.clone().requires_grad_(),
@@ -81,7 +81,7 @@ def test_it_is_the_equations(train):
     torch.testing.assert_close([layer.norm.running_mean, layer.norm.running_var], running)
 
 
-def test_in_evaluation_the_norm_is_a_threshold_per_channel():
+def test_the_norm_folds_into_a_threshold_per_channel_in_evaluation():
     layer = neuron().eval()
     with torch.no_grad():
         n = layer.norm
@@ -92,7 +92,7 @@ def test_in_evaluation_the_norm_is_a_threshold_per_channel():
         assert torch.equal(lif.spikes, want)
         out = layer(CURRENTS, torch.full_like(CURRENTS[0], 0.1))
         assert torch.equal(out.state, lif.state)
-    assert "keeps the membrane" in bs.explain(layer)
+    assert "saves the membrane" in bs.explain(layer)
 
 
 def test_a_negative_weight_is_not_folded():
@@ -120,13 +120,15 @@ def test_streaming_recording_and_repeats(train):
     layer = neuron().train(train)
     with bs.record(layer) as recorded, torch.no_grad():
         assert torch.equal(layer(CURRENTS), whole)
-    assert torch.equal(recorded[""].membrane >= 0.6, whole == 1)  # the normalised one
+    assert torch.equal(
+        recorded[""].membrane >= 0.6, whole == 1
+    )  # the membrane is the normalised one
     layer = neuron().train(train)
     repeated = layer(CURRENTS[:1], None, T)
     assert torch.equal(repeated, neuron().train(train)(CURRENTS[:1].expand(SHAPE).contiguous()))
 
 
-def test_the_mask_drops_the_elements_it_says():
+def test_the_mask_drops_the_elements_of_bs_dropped():
     layer, x = neuron(), CURRENTS[:1].clone().requires_grad_()
     layer.surrogate = bs.Masked(bs.Rectangle(width=50.0), p=0.5)
     layer.mask_p = torch.tensor(0.5, dtype=torch.float64)
@@ -134,7 +136,7 @@ def test_the_mask_drops_the_elements_it_says():
     assert torch.equal(x.grad == 0, bs.dropped(layer.seed, x.shape, 0.5))
 
 
-def test_it_learns_in_a_network_of_a_recipe():
+def test_a_recipe_with_mpbn_learns():
     recipe = Recipe(neuron=MPBN())
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     network = recipe.network()

@@ -1,12 +1,15 @@
-"""OverTime against a loop over t, and its shortcut for repeated inputs against the full computation."""
+"""OverTime against a loop over t, and repeated inputs against the full computation."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 import backspike as bs
+from backspike.layers.over_time import has_hooks
 
 
 def layers():
@@ -26,7 +29,7 @@ def frames(T=3, B=5):
     )
 
 
-def test_equals_a_loop_over_time():
+def test_over_time_equals_a_loop_over_time():
     model = bs.OverTime(*layers()).double().eval()
     x, again = frames().requires_grad_(), frames().requires_grad_()
     want = torch.stack([nn.Sequential(*model)(step) for step in again])
@@ -76,7 +79,7 @@ def test_a_repeated_input_is_computed_once_with_the_same_result(train):
 
 @pytest.mark.parametrize("momentum", [0.3, None])
 def test_the_running_variance_of_a_repeated_input_counts_every_timestep(momentum):
-    """Twice, from statistics that are not 0 and 1; and with one sample, which has no variance of its own."""
+    """Two passes from statistics other than 0 and 1; and one sample, which has no variance."""
     once, full = (bs.OverTime(nn.BatchNorm1d(3, momentum=momentum)).double() for _ in range(2))
     for x in (torch.randn(1, 5, 3, dtype=torch.float64), torch.randn(1, 2, 3, dtype=torch.float64)):
         once(x.expand(4, -1, -1))
@@ -87,7 +90,7 @@ def test_the_running_variance_of_a_repeated_input_counts_every_timestep(momentum
     torch.testing.assert_close(once(x), full(x.clone()), rtol=0.0, atol=1e-10)
 
 
-def test_random_layers_are_not_shared_between_timesteps():
+def test_random_layers_run_on_every_timestep():
     model = bs.OverTime(nn.Dropout(0.5))
     x = torch.ones(1, 2, 50).expand(4, -1, -1)
     y = model(x)
@@ -95,7 +98,7 @@ def test_random_layers_are_not_shared_between_timesteps():
     assert torch.equal(model.eval()(x), x)
 
 
-def test_unknown_layers_are_not_shared_between_timesteps():
+def test_unknown_layers_run_on_every_timestep():
     class Noise(nn.Module):
         def forward(self, x):
             return x + torch.randn_like(x)
@@ -116,7 +119,7 @@ def test_one_timestep_and_an_empty_batch():
     assert model(torch.ones(5, 0, 3)).shape == (5, 0, 2)
 
 
-def test_slices_are_over_time_too():
+def test_slices_of_over_time_are_over_time():
     model = bs.OverTime(*layers())
     assert isinstance(model[:2], bs.OverTime)
     assert model[:2](frames().float()).shape == (3, 5, 4, 4, 6)
@@ -127,12 +130,12 @@ def test_slices_are_over_time_too():
     [bs.LIF, bs.IF, bs.Integrator, lambda: nn.Sequential(nn.Identity(), nn.Sequential(bs.LIF()))],
 )
 def test_a_spiking_layer_inside_is_refused(make):
-    with pytest.raises(TypeError, match="must stand beside it, not inside it"):
+    with pytest.raises(TypeError, match="put spiking layers next to it"):
         bs.OverTime(nn.Linear(2, 2), make())
 
 
-def test_a_network_of_both():
-    """[T, B, ...] from end to end; parameters of every part get a gradient."""
+def test_over_time_and_neurons_form_a_network():
+    """Shapes are `[T, B, ...]` throughout, and all parameters get a gradient."""
     model = nn.Sequential(
         bs.OverTime(*layers()[:2]),
         bs.LIF(v_threshold=0.3, learn="threshold"),
@@ -142,3 +145,32 @@ def test_a_network_of_both():
     assert y.shape == (3, 5, 7)
     y.square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+def test_layers_import_without_private_names_of_new_torch():
+    """torch 2.6 does not have `_has_any_global_hook`."""
+    code = (
+        "import torch.nn.modules.module as m; vars(m).pop('_has_any_global_hook', None); "
+        "import backspike.layers.sequential"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        nn.modules.module.register_module_forward_hook,
+        nn.modules.module.register_module_forward_pre_hook,
+        nn.modules.module.register_module_full_backward_hook,
+        nn.modules.module.register_module_full_backward_pre_hook,
+    ],
+)
+def test_global_hooks_of_torch_are_found(register):
+    layer = nn.Linear(2, 2)
+    assert not has_hooks(layer)
+    handle = register(lambda *_: None)
+    try:
+        assert has_hooks(layer)
+    finally:
+        handle.remove()
+    assert not has_hooks(layer)

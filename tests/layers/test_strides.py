@@ -1,4 +1,4 @@
-"""Gradients do not depend on how an input lies in memory: views, dimensions of size 1, static inputs."""
+"""Gradients do not depend on the memory layout: views, dimensions of size 1, static inputs."""
 
 import copy
 
@@ -61,7 +61,7 @@ def test_dimensions_of_size_one_do_not_change_gradients(name, shape, static):
 
 
 @pytest.mark.parametrize("memory", ["exact", "checkpoint"])
-def test_a_static_input_that_learns_gets_the_gradient_of_each_timestep(memory):
+def test_a_learned_static_input_gets_the_gradient_of_each_timestep(memory):
     torch.manual_seed(0)
     model = bs.Sequential(bs.OverTime(nn.Linear(4, 6)), bs.LIF(memory=memory))
     step = torch.randn(1, 2, 4)
@@ -73,7 +73,7 @@ def test_a_static_input_that_learns_gets_the_gradient_of_each_timestep(memory):
     assert static.grad[1:].any()
 
 
-def test_recorded_spikes_have_their_whole_gradient():
+def test_recorded_spikes_have_their_full_gradient():
     torch.manual_seed(0)
     surrogate = bs.surrogate.Masked(bs.surrogate.Triangle(alpha=4.0), p=0.9)
     model = bs.Sequential(

@@ -1,6 +1,6 @@
-"""Convolutions and linear layers that keep spikes as bits: what torch's own layers give, forward and backward.
+"""Convolutions and linear layers that save spikes as bits equal torch's, forward and backward.
 
-The sparse products are held to float64 mathematics, the rest to the layer itself.
+Sparse sums are compared with float64 results, the rest with the layer itself.
 """
 
 import copy
@@ -36,12 +36,12 @@ HOWS = ["gather", "lookup"]
 
 @pytest.fixture(autouse=True)
 def no_tiles(monkeypatch):
-    """The limits of most processors."""
+    """The density limits of most processors, without AMX."""
     monkeypatch.setattr(sparsity, "_multiplies_tiles", lambda: False)
 
 
 def draw(M, K, N, density, dtype=torch.float32, seed=0):
-    """Spikes [M, K] with their bits, weight [N, K], bias [N], upstream gradient [M, N]."""
+    """Return spikes [M, K] with their bits, weight [N, K], bias [N], output gradient [M, N]."""
     r = torch.Generator().manual_seed(seed)
     x = (torch.rand(M, K, generator=r) < density).to(dtype)
     weight, bias, g = (
@@ -60,12 +60,12 @@ def near(got, want, dtype, tolerance):
     )
 
 
-# -------------------------------------------------------------------------------------------------------------- products
+# ----------------------------------------------------------------------------------------- products
 
 
 @pytest.mark.parametrize("dtype", sparse.DTYPES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_sums_of_what_spikes_name(size, dtype, tolerance):
+def test_sparse_sums_match_dense_ones(size, dtype, tolerance):
     for density, how in itertools.product(DENSITIES, HOWS):
         x, spikes, weight, bias, g = draw(*size, density, dtype)
         near(
@@ -86,13 +86,13 @@ def test_sums_on_a_grid_are_exact(how):
     weight, bias, g = ((64 * a).round() / 64 for a in (weight, bias, g))
     assert torch.equal(spikes.times(weight, bias, how), x @ weight.t() + bias)
     assert torch.equal(spikes.weight_gradient(g, how), g.t() @ x)
-    weight = weight.t().contiguous().t()  # its other layout
+    weight = weight.t().contiguous().t()  # non-contiguous
     assert torch.equal(spikes.times(weight, bias, how), x @ weight.t() + bias)
 
 
 @pytest.mark.parametrize("dtype", sparse.DTYPES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_a_product_only_where_it_is_asked_for(size, dtype, tolerance):
+def test_a_sampled_product_is_computed_only_at_active_places(size, dtype, tolerance):
     for density in DENSITIES:
         mask, spikes, weight, _, g = draw(*size, density, dtype)
         want = (g.double() @ weight.double()) * mask.double()
@@ -107,7 +107,7 @@ def test_a_product_only_where_it_is_asked_for(size, dtype, tolerance):
 
 
 @pytest.mark.parametrize("dtype", sparse.DTYPES)
-def test_the_same_bits_on_any_number_of_threads(dtype):
+def test_results_are_bit_identical_for_any_number_of_threads(dtype):
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
@@ -139,12 +139,12 @@ torch.save(rows, sys.argv[2])
 """
 
 
-def test_every_level_of_the_processor_agrees(tmp_path):
+def test_every_processor_level_gives_the_same_result(tmp_path):
     cases = []
     for dtype in sparse.DTYPES:
         _, spikes, *numbers = draw(300, 200, 130, 0.3, dtype)
         cases.append((spikes.bits, spikes.M, spikes.K, spikes.ones, *numbers))
-    torch.save(cases, tmp_path / "cases.pt")  # random numbers are other ones at another level
+    torch.save(cases, tmp_path / "cases.pt")  # random numbers differ between processor levels
     results = []
     for level in ("default", "avx2", None):
         environment = {**os.environ, "ATEN_CPU_CAPABILITY": level} if level else os.environ
@@ -153,12 +153,12 @@ def test_every_level_of_the_processor_agrees(tmp_path):
         results.append(torch.load(tmp_path / "rows.pt"))
     for rows in results[1:]:
         for i, (a, b) in enumerate(zip(rows, results[0])):
-            if i % 5 < 4:  # sums in one order
+            if i % 5 < 4:  # these sum in a fixed order
                 assert torch.equal(a, b)
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-# ---------------------------------------------------------------------------------------------------------------- layers
+# ------------------------------------------------------------------------------------------- layers
 
 CONVOLUTIONS = {
     "plain": (nn.Conv2d(3, 8, 3, padding=1), (5, 3, 7, 9)),
@@ -184,7 +184,7 @@ INPUTS = {
 
 
 def gradients(call, layer, x, autocast=False, g=None):
-    """Output and gradients of x, where it has one, and of all parameters."""
+    """Return the output and the gradients of x, if it needs one, and of all parameters."""
     layer.zero_grad()
     x = x.detach().requires_grad_(x.requires_grad)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -205,7 +205,7 @@ def itself(x, layer):
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("input", INPUTS)
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolutions_are_torchs(name, input, autocast):
+def test_convolutions_match_torch(name, input, autocast):
     layer, shape = CONVOLUTIONS[name]
     layer, x = copy.deepcopy(layer), torch.randn(shape, generator=torch.Generator().manual_seed(1))
     x = INPUTS[input](x).float().requires_grad_()
@@ -241,7 +241,7 @@ def test_convolutions_in_any_memory_format(dtype, formats):
     "frozen", [(), ("weight",), ("bias",), ("weight", "bias"), ("x",), ("x", "bias")]
 )
 @pytest.mark.parametrize("kind", ["convolution", "linear"])
-def test_only_what_is_asked_for(kind, frozen, tolerance):
+def test_only_needed_gradients_are_computed(kind, frozen, tolerance):
     layer = nn.Conv2d(3, 5, 3) if kind == "convolution" else nn.Linear(6, 5)
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(name not in frozen)
@@ -267,7 +267,7 @@ def linear_case(M, K, N, density, bias=True, lead=(), dtype=torch.float32, seed=
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_layers_are_torchs(density, bias, autocast, tolerance):
+def test_linear_layers_match_torch(density, bias, autocast, tolerance):
     x, layer, g = linear_case(768, 256, 96, density, bias, lead=(3, 256))
     dtype = torch.bfloat16 if autocast else torch.float32
     got = gradients(synapse.linear, layer, x, autocast, g.to(dtype))
@@ -289,7 +289,7 @@ def test_linear_layers_are_torchs(density, bias, autocast, tolerance):
 
 @pytest.mark.parametrize("input", INPUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_linear_layers_of_any_dtype(dtype, input, tolerance):
+def test_linear_layers_accept_any_dtype(dtype, input, tolerance):
     layer = nn.Linear(96, 80).to(dtype)
     x = (
         INPUTS[input](torch.randn(800, 96, generator=torch.Generator().manual_seed(1)))
@@ -302,7 +302,7 @@ def test_linear_layers_of_any_dtype(dtype, input, tolerance):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_the_input_gradient_where_the_neuron_can_use_it(autocast, tolerance):
+def test_the_input_gradient_is_correct_where_the_neuron_uses_it(autocast, tolerance):
     x, layer, g = linear_case(900, 128, 200, 0.1)
     dtype = torch.bfloat16 if autocast else torch.float32
     for density in (0.0, 0.1, 0.2, 0.9):
@@ -327,8 +327,8 @@ def test_the_input_gradient_where_the_neuron_can_use_it(autocast, tolerance):
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("kind", ["convolution", "linear"])
-def test_spikes_that_come_as_bits_are_not_packed_again(kind, autocast, monkeypatch):
-    """The bits that a kernel wrote are what is kept; outputs and gradients are torch's."""
+def test_spikes_given_as_bits_are_not_packed_again(kind, autocast, monkeypatch):
+    """The given bits are saved for backward; outputs and gradients equal torch's."""
     x, layer, _ = linear_case(64, 24, 16, 0.3)
     call = synapse.linear
     if kind == "convolution":
@@ -341,8 +341,8 @@ def test_spikes_that_come_as_bits_are_not_packed_again(kind, autocast, monkeypat
     kept = []
     monkeypatch.setattr(
         synapse,
-        "_keep",
-        lambda ctx, packed, *o, keep=synapse._keep: (kept.append(packed), keep(ctx, packed, *o)),
+        "_save",
+        lambda ctx, packed, *o, save=synapse._save: (kept.append(packed), save(ctx, packed, *o)),
     )
     monkeypatch.setattr(synapse, "pack", lambda x: pytest.fail("packed again"))
     for a, b in zip(
@@ -353,8 +353,8 @@ def test_spikes_that_come_as_bits_are_not_packed_again(kind, autocast, monkeypat
     assert kept[0].codes is bits
 
 
-def test_bits_of_what_lies_in_another_order_are_not_those_of_its_copy():
-    """A linear layer multiplies rows in C order."""
+def test_bits_of_a_noncontiguous_input_are_ignored():
+    """A linear layer reads rows in C order."""
     x = linear_case(6, 24, 16, 0.3)[0].detach().view(2, 3, 24).transpose(0, 1)
     layer = nn.Linear(24, 16)
     x = x.requires_grad_()
@@ -366,8 +366,8 @@ def test_bits_of_what_lies_in_another_order_are_not_those_of_its_copy():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_bits_belong_to_the_spikes_that_were_sent():
-    """A view of them is known, a copy or a part of them is not."""
+def test_bits_are_used_only_for_the_spikes_they_belong_to():
+    """A view of the spikes is recognised, a copy or a part of them is not."""
     spikes = (torch.rand(3, 4, 8, 2, 5) < 0.5).float()
     sent = SpikeInfo.from_result(Result(spikes, spikes[0], bits=pack(spikes).codes))
     for x in (spikes, spikes.flatten(0, 1), spikes.flatten(0, 1).flatten(1)):
@@ -387,11 +387,11 @@ def test_a_transposed_input():
         assert torch.equal(a, b)
 
 
-# ---------------------------------------------------------------------------------------------------- the whole network
+# -------------------------------------------------------------------------------- the whole network
 
 
 class Residual(nn.Module):
-    """Spikes, their sums and their averages all enter products here."""
+    """Spikes, their sums and their averages all enter synaptic layers here."""
 
     def __init__(self):
         super().__init__()
@@ -432,8 +432,8 @@ def test_gradients_of_a_residual_network():
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_what_is_kept(autocast):
-    """The bytes that the graph holds: bits for spikes, else what is computed with; nothing for the weight."""
+def test_saved_memory_has_the_expected_size(autocast):
+    """The graph saves spikes as bits, other inputs in the compute dtype, and no copy of weights."""
     for layer, call in (
         (nn.Conv2d(64, 64, 3, padding=1), synapse.convolution),
         (nn.Linear(16, 64), synapse.linear),
@@ -458,10 +458,10 @@ def test_what_is_kept(autocast):
             assert y.grad_fn.packed.codes is None
 
 
-# --------------------------------------------------------------------------------------------------------- calls as such
+# ------------------------------------------------------------------------------------ calls as such
 
 
-def test_watched_layers_are_called():
+def test_layers_with_hooks_are_called():
     x = (torch.rand(2, 3, 6, 6) < 0.3).float().requires_grad_()
     for layer, call in (
         (nn.Conv2d(3, 4, 3), synapse.convolution),
@@ -499,7 +499,7 @@ def test_watched_layers_are_called():
     assert torch.equal(synapse.linear(x, layer), layer(x))
 
 
-def test_what_changed_meanwhile_is_noticed():
+def test_in_place_changes_before_backward_are_detected():
     for layer, call, shape in (
         (nn.Conv2d(3, 4, 3), synapse.convolution, (2, 3, 6, 6)),
         (nn.Linear(6, 4), synapse.linear, (5, 6)),
@@ -516,12 +516,12 @@ def test_double_backward_is_refused():
     x = (torch.rand(5, 6) < 0.5).float().requires_grad_()
     with pytest.raises(
         RuntimeError,
-        match="double backward through a layer's packed input is not defined; use create_graph=False",
+        match="double backward through a layer with packed input is not defined; use create_graph",
     ):
         torch.autograd.grad(synapse.linear(x, nn.Linear(6, 4)).square().sum(), x, create_graph=True)
 
 
-def test_in_place_after_a_product():
+def test_in_place_changes_of_the_output_are_allowed():
     x, layer, _ = linear_case(400, 128, 96, 0.1)
     for y in (
         synapse.linear(x, layer),
@@ -530,7 +530,7 @@ def test_in_place_after_a_product():
         y.relu_().sum().backward()
 
 
-def test_compiled_and_transformed_code_calls_the_layer():
+def test_compile_and_functorch_call_the_layer():
     layer = nn.Linear(128, 96)
     x = (torch.rand(400, 128) < 0.1).float()
     compiled = torch.compile(
@@ -541,17 +541,17 @@ def test_compiled_and_transformed_code_calls_the_layer():
     torch.testing.assert_close(jacobian, layer.weight.sum(0).expand(400, 128))
 
 
-def test_active_must_match():
+def test_active_must_have_one_bit_per_input():
     for active in (torch.zeros(3, dtype=torch.uint8), torch.zeros(4 * 64)):
-        with pytest.raises(ValueError, match="want uint8 with one bit for each of 256 inputs"):
+        with pytest.raises(ValueError, match="uint8 with one bit for each of 256 inputs"):
             synapse.linear(torch.zeros(4, 64), nn.Linear(64, 64), active)
 
 
-# ---------------------------------------------------------------------------------------------------------------- choice
+# ------------------------------------------------------------------------------------------- choice
 
 
-def test_hysteresis():
-    """A density that wanders around a limit does not change the way; one that leaves it does, in both directions."""
+def test_decisions_have_hysteresis():
+    """A density that fluctuates around a limit changes nothing; one that moves away does."""
     made, limit = sparsity.SparsityPlan(), sparsity.GATHER_BELOW
     for part, way in (
         (1.05, "lookup"),
@@ -574,7 +574,7 @@ def test_hysteresis():
         assert made.forward == made.weight == "dense"
 
 
-def test_what_the_limits_depend_on(monkeypatch):
+def test_limits_depend_on_size_dtype_and_processor(monkeypatch):
     for M, K, ways in (
         (1024, 1024, ("lookup", "lookup")),
         (1024, 128, ("lookup", "dense")),
@@ -600,12 +600,12 @@ def test_what_the_limits_depend_on(monkeypatch):
         (torch.float32, 1024, 256, 10),
     ],
 )
-def test_what_is_small_or_exact_stays_dense(case):
+def test_small_and_float64_layers_stay_dense(case):
     made = sparsity.SparsityPlan().decide(*case, 0.01, 0.01)
     assert (made.forward, made.weight, made.input) == ("dense", "dense", "dense")
 
 
-def test_the_choice_is_saved_and_resumed():
+def test_sparsity_plans_are_saved_and_restored():
     x, layer, g = linear_case(
         1024, 256, 96, 0.132
     )  # just above the limit: which way depends on the way before
@@ -632,7 +632,7 @@ def test_the_choice_is_saved_and_resumed():
     assert sparsity.state(model) == before
 
 
-def test_words():
+def test_a_plan_prints_in_words():
     made = sparsity.SparsityPlan()
     assert str(made) == "forward dense (no spikes), weight gradient dense, input gradient dense"
     made.decide(torch.float32, 1024, 256, 256, 0.09, 0.101)

@@ -1,3 +1,3 @@
-"""Memory that a kernel takes and does not write comes out as NaN."""
+"""Fill uninitialised memory with NaN, so that tests detect kernels that do not write it."""
 
 from helpers.uninitialised import nan_filled_empty as nan_filled_empty

@@ -1,4 +1,7 @@
-"""PDA: the divergence against numerical integration, the loss and its gradient against autograd through recorded membranes."""
+"""PDA: the divergence against numerical integration, the loss against autograd.
+
+The expected loss and gradient come from autograd through recorded membranes.
+"""
 
 import copy
 import io
@@ -24,14 +27,14 @@ def numbers(*shape, seed=0, scale=1.0):
     )
 
 
-# ------------------------------------------------------------------------------------------------ the divergence
+# ----------------------------------------------------------------------------------- the divergence
 
 
 @pytest.mark.parametrize(
     ("m_p", "v_p", "m_q", "v_q"),
     [(0.3, 0.5, -0.4, 1.7), (1.0, 2.0, 1.0, 0.25), (-2.0, 1.0, 1.0, 1.0)],
 )
-def test_divergence_is_the_integral(m_p, v_p, m_q, v_q):
+def test_divergence_equals_the_integral(m_p, v_p, m_q, v_q):
     x = np.linspace(-40, 40, 400_001)
 
     def log_density(m, v):
@@ -45,7 +48,7 @@ def test_divergence_is_the_integral(m_p, v_p, m_q, v_q):
     assert divergence(p, p).item() == pytest.approx(0, abs=1e-15)
 
 
-# ------------------------------------------------------------------------------------------------ moments from the kernel
+# -------------------------------------------------------------------------- moments from the kernel
 
 
 RULE = {
@@ -71,7 +74,10 @@ RULE = {
     ids=str,
 )
 def test_moments_and_their_gradient(shape, rule):
-    """Both backends against autograd through the recorded membrane of the reference; the loss sees spikes and membrane too."""
+    """All backends against autograd through the membrane recorded by the reference.
+
+    The loss also depends on spikes and membrane.
+    """
     C = shape[2] if len(shape) > 2 else 1
     k_mean, k_square, k_s, k_u = (
         numbers(5, C, seed=1),
@@ -114,7 +120,7 @@ def test_moments_and_their_gradient(shape, rule):
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_one_moment_alone(which):
+def test_the_gradient_of_a_single_moment(which):
     x = [numbers(3, 4, 2, scale=2.0).requires_grad_() for _ in range(2)]
     for leaf, backend in zip(x, ("eager", "reference")):
         call = prepare(leaf, None, **RULE, record_moments=True)
@@ -122,7 +128,7 @@ def test_one_moment_alone(which):
     torch.testing.assert_close(x[0].grad, x[1].grad, **EXACT)
 
 
-# ------------------------------------------------------------------------------------------------ the loss
+# ----------------------------------------------------------------------------------------- the loss
 
 
 def network(**options):
@@ -140,7 +146,7 @@ def frames(T=4, B=6):
 
 
 def expected(model, recorded, target, per_channel, form, window=1.5, eps=1e-2):
-    """mean over layers and timesteps of D, in plain torch on the recorded membranes."""
+    """The mean of D over layers and timesteps, in plain torch on the recorded membranes."""
     distances = []
     for name, out in recorded.items():
         layer, u, s = model.get_submodule(name), out.membrane, out.spikes.detach()
@@ -203,7 +209,7 @@ def test_loss_and_gradient(target, per_channel, form, backend):
         torch.testing.assert_close(got[name], p.grad, **EXACT)
 
 
-def test_zero_where_the_distributions_are_equal():
+def test_the_loss_is_zero_for_equal_distributions():
     layer = bs.IF(v_threshold=1.5, surrogate=bs.Rectangle(width=2.0))
     cases = [
         ({"target": "spikes"}, [0.0, 1.5, 1.5, 0.0, 0.0]),
@@ -230,7 +236,7 @@ def test_a_silent_layer_has_a_finite_loss():
     assert x.grad.isfinite().all()
 
 
-def test_moments_keep_no_membrane():
+def test_moments_save_no_membrane():
     layer = bs.LIF()
     x, v0 = torch.randn(3, 4, 5), torch.zeros(4, 5)
     with PotentialAdjustment(layer):
@@ -240,14 +246,14 @@ def test_moments_keep_no_membrane():
     assert layer.watchers == []
 
 
-def test_spikes_stay_the_same():
+def test_pda_does_not_change_spikes():
     model = network()
     want = model(frames())
     with PotentialAdjustment(model):
         assert torch.equal(model(frames()), want)
 
 
-def test_chosen_layers_and_strength():
+def test_layers_and_strength_can_be_chosen():
     model = network()
     with (
         PotentialAdjustment(model, 1.0) as both,
@@ -281,7 +287,7 @@ def test_warm_up_is_linear_and_resumes():
         assert [next_loss(pda) / full for _ in range(3)] == pytest.approx([0.75, 1.0, 1.0])
 
 
-def test_beside_record_streaming_and_copies():
+def test_pda_works_with_record_streaming_and_copies():
     model = network()
     with PotentialAdjustment(model, 1.0) as pda:
         with bs.record(model) as recorded:
@@ -333,9 +339,9 @@ def test_accumulation_float32_and_bf16():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "spike"}, "target is one of spikes, gaussian, window, got 'spike'"),
-        ({"form": "histogram"}, "form is 'moments' or 'softmax'"),
-        ({"form": "softmax", "target": "window"}, "form='softmax' has the target 'spikes'"),
+        ({"target": "spike"}, "target must be one of spikes, gaussian, window, got 'spike'"),
+        ({"form": "histogram"}, "form must be 'moments' or 'softmax'"),
+        ({"form": "softmax", "target": "window"}, "form='softmax' requires target='spikes'"),
         ({"strength": -1.0}, "strength must not be negative, got -1.0"),
         ({"strength": math.nan}, "strength must not be negative, got nan"),
         ({"eps": 0.0}, "eps must be positive"),
@@ -349,7 +355,7 @@ def test_errors(options, message):
         PotentialAdjustment(network(), **options)
 
 
-def test_errors_of_use():
+def test_wrong_use_is_explained():
     with pytest.raises(ValueError, match="no spiking layer"):
         PotentialAdjustment(nn.Linear(2, 2))
     layer = bs.LIF()
@@ -361,7 +367,7 @@ def test_errors_of_use():
     assert bs.PotentialAdjustment is PotentialAdjustment
 
 
-# ------------------------------------------------------------------------------------------------ measurements
+# ------------------------------------------------------------------------------------- measurements
 
 
 @pytest.mark.parametrize(
@@ -385,7 +391,7 @@ def test_width_of_a_surrogate(surrogate, width):
     assert surrogate_width(learned).item() == pytest.approx(3 * width, rel=1e-5)
 
 
-def test_statistics_by_hand():
+def test_statistics_match_hand_calculation():
     layer = bs.IF(v_threshold=1.0, surrogate=bs.Rectangle(width=0.5))
     x = torch.tensor(
         [[[-1.0, 0.0, 0.75, 1.25]], [[0.5, 0.0, 1.5, 2.0]]]
@@ -436,7 +442,7 @@ def test_a_compiled_model_gives_the_same_loss_and_gradient():
 
 
 @pytest.mark.parametrize("form", ["moments", "softmax"])
-def test_an_empty_batch_adds_nothing(form):
+def test_an_empty_batch_adds_no_loss(form):
     model = bs.Sequential(bs.OverTime(nn.Linear(4, 6)), bs.LIF())
     with bs.PotentialAdjustment(model, form=form) as pda:
         (model(torch.zeros(3, 0, 4)).sum() + pda.loss()).backward()

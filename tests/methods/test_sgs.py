@@ -1,5 +1,5 @@
-"""Masked and scaled weight gradients against their definitions, written out here over patches and timesteps; and all parts
-of the papers together."""
+"""Masked and scaled weight gradients against their definitions, written here as explicit loops;
+and all methods together."""
 
 import copy
 import itertools
@@ -31,7 +31,7 @@ def spikes(*shape, rate=0.3, seed=0):
     ).double()
 
 
-# ------------------------------------------------------------------------------------------------ the weight site of MSG
+# --------------------------------------------------------------------------- the weight site of MSG
 
 
 def weights():
@@ -74,7 +74,7 @@ def test_only_weights_are_masked_at_rate_p(p):
     )  # removed
 
 
-def test_masks_follow_the_seed_and_are_fresh():
+def test_each_mask_is_new_and_reproducible_by_seed():
     model = weights()
     with bs.mask_weight_gradients(model) as handle:
         first, again, other = gradients(model), gradients(model), gradients(model, seed=2)
@@ -86,7 +86,7 @@ def test_masks_follow_the_seed_and_are_fresh():
             handle.p = 1.5
 
 
-def test_mask_is_the_one_of_the_hash():
+def test_the_mask_is_that_of_the_hash():
     layer = nn.Linear(5, 7).double()
     x = numbers(3, 5)
     with bs.mask_weight_gradients(layer, 0.4):
@@ -116,7 +116,7 @@ def test_a_shared_weight_has_one_mask():
     assert 0.4 < (a.weight.grad == 0).double().mean() < 0.6
 
 
-def test_errors_of_the_mask():
+def test_mask_errors_name_the_argument():
     with pytest.raises(ValueError, match="no linear or convolution layer"):
         bs.mask_weight_gradients(nn.BatchNorm2d(3))
     with pytest.raises(ValueError, match="no linear or convolution layer"):
@@ -128,11 +128,11 @@ def test_errors_of_the_mask():
             attach(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 3))))
 
 
-# ------------------------------------------------------------------------------------------------ SGS, one layer
+# ----------------------------------------------------------------------------------- SGS, one layer
 
 
 def patches(layer, x):
-    """`[B, groups, K, L]`: what each output position of the layer sees, for Linear as well."""
+    """Return the inputs of each output position, `[B, groups, K, L]`; also for Linear."""
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, 1, layer.in_features, 1)
     cut = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
@@ -140,7 +140,7 @@ def patches(layer, x):
 
 
 def correlation(layer, x, g):
-    """sum over batch and positions of (what a weight sees) * (what stands at its output)."""
+    """The sum over batch and positions of (input of a weight) * (value at its output)."""
     p = patches(layer, x)
     g = g.reshape(p.shape[0], p.shape[1], -1, p.shape[-1])
     return torch.einsum("bgkl,bgol->gok", p, g).reshape(layer.weight.shape)
@@ -196,7 +196,7 @@ def test_scaled_gradient_of_a_layer(layer, shape, options):
     assert A[2:].std() > 0.01
 
 
-def test_pre_pre():
+def test_pre_pre_uses_the_input_trace_twice():
     layer, x, g = (
         nn.Conv2d(4, 4, 3, padding=1).double(),
         spikes(4, 3, 4, 5, 6),
@@ -230,8 +230,8 @@ def test_a_silent_layer_keeps_its_gradient(silent):
     torch.testing.assert_close(got, sum(correlation(layer, x[t], g[t]) for t in range(4)), **EXACT)
 
 
-def test_ranks_share_their_correlation(monkeypatch):
-    """Two halves of a batch, each with the C of both, give what one machine gives for the whole."""
+def test_ranks_sum_their_correlation(monkeypatch):
+    """Two halves of a batch, each with the summed C, equal the whole batch on one machine."""
     layer, x, post, g = (
         nn.Linear(6, 5).double(),
         spikes(3, 8, 6),
@@ -258,7 +258,7 @@ def test_ranks_share_their_correlation(monkeypatch):
     torch.testing.assert_close(total, whole, **EXACT)
 
 
-# ------------------------------------------------------------------------------------------------ SGS, whole networks
+# ------------------------------------------------------------------------------ SGS, whole networks
 
 
 def lif(**options):
@@ -266,7 +266,7 @@ def lif(**options):
 
 
 class Residual(nn.Module):
-    """A block with the neuron after the addition, its norms per timestep, its shortcut added in place."""
+    """A block with its neuron after the addition, norms per timestep, and an in-place addition."""
 
     def __init__(self, channels, stride=1, inplace=True):
         super().__init__()
@@ -299,7 +299,10 @@ RESIDUAL_SCALED = {"2.conv1.0": "2.lif1", "2.conv2.0": "2.lif2", "3.conv2.0": "3
 
 
 def run(model, x, task=True):
-    """One pass; also the input, the output spikes and the gradient at the output of every layer, `[T, B, ...]`."""
+    """Run one pass; also return input, output spikes and output gradient of every layer.
+
+    All are `[T, B, ...]`.
+    """
     seen, hooks = {}, []
 
     def keep(name):
@@ -330,8 +333,8 @@ def over_time(a, T):
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.5])
-def test_network(alpha):
-    """The first pass, that finds the layers, and the second, with other data and another T, against the loop by hand."""
+def test_gradients_of_a_network_match_the_loop(alpha):
+    """The first pass, which finds the layers, and a second one with other data and another T."""
     model = residual_net()
     with bs.scale_gradients(model, alpha) as handle:
         assert "first forward pass" in str(handle)
@@ -372,17 +375,17 @@ def test_alpha_zero_changes_nothing_bit_for_bit():
                 assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_the_first_pass_equals_the_next(monkeypatch):
-    """So that a resumed run, which begins with a first pass, goes on as if it had not stopped."""
+def test_the_first_pass_gives_the_same_gradients_as_later_ones(monkeypatch):
+    """So a resumed run, which starts with a first pass, continues as if never interrupted."""
     model, x = residual_net().eval(), numbers(4, 3, 2, 4, 6, scale=2.0)
     with bs.scale_gradients(model):
         a = gradients(model, x)
-        monkeypatch.delattr(sgs, "_Trace")  # the layers are looked for once
+        monkeypatch.delattr(sgs, "_Trace")  # the layers are searched for only once
         b = gradients(model, x)
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_table():
+def test_the_handle_prints_a_table():
     model = residual_net()
     with bs.scale_gradients(model) as handle:
         with torch.no_grad():
@@ -391,18 +394,18 @@ def test_table():
         model(numbers(2, 3, 2, 4, 6))
     assert str(handle).splitlines() == [
         "0.0           not scaled  its input is not spikes",
-        "2.conv1.0     scaled      with the spikes of 2.lif1",
-        "2.conv2.0     scaled      with the spikes of 2.lif2",
+        "2.conv1.0     scaled      using the spikes of 2.lif1",
+        "2.conv2.0     scaled      using the spikes of 2.lif2",
         "3.conv1.0     not scaled  its input and its output differ in size, [4, 6] and [2, 3]",
-        "3.conv2.0     scaled      with the spikes of 3.lif2",
+        "3.conv2.0     scaled      using the spikes of 3.lif2",
         "3.shortcut.0  not scaled  its input and its output differ in size, [4, 6] and [2, 3]",
-        "4.1           scaled      with the spikes of 5",
+        "4.1           scaled      using the spikes of 5",
         "6.0           not scaled  no spiking layer follows it directly",
     ]
 
 
 class Odd(nn.Module):
-    """What cannot be scaled, and why."""
+    """A model with one layer for each reason not to be scaled."""
 
     def __init__(self):
         super().__init__()
@@ -437,7 +440,7 @@ class Odd(nn.Module):
         return a + c + d + e + f + g + h + i + j + k + l
 
 
-def test_what_is_not_scaled_and_why():
+def test_unscaled_layers_have_a_reason():
     model = Odd().double()
     x = numbers(3, 2, 4, scale=2.0)
     with bs.scale_gradients(model) as handle:
@@ -449,7 +452,7 @@ def test_what_is_not_scaled_and_why():
         "branch": "it feeds several spiking layers: lif2, lif3",
         "twice": "it runs more than once in a forward pass",
         "dropped.1": "Mul lies between the spikes and its input",
-        "mixed": "its input is spikes only in part",
+        "mixed": "only a part of its input is spikes",
         "gated": "Sigmoid lies between it and the spiking layer lif7",
         "first": "no spiking layer follows it directly",
         "second": "its input is not spikes",
@@ -481,7 +484,7 @@ def pooled_net():
     ).double()
 
 
-def test_pooling():
+def test_pooled_spikes_are_scaled_with_pool_pre():
     model, x = pooled_net(), numbers(4, 3, 2, 8, 12, scale=3.0)
     with (
         bs.scale_gradients(model),
@@ -505,7 +508,7 @@ def test_pooling():
 @pytest.mark.parametrize(
     "mode", [{"padding": "same"}, {"padding": 1, "padding_mode": "circular"}], ids=str
 )
-def test_padding_by_name(mode):
+def test_string_padding_and_padding_modes(mode):
     conv = nn.Conv2d(3, 3, 3, **mode).double()
     x, g = numbers(2, 3, 5, 6).requires_grad_(), numbers(2, 3, 5, 6, seed=1)
     conv(x).backward(g)
@@ -522,8 +525,8 @@ def test_pre_pre_needs_as_many_outputs():
     assert handle.not_scaled["4"] == "pair='pre_pre' needs as many outputs as inputs"
 
 
-def test_spikes_that_nothing_learned_led_to():
-    """An encoding layer: its spikes carry no graph of their own, and still are spikes."""
+def test_spikes_without_a_graph_are_found():
+    """An encoding layer: its spikes are not in the graph, but they are spikes."""
     model = nn.Sequential(lif(), nn.Linear(4, 5), lif()).double()
     with bs.scale_gradients(model) as handle:
         for _ in range(2):
@@ -534,7 +537,7 @@ def test_spikes_that_nothing_learned_led_to():
     assert handle.scaled == {"1": "2"}
 
 
-def test_state_given_streaming_and_no_grad():
+def test_scaling_works_with_states_streaming_and_no_grad():
     class Stateful(nn.Module):
         def __init__(self):
             super().__init__()
@@ -564,7 +567,7 @@ def test_a_layer_that_raises_keeps_its_weight():
         assert model[0].weight is weight
 
 
-def test_a_copy_and_an_average_are_not_touched():
+def test_copies_and_averages_are_not_scaled():
     model, x = residual_net(), numbers(4, 3, 2, 4, 6, scale=2.0)
     plain = gradients(copy.deepcopy(model), x)
     with bs.scale_gradients(model) as handle:
@@ -575,7 +578,7 @@ def test_a_copy_and_an_average_are_not_touched():
     assert all(torch.equal(plain[name], g) for name, g in gradients(model, x).items())
 
 
-def test_accumulation_adds_up():
+def test_scaled_gradients_accumulate():
     model, x = residual_net().eval(), numbers(4, 6, 2, 4, 6, scale=2.0)
     with bs.scale_gradients(model):
         parts = [gradients(model, half) for half in x.split(3, dim=1)]
@@ -587,13 +590,13 @@ def test_accumulation_adds_up():
         torch.testing.assert_close(p.grad, parts[0][name] + parts[1][name], **EXACT)
 
 
-def test_errors_of_scaling():
+def test_scaling_errors_name_the_argument():
     model = residual_net()
     for options, message in (
         ({"alpha": 1.5}, r"alpha must lie in \[0, 1\], got 1.5"),
         ({"alpha": math.nan}, "alpha must lie in"),
-        ({"pair": "post_pre"}, "pair is 'pre_post' or 'pre_pre', got 'post_pre'"),
-        ({"normalise": "batch"}, "normalise is 'layer' or 'channel', got 'batch'"),
+        ({"pair": "post_pre"}, "pair must be 'pre_post' or 'pre_pre', got 'post_pre'"),
+        ({"normalise": "batch"}, "normalise must be 'layer' or 'channel', got 'batch'"),
     ):
         with pytest.raises(ValueError, match=message):
             bs.scale_gradients(model, **options)
@@ -601,12 +604,12 @@ def test_errors_of_scaling():
         bs.scale_gradients(nn.ConvTranspose2d(2, 2, 3))
     with (
         bs.scale_gradients(model),
-        pytest.raises(RuntimeError, match="the first forward pass must be one of the whole model"),
+        pytest.raises(RuntimeError, match="the first forward pass must run the whole model"),
     ):
         model[0](numbers(2, 3, 2, 4, 6))
 
 
-# ------------------------------------------------------------------------------------------------ the parts together
+# ------------------------------------------------------------------------------- the parts together
 
 
 PSG = bs.Parametric(bs.ATan(alpha=2.5))
@@ -629,7 +632,7 @@ def network(surrogate, **options):
 
 
 def step(model, *, pda=None, task=1.0, seed=4):
-    """Gradients of task * L + pda.loss(), with the masks that `seed` gives."""
+    """Gradients of task * L + pda.loss(), with masks drawn from `seed`."""
     torch.manual_seed(seed)
     model.zero_grad()
     loss = task * F.cross_entropy(
@@ -642,7 +645,7 @@ def step(model, *, pda=None, task=1.0, seed=4):
 
 @pytest.mark.parametrize("name", SURROGATES)
 @pytest.mark.parametrize("backend", ["eager", "reference"])
-def test_pda_adds_its_gradient_beside(name, backend):
+def test_pda_adds_its_gradient(name, backend):
     model = network(SURROGATES[name], backend=backend, learn="threshold")
     task = step(model)
     with bs.PotentialAdjustment(model, 0.3) as pda:
@@ -654,8 +657,8 @@ def test_pda_adds_its_gradient_beside(name, backend):
 
 @pytest.mark.parametrize("name", SURROGATES)
 @pytest.mark.parametrize("pda", [False, True])
-def test_sgs_scales_what_the_others_leave(name, pda):
-    """Beside any surrogate and PDA, the scaled gradient is the loop by hand over what arrives; nothing else changes."""
+def test_sgs_scales_the_gradients_of_all_other_methods(name, pda):
+    """With any surrogate and with PDA, SGS scales the weight gradients and changes no others."""
     model = network(SURROGATES[name])
     with bs.PotentialAdjustment(model, 0.3) as adjustment:
         loss = adjustment if pda else None
@@ -705,7 +708,7 @@ def test_the_weight_mask_comes_last(name):
     [c for c in itertools.product([False, True], repeat=5) if sum(c) == 2 or all(c)],
 )
 @pytest.mark.parametrize("kind", ["float64", "float32", "bf16"])
-def test_pairs_and_all_at_once_train(msg, psg, pda, sgs, mask, kind):
+def test_all_combinations_of_methods_train(msg, psg, pda, sgs, mask, kind):
     torch.manual_seed(3)
     model = network(
         SURROGATES["+".join(n for n, on in (("MSG", msg), ("PSG", psg)) if on)], reset_gradient=0.5
@@ -743,14 +746,14 @@ def test_pairs_and_all_at_once_train(msg, psg, pda, sgs, mask, kind):
 def test_a_compiled_model_is_refused():
     model = bs.models.convnet("2-2", size=4)
     bs.scale_gradients(model)
-    with pytest.raises(RuntimeError, match="uncompiled"):
+    with pytest.raises(RuntimeError, match=r"without torch\.compile"):
         torch.compile(model, backend="eager")(torch.ones(2, 1, 1, 4, 4))
 
 
 @pytest.mark.parametrize(
     "between", [lambda: bs.Integrator(), lambda: bs.Recurrent(nn.Linear(6, 6), bs.LIF())]
 )
-def test_neurons_that_are_operators_lie_on_the_way(between):
+def test_a_spiking_operator_in_between_is_an_obstacle(between):
     model = nn.Sequential(
         *(bs.OverTime(nn.Linear(6, 6)), bs.LIF(), bs.OverTime(nn.Linear(6, 6)), bs.LIF()),
         *(bs.OverTime(nn.Linear(6, 6)), between(), bs.OverTime(nn.Linear(6, 3)), bs.LIF()),
@@ -760,13 +763,13 @@ def test_neurons_that_are_operators_lie_on_the_way(between):
     assert scaling.scaled == {"2.0": "3"}
 
 
-def test_the_graph_of_a_neuron_has_the_names_that_torch_gives():
+def test_graph_nodes_of_neurons_have_the_expected_names():
     x = torch.rand(3, 2, 6, requires_grad=True)
     assert bs.lif(x).spikes.grad_fn.name()
     assert bs.block(x, nn.Linear(6, 6), nn.BatchNorm1d(6), bs.LIF()).grad_fn.name()
 
 
-def test_a_model_with_scaled_gradients_goes_through_pickle():
+def test_a_model_with_scaled_gradients_can_be_pickled():
     model = nn.Sequential(
         bs.OverTime(nn.Linear(4, 6)), bs.LIF(), bs.OverTime(nn.Linear(6, 6)), bs.LIF()
     )

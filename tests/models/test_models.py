@@ -35,10 +35,11 @@ def parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-# VGGSNN, CIFARNet: Li et al. 2024; ResNet20 and 32, VGG16: Park et al. 2023, without biases of convolutions; ResNet18, 34, 50:
-# torchvision's, 11,689,512, 21,797,672 and 25,557,032 with 1000 classes; VGG11: its vgg11_bn's convolutions, 9,223,232
-# without biases and with their norms; Spikformer-4-384: 9.32 M (Zhou et al. 2022); MLP: weights 700 x 128 + 128 x 128, as many
-# that come back, 2 x 128 x 128, norms 2 x 2 x 128, and 129 x 20
+# VGGSNN, CIFARNet: Li et al. 2024. ResNet20 and 32, VGG16: Park et al. 2023, convolutions without
+# biases. ResNet18, 34, 50: torchvision's 11,689,512, 21,797,672 and 25,557,032 with 1000 classes.
+# VGG11: the convolutions of torchvision's vgg11_bn, 9,223,232 without biases and with norms.
+# Spikformer-4-384: 9.32 M (Zhou et al. 2022). MLP: weights 700 x 128 + 128 x 128, recurrent weights
+# 2 x 128 x 128, norms 2 x 2 x 128, and 129 x 20.
 COUNTS = [
     (VGGSNN(10, in_channels=3), 9_269_322),
     (CIFARNet(10), 19_489_546),
@@ -60,7 +61,7 @@ COUNTS = [
 
 
 @pytest.mark.parametrize(("value", "count"), COUNTS, ids=str)
-def test_parameter_counts_are_those_of_the_papers(value, count):
+def test_parameter_counts_match_the_papers(value, count):
     with torch.device("meta"):
         assert parameters(value.build(bs.LIF)) == count
 
@@ -102,7 +103,7 @@ def test_the_value_and_the_factory_build_the_same(value):
     assert None not in channels
 
 
-def test_every_network_is_a_value_a_text_and_a_factory():
+def test_every_network_has_a_value_a_text_and_a_factory():
     factories = {name.replace("_", ""): name for name in dir(bs.models) if name.islower()}
     for network in NETWORKS:
         value = network(num_classes=7)
@@ -120,13 +121,13 @@ def test_every_network_is_a_value_a_text_and_a_factory():
         bs.models.nonet  # noqa: B018
 
 
-def test_a_layout_says_channels_kernels_and_hidden_layers():
+def test_a_layout_gives_channels_kernels_and_hidden_layers():
     model = ConvNet("15C5-P-40-P", 10, 1, 28, hidden=(300,)).build(bs.LIF)
     shapes = [tuple(p.shape) for p in model.parameters() if p.dim() > 1]
     assert shapes == [(15, 1, 5, 5), (40, 15, 3, 3), (300, 40 * 7 * 7), (10, 300)]
 
 
-def test_an_mlp_recurs_and_drops_where_it_is_asked_to():
+def test_an_mlp_can_have_recurrence_and_dropout():
     torch.manual_seed(0)
     plain, model = (
         MLP(3, 7, (6, 5), recurrent=again, dropout=0.5).build(bs.LIF) for again in (False, True)
@@ -136,15 +137,15 @@ def test_an_mlp_recurs_and_drops_where_it_is_asked_to():
     for layer, n in zip(layers, (6, 5), strict=True):
         torch.testing.assert_close(layer.layer.weight @ layer.layer.weight.T, torch.eye(n))
     x = torch.rand(4, 9, 7) * 3
-    assert not torch.equal(model(x), model(x))  # other spikes are dropped
+    assert not torch.equal(model(x), model(x))  # each pass drops other spikes
     assert torch.equal(model.eval()(x), model(x))
 
 
 @pytest.mark.parametrize(
     "value", [ConvNet("8-P-8-P", size=8, hidden=(64, 64)), VGG11(10, 1), ResNet19(10, 1)], ids=str
 )
-def test_every_layer_fires_at_the_start(value):
-    """Also the linear ones, which no norm precedes."""
+def test_every_layer_fires_after_initialisation(value):
+    """Also linear layers without a norm."""
     torch.manual_seed(0)
     side = getattr(value, "size", 8)
     x = F.interpolate(
@@ -156,7 +157,7 @@ def test_every_layer_fires_at_the_start(value):
     assert min(out.spikes.mean() for out in seen.values()) > 0.01
 
 
-# names and shapes of torchvision's ResNet18, written out: torchvision is not needed
+# names and shapes of torchvision's ResNet18, written out so that torchvision is not needed
 def torchvision_names():
     def norm(name, c):
         shapes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (c,))
@@ -180,7 +181,7 @@ def torchvision_names():
 
 
 @pytest.mark.parametrize("value", [ResNet18(1000), SEWResNet18(1000), MSResNet18(1000)], ids=str)
-def test_weights_of_torchvision_load(value):
+def test_torchvision_weights_load(value):
     model = value.build(bs.LIF)
     weights = {name: torch.full(shape, 0.5) for name, shape in torchvision_names().items()}
     model.load_state_dict(weights, strict=True)
@@ -190,12 +191,12 @@ def test_weights_of_torchvision_load(value):
 def test_wrong_input_and_layouts_are_refused():
     with pytest.raises(ValueError, match=r"\[T, B, 1, H, W\]"):
         bs.models.convnet()(torch.rand(2, 3, 2, 28, 28))
-    with pytest.raises(ValueError, match="joined by '-'"):
+    with pytest.raises(ValueError, match="separated by '-'"):
         bs.models.convnet("32-Q")
-    for layout in ("8C4", "8C", "C3", "0", "08", "8c3"):  # an even kernel cannot keep the size
-        with pytest.raises(ValueError, match="joined by '-'"):
+    for layout in ("8C4", "8C", "C3", "0", "08", "8c3"):  # an even kernel cannot preserve the size
+        with pytest.raises(ValueError, match="separated by '-'"):
             bs.models.convnet(layout)
-    with pytest.raises(ValueError, match="too small"):
+    with pytest.raises(ValueError, match="too many for inputs of size 8"):
         bs.models.convnet("8-P-P-P-P", size=8)
     with pytest.raises(ValueError, match="'cifar' or 'imagenet'"):
         bs.models.resnet18(stem="none")
@@ -210,7 +211,7 @@ def test_wrong_input_and_layouts_are_refused():
 
 
 @pytest.mark.parametrize("value", [ResNet18, ResNet50, SEWResNet18, SEWResNet50, MSResNet18])
-def test_residual_blocks_that_start_as_their_shortcut(value):
+def test_zero_init_residual_starts_blocks_as_their_shortcut(value):
     """With zero_init_residual the last norm of each block gives 0, and only that."""
     model, usual = (value(10, 1, "cifar", zero).build(bs.LIF) for zero in (True, False))
     blocks = [
@@ -251,7 +252,7 @@ LEARNERS = [
 
 
 @pytest.mark.parametrize("value", LEARNERS, ids=str)
-def test_it_learns_eight_samples_by_heart(value):
+def test_every_network_can_memorise_eight_samples(value):
     torch.manual_seed(0)
     split = bs.data.load("digits").train
     x = torch.from_numpy(split.x[:8]).float() / 255
@@ -260,7 +261,7 @@ def test_it_learns_eight_samples_by_heart(value):
             x, scale_factor=getattr(value, "size", 16 if isinstance(value, ResNet32) else 32) // 8
         )
     y = torch.from_numpy(split.y[:8])
-    # the triangle, half of it masked, is too narrow for residual networks that are deep or whose last images are 1x1
+    # the half-masked triangle is too narrow for residual networks that are deep or end in 1x1 maps
     hard = isinstance(value, ResNet32) or (
         isinstance(value, ResNet18 | ResNet34 | ResNet50) and value.stem == "imagenet"
     )

@@ -1,4 +1,4 @@
-"""Whole networks with neighbours run as one op, against the same layers one after the other, in plain torch."""
+"""Whole networks with fused layers, against the same layers one after the other in plain torch."""
 
 import copy
 
@@ -13,7 +13,7 @@ from backspike.models import plain, residual
 
 T, B, K = 3, 4, 5
 SEED = 7
-# of the gradients against those of the float64 network run layer by layer, see error()
+# error of the gradients relative to the float64 network run layer by layer; see error()
 EXACT = ("exact", "recompute", "checkpoint")
 BOUND = {"exact": 1e-10, "recompute": 1e-10, "checkpoint": 1e-10, "bfloat16": 0.02, "8bit": 0.05}
 
@@ -25,7 +25,7 @@ def neuron(channels=None, **options):
         "learn": ("tau", "threshold"),
     } | options
     if given.get("memory") == "8bit":
-        given["learn"] = "threshold"  # it gives no gradient of tau
+        given["learn"] = "threshold"  # this memory gives no gradient of tau
     return bs.LIF(channels=channels, **given)
 
 
@@ -71,7 +71,7 @@ NETWORKS = {
 def build(name, **options):
     torch.manual_seed(0)
     model = NETWORKS[name](**options).double()
-    for m in model.modules():  # a network that fires, with statistics that are not 0 and 1
+    for m in model.modules():  # make it fire, with statistics other than 0 and 1
         if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(m.weight, 0.5, 2.0)
             nn.init.uniform_(m.bias, 0.0, 0.6)
@@ -93,7 +93,7 @@ def images(steps=T, static=False):
     return x.expand(steps, -1, -1, -1, -1)
 
 
-# ------------------------------------------------------------------------------------------------ layer by layer, by hand
+# -------------------------------------------------------------------------- layer by layer, by hand
 
 
 def each_step(layer, x):
@@ -101,7 +101,7 @@ def each_step(layer, x):
 
 
 def chain(layers, x):
-    """Between a norm and its neuron the current stays in the state's dtype, float32 for 16 bits."""
+    """Between norm and neuron the current has the dtype of the state, float32 for 16 bits."""
     layers = [layer for layer in layers if layer is not None]
     for layer, following in zip(layers, [*layers[1:], None]):
         if isinstance(layer, bs.LIF):
@@ -115,7 +115,10 @@ def chain(layers, x):
 
 
 def by_hand(model, x):
-    """The equations of each network with every layer called by itself; the order of the neurons is that of their seeds."""
+    """The equations of each network with every layer called by itself.
+
+    The order of the neurons is that in which they draw seeds.
+    """
     x = x.contiguous()
     if isinstance(model, plain.PlainNet):
         model = [*model.features, model.classifier]
@@ -145,7 +148,7 @@ def block_by_hand(m, x):
 
 
 def reference(model):
-    """A copy whose neurons are the definition, differentiated by autograd."""
+    """A copy whose neurons run the reference, differentiated by autograd."""
     model = copy.deepcopy(model)
     for m in model.modules():
         if isinstance(m, bs.LIF):
@@ -162,7 +165,7 @@ def gradients(model, run, x):
 
 
 def assert_equal(got, want, bound):
-    """Every gradient to rounding."""
+    """Assert that all gradients are equal up to rounding."""
     torch.testing.assert_close(got[0].double(), want[0].double(), rtol=bound, atol=bound)
     assert got[1].keys() == want[1].keys()
     largest = max(g.abs().max() for g in want[1].values())
@@ -172,7 +175,7 @@ def assert_equal(got, want, bound):
 
 
 def error(got, want):
-    """Of all gradients together: length of the difference, relative to their own."""
+    """The norm of the difference of all gradients, relative to the norm of the expected ones."""
     flat = [torch.cat([g[1][name].flatten() for name in want[1]]) for g in (got, want)]
     return float((flat[0] - flat[1]).norm() / flat[1].norm())
 
@@ -181,19 +184,19 @@ def statistics(model):
     return {name: b for name, b in model.named_buffers() if "running" in name or "tracked" in name}
 
 
-# ------------------------------------------------------------------------------------------------------- gradients
+# ---------------------------------------------------------------------------------------- gradients
 
 
 @pytest.mark.parametrize("memory", BOUND)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_gradients_of_whole_networks(name, memory):
+def test_gradients_of_networks_match_separate_layers(name, memory):
     model = build(name, memory=memory)
     plain = reference(model)
     got, want = (
         gradients(model, model, images()),
         gradients(plain, lambda x: by_hand(plain, x), images()),
     )
-    # the forward pass is the same whatever is kept
+    # the forward pass does not depend on what is saved
     torch.testing.assert_close(got[0], want[0], rtol=1e-10, atol=1e-10)
     assert error(got, want) <= BOUND[memory]
     if memory in EXACT:
@@ -207,15 +210,15 @@ def test_gradients_of_whole_networks(name, memory):
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("name", ["vgg", "max pools", "resnet", "sew", "ms"])
 @pytest.mark.parametrize("memory", ["exact", "checkpoint"])
-def test_inputs_and_modes(name, train, static, steps, memory):
-    """A static input is computed once where the layers allow it; statistics count all T copies."""
+def test_all_input_kinds_and_modes_match_separate_layers(name, train, static, steps, memory):
+    """A static input is computed once where possible; statistics count all T copies."""
     model = build(name, memory=memory).train(train)
     plain = reference(model)
     x = images(steps, static)
     assert_equal(gradients(model, model, x), gradients(plain, lambda x: by_hand(plain, x), x), 1e-9)
     for n, b in statistics(plain).items():
         torch.testing.assert_close(statistics(model)[n], b, rtol=1e-12, atol=1e-14)
-    with torch.no_grad():  # folded, and without seeds
+    with torch.no_grad():  # folded, without seeds
         torch.testing.assert_close(
             model.eval()(x), by_hand(plain.eval(), x), rtol=1e-10, atol=1e-10
         )
@@ -266,8 +269,8 @@ def test_bfloat16_autocast(name):
     assert error(got, want) < 0.02
 
 
-def test_recomputing_draws_nothing_moves_nothing_and_masks_once():
-    """And of spikes, which enter the second block, one bit is kept."""
+def test_recomputation_has_no_side_effects():
+    """It draws nothing, updates no statistics, and reuses the mask; spikes are saved as bits."""
     kept = {}
     for memory in ("exact", "checkpoint"):
         model = build("vgg", memory=memory)
@@ -292,7 +295,7 @@ def test_recomputing_draws_nothing_moves_nothing_and_masks_once():
     assert torch.equal(s.grad_fn.packed.unpack(), spikes)
 
 
-def test_a_weight_changed_before_backward_is_noticed():
+def test_a_weight_changed_before_backward_is_detected():
     model = build("vgg", memory="checkpoint")
     o = model(images())
     with torch.no_grad():
@@ -314,8 +317,8 @@ def linear_layers(**options):
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_the_gradient_of_spikes_is_computed_where_their_neuron_uses_it(static):
-    """Masked with p = 0.9, nine in ten places need none; the gradients of all that learns stay the same."""
+def test_spike_gradients_are_computed_only_where_the_neuron_needs_them(static):
+    """Masked with p = 0.9, 90 % of the spikes need no gradient; all learned gradients are equal."""
     model = linear_layers(surrogate=bs.Masked(bs.ATan(), 0.9))
     twin = copy.deepcopy(model)
     x = torch.randn(1 if static else 4, 64, 64, generator=torch.Generator().manual_seed(3)).expand(
@@ -337,17 +340,17 @@ def test_the_gradient_of_spikes_is_computed_where_their_neuron_uses_it(static):
     "surrogate",
     [bs.ATan(), bs.Masked(bs.ATan(), 0.5), bs.Masked(bs.Triangle(), 0.9, replace=bs.ATan())],
 )
-def test_where_a_gradient_is_wanted_everywhere_nothing_is_recorded(surrogate):
+def test_nothing_is_recorded_if_all_gradients_are_needed(surrogate):
     model = linear_layers(surrogate=surrogate)
     model(torch.randn(4, 64, 64)).sum().backward()
     assert all(made.h is None for _, made in sparsity.plans(model))
 
 
-# --------------------------------------------------------------------------------------- whoever looks at the layers
+# ---------------------------------------------------------------------- whoever looks at the layers
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_hook_fires_once_and_changes_nothing(name):
+def test_every_hook_fires_once_and_changes_no_result(name):
     model = build(name)
     torch.manual_seed(SEED)
     want = model(images())
@@ -381,8 +384,8 @@ def test_potential_adjustment_gives_the_same_numbers(name, form, memory):
 
 @pytest.mark.parametrize("name", ["vgg", "max pools", "sew", "ms"])
 @pytest.mark.parametrize("bits", [16, 32])
-def test_recording_shows_what_ran(name, bits):
-    """The spikes are those of a pass that is not recorded, in 16 bits as well."""
+def test_recording_shows_the_spikes_of_the_pass(name, bits):
+    """They equal the spikes of an unrecorded pass, also in 16 bits."""
     model = build(name).float()
     x = images().float()
     with torch.autocast("cpu", torch.bfloat16, enabled=bits == 16), torch.no_grad():
@@ -398,7 +401,7 @@ def test_recording_shows_what_ran(name, bits):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_streaming_in_pieces(name):
+def test_streaming_in_pieces_equals_one_pass(name):
     model, x = build(name).eval(), images(5)
     with torch.no_grad():
         whole = model(x)
@@ -408,7 +411,7 @@ def test_streaming_in_pieces(name):
         torch.testing.assert_close(model(x), whole, rtol=0.0, atol=0.0)
 
 
-def test_sequential_is_torchs_own_to_look_at():
+def test_sequential_prints_and_slices_like_torchs():
     torch.manual_seed(0)
     layers = [
         bs.OverTime(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)),
@@ -426,7 +429,7 @@ def test_sequential_is_torchs_own_to_look_at():
         torch.testing.assert_close(ours(x), nn.Sequential.forward(ours, x))
 
 
-def test_names_of_parameters_stay():
+def test_parameter_names_are_unchanged():
     names = list(bs.models.convnet("4-P-6", 3, 1, size=8).state_dict())
     norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
     blocks = [[f"features.{i}.0.weight", *(f"features.{i}.1.{n}" for n in norm)] for i in (0, 3)]
@@ -448,7 +451,7 @@ def test_copies_and_stored_weights(name, tmp_path):
         assert torch.equal(twin(images()), want)
 
 
-def test_neighbours_are_found_across_nested_sequentials_and_changes():
+def test_fusion_works_across_nested_sequentials_and_after_changes():
     conv, norm, lif, pool = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), bs.LIF(), nn.AvgPool2d(2)
     model = bs.Sequential(
         nn.Sequential(bs.OverTime(nn.Identity(), conv), bs.OverTime(norm)),
@@ -473,7 +476,7 @@ class Loud(bs.LIF):
         return 3 * super().forward(x, v0)
 
 
-def test_subclasses_and_parametrizations_do_what_they_say():
+def test_subclasses_and_parametrizations_keep_their_behaviour():
     torch.manual_seed(0)
     weighted = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3, padding=1))
     for conv, lif in (
@@ -494,7 +497,10 @@ def test_subclasses_and_parametrizations_do_what_they_say():
 
 
 def test_folding_of_batchnorm_is_exact():
-    """W' = gamma W / sqrt(var + eps), b' = beta + gamma (b - mean) / sqrt(var + eps); only where nothing learns."""
+    """W' = gamma W / sqrt(var + eps), b' = beta + gamma (b - mean) / sqrt(var + eps).
+
+    Only without gradients.
+    """
     torch.manual_seed(0)
     for bias, affine, padding in (
         (True, True, "zeros"),
@@ -536,37 +542,37 @@ def test_one_neuron_without_a_batch():
     assert torch.equal(bs.block(x, neuron=bs.LIF(v_threshold=0.3)), bs.LIF(v_threshold=0.3)(x))
 
 
-def test_explain_says_what_runs_together():
+def test_explain_shows_what_is_fused():
     model = max_pooled()
     model.append(bs.LIF())
     model.append(bs.OverTime(nn.MaxPool2d(3)))
     lines = bs.explain(model).splitlines()
-    assert "one op with BatchNorm2d 0.1 and MaxPool2d 2.0" in lines[0]
-    assert "one op with BatchNorm2d 4.0 and MaxPool2d 6.0" in lines[1]
-    assert "MaxPool2d 10.0 apart: only with a BatchNorm" in lines[3]
+    assert "fused with BatchNorm2d 0.1 and MaxPool2d 2.0" in lines[0]
+    assert "fused with BatchNorm2d 4.0 and MaxPool2d 6.0" in lines[1]
+    assert "MaxPool2d 10.0 not fused: fused only with a BatchNorm" in lines[3]
     with model[0][1].register_forward_hook(lambda *_: None):
-        assert "BatchNorm2d 0.1 apart: it has hooks" in bs.explain(model)
+        assert "BatchNorm2d 0.1 not fused: it has hooks" in bs.explain(model)
     with model[1].register_forward_hook(lambda *_: None):
-        assert "called by itself: it is no LIF, IF or PLIF, or has hooks" in bs.explain(model)
+        assert "called by itself: it is not LIF, IF or PLIF, or has hooks" in bs.explain(model)
     text = bs.explain(bs.models.sew_resnet18(stem="imagenet"))
     assert "layer2.0.downsample.2  LIF  cpu" in text
-    assert "one op with BatchNorm2d layer2.0.downsample.1" in text
-    assert "MaxPool2d maxpool apart: it is not torch's pool of 2x2" in text
+    assert "fused with BatchNorm2d layer2.0.downsample.1" in text
+    assert "MaxPool2d maxpool not fused: it is not torch's 2x2 pool" in text
 
 
 @pytest.mark.parametrize(
     ("memory", "joined", "alone"),
     [
-        ("exact", "keeps what the norm gets, one op", "keeps the membrane"),
+        ("exact", "saves the input of the norm, fused", "saves the membrane"),
         (
             "8bit",
-            "keeps what the norm gets, one op",
-            "keeps the distance to the threshold in 8 bits",
+            "saves the input of the norm, fused",
+            "saves the distance to the threshold in 8 bits",
         ),
-        ("checkpoint", "keeps the input of 0.0, one op", "keeps its input"),
+        ("checkpoint", "saves the input of 0.0, fused", "saves its input"),
     ],
 )
-def test_explain_says_what_is_kept(memory, joined, alone):
+def test_explain_shows_what_is_saved(memory, joined, alone):
     model = max_pooled(memory=memory)
     model.extend([bs.LIF(memory=memory), bs.LIF(memory=memory)])
     lines = bs.explain(model).splitlines()
@@ -574,10 +580,10 @@ def test_explain_says_what_is_kept(memory, joined, alone):
     assert alone in lines[-1]
     assert "one op" not in lines[-1]
     lines = bs.explain(max_pooled(memory=memory, backend="eager")).splitlines()
-    assert "BatchNorm2d 0.1 apart: backend eager runs one after the other" in lines[0]
+    assert "BatchNorm2d 0.1 not fused: backend eager fuses nothing" in lines[0]
 
 
-def test_explain_says_which_way_products_take():
+def test_explain_shows_the_sparsity_plan():
     model = linear_layers(surrogate=bs.Masked(bs.ATan(), 0.9))
     assert "Linear " not in bs.explain(model)
     model(torch.randn(4, 64, 64)).sum().backward()

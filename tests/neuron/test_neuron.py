@@ -1,4 +1,4 @@
-"""The layers LIF, IF and Integrator: what they learn, draw, carry, explain and refuse."""
+"""The layers LIF, IF and Integrator: learning, seeds, streaming, `explain`, errors."""
 
 import copy
 import math
@@ -17,17 +17,17 @@ each_backend = pytest.mark.parametrize("backend", bs.backends())
 
 
 def network():
-    """Two spiking layers with a linear map between them; T stands first throughout."""
+    """Two spiking layers with a linear layer in between; T is the first dimension throughout."""
     torch.manual_seed(3)
     return nn.Sequential(
         bs.LIF(tau=2.0), nn.Linear(5, 4), bs.LIF(tau=3.0, v_reset=None, v_threshold=0.05)
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ learning
+# ----------------------------------------------------------------------------------------- learning
 
 
-def test_what_is_learned_are_parameters():
+def test_learned_constants_are_parameters():
     layer = bs.LIF(
         tau=3.0, v_threshold=0.8, surrogate=Parametric(ATan()), learn=("tau", "threshold")
     )
@@ -41,7 +41,7 @@ def test_what_is_learned_are_parameters():
     )
 
 
-def test_the_state_dict_holds_weights_alone():
+def test_the_state_dict_contains_only_weights():
     layer = bs.LIF(surrogate=Masked(Parametric(ATan()), p=0.3), learn=("tau", "threshold"))
     with bs.streaming(layer):
         layer(CURRENTS)
@@ -51,8 +51,8 @@ def test_the_state_dict_holds_weights_alone():
 
 
 @each_backend
-def test_gradients_reach_what_is_learned(backend):
-    """d/dlog(tau - 1) = (tau - 1) d/dtau and d/dlog w = w d/dw, with the derivatives of `bs.lif`."""
+def test_gradients_of_learned_constants_are_correct(backend):
+    """d/dlog(tau - 1) = (tau - 1) d/dtau and d/dlog w = w d/dw, with derivatives of `bs.lif`."""
     x = CURRENTS.double()
     layer = bs.LIF(
         tau=3.0,
@@ -83,7 +83,7 @@ def test_gradients_reach_what_is_learned(backend):
     assert theta.grad != 0
 
 
-def test_parameters_are_projected_into_their_ranges():
+def test_parameters_are_clamped_to_their_ranges():
     layer = bs.LIF(
         surrogate=Parametric(ATan(), per_channel=True), learn=("threshold", "tau"), channels=2
     )
@@ -91,7 +91,7 @@ def test_parameters_are_projected_into_their_ranges():
         layer.log_width.copy_(torch.tensor([-9.0, 9.0]))
         layer.threshold.fill_(-3.0)
         layer(CURRENTS)
-        assert layer.threshold.item() == -3.0  # a forward pass for inference changes no weights
+        assert layer.threshold.item() == -3.0  # inference changes no weights
     layer(CURRENTS)
     assert layer.log_width.exp().tolist() == pytest.approx([0.2, 4.0])
     assert layer.threshold.item() == pytest.approx(1e-3)
@@ -99,8 +99,8 @@ def test_parameters_are_projected_into_their_ranges():
     assert tau > 1
 
 
-def test_a_learning_layer_may_run_twice_before_backward():
-    """Shared layers, chunks of a sequence: the projection of the second call does not spoil the graph of the first."""
+def test_a_learning_layer_can_run_twice_before_backward():
+    """Shared layers, or chunks of a sequence: clamping in the second call keeps the first graph."""
     x = CURRENTS.clone().requires_grad_()
     layer = bs.LIF(surrogate=Parametric(ATan()), learn=("tau", "threshold"))
     (layer(x[:4]).sum() + layer(x[4:]).sum()).backward()
@@ -121,11 +121,11 @@ def test_a_copy_is_independent():
     assert layer.threshold.item() == 1.0
 
 
-# --------------------------------------------------------------------------------------------------------------- seeds
+# -------------------------------------------------------------------------------------------- seeds
 
 
-def test_a_seed_is_drawn_masked_or_not():
-    """So that the arms of a study see the same shuffles: the generator stands at the same place afterwards."""
+def test_a_seed_is_drawn_with_and_without_mask():
+    """The generator advances equally, so that the variants in a study see the same shuffles."""
     states = []
     for surrogate in (ATan(), Masked(ATan(), p=0.5), Masked(Triangle(), p=0.0), Parametric(ATan())):
         torch.manual_seed(11)
@@ -151,7 +151,7 @@ def test_no_seed_is_drawn_in_evaluation():
 
 
 def test_the_seed_of_a_layer_shows_its_mask():
-    """Without temporal gradient dL/dx is zero exactly where the mask is; every call and every layer has its own."""
+    """Without temporal gradient dL/dx is 0 exactly at the mask; each call and layer has its own."""
     x = CURRENTS.double().requires_grad_()
     masks = []
     layers = [bs.LIF(surrogate=Masked(ATan(), p=0.4), temporal_gradient=False) for _ in range(2)]
@@ -172,7 +172,7 @@ def test_mask_p_can_be_annealed():
         assert torch.equal(g == 0, bs.dropped(layer.seed, x.shape, p))
 
 
-def test_one_manual_seed_makes_two_runs_equal():
+def test_manual_seed_makes_runs_reproducible():
     runs = []
     for _ in range(2):
         torch.manual_seed(21)
@@ -187,7 +187,7 @@ def test_one_manual_seed_makes_two_runs_equal():
     assert runs[0][0].any()
 
 
-# ------------------------------------------------------------------------------------------------------------ streaming
+# ---------------------------------------------------------------------------------------- streaming
 
 
 @pytest.mark.parametrize("splits", [(1, 7), (3, 5), (2, 2, 4), (1,) * 8])
@@ -207,7 +207,7 @@ def test_streaming_carries_an_integrator_too():
     assert torch.equal(parts, layer(CURRENTS))
 
 
-def test_every_with_starts_from_rest():
+def test_every_with_block_starts_from_rest():
     model = network()
     first = model(CURRENTS[:4])
     with bs.streaming(model) as same:
@@ -225,7 +225,7 @@ def test_every_with_starts_from_rest():
     assert torch.equal(model(CURRENTS[:4]), first)
 
 
-def test_gradients_end_where_a_call_began():
+def test_gradients_stop_at_the_start_of_a_call():
     x = CURRENTS.clone().requires_grad_()
     layer = bs.LIF()
     with bs.streaming(layer):
@@ -235,7 +235,7 @@ def test_gradients_end_where_a_call_began():
     assert x.grad[4:].all()
 
 
-def test_a_given_state_comes_before_the_carried_one():
+def test_a_given_state_overrides_the_carried_one():
     layer = bs.LIF()
     v0 = torch.full((3, 2, 5), 0.5)
     want = layer(CURRENTS, v0)
@@ -247,7 +247,7 @@ def test_a_given_state_comes_before_the_carried_one():
 
 
 def test_state_passed_by_hand_keeps_the_gradient():
-    """layer(x, v0) over two halves is one call: same spikes, same gradients."""
+    """layer(x, v0) on two halves equals one call: same spikes, same gradients."""
     layer = bs.LIF(v_reset=None)
     whole, halves = CURRENTS.double().requires_grad_(), CURRENTS.double().requires_grad_()
     (layer(whole) * WEIGHTS).sum().backward()
@@ -259,11 +259,11 @@ def test_state_passed_by_hand_keeps_the_gradient():
     torch.testing.assert_close(halves.grad, whole.grad, rtol=1e-12, atol=1e-14)
 
 
-# --------------------------------------------------------------------------------------------------- IF and Integrator
+# -------------------------------------------------------------------------------- IF and Integrator
 
 
 def test_integrate_and_fire_counts():
-    """No leak, gain 1: four currents of 1/4 make a spike."""
+    """Without leak and with gain 1, four currents of 1/4 make a spike."""
     x = torch.full((9, 1, 1), 0.25)
     assert bs.IF()(x).flatten().tolist() == [0, 0, 0, 1, 0, 0, 0, 1, 0]
     assert bs.IF(v_threshold=0.5, v_reset=None)(x).flatten().tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0]
@@ -303,10 +303,10 @@ def test_integrator_keeps_the_dtype():
     assert bs.Integrator()(CURRENTS.bfloat16()).dtype == torch.bfloat16
 
 
-# -------------------------------------------------------------------------------------------------- explain and record
+# ------------------------------------------------------------------------------- explain and record
 
 
-def test_explain_names_the_backend_of_every_layer():
+def test_explain_shows_the_backend_of_every_layer():
     model = nn.Sequential(
         bs.LIF(), nn.Linear(5, 4), bs.LIF(surrogate=Masked(ATan()), backend="eager")
     )
@@ -328,12 +328,12 @@ def test_explain_names_the_backend_of_every_layer():
     assert all(line[2] in bs.backends() and len(line) > 3 for line in lines)
     assert torch.equal(torch.get_rng_state(), before)
     assert bs.explain(bs.LIF(memory="8bit")).endswith(
-        "keeps the distance to the threshold in 8 bits"
+        "saves the distance to the threshold in 8 bits"
     )
     assert "no spiking layer" in bs.explain(nn.Linear(2, 2))
 
 
-def test_record_shows_what_the_layers_did():
+def test_record_returns_the_outputs_of_all_layers():
     model = network()
     plain = model(CURRENTS)
     with bs.record(model) as seen:
@@ -348,24 +348,23 @@ def test_record_shows_what_the_layers_did():
     assert not seen
 
 
-def test_repr_tells_the_rule():
+def test_repr_shows_the_surrogate():
     text = repr(bs.LIF(tau=3.0, v_reset=None, surrogate=Masked(Triangle(), p=0.25), learn="tau"))
     for part in (
         "tau=3.0",
         "v_reset=None",
-        "Masked(base=Triangle(alpha=2.0",
-        "p=0.25",
+        "surrogate=Masked(base=Triangle(), p=0.25)",
         "learn=('tau',)",
     ):
         assert part in text
 
 
-# ------------------------------------------------------------------------------------------------------------- compile
+# ------------------------------------------------------------------------------------------ compile
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_compiled_model_does_what_the_eager_one_does():
-    """One graph; same spikes, same mask, same place of the generator; annealing p compiles nothing anew."""
+def test_a_compiled_model_equals_the_eager_one():
+    """One graph, same spikes, mask and generator state; annealing p does not recompile."""
     plain, twin = (
         nn.Sequential(
             bs.OverTime(nn.Linear(5, 6)),
@@ -415,7 +414,7 @@ def test_every_memory_compiles(memory):
         torch.testing.assert_close(a, b)
 
 
-# --------------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 X = CURRENTS
@@ -441,11 +440,15 @@ X = CURRENTS
             ValueError,
             r"reset_gradient must lie in \[0, 1\], got 1.5",
         ),
-        (lambda: bs.LIF(learn=("tau", "width")), ValueError, r"learn: any of .* got \['width'\]"),
+        (
+            lambda: bs.LIF(learn=("tau", "width")),
+            ValueError,
+            r"learn may contain .* got \['width'\]",
+        ),
         (
             lambda: bs.LIF(backend="cuda9"),
             ValueError,
-            "unknown backend 'cuda9'; here there are: auto, ",
+            "unknown backend 'cuda9'; available here: auto, ",
         ),
         (lambda: bs.lif(X, backend="cuda9"), ValueError, "unknown backend 'cuda9'"),
         (lambda: bs.LIF()(X[:0]), ValueError, r"T >= 1, got shape \[0, 3, 2, 5\]"),
@@ -516,7 +519,7 @@ def test_errors_name_the_argument(call, error, text):
     assert "\n" not in str(caught.value)
 
 
-def test_a_stream_within_a_stream_leaves_the_outer_one_where_it_was():
+def test_a_nested_stream_does_not_change_the_outer_one():
     layer, x = bs.LIF(v_threshold=10.0), torch.ones(3, 1, 1)
     with bs.streaming(layer), torch.no_grad():
         layer(x)
@@ -527,14 +530,14 @@ def test_a_stream_within_a_stream_leaves_the_outer_one_where_it_was():
     assert layer.carried is None
 
 
-def test_the_probability_keeps_its_bits_in_half_precision():
+def test_half_precision_does_not_round_the_mask_probability():
     layer = bs.LIF(surrogate=Masked(Triangle(), p=0.3)).half().bfloat16()
     assert layer.mask_p.dtype == torch.float64
     assert layer.mask_p.item() == 0.3
 
 
 @pytest.mark.parametrize("backend", bs.backends())
-def test_rescale_with_everything_dropped_is_zero(backend):
+def test_rescale_with_p_1_gives_a_gradient_of_zero(backend):
     x = torch.rand(3, 2, 4, dtype=torch.float64, requires_grad=True)
     surrogate = Masked(ATan(), p=0.5, rescale=True)
     out = bs.lif(
@@ -549,7 +552,7 @@ def test_rescale_with_everything_dropped_is_zero(backend):
 
 
 @pytest.mark.parametrize("neuron", [bs.LIF, bs.CubaLIF, bs.CLIF])
-def test_the_state_is_written_where_somebody_wants_it(neuron):
+def test_the_state_is_computed_only_when_needed(neuron):
     layer, x = neuron(), torch.randn(5, 3, 40, generator=torch.Generator().manual_seed(5))
     whole, _ = layer.compute(x, None)
     spared, _ = layer.compute(x, None, want_state=False)
@@ -563,7 +566,7 @@ def test_the_state_is_written_where_somebody_wants_it(neuron):
     assert torch.equal(halves, whole.spikes)
 
 
-def test_layers_within_a_reentrant_checkpoint_have_masks_of_their_own():
+def test_layers_in_reentrant_checkpoints_have_different_masks():
     from torch.utils.checkpoint import checkpoint
 
     layers = [bs.LIF(surrogate=Masked(ATan(), p=0.5)) for _ in range(3)]
@@ -574,18 +577,18 @@ def test_layers_within_a_reentrant_checkpoint_have_masks_of_their_own():
             x = checkpoint(layer, 2 * x, use_reentrant=True)
             seeds.add(int(layer.seed))
         x.sum().backward()
-        assert {int(layer.seed) for layer in layers} <= seeds  # computed again with the same mask
+        assert {int(layer.seed) for layer in layers} <= seeds  # recomputed with the same mask
     assert len(seeds) == 6
 
 
-def test_a_learned_threshold_below_its_bound_is_used_within_it():
+def test_a_learned_threshold_below_its_minimum_is_clamped_when_used():
     layer = bs.LIF(learn="threshold")
     layer.threshold.data.fill_(-5.0)
     with torch.no_grad():
         assert not layer.eval()(torch.zeros(2, 1, 1)).any()
 
 
-def test_another_batch_size_within_streaming_is_named():
+def test_a_new_batch_size_while_streaming_is_an_error():
     for layer in (
         bs.LIF(),
         bs.CLIF(),
@@ -595,7 +598,7 @@ def test_another_batch_size_within_streaming_is_named():
     ):
         with bs.streaming(layer):
             layer(torch.rand(3, 2, 4))
-            with pytest.raises(ValueError, match="begin a new"):
+            with pytest.raises(ValueError, match="start a new"):
                 layer(torch.rand(3, 3, 4))
 
 

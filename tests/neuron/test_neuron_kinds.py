@@ -1,4 +1,4 @@
-"""PLIF, CubaLIF, CLIF and Recurrent as layers: what they are by definition, and that they work wherever `bs.LIF` does."""
+"""PLIF, CubaLIF, CLIF and Recurrent match their equations and work wherever `bs.LIF` does."""
 
 import copy
 import dataclasses
@@ -28,7 +28,7 @@ def gradients(f, *leaves):
     return [y.detach(), *torch.autograd.grad((y * WEIGHTS).sum(), leaves)]
 
 
-# ---------------------------------------------------------------------------------------------------------------- PLIF
+# --------------------------------------------------------------------------------------------- PLIF
 
 
 def test_plif_is_lif_with_tau_learned():
@@ -48,8 +48,8 @@ def test_plif_is_lif_with_tau_learned():
 
 
 @each_backend
-def test_plif_is_the_equation_of_its_paper(backend):
-    """u[t] = v[t-1] + sig(w) (x[t] - (v[t-1] - rest)) with w = -log_tau_minus_1; a spike steps, and has slope h backward."""
+def test_plif_matches_the_equation_of_its_paper(backend):
+    """u[t] = v[t-1] + sig(w) (x[t] - (v[t-1] - rest)) with w = -log_tau_minus_1."""
     layer = bs.PLIF(
         3.0, v_threshold=0.7, v_reset=0.1, surrogate=Rectangle(2.0), backend=backend
     ).double()
@@ -75,7 +75,7 @@ def test_plif_is_the_equation_of_its_paper(backend):
         torch.testing.assert_close(a, c, rtol=1e-11, atol=1e-13)
 
 
-def test_plif_runs_as_one_op_with_norm_and_pool():
+def test_plif_fuses_with_norm_and_pool():
     x = (
         torch.randn(4, 2, 6, 6, 3).permute(0, 1, 4, 2, 3).requires_grad_()
     )  # channels-last, as pools are joined
@@ -84,7 +84,7 @@ def test_plif_runs_as_one_op_with_norm_and_pool():
     assert type(s.grad_fn).__name__ == "_NormLIFBackward"
 
 
-# ------------------------------------------------------------------------------------------------------------- CubaLIF
+# ------------------------------------------------------------------------------------------ CubaLIF
 
 
 def synapse(x, i0, tau, gain):
@@ -97,8 +97,8 @@ def synapse(x, i0, tau, gain):
 
 @each_backend
 @pytest.mark.parametrize("decay_input", [True, False])
-def test_cuba_is_a_filter_before_lif(backend, decay_input):
-    """Gradients of x, of both states and of all that learns, against autograd over the two recursions."""
+def test_cuba_equals_a_filter_followed_by_lif(backend, decay_input):
+    """Gradients of x, states and learned constants against autograd over the two recursions."""
     options = {
         "tau": 3.0,
         "v_threshold": 0.7,
@@ -145,11 +145,11 @@ def test_cuba_state_is_membrane_and_current():
     torch.testing.assert_close(out.state[0], bs.lif(current, v_threshold=100.0).state)
 
 
-# -------------------------------------------------------------------------------------------------------- what all can
+# ------------------------------------------------------------------------------------- what all can
 
 
 @each_kind
-def test_chunks_of_a_stream_are_the_whole(kind):
+def test_streamed_chunks_equal_one_pass(kind):
     layer = kind(v_threshold=0.6).double()
     whole = layer(CURRENTS)
     assert whole.any()
@@ -166,7 +166,7 @@ def layer_state(kind):
 
 
 @pytest.mark.parametrize("kind", [bs.CubaLIF, bs.CLIF])
-def test_a_state_of_one_row_is_refused(kind):
+def test_a_state_without_both_rows_is_an_error(kind):
     with pytest.raises(
         ValueError, match=r"the 2 states of this neuron, \[2, 3, 2, 5\], got \[3, 2, 5\]"
     ):
@@ -174,7 +174,7 @@ def test_a_state_of_one_row_is_refused(kind):
 
 
 @each_kind
-def test_what_is_recorded_is_the_membrane_before_the_reset(kind):
+def test_recorded_membranes_are_those_before_the_reset(kind):
     layer = kind(v_threshold=0.6).double()
     with bs.record(layer) as seen:
         spikes = layer(CURRENTS)
@@ -184,8 +184,8 @@ def test_what_is_recorded_is_the_membrane_before_the_reset(kind):
 
 
 @each_kind
-def test_networks_take_it_and_learn(kind):
-    """PDA and SGS with it; every parameter gets a gradient, and a few steps bring the loss down."""
+def test_networks_of_each_kind_learn(kind):
+    """With PDA and SGS, every parameter gets a gradient and a few steps reduce the loss."""
     torch.manual_seed(1)
     surrogate = Masked(Parametric(ATan(), per_channel=True), p=0.2)
     model = bs.models.convnet(
@@ -229,7 +229,7 @@ def test_bfloat16_autocast_and_copies(kind):
 
 @each_kind
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_is_what_it_is_eagerly(kind):
+def test_compiled_layers_equal_eager_ones(kind):
     layer = kind(v_threshold=0.6)
     x = CURRENTS.float()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
@@ -245,14 +245,14 @@ def test_compiled_is_what_it_is_eagerly(kind):
 
 @each_kind
 @pytest.mark.parametrize("memory", ["recompute", "checkpoint"])
-def test_memory_changes_no_gradient(kind, memory):
+def test_memory_does_not_change_gradients(kind, memory):
     x = CURRENTS.transpose(0, 1).contiguous().transpose(0, 1)
     a, b = (gradients(kind(v_threshold=0.6, memory=m).double(), x) for m in ("exact", memory))
     for p, q in zip(a, b):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
 
 
-def test_explain_says_what_runs():
+def test_explain_lists_all_kinds():
     text = bs.explain(nn.Sequential(bs.PLIF(), bs.CubaLIF(), bs.CLIF()))
     assert [line.split()[1] for line in text.splitlines()] == ["PLIF", "CubaLIF", "CLIF"]
     backend = bs.backends()[0]
@@ -263,35 +263,35 @@ def test_explain_says_what_runs():
     ("make", "words"),
     [
         (lambda: bs.CLIF(v_reset=0.0), "leave v_reset out"),
-        (lambda: bs.CLIF(memory="8bit"), "exact, recompute or checkpoint"),
-        (lambda: bs.CLIF(memory="1bit"), "exact, recompute or checkpoint"),
+        (lambda: bs.CLIF(memory="8bit"), "must be .exact., .recompute. or .checkpoint."),
+        (lambda: bs.CLIF(memory="1bit"), "must be .exact., .recompute. or .checkpoint."),
         (lambda: bs.PLIF(memory="8bit"), "no gradient for tau"),
-        (lambda: bs.PLIF(math.inf, decay_input=False), "finite tau"),
+        (lambda: bs.PLIF(math.inf, decay_input=False), "finite initial tau"),
         (lambda: bs.CubaLIF(tau_synapse=1.0), "tau must be above 1"),
         (lambda: bs.CubaLIF(learn=("tau_s",)), "tau_s"),
         (
             lambda: bs.CubaLIF(tau_synapse=math.inf, decay_input=False, learn="tau_synapse"),
-            "finite tau_synapse",
+            "finite initial tau_synapse",
         ),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(make, words):
+def test_impossible_options_raise_a_one_line_error(make, words):
     with pytest.raises(ValueError, match=words) as refusal:
         make()
     assert "\n" not in str(refusal.value)
 
 
-# ------------------------------------------------------------------------------------------------- options as arguments
+# ----------------------------------------------------------------------------- options as arguments
 
 
 OPTIONS = {bs.LIF: options.LIF, bs.PLIF: options.LIF, bs.MPBN: options.LIF}
 OPTIONS |= {bs.IF: options.LIF, bs.CubaLIF: options.CubaLIF, bs.CLIF: options.CLIF}
-OWN = {bs.IF: {"tau", "decay_input"}, bs.CLIF: {"v_reset"}}  # not for the user to set
+OWN = {bs.IF: {"tau", "decay_input"}, bs.CLIF: {"v_reset"}}  # fixed, no arguments
 
 
 @pytest.mark.parametrize("layer", OPTIONS)
-def test_signature_and_attributes_are_the_fields_of_the_options(layer):
-    """What help shows and what a layer has are read off the dataclass, defaults included."""
+def test_signature_and_attributes_match_the_options(layer):
+    """Signature and attributes are read from the dataclass, defaults included."""
     shown = inspect.signature(layer).parameters
     fields = {f.name: f.default for f in dataclasses.fields(OPTIONS[layer])}
     assert set(shown) == {*fields, "channels"} - OWN.get(layer, set())
@@ -306,7 +306,7 @@ def test_signature_and_attributes_are_the_fields_of_the_options(layer):
         layer(channels=3, v_treshold=1.0)
 
 
-def test_signature_of_the_function():
+def test_the_signature_of_lif_matches_the_options():
     shown = inspect.signature(bs.lif).parameters
     fields = {f.name: f.default for f in dataclasses.fields(options.LIF) if f.name != "learn"}
     others = {"x", "v0", "width", "seed", "mask_p", "record_membrane", "repeats"}
@@ -326,7 +326,7 @@ def test_complementary_neurons_on_a_repeated_input(backend):
     torch.testing.assert_close(rows[0], rows[1])
 
 
-# ----------------------------------------------------------------------------------------------------------- Recurrent
+# ---------------------------------------------------------------------------------------- Recurrent
 
 
 def recurrent(kind=bs.LIF, **options):
@@ -336,7 +336,7 @@ def recurrent(kind=bs.LIF, **options):
 
 @each_backend
 def test_recurrent_against_autograd_over_the_recursion(backend):
-    """u[t] gets x[t] + W s[t-1] + b; a spike is a step forward and a line of slope h backward."""
+    """The input of u[t] is x[t] + W s[t-1] + b; a spike has the slope h in backward."""
     layer = recurrent(surrogate=Rectangle(2.0), backend=backend)
     W, b = (p.detach() for p in layer.layer.parameters())
 
@@ -368,7 +368,7 @@ def test_recurrent_streams_records_and_feeds_pda(kind):
         parts = [layer(x) for x in CURRENTS.split((3, 1, 4))]
     assert torch.equal(torch.cat(parts), whole)
     with bs.streaming(layer):
-        assert torch.equal(layer(CURRENTS[:2]), whole[:2])  # each starts from rest
+        assert torch.equal(layer(CURRENTS[:2]), whole[:2])  # each block starts from rest
     with bs.record(layer) as seen:
         layer(CURRENTS)
     out = seen["neuron"]
@@ -381,13 +381,13 @@ def test_recurrent_streams_records_and_feeds_pda(kind):
     assert layer.layer.weight.grad.abs().sum() > 0
 
 
-def test_recurrent_with_no_weights_is_its_neuron():
+def test_recurrent_with_zero_weights_equals_its_neuron():
     layer = recurrent()
     nn.init.zeros_(layer.layer.weight), nn.init.zeros_(layer.layer.bias)
     assert torch.equal(layer(CURRENTS), layer.neuron(CURRENTS))
 
 
-def test_recurrent_draws_a_mask_for_each_timestep():
+def test_recurrent_draws_a_new_mask_at_each_timestep():
     layer = recurrent(surrogate=Masked(ATan(), p=0.5), temporal_gradient=False)
     nn.init.zeros_(layer.layer.weight)
     x = CURRENTS.clone().requires_grad_()
@@ -397,7 +397,7 @@ def test_recurrent_draws_a_mask_for_each_timestep():
     assert not any(torch.equal(a, b) for a, b in itertools.pairwise(gone))
 
 
-def test_recurrent_in_networks_and_what_it_refuses():
+def test_recurrent_in_networks_and_its_errors():
     model = bs.Sequential(
         bs.OverTime(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3)),
         bs.Recurrent(nn.Conv2d(3, 3, 1), bs.LIF(v_threshold=0.3)),
@@ -411,9 +411,9 @@ def test_recurrent_in_networks_and_what_it_refuses():
     scaled.remove()
     with pytest.raises(TypeError, match="must be a spiking layer"):
         bs.Recurrent(nn.Linear(2, 2), nn.ReLU())
-    with pytest.raises(TypeError, match="no spiking layer may stand inside"):
+    with pytest.raises(TypeError, match="must not contain a spiking layer"):
         bs.Recurrent(nn.Sequential(nn.Linear(2, 2), bs.LIF()), bs.LIF())
     with pytest.raises(ValueError, match=r"keep the shape of a timestep \[3, 5\], got \[3, 4\]"):
         bs.Recurrent(nn.Linear(5, 4), bs.LIF())(torch.zeros(2, 3, 5))
-    with pytest.raises(TypeError, match="must stand beside it"):
+    with pytest.raises(TypeError, match="put spiking layers next to it"):
         bs.OverTime(bs.Recurrent(nn.Linear(2, 2), bs.LIF()))

@@ -1,7 +1,7 @@
-"""PSG: a learned width against finite differences of the primitive path and against an exact scaling; and its guard.
+"""PSG: a learned width against finite differences and an exact scaling; and `check_gradients`.
 
-The primitive path, written in numpy here: spikes stay what they are, and a small change of them follows the primitive P(z/w).
-Nothing in it is differentiated by hand.
+The primitive path, written here in numpy: spikes keep their values, and their small changes follow
+the primitive P(z/w). Nothing in it is differentiated by hand.
 """
 
 import copy
@@ -26,7 +26,10 @@ PRIMITIVE = {  # of width 1, independent of the library
 
 
 def path(x, v0, w, frozen=None, *, P, tau, theta, v_reset, rho, keep):
-    """sum-ready smooth spikes `[T, B, C, R]` of the primitive path around the trajectory `frozen` (its own when None)."""
+    """Smooth spikes `[T, B, C, R]` of the primitive path around the trajectory `frozen`.
+
+    None stands for its own trajectory.
+    """
     v, spikes, trajectory = v0, [], []
     for t in range(len(x)):
         u = (1 - 1 / tau) * v + (v_reset or 0) / tau + x[t] / tau
@@ -91,7 +94,7 @@ def test_gradient_of_width_by_finite_differences(surrogate, v_reset, p, backend)
 @pytest.mark.parametrize("v_reset", [0.0, -0.3, None])
 @pytest.mark.parametrize("mask", [False, True])
 def test_width_w_equals_width_one_after_scaling(v_reset, mask):
-    """Current, threshold, rest and v0 divided by w: the same spikes, the same gradient of the weights behind the current."""
+    """Dividing current, threshold, rest and v0 by w gives the same spikes and weight gradients."""
     w = 1.75
     g = torch.Generator().manual_seed(3)
     a, weight, v0, r = (
@@ -131,7 +134,7 @@ def frames():
     return torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(1)) * 2
 
 
-def test_the_layer_learns_the_logarithm():
+def test_the_layer_learns_the_logarithm_of_the_width():
     layer = bs.LIF(surrogate=bs.Parametric(bs.ATan())).double()
     with torch.no_grad():
         layer.log_width.fill_(math.log(1.6))
@@ -151,7 +154,7 @@ def test_width_is_clamped(far):
     assert layer.log_width.exp().item() == pytest.approx(WIDTH_RANGE[far > 0])
 
 
-def test_neuron_parameters():
+def test_neuron_parameters_are_listed_once():
     model = network(learn=("tau", "threshold"))
     assert {id(p) for p in neuron_parameters(model)} == {id(p) for p in model[1].parameters()}
     assert len(neuron_parameters(model)) == 3
@@ -161,19 +164,19 @@ def test_neuron_parameters():
     assert neuron_parameters(nn.Linear(2, 2)) == []
 
 
-def test_check_passes_and_counts_from_the_last_check():
+def test_check_gradients_covers_the_time_since_the_last_check():
     model = network(learn=("tau", "threshold"))
     bs.check_gradients(model)  # nothing ran
     with torch.no_grad():
         model(frames())
-    bs.check_gradients(model)  # nothing that keeps a graph
+    bs.check_gradients(model)  # nothing ran with gradients
     model(frames()).sum().backward()
     bs.check_gradients(model)
     model.zero_grad()
     bs.check_gradients(model)  # nothing ran since
 
 
-def test_check_names_what_received_nothing():
+def test_check_gradients_names_parameters_without_gradient():
     model = network(learn=("tau", "threshold"))
     model[2](model[1](model[0](frames())).detach()).sum().backward()
     with pytest.raises(
@@ -181,7 +184,7 @@ def test_check_names_what_received_nothing():
     ) as error:
         bs.check_gradients(model)
     assert "\n" not in str(error.value)
-    bs.check_gradients(model)  # said once
+    bs.check_gradients(model)  # it reports once
 
     model[1].log_tau_minus_1.requires_grad_(False)
     model[1].log_width.requires_grad_(False)
@@ -190,7 +193,7 @@ def test_check_names_what_received_nothing():
         bs.check_gradients(model)
 
 
-def test_check_sees_the_layer_itself_and_a_copy():
+def test_check_gradients_works_on_a_single_layer_and_a_copy():
     layer = bs.LIF(surrogate=bs.Parametric(bs.ATan()))
     layer(frames())
     for model in (copy.deepcopy(layer), layer):
@@ -206,14 +209,14 @@ def test_check_sees_the_layer_itself_and_a_copy():
     ],
     ids=["all masked", "nothing under the rectangle"],
 )
-def test_a_gradient_of_zero_is_an_answer(surrogate, threshold):
+def test_a_gradient_of_zero_passes_the_check(surrogate, threshold):
     model = network(surrogate, v_threshold=threshold)
     model(frames()).sum().backward()
     assert model[1].log_width.grad.item() == 0
     bs.check_gradients(model)
 
 
-def test_accumulated_and_bf16():
+def test_width_gradients_accumulate_and_work_in_bfloat16():
     model, halves = network(bs.Masked(bs.Parametric(bs.ATan()), 0.5)), frames().split(3, dim=1)
     parts = []
     for half in halves:

@@ -1,4 +1,4 @@
-"""Weights of SpikingJelly load strictly, and give here what they give there (SpikingJelly 2.0.0, tests/golden)."""
+"""SpikingJelly's weights load strictly and give the same outputs (version 2.0.0, tests/golden)."""
 
 import json
 from functools import partial
@@ -46,12 +46,12 @@ def test_the_weights_give_the_same_outputs(name):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
-def test_w_of_plif_is_read_in_the_place_of_ours_and_nothing_else():
+def test_the_w_of_plif_loads_as_log_tau_minus_1():
     """1/tau = sig(w)."""
     layer, w = bs.PLIF(), torch.tensor(0.7)
     read = {"w": w}
     layer.load_state_dict(read)
-    assert read == {"w": w}  # as it was
+    assert read == {"w": w}  # unchanged
     assert 1 / layer.constants()[0].item() == pytest.approx(torch.sigmoid(w).item())
     layer.load_state_dict(layer.state_dict())
     for wrong in ({"w": w, "log_tau_minus_1": w}, {"v": w}, {}):

@@ -1,4 +1,4 @@
-"""Recipes: values that print, compare, go to a file and come back; text that can build values but run nothing."""
+"""Recipes as values, their text in files, and the parser that runs no code."""
 
 import dataclasses
 import json
@@ -17,13 +17,13 @@ from backspike.recipes.values import CLIF, PLIF, AdamW, CubaLIF, Neuron
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_survives_its_file(name):
+def test_a_recipe_is_read_back_from_its_file(name):
     recipe = bs.recipes.get(name)
     assert recipe.name == name
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
-def test_a_recipe_with_infinity_none_and_tuples_survives_its_file():
+def test_infinity_none_and_tuples_are_read_back_from_the_file():
     neuron = Neuron(
         tau=math.inf,
         decay_input=False,
@@ -35,7 +35,7 @@ def test_a_recipe_with_infinity_none_and_tuples_survives_its_file():
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
-def test_replace_takes_text_and_values_and_goes_into_objects():
+def test_replace_takes_text_or_values_and_changes_nested_fields():
     recipe = bs.recipes.digits().replace(
         {"neuron.surrogate.p": "0.25", "optimizer.lr": 0.5, "epochs": "3", "data": "mnist"}
     )
@@ -72,14 +72,14 @@ def test_replace_takes_text_and_values_and_goes_into_objects():
         ({"model": "ConvNet(size=8.5)"}, "model.size must be a whole number"),
         ({"optimizer": "AdamW(lr='a')"}, "optimizer.lr"),
         ({"neuron": "CLIF(v_reset=0.0)"}, "neuron.v_reset must be None"),
-        ({"neuron": "LIF()"}, "did you mean .*CLIF"),
+        ({"neuron": "LIFF()"}, "did you mean .*LIF"),
         ({"neuron": "ATan()"}, r"neuron must be a value such as PLIF\(tau=2.0\)"),
         ({"neuron": "CLIF()", "neuron.tau_synapse": "3"}, "no field of CLIF"),
         ({"neuron.learn": "threshold"}, r"\('threshold',\)"),
         ({"neuron.surrogate": "Triangle(alfa=2)"}, "alfa"),
     ],
 )
-def test_a_wrong_field_or_value_is_said_in_one_line(changes, words):
+def test_a_wrong_field_or_value_is_refused_in_one_line(changes, words):
     with pytest.raises(RecipeError, match=words) as e:
         bs.recipes.digits().replace(changes)
     assert "\n" not in str(e.value)
@@ -112,12 +112,16 @@ def test_every_field_of_a_neuron_reaches_its_layers():
 
 
 @pytest.mark.parametrize("kind", [Neuron, PLIF, CubaLIF, CLIF])
-def test_a_neuron_is_named_then_changed_and_survives_its_file(kind):
+def test_a_neuron_is_named_then_changed_and_read_back_from_the_file(kind):
     name = kind.__name__
     recipe = bs.recipes.digits().replace(
-        {"neuron": f"{name}(tau=3.0, v_threshold=0.5)", "neuron.surrogate": "Sigmoid(2.0)"}
+        {
+            "neuron": f"{name}(tau=3.0, v_threshold=0.5, decay_input=True)",
+            "neuron.surrogate": "Sigmoid(2.0)",
+        }
     )
-    assert recipe.neuron == kind(tau=3.0, v_threshold=0.5, surrogate=bs.Sigmoid(2.0))
+    wanted = kind(tau=3.0, v_threshold=0.5, decay_input=True, surrogate=bs.Sigmoid(2.0))
+    assert recipe.neuron == wanted
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     layer = recipe.neuron(channels=3)
     assert type(layer).__name__ == {"Neuron": "LIF"}.get(name, name)
@@ -129,7 +133,37 @@ def test_a_neuron_is_named_then_changed_and_survives_its_file(kind):
     )
 
 
-def test_what_a_neuron_has_of_its_own():
+@pytest.mark.parametrize("text", ["PLIF", "PLIF()", " PLIF( ) "])
+def test_another_kind_of_neuron_keeps_the_options_of_the_recipe(text, caplog):
+    digits = bs.recipes.digits()
+    neuron = digits.replace({"neuron": text}).neuron
+    assert neuron == PLIF(v_threshold=0.5, surrogate=digits.neuron.surrogate)
+    assert neuron.mask
+    assert caplog.messages == []
+
+
+def test_options_in_the_text_of_a_neuron_replace_those_of_the_recipe():
+    digits = bs.recipes.digits()
+    neuron = digits.replace({"neuron": "LIF(3.0, surrogate=ATan())"}).neuron
+    assert neuron == Neuron(tau=3.0, v_threshold=0.5, surrogate=bs.ATan())
+    assert digits.replace({"neuron": "LIF"}) == digits
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("CubaLIF(tau_synapse=3.0)", "LIF", "neuron: LIF cannot keep tau_synapse=3.0"),
+        ("LIF(v_reset=0.0)", "CLIF()", "neuron: CLIF cannot keep v_reset=0.0"),
+    ],
+)
+def test_options_that_another_neuron_lacks_are_named(old, new, message, caplog):
+    recipe = bs.recipes.digits().replace({"neuron": old})
+    neuron = recipe.replace({"neuron": new}).neuron
+    assert neuron.v_threshold == 0.5
+    assert caplog.messages == [message]
+
+
+def test_options_of_single_kinds_of_neurons():
     assert CubaLIF(tau_synapse=5.0, learn=("tau_synapse",))().tau_synapse == 5.0
     assert PLIF()().learn == ("tau",)
     assert (CLIF()().v_reset, CLIF()().decay_input, CLIF()().surrogate) == (
@@ -138,7 +172,7 @@ def test_what_a_neuron_has_of_its_own():
         bs.Rectangle(),
     )
     stored = Recipe().to_dict()
-    del stored["fields"]["neuron"]  # as files were before there were others
+    del stored["fields"]["neuron"]  # as in files from before there were other kinds
     assert Recipe.from_dict(stored) == Recipe()
 
 
@@ -174,7 +208,7 @@ def test_annealing_needs_a_mask():
         "\x00",
     ],
 )
-def test_text_from_a_stranger_builds_nothing_but_values(text):
+def test_untrusted_text_builds_only_values(text):
     with pytest.raises(RecipeError):
         parse(text)
 
@@ -184,7 +218,7 @@ def test_text_from_a_stranger_builds_nothing_but_values(text):
 @example("Masked(Triangle(2), 0.5)")
 @example("-Triangle()")
 @example("-'a'")
-def test_parse_gives_a_value_or_one_kind_of_error(text):
+def test_parse_returns_a_value_or_raises_a_recipe_error(text):
     try:
         value = parse(text)
     except RecipeError:
@@ -222,6 +256,6 @@ def test_a_users_own_surrogate_can_be_named():
     "stored",
     [None, [], {}, {"fields": 3}, {"name": "x", "fields": {"a.b.c": 1}}, {"fields": {"T": None}}],
 )
-def test_a_damaged_recipe_file_is_one_kind_of_error(stored):
+def test_a_damaged_recipe_file_raises_a_recipe_error(stored):
     with pytest.raises(RecipeError):
         Recipe.from_dict(stored)

@@ -1,4 +1,4 @@
-"""The recipes that ship: each runs on fabricated files in the official layout, and says what to put where without them."""
+"""All recipes: each runs on fabricated files in the official layout, or says which to get."""
 
 import re
 
@@ -27,7 +27,7 @@ def own_cache(tmp_path, monkeypatch):
 # official layouts with few samples
 
 
-# of networks that take seconds a step, one recipe for each kind of data runs with the quick tests
+# of the slow networks, one recipe per kind of data runs with the quick tests
 SLOW = (
     "imagenet",
     "cifar10",
@@ -49,7 +49,7 @@ def timed(name):
 
 @pytest.mark.parametrize("name", [timed(name) for name in NAMES])
 def test_a_recipe_runs_two_steps_on_files_in_the_official_layout(name, tmp_path, monkeypatch):
-    """As it is, but for the number of samples in a step."""
+    """Unchanged except for the number of samples per step."""
     monkeypatch.setattr("backspike.report.write", lambda run: None)
     few_digits(monkeypatch)
     recipe = bs.recipes.get(name)
@@ -63,12 +63,15 @@ def test_a_recipe_runs_two_steps_on_files_in_the_official_layout(name, tmp_path,
 @pytest.mark.parametrize(
     "name", [name for name, shipped in NAMES.items() if data.source(shipped.make().data).layouts]
 )
-def test_without_its_data_a_recipe_says_what_to_put_where(name, tmp_path, capsys, monkeypatch):
+def test_without_its_data_a_recipe_says_which_files_to_put_where(
+    name, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert main(["train", name]) == 1
     said = capsys.readouterr().err
     source = data.source(NAMES[name].make().data)
-    assert f"{source.name} is not in {tmp_path / 'data'}; from {source.home} put there" in said
+    where = f"{source.name} is not in {tmp_path / 'data'}"
+    assert f"{where}; download these files from {source.home} into it" in said
     for file in source.layouts[0].files:
         assert f" {source.layouts[0].folders[0]}/{file.name}, " in said
         md5 = file.md5 or (file.archive and file.archive.md5)
@@ -77,7 +80,7 @@ def test_without_its_data_a_recipe_says_what_to_put_where(name, tmp_path, capsys
 
 
 @pytest.mark.parametrize("by", ["time", "count"])
-def test_frames_of_a_recipe_are_cut_by_time_or_by_count(by, tmp_path):
+def test_event_frames_are_cut_by_time_or_by_count(by, tmp_path):
     put("dvs-cifar10", tmp_path / "data")
     changes = {
         "by": by,
@@ -101,7 +104,7 @@ def test_frames_of_a_recipe_are_cut_by_time_or_by_count(by, tmp_path):
     )
 
 
-def test_frames_of_a_recipe_are_upright_or_as_the_camera_addressed_them(tmp_path):
+def test_event_frames_are_upright_or_as_the_camera_stores_them(tmp_path):
     put("dvs-cifar10", tmp_path / "data")
     recipe = bs.recipes.get("dvs-cifar10").replace({"T": 2, "size": 24, "upright": "False"})
     assert bs.Recipe.from_dict(recipe.to_dict()) == recipe
@@ -136,7 +139,7 @@ def test_spoken_digits_train_from_their_files_to_a_network_that_loads(tmp_path):
     assert (tmp_path / "run" / "report.html").exists()
 
 
-def test_pictures_have_the_size_of_the_recipe(tmp_path):
+def test_images_have_the_size_of_the_recipe(tmp_path):
     put("imagenet", tmp_path / "data")
     recipe = bs.recipes.get("imagenet")
     assert setup.load_data(recipe).train.x.shape[1:] == (3, 224, 224)
@@ -165,7 +168,7 @@ def test_every_recipe_has_its_own_name_and_fits_its_data():
         assert shipped.about.endswith(".")
 
 
-def test_the_rows_of_the_ablation_differ_in_the_mask_and_the_readout_alone():
+def test_the_rows_of_the_ablation_differ_only_in_mask_and_readout():
     for name in ("dvs-cifar10", "dvs-cifar10-resnet18", "cifar100-resnet18"):
         both, base, two, msg = (
             bs.recipes.get(name + row) for row in ("", "-baseline", "-two", "-msg")
@@ -177,7 +180,7 @@ def test_the_rows_of_the_ablation_differ_in_the_mask_and_the_readout_alone():
             assert row.replace({"name": name, "neuron.surrogate": masked, "readout": TWO()}) == both
 
 
-# accuracies in % of the tables of the papers, network and T: methods.md, section 9
+# network, T and the accuracy in % from the tables of the papers: methods.md, section 9
 TABLE = [
     ("cifar10-crop-flip", "CIFARNet", 4, 94.30, 0.22),
     ("cifar10", "CIFARNet", 4, 95.40, 0.12),
@@ -206,19 +209,19 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("name", "network", "T", "accuracy", "spread"), TABLE)
-def test_rows_of_the_papers(name, network, T, accuracy, spread):
+def test_recipes_match_the_tables_of_the_papers(name, network, T, accuracy, spread):
     recipe, reported = NAMES[name].make(), NAMES[name].reported
     assert (type(recipe.model).__name__, recipe.T) == (network, T)
     assert (reported.accuracy, reported.spread) == (accuracy, spread)
 
 
-def test_what_is_reported_has_a_row_above():
+def test_every_reported_accuracy_is_in_the_table():
     assert {name for name, shipped in NAMES.items() if shipped.reported} == {
         row[0] for row in TABLE
     }
 
 
-def test_a_reported_accuracy_says_where_it_comes_from():
+def test_a_reported_accuracy_names_its_source():
     assert (
         str(Reported(95.4, 0.12, "Li et al. 2024"))
         == "95.40 ± 0.12 % (Li et al. 2024, second-hand)"
@@ -230,7 +233,7 @@ def test_a_reported_accuracy_says_where_it_comes_from():
     assert Shipped(bs.recipes.digits).here == ""
 
 
-def test_the_command_line_prints_data_network_T_and_where_the_accuracy_comes_from(capsys):
+def test_the_command_line_prints_data_network_T_and_the_source_of_the_accuracy(capsys):
     assert main(["recipes"]) == 0
     rows = {
         lines.split(":")[0]: lines

@@ -1,4 +1,4 @@
-"""The single-neuron experiment: the batch does what one neuron by itself would, and the picture of paper B comes out."""
+"""The single-neuron experiment: a batch agrees with single neurons, and reproduces paper B."""
 
 import json
 
@@ -9,18 +9,18 @@ from backspike.neuron.lif import lif
 from backspike.study import single_neuron
 from backspike.surrogate import Sigmoid
 
-SMALL = single_neuron.Toy(learning_rates=(0.02, 0.05), sets=2, problems=4, updates=3)
+SMALL = single_neuron.Experiment(learning_rates=(0.02, 0.05), sets=2, problems=4, updates=3)
 
 
-def test_problems_are_those_of_the_experiment():
-    given = single_neuron.problems(40, 3)
-    assert given.a.shape == (40, 100, 100)
-    assert given.target.shape == (100, 40)
-    assert float(given.w.min()) >= 0
-    assert float(given.w.max()) <= 0.05
-    assert float(given.target.mean()) == pytest.approx(0.05, abs=0.01)
-    # a long train filtered with weight 1 in all keeps its rate, but for the end of the window
-    assert float(given.a.mean()) == pytest.approx(0.1, abs=0.01)
+def test_problems_have_the_sizes_and_rates_of_the_experiment():
+    batch = single_neuron.problems(40, 3)
+    assert batch.a.shape == (40, 100, 100)
+    assert batch.target.shape == (100, 40)
+    assert float(batch.w.min()) >= 0
+    assert float(batch.w.max()) <= 0.05
+    assert float(batch.target.mean()) == pytest.approx(0.05, abs=0.01)
+    # a filter of total weight 1 keeps the rate, except at the end of the window
+    assert float(batch.a.mean()) == pytest.approx(0.1, abs=0.01)
 
 
 def test_synapse_is_a_first_order_filter():
@@ -35,10 +35,10 @@ def test_synapse_is_a_first_order_filter():
     )
 
 
-def _alone(given, w, p, rule):
-    """The gradient of problem p by itself, through the reference backend, the filter written as its recursion."""
+def _alone(batch, w, p, rule):
+    """The gradient of problem p alone, by the reference backend and a recursive filter."""
     w = w.clone().requires_grad_()
-    x = given.a[p] @ w
+    x = batch.a[p] @ w
     options = {
         "spatial only": {"temporal_gradient": False},
         "STBP": {"reset_gradient": 0.0},
@@ -56,27 +56,27 @@ def _alone(given, w, p, rule):
     ).spikes[:, 0]
     a, wanted, loss = 0.0, 0.0, 0.0
     for t in range(len(s)):
-        a, wanted = 0.5 * a + 0.5 * s[t], 0.5 * wanted + 0.5 * given.target[t, p]
+        a, wanted = 0.5 * a + 0.5 * s[t], 0.5 * wanted + 0.5 * batch.target[t, p]
         loss = loss + 0.5 * (a - wanted) ** 2
     return torch.autograd.grad(loss, w)[0]
 
 
 @pytest.mark.parametrize("rule", single_neuron.RULES)
-def test_gradient_of_the_batch_is_that_of_each_problem_alone(rule):
-    given = single_neuron.problems(3, 1, torch.float64)
-    w = given.w[:, :, None] * torch.tensor([1.0, 1.7], dtype=torch.float64)
-    got = single_neuron.gradient(given, w, rule)
+def test_batch_gradients_agree_with_each_problem_alone(rule):
+    batch = single_neuron.problems(3, 1, torch.float64)
+    w = batch.w[:, :, None] * torch.tensor([1.0, 1.7], dtype=torch.float64)
+    got = single_neuron.gradient(batch, w, rule)
     expected = torch.stack(
-        [torch.stack([_alone(given, w[p, :, k], p, rule) for k in range(2)], -1) for p in range(3)]
+        [torch.stack([_alone(batch, w[p, :, k], p, rule) for k in range(2)], -1) for p in range(3)]
     )
     assert float(expected.abs().max()) > 0.1
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_rules_differ():
-    given = single_neuron.problems(3, 1, torch.float64)
+def test_gradients_of_the_rules_differ():
+    batch = single_neuron.problems(3, 1, torch.float64)
     a, b, c = (
-        single_neuron.gradient(given, given.w[:, :, None] * 1.7, rule)
+        single_neuron.gradient(batch, batch.w[:, :, None] * 1.7, rule)
         for rule in single_neuron.RULES
     )
     assert not torch.allclose(a, b)
@@ -84,11 +84,11 @@ def test_rules_differ():
     assert not torch.allclose(a, c)
 
 
-def test_solved_means_the_exact_train():
-    given = single_neuron.problems(2, 0)
-    w = given.w[:, :, None]
-    target = single_neuron.spikes(given, w, "TSBP").detach()[:, :, 0]
-    own = given._replace(target=target)
+def test_a_problem_is_solved_if_the_trains_are_equal():
+    batch = single_neuron.problems(2, 0)
+    w = batch.w[:, :, None]
+    target = single_neuron.spikes(batch, w, "TSBP").detach()[:, :, 0]
+    own = batch._replace(target=target)
     assert single_neuron.train(own, (0.01,), "TSBP", 0).solved.all()
     off = target.clone()
     off[50, 0] = 1 - off[50, 0]
@@ -98,22 +98,22 @@ def test_solved_means_the_exact_train():
 
 
 def test_stbp_fails_where_tsbp_and_spatial_only_solve():
-    given = single_neuron.problems(24, 5)
-    solved = {rule: single_neuron.train(given, (0.02,), rule, 200) for rule in single_neuron.RULES}
+    batch = single_neuron.problems(24, 5)
+    solved = {rule: single_neuron.train(batch, (0.02,), rule, 200) for rule in single_neuron.RULES}
     assert float(solved["STBP"].solved.float().mean()) < 0.4
     assert float(solved["STBP"].silent.float().mean()) > 0.5
     assert float(solved["TSBP"].solved.float().mean()) > 0.85
     assert float(solved["spatial only"].solved.float().mean()) > 0.85
 
 
-def test_reset_cost_measures_both():
+def test_reset_cost_measures_both_rules():
     cost = single_neuron.reset_cost(T=3, elements=1000, repeats=3)
     assert set(cost["median_ms"]) == {"rho = 0", "rho = 1"}
     assert cost["ratio"] == pytest.approx(
         cost["median_ms"]["rho = 1"] / cost["median_ms"]["rho = 0"]
     )
     # at least the input of the neuron, 4 bytes of float32
-    assert all(kept >= 4 for kept in cost["bytes_kept_per_element"].values())
+    assert all(saved >= 4 for saved in cost["bytes_kept_per_element"].values())
 
 
 def test_the_study_writes_all_its_files(tmp_path):

@@ -1,4 +1,4 @@
-"""Studies: statistics against hand-worked and exact values, runs that survive a kill, and tables that say what was found."""
+"""Studies: statistics agree with exact values, runs survive a kill, tables show the results."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ from backspike.study import figures, page, progress, results, runner, shipped, s
 from backspike.study.spec import Arm, Study
 from backspike.surrogate import Triangle
 
-# ---- statistics ----------------------------------------------------------------------------------------------------------
+# ---- statistics ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ from backspike.surrogate import Triangle
         (0.9, 2, 0.8 * math.sqrt(2 / 0.36)),
     ],
 )
-def test_t_quantile(p, df, expected):
+def test_t_quantile_agrees_with_tables_and_closed_forms(p, df, expected):
     assert statistics.t_quantile(p, df) == pytest.approx(expected, rel=3e-6)
     assert statistics.t_quantile(1 - p, df) == pytest.approx(-expected, rel=3e-6)
 
 
-def test_t_quantile_becomes_normal_and_refuses_nonsense():
+def test_t_quantile_approaches_the_normal_quantile_and_rejects_bad_arguments():
     assert statistics.t_quantile(0.975, 100_000) == pytest.approx(
         1.959964 + 2.37 / 100_000, rel=1e-5
     )
@@ -84,20 +84,20 @@ def _brute(d):
         ([2, 2, 0], 0.5),
     ],
 )
-def test_sign_flip_by_hand(d, p):
+def test_sign_flip_agrees_with_values_by_hand(d, p):
     assert statistics.sign_flip(d) == (p, True)
 
 
 @pytest.mark.parametrize("n", [2, 5, 9, 11])
-def test_sign_flip_by_brute_force(n):
+def test_sign_flip_agrees_with_brute_force(n):
     draw = np.random.default_rng(n)
     for scale in (1.0, 1 / 360):
-        # whole multiples of one image make ties, as accuracies do
+        # like accuracies, multiples of one image have ties
         d = (draw.integers(-4, 9, n) * scale).tolist()
         assert statistics.sign_flip(d)[0] == pytest.approx(_brute(d))
 
 
-def test_sign_flip_beyond_what_can_be_listed_draws_and_says_so():
+def test_sign_flip_draws_patterns_if_there_are_too_many():
     d = [1.0] * 18 + [-1.0] * 7
     p, exact = statistics.sign_flip(d)
     assert not exact
@@ -112,7 +112,7 @@ def test_sign_flip_beyond_what_can_be_listed_draws_and_says_so():
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 6, 12, 20])
-def test_smallest_p_is_reached_by_equal_differences(n):
+def test_equal_differences_reach_the_smallest_p(n):
     assert (
         statistics.sign_flip([0.25] * n) == (2 / 2**n, True)
         if n > 1
@@ -121,7 +121,7 @@ def test_smallest_p_is_reached_by_equal_differences(n):
     assert statistics.smallest_p(n) == 2 / 2**n
 
 
-def test_paired_by_hand():
+def test_paired_agrees_with_values_by_hand():
     d = statistics.paired([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert (d.n, d.mean, d.p, d.exact) == (3, 2.0, 0.25, True)
     assert d.high - d.mean == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
@@ -146,7 +146,7 @@ def _numbers(**more):
 
 
 def test_summary_pairs_by_seed():
-    """Two arms of three seeds, of which each lost another one: means over all runs, the difference over the common seed."""
+    """Each of two arms lacks another seed: means over all runs, differences over common seeds."""
     values = {("plain", 0): 0.5, ("plain", 1): 0.7, ("masked", 1): 0.8, ("masked", 2): 0.2}
     found = [
         SimpleNamespace(arm=a, seed=s, numbers=_numbers(best=v, last=v / 2))
@@ -177,7 +177,7 @@ def _row(arm, best, differences=None):
     )
 
 
-def test_sentences_say_noise_and_what_the_test_cannot_reach():
+def test_sentences_state_noise_and_the_smallest_p():
     flat, up = [0.01, -0.01, 0.0, 0.02, -0.03], [0.01, 0.012, 0.011, 0.009, 0.01]
     rows = [
         _row("base", [0.9]),
@@ -185,33 +185,33 @@ def test_sentences_say_noise_and_what_the_test_cannot_reach():
         _row("up", [0.9], up),
         _row("down", [0.9], [-v for v in up]),
     ]
-    said = page.sentences(rows, 5)
-    assert said[0].startswith("flat against base: −0.20 points")
-    assert said[0].endswith("inside the noise.")
-    assert "better by the interval" in said[1]
-    assert "no p can be smaller" in said[1]
-    assert "worse by the interval" in said[2]
-    assert "smallest p that the test can give is 0.062" in said[3]
-    assert "6 seeds are the fewest" in said[3]
-    assert "3 comparisons" in said[3]
+    lines = page.sentences(rows, 5)
+    assert lines[0].startswith("flat against base: −0.20 points")
+    assert lines[0].endswith("within the noise.")
+    assert "better by the interval" in lines[1]
+    assert "p cannot be smaller" in lines[1]
+    assert "worse by the interval" in lines[2]
+    assert "smallest p that the test can give is 0.062" in lines[3]
+    assert "at least 6 seeds" in lines[3]
+    assert "3 comparisons" in lines[3]
     eight = page.sentences(
         [_row("up", [0.9], [0.01, 0.012, 0.011, 0.009, 0.01, 0.01, 0.011, 0.012])], 8
     )
     assert eight[0].endswith("p = 0.0078: better.")
     assert "0.0078" in eight[1]
-    assert "fewest" not in eight[1]
+    assert "at least" not in eight[1]
     assert "prove nothing" in page.sentences(rows, 1)[0]
 
 
-# ---- what a study is -----------------------------------------------------------------------------------------------------
+# ---- definition ------------------------------------------------------------------------------
 
 
-def test_wrong_studies_are_refused():
+def test_invalid_studies_are_rejected():
     with pytest.raises(StudyError, match="different names"):
         _small(arms=(Arm("plain"), Arm("plain")))
-    with pytest.raises(StudyError, match="must be one of them"):
+    with pytest.raises(StudyError, match="must be compared with one of them"):
         _small(baseline="nobody")
-    with pytest.raises(StudyError, match="called like a folder"):
+    with pytest.raises(StudyError, match="is a folder name"):
         Arm("../up")
     for field in ("neuron.surrogate", "neuron.surrogate.alpha", "neuron"):
         with pytest.raises(StudyError, match="differ in"):
@@ -221,7 +221,7 @@ def test_wrong_studies_are_refused():
 
 @pytest.mark.parametrize("data", ["digits", "digits-dvs", "mnist"])
 @pytest.mark.parametrize("name", [n for n in shipped.NAMES if n != "tsbp-toy"])
-def test_shipped_studies_hold_together(name, data):
+def test_shipped_studies_are_consistent(name, data):
     found = shipped.get(name, data)
     assert found.name == name
     assert found.about
@@ -237,7 +237,7 @@ def test_shipped_studies_hold_together(name, data):
         assert network(x).shape == (recipe.T, 2, 10)
 
 
-def test_shipped_baselines_have_nothing_on():
+def test_shipped_baselines_use_no_method():
     for name in ("ablation", "psg-pda", "gradient-scaling"):
         found = shipped.get(name)
         recipe = found.recipe(next(a for a in found.arms if a.name == found.baseline))
@@ -250,19 +250,19 @@ def test_shipped_baselines_have_nothing_on():
         )
 
 
-def test_seeds_change_nothing_else():
+def test_a_seed_changes_no_other_field():
     small = _small()
     first, second = (small.recipe(small.arms[1], seed).to_dict()["fields"] for seed in (0, 3))
     assert {k for k in first if first[k] != second[k]} == {"seed"}
 
 
-# ---- running -------------------------------------------------------------------------------------------------------------
+# ---- running ---------------------------------------------------------------------------------
 
-FREE = ("seconds", "seconds_per_epoch")  # time is not a result
+FREE = ("seconds", "seconds_per_epoch")
 
 
 def _results(out):
-    """study.json without what differs from run to run: times, and the folder."""
+    """study.json without the values that differ between runs: times and folders."""
 
     def without(value):
         if isinstance(value, dict):
@@ -294,7 +294,7 @@ def _stamps(out):
     }
 
 
-def test_events_tell_the_story(done):
+def test_events_report_the_progress(done):
     events = done[1]
     assert [e["event"] for e in events if e["event"] != "progress"] == [
         "study",
@@ -318,16 +318,14 @@ def test_events_tell_the_story(done):
 
 def test_run_folders_are_ordinary_and_without_report(done):
     folder = done[0] / "runs" / "masked" / "1"
-    chosen = {
-        "precision": "float32",
-        "channels_last": True,
-    }  # what the recipe leaves to the machine
+    # fields that the recipe leaves to the machine
+    chosen = {"precision": "float32", "channels_last": True}
     assert Run.open(folder).recipe() == _small().recipe(_small().arms[1], 1).replace(chosen)
     assert (folder / "model.safetensors").exists()
     assert not (folder / "report.html").exists()
 
 
-def test_a_finished_study_trains_nothing_again(copy):
+def test_a_finished_study_is_not_trained_again(copy):
     before, results = _stamps(copy), _results(copy)
     events = []
     runner.run(_small(), copy, seeds=2, listen=events.append)
@@ -336,13 +334,13 @@ def test_a_finished_study_trains_nothing_again(copy):
     assert (_stamps(copy), _results(copy)) == (before, results)
 
 
-def test_a_torn_run_is_finished_and_the_others_left_alone(copy):
+def test_only_an_incomplete_run_is_continued(copy):
     before, results = _stamps(copy), _results(copy)
     torn = copy / "runs" / "masked" / "0"
     lines = (torn / "log.jsonl").read_bytes().splitlines(keepends=True)
     assert json.loads(lines[-1])["event"] == "done"
     (torn / "log.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:10])
-    # this one was killed before its first checkpoint, this one before it had a recipe
+    # one was killed before its first checkpoint, another before its recipe was written
     (copy / "runs" / "plain" / "1" / "last.ckpt").unlink()
     (copy / "runs" / "plain" / "1" / "log.jsonl").unlink()
     (copy / "runs" / "masked" / "1" / "recipe.json").unlink()
@@ -354,7 +352,7 @@ def test_a_torn_run_is_finished_and_the_others_left_alone(copy):
     assert _stamps(copy)[Path("runs/plain/0")] == before[Path("runs/plain/0")]
 
 
-def test_more_seeds_go_on_with_the_same_study(copy):
+def test_more_seeds_extend_the_same_study(copy):
     before = _stamps(copy)
     runner.run(_small(), copy, seeds=3, jobs=1)
     assert before.items() <= _stamps(copy).items()
@@ -364,7 +362,7 @@ def test_more_seeds_go_on_with_the_same_study(copy):
     assert [row["n"] for row in _results(copy)["arms"]] == [2, 2]
 
 
-def test_other_studies_are_refused_without_force(copy, tmp_path):
+def test_another_study_in_the_folder_is_rejected_without_force(copy, tmp_path):
     with pytest.raises(StudyError, match=r"other settings \(epochs was 1 and is 2\).*--force"):
         runner.run(_small(epochs=2), copy, seeds=2)
     with pytest.raises(StudyError, match="another study, small;"):
@@ -384,11 +382,52 @@ def test_other_studies_are_refused_without_force(copy, tmp_path):
     assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
-def test_force_replaces(copy):
+def test_force_replaces_another_study(copy):
     one = _small(epochs=2, arms=(Arm("plain"),))
     runner.run(one, copy, seeds=1, jobs=1, force=True)
     assert list(_stamps(copy)) == [Path("runs/plain/0")]
     assert _results(copy)["runs"][0]["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("torn", "evaluation.npz is damaged"),
+        ("foreign", "evaluation.npz is damaged \\(confusion is missing\\)"),
+        ("shapes", "evaluation.npz is damaged \\(membrane_counts has"),
+        ("missing", "evaluation.npz is damaged"),
+        ("done only", "log.jsonl is damaged \\(it has no epochs\\)"),
+        ("no seconds", "log.jsonl is damaged \\(epoch 1 has no seconds\\)"),
+        ("no accuracy", "log.jsonl is damaged \\(the event done has no test_accuracy\\)"),
+        ("text", "log.jsonl is damaged \\(loss of epoch 1 is not a number\\)"),
+    ],
+)
+def test_a_damaged_run_is_an_error_in_one_line(copy, damage, reason):
+    run = copy / "runs" / "masked" / "0"
+    file, log = run / "evaluation.npz", run / "log.jsonl"
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    arrays = dict(np.load(file))
+    match damage:
+        case "torn":
+            file.write_bytes(file.read_bytes()[:1000])
+        case "foreign":
+            np.savez(file, x=np.zeros(3))
+        case "shapes":
+            np.savez(file, **arrays | {"membrane_counts": arrays["membrane_counts"][:1]})
+        case "missing":
+            file.unlink()
+        case "done only":
+            events = events[-1:]
+        case "no seconds":
+            events = [{k: v for k, v in e.items() if k != "seconds"} for e in events]
+        case "no accuracy":
+            del events[-1]["test_accuracy"]
+        case "text":
+            events = [e | {"loss": "small"} for e in events]
+    log.write_text("".join(json.dumps(event) + "\n" for event in events))
+    with pytest.raises(StudyError, match=reason) as error:
+        runner.run(_small(), copy, seeds=2)
+    assert "\n" not in str(error.value)
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
@@ -410,6 +449,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
     assert "| broken | 0 | – |" in (tmp_path / "s" / "table.md").read_text("utf-8")
 
 
+# without `if __name__ == "__main__"`, because worker processes do not run the script again
 SCRIPT = """
 import os, sys
 sys.path.insert(0, {tests!r})
@@ -417,12 +457,13 @@ from backspike.study import runner
 from helpers.studies import _small
 
 # as many processes as cores: one thread each, as in the tests
-runner.run(_small(epochs=8), sys.argv[1], seeds=1, jobs=os.cpu_count(), listen=lambda e: print(e["event"], flush=True))
-"""  # no `if __name__ == "__main__"`: the processes do not run the script again
+tell = lambda e: print(e["event"], flush=True)
+runner.run(_small(epochs=8), sys.argv[1], seeds=1, jobs=os.cpu_count(), listen=tell)
+"""
 
 
 def _gone(group, seconds=20.0):
-    """Waits until no process of the group is left."""
+    """Waits until all processes of the group have ended; False if they do not."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -434,8 +475,8 @@ def _gone(group, seconds=20.0):
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
-def test_killed_at_any_moment_it_goes_on_to_the_same_results(tmp_path):
-    """SIGKILL of the parent while processes train: they end by themselves, and a second call finishes what was left."""
+def test_a_killed_study_continues_to_the_same_results(tmp_path):
+    """SIGKILL ends the parent while workers train; they end too, and a second call finishes."""
     script, out = tmp_path / "script.py", tmp_path / "killed"
     script.write_text(SCRIPT.format(tests=str(TESTS)))
     words = [sys.executable, str(script), str(out)]
@@ -458,7 +499,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_results(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 @pytest.mark.parametrize("how", ["Ctrl-C", "kill"])
-def test_a_stopped_study_ends_all_processes_and_says_how_to_go_on(how, tmp_path):
+def test_a_stopped_study_ends_its_processes_and_says_how_to_continue(how, tmp_path):
     words = [
         "study",
         "reset-gradient",
@@ -486,23 +527,23 @@ def test_a_stopped_study_ends_all_processes_and_says_how_to_go_on(how, tmp_path)
     while not list(tmp_path.glob("s/runs/*/0/log.jsonl")) and time.monotonic() < end:
         time.sleep(0.05)
     if how == "Ctrl-C":
-        # as a terminal does: to the whole group
+        # to the whole group, like a terminal
         os.killpg(process.pid, signal.SIGINT)
     else:
         process.terminate()
-    said, errors = process.communicate(timeout=60)
+    text, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert (
         errors
-        == "backspike: stopped; what is done so far is in s, the same command without --force goes on\n"
+        == "backspike: stopped; finished runs are in s; to continue, repeat the command without --force\n"
     )
-    assert said == "reset-gradient: 3 runs into s\n"
+    assert text == "reset-gradient: 3 runs into s\n"
     assert _gone(process.pid)
     assert list(tmp_path.glob("s/runs/*/0/last.ckpt"))
 
 
-def test_a_process_that_dies_is_a_failed_run(tmp_path, monkeypatch):
-    """As when the system kills it for want of memory: its run is named, and the other one finishes."""
+def test_a_killed_process_is_a_failed_run(tmp_path, monkeypatch):
+    """As if the system ran out of memory: the run is named, and the other one finishes."""
     killed, started = [], []
     start, popen = progress.Clock.hear, subprocess.Popen
     monkeypatch.setattr(
@@ -521,7 +562,7 @@ def test_a_process_that_dies_is_a_failed_run(tmp_path, monkeypatch):
     assert sorted(row["n"] for row in _results(tmp_path / "s")["arms"]) == [0, 1]
 
 
-# ---- outputs -------------------------------------------------------------------------------------------------------------
+# ---- outputs ---------------------------------------------------------------------------------
 
 
 def test_numbers_are_those_of_the_run_folders(done):
@@ -546,16 +587,16 @@ def test_numbers_are_those_of_the_run_folders(done):
     assert stored["smallest_p"] == 0.5
 
 
-def test_tables_show_them(copy):
+def test_tables_show_the_numbers(copy):
     out = copy
     for i, log in enumerate(sorted(out.glob("runs/*/*/log.jsonl"))):
         lines = log.read_text().splitlines()
-        said = {
+        text = {
             **json.loads(lines[-1]),
             "test_accuracy": 0.9 - 0.03 * i,
             "test_accuracy_last": 0.8 - 0.05 * i**2,
         }
-        log.write_text("\n".join([*lines[:-1], json.dumps(said)]) + "\n")
+        log.write_text("\n".join([*lines[:-1], json.dumps(text)]) + "\n")
     runner.run(_small(), out, seeds=2)
     rows = json.loads((out / "study.json").read_text())["arms"]
     lines = (out / "table.md").read_text("utf-8").splitlines()
@@ -571,7 +612,7 @@ def test_tables_show_them(copy):
     assert cells[3].startswith(
         f"{100 * rows[1]['last']['difference']['mean']:+.2f} [".replace("-", "−")
     )
-    # both pairs differ by the same: the interval is a point, and two seeds cannot confirm it
+    # both pairs have the same difference: the interval is a point, which 2 seeds cannot confirm
     assert "+6.00 points, 95 % interval +6.00 to +6.00, p = 0.5: better by the interval" in "".join(
         lines
     )
@@ -585,7 +626,7 @@ def test_tables_show_them(copy):
     assert r"last epoch, \%" in body[0]
 
 
-def test_page_is_self_contained_and_escaped(copy):
+def test_the_page_is_self_contained_and_escaped(copy):
     evil = _small(about="<script>alert(1)</script> & <b>")
     runner.run(evil, copy, seeds=2)
     page = (copy / "study.html").read_text("utf-8")
@@ -640,7 +681,7 @@ def test_every_kind_of_figure_can_be_drawn(tmp_path):
         "gradients",
         "derivatives",
     }
-    # at the same potentials everyone is under the wide surrogate, nobody under the narrow one, a quarter is masked
+    # all potentials lie within the wide surrogate, none within the narrow one; a quarter is masked
     shares = {row["arm"]: row for row in _results(tmp_path / "s")["gradient_shares"]}
     assert set(shares) == {"wide", "narrow", "masked", "learned"}, (
         "potentials are the same in the same network only"
@@ -653,10 +694,10 @@ def test_every_kind_of_figure_can_be_drawn(tmp_path):
     assert all(sum(row["histogram"]) == pytest.approx(1, abs=1e-6) for row in shares.values())
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------------
+# ---- the command -----------------------------------------------------------------------------
 
 
-def test_command_lists_studies(capsys):
+def test_the_command_lists_studies(capsys):
     assert cli.main(["study"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(shipped.NAMES)
     assert cli.main(["study", "--json"]) == 0
@@ -664,23 +705,23 @@ def test_command_lists_studies(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "text"),
     [
         (["nothing"], "unknown study 'nothing'"),
         (["ablaton"], "did you mean ablation?"),
-        (["ablation", "--readout", "Last()"], "is what the arms of ablation differ in"),
-        (["ablation", "--data", "imagenet"], "no study is sized for the data set 'imagenet'"),
+        (["ablation", "--readout", "Last()"], "the arms of ablation differ in readout"),
+        (["ablation", "--data", "imagenet"], "there are no studies for the data set 'imagenet'"),
         (["ablation", "--epochs", "many"], "epochs must be a whole number"),
         (["tsbp-toy", "--epochs", "3"], "leave --epochs out"),
-        (["ablation", "--seeds", "x"], "invalid int value"),
+        (["ablation", "--seeds", "x"], "must be a whole number"),
     ],
 )
-def test_wrong_commands(words, said, capsys):
+def test_wrong_commands_are_errors_in_one_line(words, text, capsys):
     assert cli.main(["study", *words]) == 2
-    assert said in capsys.readouterr().err
+    assert text in capsys.readouterr().err
 
 
-def test_command_runs_a_study_and_repeats_itself(tmp_path, capsys, monkeypatch):
+def test_the_command_runs_a_study_and_prints_how_to_reproduce_it(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [
         "study",
@@ -697,19 +738,22 @@ def test_command_runs_a_study_and_repeats_itself(tmp_path, capsys, monkeypatch):
         "1",
     ]
     assert cli.main(words) == 0
-    said = capsys.readouterr().out
+    text = capsys.readouterr().out
     assert re.search(
-        r"^1/3  spatial only, seed 0: test \d+\.\d\d %, last epoch .* left$", said, re.M
+        r"^1/3  spatial only, seed 0: test \d+\.\d\d %, last epoch .* left$", text, re.M
     )
-    assert said.endswith(f"study: {Path('studies/reset-gradient-digits/study.html')}\n")
-    command = re.search(r"Command: backspike (.*)", said)[1].split()
+    assert text.endswith(f"study: {Path('studies/reset-gradient-digits/study.html')}\n")
+    command = re.search(r"Command: backspike (.*)", text)[1].split()
     assert sorted(command) == sorted([*words[:-2], "--data", "digits"])
     assert cli.main([*command, "--json"]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [e["event"] for e in events] == ["study", "done"]
 
 
-def test_command_without_a_study_does_not_load_torch():
+def test_the_command_without_a_study_does_not_load_torch():
     for words in (["study"], ["study", "--help"]):
-        script = f"import sys, backspike.cli as c\ntry: c.main({words})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+        script = (
+            f"import sys, backspike.cli as c\ntry: c.main({words})\nexcept SystemExit: pass\n"
+            "assert 'torch' not in sys.modules"
+        )
         subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)

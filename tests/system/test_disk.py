@@ -1,4 +1,4 @@
-"""File systems that differ from a local disk of Linux: without locks, without fsync of folders, Windows."""
+"""File systems without locks or fsync of folders, and Windows."""
 
 import errno
 import fcntl
@@ -20,7 +20,7 @@ NO_LOCKS = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP]
 
 @pytest.fixture
 def no_locks(monkeypatch, request):
-    """A file system that refuses every lock with one of the errors seen on clusters."""
+    """A file system that refuses every lock with an error seen on clusters."""
 
     def refuse(file, operation):
         raise OSError(request.param, os.strerror(request.param))
@@ -30,7 +30,7 @@ def no_locks(monkeypatch, request):
 
 @pytest.fixture
 def windows(monkeypatch):
-    """What Windows cannot do: there is no fcntl, and a folder cannot be opened."""
+    """As on Windows, there is no fcntl and folders cannot be opened."""
     open_ = os.open
 
     def files_only(path, *rest, **options):
@@ -49,7 +49,7 @@ def dead_process():
 
 
 @pytest.mark.parametrize("no_locks", NO_LOCKS, indirect=True)
-def test_without_locks_a_file_names_the_owner(no_locks, tmp_path):
+def test_without_locks_an_owner_file_names_the_process(no_locks, tmp_path):
     run = Run(tmp_path)
     with run.locked():
         assert (tmp_path / ".lock.owner").read_text() == f"{os.getpid()}@{platform.node()}"
@@ -66,18 +66,20 @@ def test_without_locks_a_dead_owner_is_recognised(no_locks, tmp_path):
         pass
     owner.write_text("17@elsewhere")
     with (
-        pytest.raises(RunError, match=f"process 17 on elsewhere; if that is gone, delete {owner}"),
+        pytest.raises(
+            RunError, match=f"process 17 on elsewhere; if that process has ended, delete {owner}"
+        ),
         Run(tmp_path).locked(),
     ):
         pass
     owner.write_text("")
-    os.utime(owner, (0, 0))  # its maker was killed long ago, before it wrote its name
+    os.utime(owner, (0, 0))  # its creator was killed long ago, before it wrote its name
     with Run(tmp_path).locked():
         pass
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
-def test_a_folder_that_cannot_be_flushed_can_be_written(code, monkeypatch, tmp_path):
+def test_files_can_be_written_where_folders_cannot_be_flushed(code, monkeypatch, tmp_path):
     fsync = os.fsync
 
     def files_only(handle):
@@ -90,24 +92,24 @@ def test_a_folder_that_cannot_be_flushed_can_be_written(code, monkeypatch, tmp_p
     assert (tmp_path / "file").read_bytes() == b"whole"
 
 
-def test_the_older_checkpoint_survives_kills_in_a_row(tmp_path):
+def test_the_older_checkpoint_survives_repeated_kills(tmp_path):
     run = Run(tmp_path)
     run.write("last", b"first")
-    run.keep("last", "previous")  # killed here, so that both names are one file
+    run.keep("last", "previous")  # killed here, so both names are hard links to one file
     run.keep("last", "previous")
     assert not list(tmp_path.glob(".*.tmp"))
     run.write("last", b"second")
     assert run.read("previous") == b"first"
-    # a link that a kill left under our temporary name is never written into
+    # a hard link left under our temporary name is never written to
     os.link(tmp_path / "last", disk.temporary(tmp_path / "previous"))
     run.write("previous", b"third")
     assert run.read("last") == b"second"
 
 
-def test_what_killed_commands_left_is_removed(tmp_path):
-    dead, alive = dead_process(), os.getppid()
+def test_leftovers_of_killed_commands_are_removed(tmp_path):
+    dead, running = dead_process(), os.getppid()
     gone = [f".report.html.{dead}@{platform.node()}.tmp", f".report.html.{dead}.tmp"]
-    stay = [f".report.html.{alive}@{platform.node()}.tmp", ".report.html.1@elsewhere.tmp"]
+    stay = [f".report.html.{running}@{platform.node()}.tmp", ".report.html.1@elsewhere.tmp"]
     for name in gone + stay:
         (tmp_path / name).touch()
     write_atomic(tmp_path / "report.html", b"")
@@ -117,7 +119,7 @@ def test_what_killed_commands_left_is_removed(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"report.html", stay[0]}
 
 
-def test_a_file_that_is_open_elsewhere_is_replaced_a_moment_later(monkeypatch, tmp_path):
+def test_replacing_a_file_that_is_open_elsewhere_is_retried(monkeypatch, tmp_path):
     (tmp_path / "new").write_text("new")
     replace, refusals = os.replace, [PermissionError(), PermissionError()]
 
@@ -132,7 +134,7 @@ def test_a_file_that_is_open_elsewhere_is_replaced_a_moment_later(monkeypatch, t
     assert (tmp_path / "old").read_text() == "new"
 
 
-def test_a_run_is_trained_and_resumed_on_windows(windows, tmp_path):
+def test_training_and_resuming_work_on_windows(windows, tmp_path):
     recipe = recipes.digits().replace({"epochs": 2, "limit": 200})
     first = train.fit(recipe, tmp_path / "run", report=True)
     stopped = []

@@ -1,4 +1,4 @@
-"""The Markdown files: links lead to a file and a heading, and code files that pages name exist."""
+"""The Markdown files: links have targets, and code files that pages mention exist."""
 
 import re
 
@@ -6,7 +6,7 @@ import pytest
 from helpers.paths import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-# history: what they name was there once
+# pages about the past may mention files that no longer exist
 HISTORY = {ROOT / "LOG.md", ROOT / "docs/simulated-events.md", *ROOT.glob("docs/results/*.md")}
 
 
@@ -15,7 +15,7 @@ def without_blocks(page):
 
 
 def anchors(page):
-    """The anchors that GitHub gives to headings, which are unique on our pages."""
+    """GitHub's anchors for the headings, which are unique on our pages."""
     headings = re.findall(r"^#+ (.+)$", without_blocks(page), re.M)
     return [re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings]
 
@@ -50,7 +50,7 @@ def test_broken_links_are_found(tmp_path):
 
 @pytest.mark.parametrize("page", sorted(set(PAGES) - HISTORY), ids=name)
 def test_code_files_exist(page):
-    """As a path from the root or from the package, or as the name of a test file."""
+    """Paths relative to the repository or the package, or names of test files."""
     named = re.findall(r"[\w/]+\.(?:py|c|h|sh)\b", page.read_text("utf-8"))
     files = {f for f in named if not (ROOT / f).exists() | (ROOT / "src/backspike" / f).exists()}
     assert [f for f in sorted(files) if not list(ROOT.glob(f"tests/**/{f}"))] == []

@@ -1,4 +1,4 @@
-"""The code of the README and the docs, and the examples, run."""
+"""The code in the README and the docs runs, and so do the examples."""
 
 import re
 import runpy
@@ -17,7 +17,7 @@ BLOCKS = blocks("README.md")
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
-def test_the_code_of_the_readme_runs(code, monkeypatch, tmp_path, capsys):
+def test_code_in_the_readme_runs(code, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     variables = {}
     exec(code, variables)
@@ -29,19 +29,18 @@ def test_the_code_of_the_readme_runs(code, monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("page", ["docs/speed-and-memory.md"])
-def test_the_code_of_the_docs_runs(page, capsys):
+def test_code_in_the_docs_runs(page, capsys):
     for code in blocks(page):
         exec(code, {})
-    assert "one op with BatchNorm2d 0.1 and MaxPool2d 2.0" in capsys.readouterr().out
+    assert "fused with BatchNorm2d 0.1 and MaxPool2d 2.0" in capsys.readouterr().out
 
 
-EXAMPLES = sorted(
-    set((ROOT / "examples").glob("*.py")) - {ROOT / "examples/sharded.py"}
-)  # of ranks, in test_ranks.py
+# test_ranks.py runs sharded.py, which needs several ranks
+EXAMPLES = sorted(set((ROOT / "examples").glob("*.py")) - {ROOT / "examples/sharded.py"})
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
-def test_the_examples_run(path, capsys):
+def test_examples_run(path, capsys):
     runpy.run_path(str(path), run_name="__main__")
     accuracy = float(re.findall(r"([\d.]+) %", capsys.readouterr().out)[-1])
     assert accuracy > 97
@@ -54,7 +53,7 @@ def test_the_readme_names_every_package():
     assert [name for name in packages if f"{name}/" not in text] == []
 
 
-def test_the_two_commands_stand_first():
+def test_the_two_commands_come_first():
     text = (ROOT / "README.md").read_text()
     first = text.split("```")[1]
     assert [line.split("#")[0].strip() for line in first.strip().splitlines()] == [

@@ -1,7 +1,7 @@
-"""Readers on damaged and made-up bytes: what they document or arrays that fit the bytes, at once, and nothing else.
+"""Readers on damaged and random bytes: a documented error or arrays that fit the bytes, quickly.
 
-The targets and the changes are those of fuzz/, which runs them for as long as one likes. The quick tests run always; `-m slow`
-runs the same for minutes.
+The targets and mutations are those of fuzz/, which can run them for any time. `-m slow` runs the
+same tests for minutes.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ changes = st.lists(
 
 
 def damaged(data, steps):
-    """The bytes after some changes at places given as a share of the length."""
+    """The bytes after some changes, at places given as fractions of the length."""
     for step in steps:
         data = changed(data, *step)
     return data
@@ -65,7 +65,7 @@ def test_damaged_bytes(name, steps):
 @pytest.mark.parametrize("name", READERS)
 @settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(noise=st.binary(max_size=300), keep=st.integers(0, 200))
-def test_noise_behind_a_good_beginning(name, noise, keep):
+def test_random_bytes_after_a_valid_beginning(name, noise, keep):
     check(name, READERS[name][1][:keep] + noise)
 
 
@@ -78,7 +78,7 @@ def test_damaged_bytes_for_minutes(name, steps, noise):
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_the_bytes_that_are_damaged_are_good(name):
+def test_the_undamaged_bytes_are_valid(name):
     decode, data, fits = READERS[name]
     fits(decode(data), data)
 
@@ -89,7 +89,7 @@ OTHERS = [name for name in TARGETS if name not in READERS]
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_good_files_are_read(name):
+def test_valid_files_are_accepted(name):
     target = TARGETS[name]
     if name == "shd":
         pytest.importorskip("h5py")
@@ -98,7 +98,7 @@ def test_good_files_are_read(name):
         target.run(data)
 
 
-def test_no_target_spoils_what_others_take_for_good():
+def test_no_target_changes_the_valid_files_of_others():
     good = {path.name: path.read_bytes() for path in _trained().iterdir() if path.is_file()}
     for name in ("log", "weights"):
         TARGETS[name](b"\xff\x00")
@@ -106,13 +106,13 @@ def test_no_target_spoils_what_others_take_for_good():
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_short_run_finds_nothing(name):
+def test_a_short_fuzzing_run_finds_nothing(name):
     short_run(name, 60)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_longer_run_finds_nothing(name):
+def test_a_longer_fuzzing_run_finds_nothing(name):
     short_run(name, 2000)
 
 
@@ -121,7 +121,7 @@ def short_run(name, inputs):
         pytest.importorskip("h5py")
     target = TARGETS[name]
     seeds = target.seeds()
-    target(seeds[0])  # what is made once is no part of the time of an input
+    target(seeds[0])  # setup is not part of the time of an input
     for data in itertools.islice(
         mutants(seeds, random.Random(name)), round(inputs * target.share) + 1
     ):
@@ -130,7 +130,7 @@ def short_run(name, inputs):
         assert time.process_time() - start < 5
 
 
-# HDF5 is read by a C library, in a process of its own: what becomes of that one is an answer too
+# a C library reads HDF5 in its own process, which may end: that is an answer too
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The heap that is kept: fewer page faults, given back when asked, and only where the C library can."""
+"""Kept and lean heaps: page faults, memory held and returned, huge pages; glibc only."""
 
 import os
 import subprocess
@@ -12,9 +12,10 @@ from backspike.study import runner
 from backspike.study.spec import Job
 from backspike.system import heap, workers
 
-linux = pytest.mark.skipif(heap._glibc() is None, reason="only glibc keeps its heap")
+linux = pytest.mark.skipif(heap._glibc() is None, reason="needs glibc")
 
-# takes and frees 40 MB sixty times; prints the page faults, MB held after all is freed, whether it was released, and MB then
+# Allocates and frees 40 MB sixty times. Prints the page faults, the MB held after everything is
+# freed, whether release_heap() found any, and the MB held then.
 CHURN = """
 import resource, sys
 import numpy as np
@@ -42,7 +43,7 @@ def churn(*words):
 
 
 @linux
-def test_a_kept_heap_takes_no_fresh_pages_and_gives_them_back_when_asked():
+def test_a_kept_heap_reuses_pages_until_it_is_released():
     faults, kept, released, after = churn("keep")
     fresh, *_ = churn()
     assert fresh > 1000  # 2.4 GB of fresh pages, of 2 MB each at most
@@ -51,14 +52,14 @@ def test_a_kept_heap_takes_no_fresh_pages_and_gives_them_back_when_asked():
     assert after < kept - 35
 
 
-# frees a third of many blocks of 1 MB between others that live: prints the MB that stay beyond the living
+# Frees every third of 120 blocks of 1 MB. Prints the MB that were returned to the system.
 HOLES = """
 import sys
 import numpy as np
 import backspike as bs
 if "lean" in sys.argv:
     assert bs.lean_heap()
-np.ones(2_500_000).sum()  # 20 MB, freed: glibc now puts smaller blocks on the heap
+np.ones(2_500_000).sum()  # 20 MB, freed; from now on glibc puts smaller blocks on the heap
 def held():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
 blocks = [np.ones(2**17) for _ in range(120)]
@@ -77,26 +78,28 @@ def holes(*words):
 
 
 @linux
-def test_a_lean_heap_gives_back_what_is_freed_between_what_lives():
+def test_a_lean_heap_returns_blocks_freed_between_live_ones():
     assert holes("lean") > 38  # of 40 MB
     assert holes() < 5
 
 
-# MB of addresses, of memory, and of memory in large pages: at first, kept, with 40 MB, and with 40 MB after all was given back
+# Prints the MB of address space, of memory and of huge pages: at first, after keep_heap(), with
+# 40 MB allocated, and with 40 MB allocated again after release_heap().
 PAGES = """
 import pathlib, re, resource, sys
 import numpy as np
 import backspike as bs
 from backspike.system import heap
-def said(file, name):
-    return int(re.search(name + ":[ \t]+([0-9]+)", pathlib.Path("/proc/self", file).read_text())[1]) // 1024
+def read(file, name):
+    text = pathlib.Path("/proc/self", file).read_text()
+    return int(re.search(name + ":[ \t]+([0-9]+)", text)[1]) // 1024
 def now():
-    print(said("status", "VmSize"), said("status", "VmRSS"), said("smaps_rollup", "AnonHugePages"))
+    print(read("status", "VmSize"), read("status", "VmRSS"), read("smaps_rollup", "AnonHugePages"))
 now()
 if "limit" in sys.argv:
     resource.setrlimit(getattr(resource, sys.argv[2]), (2**40, resource.RLIM_INFINITY))
-if "dear" in sys.argv:
-    heap._counted = lambda: True
+if "no-overcommit" in sys.argv:
+    heap._overcommit_forbidden = lambda: True
 assert bs.keep_heap()
 now()
 for _ in range(2):
@@ -119,24 +122,26 @@ THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 @linux
 @pytest.mark.skipif(
-    not THP.exists() or "[never]" in THP.read_text(), reason="this kernel has no large pages"
+    not THP.exists() or "[never]" in THP.read_text(), reason="this kernel has no huge pages"
 )
-def test_a_kept_heap_lies_on_large_pages_and_reserves_no_memory():
+def test_a_kept_heap_uses_huge_pages_and_reserves_no_memory():
     first, kept, full, again = pages()
-    assert kept[0] > first[0] + 900  # addresses
+    assert kept[0] > first[0] + 900  # address space
     assert kept[1] < first[1] + 5
     assert full[2] > kept[2] + 34
-    assert again[2] > kept[2] + 34  # after all was given back, too
+    assert again[2] > kept[2] + 34  # also after everything was released
 
 
 @linux
-@pytest.mark.parametrize("words", [("limit", "RLIMIT_AS"), ("limit", "RLIMIT_DATA"), ("dear",)])
-def test_where_addresses_are_counted_none_are_reserved(words):
+@pytest.mark.parametrize(
+    "words", [("limit", "RLIMIT_AS"), ("limit", "RLIMIT_DATA"), ("no-overcommit",)]
+)
+def test_no_address_space_is_reserved_where_it_is_limited(words):
     first, kept, *_ = pages(*words)
     assert kept[0] < first[0] + 5
 
 
-def test_elsewhere_it_says_that_it_did_not_work(monkeypatch):
+def test_without_glibc_the_functions_return_false(monkeypatch):
     monkeypatch.setattr(heap, "_glibc", lambda: None)
     assert heap.keep_heap() is False
     assert heap.lean_heap() is False
@@ -145,7 +150,7 @@ def test_elsewhere_it_says_that_it_did_not_work(monkeypatch):
 
 
 class Libc:
-    """A C library that refuses what it is told to refuse."""
+    """A C library that refuses some options of mallopt."""
 
     def __init__(self, *refused):
         self.refused, self.asked = refused, []
@@ -158,7 +163,7 @@ class Libc:
 @pytest.mark.parametrize(
     ("refused", "worked"), [((), True), ((-3,), True), ((-3, -4), False), ((-1,), False)]
 )
-def test_what_mallopt_refuses_is_not_called_kept(monkeypatch, refused, worked):
+def test_keep_heap_is_false_if_mallopt_refuses(monkeypatch, refused, worked):
     libc = Libc(*refused)
     reserved = []
     monkeypatch.setattr(heap, "_glibc", lambda: libc)
@@ -172,7 +177,7 @@ def test_what_mallopt_refuses_is_not_called_kept(monkeypatch, refused, worked):
 @pytest.mark.parametrize(
     ("refused", "worked"), [((), True), ((-3,), False), ((-4,), False), ((-1,), False)]
 )
-def test_what_mallopt_refuses_is_not_called_lean(monkeypatch, refused, worked):
+def test_lean_heap_is_false_if_mallopt_refuses(monkeypatch, refused, worked):
     monkeypatch.setattr(heap, "_glibc", lambda: Libc(*refused))
     monkeypatch.setattr(heap, "_mode", "")
     assert heap.lean_heap() is worked
@@ -183,11 +188,13 @@ def test_what_mallopt_refuses_is_not_called_lean(monkeypatch, refused, worked):
 @pytest.mark.parametrize(
     ("setting", "mode"), [(None, "kept"), ("1", "kept"), ("0", ""), ("lean", "lean")]
 )
-def test_the_command_line_keeps_it_unless_told(setting, mode):
-    code = "from backspike.system import heap; from backspike.cli import main; main([]); print('mode', heap.mode() or 'none')"
-    environment = {k: v for k, v in os.environ.items() if k != "BACKSPIKE_HEAP"} | (
-        {"BACKSPIKE_HEAP": setting} if setting else {}
+def test_the_command_line_keeps_the_heap_by_default(setting, mode):
+    code = (
+        "from backspike.system import heap; from backspike.cli import main; "
+        "main([]); print('mode', heap.mode() or 'none')"
     )
+    environment = {k: v for k, v in os.environ.items() if k != "BACKSPIKE_HEAP"}
+    environment |= {"BACKSPIKE_HEAP": setting} if setting else {}
     out = subprocess.run(
         [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
     ).stdout
@@ -195,7 +202,7 @@ def test_the_command_line_keeps_it_unless_told(setting, mode):
 
 
 @pytest.mark.parametrize("mode", ["kept", "lean", ""])
-def test_processes_of_a_study_do_as_theirs_does(monkeypatch, mode):
+def test_processes_of_a_study_use_the_mode_of_their_parent(monkeypatch, mode):
     seen = []
     monkeypatch.setattr(heap, "keep_heap", lambda: seen.append("kept"))
     monkeypatch.setattr(heap, "lean_heap", lambda: seen.append("lean"))

@@ -1,4 +1,4 @@
-"""Several ranks against one process: the same batches, statistics, losses and weights; and what happens when one dies."""
+"""Several ranks against a single process: batches, statistics, losses, weights, and lost ranks."""
 
 import copy
 import json
@@ -31,13 +31,13 @@ from backspike.train import checkpoint, setup
 CPU = torch.device("cpu")
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 
-# ------------------------------------------------------------------------------------------------------------- the shares
+# ---- the shares ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_ranks_share_every_part_of_every_batch(size, accumulate):
-    """Of a batch of all, each sample goes to one rank, in the part in which one process has it."""
+    """Each sample of a batch goes to one rank, in the same part as with one process."""
     data = bs.data.Split(
         np.arange(50, dtype=np.float32)[:, None], np.zeros(50, np.int64), np.arange(50)
     )
@@ -67,7 +67,7 @@ def test_evaluation_sees_each_sample_once_with_any_number_of_ranks():
     assert sorted(chain.from_iterable(seen)) == list(range(21))
 
 
-def test_a_rank_without_samples_is_said_before_anything_is_trained(monkeypatch):
+def test_a_rank_without_samples_is_refused_before_training(monkeypatch):
     monkeypatch.setattr(distributed, "current", lambda: Ranks(0, 8))
     for name in ("broadcast", "gather"):
         monkeypatch.setattr(Ranks, name, lambda *_: None)
@@ -76,16 +76,16 @@ def test_a_rank_without_samples_is_said_before_anything_is_trained(monkeypatch):
     recipe = bs.recipes.digits().replace({"limit": 100, "batch_size": 32})  # 100 = 3 * 32 + 4
     with pytest.raises(
         RunError,
-        match=r"batch 3 .* parts of 4 samples, too few for 8 ranks; change --batch_size \(32\)",
+        match=r"batch 3 .* parts of 4 samples, too few for 8 ranks; change batch_size \(32\)",
     ):
         setup.set_up(recipe, device="cpu")
 
 
-# ------------------------------------------------------------------------------------- what two ranks compute, one spawn
+# ---- what two ranks compute, one spawn -----------------------------------------------------------
 
 
 def samples(*shape, seed):
-    """On a grid of 1/64, so that sums of them are exact in float64."""
+    """Values on a grid of 1/64, whose sums are exact in float64."""
     g = torch.Generator().manual_seed(seed)
     return torch.randint(-128, 129, shape, generator=g).double() / 64
 
@@ -121,8 +121,8 @@ def normalised(layer, rank=None):
     )
 
 
-def test_common_statistics_of_one_process_are_its_own():
-    """`synced` replaces torch's norms and keeps names, values and what SGS finds; `explain` says what it costs."""
+def test_synchronised_norms_of_one_process_equal_its_own():
+    """`sync_batch_norm` replaces torch's norms; names, values and the layers of SGS stay."""
     model = bs.models.sew_resnet18(in_channels=1, stem="cifar")
     twin = copy.deepcopy(model)
     norm.sync_batch_norm(twin)
@@ -130,8 +130,8 @@ def test_common_statistics_of_one_process_are_its_own():
     assert sum(isinstance(m, norm.SyncNorm) for m in twin.modules()) == sum(
         isinstance(m, nn.BatchNorm2d) for m in model.modules()
     )
-    assert "its statistics are summed over ranks" in bs.explain(twin)
-    assert "its statistics are summed over ranks" not in bs.explain(model)
+    assert "its statistics are shared between ranks" in bs.explain(twin)
+    assert "its statistics are shared between ranks" not in bs.explain(model)
     x = torch.rand(2, 1, 8, 8).expand(2, 2, 1, 8, 8)
     scaling = [bs.scale_gradients(m, pool_pre=True) for m in (model, twin)]
     for m in (model, twin):
@@ -145,13 +145,13 @@ def test_common_statistics_of_one_process_are_its_own():
     assert bs.explain(twin) == bs.explain(model.eval()).replace("BatchNorm2d", "SyncNorm")
 
 
-def test_a_norm_of_the_users_own_is_refused():
+def test_a_users_own_norm_is_refused():
     class Mine(nn.BatchNorm2d):
         pass
 
     with pytest.raises(
         ValueError,
-        match=r"^0 is a Mine, which cannot be told to sum over ranks; set --sync_norm False$",
+        match=r"^0 is a Mine, whose statistics cannot be shared between ranks; set --sync_norm False$",
     ):
         norm.sync_batch_norm(nn.Sequential(Mine(3)))
 
@@ -179,7 +179,7 @@ SHARES = (slice(0, 3), slice(3, 8))  # uneven
 
 
 def on_a_rank(rank, folder):
-    """What one of two ranks finds, left in a file."""
+    """Writes the results of one of two ranks to a file."""
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank),
@@ -203,15 +203,15 @@ def on_a_rank(rank, folder):
         torch.manual_seed(3)
         found["seed"] = int(draw_seed(CPU))
         found["sums"] = together.all_reduce(rank + 1, 0.5)
-        found["gathered"] = together.gather({"rank": rank})
-        found["of first"] = together.on_rank0(lambda: f"rank {rank}")
+        found["gather"] = together.gather({"rank": rank})
+        found["on_rank0"] = together.on_rank0(lambda: f"rank {rank}")
         try:
             together.on_rank0(lambda: [][rank])
         except IndexError as e:
             found["raised"] = str(e)
         torch.save(found, folder / f"{rank}.pt")
         together.all_reduce(0)
-    # what one raises ends the other silently
+    # one rank reports its error; the other ends silently
     code = "nobody raised"
     try:
         with distributed.process_group("cpu") as together:
@@ -222,8 +222,8 @@ def on_a_rank(rank, folder):
     (folder / f"{rank}.end").write_text(code)
 
 
-def meets_twice(rank, folder):
-    """Rank 0 is slow to leave the first meeting, so that rank 1 comes to the second before the first has ended."""
+def join_two_groups(rank, folder):
+    """Rank 0 leaves the first group slowly, so rank 1 joins the second one before it has ended."""
     port = (folder / "port").read_text()
     os.environ |= {
         "RANK": str(rank),
@@ -248,20 +248,20 @@ def with_a_port(folder):
     return folder
 
 
-def test_a_rank_that_is_early_for_the_next_meeting_finds_the_others(tmp_path):
-    torch.multiprocessing.spawn(meets_twice, (with_a_port(tmp_path),), nprocs=2)
+def test_a_rank_that_joins_the_next_group_early_waits_for_the_others(tmp_path):
+    torch.multiprocessing.spawn(join_two_groups, (with_a_port(tmp_path),), nprocs=2)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """What the two ranks found."""
+    """The results of the two ranks."""
     folder = with_a_port(tmp_path_factory.mktemp("two"))
     torch.multiprocessing.spawn(on_a_rank, (folder,), nprocs=2)
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("name", norms())
-def test_statistics_of_all_ranks_give_what_one_process_gives(two, name):
+def test_statistics_over_all_ranks_equal_those_of_one_process(two, name):
     parts, gradients, buffers = normalised(norms()[name])
     a, b = (found[name] for found in two[1])
     for key, whole in parts.items():
@@ -285,7 +285,7 @@ def test_potentials_of_all_ranks_are_one_distribution(two, target, per_channel):
     torch.testing.assert_close(a[2] + b[2], 2 * gw, **CLOSE)
 
 
-def test_timesteps_are_judged_by_all_ranks(two):
+def test_timestep_weights_use_the_counts_of_all_ranks(two):
     whole = bs.readout.TWO(4, start_epoch=0)
     whole.observe(FLAT, torch.arange(8) % 5)
     for found in two[1]:
@@ -295,20 +295,20 @@ def test_timesteps_are_judged_by_all_ranks(two):
     assert all(torch.equal(found["TWO"], whole.weights) for found in two[1])
 
 
-def test_ranks_tell_one_another(two):
+def test_ranks_exchange_values_and_errors(two):
     folder, (a, b) = two
     assert (a["ranks"], b["ranks"]) == ((0, 2), (1, 2))
     assert a["seed"] != b["seed"]
     assert a["sums"] == b["sums"] == [3.0, 1.0]
-    assert (a["gathered"], b["gathered"]) == ([{"rank": 0}, {"rank": 1}], [])
-    assert a["of first"] == b["of first"] == "rank 0"
+    assert (a["gather"], b["gather"]) == ([{"rank": 0}, {"rank": 1}], [])
+    assert a["on_rank0"] == b["on_rank0"] == "rank 0"
     assert a["raised"] == b["raised"] == "list index out of range"
     ends = sorted((folder / f"{rank}.end").read_text() for rank in (0, 1))
     assert ends[0] == "1"  # the exit code of the one that is silent
     assert ends[1] in ("of rank 0", "of rank 1")
 
 
-# -------------------------------------------------------------------------------------------------------- whole trainings
+# ---- whole trainings -----------------------------------------------------------------------------
 
 SCRIPT = """
 import json, sys
@@ -317,10 +317,14 @@ import backspike as bs
 
 losses = []
 recipe = bs.recipes.digits().replace(json.loads(sys.argv[2]))
-bs.fit(recipe, sys.argv[1], listen=lambda e: losses.append(e["loss"]) if e["event"] == "batch" else None, report=False)
+def listen(e):
+    if e["event"] == "batch":
+        losses.append(e["loss"])
+bs.fit(recipe, sys.argv[1], listen=listen, report=False)
 if losses:  # on rank 0
     print(json.dumps(losses))
-bs.fit(recipe.replace({"epochs": 1}), sys.argv[1] + "-again", report=False)  # ranks come together a second time
+# the ranks form a second process group
+bs.fit(recipe.replace({"epochs": 1}), sys.argv[1] + "-again", report=False)
 """
 # 117 = 3 * 32 + 21: the last batch is uneven, and so are the shares of two ranks
 EQUAL = {
@@ -413,7 +417,7 @@ def test_two_ranks_have_the_losses_of_one_process(tmp_path, changes):
 
 
 @pytest.mark.slow
-def test_without_common_statistics_it_trains_as_well(tmp_path):
+def test_training_works_without_synchronised_norms(tmp_path):
     recipe = EQUAL | {
         "sync_norm": False,
         "limit": 0,
@@ -455,7 +459,7 @@ def whole(tmp_path_factory):
 
 
 def started(run, *words, **options):
-    """torchrun, once the run has come to its third epoch."""
+    """Starts torchrun and waits until the run is in its third epoch."""
     words, environment = torchrun("-m", "backspike", *words, **options)
     process = subprocess.Popen(
         words,
@@ -481,7 +485,7 @@ def pid_of(process, rank):
 
 
 def said(errors):
-    """What the program says, beside torchrun's own report."""
+    """The lines of the program, without those of torchrun."""
     return [line for line in errors.splitlines() if line.startswith("backspike: ")]
 
 
@@ -497,7 +501,7 @@ def same_run(a, b):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_ends_all_and_the_run_goes_on_exactly(tmp_path, whole, rank):
+def test_a_killed_rank_ends_all_and_the_run_resumes_exactly(tmp_path, whole, rank):
     run = tmp_path / "run"
     process = started(run, "train", "digits", "--out", run, *FIELDS)
     os.kill(pid_of(process, rank), signal.SIGKILL)
@@ -506,7 +510,8 @@ def test_a_killed_rank_ends_all_and_the_run_goes_on_exactly(tmp_path, whole, ran
     (line,) = said(errors)
     assert line.startswith("backspike: another rank ended in epoch ")
     assert line.endswith(
-        f"go on from the last checkpoint with: torchrun --nproc-per-node=2 -m backspike resume {run}"
+        "continue from the last checkpoint with: "
+        f"torchrun --nproc-per-node=2 -m backspike resume {run}"
     )
     assert not (run / "model.safetensors").exists()
     resumed(run)
@@ -522,14 +527,14 @@ def test_ctrl_c_leaves_a_checkpoint_of_all_ranks(tmp_path, whole):
     _, errors = process.communicate(timeout=600)
     assert process.returncode != 0
     again = f"torchrun --nproc-per-node=2 -m backspike resume {run}"
-    assert said(errors) == [f"backspike: stopped; a checkpoint is saved, go on with: {again}"]
+    assert said(errors) == [f"backspike: stopped; a checkpoint was saved; to continue: {again}"]
     assert len(state(run)["ranks"]) == 2
     resumed(run)
     assert same_run(run, whole)
 
 
 @pytest.mark.slow
-def test_torchrun_starts_again_what_died(tmp_path, whole):
+def test_torchrun_restarts_a_killed_rank(tmp_path, whole):
     run = tmp_path / "run"
     process = started(run, "train", "digits", "--out", run, *FIELDS, restarts=1)
     os.kill(pid_of(process, 1), signal.SIGKILL)
@@ -541,7 +546,7 @@ def test_torchrun_starts_again_what_died(tmp_path, whole):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
+def test_a_run_resumes_with_another_number_of_ranks(tmp_path):
     run = tmp_path / "run"
     process = started(run, "train", "digits", "--out", run, *FIELDS)
     os.killpg(process.pid, signal.SIGINT)
@@ -572,7 +577,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
         (["resume", "{tmp}"], 1, "no run folder"),
     ],
 )
-def test_what_is_wrong_is_said_once(tmp_path, words, code, text):
+def test_only_one_rank_reports_an_error(tmp_path, words, code, text):
     words, environment = torchrun("-m", "backspike", *(w.format(tmp=tmp_path) for w in words))
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     (line,) = said(done.stderr)

@@ -1,6 +1,7 @@
-"""Files and words of anybody's: nothing in them runs, nothing is allocated on their word, and the refusal is one line.
+"""Untrusted files and words: nothing in them is run, sizes are checked before memory is allocated,
+and the error is one line.
 
-The first test reads the source: what could run foreign code stands only where it is listed, with the reason.
+The first tests read the source: code that could run foreign code is allowed only in listed files.
 """
 
 import ast
@@ -33,91 +34,40 @@ from backspike.train import trainer
 
 SOURCE = Path(bs.__file__).parent
 
-# ---- the source ----------------------------------------------------------------------------------------------------------
+# ---- the source ----------------------------------------------------------------------------------
 
-FORBIDDEN = (
-    *(
-        "eval",
-        "exec",
-        "compile",
-        "__import__",
-        "os.system",
-        "os.popen",
-        "os.exec",
-        "os.spawn",
-        "os.posix_spawn",
-    ),
-    *(
-        "pickle",
-        "cPickle",
-        "marshal",
-        "shelve",
-        "dill",
-        "cloudpickle",
-        "joblib",
-        "numpy.load",
-        "numpy.loads",
-        "torch.load",
-    ),
-    *(
-        "torch.hub",
-        "torch.jit.load",
-        "torch.package",
-        "yaml",
-        "subprocess",
-        "multiprocessing",
-        "ctypes",
-        "runpy",
-    ),
-    *(
-        "tarfile",
-        "shutil.unpack_archive",
-        "zipfile",
-        "bz2",
-        "lzma",
-        "gzip",
-        "zlib.decompress",
-        "h5py",
-        "PIL",
-        "xml",
-        "html",
-    ),
-    *(
-        "urllib",
-        "http",
-        "requests",
-        "socket",
-        "ftplib",
-        "tempfile.mktemp",
-        "json.loads",
-        "json.load",
-        "importlib",
-    ),
-)
-# file: what it uses of these. Pipes: between this process and those that it started itself.
+FORBIDDEN = [
+    *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "os.exec", "os.spawn"),
+    *("os.posix_spawn", "pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"),
+    *("numpy.load", "numpy.loads", "torch.load", "torch.hub", "torch.jit.load", "torch.package"),
+    *("yaml", "subprocess", "multiprocessing", "ctypes", "runpy", "tarfile"),
+    *("shutil.unpack_archive", "zipfile", "bz2", "lzma", "gzip", "zlib.decompress", "h5py", "PIL"),
+    *("xml", "html", "urllib", "http", "requests", "socket", "ftplib", "tempfile.mktemp"),
+    *("json.loads", "json.load", "importlib"),
+]
+# What each file uses of these. Pipes connect this process to processes that it started itself.
 ALLOWED = {
-    "__init__.py": {"importlib"},  # the public names' own modules
+    "__init__.py": {"importlib"},  # modules of the public names
     "bench/gate.py": {"torch.load"},  # a file that a worker wrote; weights_only
-    "bench/worker/libraries/__init__.py": {
-        "importlib"
-    },  # a module of this folder by the plan's own names
+    # imports a module of this folder that the plan names
+    "bench/worker/libraries/__init__.py": {"importlib"},
     "bench/worker/loop.py": {"importlib"},  # versions
-    "bench/worker/memory.py": {"importlib"},  # system/, for a Python that has no backspike
-    "bench/workers.py": {"json.loads", "subprocess"},  # asks a Python what it has
-    "cli/__init__.py": {"importlib"},  # the verbs' own files
-    "data/formats/image_batch.py": {"pickle"},  # names stand for inert records; see its head
+    "bench/worker/memory.py": {"importlib"},  # system/, in a Python without backspike
+    "bench/workers.py": {"json.loads", "subprocess"},  # asks a Python which libraries it has
+    "cli/__init__.py": {"importlib"},  # the verbs' files
+    "data/formats/image_batch.py": {"pickle"},  # names become inert records; see its docstring
     "data/formats/picture.py": {"PIL"},  # four formats
     "data/formats/hdf5.py": {"h5py"},  # in a worker
     "data/sets/digits.py": {"numpy.load"},  # the bundled digits
-    "kernel/cpu/conv.py": {"ctypes"},  # our own kernels, as in the next
+    "kernel/cpu/conv.py": {"ctypes"},  # our own kernels, as in the next line
     "kernel/cpu/library.py": {"ctypes", "importlib"},
     "kernel/cpu/norm.py": {"ctypes"},
     "kernel/cpu/pool.py": {"ctypes"},
     "kernel/cpu/sparse.py": {"ctypes"},
-    "kernel/dispatch.py": {"importlib"},  # whether there is a Triton
+    "kernel/dispatch.py": {"importlib"},  # checks whether Triton is installed
     "kernel/pack.py": {"ctypes"},
-    "study/spec.py": {"json.loads"},  # of what json.dumps gave in the same line
-    "system/files.py": {"json.loads", "zipfile"},  # read_json, read_arrays: within bounds
+    "study/spec.py": {"json.loads"},  # reads the output of json.dumps
+    "system/files.py": {"json.loads", "zipfile"},  # read_json and read_arrays, with bounds
     "system/heap.py": {"ctypes"},
     "system/workers.py": {"multiprocessing", "subprocess"},  # pipes
     "train/checkpoint.py": {"torch.load", "zipfile"},  # weights_only, checked first
@@ -125,7 +75,7 @@ ALLOWED = {
 
 
 def uses(path):
-    """Dotted names that a file imports or calls, aliases resolved: np.load is numpy.load."""
+    """Dotted names that a file imports or calls, with aliases resolved: np.load is numpy.load."""
     tree = ast.parse(path.read_text())
     names, used = {}, set()
     for node in ast.walk(tree):
@@ -165,7 +115,7 @@ def forbidden(used):
 @pytest.mark.parametrize(
     "path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE))
 )
-def test_what_could_run_foreign_code_stands_only_where_it_is_listed(path):
+def test_code_that_could_run_foreign_code_is_only_in_listed_files(path):
     assert forbidden(uses(path)) == ALLOWED.get(str(path.relative_to(SOURCE)), set())
 
 
@@ -175,7 +125,7 @@ def calls(path, name):
             yield {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
 
 
-def test_the_calls_that_are_listed_are_the_safe_ones():
+def test_the_listed_calls_are_safe():
     files = sorted(SOURCE.rglob("*.py"))
     loads = [options for path in files for options in calls(path, "torch.load")]
     assert len(loads) == 2
@@ -189,7 +139,7 @@ def test_the_calls_that_are_listed_are_the_safe_ones():
     assert list(calls(SOURCE / "data/formats/picture.py", "Image.open")) == [{"formats": "FORMATS"}]
 
 
-# ---- run folders ---------------------------------------------------------------------------------------------------------
+# ---- run folders ---------------------------------------------------------------------------------
 
 SMALL = {"limit": 60, "batch_size": 20, "epochs": 1, "model": "ConvNet('4-P', size=8)"}
 
@@ -203,11 +153,11 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def run(trained, tmp_path):
-    """A copy of a run folder, as if it had been stopped after its last checkpoint."""
+    """A copy of a run folder, as if the run had been stopped after its last checkpoint."""
     path = tmp_path / "run"
     path.mkdir()
     for file in trained.iterdir():
-        if file.name != "previous.ckpt":  # a damaged last.ckpt must not be made up for
+        if file.name != "previous.ckpt":  # must not replace a damaged last.ckpt
             (path / file.name).write_bytes(file.read_bytes())
     log = (path / "log.jsonl").read_bytes().splitlines(keepends=True)
     (path / "log.jsonl").write_bytes(b"".join(log[:-1]))
@@ -215,7 +165,7 @@ def run(trained, tmp_path):
 
 
 class Bomb:
-    """Its pickle makes a file where it is read."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -232,7 +182,7 @@ def refusal(error, call, *arguments, **options):
 
 
 def repacked(packed, change):
-    """A checkpoint whose members go through change(name, bytes), its checksums right."""
+    """A checkpoint with valid checksums whose members went through change(name, bytes)."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(packed)) as archive, zipfile.ZipFile(out, "w") as other:
         for name in archive.namelist():
@@ -240,11 +190,11 @@ def repacked(packed, change):
     return out.getvalue()
 
 
-def test_a_pickle_runs_nowhere(run, tmp_path):
+def test_pickles_never_run(run, tmp_path):
     mark = tmp_path / "mark"
     bomb = pickle.dumps(Bomb(mark))
     pickle.loads(bomb)
-    mark.rmdir()  # it works, where a pickle is trusted
+    mark.rmdir()  # the bomb works if a pickle is trusted
     assert "names posix.mkdir" in refusal(DataError, image_batch.decode_pickle, bomb)
     packed = (run / "last.ckpt").read_bytes()
     (run / "last.ckpt").write_bytes(
@@ -266,7 +216,7 @@ def edit_checkpoint(run, change):
     torch.save(state, run / "last.ckpt")
 
 
-def test_moments_of_another_size_are_refused_before_the_fused_optimizer_writes_past_them(run):
+def test_optimizer_state_of_a_wrong_size_is_refused(run):
     def change(state):
         state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1)
 
@@ -274,8 +224,8 @@ def test_moments_of_another_size_are_refused_before_the_fused_optimizer_writes_p
     assert "another shape" in refusal(RunError, bs.resume, run)
 
 
-def test_moments_as_large_as_they_should_be_in_the_memory_of_one_number(run):
-    """What a fused kernel would write goes into a copy with memory of its own: the run ends as without."""
+def test_expanded_optimizer_state_is_copied(run):
+    """A fused kernel writes into it, so it must not share the memory of one number."""
 
     def change(state):
         for values in state["optimizer"]["state"].values():
@@ -287,7 +237,7 @@ def test_moments_as_large_as_they_should_be_in_the_memory_of_one_number(run):
 
 
 @pytest.mark.parametrize("position", [625, 10**6, -1])
-def test_a_generator_that_would_read_outside_its_state(run, position):
+def test_a_generator_position_outside_its_state_is_refused(run, position):
     def change(state):
         state["ranks"][0]["generators"]["numpy"][2] = position
 
@@ -317,14 +267,14 @@ def test_a_generator_that_would_read_outside_its_state(run, position):
         ("version", 1),
     ],
 )
-def test_values_of_a_checkpoint_that_cannot_be(run, key, value):
+def test_impossible_values_in_a_checkpoint_are_refused(run, key, value):
     log = (run / "log.jsonl").read_bytes()
     edit_checkpoint(run, lambda state: state.update({key: value}))
     assert "last.ckpt" in refusal(RunError, bs.resume, run)
     assert (run / "log.jsonl").read_bytes() == log
 
 
-def test_a_checkpoint_that_unpacks_to_more_than_it_is(run):
+def test_a_compressed_checkpoint_that_unpacks_to_more_is_refused(run):
     packed = (run / "last.ckpt").read_bytes()
     out = io.BytesIO()
     with (
@@ -362,7 +312,7 @@ def tensor(shape, offsets, dtype="F32"):
     ],
     ids=range(10),
 )
-def test_hostile_headers_of_safetensors(run, data):
+def test_hostile_safetensors_headers_are_refused(run, data):
     (run / "model.safetensors").write_bytes(data)
     assert main(["eval", str(run)]) == 1
     assert "model.safetensors" in str(refusal_of(run))
@@ -375,21 +325,21 @@ def refusal_of(run):
 
 
 @pytest.mark.parametrize("path", ["resume", "load"])
-def test_a_network_that_the_file_cannot_hold_is_not_built(run, path, monkeypatch):
-    """16 GB by the word of recipe.json alone."""
+def test_a_network_larger_than_its_file_is_not_built(run, path, monkeypatch):
+    """recipe.json asks for a network of 16 GB."""
     recipe = json.loads((run / "recipe.json").read_text())
     recipe["fields"]["model"] = "ConvNet('60000-60000')"
     (run / "recipe.json").write_text(json.dumps(recipe))
     monkeypatch.setattr(trainer, "Trainer", None)  # not reached
-    said = refusal(RunError, getattr(bs, path), run)
-    assert "the weights of the network in recipe.json" in said
+    error = refusal(RunError, getattr(bs, path), run)
+    assert "the weights of the network in recipe.json" in error
 
 
 @pytest.mark.parametrize(
     "line",
     [b"null", b"[]", b'"done"', b"{" * 5000, b"[" * 100_000, b"NaN", b"\xff\xfe", b"1" * 5000],
 )
-def test_lines_of_a_log_that_are_no_events_are_passed_over(run, line):
+def test_log_lines_that_are_not_events_are_skipped(run, line):
     (run / "log.jsonl").write_bytes(line + b'\n{"event": "epoch"}\n')
     assert Run.open(run).log() == [{"event": "epoch"}]
 
@@ -403,7 +353,7 @@ def test_lines_of_a_log_that_are_no_events_are_passed_over(run, line):
         {"epochs": 1, "seconds": [1], "best_epoch": 0},
     ],
 )
-def test_a_last_word_that_is_no_result(run, event, capsys):
+def test_a_last_event_that_is_not_a_result_is_refused(run, event, capsys):
     (run / "log.jsonl").write_text(json.dumps({"event": "done", **event}) + "\n")
     assert main(["resume", str(run)]) == 1
     err = capsys.readouterr().err
@@ -411,21 +361,20 @@ def test_a_last_word_that_is_no_result(run, event, capsys):
     assert err.count("\n") == 1
 
 
-def test_names_that_a_terminal_would_obey_stay_text(run, capsys):
-    for file in ("recipe.json",):
-        stored = json.loads((run / file).read_text())
-        stored["fields"]["a\nb\x1b[2J\u202e"] = 1
-        (run / file).write_text(json.dumps(stored))
+def test_terminal_control_sequences_are_escaped(run, capsys):
+    stored = json.loads((run / "recipe.json").read_text())
+    stored["fields"]["a\nb\x1b[2J\u202e"] = 1
+    (run / "recipe.json").write_text(json.dumps(stored))
     assert main(["eval", str(run)]) == 1
     err = capsys.readouterr().err
     assert r"a\nb\x1b[2J\u202e" in err
     assert err.count("\n") == 1
 
 
-# ---- JSON, recipes -------------------------------------------------------------------------------------------------------
+# ---- JSON, recipes -------------------------------------------------------------------------------
 
 
-def test_json_is_read_within_bounds():
+def test_json_is_read_with_bounds():
     assert read_json(b'{"a": [1, -2, 0.5, null, "x"]}') == {"a": [1, -2, 0.5, None, "x"]}
     assert read_json("9" * 18) == 10**18 - 1
     assert type(read_json("9" * 19)) is float
@@ -478,14 +427,14 @@ def test_json_is_read_within_bounds():
         ("a\0b", 1),
     ],
 )
-def test_hostile_values_of_a_recipe(field, value):
+def test_hostile_values_in_a_recipe_are_refused(field, value):
     stored = bs.recipes.digits().to_dict()
     stored["fields"][field] = value
     stored = read_json(json.dumps(stored))
     assert len(refusal(RecipeError, Recipe.from_dict, stored)) < 400
 
 
-def test_a_recipe_that_is_none():
+def test_json_that_is_not_a_recipe_is_refused():
     for stored in (None, [], "x", {}, {"fields": []}, {"fields": None}):
         refusal(RecipeError, Recipe.from_dict, stored)
 
@@ -494,12 +443,12 @@ def test_a_recipe_that_is_none():
     "text",
     ["9" * 5000, "0x" + "f" * 5000, "1e999", "'\\d'", "1if 1else 2", "\0", "'" + "\\ud800" + "'"],
 )
-def test_odd_texts_are_values_or_refused_without_a_warning(text):
+def test_odd_values_are_parsed_or_refused_without_a_warning(text):
     with contextlib.suppress(RecipeError):
         repr(parse(text))
 
 
-# ---- archives and pictures -----------------------------------------------------------------------------------------------
+# ---- archives and pictures -----------------------------------------------------------------------
 
 
 def npz(path, members):
@@ -515,7 +464,7 @@ def npy(array):
     return out.getvalue()
 
 
-def test_arrays_are_read_as_they_were_written(tmp_path):
+def test_arrays_survive_a_round_trip(tmp_path):
     arrays = {
         "a": np.arange(6.0).reshape(2, 3),
         "b": np.asfortranarray(np.arange(6).reshape(2, 3)),
@@ -529,7 +478,7 @@ def test_arrays_are_read_as_they_were_written(tmp_path):
         np.testing.assert_array_equal(array, arrays[name])
 
 
-def test_arrays_larger_than_what_holds_them(tmp_path, monkeypatch):
+def test_arrays_larger_than_their_file_are_refused(tmp_path, monkeypatch):
     head = npy(np.zeros(4, np.uint8))[:-4]
     claimed = head.replace(b"(4,), }            ", b"(4000000000000,), }")
     assert claimed != head
@@ -547,7 +496,7 @@ def test_arrays_larger_than_what_holds_them(tmp_path, monkeypatch):
     assert "more than 1048576" in refusal(ValueError, read_arrays, bomb)
 
 
-def test_members_that_point_elsewhere_are_names_and_nothing_more(tmp_path):
+def test_paths_in_an_archive_are_only_names(tmp_path):
     (tmp_path / "in").mkdir()
     path = npz(
         tmp_path / "in" / "a.npz",
@@ -557,14 +506,14 @@ def test_members_that_point_elsewhere_are_names_and_nothing_more(tmp_path):
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["a.npz", "in"]
 
 
-def test_pictures_of_formats_that_start_programs_are_no_pictures(monkeypatch):
+def test_picture_formats_that_start_programs_are_refused(monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", None)
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"
     for data in (postscript, b"P6 1 1 255 abc", b"GIF89a" + bytes(20)):
         assert "cannot identify" in refusal(DataError, picture.decode, data)
 
 
-# ---- HDF5 ----------------------------------------------------------------------------------------------------------------
+# ---- HDF5 ----------------------------------------------------------------------------------------
 
 
 def spoken(path, labels):
@@ -614,7 +563,7 @@ def test_hdf5_that_refers_elsewhere_or_claims_what_it_does_not_hold(tmp_path, mo
     assert "no data set 'labels'" in refusal(DataError, hdf5.labels, path, 20)
 
 
-def test_hdf5_with_labels_of_its_own_is_read(tmp_path):
+def test_hdf5_with_labels_inside_the_file_is_read(tmp_path):
     from backspike.data.formats import hdf5
 
     good = spoken(
@@ -628,8 +577,8 @@ def test_hdf5_with_labels_of_its_own_is_read(tmp_path):
     ("does", "why"),
     [("while True: pass", "no answer within 2 s"), ("os.abort()", "ended by signal 6")],
 )
-def test_hdf5_that_loops_or_crashes_is_a_damaged_file(tmp_path, monkeypatch, does, why):
-    """The two things that a C library may do with damage; here as its module."""
+def test_hdf5_that_hangs_or_crashes_is_a_damaged_file(tmp_path, monkeypatch, does, why):
+    """A damaged file may do either to the C library; a fake h5py does it here."""
     from backspike.data.formats import hdf5
 
     (tmp_path / "h5py.py").write_text(
@@ -638,13 +587,13 @@ def test_hdf5_that_loops_or_crashes_is_a_damaged_file(tmp_path, monkeypatch, doe
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "h5py", raising=False)
     monkeypatch.setattr(hdf5, "SECONDS", 2)
-    said = refusal(DataError, hdf5.labels, tmp_path / "f.h5", 20)
-    assert "f.h5: damaged HDF5 file" in said
-    assert why in said
+    error = refusal(DataError, hdf5.labels, tmp_path / "f.h5", 20)
+    assert "f.h5: damaged HDF5 file" in error
+    assert why in error
     monkeypatch.delitem(sys.modules, "h5py", raising=False)
 
 
-# ---- the command line ----------------------------------------------------------------------------------------------------
+# ---- the command line ----------------------------------------------------------------------------
 
 WORDS = {
     "newline": "a\nb",
@@ -663,47 +612,37 @@ WORDS = {
     "arabic digits": "١٢",
 }
 COMMANDS = [
-    *(
-        ["eval", "?"],
-        ["resume", "?"],
-        ["report", "?"],
-        ["report", "?", "?"],
-        ["data", "no-?"],
-        ["study", "no-?"],
-    ),
-    *(
-        ["train", "?"],
-        ["train", "--data", "?"],
-        ["train", "mnist", "--root", "?"],
-        ["train", "--memory", "?"],
-    ),
-    *(
-        ["train", "--model", "?"],
-        ["train", "--neuron.tau", "?", "--T=0"],
-        ["train", "--augment", "?", "--T=0"],
-    ),
-    *(
-        ["train", "--name", "?", "--T=0"],
-        ["train", "--seed", "?", "--T=0"],
-        ["train", "--no-?", "1"],
-    ),
-    *(
-        ["study", "masking", "--seeds", "-?"],
-        ["study", "masking", "--data", "?"],
-        ["study", "masking", "--T=0", "--out", "?"],
-    ),
-    *(
-        ["bench", "?,no-such"],
-        ["bench", "--rounds", "-?"],
-        ["bench", "fc", "--precision", "?"],
-        ["?"],
-        ["--?"],
-    ),
+    ["eval", "?"],
+    ["resume", "?"],
+    ["report", "?"],
+    ["report", "?", "?"],
+    ["data", "no-?"],
+    ["study", "no-?"],
+    ["train", "?"],
+    ["train", "?.json"],
+    ["doctor", "?"],
+    ["train", "--data", "?"],
+    ["train", "mnist", "--root", "?"],
+    ["train", "--memory", "?"],
+    ["train", "--model", "?"],
+    ["train", "--neuron.tau", "?", "--T=0"],
+    ["train", "--augment", "?", "--T=0"],
+    ["train", "--name", "?", "--T=0"],
+    ["train", "--seed", "?", "--T=0"],
+    ["train", "--no-?", "1"],
+    ["study", "masking", "--seeds", "-?"],
+    ["study", "masking", "--data", "?"],
+    ["study", "masking", "--T=0", "--out", "?"],
+    ["bench", "?,no-such"],
+    ["bench", "--rounds", "-?"],
+    ["bench", "fc", "--precision", "?"],
+    ["?"],
+    ["--?"],
 ]
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_hostile_words_get_one_line(word, capsys, monkeypatch, tmp_path):
+def test_hostile_words_get_one_line_of_error(word, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for command in COMMANDS:
         words = [part.replace("?", WORDS[word]) for part in command]

@@ -1,4 +1,4 @@
-"""One table in every language."""
+"""Tables as Markdown, LaTeX, text, for a terminal and as HTML."""
 
 from rich.console import Console
 
@@ -29,7 +29,7 @@ def test_text():
     assert Table(left("", ""), [["a", "b"], ["cc", ""]]).to_text() == "a   b\ncc"
 
 
-def test_terminal_takes_brackets_literally():
+def test_brackets_are_literal_on_a_terminal():
     shown = Table(left("ms [low]"), [["[red]1"]], "a [title]", ["[bold]note"]).to_rich()
     console = Console(width=40)
     with console.capture() as written:

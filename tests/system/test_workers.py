@@ -1,4 +1,4 @@
-"""Worker processes: answers, events, errors with their tracebacks, deaths, time limits, and no process that is left behind."""
+"""Worker processes: answers, events, exceptions, crashes, time limits, and no orphans."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from backspike.system.workers import Worker, WorkerFailed
 
 
 def gone(*pids, seconds=20.0):
-    """Whether none of the processes is left after so many seconds."""
+    """Whether all processes end within `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if not any(os.path.exists(f"/proc/{pid}") for pid in pids):
@@ -25,7 +25,7 @@ def gone(*pids, seconds=20.0):
     return False
 
 
-def test_every_job_is_done_once_and_events_come_before_its_result(capfd):
+def test_every_job_runs_once_and_events_come_before_its_result(capfd):
     found = list(workers.run(jobs.square, [(x,) for x in range(7)], 2))
     results = {job: value for job, kind, value in found if kind == "result"}
     assert {job: square for job, (square, _) in results.items()} == {(x,): x * x for x in range(7)}
@@ -37,20 +37,20 @@ def test_every_job_is_done_once_and_events_come_before_its_result(capfd):
     assert (out, err.count("printed")) == ("", 7)
 
 
-def test_no_jobs_start_no_process(monkeypatch):
+def test_without_jobs_no_process_starts(monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", None)
     assert list(workers.run(jobs.square, [], 2)) == []
 
 
-def test_an_exception_keeps_its_class_and_shows_where_it_was_raised():
+def test_an_exception_keeps_its_class_and_traceback():
     with Worker() as worker:
         with pytest.raises(DataError, match=r"^a damaged file$") as e:
             worker.call(jobs.fails, "a damaged file")
         assert "in fails" in "".join(traceback.format_exception(e.value))
-        assert worker.call(jobs.exits, 3) == 3  # it goes on
+        assert worker.call(jobs.exits, 3) == 3  # the worker continues
 
 
-def test_an_exception_and_a_break_end_all_workers(monkeypatch):
+def test_an_exception_or_a_break_ends_all_workers(monkeypatch):
     started, popen = [], subprocess.Popen
     monkeypatch.setattr(
         subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
@@ -63,7 +63,7 @@ def test_an_exception_and_a_break_end_all_workers(monkeypatch):
     assert all(process.poll() is not None for process in started)
 
 
-def test_a_worker_that_dies_is_replaced_and_the_other_jobs_go_on():
+def test_a_crashed_worker_is_replaced_and_the_other_jobs_run():
     found = {
         x: (kind, value)
         for (x,), kind, value in workers.run(jobs.exits, [(x,) for x in range(5)], 1, quiet=True)
@@ -71,8 +71,8 @@ def test_a_worker_that_dies_is_replaced_and_the_other_jobs_go_on():
     assert {x: kind for x, (kind, _) in found.items()} == {
         x: "failed" if x in (1, 2) else "result" for x in range(5)
     }
-    said, code = found[1][1], found[1][1].code
-    assert (str(said), code) == ("ended by signal 9, which an exhausted memory sends", -9)
+    reason, code = found[1][1], found[1][1].code
+    assert (str(reason), code) == ("ended by signal 9 (probably out of memory)", -9)
     with pytest.raises(WorkerFailed, match=r"^ended with exit code 3$"), Worker() as worker:
         worker.call(os._exit, 3)
     with Worker(start="raise SystemExit('no more')", quiet=True) as worker:
@@ -81,14 +81,14 @@ def test_a_worker_that_dies_is_replaced_and_the_other_jobs_go_on():
             worker.call(jobs.exits, 3)
 
 
-def test_a_call_that_takes_too_long_ends_the_process():
+def test_a_call_over_its_time_limit_ends_the_process():
     with Worker() as worker:
         assert worker.call(jobs.exits, 3, timeout=60) == 3
-        with pytest.raises(WorkerFailed, match=r"^gave no answer within 1 s$"):
+        with pytest.raises(WorkerFailed, match=r"^no answer within 1 s$"):
             worker.call(jobs.loops, timeout=1)
 
 
-def test_patience_lets_workers_end_by_themselves(capfd):
+def test_patience_gives_workers_time_to_stop(capfd):
     for _ in workers.run(jobs.waits, [()], 1, patience=20):
         break
     assert "stopped" in capfd.readouterr().err
@@ -108,7 +108,7 @@ for _, _, pid in workers.run(jobs.waits, [()] * 2, 2, patience=20):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_no_worker_outlives_its_parent(how):
-    """Ctrl-C reaches the whole group, as in a terminal; the workers ignore it and end when asked."""
+    """Ctrl-C reaches the whole process group; the workers ignore it and end with their pipe."""
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT],
         env=workers.environment(),
@@ -125,4 +125,4 @@ def test_no_worker_outlives_its_parent(how):
     errors = process.communicate(timeout=30)[1]
     assert gone(*pids)
     assert errors.count("stopped") == 2
-    assert errors.count("Traceback") == (how == signal.SIGINT)  # that of the script
+    assert errors.count("Traceback") == (how == signal.SIGINT)  # the script's own

@@ -1,8 +1,8 @@
-"""Steps that are recorded and replayed. There is no GPU here: `Tape` takes the place of a CUDA graph.
+"""Recorded and replayed steps. There is no GPU here: `Tape` stands in for a CUDA graph.
 
-As a graph it knows kernels and addresses alone: every operator that reaches the device, with the very tensors and numbers it
-was given, and nothing of Python. What is recorded does not happen; reading a value on the host is an error, and so is making a
-tensor of the host's numbers.
+Like a graph, it knows only kernels and addresses: every operator that reaches the device, with its
+tensors and numbers, and nothing of Python. Recorded operators do not run. Reading a value on the
+host is an error, and so is making a tensor from numbers on the host.
 """
 
 from functools import partial
@@ -50,7 +50,7 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         aten = torch.ops.aten
-        # values read on the host, and tensors made of numbers of the host, which on a GPU are copied there
+        # reads of values on the host, and tensors made from numbers on the host
         if func in (
             aten._local_scalar_dense.default,
             aten.nonzero.default,
@@ -63,9 +63,8 @@ class Tape(TorchDispatchMode):
                 given = args[i] if i < len(args) else kwargs.get(argument.name)
                 for tensor in tree_leaves(given):
                     self._remember(tensor)
-        if (
-            func is torch.ops.aten.native_batch_norm.default
-        ):  # its schema does not say that it moves the running statistics
+        # its schema does not declare that it changes the running statistics
+        if func is torch.ops.aten.native_batch_norm.default:
             for tensor in args[3:5]:
                 self._remember(tensor)
         result = func(*args, **kwargs)
@@ -80,12 +79,12 @@ class Tape(TorchDispatchMode):
             if isinstance(r, torch.Tensor)
         } - inputs
         self.made |= fresh
-        # the tape holds what was made, so that no address is used twice
+        # the tape holds all results, so that no address is reused
         self.operators.append((func, args, kwargs, tree_map(lambda r: r, result)))
         return result
 
     def _remember(self, tensor):
-        """A tensor from outside, before it is first changed."""
+        """Saves a tensor from outside before its first change."""
         at = tensor.untyped_storage().data_ptr() if isinstance(tensor, torch.Tensor) else None
         if at is not None and at not in self.made and at not in self.before:
             whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
@@ -96,10 +95,10 @@ def refuse(why):
     raise AssertionError(why)
 
 
-# ------------------------------------------------------------------------------------------------------------ one step
+# ---- one step ------------------------------------------------------------------------------------
 
 
-def test_a_replay_reads_its_inputs_anew():
+def test_a_replay_reads_its_current_inputs():
     seen = torch.zeros(3)
     step = Replayed(lambda x, y: seen.add_(x.sum(0) * y), CPU, refuse, Tape)
     for i in range(6):
@@ -120,7 +119,7 @@ def test_a_step_without_inputs_is_recorded_once():
     assert len(recorded) == cuda_graph.WARM_UP + 1
 
 
-def test_what_repeats_over_time_stays_so():
+def test_a_static_input_keeps_its_stride_of_zero():
     strides = []
     step = Replayed(lambda x: strides.append(x.stride(0)), CPU, refuse, Tape)
     for _ in range(5):
@@ -128,7 +127,7 @@ def test_what_repeats_over_time_stays_so():
     assert strides == [0] * (cuda_graph.WARM_UP + 1)  # replays run no Python
 
 
-def test_replayed_masks_are_those_of_steps_that_are_not_recorded():
+def test_replayed_masks_equal_those_of_direct_steps():
     def drawn(recorded):
         found = []
         out, p = torch.zeros(2, 40, dtype=torch.bool), torch.tensor(0.5)
@@ -149,7 +148,7 @@ def test_replayed_masks_are_those_of_steps_that_are_not_recorded():
     assert len({row.numpy().tobytes() for row in got.flatten(1)}) == 7
 
 
-def test_a_graph_of_the_users_own_draws_anew_at_every_replay():
+def test_a_users_own_graph_draws_a_new_seed_at_every_replay():
     tape, replays, seeds = (
         Tape(),
         torch.zeros((), dtype=torch.int64),
@@ -165,7 +164,7 @@ def test_a_graph_of_the_users_own_draws_anew_at_every_replay():
     assert all(0 <= seed < 2**63 for seed in found)
 
 
-def test_a_step_that_looks_at_values_runs_as_it_is():
+def test_a_step_that_reads_values_runs_without_a_recording():
     said, seen = [], torch.zeros(())
     step = Replayed(lambda x: seen.add_(x.sum().item()), CPU, said.append, Tape)
     for _ in range(6):
@@ -174,11 +173,11 @@ def test_a_step_that_looks_at_values_runs_as_it_is():
     assert seen == 12
 
 
-# ------------------------------------------------------------------------------------------------------------ training
+# ---- training ------------------------------------------------------------------------------------
 
 
 def as_on_a_gpu(monkeypatch, recorder=Tape, warm_up=1):
-    """The path of a GPU on this CPU: no C kernels, values read now and then, steps recorded."""
+    """The code path of a GPU on this CPU: no C kernels, rare reads of values, recorded steps."""
     monkeypatch.setattr(synapse, "_plain", lambda x, layer, bits: False)
     monkeypatch.setattr(step, "Replayed", partial(Replayed, recorder=recorder))
     monkeypatch.setattr(cuda_graph, "WARM_UP", warm_up)
@@ -206,8 +205,8 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_recorded_run_equals_one_that_is_not(name, tmp_path, monkeypatch):
-    """Same weights and the same log, bit for bit: no step depends on anything but tensors."""
+def test_a_recorded_run_equals_an_unrecorded_one(name, tmp_path, monkeypatch):
+    """Bit-identical weights and the same log: steps depend only on tensors."""
     recipe = tiny(**{"limit": 104, "neuron.backend": "eager", **OPTIONS[name]})
     with monkeypatch.context() as m:
         as_on_a_gpu(m, warm_up=10**9)
@@ -224,7 +223,7 @@ def test_a_recorded_run_equals_one_that_is_not(name, tmp_path, monkeypatch):
     assert epochs(tmp_path / "plain") == epochs(tmp_path / "recorded")
 
 
-def test_a_recorded_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_a_recorded_run_resumes_exactly(tmp_path, monkeypatch):
     as_on_a_gpu(monkeypatch)
     recipe = tiny(**{"limit": 104, "neuron.backend": "eager"})
     fit(recipe, tmp_path / "whole")
@@ -239,24 +238,24 @@ def test_a_recorded_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
 
 
-def test_a_loss_that_is_not_finite_is_found_later_and_saved_nowhere(tmp_path, monkeypatch):
+def test_a_nonfinite_loss_is_found_later_and_never_saved(tmp_path, monkeypatch):
     as_on_a_gpu(monkeypatch)
     with pytest.raises(
         RunError,
-        match=r"became (nan|inf|-inf) in epoch 0, batch \d+ or in the 19 steps before it; .* --opt",
+        match=r"became (nan|inf|-inf) in epoch 0, batch \d+ or in the 19 steps before it; .*lower",
     ):
         fit(own().replace({"optimizer": "SGD(lr=1e38)"}), tmp_path / "run", Own(), Points())
     assert all(torch.isfinite(v).all() for v in weights(tmp_path / "run").values())
 
 
-def test_without_a_gpu_it_is_refused_in_one_line(tmp_path):
-    with pytest.raises(RunError, match=r"--cuda_graph needs a GPU; leave it out"):
+def test_without_a_gpu_recording_is_refused_in_one_line(tmp_path):
+    with pytest.raises(RunError, match=r"cuda_graph needs a GPU; leave it out"):
         fit(tiny(cuda_graph=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 class _Looks(torch.nn.Module):
-    """A user's network that looks at a value on the host."""
+    """A user's network that reads a value on the host."""
 
     def __init__(self):
         super().__init__()
@@ -266,13 +265,13 @@ class _Looks(torch.nn.Module):
         return self.linear(x.flatten(2)) * (1.0 if x.sum().item() > 0 else 2.0)
 
 
-def test_a_network_that_cannot_be_recorded_is_trained_all_the_same(tmp_path, monkeypatch):
+def test_a_network_that_cannot_be_recorded_trains_without_a_recording(tmp_path, monkeypatch):
     as_on_a_gpu(monkeypatch)
     events = []
     fit(tiny(), tmp_path / "run", model=_Looks(), listen=events.append)
     (said,) = [e for e in events if e["event"] == "cuda_graph"]
     assert "cannot be recorded" in said["text"]
-    with pytest.raises(RunError, match=r"--cuda_graph: .*set --cuda_graph False"):
+    with pytest.raises(RunError, match=r"cuda_graph: .*set cuda_graph=False"):
         fit(tiny(cuda_graph=True), tmp_path / "other", model=_Looks())
 
 
@@ -281,7 +280,9 @@ def test_a_network_that_cannot_be_recorded_is_trained_all_the_same(tmp_path, mon
     [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")],
     ids=str,
 )
-def test_memory_that_ends_is_said_and_the_checkpoint_stands(error, tmp_path, monkeypatch):
+def test_running_out_of_memory_is_explained_and_the_checkpoint_is_intact(
+    error, tmp_path, monkeypatch
+):
     steps, compute = [], step.Step.compute
 
     def fail(self, x, y):
@@ -293,7 +294,7 @@ def test_memory_that_ends_is_said_and_the_checkpoint_stands(error, tmp_path, mon
     fit(tiny(checkpoint_seconds=0), tmp_path / "whole")
     monkeypatch.setattr(step.Step, "compute", fail)
     with pytest.raises(
-        RunError, match=r"out of memory with --batch_size 32, .*--memory SIZE.*--accumulate 2"
+        RunError, match=r"out of memory with batch_size=32 .*accumulate=2 .*bs\.plan_memory"
     ):
         fit(tiny(checkpoint_seconds=0), tmp_path / "run")
     assert Run.open(tmp_path / "run").has("last.ckpt")

@@ -1,4 +1,4 @@
-"""A run folder of an earlier version, stopped in the middle of an epoch, is continued to that version's own weights."""
+"""A run of an earlier version, stopped within an epoch, resumes to that version's final weights."""
 
 import shutil
 
@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 import backspike as bs
 
 
-def test_a_run_of_an_earlier_version_is_continued(tmp_path):
-    """All methods together. Bit for bit on the machine that made it; elsewhere sums are taken in another order."""
+def test_a_run_of_an_earlier_version_resumes(tmp_path):
+    """With all methods. Bit-identical where it was made; elsewhere the order of sums differs."""
     run = tmp_path / "run"
     shutil.copytree(TESTS / "golden" / "run", run)
     bs.resume(run)
@@ -24,4 +24,4 @@ def test_a_run_of_an_earlier_version_is_continued(tmp_path):
         )
         if value.is_floating_point():
             moved = max(moved, float((value - start[name]).abs().max()))
-    assert moved > 0.03  # training went on: the tolerance is smaller than what it changed
+    assert moved > 0.03  # training changed more than the tolerance

@@ -1,4 +1,4 @@
-"""Fitting into memory: sizes as text, the cheapest setting that fits, and peaks that are measured and kept to."""
+"""Memory budgets: sizes as text, the cheapest setting that fits, and the measured peaks."""
 
 import json
 import os
@@ -29,22 +29,22 @@ linux = pytest.mark.skipif(
         (" 2.5gb ", 2.5e9),
     ],
 )
-def test_sizes_are_read(text, size):
+def test_sizes_are_parsed(text, size):
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "6", "GB", "-1GB", "0GB", "6 G B", "6GBs", "1e3MB", "six GB"])
-def test_what_is_no_size_is_said(text):
+def test_a_text_that_is_not_a_size_is_refused(text):
     with pytest.raises(RecipeError, match="such as 6GB, 800MB or"):
         parse_size(text)
 
 
 @pytest.mark.parametrize("size", [64_000_000, 999_400_000, 1_230_000_000, 6_000_000_000])
-def test_sizes_are_written_as_they_are_read(size):
+def test_written_sizes_can_be_parsed(size):
     assert parse_size(size_text(size)) == pytest.approx(size, rel=5e-3)
 
 
-# ---- the choice, on a machine that is a formula --------------------------------------------------------------------------
+# ---- the choice, with a formula for the machine --------------------------------------------------
 
 FIXED = 300e6
 PER_SAMPLE = {"exact": 40e6, "recompute": 25e6, "checkpoint": 10e6, "8bit": 20e6}
@@ -52,7 +52,10 @@ PER_SAMPLE = {"exact": 40e6, "recompute": 25e6, "checkpoint": 10e6, "8bit": 20e6
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Peaks as a line over the samples at once; what needs more than 2.5 GB cannot be run. Gives the list of what was tried."""
+    """Peaks grow linearly with the part size; above 2.5 GB nothing runs.
+
+    Returns the list of the recipes that were tried.
+    """
     tried = []
 
     def rehearse(recipe, device, threads):
@@ -105,7 +108,7 @@ def test_the_cheapest_setting_that_fits_is_chosen(machine, budget):
     assert plan.recipe.batch_size == 64
 
 
-def test_a_start_further_down_the_ladder_stays_there(machine):
+def test_the_ladder_starts_at_the_setting_of_the_recipe(machine):
     assert (
         plan_memory(recipe(**{"neuron.memory": "checkpoint"}), 10**9).recipe.neuron.memory
         == "checkpoint"
@@ -115,29 +118,30 @@ def test_a_start_further_down_the_ladder_stays_there(machine):
     assert (plan.recipe.neuron.memory, plan.recipe.part_size) == ("8bit", 32)
 
 
-def test_the_plan_says_what_it_costs(machine):
+def test_the_plan_states_cost_peak_and_safety_margin(machine):
     events = []
     text = str(plan_memory(recipe(), "2GB", listen=events.append))
     assert text == (
-        "to fit into 2GB: --neuron.memory recompute; 1.9GB, 1.25 s a step instead of more than is free here; the same gradients"
+        "to fit into 2GB: neuron.memory='recompute'; "
+        "expected peak 1.9GB, 1.25 s per step instead of more than the free memory; "
+        "the same gradients; limit 1.9GB, as 5 % of the budget is a safety margin"
     )
     assert [e["event"] for e in events] == ["rehearsal", "rehearsal", "memory"]
-    assert events[0]["text"] == "tried as it is: more than is free here"
+    assert events[0]["text"] == "tried as it is: more than the free memory"
     text = str(plan_memory(recipe(batch_size=32), "0.5GB"))
     assert (
-        "--neuron.memory checkpoint --accumulate 2; 460MB, 1.5 s a step instead of 1.58GB, 1 s a step; +50 % time"
-        in text
-    )
-    assert text.endswith("BatchNorm sees 16 samples instead of 32")
-    assert (
-        str(plan_memory(recipe(batch_size=32), "2GB"))
-        == "fits into 2GB as it is: 1.58GB, 1 s a step"
+        "neuron.memory='checkpoint' accumulate=2; expected peak 460MB, 1.5 s per step "
+        "instead of 1.58GB, 1 s per step; +50 % time; BatchNorm sees 16 samples instead of 32"
+    ) in text
+    assert str(plan_memory(recipe(batch_size=32), "2GB")) == (
+        "fits into 2GB as it is: expected peak 1.58GB, 1 s per step; "
+        "limit 1.9GB, as 5 % of the budget is a safety margin"
     )
 
 
 def test_an_impossible_budget_names_the_smallest_that_works(machine):
     with pytest.raises(
-        RunError, match="does not train within 300MB; the smallest that works is --memory 330MB"
+        RunError, match="does not train within 300MB; the smallest budget that works is 330MB"
     ) as error:
         plan_memory(recipe(), "300MB")
     assert "8bit" in str(error.value)
@@ -145,7 +149,8 @@ def test_an_impossible_budget_names_the_smallest_that_works(machine):
     assert plan_memory(recipe(), "330MB").recipe.part_size == 1
 
 
-def test_the_command_line_trains_what_was_chosen(machine, capsys, tmp_path):
+def test_the_command_line_trains_the_chosen_settings(machine, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["backspike"])
     fields = [
         "--limit=60",
         "--epochs=1",
@@ -155,18 +160,18 @@ def test_the_command_line_trains_what_was_chosen(machine, capsys, tmp_path):
     ]
     assert main(["train", "--memory", "0.5GB", "--out", str(tmp_path / "run"), *fields]) == 0
     out = capsys.readouterr().out
-    assert "memory: tried --accumulate 4: 380MB, 1.5 s a step" in out
+    assert "memory: tried --accumulate 4: 380MB, 1.5 s per step" in out
     assert "memory: to fit into 500MB: --accumulate 2" in out
     assert json.loads((tmp_path / "run/recipe.json").read_text())["fields"]["accumulate"] == 2
     assert main(["train", "--memory", "6", "--out", str(tmp_path / "other")]) == 2
     assert "such as 6GB" in capsys.readouterr().err
 
 
-# ---- real processes ------------------------------------------------------------------------------------------------------
+# ---- real processes ------------------------------------------------------------------------------
 
 
 def large(**changes):
-    """Small in weights, large in what a step keeps."""
+    """Few weights, but much memory per step."""
     fields = {
         "model": "ConvNet('64-64-P-64-P', size=8)",
         "T": 8,
@@ -189,8 +194,8 @@ print(memory_budget._peak())
 
 @pytest.mark.slow
 @linux
-def test_a_training_stays_within_the_budget_that_it_was_fitted_to(tmp_path, monkeypatch):
-    """At the end of the ladder, where the step has to be split."""
+def test_a_training_stays_within_its_budget(tmp_path, monkeypatch):
+    """At the end of the ladder, where steps are split."""
     start = large(**{"neuron.memory": "checkpoint"})
     rehearse = memory_budget._rehearse
     as_it_is = rehearse(start, None, 1)
@@ -215,7 +220,8 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_DATA, (700_000_000, 700_000_000))
 import backspike as bs
 from backspike.train import memory_budget
-found = memory_budget._rehearse(bs.recipes.digits().replace({"model": sys.argv[1], "limit": 512, "batch_size": 512}), None, 1)
+fields = {"model": sys.argv[1], "limit": 512, "batch_size": 512}
+found = memory_budget._rehearse(bs.recipes.digits().replace(fields), None, 1)
 print(found.peak)
 """
 
@@ -224,14 +230,14 @@ print(found.peak)
 @pytest.mark.parametrize(
     ("layout", "runs"), [("4-P-4-P", True), ("512-512-P-P", False), ("2000-9000-P-P", False)]
 )
-def test_what_does_not_run_here_does_not_fit(layout, runs):
-    """In the step, and already when the network is built."""
+def test_a_network_that_cannot_run_does_not_fit(layout, runs):
+    """In the step, or while the network is built."""
     model = f"ConvNet('{layout}', size=8)"
     done = subprocess.run([sys.executable, "-c", LIMITED, model], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (done.stdout.strip() != "None") is runs
 
 
-def test_a_recipe_that_fails_anyway_says_why(tmp_path):
-    with pytest.raises(RunError, match="pools the input away"):
+def test_a_recipe_that_fails_for_another_reason_says_why(tmp_path):
+    with pytest.raises(RunError, match="too many for inputs of size"):
         plan_memory(recipe(model="ConvNet('4-P-P-P-P', size=8)"), "1GB")

@@ -1,4 +1,4 @@
-"""What a recipe leaves to the machine: chosen once, for a reason that is said, and never again."""
+"""Precision and memory layout: chosen once for a run, with a stated reason."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ def tiny(**changes):
 
 @pytest.fixture
 def bf16(monkeypatch):
-    """A processor that computes in bfloat16, and networks of any size are worth it."""
+    """Hardware with bfloat16, which pays off for networks of any size."""
     monkeypatch.setattr(precision, "bfloat16_unit", lambda device: "a test")
     monkeypatch.setattr(precision, "WORTH_CASTING", 0)
 
@@ -41,9 +41,8 @@ def test_multiply_adds_are_those_of_convolutions_and_linear_layers():
     first, second, last = 6 * 7 * 5 * 2 * 9, 3 * 4 * 3 * 5 * 9, 36 * 7
     x = torch.rand(2, 1, 1, 2, 6, 7)[0]
     assert multiply_adds(model, x.repeat(4, 1, 1, 1, 1)) == 4 * (first + second + last)
-    assert multiply_adds(model, x.expand(4, -1, -1, -1, -1)) == first + 4 * (
-        second + last
-    )  # it repeats over time
+    static = x.expand(4, -1, -1, -1, -1)
+    assert multiply_adds(model, static) == first + 4 * (second + last)
     assert model.training
 
 
@@ -75,7 +74,7 @@ def test_the_layout_follows_the_network():
     )
 
 
-def test_what_is_given_stays(bf16):
+def test_given_values_are_not_changed(bf16):
     recipe = tiny(precision="float32", channels_last=False)
     chosen = choose(recipe, bs.OverTime(nn.Conv2d(1, 3, 3)), torch.zeros(4, 1, 1, 8, 8))
     assert chosen.recipe is recipe
@@ -86,7 +85,7 @@ def test_what_is_given_stays(bf16):
     ("bits", "machine"), [((True, False), "x86_64"), ((False, True), "x86_64"), (None, "aarch64")]
 )
 def test_processors_with_bfloat16(monkeypatch, bits, machine):
-    """x86: AVX-512 BF16 or AMX, and not what torch merely emulates; others: what oneDNN says."""
+    """x86: AVX-512 BF16 or AMX, but no emulation; other processors: as oneDNN reports."""
     monkeypatch.setattr(precision.platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(bits and bits[0]))
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: bool(bits and bits[1]))
@@ -97,7 +96,7 @@ def test_processors_with_bfloat16(monkeypatch, bits, machine):
     assert precision.bfloat16_unit(torch.device("cpu")) is None
 
 
-def test_a_run_keeps_what_was_chosen_when_it_is_resumed_elsewhere(tmp_path, monkeypatch, bf16):
+def test_a_run_keeps_its_precision_when_resumed_on_another_machine(tmp_path, monkeypatch, bf16):
     said = []
 
     def stop(event):

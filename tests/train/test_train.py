@@ -1,4 +1,4 @@
-"""Training: the same run after any stop, nothing lost, one line for what is wrong."""
+"""Training: exact resuming after any stop, no losses, one-line errors."""
 
 import errno
 import json
@@ -24,6 +24,7 @@ from helpers.training import (
     tiny,
     weights,
 )
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import backspike as bs
@@ -36,7 +37,7 @@ from backspike.run import Run
 from backspike.train import checkpoint, schedule, setup, trainer
 
 
-def test_a_run_leaves_what_the_design_says(tmp_path):
+def test_a_run_leaves_the_documented_files(tmp_path):
     events = []
     result = bs.fit(tiny(), tmp_path / "run", listen=events.append)
     names = {p.name for p in (tmp_path / "run").iterdir() if not p.name.startswith(".")}
@@ -46,9 +47,8 @@ def test_a_run_leaves_what_the_design_says(tmp_path):
     }
     log = Run.open(tmp_path / "run").log()
     assert [e["event"] for e in log] == ["initial"] + ["epoch"] * 3 + ["done"]
-    assert (
-        sum(log[0]["membrane_counts"]["features.1"]) == 4 * 32 * 6 * 64
-    )  # T, B, C, pixels of the probed batch
+    counts = log[0]["membrane_counts"]["features.1"]
+    assert sum(counts) == 4 * 32 * 6 * 64  # T, B, C, pixels of the probed batch
     assert len(log[1]["potential"]["features.4"]["std"]) == 4
     log = log[1:]
     assert log[-1]["test_accuracy"] == result.test_accuracy
@@ -75,7 +75,7 @@ def test_the_loaded_network_gives_the_accuracy_of_the_log(tmp_path):
     assert evaluated["n"] == 360
 
 
-def test_two_runs_of_one_recipe_are_the_same_and_seeds_differ(tmp_path):
+def test_runs_with_one_seed_are_identical_and_other_seeds_differ(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         fit(tiny(seed=seed), tmp_path / name)
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
@@ -83,8 +83,8 @@ def test_two_runs_of_one_recipe_are_the_same_and_seeds_differ(tmp_path):
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
 
-def test_arms_of_a_study_see_the_same_random_numbers(tmp_path):
-    """Masked or not, p = 0.9 or p = 0: the generator ends in the same state, so order, shifts and masks are paired."""
+def test_variants_of_a_recipe_draw_the_same_random_numbers(tmp_path):
+    """Masked or not, the generator ends in the same state: order, shifts and masks are paired."""
     states = []
     for name, surrogate in (("a", "Triangle()"), ("b", "Masked(Triangle(), p=0.9)")):
         fit(tiny(epochs=1, **{"neuron.surrogate": surrogate}), tmp_path / name)
@@ -130,13 +130,15 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, changes, batches):
     result = train.resume(tmp_path / "parts", report=False)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     assert epochs(tmp_path / "whole") == epochs(tmp_path / "parts")
-    assert (
-        train.resume(tmp_path / "parts", report=False) == result
-    )  # resuming what is done changes nothing
+    # resuming a finished run changes nothing
+    assert train.resume(tmp_path / "parts", report=False) == result
 
 
 class Dense(nn.Module):
-    """Fully connected, its second layer wide enough for a product driven by spikes, [T, B, 1, 8, 8] -> [T, B, 10]."""
+    """Fully connected, [T, B, 1, 8, 8] -> [T, B, 10].
+
+    The second layer is wide enough to be computed sparsely from spikes.
+    """
 
     def __init__(self):
         super().__init__()
@@ -150,8 +152,8 @@ class Dense(nn.Module):
         return self.last(self.neurons[1](synapse.linear(s, self.second)))
 
 
-def test_a_resumed_run_multiplies_as_the_uninterrupted_one(tmp_path):
-    """Which products are dense and which are sparse depends on densities seen before: it belongs to the checkpoint."""
+def test_a_resumed_run_keeps_its_sparsity_plan(tmp_path):
+    """The sparsity plan depends on earlier firing rates, so it is part of the checkpoint."""
     sets = bs.data.load("digits", limit=320)
     recipe = tiny(
         checkpoint_seconds=0, epochs=3, batch_size=80, precision="float32", **{"optimizer.lr": 0.02}
@@ -214,7 +216,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, number):
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_continue(tmp_path, number):
     run = tmp_path / "run"
     words, environment = command("train", "--out", run, *FIELDS, "--epochs=500")
     words = [w for w in words if w != "--epochs=40"]
@@ -227,15 +229,35 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, number):
     assert process.returncode == 1
     assert (
         errors.strip()
-        == f"backspike: stopped; a checkpoint is saved, go on with: backspike resume {run}"
+        == f"backspike: stopped; a checkpoint was saved; to continue: backspike resume {run}"
     )
     assert checkpoint.read(Run.open(run), "last.ckpt")["position"][2] > 0
 
 
-def test_a_run_is_never_overwritten_unasked(tmp_path):
+def test_three_quick_ctrl_c_end_in_one_line_with_an_intact_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    words, environment = command("train", "--out", run, *FIELDS, "--epochs=500")
+    words = [w for w in words if w != "--epochs=40"]
+    process = subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_batches(run, 1, process)
+    for pause in (0.0, 0.002, 0.002, 0.01, 0.05):
+        time.sleep(pause)
+        process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 1
+    again = f"continue with: backspike resume {run}", f"go on with: backspike resume {run}"
+    (line,) = errors.strip().splitlines()
+    assert line.startswith("backspike: stopped; a checkpoint is saved, ")
+    assert line.endswith(again)
+    assert checkpoint.read(Run.open(run), "last.ckpt")["position"][2] > 0
+
+
+def test_a_run_is_only_overwritten_with_force(tmp_path):
     fit(tiny(epochs=1), tmp_path / "run")
     before = (tmp_path / "run/last.ckpt").read_bytes()
-    with pytest.raises(RunError, match="--force"):
+    with pytest.raises(RunError, match="replace it with force=True"):
         fit(tiny(epochs=1), tmp_path / "run")
     assert (tmp_path / "run/last.ckpt").read_bytes() == before
     fit(tiny(epochs=1, seed=3), tmp_path / "run", force=True)
@@ -253,6 +275,44 @@ def test_a_start_that_fails_deletes_nothing(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_recipe_whose_first_step_fails_leaves_the_folder_alone(tmp_path):
+    """SGS scales no layer here, which only a forward and backward pass shows."""
+    fit(tiny(epochs=1), tmp_path / "run")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    recipe = tiny(scaling="SGS(alpha=0.5)")
+    with pytest.raises(RunError, match="the recipe cannot be trained: "):
+        fit(recipe, tmp_path / "run", force=True)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+    with pytest.raises(RunError, match="the recipe cannot be trained: ") as e:
+        fit(recipe, tmp_path / "other")
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_recipe_can_be_given_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("backspike.recipes.get", lambda name: tiny(name=name, epochs=2))
+    result = fit("digits", tmp_path / "run")
+    assert Run(tmp_path / "run").recipe().name == "digits"
+    log = epochs(tmp_path / "run")
+    for name in ("loss", "train_accuracy", "validation_loss", "validation_accuracy", "lr"):
+        assert result.history[name].tolist() == [e[name] for e in log]
+    assert result.history["seconds"].shape == (2,)
+    accuracy = f"test accuracy {100 * result.test_accuracy:.2f} %"
+    assert f"{accuracy}, epoch {result.best_epoch} of 2 (best by validation), " in repr(result)
+
+
+def test_an_unknown_recipe_name_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="unknown recipe 'digit'; did you mean digits"):
+        fit("digit", tmp_path / "run")
+
+
+def test_errors_name_flags_on_the_command_line(tmp_path, monkeypatch):
+    fit(tiny(epochs=1), tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/backspike", "train"])
+    with pytest.raises(RunError, match=r"replace it with --force, or .* \(--out\)"):
+        fit(tiny(epochs=1), tmp_path / "run")
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path):
     fit(tiny(), tmp_path / "whole")
     with pytest.raises(Stop):
@@ -264,7 +324,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path):
     assert epochs(tmp_path / "whole") == epochs(tmp_path / "run")
 
 
-def test_resuming_a_finished_run_says_so_and_makes_a_missing_report(tmp_path):
+def test_resuming_a_finished_run_returns_its_result_and_writes_a_missing_report(tmp_path):
     fit(tiny(epochs=1), tmp_path / "run")
     events = []
     train.resume(tmp_path / "run", listen=events.append)
@@ -293,22 +353,22 @@ def test_resuming_a_finished_run_says_so_and_makes_a_missing_report(tmp_path):
     ],
     ids=str,
 )
-def test_values_that_cannot_be_built_are_said_in_one_line(tmp_path, changes):
+def test_values_that_cannot_be_built_are_refused_in_one_line(tmp_path, changes):
     with pytest.raises((RunError, RecipeError)) as e:
         fit(tiny(**changes), tmp_path / "run")
     assert "\n" not in str(e.value)
     assert not (tmp_path / "run").exists()
 
 
-def test_devices_that_are_not_there(tmp_path):
+def test_missing_devices_are_refused(tmp_path):
     with pytest.raises(RunError, match="unknown device"):
         fit(tiny(), tmp_path / "run", device="gpu")
     if not torch.cuda.is_available():
-        with pytest.raises(RunError, match="--device cpu"):
+        with pytest.raises(RunError, match="device='cpu'"):
             fit(tiny(), tmp_path / "run", device="cuda")
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(RunError, match="other files"):
         fit(tiny(), tmp_path, force=True)
@@ -344,7 +404,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
 
 
-def test_a_damaged_checkpoint_is_said(tmp_path):
+def test_a_damaged_checkpoint_is_reported(tmp_path):
     with pytest.raises(Stop):
         fit(tiny(checkpoint_seconds=0), tmp_path / "run", listen=stop_after(3))
     path = tmp_path / "run/last.ckpt"
@@ -360,7 +420,7 @@ def test_a_damaged_checkpoint_is_said(tmp_path):
             train.resume(tmp_path / "run", report=False)
 
 
-def test_a_run_from_before_a_field_was_added_goes_on(tmp_path):
+def test_a_run_without_a_newer_field_resumes(tmp_path):
     with pytest.raises(Stop):
         fit(tiny(), tmp_path / "run", listen=stop_after(1))
     run = Run(tmp_path / "run")
@@ -385,19 +445,22 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
 
 
 def test_own_model_and_data(tmp_path):
+    torch.manual_seed(0)
     result = fit(own(), tmp_path / "run", Own(), Points(), Points(32), validation=Points(32))
     assert result.test_accuracy == 1.0
     network = bs.load(tmp_path / "run", Own())
     assert network(torch.tensor([[[1.0, 1.0]]]).expand(4, 1, 2)).argmax().item() == 1
-    with pytest.raises(RunError, match="give model= again"):
+    with pytest.raises(RunError, match="trained with a model of your own; give model= again"):
         bs.load(tmp_path / "run")
     with pytest.raises(RunError, match="data of your own"):
         bs.evaluate(tmp_path / "run", Own())
+    with pytest.raises(RunError, match=r"net\.0\.0\.weight has shape .*give the model="):
+        bs.load(tmp_path / "run", Own(hidden=8))
     assert bs.evaluate(tmp_path / "run", Own(), Points(32))["test_accuracy"] == 1.0
 
 
-def test_the_users_values_are_taken_as_they_are(tmp_path):
-    """Only static uint8 is divided by 255; arrays named x and y do not make a data set one of ours."""
+def test_values_of_own_data_are_not_rescaled(tmp_path):
+    """Only static uint8 is divided by 255; attributes named x and y have no special meaning."""
 
     class Frames:
         x, y = np.full((4, 2, 1, 3, 3), 7), np.zeros(4)
@@ -423,6 +486,55 @@ def test_the_users_values_are_taken_as_they_are(tmp_path):
         assert x.unique().tolist() == pytest.approx([value])
 
 
+def test_a_run_with_own_model_and_data_is_described_as_such(tmp_path):
+    """Neither the start event nor env.json names the recipe's model, neuron or data set."""
+    events = []
+    result = fit(own(), tmp_path / "run", Own(), Points(), Points(32), listen=events.append)
+    start = next(e for e in events if e["event"] == "start")
+    fields = start["recipe"]["fields"]
+    assert (fields["model"], fields["data"]) == ("own model", "own data")
+    unused = ("neuron", "norm", "root", "limit", "size", "upright", "by")
+    assert not [name for name in fields if name.split(".")[0] in unused]
+    assert fields["epochs"] == 4
+    env = json.loads((tmp_path / "run/env.json").read_text())
+    assert env["data_note"] == "own data"
+    assert "ConvNet" not in env["command"]
+    assert "Neuron" not in env["command"]
+    assert env["command"].endswith("), out, model=..., train=..., test=...)")
+    assert "epoch 3 of 4 (the last)" in repr(result)
+    assert np.isnan(result.history["validation_accuracy"]).all()
+
+
+def repacked(path, change):
+    """Rewrites a safetensors file with a changed header."""
+    packed = path.read_bytes()
+    size = int.from_bytes(packed[:8], "little")
+    header = change(packed[8 : 8 + size])
+    path.write_bytes(len(header).to_bytes(8, "little") + header + packed[8 + size :])
+
+
+def test_weights_of_another_type_or_with_a_name_twice_are_refused(tmp_path):
+    fit(tiny(epochs=1), tmp_path / "run")
+    path = tmp_path / "run/model.safetensors"
+    whole = path.read_bytes()
+    wide = {k: v.double() if v.is_floating_point() else v for k, v in load_file(path).items()}
+    save_file(wide, path)
+    with pytest.raises(RunError, match=r"is float64, in the network float32") as e:
+        bs.load(tmp_path / "run")
+    assert "\n" not in str(e.value)
+    path.write_bytes(whole)
+
+    def twice(header):
+        name, entry = next((k, v) for k, v in json.loads(header).items() if k != "__metadata__")
+        again = f'"{name}":{json.dumps(entry)},'.encode()
+        return b"{" + again + header.lstrip()[1:]
+
+    repacked(path, twice)
+    with pytest.raises(RunError, match=r"safetensors is damaged .*") as e:
+        bs.load(tmp_path / "run")
+    assert "\n" not in str(e.value)
+
+
 def test_own_model_resumes(tmp_path):
     torch.manual_seed(1)
     a, b = Own(), Own()
@@ -440,11 +552,14 @@ def test_own_model_resumes(tmp_path):
     for given in ({}, {"model": Own()}, {"train": Points()}):
         with pytest.raises(RunError, match="of your own"):
             train.resume(tmp_path / "run", **given)
+    match = r"network or is damaged: model\.net\.0\.0\.weight has shape .*resume it with the model="
+    with pytest.raises(RunError, match=match):
+        train.resume(tmp_path / "run", Own(hidden=8), Points(), Points(32))
     train.resume(tmp_path / "run", Own(), Points(), Points(32))
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
 
 
-def test_without_validation_the_last_epoch_counts(tmp_path):
+def test_without_validation_the_last_epoch_is_tested(tmp_path):
     result = fit(own(), tmp_path / "run", Own(), Points(), Points(32))
     assert (result.validation_accuracy, result.best_epoch) == (None, 3)
 
@@ -464,21 +579,21 @@ def test_without_validation_the_last_epoch_counts(tmp_path):
         (torch.nn.Flatten(), Points(), "outputs over time"),
     ],
 )
-def test_bad_data_and_models_are_said_in_one_line(tmp_path, model, data, words):
+def test_bad_data_and_models_are_refused_in_one_line(tmp_path, model, data, words):
     with pytest.raises(RunError, match=words) as e:
         fit(own(), tmp_path / "run", model, data, Points(8))
     assert "\n" not in str(e.value)
 
 
-def test_a_loss_that_explodes_stops_the_run_and_the_checkpoint_stands(tmp_path):
+def test_an_exploding_loss_stops_the_run_and_leaves_the_checkpoint_intact(tmp_path):
     with pytest.raises(RunError, match=r"the loss became (nan|inf).*optimizer\.lr"):
         fit(own().replace({"optimizer": "SGD(lr=1e38)"}), tmp_path / "run", Own(), Points())
     state = checkpoint.read(Run.open(tmp_path / "run"), "last.ckpt")
     assert all(torch.isfinite(v).all() for v in state["network"].values())
 
 
-def test_exploding_weights_behind_a_silent_layer_are_said(tmp_path):
-    """A membrane of NaN does not spike, so the loss stays finite; the gradient does not."""
+def test_exploding_weights_behind_a_silent_layer_are_reported(tmp_path):
+    """A membrane potential of NaN emits no spikes: the loss stays finite, the gradient does not."""
     with pytest.raises(RunError, match=r"became .*optimizer\.lr"):
         fit(tiny(**{"optimizer": "SGD(lr=1e30)"}), tmp_path / "run")
     state = checkpoint.read(Run.open(tmp_path / "run"), "last.ckpt")
@@ -496,7 +611,7 @@ def test_an_error_within_a_step_names_epoch_and_batch(tmp_path):
         fit(own(), tmp_path / "run", Single(), Points(65), Points(8))
 
 
-def test_bf16_is_measured_as_it_is_tested(tmp_path):
+def test_bf16_evaluation_matches_the_test_accuracy(tmp_path):
     result = fit(tiny(limit=400, precision="bfloat16", **{"optimizer.lr": 0.02}), tmp_path / "run")
     confusion = np.load(tmp_path / "run/evaluation.npz")["confusion"]
     assert np.trace(confusion) / confusion.sum() == pytest.approx(result.test_accuracy)

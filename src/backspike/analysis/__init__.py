@@ -1,1 +1,1 @@
-"""What a trained network does: activity, operations, energy, early exit, and what is wrong with one that does not learn."""
+"""What a network does (activity, operations, energy, early exit) and why one does not learn."""

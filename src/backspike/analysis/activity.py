@@ -1,7 +1,8 @@
-"""What a network does, in numbers: firing rates, who receives a gradient, and all that the report of a run shows.
+"""Numbers that describe what a network does: firing rates, which neurons receive a gradient, and
+everything that a run's report shows.
 
-`probe` is the short version logged after every epoch; `collect` runs the test set once and gives the arrays of
-`evaluation.npz`. Neither draws random numbers, so neither changes a run.
+`probe` is the short version logged after every epoch; `collect` runs the test set once and returns
+the arrays of `evaluation.npz`. Neither draws random numbers, so neither changes a run.
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ from ..methods.pda import surrogate_width
 from ..neuron.hooks import observe, record, spiking_layers
 from ..neuron.lif import LIF, Output
 
-SUPPORT = 0.01  # a neuron counts as receiving a gradient where h is above this share of its peak
-EDGES = np.linspace(-2, 2, 81, dtype=np.float32)  # of the histograms, in z = u - threshold
+# a neuron counts as receiving a gradient where h exceeds this share of its peak
+SUPPORT = 0.01
+# edges of the histograms of z = u - threshold
+EDGES = np.linspace(-2, 2, 81, dtype=np.float32)
 RASTER_NEURONS = 64
 SAMPLES = 6
-SAMPLES_AT_ONCE = 32  # while layers are measured, which takes several times the memory of a layer
+# batch size while layers are measured, which takes several times the memory of a layer
+SAMPLES_AT_ONCE = 32
 
 
 def derivative(layer: LIF, z: Tensor) -> Tensor:
-    """h at z = u - threshold, with the learned width, without the mask."""
+    """The surrogate derivative h at z = u - threshold, with the learned width, without the mask."""
     width = layer.constants()[2]
     if width is None:
         return layer.surrogate.derivative(z)
@@ -39,22 +43,27 @@ def derivative(layer: LIF, z: Tensor) -> Tensor:
 
 
 def distance(layer: LIF, out: Output) -> Tensor:
-    """z = u - threshold, `[T, B, ...]`."""
+    """z = u - threshold, `[T, B, ...]`. Raises ValueError if the membrane was not recorded."""
     if out.membrane is None:
         raise ValueError("the membrane was not recorded")
     return out.membrane - layer.constants()[1]
 
 
 def in_support(layer: LIF, z: Tensor) -> Tensor:
+    """Where h at z exceeds 1 % of its peak (a bool tensor of the shape of z)."""
     h = derivative(layer, z)
     return h > SUPPORT * derivative(layer, torch.zeros_like(z))
 
 
 @torch.no_grad()
 def probe(model: nn.Module, x: Tensor) -> dict[str, Any]:
-    """Per spiking layer, on one batch x `[T, B, ...]`: firing rate, share of neurons with a gradient, and how the potentials
-    lie at each timestep (`potential_statistics`); and over all layers the share of the surrogate gradient that a mask takes
-    away at these potentials (that of seed t at timestep t, so that a resumed run measures the same)."""
+    """Measures the spiking layers on one batch x `[T, B, ...]`.
+
+    Returns, per layer, the firing rate, the share of neurons with a gradient and the
+    `potential_statistics` of each timestep; over all layers, the share of the surrogate gradient
+    that the mask removes at these potentials. That mask has seed t at timestep t, so that a
+    resumed run measures the same.
+    """
     firing: dict[str, float] = {}
     support: dict[str, float] = {}
     potential: dict[str, dict[str, list[float]]] = {}
@@ -95,7 +104,7 @@ def probe(model: nn.Module, x: Tensor) -> dict[str, Any]:
 
 @torch.no_grad()
 def histograms(model: nn.Module, x: Tensor) -> dict[str, list[int]]:
-    """Per spiking layer, on one batch x `[T, B, ...]`: the histogram of u - threshold over `EDGES`."""
+    """The histogram of u - threshold over `EDGES` per spiking layer, on one batch `[T, B, ...]`."""
     counts: dict[str, list[int]] = {}
 
     def see(name: str, layer: LIF, out: Output) -> None:
@@ -108,14 +117,17 @@ def histograms(model: nn.Module, x: Tensor) -> dict[str, list[int]]:
 
 
 def distances(layer: LIF, out: Output) -> Iterator[Tensor]:
-    """z of one timestep after the other, `[1, B, ...]`: what is made from it is T times smaller than the layer."""
+    """z of each timestep in turn, `[1, B, ...]`: T times less memory than all at once."""
     assert out.membrane is not None
     for u in out.membrane.split(1):
         yield distance(layer, out._replace(membrane=u))
 
 
 def _histogram(z: Tensor) -> np.ndarray:
-    """Counts over `EDGES`, the end bins holding what lies outside; by arithmetic, which is far faster than a search."""
+    """Counts over `EDGES`; the first and last bin also count the values outside.
+
+    Bins are computed by arithmetic, which is far faster than a search.
+    """
     n, step = len(EDGES) - 1, float(EDGES[1] - EDGES[0])
     bins = ((z.nan_to_num() - float(EDGES[0])) / step).floor().clamp(0, n - 1).to(torch.int64)
     return torch.bincount(bins.flatten(), minlength=n).cpu().numpy()
@@ -132,7 +144,10 @@ def widths(model: nn.Module) -> dict[str, float]:
 
 
 def answers_over_time(o: Tensor, how: nn.Module) -> Tensor:
-    """The logits if the network were stopped after 1, 2, ... T timesteps: `[T, B, K]` to `[T, B, K]`."""
+    """The logits if the network stopped after 1, 2, ... T timesteps, `[T, B, K]`.
+
+    o: outputs of all timesteps, `[T, B, K]`. how: the readout.
+    """
     if isinstance(how, readout.Last):
         return o
     if isinstance(how, readout.TWO):
@@ -143,7 +158,7 @@ def answers_over_time(o: Tensor, how: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def collect(network: Any, batches: Batches) -> dict[str, np.ndarray]:
-    """The arrays of `evaluation.npz` from one pass over the test set; their meaning is in docs/run-folder.md."""
+    """The arrays of `evaluation.npz`, from one pass over the test set; see docs/run-folder.md."""
     network.eval()
     layers = spiking_layers(network.model)
     tallies = {name: _Tally() for name in layers}
@@ -185,7 +200,7 @@ def collect(network: Any, batches: Batches) -> dict[str, np.ndarray]:
 
 
 def _curve(layer: LIF, z: Tensor) -> np.ndarray:
-    """h over z; of a width per channel, the mean of the channels' curves."""
+    """h over z; with a width per channel, the mean over the channels."""
     width = layer.constants()[2]
     if width is None or width.dim() == 0:
         return derivative(layer, z).cpu().numpy()
@@ -193,7 +208,7 @@ def _curve(layer: LIF, z: Tensor) -> np.ndarray:
 
 
 class _Tally:
-    """Sums of one layer over the batches of a data set."""
+    """Sums over the batches of a data set for one layer."""
 
     def __init__(self) -> None:
         self.spikes: Any = 0.0
@@ -230,7 +245,10 @@ def _stack(per_layer: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]
 def _samples(
     network: Any, batches: Batches, right: Tensor, layers: dict[str, LIF]
 ) -> dict[str, np.ndarray]:
-    """A few test samples, up to two of them answered wrongly: inputs, answers over time and spikes of some neurons."""
+    """Inputs, answers over time and spikes of some neurons for a few test samples.
+
+    Up to two of the samples are misclassified.
+    """
     wrong = (~right).nonzero().flatten()[:2]
     index = torch.cat([right.nonzero().flatten()[: SAMPLES - len(wrong)], wrong])
     x, y = batches.take(index)
@@ -259,27 +277,38 @@ def _samples(
 def potential_statistics(
     model: nn.Module, recorded: Mapping[str, Output]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """How the potentials of each layer lie, per timestep: {layer: {quantity: array `[T]`}}, from what `bs.record` left.
+    """Statistics of each layer's membrane potentials per timestep.
 
-    mean and std of u; quantisation_error, E(u - theta s)^2; active_share of abs(u - theta) < w/2, w the width of the
-    surrogate; share_below, u <= 0; share_above, u >= 2 theta.
+    Args:
+        model: the network.
+        recorded: outputs by layer name, from `bs.record(model)`.
+
+    Returns:
+        {layer: {quantity: array `[T]`}}, with the mean and std of u; quantisation_error,
+        E(u - theta s)^2; active_share, the share with abs(u - theta) < w/2 for a surrogate of
+        width w; share_below, that with u <= 0; share_above, that with u >= 2 theta.
+
+    Raises:
+        ValueError: the membrane was not recorded.
     """
     layers = spiking_layers(model)
     return {name: statistics(layers[name], out) for name, out in recorded.items()}
 
 
 def statistics(layer: LIF, out: Output) -> dict[str, np.ndarray]:
+    """`potential_statistics` of one layer."""
     u, s = out.membrane, out.spikes
     if u is None or s is None:
         raise ValueError(
             "potential_statistics: the membrane was not recorded; use bs.record(model)"
         )
-    # one timestep after the other: in double precision a whole layer would take much memory
+    # timestep by timestep: a whole layer in double precision would take much memory
     steps = [at_one_timestep(layer, u[t : t + 1], s[t : t + 1]) for t in range(len(u))]
     return {quantity: np.array([step[quantity] for step in steps]) for quantity in steps[0]}
 
 
 def at_one_timestep(layer: LIF, u: Tensor, s: Tensor) -> dict[str, float]:
+    """`potential_statistics` of one layer at one timestep; u and s are `[1, B, ...]`."""
     theta = layer.constants()[1]
     width: Any = over_channels(surrogate_width(layer), u)
 

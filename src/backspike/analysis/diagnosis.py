@@ -1,8 +1,9 @@
-"""Why a network does not learn: from its vitals to findings in plain words, each with the change to try.
+"""Why does a network not learn? Turns its vitals into findings, each with a change to try.
 
-Illnesses are looked for along the way of the signal: data, spikes, norms, gradients, steps, answers. Where one stage is ill the
-later ones are not judged, as a silent layer alone makes every gradient vanish: cure it and ask again. Every limit stands at the
-head of this file with its reason; docs/doctor.md has the measurements behind them.
+Checks follow the signal: data, spikes, norms, gradients, steps, answers. Once a stage has a
+problem, later stages are not checked, because a single silent layer makes every gradient vanish.
+Fix it and run the doctor again. All limits are at the top of this file with their reasons;
+docs/doctor.md has the measurements behind them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,75 +27,126 @@ from ..surrogate import Masked, Parametric, Surrogate, Triangle
 from .activity import in_support
 from .vitals import Layer, Vitals, Weight
 
-SPIKES = 1.0  # fewer spikes per sample in a whole layer: most samples pass on nothing
-DEAD = 0.5  # of the channels without a spike, and SATURATED with nothing else: most of the layer says nothing
+# spikes per sample in a whole layer; with fewer, most samples send nothing to the next layer
+SPIKES = 1.0
+# share of the channels that never fire (DEAD) or always fire (SATURATED): most of the layer
+# carries no information
+DEAD = 0.5
 SATURATED = 0.5
-SUPPORT = 0.05  # of the potentials under the surrogate
-FLAT = 0.5  # of the channels of a norm that give out a constant
-VANISHED = 1e-2  # gradient of the first layer's currents relative to the last one's; of a step's size likewise
+# share of the membrane potentials that lie within the surrogate
+SUPPORT = 0.05
+# share of a norm's channels with constant output
+FLAT = 0.5
+# gradient of the first layer's input currents relative to the last layer's; VANISHED also
+# compares the relative sizes of optimizer steps
+VANISHED = 1e-2
 EXPLODED = 1e2
-FORGOTTEN = 1e-3  # gradient of the first half of the timesteps relative to all
-RESET = 10.0  # norm of the part of a gradient that came through the reset, relative to all else
-ALIGNED = (
-    0.2  # cosine between the gradient with and without the mask; of 72 weights noise has ±0.12
-)
-FAR = 1.0  # a step as long as the weights themselves leaves nothing of them
-NEAR = 0.1  # all steps of the recipe, if every one went the same way, relative to the weights
-LOUD = 2.0  # cross-entropy relative to log K, what answers at random cost
+# gradient of the first half of the timesteps relative to all timesteps
+FORGOTTEN = 1e-3
+# norm of the part of a gradient that came through the reset, relative to the rest
+RESET = 10.0
+# cosine similarity of the gradient with and without the mask; over 72 weights, noise gives ±0.12
+ALIGNED = 0.2
+# length of a step relative to the weights; at 1, nothing of the weights remains
+FAR = 1.0
+# length of all steps of the recipe, were they all in one direction, relative to the weights
+NEAR = 0.1
+# cross-entropy relative to log K, the cross-entropy of random answers
+LOUD = 2.0
 CHANCE = 0.95
-CONSTANT = 1e-3  # deviation of a logit over the samples relative to the logits
-RIGHT_RATE = 0.2  # what a threshold is moved to: a fifth of the neurons over it
-RIGHT_SUPPORT = 0.5  # what a surrogate is widened to
+# standard deviation of a logit over the samples, relative to the logits
+CONSTANT = 1e-3
+# an advised threshold is exceeded by this share of the potentials
+RIGHT_RATE = 0.2
+# an advised surrogate covers this share of the potentials
+RIGHT_SUPPORT = 0.5
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that keeps a network from learning, or, as a note, something to know.
+    """A problem that keeps a network from learning or, if `note` is set, something worth knowing.
 
-    changes: fields of the recipe, to be tried with `recipe.replace(finding.changes)`; empty where the cure lies elsewhere.
+    changes: recipe fields to try with `recipe.replace(finding.changes)`; empty if the problem has
+        to be solved elsewhere.
+    own_model: the network is the user's, so its neurons have to be changed in Python.
     """
 
-    illness: str
-    where: list[str]  # layers or tensors; [] for the whole network
+    problem: str
+    # names of layers or tensors; [] for the whole network
+    where: list[str]
     found: str
     advice: str
     changes: dict[str, Any] = field(default_factory=dict)
     note: bool = False
+    own_model: bool = False
+
+    @property
+    def illness(self) -> str:
+        """The former name of `problem`."""
+        return self.problem
 
     @property
     def flags(self) -> str:
-        """The changes as words of a command line."""
-        return " ".join(
-            f"--{name} {shlex.quote(_text(value))}" for name, value in self.changes.items()
-        )
+        """The changes as command-line options."""
+        return to_flags(self.changes)
+
+    @property
+    def instructions(self) -> str:
+        """The changes as command-line options or, for an own model, as Python; "" without any."""
+        return to_python(self.changes) if self.own_model else self.flags
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a log."""
-        changes = {name: _text(value) for name, value in self.changes.items()}
-        return {**dataclasses.asdict(self), "changes": changes, "flags": self.flags}
+        """Plain values for a log."""
+        plain = dataclasses.asdict(self)
+        del plain["own_model"]
+        changes = {name: flag_text(value) for name, value in self.changes.items()}
+        return {**plain, "changes": changes, "flags": self.instructions}
 
     def __str__(self) -> str:
         places = f"{_list(self.where)}: " if self.where else ""
-        return f"{self.illness}: {places}{self.found}; {self.advice}" + (
-            f": {self.flags}" if self.changes else ""
-        )
+        instructions = f": {self.instructions}" if self.changes else ""
+        return f"{self.problem}: {places}{self.found}; {self.advice}{instructions}"
+
+
+def to_flags(changes: Mapping[str, Any]) -> str:
+    """Recipe fields as command-line options."""
+    return " ".join(f"--{name} {shlex.quote(flag_text(value))}" for name, value in changes.items())
+
+
+def to_python(changes: Mapping[str, Any]) -> str:
+    """Recipe fields as Python for a model of the user's own: neuron options, other fields."""
+    neuron = [
+        f"{name.removeprefix('neuron.')}={value!r}"
+        for name, value in changes.items()
+        if name.startswith("neuron.")
+    ]
+    others = {name: value for name, value in changes.items() if not name.startswith("neuron.")}
+    parts = [f"bs.LIF(..., {', '.join(neuron)})"] if neuron else []
+    parts += [f"recipe.replace({others!r})"] if others else []
+    return " and ".join(parts)
 
 
 def diagnose(
-    vitals: Vitals, model: nn.Module, recipe: Recipe, steps: int, trained: bool
+    vitals: Vitals,
+    model: nn.Module,
+    recipe: Recipe,
+    steps: int,
+    trained: bool,
+    own_model: bool = False,
 ) -> list[Finding]:
-    """What is wrong with `model` in training by `recipe`, the first cause first; [] for nothing.
+    """Finds what is wrong with `model` when trained by `recipe`; [] if nothing is.
 
-    steps: of the optimizer over the whole recipe. trained: the weights are not those of the start.
+    The first cause comes first. steps: optimizer steps in the whole recipe. trained: the weights
+    have been trained. own_model: the model was not built from the recipe.
     """
-    case = _Case(vitals, model, recipe, steps, trained)
-    notes = [note for look in _NOTES for note in look(case)]
+    case = _Case(vitals, model, recipe, steps, trained, own_model)
+    notes = [note for check in _NOTES for note in check(case)]
     for stage in _STAGES:
-        found = [finding for look in stage for finding in look(case)]
+        found = [finding for check in stage for finding in check(case)]
         if any(not finding.note for finding in found):
-            return found + notes
+            return case.attributed(found + notes)
         notes += found
-    return notes
+    return case.attributed(notes)
 
 
 @dataclass(frozen=True)
@@ -104,6 +156,7 @@ class _Case:
     recipe: Recipe
     steps: int
     trained: bool
+    own_model: bool
 
     @property
     def layers(self) -> list[tuple[str, Layer, LIF]]:
@@ -114,112 +167,128 @@ class _Case:
     def weights(self) -> list[tuple[str, Weight]]:
         return list(self.vitals.weights.items())
 
+    def attributed(self, findings: list[Finding]) -> list[Finding]:
+        return [dataclasses.replace(f, own_model=self.own_model) for f in findings]
 
-# ---- data ----------------------------------------------------------------------------------------------------------------
+    def change_surrogate(
+        self, neuron: LIF, changed: Surrogate, path: str, value: Any
+    ) -> dict[str, Any]:
+        """The field of the recipe's surrogate, or the whole surrogate if the neuron has another."""
+        if not self.own_model and self.recipe.neuron.surrogate == neuron.surrogate:
+            return {f"neuron.surrogate{path}": value}
+        return {"neuron.surrogate": changed}
+
+
+# ---- data ------------------------------------------------------------------------------------
 
 
 def _blank(case: _Case) -> Iterator[Finding]:
     v = case.vitals
+    advice = "check what the data set returns"
     if v.input_rms == 0:
-        yield Finding(
-            "blank input",
-            [],
-            "every value of the samples is 0",
-            "look at what the data set returns",
-        )
+        yield Finding("blank input", [], "all sample values are 0", advice)
     elif v.input_constant:
-        yield Finding(
-            "equal input",
-            [],
-            f"all {v.samples} samples are the same",
-            "look at what the data set returns",
-        )
+        yield Finding("equal input", [], f"all {v.samples} samples are the same", advice)
 
 
 def _one_label(case: _Case) -> Iterator[Finding]:
     v = case.vitals
     if v.labels == 1 and v.classes > 1 and v.samples >= 4 * v.classes:
-        found = (
-            f"all {v.samples} samples, drawn at random, have the same label, of {v.classes} classes"
-        )
-        yield Finding("one label", [], found, "look at the labels that the data set returns")
+        found = f"all {v.samples} randomly drawn samples have the same one of {v.classes} labels"
+        yield Finding("one label", [], found, "check the labels that the data set returns")
 
 
-# ---- spikes --------------------------------------------------------------------------------------------------------------
+# ---- spikes ----------------------------------------------------------------------------------
+
+
+def _no_spiking_layer(case: _Case) -> Iterator[Finding]:
+    if case.layers:
+        return
+    if idle := list(spiking_layers(case.model)):
+        found = "the network does not call its spiking layers"
+        yield Finding("no spiking layer", idle, found, "call them in the model's forward")
+    else:
+        found = "the network has no spiking layer"
+        advice = "put one, such as bs.LIF(), after each layer with weights except the last"
+        yield Finding("no spiking layer", [], found, advice)
 
 
 def _input_scale(case: _Case) -> Iterator[Finding]:
-    """Where the first layer reads the input without a norm, the scale of the input is that of its potentials."""
+    """Without a norm before the first layer, the input's scale determines its potentials."""
     v = case.vitals
     if v.input_normed or not case.layers:
         return
     name, layer, _ = case.layers[0]
-    ill = (
+    unusable = (
         layer.support < SUPPORT or layer.saturated >= SATURATED or layer.spikes_per_sample < SPIKES
     )
-    if ill and not 0.1 <= v.input_rms <= 10:
+    if unusable and not 0.1 <= v.input_rms <= 10:
         found = (
-            f"the root mean square of the samples is {v.input_rms:.3g} and no norm stands before the layer: half of its "
-            f"potentials lie {layer.distance['0.5']:.2g} or more from the threshold"
+            f"the root mean square of the samples is {v.input_rms:.3g} and there is no norm before "
+            f"the layer: half of its potentials are {layer.distance['0.5']:.2g} or more away from "
+            "the threshold"
         )
         factor, verb = (v.input_rms, "divide") if v.input_rms > 1 else (1 / v.input_rms, "multiply")
-        yield Finding(
-            "input out of scale", [name], found, f"{verb} the samples by {_tidy(factor):g}"
-        )
+        advice = f"{verb} the samples by {_tidy(factor):g}"
+        yield Finding("input out of scale", [name], found, advice)
 
 
 def _firing(case: _Case) -> Iterator[Finding]:
-    """The first layer that fires too little or too much; those after it get nothing to tell apart."""
+    """The first layer that fires too little or too much; later ones cannot tell samples apart."""
     for name, layer, neuron in case.layers:
         if layer.spikes_per_sample < SPIKES:
-            found = f"{layer.spikes_per_sample:.2g} spikes per sample in the whole layer, so that most samples pass nothing on"
+            found = (
+                f"the whole layer emits only {layer.spikes_per_sample:.2g} spikes per sample, so "
+                "most samples send no signal to the next layer"
+            )
         elif layer.dead >= DEAD:
             found = f"{_percent(layer.dead)} of the channels never fire"
         elif layer.saturated >= SATURATED:
-            found = f"{_percent(layer.saturated)} of the channels fire always, whatever the input"
+            found = f"{_percent(layer.saturated)} of the channels always fire, whatever the input"
         else:
             continue
-        illness = "saturated layer" if layer.saturated >= SATURATED else "silent layer"
-        yield _rethreshold(illness, name, layer, neuron, found)
+        problem = "saturated layer" if layer.saturated >= SATURATED else "silent layer"
+        yield _change_threshold(problem, name, layer, neuron, found)
         return
 
 
-def _rethreshold(illness: str, name: str, layer: Layer, neuron: LIF, found: str) -> Finding:
-    """The threshold that a fifth of the potentials lie above."""
+def _change_threshold(problem: str, name: str, layer: Layer, neuron: LIF, found: str) -> Finding:
+    """Advises the threshold that a fifth of the potentials exceed."""
     theta = _tidy(layer.potential[f"{1 - RIGHT_RATE:g}"])
     now = float(torch.as_tensor(neuron.constants()[1]).detach().double().mean())
     floor = neuron.v_reset or 0.0
     if theta <= max(floor, 1e-3):
-        where = (
-            f"the potentials lie at or below rest ({layer.potential['0.9']:.2g} at the upper tenth)"
-        )
-        advice = "put a norm before the layer, or make its weights or its bias larger"
-        return Finding(illness, [name], f"{found}; {where}", advice)
+        where = f"90 % of the potentials are at or below {layer.potential['0.9']:.2g}, about rest"
+        advice = "put a norm before the layer, or increase its weights or its bias"
+        return Finding(problem, [name], f"{found}; {where}", advice)
     verb = "lower" if theta < now else "raise"
     advice = (
-        f"{verb} the threshold from {now:.3g} to {theta:g}, which a fifth of the potentials reach"
+        f"{verb} the threshold from {now:.3g} to {theta:g}, which 20 % of the potentials exceed"
     )
-    return Finding(illness, [name], found, advice, {"neuron.v_threshold": theta})
+    return Finding(problem, [name], found, advice, {"neuron.v_threshold": theta})
 
 
 def _outside(case: _Case) -> Iterator[Finding]:
-    ill = [(name, layer, neuron) for name, layer, neuron in case.layers if layer.support < SUPPORT]
-    if not ill:
+    bad = [item for item in case.layers if item[1].support < SUPPORT]
+    if not bad:
         return
-    name, layer, neuron = min(ill, key=lambda item: item[1].support)
+    name, layer, neuron = min(bad, key=lambda item: item[1].support)
     found = (
-        f"{_percent(layer.support)} of the potentials of {name} lie under the surrogate, and only there a gradient passes; "
-        f"half of them lie {layer.distance['0.5']:.2g} or more from the threshold, and it ends at {reach(neuron):.2g}"
+        f"only {_percent(layer.support)} of the potentials of {name} are within the surrogate, "
+        f"where gradients pass; half of them are {layer.distance['0.5']:.2g} or more away from "
+        f"the threshold, and the surrogate reaches {reach(neuron):.2g}"
     )
-    factor = max(layer.distance[f"{RIGHT_SUPPORT:g}"] / reach(neuron) for _, layer, neuron in ill)
-    advice = f"widen the surrogate {factor:.3g} times, or draw the potentials to it with --potential \"PDA(target='window')\""
-    yield Finding(
-        "outside the surrogate", [n for n, *_ in ill], found, advice, _widened(neuron, factor)
+    factor = max(layer.distance[f"{RIGHT_SUPPORT:g}"] / reach(neuron) for _, layer, neuron in bad)
+    advice = (
+        f"widen the surrogate by a factor of {factor:.3g}, or move the potentials towards it with "
+        "--potential \"PDA(target='window')\""
     )
+    where = [name for name, *_ in bad]
+    yield Finding("outside the surrogate", where, found, advice, _widened(case, neuron, factor))
 
 
 def reach(neuron: LIF) -> float:
-    """The largest distance from the threshold at which the surrogate derivative is above 1 % of its peak."""
+    """The distance from the threshold within which the derivative exceeds 1 % of its peak."""
     z = torch.logspace(-5, 5, 4001)[:, None, None]
     width = neuron.constants()[2]
     if width is not None and width.dim():
@@ -229,66 +298,84 @@ def reach(neuron: LIF) -> float:
 
 
 def _base(surrogate: Surrogate) -> tuple[str, Surrogate]:
-    """What a mask or a learned width wraps, with the name of its field in a recipe."""
-    path = "neuron.surrogate"
+    """The surrogate inside masks and learned widths, with the path that leads to it."""
+    path = ""
     while isinstance(surrogate, Masked | Parametric):
         path, surrogate = f"{path}.base", surrogate.base
     return path, surrogate
 
 
-def _widened(neuron: LIF, factor: float) -> dict[str, Any]:
-    """The surrogate so many times as wide; a triangle where its width cannot be set."""
+def _with_base(surrogate: Surrogate, base: Surrogate) -> Surrogate:
+    """The surrogate with another one inside its masks and learned widths."""
+    if isinstance(surrogate, Masked | Parametric):
+        return dataclasses.replace(surrogate, base=_with_base(surrogate.base, base))
+    return base
+
+
+def _changed_base(case: _Case, neuron: LIF, name: str, value: float) -> dict[str, Any]:
+    """A change of one field of the neuron's innermost surrogate."""
+    path, base = _base(neuron.surrogate)
+    new: Any = dataclasses.replace(base, **{name: value})  # type: ignore[type-var]
+    whole = _with_base(neuron.surrogate, new)
+    return case.change_surrogate(neuron, whole, f"{path}.{name}", value)
+
+
+def _widened(case: _Case, neuron: LIF, factor: float) -> dict[str, Any]:
+    """The surrogate `factor` times as wide; a triangle if its width cannot be set."""
     path, base = _base(neuron.surrogate)
     width, alpha = (getattr(base, name, None) for name in ("width", "alpha"))
     if isinstance(width, float | int):
-        return {f"{path}.width": _tidy(width * factor)}
+        return _changed_base(case, neuron, "width", _tidy(width * factor))
     if isinstance(alpha, float | int):
-        return {f"{path}.alpha": _tidy(alpha / factor)}
-    return {path: Triangle(alpha=_tidy(1 / (reach(neuron) * factor)))}
+        return _changed_base(case, neuron, "alpha", _tidy(alpha / factor))
+    triangle = Triangle(alpha=_tidy(1 / (reach(neuron) * factor)))
+    return case.change_surrogate(neuron, _with_base(neuron.surrogate, triangle), path, triangle)
 
 
-# ---- norms ---------------------------------------------------------------------------------------------------------------
+# ---- norms -----------------------------------------------------------------------------------
 
 
 def _flat(case: _Case) -> Iterator[Finding]:
-    ill = {name: share for name, share in case.vitals.flat_norms.items() if share >= FLAT}
-    if not ill:
+    flat = {name: share for name, share in case.vitals.flat_norms.items() if share >= FLAT}
+    if not flat:
         return
     norms = dict(case.model.named_modules())
-    name = next(iter(ill))
+    name = next(iter(flat))
     weight: Any = norms[name].weight
-    found = f"{_percent(ill[name])} of the channels of {name} give out the same for every sample"
+    found = f"{_percent(flat[name])} of the channels of {name} have the same output for all samples"
+    changes: dict[str, Any] = {}
     if weight is not None and float((weight.detach().abs() < 0.1).float().mean()) >= FLAT:
-        found += f": their weights are next to 0 ({float(weight.detach().abs().median()):.2g} in the middle)"
-        advice = "start them at 1 (torch.nn.init.ones_), and let weight decay spare them"
-        changes = (
-            {}
-            if not getattr(case.recipe.optimizer, "weight_decay", 0)
-            else {"optimizer.weight_decay": 0.0}
-        )
+        median = float(weight.detach().abs().median())
+        found += f": their weights are close to 0 (median {median:.2g})"
+        advice = "initialise them to 1 (torch.nn.init.ones_) and exclude them from weight decay"
+        if getattr(case.recipe.optimizer, "weight_decay", 0):
+            changes = {"optimizer.weight_decay": 0.0}
     else:
-        found += f": what enters varies less than its eps of {norms[name].eps:g}"
-        advice, changes = "make the layer before it or the samples larger, or eps smaller", {}
+        found += f": their input varies less than the norm's eps of {norms[name].eps:g}"
+        advice = "increase the preceding weights or the samples, or reduce eps"
         if case.vitals.input_rms < 0.1:
             found += f"; the root mean square of the samples is {case.vitals.input_rms:.2g}"
             advice = f"multiply the samples by {_tidy(1 / case.vitals.input_rms):g}"
-    yield Finding("flat norm", list(ill), found, advice, changes)
+    yield Finding("flat norm", list(flat), found, advice, changes)
 
 
-# ---- gradients -----------------------------------------------------------------------------------------------------------
+# ---- gradients -------------------------------------------------------------------------------
 
 
 def _missing(case: _Case) -> Iterator[Finding]:
     names = case.vitals.without_gradient
-    # the branches of a residual network may begin with a norm of weight 0, behind which all gradients are 0
-    begins = not case.trained and any(
+    # residual branches may start with a norm of weight 0, which blocks all gradients behind it
+    zero_start = not case.trained and any(
         m.weight is not None and not bool(m.weight.any())
         for m in case.model.modules()
         if isinstance(m, _BatchNorm)
     )
-    if names and not begins and not _all_masked(case):
+    if names and not zero_start and not _all_masked(case):
         found = "no gradient reaches it" if len(names) == 1 else "no gradient reaches them"
-        advice = "make the loss depend on it (is its output used, or detached?), or freeze it with requires_grad_(False)"
+        advice = (
+            "make the loss depend on it (is its output unused or detached?), or freeze it with "
+            "requires_grad_(False)"
+        )
         yield Finding("no gradient", names, found, advice)
 
 
@@ -308,25 +395,26 @@ def _masked(case: _Case) -> Iterator[Finding]:
     if not known or min(known)[0] >= ALIGNED:
         return
     aligned, name = min(known)
-    p = max(float(n.mask_p) for *_, n in case.layers if n.mask_p is not None)
-    # aligned^-2 - 1 is noise over signal, and p / (1 - p) times what does not depend on p
+    masked = [(float(n.mask_p), n) for *_, n in case.layers if n.mask_p is not None]
+    p, neuron = max(masked, key=lambda item: item[0])
+    # aligned^-2 - 1 is noise over signal: p / (1 - p) times a factor that does not depend on p
     noise = (max(aligned, 1e-2) ** -2 - 1) * (1 - min(p, 0.999)) / p
     better = min(0.5, math.floor(100 * 3 / (3 + noise)) / 100)
     found = (
-        f"of the gradient of {name} little is left but noise: with the mask (p = {p:g}) it has a cosine of {aligned:.2g} to "
-        "what it would be without"
+        f"the mask (p = {p:g}) leaves mostly noise in the gradient of {name}: its cosine "
+        f"similarity to the unmasked gradient is {aligned:.2g}"
     )
-    advice = f"mask less, p = {better:g}, or make the surrogate wider or the batches larger"
-    changes: dict[str, Any] = {"neuron.surrogate.p": better}
+    advice = f"lower p to {better:g}, or use a wider surrogate or larger batches"
+    surrogate: Any = neuron.surrogate
+    whole = dataclasses.replace(surrogate, p=better)
+    changes = case.change_surrogate(neuron, whole, ".p", better)
     if case.recipe.mask_p_end is not None and case.recipe.mask_p_end > better:
         changes = {"mask_p_end": None, **changes}
     yield Finding("masked away", [name], found, advice, changes)
 
 
 def _through_depth(case: _Case) -> Iterator[Finding]:
-    known = [
-        (n, layer, neuron) for n, layer, neuron in case.layers if math.isfinite(layer.gradient_norm)
-    ]
+    known = [item for item in case.layers if math.isfinite(item[1].gradient_norm)]
     if len(known) < 2:
         return
     (first, a, _), (last, b, neuron) = known[0], known[-1]
@@ -334,25 +422,26 @@ def _through_depth(case: _Case) -> Iterator[Finding]:
     if VANISHED <= ratio <= EXPLODED or ratio != ratio:
         return
     each = ratio ** (1 / (len(known) - 1)) if ratio > 0 else 0.1
-    illness = "vanishing gradient" if ratio < 1 else "exploding gradient"
-    # Adam divides a gradient by its size; only far below its eps it cannot make up for what vanishes
+    problem = "vanishing gradient" if ratio < 1 else "exploding gradient"
+    # Adam divides a gradient by its size; it compensates unless the gradient is far below its eps
     ratios = [weight.update_ratio for _, weight in case.weights]
     note = ratio < 1 and min(ratios) >= VANISHED * max(ratios)
-    found = f"over {len(known)} layers, from {last} back to {first}, the gradient becomes {ratio:.2g} times what it was"
-    path, base = _base(neuron.surrogate)
-    scale = getattr(base, "scale", None)
+    found = (
+        f"over {len(known)} layers, from {last} back to {first}, the gradient changes by a factor "
+        f"of {ratio:.2g}"
+    )
+    scale = getattr(_base(neuron.surrogate)[1], "scale", None)
     if scale is None:
-        yield Finding(
-            illness,
-            [first],
-            found,
-            f"multiply the surrogate's derivative by {1 / each:.2g}",
-            note=note,
-        )
+        advice = f"multiply the surrogate's derivative by {1 / each:.2g}"
+        yield Finding(problem, [first], found, advice, note=note)
         return
     better = _tidy(scale / each)
-    advice = f"scale the surrogate from {scale:g} to {better:g}, so that each layer passes on as much as arrives"
-    yield Finding(illness, [first], found, advice, {f"{path}.scale": better}, note)
+    advice = (
+        f"change the surrogate's scale from {scale:g} to {better:g}, so that each layer passes on "
+        "as much as it receives"
+    )
+    changes = _changed_base(case, neuron, "scale", better)
+    yield Finding(problem, [first], found, advice, changes, note)
 
 
 def _unmasked(layer: Layer) -> float:
@@ -364,43 +453,50 @@ def _through_time(case: _Case) -> Iterator[Finding]:
     T = case.vitals.T
     if T < 2 or not case.layers or case.vitals.static:
         return
-    # of the last layer: to those before it a BatchNorm over time hands a little of every timestep's gradient
+    # the last layer: in earlier ones, BatchNorm over time mixes in gradients of all timesteps
     name, layer, neuron = case.layers[-1]
     early = math.sqrt(sum(g * g for g in layer.gradient[: T // 2]))
     if not early < FORGOTTEN * layer.gradient_norm:
         return
     share = early / layer.gradient_norm
-    found = f"the first half of the {T} timesteps gets {share:.1g} of its gradient, so that nothing early is learned"
+    found = (
+        f"the first half of the {T} timesteps receives {share:.1g} of the gradient, so early "
+        "input is not learned"
+    )
     if not neuron.temporal_gradient:
         changes: dict[str, Any] = {"neuron.temporal_gradient": True}
         advice = "let the gradient flow back through time"
     else:
         tau = neuron.constants()[0]
         tau = float(torch.as_tensor(tau).detach().double().mean())
-        longer = _tidy(1 / (1 - 0.1 ** (2 / T)))  # a tenth after half of the timesteps
+        # so that a tenth remains after half of the timesteps
+        longer = _tidy(1 / (1 - 0.1 ** (2 / T)))
         if longer <= tau:
             readout = {"readout": "Mean()"} if isinstance(case.recipe.readout, values.Last) else {}
             yield Finding("forgotten timesteps", [name], found, "read out every timestep", readout)
             return
         changes = {"neuron.tau": longer}
-        advice = f"raise tau from {tau:.3g} to {longer:g}, which keeps a tenth over half of them, or read out every timestep"
+        advice = (
+            f"raise tau from {tau:.3g} to {longer:g}, so that a tenth remains after half of the "
+            "timesteps, or read out every timestep"
+        )
     yield Finding("forgotten timesteps", [name], found, advice, changes)
 
 
 def _through_reset(case: _Case) -> Iterator[Finding]:
-    ill = {}
+    bad = {}
     for name, layer, _ in case.layers:
         if layer.reset_ratio and (worst := max(layer.reset_ratio)) > RESET:
-            ill[name] = worst
-    if not ill:
+            bad[name] = worst
+    if not bad:
         return
-    worst = max(ill.values())
-    found = f"the gradient through the reset is {worst:.2g} times as large as all else that arrives"
-    advice = "detach the reset, or widen the surrogate until theta times its peak is below 1"
-    yield Finding("reset dominates", list(ill), found, advice, {"neuron.reset_gradient": 0.0})
+    worst = max(bad.values())
+    found = f"the gradient through the reset is {worst:.2g} times as large as the rest"
+    advice = "detach the reset, or widen the surrogate until threshold times its peak is below 1"
+    yield Finding("reset dominates", list(bad), found, advice, {"neuron.reset_gradient": 0.0})
 
 
-# ---- steps ---------------------------------------------------------------------------------------------------------------
+# ---- steps -----------------------------------------------------------------------------------
 
 
 def _steps(case: _Case) -> Iterator[Finding]:
@@ -415,67 +511,64 @@ def _steps(case: _Case) -> Iterator[Finding]:
     largest, _ = max(known)
     if far:
         lower = _tidy(lr * 0.05 / largest if math.isfinite(largest) else lr / 1000)
-        found = f"a step changes the weights by {_times(largest)} their own size, so that nothing stays of what was learned"
-        yield Finding(
-            "steps too large",
-            far,
-            found,
-            f"lower the learning rate from {lr:g} to {lower:g}",
-            {"optimizer.lr": lower},
+        found = (
+            f"a step changes the weights by {_times(largest)} their own size, so nothing that was "
+            "learned remains"
         )
+        advice = f"lower the learning rate from {lr:g} to {lower:g}"
+        yield Finding("steps too large", far, found, advice, {"optimizer.lr": lower})
         return
-    way = largest * case.steps / 2  # a cosine's mean is half its peak
-    if way < NEAR and case.steps:
+    # the mean of a cosine schedule is half its peak
+    distance = largest * case.steps / 2
+    if distance < NEAR and case.steps:
         right = min(0.05, max(0.01, 10 * NEAR / case.steps))
         higher = _tidy(lr * right / largest) if largest > 0 else 1e-3
         found = (
-            f"a step changes the weights by {largest:.1g} of their size at most; all {case.steps:,} steps, if each "
-            f"went the same way, by {way:.1g}"
+            f"a step changes the weights by at most {largest:.1g} of their size, and all "
+            f"{case.steps:,} steps, even in one direction, by {distance:.1g}"
         )
-        yield Finding(
-            "steps too small",
-            [],
-            found,
-            f"raise the learning rate from {lr:g} to {higher:g}",
-            {"optimizer.lr": higher},
-        )
+        advice = f"raise the learning rate from {lr:g} to {higher:g}"
+        yield Finding("steps too small", [], found, advice, {"optimizer.lr": higher})
 
 
-# ---- answers -------------------------------------------------------------------------------------------------------------
+# ---- answers ---------------------------------------------------------------------------------
 
 
 def _answers(case: _Case) -> Iterator[Finding]:
     v = case.vitals
     chance = math.log(v.classes)
     if v.logit_spread < CONSTANT:
-        found = f"the answer is the same for every sample (its logits vary by {v.logit_spread:.1g} of their size)"
-        yield Finding(
-            "constant answer",
-            [],
-            found,
-            "look at what stands between the last spiking layer and the readout",
+        found = (
+            "the answer is the same for all samples (the logits vary by "
+            f"{v.logit_spread:.1g} of their size)"
         )
+        advice = "check the layers between the last spiking layer and the readout"
+        yield Finding("constant answer", [], found, advice)
     elif v.cross_entropy > LOUD * chance:
         found = (
-            f"the cross-entropy is {v.cross_entropy:.3g}, answers at random cost {chance:.3g}: the logits are too large "
-            f"({v.logit_scale:.2g} around their mean)"
+            f"the cross-entropy is {v.cross_entropy:.3g} ({chance:.3g} for random answers): the "
+            f"logits are too large ({v.logit_scale:.2g} around their mean)"
         )
-        advice = f"divide the outputs by {_tidy(v.logit_scale):g}"
-        changes = {}
+        advice, changes = f"divide the outputs by {_tidy(v.logit_scale):g}", {}
         if case.trained:
-            advice, changes = (
-                "train anew with a lower learning rate",
-                {"optimizer.lr": _tidy(case.recipe.optimizer.lr / 10)},
-            )
+            advice = "train again with a lower learning rate"
+            changes = {"optimizer.lr": _tidy(case.recipe.optimizer.lr / 10)}
         yield Finding("logits too large", [], found, advice, changes)
     elif case.trained and v.cross_entropy > CHANCE * chance:
-        found = f"after training the cross-entropy is {v.cross_entropy:.3g}, that of answers at random {chance:.3g}"
-        advice = "layers, gradients and steps are as they should be: check that labels belong to their samples, or train longer"
+        found = (
+            f"after training the cross-entropy is {v.cross_entropy:.3g} ({chance:.3g} for random "
+            "answers)"
+        )
+        advice = (
+            "layers, gradients and steps look fine: check that labels match their samples, or "
+            "train longer"
+        )
         yield Finding("nothing learned", [], found, advice)
 
 
 _STAGES: Sequence[Sequence[Callable[[_Case], Iterator[Finding]]]] = (
     (_blank, _one_label),
+    (_no_spiking_layer,),
     (_input_scale,),
     (_firing,),
     (_outside,),
@@ -487,33 +580,37 @@ _STAGES: Sequence[Sequence[Callable[[_Case], Iterator[Finding]]]] = (
 )
 
 
-# ---- notes ---------------------------------------------------------------------------------------------------------------
+# ---- notes -----------------------------------------------------------------------------------
 
 
 def _one_timestep(case: _Case) -> Iterator[Finding]:
     if case.vitals.T == 1:
-        found = "nothing is carried from one timestep to the next, so tau, the reset and the gradient through time do nothing"
-        yield Finding("one timestep", [], found, "take more of them", {"T": 4}, note=True)
+        found = (
+            "with T = 1 no state is carried between timesteps, so tau, the reset and the gradient "
+            "through time have no effect"
+        )
+        yield Finding("one timestep", [], found, "use more timesteps", {"T": 4}, note=True)
 
 
 def _some_dead(case: _Case) -> Iterator[Finding]:
     for name, layer, _ in case.layers:
         if 0.1 <= layer.dead < DEAD:
-            found = f"{_percent(layer.dead)} of the channels did not fire on {case.vitals.samples} samples"
-            yield Finding(
-                "idle channels", [name], found, "a lower threshold, or fewer channels", note=True
-            )
+            share, samples = _percent(layer.dead), case.vitals.samples
+            found = f"{share} of the channels did not fire on {samples} samples"
+            advice = "lower the threshold, or use fewer channels"
+            yield Finding("idle channels", [name], found, advice, note=True)
 
 
 _NOTES = (_one_timestep, _some_dead)
 
 
 def _tidy(value: float) -> float:
-    """Two digits are enough for advice."""
+    """Rounds to two significant digits, enough for advice."""
     return float(f"{value:.2g}") if math.isfinite(value) else value
 
 
-def _text(value: Any) -> str:
+def flag_text(value: Any) -> str:
+    """A value as text that the command line parses."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -526,6 +623,6 @@ def _times(ratio: float) -> str:
 
 
 def _list(names: Sequence[str]) -> str:
-    return (
-        ", ".join(names) if len(names) <= 3 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
-    )
+    if len(names) <= 3:
+        return ", ".join(names)
+    return f"{names[0]}, {names[1]} and {len(names) - 2} more"

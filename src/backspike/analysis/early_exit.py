@@ -1,9 +1,11 @@
-"""Answers before the last timestep: accuracy after 1 ... T steps, and early exit where the network is sure.
+"""Answers before the last timestep: accuracy after 1 ... T steps, and early exit when confident.
 
-The answer after t steps is `measure.answers_over_time`: of `Mean` the mean of the outputs so far; of `Last` the output at t; of
-`TWO` the mean so far of the outputs, each times its weight, the weights as they were learned for all T. A sample exits at the
-first step at which its confidence reaches a threshold, at T at the latest. The threshold is chosen on the validation split: the
-one that needs the fewest steps among those with no more mistakes there than after all T. The test set chooses nothing.
+The answer after t steps is `activity.answers_over_time`. With `Mean` it is the mean of the outputs
+so far; with `Last`, the output at t; with `TWO`, the mean so far of the weighted outputs, with the
+weights that were learned for all T. A sample exits at the first step at which its confidence
+reaches a threshold, at T at the latest. The threshold is chosen on the validation split: the one
+with the fewest steps among those that make no more mistakes there than after all T steps. The test
+set plays no part in choosing it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from torch import Tensor
 from ..data.batches import Batches
 from .activity import answers_over_time
 
-THRESHOLDS = 101  # points of a curve: quantiles of the confidences on the validation split
+# points of a curve, at quantiles of the confidences on the validation split
+THRESHOLDS = 101
 
 
 def confidence(answers: Tensor) -> Tensor:
@@ -26,7 +29,7 @@ def confidence(answers: Tensor) -> Tensor:
 
 
 def margin(answers: Tensor) -> Tensor:
-    """The largest softmax less the second largest, `[..., K]` to `[...]`."""
+    """The largest softmax minus the second largest, `[..., K]` to `[...]`."""
     two = answers.softmax(-1).topk(2).values
     return two[..., 0] - two[..., 1]
 
@@ -36,17 +39,19 @@ MEASURES = {"confidence": confidence, "margin": margin}
 
 @dataclass(frozen=True)
 class Split:
-    """Of all samples after each step, `[T, N]`: whether the answer is right, and how sure the network is, by measure."""
+    """The answers to all N samples of a split after each of T steps."""
 
+    # [T, N]: whether the answer is right
     right: Tensor
+    # [T, N] by measure: how confident the network is
     sure: dict[str, Tensor]
 
     def accuracy(self) -> list[float]:
-        """If all samples stop after 1, 2, ... T steps."""
+        """The accuracy if all samples stop after 1, 2, ... T steps."""
         return self.right.double().mean(1).tolist()
 
     def exits(self, measure: str, thresholds: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean steps and accuracy, `[H]`, if each sample stops where it is as sure as the threshold."""
+        """Mean steps and accuracy, `[H]`, if samples exit once they reach the threshold."""
         steps, accuracy = [], []
         for threshold in thresholds:
             reached = self.sure[measure] >= threshold
@@ -59,19 +64,21 @@ class Split:
 
 @dataclass(frozen=True)
 class Curve:
-    """Early exit by one measure of confidence: points by threshold, and the number of the chosen one."""
+    """Early exit by one measure of confidence, a point per threshold."""
 
     threshold: list[float]
     validation_steps: list[float]
     validation_accuracy: list[float]
-    steps: list[float]  # of the test set, as is accuracy
+    # on the test set
+    steps: list[float]
     accuracy: list[float]
+    # index of the chosen threshold
     chosen: int
 
 
 @torch.no_grad()
 def split(network: Any, batches: Batches) -> Split:
-    """Runs a data set through the network."""
+    """Runs all samples of `batches` through the network."""
     network.eval()
     right, sure = [], []
     for x, y in batches.in_order():
@@ -79,19 +86,19 @@ def split(network: Any, batches: Batches) -> Split:
             o = network.model(x).float()
         answers = answers_over_time(o, network.readout)
         right.append((answers.argmax(-1) == y).cpu())
-        sure.append({name: of(answers).double().cpu() for name, of in MEASURES.items()})
+        sure.append({name: f(answers).double().cpu() for name, f in MEASURES.items()})
     return Split(
         torch.cat(right, 1), {name: torch.cat([s[name] for s in sure], 1) for name in MEASURES}
     )
 
 
 def curve(validation: Split, test: Split, measure: str) -> Curve:
-    """Thresholds at quantiles of the validation split, and one that nobody reaches before T."""
-    quantiles = (
-        validation.sure[measure]
-        .flatten()
-        .quantile(torch.linspace(0, 1, THRESHOLDS - 1, dtype=torch.float64))
-    )
+    """The curve for one of `MEASURES`.
+
+    Thresholds are quantiles of the validation split, and one that no sample reaches before T.
+    """
+    shares = torch.linspace(0, 1, THRESHOLDS - 1, dtype=torch.float64)
+    quantiles = validation.sure[measure].flatten().quantile(shares)
     thresholds = torch.cat((quantiles, torch.tensor([2.0], dtype=torch.float64)))
     steps, accuracy = validation.exits(measure, thresholds)
     as_good = (accuracy >= accuracy[-1]).nonzero().flatten()
@@ -103,7 +110,7 @@ def curve(validation: Split, test: Split, measure: str) -> Curve:
 
 
 def measured(validation: Split, test: Split) -> dict[str, Any]:
-    """What `anytime.json` holds; see docs/run-folder.md."""
+    """The content of `anytime.json`; see docs/run-folder.md."""
     return {
         "validation_samples": validation.right.shape[1],
         "test_samples": test.right.shape[1],

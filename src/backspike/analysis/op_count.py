@@ -1,8 +1,9 @@
-"""What a network computes per sample, counted while it runs: connections of products, spikes that enter, numbers that move.
+"""Counts what a network computes per sample while it runs: connections, spikes, numbers moved.
 
-`count` runs a few samples in float32 and gives the arrays `op_*` of `evaluation.npz`; `energy.py` makes picojoules of them. A
-connection is an input and an output that a weight joins; the zeros of a padding have none. Norms, which fold into weights,
-pools and additions of branches are not counted.
+`count` runs a few samples in float32 and returns the arrays `op_*` of `evaluation.npz`, from which
+`energy.py` estimates picojoules. A connection is an input and an output joined by a weight; padding
+zeros have none. Norms (which can be folded into weights), pools and additions of branches are not
+counted.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from ..neuron.hooks import observe
 from ..neuron.lif import LIF, Output
 
 SAMPLES, AT_ONCE = 128, 32
-MOST_PARTS = 1024  # of a spike: the places that average pools take together
+# largest number of positions that average pools combine, so that inputs are multiples of 1 / this
+MOST_PARTS = 1024
 _MATMULS = {
     torch.matmul,
     torch.bmm,
@@ -39,23 +41,29 @@ _CONVOLVE: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.co
 
 @dataclass
 class _Tally:
-    """Sums over all samples and timesteps of one product, or of one layer of neurons."""
+    """Sums over all samples and timesteps for one synaptic layer or one layer of neurons."""
 
     kind: str
-    rows: int = 0  # samples times timesteps that were computed
-    dense: float = 0.0  # connections
-    additions: float = 0.0  # for each spike that enters, one for each output it reaches; nan: what enters is not made of spikes
-    products: float = 0.0  # the same for each input that is not zero
+    # samples times computed timesteps
+    rows: int = 0
+    # connections
+    dense: float = 0.0
+    # one per incoming spike and output that it reaches; nan if the input is not made of spikes
+    additions: float = 0.0
+    # one per non-zero input and output that it reaches
+    products: float = 0.0
     spikes: float = 0.0
-    bits: int = 1  # of an input
+    # bits per input
+    bits: int = 1
     weights: int = 0
-    inputs: int = 0  # numbers of a row
+    # numbers per row
+    inputs: int = 0
     outputs: int = 0
 
 
 @torch.no_grad()
 def count(network: Any, batches: Batches) -> dict[str, np.ndarray]:
-    """The arrays `op_*` from the first samples of a data set; their meaning is in docs/run-folder.md."""
+    """The arrays `op_*` from the first samples of a data set; see docs/run-folder.md."""
     network.eval()
     counter, n, T = _Counter(), 0, batches.recipe.T
     for x, _ in batches.in_order(AT_ONCE):
@@ -68,8 +76,9 @@ def count(network: Any, batches: Batches) -> dict[str, np.ndarray]:
 def _arrays(tallies: dict[str, _Tally], n: int, T: int) -> dict[str, np.ndarray]:
     rows = []
     for name, t in tallies.items():
-        steps = T if t.rows % (T * n) == 0 else 1  # an input that repeats over T is multiplied once
-        own = {
+        # an input that repeats over T is multiplied once
+        steps = T if t.rows % (T * n) == 0 else 1
+        row = {
             "name": name,
             "kind": t.kind,
             "steps": steps,
@@ -78,26 +87,28 @@ def _arrays(tallies: dict[str, _Tally], n: int, T: int) -> dict[str, np.ndarray]
             "bits": t.bits,
         }
         sums = {key: getattr(t, key) / n for key in ("additions", "products", "spikes")}
-        rows.append({**own, **sums, "inputs": t.inputs, "outputs": t.outputs})
+        rows.append({**row, **sums, "inputs": t.inputs, "outputs": t.outputs})
     return {f"op_{key}": np.array([row[key] for row in rows]) for key in (rows[0] if rows else ())}
 
 
 class _Counter:
     def __init__(self) -> None:
         self.tallies: dict[str, _Tally] = {}
-        self.fired = False  # whether a spiking layer has run in this pass: what comes before it reads the input of the network
+        # whether a spiking layer has run in this pass; layers before it read the network's input
+        self.fired = False
         self.matmuls = 0
-        self.T = self.B = 0
+        self.T = 0
+        self.B = 0
 
     def watch(self, model: nn.Module, x: Tensor) -> None:
-        """One forward pass of x `[T, B, ...]`."""
+        """Counts one forward pass of x `[T, B, ...]`."""
         self.T, self.B = x.shape[:2]
         self.fired, self.matmuls = False, 0
         with ExitStack() as stack:
             for name, m in model.named_modules():
                 if isinstance(m, SYNAPSES):
                     hook = m.register_forward_hook(
-                        lambda m, args, y, name=name: self.product(name, m, args, y)
+                        lambda m, args, y, name=name: self.synapse(name, m, args, y)
                     )
                     stack.callback(hook.remove)
             stack.enter_context(observe(model, self.neurons))
@@ -115,7 +126,7 @@ class _Counter:
         t.spikes += float(out.spikes.sum(dtype=torch.float64))
         t.inputs = t.outputs = out.spikes[0, 0].numel()
 
-    def product(self, name: str, m: Any, args: tuple[Any, ...], y: Tensor) -> None:
+    def synapse(self, name: str, m: Any, args: tuple[Any, ...], y: Tensor) -> None:
         if not args:
             return
         x: Tensor = args[0]
@@ -135,7 +146,7 @@ class _Counter:
         t.inputs, t.outputs = x.numel() // rows, y.numel() // rows
 
     def matmul(self, a: Tensor, b: Tensor, y: Tensor) -> None:
-        """Of two activations; where one of them is only 0 and 1, the other is added up."""
+        """Counts a product of two activations; if one is binary, the other is only summed."""
         self.matmuls += 1
         t = self.tallies.setdefault(f"matmul {self.matmuls}", _Tally("matmul"))
         t.rows += self.T * self.B
@@ -163,9 +174,11 @@ class _Counter:
 
 
 def _spikes(x: Tensor, hidden: bool) -> Tensor | None:
-    """How many spikes each number stands for: 0 or 1; more where spikes were added; of an average, its parts.
+    """The number of spikes that each value stands for; None for real numbers.
 
-    None for real numbers. The input of the network itself is only taken for spikes where it holds whole numbers, events.
+    It is 0 or 1, more where spikes were summed, and the number summed where they were averaged.
+    hidden: whether x is an activation. The network's input counts as spikes (events) only if its
+    values are whole numbers.
     """
     values = x.unique()
     if len(values) > 4 * MOST_PARTS or float(values[0]) < 0:
@@ -178,18 +191,18 @@ def _spikes(x: Tensor, hidden: bool) -> Tensor | None:
 
 
 def _connections(m: Any, counts: Tensor) -> float:
-    """The sum over all inputs of what they count, times the outputs that they reach."""
+    """The sum over all inputs of count times the number of outputs that the input reaches."""
     if not isinstance(m, CONVOLUTIONS):
         return float(counts.sum(dtype=torch.float64)) * m.out_features
     counts = counts if counts.dim() == m.weight.dim() else counts[None]
     window = torch.ones((1, 1, *m.kernel_size), device=counts.device)
-    over = counts.float().sum(1, keepdim=True)
-    reached = _CONVOLVE[counts.dim()](over, window, None, m.stride, m.padding, m.dilation)
+    summed = counts.float().sum(1, keepdim=True)
+    reached = _CONVOLVE[counts.dim()](summed, window, None, m.stride, m.padding, m.dilation)
     return float(reached.sum(dtype=torch.float64)) * (m.out_channels // m.groups)
 
 
 class _Matmuls(TorchFunctionMode):
-    """Within it, `see(a, b, y)` is called for every matrix product that is written as one."""
+    """A context in which `see(a, b, y)` is called for every matrix product."""
 
     def __init__(self, see: Callable[[Tensor, Tensor, Tensor], None]) -> None:
         super().__init__()

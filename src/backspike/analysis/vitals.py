@@ -1,7 +1,8 @@
-"""What a network does while it learns, measured on a few batches: spikes, potentials, gradients and how far a step goes.
+"""Measures a network while it learns on a few batches: spikes, potentials, gradients, step sizes.
 
-`take` works on a copy of network and optimizer, so that nothing of a training changes but the generators, which who calls it
-puts back. What the mask and the gradient through the reset do is found by leaving each out and taking the same gradient again.
+`take` works on a copy of network and optimizer. It changes nothing of a training except the random
+generators, which the caller has to restore. The effects of the mask and of the gradient through
+the reset are found by computing the same gradient again without each of them.
 """
 
 from __future__ import annotations
@@ -29,77 +30,106 @@ from ..surrogate import Masked
 from .activity import distances, in_support
 
 Batch = tuple[Tensor, Tensor]
-ALWAYS = 0.99  # a channel that fires at this share of its places and timesteps always fires
-FLAT = 0.1  # a channel of a norm is flat where its output varies less than this, of the 1 that a norm is for
+# a channel that fires at this share of its positions and timesteps counts as always firing
+ALWAYS = 0.99
+# a norm's channel is flat if the standard deviation of its output is below this; norms aim at 1
+FLAT = 0.1
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.8, 0.9, 0.99)
-_DRAWN = 1 << 11  # potentials of a timestep and batch, about, that quantiles are taken from
-_SEED = 1  # of every pass, so that two of them drop the same elements
+# approximate number of potentials per timestep and batch from which quantiles are computed
+_SAMPLED = 1 << 11
+# seeds every pass, so that all passes drop the same elements
+_SEED = 1
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A spiking layer; lists have a value per timestep. Gradients are of its currents, over all samples and places."""
+    """A spiking layer. Lists have a value per timestep. Gradients are those at its input currents,
+    over all samples and positions."""
 
     firing_rate: list[float]
-    support_share: list[float]  # of potentials where h is above 1 % of its peak
-    gradient: list[float]  # norm; nan where none arrives
-    reset_ratio: (
-        list[float] | None
-    )  # norm of what the path through the reset adds, relative to all else; None: no such path
-    mask_left: list[float] | None  # norm with the mask, relative to that without; None: no mask
-    dead: float  # share of channels without a spike
-    saturated: float  # share of channels that always fire
+    # share of the potentials where the derivative h exceeds 1 % of its peak
+    support_share: list[float]
+    # norm; nan if no gradient arrives
+    gradient: list[float]
+    # norm of what the path through the reset adds, relative to the rest; None: no such path
+    reset_ratio: list[float] | None
+    # norm with the mask relative to the norm without it; None: no mask
+    mask_left: list[float] | None
+    # share of channels that never fire
+    dead: float
+    # share of channels that always fire
+    saturated: float
     spikes_per_sample: float
-    potential: dict[str, float]  # quantiles of u
-    distance: dict[str, float]  # quantiles of abs(u - threshold)
+    # quantiles of the membrane potential u
+    potential: dict[str, float]
+    # quantiles of abs(u - threshold)
+    distance: dict[str, float]
 
     @property
     def rate(self) -> float:
+        """The mean firing rate."""
         return _mean(self.firing_rate)
 
     @property
     def support(self) -> float:
+        """The mean share of potentials within the surrogate."""
         return _mean(self.support_share)
 
     @property
     def gradient_norm(self) -> float:
+        """The norm of the gradient over all timesteps."""
         return math.sqrt(sum(g * g for g in self.gradient))
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of weights, two dimensions or more."""
+    """A weight tensor with at least two dimensions."""
 
     norm: float
-    gradient: float  # norm of the mean gradient of the batches; nan where none arrives
-    update_ratio: float  # norm of what a step at the recipe's full learning rate changes, relative to that of the weights
-    mask_alignment: float | None  # cosine between the gradients with and without the mask
+    # norm of the mean gradient of the batches; nan if no gradient arrives
+    gradient: float
+    # norm of the change by a step at the recipe's full learning rate, relative to the weight's norm
+    update_ratio: float
+    # cosine similarity of the gradients with and without the mask
+    mask_alignment: float | None
 
 
 @dataclass(frozen=True)
 class Vitals:
-    """What `take` measures."""
+    """The result of `take`."""
 
     samples: int
     T: int
     loss: float
-    cross_entropy: float  # of the readout's logits
+    # of the readout's logits
+    cross_entropy: float
     accuracy: float
-    classes: int  # outputs
-    labels: int  # different ones among the samples
+    # number of outputs
+    classes: int
+    # number of different labels among the samples
+    labels: int
+    # root mean square of the input
     input_rms: float
-    input_constant: bool  # every sample is the same
-    input_normed: bool  # a norm stands before the first spiking layer
-    static: bool  # a sample is the same at every timestep
-    logit_scale: float  # root mean square of the logits of a sample around their mean
-    logit_spread: float  # deviation of a logit over the samples, relative to the scale
-    layers: dict[str, Layer] = field(repr=False)  # in the order in which they run
+    # all samples are the same
+    input_constant: bool
+    # there is a norm before the first spiking layer
+    input_normed: bool
+    # samples are the same at every timestep
+    static: bool
+    # root mean square of a sample's logits around their mean
+    logit_scale: float
+    # standard deviation of a logit over the samples, relative to logit_scale
+    logit_spread: float
+    # in the order in which they run
+    layers: dict[str, Layer] = field(repr=False)
     weights: dict[str, Weight] = field(repr=False)
-    flat_norms: dict[str, float]  # share of channels whose norm gives out next to nothing
-    without_gradient: list[str]  # learned tensors
+    # share of a norm's channels with almost constant output
+    flat_norms: dict[str, float]
+    # trainable tensors that no gradient reaches
+    without_gradient: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a log, five digits each."""
+        """Plain values for a log, rounded to five significant digits."""
         return _rounded(asdict(self))
 
 
@@ -111,40 +141,47 @@ def take(
     autocast: Callable[[], AbstractContextManager[Any]],
     steps: int = 1,
 ) -> Vitals:
-    """Measures a `train.Network` and its optimizer on batches (x `[T, B, ...]`, y), as `recipe` trains it.
+    """Measures a `train.Network` and its optimizer on batches as `recipe` trains it.
 
-    steps: of the optimizer, over whose sizes the median is taken; a fresh one needs a few until its averages are filled.
+    Args:
+        network: a `train.Network`; it is copied.
+        optimizer: its optimizer; it is copied.
+        batches: pairs (x `[T, B, ...]`, y `[B]` or `[B, K]`).
+        recipe: how the network is trained.
+        autocast: makes the context in which forward passes run.
+        steps: optimizer steps; step sizes are the median over them. A new optimizer needs several
+            until its running averages are filled.
     """
     network, optimizer = copy.deepcopy((network, optimizer))
     network.train()
-    course = _Course(network, recipe, batches, autocast)
-    whole = course.gradients()
+    parameters = {name: p for name, p in network.model.named_parameters() if p.requires_grad}
+    # before the steps below, which change the weights
+    norms = {name: float(p.detach().norm()) for name, p in parameters.items() if p.dim() > 1}
+    training = _Training(network, recipe, batches, autocast)
+    whole = training.gradients()
     spiking = spiking_layers(network.model)
     unmasked = without_reset = None
-    if any(
-        isinstance(layer.surrogate, Masked) and layer.mask_p is not None
-        for layer in spiking.values()
-    ):
-        kept = {
-            name: layer.mask_p.clone()
-            for name, layer in spiking.items()
-            if layer.mask_p is not None
-        }
-        for name in kept:
-            spiking[name].mask_p.zero_()  # type: ignore[union-attr]
-        unmasked = course.gradients(whole)
-        for name, p in kept.items():
-            spiking[name].mask_p.copy_(p)  # type: ignore[union-attr]
+    masks = {
+        name: layer.mask_p
+        for name, layer in spiking.items()
+        if isinstance(layer.surrogate, Masked) and layer.mask_p is not None
+    }
+    if masks:
+        before = {name: p.clone() for name, p in masks.items()}
+        for p in masks.values():
+            p.zero_()
+        unmasked = training.gradients(whole)
+        for name, p in masks.items():
+            p.copy_(before[name])
     if any(layer.reset_gradient > 0 for layer in spiking.values()) and len(batches[0][0]) > 1:
         options = {name: layer.options for name, layer in spiking.items()}
         for layer in spiking.values():
             layer.options = replace(layer.options, reset_gradient=0.0)
-        without_reset = course.gradients(whole)
-        for name, before in options.items():
-            spiking[name].options = before
-    ratios = course.steps(optimizer, steps)
-    course.remove()
-    parameters = {name: p for name, p in network.model.named_parameters() if p.requires_grad}
+        without_reset = training.gradients(whole)
+        for name, original in options.items():
+            spiking[name].options = original
+    ratios = training.step_sizes(optimizer, steps)
+    training.remove()
     layers = {}
     for name, tally in whole.tallies.items():
         reset = without_reset and without_reset.relative(name)
@@ -152,20 +189,18 @@ def take(
             math.sqrt(a / b) if b > 0 else math.nan for a, b in unmasked.energies(name)
         ]
         layers[name] = tally.layer(len(batches), whole.energy(name), reset or None, left or None)
-    weights = {
-        name: Weight(
-            norm=float(p.detach().norm()),
-            gradient=float(whole.of[name].norm()) if name in whole.of else math.nan,
+    weights = {}
+    for name, norm in norms.items():
+        gradient = whole.parameters.get(name)
+        alignment = None if unmasked is None else _cosine(gradient, unmasked.parameters.get(name))
+        weights[name] = Weight(
+            norm=norm,
+            gradient=math.nan if gradient is None else float(gradient.norm()),
             update_ratio=ratios.get(name, math.nan),
-            mask_alignment=None
-            if unmasked is None
-            else _cosine(whole.of.get(name), unmasked.of.get(name)),
+            mask_alignment=alignment,
         )
-        for name, p in parameters.items()
-        if p.dim() > 1
-    }
     return Vitals(
-        **course.inputs(),
+        **training.inputs(),
         **whole.answers([y for _, y in batches]),
         input_normed=whole.input_normed,
         layers=layers,
@@ -174,13 +209,15 @@ def take(
             name: float((spread < FLAT).float().mean()) for name, spread in whole.spreads.items()
         },
         without_gradient=[
-            name for name in parameters if name not in whole.of or not bool(whole.of[name].any())
+            name
+            for name in parameters
+            if name not in whole.parameters or not bool(whole.parameters[name].any())
         ],
     )
 
 
-class _Course(Handle):
-    """The same batches through the same network, again and again."""
+class _Training(Handle):
+    """Repeated passes of the same batches through the same network."""
 
     def __init__(
         self,
@@ -190,7 +227,10 @@ class _Course(Handle):
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         super().__init__()
-        self.network, self.recipe, self.batches, self.autocast = network, recipe, batches, autocast
+        self.network = network
+        self.recipe = recipe
+        self.batches = batches
+        self.autocast = autocast
         model = network.model
         self.potential = recipe.potential.build(model) if recipe.potential else None
         scaling = recipe.scaling.build(model) if recipe.scaling else None
@@ -198,23 +238,23 @@ class _Course(Handle):
         self.undo += [part.remove for part in (self.potential, scaling, mask) if part is not None]
 
     def gradients(self, before: _Gradients | None = None) -> _Gradients:
-        """Of the mean loss; before: the same of an earlier pass, to be compared with."""
-        found = _Gradients(before)
+        """Gradients of the mean loss. before: those of an earlier pass, to compare with."""
+        measured = _Gradients(before)
         self.network.zero_grad(set_to_none=True)
-        with found.looking(self.network.model):
+        with measured.watching(self.network.model):
             for i, (x, y) in enumerate(self.batches):
                 torch.manual_seed(_SEED + i)
-                found.call = 0
+                measured.call = 0
                 o, logits, loss = self._loss(x, y)
-                found.batch = i
+                measured.batch = i
                 (loss / len(self.batches)).backward()
-                found.outputs.append((o.detach(), logits.detach(), float(loss.detach())))
-        found.of = {
-            n: p.grad.detach().clone()
-            for n, p in self.network.model.named_parameters()
+                measured.outputs.append((o.detach(), logits.detach(), float(loss.detach())))
+        measured.parameters = {
+            name: p.grad.detach().clone()
+            for name, p in self.network.model.named_parameters()
             if p.grad is not None
         }
-        return found
+        return measured
 
     def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with self.autocast():
@@ -223,8 +263,9 @@ class _Course(Handle):
         loss = self.recipe.loss.value(o, logits, y)
         return o, logits, loss if self.potential is None else loss + self.potential.loss()
 
-    def steps(self, optimizer: torch.optim.Optimizer, count: int) -> dict[str, float]:
-        """How far steps at the full learning rate go, relative to the weights as they are: the median of each tensor."""
+    def step_sizes(self, optimizer: torch.optim.Optimizer, count: int) -> dict[str, float]:
+        """Takes steps at the full learning rate; returns each weight tensor's median change,
+        relative to its norm before the first step."""
         for group in optimizer.param_groups:
             group["lr"] = self.recipe.optimizer.lr * group.get("lr_scale", 1.0)
         weights = {
@@ -244,13 +285,13 @@ class _Course(Handle):
             optimizer.step()
             for name, p in weights.items():
                 change = float((p.detach() - old[name]).norm())
-                size = sizes[name] or float(
-                    old[name].norm()
-                )  # what starts at 0 has a size after a step
+                # a tensor that starts at 0 has a size after the first step
+                size = sizes[name] or float(old[name].norm())
                 ratios[name].append(change / size if size > 0 else math.inf if change else 0.0)
         return {name: sorted(r)[len(r) // 2] for name, r in ratios.items() if r}
 
     def inputs(self) -> dict[str, Any]:
+        """The fields of `Vitals` that describe the input."""
         x = [x.float() for x, _ in self.batches]
         first = x[0][:, :1]
         return {
@@ -264,30 +305,35 @@ class _Course(Handle):
 
 
 class _Gradients:
-    """What a pass over the batches shows."""
+    """What one pass over all batches shows."""
 
     def __init__(self, before: _Gradients | None = None) -> None:
         self.before = before
         self.tallies: dict[str, _Tally] = {}
-        self.spreads: dict[str, Tensor] = {}  # [C] of each norm
-        self.of: dict[str, Tensor] = {}  # of the learned tensors
+        # [C] per norm: standard deviation of its output
+        self.spreads: dict[str, Tensor] = {}
+        # gradients of the trainable tensors
+        self.parameters: dict[str, Tensor] = {}
         self.outputs: list[tuple[Tensor, Tensor, float]] = []
-        self.batch = self.call = 0
+        self.batch = 0
+        self.call = 0
         self.input_normed = False
-        # of the currents: by batch, call and layer while a later pass may ask for them; sums of squares over T
+        # gradients of the input currents by batch, call and layer, for a later pass to compare with
         self.currents: dict[tuple[int, int, str], Tensor] = {}
+        # [T] per layer: sums of squares of these gradients, and of their differences to `before`
         self.squares: dict[str, Tensor] = {}
         self.differences: dict[str, Tensor] = {}
 
     @contextmanager
-    def looking(self, model: nn.Module) -> Iterator[None]:
+    def watching(self, model: nn.Module) -> Iterator[None]:
         layers = spiking_layers(model)
         with (
             Handle() as handle,
             observe(model, self._see) if self.before is None else nullcontext(),
         ):
             for name, m in model.named_modules():
-                if isinstance(m, Recurrent):  # which computes its neuron without calling it
+                # Recurrent computes its neuron without calling it
+                if isinstance(m, Recurrent):
                     see = partial(self._current, f"{name}.neuron".lstrip("."))
                 elif name in layers:
                     see = partial(self._current, name)
@@ -305,21 +351,20 @@ class _Gradients:
             self.call += 1
 
     def _gradient(self, name: str, call: int, g: Tensor) -> None:
-        place = self.batch, call, name
+        key = self.batch, call, name
         if self.before is None:
-            self.currents[place] = g.detach()
+            self.currents[key] = g.detach()
         else:
             self.differences[name] = self.differences.get(name, 0) + _squares(
-                g.detach() - self.before.currents[place]
+                g.detach() - self.before.currents[key]
             )
         self.squares[name] = self.squares.get(name, 0) + _squares(g.detach())
 
     @torch.no_grad()
     def _norm(self, name: str, norm: Any, args: Any) -> None:
         x = args[0].detach().float()
-        x = (
-            x.flatten(0, 1) if x.dim() > 2 and x.shape[1] != norm.num_features else x
-        )  # [T, B, C, ...] of TEBN
+        # TEBN gets [T, B, C, ...]
+        x = x.flatten(0, 1) if x.dim() > 2 and x.shape[1] != norm.num_features else x
         var = x.transpose(0, 1).flatten(1).var(1, correction=0)
         weight = torch.ones_like(var) if norm.weight is None else norm.weight.detach().abs()
         if isinstance(norm, TDBN):
@@ -335,24 +380,26 @@ class _Gradients:
         self.tallies.setdefault(name, _Tally()).add(layer, out)
 
     def energy(self, name: str) -> list[float]:
+        """The sum of squares of the gradient per timestep; nan if no gradient arrives."""
         squares = self.squares.get(name)
         return [math.nan] * self.tallies[name].T if squares is None else squares.tolist()
 
     def energies(self, name: str) -> list[tuple[float, float]]:
-        """Of the earlier pass and of this one."""
+        """`energy` of the earlier pass and of this one."""
         assert self.before is not None
         if name not in self.squares:
             return []
         return list(zip(self.before.energy(name), self.squares[name].tolist()))
 
     def relative(self, name: str) -> list[float]:
-        """Norm of the difference to the earlier pass, relative to this one."""
+        """Norm of the difference from the earlier pass, relative to this one, per timestep."""
         if name not in self.squares:
             return []
         pairs = zip(self.differences[name].tolist(), self.squares[name].tolist())
         return [math.sqrt(d / s) if s > 0 else math.inf if d > 0 else 0.0 for d, s in pairs]
 
     def answers(self, targets: list[Tensor]) -> dict[str, Any]:
+        """The fields of `Vitals` that describe the output."""
         logits = torch.cat([logits for _, logits, _ in self.outputs]).double()
         y = torch.cat(targets)
         hard = y.argmax(-1) if y.dim() == 2 else y
@@ -371,10 +418,13 @@ class _Gradients:
 
 
 class _Tally:
-    """Sums of one layer over the batches."""
+    """Sums over the batches for one layer."""
 
     def __init__(self) -> None:
-        self.T = self.samples = self.elements = self.calls = 0
+        self.T = 0
+        self.samples = 0
+        self.elements = 0
+        self.calls = 0
         self.spikes: Any = 0.0
         self.support: Any = 0.0
         self.channels: Any = 0.0
@@ -393,14 +443,12 @@ class _Tally:
         support = []
         for z in distances(layer, out):
             support.append(in_support(layer, z).sum(dtype=torch.float64).cpu())
-            self.distances.append(_some(z[0]).abs())
+            self.distances.append(_sample(z[0]).abs())
         self.support = self.support + torch.stack(support)
-        self.potentials += [_some(u_t) for u_t in u.detach()]
-        over = [d for d in range(s.dim()) if d != 2]
-        self.channels = (
-            self.channels
-            + (s if s.dim() > 2 else s[:, :, None]).mean(over, dtype=torch.float64).cpu()
-        )
+        self.potentials += [_sample(u_t) for u_t in u.detach()]
+        other_dims = [d for d in range(s.dim()) if d != 2]
+        by_channel = s if s.dim() > 2 else s[:, :, None]
+        self.channels = self.channels + by_channel.mean(other_dims, dtype=torch.float64).cpu()
 
     def layer(
         self,
@@ -425,18 +473,17 @@ class _Tally:
         )
 
 
-def _some(x: Tensor) -> Tensor:
-    """Elements of one timestep `[B, ...]`, out of as many samples as it takes."""
-    samples = min(len(x), -(-_DRAWN // x[0].numel()))
+def _sample(x: Tensor) -> Tensor:
+    """About `_SAMPLED` elements of one timestep `[B, ...]`, from as few samples as possible."""
+    samples = min(len(x), -(-_SAMPLED // x[0].numel()))
     flat = x.detach()[:: len(x) // samples].flatten().float()
-    return flat[:: -(-len(flat) // _DRAWN)].cpu()
+    return flat[:: -(-len(flat) // _SAMPLED)].cpu()
 
 
 def _quantiles(x: Tensor) -> dict[str, float]:
     x = x.nan_to_num()[:: -(-len(x) // (1 << 22))]
-    return {
-        f"{q}": float(v) for q, v in zip(_QUANTILES, torch.quantile(x, torch.tensor(_QUANTILES)))
-    }
+    quantiles = torch.quantile(x, torch.tensor(_QUANTILES))
+    return {f"{q}": float(v) for q, v in zip(_QUANTILES, quantiles)}
 
 
 def _squares(g: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""`backspike bench`: time and memory of a training iteration, against a plain loop, other libraries and the machine's limits.
+"""`backspike bench`: time and memory of training iterations.
 
-Every implementation has a process of its own, and they take turns, round by round: a machine that becomes slower becomes so
-for all. Nothing is timed before its gradients were compared with float64 (`gate.py`).
+It compares backspike with a plain loop, other libraries and the machine's limits. Each
+implementation runs in its own process and they take turns, so if the machine slows down it does so
+for all. Nothing is timed until its gradients have been compared with float64 (`gate.py`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from .results import Bench, Outcome, Row
 from .worker.task import Workload
 from .workers import Worker, WorkerFailed, installed
 
-PAUSE = 0.02  # seconds between two workers: threads that wait by spinning come to rest
-TURN, QUICK_TURN = 0.3, 0.02  # seconds of iterations that a turn has, at least one
+# seconds between two workers, until spinning threads of the first have gone to sleep
+PAUSE = 0.02
+# seconds of iterations per turn (at least one iteration)
+TURN, QUICK_TURN = 0.3, 0.02
 
 
 def run(
@@ -36,26 +39,32 @@ def run(
     quick: bool = False,
     listen: Listener | None = None,
 ) -> Bench:
-    """Measures the workloads of `name` (such as "vgg", "fc,fc-10%" or "all") and returns what came out.
+    """Measures the workloads in `name`, such as "vgg", "fc,fc-10%" or "all".
 
-    rounds: turns of each implementation, after one that does not count. threads: of torch in each worker (as many as cores).
-    peer_python: the Python of an environment with other libraries. only: parts of the names of implementations to keep.
-    precision: "float32", "bfloat16" or "both". device: "cpu" or "cuda". quick: sizes for tests, whose figures mean
-    nothing. Raises BenchError.
+    rounds: turns of each implementation, after one that is not counted.
+    threads: torch threads per worker; None: torch's default.
+    peer_python: the Python of an environment with other libraries.
+    only: keep implementations whose names contain one of these strings.
+    precision: "float32", "bfloat16" or "both". device: "cpu" or "cuda".
+    quick: small sizes for tests; the figures mean nothing.
+    listen: called with every event.
+
+    Raises BenchError, with a one-line message, for arguments that cannot be used.
     """
     try:
         chosen = workloads(name, quick, device)
     except ValueError as e:
         raise BenchError(str(e)) from None
     if precision not in PRECISIONS:
-        raise BenchError(f"unknown precision {precision!r}; there are {', '.join(PRECISIONS)}")
+        raise BenchError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
     if rounds < 1:
         raise BenchError(f"--rounds must be at least 1, got {rounds}")
     import torch
 
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise BenchError(
-            f"--device {device} cannot be used here; use --device cpu, or cuda on a machine with a GPU"
+            f"--device {device} cannot be used here; "
+            "use --device cpu, or cuda on a machine with a GPU"
         )
     tell = listen or (lambda event: None)
     peers = installed(peer_python) if peer_python else {}
@@ -65,7 +74,8 @@ def run(
         rows = implementations(work, precision, peers, only, device)
         if all(row.limit for row in rows):
             raise BenchError(
-                f"--only {','.join(only)} names no implementation; there are: {_names(work, precision, peers, device)}"
+                f"--only {','.join(only)} matches no implementation; choose from: "
+                f"{_names(work, precision, peers, device)}"
             )
         outcome = _measure(work, rows, bench, peer_python, tell)
         bench.outcomes.append(outcome)
@@ -88,11 +98,9 @@ def _measure(
 ) -> Outcome:
     from . import density
 
-    work, rounds, seconds = (
-        density.calibrate(work),
-        bench.rounds,
-        QUICK_TURN if bench.quick else TURN,
-    )
+    work = density.calibrate(work)
+    rounds = bench.rounds
+    seconds = QUICK_TURN if bench.quick else TURN
     tell(
         {"event": "start", "workload": work.name, "implementations": len(wanted), "rounds": rounds}
     )
@@ -117,7 +125,7 @@ def _measure(
                 time.sleep(PAUSE)
                 with _failing(row, tell, work):
                     times = workers[row.name].ask("run", seconds=seconds)["seconds"]
-                    if round:  # the first is for the machine to come to its pace
+                    if round:  # the first round is a warm-up
                         row.rounds.append(times)
             tell(
                 {
@@ -134,11 +142,14 @@ def _set_up(worker: Worker, row: Row, work: Workload, threads: int, folder: Path
     from . import gate
 
     settings = row.implementation.settings
-    said = worker.ask("set_up", work=vars(work), settings=vars(settings), threads=threads)
-    row.first, row.heap, row.facts = said["seconds"], said["heap"], said["facts"]
+    answer = worker.ask("set_up", work=vars(work), settings=vars(settings), threads=threads)
+    row.first = answer["seconds"]
+    row.heap = answer["heap"]
+    row.facts = answer["facts"]
     if row.implementation.limit:
         return
-    row.memory, row.torch = said["memory"], said["torch"]
+    row.memory = answer["memory"]
+    row.torch = answer["torch"]
     row.verdict = gate.judge(worker, row.implementation, work, folder)
     row.failed = row.verdict.reason
 
@@ -155,7 +166,7 @@ def _workers() -> Iterator[dict[str, Worker]]:
 
 @contextmanager
 def _failing(row: Row, tell: Listener, work: Workload) -> Iterator[None]:
-    """What a worker cannot do becomes a row that says so."""
+    """Records the failure of a worker in its row, so that the others continue."""
     try:
         yield
     except WorkerFailed as e:

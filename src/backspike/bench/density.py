@@ -1,7 +1,9 @@
-"""How dense a workload is: currents shifted, and surrogates narrowed, until each hidden layer has the wanted shares.
+"""Sets the firing rate and the share of nonzero surrogate derivatives of a workload.
 
-Trained networks fire more than untrained ones, and what leaves out zeros depends on how many there are. So a workload may name
-its share of spikes; it is reached by a constant added to the currents of each layer, the bias of its linear layer or BatchNorm.
+Trained networks spike more than untrained ones, and the speed of sparse methods depends on it. A
+workload may therefore name its firing rate, which a constant added to the input currents of each
+layer produces (the bias of its linear layer or BatchNorm), and its share of nonzero derivatives,
+which the surrogate width produces.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from .worker import networks
 from .worker.libraries import plain
 from .worker.task import Settings, Workload
 
-SAMPLE = 2**16  # neurons of a layer that its shift is looked for with
+SAMPLE = 2**16  # neurons per layer that determine its shift
 
 
 def calibrate(work: Workload) -> Workload:
-    """The workload with the shifts and surrogate widths that give it the shares of spikes and derivatives that it names."""
+    """The workload with the shifts and surrogate widths that produce the densities it names."""
     if not work.spikes:
         return work
     tuned = _Tuned(work)
@@ -29,7 +31,7 @@ def calibrate(work: Workload) -> Workload:
 
 
 def derivatives(work: Workload) -> list[float]:
-    """The share of surrogate derivatives that are not zero in each hidden layer of a calibrated workload."""
+    """The share of nonzero surrogate derivatives in each hidden layer of a calibrated workload."""
     if not work.widths:
         return []
     watched = _Watched()
@@ -44,7 +46,7 @@ def _forward(work: Workload, lib: plain.Parts) -> None:
 
 
 class _Tuned(plain.Parts):
-    """Its neurons find their shift, and the width of their surrogate, when their current first arrives."""
+    """Its neurons determine their shift and surrogate width from their first input."""
 
     def __init__(self, work: Workload) -> None:
         super().__init__(Settings("plain"))
@@ -57,7 +59,7 @@ class _Tuned(plain.Parts):
 
     def _tune(self, x: Tensor) -> Tensor:
         some = x.flatten(1)
-        some = some[:, :: -(-some.shape[1] // SAMPLE) | 1]  # an odd stride meets every channel
+        some = some[:, :: -(-some.shape[1] // SAMPLE) | 1]  # an odd stride reaches every channel
         shift = _bisect(lambda c: _share(_potentials(some + c) >= 1) < self.work.spikes)
         u = _potentials(x + shift)
         self.shifts.append(shift)
@@ -70,7 +72,7 @@ class _Tuned(plain.Parts):
 
 
 class _Watched(plain.Parts):
-    """Its neurons note the share of their surrogate derivatives that is not zero."""
+    """Its neurons record their share of nonzero surrogate derivatives."""
 
     def __init__(self) -> None:
         super().__init__(Settings("plain"))
@@ -88,7 +90,7 @@ class _Watched(plain.Parts):
 
 
 class _Layer(nn.Module):
-    """Spikes of the membrane potentials that a function makes of the current."""
+    """Spikes of the membrane potentials that a function computes from the input currents."""
 
     def __init__(self, potentials: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

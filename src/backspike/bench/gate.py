@@ -1,10 +1,12 @@
-"""The gate before any figure: what an implementation computes on a small input is compared with a statement in float64.
+"""Checks every implementation against a float64 reference on a small input before it is timed.
 
-The statement is plain autograd over the recursion, sharing no code with any implementation; it takes the neuron as the library
-in question has it (`worker.task.Neuron`). What is held to it: the spikes of a neuron layer, and the gradients of the whole
-network. A run with 16-bit products is first held to it without them, closely. As it is timed, rounding turns single spikes
-round, the more the deeper the network and the narrower the surrogate, whoever computes; so there it may be as far from float64
-as torch's own autocast takes the plain loop, and little more, over several draws of weights and data.
+The reference is plain autograd over the recursion and shares no code with any implementation. It
+uses the neuron as defined by the library in question (`worker.task.Neuron`). Compared are the
+spikes of a single neuron layer and the gradients of a whole network. A bfloat16 implementation is
+first compared in float32, with a tight limit. In bfloat16, rounding flips single spikes in any
+implementation, more so in deep networks and with narrow surrogates. There the error may be little
+larger than that of the plain loop under torch's autocast, averaged over several draws of weights
+and data.
 """
 
 from __future__ import annotations
@@ -27,17 +29,22 @@ from .worker.task import Neuron, Settings, Workload
 from .worker.training import Layer, Network
 from .workers import Worker
 
-# largest relative error of the gradient of a parameter: a spike that falls the other way by rounding moves it by some 0.01,
-# the gradient of the reset left out or another surrogate by more than 0.1
+# largest relative error of a parameter's gradient: a spike flipped by rounding changes it by about
+# 0.01, a missing gradient through the reset or another surrogate by more than 0.1
 CLOSE, EIGHT_BIT = 0.02, 0.06
-# in 16 bits: the error of all gradients against that of the plain loop, the relative error of the loss, and the factor within
-# which the norm of the gradients stays; means over draws, as a single draw may have few spikes near the threshold, or many
+# in bfloat16: the error of all gradients relative to that of the plain loop, the relative error of
+# the loss, the factor by which the gradient norm may differ, and the number of draws to average
+# over, since the number of spikes near the threshold varies
 ROUNDING, LOSS, NORM, DRAWS = 1.5, 0.1, 2.0, 3
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """error: ||g - g64|| / ||g64|| of the worst gradient, in 16 bits of all; spikes: share that differ (neurons alone)."""
+    """The result of a check.
+
+    error: ||g - g64|| / ||g64||, in float32 of the worst parameter, in bfloat16 of all together.
+    spikes: share of spikes that differ (single neuron layer only). reason: why it failed, or "".
+    """
 
     error: float
     limit: float
@@ -52,7 +59,7 @@ class Verdict:
 
 
 def judge(worker: Worker, implementation: Implementation, work: Workload, folder: Path) -> Verdict:
-    """Has the worker compute the small workload and compares. Raises WorkerFailed when it cannot."""
+    """Checks one implementation on the small workload. Raises WorkerFailed if it cannot run it."""
     settings, small, file = implementation.settings, work.small(), folder / "computed.pt"
     verdict = _exact(worker, replace(settings, bfloat16=False), small, file)
     return (
@@ -62,7 +69,7 @@ def judge(worker: Worker, implementation: Implementation, work: Workload, folder
 
 @dataclass(frozen=True)
 class _Computed:
-    """What a worker computed, beside what its neuron should have given."""
+    """The result of a worker and the one expected of its neuron."""
 
     found: dict[str, Any]
     expected: dict[str, Any]
@@ -71,74 +78,75 @@ class _Computed:
 
 
 def _compute(worker: Worker, settings: Settings, small: Workload, file: Path) -> _Computed:
-    said = worker.ask("gate", work=vars(small), settings=vars(settings), file=str(file))
-    neuron = Neuron(**said["neuron"])
-    return _Computed(
-        torch.load(file, weights_only=True), statement(small, neuron), neuron, said["version"]
-    )
+    answer = worker.ask("gate", work=vars(small), settings=vars(settings), file=str(file))
+    neuron = Neuron(**answer["neuron"])
+    found = torch.load(file, weights_only=True)
+    return _Computed(found, reference(small, neuron), neuron, answer["version"])
 
 
 def _exact(worker: Worker, settings: Settings, small: Workload, file: Path) -> Verdict:
-    """Without 16-bit products: each gradient close to the statement, and the spikes of neurons alone equal to its spikes."""
+    """In float32: every gradient is close to the reference, spikes of a neuron layer are equal."""
     limit = EIGHT_BIT if settings.memory == "8bit" else CLOSE
     c = _compute(worker, settings, small, file)
     error, spikes, reason = _worst(c.found["gradients"], c.expected["gradients"]), None, ""
     if error is None:
-        reason = "the network has other parameters than the others"
+        reason = "the parameters of the network differ from those of the others"
     elif not error <= limit:
         reason = (
-            f"gradients differ from the float64 statement by {error:.1%}, more than {limit:.0%}"
+            f"gradients differ from the float64 reference by {error:.1%}, more than {limit:.0%}"
         )
     elif "loss" in c.expected:
         reason = _off(c.found, c.expected)
     if "spikes" in c.expected:
         spikes = (c.found["spikes"].double() != c.expected["spikes"]).double().mean().item()
         reason = reason or (
-            f"{spikes:.2%} of the spikes differ from the float64 statement" if spikes else ""
+            f"{spikes:.2%} of the spikes differ from the float64 reference" if spikes else ""
         )
     return Verdict(math.nan if error is None else error, limit, spikes, c.neuron, c.version, reason)
 
 
 def _rounded(worker: Worker, settings: Settings, small: Workload, file: Path) -> Verdict:
-    """As it is timed: no further from the statement than the plain loop under autocast, but for a margin."""
+    """In bfloat16: little further from the reference than the plain loop under autocast."""
     draws = [replace(small, seed=small.seed + i) for i in range(DRAWS)]
     computed = [_compute(worker, settings, draw, file) for draw in draws]
     error = fmean(_together(c.found["gradients"], c.expected["gradients"]) for c in computed)
     limit = ROUNDING * autocast_error(small, computed[0].neuron)
     reason = next(filter(None, (_off(c.found, c.expected) for c in computed)), "")
     if not error <= limit:
-        reason = f"in bfloat16 gradients are {error:.1%} off, more than {ROUNDING:g} times what autocast makes of the plain loop"
+        reason = (
+            f"bfloat16 gradients differ by {error:.1%}, more than {ROUNDING:g} times the error of "
+            "the plain loop under autocast"
+        )
     return Verdict(error, limit, None, computed[0].neuron, computed[0].version, reason)
 
 
 @cache
 def autocast_error(small: Workload, neuron: Neuron) -> float:
-    """How far torch's autocast takes the gradients of a plain loop from the statement, mean over the draws."""
+    """The error of the plain loop's gradients under torch's autocast, averaged over the draws."""
     errors = []
     for i in range(DRAWS):
         draw = replace(small, seed=small.seed + i)
         loop = Network(
-            draw, _Statement(neuron), Settings("plain", bfloat16=True), networks.data(draw)
+            draw, _Reference(neuron), Settings("plain", bfloat16=True), networks.data(draw)
         )
-        errors.append(_together(loop.computed()["gradients"], statement(draw, neuron)["gradients"]))
+        expected = reference(draw, neuron)["gradients"]
+        errors.append(_together(loop.computed()["gradients"], expected))
     return fmean(errors)
 
 
 def _off(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    """Why loss and gradients are not of the size that they should be."""
+    """Why the size of the loss or of the gradients is wrong, or ""."""
     loss = found["loss"].item() / expected["loss"].item()
     if not abs(loss - 1) <= LOSS:
-        return f"the loss is {loss:.2f} of that of the float64 statement"
+        return f"the loss is {loss:.2f} times that of the float64 reference"
     norm = _norm(found["gradients"]) / _norm(expected["gradients"])
-    return (
-        ""
-        if 1 / NORM <= norm <= NORM
-        else f"the gradients are {norm:.2f} as large as those of the float64 statement"
-    )
+    if 1 / NORM <= norm <= NORM:
+        return ""
+    return f"the gradients are {norm:.2f} times as large as those of the float64 reference"
 
 
 def _worst(found: list[Tensor | None], expected: list[Tensor]) -> float | None:
-    """The largest ||found - expected|| / ||expected|| of all parameters; None where they are not the same parameters."""
+    """The largest ||found - expected|| / ||expected|| of a parameter; None if the shapes differ."""
     if [None if f is None else f.shape for f in found] != [e.shape for e in expected]:
         return None
     return max(
@@ -158,9 +166,9 @@ def _norm(tensors: Iterable[Tensor]) -> float:
 
 
 @cache
-def statement(work: Workload, neuron: Neuron) -> dict[str, Any]:
-    """What a float64 network of this neuron computes."""
-    lib = _Statement(neuron)
+def reference(work: Workload, neuron: Neuron) -> dict[str, Any]:
+    """The result of the workload in float64, with this neuron."""
+    lib = _Reference(neuron)
     x, y = networks.data(work)
     settings = Settings("plain")
     if work.kind == "neuron":
@@ -170,7 +178,7 @@ def statement(work: Workload, neuron: Neuron) -> dict[str, Any]:
     return network.computed()
 
 
-class _Statement(plain.Parts):
+class _Reference(plain.Parts):
     def __init__(self, neuron: Neuron) -> None:
         self.fields = neuron
 
@@ -196,7 +204,7 @@ class _Recursion(nn.Module):
 
 
 def derivative(neuron: Neuron, z: Tensor) -> Tensor:
-    """The surrogate derivative h(z) that a library has."""
+    """The surrogate derivative h(z) of a library. Raises ValueError for an unknown name."""
     match neuron.surrogate:
         case "atan":
             return 1 / (1 + (math.pi * z) ** 2)
@@ -206,4 +214,4 @@ def derivative(neuron: Neuron, z: Tensor) -> Tensor:
             return 1 / (1 + z.abs()) ** 2
         case "exponential":
             return 2 * torch.exp(-2 * z.abs())
-    raise ValueError(f"no statement for the surrogate {neuron.surrogate!r}")
+    raise ValueError(f"no reference for the surrogate {neuron.surrogate!r}")

@@ -1,4 +1,4 @@
-"""What a bench leaves in its folder: bench.json, bench.md, figures/ and bench.html; and its tables on a terminal."""
+"""Writes a bench to its folder (bench.json, bench.md, bench.html, figures/) and to a terminal."""
 
 from __future__ import annotations
 
@@ -20,21 +20,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.table import Table as RichTable
 
-_LIMITS = (2, 5)  # colours
-COLUMNS = 4  # references that a table has room for
-GLANCE = "Our fastest and our leanest row of each workload: how many times as fast, and the part of the memory."
+_LIMITS = (2, 5)  # colours of the two limits
+COLUMNS = 4  # baselines that fit into a table
+GLANCE = (
+    "Our fastest and most memory-efficient configuration per workload: speed-up and memory "
+    "relative to each baseline."
+)
 NOTES = (
-    "Time: median of the interleaved iterations [quartiles]; forward, backward and SGD step, random data, untrained.",
-    "Memory: peak of the fresh process beyond what it held before the network was made, over three iterations.",
-    "Against another: how many times as fast, and the part of its memory.",
-    "Of the limit: the time of the bare products (neurons alone: of moving 16 bytes an element-step) in the same precision, "
-    "measured in the same rounds, divided by the time of the whole.",
-    "Every row passed the gate: its gradients on a small input were compared with float64 before anything was timed.",
+    "Time: median of the interleaved iterations [quartiles]; forward, backward and SGD step, "
+    "random data, untrained network.",
+    "Memory: peak of a fresh process over three iterations, minus its memory before the network "
+    "was built.",
+    "vs a baseline: speed-up, and memory relative to that of the baseline.",
+    "vs limit: the time of the convolutions and matrix products alone in the same precision (for a "
+    "neuron layer: of moving 16 bytes per neuron and timestep), measured in the same rounds, "
+    "divided by the total time.",
+    "Before anything was timed, the gradients of every row were compared with float64 on a small "
+    "input.",
 )
 
 
 def write(bench: Bench, out: Path, command: str) -> Path:
-    """Writes the folder and returns the path of its page."""
+    """Writes all files into `out` and returns the path of the page. Raises RunError."""
     pictures = {outcome.work.name: _pictures(outcome) for outcome in bench.outcomes}
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for picture in (p for of in pictures.values() for p in of):
@@ -45,10 +52,11 @@ def write(bench: Bench, out: Path, command: str) -> Path:
     return out / "bench.html"
 
 
-# ---- tables --------------------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------
 
 
 def table(outcome: Outcome) -> Table:
+    """All implementations of a workload, one per row."""
     rows = [cells(outcome, row) for row in outcome.ranked()]
     return _table(head(outcome), rows, title(outcome), remarks(outcome))
 
@@ -56,25 +64,26 @@ def table(outcome: Outcome) -> Table:
 def _table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str, notes: Sequence[str] = ()
 ) -> Table:
-    """What is not a name stands at the right."""
+    """A table whose columns are right-aligned, except those of names."""
     names = ("implementation", "workload", "fastest", "leanest")
     columns = [Column(head, head not in names) for head in heads]
     return Table(columns, rows, caption, notes, style="numbers compare")
 
 
 def head(outcome: Outcome) -> list[str]:
+    """The headings of `table`."""
     return [
         "implementation",
         "ms [quartiles]",
         "neuron steps/s" if outcome.work.kind == "neuron" else "samples/s",
         "peak MB",
-        *(f"against {r.name}" for r in outcome.against(COLUMNS)),
-        "of the limit",
+        *(f"vs {r.name}: speed, memory" for r in outcome.against(COLUMNS)),
+        "vs limit",
     ]
 
 
 def cells(outcome: Outcome, row: Row) -> list[str]:
-    """One line under `head`; of a row that failed, why."""
+    """One row of `table`; for an implementation that failed, the reason."""
     if not row.measured:
         return [row.name, f"failed: {row.failed}", *[""] * (len(head(outcome)) - 2)]
     low, middle, high = (1e3 * s for s in row.seconds())
@@ -90,18 +99,16 @@ def cells(outcome: Outcome, row: Row) -> list[str]:
 
 
 def against(row: Row, other: Row) -> str:
-    """How many times as fast as another, and the part of its memory."""
-    return f"{_digits(other.median / row.median)}x, {_part(row.bytes / other.bytes if other.bytes else math.nan)}"
+    """Speed-up over another row, and memory relative to it."""
+    memory = row.bytes / other.bytes if other.bytes else math.nan
+    return f"{_ratio(other.median / row.median)}, {_ratio(memory)}"
 
 
-def _part(memory: float) -> str:
-    return (
-        "–"
-        if math.isnan(memory)
-        else f"1/{_digits(1 / memory)}"
-        if 0 < memory < 1
-        else _digits(memory)
-    )
+def _ratio(value: float) -> str:
+    """A factor: 12.3x, 1.30x, 0.77x, 0.056x."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:.2g}x" if 0 < value < 0.0995 else f"{_digits(value)}x"
 
 
 def _digits(value: float) -> str:
@@ -109,16 +116,17 @@ def _digits(value: float) -> str:
 
 
 def glance(bench: Bench) -> Table | None:
-    """A line for each workload: our fastest and leanest row against the library that it is compared with."""
+    """One row per workload: our fastest and leanest configurations relative to the baseline."""
     seen = [(outcome.work.name, g) for outcome in bench.outcomes if (g := outcome.glance())]
     if not seen:
         return None
-    against = [seen[0][1].other, "in bf16", "at its best"]
-    lines = []
-    for name, g in seen:
-        speed = ["–" if math.isnan(x) else f"{_digits(x)}x" for x in g.speed]
-        lines.append([name, _short(g.fastest), *speed, _short(g.leanest), *map(_part, g.memory)])
-    return _table(["workload", "fastest", *against, "leanest", *against], lines, GLANCE)
+    baselines = [f"vs {seen[0][1].other}", "vs its bf16", "vs its best"]
+    lines = [
+        [name, _short(g.fastest), *map(_ratio, g.speed), _short(g.leanest), *map(_ratio, g.memory)]
+        for name, g in seen
+    ]
+    speed, memory = ([f"{what} {b}" for b in baselines] for what in ("speed", "memory"))
+    return _table(["workload", "fastest", *speed, "leanest", *memory], lines, GLANCE)
 
 
 def _short(row: Row) -> str:
@@ -126,6 +134,7 @@ def _short(row: Row) -> str:
 
 
 def title(outcome: Outcome) -> str:
+    """Name, description and size of a workload."""
     work = outcome.work
     size = (
         f"T = {work.T}, N = {work.B:,}, float32"
@@ -136,27 +145,28 @@ def title(outcome: Outcome) -> str:
 
 
 def remarks(outcome: Outcome) -> list[str]:
-    """What else was measured: the machine's speeds for this workload, and the density that was reached."""
-    said = [
+    """Further measurements: the machine's limits for this workload, and its densities."""
+    speeds = [
         f"{name} {_digits(speed)} {'GB/s' if name == 'copy' else 'GFLOP/s'}"
         for name, speed in outcome.speeds().items()
     ]
     for bfloat16 in (False, True):
         if limit := outcome.limit(bfloat16):
-            said.append(f"limit {'bf16' if bfloat16 else 'fp32'} {_digits(1e3 * limit.median)} ms")
-        if floor := outcome.floor(bfloat16):
-            said.append(
-                f"{floor[0] / 1e9:.3g} GB moved at least, {_digits(1e3 * floor[1])} ms at the copy speed"
+            speeds.append(
+                f"limit {'bf16' if bfloat16 else 'fp32'} {_digits(1e3 * limit.median)} ms"
             )
-    lines = ["; ".join(said)] if said else []
+        if floor := outcome.floor(bfloat16):
+            speeds.append(
+                f"at least {floor[0] / 1e9:.3g} GB moved, "
+                f"{_digits(1e3 * floor[1])} ms at copy speed"
+            )
+    lines = ["; ".join(speeds)] if speeds else []
     measured = {
-        "spikes": outcome.spikes(),
-        "surrogate derivatives that are not zero": outcome.derivatives,
-        "what products are given and is not zero": outcome.inputs(),
+        "firing rate by layer": outcome.spikes(),
+        "nonzero surrogate derivatives by layer": outcome.derivatives,
+        "nonzero inputs of convolutions and linear layers": outcome.inputs(),
     }
-    return lines + [
-        f"{name}: {_shares(shares)}, by layer" for name, shares in measured.items() if shares
-    ]
+    return lines + [f"{name}: {_shares(shares)}" for name, shares in measured.items() if shares]
 
 
 def _shares(shares: Sequence[float]) -> str:
@@ -167,36 +177,37 @@ def about(bench: Bench) -> list[str]:
     """The machine and the versions."""
     m = bench.machine
     lines = [
-        f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['memory_gb']} GB, {m['capability']}; {m['system']}; "
-        f"Python {m['python']}, torch {m['torch']}; {bench.rounds} rounds."
+        f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['memory_gb']} GB, "
+        f"{m['capability']}; {m['system']}; Python {m['python']}, torch {m['torch']}; "
+        f"{bench.rounds} rounds."
     ]
     if gpu := m.get("gpu"):
         lines.insert(0, f"{gpu}.")
     if bench.peers:
-        lines.append(
-            f"Peers: {', '.join(f'{name} {version}' for name, version in bench.peers.items())}."
-        )
+        versions = ", ".join(f"{name} {version}" for name, version in bench.peers.items())
+        lines.append(f"Other libraries: {versions}.")
     if bench.quick:
-        lines.append("Quick: sizes for tests, figures mean nothing.")
+        lines.append("Quick run with small sizes: the figures mean nothing.")
     return lines
 
 
 def markdown(bench: Bench, command: str) -> str:
+    """All tables and notes as Markdown."""
     lines = ["# backspike bench", "", f"`{command}`", "", *about(bench), ""]
     if seen := glance(bench):
-        lines += ["## At a glance", "", GLANCE, "", seen.to_markdown()]
+        lines += ["## Summary", "", GLANCE, "", seen.to_markdown()]
     for outcome in bench.outcomes:
         lines += [f"## {title(outcome)}", "", table(outcome).to_markdown()]
     return "\n".join([*lines, *(f"- {note}" for note in NOTES), ""])
 
 
 def terminal(bench: Bench) -> list[RichTable]:
-    """The tables for rich: one for each workload, then all at a glance."""
+    """The tables for rich: one per workload, then the summary."""
     tables = [*map(table, bench.outcomes), glance(bench)]
     return [shown.to_rich() for shown in tables if shown]
 
 
-# ---- pictures and page ---------------------------------------------------------------------------------------------------
+# ---- figures and page ----------------------------------------------------------------------------
 
 
 def _pictures(outcome: Outcome) -> list[Picture]:
@@ -211,7 +222,7 @@ def _pictures(outcome: Outcome) -> list[Picture]:
     ]
     times, sizes = [1e3 * row.median for row in rows], [row.bytes / 1e6 for row in rows]
     return [
-        _bars(f"{name}-time", f"{outcome.work.name}: ms an iteration", rows, times, limits),
+        _bars(f"{name}-time", f"{outcome.work.name}: ms per iteration", rows, times, limits),
         _bars(f"{name}-memory", f"{outcome.work.name}: peak MB", rows, sizes, []),
     ]
 
@@ -223,26 +234,26 @@ def _bars(
     values: Sequence[float],
     limits: Sequence[tuple[str, float]],
 ) -> Picture:
-    said = "; ".join(f"{row.name} {_digits(value)}" for row, value in zip(rows, values))
+    summary = "; ".join(f"{row.name} {_digits(value)}" for row, value in zip(rows, values))
     legend = [(text, number) for (text, _), number in zip(limits, _LIMITS)]
     return Picture(
-        name, label, legend, partial(_draw_bars, rows=rows, values=values, limits=limits), said
+        name, label, legend, partial(_draw_bars, rows=rows, values=values, limits=limits), summary
     )
 
 
 def _draw_bars(
     ax: Axes, rows: Sequence[Row], values: Sequence[float], limits: Sequence[tuple[str, float]]
 ) -> None:
-    """A bar for each row with its name above it, so that it is legible on a phone."""
+    """One bar per row with its name above, so that it is legible on a phone."""
     figure: Any = ax.figure
     width, height = figure.get_size_inches()
-    figure.set_size_inches(width, max(height, 0.36 * (len(rows) + 1)))
+    figure.set_size_inches(width, max(height, 0.4 * (len(rows) + 1)))
     for i, (row, value) in enumerate(zip(rows, values)):
         ours = row.implementation.settings.library == "ours"
         ax.barh(
             i, value, height=0.42, color=ink(0 if ours else 1 if row.implementation.peer else 7)
         )
-        ax.text(0, i - 0.3, f"{row.name}  {_digits(value)}", fontsize=8.5, va="bottom")
+        ax.text(0, i - 0.3, f"{row.name}  {_digits(value)}", fontsize=10, va="bottom")
     for (_, value), number in zip(limits, _LIMITS):
         ax.axvline(value, color=ink(number), linewidth=1.2, zorder=0)
     axes(ax, "")
@@ -255,17 +266,17 @@ def _draw_bars(
 def _page(bench: Bench, pictures: dict[str, list[Picture]], command: str) -> Page:
     sections = []
     if seen := glance(bench):
-        shown = replace(seen, caption="at a glance")
-        sections.append(Section("glance", "At a glance", GLANCE, [shown]))
+        shown = replace(seen, caption="Summary")
+        sections.append(Section("glance", "Summary", GLANCE, [shown]))
     for outcome in bench.outcomes:
         name = outcome.work.name
-        said = " ".join(f"{text}." for text in remarks(outcome))
+        measured = " ".join(f"{text}." for text in remarks(outcome))
         shown = replace(table(outcome), caption=name)
         drawn = grid(*(picture.figure() for picture in pictures[name]))
-        text = f"{title(outcome)}. {said}"
+        text = f"{title(outcome)}. {measured}"
         sections.append(Section(name.replace("%", ""), name, text, [shown, *drawn]))
     how = Part("bullets", [*NOTES, code(command)])
-    text = "All numbers of all rounds stand in bench.json."
+    text = "bench.json has the measurements of every round."
     sections.append(Section("how", "How it was measured", text, [how]))
     lead = " ".join(about(bench))
     return Page("bench", "backspike bench", "Time and memory", sections, lead)

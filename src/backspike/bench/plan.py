@@ -1,4 +1,4 @@
-"""What is compared: the workloads, and for each of them the implementations and the limits that run in turn."""
+"""The workloads, and the implementations and limits that are measured for each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ WORKLOADS = (
     replace(_RESNET, name="resnet-10%", spikes=0.1),
     replace(_RESNET, name="resnet-20%", spikes=0.2),
 )
-# of a GPU: the first of a size that memory counts, the others as they are trained; resnet is small, so that launches count
+# for a GPU: the first is limited by memory bandwidth, the others have the sizes used in training;
+# the small images of resnet make kernel launches matter
 GPU_WORKLOADS = (
     Workload("neuron-gpu", "neuron", T=4, B=2**26),
     replace(_RESNET, name="resnet-32px", B=64),
@@ -55,53 +56,58 @@ GPU_WORKLOADS = (
 )
 NAMES = tuple(work.name for work in (*WORKLOADS, *GPU_WORKLOADS))
 ABOUT = {
-    "neuron": "LIF layer alone, forward and backward",
+    "neuron": "a single LIF layer, forward and backward",
     "fc": "784-1024-1024-10, static input",
-    "fc-10%": "784-1024-1024-10, static input, 10 % of spikes and of surrogate derivatives not zero",
+    "fc-10%": "784-1024-1024-10, static input, 10 % spikes and nonzero surrogate derivatives",
     "vgg": "64-128-P-256-P, BatchNorm, 32x32",
-    "vgg-10%": "64-128-P-256-P, BatchNorm, 32x32, 10 % of spikes",
-    "vgg-20%": "64-128-P-256-P, BatchNorm, 32x32, 20 % of spikes",
-    "neuron-gpu": "LIF layer alone, forward and backward",
+    "vgg-10%": "64-128-P-256-P, BatchNorm, 32x32, 10 % spikes",
+    "vgg-20%": "64-128-P-256-P, BatchNorm, 32x32, 20 % spikes",
+    "neuron-gpu": "a single LIF layer, forward and backward",
     "resnet-32px": "SEW-ResNet18, 3x3 stem without pool, 32x32",
     "vggsnn": "VGGSNN, 2 x 48 x 48",
     "resnet-224px": "SEW-ResNet18, 224x224, 1000 classes",
     "resnet": "SEW-ResNet18, 3x3 stem without pool, 32x32",
-    "resnet-10%": "SEW-ResNet18, 3x3 stem without pool, 32x32, 10 % of spikes",
-    "resnet-20%": "SEW-ResNet18, 3x3 stem without pool, 32x32, 20 % of spikes",
+    "resnet-10%": "SEW-ResNet18, 3x3 stem without pool, 32x32, 10 % spikes",
+    "resnet-20%": "SEW-ResNet18, 3x3 stem without pool, 32x32, 20 % spikes",
 }
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One row of the table: a library and how it is run."""
+    """One row of a table: a library and how it is run."""
 
     name: str
     settings: Settings
 
     @property
     def peer(self) -> bool:
+        """Whether it is another library, which may need another Python."""
         return self.settings.library in PEERS
 
     @property
     def limit(self) -> bool:
+        """Whether it measures the machine rather than an implementation."""
         return self.settings.library == "limits"
 
 
 def workloads(names: str, quick: bool, device: str = "cpu") -> list[Workload]:
-    """The workloads of some NAMES, separated by commas, or of "all", which differ on a GPU; quick: in sizes for tests.
-    ValueError: no such name."""
+    """The workloads with these NAMES, separated by commas, or "all" for the device.
+
+    quick: small sizes for tests. Raises ValueError for an unknown name.
+    """
     everything = [work.name for work in (GPU_WORKLOADS if device == "cuda" else WORKLOADS)]
     wanted = everything if names == "all" else names.split(",")
     if unknown := [name for name in wanted if name not in NAMES]:
         raise ValueError(
-            f"unknown workload {', '.join(map(repr, unknown))}; there are {', '.join(NAMES)} and all"
+            f"unknown workload {', '.join(map(repr, unknown))}; "
+            f"choose from {', '.join(NAMES)} or all"
         )
     chosen = [w for w in (*WORKLOADS, *GPU_WORKLOADS) if w.name in wanted]
     return [_quick(w) for w in chosen] if quick else chosen
 
 
 def _quick(work: Workload) -> Workload:
-    """Some ten thousand neurons; a calibrated density stays calibrated."""
+    """The workload with some ten thousand neurons; its densities are still calibrated."""
     if work.kind == "neuron":
         return replace(work, B=2**14)
     narrow = tuple(n // 8 if isinstance(n, int) and n > 10 else n for n in work.layout)
@@ -115,7 +121,11 @@ def implementations(
     only: Sequence[str] = (),
     device: str = "cpu",
 ) -> list[Implementation]:
-    """The rows for a workload. peers: libraries that are installed; only: parts of names to keep (limits always stay)."""
+    """The implementations and limits for a workload.
+
+    peers: the other libraries that are installed. only: keep implementations whose names contain
+    one of these strings; limits always stay.
+    """
     rows = [
         *_ours(work),
         *_plain(work),
@@ -123,17 +133,17 @@ def implementations(
     ]
     if device != "cpu":
         rows = _on_gpu(work, rows, "spikingjelly" in peers)
-    kept = [
+    chosen = [
         r for r in rows if precision == "both" or r.settings.bfloat16 == (precision == "bfloat16")
     ]
     if only:
-        kept = [r for r in kept if any(part.lower() in r.name.lower() for part in only)]
-    made = [*kept, *_limits(work, precision)]
-    return [replace(row, settings=replace(row.settings, device=device)) for row in made]
+        chosen = [r for r in chosen if any(part.lower() in r.name.lower() for part in only)]
+    chosen += _limits(work, precision)
+    return [replace(row, settings=replace(row.settings, device=device)) for row in chosen]
 
 
 def _on_gpu(work: Workload, rows: list[Implementation], peer: bool) -> list[Implementation]:
-    """The rows that differ on a GPU, where the heap is no matter: ours recorded, SpikingJelly with its Triton kernels."""
+    """On a GPU: no heap settings; adds CUDA graphs and SpikingJelly's Triton kernels."""
     made = [row for row in rows if "heap" not in row.name]
     network = work.kind != "neuron"
     if network:

@@ -1,4 +1,4 @@
-"""How the command line shows a bench: a bar on a terminal, plain lines elsewhere, JSON lines for machines."""
+"""Progress of a bench: a bar on a terminal, plain lines elsewhere, or JSON lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..system.files import plain
 
 @contextmanager
 def listener(as_json: bool) -> Iterator[Listener]:
-    """The way of showing that fits where standard output goes."""
+    """A listener suited to standard output."""
     if as_json:
         yield (
             lambda event: (
@@ -38,7 +38,10 @@ def _lines(event: dict[str, Any]) -> None:
 def _line(event: dict[str, Any]) -> str:
     match event["event"]:
         case "start":
-            return f"{event['workload']}: {event['implementations']} processes in turn, {event['rounds']} rounds"
+            return (
+                f"{event['workload']}: {event['implementations']} processes taking turns, "
+                f"{event['rounds']} rounds"
+            )
         case "failed":
             return f"{event['workload']}: {event['name']} failed: {event['error']}"
     return ""

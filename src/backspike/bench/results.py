@@ -1,4 +1,4 @@
-"""What a bench measured, as values: rows of a workload, medians, ratios to each peer, the share of the limit reached."""
+"""The measurements of a bench: rows per workload, medians, ratios to baselines and limits."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ _GLANCED = ("ours", "spikingjelly", "plain")
 
 @dataclass
 class Row:
-    """One implementation: what its gate said and what its rounds took. failed: why it has no figures."""
+    """The measurements of one implementation.
+
+    failed: why there are none, or "". first: seconds of the first iterations of the fresh process.
+    rounds: seconds of each iteration, by round. memory: bytes, and how they were measured. facts:
+    what the worker reported. heap: whether the heap setting took effect. verdict: its gate.
+    """
 
     implementation: Implementation
     failed: str = ""
-    first: list[float] = field(
-        default_factory=list
-    )  # seconds of the iterations of the fresh process
-    rounds: list[list[float]] = field(default_factory=list)  # seconds of each iteration, by round
-    memory: dict[str, Any] | None = None  # bytes, and how they were measured
+    first: list[float] = field(default_factory=list)
+    rounds: list[list[float]] = field(default_factory=list)
+    memory: dict[str, Any] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     heap: bool = False
     torch: str = ""
@@ -38,7 +41,7 @@ class Row:
         return self.implementation.name
 
     def seconds(self) -> tuple[float, float, float]:
-        """First quartile, median and third quartile of an iteration."""
+        """First quartile, median and third quartile of the time per iteration."""
         times = [t for turn in self.rounds for t in turn]
         if len(times) < 2:
             return (times[0],) * 3 if times else (math.nan,) * 3
@@ -60,9 +63,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Glance:
-    """Our fastest and our leanest row against another library: as installed, in bfloat16, and at its best (nan: not measured).
+    """Our fastest and most memory-efficient rows relative to a baseline.
 
-    speed: how many times as fast; memory: the part of its memory."""
+    speed, memory: speed-up and relative memory against the baseline as installed, in bfloat16, and
+    at its best; nan where it was not measured.
+    """
 
     other: str
     fastest: Row
@@ -73,26 +78,27 @@ class Glance:
 
 @dataclass
 class Outcome:
-    """All rows of a workload, the limits among them."""
+    """All rows of a workload, including the limits.
+
+    derivatives: share of nonzero surrogate derivatives by layer, if the workload sets one.
+    """
 
     work: Workload
     rows: list[Row]
-    derivatives: list[float] = field(
-        default_factory=list
-    )  # share that is not zero, by layer, where the workload wants one
+    derivatives: list[float] = field(default_factory=list)
 
     def ranked(self) -> list[Row]:
-        """The implementations, in the order of the plan; what is no limit."""
+        """The implementations in the order of the plan, without the limits."""
         return [row for row in self.rows if not row.implementation.limit]
 
     def references(self) -> list[Row]:
-        """What ratios are taken to: every peer and the plain loop, as far as measured."""
+        """The baselines of ratios: every other library and the plain loop, if measured."""
         return [
             r for r in self.ranked() if r.measured and r.implementation.settings.library != "ours"
         ]
 
     def against(self, most: int) -> list[Row]:
-        """The references that a table has room for: of SpikingJelly all rows, then one of each other, the plain loop first."""
+        """The first `most` baselines: all rows of SpikingJelly, then one per other library."""
         rows = [r for r in self.references() if r.implementation.settings.library == "spikingjelly"]
         for row in self.references():
             if row.implementation.settings.library not in {
@@ -102,7 +108,7 @@ class Outcome:
         return rows[:most]
 
     def glance(self) -> Glance | None:
-        """Against SpikingJelly where it was measured, else against the plain loop; None where there is nothing to compare."""
+        """Compares with SpikingJelly if it was measured, else with the plain loop, else None."""
         rows = {
             name: [
                 r for r in self.ranked() if r.measured and r.implementation.settings.library == name
@@ -138,7 +144,7 @@ class Outcome:
         )
 
     def limit(self, bfloat16: bool) -> Row | None:
-        """The fastest way this machine has to do the products of the workload; for neurons alone, to move its bytes."""
+        """The shortest time for the workload's products alone, or a neuron layer's copying."""
         part = "copy" if self.work.kind == "neuron" else "products"
         fits = [
             r
@@ -149,17 +155,17 @@ class Outcome:
         return min(fits, key=lambda r: r.median, default=None)
 
     def share(self, row: Row) -> float:
-        """Of the limit, in the row's precision: 1 means that nothing but the products (or the moving of bytes) takes time."""
+        """The limit in the row's precision divided by its time; 1: no overhead at all."""
         limit = self.limit(row.implementation.settings.bfloat16)
         return limit.median / row.median if limit and row.measured else math.nan
 
     def per_second(self, row: Row) -> float:
-        """Samples a second; for neurons alone, neuron updates."""
+        """Samples per second; for a single neuron layer, neuron updates per second."""
         n = self.work.T * self.work.B if self.work.kind == "neuron" else self.work.B
         return n / row.median if row.measured else math.nan
 
     def speeds(self) -> dict[str, float]:
-        """What the limits say in their own units: GB/s copied (read and written), GFLOP/s."""
+        """The measured limits: GB/s copied (read and written) and GFLOP/s."""
         found = {}
         for row in self.rows:
             if row.measured and row.implementation.limit:
@@ -167,7 +173,7 @@ class Outcome:
         return found
 
     def floor(self, bfloat16: bool) -> tuple[float, float] | None:
-        """Bytes that a training iteration moves at least, and the seconds that moving them takes at the measured copy speed."""
+        """The bytes an iteration moves at least, and the seconds this takes at copy speed."""
         copy = next(
             (r for r in self.rows if r.measured and r.implementation.settings.part == "copy"), None
         )
@@ -178,16 +184,17 @@ class Outcome:
         return moved, moved * copy.median / copy.facts["bytes"]
 
     def spikes(self) -> list[float]:
-        """The share of spikes of each layer, in the first row that was measured."""
+        """The firing rate of each layer, from the first row that was measured."""
         return next((r.facts["spikes"] for r in self.ranked() if r.measured), [])
 
     def inputs(self) -> list[float]:
-        """The share of what each convolution and linear layer is given that is not zero."""
+        """The share of nonzero inputs of each convolution and linear layer."""
         return next(
             (r.facts["inputs"] for r in self.rows if r.measured and "inputs" in r.facts), []
         )
 
     def summary(self) -> dict[str, Any]:
+        """Everything measured, for JSON."""
         return {
             "workload": self.work.name,
             "about": ABOUT[self.work.name],
@@ -238,15 +245,16 @@ class Outcome:
 
 @dataclass
 class Bench:
-    """Everything that one command measured."""
+    """Everything that one command measured. peers: versions of the other libraries."""
 
     machine: dict[str, Any]
-    peers: dict[str, str]  # versions in the Python of the peers
+    peers: dict[str, str]
     rounds: int
     quick: bool
     outcomes: list[Outcome] = field(default_factory=list)
 
     def complete(self, command: str) -> dict[str, Any]:
+        """The content of bench.json."""
         from ..version import __version__
 
         return {

@@ -1,4 +1,4 @@
-"""The worker processes: one for each implementation, asked one at a time over its pipes, so that only one computes."""
+"""Worker processes, one per implementation; only one computes at a time."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from ..system import workers
 from ..system.workers import WorkerFailed as WorkerFailed
 from .plan import PEERS, Implementation
 
-PATIENCE = 600  # seconds for one answer
+PATIENCE = 600  # seconds to wait for an answer
 
-# loads the folder `worker` as a package of its own, so that a Python without backspike can run it and no name is hidden
+# loads the folder `worker` as a top-level package, so that a Python without backspike can run it
+# and its modules hide no others
 _START = """
 import importlib.util, sys
 folder = {folder!r}
-spec = importlib.util.spec_from_file_location("bench_worker", folder + "/__init__.py", submodule_search_locations=[folder])
+spec = importlib.util.spec_from_file_location(
+    "bench_worker", folder + "/__init__.py", submodule_search_locations=[folder]
+)
 sys.modules["bench_worker"] = package = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
 from bench_worker.loop import main
@@ -47,7 +50,7 @@ class Worker(workers.Worker):
         )
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """The answer to a request. Raises WorkerFailed, also for an answer that is an error."""
+        """The answer to a request. Raises WorkerFailed if the worker died or reports an error."""
         answer = self.call(do, request, timeout=PATIENCE)
         if "error" in answer:
             raise WorkerFailed(answer["error"])
@@ -55,7 +58,7 @@ class Worker(workers.Worker):
 
 
 def _environment(implementation: Implementation) -> dict[str, str]:
-    """Ours as the command line leaves it; a peer without what the command line of backspike sets for itself."""
+    """The environment variables; other libraries do not get those that our CLI sets for itself."""
     from ..system.machine import QUIET_THREADS
 
     if implementation.settings.library in ("ours", "limits"):
@@ -64,7 +67,10 @@ def _environment(implementation: Implementation) -> dict[str, str]:
 
 
 def installed(python: str) -> dict[str, str]:
-    """The peers that a Python has, and their versions. Raises BenchError when it cannot be run or has no torch."""
+    """Versions of torch and the other libraries that a Python has.
+
+    Raises BenchError if it cannot be run, or lacks torch or all of the libraries.
+    """
     try:
         done = subprocess.run(
             [python, "-c", _PROBE, "torch", *PEERS],
@@ -75,15 +81,17 @@ def installed(python: str) -> dict[str, str]:
         found = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired) as e:
         raise BenchError(
-            f"--peer-python {python}: {_first(e)}; name the python of an environment, such as peers/bin/python"
+            f"--peer-python {python}: {_first(e)}; "
+            "give the python of an environment, such as peers/bin/python"
         ) from e
     if "torch" not in found:
         raise BenchError(
-            f"--peer-python {python} has no torch; docs/bench.md says how to install peers"
+            f"--peer-python {python} has no torch; see docs/bench.md for how to install it"
         )
     if len(found) == 1:
         raise BenchError(
-            f"--peer-python {python} has none of {', '.join(PEERS.values())}; docs/bench.md says how to install them"
+            f"--peer-python {python} has none of {', '.join(PEERS.values())}; "
+            "see docs/bench.md for how to install them"
         )
     return found
 

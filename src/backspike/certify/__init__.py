@@ -1,4 +1,4 @@
-"""Whether every backend of this machine gives the same spikes, masks and gradients as the reference."""
+"""Checks that all backends on this machine agree with the reference: spikes, masks, gradients."""
 
 from ..errors import CertifyError
 from .check import AXES, TOLERANCE, Certificate, Finding, Row, run

@@ -1,10 +1,14 @@
-"""Do all backends compute the same on this machine? `run()` holds them, case by case, to the definition in float64.
+"""Do all backends on this machine agree? `run()` compares them with the definition in float64.
 
-A case is one call of `bs.lif` with one value for every axis of `AXES`. Currents, states and gradients that arrive lie on a grid
-of 1/64, where every membrane is exact in float32 (tau 2 with T <= 16, tau 4 with T <= 8) and some tie with the threshold. So
-spikes, membranes and the mask have to be those of `kernel/reference.py` in float64 bit for bit; gradients, which autograd
-derives there and other backends by hand, to rounding. Where the membrane is kept in fewer bits (memory="8bit", "bfloat16"),
-gradients have to be those at the membrane as it is remembered (`saved.py`), to the same tolerance.
+A case is one call of `bs.lif` with one value for every axis of `AXES`. Currents, states and
+incoming gradients are multiples of 1/64, for which every membrane is exact in float32 (tau 2 with
+T <= 16, tau 4 with T <= 8) and some equal the threshold. So spikes, membranes and the mask must be
+bit-identical to those of `kernel/reference.py` in float64. Gradients, which autograd derives there
+and other backends compute by hand, must agree to rounding. If the membrane is saved for backward
+in fewer bits (memory="8bit", "bfloat16"), gradients must be those at the decoded membrane
+(`saved.py`), to the same tolerance.
+
+Further cases are the small networks of `networks.py`.
 """
 
 from __future__ import annotations
@@ -25,8 +29,7 @@ from ..errors import CertifyError
 from ..kernel import Unsupported
 from ..kernel.coefficients import leak, over_channels, rest, state_dtype
 from ..kernel.cpu import library
-from ..kernel.saved import ROUNDED, decode, reach
-from ..kernel.saved import encode as kept_code
+from ..kernel.saved import ROUNDED, decode, encode, reach
 from ..neuron.prepare import prepare
 from ..options import LIF
 from ..surrogate import (
@@ -44,21 +47,19 @@ from ..surrogate import (
     Triangle,
 )
 from ..system.machine import machine
+from .networks import NETWORKS, definition
+from .networks import run as run_network
 from .pairwise import Case, pairwise
 
-# largest error of a gradient, ||g - g64|| / ||g64||; of what is learned and of the state, that of the dtype of the state
+# largest error of a gradient, ||g - g64|| / ||g64||; for learned constants and the state, that of
+# the state's dtype
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-SHAPE = (T, B, C, H, W) = (
-    5,
-    3,
-    4,
-    7,
-    9,
-)  # 756 elements a timestep: more than a block of the C code, and no multiple of 8
+# 756 elements per timestep: more than a block of the C code, and not a multiple of 8
+SHAPE = (T, B, C, H, W) = (5, 3, 4, 7, 9)
 SEED = 2**41 + 17
 
-# No parameter is a default one; those with an edge have it on the grid. The plain value of each axis
-# comes first. A surrogate that is not in this list is taken with its defaults.
+# All parameters differ from the defaults; edges of surrogates are on the grid. The plain value of
+# each axis comes first. A surrogate that is not in this list has its default parameters.
 _SURROGATES: tuple[Surrogate, ...] = (
     Rectangle(0.75, 1.25),
     Triangle(1.5),
@@ -89,6 +90,7 @@ LEARNED: dict[str, tuple[str, ...]] = {
     "tau": ("tau",),
     "per-channel": tuple(CONSTANTS),
 }
+CALLS = ("plain", "state", "membrane", "channels-last", "one-sample", "one-row", "repeats")
 AXES: dict[str, dict[str, Any]] = {
     "surrogate": SURROGATES,
     "v_reset": {"None": None, "0": 0.0, "-0.25": -0.25},
@@ -101,17 +103,18 @@ AXES: dict[str, dict[str, Any]] = {
     },
     "mask": MASKS,
     "learned": LEARNED,
-    # "checkpoint" is "recompute" for a neuron alone
+    # for a single neuron "checkpoint" is the same as "recompute"
     "memory": {m: m for m in kernel.MEMORIES if m != "checkpoint"},
-    # how it is called: from rest; from a state, with a gradient that arrives at the last one; with the membrane recorded, and a
-    # gradient at it; channels last; with one timestep that stands for all
-    "call": {name: name for name in ("plain", "state", "membrane", "channels-last", "repeats")},
+    # how it is called: from rest; from a state, with a gradient at the last state; with the
+    # membrane recorded, and a gradient at it; channels last, also of one sample or one row; with
+    # one timestep that stands for all
+    "call": {name: name for name in CALLS},
 }
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where calls run: a backend, on a device, in a build of the C kernel for a level of the processor."""
+    """Where calls run: a backend, a device, and the processor level of a C kernel's build."""
 
     backend: str
     device: str = "cpu"
@@ -119,27 +122,29 @@ class Place:
 
     @property
     def name(self) -> str:
-        return "-".join(
-            part
-            for part in (self.backend, self.level, "" if self.device == "cpu" else self.device)
-            if part
-        )
+        """Its name in the certificate."""
+        device = "" if self.device == "cpu" else self.device
+        return "-".join(part for part in (self.backend, self.level, device) if part)
 
-    def computes(self) -> AbstractContextManager[None]:
+    def context(self) -> AbstractContextManager[None]:
+        """The context in which calls use this build."""
         return library.level(self.level) if self.level else nullcontext()
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one case came to. errors: of the gradients, by name; reason: what is wrong, or ""."""
+    """The result of one case."""
 
     case: Case
+    # relative errors of the gradients, by name
     errors: dict[str, float]
-    mask: bool | None  # whether its bits are right; None where there is none, or it is not told
+    # whether the mask's bits are right; None without a mask, or if the backend does not report it
+    mask: bool | None
+    # what is wrong, or ""
     reason: str = ""
 
     def command(self) -> str:
-        """What repeats it alone."""
+        """The command that runs only this case."""
         return "backspike certify --only " + ",".join(
             f"{axis}={value}" for axis, value in self.case.items()
         )
@@ -147,17 +152,19 @@ class Finding:
 
 @dataclass
 class Row:
-    """All cases of a place. errors: the largest of a gradient, by dtype."""
+    """The results of all cases of a place."""
 
     cases: int = 0
     failed: int = 0
-    masks: int = 0  # cases whose mask bits were compared
+    # cases whose mask bits were compared
+    masks: int = 0
+    # largest error of a gradient, by dtype
     errors: dict[str, float] = field(default_factory=dict)
-    refused: list[str] = field(
-        default_factory=list
-    )  # why other combinations were not tried, each reason once
+    # why other combinations were not tried, each reason once
+    refused: list[str] = field(default_factory=list)
 
     def add(self, finding: Finding) -> None:
+        """Counts the result of a case."""
         self.cases += 1
         self.failed += bool(finding.reason)
         self.masks += finding.mask is not None
@@ -167,7 +174,7 @@ class Row:
 
 @dataclass
 class Certificate:
-    """The rows by place, what failed, and the machine."""
+    """The result of `run`: the machine, a row per place, and the failed cases."""
 
     machine: dict[str, Any]
     rows: dict[str, Row] = field(default_factory=dict)
@@ -175,10 +182,12 @@ class Certificate:
 
     @property
     def cases(self) -> int:
+        """The number of cases."""
         return sum(row.cases for row in self.rows.values())
 
     @property
     def passed(self) -> bool:
+        """Whether all cases passed."""
         return self.cases > 0 and not self.failed
 
 
@@ -190,30 +199,41 @@ def run(
 ) -> Certificate:
     """Checks every backend of this machine and returns the certificate.
 
-    By default each backend meets every pair of values of `AXES` (`covering.pairwise`); all=True: every combination, which takes
-    hours. only: values that axes are held to, `backend` among them, such as {"backend": "cpu", "dtype": "bfloat16"}. listen is
-    called with an event, a dict, for the start and for each case. Raises CertifyError, a ValueError, where nothing is left.
+    Args:
+        only: axes with a fixed value, such as {"backend": "cpu", "dtype": "bfloat16"}; with
+            "network", only that case of `networks.NETWORKS` is run.
+        all: every combination of options, which takes hours, instead of every pair of values of
+            `AXES` (`pairwise`).
+        listen: called with a dict for the start and for each case.
+
+    Raises:
+        CertifyError: an option does not exist, or no case is left.
     """
-    there = {place.name: place for place in places()}
-    axes = _held({"backend": dict(there), **AXES}, only or {})
+    known = {place.name: place for place in places()}
+    only = dict(only or {})
+    wanted = _fixed({"backend": known, **AXES, "network": NETWORKS}, only)
+    # these cases have no options except the backend
+    networks = wanted.pop("network") if only.keys() <= {"backend", "network"} else []
+    axes = {axis: values for axis, values in wanted.items() if axis != "network"}
+    if "network" in only and not networks:
+        raise CertifyError("--only: network=NAME can be combined with backend=NAME alone")
     tell = listen or (lambda event: None)
     certificate = Certificate(machine(torch.get_num_threads()))
     work: list[tuple[Place, Iterable[Case]]] = []
     for name in axes.pop("backend"):
-        row = certificate.rows[name] = Row()
-        allowed = _allowed(there[name], row)
-        work.append((there[name], _every(axes, allowed) if all else pairwise(axes, allowed)))
-    tell(
-        {
-            "event": "start",
-            "cases": None
-            if all
-            else sum(len(cases) for _, cases in work if isinstance(cases, list)),
-        }
-    )
+        place, row = known[name], Row()
+        certificate.rows[name] = row
+        if "network" not in only:
+            allowed = _allowed(place, row)
+            work.append((place, _every(axes, allowed) if all else pairwise(axes, allowed)))
+        dtypes = {network: _name(NETWORKS[network].dtype) for network in networks}
+        work.append((place, [{"network": n, "dtype": dtype} for n, dtype in dtypes.items()]))
+    count = sum(len(cases) for _, cases in work if isinstance(cases, list))
+    tell({"event": "start", "cases": None if all else count})
     for place, cases in work:
         for case in cases:
-            finding = check(place, {"backend": place.name, **case})
+            one = check_network if "network" in case else check
+            finding = one(place, {"backend": place.name, **case})
             certificate.rows[place.name].add(finding)
             certificate.failed += [finding] if finding.reason else []
             tell(
@@ -229,14 +249,12 @@ def run(
         reasons = dict.fromkeys(
             reason for row in certificate.rows.values() for reason in row.refused
         )
-        raise CertifyError(
-            f"--only leaves no combination that a backend takes: {'; '.join(reasons)}"
-        )
+        raise CertifyError(f"--only leaves no combination to check: {'; '.join(reasons)}")
     return certificate
 
 
 def places() -> list[Place]:
-    """Every backend on every device that it takes, the C kernel also as built for lesser processors."""
+    """Every backend on every device that it supports; the C kernel in each of its builds."""
     found = []
     for backend, device in itertools.product(
         kernel.backends(), ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
@@ -251,17 +269,20 @@ def places() -> list[Place]:
     ]
 
 
-def _held(axes: dict[str, dict[str, Any]], only: Mapping[str, str]) -> dict[str, list[str]]:
+def _fixed(axes: Mapping[str, Mapping[str, Any]], only: Mapping[str, str]) -> dict[str, list[str]]:
+    """The values of every axis; a single one where `only` says so."""
     for axis, value in only.items():
         if axis not in axes:
-            raise CertifyError(f"--only: no option {axis!r}; there are: {', '.join(axes)}")
+            raise CertifyError(f"--only: no option {axis!r}; choose from: {', '.join(axes)}")
         if value not in axes[axis]:
-            raise CertifyError(f"--only: {axis} is one of {', '.join(axes[axis])}; got {value!r}")
+            raise CertifyError(
+                f"--only: {axis} must be one of {', '.join(axes[axis])}; got {value!r}"
+            )
     return {axis: [only[axis]] if axis in only else list(values) for axis, values in axes.items()}
 
 
 def _allowed(place: Place, row: Row) -> Callable[[Case], bool]:
-    """Whether the place takes a case; why not is noted in the row."""
+    """Whether the place supports a case; the row collects the reasons why not."""
 
     def allowed(case: Case) -> bool:
         reason = _refusal(place, case)
@@ -273,7 +294,7 @@ def _allowed(place: Place, row: Row) -> Callable[[Case], bool]:
 
 
 def _every(axes: Mapping[str, Sequence[str]], allowed: Callable[[Case], bool]) -> Iterator[Case]:
-    # dtype and memory, which the definition does not know, change fastest
+    # dtype and memory, on which the definition does not depend, change fastest
     slow = sorted(axes, key=lambda axis: axis in ("dtype", "memory"))
     for values in itertools.product(*(axes[axis] for axis in slow)):
         case = dict(zip(slow, values))
@@ -281,38 +302,66 @@ def _every(axes: Mapping[str, Sequence[str]], allowed: Callable[[Case], bool]) -
             yield {axis: case[axis] for axis in axes}
 
 
-# ------------------------------------------------------------------------------------------------------------- one case
+# ---- one case --------------------------------------------------------------------------------
 
 
 def check(place: Place, case: Case) -> Finding:
-    """Runs a case, a value for every axis of `AXES`, at a place, and compares it with the definition in float64."""
+    """Compares a case, a value for every axis of `AXES`, with the definition in float64."""
     want = _definition(
         case["memory"] if case["memory"] in ROUNDED else "exact", tuple(case[a] for a in _SHARED)
     )
     limits = _limits(case)
     try:
-        with place.computes():
+        with place.context():
             got = _computed(place, case)
-    except Exception as e:  # what a broken backend raises is a finding
-        return Finding(
-            case, {}, None, f"raised {type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
-        )
+    # whatever a broken backend raises is a finding
+    except Exception as e:
+        return _raised(case, e)
     wrong = [
         f"{name} differ in {n} places"
         for name in ("spikes", "membranes", "states")
         if (n := _unequal(got, want, name))
     ]
-    # a backend tells only of contiguous spikes
+    # a backend reports the mask only for contiguous spikes
     mask = None if got["active"] is None else torch.equal(got["active"], want["active"])
     if mask is False:
         wrong.append("mask bits differ")
     errors = {name: _error(got[name], want[name]) for name in limits}
-    for name, error in errors.items():
-        if not error <= limits[name]:
-            wrong.append(
-                f"the gradient of {name} is off by {error:.2g}, more than {limits[name]:.2g}"
-            )
-    return Finding(case, errors, mask, "; ".join(wrong))
+    return Finding(case, errors, mask, "; ".join([*wrong, *_too_large(errors, limits)]))
+
+
+def check_network(place: Place, case: Case) -> Finding:
+    """Compares a case of `networks.NETWORKS` with its definition in float64."""
+    # building a network draws random numbers
+    with torch.random.fork_rng(devices=[]):
+        want = definition(case["network"])
+        try:
+            with place.context():
+                got = run_network(case["network"], place.backend, place.device)
+        except Exception as e:
+            return _raised(case, e)
+    differ = _unequal(got, want, "spikes")
+    wrong = [f"spikes differ in {differ} places"] if differ else []
+    errors = {name: _error(got[name], want[name]) for name in want if name != "spikes"}
+    limits = dict.fromkeys(errors, TOLERANCE[AXES["dtype"][case["dtype"]]])
+    return Finding(case, errors, None, "; ".join([*wrong, *_too_large(errors, limits)]))
+
+
+def _raised(case: Case, e: Exception) -> Finding:
+    reason = f"raised {type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
+    return Finding(case, {}, None, reason)
+
+
+def _too_large(errors: Mapping[str, float], limits: Mapping[str, float]) -> list[str]:
+    return [
+        f"the gradient of {name} is off by {error:.2g}, more than {limits[name]:.2g}"
+        for name, error in errors.items()
+        if not error <= limits[name]
+    ]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _limits(case: Case) -> dict[str, float]:
@@ -324,9 +373,9 @@ def _limits(case: Case) -> dict[str, float]:
 
 @lru_cache(maxsize=8)
 def _inputs(call: str) -> dict[str, Tensor | None]:
-    """x, v0 and what arrives at spikes (g), membrane (gu) and state (c), on the grid, in float64.
+    """x, v0 and the incoming gradients of spikes (g), membrane (gu) and state (c), in float64.
 
-    Gradients are mostly positive, so that sums of them do not cancel.
+    They are multiples of 1/64. Gradients are mostly positive, so that their sums do not cancel.
     """
     draw = torch.Generator().manual_seed(0)
 
@@ -334,16 +383,21 @@ def _inputs(call: str) -> dict[str, Tensor | None]:
         return torch.randint(-64, 192, tuple(shape), generator=draw).double() / 64
 
     x, g, gu, v0, c = grid(SHAPE), grid(SHAPE), grid(SHAPE), grid(SHAPE[1:]), grid(SHAPE[1:])
-    given: dict[str, Tensor | None] = {"x": x, "v0": None, "g": g, "gu": None, "c": None}
+    inputs: dict[str, Tensor | None] = {"x": x, "v0": None, "g": g, "gu": None, "c": None}
     if call == "state":
-        given |= {"v0": v0 / 4, "c": c}
+        inputs |= {"v0": v0 / 4, "c": c}
     elif call == "membrane":
-        given |= {"gu": gu}
+        inputs |= {"gu": gu}
     elif call == "repeats":
-        given |= {"x": x[:1]}
-    elif call == "channels-last":
-        given |= {"x": x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)}
-    return given
+        inputs |= {"x": x[:1]}
+    elif call in ("channels-last", "one-sample", "one-row"):
+        if call == "one-sample":
+            x, g = x[:, :1], g[:, :1]
+        elif call == "one-row":
+            x, g = x[..., :1, :], g[..., :1, :]
+        # as torch's channels_last: the channels are next to each other in memory
+        inputs |= {"x": x.movedim(2, -1).contiguous().movedim(-1, 2), "g": g.contiguous()}
+    return inputs
 
 
 def _neuron(case: Case) -> LIF:
@@ -358,7 +412,7 @@ def _neuron(case: Case) -> LIF:
 
 
 def _constants(case: Case, dtype: torch.dtype, device: str) -> kernel.Constants:
-    """tau, threshold and width: numbers, or leaves that learn, in the dtype of the state."""
+    """tau, threshold and width: numbers, or trainable tensors in the dtype of the state."""
     names, per_channel = LEARNED[case["learned"]], case["learned"] == "per-channel"
     constants: dict[str, Any] = {
         "tau": CONSTANTS["tau"][0],
@@ -371,9 +425,9 @@ def _constants(case: Case, dtype: torch.dtype, device: str) -> kernel.Constants:
 
 
 def _refusal(place: Place, case: Case) -> str:
-    """Why there is no such neuron, or why this backend does not take it; "" where it does."""
+    """Why the neuron does not exist, or why this backend does not support it; "" if it does."""
     if place.backend == "reference" and case["memory"] != "exact":
-        return "reference: it keeps a graph whatever memory says, so only memory=exact counts"
+        return "reference: it saves a graph whatever memory is, so only memory=exact is checked"
     dtype = AXES["dtype"][case["dtype"]]
     x = torch.zeros((1, 1, C), dtype=dtype, device=place.device)
     constants = _constants(case, state_dtype(x), place.device)
@@ -387,12 +441,14 @@ def _refusal(place: Place, case: Case) -> str:
 def _computed(
     place: Place, case: Case, record_membrane: bool = False, x: Tensor | None = None
 ) -> dict[str, Any]:
-    """Outputs and gradients of a case, and the call. x: all timesteps, in place of the case's."""
+    """Outputs and gradients of a case, and the call. x: all timesteps, instead of the case's."""
     dtype = AXES["dtype"][case["dtype"]]
     state = torch.float64 if dtype == torch.float64 else torch.float32
-    given = {k: None if a is None else a.to(place.device) for k, a in _inputs(case["call"]).items()}
+    inputs = {
+        k: None if a is None else a.to(place.device) for k, a in _inputs(case["call"]).items()
+    }
     leaf = {
-        k: None if (a := given[k]) is None else a.to(d).detach().requires_grad_()
+        k: None if (a := inputs[k]) is None else a.to(d).detach().requires_grad_()
         for k, d in (("x", dtype), ("v0", state))
     }
     constants = _constants(case, state, place.device)
@@ -404,13 +460,13 @@ def _computed(
         current, leaf["v0"], _neuron(case), constants, SEED, repeats=repeats, record=record
     )
     out = kernel.dispatch(place.backend, call)
-    arriving = (
-        (out.spikes, given["g"], dtype),
-        (out.state, given["c"], state),
-        (out.membrane, given["gu"], state),
+    incoming = (
+        (out.spikes, inputs["g"], dtype),
+        (out.state, inputs["c"], state),
+        (out.membrane, inputs["gu"], state),
     )
-    entered = [(a, g.to(d)) for a, g, d in arriving if a is not None and g is not None]
-    torch.autograd.backward([a for a, _ in entered], [g for _, g in entered])
+    pairs = [(a, g.to(d)) for a, g, d in incoming if a is not None and g is not None]
+    torch.autograd.backward([a for a, _ in pairs], [g for _, g in pairs])
     result = {"spikes": out.spikes, "states": out.state, "membranes": out.membrane, "active": None}
     result |= {
         name: p.grad
@@ -423,14 +479,13 @@ def _computed(
     return {"call": call} | {k: None if a is None else a.detach().cpu() for k, a in result.items()}
 
 
-_SHARED = tuple(
-    axis for axis in AXES if axis not in ("dtype", "memory")
-)  # what the definition depends on
+# the axes that the definition depends on
+_SHARED = tuple(axis for axis in AXES if axis not in ("dtype", "memory"))
 
 
 @lru_cache(maxsize=64)
 def _definition(memory: str, values: tuple[str, ...]) -> dict[str, Any]:
-    """What the definition gives in float64, at the membranes as this memory remembers them."""
+    """The definition's results in float64, at the membranes as decoded from this memory."""
     case = dict(zip(_SHARED, values), dtype="float64", memory="exact")
     exact = _computed(Place("reference"), case, record_membrane=True)
     if memory == "exact":
@@ -443,31 +498,32 @@ def _definition(memory: str, values: tuple[str, ...]) -> dict[str, Any]:
     end = reach(call.neuron.base, call.neuron.replace)
     u = decode(
         memory,
-        kept_code(memory, exact["membranes"], theta, width, end),
+        encode(memory, exact["membranes"], theta, width, end),
         theta,
         width,
         end,
         torch.float64,
     )
     x = _currents(u, exact["spikes"], call)
-    remembered = _computed(Place("reference"), case, record_membrane=True, x=x)
+    decoded = _computed(Place("reference"), case, record_membrane=True, x=x)
     gx = x.grad
     assert gx is not None
-    if "tau" in remembered and call.neuron.decay_input:
-        # du/dtau has the current as it came, not the one that leads to what is remembered
+    if "tau" in decoded and call.neuron.decay_input:
+        # du/dtau contains the original current, not the one that leads to the decoded membrane
         gain = leak(call.tau.detach(), call.x, call.neuron.v_reset, True).gain
-        came = (gx / gain * (x - call.x)).detach() / over_channels(call.tau.detach(), call.x) ** 2
-        remembered["tau"] = remembered["tau"] + (
-            came.sum((0, 1, 3, 4)) if call.tau.dim() else came.sum()
-        )
-    remembered["x"] = gx.sum(0, keepdim=True) if call.repeats > 1 else gx
-    return exact | {
-        name: remembered[name] for name in ("x", "v0", "active", *CONSTANTS) if name in remembered
-    }
+        extra = (gx / gain * (x - call.x)).detach() / over_channels(call.tau.detach(), call.x) ** 2
+        extra = extra.sum((0, 1, 3, 4)) if call.tau.dim() else extra.sum()
+        decoded["tau"] = decoded["tau"] + extra
+    decoded["x"] = gx.sum(0, keepdim=True) if call.repeats > 1 else gx
+    names = ("x", "v0", "active", *CONSTANTS)
+    return exact | {name: decoded[name] for name in names if name in decoded}
 
 
 def _currents(u: Tensor, spikes: Tensor, call: kernel.Call) -> Tensor:
-    """The currents `[T, B, ...]` that lead to these membranes, the first from the state of the call; exact on the grid."""
+    """The currents `[T, B, ...]` that lead to these membranes from the call's initial state.
+
+    They are exact for multiples of 1/64.
+    """
     neuron = call.neuron
     tau, theta = (p.detach() if isinstance(p, Tensor) else p for p in (call.tau, call.theta))
     lam, offset, gain = leak(tau, call.x, neuron.v_reset, neuron.decay_input)
@@ -481,7 +537,7 @@ def _currents(u: Tensor, spikes: Tensor, call: kernel.Call) -> Tensor:
 
 
 def _unequal(got: dict[str, Any], want: dict[str, Any], name: str) -> int:
-    """In how many places they differ; what was not asked for cannot."""
+    """The number of differing elements; 0 for results that were not computed."""
     if got[name] is None:
         return 0
     if got[name].shape != want[name].shape:
@@ -490,7 +546,7 @@ def _unequal(got: dict[str, Any], want: dict[str, Any], name: str) -> int:
 
 
 def _error(got: Tensor | None, want: Tensor | None) -> float:
-    """||got - want|| / ||want||; autograd's None, where it finds no path, is zero."""
+    """||got - want|| / ||want||; None, autograd's result without a path, counts as zero."""
     if want is None:
         return 0.0 if got is None or not got.any() else math.inf
     got = torch.zeros_like(want) if got is None else got.double()

@@ -1,4 +1,4 @@
-"""How a certificate is shown: a table on a terminal, a page in Markdown with JSON beside it, and a bar meanwhile."""
+"""Shows a certificate: a table on a terminal, a Markdown page with JSON, and a progress bar."""
 
 from __future__ import annotations
 
@@ -13,27 +13,34 @@ from typing import TYPE_CHECKING, Any
 from ..system.files import plain, to_json, write_atomic
 from ..system.table import Table, left, right
 from .check import AXES, TOLERANCE, Certificate, Finding, Listener, Row
+from .networks import NETWORKS
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 LIMITS = {str(dtype).removeprefix("torch."): limit for dtype, limit in TOLERANCE.items()}
-TITLE = "Largest relative error of a gradient against the definition in float64; spikes and membranes equal bit for bit"
-SHOWN = 10  # failures on a terminal
+TITLE = (
+    "Largest relative error of a gradient, compared with the definition in float64; spikes and "
+    "membranes are bit-identical"
+)
+# largest number of failures shown on a terminal
+SHOWN = 10
 
 
 def write(certificate: Certificate, file: Path, command: str) -> None:
-    """Writes the page `file` and, beside it with the ending .json, the same for machines."""
+    """Writes the page `file` and the same content as JSON to a file with the suffix .json."""
     write_atomic(file, markdown(certificate, command).encode())
     write_atomic(file.with_suffix(".json"), to_json(complete(certificate, command)))
 
 
 def complete(certificate: Certificate, command: str) -> dict[str, Any]:
+    """The content of the JSON file."""
     return {
         "command": command,
         "passed": certificate.passed,
         "machine": certificate.machine,
         "options": {axis: list(values) for axis, values in AXES.items()},
+        "networks": list(NETWORKS),
         "limits": LIMITS,
         "backends": {name: asdict(row) for name, row in certificate.rows.items()},
         "failed": [failure(finding) for finding in certificate.failed],
@@ -41,6 +48,7 @@ def complete(certificate: Certificate, command: str) -> dict[str, Any]:
 
 
 def failure(finding: Finding) -> dict[str, Any]:
+    """A failed case as plain values."""
     return {
         **finding.case,
         "errors": finding.errors,
@@ -50,12 +58,13 @@ def failure(finding: Finding) -> dict[str, Any]:
 
 
 def summary(certificate: Certificate) -> str:
+    """How many cases there were, and how many failed."""
     n = len(certificate.failed)
     return f"{certificate.cases:,} cases, {'all passed' if not n else f'{n:,} failed'}"
 
 
 def table(certificate: Certificate) -> Table:
-    """A line for each backend, below the limits."""
+    """The limits, and a row per backend."""
     columns = [*left("backend"), *right("cases", "failed", "mask bits", *LIMITS)]
     limits = ["limit", "", "", "", *(f"{limit:.0e}" for limit in LIMITS.values())]
     rows = [_cells(name, row) for name, row in certificate.rows.items()]
@@ -68,42 +77,44 @@ def _cells(name: str, row: Row) -> list[str]:
 
 
 def about(certificate: Certificate) -> str:
+    """The machine in one line."""
     m = certificate.machine
     return (
-        f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['capability']}; {m['system']}; Python {m['python']}, "
-        f"torch {m['torch']}"
+        f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['capability']}; "
+        f"{m['system']}; Python {m['python']}, torch {m['torch']}"
     )
 
 
 def terminal(certificate: Certificate) -> RichTable:
+    """The table for a terminal."""
     return replace(table(certificate), notes=[about(certificate)]).to_rich()
 
 
 def failures(certificate: Certificate) -> Iterator[str]:
-    """What failed, and what repeats it alone; of many, the first."""
+    """The first failures, each with the command that runs only this case."""
     for finding in certificate.failed[:SHOWN]:
         yield f"failed: {finding.reason}\n    {finding.command()}"
     if (more := len(certificate.failed) - SHOWN) > 0:
-        yield f"and {more:,} more; --out FILE.md writes all of them"
+        yield f"and {more:,} more; write all of them with --out FILE.md"
 
 
 def markdown(certificate: Certificate, command: str) -> str:
-    made = f"{summary(certificate)}. Made by `{command}`; the same command checks another machine."
-    lines = ["# Certificate", "", made, "", f"{about(certificate)}.", ""]
+    """The page."""
+    source = f"{summary(certificate)}. Made by `{command}`; run it to check another machine."
+    lines = ["# Certificate", "", source, "", f"{about(certificate)}.", ""]
+    heading = f"{TITLE}. Mask bits: the number of cases in which they were compared."
+    lines += [heading, "", table(certificate).to_markdown()]
     lines += [
-        f"{TITLE}; mask bits: in how many cases they were compared.",
-        "",
-        table(certificate).to_markdown(),
-    ]
-    lines += [
-        "Options, of which each backend met every pair that it takes (with `--all`: every combination):",
+        "Options; each backend was checked with every pair of values that it supports (with "
+        "`--all`: every combination):",
         "",
     ]
     lines += [f"- `{axis}`: {', '.join(values)}" for axis, values in AXES.items()]
+    lines += ["", f"Networks, in every backend: {', '.join(NETWORKS)}."]
     refused = dict.fromkeys(reason for row in certificate.rows.values() for reason in row.refused)
     lines += [
         "",
-        "Not counted, as there is no such neuron or the backend refuses it:",
+        "Not checked, because the neuron does not exist or the backend does not support it:",
         "",
         *(f"- {r}" for r in refused),
     ]
@@ -115,7 +126,7 @@ def markdown(certificate: Certificate, command: str) -> str:
 
 @contextmanager
 def listener(as_json: bool) -> Iterator[Listener]:
-    """The way of showing that fits where standard output goes."""
+    """Shows events on standard output: as JSON, as a bar on a terminal, or not at all."""
     if as_json:
         yield lambda event: print(json.dumps(plain(event)), flush=True)
     elif sys.stdout.isatty():

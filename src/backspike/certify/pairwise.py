@@ -1,4 +1,4 @@
-"""A covering set: few combinations of options in which every pair of values that may stand together does so at least once."""
+"""Pairwise testing: few combinations of options that contain every possible pair of values."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ Pair = tuple[tuple[str, str], tuple[str, str]]
 
 
 def pairwise(axes: Mapping[str, Sequence[str]], allowed: Callable[[Case], bool]) -> list[Case]:
-    """Cases, each a value for every axis, that `allowed` accepts and that hold every pair of values of two axes.
+    """Cases that `allowed` accepts, a value for every axis, which contain all pairs of values.
 
-    The first value of an axis is its plain one: a pair that is not allowed beside the plain values of the others is taken to be
-    impossible. Greedy: each case starts from a pair that is missing and gives the other axes, in random order, the value that
-    adds most pairs. The same arguments give the same cases.
+    The first value of an axis is its plain one. A pair that is not allowed with the plain values of
+    all other axes is considered impossible. The algorithm is greedy: each case starts from a
+    missing pair and gives the other axes, in random order, the value that adds most pairs. The same
+    arguments give the same cases.
     """
     plain = {axis: values[0] for axis, values in axes.items()}
     if not allowed(plain):
         return []
     draw = random.Random(0)
-    missing = dict.fromkeys(
-        p for p in possible_pairs(axes) if allowed({**plain, **dict(p)})
-    )  # in order, as a set is not
+    # a dict, because a set has no order
+    missing = dict.fromkeys(p for p in possible_pairs(axes) if allowed({**plain, **dict(p)}))
     cases = []
     while missing:
         first = next(iter(missing))
-        case, given = {**plain, **dict(first)}, dict(first)
-        others = [axis for axis in axes if axis not in given]
+        case, chosen = {**plain, **dict(first)}, dict(first)
+        others = [axis for axis in axes if axis not in chosen]
         draw.shuffle(others)
         for axis in others:
             values = [v for v in axes[axis] if allowed({**case, axis: v})]
-            case[axis] = given[axis] = max(
-                values, key=lambda v: sum(p in missing for p in _pairs_with(given, axis, v, axes))
+            case[axis] = chosen[axis] = max(
+                values, key=lambda v: sum(p in missing for p in _pairs_with(chosen, axis, v, axes))
             )
         for pair in itertools.combinations([(axis, case[axis]) for axis in axes], 2):
             missing.pop(pair, None)
@@ -42,7 +42,7 @@ def pairwise(axes: Mapping[str, Sequence[str]], allowed: Callable[[Case], bool])
 
 
 def possible_pairs(axes: Mapping[str, Sequence[str]]) -> list[Pair]:
-    """All pairs of values of two axes, the axes in their order."""
+    """All pairs of values of two axes, in the order of the axes."""
     return [
         ((a, v), (b, w))
         for a, b in itertools.combinations(axes, 2)
@@ -51,8 +51,8 @@ def possible_pairs(axes: Mapping[str, Sequence[str]]) -> list[Pair]:
 
 
 def _pairs_with(
-    given: Case, axis: str, value: str, axes: Mapping[str, Sequence[str]]
+    chosen: Case, axis: str, value: str, axes: Mapping[str, Sequence[str]]
 ) -> list[Pair]:
     order = {a: i for i, a in enumerate(axes)}
-    here = (axis, value)
-    return [(here, g) if order[axis] < order[g[0]] else (g, here) for g in given.items()]
+    new = (axis, value)
+    return [(new, g) if order[axis] < order[g[0]] else (g, new) for g in chosen.items()]

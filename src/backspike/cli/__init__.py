@@ -1,9 +1,10 @@
-"""The command line `backspike VERB ...`. Each verb is a file of this folder.
+"""The command line `backspike VERB ...`; each verb is a file in this folder.
 
 A verb's file has HELP (its line in `backspike --help`), `add_arguments(parser)` and `run(options)`,
-which returns the exit code. Only `run` may import torch, so that help comes at once.
+which returns the exit code. Only `run` may import torch, so that help appears immediately.
 
-Exit codes: 0; 1, failed: a line on standard error says why and what to do; 2, a wrong command.
+Exit codes: 0, success; 1, failure; 2, wrong usage. After a failure or wrong usage, one line on
+standard error gives the reason and what to do.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ VERBS = (
     "recipes",
     "data",
 )
-ON_RANKS = ("train", "resume")  # verbs that torchrun may start
+ON_RANKS = ("train", "resume")  # verbs that run under torchrun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
+    """Runs one command and returns its exit code. argv: the words after `backspike`."""
     os.environ |= QUIET_THREADS | os.environ
-    if from_torchrun("WORLD_SIZE") > 1:  # else every rank prints torch's C++ warnings
+    if from_torchrun("WORLD_SIZE") > 1:  # otherwise every rank prints torch's C++ warnings
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     heap.use({"0": "", "lean": "lean"}.get(os.environ.get("BACKSPIKE_HEAP", ""), "kept"))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # paths may contain non-text bytes
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except UsageError as e:
@@ -61,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("BACKSPIKE_TRACEBACK"):
             raise
         line = (str(e).splitlines() or [""])[0]
-        return _fail(f"unexpected {type(e).__name__}: {line}; BACKSPIKE_TRACEBACK=1 shows where", 1)
+        hint = "for a traceback, set BACKSPIKE_TRACEBACK=1"
+        return _fail(f"unexpected {type(e).__name__}: {line}; {hint}", 1)
 
 
 def _run(words: list[str]) -> int:
@@ -80,7 +82,7 @@ def _run(words: list[str]) -> int:
 
 
 def verb_parser(verb: str) -> Parser:
-    """The parser of a verb, read from its file."""
+    """The parser of a verb, built from its file."""
     module = import_module(f".{verb}", __name__)
     parser = Parser(
         prog=f"backspike {verb}",
@@ -89,19 +91,21 @@ def verb_parser(verb: str) -> Parser:
         conflict_handler="resolve",
     )
     parser.set_defaults(run=module.run)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object per line, for programs"
+    )
     module.add_arguments(parser)
     return parser
 
 
 def _overview() -> Parser:
-    """The parser of `backspike` without a verb: help, version, and the error for an unknown verb."""
+    """The parser of `backspike` without a verb: help, version and the error for unknown verbs."""
     parser = Parser(
         prog="backspike",
-        description="Trains spiking neural networks by back-propagating through spikes.",
-        epilog="Environment: BACKSPIKE_DATA, folder of the data; BACKSPIKE_HEAP=0, give freed "
-        "memory back at once instead of keeping it for the next step (slower); "
-        "BACKSPIKE_TRACEBACK=1, show where an unexpected error comes from.",
+        description="Trains spiking neural networks by backpropagation through spikes.",
+        epilog="Environment variables: BACKSPIKE_DATA is the data folder. BACKSPIKE_HEAP=0 or lean "
+        "returns freed memory to the system instead of keeping it for the next step (slower). "
+        "BACKSPIKE_TRACEBACK=1 shows the traceback of unexpected errors.",
     )
     parser.add_argument("--version", action="version", version=f"backspike {__version__}")
     verbs = parser.add_subparsers(metavar="VERB")
@@ -115,7 +119,7 @@ def _fail(message: object, code: int) -> int:
     from ..system.events import printable
 
     text = printable(str(message))
-    if len(text) > 4000:  # what to do stands at the end
+    if len(text) > 4000:  # keep the end, which says what to do
         text = f"{text[:3500]} ... {text[-400:]}"
     print(f"backspike: {text}", file=sys.stderr)
     return code

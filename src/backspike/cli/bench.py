@@ -1,4 +1,4 @@
-"""`backspike bench`: time and memory of training, beside other libraries."""
+"""`backspike bench`: time and memory of training, compared with other libraries."""
 
 import argparse
 import json
@@ -6,32 +6,37 @@ import shlex
 import sys
 from pathlib import Path
 
-from .parser import Parser
+from ..errors import BenchError, UsageError
+from .parser import Parser, at_least_1
 
-HELP = "time and memory of training, against other libraries and the limits of this machine"
+HELP = "measure time and memory of training, compared with other libraries and hardware limits"
 
 
 def add_arguments(parser: Parser) -> None:
     names = (
-        "some of neuron, fc, fc-10%%, vgg, vgg-10%%, vgg-20%%, resnet, resnet-10%%, resnet-20%%, "
-        "by commas, or all (default); for a GPU neuron-gpu, resnet-32px, vggsnn, resnet-224px"
+        "comma-separated list of neuron, fc, fc-10%%, vgg, vgg-10%%, vgg-20%%, resnet, "
+        "resnet-10%%, resnet-20%%; on a GPU neuron-gpu, resnet-32px, vggsnn, resnet-224px; "
+        "or all (default)"
     )
     parser.add_argument("name", nargs="?", default="all", metavar="WORKLOAD", help=names)
     parser.add_argument(
         "--peer-python",
         metavar="PATH",
-        help="the python of an environment with SpikingJelly, snnTorch, Norse, sinabs",
+        help="Python of an environment that has SpikingJelly, snnTorch, Norse or sinabs",
     )
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument(
         "--rounds",
-        type=int,
+        type=at_least_1,
         default=9,
         metavar="N",
-        help="turns of each implementation (default: 9)",
+        help="number of measurements per implementation (default: 9)",
     )
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="threads of each (default: as many as torch takes)"
+        "--threads",
+        type=at_least_1,
+        metavar="N",
+        help="threads per implementation (default: PyTorch's default)",
     )
     parser.add_argument(
         "--precision", default="both", metavar="P", help="float32, bfloat16 or both (default)"
@@ -40,17 +45,17 @@ def add_arguments(parser: Parser) -> None:
         "--only",
         default="",
         metavar="NAMES",
-        help="implementations whose name has one of these parts, by commas",
+        help="comma-separated parts of names: measure only implementations that match one",
     )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="small sizes, to see that everything runs; figures mean nothing",
+        help="use tiny sizes to check that everything runs; the numbers mean nothing",
     )
     parser.add_argument(
         "--out",
         default="bench",
-        help="folder for bench.json, bench.md, bench.html, figures/ (default: bench)",
+        help="output folder for bench.json, bench.md, bench.html and figures/ (default: bench)",
     )
 
 
@@ -64,8 +69,11 @@ def run(options: argparse.Namespace) -> int:
         name: getattr(options, name)
         for name in ("rounds", "threads", "peer_python", "precision", "device", "quick")
     }
-    with listener(options.json) as listen:
-        measured = bench.run(options.name, only=only, **settings, listen=listen)
+    try:
+        with listener(options.json) as listen:
+            measured = bench.run(options.name, only=only, **settings, listen=listen)
+    except BenchError as e:
+        raise UsageError(e) from None
     written = page.write(measured, Path(options.out), shlex.join(["backspike", *sys.argv[1:]]))
     if options.json:
         print(json.dumps({"event": "done", "report": str(written)}))

@@ -1,4 +1,4 @@
-"""`backspike certify`: whether all backends compute the same on this machine."""
+"""`backspike certify`: checks that all backends agree on this machine."""
 
 import argparse
 import json
@@ -9,22 +9,22 @@ from pathlib import Path
 from ..errors import CertifyError, UsageError
 from .parser import Parser
 
-HELP = "check that all backends compute the same on this machine, against float64"
+HELP = "check all backends on this machine against float64"
 
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--only",
         metavar="NAME=VALUE,...",
-        help="hold options to these values, such as backend=cpu,dtype=bfloat16",
+        help="check only these options, for example backend=cpu,dtype=bfloat16",
     )
     parser.add_argument(
         "--all",
         action="store_true",
-        help="every combination instead of every pair of options; hours",
+        help="check every combination of options instead of every pair; takes hours",
     )
     parser.add_argument(
-        "--out", metavar="FILE.md", help="write the certificate there, and beside it FILE.json"
+        "--out", metavar="FILE.md", help="write the certificate to FILE.md and FILE.json"
     )
 
 
@@ -32,13 +32,13 @@ def run(options: argparse.Namespace) -> int:
     words = [word.partition("=") for word in (options.only or "").split(",") if word]
     if bad := next((name for name, equals, _ in words if not equals), None):
         raise UsageError(
-            "--only takes NAME=VALUE pairs joined by commas, such as backend=cpu,dtype=bfloat16; "
-            f"got {bad!r}"
+            "--only takes NAME=VALUE pairs separated by commas, such as "
+            f"backend=cpu,dtype=bfloat16; got {bad!r}"
         )
     if options.out and not options.out.endswith(".md"):
         raise UsageError(
-            "--out names a Markdown file, such as certificate.md (the JSON is put beside it), "
-            f"got {options.out}"
+            "--out takes the name of a Markdown file, such as certificate.md "
+            f"(the JSON file is written next to it); got {options.out}"
         )
     from .. import certify
     from ..certify import page
@@ -54,11 +54,8 @@ def run(options: argparse.Namespace) -> int:
         page.write(made, Path(options.out), shlex.join(["backspike", *sys.argv[1:]]))
     if options.json:
         failed = [page.failure(finding) for finding in made.failed]
-        print(
-            json.dumps(
-                {"event": "done", "passed": made.passed, "cases": made.cases, "failed": failed}
-            )
-        )
+        done = {"event": "done", "passed": made.passed, "cases": made.cases, "failed": failed}
+        print(json.dumps(done))
         return int(not made.passed)
     from rich.console import Console
 

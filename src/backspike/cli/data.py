@@ -1,41 +1,47 @@
-"""`backspike data`: the data sets, and which of their files are here."""
+"""`backspike data`: lists the data sets and which of their files are present."""
 
 import argparse
 import json
 
+from ..errors import DataError, UsageError
 from .parser import Parser
 
-HELP = "list the data sets: what is here, and what to put where"
+HELP = "list the data sets, which files are present, and where to put the others"
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="one data set in detail")
-    parser.add_argument("--root", help="folder of the data (default: BACKSPIKE_DATA, then ./data)")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="show one data set in detail")
+    parser.add_argument("--root", help="data folder (default: BACKSPIKE_DATA, or else ./data)")
 
 
 def run(options: argparse.Namespace) -> int:
     from .. import data
 
-    sources = [data.source(options.name)] if options.name else data.catalogue()
+    try:
+        sources = [data.source(options.name)] if options.name else data.catalogue()
+    except DataError as e:
+        raise UsageError(e) from None
     for s in sources:
         files = [
             {"path": str(path), "state": state} for path, state in data.check(s.name, options.root)
         ]
-        here = all(f["state"].startswith("present") for f in files)
+        present = all(f["state"].startswith("present") for f in files)
         if options.json:
-            about = {
+            line = {
+                "event": "data",
                 "name": s.name,
-                "here": here,
+                "here": present,
                 "samples": s.samples,
                 "files": files,
                 "credit": s.credit,
             }
-            print(json.dumps({"event": "data", **about}))
+            print(json.dumps(line))
             continue
         train, validation, test = s.samples
         counts = f"{train:,} + {validation:,} + {test:,} {s.kind}"
-        print(f"{s.name:14s} {'here' if here else 'not here':9s} {counts}, {s.num_classes} classes")
-        for f in files if options.name or not here else ():
+        state = "present" if present else "missing"
+        print(f"{s.name:14s} {state:8s} {counts}, {s.num_classes} classes")
+        for f in files if options.name or not present else ():
             print(f"{'':14s} {f['path']}: {f['state']}")
         print(f"{'':14s} {'; '.join(t for t in (s.note, s.credit, s.home) if t)}")
     return 0

@@ -1,4 +1,4 @@
-"""`backspike doctor`: why a recipe or a run does not learn."""
+"""`backspike doctor`: finds out why a recipe or a run does not learn."""
 
 import argparse
 import json
@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError, UsageError
+from .fields import change_fields, read_recipe
 from .parser import Parser
 
-HELP = "why does it not learn? a few batches through a recipe or a run, and what is wrong"
+HELP = "find out why a recipe or a run does not learn, from a few batches"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -17,42 +18,45 @@ def add_arguments(parser: Parser) -> None:
         "backspike doctor RUN|RECIPE [--out PAGE] [--device DEVICE] [--json] [--FIELD VALUE ...]"
     )
     parser.epilog = (
-        "Fields are those of the recipe, to try a change. "
-        "Exit code 0: nothing found, or notes only; 1: findings."
+        "FIELD is a field of the recipe, to try out a change. "
+        "Exit code 0: no problem found (notes are not problems); 1: problems found."
     )
     parser.add_argument(
         "subject",
         metavar="RUN|RECIPE",
-        help="a folder that `train` made, or a name of: backspike recipes",
+        help="a run folder, a recipe name (see: backspike recipes) or a recipe's JSON file",
     )
     parser.add_argument(
         "--out",
         metavar="PAGE",
-        help="also write a page with the pictures (a run's by default: RUN/doctor.html)",
+        help="also write an HTML page with figures (default for a run without --FIELD: "
+        "RUN/doctor.html)",
     )
     parser.add_device()
 
 
 def run(options: argparse.Namespace) -> int:
-    from .. import recipes
     from ..run import Run
 
     subject: Any = Path(options.subject)
     try:
-        if not (Path(options.subject) / "recipe.json").is_file():
-            subject = recipes.get(options.subject).replace(options.fields)
+        if (subject / "recipe.json").is_file():
+            change_fields(Run.open(subject).recipe(), options.fields)  # checks the fields
         else:
-            Run.open(options.subject).recipe().replace(options.fields)
+            subject = change_fields(read_recipe(options.subject), options.fields)
     except RecipeError as e:
+        unknown = "unknown recipe" in str(e)
         raise UsageError(
-            f"{e}; nor is there a run folder of that name" if "unknown recipe" in str(e) else e
-        ) from None
+            f"{e}; there is no run folder of that name either" if unknown else e
+        ) from e
     from ..doctor import examine, page
 
     found = examine.examine(
         subject, changes=options.fields if isinstance(subject, Path) else {}, device=options.device
     )
-    out = options.out or (subject / "doctor.html" if isinstance(subject, Path) else None)
+    # the run's own page shows the run as it is, without changed fields
+    of_run = isinstance(subject, Path) and not options.fields
+    out = options.out or (subject / "doctor.html" if of_run else None)
     written = page.write(found, Path(out)) if out else None
     if options.json:
         print(json.dumps({"event": "done", **found.to_dict(), "report": written and str(written)}))
@@ -60,4 +64,4 @@ def run(options: argparse.Namespace) -> int:
         print("\n".join(examine.lines(found)))
         if written:
             print(f"report: {written}")
-    return int(not found.healthy)
+    return int(not found.ok)

@@ -1,4 +1,4 @@
-"""`backspike eval`: the test set through a trained network."""
+"""`backspike eval`: tests the trained network of a run."""
 
 import argparse
 import json
@@ -6,16 +6,16 @@ import shlex
 
 from .parser import Parser
 
-HELP = "run the test set through the trained network of a run"
+HELP = "test the trained network of a run on the test set"
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="RUN")
+    parser.add_argument("folder", metavar="RUN", help="a run folder made by `backspike train`")
     parser.add_device()
     parser.add_argument(
         "--anytime",
         action="store_true",
-        help="measure early exit too; its threshold is chosen on the validation split",
+        help="also measure early exit; its threshold is chosen on the validation split",
     )
 
 
@@ -25,20 +25,20 @@ def run(options: argparse.Namespace) -> int:
     result = evaluate(options.folder, device=options.device, anytime=options.anytime)
     if options.json:
         print(json.dumps({"event": "done", **result}))
-    else:
-        accuracy = f"test accuracy {100 * result['test_accuracy']:.2f} %"
-        print(f"{accuracy} of {result['n']} samples, loss {result['test_loss']:.4f}")
-        steps = "  ".join(
-            f"{t + 1}: {100 * a:.2f} %" for t, a in enumerate(result["accuracy_over_time"])
-        )
-        print(f"stopped after so many timesteps: {steps}")
-    if options.anytime and not options.json:
+        return 0
+    accuracy = f"test accuracy {100 * result['test_accuracy']:.2f} %"
+    print(f"{accuracy} of {result['n']} samples, loss {result['test_loss']:.4f}")
+    first, *later = (f"{100 * a:.2f} %" for a in result["accuracy_over_time"])
+    steps = [f"accuracy after 1 timestep: {first}"]
+    steps += [f"after {t}: {accuracy}" for t, accuracy in enumerate(later, 2)]
+    print(", ".join(steps))
+    if options.anytime:
         for name, curve in result["anytime"]["exit"].items():
             i = curve["chosen"]
             print(
-                f"early exit by {name} of at least {curve['threshold'][i]:.3f} "
+                f"early exit once {name} reaches {curve['threshold'][i]:.3f} "
                 f"(chosen on the validation split): {100 * curve['accuracy'][i]:.2f} % "
                 f"after {curve['steps'][i]:.2f} timesteps on average"
             )
-        print(f"with a figure of it: backspike report {shlex.quote(options.folder)}")
+        print(f"for a figure, run: backspike report {shlex.quote(options.folder)}")
     return 0

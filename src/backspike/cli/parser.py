@@ -1,7 +1,8 @@
-"""What all verbs share: the parser, recipe fields among the options, and what torchrun sets."""
+"""What all verbs share: the parser, recipe fields among the options, and torchrun's variables."""
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -9,9 +10,9 @@ from ..errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of a verb. An error is a UsageError, not an exit.
+    """The parser of a verb. Errors raise UsageError instead of exiting.
 
-    takes_fields: an option that the parser does not know is a field of a recipe.
+    takes_fields: whether options that the parser does not know are fields of a recipe.
     """
 
     takes_fields = False
@@ -20,18 +21,23 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see: {self.prog} --help")
 
     def add_device(self) -> None:
-        self.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+        """Adds the option --device."""
+        self.add_argument(
+            "--device",
+            type=_device,
+            help="cpu, cuda or cuda:1 (default: a GPU if there is one)",
+        )
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """The options of the verb; `fields` holds those of the recipe."""
+        """Parses the verb's options; the attribute `fields` holds the recipe fields."""
         own, fields = self.split_fields(words) if self.takes_fields else (words, {})
         return self.parse_args(own, argparse.Namespace(fields=fields))
 
     def split_fields(self, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """The words for this parser, and the recipe's fields: `--field value` or `--field=value`.
+        """Splits words into those for this parser and the recipe's `--field value` pairs.
 
-        Done before argparse sees the words: it takes an unknown option that contains a space for a
-        positional argument.
+        This happens before argparse sees the words because argparse takes an unknown option that
+        contains a space for a positional argument.
         """
         own: list[str] = []
         fields: dict[str, str] = {}
@@ -49,12 +55,29 @@ class Parser(argparse.ArgumentParser):
                 value = next(rest, "--")
                 if value.startswith("--"):
                     raise UsageError(
-                        f"--{name} needs a value; for one that begins with -- write --{name}=VALUE"
+                        f"--{name} needs a value; if the value begins with --, write --{name}=VALUE"
                     )
             if name in fields:
-                raise UsageError(f"--{name} is given twice")
+                raise UsageError(f"--{name} is given twice; leave one out")
             fields[name] = value
         return own, fields
+
+
+def at_least_1(text: str) -> int:
+    """The type of options that count something."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:[0-9]+)?", text):
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:1, got {text!r}")
+    return text
 
 
 def from_torchrun(name: str) -> int:

@@ -1,6 +1,7 @@
-"""How the command line shows a run: a bar on a terminal, plain lines elsewhere, JSON lines for machines.
+"""Shows a training: a progress bar on a terminal, plain lines elsewhere, JSON lines for programs.
 
-Each is a function that takes the events of `bs.fit`; docs/run-folder.md lists them.
+Each way is a function that takes the events of `bs.fit`, which docs/run-folder.md lists. Epochs
+count from 0 in events and files, and from 1 on the screen.
 """
 
 from __future__ import annotations
@@ -16,31 +17,31 @@ from ..system.events import Listener, printable
 
 @contextmanager
 def listener(as_json: bool) -> Iterator[Listener]:
-    """The way of showing that fits where standard output goes."""
+    """The listener that suits standard output."""
     if as_json:
-        yield _json
+        yield _print_json
     elif sys.stdout.isatty():
         with _bar() as listen:
             yield listen
     else:
-        yield _plain
+        yield _print_line
 
 
-def _json(event: dict[str, Any]) -> None:
+def _print_json(event: dict[str, Any]) -> None:
     if event["event"] != "batch":
         print(json.dumps(event), flush=True)
 
 
-def _plain(event: dict[str, Any]) -> None:
+def _print_line(event: dict[str, Any]) -> None:
     if text := _text(event):
         print(text, flush=True)
 
 
 def _text(event: dict[str, Any]) -> str | None:
-    """The line that shows an event; None for those that only move the bar."""
+    """The line that shows an event; None for events that only move the bar."""
     match event["event"]:
         case "start":
-            return _opening(event)
+            return _start(event)
         case "scaling":
             return _scaling(event)
         case "rehearsal" | "memory":
@@ -48,31 +49,28 @@ def _text(event: dict[str, Any]) -> str | None:
         case "cuda_graph":
             return f"CUDA graph: {event['text']}"
         case "epoch":
-            return _line(event)
+            return _epoch(event)
         case "watch":
             return _health(event)
     return None
 
 
-def _opening(event: dict[str, Any]) -> str:
+def _start(event: dict[str, Any]) -> str:
     fields = event["recipe"]["fields"]
-    again = f", from epoch {event['epoch']}" if event["epoch"] else ""
-    why = event["chosen"].get("precision")
-    together = f", {event['ranks']} ranks" if event["ranks"] > 1 else ""
-    precision = (
-        fields["precision"]
-        + (f" ({why})" if why else "")
-        + (", channels last" if fields["channels_last"] else "")
-    )
+    resumed = f", from epoch {event['epoch'] + 1}" if event["epoch"] else ""
+    reason = event["chosen"].get("precision")
+    precision = f"precision {fields['precision']}" + (f" ({reason})" if reason else "")
+    layout = ", channels last" if fields["channels_last"] else ""
+    ranks = f", {event['ranks']} ranks" if event["ranks"] > 1 else ""
     return printable(
         f"{event['recipe']['name']}: {fields['model']} on {fields['data']}, T = {fields['T']}, "
-        f"{event['epochs']} epochs{again}, {precision}{together}, into {event['run']}"
+        f"{event['epochs']} epochs{resumed}, {precision}{layout}{ranks}, into {event['run']}"
     )
 
 
 def _scaling(event: dict[str, Any]) -> str:
     scaled = [f"{name} (with {post})" for name, post in event["scaled"].items()]
-    others = [f"{name} ({why})" for name, why in event["not_scaled"].items()]
+    others = [f"{name} ({reason})" for name, reason in event["not_scaled"].items()]
     return f"gradients scaled: {', '.join(scaled)}; not scaled: {', '.join(others) or 'none'}"
 
 
@@ -80,37 +78,44 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}%"
 
 
-def _line(event: dict[str, Any]) -> str:
+def _epoch(event: dict[str, Any]) -> str:
     rates = event["firing_rate"].values()
-    validation = (
-        ""
-        if event["validation_accuracy"] is None
-        else f"  validation {_percent(event['validation_accuracy'])}"
+    shares = {
+        "train": event["train_accuracy"],
+        "validation": event["validation_accuracy"],
+        "firing": sum(rates) / max(len(rates), 1),
+        "masked": event["masked_share"],
+    }
+    shown = "  ".join(
+        f"{name} {_percent(share)}"
+        for name, share in shares.items()
+        if share is not None or name == "train"
     )
-    masked = "" if event["masked_share"] is None else f"  masked {_percent(event['masked_share'])}"
     return (
-        f"epoch {event['epoch']:3d}  loss {event['loss']:.4f}  train {_percent(event['train_accuracy'])}{validation}"
-        f"  firing {_percent(sum(rates) / max(len(rates), 1))}{masked}  {event['samples_per_second']:,.0f} samples/s"
+        f"epoch {event['epoch'] + 1:3d}  loss {event['loss']:.4f}  {shown}"
+        f"  {event['samples_per_second']:,.0f} samples/s"
     )
 
 
 def _health(event: dict[str, Any]) -> str:
+    """One line of what `backspike doctor` measures; vitals that are missing are left out."""
     vitals = event["vitals"]
     layers, weights = vitals["layers"].values(), vitals["weights"].values()
     support = [sum(layer["support_share"]) / len(layer["support_share"]) for layer in layers]
-    steps = [w["update_ratio"] for w in weights if w["update_ratio"] is not None]
-    said = (
-        [f"under the surrogate {_percent(min(support))}-{_percent(max(support))}"]
-        if support
-        else []
-    )
-    said += [f"steps {min(steps):.1g}-{max(steps):.1g} of the weights"] if steps else []
-    ill = [
-        f"{f['illness']} ({', '.join(f['where'])})" if f["where"] else f["illness"]
-        for f in event["findings"]
-        if not f["note"]
-    ]
-    return f"    health  {'  '.join(said)}  {'; '.join(ill) or 'nothing found'}"
+    updates = [w["update_ratio"] for w in weights if w["update_ratio"] is not None]
+    problems = [_problem(finding) for finding in event["findings"] if not finding["note"]]
+    parts = [f"health: {'; '.join(problems)}" if problems else "health OK"]
+    if support:
+        low, high = 100 * min(support), 100 * max(support)
+        parts.append(f"{low:.0f}-{high:.0f} % of neurons receive a gradient")
+    if updates:
+        parts.append(f"relative weight update {min(updates):.1g}-{max(updates):.1g}")
+    return f"    {'; '.join(parts)}"
+
+
+def _problem(finding: dict[str, Any]) -> str:
+    name = finding.get("problem") or finding.get("illness")
+    return f"{name} ({', '.join(finding['where'])})" if finding["where"] else str(name)
 
 
 @contextmanager
@@ -128,7 +133,7 @@ def _bar() -> Iterator[Listener]:
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:3.0f}%  {task.fields[numbers]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("remaining"),
         TimeRemainingColumn(elapsed_when_finished=False),
     )
     with Progress(*columns) as progress:
@@ -141,10 +146,11 @@ def _bar() -> Iterator[Listener]:
                 epochs = event["epochs"]
                 progress.update(task, total=epochs, completed=event["epoch"])
             elif event["event"] == "batch":
+                speed = f"{event['samples_per_second']:,.0f} samples/s"
                 progress.update(
                     task,
                     completed=event["epoch"] + event["batch"] / event["batches"],
-                    numbers=f"loss {event['loss']:.4f}  {event['samples_per_second']:,.0f} samples/s",
+                    numbers=f"loss {event['loss']:.4f}  {speed}",
                     description=f"epoch {event['epoch'] + 1}/{epochs}",
                 )
             if text := _text(event):

@@ -1,4 +1,4 @@
-"""`backspike recipes`: the shipped recipes."""
+"""`backspike recipes`: lists the recipes that come with the package."""
 
 import argparse
 import dataclasses
@@ -10,7 +10,7 @@ HELP = "list the recipes"
 
 
 def add_arguments(parser: Parser) -> None:
-    """No options of its own."""
+    """Adds nothing: this verb has no options of its own."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -30,6 +30,6 @@ def run(options: argparse.Namespace) -> int:
             continue
         print(f"{name}: {shipped.about}")
         print(f"    data {recipe.data}, T = {recipe.T}, network {recipe.model}")
-        reported = shipped.reported or "no accuracy known"
-        print(f"    reported: {reported}; here: {shipped.here or 'not run'}")
+        reported = shipped.reported or "unknown"
+        print(f"    accuracy in the paper: {reported}; ours: {shipped.here or 'not run'}")
     return 0

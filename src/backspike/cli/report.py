@@ -1,4 +1,4 @@
-"""`backspike report`: the report of a run, or the comparison of several."""
+"""`backspike report`: writes the report of a run, or compares several runs."""
 
 import argparse
 import json
@@ -6,22 +6,29 @@ from pathlib import Path
 
 from .parser import Parser
 
-HELP = "make the report of a run, or compare several, from the run folders alone"
+HELP = "write the report of a run, or compare several runs"
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("folders", metavar="RUN", nargs="+")
-    parser.add_argument("--out", help="where a comparison goes (default: comparison.html)")
+    parser.add_argument("folders", metavar="RUN", nargs="+", help="run folders")
+    parser.add_argument(
+        "--out",
+        metavar="PAGE",
+        help="page to write (default: RUN/report.html, or comparison.html for several runs)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     from .. import report
 
-    runs = [Path(f) for f in options.folders]
-    made = (
-        report.write(runs[0])
-        if len(runs) == 1
-        else report.compare(runs, Path(options.out or "comparison.html"))
-    )
-    print(json.dumps({"event": "done", "report": str(made)}) if options.json else f"report: {made}")
+    runs = [Path(folder) for folder in options.folders]
+    out = Path(options.out) if options.out else None
+    if len(runs) == 1:
+        written = report.write(runs[0], out)
+    else:
+        written = report.compare(runs, out or Path("comparison.html"))
+    if options.json:
+        print(json.dumps({"event": "done", "report": str(written)}))
+    else:
+        print(f"report: {written}")
     return 0

@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from .parser import Parser
-from .train import show_training
 
-HELP = "go on with an interrupted run, to the same result"
+HELP = "continue an interrupted run; the result is the same as without the interruption"
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="RUN")
+    parser.add_argument("folder", metavar="RUN", help="a run folder made by `backspike train`")
     parser.add_device()
 
 
 def run(options: argparse.Namespace) -> int:
     from ..system import distributed
+    from .train import show_training
 
     def work(train: Any, listen: Any, out: Path) -> Any:
         return train.resume(out, device=options.device, listen=listen)

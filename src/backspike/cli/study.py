@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 from ..errors import RecipeError, StudyError, UsageError
-from .parser import Parser
+from .fields import change_fields
+from .parser import Parser, at_least_1
 
 HELP = "compare the arms of a study over several seeds; without NAME: list the studies"
 
@@ -13,28 +14,35 @@ HELP = "compare the arms of a study over several seeds; without NAME: list the s
 def add_arguments(parser: Parser) -> None:
     parser.takes_fields = True
     parser.usage = (
-        "backspike study [NAME] [--data NAME] [--seeds N] [--jobs N] [--out DIR] [--json] "
-        "[--FIELD VALUE ...]"
+        "backspike study [NAME] [--data NAME] [--seeds N] [--jobs N] [--out DIR] "
+        "[--device DEVICE] [--force] [--json] [--FIELD VALUE ...]"
     )
-    parser.epilog = "Fields are those of a recipe, such as --epochs 5 or --limit 500."
-    parser.add_argument("name", nargs="?", metavar="NAME")
+    parser.epilog = "FIELD is a field of a recipe, for example --epochs 5 or --limit 500."
     parser.add_argument(
-        "--data", default="digits", metavar="NAME", help="digits (default), digits-dvs, mnist"
+        "name", nargs="?", metavar="NAME", help="a study; without it, all studies are listed"
     )
     parser.add_argument(
-        "--seeds", type=int, metavar="N", help="runs per arm (default: the study's own number)"
+        "--data", default="digits", metavar="NAME", help="digits (default), digits-dvs or mnist"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=at_least_1,
+        metavar="N",
+        help="number of runs per arm (default: depends on the study)",
     )
     parser.add_argument(
         "--out",
-        help="folder of the study (default: studies/NAME-DATA); the same command again goes on",
+        help="folder of the study (default: studies/NAME-DATA); "
+        "to continue a study, repeat its command",
     )
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="processes at once (default: as many as cores)"
+        "--jobs",
+        type=at_least_1,
+        metavar="N",
+        help="number of parallel processes (default: one per core, or 1 on a GPU)",
     )
     parser.add_device()
-    parser.add_argument(
-        "--force", action="store_true", help="replace a study that is already there"
-    )
+    parser.add_argument("--force", action="store_true", help="replace an existing study")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,31 +56,32 @@ def run(options: argparse.Namespace) -> int:
             print(json.dumps(line) if options.json else f"{name:17s} {line['about']}")
         return 0
     try:
-        wanted = shipped.get(options.name, options.data)
-        if isinstance(wanted, Study):
-            wanted = wanted.replace(options.fields)
+        study = shipped.get(options.name, options.data)
+        if isinstance(study, Study):
+            change_fields(study.base, options.fields)  # names similar fields
+            study = study.replace(options.fields)
         elif options.fields:
             raise UsageError(
                 f"{options.name} trains no recipe; leave --{next(iter(options.fields))} out"
             )
     except (StudyError, RecipeError) as e:
         raise UsageError(e) from None
-    named = f"{options.name}-{options.data}" if isinstance(wanted, Study) else options.name
-    out = Path(options.out or Path("studies") / named)
-    work = {"seeds": options.seeds, "force": options.force}
+    name = f"{options.name}-{options.data}" if isinstance(study, Study) else options.name
+    out = Path(options.out or Path("studies") / name)
+    common = {"seeds": options.seeds, "force": options.force}
     try:
         with listener(options.json) as listen:
-            if isinstance(wanted, Study):
+            if isinstance(study, Study):
                 page = runner.run(
-                    wanted, out, **work, jobs=options.jobs, device=options.device, listen=listen
+                    study, out, **common, jobs=options.jobs, device=options.device, listen=listen
                 )
             else:
                 from ..study import single_neuron
 
-                page = single_neuron.run(wanted, out, **work, listen=listen)
+                page = single_neuron.run(study, out, **common, listen=listen)
     except KeyboardInterrupt:
         raise StudyError(
-            f"stopped; what is done so far is in {out}, the same command without --force goes on"
+            f"stopped; finished runs are in {out}; to continue, repeat the command without --force"
         ) from None
     if not options.json:
         print((out / "table.md").read_text("utf-8"), end="")

@@ -1,4 +1,4 @@
-"""`backspike train`: trains a recipe into a run folder. `show_training` serves `resume` too."""
+"""`backspike train`: trains a recipe into a run folder. `show_training` is shared with `resume`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RecipeError, RunError, UsageError
+from .fields import change_fields, read_recipe
 from .parser import Parser, from_torchrun
 from .progress import listener
 
@@ -26,67 +27,59 @@ def add_arguments(parser: Parser) -> None:
         "[--watch] [--json] [--FIELD VALUE ...]"
     )
     parser.add_argument(
-        "-h", "--help", action="store_true", help="this, with every field of the recipe"
+        "-h", "--help", action="store_true", help="show this help and every field of the recipe"
     )
     parser.add_argument(
-        "recipe", nargs="?", default="digits", metavar="RECIPE", help="see: backspike recipes"
+        "recipe",
+        nargs="?",
+        default="digits",
+        metavar="RECIPE",
+        help="a recipe name (see: backspike recipes) or a recipe's JSON file",
     )
-    parser.add_argument("--out", help="run folder (default: runs/RECIPE-1, or the next number)")
-    parser.add_argument("--force", action="store_true", help="replace a run that is already there")
+    parser.add_argument(
+        "--out", help="run folder (default: runs/RECIPE-1, or the next free number)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing run")
     parser.add_device()
     parser.add_argument(
         "--memory",
         metavar="SIZE",
-        help="choose settings with which it fits, such as 6GB, and say what they cost",
+        help="memory limit, e.g. 6GB; finds settings that fit and reports their cost",
     )
     parser.add_argument(
         "--watch",
         action="store_true",
-        help="after every epoch, what `backspike doctor` measures; same result",
+        help="run the measurements of `backspike doctor` after every epoch; same result",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    from .. import recipes
-
     try:
-        recipe = recipes.get(options.recipe)
+        recipe = read_recipe(options.recipe)
         if options.help:
             options.parser.print_help()
-            print("\n" + _field_help(recipe))
+            print("\n" + _describe_fields(recipe))
             return 0
-        recipe = recipe.replace(options.fields)
+        recipe = change_fields(recipe, options.fields)
         from ..train.memory_budget import parse_size, plan_memory
 
         budget = parse_size(options.memory) if options.memory is not None else None
     except RecipeError as e:
         raise UsageError(e) from None
-    if options.memory and from_torchrun("WORLD_SIZE") > 1:
-        raise UsageError(
-            "--memory is for one process: run it without torchrun, and give what it finds as fields"
-        )
-    if options.watch and from_torchrun("WORLD_SIZE") > 1:
-        raise UsageError(
-            "--watch is for one process: run it without torchrun, or ask `backspike doctor RUN` "
-            "afterwards"
-        )
-    if not options.out and from_torchrun("TORCHELASTIC_MAX_RESTARTS"):
-        raise UsageError(
-            "what torchrun starts again has to find its run: name the folder with --out DIR"
-        )
+    _check_torchrun(options)
+    if not options.out and Path(recipe.name).parts != (recipe.name,):
+        raise UsageError(f"the recipe's name {recipe.name!r} is not a folder name; use --out DIR")
     from ..run import Run, next_free
     from ..system import distributed
 
     def work(train: Any, listen: Any, out: Path) -> Any:
-        if distributed.current().on_rank0(lambda: _started_before(out, recipe)):
+        if distributed.current().on_rank0(lambda: _is_restart(out, recipe)):
             return train.resume(out, device=options.device, listen=listen)
+        fitting = recipe
         if budget:
-            Run.free(out, options.force)  # before it takes time to find out what fits
-        fitting = (
-            plan_memory(recipe, budget, device=options.device, listen=listen).recipe
-            if budget
-            else recipe
-        )
+            Run.free(out, options.force)  # fail now rather than after the search
+            plan = plan_memory(recipe, budget, device=options.device, listen=listen)
+            fitting = plan.recipe
         return train.fit(
             fitting,
             out,
@@ -96,15 +89,31 @@ def run(options: argparse.Namespace) -> int:
             watch=options.watch,
         )
 
-    with distributed.process_group(options.device) as together:
-        out = together.on_rank0(
+    with distributed.process_group(options.device) as ranks:
+        out = ranks.on_rank0(
             lambda: Path(options.out) if options.out else next_free(Path("runs"), recipe.name)
         )
         return show_training(options, out, work)
 
 
-def _started_before(out: Path, recipe: Recipe) -> bool:
-    """Whether torchrun has started this training before: its folder is there."""
+def _check_torchrun(options: argparse.Namespace) -> None:
+    """Raises UsageError for options that do not work under torchrun."""
+    if options.memory and from_torchrun("WORLD_SIZE") > 1:
+        raise UsageError(
+            "--memory is for one process: run it without torchrun, then pass the settings that "
+            "it finds as fields"
+        )
+    if options.watch and from_torchrun("WORLD_SIZE") > 1:
+        raise UsageError(
+            "--watch is for one process: run without torchrun, or run `backspike doctor RUN` "
+            "afterwards"
+        )
+    if not options.out and from_torchrun("TORCHELASTIC_MAX_RESTARTS"):
+        raise UsageError("with restarts by torchrun, name the run folder: --out DIR")
+
+
+def _is_restart(out: Path, recipe: Recipe) -> bool:
+    """Whether torchrun has restarted this process and `out` holds its run."""
     from ..recipes.recipe import OPEN
     from ..run import Run
 
@@ -115,7 +124,7 @@ def _started_before(out: Path, recipe: Recipe) -> bool:
 
 
 def show_training(options: argparse.Namespace, out: Path, work: Any) -> int:
-    """Runs `work`, which trains, and shows its progress and result."""
+    """Calls `work`, which trains, and shows its progress and result."""
     from .. import train
     from ..system import distributed
 
@@ -125,25 +134,26 @@ def show_training(options: argparse.Namespace, out: Path, work: Any) -> int:
             result = work(train, listen, out)
     except KeyboardInterrupt:
         if (out / "last.ckpt").exists() or not first:
-            again = distributed.command("resume", out)
-            raise RunError(f"stopped; a checkpoint is saved, go on with: {again}") from None
+            command = distributed.command("resume", out)
+            raise RunError(f"stopped; a checkpoint was saved; to continue: {command}") from None
         raise
     if first and not options.json:
         if result.test_accuracy is not None:
             print(f"test accuracy {100 * result.test_accuracy:.2f} % ", end="")
-        best = f"best epoch {result.best_epoch} of {result.epochs}"
-        print(f"({best}), trained {result.seconds:.1f} s")
+        # epochs count from 0 in files and from 1 on the screen
+        best = f"best epoch {result.best_epoch + 1} of {result.epochs}"
+        print(f"({best}), trained for {result.seconds:.1f} s")
         print(f"report: {out / 'report.html'}")
     return 0
 
 
-def _field_help(recipe: Recipe) -> str:
-    """Every field of the recipe with its value there and what it means."""
+def _describe_fields(recipe: Recipe) -> str:
+    """Lists every field of the recipe with its value and help text."""
     flat = recipe.to_dict()["fields"]
     helps = {f.name: f.metadata.get("help", "") for f in dataclasses.fields(recipe)}
     lines = [
-        f"fields of the recipe {recipe.name}, and their values; "
-        "fields of objects by dots, --optimizer.lr 0.01:"
+        f"fields of the recipe {recipe.name} and their values; "
+        "set a field of a nested value with a dot, e.g. --optimizer.lr 0.01:"
     ]
     for name, value in flat.items():
         lines.append(f"  --{name} {value!r}" if value == "" else f"  --{name} {value}")

@@ -1,8 +1,8 @@
-"""Data sets: `load` gives fixed, published splits as NumPy arrays; nothing is downloaded.
+"""Data sets: `load` returns fixed, published splits as NumPy arrays. Nothing is downloaded.
 
-A split works as the data set of a PyTorch DataLoader. `catalogue` lists all sets and the files that
-they take, `check` and `found` say what is on this machine; every error is a `DataError` whose
-message says what to do. `sets/` has a file per data set.
+A split works as the data set of a PyTorch DataLoader. `catalogue` lists all data sets and their
+files; `check` and `found` tell which of them are on this machine. Every error is a `DataError`
+whose message says what to do. `sets/` has one file per data set.
 """
 
 import difflib
@@ -46,20 +46,26 @@ def load(
     by: By = "time",
     **options: Any,
 ) -> Splits:
-    """The data set `name`: images uint8 [N, C, H, W] or event counts [N, T, 2, H, W].
+    """Loads data set `name`: images uint8 [N, C, H, W] or event counts [N, T, 2, H, W].
 
-    `root`: where its files are, else BACKSPIKE_DATA, else `./data`. `limit`: keep the first so many
-    training samples of a fixed order with balanced classes. A set takes those of the other options
-    that its `Source.options` names. Event sets: `T` time bins (10), `size` of the frames, a side or
-    (height, width) (the sensor's), `by` equal "time" or equal "count" of events. Where events have
-    a channel and no pixel: counts [N, T, size], and equal time divides a fixed length. Sets too
-    large for memory: pictures are decoded when they are asked for, at side `size` (224). Further
-    options are those of a single set, such as `upright=False` of "dvs-cifar10".
-    Raises DataError for an unknown name, for options of other sets, for missing or damaged files.
+    root: the folder of the files; default: BACKSPIKE_DATA, else `./data`.
+    limit: keep only this many training samples, the first ones of a fixed order with balanced
+    classes.
+    T: number of time bins of event sets (default 10).
+    size: side or (height, width) of event frames (default: the sensor's); for sets whose events
+    have a channel instead of a pixel, the number of channels, and counts are [N, T, size]; for
+    picture folders, the side of the decoded picture (default 224).
+    by: time bins of equal duration ("time") or with equally many events ("count"). For sets with
+    channels, "time" divides a fixed duration.
+    options: options of a single set, such as `upright=False` for "dvs-cifar10".
+
+    Sets too large for memory are decoded on access. `Source.options` names the options that a set
+    takes. Raises DataError for an unknown name, for another set's options, and for missing or
+    damaged files.
     """
     entry = source(name)
-    chosen = _chosen(entry, {"T": T, "size": size, "by": by, **options})
-    splits = entry.load(Place(root, official=_official()), **chosen)
+    chosen = _choose_options(entry, {"T": T, "size": size, "by": by, **options})
+    splits = entry.load(Place(root, official=_official_files()), **chosen)
     return splits if limit is None else splits.limited(limit)
 
 
@@ -69,7 +75,10 @@ def catalogue() -> list[Source]:
 
 
 def source(name: str) -> Source:
-    """The data set `name`, not read. Raises DataError, with the nearest names, if there is none."""
+    """The description of data set `name`, without reading it.
+
+    Raises DataError with similar names if there is none.
+    """
     for entry in SETS:
         if entry.name == name:
             return entry
@@ -79,30 +88,30 @@ def source(name: str) -> Source:
 
 
 def found(name: str, root: str | os.PathLike[str] | None = None) -> tuple[Path, Layout] | None:
-    """`Source.found` of the data set `name`: the folder of its files, and their layout."""
+    """`Source.found` of data set `name`: the folder of its files, and their layout."""
     return source(name).found(root)
 
 
 def check(name: str, root: str | os.PathLike[str] | None = None) -> list[tuple[Path, str]]:
-    """`Source.check` of the data set `name`: (path, state) of every file."""
+    """`Source.check` of data set `name`: (path, state) of each file."""
     return source(name).check(root)
 
 
-def _chosen(entry: Source, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of `entry`, as given or by default; others may only be given at their default."""
+def _choose_options(entry: Source, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `entry`, given or default. Options of other sets must have their default."""
     for option, value in options.items():
         owners = {other.name: other.options[option] for other in SETS if option in other.options}
         if not owners:
             raise TypeError(f"no data set has an option {option!r}")
         if option not in entry.options and value not in owners.values():
             raise DataError(
-                f"{entry.name} holds {entry.kind}: {option}={value!r} is for {', '.join(owners)}"
+                f"{entry.name} holds {entry.unit}: {option}={value!r} is for {', '.join(owners)}"
             )
     return {option: options.get(option, default) for option, default in entry.options.items()}
 
 
-def _official() -> dict[str, str]:
-    """MD5 sum -> the first data set that has such a file."""
+def _official_files() -> dict[str, str]:
+    """MD5 -> the first data set with such a file."""
     return {
         file.md5: entry.name
         for entry in reversed(SETS)

@@ -1,8 +1,8 @@
-"""Augmentation of a batch, on its device: every value here is called with images `[B, C, H, W]` or frames `[B, T, C, H, W]`.
+"""Batch augmentation on the device, for images `[B, C, H, W]` and frames `[B, T, C, H, W]`.
 
-Each sample gets its own draw, the same for all its timesteps, from torch's default generator. Shape and dtype stay as they
-are; pixels move whole, so that counts of events stay counts. Torch is imported when a value is called, so that recipes can
-hold these values without it.
+Each sample gets its own random draw from torch's default generator, the same for all its timesteps.
+Shape and dtype do not change. Pixels are moved, never interpolated, so event counts remain counts.
+Torch is imported by the call, so that recipes can hold these values without it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Augment(Protocol):
-    """Anything callable on a batch that keeps its shape. The trainer gives float32: images in [0, 1], counts of events."""
+    """Any callable on a batch that keeps its shape.
+
+    The trainer passes float32: images in [0, 1] or event counts.
+    """
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
@@ -32,13 +35,13 @@ def _probability(value: object, name: str, p: float) -> None:
         raise ValueError(f"{type(value).__name__}: {name} must lie in [0, 1], got {p}")
 
 
-def _each(draw: Tensor, x: Tensor) -> Tensor:
-    """One value a sample, [B], in a shape that broadcasts against x."""
+def _per_sample(draw: Tensor, x: Tensor) -> Tensor:
+    """Reshapes one value per sample, [B], so that it broadcasts against x."""
     return draw.view(-1, *[1] * (x.dim() - 1))
 
 
 def _uniform(x: Tensor, bound: float) -> Tensor:
-    """One number a sample in [-bound, bound], float32 [B]."""
+    """Draws one number per sample in [-bound, bound], float32 [B]."""
     import torch
 
     return (2 * torch.rand(len(x), device=x.device) - 1) * bound
@@ -46,7 +49,7 @@ def _uniform(x: Tensor, bound: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Crop:
-    """A random crop of the zero-padded image: each sample moves by up to `pad` pixels in each direction."""
+    """A random crop of the zero-padded image: shifts it by up to `pad` pixels each way."""
 
     pad: int = 4
 
@@ -61,31 +64,29 @@ class Crop:
         from torch.nn import functional as F
 
         H, W = x.shape[-2:]
-        rows = torch.randint(0, 2 * self.pad + 1, (len(x), 1), device=x.device) + torch.arange(
-            H, device=x.device
-        )
-        columns = torch.randint(0, 2 * self.pad + 1, (len(x), 1), device=x.device) + torch.arange(
-            W, device=x.device
+        rows, columns = (
+            torch.randint(0, 2 * self.pad + 1, (len(x), 1), device=x.device)
+            + torch.arange(n, device=x.device)
+            for n in (H, W)
         )
         padded = F.pad(x, [self.pad] * 4)
         sample = torch.arange(len(x), device=x.device)[:, None, None]
-        # the indexed dimensions come to the front: [B, H, W, (T,) C]
-        moved = padded.movedim((0, -2, -1), (0, 1, 2))[
-            sample, rows[:, :, None], columns[:, None, :]
-        ]
+        # indexed dimensions first: [B, H, W, (T,) C]
+        front = padded.movedim((0, -2, -1), (0, 1, 2))
+        moved = front[sample, rows[:, :, None], columns[:, None, :]]
         return moved.movedim((1, 2), (-2, -1))
 
 
 @dataclass(frozen=True)
 class Shift(Crop):
-    """The same as Crop, with one pixel as the default: for small images."""
+    """Crop with a default of one pixel, for small images."""
 
     pad: int = 1
 
 
 @dataclass(frozen=True)
 class Flip:
-    """Left and right exchanged with probability p."""
+    """Flips left and right with probability p."""
 
     p: float = 0.5
 
@@ -96,16 +97,16 @@ class Flip:
         import torch
 
         flipped = torch.rand(len(x), device=x.device) < self.p
-        return torch.where(_each(flipped, x), x.flip(-1), x)
+        return torch.where(_per_sample(flipped, x), x.flip(-1), x)
 
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """A random part of the image, scaled to the whole (Szegedy et al. 2015). Bounds of its share of the area, `scale`, and of
-    width to height, `ratio`.
+    """Scales a random part of the image to its full size (Szegedy et al. 2015).
 
-    First among a recipe's augmentations it cuts pictures where they are decoded, out of the whole file, bilinearly scaled;
-    elsewhere it cuts what it is given, and the nearest pixel is taken.
+    scale: bounds of the part's fraction of the area. ratio: bounds of its width divided by height.
+    As the first augmentation of a recipe on picture files, it crops the whole file while decoding,
+    with bilinear scaling; otherwise it crops its input and takes the nearest pixel.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -114,8 +115,9 @@ class ResizedCrop:
     def __post_init__(self) -> None:
         for name, (low, high), most in (("scale", self.scale, 1), ("ratio", self.ratio, math.inf)):
             if not (0 < low <= high <= most and high < math.inf):
+                bound = " to at most 1" if most == 1 else ""
                 raise ValueError(
-                    f"ResizedCrop: {name} must rise from above 0{' to at most 1' * (most == 1)}, got {(low, high)}"
+                    f"ResizedCrop: {name} must rise from above 0{bound}, got {(low, high)}"
                 )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -128,7 +130,7 @@ class ResizedCrop:
         )
 
     def part(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """One part, for `picture.decode`: left, top, right, bottom."""
+        """Draws one part, for `picture.decode`: left, top, right, bottom as fractions."""
         centre, extent = (part[0] for part in self.boxes(1, width, height))
         (top, left), (bottom, right) = (
             (centre + sign * extent / 2).clamp(0, 1).tolist() for sign in (-1, 1)
@@ -136,17 +138,18 @@ class ResizedCrop:
         return left, top, right, bottom
 
     def boxes(self, n: int, width: int, height: int) -> tuple[Tensor, Tensor]:
-        """n parts of images of this size: (centre, extent), each (row, column) as shares of the sides, float32 [n, 2].
+        """Draws n parts of images of this size: (centre, extent), float32 [n, 2].
 
-        Of ten draws of area and ratio the first that fits is taken; where none does, the largest part in the middle of the
-        ratio nearest to the image's.
+        Both are (row, column), as fractions of the sides. Of ten draws of area and ratio, the first
+        that fits is used; if none fits, the largest centred part with the ratio closest to the
+        image's.
         """
         import torch
 
         area = torch.empty(n, 10).uniform_(*self.scale)
-        ratio = (
-            torch.empty(n, 10).uniform_(*map(math.log, self.ratio)).exp() * height / width
-        )  # now of shares
+        ratio = torch.empty(n, 10).uniform_(*map(math.log, self.ratio)).exp()
+        # from here on, a ratio of fractions
+        ratio = ratio * height / width
         extent = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], -1)
         fits = (extent <= 1).all(-1)
         chosen = extent[torch.arange(n), fits.int().argmax(1)]
@@ -160,7 +163,10 @@ class ResizedCrop:
 
 @dataclass(frozen=True)
 class Cutout:
-    """A square of `size` pixels set to zero at a random place, cut at the border (DeVries & Taylor 2017)."""
+    """Zeroes a square of `size` pixels at a random place, clipped at the border.
+
+    DeVries & Taylor 2017.
+    """
 
     size: int = 16
 
@@ -175,8 +181,10 @@ class Cutout:
 
 
 def box(x: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """True in a box of height [B] and width [B] pixels around a random pixel of each sample, cut at the border; [B, 1, H, W]
-    or [B, 1, 1, H, W]."""
+    """A mask that is True in a box around a random pixel of each sample, clipped at the border.
+
+    height, width: in pixels, int64 [B]. Returns [B, 1, H, W], or [B, 1, 1, H, W] for frames.
+    """
     import torch
 
     inside = []
@@ -190,9 +198,10 @@ def box(x: Tensor, height: Tensor, width: Tensor) -> Tensor:
 
 
 def warp(x: Tensor, matrix: Tensor, shift: Tensor | None = None) -> Tensor:
-    """Every sample's pixels taken from elsewhere: pixel d, (row, column) from the centre, shows pixel `matrix @ d + shift`.
+    """Moves pixels: output pixel d is input pixel `matrix @ d + shift`.
 
-    matrix [B, 2, 2], shift [B, 2]. The nearest pixel is taken, zero outside: values, and so counts, are moved, never mixed.
+    d is (row, column) from the centre; matrix [B, 2, 2], shift [B, 2]. Takes the nearest pixel, and
+    zero outside: values (and counts) are moved, never interpolated.
     """
     import torch
 
@@ -200,11 +209,12 @@ def warp(x: Tensor, matrix: Tensor, shift: Tensor | None = None) -> Tensor:
     rows, columns = (
         torch.arange(n, device=x.device, dtype=matrix.dtype) - (n - 1) / 2 for n in (H, W)
     )
-    here = torch.stack([rows[:, None].expand(H, W), columns.expand(H, W)]).reshape(2, H * W)
-    there = matrix @ here  # [B, 2, H * W]
+    target = torch.stack([rows[:, None].expand(H, W), columns.expand(H, W)]).reshape(2, H * W)
+    # [B, 2, H * W]
+    source = matrix @ target
     if shift is not None:
-        there = there + shift[:, :, None]
-    row, column = ((t + n / 2).floor().long() for t, n in zip(there.unbind(1), (H, W)))
+        source = source + shift[:, :, None]
+    row, column = ((s + n / 2).floor().long() for s, n in zip(source.unbind(1), (H, W)))
     outside = (row < 0) | (row >= H) | (column < 0) | (column >= W)
     index = (row * W + column).masked_fill(outside, 0)
     between = [1] * (x.dim() - 3)
@@ -215,7 +225,7 @@ def warp(x: Tensor, matrix: Tensor, shift: Tensor | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class Roll:
-    """Each sample moves by up to `pixels` in each direction; what leaves on one side enters on the other."""
+    """Shifts each sample by up to `pixels` each way, wrapping around the border."""
 
     pixels: int = 5
 
@@ -237,7 +247,7 @@ class Roll:
 
 @dataclass(frozen=True)
 class Rotate:
-    """Each sample turns by up to `degrees` to either side, about its centre."""
+    """Rotates each sample about its centre by up to `degrees` either way."""
 
     degrees: float = 15.0
 
@@ -249,7 +259,7 @@ class Rotate:
 
 
 def rotation(angle: Tensor) -> Tensor:
-    """Matrices for `warp` that turn counter-clockwise by `angle` [B] (radians): [B, 2, 2]."""
+    """Matrices for `warp`, [B, 2, 2], that rotate counter-clockwise by `angle` [B] in radians."""
     import torch
 
     cos, sin = angle.cos(), angle.sin()
@@ -258,7 +268,7 @@ def rotation(angle: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Shear:
-    """Rows slide sideways: by up to `amount` pixels for each row away from the centre."""
+    """Shifts each row sideways by up to `amount` pixels per row of distance from the centre."""
 
     amount: float = 0.15
 
@@ -270,7 +280,7 @@ class Shear:
 
 
 def shearing(amount: Tensor, vertical: bool = False) -> Tensor:
-    """Matrices for `warp`, [B, 2, 2]: rows slide by `amount` [B] a row; with `vertical` columns do."""
+    """Matrices for `warp`, [B, 2, 2], that shift each row (`vertical`: column) by `amount` [B]."""
     import torch
 
     matrix = torch.eye(2, dtype=amount.dtype, device=amount.device).repeat(len(amount), 1, 1)
@@ -280,10 +290,12 @@ def shearing(amount: Tensor, vertical: bool = False) -> Tensor:
 
 @dataclass(frozen=True)
 class EventDrop:
-    """Of each sample, with equal probability: nothing is dropped, or single events, or a span of time, or an area.
+    """Drops, with equal probability, nothing, single events, a time span, or an area.
 
-    Single events go with a probability drawn from [0, `most`], a span takes a share of the timesteps and an area a share of
-    each side from the same range. After EventDrop (Gu, Sng, Hu & Yu 2021), on frames `[B, T, C, H, W]` of counts.
+    Single events are dropped with a probability drawn from [0, `most`]; the span takes a fraction
+    of the timesteps, and the area a fraction of each side, drawn from the same range. After
+    EventDrop (Gu, Sng, Hu & Yu 2021), for frames of counts `[B, T, C, H, W]`.
+    Raises ValueError for anything else.
     """
 
     most: float = 0.5
@@ -302,36 +314,39 @@ class EventDrop:
         B, T, _, H, W = x.shape
         kind = torch.randint(0, 4, (B,), device=x.device)
         share = torch.rand(B, device=x.device) * self.most
-        x = _thinned(x, torch.where(kind == 1, share, 0))
+        x = _drop_events(x, torch.where(kind == 1, share, 0))
         first = torch.rand(B, device=x.device) * (1 - share) * T
         step = torch.arange(T, device=x.device) + 0.5
         span = (
             (step >= first[:, None]) & (step < (first + share * T)[:, None]) & (kind == 2)[:, None]
         )
-        area = box(x, (share * H).round().long(), (share * W).round().long()) & _each(kind == 3, x)
+        area = box(x, (share * H).round().long(), (share * W).round().long()) & _per_sample(
+            kind == 3, x
+        )
         return x.masked_fill(span.view(B, T, 1, 1, 1) | area, 0)
 
 
-def _thinned(x: Tensor, p: Tensor) -> Tensor:
-    """Counts x after every single event was dropped with probability p [B]."""
+def _drop_events(x: Tensor, p: Tensor) -> Tensor:
+    """Drops each event of counts x with probability p [B]."""
     import torch
 
-    (cell,) = torch.nonzero(((x > 0) & (_each(p, x) > 0)).flatten(), as_tuple=True)
+    (cell,) = torch.nonzero(((x > 0) & (_per_sample(p, x) > 0)).flatten(), as_tuple=True)
+    # the index into `cell` of each event
     event = torch.repeat_interleave(
         torch.arange(len(cell), device=x.device), x.flatten()[cell].long()
-    )  # the cell of each
-    stays = torch.rand(len(event), device=x.device) >= p[cell // x[0].numel()][event]
-    kept = torch.zeros(len(cell), dtype=torch.long, device=x.device).index_add_(
-        0, event, stays.long()
     )
-    return x.flatten().index_put((cell,), kept.to(x.dtype)).view(x.shape)
+    stays = torch.rand(len(event), device=x.device) >= p[cell // x[0].numel()][event]
+    counts = torch.zeros(len(cell), dtype=torch.long, device=x.device)
+    counts.index_add_(0, event, stays.long())
+    return x.flatten().index_put((cell,), counts.to(x.dtype)).view(x.shape)
 
 
 @dataclass(frozen=True)
 class OneOf:
-    """Each sample gets one of `choices`, all equally probable: `OneOf((Roll(), Rotate(), Shear(), Cutout(8)))`.
+    """Applies one of `choices` to each sample, all equally probable.
 
-    With a `Flip` before and a `CutMix` behind, this is the scheme of NDA (Li, Kim, Park, Geller & Panda 2022).
+    The default, with a `Flip` before and a `CutMix` after it, is the scheme of NDA (Li, Kim, Park,
+    Geller & Panda 2022). Raises ValueError without choices.
     """
 
     choices: tuple[Augment, ...] = (Roll(), Rotate(), Shear(), Cutout(8))

@@ -1,7 +1,8 @@
-"""AutoAugment's policy for CIFAR-10 (Cubuk, Zoph, Mané, Vasudevan & Le 2019), batched: each image gets its own sub-policy.
+"""AutoAugment's policy for CIFAR-10 (Cubuk, Zoph, Mané, Vasudevan & Le 2019), batched.
 
-A sub-policy is two operations, each with a probability and a strength from 0 to 9. Operations are Pillow's, on 256 levels;
-those that have two directions take either with equal probability.
+Each image gets its own sub-policy: two operations, each with a probability and a strength from 0 to
+9. The operations are Pillow's, on 256 levels; those with two directions use either with equal
+probability.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ POLICY = (
 
 @dataclass(frozen=True)
 class AutoAugment:
-    """AutoAugment for CIFAR, for RGB images [B, 3, H, W], uint8 or floats in [0, 1]."""
+    """AutoAugment's CIFAR-10 policy for RGB images [B, 3, H, W], uint8 or floats in [0, 1].
+
+    Raises ValueError for other shapes.
+    """
 
     def __call__(self, x: Tensor) -> Tensor:
         import torch
@@ -61,10 +65,8 @@ class AutoAugment:
         policy = torch.randint(0, len(POLICY), (len(x),), device=x.device)
         for place in range(2):
             names, probabilities, strengths = zip(*(operations[place] for operations in POLICY))
-            chosen = (
-                torch.rand(len(x), device=x.device)
-                < torch.tensor(probabilities, device=x.device)[policy]
-            )
+            p = torch.tensor(probabilities, device=x.device)[policy]
+            chosen = torch.rand(len(x), device=x.device) < p
             sign = 2 * torch.randint(0, 2, (len(x),), device=x.device).double() - 1
             m = sign * torch.tensor(strengths, device=x.device)[policy] / 9
             for name in dict.fromkeys(names):
@@ -75,7 +77,7 @@ class AutoAugment:
         return levels if x.dtype == torch.uint8 else levels.to(x.dtype) / 255
 
 
-# Every operation takes uint8 [B, 3, H, W] and a strength in [-1, 1] for each image, float64 [B].
+# Operations take uint8 [B, 3, H, W] and the strength for each image, float64 [B] in [-1, 1].
 
 
 def _invert(x: Tensor, m: Tensor) -> Tensor:
@@ -83,18 +85,18 @@ def _invert(x: Tensor, m: Tensor) -> Tensor:
 
 
 def _solarize(x: Tensor, m: Tensor) -> Tensor:
-    """Levels from a threshold on, 256 down to 0, inverted."""
+    """Inverts levels above a threshold, which falls from 256 to 0."""
     return x.where(x < (256 * (1 - m.abs())).view(-1, 1, 1, 1), 255 - x)
 
 
 def _posterize(x: Tensor, m: Tensor) -> Tensor:
-    """8 down to 4 bits kept."""
+    """Reduces levels to 8, ..., 4 bits."""
     dropped = (4 * m.abs()).round().to(x.dtype).view(-1, 1, 1, 1)
     return (x >> dropped) << dropped
 
 
 def _auto_contrast(x: Tensor, m: Tensor) -> Tensor:
-    """Each channel stretched to 0..255."""
+    """Stretches each channel to 0..255."""
     flat = x.flatten(2).double()
     low, high = flat.amin(2, keepdim=True), flat.amax(2, keepdim=True)
     scale = 255 / (high - low).clamp(min=1)
@@ -103,14 +105,14 @@ def _auto_contrast(x: Tensor, m: Tensor) -> Tensor:
 
 
 def _equalize(x: Tensor, m: Tensor) -> Tensor:
-    """Each channel mapped so that its levels become equally frequent."""
+    """Maps the levels of each channel so that they become equally frequent."""
     import torch
 
     flat = x.flatten(2).long()
-    counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.long, device=x.device).scatter_add_(
-        2, flat, torch.ones_like(flat)
-    )
-    last = counts.gather(2, flat.amax(2, keepdim=True))  # pixels of the highest level
+    counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.long, device=x.device)
+    counts.scatter_add_(2, flat, torch.ones_like(flat))
+    # number of pixels with the highest level
+    last = counts.gather(2, flat.amax(2, keepdim=True))
     step = (flat.shape[2] - last) // 255
     below = counts.cumsum(2) - counts
     table = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
@@ -118,13 +120,13 @@ def _equalize(x: Tensor, m: Tensor) -> Tensor:
 
 
 def _blend(x: Tensor, other: Tensor, m: Tensor) -> Tensor:
-    """Away from `other` for m > 0, towards it for m < 0, by up to 0.9."""
+    """Moves away from `other` for m > 0, towards it for m < 0, by up to 0.9."""
     out = other + (1 + 0.9 * m.view(-1, 1, 1, 1)).float() * (x.float() - other)
     return out.clamp(0, 255).to(x.dtype)
 
 
 def _grey(x: Tensor) -> Tensor:
-    """ITU-R BT.601 luma on 256 levels, [B, 1, H, W], as Pillow rounds it."""
+    """ITU-R BT.601 luma on 256 levels, [B, 1, H, W], rounded like Pillow."""
     r, g, b = x.int().unbind(1)
     return ((r * 19595 + g * 38470 + b * 7471 + 32768) >> 16).unsqueeze(1).float()
 
@@ -144,7 +146,7 @@ def _brightness(x: Tensor, m: Tensor) -> Tensor:
 
 
 def _sharpness(x: Tensor, m: Tensor) -> Tensor:
-    """Blended with a smoothed image: weights 1, and 5 in the middle; the border is left as it is."""
+    """Blends with a smoothed image (weights 1, 5 in the centre); the border is unchanged."""
     import torch
     from torch.nn import functional as F
 
@@ -160,14 +162,14 @@ def _rotate(x: Tensor, m: Tensor) -> Tensor:
 
 
 def _shear(x: Tensor, m: Tensor, axis: int) -> Tensor:
-    """By up to 0.3 pixels a row or column, counted from the corner."""
+    """Shears by up to 0.3 pixels per row or column, counted from the corner."""
     shift = m.new_zeros(len(x), 2)
     shift[:, axis] = m * 0.3 * x.shape[3 - axis] / 2
     return warp(x, shearing(m * 0.3, vertical=axis == 0), shift)
 
 
 def _translate(x: Tensor, m: Tensor, axis: int) -> Tensor:
-    """By up to 150 of 331 pixels, whole ones."""
+    """Shifts by up to 150/331 of the side, in whole pixels."""
     shift = m.new_zeros(len(x), 2)
     shift[:, axis] = (m * 150 / 331 * x.shape[2 + axis]).trunc()
     return warp(x, shearing(0 * m), shift)

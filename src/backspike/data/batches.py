@@ -1,12 +1,15 @@
-"""From a data set to batches `[T, B, ...]`: arrays are indexed where they lie, other data sets are read sample by sample.
+"""Turns a data set into batches `[T, B, ...]`.
 
-The order of an epoch is a function of (seed, epoch), and augmentation is drawn here, not where samples are read: a resumed run
-goes on in the middle of an epoch, with any number of workers.
+NumPy arrays are indexed directly; other data sets are read sample by sample. The order of an epoch
+depends only on (seed, epoch), and augmentation is drawn here rather than where samples are read, so
+a resumed run can continue in the middle of an epoch with any number of workers.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,12 +28,16 @@ from .mixing import Mixing
 from .pictures import Pictures
 from .split import Split
 
+logger = logging.getLogger("backspike")
 ALONE = Ranks()
-RESIDENT_SHARE = 0.25  # of a GPU's free memory: larger sets stay on the host
+# share of a GPU's free memory; larger sets stay in host memory
+RESIDENT_SHARE = 0.25
+# their values may be too large for float32
+_WIDE_INTEGERS = (torch.int32, torch.int64, torch.uint32, torch.uint64)
 
 
 class BatchOptions(Protocol):
-    """The fields of a recipe that decide how a data set is cut into batches; `bs.Recipe` says what they mean."""
+    """The recipe fields that decide how a data set is batched; `bs.Recipe` documents them."""
 
     @property
     def T(self) -> int: ...
@@ -55,31 +62,41 @@ class BatchOptions(Protocol):
 
 
 class Batches:
-    """A data set cut into batches (x `[T, B, ...]`, y `[B]`, or `[B, K]` where samples are mixed).
+    """Batches (x, y) of a data set: x float32 `[T, B, ...]`, y int64 `[B]` (`[B, K]` once mixed).
 
-    data: a `bs.data.Split`, or any data set with `len(d)` and `d[i] -> (x, y)`. A sample with 4 dimensions is `[T, C, H, W]`;
-    any other is static and repeats over T, unless the recipe's `has_time` says otherwise. Static samples of uint8 are divided
-    by 255; all other values are taken as they are. Of several ranks each reads its share of every batch, augmented with its
-    own draws.
+    data: a `bs.data.Split`, or any data set with `len(d)` and `d[i] -> (x, y)`, y a class number.
+    Samples with 4 dimensions are `[T, C, H, W]`; all others are static and repeat over T, unless
+    the recipe's `has_time` says otherwise. Static samples of type uint8 are divided by 255; all
+    other values are used unchanged, with a log message where that may surprise. With several ranks,
+    each one reads its shard of every batch and draws its own augmentation.
+    Raises RunError for an empty data set, for labels that are no class numbers, and for samples
+    that are no real, finite numbers.
     """
 
     def __init__(self, data: Any, recipe: BatchOptions, device: torch.device) -> None:
         if len(data) == 0:
             raise RunError("the data set is empty; check the folder and the limit")
-        self.data, self.recipe, self.device = data, recipe, device
-        self.classes: int | None = None  # once known, labels outside are refused
+        self.data = data
+        self.recipe = recipe
+        self.device = device
+        # once known, labels outside are refused
+        self.classes: int | None = None
         self.arrays: tuple[Tensor, Tensor] | None = None
         if (
             isinstance(data, Split)
             and isinstance(data.x, np.ndarray)
             and not (isinstance(data.x, np.memmap) and recipe.workers)
         ):
-            self.arrays = _placed(data.x, device), _placed(data.y, device).long()
-            if self.arrays[0].device.type != "cpu":  # once, as no batch of it is looked at
-                _check_numbers(self.arrays[0], None, torch.arange(len(data)))
+            labels = _class_numbers(_tensor(data.y, "labels"), "the data")
+            samples = _tensor(data.x, "samples")
+            self._warn_of_conversion(samples)
+            self.arrays = _place(samples, device), _place(labels, device)
+            if self.arrays[0].device.type != "cpu":
+                # all at once, because single batches on the device are not checked
+                _check_finite(self.arrays[0], None, torch.arange(len(data)))
 
     def expect_classes(self, K: int) -> None:
-        """From now on labels outside 0 ... K - 1 are refused."""
+        """Sets the number of classes. From now on, labels outside 0 ... K - 1 raise RunError."""
         self.classes = K
         if self.arrays is not None:
             self._check_labels(self.arrays[1], "the data")
@@ -94,51 +111,58 @@ class Batches:
         return -(-len(self.data) // self.recipe.batch_size)
 
     def parts(self, number: int) -> list[int]:
-        """Into how many samples each batch is split that goes through the network at once: of batch `number`, of all ranks."""
+        """The sizes of the parts in which batch `number` passes through the network, all ranks."""
         size = min(self.recipe.batch_size, len(self.data) - number * self.recipe.batch_size)
         return [len(part) for part in torch.arange(size).chunk(self.recipe.accumulate)]
 
     def order(self, epoch: int) -> Tensor:
+        """The shuffled sample indices of an epoch, int64 [N]; a function of (seed, epoch) only."""
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
         return torch.randperm(len(self.data), generator=generator)
 
     def training(
         self, epoch: int, first: int = 0, ranks: Ranks = ALONE
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch in its own order, augmented, from batch number `first` on; a rank's share of each part."""
-        source, augment = _cut_when_decoded(self.data, self.recipe.augment)
+        """The shuffled, augmented batches of an epoch, starting with batch number `first`.
+
+        With several ranks: the rank's shard of every part of a batch.
+        """
+        source, augment = _crop_while_decoding(self.data, self.recipe.augment)
         batches = self.order(epoch).split(self.recipe.batch_size)
-        shares = [
+        shards = [
             torch.cat([ranks.shard(p) for p in batch.chunk(self.recipe.accumulate)])
             for batch in batches
         ]
-        for x, y in self._read(shares, first, epoch, source):
+        for x, y in self._read(shards, first, epoch, source):
             if augment:
-                x, y = self._augmented(self._values(x), y, augment)
-            yield self._over_time(x), y
+                x, y = self._apply_augmentation(self._to_float(x), y, augment)
+            yield self._add_time(x), y
 
     def in_order(
         self, at_most: int | None = None, ranks: Ranks = ALONE
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """All samples once, in their order, as they are; at_most: so many at once. Of ranks each has others."""
+        """All samples once, unshuffled and without augmentation, at most `at_most` in a batch.
+
+        With several ranks, each one gets a different shard.
+        """
         size = min(self.recipe.part_size, at_most or self.recipe.part_size)
-        shares = [ranks.shard(part) for part in torch.arange(len(self.data)).split(size)]
-        for x, y in self._read([share for share in shares if len(share)]):
-            yield self._over_time(x), y
+        shards = [ranks.shard(part) for part in torch.arange(len(self.data)).split(size)]
+        for x, y in self._read([shard for shard in shards if len(shard)]):
+            yield self._add_time(x), y
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The samples of these indices as one batch."""
+        """One batch of the samples at `index`, int64 [B]."""
         x, y = next(self._read([index]))
-        return self._over_time(x), y
+        return self._add_time(x), y
 
     def first_part(self) -> Batches:
-        """The same data, cut to as many samples as go through the network at once."""
+        """The same data, limited to the number of samples that pass the network at once."""
         short = copy.copy(self)
         short.data = Subset(self.data, range(min(self.recipe.part_size, len(self.data))))
         return short
 
     def autocast(self) -> torch.autocast:
-        """The precision of the recipe, for training and testing alike."""
+        """The recipe's precision as an autocast context, for training and testing alike."""
         return torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"
         )
@@ -146,55 +170,71 @@ class Batches:
     def _has_time(self, x: Tensor) -> bool:
         return x.dim() == 5 if self.recipe.has_time is None else self.recipe.has_time
 
-    def _values(self, x: Tensor) -> Tensor:
+    def _to_float(self, x: Tensor) -> Tensor:
         return x.float() / 255 if x.dtype == torch.uint8 and not self._has_time(x) else x.float()
 
-    def _augmented(
+    def _warn_of_conversion(self, x: Tensor) -> None:
+        """Warns where values change, or might be expected to change, on their way to float32."""
+        if x.dtype == torch.float64:
+            _warn_once("samples of type float64 are rounded to float32")
+        elif x.is_floating_point() or x.dtype in (torch.uint8, torch.bool):
+            return
+        elif not self._has_time(x):
+            _warn_once(
+                f"static samples of type {_type_name(x)} are used unchanged, as float32; "
+                "only uint8 is divided by 255"
+            )
+        elif x.dtype in _WIDE_INTEGERS:
+            _warn_once(
+                f"samples of type {_type_name(x)} are used as float32, which is exact up to "
+                "16,777,216"
+            )
+
+    def _apply_augmentation(
         self, x: Tensor, y: Tensor, augment: tuple[Augment | Mixing, ...]
     ) -> tuple[Tensor, Tensor]:
         for change in augment:
             if isinstance(change, Mixing):
-                x, y = change.mix(x, self._shares(y))
+                x, y = change.mix(x, self._class_shares(y))
             else:
                 x = change(x)
         return x, y
 
-    def _shares(self, y: Tensor) -> Tensor:
-        """Labels as shares of the classes, [B, K]."""
+    def _class_shares(self, y: Tensor) -> Tensor:
+        """Labels as the share of each class, float32 [B, K]."""
         if y.dim() == 2:
             return y
         if self.classes is None:
-            raise RunError(
-                "samples can be mixed once the number of classes is known: call expect_classes first"
-            )
+            raise RunError("mixing needs the number of classes: call expect_classes first")
         return F.one_hot(y, self.classes).float()
 
     def _read(
         self, parts: Sequence[Tensor], first: int = 0, epoch: int = 0, source: Any = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         if self.arrays is None:
-            yield from self._sampled(self.data if source is None else source, parts, first, epoch)
+            data = self.data if source is None else source
+            yield from self._read_samples(data, parts, first, epoch)
             return
         images, labels = self.arrays
         for number, part in enumerate(parts[first:], first):
             x, y = (
-                a[part if a.device.type == "cpu" else self._here(part)] for a in (images, labels)
+                a[part if a.device.type == "cpu" else self._to_device(part)]
+                for a in (images, labels)
             )
-            if (
-                x.device.type == "cpu"
-            ):  # what lies on the device is not looked at, so that nothing waits for it
-                _check_numbers(x, number, part)
-            yield self._here(x), self._here(y)
+            # a check on the device would make the host wait for it
+            if x.device.type == "cpu":
+                _check_finite(x, number, part)
+            yield self._to_device(x), self._to_device(y)
 
-    def _here(self, x: Tensor) -> Tensor:
-        """On the device; from pinned memory, a copy to a GPU goes on beside the computation."""
+    def _to_device(self, x: Tensor) -> Tensor:
+        """Copies to the device; from pinned memory, so that a GPU computes meanwhile."""
         if x.device == self.device:
             return x
         return (x.pin_memory() if self.device.type == "cuda" else x).to(
             self.device, non_blocking=True
         )
 
-    def _sampled(
+    def _read_samples(
         self, source: Any, parts: Sequence[Tensor], first: int, epoch: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         loader: DataLoader[Any] = DataLoader(
@@ -203,42 +243,48 @@ class Batches:
             num_workers=min(self.recipe.workers, len(parts) - first),
             collate_fn=default_collate,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # of its own: the default one must not be drawn from when a loader is made
+            # its own generator: creating a loader must not draw from the default one
+            generator=torch.Generator(),
         )
-        for number, (x, y) in enumerate(_in_one_line(iter(loader), self.recipe.workers), first):
-            _check_numbers(
-                x, number, parts[number]
-            )  # on the host, so that nothing waits for the device
-            y = torch.as_tensor(y).long()
-            self._check_labels(y, f"batch {number} of the data")
+        for number, (x, y) in enumerate(_explain_errors(iter(loader), self.recipe.workers), first):
+            what = f"batch {number} of the data"
+            if not isinstance(x, Tensor):
+                raise RunError(f"{what} has samples of type {type(x).__name__}: expected tensors")
+            _check_real(x, what)
+            self._warn_of_conversion(x)
+            # checked on the host, so that nothing waits for the device
+            _check_finite(x, number, parts[number])
+            y = _class_numbers(y, what)
+            self._check_labels(y, what)
             yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
-    def _over_time(self, x: Tensor) -> Tensor:
-        """`[B, ...]` to float32 `[T, B, ...]`: time comes first; a static sample repeats (stride 0, no copy)."""
+    def _add_time(self, x: Tensor) -> Tensor:
+        """`[B, ...]` to float32 `[T, B, ...]`; static samples repeat over T (stride 0, no copy)."""
         T = self.recipe.T
         if not self._has_time(x):
-            x = self._values(x)
+            x = self._to_float(x)
             if self.recipe.channels_last and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
             return x.expand(T, *x.shape)
         if x.shape[1] != T:
             raise RunError(
-                f"the samples have {x.shape[1]} timesteps and the recipe has T = {T}; make them equal"
+                f"the samples have {x.shape[1]} timesteps and the recipe has T = {T}; "
+                "make them equal"
             )
         x = x.transpose(0, 1)
         if self.recipe.channels_last and x.dim() == 5:
-            out = torch.empty(*x.shape[:2], *x.shape[3:], x.shape[2], device=x.device).movedim(
-                -1, 2
-            )
+            channels_last = (*x.shape[:2], *x.shape[3:], x.shape[2])
+            out = torch.empty(channels_last, device=x.device).movedim(-1, 2)
         else:
             out = torch.empty(x.shape, device=x.device)
-        return out.copy_(x)  # the change of order and of type in one pass
+        # changes memory layout and type in one pass
+        return out.copy_(x)
 
 
-def _cut_when_decoded(
+def _crop_while_decoding(
     data: Any, augment: tuple[Augment | Mixing, ...]
 ) -> tuple[Any, tuple[Augment | Mixing, ...]]:
-    """A `ResizedCrop` that comes first becomes the part of the pictures that is decoded: (data, what is left of augment)."""
+    """Lets the decoder of `Pictures` apply a leading `ResizedCrop`; returns (data, the rest)."""
     match augment:
         case (ResizedCrop() as crop, *others) if isinstance(data, Split) and isinstance(
             data.x, Pictures
@@ -247,19 +293,64 @@ def _cut_when_decoded(
     return data, augment
 
 
-def _placed(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array on the device where it is small enough, else as it lies on the host; memory-mapped files are not read."""
-    tensor = torch.from_numpy(array if array.flags.writeable else np.array(array))
-    if device.type == "cuda" and array.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return tensor
-    return tensor.to(device)
+def _tensor(array: np.ndarray, what: str) -> Tensor:
+    """The array as a tensor, without reading memory-mapped files. Read-only arrays are copied."""
+    try:
+        tensor = torch.from_numpy(array if array.flags.writeable else np.array(array))
+    except TypeError as error:
+        raise RunError(f"the {what} are of type {array.dtype}: expected numbers") from error
+    _check_real(tensor, "the data")
+    return tensor
+
+
+def _place(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device if it is small enough, else on the host."""
+    if device.type == "cuda" and x.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return x
+    return x.to(device)
+
+
+def _class_numbers(y: Any, what: str) -> Tensor:
+    """Labels as int64 [B]. Raises RunError for anything but one whole number for each sample."""
+    try:
+        y = torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError):
+        raise RunError(
+            f"{what} has labels that are no numbers: expected one class number for each sample, "
+            "an integer 0 ... K - 1"
+        ) from None
+    if y.is_floating_point() or y.is_complex() or y.dim() != 1:
+        raise RunError(
+            f"{what} has labels of type {_type_name(y)} and shape {list(y.shape)}: expected one "
+            "class number for each sample, an integer 0 ... K - 1"
+            + ("; of one-hot or soft labels take argmax(-1)" if y.shape[1:].numel() > 1 else "")
+        )
+    return y.long()
+
+
+def _check_real(x: Tensor, what: str) -> None:
+    if x.is_complex():
+        raise RunError(f"{what} has complex numbers: expected real ones, such as their magnitudes")
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
+
+
+def _type_name(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
 
 
 class _Seeded(Dataset[Any]):
-    """A data set whose samples, read in a worker, draw at random by (seed, epoch, number): whoever reads them, and when."""
+    """Seeds the generators for each sample that a worker reads, by (seed, epoch, sample index).
+
+    Random samples then do not depend on the worker that reads them, or on when it does.
+    """
 
     def __init__(self, data: Any, seed: tuple[int, int]) -> None:
-        self.data, self.seed = data, seed
+        self.data = data
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.data)
@@ -273,30 +364,32 @@ class _Seeded(Dataset[Any]):
         return self.data[i]
 
 
-def _check_numbers(x: Tensor, number: int | None, samples: Tensor) -> None:
-    """Refuses NaN and infinity in batch `number`, or in all of the data, which holds these samples."""
-    if x.is_floating_point() and not bool((fine := torch.isfinite(x)).all()):
-        bad = samples[~fine.reshape(len(x), -1).all(1).cpu()].tolist()
+def _check_finite(x: Tensor, number: int | None, samples: Tensor) -> None:
+    """Raises RunError for NaN or infinity in batch `number` (None: all data) of these samples."""
+    if x.is_floating_point() and not bool((finite := torch.isfinite(x)).all()):
+        bad = samples[~finite.reshape(len(x), -1).all(1).cpu()].tolist()
         named = ", ".join(map(str, bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         what = "the data" if number is None else f"batch {number} of the data"
         raise RunError(f"{what} holds NaN or infinity (sample {named}); clean the data set")
 
 
 def reader_died(e: BaseException) -> bool:
-    """Whether this says that a process that reads samples is gone. Torch may raise it at any moment."""
+    """Whether the error means that a DataLoader worker is gone. Torch may raise it at any time."""
     return "DataLoader worker" in str(e) and (
         "exited unexpectedly" in str(e) or "killed by signal" in str(e)
     )
 
 
 def reader_ended(workers: int) -> RunError:
+    """The error to raise where `reader_died`."""
     return RunError(
-        f"a process that reads samples ended (killed, perhaps for want of memory); lower --workers ({workers})"
+        "a process that reads samples ended (killed, perhaps because memory ran out); "
+        f"lower --workers ({workers})"
     )
 
 
-def _in_one_line(batches: Iterator[Any], workers: int) -> Iterator[Any]:
-    """What goes wrong in a worker, in one line."""
+def _explain_errors(batches: Iterator[Any], workers: int) -> Iterator[Any]:
+    """Turns the tracebacks of workers into a RunError of one line."""
     while True:
         try:
             batch = next(batches)

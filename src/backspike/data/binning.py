@@ -1,4 +1,4 @@
-"""Recordings become rows of frames, in as many processes as there are processors."""
+"""Bins recordings into frames, in as many processes as there are processors."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,13 +14,15 @@ from .formats import Events
 from .packed import narrowest
 from .recordings import Reader, Sample
 
-CHUNK_BYTES, CHUNK_ROWS = 1 << 23, 16
-SERIAL_BYTES = 1 << 25  # starting processes takes longer than binning files of this size
+CHUNK_BYTES = 1 << 23
+CHUNK_ROWS = 16
+# starting processes takes longer than binning files of this total size
+SERIAL_BYTES = 1 << 25
 
 
 @dataclass(frozen=True)
 class Binning:
-    """What to do: `read` the samples of a data set, `count` each into a row. It can be pickled."""
+    """A picklable job: `read` the samples of a data set and `count` each one into a row."""
 
     name: str
     samples: Sequence[Sample]
@@ -28,7 +30,7 @@ class Binning:
     read: Reader
 
     def rows(self) -> np.ndarray:
-        """Raises DataError naming the file that is damaged or missing."""
+        """The rows of all samples. Raises DataError with the name of a damaged or missing file."""
         out = []
         for path, group in groupby(self.samples, key=lambda sample: sample.path):
             try:
@@ -40,10 +42,10 @@ class Binning:
         return np.stack(out)
 
 
-def binned(binning: Binning, row_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
-    """All rows, as (number of the first, unsigned integers [n, ...]), in any order.
+def bin_rows(binning: Binning, row_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields all rows in any order, as (index of the first, unsigned integers [n, ...]).
 
-    row_bytes: about what one row takes.
+    row_bytes: the approximate size of one row.
     """
     limit = max(CHUNK_ROWS, CHUNK_BYTES // row_bytes)
     chunks = [
@@ -60,8 +62,8 @@ def binned(binning: Binning, row_bytes: int) -> Iterator[tuple[int, np.ndarray]]
     for (first, _), kind, value in workers.run(_rows, chunks, n, env=env):
         if kind == "failed":
             raise DataError(
-                "a process that prepares recordings ended early (killed, perhaps for want of "
-                "memory): run it again"
+                "a process that prepares recordings ended early (killed, perhaps because memory "
+                "ran out): run it again"
             ) from value
         yield first, value
 
@@ -71,7 +73,10 @@ def _rows(first: int, chunk: Binning) -> np.ndarray:
 
 
 def _chunks(samples: Sequence[Sample], limit: int) -> Iterator[tuple[int, int]]:
-    """(first, stop) of runs of about `limit` samples; the samples of one file are together, unless they are more."""
+    """Yields (first, stop) of runs of at most `limit` samples.
+
+    Samples of the same file stay together, unless there are more of them than `limit`.
+    """
     first = stop = 0
     for _, group in groupby(samples, key=lambda sample: sample.path):
         n = sum(1 for _ in group)

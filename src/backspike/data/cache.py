@@ -1,8 +1,9 @@
-"""A cache that survives: what is published under a name is whole, whatever was killed, raced or damaged.
+"""A cache whose entries are always complete, even after crashes, races and damage.
 
-An entry is written beside its place under a temporary name and then renamed. Whoever reads checks; a damaged entry is
-written again, with a notice. Where the cache folder cannot be written, a temporary folder serves for this process.
-The folder is BACKSPIKE_CACHE, else `~/.cache/backspike`; it may be deleted at any time.
+An entry is written under a temporary name beside its place and then renamed. Readers verify
+entries; a damaged one is rewritten, with a warning. If the cache folder cannot be written, a
+temporary folder is used for this process.
+The folder is BACKSPIKE_CACHE, else `~/.cache/backspike`; you may delete it at any time.
 """
 
 import atexit
@@ -20,11 +21,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import DataError
+from ..system import disk
 
 logger = logging.getLogger("backspike")
 R = TypeVar("R")
 ATTEMPTS = 3
-LEFTOVER_SECONDS = 24 * 3600
 
 
 def folder() -> Path:
@@ -34,45 +35,53 @@ def folder() -> Path:
 
 
 def cached(name: str, read: Callable[[Path], R], write: Callable[[Path], None]) -> R:
-    """`read(path)` of the cache entry `name`, after `write(path)` where the entry is missing or `read` refuses it.
+    """Returns `read(path)` of cache entry `name`, after `write(path)` if missing or damaged.
 
-    `read` raises OSError or ValueError (thus DataError) for a damaged entry; `write` makes a file or a folder.
-    Raises DataError when the entry can be written nowhere, or is refused as soon as it was written.
+    `read` raises OSError or ValueError (DataError is one) for a damaged entry; `write` creates a
+    file or a folder. Raises DataError if neither the cache folder nor a temporary folder can hold
+    the entry, or if it is damaged right after writing.
     """
     try:
         return _cached(folder() / name, read, write)
     except OSError as error:
-        logger.warning(
-            "cache %s cannot be used (%s): a temporary folder serves for this run",
-            folder(),
-            error.strerror,
-        )
+        reason = error.strerror or str(error)
+    temporary = _temporary()
     try:
-        return _cached(_temporary() / name, read, write)
+        out = _cached(temporary / name, read, write)
     except OSError as error:
         raise DataError(
-            f"no room for {name}: {error}; set BACKSPIKE_CACHE to a folder that can be written"
+            f"{name} fits neither into the cache {folder()} ({reason}) nor into {temporary} "
+            f"({error.strerror or error}); free some space, or set BACKSPIKE_CACHE to a folder "
+            "that can be written"
         ) from error
+    logger.warning(
+        "cache %s cannot be used (%s): %s is in the temporary folder %s for this run",
+        folder(),
+        reason,
+        name,
+        temporary,
+    )
+    return out
 
 
 def _cached(path: Path, read: Callable[[Path], R], write: Callable[[Path], None]) -> R:
-    for _ in range(
-        ATTEMPTS
-    ):  # more than one: another process may be replacing the entry while we read it
+    # more than one attempt: another process may be replacing the entry while we read it
+    for _ in range(ATTEMPTS):
         if path.exists():
             try:
                 return read(path)
             except (OSError, ValueError) as error:
-                logger.warning("cache entry %s is damaged (%s): made again", path, error)
+                logger.warning("cache entry %s is damaged (%s): writing it again", path, error)
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent)
-        temporary = _beside(path)
+        temporary = _temporary_name(path)
         try:
             write(temporary)
-            _sync(temporary)
+            disk.sync(temporary)
             try:
                 _publish(temporary, path)
-            except OSError:  # a folder that another process published in this moment cannot be replaced: it will do
+            except OSError:
+                # a folder that another process has just published cannot be replaced: use it
                 if not path.exists():
                     raise
         finally:
@@ -86,56 +95,35 @@ def _cached(path: Path, read: Callable[[Path], R], write: Callable[[Path], None]
 
 
 def _publish(temporary: Path, path: Path) -> None:
-    """Rename onto `path`. A folder cannot replace another one: the old one is moved aside first."""
+    """Renames to `path`. A folder cannot replace another one, so the old one is moved first."""
     if temporary.is_dir() and path.exists():
-        aside = _beside(path)
+        aside = _temporary_name(path)
         with contextlib.suppress(FileNotFoundError):  # another process moved it
             os.rename(path, aside)
             _remove(aside)
-    os.replace(temporary, path)
-    _sync(path.parent)
+    disk.replace(temporary, path)
+    disk.sync(path.parent)
 
 
-def _sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk; folders only where the system can (not on Windows)."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(
-        f".backspike-{path.name}.{os.getpid()}@{platform.node()}.{time.time_ns()}.tmp"
-    )
+def _temporary_name(path: Path) -> Path:
+    """A new hidden name beside `path`, which tells process and machine."""
+    return disk.temporary(path.with_name(f"backspike-{path.name}.{time.time_ns()}"))
 
 
 def _sweep(parent: Path) -> None:
-    """Remove what killed processes left: of this machine at once, of others, whose processes are not seen, after a day."""
+    """Removes temporary files and folders that no living process will finish."""
     for leftover in parent.glob(".backspike-*.tmp"):
-        with contextlib.suppress(OSError):  # swept by another process
-            if _abandoned(leftover):
+        with contextlib.suppress(OSError):  # another process swept it
+            if _is_abandoned(leftover):
                 _remove(leftover)
 
 
-def _abandoned(leftover: Path) -> bool:
-    made_by = re.search(r"\.([0-9]+)@(.*)\.[0-9]+(\.wide)?\.tmp$", leftover.name)
-    if made_by and made_by[2] == platform.node() and os.name == "posix":
-        return not _lives(int(made_by[1]))
-    return time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is another user's
-        return True
-    return True
+def _is_abandoned(leftover: Path) -> bool:
+    """Whether its process is gone; for processes of other machines, whether it is a day old."""
+    made_by = re.search(r"\.([0-9]+)@(.*?)(\.wide)?\.tmp$", leftover.name)
+    if made_by and made_by[2] == platform.node() and disk.POSIX:
+        return not disk.is_running(int(made_by[1]))
+    return time.time() - leftover.stat().st_mtime > disk.LEFTOVER_SECONDS
 
 
 def _remove(path: Path) -> None:

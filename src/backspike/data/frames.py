@@ -1,6 +1,7 @@
-"""Frames: events counted in T slices of a recording, by pixel and polarity or by channel, no event lost.
+"""Frames: events counted in T time bins, by pixel and polarity or by channel. No event is lost.
 
-The slices are cut on the sorted times, so that little is left to do for each event: tens of millions are counted a second.
+Bins are cut on the sorted times, which leaves little work per event: tens of millions of events
+are counted per second.
 """
 
 from itertools import pairwise
@@ -12,23 +13,24 @@ from ..errors import DataError
 from .formats import Events
 
 By = Literal["time", "count"]
-Pixels = int | tuple[int, int]  # a side, or (height, width)
+# a side, or (height, width)
+Pixels = int | tuple[int, int]
 
 
 def frames(
     events: Events, T: int, sensor: Pixels = 34, size: Pixels | None = None, by: By = "time"
 ) -> np.ndarray:
-    """Counts int64 [T, 2, H, W], channel 0 OFF and 1 ON, whose sum is the number of events.
+    """Counts int64 [T, 2, H, W], channel 0 OFF and 1 ON; they sum to the number of events.
 
-    `by="time"`: T equal slices of the time from the first to the last event; `by="count"`: T runs of equally many events
-    in the order of time, up to one. `size` (H, W) below `sensor`: neighbouring pixels are counted together.
-    Raises DataError for an event outside the sensor.
+    by: "time" for T bins of equal duration between the first and the last event, "count" for T bins
+    of equally many consecutive events (up to one). size: (H, W) below `sensor` adds up
+    neighbouring pixels. Raises DataError for an event outside the sensor.
     """
     (height, width), (H, W) = pair(sensor), pair(size or sensor)
     _check(events, height, width)
-    cells = _scaled(events.y, height, H)
+    cells = _rescale(events.y, height, H)
     cells *= W
-    cells += _scaled(events.x, width, W)
+    cells += _rescale(events.x, width, W)
     cells += np.multiply(events.p, H * W, dtype=np.intp)
     return _count(events.t, cells, T, 2 * H * W, by).reshape(T, 2, H, W)
 
@@ -41,46 +43,36 @@ def channels(
     by: By = "time",
     window: int | None = None,
 ) -> np.ndarray:
-    """Counts int64 [T, size] of events that have only a channel, x.
+    """Counts int64 [T, size] of events that have only a channel, x; otherwise like `frames`.
 
-    As `frames`; a `window` of so many microseconds from time zero is what `by="time"` divides, and later events count in
-    the last slice: slices then last equally long in all recordings.
+    window: the duration in microseconds, from time zero, that `by="time"` divides; later events
+    count in the last bin. Bins then have the same duration in all recordings.
     """
     _check(events, 1, sensor)
     size = size or sensor
-    return _count(events.t, _scaled(events.x, sensor, size), T, size, by, window)
+    return _count(events.t, _rescale(events.x, sensor, size), T, size, by, window)
 
 
 def pair(size: Pixels) -> tuple[int, int]:
-    """(height, width)."""
+    """`size` as (height, width)."""
     return (size, size) if isinstance(size, int) else size
 
 
 def _check(events: Events, height: int, width: int) -> None:
-    if all(
-        axis.max(initial=0) < end and axis.min(initial=0) >= 0
-        for axis, end in _ends(events, height, width)
-    ):
+    limits = ((events.x, width), (events.y, height), (events.p, 2))
+    if all(axis.max(initial=0) < end and axis.min(initial=0) >= 0 for axis, end in limits):
         return
-    i = int(
-        np.argmax(
-            np.logical_or.reduce(
-                [(axis < 0) | (axis >= end) for axis, end in _ends(events, height, width)]
-            )
-        )
-    )
+    outside = np.logical_or.reduce([(axis < 0) | (axis >= end) for axis, end in limits])
+    i = int(np.argmax(outside))
     where = f"x={events.x[i]} y={events.y[i]} p={events.p[i]}"
     raise DataError(
-        f"event {i} at {where} is outside the sensor of {height} x {width} and two polarities"
+        f"event {i} at {where} is outside the sensor of {height} x {width} pixels and two "
+        "polarities"
     )
 
 
-def _ends(events: Events, height: int, width: int) -> list[tuple[np.ndarray, int]]:
-    return [(events.x, width), (events.y, height), (events.p, 2)]
-
-
-def _scaled(axis: np.ndarray, old: int, new: int) -> np.ndarray:
-    """A coordinate below `old` as one below `new`."""
+def _rescale(axis: np.ndarray, old: int, new: int) -> np.ndarray:
+    """Maps coordinates in [0, old) to [0, new)."""
     out = axis.astype(np.intp)
     if new != old:
         out *= new
@@ -91,7 +83,7 @@ def _scaled(axis: np.ndarray, old: int, new: int) -> np.ndarray:
 def _count(
     t: np.ndarray, cells: np.ndarray, T: int, n: int, by: By, window: int | None = None
 ) -> np.ndarray:
-    """How many events of each slice lie in each of n cells, [T, n]. `cells` is overwritten."""
+    """Counts the events of each time bin in each of n cells, [T, n]. Overwrites `cells`."""
     if not (t[:-1] <= t[1:]).all():
         order = np.argsort(t, kind="stable")
         t, cells = t[order], cells[order]
@@ -101,7 +93,10 @@ def _count(
 
 
 def _edges(t: np.ndarray, T: int, by: By, window: int | None) -> list[int]:
-    """Where the T slices of sorted times begin, and the end: event i is in slice i * T // N, or (t - start) * T // length."""
+    """The index at which each of T bins of the sorted times begins, and the end.
+
+    Event i is in bin i * T // N by count, and in bin (t - start) * T // length by time.
+    """
     if by == "count" or not len(t):
         return [-(-k * len(t) // T) for k in range(T + 1)]
     start, length = (0, window) if window else (int(t[0]), int(t[-1]) - int(t[0]) + 1)

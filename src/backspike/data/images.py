@@ -1,7 +1,7 @@
 """Image sets that fit into memory, as uint8 [N, C, H, W].
 
-The official test sets are left as they are; validation is carved out of the official training set
-by `split.carve`: the first 5,000 of its stratified order (the same share of a file with fewer).
+Official test sets are unchanged. Validation samples are split off the official training set by
+`split.carve`: the first 5,000 of its stratified order (the same share if there are fewer samples).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,17 +14,18 @@ from ..errors import DataError
 from .source import Parts, Place, Source
 from .split import Split
 
-Labelled = tuple[np.ndarray, np.ndarray]  # images and labels
+# images and labels
+Labelled = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Images:
-    """Reads a set; `decode` makes images and labels of the files, for training and for the test."""
+    """Reads a set. decode: (path, content) of all files -> training and test images and labels."""
 
     decode: Callable[[Sequence[tuple[Path, bytes]]], tuple[Labelled, Labelled]]
 
     def __call__(self, source: Source, place: Place) -> Parts:
-        """Raises DataError for files that do not belong together."""
+        """The three parts. Raises DataError for files that do not belong together."""
         files = list(place.contents())
         both = zip((files[0], files[-1]), self.decode(files))
         train, test = (_split(source, path, x, y) for (path, _), (x, y) in both)
@@ -35,7 +36,8 @@ class Images:
 def _split(source: Source, path: Path, x: np.ndarray, y: np.ndarray) -> Split:
     if x.dtype != np.uint8 or x.shape[1:] != source.shape or y.shape != x.shape[:1]:
         raise DataError(
-            f"{path}: images {x.dtype} {x.shape} and labels {y.shape} are not {source.name}'s"
+            f"{path}: images {x.dtype} {x.shape} with labels {y.shape} are not those of "
+            f"{source.name}"
         )
     if len(y) and not 0 <= y.min() <= y.max() < source.num_classes:
         raise DataError(f"{path}: label {y.max()} in a set of {source.num_classes} classes")

@@ -1,7 +1,7 @@
-"""Samples of a batch mixed in pairs, with their labels: `mix(x, y)` takes and gives shares of the classes, y `[B, K]`.
+"""Mixes pairs of samples in a batch, and their labels: `mix(x, y)` with class shares y `[B, K]`.
 
-x are images `[B, C, H, W]` or frames `[B, T, C, H, W]`, treated alike at all timesteps. Each sample has its own draw and a
-random partner in the batch, from torch's default generator.
+x are images `[B, C, H, W]` or frames `[B, T, C, H, W]`, mixed alike at all timesteps. Each sample
+gets its own random draw and a random partner in the batch, from torch's default generator.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Mixing(Protocol):
+    """Anything with a method `mix(x, y)` that returns mixed samples and labels."""
+
     def mix(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
@@ -25,8 +27,8 @@ def _check_alpha(value: object, alpha: float) -> None:
         raise ValueError(f"{type(value).__name__}: alpha must be above 0, got {alpha}")
 
 
-def _drawn(x: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Partners, int64 [B], and the share of a sample itself, Beta(alpha, alpha) [B]."""
+def _draw(x: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Draws partners, int64 [B], and each sample's own share, Beta(alpha, alpha) [B]."""
     import torch
 
     partner = torch.randperm(len(x), device=x.device)
@@ -34,13 +36,16 @@ def _drawn(x: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     return partner, torch.distributions.Beta(shape, shape, validate_args=False).sample()
 
 
-def _mixed(y: Tensor, partner: Tensor, share: Tensor) -> Tensor:
+def _mix_labels(y: Tensor, partner: Tensor, share: Tensor) -> Tensor:
     return share[:, None] * y + (1 - share[:, None]) * y[partner]
 
 
 @dataclass(frozen=True)
 class Mixup:
-    """Weighted means of two samples and of their labels; the weight is Beta(alpha, alpha) (Zhang et al. 2018)."""
+    """Weighted means of two samples and of their labels, with weights from Beta(alpha, alpha).
+
+    Zhang, Cisse, Dauphin & Lopez-Paz 2018. Raises ValueError unless alpha is positive.
+    """
 
     alpha: float = 0.2
 
@@ -48,15 +53,20 @@ class Mixup:
         _check_alpha(self, self.alpha)
 
     def mix(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        partner, share = _drawn(x, self.alpha)
+        """Mixed samples, shaped like x, and labels [B, K]."""
+        partner, share = _draw(x, self.alpha)
         own = share.view(-1, *[1] * (x.dim() - 1))
-        return own * x + (1 - own) * x[partner], _mixed(y, partner, share)
+        return own * x + (1 - own) * x[partner], _mix_labels(y, partner, share)
 
 
 @dataclass(frozen=True)
 class CutMix:
-    """A box is filled with the same place of another sample; labels are mixed by area (Yun et al. 2019; events: NDA, Li et al.
-    2022). Before it is cut at the border, the box has the share 1 - Beta(alpha, alpha) of the area, and the image's shape."""
+    """Fills a box with the same region of another sample, and mixes labels by area.
+
+    Yun et al. 2019; for events: NDA, Li et al. 2022. Before it is clipped at the border, the box
+    covers a share 1 - Beta(alpha, alpha) of the area and has the aspect ratio of the image.
+    Raises ValueError unless alpha is positive.
+    """
 
     alpha: float = 1.0
 
@@ -64,11 +74,12 @@ class CutMix:
         _check_alpha(self, self.alpha)
 
     def mix(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed samples, shaped like x, and labels [B, K]."""
         import torch
 
-        partner, share = _drawn(x, self.alpha)
+        partner, share = _draw(x, self.alpha)
         H, W = x.shape[-2:]
         side = (1 - share).sqrt()
         hole = box(x, (side * H).round().long(), (side * W).round().long())
-        kept = 1 - hole.flatten(1).float().mean(1)
-        return torch.where(hole, x[partner], x), _mixed(y, partner, kept)
+        own = 1 - hole.flatten(1).float().mean(1)
+        return torch.where(hole, x[partner], x), _mix_labels(y, partner, own)

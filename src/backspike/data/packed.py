@@ -1,7 +1,7 @@
-"""An array on disk, memory-mapped, of the narrowest unsigned integers that hold it, and checked block by block.
+"""A memory-mapped array on disk, stored as the narrowest unsigned integers and checked by block.
 
-The file is a `.npy` file with a table behind it: the CRC-32 of every block of the data, then that of the header and the table.
-A flipped bit anywhere is found when the file is opened.
+The file is a `.npy` file followed by a table: the CRC-32 of each block of the data, then the CRC-32
+of the header and the table. Any flipped bit is found when the file is opened.
 """
 
 import os
@@ -13,56 +13,63 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
+from ..system import disk
 
 BLOCK_BYTES = 1 << 22
 
 
 def write(path: Path, shape: tuple[int, ...], rows: Iterable[tuple[int, np.ndarray]]) -> None:
-    """The file of an array whose rows come in any order, as (number of the first, unsigned integers [n, ...])."""
-    out = _made(path, np.dtype(np.uint8), shape)
+    """Writes an array whose rows arrive in any order.
+
+    rows: (index of the first, unsigned integers [n, ...]). Raises OSError when the disk is full.
+    """
+    out = _create(path, np.dtype(np.uint8), shape)
     for first, part in rows:
         if part.dtype.itemsize > out.dtype.itemsize:
-            out = _widened(path, out, part.dtype)
+            out = _widen(path, out, part.dtype)
         out[first : first + len(part)] = part
     out.flush()
-    table = _sums(path, out)
+    table = _checksums(path, out)
     with path.open("ab") as stream:
         stream.write(table)
 
 
 def narrowest(x: np.ndarray) -> np.ndarray:
-    """The same counts as the narrowest unsigned integers that hold them."""
+    """The same counts, as the narrowest unsigned integers that hold them."""
     return x.astype(np.min_scalar_type(int(x.max(initial=0))))
 
 
 def read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """The array, mapped copy on write: changing it changes no file. Raises DataError for any damage, naming the byte."""
+    """The array, memory-mapped copy-on-write: changing it changes no file.
+
+    Raises DataError for any damage, with the byte offset.
+    """
+    if not path.is_file():
+        raise DataError("not a regular file")
     try:
         x = np.lib.format.open_memmap(path, mode="c")
     except Exception as error:  # a damaged header may raise nearly anything
-        raise DataError(f"no .npy file: {error}") from error
+        raise DataError(f"not a .npy file: {error}") from error
     if x.shape != shape or x.dtype.kind != "u":
-        raise DataError(f"{x.dtype} {x.shape} is not {shape}")
-    end, table = x.offset + x.nbytes, _sums(path, x)
+        raise DataError(f"expected {shape}, got {x.dtype} {x.shape}")
+    end = x.offset + x.nbytes
+    table = _checksums(path, x)
     with path.open("rb") as stream:
         stream.seek(end)
-        held = stream.read(len(table) + 1)
-    if held != table:
-        block = (
-            next(
-                (i for i in range(0, len(table), 4) if held[i : i + 4] != table[i : i + 4]),
-                len(table),
-            )
-            // 4
-        )
-        raise DataError(
-            f"byte {min(x.offset + block * BLOCK_BYTES, end)}: a block of the frames differs from its sum"
-        )
+        stored = stream.read(len(table) + 1)
+    if stored != table:
+        differ = (i for i in range(0, len(table), 4) if stored[i : i + 4] != table[i : i + 4])
+        block = next(differ, len(table)) // 4
+        at = min(x.offset + block * BLOCK_BYTES, end)
+        raise DataError(f"byte {at}: the checksum of a block of frames is wrong")
     return x
 
 
-def _made(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
-    """The mapped array, all of its file's room taken: a full disk is an OSError here, and no signal at some later row."""
+def _create(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+    """The mapped array, with all of its disk space allocated.
+
+    A full disk thus raises OSError here, instead of ending the process with SIGBUS later.
+    """
     out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate") and out.nbytes:
         with path.open("r+b") as stream:
@@ -70,19 +77,19 @@ def _made(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
     return out
 
 
-def _widened(path: Path, narrow: np.memmap, dtype: np.dtype) -> np.memmap:
-    other = path.with_suffix(".wide.tmp")
+def _widen(path: Path, narrow: np.memmap, dtype: np.dtype) -> np.memmap:
+    wider = path.with_suffix(".wide.tmp")
     try:
-        out = _made(other, dtype, narrow.shape)
+        out = _create(wider, dtype, narrow.shape)
         out[:] = narrow
-        os.replace(other, path)
+        disk.replace(wider, path)
     finally:
-        other.unlink(missing_ok=True)
+        wider.unlink(missing_ok=True)
     return out
 
 
-def _sums(path: Path, x: np.memmap) -> bytes:
-    """The table that belongs behind the array. Blocks are summed in threads: zlib releases the interpreter."""
+def _checksums(path: Path, x: np.memmap) -> bytes:
+    """The table that belongs after the array. Uses threads, because zlib releases the GIL."""
     data = x.reshape(-1).view(np.uint8).data
     blocks = [data[first : first + BLOCK_BYTES] for first in range(0, len(data), BLOCK_BYTES)]
     with ThreadPoolExecutor() as pool:

@@ -1,6 +1,7 @@
-"""How far a long preparation of data is, on standard error: a bar on a terminal, a plain line now and then elsewhere.
+"""The progress of long data preparation, on standard error.
 
-Nothing is shown for what takes less than `PATIENCE` seconds.
+A terminal shows a bar; elsewhere a plain line is printed from time to time. Nothing is shown for
+work that takes less than `PATIENCE` seconds.
 """
 
 import sys
@@ -10,18 +11,19 @@ from contextlib import contextmanager
 from typing import Protocol
 
 PATIENCE = 1.0
-TERMINAL_SECONDS, PLAIN_SECONDS = 0.2, 10.0
+TERMINAL_SECONDS = 0.2
+PLAIN_SECONDS = 10.0
 
 
 class Advance(Protocol):
-    """Called with how many more are done."""
+    """Called with the number of items finished since the last call."""
 
     def __call__(self, n: int) -> None: ...
 
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
-    """Shows how many of `total` are done, as often as the function given is called."""
+    """Shows how many of `total` items are done. Call the yielded function to advance."""
     terminal = sys.stderr.isatty()
     pause = TERMINAL_SECONDS if terminal else PLAIN_SECONDS
     start = time.monotonic()
@@ -60,6 +62,7 @@ def _text(what: str, done: int, total: int, seconds: float) -> str:
 
 
 def _bar(what: str, done: int, total: int, seconds: float) -> str:
-    """The text behind a bar, over what was shown before."""
+    """A bar with its text, which overwrites the previous one."""
     filled = 24 * done // total
-    return f"\r{'█' * filled}{'░' * (24 - filled)} {100 * done // total:3d} %  {_text(what, done, total, seconds)}\x1b[K"
+    bar = "█" * filled + "░" * (24 - filled)
+    return f"\r{bar} {100 * done // total:3d} %  {_text(what, done, total, seconds)}\x1b[K"

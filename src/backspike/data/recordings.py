@@ -1,7 +1,7 @@
-"""The samples of event sets: which part each recording belongs to, in the usual layouts of files.
+"""The samples of event sets, and the part of the split that each recording belongs to.
 
-The parts are the official ones where there are such, else those published in `data/splits`; what is
-carved out for validation follows `split.carve` or the same list.
+The parts are the official ones if there are any, else those published in `data/splits`. Validation
+samples follow the same list, or `split.carve`.
 """
 
 import re
@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from .formats import Events
+from .formats import Events, read_file
 from .source import Source
 from .split import published
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One recording, or one of many in a file: number `id`, or the microseconds in `span`."""
+    """One recording, or one of many in a file: number `id`, or the `span` in microseconds."""
 
     path: Path
     label: int
@@ -29,55 +29,63 @@ class Sample:
     span: tuple[int, int] | None = None
 
 
-Samples = list[list[Sample]]  # of train, validation, test
-# (path, samples in this file, **options) -> their events; it can be pickled
+# of train, validation, test
+Samples = list[list[Sample]]
+# (path, samples in this file, **options) -> their events; must be picklable
 Reader = Callable[..., Iterator[Events]]
 
 
-def one_a_file(decode: Callable[..., Events]) -> Reader:
-    """Reads files with one recording each by `decode(bytes, name, **options)`."""
-    return partial(_one_a_file, decode)
+def one_per_file(decode: Callable[..., Events]) -> Reader:
+    """A reader of files with one recording each, by `decode(bytes, name, **options)`."""
+    return partial(_read_one, decode)
 
 
-def _one_a_file(
+def _read_one(
     decode: Callable[..., Events], path: Path, samples: Sequence[Sample], **options: Any
 ) -> Iterator[Events]:
-    yield decode(path.read_bytes(), str(path), **options)
+    yield decode(read_file(path), str(path), **options)
 
 
-def numbered(source: Source, folder: Path) -> Samples:
-    """`Train|Test/<class>/<number>.bin`; `Validation` where it exists, else carved from Train."""
-    train, test = _numbered_in(folder / "Train"), _numbered_in(folder / "Test")
+def list_by_number(source: Source, folder: Path) -> Samples:
+    """Lists `Train|Test/<class>/<number>.bin`.
+
+    Validation samples are in `Validation` if it exists, else they are split off `Train`.
+    """
+    train, test = (_list_part(source, folder / part) for part in ("Train", "Test"))
     if (folder / "Validation").is_dir():
-        return [train, _numbered_in(folder / "Validation"), test]
-    return [*carved(source, train), test]
+        return [train, _list_part(source, folder / "Validation"), test]
+    return [*carve_samples(source, train), test]
 
 
-def _numbered_in(folder: Path) -> list[Sample]:
-    try:
-        found = [
-            Sample(path, int(path.parent.name), int(path.stem))
-            for path in folder.glob("[!.]*/*.bin")
-        ]
-    except ValueError as error:
-        raise DataError(
-            f"{folder}: a recording is not named <class number>/<number>.bin ({error})"
-        ) from error
+def _list_part(source: Source, folder: Path) -> list[Sample]:
+    found = []
+    for path in folder.glob("[!.]*/*.bin"):
+        label, number = path.parent.name, path.stem
+        if not (
+            re.fullmatch("[0-9]{1,9}", label)
+            and re.fullmatch("[0-9]{1,9}", number)
+            and int(label) < source.num_classes
+        ):
+            raise DataError(
+                f"{path}: a recording is not named <class number>/<number>.bin, "
+                f"with class numbers from 0 to {source.num_classes - 1}"
+            )
+        found.append(Sample(path, int(label), int(number)))
     if not found:
         raise DataError(f"{folder}: no recordings <class number>/<number>.bin")
     return sorted(found, key=lambda sample: (sample.id, sample.label))
 
 
-def carved(source: Source, train: list[Sample]) -> Samples:
-    """Training and validation samples, of the official ones for training."""
+def carve_samples(source: Source, train: list[Sample]) -> Samples:
+    """Splits official training samples into [train, validation]."""
     parts = source.carve(np.array([sample.label for sample in train]))
     return [[train[i] for i in part] for part in parts]
 
 
-def by_class(pattern: str, source: Source, folder: Path) -> Samples:
-    """`<class>/<file>` with a number in the file's name: parts by class and number, as published.
+def list_by_class(pattern: str, source: Source, folder: Path) -> Samples:
+    """Lists `<class>/<file>` with a number in the file name; parts follow the published split.
 
-    pattern: of the names; {} stands for the class, * for the number.
+    pattern: of the file names; {} stands for the class, * for the number.
     """
     found: Samples = [[], [], []]
     for label, (category, ids) in enumerate(published(source.name).items()):

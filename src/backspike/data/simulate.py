@@ -1,8 +1,9 @@
-"""A simulated event camera: a still image, looked at in three saccades, becomes a recording.
+"""A simulated event camera: three saccades across a still image become a recording.
 
-The image moves before a sensor whose pixels report every change of the log intensity by a threshold; pixels differ, and fire
-now and then without cause. Movement, optics and sensor are those of N-MNIST (Orchard et al. 2015,
-doi:10.3389/fnins.2015.00437) as measured on its recordings: docs/simulated-events.md compares the two.
+The image moves before a sensor whose pixels report each change of the log intensity by a threshold.
+Pixels differ, and emit noise events. Movement, optics and sensor are those of N-MNIST (Orchard et
+al. 2015, doi:10.3389/fnins.2015.00437), as measured on its recordings; docs/simulated-events.md
+compares the two.
 """
 
 import functools
@@ -13,24 +14,10 @@ import numpy as np
 
 from .formats import Events
 
-# Where N-MNIST's camera has the centre of the image, in pixels right of and below the centre of the sensor, every 6 ms.
+# The centre of the image in N-MNIST, every 6 ms, in pixels right of and below the sensor's centre.
 _X = (
-    *(
-        -2.5,
-        -2.51,
-        -2.54,
-        -2.59,
-        -2.62,
-        -2.65,
-        -2.67,
-        -2.65,
-        -2.59,
-        -2.38,
-        -1.95,
-        -1.57,
-        -1.18,
-        -0.99,
-    ),
+    *(-2.5, -2.51, -2.54, -2.59, -2.62, -2.65, -2.67),
+    *(-2.65, -2.59, -2.38, -1.95, -1.57, -1.18, -0.99),
     *(-0.91, -0.86, -0.8, -0.73, -0.64, -0.54, -0.41, -0.17, 0.22, 0.62, 1.05, 1.34, 1.48, 1.61),
     *(1.86, 2.11, 2.29, 2.41, 2.51, 2.64, 2.78, 2.93, 3.02, 3.06, 3.0, 2.37, 1.77, 1.16),
     *(0.53, -0.17, -0.85, -1.43, -1.81, -2.11, -2.36, -2.51, -2.58, -2.59, -2.59),
@@ -38,38 +25,27 @@ _X = (
 _Y = (
     *(-1.8, -1.76, -1.63, -1.39, -1.06, -0.6, 0.03, 0.75, 1.55, 2.31, 2.9, 3.33, 3.59, 3.68),
     *(3.72, 3.69, 3.6, 3.51, 3.45, 3.44, 3.44, 3.34, 3.06, 2.57, 1.92, 1.19, 0.45, -0.26),
-    *(
-        -0.91,
-        -1.36,
-        -1.59,
-        -1.69,
-        -1.68,
-        -1.6,
-        -1.54,
-        -1.53,
-        -1.56,
-        -1.58,
-        -1.6,
-        -1.61,
-        -1.55,
-        -1.53,
-    ),
+    *(-0.91, -1.36, -1.59, -1.69, -1.68, -1.6, -1.54),
+    *(-1.53, -1.56, -1.58, -1.6, -1.61, -1.55, -1.53),
     *(-1.55, -1.59, -1.64, -1.71, -1.79, -1.85, -1.87, -1.86, -1.84, -1.83, -1.82),
 )
 SACCADES = tuple((6.0 * i, x, y) for i, (x, y) in enumerate(zip(_X, _Y)))
-LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # ITU-R BT.709
+# ITU-R BT.709
+LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
 
 
 @dataclass(frozen=True)
 class Camera:
-    """Sensor, optics and movement. Lengths in pixels of the sensor, times in milliseconds.
+    """Sensor, optics and movement. Lengths in sensor pixels, times in milliseconds.
 
-    `size`: the sensor is size x size; `side`: the longer side of the image on it, whose edge is repeated beyond. `negative`:
-    light and dark are exchanged, as N-MNIST shows dark digits on a light screen. `contrast`: white shines 1 + contrast times
-    as bright as black. `blur`: a point of the image reaches a sensor pixel from up to 3/2 blur away. `threshold`: change of log
-    intensity that makes an event; it varies log-normally by `mismatch` between pixels and by `drift` between recordings.
-    `noise`: uncaused events per pixel and second, a share `noise_on` of them ON. `path`: (time, x, y), the centre of the image
-    relative to that of the sensor, linear in between; the recording lasts `duration`, sampled every `step`.
+    size: the sensor has size x size pixels. side: the longer side of the image on the sensor; its
+    edge pixels are repeated beyond it. negative: exchange light and dark, because N-MNIST shows
+    dark digits on a light screen. contrast: white is 1 + contrast times as bright as black.
+    blur: a point of the image affects sensor pixels up to 3/2 blur away. threshold: the change of
+    log intensity that causes an event; it varies log-normally by `mismatch` between pixels and by
+    `drift` between recordings. noise: noise events per pixel and second, of which the fraction
+    `noise_on` is ON. path: (time, x, y), the centre of the image relative to the sensor's, linearly
+    interpolated. The recording lasts `duration` and is sampled every `step`.
     """
 
     size: int = 34
@@ -90,9 +66,10 @@ class Camera:
 def record(
     image: np.ndarray, seed: int = 0, index: int = 0, camera: Camera | None = None
 ) -> Events:
-    """The recording of one image, uint8 [H, W], [1, H, W] or RGB [3, H, W] (its luma counts); events in the order of time.
+    """Records one image, uint8 [H, W], [1, H, W] or RGB [3, H, W] (by its luma).
 
-    (seed, index) determines everything random; the same pair gives the same recording on one machine and NumPy version.
+    Events are sorted by time. (seed, index) determines all random values: the same pair gives the
+    same recording on the same machine and NumPy version.
     """
     return record_all(image[None], seed, [index], camera)[0]
 
@@ -100,7 +77,7 @@ def record(
 def record_all(
     images: np.ndarray, seed: int, indices: Sequence[int], camera: Camera | None = None
 ) -> list[Events]:
-    """The recordings of images [N, ...] as `record` makes them one by one; a dozen together take half the time."""
+    """Records images [N, ...] like `record`; a dozen together take half the time."""
     camera = camera or Camera()
     pixels, N = camera.size**2, len(images)
     grey = _luma(images)
@@ -123,7 +100,7 @@ def record_all(
 
 
 def _luma(images: np.ndarray) -> np.ndarray:
-    """[N, H, W] in 0..1."""
+    """Luma in 0..1, float32 [N, H, W]."""
     channels = images.astype(np.float32).reshape(len(images), -1, *images.shape[-2:]) / 255
     return (
         np.einsum("c,nchw->nhw", LUMA, channels)
@@ -147,7 +124,7 @@ def _with_noise(
     on: np.ndarray,
     rng: np.random.Generator,
 ) -> Events:
-    """One recording: its crossings and the uncaused events, in the order of time."""
+    """One recording: its threshold crossings and noise events, sorted by time."""
     pixels = camera.size**2
     extra = rng.poisson(camera.noise * pixels * end / 1000)
     t = np.concatenate([t, rng.uniform(0, end, extra)])
@@ -166,13 +143,17 @@ def _with_noise(
 def _crossings(
     light: np.ndarray, time: np.ndarray, threshold: np.ndarray, start: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Time, pixel and polarity of every crossing of a threshold. light [K, pixels], time [K], threshold and start [pixels].
+    """Time, pixel and polarity of all threshold crossings.
 
-    A pixel remembers a level; each time the light is a threshold above or below it, it fires and the level follows by one
-    threshold. Light is linear between samples. At first the level is `start` thresholds, from -1 to 1, above the light.
+    light [K, pixels], time [K], threshold and start [pixels]. A pixel remembers a level. Whenever
+    the light is one threshold above or below it, the pixel emits an event and the level moves by
+    one threshold. Light is linear between samples. The first level is `start` thresholds (-1 to 1)
+    above the light.
     """
-    level, rate = light[0] + threshold * start, 1 / threshold
-    counts, levels = np.zeros_like(light), np.empty_like(light)
+    level = light[0] + threshold * start
+    rate = 1 / threshold
+    counts = np.zeros_like(light)
+    levels = np.empty_like(light)
     for k in range(1, len(light)):
         levels[k] = level
         np.subtract(light[k], level, out=counts[k])
@@ -182,9 +163,8 @@ def _crossings(
     fired = np.flatnonzero(counts.reshape(-1) != 0)
     times = np.abs(counts.reshape(-1)[fired]).astype(np.int64)
     step, pixel = np.divmod(np.repeat(fired, times), len(threshold))
-    nth = np.arange(1, times.sum() + 1) - np.repeat(
-        np.cumsum(times) - times, times
-    )  # 1, 2, ... within a step
+    # 1, 2, ... within a step
+    nth = np.arange(1, times.sum() + 1) - np.repeat(np.cumsum(times) - times, times)
     on = counts[step, pixel] > 0
     reached = levels[step, pixel] + nth * np.where(on, threshold[pixel], -threshold[pixel])
     before = light[step - 1, pixel]
@@ -195,24 +175,25 @@ def _crossings(
 
 @functools.lru_cache(maxsize=4)
 def _view(camera: Camera, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sample times [K] in ms, and matrices so that rows @ image @ columns is what the sensor sees: [K, size, size]."""
+    """Sample times [K] in ms, and matrices: rows @ image @ columns is the view [K, size, size]."""
     time = np.linspace(0, camera.duration, 1 + round(camera.duration / camera.step))
     when, x, y = np.array(camera.path).T
-    pixel = camera.side / max(height, width)  # one image pixel, on the sensor
+    # size of an image pixel on the sensor
+    pixel = camera.side / max(height, width)
     rows = _interpolation(np.interp(time, when, y), camera, height, pixel)
     columns = _interpolation(np.interp(time, when, x), camera, width, pixel)
     return time, rows, columns.transpose(0, 2, 1)
 
 
 def _interpolation(centre: np.ndarray, camera: Camera, n: int, pixel: float) -> np.ndarray:
-    """[K, size, n]: the share of each of n image pixels in each sensor pixel; they sum to 1.
+    """The weights of n image pixels in each sensor pixel, which sum to 1: [K, size, n].
 
-    The kernel is the quadratic B-spline as wide as the blur or the image's pixel: smooth, or an average when shrinking.
+    The kernel is a quadratic B-spline, as wide as the blur or an image pixel: it smooths when
+    enlarging and averages when shrinking.
     """
-    where = (np.arange(camera.size) + 0.5 - camera.size / 2 - centre[:, None]) / pixel + (
-        n - 1
-    ) / 2  # in image pixels
-    where = np.clip(where, 0, n - 1)
+    offset = np.arange(camera.size) + 0.5 - camera.size / 2 - centre[:, None]
+    # in image pixels
+    where = np.clip(offset / pixel + (n - 1) / 2, 0, n - 1)
     a = np.abs(where[:, :, None] - np.arange(n)) / max(camera.blur / pixel, 1.0)
     share = np.where(a < 0.5, 0.75 - a**2, np.clip(1.5 - a, 0, None) ** 2 / 2)
     return (share / share.sum(axis=2, keepdims=True)).astype(np.float32)

@@ -1,9 +1,10 @@
-"""Image sets before the simulated event camera, as files like those of N-MNIST.
+"""Image sets recorded by the simulated event camera, in files like those of N-MNIST.
 
-Made on first use in the cache, in N-MNIST's layout and format (`Train|Validation|Test/<class>/<id>.bin`, ids and split those
-of the images), so that they are read by the reader of the real recordings. Every class of a part is an entry of the cache,
-made in a process of its own: a simulation that was stopped goes on with the classes that are missing. `SHA256SUMS` lists the
-recordings of an entry; the sums are compared on every use, and an entry that differs is made again.
+Recordings are simulated on first use and cached in N-MNIST's layout and format
+(`Train|Validation|Test/<class>/<id>.bin`, with the ids and the split of the images), so the reader
+of the real recordings reads them. Each class of each part is one cache entry, made in its own
+process: an interrupted simulation continues with the missing classes. `SHA256SUMS` lists the
+recordings of an entry; the sums are verified on every use, and a damaged entry is simulated again.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from .cache import cached
 from .events import Recordings
 from .formats import atis
 from .progress import progress
-from .recordings import numbered, one_a_file
+from .recordings import list_by_number, one_per_file
 from .simulate import Camera, record_all
 from .source import EVENT_OPTIONS, Parts, Place, Source
 from .split import Splits
@@ -33,14 +34,17 @@ from .split import Splits
 logger = logging.getLogger("backspike")
 VERSION = 2
 SUMS = "SHA256SUMS"
-TOGETHER = 8  # images simulated at once
-NUMBERED = Recordings(numbered, one_a_file(atis.decode))  # the files of N-MNIST
-SERIAL_IMAGES = 2_000  # starting processes takes longer than simulating so many
+# number of images simulated at once
+TOGETHER = 8
+# the files of N-MNIST
+NUMBERED = Recordings(list_by_number, one_per_file(atis.decode))
+# starting processes takes longer than simulating this many images
+SERIAL_IMAGES = 2_000
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """Reads a set of images before a camera, with a margin of `pad` empty pixels around each."""
+    """Reads an image set recorded by a camera, with `pad` empty pixels around each image."""
 
     images: Source
     camera: Camera
@@ -52,19 +56,23 @@ class Simulated:
         return NUMBERED(source, Place(folder=folder), **options)
 
     def folder(self, name: str, images: Splits) -> Path:
-        """The folder of the recordings, complete and verified; simulates what is missing."""
+        """The folder of the complete, verified recordings; simulates missing ones.
+
+        Raises DataError if the simulation fails or the cache has no room.
+        """
         entry = self.entry_name(name, images)
         if not (cache.folder() / entry).is_dir():
             logger.info("simulating %s, once, in %s", name, cache.folder())
-        made = {path.parent.parent for path in _made(entry, list(self._jobs(name, images)))}
+        made = {path.parent.parent for path in _simulate_all(entry, list(self._jobs(name, images)))}
         if len(made) > 1:
             raise DataError(
-                f"no room for all of {entry}; set BACKSPIKE_CACHE to a folder that can be written"
+                f"the cache {cache.folder()} has no room for all of {entry}; free some space, or "
+                "set BACKSPIKE_CACHE to a folder on another disk"
             )
         return made.pop()
 
     def entry_name(self, name: str, images: Splits) -> str:
-        """The name of the folder in the cache: it changes with the images and with the camera."""
+        """The name of the folder in the cache, which depends on the images and the camera."""
         how = f"Set(images={self.images.name!r}, camera={self.camera}, pad={self.pad}) {VERSION}"
         digest = hashlib.sha256(how.encode())
         for split in (images.train, images.validation, images.test):
@@ -81,7 +89,7 @@ class Simulated:
 
 
 def simulated(images: Source, camera: Camera, name: str, note: str, pad: int = 0) -> Source:
-    """The event set `name`: the set `images` before this camera. `note`: from what it is made."""
+    """The event set `name`: the set `images`, recorded by `camera`. note: what it is made from."""
     return replace(
         images,
         name=name,
@@ -95,7 +103,7 @@ def simulated(images: Source, camera: Camera, name: str, note: str, pad: int = 0
 
 @dataclass(frozen=True)
 class _Job:
-    """The recordings of one class of one part: `<part>/<label>/<id>.bin`. The part and the id seed what is random."""
+    """Simulates one class of one part: `<part>/<label>/<id>.bin`, seeded by part and id."""
 
     name: str
     part: int
@@ -123,22 +131,23 @@ class _Job:
                 sums.append(f"{hashlib.sha256(data).hexdigest()}  {id:05d}.bin\n")
         (target / SUMS).write_text("".join(sums))
 
-    def verified(self, target: Path) -> Path:
+    def verify(self, target: Path) -> Path:
+        """Returns `target`. Raises DataError or OSError if it is incomplete or damaged."""
         lines = (target / SUMS).read_text().splitlines()
         listed = {path: digest for digest, path in (line.split("  ") for line in lines)}
-        held = {path.name for path in target.glob("*.bin")}
-        if held != listed.keys() or held != {f"{id:05d}.bin" for id in self.ids}:
+        present = {path.name for path in target.glob("*.bin")}
+        if present != listed.keys() or present != {f"{id:05d}.bin" for id in self.ids}:
             raise DataError(
-                f"{len(held)} recordings and {len(listed)} sums instead of {len(self.ids)}"
+                f"{len(present)} recordings and {len(listed)} checksums instead of {len(self.ids)}"
             )
         for path, digest in listed.items():
             if hashlib.sha256((target / path).read_bytes()).hexdigest() != digest:
-                raise DataError(f"{path} differs from its sum")
+                raise DataError(f"the checksum of {path} is wrong")
         return target
 
 
-def _made(entry: str, jobs: list[_Job]) -> list[Path]:
-    """The entries of all jobs, in processes where there is enough to do."""
+def _simulate_all(entry: str, jobs: list[_Job]) -> list[Path]:
+    """Simulates the jobs that are not cached, in processes if there are many; returns paths."""
     images = sum(len(job.ids) for job in jobs)
     alone = images <= SERIAL_IMAGES or not sys.executable
     pool = ThreadPoolExecutor(1 if alone else processors())
@@ -150,9 +159,7 @@ def _made(entry: str, jobs: list[_Job]) -> list[Path]:
                 workers.append(worker)
                 _simulate(worker, job, target)
 
-        return cached(
-            f"{entry}/{job.place}", read=job.verified, write=job.write if alone else write
-        )
+        return cached(f"{entry}/{job.place}", read=job.verify, write=job.write if alone else write)
 
     try:
         with progress(f"recordings of {jobs[0].name}", images) as advance:

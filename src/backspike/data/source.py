@@ -1,9 +1,9 @@
-"""`Source`: everything about one data set. `sets/` has a file for each; no other knows its name.
+"""`Source` describes one data set. `sets/` has a file for each; no other code knows their names.
 
-backspike downloads nothing. A data set is found in a root folder in torchvision's layout or in the
-folder its archive unpacks to; sizes and MD5 sums of the official files say what is missing or
-damaged. The root is the folder given, else the environment variable BACKSPIKE_DATA, else `./data`,
-else `../shared/data`.
+backspike downloads nothing. It finds a data set in a root folder, in torchvision's layout or in the
+folder that its archive unpacks to, and recognises missing or damaged files by the sizes and MD5
+sums of the official ones. The root is the given folder, else the environment variable
+BACKSPIKE_DATA, else `./data`.
 """
 
 import hashlib
@@ -17,16 +17,19 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
+from .formats import read_file
 from .split import Split, Splits, carve
 
 logger = logging.getLogger("backspike")
-Parts = tuple[Split, Split, Split]  # train, validation, test
-EVENT_OPTIONS: Mapping[str, Any] = {"T": None, "size": None, "by": "time"}  # of every event set
+# train, validation, test
+Parts = tuple[Split, Split, Split]
+# the options of every event set
+EVENT_OPTIONS: Mapping[str, Any] = {"T": None, "size": None, "by": "time"}
 
 
 @dataclass(frozen=True)
 class Archive:
-    """What is offered for download and has to be unpacked."""
+    """A downloadable archive that has to be unpacked."""
 
     name: str
     md5: str
@@ -34,9 +37,9 @@ class Archive:
 
 @dataclass(frozen=True)
 class File:
-    """One file, or a folder of `recordings`, their official number, which `pattern` finds in it.
+    """One file, or a folder with `recordings` files (the official number) that match `pattern`.
 
-    Unknown size or sum: None. `archive`: where the file comes out of one whose sum is known.
+    size, md5: None if unknown. archive: the archive that contains the file, if its MD5 is known.
     """
 
     name: str
@@ -47,12 +50,18 @@ class File:
     archive: Archive | None = None
 
     def is_in(self, folder: Path) -> bool:
+        """Whether `folder` has the file, or at least one of the recordings."""
         path = folder / self.name
         return any(path.glob(self.pattern)) if self.recordings else path.exists()
 
+    def count_in(self, folder: Path) -> int:
+        """The number of recordings in `folder`; of a single file 1 or 0."""
+        path = folder / self.name
+        return sum(1 for _ in path.glob(self.pattern)) if self.recordings else int(path.exists())
+
     def description(self) -> str:
-        """What to look for: number or size, sum, archive; as far as they are known."""
-        number = f"{self.recordings:,} {self._kind} {self.pattern}" if self.recordings else ""
+        """What is known of the file: number of recordings or size, MD5, archive."""
+        number = f"{self.recordings:,} {self._unit} {self.pattern}" if self.recordings else ""
         size = f"{self.size:,} bytes" if self.size is not None else ""
         md5 = f"MD5 {self.md5}" if self.md5 is not None else ""
         archive = (
@@ -61,16 +70,24 @@ class File:
         return ", ".join(filter(None, (number, size, md5, archive)))
 
     def state(self, folder: Path) -> str:
-        """The state of the file in this folder, see `Source.check`."""
+        """The state of the file in `folder`, as in `Source.check`."""
         path = folder / self.name
-        if self.recordings and path.is_dir() and (n := sum(1 for _ in path.glob(self.pattern))):
-            return f"present, {n:,} of {self.recordings:,} {self._kind}"
-        if self.recordings or not path.exists():
+        n = self.count_in(folder)
+        if not n:
             return f"missing: {self.description()}".removesuffix(": ")
+        if self.recordings:
+            if n == self.recordings:
+                return f"present, all {n:,} {self._unit}"
+            if n > self.recordings:
+                return f"present, {n:,} {self._unit}, officially {self.recordings:,}"
+            missing = self.recordings - n
+            return f"incomplete: {n:,} of {self.recordings:,} {self._unit}, {missing:,} missing"
+        if not path.is_file():
+            return "damaged: not a regular file"
         if self.size not in (None, path.stat().st_size):
             return f"damaged: {path.stat().st_size:,} bytes, the official file has {self.size:,}"
         if self.md5 is None:
-            return "present, no official sum known"
+            return "present, no official MD5 known"
         digest = _md5()
         with path.open("rb") as stream:
             while block := stream.read(1 << 20):
@@ -79,13 +96,13 @@ class File:
         return "present" if md5 == self.md5 else f"damaged: MD5 {md5}, official {self.md5}"
 
     @property
-    def _kind(self) -> str:
+    def _unit(self) -> str:
         return "pictures" if self.pattern.endswith(".JPEG") else "recordings"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way a data set lies on disk: all `files` in one of `folders` under the root ("")."""
+    """One arrangement on disk: all `files` are in one of `folders` under the root ("")."""
 
     folders: tuple[str, ...]
     files: tuple[File, ...]
@@ -93,7 +110,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the files of a data set are. `official`: MD5 sums, and whose file each belongs to."""
+    """Where the files of a data set are. official: MD5 -> the data set that the file belongs to."""
 
     root: str | os.PathLike[str] | None = None
     folder: Path = Path()
@@ -101,31 +118,34 @@ class Place:
     official: Mapping[str, str] = field(default_factory=dict)
 
     def contents(self) -> Iterator[tuple[Path, bytes]]:
-        """The bytes of all files. Another data set's file is refused, an unknown one announced."""
+        """Yields path and content of each file.
+
+        Raises DataError for a file of another data set; warns of an unknown one.
+        """
         for file in self.files:
             path = self.folder / file.name
-            data = path.read_bytes()
+            data = read_file(path)
             md5 = _md5(data).hexdigest()
             if file.md5 not in (None, md5):
                 if md5 in self.official:
                     raise DataError(
-                        f"{path} is a file of {self.official[md5]}, "
-                        f"not the {file.name} expected here"
+                        f"{path} is a file of {self.official[md5]}; "
+                        f"expected the official {file.name}"
                     )
-                logger.warning("%s is not the official file (MD5 %s): read as it is", path, md5)
+                logger.warning("%s is not the official file (MD5 %s): using it anyway", path, md5)
             yield path, data
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set. `samples`: train, validation, test.
+    """The description of a data set.
 
-    `kind`: "images" or "events". `shape`: one image [C, H, W] or the sensor [2, H, W].
-    `credit`: whom to cite; `home`: where its files are offered.
-    `read(source, place, **options)` gives the three parts; `options`: those it takes and their
-    defaults. `layouts` is empty where no files are needed: the set is bundled or made on first use.
-    `note`: what a result on it must say, for instance "simulated".
-    `count_classes`: a part of the set may have fewer classes than `num_classes`; they are counted.
+    kind: "images" or "events". samples: the number of train, validation and test samples.
+    shape: one image [C, H, W] or the sensor [2, H, W]. credit: whom to cite. home: where the files
+    are offered. read: `read(source, place, **options)` returns the three parts. layouts: empty for
+    a set that is bundled or made on first use. note: what every result on the set must mention,
+    such as "simulated". options: the options of `read` and their defaults. count_classes: whether
+    to count the classes, because a part of the set may have fewer than `num_classes`.
     """
 
     name: str
@@ -141,16 +161,21 @@ class Source:
     options: Mapping[str, Any] = field(default_factory=dict)
     count_classes: bool = False
 
+    @property
+    def unit(self) -> str:
+        """What one sample is, in the plural: "images" or "recordings"."""
+        return "recordings" if self.kind == "events" else "images"
+
     def load(self, place: Place, **options: Any) -> Splits:
-        """The data set, found and read. Raises DataError for missing or damaged files."""
+        """Finds and reads the data set. Raises DataError for missing or damaged files."""
         found = self.found(place.root)
         if found is not None:
             place = Place(place.root, found[0], found[1].files, place.official)
         elif self.layouts:
             raise self.missing(place.root)
         parts = self.read(self, place, **options)
-        held, official = sum(map(len, parts)), sum(self.samples)
-        part = f"{held:,} of {official:,} samples" if held != official else ""
+        present, official = sum(map(len, parts)), sum(self.samples)
+        part = f"{present:,} of {official:,} samples" if present != official else ""
         note = "; ".join(filter(None, (self.note, part)))
         num_classes = self.num_classes
         if self.count_classes:
@@ -158,39 +183,58 @@ class Source:
         return Splits(self.name, *parts, num_classes, self.kind == "events", note, self.credit)
 
     def found(self, root: str | os.PathLike[str] | None = None) -> tuple[Path, Layout] | None:
-        """The first folder that holds all files, and their layout; None where there is none."""
+        """The first folder that has all files, and their layout; None if there is none."""
         for folder, layout in self._places(root):
             if all(file.is_in(folder) for file in layout.files):
                 return folder, layout
         return None
 
     def check(self, root: str | os.PathLike[str] | None = None) -> list[tuple[Path, str]]:
-        """(path, state) of every file, in the place that holds most of them.
+        """(path, state) of each file, in the place that has most of them.
 
-        A state is "present" (the official file: the sum agrees), "present, ..." (what is known),
+        A state is "present" (the MD5 is the official one), "present, ...", "incomplete: ...",
         "damaged: ..." or "missing: ...". Empty for sets that need no files. Reads whole files.
         """
-        places = list(self._places(root))
-        if not places:
+        best = self._best_place(root)
+        if best is None:
             return []
-        folder, layout = max(
-            places, key=lambda place: sum(f.is_in(place[0]) for f in place[1].files)
-        )
+        folder, layout = best
         return [(folder / file.name, file.state(folder)) for file in layout.files]
 
+    def presence(self, root: str | os.PathLike[str] | None = None) -> str:
+        """How much of the set is on this machine, in words, without reading a file.
+
+        "complete", "missing", or a count such as "1,100 of 70,000 recordings" or "3 of 4 files".
+        """
+        best = self._best_place(root)
+        if best is None:
+            return "complete"
+        folder, layout = best
+        counts = [(file.count_in(folder), file.recordings or 1) for file in layout.files]
+        if not any(n for n, _ in counts):
+            return "missing"
+        if all(n >= official for n, official in counts):
+            return "complete"
+        in_folders = [file for file in layout.files if file.recordings]
+        if in_folders and all(file.is_in(folder) for file in layout.files):
+            n = sum(file.count_in(folder) for file in in_folders)
+            return f"{n:,} of {sum(file.recordings for file in in_folders):,} {self.unit}"
+        unit = "folders" if in_folders else "files"
+        return f"{sum(n > 0 for n, _ in counts)} of {len(counts)} {unit}"
+
     def missing(self, root: str | os.PathLike[str] | None = None) -> DataError:
-        """The error that says which files to put where."""
-        layout, searched = self.layouts[0], " or ".join(str(folder) for folder in roots(root))
+        """The error that tells which files to put where."""
+        layout, searched = self.layouts[0], roots(root)[0]
         files = "; ".join(
             f"{layout.folders[0]}/{file.name}, {file.description()}" for file in layout.files
         )
         return DataError(
-            f"{self.name} is not in {searched}; "
-            f"from {self.home} put there (or set BACKSPIKE_DATA): {files}"
+            f"{self.name} is not in {searched}; download these files from {self.home} into it, "
+            f"or into another folder named by BACKSPIKE_DATA: {files}"
         )
 
     def carve(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Indices (train, validation) of official training samples; shares as in `samples`."""
+        """Splits official training samples: indices (train, validation), shares as in `samples`."""
         train, validation, _ = self.samples
         return carve(y, len(y) * validation // (train + validation))
 
@@ -200,9 +244,20 @@ class Source:
                 for folder in layout.folders:
                     yield top / folder, layout
 
+    def _best_place(self, root: str | os.PathLike[str] | None) -> tuple[Path, Layout] | None:
+        """The folder and layout with most of the files; None for sets that need no files."""
+        return max(
+            self._places(root),
+            key=lambda place: sum(file.is_in(place[0]) for file in place[1].files),
+            default=None,
+        )
+
 
 def roots(root: str | os.PathLike[str] | None = None) -> list[Path]:
-    """The folders to search: `root`, else BACKSPIKE_DATA, else `./data` and `../shared/data`."""
+    """The folders to search: `root`, else BACKSPIKE_DATA, else `./data`.
+
+    A last one is `../shared/data`, where developers of backspike have data beside the checkout.
+    """
     given = root or os.environ.get("BACKSPIKE_DATA")
     return [Path(given).expanduser()] if given else [Path("data"), Path("../shared/data")]
 

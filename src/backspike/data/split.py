@@ -1,7 +1,8 @@
-"""Data sets in memory: a split is a pair of arrays, a data set three splits.
+"""Splits: a `Split` is a pair of arrays, a data set is three of them (`Splits`).
 
-A `Split` has `len` and indexing, which is all that a PyTorch DataLoader asks for, and its arrays are open to those who
-batch for themselves. `stratified_order` is the one rule behind every split and subset that backspike makes itself.
+A `Split` has `len` and indexing, which is all that a PyTorch DataLoader needs; its arrays are
+public for those who batch themselves. `stratified_order` is the only rule behind every split and
+subset that backspike creates.
 """
 
 from dataclasses import dataclass, replace
@@ -16,12 +17,14 @@ PUBLISHED = Path(__file__).with_name("splits")
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """N samples: `split[i]` is `(x, y)`, a copy of the sample and its class.
+    """N samples: `split[i]` is `(x, y)`, a copy of the sample and its class number.
 
-    `x`: unsigned integers, images [N, C, H, W] in 0..255 or event counts [N, T, 2, H, W] (channel 0 OFF, 1 ON) or
-    [N, T, channels], possibly memory-mapped (copy on write: changing it changes no file); where a set is too large for
-    memory, `Pictures` decoded when they are asked for. `y`: int64 [N]. `ids`: int64 [N], the numbers of the samples in the
-    official files (within their class where files are so numbered): they publish the split.
+    x: unsigned integers, images [N, C, H, W] in 0..255, or event counts [N, T, 2, H, W] (channel 0
+    OFF, 1 ON) or [N, T, channels]. May be memory-mapped (copy-on-write: changing it changes no
+    file), or `Pictures`, decoded on access.
+    y: int64 [N]. ids: int64 [N], the numbers of the samples in the official files (within their
+    class if files are numbered so); they publish the split.
+    Raises DataError if the three lengths differ.
     """
 
     x: np.ndarray
@@ -34,6 +37,10 @@ class Split:
                 f"a split of {len(self.x)} samples, {len(self.y)} labels and {len(self.ids)} ids"
             )
 
+    def __repr__(self) -> str:
+        classes = len(np.unique(self.y))
+        return f"Split({len(self):,} samples of {_shape(self)}, {classes} classes)"
+
     def __len__(self) -> int:
         return len(self.y)
 
@@ -41,13 +48,17 @@ class Split:
         return np.array(self.x[i]), int(self.y[i])
 
     def take(self, indices: np.ndarray) -> "Split":
-        """The split of the samples at `indices`."""
+        """The samples at `indices`."""
         return Split(self.x[indices], self.y[indices], self.ids[indices])
 
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """A data set. `note` says what a result on it must say (for instance "simulated"), `credit` whom to cite."""
+    """A data set.
+
+    events: whether samples are event counts. note: what every result must mention (such as
+    "simulated"). credit: whom to cite.
+    """
 
     name: str
     train: Split
@@ -58,35 +69,51 @@ class Splits:
     note: str
     credit: str
 
+    def __repr__(self) -> str:
+        parts = ("train", "validation", "test")
+        sizes = ", ".join(f"{part} {len(getattr(self, part)):,}" for part in parts)
+        note = f", {self.note}" if self.note else ""
+        shape = _shape(self.train)
+        return (
+            f"Splits({self.name!r}: {sizes} samples of {shape}, {self.num_classes} classes{note})"
+        )
+
     def limited(self, n: int) -> "Splits":
-        """The same with only the first n training samples of the stratified order (seed 0); all where there are fewer."""
+        """The same with only the first n training samples of the stratified order (seed 0).
+
+        All of them if there are fewer. Raises DataError for n below 1.
+        """
         if n < 1:
             raise DataError(f"limit={n}: at least one training sample is needed")
-        return replace(
-            self, train=self.train.take(np.sort(stratified_order(self.train.y, seed=0)[:n]))
-        )
+        first = np.sort(stratified_order(self.train.y, seed=0)[:n])
+        return replace(self, train=self.train.take(first))
+
+
+def _shape(split: Split) -> str:
+    return f"{split.x.dtype} {list(split.x.shape[1:])}"
 
 
 def stratified_order(y: np.ndarray, seed: int) -> np.ndarray:
-    """A fixed shuffled order of the samples, every beginning of which has the classes in proportion. int64 [N] -> int64 [N].
+    """A fixed shuffled order in which every prefix has the classes in proportion.
 
-    Sample r of the n_c samples of a class, in the order of random keys, comes at (r + 1/2) / n_c; ties by class. The keys
-    are the raw output of PCG64, which NumPy keeps the same in all versions.
+    int64 [N] -> int64 [N]. Sample r of the n_c samples of a class, in the order of random keys, is
+    placed at (r + 1/2) / n_c; ties are broken by class. The keys are the raw output of PCG64, which
+    is the same in all versions of NumPy.
     """
     keys = np.random.PCG64(seed).random_raw(len(y))
     place = np.empty(len(y))
     for c in np.unique(y):
         members = np.flatnonzero(y == c)
-        place[members[np.argsort(keys[members], kind="stable")]] = (
-            np.arange(len(members)) + 0.5
-        ) / len(members)
+        ranks = np.arange(len(members)) + 0.5
+        place[members[np.argsort(keys[members], kind="stable")]] = ranks / len(members)
     return np.lexsort((y, place))
 
 
 def published(name: str) -> dict[str, tuple[range, range, range]]:
-    """Which numbers of the data set `name` train, validate and test, by class (or user), in the order of the labels.
+    """The published split of data set `name`: class (or user) -> sample numbers of each part.
 
-    From `data/splits/<name>.txt`: in each line a class and three ranges, both ends included.
+    Read from `data/splits/<name>.txt`; a line has a class and its train, validation and test
+    ranges, both ends included. Classes are in the order of the labels.
     """
     out = {}
     for line in (PUBLISHED / f"{name}.txt").read_text("ascii").splitlines():
@@ -102,6 +129,9 @@ def published(name: str) -> dict[str, tuple[range, range, range]]:
 
 
 def carve(y: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (train, validation), each increasing: the first n of the stratified order (seed 0) are for validation."""
+    """Splits off n validation samples: indices (train, validation), both increasing.
+
+    Validation gets the first n of the stratified order (seed 0).
+    """
     order = stratified_order(y, seed=0)
     return np.sort(order[n:]), np.sort(order[:n])

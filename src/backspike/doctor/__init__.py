@@ -1,1 +1,1 @@
-"""Why does it not learn? `examine` measures a network and names the problem; `page` shows it."""
+"""Why does a network not learn? `examine` measures it and names problems; `page` shows them."""

@@ -1,4 +1,4 @@
-"""`examine`: why does it not learn? Measures a recipe's or a run's network on a few batches."""
+"""`examine`: why does it not learn? Measures the network of a recipe or run on a few batches."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..analysis.diagnosis import Finding, diagnose
-from ..analysis.vitals import Vitals, take
-from ..errors import RunError
+from .. import recipes
+from ..analysis.diagnosis import Finding, diagnose, flag_text, to_flags, to_python
+from ..analysis.vitals import Layer, Vitals, take
+from ..errors import RecipeError, RunError
 from ..recipes.recipe import Recipe
 from ..run import Run
 from ..system.table import Table, left
@@ -23,38 +24,51 @@ from ..train.failures import first_line, step_errors
 from ..train.schedule import mask_probability, set_mask_probability
 from ..train.setup import Setup, check_own, set_up
 
-SAMPLES = 128  # whose mean gradient is judged
-AT_ONCE = 32  # in a batch, as the activity of every layer is recorded
-STEPS = 10  # of the optimizer: about as many as the averages of Adam and SGD span
+# the mean gradient over so many samples is judged
+SAMPLES = 128
+# samples per batch, because the activity of every layer is recorded
+AT_ONCE = 32
+# optimizer steps: about the span of the running averages of Adam and SGD
+STEPS = 10
 
 
 @dataclass(frozen=True)
 class Examination:
-    """The result of `examine`."""
+    """The result of `examine`; printed, it is the text that `backspike doctor` shows.
+
+    command: how to examine the recipe with all advised changes; "" if there are none.
+    """
 
     subject: str
     recipe: Recipe
     trained: bool
     vitals: Vitals = field(repr=False)
     findings: list[Finding]
+    command: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are no findings other than notes."""
+        return all(finding.note for finding in self.findings)
 
     @property
     def healthy(self) -> bool:
-        """Nothing but notes."""
-        return all(finding.note for finding in self.findings)
+        """The former name of `ok`."""
+        return self.ok
 
     def to_dict(self) -> dict[str, Any]:
-        about = {
+        """Plain values for JSON."""
+        return {
             "subject": self.subject,
             "recipe": self.recipe.to_dict(),
             "trained": self.trained,
-            "healthy": self.healthy,
-        }
-        return {
-            **about,
+            "ok": self.ok,
             "findings": [f.to_dict() for f in self.findings],
             "vitals": self.vitals.to_dict(),
         }
+
+    def __str__(self) -> str:
+        return "\n".join(lines(self))
 
 
 def examine(
@@ -66,12 +80,23 @@ def examine(
     device: str | torch.device | None = None,
     values: tuple[type, ...] = (),
 ) -> Examination:
-    """Examines a recipe's network before training, or a run's network at its last checkpoint.
+    """Examines the network of a recipe before training, or that of a run at its last checkpoint.
 
-    Runs 128 training samples, augmented as in training, forward and backward, then takes ten steps
-    on a copy. Writes nothing. model, train: your own instead of the recipe's, as for `fit`.
-    changes: fields of the recipe to set first, such as those of a finding. Sets torch's global
-    seed. Raises RunError, DataError or RecipeError.
+    Runs 128 training samples, augmented as in training, forward and backward, then takes ten
+    optimizer steps on a copy of the network. Writes no files. Sets torch's global seed.
+
+    Args:
+        run_or_recipe: a run folder or a recipe.
+        model: your own network instead of the recipe's, as for `fit`.
+        train: your own training samples instead of the recipe's, as for `fit`.
+        changes: recipe fields to change first, for example those of a finding.
+        device: where to compute; by default a GPU if there is one.
+        values: classes of your own that the run's recipe names.
+
+    Raises:
+        RunError: the run folder is missing or damaged, or the network does not take the data.
+        DataError: the data set is missing or damaged.
+        RecipeError: a change is not valid.
     """
     run = state = None
     if isinstance(run_or_recipe, Recipe):
@@ -86,19 +111,29 @@ def examine(
                 f"examine its recipe instead: backspike doctor {recipe.name}"
             )
         state = checkpoint.read(run, "last.ckpt")
-    setup = set_up(recipe.replace(dict(changes or {})), model, train, device=device)
+    wanted = recipe.replace(dict(changes or {}))
+    setup = set_up(wanted, model, train, device=device)
     epoch = step = 0
     if run is not None and state is not None:
         new_optimizer = any(name.startswith("optimizer") for name in changes or ())
         epoch, step = _restore(setup, run, state, new_optimizer)
+    own_model, own_data = model is not None, train is not None
     recipe, model = setup.recipe, setup.network.model
     size = min(AT_ONCE, recipe.part_size)
-    with step_errors(f"epoch {epoch}"):
+    with step_errors(f"epoch {epoch + 1}"):
         stream = chain.from_iterable(map(setup.train.training, count(epoch)))
         batches = [(x[:, :size], y[:size]) for x, y in islice(stream, -(-SAMPLES // size))]
         vitals = take(setup.network, setup.optimizer, batches, recipe, setup.train.autocast, STEPS)
-    findings = diagnose(vitals, model, recipe, recipe.epochs * len(setup.train), trained=step > 0)
-    return Examination(subject, recipe, step > 0, vitals, findings)
+    steps = recipe.epochs * len(setup.train)
+    findings = diagnose(vitals, model, recipe, steps, trained=step > 0, own_model=own_model)
+    advised = {k: v for f in findings if not f.note for k, v in f.changes.items()}
+    command = ""
+    if own_model and advised:
+        command = f"try in Python: {to_python(advised)}"
+    elif advised:
+        fields = None if own_data else _fields(subject, run, wanted, advised)
+        command = _command(subject, run, fields, {**(changes or {}), **advised}, own_data)
+    return Examination(subject, recipe, step > 0, vitals, findings, command)
 
 
 def _restore(
@@ -112,7 +147,7 @@ def _restore(
     except (RuntimeError, ValueError, KeyError) as e:
         raise RunError(
             f"the weights of {run.path} do not fit this network ({first_line(e)}); "
-            "leave out what changes it"
+            "do not change the network of a run"
         ) from e
     epoch, _, step = state["position"]
     epoch = min(epoch, setup.recipe.epochs - 1)
@@ -120,56 +155,79 @@ def _restore(
     return epoch, step
 
 
+def _command(
+    subject: str,
+    run: Run | None,
+    fields: Mapping[str, Any] | None,
+    changes: Mapping[str, Any],
+    own_data: bool,
+) -> str:
+    """How to examine again with other fields: on the command line, or else in Python."""
+    if fields is not None:
+        return f"try: backspike doctor {shlex.quote(subject)} {to_flags(fields)}"
+    first = "recipe" if run is None else repr(subject)
+    data = ", train=train" if own_data else ""
+    return f"try in Python: bs.examine({first}{data}, changes={dict(changes)!r})"
+
+
+def _fields(
+    subject: str, run: Run | None, recipe: Recipe, advised: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The options that make `recipe` with the changes out of what the command line finds under
+    `subject`; None if it finds nothing, or if a value is a class of the user's own."""
+    try:
+        start = recipes.get(subject) if run is None else run.recipe()
+        before, after = start.to_dict()["fields"], recipe.to_dict()["fields"]
+        fields = {name: value for name, value in after.items() if before.get(name, ...) != value}
+        fields = {**({"name": recipe.name} if recipe.name != start.name else {}), **fields}
+        fields = {name: value for name, value in fields.items() if name not in advised}
+        fields |= advised
+        parsed = start.replace({name: flag_text(value) for name, value in fields.items()})
+        return fields if parsed == recipe.replace(dict(advised)) else None
+    except (RecipeError, RunError):
+        return None
+
+
 def lines(examination: Examination) -> list[str]:
-    """For a terminal: a table of the layers, how far steps go, and the findings."""
+    """The text for a terminal: a table of the layers, the size of steps, and the findings."""
     v, recipe = examination.vitals, examination.recipe
     state = "trained" if examination.trained else "not trained"
-    table = Table(_COLUMNS, [_row(name, layer) for name, layer in v.layers.items()])
     out = [
         f"{examination.subject} ({state}): {v.samples} samples of {recipe.data}, T = {v.T}, "
         f"cross-entropy {v.cross_entropy:.3g}, accuracy {100 * v.accuracy:.1f} %",
-        table.to_text(),
     ]
+    if v.layers:
+        out.append(Table(_COLUMNS, [_row(*item) for item in v.layers.items()]).to_text())
     if v.weights:
         ratios = [w.update_ratio for w in v.weights.values()]
         out.append(
-            "a step at the full learning rate changes weights by "
-            f"{min(ratios):.2g} to {max(ratios):.2g} of their size"
+            "relative weight update of a step at the full learning rate: "
+            f"{min(ratios):.2g} to {max(ratios):.2g}"
         )
-    ill = [f for f in examination.findings if not f.note]
-    out.append(f"findings: {len(ill)}" if ill else "healthy: nothing found")
+    problems = [f for f in examination.findings if not f.note]
+    out.append(f"problems: {len(problems)}" if problems else "OK: no problem found")
     for finding in examination.findings:
-        out.append(f"{'note' if finding.note else 'finding'}: {finding}")
-    if any(f.changes for f in ill):
-        out.append(f"try: {_again(examination, ill)}")
+        out.append(f"{'note' if finding.note else 'problem'}: {finding}")
+    if examination.command:
+        out.append(examination.command)
     return out
 
 
 _COLUMNS = left(
-    *("layer", "fires", "under surrogate", "gradient", "reset", "mask leaves", "dead channels")
+    "layer", "fires", "within surrogate", "gradient", "reset", "mask leaves", "dead channels"
 )
 
 
-def _row(name: str, layer: Any) -> tuple[str, ...]:
+def _row(name: str, layer: Layer) -> tuple[str, ...]:
     def mean(values: Sequence[float] | None) -> str:
         return "-" if not values else f"{sum(values) / len(values):.2g}"
 
-    shares = (
+    return (
+        name,
         f"{100 * layer.rate:.1f} %",
         f"{100 * layer.support:.1f} %",
         f"{layer.gradient_norm:.1e}",
-    )
-    return (
-        name,
-        *shares,
         mean(layer.reset_ratio),
         mean(layer.mask_left),
         f"{100 * layer.dead:.0f} %",
     )
-
-
-def _again(examination: Examination, ill: Sequence[Finding]) -> str:
-    """The command that examines the recipe with all changes at once."""
-    changes = {k: v for finding in ill for k, v in finding.changes.items()}
-    flags = Finding("", [], "", "", changes).flags
-    return f"backspike doctor {shlex.quote(examination.subject)} {flags}"

@@ -1,4 +1,4 @@
-"""The page of an examination: its findings, and pictures of what was measured, made with the parts of a report."""
+"""The page of an examination: findings and charts, made from the parts of a report."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .examine import Examination
 
 
 def write(examination: Examination, path: Path) -> Path:
-    """Writes the page and returns its path. Raises RunError where it cannot be written."""
+    """Writes the page and returns its path. Raises RunError if it cannot be written."""
     v, recipe = examination.vitals, examination.recipe
-    state = "as training left it" if examination.trained else "before training"
+    state = "after training" if examination.trained else "before training"
     model, surrogate = code(recipe.model), code(recipe.neuron.surrogate)
     page = Page(
         kind="doctor",
@@ -36,11 +36,11 @@ def write(examination: Examination, path: Path) -> Path:
     return path
 
 
-def _tiles(v: Vitals, ill: Sequence[Finding]) -> list[tuple[str, str, str]]:
-    found = "what keeps it from learning" if ill else "nothing stands in its way"
-    chance = f"answers at random: {math.log(v.classes):.3g}"
+def _tiles(v: Vitals, problems: Sequence[Finding]) -> list[tuple[str, str, str]]:
+    found = "keep the network from learning" if problems else "no problem found"
+    chance = f"random answers: {math.log(v.classes):.3g}"
     return [
-        ("Findings", f"{len(ill)}" if ill else "none", found),
+        ("Problems", f"{len(problems)}" if problems else "none", found),
         ("Cross-entropy", f"{v.cross_entropy:.3g}", chance),
         ("Accuracy", as_percent(v.accuracy), f"of {v.samples} training samples"),
         ("Timesteps", f"{v.T}", f"{len(v.layers)} spiking layers"),
@@ -49,11 +49,11 @@ def _tiles(v: Vitals, ill: Sequence[Finding]) -> list[tuple[str, str, str]]:
 
 def _findings(findings: Sequence[Finding]) -> Section:
     text = (
-        "The first cause first: what comes later on the way of the signal is judged once what comes before is well. Each "
-        "change is one to try; examine again with it, or train with it."
+        "The first cause comes first. Once a stage has a problem, later stages are not checked. "
+        "Try a change by examining or training with it."
     )
     rows = [
-        [f.illness + " (note)" * f.note, ", ".join(f.where) or "the network", f.found, _advice(f)]
+        [f.problem + " (note)" * f.note, ", ".join(f.where) or "the network", f.found, _advice(f)]
         for f in findings
     ]
     table = Table(left("finding", "where", "what", "to try"), rows, "Findings")
@@ -61,18 +61,20 @@ def _findings(findings: Sequence[Finding]) -> Section:
 
 
 def _advice(finding: Finding) -> Text:
-    return [f"{finding.advice}: ", code(finding.flags)] if finding.changes else finding.advice
+    if not finding.changes:
+        return finding.advice
+    return [f"{finding.advice}: ", code(finding.instructions)]
 
 
 def _layers(v: Vitals) -> Section:
     text = (
-        "Of each layer, in percent and step by step: how many neurons fire, and how many potentials lie under the surrogate, "
-        "where a gradient passes."
+        "Per layer and timestep, in percent: how many neurons fire, and how many membrane "
+        "potentials lie within the surrogate, where gradients pass."
     )
     layers = v.layers.values()
     shares = {
         "Firing rate, % at step": [layer.firing_rate for layer in layers],
-        "Under the surrogate, % at step": [layer.support_share for layer in layers],
+        "Within the surrogate, % at step": [layer.support_share for layer in layers],
     }
     tables = [
         heat_table(list(v.layers), values, Table(left(label), (), label))
@@ -84,33 +86,34 @@ def _layers(v: Vitals) -> Section:
 
 def _gradients(v: Vitals) -> Section:
     def over_steps(values: Iterable[tuple[str, list[float] | None]]) -> list[Line]:
-        known = [(name, of) for name, of in values if of]
+        known = [(name, series) for name, series in values if series]
         return [
-            Line(name, _places(len(of)), np.array(of, float), ramp(i, len(known)))
-            for i, (name, of) in enumerate(known)
+            Line(name, _positions(len(series)), np.array(series, float), ramp(i, len(known)))
+            for i, (name, series) in enumerate(known)
         ]
 
     items = v.layers.items()
     depth = np.array([layer.gradient_norm for layer in v.layers.values()])
-    line = Line("gradient", _places(len(depth)), depth, colour("train"))
-    time = over_steps((n, a.gradient) for n, a in items)
-    reset = over_steps((n, a.reset_ratio) for n, a in items)
-    mask = over_steps((n, a.mask_left) for n, a in items)
+    line = Line("gradient", _positions(len(depth)), depth, colour("train"))
+    time = over_steps((name, layer.gradient) for name, layer in items)
+    reset = over_steps((name, layer.reset_ratio) for name, layer in items)
+    mask = over_steps((name, layer.mask_left) for name, layer in items)
     charts = grid(
         draw_chart("depth", "Gradient of each layer", [line], "layer, from the input", log=True),
-        draw_chart("time", "Gradient at each step", time, "timestep", log=True),
+        draw_chart("time", "Gradient at each timestep", time, "timestep", log=True),
         draw_chart("reset", "Through the reset, relative to the rest", reset, "timestep"),
         draw_chart("mask", "Left by the mask", mask, "timestep", True),
     )
     text = (
-        "The norm of the loss's gradient at the currents, over all samples and neurons: a line that falls by powers of ten "
-        "from right to left does not reach the first layers; one that rises does so too strongly. What the reset adds and "
-        "the mask leaves is found by taking the gradient again without them."
+        "The norm of the loss gradient at the input currents, over all samples and neurons. If it "
+        "falls by powers of ten from right to left, it does not reach the first layers; if it "
+        "rises, it explodes. The effects of the reset and of the mask are measured by computing "
+        "the gradient again without them."
     )
     return Section("gradients", "Gradients through depth and time", text, charts)
 
 
-def _places(count: int) -> np.ndarray:
+def _positions(count: int) -> np.ndarray:
     return np.arange(1, count + 1, dtype=float)
 
 
@@ -118,14 +121,17 @@ def _weights(v: Vitals) -> Section:
     rows = [
         [
             name,
-            *(w.norm, w.gradient, w.update_ratio),
+            w.norm,
+            w.gradient,
+            w.update_ratio,
             math.nan if w.mask_alignment is None else w.mask_alignment,
         ]
         for name, w in v.weights.items()
     ]
     text = (
-        "A step: how far one at the recipe's full learning rate moves the weights, relative to their size; 0.001 to 0.1 is "
-        "common. Agreement: the cosine between the gradient with and without the mask."
+        "Step: how far one step at the recipe's full learning rate moves the weights, relative to "
+        "their size; 0.001 to 0.1 is common. Agreement: the cosine similarity of the gradients "
+        "with and without the mask."
     )
     heads = right("norm", "gradient", "step", "agreement", format=three_digits)
     table = Table([*left("weights"), *heads], rows, "Weights")

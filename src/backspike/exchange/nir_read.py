@@ -98,7 +98,7 @@ def _build(tree: dict[str, Any], dt: float | None, v_reset: float | None) -> Gra
 def _flatten(
     graph: dict[str, Any], prefix: str, nodes: dict[str, dict[str, Any]], edges: list[Edge]
 ) -> None:
-    """Adds the nodes and edges of a graph; those of a graph inside it as `name.input` and so on."""
+    """Add the nodes and edges of a graph; those of a graph inside it as `name.input` and so on."""
     held = graph.get("nodes")
     if graph.get("type") != "NIRGraph" or not isinstance(held, dict):
         raise ExchangeError(f"{prefix or 'the root'!r} is no NIRGraph with nodes")
@@ -188,7 +188,7 @@ def _array(name: str, node: dict[str, Any], key: str) -> np.ndarray:
 
 
 class _Reader:
-    """Makes the module of a node."""
+    """Make the module of a node."""
 
     def __init__(self, dt: float, v_reset: float | None, tie_fires: bool) -> None:
         self.dt, self.v_reset, self.tie_fires = dt, v_reset, tie_fires

@@ -82,7 +82,7 @@ def write(
     dt: float = DT,
     dialect: str = "1.0.8",
 ) -> Exported:
-    """Writes a network as a NIR file and proves it: read back, it gives the same spikes.
+    """Write a network as a NIR file and prove it: read back, it gives the same spikes.
 
     model_or_run: a network `[T, B, ...] -> [T, B, ...]`, or the folder of a run. sample: inputs
     `[T, B, ...]` for the proof; for a run its validation or test samples by default. dt: seconds
@@ -176,7 +176,7 @@ def _save(nir: Any, graph: Any, path: Path, dialect: str) -> None:
 
 
 class _Writer:
-    """Walks a network and collects nodes and edges.
+    """Walk a network and collect nodes and edges.
 
     A value is written as the list of the nodes whose sum it is: several edges into a node add up.
     """
@@ -224,7 +224,7 @@ class _Writer:
     # ---- the walk --------------------------------------------------------------------------------
 
     def walk(self, m: Any, sources: list[str]) -> list[str]:
-        """Adds a module that gets the sum of `sources`; returns the nodes whose sum it gives."""
+        """Add a module that gets the sum of `sources`; return the nodes whose sum it gives."""
         kind = type(m)
         if kind in SKIPPED:
             return sources

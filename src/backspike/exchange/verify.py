@@ -16,7 +16,7 @@ AT_ONCE = 4  # samples, as the values of all nodes are held
 
 
 def compare(model: nn.Module, graph: Graph, spiking: dict[str, str], sample: Tensor) -> int:
-    """Runs both on `sample` `[T, B, ...]` in float64 and returns how many spikes they share.
+    """Run both on `sample` `[T, B, ...]` in float64 and return how many spikes they share.
 
     spiking: the graph's node for each spiking layer of the model, by name, in the order in which
     they run. Raises ExchangeError naming the first layer and timestep with another spike.

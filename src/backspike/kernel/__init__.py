@@ -1,7 +1,8 @@
-"""The one seam between a neuron and what computes it: a `Call` and a backend that runs it whole.
+"""The interface between neurons and backends: a `Call`, and a backend that runs all of it.
 
-A backend is a module with `refuses(call) -> reason or None` and `run(call) -> Result`. `dispatch` picks one; `auto` takes the
-first that does not refuse and logs once why that is not the fastest.
+A backend is a module with `refuses(call) -> reason or None` and `run(call) -> Result`. `dispatch`
+selects one; "auto" takes the first that does not refuse and, if that is not the fastest one, logs
+the reason once.
 """
 
 from ..errors import Unsupported

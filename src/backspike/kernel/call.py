@@ -1,4 +1,4 @@
-"""One call of a neuron, and what comes back: a backend turns a `Call` into a `Result`."""
+"""The input and the output of a backend: it turns a `Call` into a `Result`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from .layout import dense
 
 
 class Moments(NamedTuple):
-    """Moments of u over batch and space, `[T, C]` in float64; C is dimension 2 of x, or 1 when x is `[T, B]`.
+    """Moments of u over batch and space, `[T, C]` in float64.
 
-    A loss on membrane potentials needs these and not u itself. They are taken one timestep at a time, and their gradient
-    comes back as gu = a + b u, with one a and b per timestep and channel, so neither u nor its gradient is saved over T.
+    C is dimension 2 of x, or 1 when x is `[T, B]`. A loss on membrane potentials needs only these,
+    not u itself. They are computed one timestep at a time, and their gradient reaches u as
+    gu = a + b u with one a and b per timestep and channel, so neither u nor its gradient is stored
+    for all timesteps.
     """
 
     mean: Tensor  # E(u)
@@ -24,32 +26,34 @@ class Moments(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Of one call; what is not recorded is None."""
+    """The outputs of one call; those that were not requested are None."""
 
     spikes: Tensor  # [T, B, ...] in the dtype of x
     state: Tensor  # [B, ...], v[T-1]
-    membrane: Tensor | None = None  # [T, B, ...], u
+    membrane: Tensor | None = None  # [T, B, ...], u before the reset
     moments: Moments | None = None
-    # uint8: bit i of byte k is whether the backward pass multiplies element 8 k + i of [T, B, ...], in C order, by an h that is
-    # not 0, so that a gradient of that spike is needed; None where spikes are not contiguous
+    # uint8: bit i of byte k says whether h is nonzero for element 8 k + i of [T, B, ...] in C
+    # order, so that the gradient of that spike is needed; None if the spikes are not contiguous
     active: Tensor | None = None
-    # uint8: bit i of byte k is the spike at place 8 k + i of their memory; None where the backend does not write them
+    # uint8: bit i of byte k is spike 8 k + i in memory order; None if the backend does not write
+    # them
     bits: Tensor | None = None
 
 
 class SpikeInfo(NamedTuple):
-    """What a kernel said of the spikes that go on to the next layer, as in `Result`."""
+    """What a kernel returned about the spikes that the next layer receives; see `Result`."""
 
     active: Tensor | None
     bits: Tensor | None
-    at: int  # where the spikes lie
+    at: int  # data pointer of the spikes
 
     @classmethod
     def from_result(cls, result: Result) -> SpikeInfo:
+        """The `SpikeInfo` for the spikes of this result."""
         return cls(result.active, result.bits, result.spikes.data_ptr())
 
     def bits_of(self, x: Tensor) -> Tensor | None:
-        """The bits, if x is these very spikes in the order in which they lie: a view of them is, a copy is not."""
+        """The bits if x is these same spikes in memory: a view counts, a copy does not."""
         bits = self.bits
         same = (
             bits is not None
@@ -61,12 +65,12 @@ class SpikeInfo(NamedTuple):
 
 
 def as_tensor(p: float | Tensor | None) -> Tensor | None:
-    """None for a number."""
+    """p if it is a tensor, else None."""
     return p if isinstance(p, Tensor) else None
 
 
 class Constants(NamedTuple):
-    """What may learn: numbers, or tensors, 0-dim or `[C]`."""
+    """The constants that can be learned: each a number, a 0-dim tensor or a `[C]` tensor."""
 
     tau: float | Tensor
     v_threshold: float | Tensor
@@ -74,24 +78,24 @@ class Constants(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What a call returns besides the spikes."""
+    """Which outputs a call returns in addition to the spikes."""
 
     membrane: bool = False
     moments: bool = False
     active: bool = False
-    bits: bool = False  # the spikes as bits too, by backends that can
-    state: bool = True  # False: nobody asks for the state, which may come out empty
+    bits: bool = False  # the spikes packed as bits too, if the backend can write them
+    state: bool = True  # False: the state is not needed and may be returned empty
 
 
 @dataclass
 class Call:
-    """One call of `bs.lif`, checked and normalised."""
+    """One call of `bs.lif`, with its arguments checked and normalised."""
 
-    x: Tensor  # [T, B, ...], or [1, B, ...] that stands for `repeats` equal timesteps
-    v0: Tensor | None  # [B, ...] in the state's dtype; of a complementary neuron [2, B, ...]
-    neuron: LIF  # its kind chooses the equations
-    tau: float | Tensor  # as used, like theta: not those of `neuron` where they are learned
-    theta: float | Tensor
+    x: Tensor  # [T, B, ...], or [1, B, ...] for `repeats` identical timesteps
+    v0: Tensor | None  # [B, ...] in the dtype of the state; [2, B, ...] for CLIF
+    neuron: LIF  # its class selects the equations
+    tau: float | Tensor  # the value to use; overrides `neuron.tau` when it is learned
+    theta: float | Tensor  # likewise, instead of `neuron.v_threshold`
     width: Tensor | None
     seed: Tensor | None  # None: no mask
     p: Tensor | None
@@ -100,11 +104,12 @@ class Call:
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor | None, float | Tensor, float | Tensor, Tensor | None]:
-        """What may get a gradient."""
+        """The inputs that can receive a gradient."""
         return self.x, self.v0, self.tau, self.theta, self.width
 
     @property
     def needs_gradient(self) -> bool:
+        """Whether autograd is on and any input requires a gradient."""
         return torch.is_grad_enabled() and any(
             isinstance(p, Tensor) and p.requires_grad for p in self.inputs
         )

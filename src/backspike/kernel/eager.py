@@ -1,20 +1,22 @@
-"""The recursion in torch with its backward written by hand: no graph over T; kept is the membrane, or less (see saved.py).
+"""The recursion in torch with a hand-written backward pass, without an autograd graph over T.
 
-Runs on every device and dtype, and is the default where no compiled kernel exists. The backward is the recursion of
-docs/methods.md, section 1; letters as there.
+It saves the membrane for backward, or less (see saved.py). It runs on every device and dtype, and
+is the default where there is no compiled kernel. The backward pass is the recursion of
+docs/methods.md, section 1, in the same notation.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..options import CLIF, LIF
 from . import clif, layout
+from .autograd import Context, refuse_double_backward
 from .call import Call, Moments, Result, as_tensor
 from .coefficients import leak, over_channels, rest, state_dtype
 from .mask import masked_derivative
@@ -22,10 +24,12 @@ from .saved import decode, encode, pack, reach, unpack
 
 
 def refuses(call: Call) -> str | None:
+    """None: this backend accepts every call."""
     return None
 
 
 def run(call: Call) -> Result:
+    """The outputs of the call."""
     if isinstance(call.neuron, CLIF):
         return clif.run(call, compiled=False)
     record = call.record
@@ -46,12 +50,12 @@ def run(call: Call) -> Result:
 def _forward(
     call: Call | _Saved, record_membrane: bool, record_moments: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """(spikes, state, membrane, E(u) and E(u^2)); None for what is not recorded."""
+    """(spikes, state, membrane, E(u), E(u^2)); None for each that is not recorded."""
     neuron, x = call.neuron, call.x
     assert x is not None
     T, dtype = x.shape[0] * call.repeats, state_dtype(x)
     lam, offset, gain = leak(call.tau, x, neuron.v_reset, neuron.decay_input)
-    theta = _as_used(call.theta, x)
+    theta = _broadcast(call.theta, x)
     spikes = (
         torch.empty_like(x)
         if call.repeats == 1
@@ -88,73 +92,61 @@ def _reset(u: Tensor, fired: Tensor, theta: float | Tensor, neuron: LIF) -> Tens
 P = TypeVar("P", float | Tensor, Tensor | None)
 
 
-def _as_used(p: P, x: Tensor) -> P:
-    """A constant as it meets x, in the state's dtype."""
+def _broadcast(p: P, x: Tensor) -> P:
+    """A constant without its graph, in the dtype of the state, shaped to broadcast against x."""
     return over_channels(p.detach(), x).to(state_dtype(x)) if isinstance(p, Tensor) else p
 
 
 class _LIF(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: Call, *inputs: float | Tensor | None) -> tuple[Tensor | None, ...]:
+    def forward(
+        ctx: Context, call: Call, *inputs: float | Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         neuron, record, x = call.neuron, call.record, call.x
         spikes, state, membrane, mean, square = _forward(call, True, record.moments)
         assert membrane is not None
-        theta, width = _as_used(call.theta, x), _as_used(call.width, x)
-        kept = _keep(neuron, membrane, theta, width)
-        keeps_x = neuron.saves == "recompute" or (
+        theta, width = _broadcast(call.theta, x), _broadcast(call.width, x)
+        saved_u = _encode_membrane(neuron, membrane, theta, width)
+        saves_x = neuron.saves == "recompute" or (
             isinstance(call.tau, Tensor) and neuron.decay_input
         )
         parameters = inputs[2:]
         ctx.save_for_backward(
-            kept, call.v0, call.seed, call.p, x if keeps_x else None, *map(as_tensor, parameters)
+            saved_u, call.v0, call.seed, call.p, x if saves_x else None, *map(as_tensor, parameters)
         )
-        ctx.neuron, ctx.repeats, ctx.shape, ctx.x_dtype = (
-            neuron,
-            call.repeats,
-            spikes.shape,
-            x.dtype,
-        )
+        ctx.neuron, ctx.repeats = neuron, call.repeats
+        ctx.shape, ctx.x_dtype = spikes.shape, x.dtype
         ctx.floats = tuple(None if isinstance(p, Tensor) else p for p in parameters)
         active = None
         if record.active and spikes.is_contiguous():
-            known = (
-                membrane
-                if kept is None
-                else _recall(neuron, kept, membrane.shape, theta, width, membrane.dtype)
-            )
-            h = [
-                masked_derivative(u - theta, t, width, neuron, call.seed, call.p)[0]
-                for t, u in enumerate(known)
-            ]
-            active = pack(torch.stack(h) != 0)
+            active = _pack_active(call, membrane, saved_u, theta, width)
             ctx.mark_non_differentiable(active)
         ctx.set_materialize_grads(False)
         return spikes, state, membrane if record.membrane else None, active, mean, square
 
     @staticmethod
     def backward(
-        ctx: Any,
+        ctx: Context,
         g: Tensor | None,
         g_state: Tensor | None,
         g_membrane: Tensor | None,
         _: None,
         *g_moments: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "backspike: double backward through a spiking layer is not defined; use create_graph=False"
-            )
-        kept, v0, seed, p, x, *tensors = ctx.saved_tensors
+        refuse_double_backward()
+        saved_u, v0, seed, p, x, *tensors = ctx.saved_tensors
         tau, theta, width = (f if t is None else t for t, f in zip(tensors, ctx.floats))
-        saved = _Saved(kept, v0, seed, p, x, tau, theta, width, ctx.neuron, ctx.repeats)
-        membrane = _again(saved, ctx.shape, ctx.x_dtype)
+        saved = _Saved(saved_u, v0, seed, p, x, tau, theta, width, ctx.neuron, ctx.repeats)
+        membrane = _restore_membrane(saved, ctx.shape, ctx.x_dtype)
         saved = saved._replace(membrane=membrane)
         _, needs_x, needs_v0, needs_tau, needs_theta, needs_width = ctx.needs_input_grad
         gx = None
         if needs_x:
-            like = membrane if ctx.repeats == 1 else membrane[:1]
-            gx = torch.empty_like(like, dtype=ctx.x_dtype if ctx.repeats == 1 else membrane.dtype)
-        line = _line(g_moments, membrane)
+            template = membrane if ctx.repeats == 1 else membrane[:1]
+            gx = torch.empty_like(
+                template, dtype=ctx.x_dtype if ctx.repeats == 1 else membrane.dtype
+            )
+        line = _moment_coefficients(g_moments, membrane)
         sums, g_v0 = _backward(
             saved, g, g_state, g_membrane, line, gx, needs_tau, needs_theta, needs_width
         )
@@ -162,10 +154,28 @@ class _LIF(torch.autograd.Function):
         return None, gx, g_v0 if needs_v0 else None, sums.tau, sums.theta, sums.width
 
 
-def _keep(
+def _pack_active(
+    call: Call,
+    membrane: Tensor,
+    saved_u: Tensor | None,
+    theta: float | Tensor,
+    width: Tensor | None,
+) -> Tensor:
+    """Where h is nonzero in the backward pass, which sees the membrane as it is saved; as bits."""
+    neuron, seen = call.neuron, membrane
+    if saved_u is not None:
+        seen = _decode_membrane(neuron, saved_u, membrane.shape, theta, width, membrane.dtype)
+    h = [
+        masked_derivative(u - theta, t, width, neuron, call.seed, call.p)[0]
+        for t, u in enumerate(seen)
+    ]
+    return pack(torch.stack(h) != 0)
+
+
+def _encode_membrane(
     neuron: LIF, membrane: Tensor, theta: float | Tensor, width: Tensor | None
 ) -> Tensor | None:
-    """What is saved of the membrane `[T, B, ...]`, itself or encoded; None if x is saved instead."""
+    """The membrane `[T, B, ...]` or its code, to save for backward; None if x is saved instead."""
     if neuron.saves == "exact":
         return membrane
     if neuron.saves == "recompute":
@@ -175,57 +185,63 @@ def _keep(
     return encode(neuron.saves, membrane, theta, width, _reach(neuron, membrane))
 
 
-def _recall(
+def _decode_membrane(
     neuron: LIF,
-    kept: Tensor,
+    saved_u: Tensor,
     shape: torch.Size,
     theta: float | Tensor,
     width: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
+    """The membrane `[T, B, ...]` from what `_encode_membrane` returned."""
     if neuron.saves == "exact":
-        return kept
+        return saved_u
     if neuron.saves == "1bit":
-        # any membrane with this h will do
+        # any membrane with this h gives the same gradients
         far = 8 * neuron.base.support  # type: ignore[attr-defined]
-        return torch.where(unpack(kept, math.prod(shape)).view(shape), 0.0, far).to(dtype) + theta
-    return decode(neuron.saves, kept, theta, width, _reach(neuron, kept), dtype)
+        return (
+            torch.where(unpack(saved_u, math.prod(shape)).view(shape), 0.0, far).to(dtype) + theta
+        )
+    return decode(neuron.saves, saved_u, theta, width, _reach(neuron, saved_u), dtype)
 
 
 def _reach(neuron: LIF, a: Tensor) -> Tensor | None:
     return reach(neuron.base, neuron.replace, a.device) if neuron.saves == "8bit" else None
 
 
-def _line(g_moments: Sequence[Tensor | None], membrane: Tensor) -> tuple[Tensor, Tensor] | None:
-    """(a, b), each `[T, C, ...]`: what arrives at the moments reaches u as gu = a + b u."""
+def _moment_coefficients(
+    g_moments: Sequence[Tensor | None], membrane: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """(a, b), each `[T, C, ...]`: the gradient of the moments reaches u as gu = a + b u."""
     if all(g is None for g in g_moments):
         return None
     T, C = membrane.shape[0], membrane.shape[2] if membrane.dim() > 2 else 1
     n = max(membrane[0].numel() // C, 1)
     shape = (T, C, *[1] * (membrane.dim() - 3))[: membrane.dim()]
     g_mean, g_square = (membrane.new_zeros(T, C) if g is None else g for g in g_moments)
-    return (g_mean / n).to(membrane.dtype).view(shape), (g_square * (2 / n)).to(
-        membrane.dtype
-    ).view(shape)
+    a, b = g_mean / n, g_square * (2 / n)
+    return a.to(membrane.dtype).view(shape), b.to(membrane.dtype).view(shape)
 
 
-def _again(saved: _Saved, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """The membrane as the backward pass knows it, `[T, B, ...]`."""
+def _restore_membrane(saved: _Saved, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The membrane that the backward pass uses, `[T, B, ...]`: decoded, or recomputed from x."""
     if saved.membrane is None:
         membrane = _forward(saved, record_membrane=True)[2]
         assert membrane is not None
         return membrane
-    like = torch.empty((0, *shape[1:]), dtype=dtype, device=saved.membrane.device)
-    used = _as_used(saved.theta, like), _as_used(saved.width, like)
-    return _recall(saved.neuron, saved.membrane, shape, *used, state_dtype(like))
+    template = torch.empty((0, *shape[1:]), dtype=dtype, device=saved.membrane.device)
+    used = _broadcast(saved.theta, template), _broadcast(saved.width, template)
+    return _decode_membrane(saved.neuron, saved.membrane, shape, *used, state_dtype(template))
 
 
 class _Saved(NamedTuple):
-    membrane: Tensor | None  # [T, B, ...], or its code; None: to be computed from x
+    """What forward saved for backward."""
+
+    membrane: Tensor | None  # [T, B, ...], or its code; None: recompute it from x
     v0: Tensor | None
     seed: Tensor | None
     p: Tensor | None
-    x: Tensor | None  # None where neither tau learns nor the membrane is computed again
+    x: Tensor | None  # None unless tau is learned or the membrane is recomputed
     tau: float | Tensor
     theta: float | Tensor
     width: Tensor | None
@@ -250,13 +266,13 @@ def _backward(
     needs_theta: bool,
     needs_width: bool,
 ) -> tuple[_Sums, Tensor]:
-    """Fills gx; returns the gradients of tau, theta and width, and of v0."""
+    """Fill gx and return the gradients of tau, theta and width, and the gradient of v0."""
     neuron, membrane = saved.neuron, saved.membrane
     assert membrane is not None
     dtype, v_reset, rho = membrane.dtype, neuron.v_reset, neuron.reset_gradient
     soft = v_reset is None
     lam, _, gain = leak(saved.tau, membrane, v_reset, neuron.decay_input)
-    theta, width = _as_used(saved.theta, membrane), _as_used(saved.width, membrane)
+    theta, width = _broadcast(saved.theta, membrane), _broadcast(saved.width, membrane)
     d_tau = _Sum(saved.tau, needs_tau)
     d_theta = _Sum(saved.theta, needs_theta)
     d_width = _Sum(saved.width, needs_width)
@@ -292,7 +308,7 @@ def _backward(
 
 
 def _leak_distance(saved: _Saved, t: int, theta: float | Tensor) -> Tensor:
-    """v[t-1] - rest - x[t] (without x[t] when the input does not decay): tau^2 du/dtau."""
+    """tau^2 du/dtau = v[t-1] - rest - x[t], or v[t-1] - rest if the input does not decay."""
     neuron, membrane = saved.neuron, saved.membrane
     assert membrane is not None
     if t > 0:
@@ -307,7 +323,7 @@ def _leak_distance(saved: _Saved, t: int, theta: float | Tensor) -> Tensor:
 
 
 class _Sum:
-    """Accumulates a gradient in float64, over all elements or per channel, as the parameter's shape asks."""
+    """A gradient summed in float64, over all elements or per channel like the parameter."""
 
     def __init__(self, parameter: float | Tensor | None, needed: bool) -> None:
         self.parameter = parameter if isinstance(parameter, Tensor) and needed else None

@@ -1,32 +1,43 @@
-"""How a timestep lies in memory. Kernels walk over it in the order in which x lies, channels last too, and copy nothing."""
+"""The memory layout of a timestep.
+
+Kernels walk over a timestep in the memory order of x, channels-last included, without copying it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from .autograd import Context
+
 
 def channels(x: Tensor) -> int:
+    """The number of channels of `[T, B, C, ...]`; 1 for `[T, B]`."""
     return x.shape[2] if x.dim() > 2 else 1
 
 
 def channel_mean(u: Tensor) -> Tensor:
-    """Over batch and space, per channel, in float64."""
+    """The mean of a timestep `[B, C, ...]` over batch and space, per channel, in float64."""
     return u.mean([d for d in range(u.dim()) if d != 1], dtype=torch.float64)
 
 
 def walk_strides(step: Tensor, masked: bool = False) -> tuple[int, ...]:
-    """The strides in which a timestep is walked: its own if it lies densely, else, or if the mask could not follow, C order."""
+    """The strides in which kernels walk over a timestep `[B, ...]`.
+
+    These are its own if it is dense and the mask, if any, supports them; otherwise those of C
+    order.
+    """
     if step.is_contiguous() or (channels_last(step) if masked else dense(step)):
         return step.stride()
     return torch.empty(step.shape, device="meta").stride()
 
 
 def dense(step: Tensor) -> bool:
+    """Whether the elements fill a block of memory without gaps or overlaps, in any order."""
     size = 1
     for stride, n in sorted((stride, n) for stride, n in zip(step.stride(), step.shape) if n != 1):
         if stride != size:
@@ -36,13 +47,14 @@ def dense(step: Tensor) -> bool:
 
 
 def channels_last(step: Tensor) -> bool:
+    """Whether a timestep `[B, C, ...]` is dense with the channels innermost."""
     return step.dim() > 2 and step.movedim(1, -1).is_contiguous()
 
 
 def empty(
     shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """`[T, B, ...]` with these strides of a timestep."""
+    """An uninitialised tensor `[T, B, ...]` whose timesteps have these strides."""
     return torch.empty_strided(shape, (math.prod(shape[1:]), *strides), dtype=dtype, device=device)
 
 
@@ -50,28 +62,31 @@ MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 
 def with_strides(a: MaybeTensor, strides: Sequence[int]) -> MaybeTensor:
-    """a `[T, B, ...]`, each timestep with these strides; T may have any."""
+    """a `[T, B, ...]`, copied only if its timesteps do not have these strides.
+
+    The stride of T may be anything.
+    """
     if a is None or all(n == 1 or i == j for n, i, j in zip(a.shape[1:], a.stride()[1:], strides)):
         return a
     return empty(a.shape, strides, a.dtype, a.device).copy_(a)
 
 
 def usual_strides(x: Tensor) -> Tensor:
-    """x itself, with the strides that torch would give a new tensor; so has its gradient.
+    """x with the strides that torch gives a new tensor; its gradient gets them too.
 
-    torch's BatchNorm (2.13, CPU) computes wrong gradients where a dimension of size 1 has any other
-    stride, as views have, and its input and the gradient of its output lie in different formats.
+    torch's BatchNorm (2.13, CPU) computes wrong gradients if a dimension of size 1 has any other
+    stride, as views do, and its input and the gradient of its output have different memory formats.
     """
     return x if 1 not in x.shape or torch.compiler.is_compiling() else _UsualStrides.apply(x)
 
 
 class _UsualStrides(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Context, x: Tensor) -> Tensor:
         return _restride(x.detach())
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
+    def backward(ctx: Context, g: Tensor) -> Tensor:
         return _restride(g)
 
 
@@ -87,5 +102,5 @@ def _restride(x: Tensor) -> Tensor:
 
 
 def step_with_strides(a: MaybeTensor, strides: Sequence[int]) -> MaybeTensor:
-    """a `[B, ...]` likewise."""
+    """`with_strides` for a single timestep `[B, ...]`."""
     return a if a is None else with_strides(a[None], strides)[0]

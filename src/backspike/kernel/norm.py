@@ -1,20 +1,21 @@
-"""BatchNorm and the neuron, with a 2x2 pool of the spikes or an addition to them, as one operator: `norm_lif`.
+"""BatchNorm and a neuron, optionally with a 2x2 pool or an addition, as one operator: `norm_lif`.
 
-Where a compiled kernel can do it (norm.c on the CPU, triton/norm.py on a GPU), the normalised current and the membrane are
-never in memory: for backward only the input, the constants of the channels and the seed are kept. Everywhere else the parts
-run one after the other, torch's batch_norm, the neuron's backend, the pool.
+Where a compiled kernel supports it (norm.c on the CPU, triton/norm.py on a GPU), the normalised
+current and the membrane are never stored in memory: only the input, the constants of the channels
+and the seed are saved for backward. Otherwise torch's batch_norm, the neuron's backend and the pool
+run separately.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import layout, ops
+from .autograd import Context, refuse_double_backward
 from .call import Call, Moments, Result, as_tensor
 from .coefficients import state_dtype
 from .cpu.pool import avg_pool, max_pool
@@ -26,10 +27,11 @@ _OPERATORS = {"cpu": "norm_lif", "triton": "triton_norm_lif"}
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """What torch's BatchNorm does to `[T, B, C, ...]` with T folded into the batch.
+    """torch's BatchNorm of `[T, B, C, ...]` with T folded into the batch.
 
-    training: normalise by the statistics of the input over T, batch and space, and move the running ones, where there are
-    any, by the share `momentum` towards them. Else the running ones normalise.
+    training: normalise by the statistics of the input over T, batch and space, and move the running
+    statistics, if there are any, towards them by the fraction `momentum`. Otherwise normalise by
+    the running statistics.
     """
 
     weight: Tensor | None  # [C]
@@ -49,14 +51,17 @@ def norm_lif(
     want_state: bool = True,
     add: Tensor | None = None,
 ) -> Result:
-    """BatchNorm, then the neuron of `call`, whose x is what BatchNorm gets, `[T, B, C, ...]`, then a pool of the spikes.
+    """BatchNorm of `call.x`, `[T, B, C, ...]`, then the neuron of `call`, then a pool of spikes.
 
-    pool: None, "avg" or "max": windows of 2x2, stride 2, an odd last row or column left out. add: something in the shape of
-    the spikes to be added to them, without a pool. Where x stands for `call.repeats` equal timesteps its gradient comes summed
-    over them, and the running variance is that of all of them.
-    The normalised current has the dtype of the state, so it is not rounded to 16 bits. Where `refuses` returns None, x, five
-    numbers per channel and the seed are kept for backward, whatever the neuron's `memory`; else what the parts keep.
-    want_state=False spares writing the state, which may then come out empty. Raises ValueError naming the argument.
+    pool: None, "avg" or "max": windows of 2x2 with stride 2, ignoring an odd last row or column.
+    add: a tensor in the shape of the spikes to add to them; not with a pool. If x stands for
+    `call.repeats` identical timesteps, its gradient is summed over them and the running variance
+    counts all of them. want_state=False saves writing the state, which may then be returned empty.
+
+    The normalised current has the dtype of the state, so it is not rounded to 16 bits. If `refuses`
+    returns None, x, five numbers per channel and the seed are saved for backward, whatever the
+    neuron's `memory`; otherwise whatever the separate parts save. Raises ValueError for arguments
+    that do not fit together.
     """
     _check(call, norm, pool)
     if add is not None and (
@@ -67,7 +72,7 @@ def norm_lif(
         )
     name = choose(backend, call)[0]
     if refuses(call, norm, backend):
-        result = _composed(call, norm, pool, backend)
+        result = _separate(call, norm, pool, backend)
     elif pool and name == "cpu" and not layout.channels_last(call.x[0]):
         result = _fused(name, call, norm, None, want_state)
         result = result._replace(spikes=_pooled(result.spikes, pool))
@@ -79,17 +84,17 @@ def norm_lif(
 
 
 def refuses(call: Call, norm: Norm, backend: str = "auto") -> str | None:
-    """Why the parts run one after the other; None where they are one."""
-    name, why = choose(backend, call)
+    """Why the parts run separately; None if they run as one operator."""
+    name, reason = choose(backend, call)
     if name not in _OPERATORS:
-        return f"backend {name!r} runs them one after the other ({why})"
+        return f"backend {name!r} runs them one after the other ({reason})"
     parameters = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     if any(p is not None and p.device != call.x.device for p in parameters):
-        return f"the input is on {call.x.device}, and the parameters of BatchNorm are not"
+        return f"the input is on {call.x.device}, but the parameters of BatchNorm are not"
     if call.record.membrane:
-        return "the membrane is recorded, which one operator does not keep"
+        return "the membrane is recorded, which one operator does not store"
     if call.record.active:
-        return "where the surrogate is active is recorded"
+        return "it is recorded where the surrogate is active"
     return "the input is empty" if not call.x.numel() else None
 
 
@@ -105,11 +110,12 @@ def _check(call: Call, norm: Norm, pool: str | None) -> None:
             )
     if not norm.training and (norm.running_mean is None or norm.running_var is None):
         raise ValueError(
-            "BatchNorm without running statistics normalises by its input's: training must be True"
+            "BatchNorm without running statistics needs training=True, to use those of its input"
         )
     if norm.training and _samples(call) == 1:
         raise ValueError(
-            f"BatchNorm needs more than one value per channel in training, got shape {list(x.shape)}"
+            "BatchNorm needs more than one value per channel in training, got shape"
+            f" {list(x.shape)}"
         )
     if pool not in POOLS:
         raise ValueError(f"pool must be None, 'avg' or 'max', got {pool!r}")
@@ -120,30 +126,28 @@ def _check(call: Call, norm: Norm, pool: str | None) -> None:
 
 
 def _samples(call: Call) -> int:
-    """Values of a channel, those of equal timesteps counted."""
+    """The number of values per channel, counting all repeated timesteps."""
     return call.repeats * call.x.shape[0] * call.x.shape[1] * math.prod(call.x.shape[3:])
 
 
 def track_statistics(norm: Norm, n: int, mean: Tensor, variance: Tensor) -> None:
-    """Moves the running statistics towards those of n samples; variance: the biased one."""
+    """Move the running statistics towards those of n samples; variance is the biased one."""
     with torch.no_grad():
-        for running, now in (
+        for running, current in (
             (norm.running_mean, mean),
             (norm.running_var, variance * (n / (n - 1))),
         ):
             if running is not None:
-                running.copy_(running.double().lerp(now, norm.momentum))
+                running.copy_(running.double().lerp(current, norm.momentum))
 
 
-# -------------------------------------------------------------------------------------------------- one after the other
+# ------------------------------------------------------------------------------- separate operators
 
 
-def _composed(call: Call, norm: Norm, pool: str | None, backend: str) -> Result:
+def _separate(call: Call, norm: Norm, pool: str | None, backend: str) -> Result:
     y, dtype = call.x.flatten(0, 1), state_dtype(call.x)
-    running, tracked = (
-        (norm.running_mean, norm.running_var),
-        norm.running_mean is not None or norm.running_var is not None,
-    )
+    running = norm.running_mean, norm.running_var
+    tracked = norm.running_mean is not None or norm.running_var is not None
     if call.repeats > 1 and norm.training:
         if tracked and y.numel():
             dims = [d for d in range(y.dim()) if d != 1]
@@ -151,7 +155,7 @@ def _composed(call: Call, norm: Norm, pool: str | None, backend: str) -> Result:
             track_statistics(norm, _samples(call), mean, variance)
         running = None, None
     weight, bias = (None if p is None else p.to(dtype) for p in (norm.weight, norm.bias))
-    # not F.batch_norm: it would refuse the one value per channel that repeats over T
+    # not F.batch_norm, which refuses a single value per channel even if it is repeated over T
     x = torch.batch_norm(
         y.to(dtype), weight, bias, *running, norm.training, norm.momentum, norm.eps, False
     )
@@ -169,35 +173,35 @@ def _pooled(spikes: Tensor, pool: str) -> Tensor:
     return pooled.unflatten(0, spikes.shape[:2])
 
 
-# --------------------------------------------------------------------------------------------------------------- as one
+# ------------------------------------------------------------------------------------- one operator
 
 
 def _fused(
     name: str, call: Call, norm: Norm, pool: str | None, want_state: bool, add: Tensor | None = None
 ) -> Result:
     contiguous = call.x[0].is_contiguous() or layout.channels_last(call.x[0])
-    if name == "triton" and not contiguous:  # it walks in these two orders alone
+    if name == "triton" and not contiguous:  # its kernels support only these two layouts
         call = replace(call, x=call.x.contiguous())
     inputs = (*call.inputs, norm.weight, norm.bias, add)
     record = call.record
     bits = record.bits and add is None and writes_bits(name, call.x, pool)
     options = POOLS.index(pool), call.repeats, want_state, record.moments, bits
     if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in inputs):
-        spikes, state, moments, rows, written = _NormLIF.apply(
+        spikes, state, moments, rows, bits_written = _NormLIF.apply(
             _OPERATORS[name], call, norm, options, *inputs
         )
     else:
-        spikes, state, moments, rows, written = _forward(
+        spikes, state, moments, rows, bits_written = _forward(
             _OPERATORS[name], call, norm, options, add, ops.constants(call)
         )
     if norm.training:
         track_statistics(norm, _samples(call), rows[0], rows[1])
-    taken = Moments(*moments) if record.moments else None
-    return Result(spikes, state, None, taken, None, written if bits else None)
+    collected = Moments(*moments) if record.moments else None
+    return Result(spikes, state, None, collected, None, bits_written if bits else None)
 
 
 def writes_bits(name: str, y: Tensor, pool: str | None) -> bool:
-    """Whether spikes are written as bits too: by Triton, where eight channels lie side by side."""
+    """Whether the kernel writes spikes as bits too: Triton does if 8 channels are adjacent."""
     return (
         name == "triton"
         and pool != "avg"
@@ -206,9 +210,8 @@ def writes_bits(name: str, y: Tensor, pool: str | None) -> bool:
     )
 
 
-_Options = tuple[
-    int, int, bool, bool, bool
-]  # pool, repeats, and what is wanted: the state, moments, bits
+# pool, repeats, and whether the state, the moments and the bits are needed
+_Options = tuple[int, int, bool, bool, bool]
 
 
 def _forward(
@@ -226,7 +229,7 @@ def _forward(
 class _NormLIF(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         name: str,
         call: Call,
         norm: Norm,
@@ -238,21 +241,18 @@ class _NormLIF(torch.autograd.Function):
         tensors = map(as_tensor, inputs[2:-1])
         ctx.save_for_backward(call.x, call.v0, rows, constants, call.seed, call.p, *tensors)
         ctx.operators, ctx.encoded, ctx.moments = name, ops.encode(call), call.record.moments
-        ctx.choices = norm.training, *options[:3]
+        ctx.options = norm.training, *options[:3]
         ctx.mark_non_differentiable(rows, bits)
         ctx.set_materialize_grads(False)
         return spikes, state, moments, rows, bits
 
     @staticmethod
     def backward(
-        ctx: Any, g: Tensor | None, g_v: Tensor | None, g_moments: Tensor | None, *_: None
+        ctx: Context, g: Tensor | None, g_v: Tensor | None, g_moments: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "backspike: double backward through a spiking layer is not defined; use create_graph=False"
-            )
+        refuse_double_backward()
         y, v0, rows, constants, seed, p, *parameters = ctx.saved_tensors
-        training, pool, repeats, has_state = ctx.choices
+        training, pool, repeats, has_state = ctx.options
         _, _, _, _, needs_y, needs_v0, *needs, needs_add = ctx.needs_input_grad
         learns = sum(1 << i for i, needed in enumerate(needs[:3]) if needed)
         line = (
@@ -261,13 +261,14 @@ class _NormLIF(torch.autograd.Function):
             else None
         )
         g_v = g_v if has_state else None
-        dy, g_v0, sums, through = getattr(torch.ops.backspike, f"{ctx.operators}_backward")(
+        dy, g_v0, sums, gx_sums = getattr(torch.ops.backspike, f"{ctx.operators}_backward")(
             y, v0, rows, constants, seed, p, g, g_v, line,
             *ctx.encoded, training, pool, repeats, learns, needs_v0,
         )  # fmt: skip
-        neuron = zip([*sums, through[1] * rows[2], through[0]], parameters, needs)
+        rows_of_sums = [*sums, gx_sums[1] * rows[2], gx_sums[0]]
         grads = [
-            ops.reduce_to(row, parameter) if needed else None for row, parameter, needed in neuron
+            ops.reduce_to(row, parameter) if needed else None
+            for row, parameter, needed in zip(rows_of_sums, parameters, needs)
         ]
         if needs[0]:
             grads[0] = ops.reduce_to(sums[0] / parameters[0].double() ** 2, parameters[0])

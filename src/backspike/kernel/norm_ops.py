@@ -1,4 +1,4 @@
-"""What the implementations of `norm_lif` share: its operators' outputs, strides and shapes under torch.compile."""
+"""What the implementations of `norm_lif` share: signatures, and the layout of their outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from . import layout, ops
 from .coefficients import state_dtype
 
 POOLS = (None, "avg", "max")  # in the order of norm.h
-CHANNEL_ROWS = 5  # of the constants of the channels: mean, variance, 1 / deviation, scale, shift
+# constants of each channel: mean, variance, 1 / standard deviation, scale, shift
+CHANNEL_ROWS = 5
 
 
 class ForwardInputs(NamedTuple):
@@ -23,7 +24,7 @@ class ForwardInputs(NamedTuple):
     v0: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
-    mean: Tensor | None  # of the running statistics, like variance; None: those of y normalise
+    mean: Tensor | None  # the running mean; None: use the statistics of y
     variance: Tensor | None
     add: Tensor | None
     constants: Tensor
@@ -59,10 +60,11 @@ class BackwardInputs(NamedTuple):
 
 
 Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # spikes, state, moments, rows, bits
-Backward = tuple[Tensor, Tensor, Tensor, Tensor]  # dy, g_v0, sums, moments of gx
+Backward = tuple[Tensor, Tensor, Tensor, Tensor]  # dy, g_v0, sums, sums of gx and gx (y - mean)
 
 
 def forward_outputs(a: ForwardInputs) -> Forward:
+    """Allocate the outputs of a forward operator."""
     y, pool = a.y, a.pool
     strides, device, T = layout.walk_strides(y[0]), y.device, y.shape[0] * a.repeats
     step = (*y.shape[1:3], y.shape[3] // 2, y.shape[4] // 2) if pool else y.shape[1:]
@@ -77,7 +79,7 @@ def forward_outputs(a: ForwardInputs) -> Forward:
 
 
 def spike_strides(y: Tensor, strides: Sequence[int], pool: int) -> Sequence[int]:
-    """Of a timestep; what is pooled lies as y does."""
+    """The strides of a timestep of the spikes; pooled spikes get the memory layout of y."""
     if not pool:
         return strides
     C, H, W = y.shape[2], y.shape[3] // 2, y.shape[4] // 2
@@ -85,6 +87,7 @@ def spike_strides(y: Tensor, strides: Sequence[int], pool: int) -> Sequence[int]
 
 
 def backward_outputs(a: BackwardInputs) -> Backward:
+    """Allocate the outputs of a backward operator."""
     y, strides, device = a.y, layout.walk_strides(a.y[0], a.seed is not None), a.y.device
     state = (y.shape[1:], strides) if a.needs_v0 else ((0,), (1,))
     return (
@@ -101,15 +104,17 @@ def define(
     forward: Callable[[ForwardInputs], Forward],
     backward: Callable[[BackwardInputs], Backward],
 ) -> None:
-    """The operators `name_forward` and `name_backward`, for the devices of this dispatch key."""
+    """Define the operators `name_forward` and `name_backward` for the devices of this key."""
     ops.library.define(
-        f"{name}_forward(Tensor y, Tensor? v0, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? variance, Tensor? add,"
-        " Tensor constants, int[] flags, float[] numbers, float eps, int pool, SymInt repeats, bool want_state, bool moments,"
-        " bool bits) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+        f"{name}_forward(Tensor y, Tensor? v0, Tensor? weight, Tensor? bias, Tensor? mean,"
+        " Tensor? variance, Tensor? add, Tensor constants, int[] flags, float[] numbers, float eps,"
+        " int pool, SymInt repeats, bool want_state, bool moments, bool bits)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
     )
     ops.library.define(
-        f"{name}_backward(Tensor y, Tensor? v0, Tensor rows, Tensor constants, Tensor? seed, Tensor? p, Tensor? g, Tensor? g_v,"
-        " Tensor? line, int[] flags, float[] numbers, bool training, int pool, SymInt repeats, int learns, bool needs_v0)"
+        f"{name}_backward(Tensor y, Tensor? v0, Tensor rows, Tensor constants, Tensor? seed,"
+        " Tensor? p, Tensor? g, Tensor? g_v, Tensor? line, int[] flags, float[] numbers,"
+        " bool training, int pool, SymInt repeats, int learns, bool needs_v0)"
         " -> (Tensor, Tensor, Tensor, Tensor)"
     )
     ops.implement(f"{name}_forward", key, ForwardInputs, forward, forward_outputs)

@@ -1,5 +1,9 @@
-"""What compiled backends share: a call in numbers, and a forward and a backward operator, opaque to torch.compile, that
-autograd joins. A backend defines its pair with `define`, implements it, and runs a call with `run`."""
+"""What the compiled backends share.
+
+A call is encoded as numbers for a forward and a backward operator, which are opaque to
+torch.compile and joined by autograd. A backend defines its pair of operators with `define` and runs
+a call with `run`.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +19,32 @@ from torch import Tensor
 
 from ..surrogate import FAMILIES
 from . import layout, saved
+from .autograd import Context, refuse_double_backward
 from .call import Call, Moments, Record, Result, as_tensor
 from .coefficients import leak, state_dtype
 
-KINDS = {kind.code: kind for kind in FAMILIES if kind.code}  # by their codes in surrogate.h
-KEEPS = ("exact", "bfloat16", "8bit", "1bit", "recompute")  # in the order of lif.h
-CODES = {1: torch.bfloat16, 2: torch.uint8, 3: torch.uint8}
+# the classes of surrogates, by their codes in surrogate.h
+KINDS = {kind.code: kind for kind in FAMILIES if kind.code}
+SAVED_FORMS = ("exact", "bfloat16", "8bit", "1bit", "recompute")  # in the order of lif.h
+CODE_DTYPES = {1: torch.bfloat16, 2: torch.uint8, 3: torch.uint8}
 
 library = torch.library.Library("backspike", "FRAGMENT")
 
 
-# --------------------------------------------------------------------------------------------------- a call in numbers
+# -------------------------------------------------------------------------------- a call as numbers
 
 
 def without_formula(call: Call, kinds: Collection[type]) -> str | None:
-    """The name of a surrogate of this call that is none of these classes, or None."""
+    """The name of a surrogate of this call that is not of these classes, or None."""
     surrogates = (call.neuron.base, call.neuron.replace)
     return next((type(s).__name__ for s in surrogates if not (s is None or type(s) in kinds)), None)
 
 
 def constants(call: Call) -> Tensor:
-    """lam, offset, gain, theta and width in the state's dtype: `[5, C]`, or `[5, 1]` when none is per channel.
+    """lam, offset, gain, theta and width in the dtype of the state.
 
-    On the device of x where any is a tensor, so that nothing learned is read by the host; else on the CPU.
+    Shape `[5, C]`, or `[5, 1]` if none is per channel. The table is on the device of x if any of
+    them is a tensor, so that the host does not read learned values; otherwise on the CPU.
     """
     width = 1.0 if call.width is None else call.width
     neuron = call.neuron
@@ -48,7 +55,7 @@ def constants(call: Call) -> Tensor:
 def constants_table(
     rows: Sequence[float | Tensor], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Floats and tensors as rows of one tensor without a graph, `[rows, C]` or `[rows, 1]`."""
+    """Floats and tensors as the rows of one detached tensor, `[rows, C]` or `[rows, 1]`."""
     if not any(isinstance(row, Tensor) for row in rows):
         return torch.tensor(rows, dtype=dtype).view(-1, 1)
     tensors = [
@@ -61,9 +68,10 @@ def constants_table(
 
 
 def encode(call: Call) -> tuple[list[int], list[float]]:
-    """A neuron in numbers, for the operators; a backend's job reads them.
+    """Encode the neuron as (flags, numbers) for the operators.
 
-    Of each surrogate: its code, the last of the flags, and its fields, the last of the numbers.
+    The flags end with the codes of the surrogate and of its replacement, the numbers end with
+    their fields.
     """
     neuron = call.neuron
     switches = (
@@ -84,28 +92,28 @@ def encode(call: Call) -> tuple[list[int], list[float]]:
 
 @lru_cache(maxsize=256)
 def surrogates(flags: tuple[int, ...], numbers: tuple[float, ...]) -> list[Any]:
-    """The surrogate and its replacement, or None, that `encode` wrote."""
+    """Decode the surrogate and its replacement, or None, from the result of `encode`."""
     values, kinds = iter(numbers[2:]), [KINDS.get(code) for code in flags[-2:]]
     return [kind and kind(*islice(values, len(fields(kind)))) for kind in kinds]
 
 
 @lru_cache(maxsize=256)
 def reach(flags: tuple[int, ...], numbers: tuple[float, ...]) -> float:
-    """`saved.reach` of these surrogates."""
+    """`saved.reach` of the surrogates in the result of `encode`."""
     return saved.reach(*surrogates(flags, numbers)).item()
 
 
-# ---------------------------------------------------------------------------------------------------------- autograd
+# ----------------------------------------------------------------------------------------- autograd
 
 
 def run(name: str, call: Call) -> Result:
-    """The call by the operators defined under this name."""
+    """Run the call with the operators that were defined under this name."""
     record = call.record
     if call.needs_gradient:
         spikes, state, membrane, moments, active, bits = _LIF.apply(name, call, *call.inputs)
     else:
         spikes, state, membrane, moments, _, active, bits = forward(
-            name, call, constants(call), *encode(call), keeps=-1
+            name, call, constants(call), *encode(call), form=-1
         )
     membrane = membrane if record.membrane else None
     return Result(
@@ -114,57 +122,51 @@ def run(name: str, call: Call) -> Result:
 
 
 def forward(
-    name: str, call: Call, constants: Tensor, flags: list[int], numbers: list[float], keeps: int
+    name: str, call: Call, constants: Tensor, flags: list[int], numbers: list[float], form: int
 ) -> list[Tensor | None]:
-    """[spikes, state, membrane, moments `[2, T, C]`, what is saved, active, bits], or None each.
+    """[spikes, state, membrane, moments `[2, T, C]`, code saved for backward, active, bits].
 
-    keeps: an index of `KEEPS`, or -1 for nothing.
+    Outputs that were not requested are None. form: an index into `SAVED_FORMS`, or -1 to save
+    nothing.
     """
     record = call.record
     records = record._replace(
-        membrane=record.membrane or keeps == 0,
-        active=record.active and keeps >= 0,
+        membrane=record.membrane or form == 0,
+        active=record.active and form >= 0,
         bits=record.bits and writes_bits(name, call.x.shape, record.moments),
     )
     operator = getattr(torch.ops.backspike, f"{name}_forward")
     outputs = iter(
         operator(
-            call.x, call.v0, constants, call.seed, call.p, flags, numbers, call.repeats, keeps,
+            call.x, call.v0, constants, call.seed, call.p, flags, numbers, call.repeats, form,
             list(records),
         )
     )  # fmt: skip
-    asked = (
-        True,
-        True,
-        records.membrane,
-        records.moments,
-        keeps in CODES,
-        records.active,
-        records.bits,
-    )
-    return [next(outputs, None) if wanted else None for wanted in asked]
+    codes = form in CODE_DTYPES
+    returned = (True, True, *records[:2], codes, records.active, records.bits)
+    return [next(outputs, None) if is_returned else None for is_returned in returned]
 
 
 class _LIF(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, name: str, call: Call, *inputs: float | Tensor | None
+        ctx: Context, name: str, call: Call, *inputs: float | Tensor | None
     ) -> tuple[Tensor | None, ...]:
         neuron, table, encoded = call.neuron, constants(call), encode(call)
-        keeps = KEEPS.index(neuron.saves)
-        spikes, state, membrane, moments, kept, active, bits = forward(
-            name, call, table, *encoded, keeps
+        form = SAVED_FORMS.index(neuron.saves)
+        spikes, state, membrane, moments, saved_u, active, bits = forward(
+            name, call, table, *encoded, form
         )
         assert spikes is not None
-        keeps_x = neuron.saves == "recompute" or (
+        saves_x = neuron.saves == "recompute" or (
             isinstance(call.tau, Tensor) and neuron.decay_input
         )
-        kept = membrane if keeps == 0 else kept
-        x = call.x if keeps_x else None
+        saved_u = membrane if form == 0 else saved_u
+        x = call.x if saves_x else None
         ctx.save_for_backward(
-            kept, call.v0, x, table, call.seed, call.p, *map(as_tensor, inputs[2:])
+            saved_u, call.v0, x, table, call.seed, call.p, *map(as_tensor, inputs[2:])
         )
-        ctx.operators, ctx.encoded, ctx.record, ctx.keeps = name, encoded, call.record, keeps
+        ctx.operators, ctx.encoded, ctx.record, ctx.form = name, encoded, call.record, form
         ctx.repeats, ctx.x_dtype = call.repeats, call.x.dtype
         ctx.shape, ctx.strides = spikes.shape, spikes.stride()[1:]
         ctx.mark_non_differentiable(*(a for a in (active, bits) if a is not None))
@@ -173,30 +175,28 @@ class _LIF(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: Any,
+        ctx: Context,
         g: Tensor | None,
         g_v: Tensor | None,
         g_u: Tensor | None,
         g_moments: Tensor | None,
         *_: None,
     ) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "backspike: double backward through a spiking layer is not defined; use create_graph=False"
-            )
-        kept, v0, x, table, seed, p, *parameters = ctx.saved_tensors
+        refuse_double_backward()
+        saved_u, v0, x, table, seed, p, *parameters = ctx.saved_tensors
         _, _, needs_x, needs_v0, *needs = ctx.needs_input_grad
         learns = sum(1 << i for i, needed in enumerate(needs) if needed)
-        # what was not asked for gets zeros, not None, in compiled code
+        # in compiled code, outputs that were not requested receive zeros instead of None
         g_u, g_v = g_u if ctx.record.membrane else None, g_v if ctx.record.state else None
-        arriving = (
+        line = (
             moment_gradient(g_moments, ctx.shape, table.dtype)
             if ctx.record.moments and g_moments is not None
             else None
         )
         outputs = getattr(torch.ops.backspike, f"{ctx.operators}_backward")(
-            kept, v0, x, table, seed, p, g, g_v, g_u, arriving,
-            ctx.shape, ctx.strides, *ctx.encoded, ctx.repeats, ctx.keeps, learns, ctx.x_dtype, needs_x, needs_v0,
+            saved_u, v0, x, table, seed, p, g, g_v, g_u, line,
+            ctx.shape, ctx.strides, *ctx.encoded,
+            ctx.repeats, ctx.form, learns, ctx.x_dtype, needs_x, needs_v0,
         )  # fmt: skip
         gx, g_v0 = outputs[0] if needs_x else None, outputs[int(needs_x)] if needs_v0 else None
         grads: list[Tensor | None] = [None, None, None]
@@ -212,22 +212,25 @@ class _LIF(torch.autograd.Function):
 
 
 def writes_bits(name: str, shape: Sequence[int], moments: bool) -> bool:
-    """Whether a neuron's kernel writes bits: Triton's does, in whole bytes of a timestep and where it takes no sums."""
+    """Whether the kernel writes spikes as bits.
+
+    Triton's does, if a timestep fills whole bytes and no moments are computed.
+    """
     return name == "triton_lif" and not moments and math.prod(shape[1:]) % 8 == 0
 
 
 def moment_gradient(g_moments: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """a and b, `[2, T, C]`: what arrives at the moments reaches u as gu = a + b u."""
+    """a and b, `[2, T, C]`: the gradient of the moments reaches u as gu = a + b u."""
     n = max(math.prod(shape[1:]) // max(g_moments.shape[2], 1), 1)
     return torch.stack((g_moments[0] / n, g_moments[1] * (2 / n))).to(dtype)
 
 
 def reduce_to(row: Tensor, parameter: Tensor) -> Tensor:
-    """A row of sums in the shape of what learns: one alone, one per channel, or one for all channels."""
+    """A row of sums in the shape and dtype of the parameter, which is per channel or 0-dim."""
     return (row if parameter.dim() else row.sum()).view(parameter.shape).to(parameter)
 
 
-# ------------------------------------------------------------------------------------------------------- the operators
+# ------------------------------------------------------------------------------------ the operators
 
 
 class ForwardInputs(NamedTuple):
@@ -241,18 +244,18 @@ class ForwardInputs(NamedTuple):
     flags: list[int]
     numbers: list[float]
     repeats: int
-    keeps: int
+    form: int
     records: list[bool]  # a Record
 
 
 class Forward(NamedTuple):
-    """What the forward operator writes; it returns what is not None."""
+    """The outputs of the forward operator, which returns those that are not None."""
 
     spikes: Tensor
-    state: Tensor  # empty where it is not recorded
+    state: Tensor  # empty if it is not recorded
     membrane: Tensor | None
     moments: Tensor | None
-    kept: Tensor | None
+    saved_u: Tensor | None
     active: Tensor | None
     bits: Tensor | None
 
@@ -260,7 +263,7 @@ class Forward(NamedTuple):
 class BackwardInputs(NamedTuple):
     """The arguments of a backward operator."""
 
-    kept: Tensor | None
+    saved_u: Tensor | None
     v0: Tensor | None
     x: Tensor | None
     constants: Tensor
@@ -275,7 +278,7 @@ class BackwardInputs(NamedTuple):
     flags: list[int]
     numbers: list[float]
     repeats: int
-    keeps: int
+    form: int
     learns: int
     dtype: torch.dtype
     needs_x: bool
@@ -283,13 +286,13 @@ class BackwardInputs(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        saved = self.x if self.kept is None else self.kept
+        saved = self.x if self.saved_u is None else self.saved_u
         assert saved is not None
         return saved.device
 
 
 class Backward(NamedTuple):
-    """What the backward operator writes, likewise."""
+    """The outputs of the backward operator, which returns those that are not None."""
 
     gx: Tensor | None
     gv0: Tensor | None
@@ -297,18 +300,20 @@ class Backward(NamedTuple):
 
 
 def present(outputs: Iterable[Tensor | None]) -> list[Tensor]:
+    """The outputs that are not None."""
     return [a for a in outputs if a is not None]
 
 
 def forward_outputs(a: ForwardInputs) -> Forward:
-    x, keeps, record = a.x, a.keeps, Record(*a.records)
+    """Allocate the outputs of a forward operator."""
+    x, form, record = a.x, a.form, Record(*a.records)
     strides, dtype, device = layout.walk_strides(x[0], a.seed is not None), state_dtype(x), x.device
     shape = (x.shape[0] * a.repeats, *x.shape[1:])
-    spikes, kept = layout.empty(shape, strides, x.dtype, device), None
-    if keeps in CODES:
+    spikes, saved_u = layout.empty(shape, strides, x.dtype, device), None
+    if form in CODE_DTYPES:
         bits = (shape[0], (math.prod(shape[1:]) + 7) // 8)
-        kept = layout.empty(
-            bits if keeps == 3 else shape, (1,) if keeps == 3 else strides, CODES[keeps], device
+        saved_u = layout.empty(
+            bits if form == 3 else shape, (1,) if form == 3 else strides, CODE_DTYPES[form], device
         )
     return Forward(
         spikes,
@@ -319,7 +324,7 @@ def forward_outputs(a: ForwardInputs) -> Forward:
         torch.zeros((2, shape[0], layout.channels(x)), dtype=torch.float64, device=device)
         if record.moments
         else None,
-        kept,
+        saved_u,
         torch.empty((math.prod(shape) + 7) // 8, dtype=torch.uint8, device=device)
         if record.active and spikes.is_contiguous()
         else None,
@@ -330,6 +335,7 @@ def forward_outputs(a: ForwardInputs) -> Forward:
 
 
 def backward_outputs(a: BackwardInputs) -> Backward:
+    """Allocate the outputs of a backward operator."""
     shape, strides, constants, device = a.shape, a.strides, a.constants, a.device
     return Backward(
         layout.empty((shape[0] // a.repeats, *shape[1:]), strides, a.dtype, device)
@@ -350,16 +356,16 @@ def define(
     forward: Callable[[ForwardInputs], list[Tensor]],
     backward: Callable[[BackwardInputs], list[Tensor]],
 ) -> None:
-    """The operators `name_forward` and `name_backward`, for the devices of this dispatch key."""
+    """Define the operators `name_forward` and `name_backward` for the devices of this key."""
     library.define(
-        f"{name}_forward(Tensor x, Tensor? v0, Tensor constants, Tensor? seed, Tensor? p, int[] flags, float[] numbers,"
-        " SymInt repeats, int keeps, bool[] records) -> Tensor[]"
+        f"{name}_forward(Tensor x, Tensor? v0, Tensor constants, Tensor? seed, Tensor? p,"
+        " int[] flags, float[] numbers, SymInt repeats, int form, bool[] records) -> Tensor[]"
     )
     library.define(
-        f"{name}_backward(Tensor? kept, Tensor? v0, Tensor? x, Tensor constants, Tensor? seed, Tensor? p, Tensor? g,"
-        " Tensor? g_v, Tensor? g_u, Tensor? line, SymInt[] shape, SymInt[] strides, int[] flags, float[] numbers,"
-        " SymInt repeats, int keeps, int learns, ScalarType dtype, bool needs_x, bool needs_v0)"
-        " -> Tensor[]"
+        f"{name}_backward(Tensor? saved_u, Tensor? v0, Tensor? x, Tensor constants, Tensor? seed,"
+        " Tensor? p, Tensor? g, Tensor? g_v, Tensor? g_u, Tensor? line, SymInt[] shape,"
+        " SymInt[] strides, int[] flags, float[] numbers, SymInt repeats, int form, int learns,"
+        " ScalarType dtype, bool needs_x, bool needs_v0) -> Tensor[]"
     )
     implement(f"{name}_forward", key, ForwardInputs, forward, lambda a: present(forward_outputs(a)))
     implement(
@@ -378,9 +384,9 @@ def implement(
     compute: Callable[[I], O],
     allocate: Callable[[I], O],
 ) -> None:
-    """What computes a defined operator, and what allocates its results for torch.compile.
+    """Register how a defined operator is computed, and how torch.compile allocates its outputs.
 
-    Both take the operator's arguments as one named tuple.
+    Both functions take the arguments of the operator as one named tuple, `inputs`.
     """
     library.impl(operator, lambda *arguments: compute(inputs(*arguments)), key)
     torch.library.register_fake(

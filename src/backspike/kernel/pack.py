@@ -1,7 +1,8 @@
-"""Spikes kept as bits: a tensor in 1, 4 or 8 bits an element where its values allow it, and back, bit for bit.
+"""Pack a tensor of spikes into 1, 4 or 8 bits per element, and unpack it bit for bit.
 
-1 bit holds 0 and 1; 4 and 8 bits hold k / 4 up to 15 / 4 and 255 / 4: pooled and summed spikes. Whether the values allow
-it is found out by comparing every one of them (`pack.c`); a tensor that does not fit is kept as it is.
+1 bit holds 0 and 1; 4 and 8 bits hold multiples of 1/4 up to 15/4 and 255/4, as in pooled and
+summed spikes. `pack.c` compares every value to see whether it fits; a tensor with any other value
+is not packed.
 """
 
 from __future__ import annotations
@@ -16,29 +17,32 @@ from . import layout
 from .cpu import library
 
 _SUFFIX = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
-_GRAIN = 65536  # elements that are worth a thread
+_GRAIN = 65536  # elements per thread, below which another thread does not pay
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A tensor packed by `pack`. `bits` is 0 where `codes` is the tensor itself."""
+    """A tensor packed by `pack`; if `bits` is 0, `codes` is the tensor itself."""
 
     codes: Tensor
     bits: int
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
-    nonzero: int | None  # how many elements are not zero; None where the tensor did not fit
+    nonzero: int | None  # number of nonzero elements; None if the tensor did not fit
 
     def unpack(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor, with its strides; in another floating dtype if asked, which every code fits exactly."""
+        """The tensor with its strides, by default in its dtype.
+
+        Every floating-point dtype represents the codes exactly.
+        """
         dtype = dtype or self.dtype
         if not self.bits:
             return self.codes.to(dtype)
         x = torch.empty_strided(self.shape, self.stride, dtype=dtype, device=self.codes.device)
         n = x.numel()
         if x.device.type != "cpu":
-            from .triton.lif import unpack  # which wrote them
+            from .triton.lif import unpack  # its kernels wrote the codes
 
             unpack(self.codes, x)
             return x
@@ -49,11 +53,16 @@ class Packed:
 
     @property
     def density(self) -> float | None:
+        """The fraction of nonzero elements; None if the tensor did not fit."""
         return None if self.nonzero is None else self.nonzero / max(self.shape.numel(), 1)
 
 
 def pack(x: Tensor) -> Packed:
-    """x (any shape) in the fewest bits that hold it exactly. Each number tried is a pass over x, ended by the first misfit."""
+    """Pack x (any shape) into the fewest bits that represent it exactly.
+
+    Each number of bits that is tried takes one pass over x, which stops at the first value that
+    does not fit.
+    """
     x = x.detach()
     if (
         library.available()
@@ -74,7 +83,7 @@ def pack(x: Tensor) -> Packed:
 
 
 def count(bits: Tensor) -> int:
-    """How many bits of a uint8 tensor are set."""
+    """The number of set bits in a uint8 tensor."""
     return library.function("pack_count")(_pointer(bits), _number(bits.numel()))
 
 

@@ -1,17 +1,19 @@
-"""The definition: the recursion in plain torch, differentiated by autograd. Everything else is held to this file.
+"""The definition: the recursion in plain torch, differentiated by autograd.
 
-It keeps a graph over all T, whatever `memory` says, and is meant to be read and compared with, not to be fast.
+All other backends are tested against this file. It builds a graph over all T whatever `memory`
+says, and is written to be read and compared with, not to be fast.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..options import CLIF
+from .autograd import Context, refuse_double_backward
 from .call import Moments, Result
 from .coefficients import leak, over_channels, rest, state_dtype
 from .mask import dropped_at
@@ -22,16 +24,18 @@ if TYPE_CHECKING:
 
 
 def refuses(call: Call) -> str | None:
+    """None: this backend accepts every call."""
     return None
 
 
 def run(call: Call) -> Result:
+    """The outputs of the call, with an autograd graph over all T."""
     neuron, record, complementary = call.neuron, call.record, isinstance(call.neuron, CLIF)
     x = call.x.expand(call.repeats, *call.x.shape[1:]) if call.repeats > 1 else call.x
     lam, offset, gain = leak(call.tau, x, neuron.v_reset, neuron.decay_input)
     dtype = state_dtype(x)
     v = torch.full_like(x[0], rest(neuron.v_reset), dtype=dtype) if call.v0 is None else call.v0
-    m = torch.zeros_like(x[0], dtype=dtype)  # of the complementary neuron
+    m = torch.zeros_like(x[0], dtype=dtype)  # used by CLIF only
     if complementary and call.v0 is not None:
         v, m = call.v0
     theta = over_channels(call.theta, x)
@@ -65,7 +69,7 @@ def run(call: Call) -> Result:
 
 
 def _active(u_seq: Tensor, theta: float | Tensor, call: Call) -> Tensor:
-    """Where the line in `surrogate_spike` has a slope."""
+    """Where the line in `surrogate_spike` has a nonzero slope, packed as bits."""
     z = u_seq - (theta.detach() if isinstance(theta, Tensor) else theta)
     y = z if call.width is None else z / over_channels(call.width.detach().to(z.dtype), call.x)
     h = call.neuron.base.derivative(y)
@@ -77,36 +81,33 @@ def _active(u_seq: Tensor, theta: float | Tensor, call: Call) -> Tensor:
 
 
 def membrane_moments(u_seq: Tensor) -> Moments:
+    """The moments of the membrane `[T, B, ...]` over batch and space."""
     T, C = u_seq.shape[0], u_seq.shape[2] if u_seq.dim() > 2 else 1
     samples = u_seq.double().reshape(T, -1, C, u_seq.shape[3:].numel())
     return Moments(samples.mean((1, 3)), (samples**2).mean((1, 3)))
 
 
-class _Once(torch.autograd.Function):
-    """The identity, whose gradient has none: the slope of the line below is no function of u."""
+class _OnceDifferentiable(torch.autograd.Function):
+    """The identity, differentiable once: the slope of the line below is not a function of u."""
 
     @staticmethod
-    def forward(ctx: Any, s: Tensor) -> Tensor:
+    def forward(ctx: Context, s: Tensor) -> Tensor:
         return s.view_as(s)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "backspike: double backward through a spiking layer is not defined; "
-                "use create_graph=False"
-            )
+    def backward(ctx: Context, g: Tensor) -> Tensor:
+        refuse_double_backward()
         return g
 
 
 def surrogate_spike(u: Tensor, theta: float | Tensor, t: int, call: Call) -> Tensor:
-    """A step forward; backward, a line of slope h through z = u - theta (z/w for a learned width w)."""
-    return _Once.apply(_line(u, theta, t, call))
+    """Forward, a step function; backward, a line of slope h in z = u - theta (z/w with width w)."""
+    return _OnceDifferentiable.apply(_spike_line(u, theta, t, call))
 
 
-def _line(u: Tensor, theta: float | Tensor, t: int, call: Call) -> Tensor:
+def _spike_line(u: Tensor, theta: float | Tensor, t: int, call: Call) -> Tensor:
     neuron = call.neuron
-    # an Integrator; z - z.detach() would be NaN
+    # an Integrator never spikes, and z - z.detach() would be NaN
     if not isinstance(theta, Tensor) and math.isinf(theta):
         return torch.zeros_like(u)
     z = u - theta

@@ -1,16 +1,17 @@
-"""What a neuron keeps for its backward pass: `memory=` of `bs.lif`, and the codes of the membrane, once in torch.
+"""What a neuron saves for backward (`memory=` of `bs.lif`), and the codes of the membrane in torch.
 
     "exact"       u in the dtype of the state
     "bfloat16"    z = u - theta rounded to bfloat16
     "8bit"        z in 8 bits: steps of reach / 128 from -reach to reach, saturated beyond
     "1bit"        whether h is 0; exact, and only for Rectangle with the soft reset
-    "recompute"   nothing but x, from which u is computed once more; exact
-    "checkpoint"  for a neuron alone the same as "recompute"
+    "recompute"   only x, from which backward computes u again; exact
+    "checkpoint"  the same as "recompute" for a neuron outside a block
 
-In both rounded forms the sign of the code says whether the neuron fired, so the spikes of the backward pass are those of the
-forward pass. With a learned width w the 8 bits hold z / w. Only gradients are rounded: with ATan, Triangle and Sigmoid by about
-1 % (8 bits) and 0.2 % (bfloat16) of their norm, with SuperSpike by 3 % (8 bits). Rectangle jumps: in bfloat16 its
-edges make 4 %; there choose "1bit" or "recompute".
+In both rounded forms the sign of the code says whether the neuron fired, so the backward pass sees
+the spikes of the forward pass. With a learned width w the 8 bits hold z / w. Only gradients are
+rounded: with ATan, Triangle and Sigmoid by about 1 % (8 bits) and 0.2 % (bfloat16) of their norm,
+with SuperSpike by 3 % (8 bits). Rectangle is discontinuous: in bfloat16 its edges cause an error of
+4 %, so use "1bit" or "recompute" with it.
 """
 
 from __future__ import annotations
@@ -28,53 +29,64 @@ ROUNDED = ("bfloat16", "8bit")
 
 
 def needs(neuron: LIF, theta: float | Tensor) -> str | None:
-    """What this form of memory asks of the neuron and does not find; None if nothing."""
+    """The requirement of `neuron.memory` that the neuron does not meet; None if it meets all."""
     memory, (mask, parametric, base) = neuron.memory, unwrap(neuron.surrogate)
     if memory not in MEMORIES:
-        return f"is one of {', '.join(MEMORIES)}"
+        return f"must be one of {', '.join(MEMORIES)}"
     binary = is_family(base) and base.binary
-    whole = parametric is None and (mask is None or not mask.replace)
-    if memory == "1bit" and not (binary and whole and neuron.soft):
-        return "needs surrogate=Rectangle(...), masked or not but without replace, and v_reset=None; choose '8bit' or 'recompute'"
+    plain = parametric is None and (mask is None or not mask.replace)
+    if memory == "1bit" and not (binary and plain and neuron.soft):
+        return (
+            "needs surrogate=Rectangle(...), masked or not but without replace, and v_reset=None;"
+            " choose '8bit' or 'recompute'"
+        )
     if memory in ROUNDED and not isinstance(theta, Tensor) and theta == math.inf:
-        return "needs a finite v_threshold, since the distance to it is kept; choose 'exact'"
+        return "needs a finite v_threshold, because it saves the distance to it; choose 'exact'"
     return None
 
 
 def lacks(
     memory: str, *, tau: float | Tensor | None, theta: float | Tensor | None, moments: bool
 ) -> str | None:
-    """Which gradient this form of memory cannot give; None if it can give all that are wanted."""
-    wanted = {"tau": tau, "v_threshold": theta}
-    learned = {name for name, p in wanted.items() if isinstance(p, Tensor) and p.requires_grad}
+    """Which gradient this kind of `memory` cannot provide; None if it provides all needed ones."""
+    parameters = {"tau": tau, "v_threshold": theta}
+    learned = {name for name, p in parameters.items() if isinstance(p, Tensor) and p.requires_grad}
     if memory == "1bit" and learned:
         return f"gives no gradient for {', '.join(sorted(learned))}; choose 'recompute'"
     if memory == "8bit" and "tau" in learned:
-        return "gives no gradient for tau, which depends on membranes far from the threshold; choose 'bfloat16' or 'recompute'"
+        return (
+            "gives no gradient for tau, which depends on membranes far from the threshold;"
+            " choose 'bfloat16' or 'recompute'"
+        )
     if memory in ("1bit", "8bit") and moments:
-        return "gives no gradient for the moments of the membrane (PotentialAdjustment); choose 'bfloat16' or 'recompute'"
+        return (
+            "gives no gradient for the moments of the membrane (PotentialAdjustment);"
+            " choose 'bfloat16' or 'recompute'"
+        )
     return None
 
 
 def reach(
     surrogate: Surrogate, replace: Surrogate | None = None, device: torch.device | None = None
 ) -> Tensor:
-    """Where 8 bits end: twice the smallest power of two at which the derivative is at most a tenth of its largest value.
+    """The largest abs(z) that 8 bits represent, as a 0-dim tensor.
 
-    A derivative of compact support is so covered, and zero where the code is saturated. 2 for ATan(alpha=2). A 0-dim tensor.
+    This is twice the smallest power of two at which the derivative is at most a tenth of its
+    maximum: 2 for ATan(alpha=2). A derivative with compact support is therefore covered completely
+    and is zero wherever the code saturates.
     """
     r = 2.0 ** torch.arange(-12, 13, dtype=torch.float64, device=device)
     z = torch.linspace(-1, 1, 257, dtype=torch.float64, device=device)
-    ends = []
+    reaches = []
     for s in (surrogate, replace):
         if s is not None:
             low = (
                 s.derivative(torch.stack((-r, r))).amax(0)
                 <= s.derivative(r[:, None] * z).max() / 10
             )
-            ends.append(torch.where(low, 2 * r, math.inf).amin())
-    end = torch.stack(ends).amax()
-    return torch.where(end.isinf(), 2.0, end)
+            reaches.append(torch.where(low, 2 * r, math.inf).amin())
+    largest = torch.stack(reaches).amax()
+    return torch.where(largest.isinf(), 2.0, largest)
 
 
 def encode(
@@ -84,7 +96,7 @@ def encode(
     width: Tensor | None,
     reach: float | Tensor | None,
 ) -> Tensor:
-    """The code of the membrane u: bfloat16, or uint8 with 128 and above where the neuron fired."""
+    """Encode the membrane u: as bfloat16, or as uint8 with at least 128 where the neuron fired."""
     z, fired = u - theta, u >= theta
     if memory == "bfloat16":
         return torch.copysign(
@@ -106,7 +118,7 @@ def decode(
     reach: float | Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The membrane that a code stands for, on the side of the threshold where it was."""
+    """The membrane that a code represents, on the correct side of the threshold."""
     if memory == "bfloat16":
         z, fired = code.to(dtype), ~torch.signbit(code)
     else:
@@ -120,7 +132,7 @@ def decode(
 
 
 def pack(flags: Tensor) -> Tensor:
-    """uint8: bit i of byte k is element 8 k + i of the flags in C order; the last byte is filled with zeros."""
+    """Pack flags as uint8: bit i of byte k is element 8 k + i in C order, padded with zeros."""
     flags = torch.nn.functional.pad(
         flags.reshape(-1).to(torch.uint8), (0, -flags.numel() % 8)
     ).view(-1, 8)
@@ -130,6 +142,6 @@ def pack(flags: Tensor) -> Tensor:
 
 
 def unpack(bits: Tensor, n: int) -> Tensor:
-    """The first n flags, as bool."""
+    """The first n flags of `pack`, as bool."""
     flags = bits[:, None] >> torch.arange(8, dtype=torch.uint8, device=bits.device) & 1
     return flags.reshape(-1)[:n].bool()

@@ -1,1 +1,1 @@
-"""Layers around neurons: over time, norms, synapses, fused blocks, sequences."""
+"""Layers around neurons: `OverTime`, norms, synaptic layers, fused blocks, `Sequential`."""

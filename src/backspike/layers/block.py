@@ -1,8 +1,8 @@
-"""A spiking block: product (convolution or linear), BatchNorm, neuron and pool, as one op where nothing forbids it.
+"""A spiking block: synaptic layer, BatchNorm, neuron and pool, fused into one op where possible.
 
-`block(x, product, norm, neuron, pool)` is what calling the four one after the other gives, to rounding. A hook on any of them
-still fires, because then that one is called. BatchNorm, neuron and 2x2 pool together keep the output of the product and
-nothing else.
+`block(x, product, norm, neuron, pool)` equals calling the four modules in turn, up to rounding.
+Hooks still fire: a module with hooks is called by itself. Fused BatchNorm, neuron and 2x2 pool save
+only the output of the synaptic layer for backward.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from .over_time import (
     BATCH_NORMS,
     SYNAPSES,
     apply_once,
+    check_input,
     is_plain,
     over_time,
     pool_kind,
@@ -37,7 +38,7 @@ from .over_time import (
 )
 from .sparsity import SparsityPlan
 
-_MANY = 1 << 20  # samples, of a product that is large enough
+_MANY = 1 << 20  # samples; enough for any way of computing to pay off
 
 
 def block(
@@ -47,21 +48,30 @@ def block(
     neuron: nn.Module | None = None,
     pool: nn.Module | None = None,
 ) -> Tensor:
-    """pool(neuron(norm(product(x)))) over time, `[T, B, ...] -> [T, B, ...]`; what is None is left out.
+    """pool(neuron(norm(product(x)))) over time, `[T, B, ...] -> [T, B, ...]`; None leaves one out.
 
-    product: torch's convolution or linear layer; norm: its BatchNorm, with statistics over time, batch and space; neuron:
-    `bs.LIF`; pool: torch's. Other modules, and modules that someone hooked into, are called one after the other.
+    product: the synaptic layer, a convolution or linear layer of torch.
+    norm: torch's BatchNorm; statistics are taken over time, batch and space.
+    neuron: `bs.LIF`. pool: torch's.
+    Other modules, and modules with hooks, are called one after the other.
+
+    Raises TypeError if x is not a tensor, and ValueError if it lacks a dimension.
     """
     return Block(product, norm, neuron, pool).run(x)
 
 
 @dataclass(frozen=True)
 class BlockInput:
-    """What a block took in: what its product gives, `[1, B, ...]` where it repeats over T; or its input, to be multiplied."""
+    """The input of a block's norm and neuron.
+
+    x: the output of the synaptic layer, `[1, B, ...]` if it repeats over T; or, with repeats=None,
+    the input of the synaptic layer, which then runs inside an activation checkpoint.
+    info: information about the spikes x from the neuron that emitted them.
+    """
 
     x: Tensor
-    repeats: int | None  # None: x is the input
-    sent: SpikeInfo | None = None
+    repeats: int | None
+    info: SpikeInfo | None = None
 
     def over_time(self) -> Tensor:
         """[T, B, ...]."""
@@ -74,7 +84,7 @@ class BlockInput:
 
 @dataclass(frozen=True)
 class Block:
-    """The layers of a block, and how they run."""
+    """The layers of a block, and how they are run."""
 
     product: nn.Module | None = None
     norm: nn.Module | None = None
@@ -84,66 +94,69 @@ class Block:
     def run(self, x: Tensor) -> Tensor:
         return run_blocks([self], x)
 
-    def run_synapse(self, x: Tensor, sent: SpikeInfo | None = None) -> BlockInput:
-        """What `fire` goes on with: the product of x. x is not in it, so that its memory is free before the neurons fire.
+    def run_synapse(self, x: Tensor, info: SpikeInfo | None = None) -> BlockInput:
+        """Run the synaptic layer; `run_neuron` continues from the result.
 
-        sent: what the neuron that sent x says of it.
+        Split in two so that the memory of x can be freed before the neurons run.
+        info: information about x from the neuron that emitted it.
         """
+        check_input(x, _present(self.product, self.norm))
         if self.neuron is None:
-            return BlockInput(*apply_once(x, _present(self.product, self.norm, self.pool), sent))
-        if self._multiplies_again():
-            return BlockInput(x, None, sent)
-        return BlockInput(*apply_once(x, _present(self.product), sent))
+            return BlockInput(*apply_once(x, _present(self.product, self.norm, self.pool), info))
+        if self._recomputes():
+            return BlockInput(x, None, info)
+        return BlockInput(*apply_once(x, _present(self.product), info))
 
     def run_neuron(
-        self, taken: BlockInput, reader: nn.Linear | None = None
+        self, inputs: BlockInput, reader: nn.Linear | None = None
     ) -> tuple[Tensor, SpikeInfo | None]:
-        """The spikes, and what their neuron says of them, if it is of use to their `reader`."""
+        """Return the spikes, and information about them for the layer that reads them next."""
         neuron = self.neuron
         if neuron is None:
-            return taken.over_time(), None
-        if not isinstance(neuron, LIF) or self._why_apart():
-            return over_time(self._apart(taken.over_time(), neuron), _present(self.pool)), None
-        result = self._result(taken, neuron, reader if self.pool is None else None)
-        if self.pool is not None and self.why_pool_apart():
+            return inputs.over_time(), None
+        if not isinstance(neuron, LIF) or self._why_separate():
+            return over_time(
+                self._call_separately(inputs.over_time(), neuron), _present(self.pool)
+            ), None
+        result = self._result(inputs, neuron, reader if self.pool is None else None)
+        if self.pool is not None and self.why_pool_separate():
             return over_time(result.spikes, _present(self.pool)), None
         return result.spikes, SpikeInfo.from_result(result)
 
-    def add_to(self, other: Tensor, taken: BlockInput) -> Tensor:
-        """The spikes added to `other`, as at the end of a residual block; in the neuron's op where norm and neuron are one."""
+    def add_to(self, other: Tensor, inputs: BlockInput) -> Tensor:
+        """Add the spikes to `other`, as at the end of a residual block; fused where possible."""
         neuron = self.neuron
-        if not isinstance(neuron, LIF) or self.norm is None or self._why_apart():
-            return self.run_neuron(taken)[0] + other
-        if neuron.watchers or self.pool is not None or taken.repeats is None:
-            return self.run_neuron(taken)[0] + other
-        return self._result(taken, neuron, None, other).spikes
+        if not isinstance(neuron, LIF) or self.norm is None or self._why_separate():
+            return self.run_neuron(inputs)[0] + other
+        if neuron.watchers or self.pool is not None or inputs.repeats is None:
+            return self.run_neuron(inputs)[0] + other
+        return self._result(inputs, neuron, None, other).spikes
 
-    def _why_apart(self) -> str:
-        """Why the neuron is called, apart from product and norm; "" where it is not."""
-        return why_called(self.neuron) or ("" if self.norm is None else self.why_norm_apart())
+    def _why_separate(self) -> str:
+        """Why the neuron is called as a separate module; "" if it is not."""
+        return why_called(self.neuron) or ("" if self.norm is None else self.why_norm_separate())
 
-    def _multiplies_again(self) -> bool:
-        """Whether the product's input is kept and multiplied again in the backward pass."""
-        again = (
+    def _recomputes(self) -> bool:
+        """Whether backward recomputes the block from its input (activation checkpointing)."""
+        checkpointed = (
             isinstance(self.neuron, LIF)
             and self.neuron.memory == "checkpoint"
             and is_plain(self.product, SYNAPSES)
             and not any(w.membrane for w in self.neuron.watchers)
         )
-        return again and not self._why_apart()
+        return checkpointed and not self._why_separate()
 
-    def _apart(self, y: Tensor, neuron: nn.Module) -> Any:
-        """The neuron, called on the norm of what the product gave."""
+    def _call_separately(self, y: Tensor, neuron: nn.Module) -> Any:
+        """Call norm and neuron, as separate modules, on the output y of the synaptic layer."""
         if self.norm is None:
             return neuron(y)
-        # in the state's dtype, as the op that joins them computes: hooked into, recorded or not, the spikes are the same
-        narrow = any(
-            p.dtype.itemsize == 2 for p in self.norm.parameters()
-        )  # torch's norms take no wider input than these
+        # The norm runs in the dtype of the state, as in the fused op, so that the spikes do not
+        # depend on hooks or recording; but torch's norms take no input wider than their parameters.
+        narrow = any(p.dtype.itemsize == 2 for p in self.norm.parameters())
         return neuron(over_time(y if narrow else y.to(state_dtype(y)), [self.norm])).to(y.dtype)
 
-    def why_norm_apart(self) -> str:
-        """Why the norm does not run as one op with the neuron; "" where it does."""
+    def why_norm_separate(self) -> str:
+        """Why the norm is not fused with the neuron; "" if it is."""
         if self.norm is None:
             return "there is none"
         if any(w.membrane for w in getattr(self.neuron, "watchers", ())):
@@ -151,29 +164,29 @@ class Block:
         if type(self.norm) not in BATCH_NORMS:
             return f"{type(self.norm).__name__} is not torch's BatchNorm"
         if getattr(self.norm, "synced", False) and self.norm.training:
-            return "its statistics are summed over ranks"
+            return "its statistics are shared between ranks"
         return "" if is_plain(self.norm, BATCH_NORMS) else "it has hooks"
 
-    def why_pool_apart(self) -> str:
-        """Why the pool does not run as one op with norm and neuron; "" where it does."""
-        if self.why_norm_apart():
-            return "only with a BatchNorm before the neuron they are one"
+    def why_pool_separate(self) -> str:
+        """Why the pool is not fused with norm and neuron; "" if it is."""
+        if self.why_norm_separate():
+            return "fused only with a BatchNorm before the neuron"
         if isinstance(self.neuron, LIF) and self.neuron.watchers:
             return "the spikes are watched"
-        return "" if pool_kind(self.pool) else "it is not torch's pool of 2x2 or has hooks"
+        return "" if pool_kind(self.pool) else "it is not torch's 2x2 pool, or has hooks"
 
     def _result(
-        self, taken: BlockInput, neuron: LIF, reader: nn.Linear | None, add: Tensor | None = None
+        self, inputs: BlockInput, neuron: LIF, reader: nn.Linear | None, add: Tensor | None = None
     ) -> Result:
-        """Of the neuron, with its spikes pooled where the pool is joined."""
-        x = taken.x
+        """Run norm and neuron, and the pool if it is fused."""
+        x = inputs.x
         neuron.begin(x.device)
-        pool = None if self.pool is None or self.why_pool_apart() else pool_kind(self.pool)
+        pool = None if self.pool is None or self.why_pool_separate() else pool_kind(self.pool)
         # x has as many dimensions as what the product makes of it
         norm = None if self.norm is None else batch_norm_arguments(self.norm, x[0])
         seen = neuron.streams or bool(neuron.watchers)
         record = neuron.record()
-        # whoever records the spikes may ask for their gradient, which is then needed everywhere
+        # recorded spikes may be asked for their gradient, which is then needed everywhere
         alone = norm is None and not record.membrane
         record = record._replace(
             active=alone and reader is not None and _may_be_sampled(neuron, reader),
@@ -182,10 +195,10 @@ class Block:
         )
         part = _Part(
             self.product,
-            taken.sent,
+            inputs.info,
             norm,
             pool,
-            neuron.initial_state(None, x if taken.repeats else None),
+            neuron.initial_state(None, x if inputs.repeats else None),
             neuron.options,
             neuron.constants(),
             neuron.mask_seed(),
@@ -193,29 +206,29 @@ class Block:
             record,
             add,
         )
-        result = part.recomputed(x) if taken.repeats is None else part.result(x, taken.repeats)
+        result = part.recomputed(x) if inputs.repeats is None else part.result(x, inputs.repeats)
         if seen:
             neuron.see(Output(result.spikes, result.state, result.membrane), result.moments)
         return result
 
 
 def run_blocks(blocks: Iterable[Block], x: Any, add: Tensor | None = None) -> Tensor:
-    """The blocks one after the other on x `[T, B, ...]`; add: what the spikes of the last one are added to."""
+    """Run the blocks in turn on x `[T, B, ...]`; add: a tensor to add to the last spikes."""
     *before, last = blocks
-    sent: SpikeInfo | None = None
+    info: SpikeInfo | None = None
     for block in before:
-        x = block.run_synapse(x, sent)  # what came in is let go of before the neurons fire
-        x, sent = block.run_neuron(x)
-    x = last.run_synapse(x, sent)
+        x = block.run_synapse(x, info)  # frees the memory of x before the neurons run
+        x, info = block.run_neuron(x)
+    x = last.run_synapse(x, info)
     return last.run_neuron(x)[0] if add is None else last.add_to(add, x)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What a block computes in one forward pass: modules, and the tensors and options that they have in it."""
+    """What a block computes in one forward pass: its modules, and their tensors and options."""
 
     product: nn.Module | None
-    sent: SpikeInfo | None
+    info: SpikeInfo | None
     norm: Norm | None
     pool: str | None
     v0: Tensor | None
@@ -227,7 +240,7 @@ class _Part:
     add: Tensor | None = None
 
     def result(self, y: Tensor, repeats: int) -> Result:
-        """Of what the product gave."""
+        """Run norm, neuron and pool on the output y of the synaptic layer."""
         mask, backend = (self.seed, self.mask_p), self.neuron.backend
         call = prepare(y, self.v0, self.neuron, self.constants, *mask, repeats, self.record)
         if self.norm is None:
@@ -235,37 +248,37 @@ class _Part:
         return norm_lif(call, self.norm, self.pool, backend, self.record.state, self.add)
 
     def recomputed(self, x: Tensor) -> Result:
-        """Of what the product will give for x; for the backward pass x and what learns are kept, the rest is computed again."""
+        """Run the whole block on x; save only x and the learned tensors, and recompute the rest."""
         T = len(x)
-        kept = x[:1] if repeats_over_time(x) else x.contiguous() if x.stride(0) == 0 else x
+        saved = x[:1] if repeats_over_time(x) else x.contiguous() if x.stride(0) == 0 else x
 
         def run(again: bool, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-            # on copies without a graph both times: other ways of a product could round otherwise
+            # detached both times: another way of computing the synaptic layer could round otherwise
             tensors = (
                 tensors if again else tuple(None if t is None else t.detach() for t in tensors)
             )
             part = self._on(tensors, again)
             result = part.result(
-                *apply_once(x.expand(T, *x.shape[1:]), _present(part.product), part.sent)
+                *apply_once(x.expand(T, *x.shape[1:]), _present(part.product), part.info)
             )
             return result.spikes, result.state, *(result.moments or (None, None)), result.active
 
-        spikes, state, *moments, active = checkpoint(run, kept, *self._tensors())
+        spikes, state, *moments, active = checkpoint(run, saved, *self._tensors())
         assert spikes is not None
         assert state is not None
         mean, square = moments
-        taken = None if mean is None or square is None else kernel.Moments(mean, square)
-        return Result(spikes, state, None, taken, active)
+        both = None if mean is None or square is None else kernel.Moments(mean, square)
+        return Result(spikes, state, None, both, active)
 
     def _tensors(self) -> list[Tensor | None]:
-        """What learns in it, in the order of `_on`."""
+        """Its learned tensors, in the order of `_on`."""
         p = dict(self.product.named_parameters()) if self.product is not None else {}
         affine = (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
         constants = map(as_tensor, self.constants)
         return [p.get("weight"), p.get("bias"), *affine, self.v0, *constants]
 
     def _on(self, tensors: Sequence[Tensor | None], again: bool) -> _Part:
-        """The same part on other tensors; the second time the running statistics stay as they are."""
+        """The same part with other tensors; again=True: do not update running statistics."""
         weight, bias, gamma, beta, v0, *constants = tensors
         product, norm = self.product, self.norm
         if product is not None:
@@ -284,24 +297,22 @@ def _present(*layers: nn.Module | None) -> Sequence[nn.Module]:
 
 
 def why_called(neuron: nn.Module | None) -> str:
-    """Why a neuron is called as a module, apart from the other layers of its block; "" where it is not."""
+    """Why a neuron is called as a module, apart from the rest of its block; "" if it is not."""
     if torch.compiler.is_compiling():
         return "under torch.compile"
-    return "" if is_plain(neuron, (LIF, IF, PLIF)) else "it is no LIF, IF or PLIF, or has hooks"
+    return "" if is_plain(neuron, (LIF, IF, PLIF)) else "it is not LIF, IF or PLIF, or has hooks"
 
 
 def _may_be_sampled(neuron: LIF, reader: nn.Linear) -> bool:
-    """Whether a gradient of the spikes may be wanted at so few places that their reader should compute it there alone."""
+    """Whether so few spikes may need a gradient that their reader should compute only those."""
     if reader.weight.device.type != "cpu":
-        return False  # and reading the mask's probability would wait for the device
+        return False  # and reading the mask probability would wait for the device
     mask, _, base = unwrap(neuron.surrogate)
-    # the part of the neurons that want it wherever their potential is
+    # fraction of neurons that need a gradient whatever their potential is
     everywhere = float(not _bounded(base))
     if mask is not None and neuron.mask_p is not None:
-        p, replaced = (
-            float(neuron.mask_p),
-            mask.replace is not None and not _bounded(mask.replace),
-        )
+        p = float(neuron.mask_p)
+        replaced = mask.replace is not None and not _bounded(mask.replace)
         everywhere = (1 - p) * everywhere + p * replaced
     at_best = SparsityPlan().decide(
         torch.float32, _MANY, reader.in_features, reader.out_features, None, everywhere

@@ -1,7 +1,8 @@
-"""Computing a block again for its backward pass instead of keeping what it computed.
+"""Activation checkpointing: recompute a block in backward instead of saving its activations.
 
-Of a block the input is kept, as bits where its values allow it, and the tensors that the block learns; the product, the
-normalised current and the membrane are computed once more from them, by the same functions under the same autocast.
+Saved are the input of the block, as bits if its values allow it, and the learned tensors. The
+output of the synaptic layer, the normalised current and the membrane are recomputed from them by
+the same functions under the same autocast settings.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from torch import Tensor, nn
 
 from ..kernel.pack import pack
 
-# (again, x, *tensors) -> outputs; again: the second time, in which nothing outside may change and nothing be drawn
+# (again, x, *tensors) -> outputs. again=True is the recomputation, which must not change buffers or
+# draw random numbers.
 Run = Callable[..., tuple[Tensor | None, ...]]
 
 
 def checkpoint(run: Run, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """run(False, x, *tensors), of which only x and the tensors are kept; for backward run(True, x, *tensors) is differentiated.
+    """Return run(False, x, *tensors), saving only x and the tensors; backward differentiates
+    run(True, x, *tensors).
 
-    What learns in `run` must come from the tensors that it is given: they are copies without a graph.
+    `run` must take all learned tensors from its arguments, which are detached.
     """
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors)):
         return _Checkpoint.apply(run, x, *tensors)
@@ -29,9 +32,9 @@ def checkpoint(run: Run, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | N
 
 
 def with_parameters(layer: nn.Module, parameters: dict[str, Tensor | None]) -> nn.Module:
-    """The same layer on other parameters; the layer itself stays as it is.
+    """A copy of the layer with other parameters; the layer itself is unchanged.
 
-    It has no choice of products: that is made anew, and so in the same way, each time that something is computed.
+    The copy has no sparsity plan, so every computation makes the same decisions afresh.
     """
     twin = type(layer).__new__(type(layer))
     twin.__dict__.update(layer.__dict__)
@@ -43,9 +46,10 @@ def with_parameters(layer: nn.Module, parameters: dict[str, Tensor | None]) -> n
 class _Checkpoint(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Run, x: Tensor, *tensors: Tensor | None) -> Any:
-        kept = pack(x)
-        ctx.run, ctx.packed = run, kept if kept.bits else None
-        ctx.save_for_backward(None if kept.bits else x, *tensors)
+        packed = pack(x)
+        ctx.run = run
+        ctx.packed = packed if packed.bits else None
+        ctx.save_for_backward(None if packed.bits else x, *tensors)
         kind = x.device.type
         ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         ctx.set_materialize_grads(False)
@@ -55,26 +59,27 @@ class _Checkpoint(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "backspike: double backward through a spiking layer is not defined; use create_graph=False"
+                "backspike: double backward through a spiking layer is not defined; "
+                "use create_graph=False"
             )
         x, *tensors = ctx.saved_tensors
-        given = [ctx.packed.unpack() if x is None else x, *tensors]
+        saved = [ctx.packed.unpack() if x is None else x, *tensors]
         needs = ctx.needs_input_grad[1:]
-        given = [
-            None if t is None else t.detach().requires_grad_(need) for t, need in zip(given, needs)
+        inputs = [
+            None if t is None else t.detach().requires_grad_(need) for t, need in zip(saved, needs)
         ]
         kind, dtype, enabled = ctx.autocast
         with torch.enable_grad(), torch.autocast(kind, dtype, enabled):
-            outputs = ctx.run(True, *given)
-        known = [
+            outputs = ctx.run(True, *inputs)
+        pairs = [
             (o, g)
             for o, g in zip(outputs, grads)
             if g is not None and o is not None and o.requires_grad
         ]
-        wanted = [t for t in given if t is not None and t.requires_grad]
+        learned = [t for t in inputs if t is not None and t.requires_grad]
         found = iter(
             torch.autograd.grad(
-                [o for o, _ in known], wanted, [g for _, g in known], allow_unused=True
+                [o for o, _ in pairs], learned, [g for _, g in pairs], allow_unused=True
             )
         )
-        return None, *(next(found) if t is not None and t.requires_grad else None for t in given)
+        return None, *(next(found) if t is not None and t.requires_grad else None for t in inputs)

@@ -1,7 +1,7 @@
-"""`explain`: which kernel each spiking layer of a model runs, what runs with it as one op, and why not where it does not.
+"""`explain`: which kernel each spiking layer runs, what is fused with it, and why the rest is not.
 
-What runs together is known of `bs.Sequential`, of the networks of `bs.models`, and of any module that lists its `fusion.Block`s
-in a method `spiking_blocks()`.
+Fusion is known for `bs.Sequential`, for the networks of `bs.models`, and for any module with a
+method `spiking_blocks()` that returns its `Block`s.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .block import Block, why_called
 from .over_time import SYNAPSES, is_plain
 from .sparsity import plans
 
-_KEPT = {
+_SAVED = {
     "exact": "the membrane",
     "bfloat16": "the distance to the threshold in bfloat16",
     "8bit": "the distance to the threshold in 8 bits",
@@ -30,8 +30,12 @@ _KEPT = {
 
 
 def explain(model: nn.Module) -> str:
-    """A table as text, one line per spiking layer: its name and type, the backend and why, what it keeps for the backward pass,
-    and what runs with it as one op. A linear layer that has run says which way its products take."""
+    """Return a text table that says how each spiking layer of `model` runs.
+
+    One line per spiking layer: name, type, backend and the reason for it, what is saved for
+    backward, and what is fused with it. Linear layers that have run also say whether they computed
+    densely or from the spikes alone.
+    """
     device = next(
         (t.device for tensors in (model.parameters(), model.buffers()) for t in tensors),
         torch.device("cpu"),
@@ -42,24 +46,17 @@ def explain(model: nn.Module) -> str:
     for layer, name in names.items():
         if isinstance(layer, LIF | Integrator):
             backend, why = _backend(layer, device)
-            rows.append(
-                (
-                    name,
-                    type(layer).__name__,
-                    backend,
-                    why,
-                    _together(layer, blocks.get(layer), backend, names),
-                )
-            )
+            details = _details(layer, blocks.get(layer), backend, names)
+            rows.append((name, type(layer).__name__, backend, why, details))
         elif name in chosen:
             rows.append((name, type(layer).__name__, "cpu", chosen[name], ""))
     if not any(isinstance(layer, LIF | Integrator) for layer in names):
-        return "no spiking layer here: nothing for a kernel to do"
+        return "this model has no spiking layer"
     return Table(left("", "", "", "", ""), rows).to_text()
 
 
 def _blocks(model: nn.Module) -> dict[nn.Module | None, Block]:
-    """By neuron. Of Sequentials in one another, it is the outer one that runs the layers."""
+    """The block of each neuron. In nested Sequentials, the outermost one runs the layers."""
     found: dict[nn.Module | None, Block] = {}
     for m in model.modules():
         blocks: Any = getattr(m, "spiking_blocks", None)
@@ -71,41 +68,36 @@ def _blocks(model: nn.Module) -> dict[nn.Module | None, Block]:
 
 def _backend(layer: LIF | Integrator, device: torch.device) -> tuple[str, str]:
     x = torch.zeros(1, 1, getattr(layer, "channels", None) or 1, device=device)
-    with torch.no_grad():  # so that asking draws no seed
+    with torch.no_grad():  # draw no seed
         return kernel.choose(layer.backend, layer.prepare(x, None))
 
 
-def _together(
+def _details(
     layer: LIF | Integrator, block: Block | None, backend: str, names: dict[nn.Module, str]
 ) -> str:
-    """What it keeps, what of its block runs with it as one op, and why the rest does not."""
+    """What is saved for backward, what is fused with the neuron, and why the rest is not."""
     if not isinstance(layer, LIF):
         return ""
-    kept = f"keeps {_KEPT[layer.memory]}"
+    saved = f"saves {_SAVED[layer.memory]}"
     if block is None:
-        return kept
+        return saved
     if reason := why_called(layer):
-        return f"{kept}; called by itself: {reason}"
-    elsewhere = (
-        "" if backend in ("cpu", "triton") else f"backend {backend} runs one after the other"
-    )
+        return f"{saved}; called by itself: {reason}"
+    elsewhere = "" if backend in ("cpu", "triton") else f"backend {backend} fuses nothing"
     parts = (
-        (block.norm, elsewhere or block.why_norm_apart()),
-        (block.pool, elsewhere or block.why_pool_apart()),
+        (block.norm, elsewhere or block.why_norm_separate()),
+        (block.pool, elsewhere or block.why_pool_separate()),
     )
-    told = [
+    reasons = [
         (f"{type(part).__name__} {names.get(part, '')}".rstrip(), why)
         for part, why in parts
         if part is not None
     ]
-    joined = " and ".join(text for text, why in told if not why)
-    if (
-        layer.memory == "checkpoint"
-        and block.product is not None
-        and is_plain(block.product, SYNAPSES)
-    ):
-        kept = f"keeps the input of {names.get(block.product, type(block.product).__name__)}"
-    elif joined:
-        kept = "keeps what the norm gets"
-    apart = [f"{text} apart: {why}" for text, why in told if why]
-    return "; ".join([f"{kept}, one op with {joined}" if joined else kept, *apart])
+    fused = " and ".join(text for text, why in reasons if not why)
+    synapse = block.product
+    if layer.memory == "checkpoint" and synapse is not None and is_plain(synapse, SYNAPSES):
+        saved = f"saves the input of {names.get(synapse, type(synapse).__name__)}"
+    elif fused:
+        saved = "saves the input of the norm"
+    separate = [f"{text} not fused: {why}" for text, why in reasons if why]
+    return "; ".join([f"{saved}, fused with {fused}" if fused else saved, *separate])

@@ -1,7 +1,8 @@
-"""`from_torch`: a network written for images turned spiking, its code, its parameters and their names as they are.
+"""`from_torch`: make an image network spiking; code, parameters and their names stay the same.
 
-The network runs with T folded into the batch, `[T B, ...]`, as its code expects; the neurons that took the place of its ReLUs
-alone see `[T, B, ...]`. So every layer must treat the samples of a batch alike, and BatchNorm takes its statistics over time.
+The network runs with T folded into the batch, `[T B, ...]`, as its code expects; only the neurons
+that replace its ReLUs see `[T, B, ...]`. So every layer must treat the samples of a batch
+independently, except that BatchNorm takes its statistics over time as well.
 """
 
 from __future__ import annotations
@@ -16,12 +17,8 @@ from ..neuron.lif import LIF
 from ..neuron.streaming import Streaming
 from .over_time import OverTime
 
-_KEPT = (
-    nn.Softmax,
-    nn.Softmax2d,
-    nn.LogSoftmax,
-    nn.MultiheadAttention,
-)  # of torch.nn.modules.activation
+# members of torch.nn.modules.activation that are no activation functions to replace
+_ALLOWED = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.MultiheadAttention)
 _OF_TIME = (OverTime, Streaming)
 _BATCH_SECOND = (nn.RNNBase, nn.MultiheadAttention, nn.Transformer)  # where batch_first is not set
 
@@ -31,19 +28,22 @@ def from_torch(
     neuron: Callable[[], nn.Module] = LIF,
     replace: Sequence[type[nn.Module]] = (nn.ReLU, nn.ReLU6),
 ) -> nn.Module:
-    """A copy of `model` with `neuron()` in the place of each module of the types `replace`: `[T, B, ...] -> [T, B, ...]`.
+    """Return a copy of `model` with `neuron()` in place of each module of the types in `replace`.
 
-    Weights come along, and as neurons without learned constants add none, `load_state_dict` takes those of the original. A
-    ReLU module that the model calls twice becomes one neuron that starts from rest at both calls; `bs.streaming` refuses it.
-    A function (F.relu, torch.relu) cannot be seen and stays what it is: `bs.explain` lists what spikes. The neurons run in
-    their kernels, one layer after the other; `bs.Sequential` and the networks of `bs.models` run norms with them.
-    Raises ValueError naming the module that cannot be converted.
+    The copy maps `[T, B, ...] -> [T, B, ...]`. It has the same weights and accepts the state dict
+    of the original, unless the neurons add learned parameters.
+    A ReLU module that the model calls twice becomes one neuron that starts from rest at each call;
+    `bs.streaming` refuses it. Functions (F.relu, torch.relu) cannot be found and stay as they are;
+    `bs.explain` lists what spikes. Norms are not fused with the neurons, as they are in
+    `bs.Sequential` and in the networks of `bs.models`.
+
+    Raises ValueError naming a module that cannot be converted, or if nothing would spike.
     """
     model, time = copy.deepcopy(model), _Time()
     for name, m in list(model.named_modules()):
         if reason := _why_not(m, tuple(replace)):
             raise ValueError(f"from_torch: {name or 'the model'} is a {type(m).__name__}, {reason}")
-    # one that has several parents, or names, stays one
+    # a module with several parents or names becomes one neuron
     neurons = {m: _Folded(neuron(), time) for m in model.modules() if isinstance(m, tuple(replace))}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
@@ -52,8 +52,8 @@ def from_torch(
     if not neurons:
         wanted = ", ".join(kind.__name__ for kind in replace)
         raise ValueError(
-            f"from_torch: {type(model).__name__} holds no module of the types {wanted}, so nothing would spike; "
-            "a function such as F.relu cannot be seen: write it as a module, nn.ReLU()"
+            f"from_torch: {type(model).__name__} has no module of type {wanted}, so nothing would "
+            "spike; write functions such as F.relu as modules, nn.ReLU()"
         )
     model.register_forward_pre_hook(time.fold)
     model.register_forward_hook(time.unfold, always_call=True)
@@ -64,16 +64,17 @@ def _why_not(m: nn.Module, replaced: tuple[type, ...]) -> str:
     if isinstance(m, replaced):
         return ""
     if isinstance(m, _OF_TIME):
-        return "which sees time already; only networks of images are converted"
+        return "which has a time dimension already; only image networks can be converted"
     if isinstance(m, _BATCH_SECOND) and not getattr(m, "batch_first", True):
-        return "whose batch comes second; set batch_first=True"
-    if type(m).__module__ == "torch.nn.modules.activation" and not isinstance(m, _KEPT):
-        return f"which is no ReLU; write nn.ReLU(), or name it: replace=(nn.ReLU, nn.{type(m).__name__})"
+        return "whose batch is dimension 1; set batch_first=True"
+    if type(m).__module__ == "torch.nn.modules.activation" and not isinstance(m, _ALLOWED):
+        kind = type(m).__name__
+        return f"not a ReLU; write nn.ReLU(), or add the type: replace=(nn.ReLU, nn.{kind})"
     return ""
 
 
 class _Time:
-    """How many timesteps the batch of a converted model holds while it runs."""
+    """The number of timesteps in the batch while a converted model runs."""
 
     def __init__(self) -> None:
         self.T: int | None = None
@@ -84,7 +85,8 @@ class _Time:
         if not isinstance(x, Tensor) or x.dim() < 2 or others:
             got = f"shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(
-                f"a model of bs.from_torch takes one input [T, B, ...], got {got} and {len(others)} more"
+                f"a model from bs.from_torch takes one input [T, B, ...], got {got} "
+                f"and {len(others)} more"
             )
         self.T = len(x)
         self.ran.clear()
@@ -96,35 +98,36 @@ class _Time:
             return None
         if not isinstance(y, Tensor):
             raise TypeError(
-                f"a model of bs.from_torch must return one tensor, got {type(y).__name__}"
+                f"a model from bs.from_torch must return one tensor, got {type(y).__name__}"
             )
         return _unfolded(y, T)
 
 
 def _unfolded(x: Tensor, T: int | None) -> Tensor:
     if T is None:
-        raise RuntimeError(
-            "this is a part of a model that bs.from_torch made; call the whole model"
-        )
+        raise RuntimeError("this is part of a model from bs.from_torch; call the whole model")
     if len(x) % T:
         raise ValueError(
-            f"T={T} timesteps are not in the batch of {list(x.shape)}: a layer before has moved the dimensions"
+            f"a batch of shape {list(x.shape)} does not contain T={T} timesteps: "
+            "an earlier layer moved the dimensions"
         )
     return x.unflatten(0, (T, -1))
 
 
 class _Folded(nn.Module):
-    """A neuron among layers that see T as batch."""
+    """A neuron among layers that see time folded into the batch."""
 
     def __init__(self, neuron: nn.Module, time: _Time) -> None:
         super().__init__()
-        self.neuron, self._time = neuron, time
+        self.neuron = neuron
+        self._time = time
 
     def forward(self, x: Tensor) -> Tensor:
         x = _unfolded(x, self._time.T)
         if self in self._time.ran and getattr(self.neuron, "streams", False):
             raise RuntimeError(
-                "bs.streaming: a ReLU that the model calls twice has two states; give each call its own nn.ReLU()"
+                "bs.streaming: a ReLU that the model calls twice would need two states; "
+                "give each call its own nn.ReLU()"
             )
         self._time.ran.add(self)
         y: Tensor = self.neuron(x)

@@ -1,21 +1,21 @@
-"""MPBN: the membrane itself is normalised before it meets the threshold (Guo et al. 2023, arXiv 2308.08359).
+"""MPBN: BatchNorm of the membrane before the threshold (Guo et al. 2023, arXiv 2308.08359).
 
-    u[t] = (lam v[t-1] + rest/tau) + gain x[t]                   as in `bs.lif`
-    n[t] = w (u[t] - m[t]) / sqrt(s2[t] + eps) + b               BatchNorm of timestep t, over batch and space; w, b for all t
-    s[t] = 1 if n[t] >= theta else 0
-    v[t] = v_reset where s[t] = 1, else u[t]                     u is carried, not n
+    u[t] = (lam v[t-1] + rest/tau) + gain x[t]       as in `bs.lif`
+    n[t] = w (u[t] - m[t]) / sqrt(s2[t] + eps) + b   BatchNorm at timestep t over batch and space
+    s[t] = 1 if n[t] >= theta else 0                 (w and b are shared by all t)
+    v[t] = v_reset where s[t] = 1, else u[t]         u is carried over, not n
 
-In evaluation m and s2 are the running statistics, and n >= theta is u >= theta' with
+In evaluation m and s2 are the running statistics, and n >= theta is equivalent to u >= theta' with
 
-    theta' = (theta - b) sqrt(s2 + eps) / w + m                  where w > 0
+    theta' = (theta - b) sqrt(s2 + eps) / w + m      if w > 0
 
-so the norm costs nothing there: the neuron is a LIF with a threshold for each channel. In training the statistics of a timestep
-depend on the spikes before it, so it runs in torch step by step and keeps a graph over T.
+so the norm is free: the neuron is a LIF with a threshold per channel. In training the statistics at
+a timestep depend on earlier spikes, so it runs step by step in torch and autograd saves each step.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -29,30 +29,42 @@ from ..neuron.lif import LIF, Output, compute
 from ..options import LIF as Options
 from .norm import AnyBatchNorm
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..neuron.arguments import LayerArguments
+
 
 @has(Options)
 class MPBN(LIF):
-    """`LIF` with BatchNorm of its membrane; equations at the head of this file. channels: dimension 2 of x `[T, B, C, ...]`.
+    """`LIF` with BatchNorm of its membrane (Guo et al. 2023), `[T, B, C, ...] -> [T, B, C, ...]`.
 
-    What is learned of the norm is `norm.weight` and `norm.bias`. The surrogate sees n - theta, and who records the membrane or
-    adjusts it gets n, what meets the threshold. The reset is hard, since theta is no distance in u; other arguments are those
-    of `LIF`, and memory is "exact".
+    The threshold and the surrogate apply to the normalised membrane
+    n[t] = w (u[t] - m[t]) / sqrt(s2[t] + eps) + b, with mean and variance per timestep and channel.
+    The reset acts on u and must be hard. Recording and PDA see n.
+    channels: C, required. `norm.weight` and `norm.bias` are learned. memory: "exact" only.
+    The other arguments are those of `LIF`.
+
+    Raises ValueError for missing channels, a soft reset or another `memory`.
     """
 
     def __init__(
-        self, tau: float = Options.tau, *, channels: int | None = None, **rest: Any
+        self,
+        tau: float = Options.tau,
+        *,
+        channels: int | None = None,
+        **rest: Unpack[LayerArguments],
     ) -> None:
         if channels is None:
             raise ValueError("MPBN needs channels=, the size of dimension 2 of the input")
         super().__init__(tau, channels=channels, **rest)
         if self.options.soft:
             raise ValueError(
-                "MPBN needs a hard reset, v_reset=0.0: the threshold is one of the normalised membrane"
+                "MPBN needs a hard reset such as v_reset=0.0, "
+                "because its threshold applies to the normalised membrane"
             )
         if self.options.memory != "exact":
-            raise ValueError(
-                f"MPBN keeps a graph over T: memory must be 'exact', got {self.options.memory!r}"
-            )
+            raise ValueError(f"MPBN: memory must be 'exact', got {self.options.memory!r}")
         self.norm = AnyBatchNorm(channels)
 
     def compute(
@@ -65,7 +77,7 @@ class MPBN(LIF):
         return compute(self.prepare(x, v0, repeats, record, constants), self.options.backend)
 
     def folds(self) -> bool:
-        """Whether the norm is, for the mode and the weights as they are, a change of the threshold."""
+        """Whether the norm can be folded into the threshold in this mode, with these weights."""
         return not self.norm.training and bool((self.norm.weight > 0).all())
 
     def folded_threshold(self) -> Tensor:

@@ -1,14 +1,17 @@
-"""Norms through time: BatchNorm that knows the threshold, or the timestep, of the neurons that follow it.
+"""BatchNorm variants that take account of the threshold or of the timestep.
 
-Over n timesteps, samples and places, mean m and variance s2 of a channel are taken together; with what is learned, weight w and
-bias b of a channel and p of a timestep, and for a neuron of threshold theta that n branches lead to,
+Mean m and variance s2 of a channel are taken over timesteps, samples and positions together. w and
+b are learned per channel and p per timestep; theta is the threshold of the neuron that follows and
+n the number of branches that are added in front of it.
 
-    BatchNorm   y[t] = w (x[t] - m) / sqrt(s2 + eps) + b                        in OverTime, which folds T into the batch
-    TDBN        y[t] = w (theta / sqrt(n)) (x[t] - m) / sqrt(s2 + eps) + b      Zheng et al. 2021, arXiv 2011.05280, eq. 7
-    TEBN        y[t] = p[t] (w (x[t] - m) / sqrt(s2 + eps) + b)                 Duan et al. 2022, NeurIPS
+    BatchNorm   y[t] = w (x[t] - m) / sqrt(s2 + eps) + b          in OverTime
+    TDBN        y[t] = w (theta / sqrt(n)) (x[t] - m) / sqrt(s2 + eps) + b
+    TEBN        y[t] = p[t] (w (x[t] - m) / sqrt(s2 + eps) + b)
 
-In evaluation the running statistics stand for m and s2. The names of the parameters are those of BatchNorm. Over several ranks
-m and s2 are of a rank's own samples, or after `synced(model)` of all of them.
+TDBN: Zheng et al. 2021, arXiv 2011.05280, eq. 7. TEBN: Duan et al. 2022, NeurIPS.
+In evaluation m and s2 are the running statistics. Parameters are named as in BatchNorm. In
+distributed training each rank uses the statistics of its own samples, or, after
+`sync_batch_norm(model)`, those of all ranks.
 """
 
 from __future__ import annotations
@@ -25,14 +28,15 @@ from ..system import distributed
 
 
 def batch_norm(channels: int, branches: int = 1) -> nn.Module:
-    """torch's BatchNorm, for networks of images that may be given another norm."""
+    """torch's BatchNorm: the default `norm` of the image networks."""
     return nn.BatchNorm2d(channels)
 
 
 class AnyBatchNorm(_BatchNorm):
-    """torch's BatchNorm for inputs of any number of dimensions, `[N, C, ...] -> [N, C, ...]`.
+    """torch's BatchNorm for any number of dimensions, `[N, C, ...] -> [N, C, ...]`.
 
-    synced: in training the statistics are of the inputs of all ranks, whose sums meet in every forward and backward pass.
+    synced: in training, use the statistics of all ranks; costs one all-reduce per forward pass and
+    one per backward pass.
     """
 
     synced = False
@@ -52,15 +56,23 @@ class AnyBatchNorm(_BatchNorm):
 
 
 class SyncNorm(AnyBatchNorm):
-    """What torch's BatchNorm becomes in `synced(model)`."""
+    """The replacement of torch's BatchNorm in `sync_batch_norm`."""
 
 
 class TDBN(AnyBatchNorm):
-    """Threshold-dependent BatchNorm: what enters a neuron has the deviation of its threshold. `[N, C, ...] -> [N, C, ...]`.
+    """Threshold-dependent BatchNorm (Zheng et al. 2021, eq. 7), `[N, C, ...] -> [N, C, ...]`.
 
-    Stands where BatchNorm does, in `bs.OverTime` or `bs.block`, of any number of dimensions, and runs in the same kernels.
-    v_threshold: of the neuron that follows; branches: currents that are added before it, 2 at the end of a residual block.
-    Some libraries start `weight` at theta / sqrt(n) instead, which learns at another speed; such weights are divided by that.
+        y = w (theta / sqrt(n)) (x - m) / sqrt(s2 + eps) + b
+
+    The input of the neuron starts with a standard deviation of theta / sqrt(n). Use it wherever
+    BatchNorm goes, in `bs.OverTime` or `bs.block`; it runs in the same kernels.
+    v_threshold: theta, the threshold of the neuron that follows.
+    branches: n, the number of currents added in front of the neuron; 2 at the end of a residual
+    block.
+    Some libraries instead initialise `weight` with theta / sqrt(n), which changes its effective
+    learning rate; divide such weights by that factor.
+
+    Raises ValueError if v_threshold is not positive or branches is below 1.
     """
 
     def __init__(
@@ -75,9 +87,11 @@ class TDBN(AnyBatchNorm):
         super().__init__(channels, eps, momentum)
         if not (v_threshold > 0 and branches >= 1):
             raise ValueError(
-                f"v_threshold must be positive and branches at least 1, got {v_threshold} and {branches}"
+                "TDBN: v_threshold must be positive and branches at least 1, "
+                f"got {v_threshold} and {branches}"
             )
-        self.branches, self.v_threshold = branches, v_threshold
+        self.branches = branches
+        self.v_threshold = v_threshold
         self.factor = v_threshold / math.sqrt(branches)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,14 +111,20 @@ class TDBN(AnyBatchNorm):
         )
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, branches={self.branches}, v_threshold={self.v_threshold}, eps={self.eps}"
+        branches = f", branches={self.branches}" if self.branches != 1 else ""
+        threshold = f", v_threshold={self.v_threshold}" if self.v_threshold != 1 else ""
+        return f"{self.num_features}{branches}{threshold}" + _eps(self)
 
 
 class TEBN(AnyBatchNorm):
-    """Temporal effective BatchNorm: BatchNorm over time with a learned factor `scale` `[T]` for each timestep.
+    """Temporal effective BatchNorm (Duan et al. 2022), `[T, B, C, ...] -> [T, B, C, ...]`.
 
-    `[T, B, C, ...] -> [T, B, C, ...]`; may also stand among the layers of a `bs.OverTime`, which shows it the time. T is fixed:
-    an input with another number of timesteps is an error.
+        y[t] = scale[t] (w (x[t] - m) / sqrt(s2 + eps) + b)
+
+    BatchNorm with a learned factor per timestep, `scale` `[T]`. It may also be one of the layers of
+    `bs.OverTime`.
+
+    Raises ValueError for an input with another number of timesteps than T.
     """
 
     def __init__(self, channels: int, T: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -114,22 +134,30 @@ class TEBN(AnyBatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if len(x) != len(self.scale):
             raise ValueError(
-                f"TEBN has factors for T={len(self.scale)} timesteps, got an input of {len(x)}: {list(x.shape)}"
+                f"TEBN has factors for T={len(self.scale)} timesteps, "
+                f"got {len(x)}: shape {list(x.shape)}"
             )
         y: Tensor = super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         return y * self.scale.to(y.dtype).view(-1, *[1] * (y.dim() - 1))
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, T={len(self.scale)}, eps={self.eps}"
+        return f"{self.num_features}, T={len(self.scale)}" + _eps(self)
+
+
+def _eps(norm: AnyBatchNorm) -> str:
+    return f", eps={norm.eps}" if norm.eps != 1e-5 else ""
 
 
 def gain(norm: Any) -> Tensor | None:
-    """What normalised values are multiplied by, `[C]`; None for 1."""
+    """The factor of the normalised values, `[C]`; None means 1."""
     return norm.weight * norm.factor if isinstance(norm, TDBN) else norm.weight
 
 
 def batch_norm_arguments(norm: Any, x: Tensor) -> Norm:
-    """What torch's BatchNorm or TDBN does in a forward pass on x `[N, C, ...]`, which is counted as the module would."""
+    """What torch's BatchNorm or TDBN would compute in a forward pass on x `[N, C, ...]`.
+
+    Counts the batch as the module itself would (`num_batches_tracked`).
+    """
     norm._check_input_dim(x)
     share = 0.0 if norm.momentum is None else norm.momentum
     if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
@@ -140,36 +168,36 @@ def batch_norm_arguments(norm: Any, x: Tensor) -> Norm:
     return Norm(gain(norm), norm.bias, mean, variance, norm.training or not tracks, share, norm.eps)
 
 
-# ---- over ranks ----------------------------------------------------------------------------------------------------------
+# ---- over ranks ----------------------------------------------------------------------------------
 
 
 def sync_batch_norm(model: nn.Module) -> None:
-    """From now on every BatchNorm in the model takes its statistics, in training, from the inputs of all ranks.
+    """In training, make every BatchNorm of the model use the statistics of all ranks.
 
-    In place; parameters, buffers and their names stay. Such a norm does not run as one op with its neuron while it trains.
-    Raises ValueError for a BatchNorm of a class of the user's own, of which nobody knows what else it does.
+    In-place; parameters, buffers and their names stay the same. In training such a norm is not
+    fused with its neuron.
+    Raises ValueError for a user-defined subclass of BatchNorm, whose forward pass is unknown.
     """
     for name, m in list(model.named_modules()):
         if isinstance(m, AnyBatchNorm):
             m.synced = True
         elif type(m) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             twin = SyncNorm(m.num_features, m.eps, m.momentum, m.affine, m.track_running_stats)
-            twin._parameters, twin._buffers, twin.training, twin.synced = (
-                m._parameters,
-                m._buffers,
-                m.training,
-                True,
-            )
+            twin._parameters = m._parameters
+            twin._buffers = m._buffers
+            twin.training = m.training
+            twin.synced = True
             owner, _, child = name.rpartition(".")
             setattr(model.get_submodule(owner), child, twin)
         elif isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm):
             raise ValueError(
-                f"{name} is a {type(m).__name__}, which cannot be told to sum over ranks; set --sync_norm False"
+                f"{name} is a {type(m).__name__}, whose statistics cannot be shared between ranks; "
+                "set --sync_norm False"
             )
 
 
 def _over_ranks(n: Norm, x: Tensor) -> Tensor:
-    """BatchNorm with the mean and the variance of all ranks' x `[N, C, ...]`."""
+    """BatchNorm with mean and variance over the x `[N, C, ...]` of all ranks."""
     wide = x.float() if x.dtype.itemsize == 2 else x
     y, samples, mean, variance = _OverRanks.apply(wide, n.eps)
     track_statistics(n, int(samples), mean, variance)
@@ -182,9 +210,9 @@ def _over_ranks(n: Norm, x: Tensor) -> Tensor:
 
 
 class _OverRanks(torch.autograd.Function):
-    """y = (x - m) r with r = 1 / sqrt(s2 + eps), m and s2 over the n samples of all ranks; and n, m, s2 themselves.
+    """y = (x - m) r with r = 1 / sqrt(s2 + eps), m and s2 over the n samples of all ranks.
 
-    dL/dx = r (g - sum g / n - y sum(g y) / n), the sums over all ranks
+    Returns y, n, m and s2. dL/dx = r (g - sum g / n - y sum(g y) / n), summed over all ranks.
     """
 
     @staticmethod

@@ -1,6 +1,7 @@
-"""Layers that know about time: `OverTime` runs stateless layers on `[T, B, ...]` by folding T into the batch.
+"""`OverTime`: run stateless layers on `[T, B, ...]` by folding T into the batch.
 
-An input that repeats over T (stride 0) is computed once, and in evaluation BatchNorm is folded into the convolution before it.
+An input that repeats over T (stride 0) is computed once, and in evaluation BatchNorm is folded into
+the preceding convolution.
 """
 
 from __future__ import annotations
@@ -11,20 +12,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook  # noqa: PLC2701  (no public way to ask)
 
 from ..kernel.call import SpikeInfo
 from ..kernel.cpu.pool import avg_pool, max_pool
 from ..kernel.layout import usual_strides
+from ..neuron.prepare import check_tensor
 from ..neuron.streaming import Streaming
 from . import synapse
 from .norm import TDBN, TEBN, SyncNorm, gain
+from .synapse import has_hooks
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SYNAPSES = (*CONVOLUTIONS, nn.Linear)
 POOLS = (nn.AvgPool2d, nn.MaxPool2d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, SyncNorm, TDBN)
-# Running these on one copy of an input that repeats over T gives what running them on all T copies gives.
+# what a layer needs as input, for a clear error, and the least number of dimensions
+_INPUTS: dict[type, tuple[str, int]] = {
+    nn.Conv1d: ("[T, B, C, L]", 4),
+    nn.Conv2d: ("[T, B, C, H, W]", 5),
+    nn.Conv3d: ("[T, B, C, D, H, W]", 6),
+    nn.BatchNorm2d: ("[T, B, C, H, W]", 5),
+    nn.BatchNorm3d: ("[T, B, C, D, H, W]", 6),
+    nn.Linear: ("[T, B, ..., C]", 3),
+}
+# With these layers, one copy of an input that repeats over T gives the same result as all T copies.
 _SAME_AT_EVERY_TIMESTEP = (
     nn.modules.conv._ConvNd,
     nn.modules.batchnorm._NormBase,
@@ -42,43 +53,51 @@ _SAME_AT_EVERY_TIMESTEP = (
 
 
 class OverTime(nn.Sequential):
-    """Stateless layers, applied to every timestep: `[T, B, ...] -> [T, B, ...]` with T folded into the batch.
+    """Stateless layers applied to every timestep, `[T, B, ...] -> [T, B, ...]`.
 
-    BatchNorm so takes its statistics over time, batch and space. An input that repeats over T (made by
-    `x.expand(T, ...)`, stride 0) is computed once as far as the layers allow it. Without gradients a BatchNorm in evaluation is
-    folded into the weights of the convolution before it. A spiking layer inside is an error: it would see time as batch.
+    T is folded into the batch, so BatchNorm takes its statistics over time, batch and space. An
+    input that repeats over T (from `x.expand(T, ...)`, stride 0) is computed once where the layers
+    allow it. In evaluation, without gradients, BatchNorm is folded into the weights of the
+    preceding convolution.
+
+    Raises TypeError if a spiking layer is inside, which would mistake time for batch; when called,
+    TypeError or ValueError for an input that is not a tensor `[T, B, ...]`.
     """
 
     def __init__(self, *layers: Any) -> None:
         super().__init__(*layers)
         if any(isinstance(m, Streaming) for m in self.modules()):
             raise TypeError(
-                "OverTime folds T into the batch, so a spiking layer must stand beside it, not inside it"
+                "OverTime folds T into the batch; put spiking layers next to it, not inside it"
             )
         if {m for m in self.modules() if isinstance(m, TEBN)} - set(flatten_layers(self)):
             raise TypeError(
-                "TEBN must be one of the layers of OverTime, not within a module among them, to be shown the time"
+                "TEBN needs the time dimension: make it a direct layer of OverTime, not nested in "
+                "another module"
             )
 
     def forward(self, x: Tensor) -> Tensor:
         return over_time(x, flatten_layers(self))
 
 
-def over_time(x: Tensor, layers: Sequence[nn.Module], sent: SpikeInfo | None = None) -> Tensor:
-    """Stateless layers one after the other on `[T, B, ...]`, as `once`; what repeats over T comes out with stride 0."""
+def over_time(x: Tensor, layers: Sequence[nn.Module], info: SpikeInfo | None = None) -> Tensor:
+    """Run stateless layers in turn on `[T, B, ...]`; a result that repeats over T has stride 0."""
+    check_input(x, layers)
     if not layers:
         return x
-    y, repeats = apply_once(x, layers, sent)
+    y, repeats = apply_once(x, layers, info)
     return y.expand(repeats, *y.shape[1:]) if repeats > 1 else y
 
 
 def apply_once(
-    x: Tensor, layers: Sequence[nn.Module], sent: SpikeInfo | None = None
+    x: Tensor, layers: Sequence[nn.Module], info: SpikeInfo | None = None
 ) -> tuple[Tensor, int]:
-    """(y, repeats): `[T, B, ...]` and 1; or, where input and layers repeat over T, one copy `[1, B, ...]` and T.
+    """Run stateless layers; return (y, repeats).
 
-    sent: what the neuron that sent x says of it.
+    y is `[T, B, ...]` with repeats = 1; or, if the result repeats over T, one copy `[1, B, ...]`
+    with repeats = T. info: information about x from the neuron that emitted it.
     """
+    check_input(x, layers)
     T = len(x)
     repeats = T if repeats_over_time(x) else 1
     x = x[:1] if repeats > 1 else x
@@ -93,29 +112,41 @@ def apply_once(
             x = convolve_with_norm(layer, norm, x)
         elif isinstance(layer, TEBN):
             x = layer(x.unflatten(0, (T, B))).flatten(0, 1)
-        elif layer is first and sent is not None:
-            x = synapse.linear(x, first, sent.active, sent.bits_of(x))
-        elif layer is layers[0] and sent is not None and isinstance(layer, CONVOLUTIONS):
-            x = synapse.convolution(x, layer, sent.bits_of(x))
+        elif layer is first and info is not None:
+            x = synapse.linear(x, first, info.active, info.bits_of(x))
+        elif layer is layers[0] and info is not None and isinstance(layer, CONVOLUTIONS):
+            x = synapse.convolution(x, layer, info.bits_of(x))
         else:
             x = _apply(layer, x, repeats)
     return usual_strides(x).unflatten(0, (T // repeats, B)), repeats
 
 
+def check_input(x: Tensor, layers: Sequence[nn.Module]) -> None:
+    """Catch a missing time axis before torch reports the shape `[T B, ...]`."""
+    check_tensor(x)
+    layer = next(iter(layers), None)
+    shape, dimensions = _INPUTS.get(type(layer), ("[T, B, ...]", 2))
+    if layer is not None and x.dim() < dimensions:
+        raise ValueError(
+            f"{type(layer).__name__} needs {shape}, got shape {list(x.shape)}; "
+            "add time with x.expand(T, *x.shape)"
+        )
+
+
 def repeats_over_time(x: Tensor) -> bool:
-    """Whether x `[T, B, ...]` is one timestep in memory, and nobody asks for its gradient at each."""
-    asked = x.requires_grad and (x.is_leaf or x.retains_grad)
-    return len(x) > 1 and x.stride(0) == 0 and not asked
+    """Whether x `[T, B, ...]` holds one timestep in memory and needs no gradient per timestep."""
+    needs_each = x.requires_grad and (x.is_leaf or x.retains_grad)
+    return len(x) > 1 and x.stride(0) == 0 and not needs_each
 
 
 def first_linear(layers: Sequence[nn.Module | None]) -> nn.Linear | None:
-    """The linear layer that reads the input of these layers as it is, flattened or not."""
+    """The linear layer that reads the input of these layers directly, flattened or not."""
     first = next((layer for layer in layers if not is_plain(layer, (nn.Flatten,))), None)
     return first if isinstance(first, nn.Linear) and is_plain(first, (nn.Linear,)) else None
 
 
 def flatten_layers(layers: nn.Sequential) -> list[nn.Module]:
-    """The layers, with those of a Sequential inside in its place unless someone watches it."""
+    """The layers, with nested Sequentials replaced by their layers unless they have hooks."""
     out: list[nn.Module] = []
     for layer in layers:
         out += (
@@ -126,19 +157,16 @@ def flatten_layers(layers: nn.Sequential) -> list[nn.Module]:
     return out
 
 
-def has_hooks(m: nn.Module) -> bool:
-    """Whether calling m runs more than its class says: hooks, or a forward of its own."""
-    own = m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-    return bool(own) or "forward" in m.__dict__ or _has_any_global_hook()
-
-
 def is_plain(m: nn.Module | None, kinds: tuple[type, ...]) -> bool:
-    """Whether m is exactly one of these classes (a subclass may do anything) and its call can be replaced by an equal one."""
+    """Whether m is exactly of one of these classes, without hooks, so that it need not be called.
+
+    A subclass does not count, since its forward may do anything.
+    """
     return type(m) in kinds and m is not None and not has_hooks(m)
 
 
 def pool_kind(pool: Any) -> str | None:
-    """ "avg" or "max" for torch's pool of 2x2 windows side by side, an odd last row or column left out; None for others."""
+    """ "avg" or "max" for torch's 2x2 pools with stride 2, no padding and floor mode; else None."""
     if not is_plain(pool, POOLS):
         return None
     ours = (2, (2, 2))
@@ -172,13 +200,17 @@ def _apply(layer: nn.Module, x: Tensor, repeats: int) -> Tensor:
 
 
 def _norm_of_copies(norm: nn.modules.batchnorm._BatchNorm, x: Tensor, T: int) -> Tensor:
-    """BatchNorm of one copy of what repeats over T, with the running variance of all T n samples instead of n."""
+    """BatchNorm of one copy of an input that repeats over T.
+
+    The running variance is corrected to that of all T n samples instead of n.
+    """
     assert norm.running_var is not None
     before = norm.running_var.clone()
     y = norm(x)
     n = x.numel() // x.shape[1]
-    share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum  # type: ignore[arg-type]
-    running_var = norm.running_var.data  # the graph holds it, though training does not read it
+    tracked: Any = norm.num_batches_tracked
+    share = 1 / float(tracked) if norm.momentum is None else norm.momentum
+    running_var = norm.running_var.data  # .data: it is saved for backward, though never read there
     new = running_var - (1 - share) * before  # share * sum of squares / (n - 1)
     running_var += new * (T * (n - 1) / (T * n - 1) - 1)
     return y
@@ -186,11 +218,11 @@ def _norm_of_copies(norm: nn.modules.batchnorm._BatchNorm, x: Tensor, T: int) ->
 
 def _same_at_every_timestep(layer: nn.Module, x: Tensor) -> bool:
     if not type(layer).__module__.startswith("torch.") and type(layer) not in (SyncNorm, TDBN):
-        return False  # a user's subclass may do anything, such as add noise
+        return False  # a user's subclass may do anything, for example add noise
     if isinstance(layer, nn.SyncBatchNorm | nn.Dropout) or getattr(layer, "synced", False):
         return not layer.training
     if isinstance(layer, BATCH_NORMS):
-        # one sample has no variance, T copies of it have
+        # a single sample has no variance, but T copies of it do
         return not layer.training or x.numel() > math.prod(x.shape[1:2])
     if isinstance(layer, nn.Sequential):
         return all(_same_at_every_timestep(m, x) for m in layer)
@@ -198,7 +230,7 @@ def _same_at_every_timestep(layer: nn.Module, x: Tensor) -> bool:
 
 
 def _with_norms(layers: Sequence[nn.Module]) -> list[tuple[nn.Module, nn.Module | None]]:
-    """Each layer, with the BatchNorm that is folded into it."""
+    """Each layer with the BatchNorm to be folded into it, or None."""
     out: list[tuple[nn.Module, nn.Module | None]] = []
     for layer in layers:
         if out and out[-1][1] is None and _folds(out[-1][0], layer):
@@ -222,7 +254,7 @@ def _folds(convolution: nn.Module, norm: nn.Module) -> bool:
 
 
 def convolve_with_norm(convolution: Any, norm: Any, x: Tensor) -> Tensor:
-    """norm(convolution(x)) with the running statistics, as a convolution with other weights:
+    """norm(convolution(x)) with running statistics, as one convolution with adjusted weights.
 
     scale = gamma / sqrt(var + eps);   W' = scale W,   b' = beta + scale (b - mean)
     """

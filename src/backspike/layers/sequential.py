@@ -1,8 +1,8 @@
-"""`Sequential`: torch's own, with the neighbours in it run as spiking blocks.
+"""`Sequential`: torch's `nn.Sequential`, with neighbouring layers fused into spiking blocks.
 
-It finds `OverTime(..., convolution or linear, [BatchNorm])`, a neuron and `OverTime(2x2 pool, ...)` that stand one after the
-other, also across nested Sequentials, and hands them to `fusion.Block`. Names of parameters, printing and slicing are those of
-`nn.Sequential`.
+It finds `OverTime(..., convolution or linear, [BatchNorm])`, a neuron and `OverTime(2x2 pool, ...)`
+in a row, also across nested Sequentials, and runs them as a `Block`. Parameter names, printing and
+slicing are those of `nn.Sequential`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from .over_time import (
 
 
 class Sequential(nn.Sequential):
-    """Layers one after the other on `[T, B, ...]`: `nn.Sequential`, in which neighbours run as one op where they can.
+    """`nn.Sequential` on `[T, B, ...]` that fuses neighbouring layers into one op where possible.
 
-    The result is that of `nn.Sequential` to rounding, and faster; `bs.explain` says what runs together. A layer that has a
-    hook, or a subclass of a known one, is called as it is. Of a nested Sequential without hooks the layers are taken.
+    Same result as `nn.Sequential` up to rounding, but faster; `bs.explain` shows what is fused.
+    Layers with hooks, and subclasses of known layers, are called by themselves.
     """
 
     def forward(self, x: Tensor) -> Any:
@@ -50,18 +50,18 @@ class Stateless:
 
     layers: list[nn.Module]
 
-    def step(self, x: Tensor, sent: SpikeInfo | None) -> tuple[Tensor, SpikeInfo | None]:
+    def step(self, x: Tensor, info: SpikeInfo | None) -> tuple[Tensor, SpikeInfo | None]:
         moved = all(is_plain(layer, (nn.Flatten,)) for layer in self.layers)
-        return over_time(x, self.layers, sent), sent if moved else None
+        return over_time(x, self.layers, info), info if moved else None
 
 
 @dataclass(frozen=True)
 class Called:
-    """A module that is called as it is."""
+    """A module that is called by itself."""
 
     module: nn.Module
 
-    def step(self, x: Any, sent: SpikeInfo | None) -> tuple[Any, None]:
+    def step(self, x: Any, info: SpikeInfo | None) -> tuple[Any, None]:
         return self.module(x), None
 
 
@@ -69,38 +69,33 @@ Step = Block | Stateless | Called
 
 
 def run(layers: Iterable[nn.Module], x: Any) -> Any:
-    """The layers one after the other, neighbours together."""
-    sent: SpikeInfo | None = None
+    """Run the layers in turn, neighbours fused."""
+    info: SpikeInfo | None = None
     steps = plan(layers)
     for i, step in enumerate(steps, 1):
         if isinstance(step, Block):
-            x = step.run_synapse(x, sent)  # what came in is let go of before the neurons fire
-            x, sent = step.run_neuron(x, _reader(steps[i:]))
+            x = step.run_synapse(x, info)  # frees the memory of x before the neurons run
+            x, info = step.run_neuron(x, _reader(steps[i:]))
         else:
-            x, sent = step.step(x, sent)
+            x, info = step.step(x, info)
     return x
 
 
 def _reader(steps: Sequence[Step]) -> nn.Linear | None:
-    """The linear layer that reads what enters these steps."""
+    """The linear layer that reads the input of these steps, if any."""
     layers: list[nn.Module | None] = []
     for step in steps:
-        layers += (
-            step.layers
-            if isinstance(step, Stateless)
-            else [step.product]
-            if isinstance(step, Block)
-            else [None]
-        )
         if not isinstance(step, Stateless):
+            layers.append(step.product if isinstance(step, Block) else None)
             break
+        layers += step.layers
     return first_linear(layers)
 
 
 def plan(layers: Iterable[nn.Module]) -> list[Step]:
-    """What runs for these layers, in order. It follows from the modules as they are now, hooks included."""
+    """The steps that run these layers; depends on the present modules and their hooks."""
     steps: list[Step] = []
-    waiting: list[nn.Module] = []  # stateless layers that no step holds yet
+    waiting: list[nn.Module] = []  # stateless layers not yet in a step
     items = deque(_items(layers))
     while items:
         m, stateless = items.popleft()
@@ -130,7 +125,7 @@ def plan(layers: Iterable[nn.Module]) -> list[Step]:
 
 
 def _items(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, bool]]:
-    """The layers, with those of a Sequential in its place; with whether they are stateless, to be run over time."""
+    """Yield (layer, whether it is stateless and runs over time), nested Sequentials flattened."""
     for m in layers:
         if (
             isinstance(m, nn.Sequential)

@@ -1,4 +1,4 @@
-"""Whether a synaptic layer computes from the spikes that there are or densely: measured, then kept."""
+"""Decide from measured densities whether a synaptic layer computes sparsely or densely."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from torch import nn
 
 from ..kernel.cpu import sparse
 
-# Densities below which a way is the fastest. Measured on a Zen 4 core (avx512_bf16) with 2048 samples, 1024 inputs and 1024
-# outputs, in ms for float32 / bfloat16: dense 47 / 20; gathered 11 / 10.5 at 10 % and 20 / 19 at 20 %; looked up 13 / 13 at any
-# density; sampled 14 / 8 at 10 %, 31 / 16 at 30 %, 62 / 26 at 50 %. A dot product costs START multiplications beside its own.
+# Densities below which a way of computing is the fastest. Measured on a Zen 4 core (avx512_bf16)
+# with 2048 samples, 1024 inputs and 1024 outputs, in ms for float32 / bfloat16: dense 47 / 20;
+# gather 11 / 10.5 at 10 % and 20 / 19 at 20 %; lookup 13 / 13 at any density; sample 14 / 8 at
+# 10 %, 31 / 16 at 30 %, 62 / 26 at 50 %. Each dot product costs START multiplications of overhead.
 GATHER_BELOW = 0.13
 SAMPLE_BELOW, START = 0.40, 130
-LOOKUP_ROWS = 256  # fewer do not pay for the tables
+LOOKUP_ROWS = 256  # with fewer rows the tables do not pay off
 
-# What remains of these densities for bfloat16 on a processor that multiplies tiles (AMX), where looking up never pays: by
-# arithmetic, not measured.
+# For bfloat16 on a processor with tile multiplication (AMX) the limits are multiplied by this, and
+# lookup never pays. Calculated, not measured.
 TILED = 0.25
-MARGIN = 0.1  # a way is left when its limit is passed by this part of it
-WORTH_IT = 1 << 22  # multiplications of the dense product; below, calls cost more than they save
-FEWEST = 64  # rows and columns; narrower matrices leave lanes empty
+MARGIN = 0.1  # hysteresis: a way is left once its limit is exceeded by this fraction
+WORTH_IT = 1 << 22  # multiplications of a dense layer; below, the overhead exceeds the gain
+FEWEST = 64  # rows and columns; narrower matrices leave SIMD lanes empty
 
-# The same for convolutions: forward, weight gradient. Measured on two Zen 4 cores that others used too, so that only
-# ratios count: 3x3, 64 images of 64 channels at 32x32, in ms, bfloat16: dense 19.0, 25.7; of what is not zero 2.5, 3 at 3
-# %; 6.2, 9.1 at 10 %; 10.4, 16.6 at 20 %; 18.7, 25 at 30 %. float32: dense 37, 48; 7.3, 6.1 at 10 %; 21, 22 at 30 %; 32,
-# 32 at 50 %. Other sizes with 32 to 512 channels, 1x1 and stride 2 break even at 20 to 38 % and from 40 % on; values
-# other than 1 at 3/4 of that.
+# The same for convolutions: forward, weight gradient. Measured on two shared Zen 4 cores, so only
+# ratios count: 3x3, 64 images of 64 channels at 32x32, in ms, bfloat16: dense 19.0, 25.7; sparse
+# 2.5, 3 at 3 %; 6.2, 9.1 at 10 %; 10.4, 16.6 at 20 %; 18.7, 25 at 30 %. float32: dense 37, 48;
+# sparse 7.3, 6.1 at 10 %; 21, 22 at 30 %; 32, 32 at 50 %. Other sizes with 32 to 512 channels, 1x1
+# and stride 2 break even at 20 to 38 % and from 40 % on; values other than 1 at 3/4 of that.
 EVENTS_BELOW = {torch.float32: (0.4, 0.5), torch.bfloat16: (0.25, 0.2)}
 VALUED = 0.75
 FEWEST_CHANNELS = 16
@@ -42,21 +43,22 @@ _WAYS = {
 
 @dataclass
 class SparsityPlan:
-    """Which way the three products of a linear layer or a convolution take, and the densities they were chosen by.
+    """How a linear layer or convolution computes, and the densities that decided it.
 
-    It has a memory, so that a density near a limit does not change the way at every step: a run is resumed exactly only with
-    `load(state())`.
+    forward, weight, input: the way of computing the output, the weight gradient and the input
+    gradient, out of `_WAYS`.
+    spikes: fraction of inputs that are nonzero; None if the inputs are not spikes.
+    h: fraction of the preceding neurons with a nonzero surrogate derivative; None if unknown.
+
+    Decisions have hysteresis, so that a density near a limit does not switch at every step; an
+    exact resume therefore needs `load(state())`.
     """
 
-    forward: str = "dense"  # of _WAYS, as the next two
+    forward: str = "dense"
     weight: str = "dense"
     input: str = "dense"
-    spikes: float | None = (
-        None  # part of the inputs that spiked, or that are not zero; None: they were no spikes
-    )
-    h: float | None = (
-        None  # part of the neurons in front whose surrogate derivative is not zero; None: unknown
-    )
+    spikes: float | None = None
+    h: float | None = None
 
     def state(self) -> dict[str, str | float | None]:
         return asdict(self)
@@ -69,7 +71,7 @@ class SparsityPlan:
                 if field.name in _WAYS
                 else not isinstance(value, float | None)
             ):
-                raise ValueError(f"{field.name} of a product is {value!r}")
+                raise ValueError(f"sparsity plan: {field.name} is {value!r}")
             setattr(self, field.name, value)
 
     def __str__(self) -> str:
@@ -82,7 +84,7 @@ class SparsityPlan:
     def decide(
         self, dtype: torch.dtype, M: int, K: int, N: int, spikes: float | None, h: float | None
     ) -> SparsityPlan:
-        """The ways for `[M, K]` inputs and N outputs, from now on."""
+        """Decide for a linear layer with `[M, K]` inputs and N outputs; returns self."""
         if not worth_it(dtype, M, K, N):
             self.forward = self.weight = self.input = "dense"
         else:
@@ -100,7 +102,7 @@ class SparsityPlan:
         return self
 
     def decide_events(self, dtype: torch.dtype, binary: bool, spikes: float | None) -> SparsityPlan:
-        """The ways of a convolution, from now on, if it is worth it at all (see `_window`)."""
+        """Decide for a convolution that is large enough (see `synapse._window`); returns self."""
         part = TILED if dtype == torch.bfloat16 and _multiplies_tiles() else 1.0
         part *= 1.0 if binary else VALUED
         forward, weight = EVENTS_BELOW[dtype]
@@ -111,7 +113,7 @@ class SparsityPlan:
 
 
 def worth_it(dtype: torch.dtype, M: int, K: int, N: int) -> bool:
-    """Whether a product of this size can be faster than a dense one at all."""
+    """Whether a layer of this size can be faster sparse than dense at all."""
     return (
         min(M, K, N) >= FEWEST
         and M * K * N >= WORTH_IT
@@ -125,7 +127,7 @@ def _multiplies_tiles() -> bool:
 
 
 def _way(now: str, limits: list[tuple[str, float]], density: float | None) -> str:
-    """The first way whose limit lies above the density; limits are moved a little in favour of the present way."""
+    """The first way whose limit exceeds the density, with hysteresis towards the current one."""
     if density is None:
         return "dense"
     ways = [way for way, _ in limits] + ["dense"]
@@ -135,31 +137,31 @@ def _way(now: str, limits: list[tuple[str, float]], density: float | None) -> st
     return "dense"
 
 
-def _percent(part: float) -> str:
-    return f"{100 * part:.2g} %"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2g} %"
 
 
 def plan_of(layer: nn.Module) -> SparsityPlan:
-    """The choice that belongs to the layer; it is copied with it."""
+    """The plan of the layer, created when first asked for; copies of the layer copy it."""
     if not isinstance(layer.__dict__.get("choice"), SparsityPlan):
         layer.__dict__["choice"] = SparsityPlan()
     return layer.__dict__["choice"]
 
 
 def plans(model: nn.Module) -> Iterator[tuple[str, SparsityPlan]]:
-    """Names of the layers that have chosen, with their choices."""
+    """Yield (name, plan) of the layers that have one."""
     for name, m in model.named_modules():
         if isinstance(m.__dict__.get("choice"), SparsityPlan):
             yield name, m.__dict__["choice"]
 
 
 def state(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """All choices of a model as plain values, for a checkpoint."""
-    return {name: made.state() for name, made in plans(model)}
+    """All plans of a model as plain values, for a checkpoint."""
+    return {name: plan.state() for name, plan in plans(model)}
 
 
 def load(model: nn.Module, state: dict[str, dict[str, Any]]) -> None:
-    """Restores what `state` returned, also into a model that has not run yet."""
+    """Restore the result of `state`, also into a model that has not run yet."""
     for name, values in state.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear | nn.Conv2d)

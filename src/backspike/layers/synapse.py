@@ -1,10 +1,10 @@
-"""Convolutions and linear layers as spiking networks need them: `convolution(x, layer)` and `linear(x, layer)` are `layer(x)`.
+"""Convolutions and linear layers for spikes: `convolution(x, layer)`, `linear(x, layer)`.
 
-What differs is what is kept and what is computed. The input is kept for the weight's gradient as bits where it holds spikes
-(`kernel/pack.py`), the weight is cast again for the backward pass instead of being kept twice, and a gradient nobody asked for
-is not computed. On the CPU a linear layer or a Conv2d also adds the weights that spikes name instead of multiplying, and a
-linear layer computes the gradient of its input only where the neuron in front can use it; a `Choice` says which way each of its
-products takes.
+They equal `layer(x)` but save and compute less. Inputs that are spikes are saved for backward as
+bits (`kernel/pack.py`), the weight is cast again in backward instead of being saved twice, and
+gradients that nobody needs are not computed. On the CPU, linear layers and Conv2d can add the
+weights selected by spikes instead of multiplying, and a linear layer can compute the gradient of
+its input only where the preceding neuron needs it; a `SparsityPlan` decides.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from ..kernel.pack import Packed, count, pack
 from . import sparsity
 from .sparsity import SparsityPlan, plan_of, worth_it
 
-# --------------------------------------------------------------------------------------------------- the functions
+# ------------------------------------------------------------------------------------ the functions
 
 
 def convolution(x: Tensor, layer: nn.Module, bits: Tensor | None = None) -> Tensor:
-    """`layer(x)` for a Conv1d, Conv2d or Conv3d and x `[N, C, ...]`, keeping x as bits where it can.
+    """`layer(x)` for a Conv1d, Conv2d or Conv3d and x `[N, C, ...]`, saving x as bits if possible.
 
-    A Conv2d goes by the products that its `choice` names; without gradients they are chosen by this x alone, and the layer's
-    choice stays as it is. Where only what is not zero is added, the output lies channels last. Any other layer, or one that is
-    watched by hooks, pads otherwise than with zeros, or is being compiled, is simply called; so is one on another device,
-    without bits. bits: of x, where the kernel that made it wrote them (`Result.bits`). A double backward through what this
-    computed raises RuntimeError.
+    A Conv2d follows its sparsity plan; without gradients, it decides from this x alone and leaves
+    the plan unchanged. The sparse way returns a channels-last output.
+    The layer is simply called if it is of another type, has hooks, pads with anything but zeros, is
+    being compiled, or is not on the CPU and x comes without bits.
+    bits: x as bits, if the kernel that computed x wrote them (`Result.bits`).
+    Double backward raises RuntimeError.
     """
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     if type(layer) not in kinds or not _plain(x, layer, bits):
@@ -61,7 +62,7 @@ def convolution(x: Tensor, layer: nn.Module, bits: Tensor | None = None) -> Tens
 
 
 def infer(x: Tensor, layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What the convolution gives for x without gradients, with this weight and bias for its own."""
+    """The convolution of x, without gradients, with this weight and bias instead of its own."""
     dtype = _compute_dtype(x)
     if window := _window(x, layer, dtype):
         packed = pack(x)
@@ -72,7 +73,7 @@ def infer(x: Tensor, layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _window(x: Tensor, layer: Any, dtype: torch.dtype) -> Geometry | None:
-    """How the layer's window moves, if adding what is not zero can be faster than a dense convolution at all."""
+    """The geometry of the convolution if a sparse one could be faster, else None."""
     if (
         type(layer) is not nn.Conv2d
         or x.dim() != 4
@@ -97,36 +98,34 @@ def _window(x: Tensor, layer: Any, dtype: torch.dtype) -> Geometry | None:
         return None
     window = Geometry(layer.stride, padding, layer.dilation)  # type: ignore[arg-type]
     size = window.outputs(x.shape[2:], layer.kernel_size)
-    return (
-        window
-        if min(size) > 0 and math.prod(size) * len(x) * layer.weight.numel() >= sparsity.WORTH_IT
-        else None
-    )
+    large = math.prod(size) * len(x) * layer.weight.numel() >= sparsity.WORTH_IT
+    return window if min(size) > 0 and large else None
 
 
 def linear(
     x: Tensor, layer: nn.Module, active: Tensor | None = None, bits: Tensor | None = None
 ) -> Tensor:
-    """`layer(x)` for a Linear and x `[..., K]`, keeping x as bits where it can, by the products that its `choice` names.
+    """`layer(x)` for a Linear and x `[..., K]`, saving x as bits if possible, by its sparsity plan.
 
-    active: where the derivative h of the neuron that sent x is not zero, as bits (uint8, bit i of byte k is element 8 k + i of
-    x in C order). The gradient of x may then be 0 elsewhere: give it only where nothing but that neuron reads this gradient.
-    bits: as for `convolution`.
-    Without gradients the way is chosen by this x alone, and the layer's choice stays as it is. Falls back and raises as
-    `convolution` does; ValueError if active has not one bit for each element of x.
+    active: where the surrogate derivative h of the neurons that emitted x is nonzero, as bits
+    (uint8; bit i of byte k is element 8 k + i of x in C order). The gradient of x may be 0
+    elsewhere, so pass it only if nothing else reads that gradient.
+    bits: as for `convolution`, and so are the fallbacks and the behaviour without gradients.
+    Raises ValueError if `active` does not have one bit per element of x.
     """
     if type(layer) is not nn.Linear or x.dim() < 2 or not _plain(x, layer, bits):
         return layer(x)
     assert isinstance(layer, nn.Linear)
     if not x.is_contiguous():
-        bits = None  # they are of x as it lies, and a copy of it in C order is what is multiplied
+        bits = None  # they follow the memory layout of x, but the layer reads a contiguous copy
         if x.device.type != "cpu":
             return layer(x)
     if active is not None and (
         active.dtype != torch.uint8 or active.numel() != (x.numel() + 7) // 8
     ):
         raise ValueError(
-            f"active: got {tuple(active.shape)} {active.dtype}, want uint8 with one bit for each of {x.numel()} inputs"
+            f"active must be uint8 with one bit for each of {x.numel()} inputs, "
+            f"got {tuple(active.shape)} {active.dtype}"
         )
     dtype = _compute_dtype(x)
     learns = torch.is_grad_enabled() and (
@@ -137,26 +136,27 @@ def linear(
     return _Linear.apply(x, layer.weight, layer.bias, active, bits, plan_of(layer), dtype)
 
 
+def has_hooks(m: nn.Module) -> bool:
+    """Whether calling m may run more than its class's forward: hooks, or a forward of its own."""
+    return bool(
+        m._forward_hooks
+        or m._forward_pre_hooks
+        or m._backward_hooks
+        or m._backward_pre_hooks
+        or _module._global_forward_hooks
+        or _module._global_forward_pre_hooks
+        or _module._global_backward_hooks
+        or _module._global_backward_pre_hooks
+        or "forward" in m.__dict__
+    )
+
+
 def _plain(x: Tensor, layer: nn.Module, bits: Tensor | None = None) -> bool:
-    """Whether calling this layer of torch's own would do nothing but its forward, on tensors that the functions here know."""
-    hooks = (
-        layer._forward_hooks,
-        layer._forward_pre_hooks,
-        layer._backward_hooks,
-        layer._backward_pre_hooks,
-    )
-    everywhere = (
-        _module._global_forward_hooks,
-        _module._global_forward_pre_hooks,
-        _module._global_backward_hooks,
-        _module._global_backward_pre_hooks,
-    )
+    """Whether calling this torch layer only runs its forward, on tensors that are handled here."""
     weight: Any = layer.weight
     return (
         not torch.compiler.is_compiling()
-        and not any(hooks)
-        and not any(everywhere)
-        and "forward" not in layer.__dict__
+        and not has_hooks(layer)
         and type(x) is Tensor
         and type(weight) is nn.Parameter
         and x.device == weight.device
@@ -168,14 +168,14 @@ def _plain(x: Tensor, layer: nn.Module, bits: Tensor | None = None) -> bool:
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
-    """What torch.autocast makes of x: float64 it leaves alone."""
+    """The dtype in which torch.autocast computes with x; it leaves float64 alone."""
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 
 
 def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[int, ...] | None:
-    """Zeros on each side of every dimension; None where the sides differ."""
+    """The padding of each dimension; None if its two sides differ."""
     if not isinstance(layer.padding, str):
         return layer.padding
     sides = layer._reversed_padding_repeated_twice
@@ -186,17 +186,11 @@ def _infer(x: Tensor, layer: nn.Linear, dtype: torch.dtype) -> Tensor:
     x2 = x.reshape(-1, x.shape[-1]).contiguous()
     if not worth_it(dtype, len(x2), layer.in_features, layer.out_features):
         return layer(x)
-    packed = pack(x2)
-    way = (
-        SparsityPlan()
-        .decide(dtype, len(x2), layer.in_features, layer.out_features, _spikes(packed), None)
-        .forward
-    )
-    return (
-        layer(x)
-        if way == "dense"
-        else _added(packed, layer.weight.to(dtype), layer.bias, way, x.shape)
-    )
+    packed, plan = pack(x2), SparsityPlan()
+    plan.decide(dtype, len(x2), layer.in_features, layer.out_features, _spikes(packed), None)
+    if plan.forward == "dense":
+        return layer(x)
+    return _added(packed, layer.weight.to(dtype), layer.bias, plan.forward, x.shape)
 
 
 def _added(
@@ -211,7 +205,7 @@ def _spikes(packed: Packed) -> float | None:
 
 
 def _last(packed: Packed, x: Tensor) -> Packed:
-    """x packed in the order `[N, H, W, C]`."""
+    """x packed in channels-last order, `[N, H, W, C]`."""
     last = torch.channels_last
     return packed if x.is_contiguous(memory_format=last) else pack(x.contiguous(memory_format=last))
 
@@ -226,28 +220,31 @@ def _as_spikes(packed: Packed) -> sparse.Spikes:
     return sparse.Spikes(packed.codes, M, K, packed.nonzero)
 
 
-# ----------------------------------------------------------------------------------------------- forward and backward
+# ----------------------------------------------------------------------------- forward and backward
 
 
-def _keep(ctx: Any, packed: Packed | None, *others: Tensor | None) -> None:
-    """What a backward pass needs: tensors where autograd checks that nobody changes them."""
+def _save(ctx: Any, packed: Packed | None, *others: Tensor | None) -> None:
+    """Save for backward; autograd then detects in-place changes of the tensors."""
     ctx.save_for_backward(None if packed is None else packed.codes, *others)
     ctx.packed = None if packed is None else replace(packed, codes=None)  # type: ignore[arg-type]
     ctx.set_materialize_grads(False)
 
 
-def _kept(ctx: Any) -> tuple[Packed | None, tuple[Tensor, ...]]:
+def _saved(ctx: Any) -> tuple[Packed | None, tuple[Tensor, ...]]:
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "backspike: double backward through a layer's packed input is not defined; use create_graph=False"
+            "backspike: double backward through a layer with packed input is not defined; "
+            "use create_graph=False"
         )
     codes, *others = ctx.saved_tensors
     return None if ctx.packed is None else replace(ctx.packed, codes=codes), tuple(others)
 
 
 def _pack(x: Tensor, dtype: torch.dtype, bits: Tensor | None) -> Packed:
-    """x packed, unless it comes with bits; what does not fit is kept in the dtype that is computed in, as torch does. Codes fit
-    any dtype exactly."""
+    """x packed, or its given bits; otherwise x in the dtype of the computation, as torch saves it.
+
+    Packed codes represent x exactly in any dtype.
+    """
     if bits is not None:
         return Packed(bits, 1, x.shape, x.stride(), x.dtype, None)
     packed = pack(x)
@@ -268,22 +265,21 @@ class _Convolution(torch.autograd.Function):
         geometry: Any,
         dtype: torch.dtype,
         window: Geometry | None,
-        choice: SparsityPlan | None,
+        plan: SparsityPlan | None,
     ) -> Tensor:
-        packed = _pack(x, dtype, bits) if weight.requires_grad or choice else None
+        packed = _pack(x, dtype, bits) if weight.requires_grad or plan else None
         ways = ("dense", "dense")
-        if packed and choice:
-            made = choice.decide_events(dtype, packed.bits == 1, packed.density)
-            ways = made.forward, made.weight
+        if packed and plan:
+            plan.decide_events(dtype, packed.bits == 1, packed.density)
+            ways = plan.forward, plan.weight
             packed = _last(packed, x) if "gather" in ways else packed
-        _keep(ctx, packed if weight.requires_grad else None, weight)
-        ctx.geometry, ctx.window, ctx.dtype, ctx.x_form = (
-            geometry,
-            window,
-            dtype,
-            (x.shape, x.stride()),
-        )
-        ctx.way, ctx.bias_sizes = ways[1], None if bias is None else bias.shape
+        _save(ctx, packed if weight.requires_grad else None, weight)
+        ctx.geometry = geometry
+        ctx.window = window
+        ctx.dtype = dtype
+        ctx.x_layout = x.shape, x.stride()
+        ctx.way = ways[1]
+        ctx.bias_sizes = None if bias is None else bias.shape
         with torch.autocast(x.device.type, enabled=False):
             if packed and window and ways[0] == "gather":
                 return _as_events(packed).convolved(weight.to(dtype), bias, window)
@@ -292,7 +288,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
-        packed, (weight,) = _kept(ctx)
+        packed, (weight,) = _saved(ctx)
         if g is None:
             return (None,) * 8
         needs, gathered = list(ctx.needs_input_grad[:3]), None
@@ -301,22 +297,17 @@ class _Convolution(torch.autograd.Function):
                 g.contiguous(memory_format=torch.channels_last), weight, ctx.window
             )
             needs[1] = False
-        # without the weight's gradient only the form of x is read
-        form: Any = {"dtype": ctx.dtype, "device": g.device}
+        # without the gradient of the weight only shape and strides of x are read
         x = (
             packed.unpack(ctx.dtype)
             if packed and needs[1]
-            else torch.empty_strided(*ctx.x_form, **form)
+            else torch.empty_strided(*ctx.x_layout, dtype=ctx.dtype, device=g.device)
         )
         with torch.autocast(g.device.type, enabled=False):
-            given = g, x, weight.to(ctx.dtype), ctx.bias_sizes, *ctx.geometry, needs
-            gx, gw, gb = torch.ops.aten.convolution_backward(*given) if any(needs) else (None,) * 3
-        return (
-            gx,
-            gw if gathered is None else gathered,
-            gb,
-            *(None,) * 5,
-        )  # autograd casts them to their dtypes
+            args = g, x, weight.to(ctx.dtype), ctx.bias_sizes, *ctx.geometry, needs
+            gx, gw, gb = torch.ops.aten.convolution_backward(*args) if any(needs) else (None,) * 3
+        # autograd casts the gradients to the dtypes of their tensors
+        return gx, gw if gathered is None else gathered, gb, *(None,) * 5
 
 
 class _Linear(torch.autograd.Function):
@@ -328,46 +319,48 @@ class _Linear(torch.autograd.Function):
         bias: Tensor | None,
         active: Tensor | None,
         bits: Tensor | None,
-        choice: SparsityPlan,
+        plan: SparsityPlan,
         dtype: torch.dtype,
     ) -> Tensor:
         x2 = x.reshape(-1, x.shape[-1]).contiguous()
         packed = _pack(x2, dtype, bits)
         active = active if x.requires_grad and sparse.available() else None
         h = None if active is None else count(active) / max(x.numel(), 1)
-        choice.decide(dtype, len(x2), weight.shape[1], weight.shape[0], _spikes(packed), h)
-        _keep(
+        plan.decide(dtype, len(x2), weight.shape[1], weight.shape[0], _spikes(packed), h)
+        _save(
             ctx,
             packed if weight.requires_grad else None,
             weight,
-            active if choice.input == "sample" else None,
+            active if plan.input == "sample" else None,
         )
-        ctx.ways, ctx.dtype, ctx.shape = (choice.weight, choice.input), dtype, x.shape
+        ctx.ways = plan.weight, plan.input
+        ctx.dtype = dtype
+        ctx.shape = x.shape
         with torch.autocast(x.device.type, enabled=False):
-            if choice.forward != "dense":
-                return _added(packed, weight.to(dtype), bias, choice.forward, x.shape)
+            if plan.forward != "dense":
+                return _added(packed, weight.to(dtype), bias, plan.forward, x.shape)
             return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
-        packed, (weight, active) = _kept(ctx)
+        packed, (weight, active) = _saved(ctx)
         if g is None:
             return (None,) * 7
         g = g.reshape(-1, g.shape[-1])
-        (how, input), needs = ctx.ways, ctx.needs_input_grad
+        (way, input), needs = ctx.ways, ctx.needs_input_grad
         gx = gw = gb = None
         with torch.autocast(g.device.type, enabled=False):
             if needs[0]:
                 w = weight.to(ctx.dtype)
                 gx = (sparse.sampled(g, w, active) if input == "sample" else g @ w).view(ctx.shape)
             if needs[1] and packed is not None:
-                gw = _weight_gradient(packed, g, ctx.dtype, how)
+                gw = _weight_gradient(packed, g, ctx.dtype, way)
             if needs[2]:
                 gb = g.sum(0)
         return gx, gw, gb, *(None,) * 4
 
 
-def _weight_gradient(packed: Packed, g: Tensor, dtype: torch.dtype, how: str) -> Tensor:
-    if how == "dense":
+def _weight_gradient(packed: Packed, g: Tensor, dtype: torch.dtype, way: str) -> Tensor:
+    if way == "dense":
         return g.t() @ packed.unpack(dtype)
-    return _as_spikes(packed).weight_gradient(g.contiguous(), how)  # type: ignore[arg-type]
+    return _as_spikes(packed).weight_gradient(g.contiguous(), way)  # type: ignore[arg-type]

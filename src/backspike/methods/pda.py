@@ -1,8 +1,7 @@
-"""PDA: adjusting where the membrane potentials of a network lie (paper C, Wang, Cheng & Lim 2023), and measuring it.
+"""PDA: adjust the distribution of membrane potentials (paper C, Wang, Cheng & Lim 2023).
 
-A spike is the membrane rounded to 0 or theta, and a surrogate sees only potentials near theta; PDA adds to the loss how far the
-distribution of the membrane lies from one that loses less. `PotentialAdjustment` is that loss and `potential_statistics` shows
-what became of the potentials.
+A spike rounds the membrane to 0 or theta, and a surrogate passes gradients only near theta. PDA
+penalises the divergence between the distribution of the membrane and one that loses less.
 """
 
 from __future__ import annotations
@@ -22,23 +21,27 @@ from ..system import distributed
 
 
 class Normal(NamedTuple):
-    """Mean and variance of a normal distribution, per timestep `[T, 1]` or per timestep and channel `[T, C]`."""
+    """Mean and variance of normal distributions, per timestep `[T, 1]` or also channel `[T, C]`."""
 
     mean: Tensor
     var: Tensor
 
 
 def divergence(p: Normal, q: Normal) -> Tensor:
-    """Symmetric Kullback-Leibler divergence D = (KL(p||q) + KL(q||p)) / 2 of normal distributions, in closed form:
+    """Symmetric Kullback-Leibler divergence of normal distributions, in closed form.
 
-    D = (sp^2 + d^2) / (4 sq^2) + (sq^2 + d^2) / (4 sp^2) - 1/2, with d the difference of the means.
+    D = (KL(p||q) + KL(q||p)) / 2 = (sp^2 + d^2) / (4 sq^2) + (sq^2 + d^2) / (4 sp^2) - 1/2,
+    with d the difference of the means.
     """
     d2 = (p.mean - q.mean) ** 2
     return (p.var + d2) / (4 * q.var) + (q.var + d2) / (4 * p.var) - 0.5
 
 
-def _of_all(layer: LIF, out: Output, mean: Tensor) -> Tensor:
-    """The mean over the samples of all ranks, from that over this one's; not in evaluation, which a rank may do alone."""
+def _mean_over_ranks(layer: LIF, out: Output, mean: Tensor) -> Tensor:
+    """The mean over the samples of all ranks, from that of this rank.
+
+    Unchanged in evaluation, which a single rank may run.
+    """
     if distributed.current().size == 1 or not layer.training:
         return mean
     assert out.spikes is not None
@@ -50,11 +53,15 @@ def _of_all(layer: LIF, out: Output, mean: Tensor) -> Tensor:
 
 
 def _spikes(layer: LIF, out: Output, per_channel: bool, window: float) -> Normal:
-    """Of theta s, what the membrane is rounded to: mean theta r, variance theta^2 r (1 - r), with r the firing rate."""
+    """The distribution of theta s, to which spiking rounds the membrane.
+
+    Mean theta r and variance theta^2 r (1 - r), with r the firing rate.
+    """
     s, theta = out.spikes, layer.constants()[1]
     assert s is not None
     dims = [d for d in range(1, s.dim()) if not (per_channel and d == 2)]
-    rate = _of_all(layer, out, s.detach().mean(dims, dtype=torch.float64).view(s.shape[0], -1))
+    mean = s.detach().mean(dims, dtype=torch.float64).view(s.shape[0], -1)
+    rate = _mean_over_ranks(layer, out, mean)
     return Normal(theta * rate, theta**2 * rate * (1 - rate))
 
 
@@ -80,9 +87,10 @@ _TARGETS: dict[str, Callable[[LIF, Output, bool, float], Normal]] = {
 
 
 def surrogate_width(layer: LIF) -> float | Tensor:
-    """w, the width of the rectangle with the area and the peak of the layer's surrogate; a learned width is a factor of it.
+    """The width w of a rectangle with the same area and peak as the layer's surrogate.
 
-    `Rectangle(width)`: width; `Triangle(alpha)`: 1/alpha. The definition for other shapes is ours.
+    `Rectangle(width)`: width; `Triangle(alpha)`: 1/alpha. A learned width multiplies it. The
+    definition for other shapes is ours.
     """
     _, _, base = unwrap(layer.surrogate)
     nominal, learned = _nominal_width(base), layer.constants()[2]
@@ -96,25 +104,37 @@ def _nominal_width(surrogate: Surrogate) -> float:
 
 
 class PotentialAdjustment(Handle):
-    """PDA (paper C, Wang et al. 2023): a loss on the distribution P of the membrane before the spike.
+    """PDA (paper C, Wang et al. 2023): a loss on the distribution P of the membrane u before reset.
 
-        loss() = strength * mean over layers and timesteps of D(P, Q),    D = (KL(P||Q) + KL(Q||P)) / 2
+        loss() = strength * mean over layers and timesteps of D(P, Q)
+        D = (KL(P||Q) + KL(Q||P)) / 2
 
-    Add `pda.loss()` to the loss of the task after each forward pass of `model`. It covers the last call of every watched
-    spiking layer. Gradients flow to u alone: the target Q, the threshold in it included, is detached.
+    Add `pda.loss()` to the task loss after each forward pass of `model`; it covers the latest call
+    of each watched layer. Gradients flow only to the membrane u: the target Q, including the
+    threshold in it, is detached. In distributed training, P and Q are taken over all ranks.
 
-    target: "spikes", the values that u is rounded to, theta s; "gaussian", N(0, theta^2); "window", N(theta, (window w)^2)
-    with w the width of the surrogate, which raises the share of neurons that receive a gradient. form: "moments" takes P
-    and Q for normal distributions with the moments of u and of theta s (from the kernel, u is not kept for it), and
-    adds eps theta^2 to both variances, so that a silent layer has a finite loss; "softmax" compares, for the target
-    "spikes", the softmax over the features of u with that of theta s, and records u. per_channel: a distribution for every
-    channel (dimension 2) instead of one for the layer. layers: names of the layers to adjust, all by default. warmup:
-    calls of `loss()` over which the strength rises linearly to its value; `state_dict()` holds the count. Over several ranks
-    of torch.distributed P and Q are of the samples of all, in training mode.
+    target: the distribution Q:
+        "spikes"      theta s, to which spiking rounds u
+        "gaussian"    N(0, theta^2)
+        "window"      N(theta, (window w)^2) with w the width of the surrogate; more neurons then
+                      receive a gradient
+    form: "moments" treats P and Q as normal distributions with the moments of u and theta s. The
+        kernel computes the moments, so u is not saved. eps theta^2 is added to both variances, so
+        that a silent layer has a finite loss.
+        "softmax" compares the softmax over the features of u with that of theta s; it records u
+        and requires the target "spikes".
+    per_channel: one distribution per channel (dimension 2) instead of one per layer.
+    layers: names of the layers to adjust; all by default.
+    warmup: number of `loss()` calls over which the strength rises linearly; `state_dict()` holds
+        the count.
 
-    Evidence: that the shift of the potential distribution caused by quantisation is measured and minimised is the paper's
-    abstract; that it is a symmetric divergence added to the loss, reading notes; the softmax form, the author's earlier
-    code; targets, closed form, eps and defaults are ours (docs/methods.md).
+    `.remove()` ends it, and it is a context manager. Raises ValueError for wrong arguments, or if
+    the model has no spiking layer.
+
+    Evidence: the abstract of the paper states that the shift of the potential distribution caused
+    by quantisation is measured and minimised; reading notes state that the loss is a symmetric
+    divergence; the softmax form is from the author's earlier code. Targets, closed form, eps and
+    defaults are ours (docs/methods.md).
     """
 
     def __init__(
@@ -133,13 +153,15 @@ class PotentialAdjustment(Handle):
         super().__init__()
         if target not in _TARGETS:
             raise ValueError(
-                f"PotentialAdjustment: target is one of {', '.join(_TARGETS)}, got {target!r}"
+                f"PotentialAdjustment: target must be one of {', '.join(_TARGETS)}, got {target!r}"
             )
         if form not in ("moments", "softmax"):
-            raise ValueError(f"PotentialAdjustment: form is 'moments' or 'softmax', got {form!r}")
+            raise ValueError(
+                f"PotentialAdjustment: form must be 'moments' or 'softmax', got {form!r}"
+            )
         if form == "softmax" and (target != "spikes" or per_channel):
             raise ValueError(
-                "PotentialAdjustment: form='softmax' has the target 'spikes' and no per_channel"
+                "PotentialAdjustment: form='softmax' requires target='spikes' and per_channel=False"
             )
         for name, value in (("strength", strength), ("warmup", warmup)):
             if not value >= 0:
@@ -147,8 +169,13 @@ class PotentialAdjustment(Handle):
         for name, value in (("window", window), ("eps", eps)):
             if not value > 0:
                 raise ValueError(f"PotentialAdjustment: {name} must be positive, got {value}")
-        self.strength, self.target, self.per_channel = strength, target, per_channel
-        self.window, self.warmup, self.eps, self.step = window, warmup, eps, 0
+        self.strength = strength
+        self.target = target
+        self.per_channel = per_channel
+        self.window = window
+        self.warmup = warmup
+        self.eps = eps
+        self.step = 0
         self._distances: dict[str, Tensor] = {}
         measure = self._softmax_distance if form == "softmax" else self._moment_distance
         for name, layer in _chosen(model, layers).items():
@@ -158,7 +185,10 @@ class PotentialAdjustment(Handle):
             )
 
     def loss(self) -> Tensor:
-        """strength * mean D over the watched layers' last calls, a scalar; each forward pass can be used once."""
+        """Return strength * mean D over the latest calls of the watched layers, a scalar.
+
+        Raises RuntimeError if no watched layer ran since the last call.
+        """
         if not self._distances:
             raise RuntimeError(
                 "PotentialAdjustment.loss(): no watched layer ran since the last call"
@@ -177,7 +207,7 @@ class PotentialAdjustment(Handle):
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         if type(state["step"]) is not int or state["step"] < 0:
-            raise ValueError(f"step is {state['step']!r}, not a count of calls")
+            raise ValueError(f"step must be a number of calls, got {state['step']!r}")
         self.step = state["step"]
 
     def _see(
@@ -189,13 +219,13 @@ class PotentialAdjustment(Handle):
         moments: Moments | None,
     ) -> None:
         distance = measure(layer, out, moments)
-        # a batch without samples has no distribution; over ranks the others' samples count
+        # an empty batch has no distribution; other ranks may still have samples
         distance = distance if out.state.numel() else distance.detach().nan_to_num()
         self._distances[name] = distance.to(out.state.dtype)
 
     def _moment_distance(self, layer: LIF, out: Output, moments: Moments) -> Tensor:
         own = (m if self.per_channel else m.mean(1, keepdim=True) for m in moments)
-        mean, square = (_of_all(layer, out, m) for m in own)
+        mean, square = (_mean_over_ranks(layer, out, m) for m in own)
         with torch.no_grad():
             theta = layer.constants()[1]
             q = _TARGETS[self.target](layer, out, self.per_channel, self.window)
@@ -209,7 +239,8 @@ class PotentialAdjustment(Handle):
         assert s is not None
         if u.dim() < 3:
             raise ValueError(
-                f"PotentialAdjustment: form='softmax' needs features, [T, B, ...], got shape {list(u.shape)}"
+                "PotentialAdjustment: form='softmax' needs features, [T, B, C, ...], "
+                f"got shape {list(u.shape)}"
             )
         log_p = u.flatten(2).log_softmax(-1)
         with torch.no_grad():
@@ -225,6 +256,6 @@ def _chosen(model: nn.Module, layers: Collection[str] | None) -> dict[str, LIF]:
         return spiking
     if isinstance(layers, str) or not layers or set(layers) - set(spiking):
         raise ValueError(
-            f"PotentialAdjustment: layers are names out of {list(spiking)}, got {layers!r}"
+            f"PotentialAdjustment: layers must be names out of {list(spiking)}, got {layers!r}"
         )
     return {name: spiking[name] for name in layers}

@@ -1,7 +1,6 @@
-"""What may be done to the gradient of a weight: masking it (MSG, weight site) and scaling it by local activity (SGS).
+"""SGS: scale weight gradients by local spike activity (paper D, Park et al. 2023).
 
-Both act on the weights of linear and convolution layers alone; gradients of inputs, biases, norms and neurons stay as they are.
-Each is a function of a model that returns a handle: `.remove()` ends it, and the handle is a context manager.
+It changes only the weight gradients of linear and convolution layers.
 """
 
 from __future__ import annotations
@@ -31,29 +30,39 @@ def scale_gradients(
     mean_preserving: bool = False,
     pool_pre: bool = False,
 ) -> GradientScaling:
-    """SGS (paper D, Park et al. 2023): the gradient of a weight is scaled, per timestep, by how much its two ends spike.
+    """SGS (paper D, Park et al. 2023): scale weight gradients by pre- and postsynaptic activity.
 
-        z[t] = exp(-1) z[t-1] + s[t]                      trace of the spikes at either end, z[-1] = 0
-        C[t] = sum over batch and positions of z_pre[t] z_post[t]        in the shape of the weights
-        A[t] = (1 - alpha) + alpha C[t] / max C[t]        A = 1 where nothing spikes
+        z[t] = exp(-1) z[t-1] + s[t]                  spike traces before and after, z[-1] = 0
+        C[t] = sum of z_pre[t] z_post[t] over batch and positions; has the shape of the weight
+        A[t] = (1 - alpha) + alpha C[t] / max C[t]    A = 1 where nothing spikes
         dL/dW = sum_t A[t] dW[t]
 
-    For linear and convolution layers (not transposed ones) between spikes of the same spatial size: not the first layer, not
-    the classifier, not across a stride or a pooling. Gradients of inputs, biases and norms stay as they are. Which layers
-    these are is found in the first forward pass of `model` that keeps a graph, by walking the graph of autograd: from a
-    layer's input back to the spikes it is made of, and from each spiking layer back, through norms and additions, to the
-    layers that feed it. What is not unique there is not scaled; `print` of the returned handle shows every layer and why.
-    `alpha` may be set at any time; 0 leaves the gradients as they are, bit for bit.
+    Scaled are linear and (non-transposed) convolution layers between spikes of the same spatial
+    size: not the first layer, not the classifier, and none with a stride or a pool in between.
+    Gradients of inputs, biases and norms are unchanged.
+    The layers are found in the first forward pass of `model` with gradients, by walking the
+    autograd graph from the input of a layer back to the spikes it consists of, and from each
+    spiking layer back, through norms and additions, to the layers that feed it. Ambiguous cases are
+    not scaled; `print(handle)` lists each layer with the reason.
 
-    pair: "pre_post", or "pre_pre" with z_pre in the place of z_post, which needs a layer with as many outputs as inputs.
-    normalise: max over the "layer" or over each output "channel". mean_preserving: A is divided by its mean. pool_pre: also
-    layers whose input is pooled spikes, with the trace of what enters the layer (for an average pool, the pooled trace).
-    Over several ranks of torch.distributed C is summed first. A model of which no layer can be scaled is refused, and so is
-    one under torch.compile, which hides its layers. Activations of the scaled layers are held once, by reference;
-    one weight-shaped tensor each for C[t], dW[t] and their sum.
+    alpha: strength; may be set on the handle at any time. 0 leaves the gradients bit-identical.
+    pair: "pre_post"; or "pre_pre", which uses z_pre instead of z_post and needs a layer with as
+        many outputs as inputs.
+    normalise: take the max over the "layer" or over each output "channel".
+    mean_preserving: divide A by its mean.
+    pool_pre: also scale layers whose input is pooled spikes, using the trace of that input (for an
+        average pool, the pooled trace).
 
-    Evidence: the first author's code, from which the paper is inferred; "pre_pre" is what it computes after its second
-    version, our reading; `mean_preserving`, `normalise="channel"` and `pool_pre` are ours (docs/methods.md).
+    In distributed training, C is summed over ranks. Memory: activations of scaled layers are held
+    by reference, plus one weight-shaped tensor each for C[t], dW[t] and their sum.
+
+    Returns a handle: `.remove()` ends it, and it is a context manager.
+    Raises ValueError for wrong arguments; the first forward pass raises RuntimeError if no layer
+    can be scaled, for example under torch.compile, which hides the layers.
+
+    Evidence: the first author's code, from which the paper is inferred. "pre_pre" is what the code
+    computes after its second version (our reading). `mean_preserving`, `normalise="channel"` and
+    `pool_pre` are ours (docs/methods.md).
     """
     return GradientScaling(model, alpha, _Rule(pair, normalise, mean_preserving, pool_pre))
 
@@ -67,15 +76,17 @@ class _Rule:
 
     def __post_init__(self) -> None:
         if self.pair not in ("pre_post", "pre_pre"):
-            raise ValueError(f"scale_gradients: pair is 'pre_post' or 'pre_pre', got {self.pair!r}")
+            raise ValueError(
+                f"scale_gradients: pair must be 'pre_post' or 'pre_pre', got {self.pair!r}"
+            )
         if self.normalise not in ("layer", "channel"):
             raise ValueError(
-                f"scale_gradients: normalise is 'layer' or 'channel', got {self.normalise!r}"
+                f"scale_gradients: normalise must be 'layer' or 'channel', got {self.normalise!r}"
             )
 
 
 def weight_gradient(layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
-    """dL/dW for one input x and the gradient g at the output, in the dtype of g."""
+    """dL/dW for one input x and the output gradient g, in the dtype of g."""
     x = x.to(g.dtype)
     if isinstance(layer, nn.Linear):
         return g.reshape(-1, layer.out_features).t() @ x.reshape(-1, layer.in_features)
@@ -83,22 +94,12 @@ def weight_gradient(layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
     padding = layer.padding
     if layer.padding_mode != "zeros" or isinstance(padding, str):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        x, padding = (
-            F.pad(x, layer._reversed_padding_repeated_twice, mode=mode),
-            (0,) * len(layer.kernel_size),
-        )
-    # only the shape of the weight is read
-    shape = layer.weight.detach().to(g.dtype)
-    options = (
-        None,
-        layer.stride,
-        padding,
-        layer.dilation,
-        False,
-        (0,) * len(layer.kernel_size),
-        layer.groups,
-    )
-    return torch.ops.aten.convolution_backward(g, x, shape, *options, (False, True, False))[1]
+        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+        padding = (0,) * len(layer.kernel_size)
+    weight = layer.weight.detach().to(g.dtype)  # only its shape is read
+    geometry = layer.stride, padding, layer.dilation, False, (0,) * len(layer.kernel_size)
+    options = None, *geometry, layer.groups
+    return torch.ops.aten.convolution_backward(g, x, weight, *options, (False, True, False))[1]
 
 
 def scale(C: Tensor, alpha: float, rule: _Rule) -> Tensor:
@@ -117,7 +118,7 @@ def scale(C: Tensor, alpha: float, rule: _Rule) -> Tensor:
 def scaled_weight_gradient(
     layer: Any, x: Tensor, post: Tensor, g: Tensor, alpha: float, rule: _Rule
 ) -> Tensor:
-    """sum_t A[t] dW[t] from the input x, the spikes post and the gradient g of the layer's output, each `[T, B, ...]`."""
+    """sum_t A[t] dW[t] from input x, spikes post and output gradient g, each `[T, B, ...]`."""
     dtype = layer.weight.dtype if layer.weight.dtype == torch.float64 else torch.float32
     total = torch.zeros_like(layer.weight, dtype=dtype)
     z_pre = z_post = torch.zeros((), dtype=dtype, device=x.device)
@@ -132,13 +133,13 @@ def scaled_weight_gradient(
 
 
 class _Mark:
-    """A place in the graph of autograd that a walk recognises, under the name of a layer."""
+    """A place in the autograd graph that belongs to the layer `name`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def gradient(self, g: Tensor) -> Tensor | None:
-        """Of the anchor, from the gradient g at this place."""
+        """The gradient of the anchor, from the gradient g at this place."""
         return None
 
 
@@ -147,13 +148,16 @@ class _Spikes(_Mark):
 
 
 class _Use(_Mark):
-    """The output of a linear or convolution layer in one forward pass, where the gradient of its weight is computed."""
+    """The output of a linear or convolution layer, where its weight gradient is computed."""
 
     def __init__(
         self, name: str, layer: Any, x: Tensor, y: Tensor, scaling: GradientScaling
     ) -> None:
         super().__init__(name)
-        self.layer, self.x, self.shape, self.scaling = layer, x.detach(), y.shape, scaling
+        self.layer = layer
+        self.x = x.detach()
+        self.shape = y.shape
+        self.scaling = scaling
         self.post: Tensor | None = None
 
     def gradient(self, g: Tensor) -> Tensor:
@@ -163,15 +167,16 @@ class _Use(_Mark):
                 return weight_gradient(self.layer, self.x, g).to(dtype)
             if self.post is None:
                 raise RuntimeError(
-                    f"scale_gradients: layer {self.name!r} ran, but not {scaling.scaled[self.name]!r} after it"
+                    f"scale_gradients: layer {self.name!r} ran, but not "
+                    f"{scaling.scaled[self.name]!r}, which should follow it"
                 )
             T, folded = self.post.shape[0], self.shape != self.post.shape
             x, g = (a.unflatten(0, (T, -1)) if folded else a for a in (self.x, g))
             return scaled_weight_gradient(self.layer, x, self.post, g, scaling.alpha, scaling.rule)
 
 
-class _Through(torch.autograd.Function):
-    """The identity on x, with a mark that gives the gradient of the anchor."""
+class _Marked(torch.autograd.Function):
+    """The identity on x; in backward, the mark computes the gradient of the anchor."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, mark: _Mark) -> Tensor:
@@ -185,30 +190,34 @@ class _Through(torch.autograd.Function):
 
 
 class _Hook:
-    """A hook of one module alone: a copy of the model, also one from a file, has it without effect."""
+    """A hook for one module only: in copies of the model, also from a file, it has no effect."""
 
     def __init__(
-        self, module: nn.Module | None, see: Callable[..., Any], name: tuple[str, ...]
+        self, module: nn.Module | None, callback: Callable[..., Any], name: tuple[str, ...]
     ) -> None:
-        self.module, self.see, self.name = module, see, name
+        self.module = module
+        self.callback = callback
+        self.name = name
 
     def __call__(self, module: nn.Module, *rest: Any) -> Any:
-        return self.see(*self.name, module, *rest) if module is self.module else None
+        return self.callback(*self.name, module, *rest) if module is self.module else None
 
     def __reduce__(self) -> Any:
         return _Hook, (None, print, ())
 
 
 class GradientScaling(Handle):
-    """What `scale_gradients` returns.
+    """The handle that `scale_gradients` returns.
 
-    `scaled` maps each scaled layer to the spiking layer after it, `not_scaled` each other one to the reason; both are known,
-    and printed as a table, after the first forward pass that keeps a graph.
+    `scaled` maps each scaled layer to the spiking layer that follows it, `not_scaled` each other
+    layer to the reason. Both are known, and printed as a table, after the first forward pass with
+    gradients.
     """
 
     def __init__(self, model: nn.Module, alpha: float, rule: _Rule) -> None:
         super().__init__()
-        self.alpha, self.rule = alpha, rule
+        self.alpha = alpha
+        self.rule = rule
         self.scaled: dict[str, str] = {}
         self.not_scaled: dict[str, str] = {}
         self._layers: dict[str, Any] = {
@@ -216,11 +225,12 @@ class GradientScaling(Handle):
         }
         if not self._layers:
             raise ValueError(
-                "scale_gradients: no linear or convolution layer of this model has a weight that learns"
+                "scale_gradients: this model has no linear or convolution layer with a learned "
+                "weight"
             )
         self._trace: _Trace | None = None  # while the first forward pass runs
         self._hidden: dict[str, nn.Parameter] = {}  # while a layer runs
-        self._waiting: dict[str, list[_Use]] = {}  # by the spiking layer that is to follow
+        self._waiting: dict[str, list[_Use]] = {}  # by the spiking layer that will follow
         self._hook(model, model.register_forward_pre_hook, self._begin)
         for name, layer in self._layers.items():
             self._hook(layer, layer.register_forward_pre_hook, self._before_layer, name)
@@ -248,10 +258,10 @@ class GradientScaling(Handle):
 
     def __str__(self) -> str:
         if not self.traced:
-            return "scale_gradients: which layers are scaled is found in the first forward pass"
+            return "scale_gradients: the first forward pass will find the layers to scale"
         width = max(map(len, self._layers))
         rows = [
-            f"{name:{width}}  scaled      with the spikes of {self.scaled[name]}"
+            f"{name:{width}}  scaled      using the spikes of {self.scaled[name]}"
             if name in self.scaled
             else f"{name:{width}}  not scaled  {self.not_scaled[name]}"
             for name in self._layers
@@ -262,11 +272,11 @@ class GradientScaling(Handle):
         self,
         module: nn.Module,
         register: Callable[..., Any],
-        see: Callable[..., Any],
+        callback: Callable[..., Any],
         *name: str,
-        **how: bool,
+        **options: bool,
     ) -> None:
-        self.undo.append(register(_Hook(module, see, name), **how).remove)
+        self.undo.append(register(_Hook(module, callback, name), **options).remove)
 
     def _begin(self, model: nn.Module, args: Any) -> None:
         self._trace = _Trace() if torch.is_grad_enabled() and not self.traced else None
@@ -277,10 +287,10 @@ class GradientScaling(Handle):
             return
         if self._trace is None and not self.traced:
             raise RuntimeError(
-                "scale_gradients: the first forward pass must be one of the whole model, not of a part of it"
+                "scale_gradients: the first forward pass must run the whole model, not a part of it"
             )
         if self._trace is not None or (name in self.scaled and self.alpha):
-            # the layer runs on a weight without gradient: _Use computes it
+            # run the layer on a detached weight; _Use computes the gradient
             self._hidden[name] = layer._parameters["weight"]
             layer._parameters["weight"] = layer.weight.detach()
 
@@ -296,7 +306,7 @@ class GradientScaling(Handle):
             self._trace.uses.setdefault(name, []).append((use, args[0].grad_fn))
         else:
             self._waiting.setdefault(self.scaled[name], []).append(use)
-        return _Through.apply(y, weight, use)
+        return _Marked.apply(y, weight, use)
 
     def _before_spikes(self, name: str, neuron: LIF, args: Any) -> None:
         if self._trace is not None:
@@ -310,8 +320,8 @@ class GradientScaling(Handle):
                 use.post = spikes.detach()
             return None
         self._trace.spikes[name] = spikes.detach()
-        # the anchor makes a graph through spikes that nothing learned has led to
-        spikes = _Through.apply(
+        # the anchor puts spikes into the graph that depend on nothing learned
+        spikes = _Marked.apply(
             spikes, torch.zeros((), device=spikes.device, requires_grad=True), _Spikes(name)
         )
         return out._replace(spikes=spikes) if isinstance(out, Output) else spikes
@@ -331,20 +341,21 @@ class GradientScaling(Handle):
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.not_scaled.items())
             self.not_scaled.clear()
             raise RuntimeError(
-                f"scale_gradients: no layer of this model can be scaled ({reasons}); "
-                "it needs a layer between two spiking layers of the same spatial size, uncompiled"
+                f"scale_gradients: no layer of this model can be scaled ({reasons}); it needs a "
+                "layer between two spiking layers of the same spatial size, without torch.compile"
             )
 
 
-# operations in the graph of autograd: those that only move elements, those of norms and additions, those that pool
+# Operations in the autograd graph: those that only move elements, norms and additions, and pools.
 _MOVES = frozenset({
-    "View", "UnsafeView", "ReshapeAlias", "Permute", "Transpose", "T", "Squeeze", "Unsqueeze", "Expand", "Clone",
-    "Alias", "ToCopy", "Select", "Slice", "Split", "SplitWithSizes", "Unbind", "Stack", "Cat", "CopySlices",
-    "AsStrided", "UsualStrides",
+    "View", "UnsafeView", "ReshapeAlias", "Permute", "Transpose", "T", "Squeeze", "Unsqueeze",
+    "Expand", "Clone", "Alias", "ToCopy", "Select", "Slice", "Split", "SplitWithSizes", "Unbind",
+    "Stack", "Cat", "CopySlices", "AsStrided", "UsualStrides",
 })  # fmt: skip
 _NORMS = frozenset({
-    "Add", "Sub", "Mul", "Div", "Neg", "Pow", "Sqrt", "Rsqrt", "Reciprocal", "Mean", "Sum", "Var", "VarMean", "Std",
-    "OverRanks", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeLayerNorm", "NativeGroupNorm",
+    "Add", "Sub", "Mul", "Div", "Neg", "Pow", "Sqrt", "Rsqrt", "Reciprocal", "Mean", "Sum", "Var",
+    "VarMean", "Std", "OverRanks", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm",
+    "NativeLayerNorm", "NativeGroupNorm",
 })  # fmt: skip
 _POOLS = frozenset({
     "AvgPool2D", "AvgPool3D", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "AdaptiveAvgPool2D",
@@ -353,28 +364,30 @@ _POOLS = frozenset({
 
 
 class _Trace:
-    """What the first forward pass showed, and what follows from it."""
+    """What the first forward pass shows, and which layers can be scaled.
+
+    uses: of each layer, with the graph node of its input.
+    currents: names of spiking layers, with the graph node of their input.
+    spikes: the output of each spiking layer.
+    """
 
     def __init__(self) -> None:
-        self.uses: dict[
-            str, list[tuple[_Use, Any]]
-        ] = {}  # with the node of the graph that the input of the layer comes from
-        self.currents: list[tuple[str, Any]] = []  # spiking layers, with the node likewise
+        self.uses: dict[str, list[tuple[_Use, Any]]] = {}
+        self.currents: list[tuple[str, Any]] = []
         self.spikes: dict[str, Tensor] = {}
 
     def judge(self, name: str, rule: _Rule) -> tuple[str, str]:
-        """(the spiking layer after it, why the layer is not scaled or "")."""
+        """Return (the spiking layer after it, why the layer is not scaled or "")."""
         uses = self.uses.get(name, [])
         if len(uses) != 1:
             return "", "it runs more than once in a forward pass" if uses else "it did not run"
         use, source = uses[0]
         post, reason = self._post(use)
-        return post, _no_spikes(source, rule) or reason or _wrong_shape(
-            use, self.spikes[post], rule
-        )
+        reason = _no_spikes(source, rule) or reason
+        return post, reason or _wrong_shape(use, self.spikes[post], rule)
 
     def _post(self, use: _Use) -> tuple[str, str]:
-        """(the one spiking layer it feeds, why there is none or "")."""
+        """Return (the one spiking layer it feeds, why there is none or "")."""
         fed = {
             (neuron, obstacle)
             for neuron, node in self.currents
@@ -394,41 +407,35 @@ class _Trace:
 
 
 def _no_spikes(source: Any, rule: _Rule) -> str:
-    """Why what comes from this node is not the spikes that a trace can follow, or ""."""
+    """Why the values from this node are not spikes with a trace, or ""."""
     found = _origins(source, _MOVES | _POOLS if rule.pool_pre else _MOVES)
     if not any(isinstance(mark, _Spikes) for mark, _ in found):
         return "its input is not spikes"
     if obstacles := sorted({obstacle for _, obstacle in found} - {""}):
-        cure = "; pool_pre=True allows that" if obstacles[0] in _POOLS else ""
-        return f"{obstacles[0]} lies between the spikes and its input{cure}"
-    return (
-        ""
-        if all(isinstance(mark, _Spikes) for mark, _ in found)
-        else "its input is spikes only in part"
-    )
+        advice = "; pool_pre=True allows that" if obstacles[0] in _POOLS else ""
+        return f"{obstacles[0]} lies between the spikes and its input{advice}"
+    all_spikes = all(isinstance(mark, _Spikes) for mark, _ in found)
+    return "" if all_spikes else "only a part of its input is spikes"
 
 
 def _wrong_shape(use: _Use, post: Tensor, rule: _Rule) -> str:
-    """Why traces at the two ends do not fit together, or ""."""
+    """Why the traces before and after the layer do not match, or ""."""
     x, y = list(use.x.shape), list(use.shape)
-    linear, folded = (
-        isinstance(use.layer, nn.Linear),
-        [post.shape[0] * post.shape[1], *post.shape[2:]],
-    )
+    linear = isinstance(use.layer, nn.Linear)
+    folded = [post.shape[0] * post.shape[1], *post.shape[2:]]
     if y != folded and not (linear and y == list(post.shape)):
         return f"its output {y} and the spikes after it {list(post.shape)} differ in shape"
     if not linear and x[2:] != y[2:]:
         return f"its input and its output differ in size, {x[2:]} and {y[2:]}"
-    return (
-        "pair='pre_pre' needs as many outputs as inputs"
-        if rule.pair == "pre_pre" and x != y
-        else ""
-    )
+    mismatch = rule.pair == "pre_pre" and x != y
+    return "pair='pre_pre' needs as many outputs as inputs" if mismatch else ""
 
 
 def _origins(node: Any, passed: frozenset[str]) -> set[tuple[_Mark | None, str]]:
-    """The marks that a walk back from `node` ends at, None where it ends at data or parameters; each with the first operation
-    on the way that is not one of `passed`, or ""."""
+    """The marks at which a walk back from `node` ends, or None for data and parameters.
+
+    Each comes with the first operation on the way that is not in `passed`, or "".
+    """
     found: set[tuple[_Mark | None, str]] = set()
     seen: set[tuple[Any, str]] = set()
     stack = [(node, "")]

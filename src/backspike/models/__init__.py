@@ -1,9 +1,12 @@
-"""Networks. Each is a value that a recipe can hold and print, and a function that builds it at once.
+"""Networks, each as a value for recipes and as a function that builds an `nn.Module`.
 
-`VGGSNN(num_classes=10).build(neuron, norm)` and `vggsnn(num_classes=10, neuron=neuron, norm=norm)` give the same `nn.Module`. It
-maps `[T, B, C, H, W]`, an MLP `[T, B, C]`, to the outputs over time `[T, B, K]`. `neuron(channels=c)` makes each spiking layer,
-and `norm(channels)` each norm, or `norm(channels, branches=2)` where two currents are added before a neuron. By default they
-are `bs.LIF` and torch's BatchNorm. The values need no torch; it is imported when a network is built.
+`VGGSNN(num_classes=10).build(neuron, norm)` equals
+`vggsnn(num_classes=10, neuron=neuron, norm=norm)`. The module maps `[T, B, C, H, W]` (an MLP
+`[T, B, C]`) to outputs over time `[T, B, K]`.
+
+`neuron(channels=c)` makes each spiking layer (default: `bs.LIF`). `norm(channels)` makes each norm,
+or `norm(channels, branches=2)` where two currents are added before a neuron (default: torch's
+BatchNorm). The values need no torch, which is imported when a network is built.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from .resnet import (
 from .transformer import Spikformer
 from .vgg import VGG11, VGG16, VGGSNN, CIFARNet, ConvNet
 
-# the networks that the text of a recipe may name: every value imported above
+# the networks that a recipe's text may name: every value imported above
 NETWORKS = tuple(value for value in list(vars().values()) if is_dataclass(value))
 
 convnet = factory(ConvNet)

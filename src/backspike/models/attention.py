@@ -1,7 +1,8 @@
 """Spikformer: a transformer whose attention multiplies spikes (Zhou et al. 2022, arXiv 2209.15425).
 
-Queries, keys and values are spikes, so no softmax is needed: attention is q k^T v times a constant, and a neuron makes spikes
-of it. A token is a place of a small image `[T, B, D, H, W]`, so the linear layers are 1x1 convolutions.
+Queries, keys and values are spikes, so no softmax is needed: attention is q k^T v times a constant,
+followed by a neuron. The tokens are the pixels of a small image `[T, B, D, H, W]`, so the linear
+layers are 1x1 convolutions.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .network import Layer
 from .plain import check_input
 from .transformer import Spikformer
 
-# 0.125 before a neuron of half the threshold in the authors' code; here all neurons are alike
+# The authors use 0.125 and a neuron with half the threshold; here all neurons are the same.
 SCALE = 0.25
 
 
@@ -30,7 +31,10 @@ def _convolution(
 
 
 class Patches(nn.Module):
-    """Spiking patch splitting: four convolutions and two pools, and a relative position embedding, a fifth one, added."""
+    """Spiking patch splitting: four convolutions and two pools.
+
+    A fifth convolution computes a relative position embedding, which is added.
+    """
 
     def __init__(self, in_channels: int, dim: int, neuron: Layer, norm: Layer) -> None:
         super().__init__()
@@ -49,7 +53,7 @@ class Patches(nn.Module):
 
 
 class Attention(nn.Module):
-    """Spiking self-attention between the places of `[T, B, D, H, W]`."""
+    """Spiking self-attention between the pixels of `[T, B, D, H, W]`."""
 
     def __init__(self, dim: int, heads: int, neuron: Layer, norm: Layer) -> None:
         super().__init__()
@@ -62,13 +66,13 @@ class Attention(nn.Module):
         q, k, v = (
             part(x).flatten(3).unflatten(2, (self.heads, -1)) for part in (self.q, self.k, self.v)
         )
-        # [T, B, heads, d, N]: without a softmax (v k^T) q is the same, and d is smaller than the number of places
+        # [T, B, heads, d, N]: without softmax, (v k^T) q is the same and cheaper, as d < N
         attended = (v @ k.transpose(-1, -2)) @ q * SCALE
         return run((self.neuron, self.project), attended.reshape(x.shape))
 
 
 class Encoder(nn.Module):
-    """Attention and two linear layers, each added to what entered it."""
+    """Attention, then two linear layers, each with a residual connection."""
 
     def __init__(self, dim: int, heads: int, hidden: int, neuron: Layer, norm: Layer) -> None:
         super().__init__()
@@ -83,7 +87,7 @@ class Encoder(nn.Module):
 
 
 class SpikformerNet(nn.Module):
-    """Patches, encoders, average over the places, linear layer: `[T, B, C, H, W] -> [T, B, K]`."""
+    """Patches, encoders, global average pool, linear layer: `[T, B, C, H, W] -> [T, B, K]`."""
 
     def __init__(self, net: Spikformer, neuron: Layer, norm: Layer | None) -> None:
         super().__init__()
@@ -93,7 +97,8 @@ class SpikformerNet(nn.Module):
         encoders = [Encoder(dim, heads, 4 * dim, neuron, norm) for _ in range(net.depth)]
         head = OverTime(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(dim, net.num_classes))
         self.patches = Patches(net.in_channels, dim, neuron, norm)
-        self.encoders, self.head = nn.Sequential(*encoders), head
+        self.encoders = nn.Sequential(*encoders)
+        self.head = head
         self.in_channels = net.in_channels
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Networks of linear layers, for inputs without height and width, `[T, B, C]`: SHD and SSC."""
+"""Networks of linear layers, for inputs without height and width, `[T, B, C]`: SHD, SSC."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MLP:
-    """Spiking linear layers and a last one that does not spike.
+    """Spiking linear layers and a final linear layer without spikes.
 
-    hidden: their features.
-    recurrent: the spikes of each layer are fed back to it one timestep later (`bs.Recurrent`), by weights that start orthogonal.
-    dropout: the probability of dropping a spike behind each layer, drawn for every timestep.
+    hidden: the number of features of each spiking layer.
+    recurrent: feed the spikes of each layer back to it one timestep later (`bs.Recurrent`), with
+    weights initialised orthogonally.
+    dropout: the probability of dropping a spike after each layer, drawn anew at every timestep.
     """
 
     num_classes: int = 20

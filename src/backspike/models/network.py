@@ -1,4 +1,4 @@
-"""What all networks have in common: how a recipe builds one, and the function that is made of each. No torch is imported here."""
+"""What all networks share: how recipes build one, and the factory functions. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import nn
 
-Layer = Callable[..., "nn.Module"]  # makes one: neuron(channels=c), norm(channels)
+Layer = Callable[..., "nn.Module"]  # makes a layer: neuron(channels=c), norm(channels)
 
 
 @runtime_checkable
 class Model(Protocol):
-    """A network as a value: what a recipe holds."""
+    """A network as a value, as recipes hold it."""
 
     def build(self, neuron: Layer, norm: Layer | None = None) -> nn.Module: ...
 
 
 @dataclass(frozen=True)
 class Network:
-    """The options that most networks share; the input is an image, or event frames, of `in_channels`."""
+    """The options that most networks share; inputs are images or event frames of `in_channels`."""
 
     num_classes: int = 10
     in_channels: int = 3
 
 
 def factory(network: type[Model], name: str = "") -> Callable[..., nn.Module]:
-    """A function that builds the network: `vggsnn(10, neuron=bs.LIF)` is `VGGSNN(10).build(bs.LIF)`.
+    """Return a function that builds the network: `vggsnn(10, neuron=f)` is `VGGSNN(10).build(f)`.
 
-    It takes the options of the network, and `neuron` (`bs.LIF` by default) and `norm` by keyword. name: its name, if that is
-    not the lower-case name of the class.
+    It takes the options of the network, and the keywords `neuron` (default: `bs.LIF`) and `norm`.
+    name: its name, if not the lower-case name of the class.
     """
 
     def build(

@@ -1,7 +1,7 @@
-"""Assembles the networks that run one block after the other: `ConvNet` and `MLP`.
+"""Build the networks without branches: `ConvNet` and `MLP`.
 
-A block is a convolution or linear layer without bias, BatchNorm over time and batch, and a neuron. The last linear layer does
-not spike; a readout makes logits of its outputs over time.
+A block is a convolution or linear layer without bias, BatchNorm over time and batch, and a neuron.
+The last linear layer does not spike; a readout turns its outputs over time into logits.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..layers.norm import batch_norm
 from ..layers.over_time import OverTime
 from ..layers.sequential import Sequential, run
+from ..neuron.prepare import check_tensor
 from ..neuron.recurrent import Recurrent
 from .dense import MLP
 from .network import Layer
@@ -24,14 +25,19 @@ _CONVOLUTION = re.compile("([1-9][0-9]*)(?:C([1-9]?[13579]))?")
 
 
 class PlainNet(nn.Module):
-    """`features`, which spike, then `classifier`, which does not: `[T, B, C, H, W]` or `[T, B, C]` to `[T, B, K]`."""
+    """Spiking `features`, then a `classifier` without spikes.
+
+    Maps `[T, B, C, H, W]`, or `[T, B, C]` if not `images`, to `[T, B, K]`.
+    """
 
     def __init__(
         self, features: nn.Sequential, classifier: OverTime, in_channels: int, images: bool = True
     ) -> None:
         super().__init__()
-        self.features, self.classifier = features, classifier
-        self.in_channels, self.images = in_channels, images
+        self.features = features
+        self.classifier = classifier
+        self.in_channels = in_channels
+        self.images = images
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.in_channels, self.images)
@@ -39,17 +45,19 @@ class PlainNet(nn.Module):
 
 
 def check_input(x: Tensor, channels: int, images: bool = True) -> None:
+    check_tensor(x)
     if x.dim() != (5 if images else 3) or x.shape[2] != channels:
-        place = ", H, W" if images else ""
-        raise ValueError(f"expected input [T, B, {channels}{place}], got shape {list(x.shape)}")
+        size = ", H, W" if images else ""
+        raise ValueError(f"expected input [T, B, {channels}{size}], got shape {list(x.shape)}")
 
 
 def spiking_linear(inputs: int, features: int) -> nn.Linear:
-    """A linear layer before a neuron, with no norm between them: weights of variance 6 / inputs. Ours.
+    """A linear layer followed by a neuron without a norm: weights of variance 6 / inputs (ours).
 
-    If a sixth of the inputs are spikes, the currents have variance 1, as behind a norm. torch's own initialisation has an 18th
-    of that: the currents stay below the threshold, no neuron fires and, where the surrogate is zero there, nothing learns. The
-    2 / inputs of He et al. 2015 keep a signal alive through ReLU, but not through neurons that rarely fire.
+    If a sixth of the inputs spike, the currents have variance 1, as after a norm. torch's default
+    initialisation has an 18th of that: the currents stay below the threshold, no neuron fires and,
+    where the surrogate is zero, nothing learns. The 2 / inputs of He et al. 2015 preserve signals
+    through ReLU, but not through neurons that rarely fire.
     """
     layer = nn.Linear(inputs, features)
     nn.init.normal_(layer.weight, std=math.sqrt(6 / inputs))
@@ -72,13 +80,13 @@ def build_convnet(net: ConvNet, neuron: Layer, norm: Layer | None) -> PlainNet:
             ]
         else:
             raise ValueError(
-                "layout: expected channels and P joined by '-', as in '32-P-64-P', "
+                "layout: expected channels and P separated by '-', as in '32-P-64-P', "
                 f"got {item!r} in {net.layout!r}"
             )
     if size == 0:
         raise ValueError(
-            f"layout: {net.layout!r} pools the input away; "
-            f"it is too small for {net.layout.count('P')} pools"
+            f"layout: {net.layout!r} has {net.layout.count('P')} pools, "
+            f"too many for inputs of size {net.size}"
         )
     head = [nn.Flatten()] if size else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     width *= (size or 1) ** 2

@@ -1,12 +1,12 @@
-"""Residual networks with the names of torchvision (conv1, bn1, layer1.0.conv1, layer1.0.downsample.0, fc): its weights load.
+"""Residual networks. Parameters are named as in torchvision, so its weights load.
 
-    ResNet   the neuron comes after the addition of current and spikes          (torchvision's, a neuron in the place of ReLU)
-    SEW      the spikes of a block are added to the spikes that entered it      (Fang et al. 2021, arXiv 2102.04159; ADD)
-    MS       currents are added, and neurons stand before the convolutions      (Hu et al. 2021, arXiv 2112.08954)
+    ResNet  adds current and spikes, then a neuron: torchvision's network with neurons for ReLU
+    SEW     adds the spikes of a block to its input spikes (Fang et al. 2021, arXiv 2102.04159; ADD)
+    MS      adds currents; neurons precede the convolutions (Hu et al. 2021, arXiv 2112.08954)
 
-The stem "imagenet" is a 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2, "cifar" a 3x3 convolution. Convolutions
-have no bias, and the last linear layer does not spike. norm: makes the norms, whose statistics are taken over time too, called
-as `norm(channels)`, or as `norm(channels, branches=2)` for the two currents that are added before a neuron.
+The stem "imagenet" is a 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2; "cifar" is a
+3x3 convolution. Convolutions have no bias, and the last linear layer does not spike. Norms are made
+by `norm(channels)`, or `norm(channels, branches=2)` where two currents are added before a neuron.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 
 class _Shortcut(nn.Sequential):
-    """The way around a residual block: 1x1 convolution, norm, and a neuron where spikes are added."""
+    """The shortcut of a residual block: 1x1 convolution, norm, and a neuron if spikes are added."""
 
     def spiking_blocks(self) -> Sequence[Block]:
         return [Block(*self)]
@@ -81,7 +81,7 @@ class Basic(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, the last one before the addition and its neuron."""
+    """1x1, 3x3 and 1x1 convolutions; the last neuron comes after the addition."""
 
     expansion = 4
 
@@ -194,12 +194,15 @@ class MSBasic(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, stages of residual blocks, global average pool and linear layer: `[T, B, C, H, W] -> [T, B, K]`.
+    """Stem, stages of residual blocks, global average pool, linear layer.
 
-    depths: blocks of each stage; widths: their channels; every stage but the first halves the image. hidden: features of a
-    spiking linear layer before the last one, 0 for none. zero_init_residual: the last norm of every block starts with weights
-    of 0, as in Goyal et al. 2017 and torchvision, so that a block first does what its shortcut does. Deep networks with the
-    neuron after the addition learn with it where they otherwise do not (LOG.md).
+    Maps `[T, B, C, H, W]` to `[T, B, K]`.
+    depths: number of blocks in each stage. widths: their channels. Each stage but the first halves
+    height and width.
+    hidden: features of a spiking linear layer before the last one; 0 for none.
+    zero_init_residual: start the last norm of every block with weights of 0, as in Goyal et al.
+    2017 and torchvision, so that each block starts as its shortcut. Some deep networks with the
+    neuron after the addition only learn with this option (LOG.md).
     """
 
     def __init__(
@@ -219,7 +222,7 @@ class ResNet(nn.Module):
         super().__init__()
         norm = norm or batch_norm
         if stem not in ("cifar", "imagenet"):
-            raise ValueError(f"stem: 'cifar' or 'imagenet', got {stem!r}")
+            raise ValueError(f"stem must be 'cifar' or 'imagenet', got {stem!r}")
         inputs, currents = widths[0], kind is MSBasic
         self.in_channels = in_channels
         self.conv1 = (
@@ -228,7 +231,7 @@ class ResNet(nn.Module):
             else _conv(in_channels, inputs, 7, stride=2)
         )
         self.bn1 = norm(inputs)
-        # of currents, the first block's neuron makes spikes, and a last one the spikes that are pooled
+        # MS blocks start with their neuron, so a last neuron makes the spikes that are pooled
         self.sn1 = None if currents else neuron(channels=inputs)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else None
         for i, (depth, width) in enumerate(zip(depths, widths), 1):
@@ -251,9 +254,8 @@ class ResNet(nn.Module):
                 nn.init.zeros_(last.weight)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for key in [
-            key for key in state_dict if ".downsample_sn." in key
-        ]:  # SpikingJelly's neuron of a SEW shortcut
+        # SpikingJelly's name of the neuron in a SEW shortcut
+        for key in [key for key in state_dict if ".downsample_sn." in key]:
             state_dict[key.replace(".downsample_sn.", ".downsample.2.")] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
 

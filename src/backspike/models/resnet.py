@@ -1,4 +1,4 @@
-"""ResNets and their spiking variants; the residual blocks are in `residual.py`."""
+"""ResNets and their spiking variants; their residual blocks are in `residual.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _ResNet(Network):
-    """A `residual.ResNet` of blocks of the class `block`: `depths` blocks of `widths` channels, one number for each stage."""
+    """A `residual.ResNet` of `block`s; `depths` and `widths`: blocks and channels per stage."""
 
     block: ClassVar[str] = "Basic"
     depths: ClassVar[tuple[int, ...]]
@@ -35,54 +35,60 @@ class _WithStem(_ResNet):
 
 
 class ResNet18(_WithStem):
-    """ResNet18 with the neuron after the addition. stem: "imagenet" or, for small images, "cifar"."""
+    """ResNet18, neuron after the addition. stem: "imagenet", or "cifar" for small images."""
 
     depths = (2, 2, 2, 2)
 
 
 class ResNet34(_WithStem):
-    """ResNet34 with the neuron after the addition. stem: "imagenet" or, for small images, "cifar"."""
+    """ResNet34, neuron after the addition. stem: "imagenet", or "cifar" for small images."""
 
     depths = (3, 4, 6, 3)
 
 
 class ResNet50(_WithStem):
-    """ResNet50 with the neuron after the addition. stem: "imagenet" or, for small images, "cifar"."""
+    """ResNet50, neuron after the addition. stem: "imagenet", or "cifar" for small images."""
 
     block = "Bottleneck"
     depths = (3, 4, 6, 3)
 
 
 class SEWResNet18(_WithStem):
-    """SEW-ResNet18 (Fang et al. 2021). stem: "imagenet" or, for small images, "cifar"."""
+    """SEW-ResNet18 (Fang et al. 2021). stem: "imagenet", or "cifar" for small images."""
 
     block = "SEWBasic"
     depths = (2, 2, 2, 2)
 
 
 class SEWResNet34(_WithStem):
-    """SEW-ResNet34 (Fang et al. 2021), which Li et al. 2024 use for ImageNet. stem: "imagenet" or, for small images, "cifar"."""
+    """SEW-ResNet34 (Fang et al. 2021), used for ImageNet by Li et al. 2024.
+
+    stem: "imagenet", or "cifar" for small images.
+    """
 
     block = "SEWBasic"
     depths = (3, 4, 6, 3)
 
 
 class SEWResNet50(_WithStem):
-    """SEW-ResNet50 (Fang et al. 2021). stem: "imagenet" or, for small images, "cifar"."""
+    """SEW-ResNet50 (Fang et al. 2021). stem: "imagenet", or "cifar" for small images."""
 
     block = "SEWBottleneck"
     depths = (3, 4, 6, 3)
 
 
 class MSResNet18(_WithStem):
-    """MS-ResNet18 (Hu et al. 2021) with torchvision's shortcuts. stem: "imagenet" or, for small images, "cifar"."""
+    """MS-ResNet18 (Hu et al. 2021) with torchvision's shortcuts.
+
+    stem: "imagenet", or "cifar" for small images.
+    """
 
     block = "MSBasic"
     depths = (2, 2, 2, 2)
 
 
 class ResNet19(_ResNet):
-    """ResNet19 of Zheng et al. 2021 (arXiv 2011.05280), with a spiking linear layer of 256 features."""
+    """ResNet19 of Zheng et al. 2021 (arXiv 2011.05280), with 256 spiking features at the end."""
 
     depths = (3, 3, 2)
     widths = (128, 256, 512)

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Spikformer(Network):
-    """Spikformer-4-384, for images of 32x32, which it splits into 8x8 tokens.
+    """Spikformer-4-384, for 32x32 images, which it splits into 8x8 tokens.
 
-    dim: features of a token; depth: encoders; heads: of the attention.
+    dim: features per token. depth: number of encoders. heads: number of attention heads.
     """
 
     dim: int = 384

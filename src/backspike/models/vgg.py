@@ -1,4 +1,4 @@
-"""Convolutional networks without shortcuts: blocks of convolution, BatchNorm and neuron, average pools, linear layers."""
+"""Convolutional networks without shortcuts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ConvNet:
-    """Convolutions and 2x2 average pools as `layout` lists them.
+    """Blocks of convolution, BatchNorm and neuron, and 2x2 average pools, as listed in `layout`.
 
-    layout: "32-P-64-P" is 3x3 convolutions of 32 and 64 channels, each followed by a pool; "15C5" is a 5x5 convolution of 15
-    channels. Convolutions keep the image size.
-    size: height and width of the input; None: a global average pool before the linear layers.
+    layout: "32-P-64-P" means 3x3 convolutions of 32 and 64 channels, each followed by a pool;
+    "15C5" is a 5x5 convolution of 15 channels. Convolutions preserve height and width.
+    size: height and width of the input; None puts a global average pool before the linear layers.
     hidden: features of the spiking linear layers before the last linear layer.
     """
 
@@ -35,7 +35,7 @@ class ConvNet:
 
 @dataclass(frozen=True)
 class _FixedLayout(Network):
-    """A `ConvNet` whose layout and linear layers are given by its name. Without a `size` it has a global average pool."""
+    """A `ConvNet` with a fixed layout; without a field `size` it has a global average pool."""
 
     layout: ClassVar[str]
     hidden: ClassVar[tuple[int, ...]] = ()
@@ -62,7 +62,10 @@ class CIFARNet(_FixedLayout):
 
 @dataclass(frozen=True)
 class VGG11(_FixedLayout):
-    """VGG11 with average pools and linear layers of 512, 512 and `num_classes` features. size: height and width of the image."""
+    """VGG11 with average pools and linear layers of 512, 512 and `num_classes` features.
+
+    size: height and width of the image.
+    """
 
     size: int = 32
     layout = "64-P-128-P-256-256-P-512-512-P-512-512-P"
@@ -71,8 +74,9 @@ class VGG11(_FixedLayout):
 
 @dataclass(frozen=True)
 class VGG16(_FixedLayout):
-    """VGG16 as Park et al. 2023 use it, with average pools and linear layers of 512, 512 and `num_classes` features.
+    """VGG16 as in Park et al. 2023.
 
+    It has average pools and linear layers of 512, 512 and `num_classes` features.
     size: height and width of the image.
     """
 

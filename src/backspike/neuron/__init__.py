@@ -1,1 +1,1 @@
-"""Spiking neurons: LIF, IF, PLIF, CLIF, CubaLIF, the integrator, recurrence, streaming and hooks."""
+"""Spiking neurons (LIF, IF, PLIF, CLIF, CubaLIF), the integrator, recurrence, streaming, hooks."""

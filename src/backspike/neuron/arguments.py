@@ -1,20 +1,50 @@
-"""A neuron's options as arguments and attributes, read off their dataclass in `options.py`."""
+"""A neuron's options as arguments and attributes, read from their dataclass in `options.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import fields, replace
 from inspect import Parameter, signature
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from ..options import LIF as Options
+from ..surrogate import Surrogate
 
 F = TypeVar("F", bound=Callable[..., Any])
 Layer = TypeVar("Layer", bound=type)
 
 
+# `**rest` of `bs.lif` and of the layers, for type checkers and editors, which cannot see signatures
+# made at run time. A test keeps names and types equal to the fields in `options.py`.
+
+
+class FunctionArguments(TypedDict, total=False):
+    """What `bs.lif` takes besides the arguments that it names."""
+
+    v_reset: float | None
+    decay_input: bool
+    surrogate: Surrogate
+    reset_gradient: float
+    temporal_gradient: bool
+    memory: str
+
+
+class LayerArguments(FunctionArguments, total=False):
+    """What `bs.LIF` and its subclasses take besides tau and channels."""
+
+    v_threshold: float
+    learn: tuple[str, ...] | str
+    backend: str
+
+
+class CubaArguments(LayerArguments, total=False):
+    """What `bs.CubaLIF` takes besides tau and channels."""
+
+    tau_synapse: float
+
+
 def takes(kind: type[Options], without: Collection[str] = ()) -> Callable[[F], F]:
-    """For a function that ends in `**rest`: signature and help show the fields of `kind` there."""
+    """Decorate a function that ends in `**rest`: its signature then shows the fields of `kind`."""
 
     def decorate(function: F) -> F:
         whole = signature(function)
@@ -26,14 +56,14 @@ def takes(kind: type[Options], without: Collection[str] = ()) -> Callable[[F], F
             if f.name not in without
         ]
         shown = {p.name: p for p in (*first, *options, *own)}
-        setattr(function, "__signature__", whole.replace(parameters=[*shown.values()]))  # noqa: B010
+        vars(function)["__signature__"] = whole.replace(parameters=[*shown.values()])
         return function
 
     return decorate
 
 
 def has(kind: type[Options], without: Collection[str] = ()) -> Callable[[Layer], Layer]:
-    """For a layer with `options` of this kind: each field is an attribute and an argument."""
+    """Decorate a layer whose `options` are of this kind: each field becomes an attribute too."""
 
     def decorate(layer: Layer) -> Layer:
         takes(kind, without)(layer.__init__)  # type: ignore[misc]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,29 +15,43 @@ from .integrator import integrate
 from .lif import LIF, Output
 from .prepare import check_input, check_tau
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .arguments import CubaArguments
+
 
 @has(Options)
 class CubaLIF(LIF):
-    """A layer of current-based LIF neurons: a first-order synapse filters the input before the membrane does.
+    """A layer of current-based LIF neurons: a first-order synapse filters the input.
 
-        i[t] = lam_s i[t-1] + gain_s x[t]        lam_s = 1 - 1/tau_synapse, gain_s = 1/tau_synapse or 1 (decay_input=False)
+        i[t] = lam_s i[t-1] + gain_s x[t]
+        lam_s = 1 - 1/tau_synapse,  gain_s = 1/tau_synapse, or 1 with decay_input=False
 
-    and i is the current x of `LIF`. learn may hold "tau_synapse" as well, the parameter `log_tau_synapse_minus_1`. The state is
-    v and i, `[2, B, ...]`. memory is that of the membrane; i is kept beside it. decay_input=False is the neuron of Lava (Davies
-    et al. 2018) and the `Synaptic` of snnTorch; Cramer et al. 2022 have gain_s = 1 alone, which scales the weights.
+    The membrane is that of `LIF` with i as its input current. `learn` may also contain
+    "tau_synapse"; its parameter is `log_tau_synapse_minus_1`. The state holds v and i,
+    `[2, B, ...]`. `memory` applies to the membrane; i is always saved for backward.
+    With decay_input=False this is the neuron of Lava (Davies et al. 2018) and `Synaptic` of
+    snnTorch. Cramer et al. 2022 set only gain_s to 1, which amounts to scaling the weights.
+
+    Raises ValueError as `LIF` does, and for a tau_synapse that is not above 1.
     """
 
     learnable = (*LIF.learnable, "tau_synapse")
     options: Options
 
     def __init__(
-        self, tau: float = Options.tau, *, channels: int | None = None, **rest: Any
+        self,
+        tau: float = Options.tau,
+        *,
+        channels: int | None = None,
+        **rest: Unpack[CubaArguments],
     ) -> None:
-        super().__init__(tau, channels=channels, **rest)
+        super().__init__(tau, channels=channels, **rest)  # type: ignore[misc]  # tau_synapse
         start, learned = self.options.tau_synapse, "tau_synapse" in self.options.learn
         check_tau(start, self.options.decay_input)
         if learned and math.isinf(start):
-            raise ValueError("learn='tau_synapse' needs a finite tau_synapse to start from")
+            raise ValueError("learn='tau_synapse' needs a finite initial tau_synapse")
         self.log_tau_synapse_minus_1 = (
             nn.Parameter(torch.tensor(math.log(start - 1))) if learned else None
         )
@@ -56,6 +70,3 @@ class CubaLIF(LIF):
         return out._replace(
             state=torch.stack((out.state, current.state)) if want_state else out.state
         ), moments
-
-    def extra_repr(self) -> str:
-        return f"tau_synapse={self.options.tau_synapse}, {super().extra_repr()}"

@@ -1,7 +1,7 @@
-"""Watching what the neurons of a model do: `with bs.record(model) as layers:` gives each layer's last output.
+"""Observe the neurons of a model: `with bs.record(model) as outputs:` collects their outputs.
 
-Everything that hooks into a model is a `Handle`: `remove()` undoes it, and so does the end of a `with`. Any number of watchers
-may look at the same layer.
+Everything that hooks into a model is a `Handle`; `remove()` or leaving the `with` block undoes it.
+A layer can have any number of watchers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Handle:
-    """Something hooked into a model until `remove()` or the end of a `with`."""
+    """A change to a model that lasts until `remove()` or the end of a `with` block."""
 
     def __init__(self) -> None:
         self.undo: list[Callable[[], object]] = []
@@ -36,7 +36,7 @@ class Handle:
 
 
 def watch(layer: LIF, watcher: Watcher) -> Callable[[], None]:
-    """Lets `watcher` see every output of the layer; returns what ends it."""
+    """Call `watcher` with every output of the layer; returns a function that stops it."""
     layer.watchers.append(watcher)
     return lambda: layer.watchers.remove(watcher)
 
@@ -47,7 +47,7 @@ def spiking_layers(model: nn.Module) -> dict[str, LIF]:
 
 @contextmanager
 def observe(model: nn.Module, see: Callable[[str, LIF, Output], None]) -> Iterator[None]:
-    """Within it, `see(name, layer, output)` is called at every forward pass of a spiking layer, membrane included."""
+    """Context: call `see(name, layer, output)`, membrane included, after each spiking layer ran."""
 
     def watcher(name: str) -> Watcher:
         return Watcher(lambda layer, out, _moments: see(name, layer, out), membrane=True)
@@ -60,7 +60,14 @@ def observe(model: nn.Module, see: Callable[[str, LIF, Output], None]) -> Iterat
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[dict[str, Output]]:
-    """Within it, every forward pass leaves the `Output` of each spiking layer, membrane included, under the layer's name."""
+    """Context that collects the latest `bs.Output` of each spiking layer under the layer's name.
+
+    The membrane potentials are recorded as well.
+
+        with bs.record(model) as outputs:
+            model(x)
+        outputs["1"].spikes  # [T, B, ...]
+    """
     outputs: dict[str, Output] = {}
     with observe(model, lambda name, _layer, out: outputs.__setitem__(name, out)):
         yield outputs

@@ -11,7 +11,7 @@ from .. import kernel
 from ..options import LIF as Options
 from ..surrogate import Rectangle
 from .lif import Output, compute
-from .prepare import check_tau, prepare
+from .prepare import check_tau, check_tensor, prepare
 from .streaming import Streaming
 
 
@@ -24,27 +24,33 @@ def integrate(
 
 
 def _prepare(x: Tensor, v0: Tensor | None, tau: float | Tensor, decay_input: bool) -> kernel.Call:
-    # an infinite threshold is never reached, and a rectangle is zero there
+    # no potential reaches an infinite threshold, and a rectangle is zero there
     neuron = Options(decay_input=decay_input, surrogate=Rectangle(), reset_gradient=0.0)
     constants = kernel.Constants(tau, math.inf)
     return prepare(x, v0, neuron, constants, record=kernel.Record(membrane=True))
 
 
 class Integrator(Streaming):
-    """A readout layer of neurons that never spike: `layer(x) -> membrane`, both `[T, B, ...]`; `layer(x, v0) -> bs.Output`.
+    """A readout layer of neurons that never spike.
 
-    tau=None: u[t] = u[t-1] + x[t]. With tau: the leak of `LIF`.
+    `layer(x)` returns the membrane potentials, `[T, B, ...] -> [T, B, ...]`; `layer(x, v0)` returns
+    a `bs.Output` without spikes. tau=None: u[t] = u[t-1] + x[t]; with tau: the leak of `LIF`.
+
+    Raises ValueError for a tau that is not above 1.
     """
 
     def __init__(
         self, tau: float | None = None, *, decay_input: bool = True, backend: str = "auto"
     ) -> None:
         super().__init__()
-        self.tau, self.decay_input, self.backend = tau, decay_input, backend
+        self.tau = tau
+        self.decay_input = decay_input
+        self.backend = backend
         if tau is not None:
             check_tau(tau, decay_input)
 
     def forward(self, x: Tensor, v0: Tensor | None = None) -> Any:
+        check_tensor(x)
         out, _ = compute(self.prepare(x, self.initial_state(v0, x)), self.backend)
         self._finish(out.state)
         assert out.membrane is not None
@@ -56,4 +62,4 @@ class Integrator(Streaming):
         return _prepare(x, v0, tau, self.decay_input and self.tau is not None)
 
     def extra_repr(self) -> str:
-        return f"tau={self.tau}, decay_input={self.decay_input}"
+        return f"tau={self.tau}" + ("" if self.decay_input else ", decay_input=False")

@@ -1,19 +1,21 @@
-"""The neuron: `lif`, a pure function of a whole input sequence, and the layers around it: `LIF` and its kin, `Integrator`.
+"""The LIF neuron: `lif`, a pure function of the whole input sequence, and the layer `LIF`.
 
-With lam = 1 - 1/tau, gain = 1/tau (or 1 when the input does not decay) and rest = v_reset (0 for the soft reset)
+With lam = 1 - 1/tau, gain = 1/tau (1 if decay_input=False), and rest = v_reset (0 for soft reset):
 
     u[t] = (lam v[t-1] + rest/tau) + gain x[t]          membrane before the reset
-    s[t] = 1 if u[t] >= theta else 0                    a tie fires
-    v[t] = v_reset where s[t] = 1, else u[t]            hard reset;  soft (v_reset=None): v[t] = u[t] - theta s[t]
+    s[t] = 1 if u[t] >= theta else 0                    equality fires
+    v[t] = v_reset where s[t] = 1, else u[t]            hard reset
+    v[t] = u[t] - theta s[t]                            soft reset (v_reset=None)
 
-Time comes first everywhere, `[T, B, ...]`, and every call starts from rest unless a state is given.
+Time is the first dimension everywhere, `[T, B, ...]`; each call starts from rest unless it is given
+a state.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -24,24 +26,34 @@ from ..kernel.mask import draw_seed
 from ..options import LIF as Options
 from ..surrogate import Parametric, unwrap
 from .arguments import has, takes
-from .prepare import check_gradients_of, check_neuron, prepare
+from .prepare import check_gradients_of, check_neuron, check_surrogate, check_tensor, prepare
 from .streaming import Streaming
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .arguments import FunctionArguments, LayerArguments
+
     _Attributes = Options
 else:
     _Attributes = object
 
-WIDTH_RANGE = (0.2, 4.0)  # a learned width stays inside; ours
+WIDTH_RANGE = (0.2, 4.0)  # limits of a learned width; our choice
 THRESHOLD_MIN = 1e-3
 
 
 class Output(NamedTuple):
-    """What `bs.lif` returns."""
+    """The result of `bs.lif`.
 
-    spikes: Tensor | None  # [T, B, ...], zeros and ones in the dtype of x
-    state: Tensor  # [B, ...], v[T-1]; float32 for 16-bit inputs. [2, B, ...] where a neuron has two: v and the other
-    membrane: Tensor | None  # [T, B, ...], u before the reset; None unless recorded
+    spikes: `[T, B, ...]`, zeros and ones in the dtype of x; None from `bs.Integrator`.
+    state: v[T-1], `[B, ...]`, in float32 for 16-bit inputs; `[2, B, ...]` for neurons with two
+    states (v first).
+    membrane: u before the reset, `[T, B, ...]`; None unless recorded.
+    """
+
+    spikes: Tensor | None
+    state: Tensor
+    membrane: Tensor | None
 
 
 @takes(Options, without=("learn",))
@@ -57,21 +69,35 @@ def lif(
     backend: str | None = None,
     record_membrane: bool = False,
     repeats: int = 1,
-    **rest: Any,
+    **rest: Unpack[FunctionArguments],
 ) -> Output:
-    """Leaky integrate-and-fire neurons over a sequence of currents x `[T, B, ...]`; equations at the head of this file.
+    """Leaky integrate-and-fire neurons driven by currents x `[T, B, ...]`; returns a `bs.Output`.
 
-    tau: membrane time constant in timesteps, above 1 (`math.inf` with decay_input=False: no leak). tau, v_threshold and
-    width may be tensors that learn, 0-dim or one per channel `[C]` (dimension 2 of x). v_reset=None: soft reset.
-    reset_gradient: rho in [0, 1], the share of the gradient that flows back through the reset; 0 detaches it (STBP), 1 keeps
-    it (TSBP, Yang 2020). temporal_gradient=False: nothing flows from one timestep to an earlier one, nor to v0.
-    seed: of the mask of `Masked`, drawn from torch's generator when None. mask_p: overrides `Masked.p` (annealing).
-    memory: what is kept for the backward pass, one of `bs.kernel.MEMORIES`: "exact" the membrane, "bfloat16" and "8bit" the
-    distance to the threshold in fewer bits (the spikes stay exact, gradients are off by about 0.2 and 1 %), "1bit" (exact,
-    Rectangle with soft reset alone), "recompute" x instead (exact, slower; "checkpoint" is the same here).
-    repeats: x `[1, B, ...]` stands for that many equal timesteps, and its gradient is the sum over them.
-    Raises ValueError naming the argument; `Unsupported` when the named backend cannot do it.
+        u[t] = (lam v[t-1] + rest/tau) + gain x[t]        lam = 1 - 1/tau; rest = v_reset, or 0
+        s[t] = 1 if u[t] >= v_threshold else 0            gain = 1/tau; 1 if decay_input=False
+        v[t] = v_reset where s[t] = 1, else u[t]          v_reset=None: u[t] - v_threshold s[t]
+
+    v0: initial state `[B, ...]`; None starts from rest.
+    tau: membrane time constant in timesteps, above 1; `math.inf` with decay_input=False: no leak.
+    tau, v_threshold and width may be learned tensors, 0-dim or `[C]`, one value per channel
+    (dimension 2 of x). width: of a `Parametric` surrogate.
+    reset_gradient: rho in [0, 1] scales the gradient through the reset: 0 detaches it (STBP), 1
+    keeps it (TSBP, Yang 2020).
+    temporal_gradient=False: no gradient flows to earlier timesteps or to v0.
+    seed: of the mask of `Masked`; None draws one from torch's generator.
+    mask_p: overrides `Masked.p`, for annealing.
+    memory: what is saved for backward, one of `bs.kernel.MEMORIES`:
+        "exact"               the membrane
+        "bfloat16", "8bit"    the distance to the threshold in fewer bits; spikes stay exact,
+                              gradients are off by about 0.2 % and 1 %
+        "1bit"                one bit; exact; only Rectangle with soft reset
+        "recompute"           x; exact, slower ("checkpoint" means the same here)
+    repeats: x `[1, B, ...]` stands for this many equal timesteps; its gradient is summed over them.
+
+    Raises TypeError or ValueError naming the argument, and `bs.Unsupported` if the backend that
+    was asked for cannot run this.
     """
+    check_surrogate(rest.get("surrogate", Options.surrogate))
     neuron, constants = Options(**rest), kernel.Constants(tau, v_threshold, width)
     record = kernel.Record(membrane=record_membrane)
     call = prepare(x, v0, neuron, constants, seed, mask_p, repeats, record)
@@ -85,7 +111,10 @@ def compute(call: kernel.Call, backend: str) -> tuple[Output, kernel.Moments | N
 
 @dataclass(frozen=True, eq=False)
 class Watcher:
-    """Someone who sees every output of a spiking layer, and whether the membrane or its moments are to be taken for it."""
+    """A callback for every output of a spiking layer.
+
+    membrane, moments: whether the membrane, or its moments, must be recorded for it.
+    """
 
     see: Callable[[LIF, Output, kernel.Moments | None], None]
     membrane: bool = False
@@ -94,11 +123,17 @@ class Watcher:
 
 @has(Options)
 class LIF(Streaming, _Attributes):
-    """A layer of leaky integrate-and-fire neurons: `layer(x) -> spikes`, both `[T, B, ...]`; `layer(x, v0) -> bs.Output`.
+    """A layer of leaky integrate-and-fire neurons.
 
-    learn: any of "tau", "threshold"; with a `Parametric` surrogate the width learns as well. What is learned are the
-    parameters `log_tau_minus_1`, `threshold` and `log_width`. channels: the size of dimension 2 of x, needed when the width
-    is per channel. The other arguments are those of `bs.lif`. A width stays within [0.2, 4], a threshold above 0.001.
+    `layer(x)` returns spikes, `[T, B, ...] -> [T, B, ...]`; `layer(x, v0)` returns a `bs.Output`.
+
+    learn: any of "tau" and "threshold"; a `Parametric` surrogate also learns its width. The
+    parameters are called `log_tau_minus_1`, `threshold` and `log_width`. Widths are kept within
+    [0.2, 4] and thresholds above 0.001.
+    channels: size of dimension 2 of x; only needed for a width per channel.
+    The other arguments are those of `bs.lif`.
+
+    Raises TypeError or ValueError naming the argument.
     """
 
     kind: ClassVar[type[Options]]  # set by `has`
@@ -110,23 +145,24 @@ class LIF(Streaming, _Attributes):
         tau: float = Options.tau,
         *,
         channels: int | None = None,
-        learn: tuple[str, ...] | str = (),
-        **rest: Any,
+        **rest: Unpack[LayerArguments],
     ) -> None:
         super().__init__()
-        self.options = neuron = self.kind(tau, learn=names(learn), **rest)
+        check_surrogate(rest.get("surrogate", self.kind.surrogate))
+        rest["learn"] = names(rest.get("learn", ()))
+        self.options = neuron = self.kind(tau, **rest)  # type: ignore[arg-type]
         self.channels = channels
         if unknown := set(neuron.learn) - {*self.learnable}:
             raise ValueError(
-                f"learn: any of {', '.join(map(repr, self.learnable))}, got {sorted(unknown)}"
+                f"learn may contain {', '.join(map(repr, self.learnable))}; got {sorted(unknown)}"
             )
         check_neuron(neuron, tau, neuron.v_threshold)
         if "tau" in neuron.learn and math.isinf(tau):
-            raise ValueError("learn='tau' needs a finite tau to start from; an IF neuron has none")
+            raise ValueError("learn='tau' needs a finite initial tau; an IF neuron has none")
         if neuron.backend != "auto" and neuron.backend not in kernel.backends():
             raise ValueError(
                 f"unknown backend {neuron.backend!r}; "
-                f"here there are: auto, {', '.join(kernel.backends())}"
+                f"available here: auto, {', '.join(kernel.backends())}"
             )
         mask, parametric, _ = unwrap(neuron.surrogate)
         self.log_tau_minus_1 = (
@@ -141,28 +177,28 @@ class LIF(Streaming, _Attributes):
             nn.Parameter(torch.zeros(_width_shape(parametric, channels))) if parametric else None
         )
         check_gradients_of(neuron, self.log_tau_minus_1, self.threshold)
-        # a function of the training progress, set by whoever anneals it; so it is no part of the weights
+        # not saved with the weights: annealing sets it from the training progress
         self.register_buffer(
             "mask_p", torch.tensor(mask.p, dtype=torch.float64) if mask else None, persistent=False
         )
-        self.seed: Tensor | None = None  # of the last forward pass that kept a graph
+        self.seed: Tensor | None = None  # of the last forward pass with gradients
         self.watchers: list[Watcher] = []  # see hooks.py
-        self.awaits_gradient = False  # since a forward pass that kept a graph; see check_gradients
+        self.awaits_gradient = False  # ran with gradients enabled; see check_gradients
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Any:
         p = self.mask_p
         super()._apply(fn, recurse)
         if p is not None and self.mask_p is not None:
-            self.mask_p = p.to(self.mask_p.device)  # a probability keeps its bits in `model.half()`
+            self.mask_p = p.to(self.mask_p.device)  # `model.half()` must not round a probability
         return self
 
     def constants(self) -> kernel.Constants:
-        """As used: floats, or tensors with a graph where they are learned."""
+        """The constants in use: floats, or tensors with a graph where they are learned."""
         tau = self.options.tau if self.log_tau_minus_1 is None else 1 + self.log_tau_minus_1.exp()
         learned: Tensor | None = self.threshold
         threshold = self.options.v_threshold if learned is None else learned
         log_width: Tensor | None = self.log_width
-        if not torch.is_grad_enabled():  # a training step has moved them into their bounds
+        if not torch.is_grad_enabled():  # with gradients, `begin` has clamped the parameters
             if isinstance(threshold, Tensor):
                 threshold = threshold.clamp(min=THRESHOLD_MIN)
             log_width = None if log_width is None else log_width.clamp(*map(math.log, WIDTH_RANGE))
@@ -170,6 +206,7 @@ class LIF(Streaming, _Attributes):
         return kernel.Constants(tau, threshold, width)
 
     def forward(self, x: Tensor, v0: Tensor | None = None, repeats: int = 1) -> Any:
+        check_tensor(x)
         self.begin(x.device)
         out, moments = self.compute(
             x,
@@ -183,11 +220,12 @@ class LIF(Streaming, _Attributes):
     def compute(
         self, x: Tensor, v0: Tensor | None, repeats: int = 1, want_state: bool = True
     ) -> tuple[Output, kernel.Moments | None]:
-        """Between `begin` and `see`: the output from this state, and the moments of the membrane if a watcher wants them.
+        """Run the neurons from state v0, between `begin` and `see`.
 
-        want_state=False spares writing the state, which may then come out empty.
+        Returns the output, and the moments of the membrane if a watcher asks for them.
+        want_state=False: the state need not be computed and may be empty.
         """
-        record = self.record()._replace(state=want_state)
+        record = self.record(want_state)
         return compute(self.prepare(x, v0, repeats, record), self.options.backend)
 
     def prepare(
@@ -198,7 +236,7 @@ class LIF(Streaming, _Attributes):
         record: kernel.Record = kernel.Record(),  # noqa: B008  (a named tuple)
         constants: kernel.Constants | None = None,
     ) -> kernel.Call:
-        """The call that computes x from this state. constants: in place of the layer's own."""
+        """Build the call for input x from state v0. constants: replace those of the layer."""
         constants = constants or self.constants()
         mask = self.mask_seed(), self.mask_p
         return prepare(x, v0, self.options, constants, *mask, repeats, record)
@@ -206,50 +244,68 @@ class LIF(Streaming, _Attributes):
     def mask_seed(self) -> Tensor | None:
         return self.seed if torch.is_grad_enabled() else None
 
-    def record(self) -> kernel.Record:
-        """What the watchers want recorded."""
-        return kernel.Record(
-            any(w.membrane for w in self.watchers), any(w.moments for w in self.watchers)
-        )
+    def record(self, state: bool = True) -> kernel.Record:
+        """What the watchers need recorded."""
+        membrane = any(w.membrane for w in self.watchers)
+        moments = any(w.moments for w in self.watchers)
+        return kernel.Record(membrane, moments, state=state)
 
     def begin(self, device: torch.device) -> None:
-        """The first thing in a forward pass. In training, or with gradients, it draws a seed."""
+        """Start a forward pass: draw a seed in training or with gradients, clamp the parameters."""
         if torch.is_grad_enabled() or (self.training and not torch.is_inference_mode_enabled()):
-            # masked or not, so that the arms of a study draw the same numbers; without gradients
-            # too, so that a reentrant checkpoint, which restores the generator, draws the same one
+            # Masked or not, so that all variants in a study consume the same random numbers;
+            # without gradients too, so that a reentrant checkpoint, which restores the generator,
+            # draws the same seed again.
             self.seed = draw_seed(device)
         if torch.is_grad_enabled():
-            self._project()
+            self._clamp_parameters()
             self.awaits_gradient = True
 
     def see(self, out: Output, moments: kernel.Moments | None) -> None:
-        """The last thing in a forward pass: the state is carried where it streams, and watchers are told."""
+        """End a forward pass: carry the state over if streaming, then call the watchers."""
         self._finish(out.state)
         for watcher in self.watchers:
             watcher.see(self, out, moments)
 
     def learned(self) -> dict[str, nn.Parameter]:
-        """The parameters of the neuron that learn, by name: any of log_tau_minus_1, threshold, log_width."""
+        """The learned parameters by name, such as log_tau_minus_1, threshold and log_width."""
         return {name: p for name, p in self.named_parameters(recurse=False) if p.requires_grad}
 
     def __getstate__(self) -> dict[str, Any]:
-        # a copy (an average of the weights, a file) is not watched
+        # copies, such as an average of the weights or a file, have no watchers
         return {**self.__dict__, "watchers": []}
 
-    def _project(self) -> None:
-        # through .data: a second call before backward must not look like a change to what the first call saved
+    def _clamp_parameters(self) -> None:
+        # .data, so that a second call before backward does not count as an in-place change of what
+        # the first call saved
         if self.log_width is not None:
             self.log_width.data.clamp_(math.log(WIDTH_RANGE[0]), math.log(WIDTH_RANGE[1]))
         if self.threshold is not None:
             self.threshold.data.clamp_(min=THRESHOLD_MIN)
 
     def extra_repr(self) -> str:
-        learned = f", learn={self.learn}" if self.learn else ""
-        memory = f", memory={self.memory!r}" if self.memory != "exact" else ""
-        return (
-            f"tau={self.tau}, v_threshold={self.v_threshold}, v_reset={self.v_reset}, decay_input={self.decay_input}, "
-            f"surrogate={self.surrogate}, reset_gradient={self.reset_gradient}{learned}{memory}"
-        )
+        """The arguments that differ from their defaults, and always tau, if there is a leak."""
+        shown = _changed(self.options)
+        if math.isinf(self.tau):
+            del shown["tau"], shown["decay_input"]
+        elif "tau" not in shown:
+            shown = {"tau": self.tau, **shown}
+        if self.channels is not None:
+            shown["channels"] = self.channels
+        return ", ".join(f"{name}={_text(value)}" for name, value in shown.items())
+
+
+def _changed(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults."""
+    values = {f.name: (getattr(value, f.name), f.default) for f in fields(value) if f.repr}
+    return {name: now for name, (now, default) in values.items() if now != default}
+
+
+def _text(value: Any) -> str:
+    if not is_dataclass(value):
+        return repr(value)
+    shown = ", ".join(f"{name}={_text(v)}" for name, v in _changed(value).items())
+    return f"{type(value).__name__}({shown})"
 
 
 def names(learn: tuple[str, ...] | str) -> tuple[str, ...]:
@@ -268,18 +324,19 @@ def _width_shape(parametric: Parametric | None, channels: int | None) -> tuple[i
 
 @has(Options, without=("tau", "decay_input"))
 class IF(LIF):
-    """A layer of integrate-and-fire neurons: `LIF` without the leak (lam = 1, gain = 1)."""
+    """A layer of integrate-and-fire neurons: `LIF` without leak (lam = 1, gain = 1)."""
 
-    def __init__(self, *, channels: int | None = None, **rest: Any) -> None:
-        super().__init__(math.inf, decay_input=False, channels=channels, **rest)
+    def __init__(self, *, channels: int | None = None, **rest: Unpack[LayerArguments]) -> None:
+        rest.setdefault("decay_input", False)
+        super().__init__(math.inf, channels=channels, **rest)
 
 
 @has(Options)
 class PLIF(LIF):
-    """A layer of parametric LIF neurons: `LIF` whose tau learns, one for the layer, from the tau given (Fang et al. 2021).
+    """A layer of parametric LIF neurons (Fang et al. 2021): `LIF` with one learned tau per layer.
 
-    The paper's parameter w, with 1/tau = sig(w), is -log_tau_minus_1: w = -log(tau - 1). `load_state_dict` takes either, so it
-    reads weights of SpikingJelly, where w is learned. Runs as `LIF` does, in one op with its BatchNorm and pool.
+    tau: its initial value. The paper's parameter w, with 1/tau = sig(w), is -log_tau_minus_1:
+    w = -log(tau - 1). `load_state_dict` accepts either, so SpikingJelly's weights load.
     """
 
     def __init__(
@@ -287,11 +344,11 @@ class PLIF(LIF):
         tau: float = Options.tau,
         *,
         channels: int | None = None,
-        learn: tuple[str, ...] | str = (),
-        **rest: Any,
+        **rest: Unpack[LayerArguments],
     ) -> None:
-        others = (name for name in names(learn) if name != "tau")
-        super().__init__(tau, channels=channels, learn=("tau", *others), **rest)
+        others = (name for name in names(rest.get("learn", ())) if name != "tau")
+        rest["learn"] = ("tau", *others)
+        super().__init__(tau, channels=channels, **rest)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         w, ours = f"{prefix}w", f"{prefix}log_tau_minus_1"
@@ -301,9 +358,10 @@ class PLIF(LIF):
 
 
 def neuron_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """What the neurons of `model` learn: thresholds, time constants and widths, for an optimizer group of their own.
+    """The learned thresholds, time constants and widths of `model`, for a separate optimizer group.
 
-    Ours: 0.1 times the learning rate of the weights and no weight decay, which would pull a width towards 1.
+    We use 0.1 times the learning rate of the weights, and no weight decay, which would pull
+    widths towards 1.
     """
     return list(
         {
@@ -313,25 +371,26 @@ def neuron_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def check_gradients(model: nn.Module) -> None:
-    """Call it after `backward()`: raises RuntimeError naming every learned neuron parameter that received no gradient.
+    """Call after `backward()`: raise RuntimeError if a learned neuron parameter got no gradient.
 
-    Meant are the threshold, log_tau_minus_1 and log_width of each layer that ran with gradients enabled since the last check
-    and whose `.grad` is None: the loss does not depend on the layer, or something on the way detached it. A gradient of
-    exactly zero is no error: `Masked(p=1)` gives it, and so does a rectangle that no potential lies under. It cannot be told
-    from silence after `zero_grad(set_to_none=False)`, so keep torch's default there.
+    It names each threshold, log_tau_minus_1 and log_width whose `.grad` is None in a layer that ran
+    with gradients enabled since the last check: the loss does not depend on the layer, or
+    something in between detached it. A gradient of exactly zero is not an error (`Masked(p=1)`
+    causes it, or a rectangle that contains no potential). After `zero_grad(set_to_none=False)` the
+    two cannot be told apart, so keep torch's default.
     """
-    silent = []
+    missing = []
     for name, layer in model.named_modules():
         if isinstance(layer, LIF):
             if layer.awaits_gradient:
-                silent += [
+                missing += [
                     f"{name}.{p}".lstrip(".")
                     for p, value in layer.learned().items()
                     if value.grad is None
                 ]
             layer.awaits_gradient = False
-    if silent:
+    if missing:
         raise RuntimeError(
-            f"no gradient reached {', '.join(silent)}: backpropagate a loss that depends on these layers, "
-            "or freeze them with requires_grad_(False)"
+            f"no gradient reached {', '.join(missing)}: backpropagate a loss that depends on "
+            "these layers, or freeze them with requires_grad_(False)"
         )

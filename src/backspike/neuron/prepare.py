@@ -1,4 +1,4 @@
-"""Arguments of a neuron checked and turned into the `Call` that the kernels take."""
+"""Check the arguments of a neuron and build the `Call` that the kernels take."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .. import kernel, options
 from ..kernel.coefficients import state_dtype
 from ..kernel.mask import as_probability, as_seed, draw_seed
 from ..kernel.saved import lacks, needs
-from ..surrogate import unwrap
+from ..surrogate import Surrogate, unwrap
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -26,7 +26,7 @@ def prepare(
     repeats: int = 1,
     record: kernel.Record = kernel.Record(),  # noqa: B008  (a named tuple)
 ) -> kernel.Call:
-    """Checks the arguments of `lif` and puts them into the form that backends take."""
+    """Check the arguments of `lif` and build the `Call` for the backends."""
     tau, v_threshold, width = constants
     check_neuron(neuron, tau, v_threshold)
     check_input(x, v0, repeats, states=2 if isinstance(neuron, options.CLIF) else 1)
@@ -34,7 +34,7 @@ def prepare(
     mask, parametric, _ = unwrap(neuron.surrogate)
     if parametric and width is None:
         raise ValueError(
-            "a Parametric surrogate needs width=, a tensor; the layer bs.LIF holds one"
+            "a Parametric surrogate needs width=, a tensor; the layer bs.LIF has one built in"
         )
     if width is not None and not parametric:
         raise ValueError("width= would get no gradient: wrap the surrogate as Parametric(...)")
@@ -59,8 +59,22 @@ def prepare(
     )
 
 
+def check_surrogate(surrogate: object) -> None:
+    if isinstance(surrogate, type) or not isinstance(surrogate, Surrogate):
+        raise TypeError(
+            "surrogate must be an object such as bs.ATan(), with the methods derivative(z) and "
+            f"primitive(z), got {surrogate!r}"
+        )
+
+
+def check_tensor(x: object) -> None:
+    if not isinstance(x, Tensor):
+        hint = "; torch.stack(...) makes one of a list of timesteps" * isinstance(x, list | tuple)
+        raise TypeError(f"input must be one tensor [T, B, ...], got {type(x).__name__}{hint}")
+
+
 def check_neuron(neuron: options.LIF, tau: float | Tensor, v_threshold: float | Tensor) -> None:
-    """tau and v_threshold: as used, a number or a tensor that learns."""
+    """Check the options. tau and v_threshold: the values in use, numbers or learned tensors."""
     v_reset = neuron.v_reset
     if not isinstance(tau, Tensor):
         check_tau(tau, neuron.decay_input)
@@ -86,7 +100,7 @@ def check_tau(tau: float, decay_input: bool) -> None:
         )
     if math.isinf(tau) and decay_input:
         raise ValueError(
-            "tau=inf with decay_input=True would divide the input by infinity; set decay_input=False"
+            "tau=inf with decay_input=True divides the input by infinity; set decay_input=False"
         )
 
 
@@ -96,12 +110,15 @@ def check_gradients_of(
     v_threshold: float | Tensor | None,
     moments: bool = False,
 ) -> None:
-    """Whether what `memory` saves gives the gradients of what learns."""
+    """Raise ValueError if what `memory` saves does not suffice for the learned parameters."""
     if lack := lacks(neuron.memory, tau=tau, theta=v_threshold, moments=moments):
         raise ValueError(f"memory={neuron.memory!r} {lack}")
 
 
 def check_input(x: Tensor, v0: Tensor | None, repeats: int = 1, states: int = 1) -> None:
+    check_tensor(x)
+    if v0 is not None and not isinstance(v0, Tensor):
+        raise TypeError(f"v0 must be a tensor, as in `out.state`, got {type(v0).__name__}")
     if x.dtype not in _FLOATS:
         raise TypeError(
             f"x must be a tensor of float16, bfloat16, float32 or float64, got {x.dtype}"
@@ -117,15 +134,21 @@ def check_input(x: Tensor, v0: Tensor | None, repeats: int = 1, states: int = 1)
         raise ValueError(f"v0 must have the shape of one timestep {step}, got {list(v0.shape)}")
     if v0 is not None and states > 1 and list(v0.shape) != [states, *step]:
         raise ValueError(
-            f"v0 must be the {states} states of this neuron, {[states, *step]}, got {list(v0.shape)}"
+            f"v0 must hold the {states} states of this neuron, {[states, *step]}, "
+            f"got {list(v0.shape)}"
         )
 
 
 def check_parameter(name: str, p: float | Tensor | None, x: Tensor) -> None:
     if not isinstance(p, Tensor) or p.dim() == 0:
         return
-    channels = x.shape[2] if x.dim() > 2 else None
-    if p.dim() != 1 or p.shape[0] != channels:
+    if x.dim() < 3:
         raise ValueError(
-            f"{name} must be 0-dim or [C] with C = {channels} (dimension 2 of x), got shape {list(p.shape)}"
+            f"{name} of shape {list(p.shape)} is per channel, so x must be [T, B, C, ...], "
+            f"got shape {list(x.shape)}"
+        )
+    if p.dim() != 1 or p.shape[0] != x.shape[2]:
+        raise ValueError(
+            f"{name} must be 0-dim or [C] with C = {x.shape[2]} (dimension 2 of x), "
+            f"got shape {list(p.shape)}"
         )

@@ -1,4 +1,4 @@
-"""Streaming: within `bs.streaming(model)`, layers carry their state from call to call."""
+"""Streaming: inside `bs.streaming(model)`, layers carry their state from call to call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Streaming(nn.Module):
         self.carried: Any = None
 
     def initial_state(self, v0: Tensor | None, x: Tensor | None) -> Any:
-        """v0, or the state carried from the last call, for an input x `[T, B, ...]`."""
+        """v0 if given, else the state carried over from the last call; x is `[T, B, ...]`."""
         if v0 is not None or not self.streams or self.carried is None:
             return v0
         if x is None:
@@ -26,8 +26,8 @@ class Streaming(nn.Module):
         state = self.carried[0] if isinstance(self.carried, tuple) else self.carried
         if list(state.shape[state.dim() - x.dim() + 1 :]) != list(x.shape[1:]):
             raise ValueError(
-                f"bs.streaming carries a state of shape {list(state.shape)} and the input has now "
-                f"timesteps of shape {list(x.shape[1:])}; begin a new `with bs.streaming(model)`"
+                f"bs.streaming carries a state of shape {list(state.shape)}, but one timestep of "
+                f"this input has shape {list(x.shape[1:])}; start a new `with bs.streaming(model)`"
             )
         return self.carried
 
@@ -38,9 +38,11 @@ class Streaming(nn.Module):
 
 @contextmanager
 def streaming(model: nn.Module) -> Iterator[nn.Module]:
-    """Within it, every spiking layer of `model` goes on from where its last call stopped; outside, each call starts at rest.
+    """Context in which each spiking layer of `model` continues from the state of its last call.
 
-    The state is carried without its graph, so gradients end where a call began. Each `with` starts from rest.
+    Outside it every call starts from rest, and so does every new `with` block. The carried state is
+    detached, so gradients do not flow from one call into an earlier one.
+    Raises ValueError if the shape of a timestep changes within one block.
     """
     outside = [(m, m.streams, m.carried) for m in model.modules() if isinstance(m, Streaming)]
     for layer, _, _ in outside:

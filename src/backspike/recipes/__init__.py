@@ -1,5 +1,7 @@
-"""The recipes that ship: a file for each paper, and small ones. Each is a function that returns a `Recipe`; a variant changes
-two fields. `NAMES` is the one list, with what the papers report and what was run here.
+"""The recipes of this package: one file per paper, and small ones.
+
+Each is a function that returns a `Recipe`. `NAMES` lists them all, with the accuracies that the
+papers report and that were measured here.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ __all__ = ["GRADES", "NAMES", "Reported", "Shipped", "get"]
 
 
 def get(name: str) -> Recipe:
-    """The recipe of that name; RecipeError with the nearest names if there is none."""
+    """The recipe with this name. Raises RecipeError, with similar names, if there is none."""
     if name not in NAMES:
         raise RecipeError(f"unknown recipe {name!r}{nearest(name, NAMES)}")
     return NAMES[name].make()

@@ -1,11 +1,16 @@
-"""Spoken digits as spikes of an artificial cochlea: Bittar & Garner 2022, doi:10.3389/fnins.2022.865897, their RLIF.
+"""Spoken digits as the spikes of an artificial cochlea: the RLIF of Bittar & Garner 2022,
+doi:10.3389/fnins.2022.865897.
 
-From the authors' code [code]: two recurrent layers of 128, BatchNorm over time and batch, dropout 0.1, threshold 1, soft
-reset, input divided by tau, rectangle of width 1, recurrent weights that begin orthogonal, learned taus between 5.5 and 25.5;
-T = 100 over 1.4 s, batch 128, Adam of 0.01. Differences, [ours]: one tau for a layer, from 9, not one for a neuron; the
-membrane begins at rest where the code draws it; a neuron may come back to itself; the outputs are linear and their mean is
-the logits, where the code adds up softmaxes of leaky integrators; cosine over 50 epochs, where the code lowers the rate on a
-plateau of the test set, on which it also validates. The data are those of Cramer et al. 2020, doi:10.1109/TNNLS.2020.3044364.
+From the authors' code [code]: two recurrent layers of 128 neurons, BatchNorm over time and batch,
+dropout 0.1, threshold 1, soft reset, input divided by tau, rectangle of width 1, orthogonal initial
+recurrent weights, learned taus between 5.5 and 25.5; T = 100 over 1.4 s, batch size 128, Adam with
+learning rate 0.01.
+
+Differences [ours]: one tau per layer, starting at 9, instead of one per neuron; the membrane starts
+at rest instead of at random; neurons may connect to themselves; the outputs are linear and the
+logits are their mean, whereas the code sums the softmaxes of leaky integrators; 50 epochs with a
+cosine schedule, whereas the code lowers the rate on a plateau of the test set, which it also uses
+for validation. The data are those of Cramer et al. 2020, doi:10.1109/TNNLS.2020.3044364.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ NEURON = PLIF(tau=9.0, v_threshold=1.0, v_reset=None, surrogate=Rectangle(width=
 
 
 def shd() -> Recipe:
-    """SHD, spoken digits, two recurrent layers of 128: a GPU and an hour."""
+    """SHD, spoken digits, two recurrent layers of 128 neurons: an hour on a GPU."""
     return Recipe(
         name="shd",
         data="shd",

@@ -1,11 +1,15 @@
-"""Paper A: Li, Zhao, Zhao & Zeng 2024, arXiv 2406.19645. Masked surrogate gradient (MSG), temporally weighted output (TWO).
+"""Paper A: Li, Zhao, Zhao & Zeng 2024, arXiv 2406.19645. Masked surrogate gradient (MSG),
+temporally weighted output (TWO).
 
-From the authors' code [code]: tau 2, threshold 0.5, hard reset to 0, input divided by tau, triangle of peak 2 masked with
-p = 0.5; AdamW of 0.05 x batch / 1024, batch 64, cosine; either 120 epochs without weight decay and smoothing, or 300 with 5 of
-warm-up, weight decay 0.01 and smoothing 0.1; events in T slices of equal time at 48x48; of event frames crops, flips and
-rotations by 15 degrees. Which of the two settings a row of the paper had is our choice [ours]: the long one for images.
-Differences: frames are summed down where the code interpolates, validation is carved out of the training set and chooses the
-epoch, and N-Caltech101 is drawn evenly over samples, not classes.
+From the authors' code [code]: tau 2, threshold 0.5, hard reset to 0, input divided by tau, triangle
+with peak 2 and mask probability 0.5; AdamW with learning rate 0.05 x batch / 1024, batch size 64,
+cosine schedule; either 120 epochs without weight decay and label smoothing, or 300 epochs with 5 of
+warm-up, weight decay 0.01 and label smoothing 0.1; events in T slices of equal duration at 48x48;
+crops, flips and rotations by up to 15 degrees for event frames. The code does not say which of the
+two settings each row of the paper used; the long one for images is our choice [ours].
+
+Differences: frames are summed down where the code interpolates, the validation set is split off the
+training set and chooses the epoch, and N-Caltech101 is split evenly over samples, not classes.
 """
 
 from __future__ import annotations
@@ -72,27 +76,27 @@ def _events(name: str, data: str, model: Model, augment: tuple[Augment, ...] = E
 
 
 def cifar10() -> Recipe:
-    """CIFAR-10, CIFARNet with AutoAugment, MSG + TWO: a GPU and hours."""
+    """CIFAR-10, CIFARNet with AutoAugment, MSG + TWO: hours on a GPU."""
     return _images("cifar10", "cifar10", CIFARNet(), STRONG)
 
 
 def cifar10_crop_flip() -> Recipe:
-    """CIFAR-10, CIFARNet with crops and flips alone, MSG + TWO: a GPU and hours."""
+    """CIFAR-10, CIFARNet with crops and flips only, MSG + TWO: hours on a GPU."""
     return _images("cifar10-crop-flip", "cifar10", CIFARNet(), CROP_FLIP)
 
 
 def cifar100() -> Recipe:
-    """CIFAR-100, CIFARNet with AutoAugment, MSG + TWO: a GPU and hours."""
+    """CIFAR-100, CIFARNet with AutoAugment, MSG + TWO: hours on a GPU."""
     return _images("cifar100", "cifar100", CIFARNet(num_classes=100), STRONG)
 
 
 def cifar100_resnet18() -> Recipe:
-    """CIFAR-100, ResNet18, MSG + TWO: a GPU and hours."""
+    """CIFAR-100, ResNet18, MSG + TWO: hours on a GPU."""
     return _images("cifar100-resnet18", "cifar100", ResNet18(num_classes=100), STRONG)
 
 
 def imagenet() -> Recipe:
-    """ImageNet, SEW-ResNet34, MSG + TWO: several GPUs and days."""
+    """ImageNet, SEW-ResNet34, MSG + TWO: days on several GPUs."""
     return replace(
         _images("imagenet", "imagenet", SEWResNet34(num_classes=1000), (ResizedCrop(), Flip())),
         epochs=120,
@@ -101,33 +105,33 @@ def imagenet() -> Recipe:
 
 
 def dvs_cifar10() -> Recipe:
-    """DVS-CIFAR10, VGGSNN, MSG + TWO: a GPU and hours."""
+    """DVS-CIFAR10, VGGSNN, MSG + TWO: hours on a GPU."""
     return _events("dvs-cifar10", "dvs-cifar10", VGGSNN())
 
 
 def dvs_cifar10_resnet18() -> Recipe:
-    """DVS-CIFAR10, ResNet18, MSG + TWO: a GPU and hours."""
+    """DVS-CIFAR10, ResNet18, MSG + TWO: hours on a GPU."""
     return _events("dvs-cifar10-resnet18", "dvs-cifar10", ResNet18(in_channels=2))
 
 
 def n_caltech101() -> Recipe:
-    """N-Caltech101, VGGSNN, MSG + TWO: a GPU and hours."""
+    """N-Caltech101, VGGSNN, MSG + TWO: hours on a GPU."""
     return _events("n-caltech101", "n-caltech101", VGGSNN(num_classes=101))
 
 
 def n_caltech101_resnet18() -> Recipe:
-    """N-Caltech101, ResNet18, MSG + TWO: a GPU and hours."""
+    """N-Caltech101, ResNet18, MSG + TWO: hours on a GPU."""
     return _events(
         "n-caltech101-resnet18", "n-caltech101", ResNet18(num_classes=101, in_channels=2)
     )
 
 
 def dvs128_gesture() -> Recipe:
-    """DVS128 Gesture, VGGSNN, MSG + TWO; crops only, as a mirrored gesture is another one: a GPU and hours."""
+    """DVS128 Gesture, VGGSNN, MSG + TWO; no flips, which change gestures: hours on a GPU."""
     return _events("dvs128-gesture", "dvs128-gesture", VGGSNN(num_classes=11), (Crop(4),))
 
 
-# the rows of the ablation: what is taken away
+# the rows of the ablation and the fields that they change
 WITHOUT: dict[str, dict[str, object]] = {
     "baseline": {"neuron.surrogate": Triangle(alpha=2.0), "readout": Mean()},
     "two": {"neuron.surrogate": Triangle(alpha=2.0)},
@@ -136,12 +140,12 @@ WITHOUT: dict[str, dict[str, object]] = {
 
 
 def ablated(make: Callable[[], Recipe], row: str) -> Callable[[], Recipe]:
-    """The recipe of a row of the ablation: "baseline", "two" alone or "msg" alone."""
+    """The recipe of one row of the ablation: "baseline", "two" (only TWO) or "msg" (only MSG)."""
 
-    def made() -> Recipe:
+    def make_row() -> Recipe:
         recipe = make()
         return recipe.replace({"name": f"{recipe.name}-{row}", **WITHOUT[row]})
 
-    what = "neither MSG nor TWO" if row == "baseline" else f"{row.upper()} alone"
-    made.__doc__ = (make.__doc__ or "").replace("MSG + TWO", what)
-    return made
+    what = "neither MSG nor TWO" if row == "baseline" else f"{row.upper()} only"
+    make_row.__doc__ = (make.__doc__ or "").replace("MSG + TWO", what)
+    return make_row

@@ -1,7 +1,8 @@
 """Paper D: Park et al. 2023, arXiv 2308.00558. Spike-dependent gradient scaling (SGS).
 
-From the authors' code [code]: lam 0.9 (tau 10), threshold 0.5, rectangle, SGD of 0.1, batch 100, 300 epochs, CutMix, T = 4,
-tdBN, scaling with a = 0.5. Weight decay, crops and flips, and the reset are [ours]. Its accuracies are not known to us.
+From the authors' code [code]: lam 0.9 (tau 10), threshold 0.5, rectangle, SGD with learning rate
+0.1, batch size 100, 300 epochs, CutMix, T = 4, tdBN, scaling with a = 0.5. Weight decay, crops and
+flips, and the reset are our choice [ours]. We do not know the accuracies that it reports.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ def _cifar10(name: str, model: Model) -> Recipe:
 
 
 def cifar10_vgg16() -> Recipe:
-    """CIFAR-10, VGG16, SGS: a GPU and hours."""
+    """CIFAR-10, VGG16, SGS: hours on a GPU."""
     return _cifar10("cifar10-vgg16", VGG16())
 
 
 def cifar10_resnet20() -> Recipe:
-    """CIFAR-10, ResNet20, SGS: a GPU and hours."""
+    """CIFAR-10, ResNet20, SGS: hours on a GPU."""
     return _cifar10("cifar10-resnet20", ResNet20())
 
 
 def cifar10_resnet32() -> Recipe:
-    """CIFAR-10, ResNet32, SGS: a GPU and hours."""
+    """CIFAR-10, ResNet32, SGS: hours on a GPU."""
     return _cifar10("cifar10-resnet32", ResNet32())

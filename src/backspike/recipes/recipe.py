@@ -1,12 +1,14 @@
-"""A recipe: everything that defines a training run, as one frozen value that prints, compares and goes to a file.
+"""A recipe: everything that defines a training run, in one frozen value that can be saved as text.
 
-Objects in it are values too, and their text is their repr: `Masked(Triangle(alpha=2.0), p=0.5)`. `parse` reads such text back
-with a whitelist of names, so a recipe from a stranger's file can build values but run nothing. This file imports no torch.
+The objects in it are values whose text is their repr: `Masked(Triangle(alpha=2.0), p=0.5)`. `parse`
+reads such text with a whitelist of names, so a stranger's recipe can build values but cannot run
+code. This file does not import torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,11 +19,13 @@ from ..data import augment as _augment
 from ..data import mixing as _mixing
 from ..errors import RecipeError, nearest
 from ..models import ConvNet, Model
-from .text import parse
+from .text import VALUES, options_in, parse
 from .values import PDA, SGS, AdamW, CrossEntropy, Loss, Mean, Neuron, Norm, Optimizer, Readout
 
 if TYPE_CHECKING:
     from torch import nn
+
+logger = logging.getLogger("backspike")
 
 
 def _field(default: Any, help: str) -> Any:
@@ -29,95 +33,102 @@ def _field(default: Any, help: str) -> Any:
 
 
 def _calls(kind: Any) -> str:
-    """The values of a kind for its help: "Mean(), Last() or TWO(beta, start_epoch, cumulative)"."""
+    """All values of a kind, for help: "Mean(), Last() or TWO(beta, start_epoch, cumulative)"."""
     names = [(c.__name__, [f.name for f in dataclasses.fields(c)]) for c in kind.__subclasses__()]
     *others, last = (f"{name}({', '.join(options)})" for name, options in names)
     return f"{', '.join(others)} or {last}"
 
 
-# values that leave a field to the machine: see train/precision.py
+# fields that are chosen when a run starts, with the values that ask for it: train/precision.py
 OPEN = {"precision": "auto", "channels_last": None}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that defines a run. A recipe is made by a function (`bs.recipes.digits()`), a variant by `dataclasses.replace`."""
+    """Everything that defines a training run.
 
-    name: str = _field("custom", "what the run is called")
-    data: str = _field("digits", "name of the data set, see `backspike data`")
-    root: str = _field("", "folder of the data; empty: BACKSPIKE_DATA, then ./data")
+    Functions return recipes (`bs.recipes.digits()`); `dataclasses.replace` makes variants. Raises
+    RecipeError for a field of the wrong type or out of range.
+    """
+
+    name: str = _field("custom", "name of the run")
+    data: str = _field("digits", "name of the data set; see `backspike data`")
+    root: str = _field("", "folder with the data; empty: BACKSPIKE_DATA, then ./data")
     limit: int = _field(
-        0, "use only so many training samples, the same share of each class; 0: all"
+        0, "use only this many training samples, with the same share of each class; 0: all"
     )
-    T: int = _field(4, "timesteps")
+    T: int = _field(4, "number of timesteps")
     size: int = _field(
         0,
-        "side that event frames are summed down to, or of ImageNet's pictures; 0: the sensor's own, 224",
+        "side length to which event frames (or ImageNet images) are reduced; "
+        "0 keeps the sensor's resolution (224 for ImageNet)",
     )
     upright: bool = _field(
-        True,
-        "DVS-CIFAR10: pictures upright; False: pixels and polarity as the camera addressed them",
+        True, "DVS-CIFAR10: upright images; False: pixels and polarity as the camera stores them"
     )
     by: str = _field(
-        "time", "event frames hold an equal time or an equal count of events: time or count"
+        "time", "what is equal in all event frames of a sample: duration (time) or events (count)"
     )
     has_time: bool | None = _field(
-        None, "samples carry time, [T, ...]; None: those with 4 dimensions do"
+        None,
+        "whether samples already have a time axis [T, ...]; "
+        "None: assume so for 4-dimensional samples",
     )
-    model: Model = _field(ConvNet(), "the network, a value")
+    model: Model = _field(ConvNet(), "the network, such as VGGSNN() or ConvNet('32-P-64-P')")
     neuron: Neuron = _field(
-        Neuron(), "the neuron of every layer: Neuron() is LIF; PLIF(), CubaLIF(), CLIF(), MPBN()"
+        Neuron(),
+        "the neuron of every layer: LIF, PLIF, CubaLIF, CLIF or MPBN, with its options in "
+        "brackets; options that are not given keep their values",
     )
-    norm: Norm | None = _field(
-        None, f"{_calls(Norm)} in the place of BatchNorm; None: the network's own"
-    )
-    readout: Readout = _field(Mean(), _calls(Readout))
+    norm: Norm | None = _field(None, f"{_calls(Norm)} instead of BatchNorm; None: as in the model")
+    readout: Readout = _field(Mean(), f"how outputs over time become logits: {_calls(Readout)}")
     loss: Loss = _field(CrossEntropy(), _calls(Loss))
     mask_p_end: float | None = _field(
-        None, "anneal the probability of Masked linearly over the epochs to this value"
+        None, "change the probability of Masked linearly over the epochs to this value"
     )
-    weight_mask: float = _field(
-        0.0, "MSG at the weight site: probability of dropping an element of dL/dW"
-    )
+    weight_mask: float = _field(0.0, "MSG of weights: probability of dropping an element of dL/dW")
     potential: PDA | None = _field(
         None, "PDA(strength, target, ...): adjust the distribution of the potentials; None: off"
     )
     scaling: SGS | None = _field(
-        None, "SGS(alpha, pair, ...): scale the gradients of weights by spikes; None: off"
+        None, "SGS(alpha, pair, ...): scale weight gradients by spikes; None: off"
     )
     freeze_width: int = _field(
-        0, "stop learning widths, thresholds and taus after so many epochs; 0: never"
+        0, "stop learning widths, thresholds and taus after this many epochs; 0: never"
     )
     optimizer: Optimizer = _field(AdamW(), _calls(Optimizer))
     epochs: int = _field(10, "passes over the training split")
     batch_size: int = _field(64, "samples per step")
-    accumulate: int = _field(1, "split each step into so many parts to save memory")
+    accumulate: int = _field(1, "split each step into this many parts to save memory")
     sync_norm: bool = _field(
         True,
-        "of several ranks: BatchNorm takes the statistics of the whole batch, not of a rank's share",
+        "with several ranks, BatchNorm uses the statistics of the whole batch, "
+        "not of each rank's share",
     )
     warmup_epochs: float = _field(0.0, "epochs over which the learning rate rises from 0")
     schedule: str = _field("cosine", "learning rate after the warm-up: cosine (to 0) or constant")
-    clip: float = _field(0.0, "largest norm of the gradient; 0: no clipping")
-    ema: float = _field(0.0, "decay of the averaged weights that are evaluated and saved; 0: none")
+    clip: float = _field(0.0, "clip the gradient to this norm; 0: no clipping")
+    ema: float = _field(
+        0.0, "decay of the moving average of the weights that is evaluated and saved; 0: none"
+    )
     patience: int = _field(
-        0, "stop after so many epochs without a better validation accuracy; 0: never"
+        0, "stop after this many epochs without a better validation accuracy; 0: never"
     )
     augment: tuple[_augment.Augment | _mixing.Mixing, ...] = _field(
-        (), "changes to training samples, drawn afresh for each"
+        (), "random changes to training samples, such as (Crop(4), Flip())"
     )
     precision: str = _field(
-        "auto", "float32, bfloat16 (autocast) or auto: bfloat16 where the processor computes in it"
+        "auto", "float32, bfloat16 (autocast) or auto: bfloat16 if the hardware gains from it"
     )
     channels_last: bool | None = _field(
-        None, "memory layout of images and convolutions; None: where it is faster"
+        None, "channels-last memory layout of images and convolutions; None: where it is faster"
     )
     cuda_graph: bool | None = _field(
-        None, "on a GPU, record a step once and replay it; None: where the step can be recorded"
+        None, "on a GPU, record a step once and replay it; None: if the step can be recorded"
     )
-    workers: int = _field(0, "processes that read samples of data sets that do not lie in memory")
-    seed: int = _field(0, "of weights, order, augmentation and masks")
-    checkpoint_seconds: float = _field(60.0, "time between checkpoints within an epoch")
+    workers: int = _field(0, "processes that load samples of data sets too large for memory")
+    seed: int = _field(0, "seed of weights, sample order, augmentation and masks")
+    checkpoint_seconds: float = _field(60.0, "seconds between checkpoints within an epoch")
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -135,7 +146,7 @@ class Recipe:
             "workers",
         ):
             _require(getattr(self, name) >= 0, name, "not negative", getattr(self, name))
-        # a recipe may be anybody's: no size of which a single one would fill the memory, or the table of processes
+        # recipes are untrusted input: bound every size that could exhaust memory or processes
         for name, most in {
             "T": 1_000_000,
             "workers": 256,
@@ -184,24 +195,31 @@ class Recipe:
 
     @property
     def part_size(self) -> int:
-        """Samples that go through the network at once: a step of `batch_size` in `accumulate` parts."""
+        """Samples per forward pass: `batch_size` split into `accumulate` parts."""
         return -(-self.batch_size // self.accumulate)
 
     def replace(self, changes: dict[str, Any]) -> Recipe:
-        """The recipe with fields changed: {"epochs": 3, "neuron.surrogate.p": "0.3"}; text is parsed as on a command line."""
+        """A copy with changed fields, such as {"epochs": 3, "neuron.surrogate.p": "0.3"}.
+
+        Strings are parsed as on the command line. Another kind of neuron, given as text, keeps the
+        options that the text does not set. Raises RecipeError.
+        """
         recipe = self
         for path, value in changes.items():
             recipe = _with(recipe, path.split("."), value, path)
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
-        """Flat, for a file: dotted field names to numbers, strings and the repr of objects."""
+        """For JSON: dotted field names with numbers, strings and the repr of objects."""
         fields = _flat(self)
         return {"name": fields.pop("name"), "fields": fields}
 
     @staticmethod
     def from_dict(stored: dict[str, Any], values: Iterable[type] = ()) -> Recipe:
-        """What `to_dict` wrote. values: further classes of your own that its text may name (a surrogate, a model)."""
+        """Reads what `to_dict` wrote. Raises RecipeError.
+
+        values: your own classes (a surrogate, a model) that the recipe names.
+        """
         if not isinstance(stored, dict) or not isinstance(stored.get("fields"), dict):
             raise RecipeError("not a recipe: expected an object with 'name' and 'fields'")
         extra: dict[str, Callable[..., Any]] = {v.__name__: v for v in values}
@@ -211,12 +229,12 @@ class Recipe:
             k: parse(v, extra) if isinstance(v, str) and v.endswith(")") and k not in texts else v
             for k, v in stored["fields"].items()
         }
-        # at once, as fields may be valid only together
+        # all at once, as some fields are valid only together
         return _rebuild(recipe, changes)
 
 
 def _rebuild(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
-    own = {k: _plain(recipe, k, v) for k, v in changes.items() if "." not in k}
+    own = {k: _from_json(recipe, k, v) for k, v in changes.items() if "." not in k}
     neuron = {k.split(".", 1)[1]: v for k, v in changes.items() if k.startswith("neuron.")}
     kind = own.pop("neuron", recipe.neuron)
     if not isinstance(kind, Neuron):
@@ -226,19 +244,17 @@ def _rebuild(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     for owner, names in ((recipe, own), (kind, neuron)):
         for name in names:
             _known(owner, name, name)
-    parts = {k: _plain(kind, k, v) for k, v in neuron.items()}
+    parts = {k: _from_json(kind, k, v) for k, v in neuron.items()}
     return dataclasses.replace(recipe, neuron=dataclasses.replace(kind, **parts), **own)
 
 
-def _plain(owner: Any, name: str, value: Any) -> Any:
-    """JSON knows no tuples and no infinity."""
+def _from_json(owner: Any, name: str, value: Any) -> Any:
+    """Undoes what JSON cannot hold: tuples and infinity."""
     if isinstance(value, list):
         return tuple(value)
-    return (
-        float(value)
-        if value in ("inf", "-inf") and isinstance(getattr(owner, name, None), float)
-        else value
-    )
+    if value in ("inf", "-inf") and isinstance(getattr(owner, name, None), float):
+        return float(value)
+    return value
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
@@ -272,7 +288,7 @@ def _require(ok: bool, name: str, wanted: str, got: Any) -> None:
 
 
 def _check_types(owner: Any, path: str = "") -> None:
-    """Every field of a recipe, and of the values in it, has the type that it is declared with."""
+    """Checks the declared types of all fields, also of the values in them. Raises RecipeError."""
     hints = _hints(type(owner))  # type: ignore[arg-type]
     for f in dataclasses.fields(owner):
         value, hint = getattr(owner, f.name), hints.get(f.name, object)
@@ -287,7 +303,7 @@ def _check_types(owner: Any, path: str = "") -> None:
 def _hints(owner: Any) -> dict[str, Any]:
     try:
         return get_type_hints(owner)
-    except (NameError, TypeError):  # a user's class whose hints name what is not there
+    except (NameError, TypeError):  # a user's class with hints that cannot be resolved
         return {}
 
 
@@ -297,15 +313,14 @@ def _fits(value: Any, hint: Any) -> bool:
     if alternatives := get_args(hint):
         return any(_fits(value, a) for a in alternatives)
     if hint is float:
-        return (
-            isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-        )
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and not math.isnan(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint) and not isinstance(value, type)
 
 
-_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
 
 
 def _name(hint: Any) -> str:
@@ -313,11 +328,9 @@ def _name(hint: Any) -> str:
         return f"a tuple of {_name(get_args(hint)[0])}"
     if args := get_args(hint):
         return " or ".join(_name(a) for a in args)
-    return (
-        "None"
-        if hint is type(None)
-        else _WORDS.get(hint, f"a value such as {_EXAMPLES.get(hint.__name__, hint.__name__)}")
-    )
+    if hint is type(None):
+        return "None"
+    return _WORDS.get(hint, f"a value such as {_EXAMPLES.get(hint.__name__, hint.__name__)}")
 
 
 _EXAMPLES = {
@@ -338,7 +351,8 @@ def _known(owner: Any, name: str, path: str) -> None:
         raise RecipeError(f"{path}: {owner!r} has no fields")
     names = [f.name for f in dataclasses.fields(owner)]
     if name not in names:
-        raise RecipeError(f"{path} is no field of {type(owner).__name__}{nearest(name, names)}")
+        kind = type(owner).__name__
+        raise RecipeError(f"{path}: no field of {kind} has this name{nearest(name, names)}")
 
 
 def _with(owner: Any, path: list[str], value: Any, whole: str) -> Any:
@@ -349,6 +363,8 @@ def _with(owner: Any, path: list[str], value: Any, whole: str) -> Any:
         new = _with(old, path[1:], value, whole)
     elif not isinstance(value, str) or hint is str:
         new = value
+    elif isinstance(old, Neuron):
+        new = _other_neuron(old, value, whole)
     else:
         try:
             new = parse(value, {}, whole)
@@ -357,7 +373,7 @@ def _with(owner: Any, path: list[str], value: Any, whole: str) -> Any:
                 raise RecipeError(f"{whole} must be {_WORDS[hint]}, got {value!r}") from None
             if hint == tuple[str, ...]:
                 raise RecipeError(
-                    f"{whole} must be text in brackets such as ('threshold',), got {value!r}"
+                    f"{whole} must be a tuple of strings such as ('threshold',), got {value!r}"
                 ) from None
             raise
     try:
@@ -366,3 +382,26 @@ def _with(owner: Any, path: list[str], value: Any, whole: str) -> Any:
         raise
     except (TypeError, ValueError) as e:
         raise RecipeError(f"{whole}: {e}") from None
+
+
+def _other_neuron(old: Neuron, text: str, path: str) -> Any:
+    """The neuron in `text`, with the options of `old` that the text does not set."""
+    text = text.strip()
+    new = parse(f"{text}()" if text in VALUES else text, {}, path)
+    if not isinstance(new, Neuron):  # the recipe refuses it
+        return new
+    kind, set_in_text = type(new), options_in(text, type(new))
+    hints: dict[str, Any] = _hints(kind)  # type: ignore[arg-type]
+    kept, lost = {}, []
+    for f in dataclasses.fields(old):
+        value = getattr(old, f.name)
+        if f.name in set_in_text:
+            continue
+        if f.name in hints and _fits(value, hints[f.name]):
+            kept[f.name] = value
+        else:
+            lost.append(f"{f.name}={value!r}")
+    if lost:
+        name = "LIF" if kind is Neuron else kind.__name__
+        logger.warning("%s: %s cannot keep %s", path, name, ", ".join(lost))
+    return dataclasses.replace(new, **kept)

@@ -1,4 +1,4 @@
-"""What the list of recipes says of each: how it is made, the accuracy its paper reports, what was run here."""
+"""Entries of the list of recipes: the function, the published and the measured accuracy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .recipe import Recipe
 
-# how well a fact about a paper is known; the same grades as in docs/methods.md
+# how reliable a fact about a paper is; the same grades as in docs/methods.md
 GRADES = {
     "abs": "from the abstract",
     "code": "from the authors' public code",
@@ -18,7 +18,10 @@ GRADES = {
 
 @dataclass(frozen=True)
 class Reported:
-    """A test accuracy in %, with its spread over seeds where one is known. grade: of GRADES, how we know of it."""
+    """A published test accuracy in %, with its spread over seeds if known.
+
+    grade: how reliable it is, a key of GRADES. Raises ValueError for any other.
+    """
 
     accuracy: float
     spread: float | None
@@ -36,7 +39,7 @@ class Reported:
 
 @dataclass(frozen=True)
 class Shipped:
-    """A recipe that ships. here: what came out on the project's machine, empty where it was not run."""
+    """A recipe of this package. here: the results measured by this project; empty if not run."""
 
     make: Callable[[], Recipe]
     reported: Reported | None = None

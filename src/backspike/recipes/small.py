@@ -1,4 +1,4 @@
-"""Recipes for two cores, and bundled data first: seconds to minutes."""
+"""Small recipes that train on two CPU cores in seconds to minutes; some use bundled data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .values import SGD, TWO, AdamW, CrossEntropy, Neuron
 
 
 def digits() -> Recipe:
-    """UCI digits (bundled, 8x8), small convolutional network, MSG + TWO: the main job, seconds."""
+    """UCI digits (bundled, 8x8), small convolutional network, MSG + TWO: the default, seconds."""
     return Recipe(
         name="digits",
         data="digits",

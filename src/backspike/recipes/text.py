@@ -1,11 +1,11 @@
-"""Values as text and back: a whitelisted parser for the repr of a value, with no eval."""
+"""Values as text and back: a parser for the repr of a value, with a whitelist and without eval."""
 
 from __future__ import annotations
 
 import ast
 import math
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from types import ModuleType
 from typing import Any
 
@@ -30,28 +30,39 @@ VALUES: dict[str, Callable[..., Any]] = {
         *(*NETWORKS, *_defined_in(values)),
         *(*_defined_in(_augment), *_defined_in(_autoaugment), *_defined_in(_mixing)),
     )
-}
+} | {"LIF": values.Neuron}
 
 
 def parse(
     text: str, extra: dict[str, Callable[..., Any]] | None = None, where: str = "value"
 ) -> Any:
-    """The value that `text` says: a number, True, False, None, text in quotes, a tuple, or a call of a whitelisted class.
+    """Reads a value: a number, True, False, None, a quoted string, a tuple, or a whitelisted class.
 
-    Raises RecipeError, with the nearest names for an unknown one.
+    extra: further classes, by name. where: the field, which begins every error message.
+    Raises RecipeError, with similar names for an unknown one.
     """
     if len(text) > 10_000:
-        raise RecipeError(f"{where}: longer than any value can be ({len(text)} characters)")
+        raise RecipeError(f"{where}: too long for a value ({len(text)} characters)")
     try:
         return _evaluate(ast.parse(text.strip(), mode="eval").body, VALUES | (extra or {}))
     except (SyntaxError, MemoryError, RecursionError):
         raise RecipeError(
-            f"{where}: cannot read {text[:80]!r}; expected a number, or a value such as Triangle(alpha=2)"
+            f"{where}: cannot read {text[:80]!r}; "
+            "expected a number, or a value such as Triangle(alpha=2)"
         ) from None
     except RecipeError as e:
         raise RecipeError(f"{where}: {e}") from None
     except (TypeError, ValueError) as e:
         raise RecipeError(f"{where}: {e}") from None
+
+
+def options_in(text: str, kind: type) -> set[str]:
+    """Names of the options that the text of a value of this dataclass sets: "LIF(3, learn=())"."""
+    call = ast.parse(text.strip(), mode="eval").body
+    if not isinstance(call, ast.Call):
+        return set()
+    by_position = [f.name for f in fields(kind)][: len(call.args)]
+    return {*by_position, *(str(k.arg) for k in call.keywords)}
 
 
 def _evaluate(node: ast.expr, names: dict[str, Callable[..., Any]]) -> Any:
@@ -60,7 +71,7 @@ def _evaluate(node: ast.expr, names: dict[str, Callable[..., Any]]) -> Any:
             value, bool | int | float | str
         ):
             if isinstance(value, int) and value >= 1 << 63:
-                raise RecipeError("a whole number beyond 64 bits")
+                raise RecipeError("an integer with more than 64 bits")
             return value
         case ast.Tuple(elts=items) | ast.List(elts=items):
             return tuple(_evaluate(i, names) for i in items)
@@ -69,7 +80,7 @@ def _evaluate(node: ast.expr, names: dict[str, Callable[..., Any]]) -> Any:
         case ast.Name(id="inf"):
             return math.inf
         case ast.Name(id=name) if name in names:
-            raise RecipeError(f"{name} needs its brackets: {name}()")
+            raise RecipeError(f"{name} needs brackets: {name}()")
         case ast.Name(id=name):
             raise RecipeError(f"unknown name {name}{nearest(name, names)}")
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if (
@@ -80,5 +91,5 @@ def _evaluate(node: ast.expr, names: dict[str, Callable[..., Any]]) -> Any:
         case ast.Call(func=ast.Name(id=name)) if name not in names:
             raise RecipeError(f"unknown name {name}{nearest(name, names)}")
     raise RecipeError(
-        "only numbers, text, tuples and values such as Triangle(alpha=2) can stand here"
+        "only numbers, strings, tuples and values such as Triangle(alpha=2) are allowed"
     )

@@ -1,6 +1,7 @@
-"""The values that a recipe holds: neurons, norms, readouts, losses, methods and optimizers, each of which builds its part.
+"""The values in a recipe: neurons, norms, readouts, losses, methods and optimizers.
 
-Every dataclass in this file may be named by the text of a recipe. Importing it imports no torch.
+Each builds its part. The text of a recipe may name every dataclass in this file. Importing it does
+not import torch.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Neuron(options.LIF):
-    """The spiking neuron of every layer: the arguments of `bs.LIF`. Called with `channels=`, it builds the layer.
+    """The arguments of `bs.LIF` for every spiking layer. Calling it with `channels=` builds one.
 
-    Other neurons are subclasses of the name that they have in `bs`.
+    Other kinds of neurons are subclasses with the same names as in `bs`.
     """
 
     def __call__(self, channels: int | None = None) -> nn.Module:
@@ -28,6 +29,7 @@ class Neuron(options.LIF):
 
     @staticmethod
     def layer() -> Callable[..., nn.Module]:
+        """The class of the layer."""
         from ..neuron.lif import LIF
 
         return LIF
@@ -35,7 +37,7 @@ class Neuron(options.LIF):
 
 @dataclass(frozen=True)
 class PLIF(Neuron):
-    """`bs.PLIF`: tau learns."""
+    """`bs.PLIF`: tau is learned."""
 
     @staticmethod
     def layer() -> Callable[..., nn.Module]:
@@ -46,7 +48,7 @@ class PLIF(Neuron):
 
 @dataclass(frozen=True)
 class CubaLIF(options.CubaLIF, Neuron):
-    """`bs.CubaLIF`: a synapse filters the current."""
+    """`bs.CubaLIF`: a synapse filters the input current."""
 
     @staticmethod
     def layer() -> Callable[..., nn.Module]:
@@ -57,7 +59,7 @@ class CubaLIF(options.CubaLIF, Neuron):
 
 @dataclass(frozen=True)
 class CLIF(options.CLIF, Neuron):
-    """`bs.CLIF`, with the defaults of its paper; its reset is its own, so v_reset stays None."""
+    """`bs.CLIF` with its paper's defaults; it has its own reset, so v_reset must be None."""
 
     @staticmethod
     def layer() -> Callable[..., nn.Module]:
@@ -68,7 +70,7 @@ class CLIF(options.CLIF, Neuron):
 
 @dataclass(frozen=True)
 class MPBN(Neuron):
-    """`bs.MPBN`: BatchNorm of the membrane before it fires."""
+    """`bs.MPBN`: BatchNorm of the membrane potential before the threshold."""
 
     @staticmethod
     def layer() -> Callable[..., nn.Module]:
@@ -79,9 +81,11 @@ class MPBN(Neuron):
 
 @runtime_checkable
 class Norm(Protocol):
-    """What makes the norms of a network: a function `norm(channels, branches=1)`, for T timesteps and a threshold."""
+    """The kind of normalisation in a network."""
 
-    def layers(self, T: int, v_threshold: float) -> Callable[..., nn.Module]: ...
+    def layers(self, T: int, v_threshold: float) -> Callable[..., nn.Module]:
+        """A function `norm(channels, branches=1)` that builds one layer."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,11 @@ class TEBN(Norm):
 
 @runtime_checkable
 class Readout(Protocol):
-    """What builds the module that turns the outputs over time `[T, B, K]` into logits `[B, K]`."""
+    """How the outputs over time become logits."""
 
-    def build(self, T: int) -> nn.Module: ...
+    def build(self, T: int) -> nn.Module:
+        """A module from outputs `[T, B, K]` to logits `[B, K]`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ class Mean(Readout):
 
 @dataclass(frozen=True)
 class Last(Readout):
-    """The last timestep."""
+    """The output of the last timestep."""
 
     def build(self, T: int) -> nn.Module:
         from .. import readout
@@ -152,14 +158,16 @@ def _check_smoothing(label_smoothing: float) -> None:
 
 @runtime_checkable
 class Loss(Protocol):
-    """What computes the loss from the outputs over time `[T, B, K]`, the logits `[B, K]` and the targets."""
+    """The training loss."""
 
-    def value(self, o: Tensor, logits: Tensor, y: Tensor) -> Tensor: ...
+    def value(self, o: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+        """From outputs over time `[T, B, K]`, logits `[B, K]` and targets `[B]` or `[B, K]`."""
+        ...
 
 
 @dataclass(frozen=True)
 class CrossEntropy(Loss):
-    """One cross-entropy on the readout's logits."""
+    """Cross-entropy of the readout's logits."""
 
     label_smoothing: float = 0.0
 
@@ -174,7 +182,7 @@ class CrossEntropy(Loss):
 
 @dataclass(frozen=True)
 class TET(Loss):
-    """The loss of every timestep, averaged, see `bs.loss.tet`; the readout only answers."""
+    """Mean of the losses of all timesteps, see `bs.loss.tet`; the readout only predicts."""
 
     lam: float = 0.05
     phi: float = 1.0
@@ -226,14 +234,22 @@ class SGS:
 
 @runtime_checkable
 class Optimizer(Protocol):
-    @property
-    def lr(self) -> float: ...
+    """The optimizer and its options."""
 
-    def build(self, groups: Any) -> optim.Optimizer: ...
+    @property
+    def lr(self) -> float:
+        """The learning rate after warm-up."""
+        ...
+
+    def build(self, groups: Any) -> optim.Optimizer:
+        """The torch optimizer for these parameter groups."""
+        ...
 
 
 @dataclass(frozen=True)
 class AdamW(Optimizer):
+    """`torch.optim.AdamW`, fused."""
+
     lr: float = 1e-3
     weight_decay: float = 0.0
 
@@ -245,6 +261,8 @@ class AdamW(Optimizer):
 
 @dataclass(frozen=True)
 class SGD(Optimizer):
+    """`torch.optim.SGD`, fused."""
+
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 0.0

@@ -1,8 +1,10 @@
-"""Paper C: Wang, Cheng & Lim 2023, arXiv 2304.13289. Learned surrogate width (PSG), potential distribution adjustment (PDA).
+"""Paper C: Wang, Cheng & Lim 2023, arXiv 2304.13289. Learned surrogate width (PSG), potential
+distribution adjustment (PDA).
 
-From the author's earlier code [code]: lam 0.25 (tau 4/3), rectangle of width 1, SGD of 0.04, batch 64, 400 epochs;
-ResNet19 and T are of the paper [note]. The threshold, the reset, crops and flips, the strength of PDA, and tdBN, which ResNet19
-was made with (Zheng et al. 2021), are [ours].
+From the author's earlier code [code]: lam 0.25 (tau 4/3), rectangle of width 1, SGD with learning
+rate 0.04, batch size 64, 400 epochs. ResNet19 and T are from the paper [note]. The threshold, the
+reset, crops and flips, the strength of PDA, and tdBN, with which ResNet19 was introduced (Zheng et
+al. 2021), are our choice [ours].
 """
 
 from __future__ import annotations
@@ -44,10 +46,10 @@ def _resnet19(name: str, data: str, num_classes: int, T: int) -> Recipe:
 
 
 def cifar10_resnet19() -> Recipe:
-    """CIFAR-10, ResNet19, PSG + PDA: a GPU and a day."""
+    """CIFAR-10, ResNet19, PSG + PDA: a day on a GPU."""
     return _resnet19("cifar10-resnet19", "cifar10", 10, T=6)
 
 
 def cifar100_resnet19() -> Recipe:
-    """CIFAR-100, ResNet19, PSG + PDA: a GPU and a day."""
+    """CIFAR-100, ResNet19, PSG + PDA: a day on a GPU."""
     return _resnet19("cifar100-resnet19", "cifar100", 100, T=4)

@@ -1,6 +1,7 @@
-"""Reports: from run folders to one HTML page that needs nothing else, neither a network nor a script.
+"""Reports: one self-contained HTML page per run, without scripts or network access.
 
-Everything shown is made from the run folder alone; what an interrupted run lacks is left out, and said.
+Everything comes from the run folder alone. The page of an interrupted run leaves out what is
+missing and says so.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ __all__ = ["compare", "write"]
 
 
 def _recipe(run: RunData) -> Section:
-    rows = [[code(key), code(value)] for key, value in run.fields.items()]
+    rows = [
+        [code(key), value if key in run.own else code(value)]
+        for key, value in run.used_fields.items()
+    ]
     text: Text = [
-        "Every choice of the recipe ",
+        "All fields of the recipe ",
         bold(run.name),
-        "; the command line sets each as ",
+        *[", without those that your own ", " and ".join(run.own), " replaced"] * bool(run.own),
+        ". To change one, pass ",
         code("--field value"),
-        ".",
+        " on the command line.",
     ]
     return Section("recipe", "Recipe", text, [Table(left("field", "value"), rows, "Recipe")])
 
@@ -35,8 +40,8 @@ def _environment(run: RunData) -> Section:
     env = dict(run.env)
     command = env.pop("command", None)
     rows = [[key.replace("_", " "), str(value)] for key, value in env.items()]
-    text = "Where the numbers come from" + (
-        ", and the command that repeats them." if command else "."
+    text = "Software and hardware of this run" + (
+        ", and the command that reproduces it." if command else "."
     )
     table = Table(left("", ""), rows, "Environment", style="pairs headless")
     body = [Part("command", str(command))] * bool(command) + [table] * bool(rows)
@@ -44,24 +49,36 @@ def _environment(run: RunData) -> Section:
 
 
 _GLOSSARY = {
-    "timestep": "A network sees its input several times, or a recording in several slices; at each a neuron spikes or not.",
-    "membrane": "A neuron's state before its reset: it leaks, adds the input, and spikes on reaching the threshold.",
+    "timestep": (
+        "The network sees an image several times, or a recording in several slices. In each of "
+        "these timesteps a neuron either spikes or does not."
+    ),
+    "membrane potential": (
+        "A neuron's state before its reset. It leaks, integrates the input, and the neuron spikes "
+        "when it reaches the threshold."
+    ),
     "surrogate derivative": (
-        "A spike is a step, whose derivative is zero or infinite. Training uses a bump around the threshold in its place; "
-        "where the bump is zero, no gradient passes."
+        "A spike is a step function, whose derivative is zero or infinite. Training replaces it "
+        "by a bump around the threshold. Where the bump is zero, no gradient flows."
     ),
     "masked surrogate gradient": (
-        "In the backward pass a random share of the surrogate derivatives is set to zero, afresh in every step; the forward "
-        "pass is untouched."
+        "In each backward pass a random share of the surrogate derivatives is set to zero. The "
+        "forward pass does not change."
     ),
-    "firing rate": "Spikes divided by neurons, timesteps and samples.",
-    "validation": "Samples kept from training that choose the best epoch. The test samples choose nothing.",
-    "loss": "What training makes small: the cross-entropy of the answer, in nats, unless the recipe says otherwise.",
+    "firing rate": "Number of spikes divided by neurons, timesteps and samples.",
+    "validation": (
+        "Samples held out from training to choose the best epoch. The test set plays no part in "
+        "any choice."
+    ),
+    "loss": (
+        "The quantity that training minimises: the cross-entropy of the prediction, in nats, "
+        "unless the recipe says otherwise."
+    ),
 }
 
 
 def _glossary(run: RunData) -> Section:
-    return Section("terms", "Terms", "As they are meant on this page.", [Part("terms", _GLOSSARY)])
+    return Section("terms", "Terms", "How this page uses them.", [Part("terms", _GLOSSARY)])
 
 
 _SECTIONS = (
@@ -70,8 +87,11 @@ _SECTIONS = (
 )
 
 
-def write(run: Path) -> Path:
-    """Writes `report.html` into a run folder and returns its path. Raises `ReportError`."""
+def write(run: Path, out: Path | None = None) -> Path:
+    """Writes the report of a run to `out` (default: `run/report.html`) and returns its path.
+
+    Raises ReportError, with a one-line message, if the folder is missing, damaged or not writable.
+    """
     loaded = load_run(run)
     page = Page(
         kind="training report",
@@ -83,4 +103,4 @@ def write(run: Path) -> Path:
         tiles=tiles(loaded),
         contents=True,
     )
-    return write_page(Path(run) / "report.html", page)
+    return write_page(out or Path(run) / "report.html", page)

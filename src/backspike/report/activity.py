@@ -1,4 +1,4 @@
-"""Report sections: firing, energy, membranes, potentials, support of the surrogate, and what was watched in training."""
+"""Report sections on activity: firing, energy, membranes, gradients, health during training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ ARRAYS = {
 
 
 def over_steps(run: RunData, key: str, caption: str, **per_layer: str) -> list[Part | Table]:
-    """Layers down, timesteps across, in percent; per_layer: columns of an array of one number per layer, by their heads."""
+    """A table of percentages, one row per layer and one column per timestep.
+
+    per_layer: further columns; names of arrays with one number per layer, and their headings.
+    """
     values = run.arrays.get(key)
     if values is None or not values.size:
         return []
@@ -56,13 +59,12 @@ def firing(run: RunData) -> Section:
     spikes = run.arrays.get("spikes_per_image")
     table = over_steps(run, "firing_rate", "Firing rates", spikes_per_image="spikes per sample")
     lines = layer_lines(run, "firing_rate")
-    chart = draw_chart("firing-epochs", "Firing rate while training", lines, "epoch", True)
-    total = (
-        "" if spikes is None else f" One sample costs {count(float(spikes.sum()))} spikes in all."
-    )
+    chart = draw_chart("firing-epochs", "Firing rate during training", lines, "epoch", True)
+    total = "" if spikes is None else f" One sample takes {count(float(spikes.sum()))} spikes."
     text = (
-        "How many of a layer's neurons spike, in percent: a layer near 0 passes nothing on, one near 100 tells nothing, and "
-        f"few spikes are what makes these networks cheap on neuromorphic hardware.{total}"
+        "The percentage of a layer's neurons that spike. Near 0 a layer sends no signal to the "
+        "next one, near 100 its spikes carry no information. Few spikes make these networks cheap "
+        f"on neuromorphic hardware.{total}"
     )
     return Section("firing", "Firing rates", text, [*table, *grid(chart)])
 
@@ -77,9 +79,9 @@ def energy_section(run: RunData) -> Section:
         energy.total(layer.snn for layer in layers),
     )
     prices = {
-        "arithmetic alone": 0.0,
-        "with memory, all in SRAM": energy.SRAM,
-        "with memory, all in DRAM": energy.DRAM,
+        "arithmetic only": 0.0,
+        "with memory access, all SRAM": energy.SRAM,
+        "with memory access, all DRAM": energy.DRAM,
     }
     compared = {
         name: (ann.with_memory(word), snn.with_memory(word)) for name, word in prices.items()
@@ -90,43 +92,47 @@ def energy_section(run: RunData) -> Section:
         for name, (a, s) in compared.items()
     ]
     heads = right("without spikes", "spiking", "spiking / without")
-    columns = [*left("estimate for one sample"), *heads]
-    table = Table(columns, totals, "Energy in all", name="energy")
-    dearer = ", ".join(
-        f"{name} {three_digits(times[name])} times as much"
+    columns = [*left("estimate per sample"), *heads]
+    table = Table(columns, totals, "Total energy", name="energy")
+    costlier = ", ".join(
+        f"{three_digits(times[name])} times as much {name}"
         for name, (a, s) in compared.items()
         if s > a
     )
     warning = [
-        strong("The spiking network costs more"),
-        f" than the equal network without spikes: {dearer}. Fewer timesteps and fewer spikes lower it, and hardware that keeps "
-        "weights and membranes at hand.",
+        strong("The spiking network needs more energy"),
+        f" than the equivalent non-spiking network: {costlier}. Fewer timesteps, fewer spikes and "
+        "hardware that stores weights and membranes locally reduce it.",
     ]
-    repeated = " is computed once, as its input is the same at every timestep."
+    repeated = " is computed only once because its input is the same at every timestep."
     once = [part for x in layers if x.steps < T for part in (" ", code(x.name), repeated)]
     text = [
-        f"Counted on {count(float(run.arrays['op_samples']))} test samples, beside the same layers run once without spikes. A "
-        "spike costs an addition (AC) at every output that it reaches; a real number, as a first layer sees of an image, a "
-        "multiply-accumulate (MAC); spikes that a pool has added up whichever of both is less. A neuron costs a MAC a timestep.",
+        f"Counted on {count(float(run.arrays['op_samples']))} test samples and compared with a "
+        "single pass of the same layers without spikes. A spike costs one addition (AC) at every "
+        "output it reaches. A real-valued input, such as an image in the first layer, costs a "
+        "multiply-accumulate (MAC). For pooled spikes the cheaper of the two is used. A neuron "
+        "costs one MAC per timestep.",
         *once,
-        " Norms are folded into weights; pools and the additions of branches are left out. Prices of Horowitz 2014 "
-        f"(ISSCC, 45\u202fnm, 32 bits): MAC {energy.MAC:g}\u202fpJ, AC {energy.AC:g}\u202fpJ, a word from 8\u202fkB of SRAM "
-        f"{energy.SRAM:g}\u202fpJ, from DRAM {energy.DRAM:g}\u202fpJ. A word is taken to move once per layer and timestep: "
-        "weights and inputs are read, outputs written; a membrane is read and written, a spike is a bit.",
+        " Normalisation layers are folded into the weights; pooling and residual additions are not "
+        "counted. Energies from Horowitz 2014 (ISSCC, 45\u202fnm, 32 bits): "
+        f"MAC {energy.MAC:g}\u202fpJ, AC {energy.AC:g}\u202fpJ, one word from 8\u202fkB of SRAM "
+        f"{energy.SRAM:g}\u202fpJ, from DRAM {energy.DRAM:g}\u202fpJ. Each word is assumed to move "
+        "once per layer and timestep: weights and inputs are read, outputs are written, membranes "
+        "are read and written, and a spike is one bit.",
     ]
-    notice = [Part("notice", warning)] if dearer else []
+    notice = [Part("notice", warning)] if costlier else []
     return Section("energy", "Energy, estimated", text, [*notice, table, _energy_table(layers)])
 
 
 def _energy_table(layers: Sequence[energy.Layer]) -> Table:
-    """The layers in the order in which they ran, and their sum; each quantity without spikes and spiking."""
+    """One row per layer in execution order, and the total, each without and with spikes."""
     ann, snn = (
         energy.total(layer.ann for layer in layers),
         energy.total(layer.snn for layer in layers),
     )
     lines: list[tuple[Text, str, str, energy.Cost, energy.Cost]] = [
         *((x.name, f"{x.steps}", count(x.spikes), x.ann, x.snn) for x in layers),
-        (bold("in all"), "", "", ann, snn),
+        (bold("total"), "", "", ann, snn),
     ]
     rows = [
         [name, steps, spikes, a.macs, s.macs, s.acs, a.arithmetic, s.arithmetic, a.words, s.words]
@@ -139,7 +145,7 @@ def _energy_table(layers: Sequence[energy.Layer]) -> Table:
         *right("arithmetic, without", "arithmetic, spiking", format=joules),
         *right("words moved, without", "words moved, spiking", format=count),
     ]
-    return Table(columns, rows, "Energy of each layer")
+    return Table(columns, rows, "Energy per layer")
 
 
 def membranes(run: RunData) -> Section:
@@ -161,9 +167,9 @@ def membranes(run: RunData) -> Section:
         for i, name in enumerate(names)
     ]
     text = (
-        "Only where the membranes lie under the surrogate derivative does a gradient pass: beside a narrow curve it vanishes, "
-        "under one that covers everything it strays from the true one. Both are drawn relative to their own peaks; the "
-        "outermost bars hold all that lies beyond, and may be cut off."
+        "Gradients flow only where the membrane potential lies within the surrogate. Too narrow, "
+        "and they vanish; too wide, and they are a poor approximation. Both curves are scaled to "
+        "their own maximum. The outermost bars hold all values beyond them and may be cut off."
     )
     legend = [
         Key("membranes", "var(--hist)", "block"),
@@ -172,7 +178,7 @@ def membranes(run: RunData) -> Section:
         Key("threshold", style="upright"),
     ]
     body = [Part("legend", legend), *grid(*figures)]
-    return Section("membranes", "Membranes and the surrogate", text, body)
+    return Section("membranes", "Membrane potentials and surrogate", text, body)
 
 
 def _membrane(
@@ -197,25 +203,31 @@ def _membrane(
         ax.axvline(0, color=colour("soft"), linewidth=1, linestyle=(0, (2, 3)))
         ax.locator_params("x", nbins=5)
         ax.set(
-            xlabel="membrane minus threshold", yticks=[], xlim=(edges[0], edges[-1]), ylim=(0, 1.05)
+            xlabel="membrane potential minus threshold",
+            yticks=[],
+            xlim=(edges[0], edges[-1]),
+            ylim=(0, 1.05),
         )
 
     mode = (edges[:-1] + edges[1:])[counts.argmax()] / 2
-    alt = f"Membranes of layer {name}: most often {mode:.2g} from the threshold, {as_percent(above)} at or above it"
+    alt = (
+        f"Membrane potentials of layer {name}: the most frequent lie {mode:.2g} from the "
+        f"threshold, {as_percent(above)} at or above it"
+    )
     drawn = draw_svg(f"membrane-{index}", alt, plot, left=0.04)
-    said = (
+    note = (
         f"{as_percent(above)} at or above the threshold, derivative up to {plain_number(h.max())}"
     )
-    return Figure(f"membrane-{index}", [f"{name} ", Mark("small", said)], drawn)
+    return Figure(f"membrane-{index}", [f"{name} ", Mark("small", note)], drawn)
 
 
 _POTENTIAL = {
     "mean": ("mean", three_digits),
-    "std": ("spread", three_digits),
-    "quantisation_error": ("rounding error", three_digits),
-    "active_share": ("in the window", as_percent),
-    "share_below": ("at rest or below", as_percent),
-    "share_above": ("at twice the threshold or above", as_percent),
+    "std": ("standard deviation", three_digits),
+    "quantisation_error": ("quantisation error", three_digits),
+    "active_share": ("near the threshold", as_percent),
+    "share_below": ("≤ 0", as_percent),
+    "share_above": ("≥ twice the threshold", as_percent),
 }
 
 
@@ -239,32 +251,37 @@ def potentials(run: RunData) -> Section:
             cells = [number(values[t]) if t < len(values) else math.nan for values in series]
             steps.append([f"{name}, step {t + 1}", *cells])
     text = (
-        "Where the potentials u lie, on a batch of validation samples, before training and at its end: mean and spread; the "
-        "mean square of what is lost when u is rounded to a spike of the threshold's height or to none; the shares near the "
-        "threshold (within half the surrogate's width), at 0 or below, and at twice the threshold or above."
+        "Membrane potentials u on a batch of validation samples, before and after training: mean "
+        "and standard deviation, the mean squared error of replacing u by a spike of the "
+        "threshold's height or by 0, and the share of values near the threshold (within half the "
+        "surrogate's width), at or below 0, and at or above twice the threshold."
     )
     quantities = [Column(head, True, write) for head, write in _POTENTIAL.values()]
     heads = right(*(head for head, _ in _POTENTIAL.values()))
-    table = Table([*left("layer"), *heads], rows, "Potentials of each layer")
-    folded = Table([*left("layer"), *quantities], steps, "Potentials of each layer and step")
-    body: list[Part | Table] = [table, Part("details", ("Step by step", folded))]
+    table = Table([*left("layer"), *heads], rows, "Potentials per layer")
+    folded = Table([*left("layer"), *quantities], steps, "Potentials per layer and timestep")
+    body: list[Part | Table] = [table, Part("details", ("By timestep", folded))]
     return Section("potentials", "Potentials", text, body if rows else [])
 
 
 def support(run: RunData) -> Section:
     table = over_steps(run, "support_share", "Neurons with a gradient")
-    lines, title = layer_lines(run, "support_share"), "Share with a gradient while training"
+    lines, title = (
+        layer_lines(run, "support_share"),
+        "Share of neurons with a gradient during training",
+    )
     chart = draw_chart("support-epochs", title, lines, "epoch", True)
     shares = run.series("masked_share")
     masked = shares[np.isfinite(shares)]
     dropped = (
-        f" The mask then drops {as_percent(masked[-1])} of them at random, anew in every step."
+        f" The mask drops a random {as_percent(masked[-1])} of them, drawn anew in every step."
         if masked.any()
         else ""
     )
     text = (
-        "The share of neurons, in percent, whose surrogate derivative is above 1\u202f% of its peak: only they receive a "
-        f"gradient. Near 0 a layer does not learn; near 100 almost every neuron is pushed by an approximation.{dropped}"
+        "The percentage of neurons whose surrogate derivative is above 1\u202f% of its maximum. "
+        "Only these receive a gradient. Near 0 a layer does not learn; near 100 almost every "
+        f"neuron is updated with an approximate gradient.{dropped}"
     )
     return Section("support", "Neurons that receive a gradient", text, [*table, *grid(chart)])
 
@@ -284,33 +301,35 @@ def watch(run: RunData) -> Section:
         ]
 
     shown: tuple[tuple[str, str, str, str, dict[str, bool]], ...] = (
-        ("gradient", "Gradient of the currents", "layers", "gradient", {"log": True}),
+        ("gradient", "Gradient of the input currents", "layers", "gradient", {"log": True}),
         ("step", _STEP, "weights", "update_ratio", {"log": True}),
-        ("reset", "Gradient through the reset, relative to the rest", "layers", "reset_ratio", {}),
+        ("reset", "Gradient through the reset, relative", "layers", "reset_ratio", {}),
         ("mask", "Agreement with the unmasked gradient", "weights", "mask_alignment", {}),
         ("dead", "Channels that never fire", "layers", "dead", {"percent": True}),
     )
     charts = grid(
         *(
-            draw_chart(f"watch-{name}", title, lines(kind, key), "epochs done", **scale)
+            draw_chart(f"watch-{name}", title, lines(kind, key), "epochs completed", **scale)
             for name, title, kind, key, scale in shown
         )
     )
     text: Text = [
-        "What ",
+        "The measurements of ",
         code("backspike doctor"),
-        " measures, on 64 training samples before training and after every epoch: how large a gradient reaches each layer, how "
-        "far a step moves weights, what comes through the reset, and how much of the direction a mask leaves (1: all, 0: noise).",
+        " on 64 training samples, before training and after every epoch: the size of the gradient "
+        "that reaches each layer, the relative weight update, the gradient through the reset, and "
+        "the cosine similarity of the masked to the unmasked gradient (1: same direction, "
+        "0: noise).",
     ]
     body = charts and [*charts, watch_findings(run)]
-    return Section("watch", "Health while training", text, body)
+    return Section("watch", "Health during training", text, body)
 
 
-_STEP = "Step at the full rate, relative to the weights"
+_STEP = "Weight update at the full learning rate, relative"
 
 
 def size(value: Any) -> float:
-    """A number; of a list, the root of the mean square."""
+    """The number itself, or the root mean square of a list."""
     if not isinstance(value, list):
         return number(value)
     return math.sqrt(np.mean([number(item) ** 2 for item in value])) if value else math.nan
@@ -323,17 +342,21 @@ def watch_findings(run: RunData) -> Part | Table:
         for finding in findings if isinstance(findings, list) else []:
             finding = as_dict(finding)
             places = finding.get("where")
-            key = f"{finding.get('illness')} {places}"
+            key = f"{_problem(finding)} {places}"
             where = ", ".join(map(str, places)) if isinstance(places, list) else ""
             rows.setdefault(key, [finding, where, []])[2].append(event["epochs"])
     if not rows:
-        return Part("paragraph", "Nothing was found at any time.")
+        return Part("paragraph", "No problem was found at any time.")
     cells = [
-        [str(f.get("illness")), where, spans(at), str(f.get("found")), advice(f)]
+        [_problem(f), where, spans(at), str(f.get("found")), advice(f)]
         for f, where, at in rows.values()
     ]
-    columns = left("finding", "where", "after epochs", "what", "to try")
+    columns = left("problem", "layers", "after epoch", "measured", "advice")
     return Table(columns, cells, "Findings")
+
+
+def _problem(finding: dict[str, Any]) -> str:
+    return str(finding.get("problem", finding.get("illness")))  # older logs have "illness"
 
 
 def advice(finding: dict[str, Any]) -> Text:
@@ -345,14 +368,14 @@ def spans(numbers: Sequence[int]) -> str:
     return (
         f"{numbers[0]}"
         if len(numbers) == 1
-        else f"{numbers[0]} to {numbers[-1]}, {len(numbers)} times"
+        else f"{numbers[0]} to {numbers[-1]} ({len(numbers)} times)"
     )
 
 
 def widths(run: RunData) -> Section:
     text = (
-        "The learned width of each layer's surrogate: a layer that widens asks for gradients from membranes further from the "
-        "threshold, one that narrows trusts those close to it."
+        "The learned width of each layer's surrogate. A wider surrogate lets gradients flow at "
+        "membrane potentials further from the threshold, a narrower one only close to it."
     )
     chart = draw_chart("widths", "Width", layer_lines(run, "widths"), "epoch")
-    return Section("widths", "Learned widths of the surrogate", text, grid(chart))
+    return Section("widths", "Learned surrogate widths", text, grid(chart))

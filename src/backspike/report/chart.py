@@ -1,6 +1,6 @@
-"""Figures as inline SVG whose colours are CSS variables, so that one drawing serves light and dark.
+"""Charts as inline SVG. Colours are CSS variables, so one drawing serves light and dark mode.
 
-Strings of a run never reach matplotlib: it draws axes, lines and numbers.
+Strings from a run never reach matplotlib, which only draws axes, lines and numbers.
 """
 
 from __future__ import annotations
@@ -27,24 +27,29 @@ _COLOURS = ("ink", "soft", "rule", "train", "valid", "hist", *(f"run{i}" for i i
 
 
 def colour(name: str) -> str:
-    """A stand-in that matplotlib understands; `_svg` turns it into the CSS variable of this name."""
+    """A placeholder colour for matplotlib; `svg` replaces it by the CSS variable of this name."""
     return f"#0100{_COLOURS.index(name):02x}"
 
 
 def ramp(index: int, count: int) -> str:
-    """A stand-in for the colour of item `index` in an ordered row: timesteps, or layers by depth."""
+    """A placeholder for the colour of item `index` in a sequence: timesteps, or layers by depth."""
     return f"#0101{round(100 * index / max(count - 1, 1)):02x}"
 
 
-def css(stand_in: str) -> str:
-    value = int(stand_in[-2:], 16)
-    if stand_in[3:5] == "00":
+def css(placeholder: str) -> str:
+    """The CSS colour of a placeholder made by `colour` or `ramp`."""
+    value = int(placeholder[-2:], 16)
+    if placeholder[3:5] == "00":
         return f"var(--{_COLOURS[value]})"
     return f"color-mix(in oklch, var(--late) {value}%, var(--early))"
 
 
 def draw_svg(name: str, label: str, plot: Callable[[Axes], None], left: float = 0.125) -> Markup:
-    """An inline SVG of one pair of axes, 360 wide: its letters are legible on a phone without zooming."""
+    """An inline SVG of one pair of axes, 360 wide, so that text is legible on a phone.
+
+    label: text for screen readers. left: share of the width left of the axes, more if the labels
+    need it.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Drawing
@@ -60,11 +65,23 @@ def draw_svg(name: str, label: str, plot: Callable[[Axes], None], left: float = 
     with rc_context(style):  # type: ignore[arg-type, unused-ignore]
         drawing = Drawing(figsize=(5, 3.1), facecolor="none")
         FigureCanvasSVG(drawing)
-        plot(drawing.add_axes((left, 0.17, 0.985 - left, 0.8)))
+        ax = drawing.add_axes((left, 0.17, 0.985 - left, 0.8))
+        plot(ax)
+        _fit_labels(ax)
         return svg(drawing, label)
 
 
+def _fit_labels(ax: Axes) -> None:
+    """Moves the left edge of the axes to the right if the labels of the y axis would be cut off."""
+    box = ax.get_tightbbox()
+    outside = 0.005 - (box.x0 / ax.figure.bbox.width if box else math.inf)
+    if outside > 0:
+        left, bottom, width, height = ax.get_position().bounds
+        ax.set_position((left + outside, bottom, width - outside, height))
+
+
 def svg(drawing: Drawing, label: str) -> Markup:
+    """A matplotlib figure as inline SVG, the same bytes every time."""
     buffer = io.StringIO()
     unsigned: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     drawing.savefig(buffer, format="svg", metadata=unsigned)
@@ -75,7 +92,7 @@ def svg(drawing: Drawing, label: str) -> Markup:
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r"#010[01][0-9a-f]{2}", lambda match: css(match[0]), body)
     body = re.sub(r"\s*\n\s*", " ", re.sub(r"<!--.*?-->", "", body, flags=re.S))
-    # the one place where HTML is trusted: matplotlib made it and escaped its texts; `format` escapes the label
+    # the only HTML that is trusted: matplotlib escapes its texts, `format` escapes the label
     head = Markup('<svg role="img" aria-label="{}" viewBox="{}">').format(label, box)
     return head + Markup(body)
 
@@ -97,8 +114,11 @@ def draw_chart(
     mark: float = math.nan,
     log: bool = False,
 ) -> Figure | None:
-    """A chart of lines, or nothing if no line has a value; `mark` draws an upright at that epoch, `log` the values by powers
-    of ten."""
+    """A line chart; None if no line has a finite value.
+
+    percent: values are shares. mark: the best epoch, drawn as a vertical line. log: logarithmic
+    y axis.
+    """
     if log:
         lines = [line._replace(y=np.where(line.y > 0, line.y, math.nan)) for line in lines]
     lines = [line for line in lines if np.isfinite(line.y).any()]
@@ -118,16 +138,16 @@ def draw_chart(
             ax.plot(line.x[keep], line.y[keep], **look, linewidth=1.8, markersize=3.5)
         finish(ax, xlabel, percent, log)
 
-    said = "; ".join(f"{line.label}: {span(line.y, write)}" for line in lines[:12])
+    summary = "; ".join(f"{line.label}: {span(line.y, write)}" for line in lines[:12])
     keys = legend([Key(n.label, css(n.colour), "dashed" * n.dashed) for n in lines])
     if math.isfinite(mark):
-        keys.append(Key(f"best epoch by validation: {mark:.0f}", style="upright"))
-    return Figure(name, title, draw_svg(name, f"{title}. {said}", plot), keys)
+        keys.append(Key(f"best validation epoch: {mark:.0f}", style="upright"))
+    return Figure(name, title, draw_svg(name, f"{title}. {summary}", plot), keys)
 
 
 def span(y: np.ndarray, write: Callable[[float], str]) -> str:
     known = y[np.isfinite(y)]
-    return f"{write(known[0])} at first, {write(known[-1])} at the end"
+    return f"{write(known[0])} at the start, {write(known[-1])} at the end"
 
 
 def finish(ax: Axes, xlabel: str, percent: bool, log: bool = False) -> None:
@@ -142,7 +162,7 @@ def finish(ax: Axes, xlabel: str, percent: bool, log: bool = False) -> None:
         shown = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines])
         decades = np.log10(shown[np.isfinite(shown)])
         ax.set_yscale("log")
-        # whole powers of ten, so that at least two are marked
+        # whole powers of ten, so that at least two have a label
         ax.set_ylim(10 ** math.floor(decades.min()), 10 ** math.ceil(decades.max() + 1e-6))
         ax.yaxis.set_major_locator(LogLocator(numticks=6))
         ax.yaxis.set_minor_locator(NullLocator())
@@ -159,12 +179,12 @@ def finish(ax: Axes, xlabel: str, percent: bool, log: bool = False) -> None:
 
 
 def legend(keys: Sequence[Key]) -> list[Key]:
-    """All of them; where there are more than twelve, the first, the middle and the last."""
+    """The keys; of more than twelve, only the first, the middle and the last."""
     return list(keys) if len(keys) <= 12 else [keys[0], keys[len(keys) // 2], keys[-1]]
 
 
 def image(pixels: np.ndarray, alt: str, style: str = "") -> Image:
-    """A picture of pixels `[H, W, 4]` uint8, drawn without smoothing."""
+    """A picture from RGBA pixels `[H, W, 4]` uint8, shown without smoothing."""
     from matplotlib.image import imsave
 
     buffer = io.BytesIO()
@@ -175,21 +195,25 @@ def image(pixels: np.ndarray, alt: str, style: str = "") -> Image:
 
 
 class Picture(NamedTuple):
-    """One pair of axes: for the page, where the legend is HTML, and as a file, where `plot` labels what the legend shows."""
+    """One pair of axes, as a figure of a page or as an SVG file.
+
+    lines: text and colour number of the legend entries. summary: the values, for screen readers.
+    """
 
     name: str
     title: str
-    lines: Sequence[tuple[str, int]]  # legend: text and colour
+    lines: Sequence[tuple[str, int]]
     plot: Callable[[Axes], None]
-    said: str = ""
+    summary: str = ""
 
     def figure(self) -> Figure:
-        drawn = draw_svg(self.name, f"{self.title}. {self.said}", self.plot)
+        """The figure for a page, with an HTML legend."""
+        drawn = draw_svg(self.name, f"{self.title}. {self.summary}", self.plot)
         keys = legend([Key(text, css(ink(number))) for text, number in self.lines])
         return Figure(self.name, self.title, drawn, keys if len(keys) > 1 else ())
 
     def file(self) -> bytes:
-        """A stand-alone SVG in the light colours, its legend inside."""
+        """A stand-alone SVG file in the light colours, with the legend inside."""
         from matplotlib.lines import Line2D
 
         def plot(ax: Axes) -> None:

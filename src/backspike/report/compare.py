@@ -1,22 +1,26 @@
-"""One page that compares several runs."""
+"""A page that compares several runs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import ReportError
 from ..system.table import Table, left, right
 from .chart import Line, colour, draw_chart
 from .format import as_percent, seconds
-from .page import Key, Page, Section, code, grid, strong, write_page
+from .page import Key, Page, Section, Text, code, grid, strong, write_page
 from .read import load_run
 from .run_data import RunData, number
 
 
 def compare(runs: list[Path], out: Path) -> Path:
-    """Writes a page `out` that shows several runs side by side, and returns its path. Raises `ReportError`."""
+    """Writes a page that compares several runs to `out` and returns its path.
+
+    Raises ReportError, with a one-line message, if a folder is missing or damaged.
+    """
     if not runs:
         raise ReportError(
             "no run folder to compare; give at least one that `backspike train` wrote"
@@ -37,37 +41,47 @@ def compare(runs: list[Path], out: Path) -> Path:
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell all of them apart."""
+    """The shortest path endings that are all different."""
     parts = [path.resolve().parts for path in paths]
     depth = next((d for d in range(1, 9) if len({p[-d:] for p in parts}) == len(set(parts))), 9)
     return ["/".join(p[-depth:]) for p in parts]
 
 
 def comparison(runs: Sequence[RunData], names: Sequence[str]) -> Section:
-    fields = dict.fromkeys(key for run in runs for key in run.fields)
+    fields = dict.fromkeys(key for run in runs for key in run.used_fields)
     differing = [
         key
         for key in fields
-        if len({json.dumps(run.fields.get(key, ...), default=str) for run in runs}) > 1
+        if len({json.dumps(run.used_fields.get(key, ...), default=str) for run in runs}) > 1
     ]
     heads = (
-        *("test accuracy, best by validation", "test accuracy, last epoch", "best validation"),
-        *("epochs", "time"),
+        "test accuracy, best epoch",
+        "test accuracy, last epoch",
+        "best validation accuracy",
+        "epochs",
+        "time",
     )
     rows = []
     for i, (run, name) in enumerate(zip(runs, names)):
-        numbers = [
-            as_percent(number(run.done.get(key)))
-            for key in ("test_accuracy", "test_accuracy_last", "validation_accuracy")
-        ]
+        keys = ("test_accuracy", "test_accuracy_last", "validation_accuracy")
+        best, last, validation = (as_percent(number(run.done.get(key))) for key in keys)
+        # without a validation set there is no best epoch
+        numbers = [best if run.has_validation else "–", last, validation]
         epochs = f"{len(run.epochs)}" + ("" if run.done else " (not finished)")
         swatch = Key(name, f"var(--run{i % 8})", "dashed" * (i >= 8))
-        settings = [code(run.fields[key]) if key in run.fields else "–" for key in differing]
+        used = run.used_fields
+        settings = [_setting(used, run.own, key) for key in differing]
         rows.append([swatch, *numbers, epochs, seconds(run.seconds), *settings])
     columns = [*left("run"), *right(*heads, *map(code, differing))]
-    text = "A run a row, with the fields of the recipe in which the runs differ. One seed proves little."
+    text = "One row per run, with the recipe fields in which they differ. One seed proves little."
     table = Table(columns, rows, "Runs", style="numbers compare")
     return Section("runs", "Results", text, [table])
+
+
+def _setting(fields: dict[str, Any], own: Sequence[str], key: str) -> Text:
+    if key not in fields:
+        return "–"
+    return str(fields[key]) if key in own else code(fields[key])
 
 
 def overlay(runs: Sequence[RunData], names: Sequence[str]) -> Section:
@@ -84,4 +98,6 @@ def overlay(runs: Sequence[RunData], names: Sequence[str]) -> Section:
         ("train-loss", "Training loss", "loss", False),
     )
     charts = [draw_chart(n, title, lines(key), "epoch", share) for n, title, key, share in shown]
-    return Section("curves", "Accuracy and loss", "Colours as in the table above.", grid(*charts))
+    return Section(
+        "curves", "Accuracy and loss", "The colours are those of the table above.", grid(*charts)
+    )

@@ -54,7 +54,8 @@ def joules(pico: float) -> str:
 
 
 def time_groups(steps: int, most: int) -> list[np.ndarray]:
-    """Timesteps 0..steps-1 in at most `most` groups of neighbours, equal but for the last."""
+    """Timesteps 0..steps-1 in at most `most` consecutive groups of equal size (the last may be
+    smaller)."""
     size = math.ceil(steps / most)
     return [np.arange(start, min(start + size, steps)) for start in range(0, steps, size or 1)]
 

@@ -1,6 +1,6 @@
-"""A page as plain values, and the one HTML file that `templates/page.html` makes of them: it needs neither network nor script.
+"""A page as plain values, and its rendering to one HTML file without scripts or network access.
 
-All HTML stands in `templates/`, which escape whatever they are given.
+All HTML is in `templates/`, where Jinja2 escapes every value.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 @dataclass(frozen=True)
 class Mark:
-    """A piece of a text in an element of its own, such as `code` or `b`."""
+    """Text in an inline element such as `code` or `b`; style: its CSS class."""
 
     tag: str
     text: Text
@@ -36,7 +36,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Key:
-    """The swatch of a line or an area, and its label. colour: in CSS; style: dashed, block or upright."""
+    """A legend entry: swatch and label. colour: a CSS colour; style: dashed, block or upright."""
 
     label: str
     colour: str = ""
@@ -59,7 +59,7 @@ def strong(value: object) -> Mark:
 
 
 class Cell(NamedTuple):
-    """A cell of a table with a class; share: how strong its colour is, from 0 to 1."""
+    """A table cell with a CSS class; share: strength of its background colour, 0 to 1."""
 
     text: str
     style: str
@@ -67,7 +67,7 @@ class Cell(NamedTuple):
 
 
 class Image(NamedTuple):
-    """A PNG in base64. Sizes in pixels."""
+    """A base64-encoded PNG; sizes in pixels."""
 
     data: str
     width: int
@@ -77,21 +77,23 @@ class Image(NamedTuple):
 
 
 class Figure(NamedTuple):
+    """A picture with its title; name: the id in the page, without "fig-"."""
+
     name: str
     title: Text
-    picture: Any  # an inline SVG of chart.svg, or an Image
+    picture: Any  # inline SVG from chart.svg, or an Image
     legend: Sequence[Key] = ()
 
 
 class Part(NamedTuple):
-    """Something in a section: the macro that shows it, and what the macro is given."""
+    """Content of a section: a macro of `templates/macros.html` and its argument."""
 
     macro: str
     value: Any
 
 
 class Section(NamedTuple):
-    """One without a body is left out."""
+    """A section of a page. Sections without a body are left out."""
 
     name: str
     title: str
@@ -115,8 +117,11 @@ def heat_table(
     more: Mapping[str, Sequence[float]] | None = None,
     relative: bool = False,
 ) -> Table:
-    """`table` with layers down and timesteps across, in percent. more: columns of one number per layer, by their heads;
-    relative: the largest share has the full colour, and not all."""
+    """`table` with a row per layer and a column per timestep (or group of them), in percent.
+
+    values: shares from 0 to 1. more: further columns with one number per layer, by heading.
+    relative: the largest share, rather than 100 %, has the full colour.
+    """
     groups = time_groups(max(map(len, values)), MAX_STEPS)
     shares = np.array(
         [
@@ -135,14 +140,18 @@ def heat_table(
 
 @dataclass(frozen=True)
 class Page:
+    """One HTML page."""
+
     kind: str
     title: str
     heading: str
     sections: Sequence[Section]
     lead: Text = ""
     notices: Sequence[Text] = ()
-    tiles: Sequence[tuple[str, str, str]] = ()  # name, value, note
-    contents: bool = False  # links to the sections
+    # name, value, note
+    tiles: Sequence[tuple[str, str, str]] = ()
+    # whether links to the sections are shown
+    contents: bool = False
 
     def html(self) -> bytes:
         return (
@@ -168,7 +177,7 @@ def _environment() -> Environment:
 
 
 def write_page(path: Path, page: Page) -> Path:
-    """A reader sees the old page or the new one, never half."""
+    """Writes a page atomically and returns its path. Raises ReportError."""
     try:
         write_atomic(path, page.html())
     except RunError as error:

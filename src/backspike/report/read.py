@@ -1,8 +1,9 @@
-"""A run folder read into a `RunData`. Run folders are untrusted input: everything is checked."""
+"""Reads a run folder into `RunData`. Run folders are untrusted input: everything is checked."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ ARRAYS = run_data.ARRAYS | results.ARRAYS | activity.ARRAYS | samples.ARRAYS
 
 
 def load_run(path: Path) -> RunData:
+    """Reads and checks a run folder. Raises ReportError with a one-line message."""
     path = Path(path)
     if not path.is_dir():
         raise ReportError(
@@ -34,36 +36,44 @@ def load_run(path: Path) -> RunData:
             f'{path / "recipe.json"}: has no "fields"; restore the file or train again'
         )
     name = str(recipe.get("name") or path.name)
-    early, cure = (
-        path / "anytime.json",
-        "remove it, or write it again with `backspike eval --anytime`",
-    )
-    anytime = read_json_object(early, cure) if early.exists() else {}
-    arrays = read_run_arrays(path / "evaluation.npz")
+    early = path / "anytime.json"
+    hint = "remove it, or write it again with `backspike eval --anytime`"
+    own = recipe.get("own")
     return RunData(
-        path, name, fields, env, epochs, done, initial, resumed, watched, arrays, anytime
+        path=path,
+        name=name,
+        fields=fields,
+        env=env,
+        epochs=epochs,
+        done=done,
+        initial=initial,
+        resumed=resumed,
+        watched=watched,
+        arrays=read_run_arrays(path / "evaluation.npz"),
+        anytime=read_json_object(early, hint) if early.exists() else {},
+        own=[what for what in run_data.REPLACED if isinstance(own, list) and what in own],
     )
 
 
-def read_json_object(path: Path, cure: str = "restore the file or train again") -> dict[str, Any]:
+def read_json_object(path: Path, hint: str = "restore the file or train again") -> dict[str, Any]:
     try:
         value = read_json(path.read_bytes())
     except FileNotFoundError:
         raise ReportError(f"{path}: missing; give a folder that `backspike train` wrote") from None
     except (OSError, ValueError) as error:
-        raise ReportError(f"{path}: damaged ({one_line(error)}); {cure}") from None
+        raise ReportError(f"{path}: damaged ({one_line(error)}); {hint}") from None
     if not isinstance(value, dict):
-        raise ReportError(f"{path}: damaged (not a JSON object); {cure}")
+        raise ReportError(f"{path}: damaged (not a JSON object); {hint}")
     return value
 
 
 def read_log(
     path: Path,
 ) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any], int, list[dict[str, Any]]]:
-    """Epochs by number, the last word if the run is done, the network before training, how often the run was resumed, and
-    what was watched.
+    """Reads a log: epochs in order, the "done" event or {}, the "initial" event or {}, the number
+    of resumes, and the "watch" events in order.
 
-    Torn lines are passed over.
+    Torn lines are skipped.
     """
     try:
         lines = path.read_text("utf-8", errors="replace").splitlines()
@@ -96,9 +106,14 @@ def read_log(
         resumed += event == "resumed"
     if len(lines) > 1 and not read:
         raise ReportError(f"{path}: damaged (no line is JSON); restore the file or train again")
-    if damaged and done:  # in a run that is not, a kill may have torn the last one
+    if done and not epochs:
+        raise ReportError(
+            f"{path}: damaged (the run is done, but no epoch is logged); "
+            "restore the file or train again"
+        )
+    if damaged and done:  # in an unfinished run, a kill may have torn the last line
         logger.warning(
-            "%s: %d damaged lines left out; put back by: backspike resume %s",
+            "%s: %d damaged lines left out; to repair the file: backspike resume %s",
             path,
             damaged,
             path.parent,
@@ -119,8 +134,8 @@ def read_run_arrays(path: Path) -> dict[str, np.ndarray]:
         arrays = read_arrays(path)
         check(arrays)
     except (OSError, ValueError) as error:
-        cure = "remove it, or write it again with `backspike eval`"
-        raise ReportError(f"{path}: damaged ({one_line(error)}); {cure}") from None
+        hint = "remove it, or write it again with `backspike eval`"
+        raise ReportError(f"{path}: damaged ({one_line(error)}); {hint}") from None
     return arrays
 
 
@@ -137,13 +152,15 @@ def check(arrays: dict[str, np.ndarray]) -> None:
             if axis != "N" and sizes.setdefault(axis, size) != size:
                 raise ValueError(f"{name} has {size} along {axis}, other arrays have {sizes[axis]}")
     if empty := [axis for axis, size in sizes.items() if not size and axis not in "SL"]:
-        raise ValueError(f"there is nothing along {empty[0]}")
+        raise ValueError(f"axis {empty[0]} is empty")
     if sizes.get("L", 0) > MAX_LAYERS:
-        raise ValueError(f"{sizes['L']} layers are more than {MAX_LAYERS}")
+        raise ValueError(f"{sizes['L']} layers, more than {MAX_LAYERS}")
     for name, (_, kinds) in known.items():
         array = arrays[name]
         if array.size and array.dtype.kind not in kinds:
             raise ValueError(f"{name} is of type {array.dtype}")
+        if array.dtype.kind == "U":
+            check_characters(name, array)
         if (
             array.dtype.kind == "f"
             and array.size
@@ -151,11 +168,18 @@ def check(arrays: dict[str, np.ndarray]) -> None:
         ):
             raise ValueError(f"{name} has numbers above {MAX_NUMBER:g}")
         if kinds == "iu" and array.size and (array.min() < 0 or array.max() >= 1 << 40):
-            raise ValueError(f"{name} has numbers that count nothing")
+            raise ValueError(f"{name} has numbers that are no counts")
     if {"edges", "bins"} <= set(sizes) and sizes["edges"] != sizes["bins"] + 1:
         raise ValueError(f"membrane_edges has {sizes['edges']} values for {sizes['bins']} bins")
     if not (np.diff(arrays.get("membrane_edges", np.arange(2.0))) > 0).all():
-        raise ValueError("membrane_edges does not rise")
+        raise ValueError("membrane_edges is not increasing")
+
+
+def check_characters(name: str, array: np.ndarray) -> None:
+    """Raises ValueError for strings that are not Unicode, for which numpy may raise SystemError."""
+    characters = np.frombuffer(array.tobytes(), f"{array.dtype.str[0]}u4")
+    if characters.max(initial=0) > sys.maxunicode:
+        raise ValueError(f"{name} has characters that are not Unicode")
 
 
 def one_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Report sections: headline, training curves, readout, early exit and confusion."""
+"""Report sections on results: header, curves, readout, early exit and confusion matrix."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .format import as_percent, count, plain_number, seconds
 from .page import Cell, Figure, Mark, Part, Section, Text, bold, code, grid, heat, strong
 from .run_data import Array, RunData, as_dict, class_names, is_curve, number, numbers
 
-MAX_CLASSES = 20  # of a confusion matrix in numbers
+MAX_CLASSES = 20  # shown as numbers; above, the confusion matrix is an image
 ARRAYS = {
     "confusion": Array("K K", "iu"),
     "accuracy_over_time": Array("T"),
@@ -39,36 +39,38 @@ def tiles(run: RunData) -> list[tuple[str, str, str]]:
     accuracy, accuracy_last = (
         as_percent(number(done.get(key))) for key in ("test_accuracy", "test_accuracy_last")
     )
-    test = ("Test accuracy", accuracy, "weights of the best epoch by validation")
+    weights = "best validation epoch" if run.has_validation else "last epoch"
+    test = ("Test accuracy", accuracy, f"weights of the {weights}")
     so_far = as_percent(last("train_accuracy"))
-    running = ("Training accuracy", so_far, "so far; the test comes at the end")
+    running = ("Training accuracy", so_far, "so far; the test follows at the end")
     speed = f"{count(last('samples_per_second'))} samples per second{device}"
-    of = (
-        f"of {planned:.0f} planned"
-        if math.isfinite(planned) and planned != len(run.epochs)
-        else "all that were planned"
-    )
+    complete = not math.isfinite(planned) or planned == len(run.epochs)
+    of = "all planned epochs" if complete else f"of {planned:.0f} planned"
+    best_epoch = f"in epoch {run.best_epoch:.0f}" if math.isfinite(run.best_epoch) else ""
     tiles = [
         test if done else running,
-        ("Test, last epoch", accuracy_last, "weights as training left them"),
-        ("Best validation", as_percent(best), f"in epoch {run.best_epoch:.0f} (from 0)"),
+        # without a validation set the two test accuracies are the same
+        ("Test, last epoch", accuracy_last if run.has_validation else "–", "final weights"),
+        ("Best validation", as_percent(best), best_epoch),
         ("Epochs", f"{len(run.epochs)}", of if math.isfinite(planned) else ""),
         ("Time", seconds(run.seconds), speed),
-        ("Parameters", count(number(run.env.get("parameters"))), "numbers that are learned"),
+        ("Parameters", count(number(run.env.get("parameters"))), "learned numbers"),
     ]
     return [tile for tile in tiles if tile[1] != "–"]
 
 
 def subtitle(run: RunData) -> Text:
-    said: list[Any] = []
+    text: list[Any] = []
+    fields = run.used_fields
     for key in ("model", "neuron.surrogate", "readout"):
-        if run.fields.get(key) is not None:
-            said += [" · " * bool(said), code(run.fields[key])]
-    if "data" in run.fields:
-        said += [" on ", bold(run.fields["data"]), " (simulated)" * run.simulated]
-    if "T" in run.fields:
-        said.append(f", {run.fields['T']}\u00a0timesteps")
-    return said
+        if fields.get(key) is not None:
+            value = fields[key] if key in run.own else code(fields[key])
+            text += [" · " * bool(text), value]
+    if "data" in fields:
+        text += [" on ", bold(fields["data"]), " (simulated)" * run.simulated]
+    if "T" in fields:
+        text.append(f", {fields['T']}\u00a0timesteps")
+    return text
 
 
 def notices(run: RunData) -> list[Text]:
@@ -79,10 +81,10 @@ def notices(run: RunData) -> list[Text]:
     if not run.done:
         unfinished = strong("This run has not finished.")
         command = code(f"backspike resume {shlex.quote(str(run.path))}")
-        shown = " Shown is what it logged up to here. "
-        notices.append([unfinished, shown, command, " continues it, and adds the test accuracy."])
+        so_far = " This page shows what it has logged so far. "
+        notices.append([unfinished, so_far, command, " continues it and adds the test accuracy."])
     if not run.arrays:
-        left_out = ": figures that need the trained network are left out."
+        left_out = ", so figures that need the trained network are left out."
         notices.append(["There is no ", code("evaluation.npz"), left_out])
     if run.resumed:
         notices.append(
@@ -106,8 +108,8 @@ def curves(run: RunData) -> Section:
         draw_chart("loss", "Loss", pair("loss"), "epoch", mark=run.best_epoch),
     )
     text = (
-        "A widening gap between the curves means that the network learns its training samples by heart; they are scored while "
-        "they are being learned, and may be augmented, so they can also lag behind."
+        "A widening gap between the curves indicates overfitting. Training samples are scored "
+        "during the epoch and may be augmented, so their accuracy can also be the lower one."
     )
     return Section("curves", "Accuracy and loss", text, charts and [*charts, epoch_table(run)])
 
@@ -124,9 +126,9 @@ def epoch_table(run: RunData) -> Part:
         "lr": ("learning rate", plain_number),
         "seconds": ("seconds", plain_number),
     }
-    rows = [[e["epoch"], *(number(e.get(key)) for key in quantities)] for e in run.epochs]
+    rows = [[1 + e["epoch"], *(number(e.get(key)) for key in quantities)] for e in run.epochs]
     columns = [Column("epoch"), *(Column(head, True, how) for head, how in quantities.values())]
-    return Part("details", ("The numbers, epoch by epoch", Table(columns, rows, "Every epoch")))
+    return Part("details", ("Values of every epoch", Table(columns, rows, "Every epoch")))
 
 
 def readout(run: RunData) -> Section:
@@ -141,10 +143,11 @@ def readout(run: RunData) -> Section:
         )
     ]
     text = (
-        "Temporally weighted output: the answer is the mean of the outputs of all timesteps, each times its weight. After an "
-        "epoch a weight moves towards that timestep's own training accuracy relative to the average one, so above 1 means that "
-        "the network answers better at this step than at others. The mean of all weights stays 1. This is the counterpart of "
-        "figure 3 of Li et al. 2024 (arXiv 2406.19645)."
+        "Temporally weighted output: the prediction is the weighted mean of the outputs of all "
+        "timesteps. After each epoch a weight moves towards the training accuracy of its timestep "
+        "relative to the average, so a weight above 1 marks a timestep with better predictions "
+        "than the others. The mean of the weights stays 1. Compare figure 3 of Li et al. 2024 "
+        "(arXiv 2406.19645)."
     )
     chart = draw_chart("readout-weights", "Weight", lines, "epoch")
     return Section("readout", "Weights of the timesteps", text, grid(chart))
@@ -153,11 +156,11 @@ def readout(run: RunData) -> Section:
 def over_time(run: RunData) -> Section:
     accuracy = run.arrays.get("accuracy_over_time", np.array([]))
     steps = np.arange(1, len(accuracy) + 1)
-    line = Line("answer after so many steps", steps, accuracy, colour("train"))
+    line = Line("accuracy after each timestep", steps, accuracy, colour("train"))
     chart = draw_chart("over-time", "Test accuracy", [line], "timesteps", percent=True)
     text = (
-        "The test accuracy if the network were stopped early: where the line is already flat, fewer timesteps would do, "
-        "at a proportional saving of time and spikes."
+        "The test accuracy after each number of timesteps. Where the curve is flat, fewer "
+        "timesteps suffice and save time and spikes in proportion."
     )
     return Section("over-time", "Accuracy over time", text, grid(chart))
 
@@ -170,8 +173,8 @@ def early_exit(run: RunData) -> Section:
     if not accuracy or not validation or not curves:
         return Section("early-exit", "")
     steps = np.arange(1.0, len(accuracy) + 1)
-    all_alike = "the same number of steps for all"
-    lines = [Line(all_alike, steps, np.array(accuracy), colour("soft"), dashed=True)]
+    same = "same number of timesteps for all samples"
+    lines = [Line(same, steps, np.array(accuracy), colour("soft"), dashed=True)]
     rows = []
     for i, (name, c) in enumerate(curves.items()):
         order = np.argsort(c["steps"], kind="stable")
@@ -184,14 +187,15 @@ def early_exit(run: RunData) -> Section:
     last = [as_percent(values[-1], 2) for values in (validation, accuracy)]
     rows.append(["all timesteps", "", *last, f"{len(accuracy)}"])
     chart = draw_chart("early-exit", "Test accuracy", lines, "mean timesteps", percent=True)
-    heads = ("threshold", "validation accuracy", "test accuracy", "mean timesteps on the test set")
+    heads = ("threshold", "validation accuracy", "test accuracy", "mean timesteps (test)")
     table = Table([*left("exit by"), *right(*heads)], rows, "Early exit")
     text = (
-        "Each sample stops at the first timestep at which the network is sure enough, the last at the latest. Confidence is "
-        "the largest probability of the answer so far, margin its lead over the second. The threshold in the table is the one "
-        "that stops soonest without one more mistake on the "
-        f"{count(number(run.anytime.get('validation_samples')))} validation samples than after all timesteps. The test "
-        "samples choose nothing; the curve shows what other thresholds would give."
+        "Each sample stops at the first timestep at which the network is confident enough, at the "
+        "latest at the last one. Confidence is the largest class probability so far, margin its "
+        "distance to the second largest. The threshold is the earliest one that makes no "
+        f"additional mistakes on the {count(number(run.anytime.get('validation_samples')))} "
+        "validation samples. The test set plays no part in choosing it; the curve shows the result "
+        "for other thresholds."
     )
     return Section("early-exit", "Early exit", text, [*grid(chart), table])
 
@@ -204,9 +208,9 @@ def confusion(run: RunData) -> Section:
     right, total = int(np.trace(counts)), int(counts.sum())
     low, high = wilson(right, total)
     text = [
-        f"Rows are the true classes, columns the answers, so every number off the diagonal is a kind of mistake. {right} of "
-        f"{total} test samples are right: {as_percent(right / total)}, with a 95\u202f% interval from {as_percent(low)} to "
-        f"{as_percent(high)} for the luck of the sample. ",
+        "Rows are true classes and columns predictions; numbers off the diagonal are mistakes. "
+        f"{right} of {total} test samples are correct: {as_percent(right / total)}, 95\u202f% "
+        f"confidence interval {as_percent(low)} to {as_percent(high)}. ",
         *worst(counts, names),
     ]
     body = (
@@ -218,7 +222,10 @@ def confusion(run: RunData) -> Section:
 
 
 def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Score interval of a share (Wilson 1927)."""
+    """Score interval of a proportion; z = 1.96 gives 95 % (Wilson 1927, JASA 22:209).
+
+    Returns its lower and upper end.
+    """
     p, n = right / total, total
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -228,14 +235,14 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
 def worst(counts: np.ndarray, names: Sequence[str]) -> list[str | Mark]:
     wrong = counts - np.diag(np.diag(counts))
     if not wrong.any():
-        return ["There is no mistake."]
+        return ["There are no mistakes."]
     if wrong.max() == 1:
-        return ["No confusion occurs twice."]
+        return ["No mistake occurs twice."]
     true, answer = np.unravel_index(wrong.argmax(), wrong.shape)
     times, of = int(wrong[true, answer]), int(counts[true].sum())
-    often = f", {times} times in {of} ({as_percent(times / of)})."
-    first = "The most frequent confusion: "
-    return [first, bold(names[true]), " taken for ", bold(names[answer]), often]
+    often = f", {times} of {of} times ({as_percent(times / of)})."
+    first = "The most frequent mistake is "
+    return [first, bold(names[true]), " predicted as ", bold(names[answer]), often]
 
 
 def _confusion_table(counts: np.ndarray, names: Sequence[str]) -> Table:
@@ -251,7 +258,7 @@ def _confusion_table(counts: np.ndarray, names: Sequence[str]) -> Table:
         for i, name in enumerate(names)
     ]
     style = "confusion tall" if long else "confusion"
-    columns = right("true", *heads, "right")
+    columns = right("true", *heads, "correct")
     return Table(columns, rows, "Confusion matrix", name="confusion", style=style)
 
 
@@ -270,10 +277,13 @@ def _confusion_image(counts: np.ndarray, names: Sequence[str]) -> list[Part | Ta
     wrong = counts - np.diag(np.diag(counts))
     pairs = [np.unravel_index(index, wrong.shape) for index in np.argsort(wrong, None)[::-1][:10]]
     rows = [[names[i], names[j], int(wrong[i, j])] for i, j in pairs if wrong[i, j]]
-    alt = f"Confusion matrix of {len(names)} classes, true classes from top to bottom, answers from left to right"
-    title = "The stronger a point, the larger its share of the row"
-    columns = [*left("true"), *right("answer", "times")]
+    alt = (
+        f"Confusion matrix of {len(names)} classes, true classes from top to bottom, predictions "
+        "from left to right"
+    )
+    title = "The darker a point, the larger its share of the row"
+    columns = [*left("true"), *right("predicted", "times")]
     return grid(
         Figure("confusion", title, image(pixels, alt, "ink matrix")),
-        Table(columns, rows, "Most frequent confusions"),
+        Table(columns, rows, "Most frequent mistakes"),
     )

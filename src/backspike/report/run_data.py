@@ -1,8 +1,9 @@
-"""A run as read: its log, the arrays of its `evaluation.npz`, and what may be asked of them."""
+"""The contents of a run folder: log, recipe, environment and the arrays of `evaluation.npz`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,17 +14,32 @@ MAX_NUMBER = 1e30
 
 
 class Array(NamedTuple):
-    """An array of `evaluation.npz` as a section wants it: its axes, "*" for any further ones, and kinds of dtypes."""
+    """The expected form of an array of `evaluation.npz`.
+
+    axes: names of the axes, "*" for any further ones. kinds: allowed kinds of numpy dtypes.
+    """
 
     axes: str
     kinds: str = "biuf"
 
 
+# recipe fields that the user's own model or data replaces; names with a dot are nested
+REPLACED = {
+    "model": ("model", "neuron", "norm"),
+    "data": ("data", "root", "limit", "size", "upright", "by"),
+}
 ARRAYS = {"classes": Array("K", "Uiu"), "layer_names": Array("L", "Uiu")}
 
 
 @dataclass(frozen=True)
 class RunData:
+    """Everything read from a run folder.
+
+    epochs: the log's epoch events in order. done: the event of a finished run, else empty.
+    initial: the event before training. resumed: number of resumes. watched: events of
+    `watch=True`. own: which of "model" and "data" the user passed to `fit`.
+    """
+
     path: Path
     name: str
     fields: dict[str, Any]
@@ -35,17 +51,29 @@ class RunData:
     watched: list[dict[str, Any]]
     arrays: dict[str, np.ndarray] = field(repr=False)
     anytime: dict[str, Any] = field(repr=False, default_factory=dict)
+    own: Sequence[str] = ()
+
+    @property
+    def used_fields(self) -> dict[str, Any]:
+        """The recipe's fields, without those that the user's own model or data replaced."""
+        fields = dict(self.fields)
+        for what in self.own:
+            for key in self.fields:
+                if key.split(".")[0] in REPLACED[what]:
+                    del fields[key]
+        return {what: f"own {what}" for what in self.own} | fields
 
     @property
     def x(self) -> np.ndarray:
-        return np.array([epoch["epoch"] for epoch in self.epochs], float)
+        """The epoch numbers as shown, from 1; in the log they start at 0."""
+        return np.array([1 + epoch["epoch"] for epoch in self.epochs], float)
 
     def series(self, key: str) -> np.ndarray:
-        """One number per epoch, nan where there is none."""
+        """One number per epoch, nan where it is missing."""
         return np.array([number(epoch.get(key)) for epoch in self.epochs], float)
 
     def per_layer(self, key: str) -> dict[str, np.ndarray]:
-        """One series per name in the dicts that the epochs hold under `key`."""
+        """One series per layer, from the dicts that the epochs hold under `key`."""
         dicts = [as_dict(epoch.get(key)) for epoch in self.epochs]
         names = dict.fromkeys(name for values in dicts for name in values)
         return {name: np.array([number(values.get(name)) for values in dicts]) for name in names}
@@ -56,6 +84,7 @@ class RunData:
 
     @property
     def seconds(self) -> float:
+        """Total training time; nan if the log does not have it."""
         return (
             number(self.done.get("seconds"))
             if self.done
@@ -63,11 +92,18 @@ class RunData:
         )
 
     @property
+    def has_validation(self) -> bool:
+        values = [*self.series("validation_accuracy"), number(self.done.get("validation_accuracy"))]
+        return any(map(math.isfinite, values))
+
+    @property
     def best_epoch(self) -> float:
-        """The epoch of the best validation accuracy, by the log's own word if it has one."""
+        """The epoch with the best validation accuracy, from 1; nan without a validation set."""
         validation = self.series("validation_accuracy")
-        if math.isfinite(said := number(self.done.get("best_epoch"))):
-            return said
+        if not self.has_validation:
+            return math.nan
+        if math.isfinite(logged := number(self.done.get("best_epoch"))):
+            return 1 + logged
         return (
             float(self.x[np.nanargmax(validation)]) if np.isfinite(validation).any() else math.nan
         )
@@ -78,7 +114,7 @@ def as_dict(value: Any) -> dict[str, Any]:
 
 
 def number(value: Any) -> float:
-    """A float; the mean of a list (a value per channel); nan for everything else, and for what no measurement gives."""
+    """A float; the mean of a list (one value per channel); nan for anything else or above 1e30."""
     if isinstance(value, list):
         return float(np.mean([number(item) for item in value])) if value else math.nan
     known = (
@@ -88,13 +124,13 @@ def number(value: Any) -> float:
 
 
 def numbers(values: Any) -> list[float]:
-    """A list of finite numbers; empty for anything else."""
+    """The list itself if all its numbers are finite, else an empty list."""
     numbers = [number(v) for v in values] if isinstance(values, list) else []
     return numbers if all(map(math.isfinite, numbers)) else []
 
 
 def is_curve(c: Any) -> bool:
-    """Whether it is a curve as `anytime.Curve` has it."""
+    """Whether `c` has the form of an `early_exit.Curve`."""
     keys = ("threshold", "validation_steps", "validation_accuracy", "steps", "accuracy")
     if not isinstance(c, dict) or not all(numbers(c.get(key)) for key in keys):
         return False

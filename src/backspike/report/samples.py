@@ -1,4 +1,4 @@
-"""Report sections: a few test samples, with their input, spikes and outputs."""
+"""The report section on a few test samples: their input, spikes and outputs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .page import Image, Mark, Part, Section
 from .run_data import Array, RunData, class_names, layer_names
 
 MAX_SAMPLES = 6
-MAX_RASTERS = 6  # of a sample
+MAX_RASTERS = 6  # per sample
 MAX_FRAMES = 8
-MAX_PIXELS = 128  # along a side
+MAX_PIXELS = 128  # per side
 ARRAYS = {
     "sample_x": Array("S frames *"),
     "sample_y": Array("S", "iu"),
@@ -26,7 +26,7 @@ ARRAYS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """A line of probability for each class; paths: class in CSS, line and dots in SVG's language."""
+    """One probability curve per class; paths: CSS class, SVG path of the line and of the dots."""
 
     title: list[str | Mark]
     alt: str
@@ -36,7 +36,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Card:
-    """One sample; sizes: timesteps of each frame and of each mark on the ruler."""
+    """One sample; frame_sizes and step_sizes: timesteps per frame and per mark of the ruler."""
 
     title: list[str | Mark]
     still: Image | None
@@ -52,12 +52,13 @@ def samples(run: RunData) -> Section:
     count = min(len(run.arrays.get("sample_y", ())), MAX_SAMPLES)
     cards = [_card(run, index) for index in range(count)]
     text: list[str | Mark] = [
-        "From top to bottom: what the network sees, the spikes of up to 64 neurons of each layer (a row is a neuron, a column "
-        "a timestep), and how sure it is of each class after each step. Time runs from left to right through all of them."
+        "From top to bottom: the input, the spikes of up to 64 neurons of each layer (one row per "
+        "neuron, one column per timestep), and the probability of each class after each timestep. "
+        "Time runs from left to right."
     ]
     if run.arrays.get("sample_x", np.zeros(3)).shape[2:3] == (2,):
-        text += [" Events: ", Mark("span", "orange", "on"), " where it became brighter, "]
-        text += [Mark("span", "blue", "off"), " where darker."]
+        text += [" Events: ", Mark("span", "orange", "on"), " where it became brighter and "]
+        text += [Mark("span", "blue", "off"), " where it became darker."]
     return Section("samples", "A few test samples", text, [Part("samples", cards)] * bool(cards))
 
 
@@ -74,8 +75,8 @@ def _card(run: RunData, index: int) -> Card:
     if "sample_logits" in arrays:
         logits = np.nan_to_num(arrays["sample_logits"][index].astype(float))
         answered, steps = int(logits[-1].argmax()), len(logits)
-        wrong = Mark("span", f"taken for {_at(names, answered)}", "wrong")
-        title += [" ", wrong if answered != true else Mark("span", "recognised", "right")]
+        wrong = Mark("span", f"predicted as {_at(names, answered)}", "wrong")
+        title += [" ", wrong if answered != true else Mark("span", "correct", "right")]
         answer = _answer(logits, true, names)
     groups = time_groups(steps, MAX_FRAMES)
     return Card(
@@ -95,7 +96,10 @@ def _at(names: Sequence[str], index: int) -> str:
 
 
 def _input(x: np.ndarray, what: str) -> tuple[list[Image], list[int]]:
-    """The frames of one sample `[T, C, H, W]` and how many timesteps each shows; if nothing moves one picture, of no size."""
+    """The frames of one sample `[T, C, H, W]` and the number of timesteps that each shows.
+
+    A constant input gives one picture and no sizes.
+    """
     if x.ndim != 4 or not x.size:
         return [], []
     x = np.nan_to_num(x.astype(np.float32))
@@ -106,13 +110,17 @@ def _input(x: np.ndarray, what: str) -> tuple[list[Image], list[int]]:
     groups = time_groups(len(x), MAX_FRAMES)
     frames = _pixels(np.stack([x[group].mean(0) for group in groups]))
     pictures = [
-        image(f, f"Input of {what}, step {name}") for f, name in zip(frames, group_names(groups))
+        image(f, f"Input of {what}, timestep {name}")
+        for f, name in zip(frames, group_names(groups))
     ]
     return pictures, [len(group) for group in groups]
 
 
 def _pixels(x: np.ndarray) -> np.ndarray:
-    """Frames `[T, C, H, W]` of any scale to `[T, H, W, 4]` uint8; two channels are events, ON and OFF, on nothing."""
+    """Converts frames `[T, C, H, W]` of any scale to RGBA `[T, H, W, 4]` uint8.
+
+    Two channels are ON and OFF events on a transparent background.
+    """
     if x.shape[1] == 2:
         on, off = np.sqrt(np.clip(x / (x.max() or 1), 0, 1)).swapaxes(0, 1)
         share = (on / np.maximum(on + off, 1e-6))[..., None]
@@ -134,33 +142,40 @@ def _rasters(run: RunData, index: int) -> list[tuple[str, Image]]:
 
 
 def _raster(spikes: np.ndarray, name: str) -> Image:
-    """Spikes `[T, N]` as a picture, a row per neuron."""
+    """Spikes `[T, N]` as a picture with one row per neuron."""
     pixels = np.zeros((*spikes.T.shape, 4), np.uint8)
     pixels[..., 3] = 255 * (spikes.T > 0)
     rate = as_percent(float((spikes > 0).mean()))
-    alt = f"Spikes of {spikes.shape[1]} neurons of layer {name}: {rate} of the places are spikes"
+    alt = f"Spikes of {spikes.shape[1]} neurons of layer {name}, firing rate {rate}"
     return image(pixels, alt, "ink raster")
 
 
 def _answer(logits: np.ndarray, true: int, names: Sequence[str]) -> Answer:
-    """Probabilities after each step, `[T, K]`: the ten classes that ever come closest, the true and the answered one marked."""
+    """Probabilities after each timestep, from logits `[T, K]`.
+
+    Shows the ten classes with the largest probability at any time, and marks the true and the
+    predicted one.
+    """
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
     answer = int(p[-1].argmax())
     order = [k for k in np.argsort(p.max(0))[-10:] if k not in (true, answer)]
     order += [answer] * (answer != true) + [true] * (0 <= true < p.shape[1])
     kinds, styles = {answer: "answer", true: "true"}, {answer: "wrong", true: "right"}
-    title: list[str | Mark] = ["probability after the last step"]
+    title: list[str | Mark] = ["probability after the last timestep"]
     for k in order[:-3:-1]:
         if k in styles:
             title += [" ", Mark("b", f"{_at(names, k)}: {as_percent(p[-1, k], 0)}", styles[k])]
     ends = "; ".join(f"{_at(names, k)} {as_percent(p[-1, k], 0)}" for k in order[::-1][:3])
-    alt = f"Probability over time, at the end: {ends}"
+    alt = f"Probability over time; at the end: {ends}"
     return Answer(title, alt, len(p), [(kinds.get(k, "other"), *_path(p[:, k])) for k in order])
 
 
 def _path(p: np.ndarray) -> tuple[str, str]:
-    """A line through the middles of the steps, and dots: strokes of no length with round ends keep round when stretched."""
+    """SVG paths: a line through the middles of the timesteps, and dots.
+
+    The dots are strokes of zero length with round caps, which stay round when stretched.
+    """
     points = [(t + 0.5, 0.97 - 0.94 * value) for t, value in enumerate(p)]
     line = "M" + "L".join(f"{x:g} {y:.3f}" for x, y in points)
     dots = "".join(f"M{x:g} {y:.3f}h0" for x, y in points) if len(p) <= 16 else ""

@@ -1,1 +1,1 @@
-"""Studies: arms of recipes over seeds, compared with paired tests, as a page with figures."""
+"""Studies: recipe variants (arms) over several seeds, compared by paired tests, with figures."""

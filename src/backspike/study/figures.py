@@ -1,6 +1,7 @@
-"""The figures of a study: `FIGURES` names what may be drawn from its outcomes, each a function that returns pictures.
+"""The figures of a study: `FIGURES` maps names to functions that return pictures of its outcomes.
 
-A `Picture` draws itself twice, for the page and as a file of its own; `ink` and `axes` make all of them look alike.
+A `Picture` is drawn twice, for the page and as a separate file; `ink` and `axes` give all of them
+the same look.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-# ---- what can be drawn ---------------------------------------------------------------------------------------------------
+# ---- what can be drawn -----------------------------------------------------------------------
 
 
 def _dots(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]) -> list[Picture]:
-    """Every run a dot, every arm its mean and the 95 % interval of it; best by validation."""
+    """A dot per run, and each arm's mean with its 95 % interval; best by validation."""
 
     def plot(ax: Axes) -> None:
         for i, row in enumerate(rows):
@@ -51,12 +52,12 @@ def _dots(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome])
         percent_axis(ax.xaxis)
         ax.set_xlabel("test accuracy, best epoch by validation")
 
-    said = "; ".join(f"{row['arm']} {percent(row['best']['mean'])} %" for row in rows)
-    return [Picture("dots", "Test accuracy: runs, means and their 95 % intervals", [], plot, said)]
+    text = "; ".join(f"{row['arm']} {percent(row['best']['mean'])} %" for row in rows)
+    return [Picture("dots", "Test accuracy: runs, means and their 95 % intervals", [], plot, text)]
 
 
 def _sweep(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]) -> list[Picture]:
-    """Accuracy against x, a line per `Arm.line`, a band of one standard deviation."""
+    """Accuracy against x, a line per `Arm.line` with a band of one standard deviation."""
     known = [row for row in rows if row["x"] is not None and row["n"]]
     names = list(dict.fromkeys(row["line"] for row in known))
     pictures = []
@@ -65,10 +66,8 @@ def _sweep(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]
         def plot(ax: Axes, kind: str = kind) -> None:
             for i, name in enumerate(names):
                 line = sorted((r for r in known if r["line"] == name), key=lambda r: r["x"])
-                x, mean = (
-                    np.array([r["x"] for r in line]),
-                    np.array([r[kind]["mean"] for r in line]),
-                )
+                x = np.array([r["x"] for r in line])
+                mean = np.array([r[kind]["mean"] for r in line])
                 sd = np.array([r[kind]["sd"] or 0.0 for r in line])
                 ax.fill_between(x, mean - sd, mean + sd, color=ink(i), alpha=0.15, linewidth=0)
                 ax.plot(x, mean, "o-", color=ink(i), linewidth=1.8, markersize=3.5)
@@ -82,7 +81,7 @@ def _sweep(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]
 
 
 def _curves(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]) -> list[Picture]:
-    """Validation accuracy, loss and time, epoch by epoch."""
+    """Validation accuracy, loss and time per epoch."""
     shown = (
         ("validation", "Validation accuracy", "validation_accuracy", True),
         ("loss", "Training loss", "loss", False),
@@ -97,11 +96,11 @@ def _curves(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome
 def _firing(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]) -> list[Picture]:
     """Firing rate of every layer."""
 
-    def of(outcome: Outcome) -> np.ndarray:
+    def rates(outcome: Outcome) -> np.ndarray:
         return outcome.arrays["firing_rate"].mean(1)
 
     title = "Firing rate per layer, test set"
-    return [_by_arm(study, outcomes, "firing", title, "spiking layer", of, True)]
+    return [_by_arm(study, outcomes, "firing", title, "spiking layer", rates, True)]
 
 
 def _by_arm(
@@ -110,14 +109,14 @@ def _by_arm(
     name: str,
     title: str,
     xlabel: str,
-    of: Callable[[Outcome], np.ndarray],
+    series: Callable[[Outcome], np.ndarray],
     percent: bool = False,
 ) -> Picture:
-    """A line per arm: `of` its runs, mean over seeds."""
+    """A line per arm: `series` of its runs, mean over seeds."""
 
     def plot(ax: Axes) -> None:
         for i, arm in enumerate(study.arms):
-            if runs := [of(o) for o in outcomes if o.arm == arm.name]:
+            if runs := [series(o) for o in outcomes if o.arm == arm.name]:
                 _line_over(ax, _mean_of(runs), i)
         axes(ax, xlabel, percent=percent, whole=True)
 
@@ -127,17 +126,17 @@ def _by_arm(
 def _weights(
     study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]
 ) -> list[Picture]:
-    """TWO: the weight of every timestep over the epochs."""
+    """TWO: the weight of every timestep per epoch."""
 
-    def of(epoch: dict[str, Any]) -> dict[str, float]:
-        return {f"step {t}": w for t, w in enumerate(epoch["readout_weights"] or (), 1)}
+    def weights(epoch: dict[str, Any]) -> dict[str, float]:
+        return {f"step {t}": w for t, w in enumerate(epoch.get("readout_weights") or (), 1)}
 
-    return _within_arms(study, outcomes, "weights", "weight of each timestep", of)
+    return _within_arms(study, outcomes, "weights", "weight of each timestep", weights)
 
 
 def _widths(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]) -> list[Picture]:
-    """PSG: the learned width of every layer over the epochs."""
-    return _within_arms(study, outcomes, "widths", "learned width", lambda epoch: epoch["widths"])
+    """PSG: the learned width of every layer per epoch."""
+    return _within_arms(study, outcomes, "widths", "learned width", lambda e: e.get("widths") or {})
 
 
 def _within_arms(
@@ -145,12 +144,12 @@ def _within_arms(
     outcomes: Sequence[Outcome],
     name: str,
     title: str,
-    of: Callable[[dict[str, Any]], dict[str, float]],
+    values: Callable[[dict[str, Any]], dict[str, float]],
 ) -> list[Picture]:
-    """A picture for each arm that has such values: a line per value, mean over seeds, epoch by epoch."""
+    """A picture per arm that has such values: a line per value over the epochs, mean over seeds."""
     pictures = []
     for arm in study.arms:
-        runs = [[of(e) for e in o.epochs] for o in outcomes if o.arm == arm.name]
+        runs = [[values(e) for e in o.epochs] for o in outcomes if o.arm == arm.name]
         if runs and runs[0][0]:
             labels = list(runs[0][0])
 
@@ -165,13 +164,13 @@ def _within_arms(
                 axes(ax, "epoch", whole=True)
 
             legend = [(label, i) for i, label in enumerate(labels)]
-            said = f"{arm.name}: {title}, mean over seeds"
-            pictures.append(Picture(f"{name}-{_slug(arm.name)}", said, legend, plot))
+            caption = f"{arm.name}: {title}, mean over seeds"
+            pictures.append(Picture(f"{name}-{_slug(arm.name)}", caption, legend, plot))
     return pictures
 
 
 def _mean_of(series: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean of series, as far as the shortest goes."""
+    """The mean of several series, cut to the shortest."""
     length = min(map(len, series))
     return np.mean([y[:length] for y in series], axis=0)
 
@@ -190,7 +189,7 @@ def _legend(study: Study) -> list[tuple[str, int]]:
 def _membranes(
     study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]
 ) -> list[Picture]:
-    """Where the membrane stands on the test set, one picture per layer with a line for each arm."""
+    """Distribution of the membrane on the test set: a picture per layer, a line per arm."""
     first = outcomes[0].arrays
     layers = first["layer_names"].tolist()
     same = [o for o in outcomes if o.arrays["layer_names"].tolist() == layers]
@@ -243,7 +242,8 @@ FIGURES: dict[str, Callable[[Study, list[dict[str, Any]], Sequence[Outcome]], li
 
 
 def gradient_pictures(study: Study, shares: list[dict[str, Any]]) -> list[Picture]:
-    """Figure 1: who gets a gradient, and how large the derivatives are, at the same potentials."""
+    """Figure 1: the share that receives a gradient, and the sizes of the derivatives, at the same
+    potentials."""
     shares = [row for row in shares if row["x"] is not None]
     plain = sorted((r for r in shares if r["line"] == shares[0]["line"]), key=lambda r: r["x"])
     kinds = {
@@ -269,6 +269,6 @@ def gradient_pictures(study: Study, shares: list[dict[str, Any]]) -> list[Pictur
     names = [(text, i) for i, text in enumerate(kinds.values())]
     arms = [(row["arm"], i) for i, row in enumerate(some)]
     return [
-        Picture("gradients", "Share that gets a gradient", names, plot),
+        Picture("gradients", "Share that receives a gradient", names, plot),
         Picture("derivatives", "Surrogate derivatives over all neurons", arms, histogram),
     ]

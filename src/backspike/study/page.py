@@ -1,6 +1,7 @@
-"""What a study leaves behind: study.json, table.md, table.tex, figures/ and study.html, written from its run folders alone.
+"""The files of a study: study.json, table.md, table.tex, figures/ and study.html.
 
-`write` makes them from the outcomes of arms; `publish` takes any tables, sentences and pictures.
+They are made from the run folders alone: by `write` from the outcomes of arms, by `publish` from
+any tables, sentences and pictures.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ from .statistics import (
 
 
 def write(study: Study, out: Path, seeds: int, failed: Mapping[Job, str] | None = None) -> Path:
-    """Writes study.json, table.md, table.tex, figures/ and study.html from the finished run folders; returns the page."""
+    """Writes all files from the finished run folders and returns the path of the page.
+
+    failed: what went wrong, by job. Raises StudyError if no run has finished or one is damaged.
+    """
     outcomes = []
     for arm in study.arms:
         for seed in range(seeds):
@@ -51,8 +55,9 @@ def write(study: Study, out: Path, seeds: int, failed: Mapping[Job, str] | None 
         p for name in study.figures if name in FIGURES for p in FIGURES[name](study, rows, outcomes)
     ]
     shares = None
-    if "gradients" in study.figures and (of := [o for o in outcomes if o.arm == study.baseline]):
-        shares = gradient_shares(study, of[0])
+    baseline = [o for o in outcomes if o.arm == study.baseline]
+    if "gradients" in study.figures and baseline:
+        shares = gradient_shares(study, baseline[0])
         pictures = gradient_pictures(study, shares) + pictures
     settings = study.settings()
     complete = {
@@ -65,28 +70,32 @@ def write(study: Study, out: Path, seeds: int, failed: Mapping[Job, str] | None 
         "gradient_shares": shares,
         "failed": list((failed or {}).values()),
     }
-    said = sentences(rows, seeds)
+    conclusions = sentences(rows, seeds)
     if failed:
-        said.insert(0, f"{len(failed)} runs failed and are missing: {'; '.join(failed.values())}.")
+        missing = f"{len(failed)} runs failed and are missing: {'; '.join(failed.values())}."
+        conclusions.insert(0, missing)
     env = Run(outcomes[0].folder).read_json("env.json")
     notes = [
-        "Mean ± standard deviation over seeds; difference to the arm compared with, paired by seed, in percentage points, with "
-        "its 95 % confidence interval (t); p of the two-sided sign-flip test over all sign patterns.",
+        "Mean ± standard deviation over seeds; difference from the compared arm, paired by seed, "
+        "in percentage points, with its 95 % confidence interval (t); p of the two-sided sign-flip "
+        "test over all sign patterns.",
         f"Test set of {study.base.data}"
         + (f" ({env['data_note']})" if env.get("data_note") else "")
-        + f", {study.base.epochs} "
-        f"epochs; {env.get('device')}, {env.get('cpu')}, {env.get('threads')} threads a run, torch {env.get('torch')}.",
+        + f", {study.base.epochs} epochs; {env.get('device')}, {env.get('cpu')}, "
+        f"{env.get('threads')} threads per run, torch {env.get('torch')}.",
         f"Command: {command(study, seeds)}",
     ]
     arms = [(name, changes(fields)) for name, fields in settings["arms"].items()]
     title = f"{study.name} on {study.base.data}"
-    return publish(out, title, study.about, table(rows, notes), said, pictures, arms, complete)
+    return publish(
+        out, title, study.about, table(rows, notes), conclusions, pictures, arms, complete
+    )
 
 
 def command(study: Study, seeds: int) -> str:
-    """The command that repeats a shipped study."""
+    """The command that reproduces a shipped study."""
     if study.shipped is None:
-        return "a study of one's own, `backspike.study.run`"
+        return "your own study, `backspike.study.runner.run`"
     words = ["backspike", "study", study.name, "--data", study.base.data, "--seeds", str(seeds)]
     before = study.shipped.to_dict()["fields"]
     for name, value in study.base.to_dict()["fields"].items():
@@ -95,7 +104,7 @@ def command(study: Study, seeds: int) -> str:
     return shlex.join(words)
 
 
-# ---- tables and sentences ------------------------------------------------------------------------------------------------
+# ---- tables and sentences --------------------------------------------------------------------
 
 
 HEAD = (
@@ -123,48 +132,45 @@ def table(rows: list[dict[str, Any]], notes: Sequence[str]) -> Table:
 def results_table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]
 ) -> Table:
-    """The first note says what the numbers mean, the others where they come from."""
+    """A table whose first note says what the numbers mean, and the others where they come from."""
     first, *others = heads
     columns = [*left(first), *right(*others)]
     return Table(columns, rows, "Results", notes, style="numbers compare")
 
 
 def sentences(rows: list[dict[str, Any]], seeds: int) -> list[str]:
-    """What the comparison supports, arm by arm, on the accuracy of the epoch that validation chose."""
+    """What the comparison supports for each arm, by the accuracy at the best validation epoch."""
     if seeds == 1:
         return [
-            "Only one seed was run: the differences prove nothing. 6 seeds are the fewest with which p can fall below 0.05."
+            "Only one seed was run: the differences prove nothing. p cannot fall below 0.05 with "
+            "fewer than 6 seeds."
         ]
-    said = []
+    lines = []
     for row in rows:
         d = row["best"].get("difference")
         if d is not None:
-            said.append(f"{row['arm']} against {row['against']}: {verdict(Paired(**d))}")
-    compared = len(said)
-    said.append(
-        f"With {seeds} seeds the smallest p that the test can give is {smallest_p(seeds):.2g}"
-        + (
-            ", so no difference can reach 0.05 here; 6 seeds are the fewest that can."
-            if smallest_p(seeds) >= 0.05
-            else "."
-        )
-        + (
-            f" {compared} comparisons were made and p is corrected for none."
-            if compared > 1
-            else ""
-        )
+            lines.append(f"{row['arm']} against {row['against']}: {verdict(Paired(**d))}")
+    compared, smallest = len(lines), smallest_p(seeds)
+    last = f"With {seeds} seeds the smallest p that the test can give is {smallest:.2g}"
+    last += (
+        ", so p cannot fall below 0.05; that takes at least 6 seeds." if smallest >= 0.05 else "."
     )
+    if compared > 1:
+        last += f" p is not corrected for the {compared} comparisons."
+    lines.append(last)
     if seeds > EXACT_UP_TO:
-        said.append(
-            f"p is from {DRAWS:,} random sign patterns with a fixed seed, as 2^{seeds} are too many to go through."
+        lines.append(
+            f"p is from {DRAWS:,} random sign patterns with a fixed seed, because 2^{seeds} are "
+            "too many to list."
         )
-    return said
+    return lines
 
 
-# ---- files ---------------------------------------------------------------------------------------------------------------
+# ---- files -----------------------------------------------------------------------------------
 
 
 def changes(fields: Mapping[str, Any]) -> str:
+    """Recipe fields in one line of text."""
     return ", ".join(f"{key} {value}" for key, value in fields.items() if key != "name") or "–"
 
 
@@ -173,21 +179,24 @@ def publish(
     title: str,
     about: str,
     table: Table,
-    said: Sequence[str],
+    conclusions: Sequence[str],
     pictures: Sequence[Picture],
     settings: Sequence[tuple[str, str]],
     complete: dict[str, Any],
 ) -> Path:
-    """The files of a study: tables, figures, page, and last of all study.json. The notes of `table` say how to read it."""
-    listed = replace(table, notes=[*said, *table.notes])
+    """Writes tables, figures, page and finally study.json; returns the path of the page.
+
+    The first note of `table` says how to read it.
+    """
+    listed = replace(table, notes=[*conclusions, *table.notes])
     write_atomic(out / "table.md", listed.to_markdown().encode())
     write_atomic(out / "table.tex", table.to_latex().encode())
     (out / "figures").mkdir(exist_ok=True)
     for picture in pictures:
         write_atomic(out / "figures" / f"{picture.name}.svg", picture.file())
     path = out / "study.html"
-    write_atomic(path, _page(title, about, table, said, pictures, settings).html())
-    write_atomic(out / "study.json", to_json({**complete, "conclusions": list(said)}))
+    write_atomic(path, _page(title, about, table, conclusions, pictures, settings).html())
+    write_atomic(out / "study.json", to_json({**complete, "conclusions": list(conclusions)}))
     return path
 
 
@@ -195,19 +204,19 @@ def _page(
     title: str,
     about: str,
     table: Table,
-    said: Sequence[str],
+    conclusions: Sequence[str],
     pictures: Sequence[Picture],
     settings: Sequence[tuple[str, str]],
 ) -> Page:
     meaning, *notes = table.notes
     arms = Table(left("arm", "changes"), [(arm, code(c)) for arm, c in settings], "Settings")
-    noise = "Inside the noise: the 95 % interval of a difference includes zero."
-    made = "What each arm changes, and where the numbers come from."
+    noise = "Within the noise: the 95 % interval of a difference includes zero."
+    source = "What each arm changes, and where the numbers come from."
     drawn = grid(*(picture.figure() for picture in pictures))
     sections = [
         Section("results", "Results", meaning, [table]),
-        Section("verdict", "What it supports", noise, [Part("bullets", said)]),
+        Section("verdict", "What it supports", noise, [Part("bullets", conclusions)]),
         Section("figures", "Figures", "Also as files in figures/.", drawn),
-        Section("settings", "Settings", made, [arms, *(Part("paragraph", n) for n in notes)]),
+        Section("settings", "Settings", source, [arms, *(Part("paragraph", n) for n in notes)]),
     ]
     return Page("study", f"{title} · backspike study", title, sections, about)

@@ -1,4 +1,4 @@
-"""How far a study is: `Clock` makes events of the whole from what its runs say; `listener` shows them on the command line."""
+"""The progress of a study: `Clock` combines the events of its runs, `listener` shows the result."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from .statistics import percent
 
 
 class Clock:
-    """Turns what runs say into the progress of the study."""
+    """Turns the events of runs into events of the study."""
 
     def __init__(self, jobs: Sequence[Job], tell: Listener) -> None:
-        self.tell, self.runs, self.finished = tell, len(jobs), 0
+        self.tell = tell
+        self.runs = len(jobs)
+        self.finished = 0
         self.total = {job: float(job.recipe.epochs) for job in jobs}
         self.at: dict[Job, float] = {}
         self.first: dict[Job, float] = {}
         self.started = 0.0
 
     def hear(self, job: Job, event: dict[str, Any]) -> None:
+        """Takes an event of a run."""
         if event["event"] == "start":
-            # from here on, so that the imports of the processes do not count
+            # time counts from here, without the imports of the processes
             self.started = self.started or time.monotonic()
             self.first[job] = self.at[job] = event["epoch"]
         elif event["event"] == "batch":
@@ -48,7 +51,7 @@ class Clock:
             self._progress()
 
     def over(self, job: Job, error: str | None) -> dict[Job, str]:
-        """Called when a run has ended, well or not."""
+        """Called when a run has ended; returns {job: error} if it failed, else {}."""
         self.at[job] = self.total[job]
         if error is None:
             return {}
@@ -58,7 +61,7 @@ class Clock:
         return {job: error}
 
     def _left(self) -> float | None:
-        """Seconds to go, from the epochs done since the start."""
+        """Remaining seconds, estimated from the epochs done since the start."""
         done = sum(at - self.first.get(job, 0.0) for job, at in self.at.items())
         left = sum(self.total.values()) - sum(self.at.values())
         return round((time.monotonic() - self.started) / done * left, 1) if done > 0 else None
@@ -71,23 +74,23 @@ class Clock:
 
 @contextmanager
 def listener(as_json: bool) -> Iterator[Listener]:
-    """How the command line shows a study: a bar on a terminal, a line for each finished run elsewhere, JSON for machines."""
+    """Shows a study on the command line.
+
+    It is a bar on a terminal, a line per finished run elsewhere, or JSON.
+    """
     if as_json:
-        yield (
-            lambda event: (
-                None if event["event"] == "progress" else print(json.dumps(event), flush=True)
-            )
-        )
+
+        def print_json(event: dict[str, Any]) -> None:
+            if event["event"] != "progress":
+                print(json.dumps(event), flush=True)
+
+        yield print_json
     elif sys.stdout.isatty():
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         left = TextColumn("{task.fields[left]}")
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:3.0f}%"),
-        )
-        with Progress(*columns, TimeElapsedColumn(), left) as bar:
+        runs, share = TextColumn("{task.description}"), TextColumn("{task.percentage:3.0f}%")
+        with Progress(runs, BarColumn(bar_width=24), share, TimeElapsedColumn(), left) as bar:
             task = bar.add_task("study", total=1.0, left="")
 
             def listen(event: dict[str, Any]) -> None:
@@ -113,29 +116,27 @@ def _time_left(event: dict[str, Any]) -> str:
     seconds = event.get("seconds_left")
     if seconds is None:
         return ""
-    number, unit = (
-        (seconds, "s")
-        if seconds < 100
-        else (seconds / 60, "min")
-        if seconds < 6000
-        else (seconds / 3600, "h")
-    )
-    return f"about {number:.{int(unit == 'h')}f} {unit} left"
+    if seconds < 100:
+        return f"about {seconds:.0f} s left"
+    if seconds < 6000:
+        return f"about {seconds / 60:.0f} min left"
+    return f"about {seconds / 3600:.1f} h left"
 
 
 def _line(event: dict[str, Any]) -> str:
     match event["event"]:
         case "study":
             done = event["runs"] - event["left"]
-            return f"{event['study']}: {event['runs']} runs into {event['out']}" + (
-                f", {done} of them finished before" if done else ""
-            )
+            already = f", {done} of them already finished" if done else ""
+            return f"{event['study']}: {event['runs']} runs into {event['out']}{already}"
         case "run":
-            tested = f"test {percent(event['test_accuracy'])} %, last epoch {percent(event['test_accuracy_last'])} %"
+            best, last = percent(event["test_accuracy"]), percent(event["test_accuracy_last"])
+            tested = f"test {best} %, last epoch {last} %"
             place = f"{event['number']}/{event['of']}  {event['arm']}, seed {event['seed']}"
             return f"{place}: {tested}, {event['seconds']:.1f} s; {_time_left(event)}"
         case "failed":
             return f"{event['number']}/{event['of']}  FAILED  {event['error']}"
         case "rule":
-            return f"{event['rule']}: {event['problems']} problems, {event['learning_rates']} rates, {event['seconds']:.1f} s"
+            size = f"{event['problems']} problems, {event['learning_rates']} rates"
+            return f"{event['rule']}: {size}, {event['seconds']:.1f} s"
     return ""

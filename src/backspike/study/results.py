@@ -1,6 +1,6 @@
-"""From the run folders of a study to numbers: what each run says, what the arms say together, and the gradients of figure 1.
+"""The numbers of a study, from its run folders: per run, per arm, and the gradients of figure 1.
 
-Only finished runs count, and only what their folders hold; nothing is remembered from training.
+Only finished runs count, and only what is in their folders.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import StudyError
+from ..report.read import check
 from ..run import Run
 from ..system.files import read_arrays
 from .spec import Job, Study
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one finished run folder says. Accuracies in [0, 1]; spikes per image over the hidden layers on the test set."""
+    """The results of one finished run. Accuracies are in [0, 1]."""
 
     arm: str
     seed: int
@@ -38,16 +40,36 @@ class Outcome:
 
     @staticmethod
     def read(job: Job) -> Outcome:
+        """Reads the folder of a finished run. Raises StudyError if its log is not that of a run."""
         log = Run.open(job.folder).log()
-        return Outcome(
-            job.arm, job.seed, job.folder, log[-1], [e for e in log if e.get("event") == "epoch"]
-        )
+        done, epochs = log[-1], [e for e in log if e.get("event") == "epoch"]
+        if reason := _damage(done, epochs):
+            raise StudyError(
+                f"{job.folder / 'log.jsonl'} is damaged ({reason}); remove {job.folder} and run "
+                "the study again"
+            )
+        return Outcome(job.arm, job.seed, job.folder, done, epochs)
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        return read_arrays(self.folder / "evaluation.npz")
+        """The arrays of `evaluation.npz`. Raises StudyError if the file is damaged."""
+        path = self.folder / "evaluation.npz"
+        try:
+            arrays = read_arrays(path)
+            check(arrays)
+        except (OSError, ValueError) as e:
+            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        else:
+            missing = [name for name in _ARRAYS if name not in arrays]
+            if not missing:
+                return arrays
+            reason = f"{missing[0]} is missing"
+        raise StudyError(
+            f"{path} is damaged ({reason}); write it again with: backspike eval {self.folder}"
+        )
 
     def numbers(self) -> dict[str, float]:
+        """Test accuracies, spikes per image in the hidden layers, firing rate, and time."""
         spikes = float(self.arrays["spikes_per_image"].sum())
         images = self.arrays["confusion"].sum()
         return {
@@ -59,14 +81,49 @@ class Outcome:
         }
 
     def series(self, key: str) -> np.ndarray:
+        """A number of every epoch; nan where the log has none."""
         return np.array([math.nan if e.get(key) is None else e[key] for e in self.epochs], float)
+
+
+_ARRAYS = (
+    *("confusion", "spikes_per_image", "firing_rate"),
+    *("layer_names", "membrane_counts", "membrane_edges"),
+)
+
+
+def _damage(done: dict[str, Any], epochs: list[dict[str, Any]]) -> str:
+    """Why these are not the events of a finished run; "" if they are."""
+    if not epochs:
+        return "it has no epochs"
+    for name in ("test_accuracy", "test_accuracy_last"):
+        if not _is_number(done.get(name)):
+            return f"the event done has no {name}"
+    series = ("loss", "validation_accuracy")
+    for i, epoch in enumerate(epochs, 1):
+        if not _is_number(epoch.get("seconds")):
+            return f"epoch {i} has no seconds"
+        for name in series:
+            if epoch.get(name) is not None and not _is_number(epoch[name]):
+                return f"{name} of epoch {i} is not a number"
+        weights, widths = epoch.get("readout_weights"), epoch.get("widths")
+        if not (weights is None or (isinstance(weights, list) and all(map(_is_number, weights)))):
+            return f"readout_weights of epoch {i} are not numbers"
+        if widths is not None and not (
+            isinstance(widths, dict) and all(map(_is_number, widths.values()))
+        ):
+            return f"widths of epoch {i} are not numbers"
+    return ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 KINDS = {"last": "last epoch", "best": "best by validation"}
 
 
 def summary(study: Study, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Per arm: values by seed, mean, standard deviation, and the paired comparison of both accuracies."""
+    """Per arm: values by seed, mean, standard deviation, and the paired comparisons."""
     by_arm = {
         arm.name: {o.seed: o.numbers() for o in outcomes if o.arm == arm.name} for arm in study.arms
     }
@@ -88,9 +145,9 @@ def summary(study: Study, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
                 "sd": statistics.stdev(values) if len(values) > 1 else None,
             }
             if other is not None:
-                both = [seed for seed in runs if seed in by_arm[other]]
-                pairs = [runs[s][kind] for s in both], [by_arm[other][s][kind] for s in both]
-                row[kind]["difference"] = paired(*pairs)._asdict() if both else None
+                common = [seed for seed in runs if seed in by_arm[other]]
+                pairs = [runs[s][kind] for s in common], [by_arm[other][s][kind] for s in common]
+                row[kind]["difference"] = paired(*pairs)._asdict() if common else None
         for key in ("firing_rate", "spikes_per_image", "seconds_per_epoch"):
             row[key] = _mean([r[key] for r in runs.values()])
         rows.append(row)
@@ -101,14 +158,16 @@ def _mean(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-# ---- the gradients of figure 1 -------------------------------------------------------------------------------------------
+# ---- the gradients of figure 1 ---------------------------------------------------------------
 
 
 def gradient_shares(study: Study, outcome: Outcome, samples: int = 16) -> list[dict[str, Any]]:
-    """What the surrogate of every arm does at the same potentials: those of one trained network, with its own weights.
+    """Compares the arms' surrogates at the same potentials, those of one trained network.
 
-    neurons: share with h > 0. weights: share of the hidden weights that get a non-zero gradient from one sample, on average,
-    and `weights_batch` from all of them together. histogram: shares of h, relative to its peak, in 20 bins; bin 0 is h = 0.
+    Returns a dict per arm with the same model as the outcome. neurons: share with h > 0. weights:
+    mean share of the hidden weights that receive a non-zero gradient from one sample;
+    `weights_batch`, from all samples together. histogram: shares of h relative to its peak in 20
+    bins, of which bin 0 is h = 0.
     """
     import torch
     from torch.nn import functional as F
@@ -132,7 +191,7 @@ def gradient_shares(study: Study, outcome: Outcome, samples: int = 16) -> list[d
         network = Network(
             replace(recipe, neuron=changed.neuron).network(), recipe.readout.build(recipe.T)
         )
-        # a learned width is not among the weights: it stays 1
+        # the weights contain no learned width, which stays 1
         network.load_state_dict(weights, strict=False)
         network.eval()
         hidden = [p for p in network.model.parameters() if p.dim() > 1][:-1]
@@ -140,13 +199,14 @@ def gradient_shares(study: Study, outcome: Outcome, samples: int = 16) -> list[d
         reached = []
         for i in [None, *range(len(y))]:
             part = slice(None) if i is None else slice(i, i + 1)
-            with record(network.model) as seen:
+            with record(network.model) as recorded:
                 loss = F.cross_entropy(network(x[:, part]), y[part])
-            got = torch.autograd.grad(loss, hidden)
-            reached.append(sum(int((g != 0).sum()) for g in got) / sum(g.numel() for g in got))
+            grads = torch.autograd.grad(loss, hidden)
+            nonzero = sum(int((g != 0).sum()) for g in grads)
+            reached.append(nonzero / sum(g.numel() for g in grads))
             if i is None:
                 with torch.no_grad():
-                    h = torch.cat([_relative(layers[name], out) for name, out in seen.items()])
+                    h = torch.cat([_relative(layers[name], out) for name, out in recorded.items()])
         counts = torch.histc(h[h > 0], 19, 0.0, 1.0) / h.numel()
         zero = float((h <= 0).float().mean())
         rows.append(
@@ -164,7 +224,7 @@ def gradient_shares(study: Study, outcome: Outcome, samples: int = 16) -> list[d
 
 
 def _relative(layer: LIF, out: Output) -> Tensor:
-    """h relative to its peak, at the potentials of an output and under the mask of that pass, flat."""
+    """h relative to its peak at an output's potentials, with the mask of that pass, flattened."""
     from torch import Tensor
 
     from ..analysis import activity

@@ -1,7 +1,7 @@
-"""Running a study: every arm with every seed as an ordinary run folder `runs/ARM/SEED`, in parallel processes.
+"""Runs a study: every arm with every seed is a run folder `runs/ARM/SEED`, in parallel processes.
 
-`run` goes on where a kill left it, and then has `study_page` write what the run folders say. Arms of one seed share weights,
-order and augmentation, so that they can be compared in pairs.
+`run` continues an interrupted study, and finally writes the study's page. Arms with the same seed
+share initial weights, sample order and augmentation, so they can be compared in pairs.
 """
 
 from __future__ import annotations
@@ -39,18 +39,27 @@ def run(
     device: str | None = None,
     listen: Listener | None = None,
 ) -> Path:
-    """Trains what is missing of a study into the folder `out`, writes its outputs and returns the path of `study.html`.
+    """Trains the missing runs of a study, writes its files and returns the path of `study.html`.
 
-    seeds: runs per arm (the study's own number). jobs: processes at once, sharing the cores (as many as cores, one on a GPU);
-    with 1 everything runs in this process. Repeated calls go on; the number of threads is part of what makes results equal to
-    the last bit, so keep `jobs`. force: replace another study. listen: called with the events of `progress`.
-    Raises StudyError; KeyboardInterrupt after checkpoints of all running runs. Runs that fail do not stop the others.
+    A repeated call continues. Results are bit-identical only for the same number of threads, so
+    keep `jobs`. A run that fails does not stop the others.
+
+    Args:
+        study: what to run.
+        out: the study's folder.
+        seeds: runs per arm; by default the study's own number.
+        jobs: parallel processes, which share the cores; by default as many as cores, one on a GPU.
+            With 1 everything runs in this process.
+        force: replace another study in the folder.
+        device: as for `fit`.
+        listen: called with the events of `progress`.
+
+    Raises:
+        StudyError: the folder cannot be used, or a run failed.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint of every active run.
     """
-    seeds, out, tell = (
-        study.seeds if seeds is None else seeds,
-        Path(out),
-        listen or (lambda e: None),
-    )
+    seeds = study.seeds if seeds is None else seeds
+    out, tell = Path(out), listen or (lambda e: None)
     if seeds < 1:
         raise StudyError(f"a study needs at least 1 seed, got {seeds}")
     with folder(out, study.settings(), force):
@@ -69,29 +78,32 @@ def run(
         page = write(study, out, seeds, failed)
         tell({"event": "done", "report": str(page), "failed": len(failed)})
         if failed:
+            first = next(iter(failed.values()))
             raise StudyError(
-                f"{len(failed)} of {len(wanted)} runs failed, the first: {next(iter(failed.values()))}; the rest is in {page}"
+                f"{len(failed)} of {len(wanted)} runs failed, the first: {first}; "
+                f"the rest is in {page}"
             )
         return page
 
 
 @contextmanager
 def folder(out: Path, settings: dict[str, Any], force: bool) -> Iterator[None]:
-    """The folder of this study and of no other, held against a second process."""
+    """Makes and locks the study's folder. Raises StudyError if it is in use for something else."""
     if out.exists() and not out.is_dir():
         raise StudyError(f"{out} is a file; choose another folder with --out")
-    there = out / "study.json"
+    file = out / "study.json"
     if (
         out.is_dir()
-        and not there.exists()
+        and not file.exists()
         and any(not p.name.startswith(".") for p in out.iterdir())
     ):
         raise StudyError(f"{out} holds other files; choose another folder with --out")
-    known = _settings(there) if there.exists() and not force else settings
+    known = _settings(file) if file.exists() and not force else settings
     if known != settings:
         difference = _difference(known, settings)
         raise StudyError(
-            f"{out} holds {difference}; choose another folder with --out, or replace it with --force"
+            f"{out} holds {difference}; choose another folder with --out, "
+            "or replace it with --force"
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -99,12 +111,12 @@ def folder(out: Path, settings: dict[str, Any], force: bool) -> Iterator[None]:
         raise StudyError(
             f"cannot make {out}: {e.strerror}; choose another folder with --out"
         ) from e
-    if not there.exists():
-        write_atomic(there, to_json({"settings": settings}))
+    if not file.exists():
+        write_atomic(file, to_json({"settings": settings}))
     with Run(out).locked():
         if force:
             shutil.rmtree(out / "runs", ignore_errors=True)
-            write_atomic(there, to_json({"settings": settings}))
+            write_atomic(file, to_json({"settings": settings}))
         yield
 
 
@@ -116,22 +128,21 @@ def _settings(path: Path) -> Any:
 
 
 def _difference(known: Any, wanted: dict[str, Any]) -> str:
-    """In words, how the study in a folder differs from the one wanted."""
+    """Describes how the study in a folder differs from the wanted one."""
     if not isinstance(known, dict) or known.get("name") != wanted["name"]:
         return f"another study, {known.get('name') if isinstance(known, dict) else known}"
     old, new = known.get("base"), wanted.get("base", {})
     old = old if isinstance(old, dict) else {}
     fields = [k for k in {**old, **new} if old.get(k, ...) != new.get(k, ...)]
-    what = (
-        f"{fields[0]} was {old.get(fields[0])!r} and is {new.get(fields[0])!r}"
-        if fields
-        else "its arms are different"
-    )
-    return f"this study with other settings ({what})"
+    if not fields:
+        return "this study with other settings (its arms are different)"
+    name = fields[0]
+    was, now = old.get(name), new.get(name)
+    return f"this study with other settings ({name} was {was!r} and is {now!r})"
 
 
 def _train(job: Job, device: str | None, listen: Listener) -> None:
-    """Trains one run, from its last checkpoint if it has one."""
+    """Trains one run, continuing from its last checkpoint if there is one."""
     from .. import train
 
     if (job.folder / "recipe.json").is_file() and same_recipe(job):
@@ -139,32 +150,33 @@ def _train(job: Job, device: str | None, listen: Listener) -> None:
             train.resume(job.folder, device=device, listen=listen, report=False)
             return
     elif job.folder.exists():
-        # a kill came before the run had its recipe
+        # it was killed before its recipe was written
         shutil.rmtree(job.folder)
     train.fit(job.recipe, job.folder, force=True, device=device, listen=listen, report=False)
 
 
 def _attempt(job: Job, device: str | None, listen: Listener) -> str | None:
-    """Trains one run; in one line what went wrong, or None."""
+    """Trains one run; returns what went wrong in one line, or None."""
     try:
         _train(job, device, listen)
     except (RunError, StudyError, DataError, RecipeError) as e:
         return f"{job.arm} seed {job.seed}: {e}"
     except Exception as e:
         traceback.print_exc()
-        return f"{job.arm} seed {job.seed}: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
+        message = str(e).splitlines()[0] if str(e) else ""
+        return f"{job.arm} seed {job.seed}: {type(e).__name__}: {message}"
     return None
 
 
 def _train_all(
     jobs: list[Job], at_once: int | None, device: str | None, tell: Listener
 ) -> dict[Job, str]:
-    """Trains the runs and returns those that failed with the reason."""
+    """Trains the runs; returns the reason for each one that failed."""
     import torch
 
     from ..train import setup
 
-    # once, before the processes: a missing data set is said here, and recordings are cached for all
+    # once, before the processes: raises here if data is missing, and caches recordings for all
     setup.load_data(jobs[0].recipe)
     cores = processors()
     on_gpu = torch.cuda.is_available() and device != "cpu"
@@ -172,7 +184,7 @@ def _train_all(
     clock = Clock(jobs, tell)
     with _on_signal(signal.SIGTERM, signal.default_int_handler):
         if n > 1:
-            # threads by the number asked for, not by what is left to do: a resumed run gives the same bits
+            # threads do not depend on how many runs are left, so resumed runs are bit-identical
             return _in_processes(jobs, min(n, len(jobs)), max(1, cores // n), device, clock)
         failed: dict[Job, str] = {}
         for job in jobs:
@@ -191,15 +203,17 @@ def _in_processes(
             clock.hear(job, value)
             continue
         if kind == "failed":
-            reason = f"its process ended with code {value.code}; if memory ran out, use --jobs {max(1, n - 1)}"
-            value = f"{job.arm} seed {job.seed}: {reason}"
+            value = (
+                f"{job.arm} seed {job.seed}: its process ended with code {value.code}; "
+                f"if memory ran out, use --jobs {max(1, n - 1)}"
+            )
         failed |= clock.over(job, value)
     return failed
 
 
 @contextmanager
 def _on_signal(number: int, handler: Any) -> Iterator[None]:
-    """Another handler of a signal meanwhile; only the main thread may set one, in others nothing changes."""
+    """Sets a signal handler within the context; no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -211,7 +225,7 @@ def _on_signal(number: int, handler: Any) -> Iterator[None]:
 
 
 def _in_worker(job: Job, device: str | None, threads: int, mode: str) -> str | None:
-    """`_attempt` in a worker, which passes the events on."""
+    """Calls `_attempt` in a worker process and emits its events."""
     import torch
 
     heap.use(mode)
@@ -221,7 +235,8 @@ def _in_worker(job: Job, device: str | None, threads: int, mode: str) -> str | N
     def listen(event: dict[str, Any]) -> None:
         nonlocal last
         if event["event"] == "batch":
-            if workers.stop_wanted():  # as by Ctrl-C: a checkpoint and the end
+            # as with Ctrl-C: write a checkpoint and end
+            if workers.stop_wanted():
                 signal.raise_signal(signal.SIGTERM)
             if time.monotonic() - last < 0.5:
                 return

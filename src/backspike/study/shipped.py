@@ -1,7 +1,9 @@
-"""The studies that ship. Each is a function of a data set's name that returns a `Study`; sizes are for two cores.
+"""The shipped studies. Each is a function from the name of a data set to a `Study`, sized for two
+cores.
 
-`NAMES` lists them for the command line; the first line of a docstring is what `backspike study` prints. Every study starts
-from the recipe of its data set with all parts and the averaging of weights switched off (`plain`); its arms switch parts on.
+`NAMES` lists them for the command line; `backspike study` prints the first line of each docstring.
+Every study starts from the recipe of its data set with all methods and weight averaging switched
+off (`plain`); its arms switch methods on.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ from ..surrogate import ATan, Masked, Parametric, Surrogate, Triangle
 from .spec import Arm, Study
 
 if TYPE_CHECKING:
-    from .single_neuron import Toy
+    from .single_neuron import Experiment
 
 
 class _Size(NamedTuple):
     epochs: int
     limit: int
-    small: Model  # a second network, for accuracy against the probability of the mask
-    even: Model  # pairs of layers of the same size, between which SGS can scale
+    # a second network, for accuracy against the mask's probability
+    small: Model
+    # with pairs of layers of the same size, between which SGS can scale
+    even: Model
 
 
 _SIZES = {
@@ -43,9 +47,9 @@ TRIANGLE = Triangle(alpha=2.0)
 
 
 def plain(data: str) -> Recipe:
-    """The recipe of a data set without mask and with the mean over time as readout, as long as a study can afford.
+    """The recipe of a data set without a mask, with the mean over time as readout, shortened.
 
-    In float32 on every machine, so that arms differ in nothing but their parts.
+    It uses float32 on every machine, so that arms differ only in their methods.
     """
     size = _SIZES[data]
     changes = {"neuron.surrogate": TRIANGLE, "readout": Mean(), "ema": 0.0, "precision": "float32"}
@@ -54,11 +58,9 @@ def plain(data: str) -> Recipe:
 
 
 def ablation(data: str) -> Study:
-    """MSG and TWO, each and both, against neither (paper A)."""
-    masked, two = (
-        {"neuron.surrogate": Masked(TRIANGLE, p=0.5)},
-        {"readout": recipes.get(data).readout},
-    )
+    """MSG, TWO and both against neither (paper A)."""
+    masked = {"neuron.surrogate": Masked(TRIANGLE, p=0.5)}
+    two = {"readout": recipes.get(data).readout}
     arms = (
         Arm("baseline"),
         Arm("TWO", two),
@@ -71,10 +73,11 @@ def ablation(data: str) -> Study:
 
 
 def mask_probability(data: str) -> Study:
-    """Accuracy against the probability of the mask, over networks and surrogates; fewer on event data (paper A)."""
+    """Accuracy against the mask's probability, for several networks and surrogates (paper A)."""
     base = plain(data)
     arms = []
-    few = data == "digits-dvs"  # a run there takes several times as long
+    # fewer arms on event data, where a run takes several times as long
+    few = data == "digits-dvs"
     for model in (base.model,) if few else (base.model, _SIZES[data].small):
         for surrogate in (TRIANGLE,) if few else (TRIANGLE, ATan(alpha=2.0)):
             line = f"{getattr(model, 'layout', type(model).__name__)} {type(surrogate).__name__}"
@@ -87,7 +90,7 @@ def mask_probability(data: str) -> Study:
 
 
 def surrogate_width(data: str) -> Study:
-    """Too narrow and too wide surrogates: vanishing and mismatched gradients, with and without the mask (paper A)."""
+    """Surrogates from too narrow to too wide, with and without the mask (paper A)."""
     arms = []
     for line, wrap in (("no mask", _same), ("MSG", _masked)):
         for width in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0):
@@ -116,15 +119,15 @@ def _masked(surrogate: Surrogate) -> Surrogate:
     return Masked(surrogate, p=0.5)
 
 
-def tsbp_toy(data: str) -> Toy:
-    """One neuron learns a spike train: share of problems solved against learning rate, three gradient rules (paper B)."""
-    from .single_neuron import Toy
+def tsbp_toy(data: str) -> Experiment:
+    """One neuron learns a spike train: three gradient rules over learning rates (paper B)."""
+    from .single_neuron import Experiment
 
-    return Toy()
+    return Experiment()
 
 
 def reset_gradient(data: str) -> Study:
-    """Three rules on a real set: spatial only, STBP (reset detached), TSBP (gradient through the reset) (paper B)."""
+    """Spatial only, STBP (detached reset) and TSBP (gradient through the reset) (paper B)."""
     arms = (
         Arm("spatial only", {"neuron.temporal_gradient": False}),
         Arm("STBP", {"neuron.reset_gradient": 0.0}),
@@ -134,7 +137,7 @@ def reset_gradient(data: str) -> Study:
 
 
 def psg_pda(data: str) -> Study:
-    """A learned width and the adjustment of potentials, each and both, against neither (paper C)."""
+    """Learned widths, adjusted potentials and both against neither (paper C)."""
     psg, pda = {"neuron.surrogate": Parametric(TRIANGLE)}, {"potential": PDA(strength=1e-2)}
     arms = (Arm("baseline"), Arm("PSG", psg), Arm("PDA", pda), Arm("PSG + PDA", {**psg, **pda}))
     return Study(
@@ -149,7 +152,7 @@ def psg_pda(data: str) -> Study:
 
 
 def gradient_scaling(data: str) -> Study:
-    """Accuracy against spikes: gradients scaled by local spikes, two strengths and two pairings, against unscaled (paper D)."""
+    """Gradients scaled by local spikes, at two strengths and two pairings (paper D)."""
     scaled = [
         Arm(f"SGS {alpha:g} {pair}", {"scaling": SGS(alpha, pair)})
         for alpha in (0.1, 0.5)
@@ -168,7 +171,7 @@ def gradient_scaling(data: str) -> Study:
 
 
 def precision(data: str) -> Study:
-    """The recipe of a data set in float32 and in bfloat16 (autocast): what the faster one costs in accuracy."""
+    """The recipe in float32 and in bfloat16 (autocast): the cost in accuracy of the faster one."""
     size = _SIZES[data]
     base = recipes.get(data).replace({"epochs": size.epochs, "limit": size.limit})
     arms = (Arm("float32", {"precision": "float32"}), Arm("bfloat16", {"precision": "bfloat16"}))
@@ -176,7 +179,7 @@ def precision(data: str) -> Study:
 
 
 def everything(data: str) -> Study:
-    """All parts of the four papers together, and each left out in turn."""
+    """All methods of the four papers together, and each left out in turn."""
     parts = ("MSG", "TWO", "PSG", "PDA", "SGS", "TSBP")
     left_out = [Arm(f"no {part}", _parts(data, *(p for p in parts if p != part))) for part in parts]
     arms = (Arm("everything", _parts(data, *parts)), *left_out, Arm("nothing", _parts(data)))
@@ -185,7 +188,7 @@ def everything(data: str) -> Study:
 
 
 def _parts(data: str, *parts: str) -> dict[str, object]:
-    """The fields that switch these parts on and the others off."""
+    """The fields that switch these methods on and the others off."""
     surrogate: Surrogate = Parametric(TRIANGLE) if "PSG" in parts else TRIANGLE
     return {
         "neuron.surrogate": Masked(surrogate, p=0.5) if "MSG" in parts else surrogate,
@@ -196,7 +199,7 @@ def _parts(data: str, *parts: str) -> dict[str, object]:
     }
 
 
-NAMES: dict[str, Callable[[str], Study | Toy]] = {
+NAMES: dict[str, Callable[[str], Study | Experiment]] = {
     "ablation": ablation,
     "mask-probability": mask_probability,
     "surrogate-width": surrogate_width,
@@ -210,16 +213,17 @@ NAMES: dict[str, Callable[[str], Study | Toy]] = {
 
 
 def about(name: str) -> str:
+    """What the study compares, in one line."""
     return (NAMES[name].__doc__ or "").splitlines()[0]
 
 
-def get(name: str, data: str = "digits") -> Study | Toy:
-    """The study of that name on a data set; StudyError with the nearest names if there is none."""
+def get(name: str, data: str = "digits") -> Study | Experiment:
+    """The study of that name on a data set. Raises StudyError if there is none."""
     if name not in NAMES:
         raise StudyError(f"unknown study {name!r}{nearest(name, NAMES)}")
     if data not in _SIZES:
         raise StudyError(
-            f"no study is sized for the data set {data!r}; there are: {', '.join(_SIZES)}"
+            f"there are no studies for the data set {data!r}; choose one of: {', '.join(_SIZES)}"
         )
     study = dataclasses.replace(NAMES[name](data), name=name, about=about(name))
     return dataclasses.replace(study, shipped=study.base) if isinstance(study, Study) else study

@@ -1,6 +1,7 @@
-"""What a study is: arms that differ in fields of a recipe, and the jobs they make, one run folder per arm and seed.
+"""Defines a study: arms that differ in recipe fields, and jobs, one run folder per arm and seed.
 
-Nothing is trained or drawn here; of a run folder, only whether it is finished and holds the recipe of its job.
+Nothing is trained or drawn here. Run folders are only checked: whether a run is finished and has
+the recipe of its job.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from ..recipes.recipe import OPEN, Recipe
 from ..run import Run
 from ..system.files import read_json
 
-FREE = ("checkpoint_seconds", "root")  # fields that change no result
+# fields that do not affect results
+FREE = ("checkpoint_seconds", "root")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of a comparison: the base recipe with `changes`, dotted fields to values or their text.
+    """One side of a comparison: the base recipe with changed fields.
 
-    against: the arm it is compared with, if not the study's baseline. x, line: its place in a figure of accuracy against x.
+    changes: dotted field names to values or their text. against: the arm to compare with, by
+    default the study's baseline. x, line: its position in a figure of accuracy against x.
+    Raises StudyError if the name is no valid folder name.
     """
 
     name: str
@@ -35,19 +39,21 @@ class Arm:
     line: str = ""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 .,=+_-]*", self.name) or self.name.endswith(
-            "."
-        ):
+        valid = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 .,=+_-]*", self.name)
+        if not valid or self.name.endswith("."):
             raise StudyError(
-                f"an arm is called like a folder, letters, digits and ' .,=+_-'; got {self.name!r}"
+                "the name of an arm is a folder name of letters, digits and ' .,=+_-'; "
+                f"got {self.name!r}"
             )
 
 
 @dataclass(frozen=True)
 class Study:
-    """Arms over a base recipe. figures: any of the names in `FIGURES`; xlabel, log_x: of the figure `sweep`.
+    """Arms over a base recipe.
 
-    shipped: the base as it comes with backspike; None for a study of one's own.
+    figures: names in `FIGURES`. xlabel, log_x: x axis of the figure `sweep`. shipped: the base
+    recipe as shipped with backspike; None for your own study. Raises StudyError unless arms have
+    different names and are compared with one of them.
     """
 
     name: str
@@ -63,32 +69,34 @@ class Study:
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
-        if len(set(names)) < len(names) or not {
-            self.baseline,
-            *(a.against for a in self.arms if a.against),
-        } <= set(names):
+        compared = {self.baseline, *(a.against for a in self.arms if a.against)}
+        if len(set(names)) < len(names) or not compared <= set(names):
             raise StudyError(
-                f"study {self.name}: arms need different names, and what they are compared with must be one of them"
+                f"study {self.name}: arms need different names, and must be compared with one of "
+                "them"
             )
 
     def replace(self, changes: Mapping[str, Any]) -> Study:
-        """The study with fields of its base recipe changed; StudyError for a field that the arms set themselves."""
-        for ours in changes:
-            for theirs in {key for arm in self.arms for key in arm.changes}:
-                if f"{ours}.".startswith(f"{theirs}.") or f"{theirs}.".startswith(f"{ours}."):
+        """The study with changed fields of its base recipe.
+
+        Raises StudyError for a field that the arms set.
+        """
+        for changed in changes:
+            for own in {key for arm in self.arms for key in arm.changes}:
+                if f"{changed}.".startswith(f"{own}.") or f"{own}.".startswith(f"{changed}."):
                     raise StudyError(
-                        f"--{ours} is what the arms of {self.name} differ in ({theirs}); leave it out"
+                        f"the arms of {self.name} differ in {own}; leave --{changed} out"
                     )
         return dataclasses.replace(self, base=self.base.replace(dict(changes)))
 
     def recipe(self, arm: Arm, seed: int = 0) -> Recipe:
-        """The recipe of an arm, number `seed` of its seeds."""
+        """The recipe of an arm with its seed number `seed`."""
         return self.base.replace(
             {**arm.changes, "name": f"{self.name} {arm.name}", "seed": self.base.seed + seed}
         )
 
     def job(self, arm: Arm, seed: int, out: Path) -> Job:
-        """The run of an arm, number `seed` of its seeds, in the study's folder `out`."""
+        """The run of an arm with its seed number `seed`, in the study's folder `out`."""
         return Job(
             arm.name,
             seed,
@@ -97,12 +105,12 @@ class Study:
         )
 
     def compared(self, arm: Arm) -> str | None:
-        """The name of the arm that this one is compared with."""
+        """The name of the arm to compare with; None for the baseline."""
         other = arm.against or self.baseline
         return None if other == arm.name else other
 
     def settings(self) -> dict[str, Any]:
-        """What makes it this study: the base recipe and what each arm changes. More seeds are the same study."""
+        """What identifies the study: the base recipe and the arms' changes, not the seeds."""
         base = self.base.to_dict()["fields"]
         arms = {}
         for arm in self.arms:
@@ -125,14 +133,14 @@ class Job(NamedTuple):
 
 
 def finished(job: Job) -> bool:
-    """Whether the run is there and complete. StudyError if the folder holds a run of another recipe."""
+    """Whether the run exists and is complete. Raises StudyError if it has another recipe."""
     if not (job.folder / "recipe.json").is_file():
         return False
     return Run.open(job.folder).done() is not None and same_recipe(job)
 
 
 def same_recipe(job: Job) -> bool:
-    """True; StudyError if the folder holds a run of another recipe."""
+    """Returns True. Raises StudyError if the folder holds a run of another recipe."""
     path = job.folder / "recipe.json"
     try:
         stored = dict(read_json(path.read_bytes())["fields"])
@@ -141,12 +149,13 @@ def same_recipe(job: Job) -> bool:
             f"{path} is damaged ({e}); remove {job.folder} and run the study again"
         ) from e
     wanted = json.loads(json.dumps(job.recipe.to_dict()["fields"]))
-    # what the study leaves to the machine stands in the run as it was chosen
+    # a run stores what was chosen for fields that the study leaves to the machine
     any_value = {*FREE, *(k for k, v in OPEN.items() if wanted[k] == v)}
     if {k: v for k, v in stored.items() if k not in any_value} != {
         k: v for k, v in wanted.items() if k not in any_value
     }:
         raise StudyError(
-            f"{job.folder} holds a run of another recipe; remove it, or choose another folder with --out"
+            f"{job.folder} holds a run of another recipe; remove it, "
+            "or choose another folder with --out"
         )
     return True

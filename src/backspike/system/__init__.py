@@ -1,1 +1,1 @@
-"""Under everything: processes, memory, files, the machine and events."""
+"""The lowest layer: worker processes, ranks, memory, files, tables, events and the machine."""

@@ -1,7 +1,7 @@
-"""What file systems do differently, in one place: flushing, renaming, locking, temporary names.
+"""Flushing, renaming, locking and temporary names, on every kind of file system.
 
-Local disks, network file systems of clusters (without locks, or without fsync of a folder) and
-Windows (no fcntl, folders cannot be opened, an open file cannot be replaced) all pass through here.
+Covers local disks, the network file systems of clusters (some lack locks or fsync of folders) and
+Windows (no fcntl, folders cannot be opened, open files cannot be replaced).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# a folder that cannot be flushed, or a file system without such a thing: the data are as safe as it gets
+# this folder or file system cannot be flushed; there is nothing more that we can do for the data
 _NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 _RENAME_ATTEMPTS = 10
@@ -24,11 +24,11 @@ POSIX = os.name == "posix"
 
 
 class Locked(Exception):
-    """The lock is held; the message says by whom, as far as it is known."""
+    """The lock is taken. The message names the owner if it is known."""
 
 
 def sync(path: Path) -> None:
-    """Flushes a file, or the names in a folder, to the disk. Folders only where the system can."""
+    """Flushes a file or a folder's directory entries to disk; skips folders if unsupported."""
     folder = path.is_dir()
     try:
         handle = os.open(path, os.O_RDONLY)
@@ -46,10 +46,10 @@ def sync(path: Path) -> None:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Renames source onto target, atomically.
+    """Renames source to target atomically.
 
-    On Windows a file that another program (a virus scanner, a viewer) has open for a moment cannot
-    be replaced, so a refusal is tried again for about a second.
+    Windows cannot replace a file that another program (a virus scanner, a viewer) has open, so
+    there we retry for about a second.
     """
     for attempt in range(_RENAME_ATTEMPTS):
         try:
@@ -62,7 +62,7 @@ def replace(source: Path, target: Path) -> None:
 
 
 def temporary(path: Path) -> Path:
-    """A hidden name beside `path` that tells which process on which machine made it."""
+    """A hidden file name next to `path` that contains this process id and host name."""
     return path.with_name(f".{path.name}.{os.getpid()}@{platform.node()}.tmp")
 
 
@@ -70,46 +70,47 @@ _TEMPORARY = re.compile(r"\..+\.([0-9]+)(?:@(.*))?\.tmp")
 
 
 def is_temporary(name: str) -> bool:
+    """Whether `name` was made by `temporary`."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
-    """Removes temporary files that no living process will finish.
+    """Deletes temporary files left behind by processes that have ended.
 
-    Those of this machine at once; those of other machines, whose processes cannot be seen, after a day.
+    Files from other machines, whose processes we cannot check, are deleted after a day.
     """
     for leftover in folder.glob(pattern):
         made_by = _TEMPORARY.fullmatch(leftover.name)
-        with suppress(OSError):  # another process swept it
-            if made_by and _abandoned(leftover, int(made_by[1]), made_by[2]):
+        with suppress(OSError):  # another process has deleted it
+            if made_by and _is_abandoned(leftover, int(made_by[1]), made_by[2]):
                 leftover.unlink()
 
 
-def _abandoned(path: Path, process: int, machine: str | None) -> bool:
+def _is_abandoned(path: Path, process: int, machine: str | None) -> bool:
     if machine in (None, platform.node()) and POSIX:
-        return process != os.getpid() and not lives(process)
+        return process != os.getpid() and not is_running(process)
     return time.time() - path.stat().st_mtime > LEFTOVER_SECONDS
 
 
-def lives(process: int) -> bool:
-    """Whether a process of this machine runs (POSIX; elsewhere True, as asking would end it)."""
+def is_running(process: int) -> bool:
+    """Whether a process runs on this machine. True on Windows, where os.kill would end it."""
     if not POSIX:
         return True
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # another user's
+    except OSError:  # it belongs to another user
         return True
     return True
 
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Holds the lock file `path`, which goes with the process however it ends. Raises `Locked`.
+    """Locks the file `path` until the block or the process ends. Raises `Locked` if it is taken.
 
-    By `flock`; where the file system has no locks (NFS without lockd, Lustre), by a second file that
-    names machine and process, which must not exist and whose dead owner is recognised.
+    Uses `flock`. On file systems without locks (NFS without lockd, Lustre) it creates an owner file
+    with the process id and host name; an owner file whose process has ended is replaced.
     """
     with open(path, "a") as file:
         try:
@@ -117,7 +118,7 @@ def lock(path: Path) -> Iterator[None]:
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except ImportError:  # Windows
-            with _owned(path.with_name(f"{path.name}.owner")):
+            with _owner_file(path.with_name(f"{path.name}.owner")):
                 yield
             return
         except OSError as e:
@@ -125,15 +126,15 @@ def lock(path: Path) -> Iterator[None]:
                 raise Locked("another process") from e
             if e.errno not in _NO_LOCKS:
                 raise
-            with _owned(path.with_name(f"{path.name}.owner")):
+            with _owner_file(path.with_name(f"{path.name}.owner")):
                 yield
             return
         yield
 
 
 @contextmanager
-def _owned(path: Path) -> Iterator[None]:
-    me = f"{os.getpid()}@{platform.node()}"
+def _owner_file(path: Path) -> Iterator[None]:
+    name = f"{os.getpid()}@{platform.node()}"
     for _ in range(2):
         try:
             handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -146,7 +147,7 @@ def _owned(path: Path) -> Iterator[None]:
     else:
         raise Locked("another process")
     try:
-        os.write(handle, me.encode())
+        os.write(handle, name.encode())
         os.close(handle)
         yield
     finally:
@@ -154,15 +155,13 @@ def _owned(path: Path) -> Iterator[None]:
 
 
 def _living_owner(path: Path) -> str:
-    """Who holds the lock, in words; "" where its process is gone."""
+    """Describes who holds the lock; "" if that process has ended."""
     text = path.read_text(errors="replace")
     process, _, machine = text.partition("@")
     if machine == platform.node() and process.isdigit():
-        return f"process {process}" if lives(int(process)) else ""
-    if not machine:  # its maker was killed before it wrote its name, or is about to write it
+        return f"process {process}" if is_running(int(process)) else ""
+    if not machine:  # its creator was killed before it wrote its name, or is about to write it
         return "" if time.time() - path.stat().st_mtime > 60 else "another process"
-    return (
-        f"process {process} on {machine}; if that is gone, delete {path}"
-        if machine != platform.node()
-        else ""
-    )
+    if machine == platform.node():
+        return ""
+    return f"process {process} on {machine}; if that process has ended, delete {path}"

@@ -1,7 +1,8 @@
-"""The processes that train together, one per GPU or a few on CPUs, as torchrun starts them.
+"""Distributed training: the processes that torchrun starts, one per GPU or several on CPUs.
 
-Each computes its share of every batch; torch.distributed carries what is added up: gradients (DistributedDataParallel), counts,
-statistics. In one process every function here is the identity, so that nobody has to ask.
+Each rank computes its share of every batch. Gradients (DistributedDataParallel), counts and
+statistics are reduced with torch.distributed. In a single process every function here is the
+identity, so callers need no special case.
 """
 
 from __future__ import annotations
@@ -24,36 +25,34 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import RanksError
 
 R = TypeVar("R")
-MEETING = timedelta(minutes=5)  # for all ranks to come
-PATIENCE = timedelta(
-    hours=1
-)  # a rank waits so long for another that does not end, as while a data set is made ready
-_meetings = count()  # what was agreed in one must not be found in the next
-_STARTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells a process
+RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
+COLLECTIVE_TIMEOUT = timedelta(hours=1)  # rank 0 may have to prepare a data set first
+_groups = count()  # every process group has its own keys in the store
+_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """`size` processes, of which this is number `rank`, counted from 0."""
+    """This process is number `rank` (from 0) of `size` processes."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes and prints."""
+        """Whether this is rank 0, which writes and prints."""
         return self.rank == 0
 
     def shard(self, x: Tensor) -> Tensor:
-        """This rank's share of the samples x `[n, ...]`, neighbours; shares differ by one sample at most."""
+        """This rank's contiguous share of the samples x `[n, ...]`; sizes differ by at most 1."""
         return x.tensor_split(self.size)[self.rank]
 
     def share(self, samples: int) -> int:
-        """How many of so many samples are this rank's."""
+        """The size of this rank's share of that many samples."""
         return samples // self.size + (self.rank < samples % self.size)
 
     def all_reduce(self, *values: Any) -> list[Any]:
-        """Each value, a number, summed over the ranks, in float64, equal on all of them; of one rank as it is."""
+        """Sums each number over the ranks in float64; a single process returns them unchanged."""
         if self.size == 1:
             return list(values)
         total = torch.tensor([float(value) for value in values], dtype=torch.float64)
@@ -61,22 +60,22 @@ class Ranks:
         return total.tolist()
 
     def on_rank0(self, f: Callable[[], R]) -> R:
-        """What f() is on rank 0, where alone it is called; what it raises there is raised everywhere."""
+        """Calls f on rank 0 only; every rank gets its result, or its exception."""
         if self.size == 1:
             return f()
-        told: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]  # result, exception
         if self.first:
             try:
-                told[0] = f()
+                outcome[0] = f()
             except Exception as e:
-                told[1] = e
-        dist.broadcast_object_list(told, src=0)
-        if told[1] is not None:
-            raise told[1]
-        return told[0]
+                outcome[1] = e
+        dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """On rank 0 the value of every rank in order, elsewhere nothing."""
+        """On rank 0, the values of all ranks in order; an empty list on the others."""
         if self.size == 1:
             return [value]
         values = [None] * self.size if self.first else None
@@ -84,14 +83,14 @@ class Ranks:
         return values or []
 
     def broadcast(self, module: nn.Module) -> None:
-        """Parameters and buffers become those of rank 0."""
+        """Copies the parameters and buffers of rank 0 to all ranks."""
         if self.size > 1:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
     @contextmanager
     def rank0_first(self) -> Iterator[None]:
-        """On each machine one rank goes through it before the others: it makes ready what the others find."""
+        """On each machine one rank runs the block before the others, to prepare files for them."""
         if self.size == 1:
             yield
         elif local_rank() == 0:
@@ -102,35 +101,35 @@ class Ranks:
             yield
 
     def data_parallel(self, model: nn.Module) -> nn.Module:
-        """The model, called so that its gradients become the mean over the ranks."""
+        """The model, wrapped so that its gradients are averaged over the ranks."""
         if self.size == 1:
             return model
-        # parameters may go without a gradient, as frozen ones do; and only so the buckets, and with them the order of
-        # additions, are the same in the first step of a resumed run as in every other
+        # Some parameters, such as frozen ones, get no gradient. Also, only this setting keeps the
+        # buckets, and so the order of additions, the same in the first step after a resume.
         return DistributedDataParallel(model, find_unused_parameters=True)
 
 
 def current() -> Ranks:
-    """The ranks that this process is one of."""
+    """The process group of this process; `Ranks(0, 1)` without one."""
     if dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
     return Ranks()
 
 
 def no_sync(model: nn.Module) -> AbstractContextManager[None]:
-    """Within it gradients are kept to the rank: those of all but the last part of a step."""
+    """Inside, gradients are not averaged: for all parts of a step except the last."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def local_rank() -> int:
-    """The number of this process on its machine, which is that of its GPU."""
+    """The number of this process on its machine, which is also that of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def command(*words: object) -> str:
-    """The command line of this program, with torchrun before it where that started this process."""
+    """A command line of this program, started through torchrun if this process was."""
     program = ["backspike"]
-    if all(name in os.environ for name in _STARTED):
+    if all(name in os.environ for name in _TORCHRUN):
         local, size = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ["WORLD_SIZE"])
         machines = [f"--nnodes={size // local}"] if size > local else []
         program = ["torchrun", *machines, f"--nproc-per-node={local}", "-m", "backspike"]
@@ -138,26 +137,30 @@ def command(*words: object) -> str:
 
 
 def is_peer_failure(e: BaseException) -> bool:
-    """Whether this says that another rank is no more."""
+    """Whether this error means that another rank has ended."""
     return current().size > 1 and (isinstance(e, dist.DistError) or "gloo" in str(e))
 
 
 @lru_cache
-def _rendezvous(*started: str) -> tuple[dist.Store, int, int]:
-    """The store of these ranks, once per process: without torchrun rank 0 serves it, and if it closed the store after every
-    meeting, a rank that is early for the next one would connect to a server that is about to close."""
-    store, rank, size = next(iter(dist.rendezvous("env://", timeout=MEETING)))
+def _rendezvous(*variables: str) -> tuple[dist.Store, int, int]:
+    """The store of these ranks, created once per process.
+
+    Without torchrun, rank 0 serves it. If it closed the store after every process group, a rank
+    that is early for the next one would connect to a server that is about to close.
+    """
+    store, rank, size = next(iter(dist.rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT)))
     return store, rank, size
 
 
 @contextmanager
 def process_group(device: str | torch.device | None = None) -> Iterator[Ranks]:
-    """Within it, this process is one of those that torchrun started; alone where nobody did, or where it already is.
+    """Joins the process group that torchrun started; without torchrun, the process stays alone.
 
-    Of an error that several ranks run into, the first that comes to it raises it; the others end with exit code 1, silently.
+    If several ranks fail, the first one raises its error; the others exit silently with code 1.
+    Raises RanksError if the ranks cannot connect.
     """
     if (
-        not all(name in os.environ for name in _STARTED)
+        not all(name in os.environ for name in _TORCHRUN)
         or not dist.is_available()
         or dist.is_initialized()
     ):
@@ -165,9 +168,9 @@ def process_group(device: str | torch.device | None = None) -> Iterator[Ranks]:
         return
     gpu = torch.cuda.is_available() and str(device or "cuda").startswith("cuda")
     try:
-        store, rank, size = _rendezvous(*(os.environ[name] for name in _STARTED))
+        store, rank, size = _rendezvous(*(os.environ[name] for name in _TORCHRUN))
         store = dist.PrefixStore(
-            f"backspike/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_meetings)}",
+            f"backspike/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_groups)}",
             store,
         )
         dist.init_process_group(
@@ -175,12 +178,12 @@ def process_group(device: str | torch.device | None = None) -> Iterator[Ranks]:
             store=store,
             rank=rank,
             world_size=size,
-            timeout=PATIENCE,
+            timeout=COLLECTIVE_TIMEOUT,
         )
     except (RuntimeError, ValueError) as e:
         line = str(e).splitlines()[0]
         raise RanksError(
-            f"the ranks do not find one another ({line}); start all of them with torchrun, once each"
+            f"the ranks cannot connect to each other ({line}); start all of them with one torchrun"
         ) from e
     try:
         yield current()
@@ -193,16 +196,16 @@ def process_group(device: str | torch.device | None = None) -> Iterator[Ranks]:
 
 def _claims_report(store: Any) -> bool:
     try:
-        return store.add("said", 1) == 1
-    except RuntimeError:  # who keeps the store is gone
+        return store.add("reported", 1) == 1
+    except RuntimeError:  # the process that serves the store has ended
         return True
 
 
-# ---- sums within a computation -------------------------------------------------------------------------------------------
+# ---- sums that are differentiated ----------------------------------------------------------------
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """sum over ranks; as each rank's loss depends on it, so is its gradient."""
+    """Sum over ranks. Every rank's loss depends on it, so its gradient is summed as well."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -219,5 +222,5 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """x summed over the ranks, with its gradient."""
+    """Sums x over the ranks; differentiable once."""
     return x if current().size == 1 else _AllReduceSum.apply(x)

@@ -1,4 +1,4 @@
-"""Events: the dicts that long-running functions pass to a listener, and text that is safe to print."""
+"""Events, the dicts that long-running functions pass to a listener, and `printable` text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Listener = Callable[[dict[str, Any]], None]
 
 
 def printable(text: str) -> str:
-    """The text on one line: what a terminal would obey is written as Python writes it. Paths and files may hold such."""
+    """Escapes line breaks and terminal control sequences, which paths and files may contain."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
         for c in text

@@ -19,16 +19,16 @@ from numpy.lib import format as npy
 from ..errors import RunError
 from . import disk
 
-DEEPEST_JSON = 32  # levels; what is written here has fewer than ten
-LARGEST_ARRAYS = 1 << 29  # bytes of an evaluation.npz, unpacked
+DEEPEST_JSON = 32  # levels of nesting; our own files have fewer than ten
+LARGEST_ARRAYS = 1 << 29  # bytes of an unpacked evaluation.npz
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replaces the file whole or not at all; what was there before stays intact when the disk is full."""
+    """Replaces a file atomically; if that fails, the old file stays intact. Raises RunError."""
     temporary = disk.temporary(path)
     try:
         disk.sweep(path.parent, f".{glob.escape(path.name)}.*.tmp")
-        # never into a file that is there: it may be another name of one that matters
+        # never write into an existing file: it may be a hard link to one that matters
         temporary.unlink(missing_ok=True)
         with open(temporary, "xb") as f:
             f.write(data)
@@ -39,31 +39,34 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as e:
         raise cannot_write(path, e) from e
     finally:
-        with suppress(OSError):  # it was renamed, or the folder cannot be written
+        with suppress(OSError):  # it was renamed, or the folder is not writable
             temporary.unlink()
 
 
 def cannot_write(path: Path, e: OSError) -> RunError:
+    """The error for a file that could not be written, with what to do."""
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(
-            f"no space left to write {path}; free some and repeat the command, or for a run: backspike resume {path.parent}"
+            f"no space left to write {path}; free some space and repeat the command "
+            f"(for a run: backspike resume {path.parent})"
         )
     return RunError(
-        f"cannot write {path}: {e.strerror or e}; make the folder writable or choose another with --out"
+        f"cannot write {path}: {e.strerror or e}; "
+        "make the folder writable or choose another one with --out"
     )
 
 
 def read_json(text: bytes | str) -> Any:
-    """JSON from a file that may be anybody's: whole numbers beyond 64 bits become floats, as other readers have them.
+    """Parses untrusted JSON. As in other readers, integers beyond 64 bits become floats.
 
-    Raises ValueError for whatever is no JSON, or is nested more than `DEEPEST_JSON` levels deep.
+    Raises ValueError for invalid JSON and for more than `DEEPEST_JSON` levels of nesting.
     """
     try:
         value = json.loads(
             text, parse_int=lambda digits: int(digits) if len(digits) < 19 else float(digits)
         )
     except RecursionError:
-        raise ValueError("nested too deep") from None
+        raise ValueError("nested too deeply") from None
     level = [value]
     for _ in range(DEEPEST_JSON):
         level = [
@@ -74,13 +77,13 @@ def read_json(text: bytes | str) -> Any:
         ]
         if not level:
             return value
-    raise ValueError("nested too deep")
+    raise ValueError("nested too deeply")
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, which may be anybody's: no pickles, and no memory for what the file does not hold.
+    """Reads an untrusted .npz file: no pickles, and no allocation beyond what the file contains.
 
-    Raises ValueError for damage, for more than `LARGEST_ARRAYS` bytes; OSError for a file that cannot be read.
+    Raises ValueError for a damaged file or more than `LARGEST_ARRAYS` bytes, and OSError.
     """
     out = {}
     try:
@@ -89,26 +92,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             if (size := sum(member.file_size for member in members)) > LARGEST_ARRAYS:
                 raise ValueError(f"unpacks to {size} bytes, more than {LARGEST_ARRAYS}")
             for member in members:
-                data = io.BytesIO(
-                    archive.read(member)
-                )  # never more than the size that was added up
-                version = npy.read_magic(data)
-                header = (
-                    npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-                )
-                shape, fortran, dtype = header(data)
-                rest = data.getbuffer()[data.tell() :]
-                n = math.prod(shape)
-                if (
-                    dtype.hasobject
-                    or not dtype.itemsize
-                    or min(shape, default=0) < 0
-                    or n * dtype.itemsize != len(rest)
-                ):
-                    raise ValueError(f"{member.filename}: {dtype} {shape} in {len(rest)} bytes")
-                array = np.frombuffer(bytearray(rest), dtype) if n else np.zeros(0, dtype)
-                out[member.filename.removesuffix(".npy")] = array.reshape(
-                    shape, order="F" if fortran else "C"
+                # reads at most member.file_size bytes, which the check above bounds
+                out[member.filename.removesuffix(".npy")] = _read_npy(
+                    member.filename, io.BytesIO(archive.read(member))
                 )
     except OSError:
         raise
@@ -117,12 +103,26 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     return out
 
 
+def _read_npy(name: str, data: io.BytesIO) -> np.ndarray:
+    version = npy.read_magic(data)
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, dtype = read_header(data)
+    rest = data.getbuffer()[data.tell() :]
+    n = math.prod(shape)
+    fits = n * dtype.itemsize == len(rest) and min(shape, default=0) >= 0
+    if dtype.hasobject or not dtype.itemsize or not fits:
+        raise ValueError(f"{name}: {dtype} {shape} in {len(rest)} bytes")
+    array = np.frombuffer(bytearray(rest), dtype) if n else np.zeros(0, dtype)
+    return array.reshape(shape, order="F" if fortran else "C")
+
+
 def to_json(value: Any) -> bytes:
+    """A JSON file's content, after `plain`."""
     return json.dumps(plain(value), indent=1, allow_nan=False).encode() + b"\n"
 
 
 def plain(value: Any) -> Any:
-    """JSON has no nan, no arrays and no paths."""
+    """Converts a value for JSON: arrays to lists, paths to text, nan and infinity to None."""
     match value:
         case dict():
             return {str(k): plain(v) for k, v in value.items()}

@@ -1,4 +1,4 @@
-"""What this machine is: processor, GPU, threads."""
+"""Describes this machine: processor, GPU, threads."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from typing import Any
 
 
 def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
-    """What the figures depend on."""
+    """The properties of this machine and its software on which measurements depend."""
     import torch
 
     return {
         "cpu": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": processors(),
         "threads": threads,
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-        if hasattr(os, "sysconf")
-        else None,
+        "memory_gb": _memory_gb(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -29,11 +25,18 @@ def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
     }
 
 
+def _memory_gb() -> float | None:
+    if not hasattr(os, "sysconf"):
+        return None
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+
+
 def _gpu() -> str:
     import torch
 
-    about = torch.cuda.get_device_properties(0)
-    return f"{about.name}, {about.total_memory / 2**30:.0f} GiB, {about.multi_processor_count} multiprocessors"
+    gpu = torch.cuda.get_device_properties(0)
+    memory = f"{gpu.total_memory / 2**30:.0f} GiB"
+    return f"{gpu.name}, {memory}, {gpu.multi_processor_count} multiprocessors"
 
 
 def _processor() -> str:
@@ -47,18 +50,17 @@ def _processor() -> str:
     )
 
 
-# threads that wait by spinning make a busy machine many times slower; read when torch is imported
+# OpenMP threads that spin while they wait slow down a busy machine many times over. These variables
+# shorten the spinning; they are read when torch is imported.
 QUIET_THREADS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
-
-
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # for a process per core
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # for one process per core
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor_name() -> str:
-    """The processor and its number of cores, as env.json names it."""
+    """Processor model and number of cores, as in env.json."""
     return f"{_processor()}, {os.cpu_count()} cores"

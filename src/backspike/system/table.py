@@ -1,4 +1,7 @@
-"""One table, written as Markdown, LaTeX or text; as HTML by the macro `table` of `report/templates/macros.html`."""
+"""`Table`, written as Markdown, LaTeX, text or for a terminal.
+
+The macro `table` in `report/templates/macros.html` writes it as HTML.
+"""
 
 from __future__ import annotations
 
@@ -26,22 +29,29 @@ _LATEX = str.maketrans(
 
 @dataclass(frozen=True)
 class Column:
+    """A column: its head, whether it is right-aligned, and how its cells are formatted."""
+
     head: Any
-    right: bool = False  # aligned
+    right: bool = False
     format: Callable[[Any], Any] = lambda cell: cell
 
 
 def left(*heads: Any) -> list[Column]:
+    """Left-aligned columns."""
     return [Column(head) for head in heads]
 
 
 def right(*heads: Any, format: Callable[[Any], Any] = lambda cell: cell) -> list[Column]:
+    """Right-aligned columns with a common format."""
     return [Column(head, True, format) for head in heads]
 
 
 @dataclass(frozen=True)
 class Table:
-    """name, style: id and class in HTML. There, heads and cells may hold whatever `report/page.py` has for a text."""
+    """A table. In HTML, `name` is its id, `style` its class, and cells may be any `Text` of a page.
+
+    caption: shown above. notes: shown below, one per line.
+    """
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[Any]]
@@ -51,16 +61,16 @@ class Table:
     style: str = ""
 
     def cells(self) -> list[list[Any]]:
-        """The rows, formatted."""
+        """The formatted rows."""
         return [[c.format(cell) for c, cell in zip(self.columns, row)] for row in self.rows]
 
     def lines(self) -> list[list[str]]:
-        """The heads and the rows, as text."""
+        """Heads and rows as text."""
         heads = [column.head for column in self.columns]
         return [[str(cell) for cell in line] for line in (heads, *self.cells())]
 
     def to_markdown(self) -> str:
-        """The notes are a list below."""
+        """Markdown, with the notes as a list below."""
         head, *rows = ([cell.replace("|", r"\|") for cell in line] for line in self.lines())
         rule = ["---:" if column.right else "---" for column in self.columns]
         lines = [f"| {' | '.join(line)} |" for line in (head, rule, *rows)]
@@ -68,7 +78,7 @@ class Table:
         return "\n".join([*lines, *notes, ""])
 
     def to_latex(self) -> str:
-        """The notes are comments above."""
+        """LaTeX (booktabs), with the notes as comments above."""
         head, *rows = (
             " & ".join(cell.translate(_LATEX) for cell in line) + r" \\" for line in self.lines()
         )
@@ -79,7 +89,7 @@ class Table:
         return "\n".join(lines)
 
     def to_text(self) -> str:
-        """Two spaces between columns; without a line of heads where all are empty."""
+        """Text with aligned columns; the line of heads is omitted if all are empty."""
         lines = self.lines()
         lines = lines if any(lines[0]) else lines[1:]
         widths = [max(map(len, cells)) for cells in zip(*lines)]
@@ -87,7 +97,7 @@ class Table:
         return "\n".join("  ".join(map(format, line, align)).rstrip() for line in lines)
 
     def to_rich(self) -> RichTable:
-        """For a terminal, whose width it fits; the caption above, the notes below."""
+        """A table for a rich console, which fits it to the width of the terminal."""
         from rich.table import Table as RichTable
         from rich.text import Text
 

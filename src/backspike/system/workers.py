@@ -1,9 +1,9 @@
-"""Worker processes: Python interpreters that call functions for this one, over a pipe of pickles.
+"""Worker processes: Python interpreters that call functions for this process (pickles in a pipe).
 
-Unlike those of `multiprocessing` they do not run the user's script again. Unlike those of
-`concurrent.futures` they report events, may die without ending the others, and end when this
-process does, however it ends. This file imports only the standard library, because `bench` runs
-`serve` in environments without backspike.
+Unlike workers of `multiprocessing`, they do not run the user's script again. Unlike workers of
+`concurrent.futures`, they report events, can crash without affecting each other, and end with this
+process however it ends. This file imports only the standard library because `bench` runs `serve`
+in environments without backspike.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _START = "from backspike.system.workers import serve; serve()"
 
 
 class WorkerFailed(Exception):
-    """A worker ended without an answer; the text says why. code: its exit code."""
+    """A worker ended without an answer. The message says why; `code` is its exit code."""
 
     def __init__(self, why: str, code: int = 0) -> None:
         super().__init__(why)
@@ -33,11 +33,11 @@ class WorkerFailed(Exception):
 
 
 class Worker:
-    """One process. It ignores Ctrl-C and ends with its pipe: by `end`, or when this process is gone.
+    """One process. It ignores Ctrl-C and ends when its pipe closes: by `end` or with this process.
 
-    python: the command of the interpreter. start: the code that it runs, which calls `serve`.
-    env: by default `environment()`. quiet: what it writes to standard error is not shown, but the
-    last line explains why it ended.
+    python: the command that starts the interpreter. start: the code that it runs, which calls
+    `serve`. env: its environment (default: `environment()`). quiet: hide its standard error and use
+    the last line as the reason if it fails.
     """
 
     _timeout = 0
@@ -68,21 +68,22 @@ class Worker:
         self.end()
 
     def call(self, *message: Any, timeout: int = 0) -> Any:
-        """The answer to a message, by default function(*args) for (function, *args).
+        """Sends (function, *args) and returns function(*args), or what `serve` answers instead.
 
-        Raises what the function raises, and WorkerFailed, also where it takes more than `timeout`
-        seconds (0: no limit).
+        Raises what the function raises, or WorkerFailed if the process ends or needs more than
+        `timeout` seconds (0: no limit).
         """
         self.send(*message, timeout=timeout)
         return self.receive()[1]
 
     def send(self, *message: Any, timeout: int = 0) -> None:
+        """Sends a message without waiting for the answer."""
         self._timeout = timeout
-        with suppress(OSError):  # the process is gone; `receive` raises
+        with suppress(OSError):  # the process has ended; `receive` raises
             self.pipe.send((timeout, message))
 
     def receive(self) -> tuple[Literal["event", "result"], Any]:
-        """The next event, or the result of what was sent."""
+        """Waits for the next event or the result. Raises like `call`."""
         try:
             kind, value = self.pipe.recv()
         except (EOFError, OSError):
@@ -92,7 +93,7 @@ class Worker:
         return kind, value
 
     def end(self, patience: float = 0) -> None:
-        """Closes the pipe, so that the process ends, and kills it after `patience` seconds."""
+        """Closes the pipe, which ends the process; kills it after `patience` seconds."""
         self.pipe.close()
         try:
             self.process.wait(patience)
@@ -105,31 +106,31 @@ class Worker:
     def _failed(self) -> WorkerFailed:
         code = self.process.wait()
         if code == -signal.SIGALRM:
-            return WorkerFailed(f"gave no answer within {self._timeout} s", code)
+            return WorkerFailed(f"no answer within {self._timeout} s", code)
         if code < 0:
-            memory = ", which an exhausted memory sends" if code == -9 else ""
+            memory = " (probably out of memory)" if code == -9 else ""
             return WorkerFailed(f"ended by signal {-code}{memory}", code)
         lines: list[bytes] = []
         if self._stderr:
             self._stderr.seek(0)
             lines = self._stderr.read().strip().splitlines()
-        said = lines[-1][:300].decode(errors="replace") if lines else ""
-        return WorkerFailed(said or f"ended with exit code {code}", code)
+        reason = lines[-1][:300].decode(errors="replace") if lines else ""
+        return WorkerFailed(reason or f"ended with exit code {code}", code)
 
 
 def run(
     function: Callable[..., Any], jobs: Iterable[T], n: int, *, patience: float = 0, **options: Any
 ) -> Iterator[tuple[T, Literal["event", "result", "failed"], Any]]:
-    """Calls function(*job) for every job, in n workers with these `options`.
+    """Calls function(*job) for every job in n workers; `options` are those of `Worker`.
 
-    Yields (job, kind, value) of events, results and WorkerFailed, in the order in which they come;
-    a worker that failed is replaced. Raises what the function raises. In the end, however it comes,
-    all workers are ended, within `patience` seconds.
+    Yields (job, kind, value) for events, results and WorkerFailed as they arrive. A worker that
+    failed is replaced. Raises what the function raises. However this ends, all workers are stopped
+    within `patience` seconds.
     """
     waiting, workers = deque(jobs), list[Worker]()
     busy: dict[Any, tuple[Worker, T]] = {}
 
-    def give(worker: Worker | None) -> None:
+    def start_next(worker: Worker | None) -> None:
         if not waiting:
             return
         if worker is None:
@@ -139,7 +140,7 @@ def run(
 
     try:
         for _ in range(min(n, len(waiting))):
-            give(None)
+            start_next(None)
         while busy:
             for pipe in wait(list(busy)):
                 worker, job = busy[pipe]
@@ -150,7 +151,7 @@ def run(
                     kind, value = "failed", e
                 if kind != "event":
                     del busy[pipe]
-                    give(None if kind == "failed" else worker)
+                    start_next(None if kind == "failed" else worker)
                 yield job, kind, value
     finally:
         for worker in workers:
@@ -160,14 +161,14 @@ def run(
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of a worker that imports what this process can import."""
+    """This process's environment and import path, with `more` variables set."""
     path = os.pathsep.join(filter(None, sys.path))
     return {**os.environ, "PYTHONPATH": path, **more}
 
 
 @contextmanager
 def _without_interrupt() -> Iterator[None]:
-    """Blocks SIGINT: a process that starts here inherits it, this process gets the signal later."""
+    """Blocks SIGINT: child processes inherit the mask; this process gets the signal afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -181,14 +182,14 @@ _to_parent: Connection
 
 
 def serve(answer: Callable[..., Any] = lambda function, *args: function(*args)) -> None:
-    """The loop of a worker: answers messages until the pipe is closed."""
+    """Runs in the worker: answers messages until the pipe is closed."""
     global _to_parent
     _to_parent = Connection(int(sys.argv[1]))
-    os.dup2(2, 1)  # whatever a library prints goes to standard error
+    os.dup2(2, 1)  # redirect whatever libraries print to standard error
     with suppress(EOFError, OSError):
         while True:
             timeout, message = _to_parent.recv()
-            # the default action of SIGALRM ends even C code that loops, also without a parent
+            # SIGALRM ends the process even if C code loops or the parent is gone
             signal.alarm(timeout)
             try:
                 reply = "result", answer(*message)
@@ -199,11 +200,11 @@ def serve(answer: Callable[..., Any] = lambda function, *args: function(*args)) 
 
 
 def emit(event: Any) -> None:
-    """Sends an event to the process that started this one."""
+    """Runs in the worker: sends an event to the parent process."""
     with suppress(OSError):
         _to_parent.send(("event", event))
 
 
 def stop_wanted() -> bool:
-    """Whether the process that started this one has closed the pipe or is gone."""
+    """Runs in the worker: whether the parent has closed the pipe or ended."""
     return _to_parent.poll()

@@ -1,4 +1,4 @@
-"""Checkpoints: from state to bytes and back. They are untrusted input: everything is checked."""
+"""Reads and writes checkpoints. They are untrusted input, so everything is checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import RecipeError, RunError
+from ..errors import RecipeError, RunError, option
 from ..recipes.recipe import Recipe
 from ..run import Run
 from .failures import first_line, logger
@@ -25,20 +25,20 @@ CHECKPOINT_VERSION = 3
 
 @dataclass
 class Progress:
-    """How far a run has come; `epoch` and `batch` are the next to be trained."""
+    """The progress of a run; `epoch` and `batch` are the next to train."""
 
     epoch: int = 0
     batch: int = 0
     best: dict[str, Any] | None = None  # score, number and accuracy of the best epoch
     bad_epochs: int = 0  # since the best one
-    elapsed: float = 0.0  # seconds, of the epochs that are done
-    epoch_seconds: float = 0.0  # of this one
+    elapsed: float = 0.0  # seconds of the finished epochs
+    epoch_seconds: float = 0.0  # of the current epoch
 
     def __str__(self) -> str:
         return f"epoch {self.epoch}, batch {self.batch}"
 
     def update_best(self, accuracy: float | None, loss: float | None) -> bool:
-        """Whether this epoch is the best so far; without a validation set, the last one is."""
+        """Whether this epoch is the best so far; without a validation set, the last one counts."""
         score = (self.epoch, 0.0) if accuracy is None or loss is None else (accuracy, -loss)
         better = self.best is None or score >= tuple(self.best["score"])
         if better:
@@ -59,7 +59,7 @@ class Progress:
         }
 
     def load_state_dict(self, state: dict[str, Any], epochs: int) -> None:
-        """epochs: of the recipe."""
+        """epochs: number of epochs in the recipe. Raises ValueError for implausible values."""
         self.epoch, self.batch, _ = checked_numbers(state["position"], int, int, int)
         self.elapsed, self.epoch_seconds = checked_numbers(state["elapsed"], float, float)
         (self.bad_epochs,) = checked_numbers([state["bad_epochs"]], int)
@@ -81,7 +81,10 @@ def to_bytes(state: dict[str, Any]) -> bytes:
 
 
 def read(run: Run, name: str) -> dict[str, Any]:
-    """Reads tensors and plain values only, with verified checksums, no larger than the file."""
+    """Reads only tensors and plain values, with verified checksums, no larger than the file.
+
+    Raises RunError for a damaged file.
+    """
     packed = run.read(name)
     try:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:
@@ -93,9 +96,10 @@ def read(run: Run, name: str) -> dict[str, Any]:
         state = torch.load(io.BytesIO(packed), "cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"a {type(state).__name__}")
-    except Exception as e:  # whatever a damaged file makes the readers raise
+    except Exception as e:  # a damaged file can raise almost anything
         raise RunError(
-            f"{run.path / name} is damaged ({first_line(e)}); start the run anew with --force"
+            f"{run.path / name} is damaged ({first_line(e)}); "
+            f"train again with {option('force', True)}"
         ) from e
     return state
 
@@ -110,7 +114,7 @@ def read_last(run: Run) -> dict[str, Any]:
         except RunError:
             raise damaged from None
         logger.warning(
-            "%s is damaged: going on from the one before, epoch %d, batch %d",
+            "%s is damaged: continuing from the checkpoint before it, epoch %d, batch %d",
             run.path / "last.ckpt",
             *state["position"][:2],
         )
@@ -119,31 +123,31 @@ def read_last(run: Run) -> dict[str, Any]:
 
 
 def check_recipe(state: dict[str, Any], recipe: Recipe, path: Path) -> None:
-    """Raises unless a checkpoint is of this version and of this recipe."""
+    """Raises RunError unless a checkpoint has this version and this recipe."""
     if state.get("version") != CHECKPOINT_VERSION:
-        raise RunError(f"{path} is of another version of backspike; resume it with that one")
+        raise RunError(f"{path} was written by another version of backspike; resume it with that")
     if not _same_recipe(state.get("recipe"), recipe.to_dict()):
         raise RunError(
-            f"{path.parent}: last.ckpt is of another recipe than recipe.json; "
-            "restore the one that belongs to it"
+            f"{path.parent}: last.ckpt belongs to another recipe than recipe.json; "
+            "restore the matching file"
         )
 
 
 def _same_recipe(stored: Any, wanted: dict[str, Any]) -> bool:
-    """Fields that an older version did not know have their defaults."""
+    """Fields that an older version did not have take their defaults."""
     if stored == wanted:
         return True
     try:
         return Recipe.from_dict(stored).to_dict() == wanted
-    except (RecipeError, TypeError, AttributeError, KeyError):  # damage, or values of the user's
+    except (RecipeError, TypeError, AttributeError, KeyError):  # damaged, or a user's own values
         return False
 
 
 def checked_numbers(values: Any, *kinds: type) -> list[Any]:
-    """Numbers of a checkpoint, whole ones not negative; ValueError for anything else."""
+    """Numbers of a checkpoint; integers must not be negative. Raises ValueError otherwise."""
     for value, kind in zip(values, kinds, strict=True):
         if type(value) is not kind and not (kind is float and type(value) is int):
-            raise ValueError(f"{value!r} is no {kind.__name__}")
+            raise ValueError(f"{value!r} is not of type {kind.__name__}")
         if isinstance(value, int) and not 0 <= value < 1 << 62:
             raise ValueError(f"{value} is out of range")
     return list(values)
@@ -159,7 +163,7 @@ _FUSED: dict[type, set[str]] = {
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Loads the moments; the parameter groups stay those of the recipe."""
+    """Loads the moments and keeps the parameter groups of the recipe."""
     moments = state["state"]
     if (names := _FUSED.get(type(optimizer))) is not None:
         moments = _checked_moments(optimizer, moments, names)
@@ -176,7 +180,8 @@ def _checked_moments(
     for i, values in stored.items():
         if values and set(values) != names:
             raise ValueError(
-                f"the optimizer keeps {', '.join(sorted(names))}, not {', '.join(map(str, values))}"
+                f"the optimizer has the state {', '.join(sorted(names))}, "
+                f"not {', '.join(map(str, values))}"
             )
         wanted = {
             name: torch.tensor(0.0) if name == "step" else parameters[i].detach() for name in values
@@ -191,6 +196,7 @@ def _checked_moments(
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
+    """The state of all random generators: torch, CUDA, Python, NumPy."""
     version, state, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002  (a user's data may draw from it)
     return {
@@ -202,13 +208,14 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
+    """Restores what `rng_state` returned; raises ValueError for an impossible NumPy state."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, position, *rest = state["numpy"]
-    # NumPy accepts any position and reads there
+    # NumPy accepts any position and would read out of bounds
     if keys.shape != (624,) or not 0 <= position <= 624:
         raise ValueError(f"a generator of {list(keys.shape)} words at {position}")
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, *rest))  # noqa: NPY002
@@ -216,7 +223,9 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def preserved_rng(device: torch.device) -> Iterator[None]:
-    """Afterwards, all generators are as they were before."""
+    """Restores all random generators at the end."""
     state = rng_state(device)
-    yield
-    set_rng_state(state, device)
+    try:
+        yield
+    finally:
+        set_rng_state(state, device)

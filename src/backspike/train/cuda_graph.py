@@ -1,8 +1,8 @@
-"""CUDA graphs: the kernels of a training step are recorded once and then replayed with one call.
+"""CUDA graphs: record the kernels of a training step once, then replay them with a single call.
 
 Small networks spend their time launching kernels, hundreds per step. A replay runs the same kernels
-on the same addresses, so whatever changes from step to step must be in tensors: the batch, the
-learning rate, the seeds of the masks.
+on the same addresses, so everything that changes from step to step must be in tensors: the batch,
+the learning rate, the seeds of the masks.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class CudaGraph:
 
 
 class Replayed:
-    """`step(*inputs)`, recorded for inputs like the first ones and then replayed; returns nothing.
+    """Records `step(*inputs)` and then replays it for inputs of the same shape; returns None.
 
-    The first `WARM_UP` steps, and inputs of another shape (a last batch), run without a recording.
-    The masks are bit-identical to those of a step that is not recorded. `step` must not read
-    tensors on the host. If it does, or if memory runs out during the recording, `not_recorded` is
-    called with the reason in one line, and every step runs without a recording.
+    The first `WARM_UP` steps, and inputs of another shape (a last batch), run directly. The masks
+    are bit-identical to those of direct steps. `step` must not read tensors on the host. If it
+    does, or if memory runs out during the recording, `not_recorded` is called with the reason in
+    one line, and all steps run directly.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Replayed:
         self.forget()
 
     def forget(self) -> None:
-        """Record anew: something outside tensors changed, such as which parameters learn."""
+        """Discards the recording, after a change that is not in tensors, such as a frozen layer."""
         self._graph: Recorder | None = None
         self._seeds = Seeds(self._device)
         self._shape: Any = None

@@ -1,20 +1,21 @@
-"""`env.json`: where and with what a run was trained."""
+"""`env.json`: the machine, the versions and the command of a run."""
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import sys
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..errors import on_command_line
 from ..system import distributed
 from ..system.machine import processor_name
 from ..version import __version__
-from .setup import Setup
+from .setup import Setup, replaced_fields
 
 
 def environment(setup: Setup) -> dict[str, Any]:
@@ -39,9 +40,17 @@ def environment(setup: Setup) -> dict[str, Any]:
 
 
 def _command(setup: Setup) -> str:
-    """What repeats the run: the command line, or the call of `fit` with the recipe written out."""
-    if Path(sys.argv[0]).stem in ("backspike", "__main__"):
+    """Reproduces the run: the command line, or the call of `fit` with the recipe written out."""
+    if on_command_line():
         return distributed.command(*sys.argv[1:])
-    arguments = {"model": "model=...", "data": "train=..., test=..."}
+    names = [f.name for f in dataclasses.fields(setup.recipe)]
+    unused = {name for what in setup.own for name in replaced_fields(names, what)}
+    used = [f"{name}={getattr(setup.recipe, name)!r}" for name in names if name not in unused]
+    arguments = {"model": "model=...", "data": _own_data(setup)}
     own = [arguments[name] for name in setup.own]
-    return ", ".join([f"bs.fit({setup.recipe!r}", "out", *own]) + ")"
+    return ", ".join([f"bs.fit(bs.Recipe({', '.join(used)})", "out", *own]) + ")"
+
+
+def _own_data(setup: Setup) -> str:
+    sets = {"train": setup.train, "validation": setup.validation, "test": setup.test}
+    return ", ".join(f"{name}=..." for name, data in sets.items() if data is not None)

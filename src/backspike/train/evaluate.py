@@ -1,4 +1,4 @@
-"""`evaluate`: the test set through the trained network of a run."""
+"""`evaluate`: measures the trained network of a run on the test set."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..errors import RunError
 from ..recipes.recipe import Recipe
 from ..run import Run
 from ..system import distributed
-from .failures import first_line
-from .network import Network, load, to_channels_last
-from .setup import OwnData, check_own, choose_device, load_data
+from .failures import first_line, logger
+from .network import Network, check_own, load, to_channels_last
+from .setup import OwnData, choose_device, load_data
 
 
 def evaluate(
@@ -35,10 +35,11 @@ def evaluate(
     """Runs the test set through the trained network of a run and writes `evaluation.npz`.
 
     Returns accuracy, loss, number of samples and the accuracy after each timestep. The arguments
-    are those of `load` and `fit`. anytime: measure early exit as well, with a threshold chosen on
-    the validation split, and write `anytime.json`.
+    are those of `load` and `fit`. anytime: also measure early exit, with a threshold chosen on the
+    validation split, and write `anytime.json`. Raises RunError or DataError.
     """
     folder = Run.open(run)
+    folder = _WritableOrNot(folder.path)
     check_own(folder, model=model, data=test)
     network = load(run, model, values=values).to(choose_device(device))
     recipe = folder.recipe(values)
@@ -47,7 +48,7 @@ def evaluate(
     sets = load_data(recipe) if test is None else OwnData(None, validation, test)
     if anytime and sets.validation is None:
         raise RunError(
-            "early exit chooses its threshold on a validation split; give validation=, as to fit"
+            "early exit chooses its threshold on a validation split; give validation=, as for fit"
         )
     batches = Batches(sets.test, recipe, choose_device(device))
     try:
@@ -57,7 +58,7 @@ def evaluate(
         if isinstance(e, RunError):
             raise
         raise RunError(
-            f"the network of {folder.path} does not take the data {recipe.data}: {first_line(e)}"
+            f"the network of {folder.path} does not accept this test data: {first_line(e)}"
         ) from e
     n = len(batches.data)
     result = {
@@ -76,6 +77,16 @@ def evaluate(
     return result
 
 
+class _WritableOrNot(Run):
+    """A run folder where a result that cannot be stored is a warning, not an error."""
+
+    def write(self, name: str, data: bytes) -> None:
+        try:
+            super().write(name, data)
+        except RunError as e:
+            logger.warning("backspike: the result was not stored: %s", e)
+
+
 def measure_test(run: Run, network: Network, batches: Batches) -> list[float]:
     """Writes evaluation.npz; returns the accuracy after each timestep."""
     arrays = activity.collect(network, batches) | op_count.count(network, batches)
@@ -87,7 +98,7 @@ def measure_test(run: Run, network: Network, batches: Batches) -> list[float]:
 
 @torch.no_grad()
 def accuracy_and_loss(network: Network, batches: Batches, recipe: Recipe) -> tuple[float, float]:
-    """Over a data set, of which each rank computes its share."""
+    """Accuracy in [0, 1] and mean loss over a data set; each rank computes its share."""
     network.eval()
     ranks = distributed.current()
     sums, n = torch.zeros(2, dtype=torch.float64, device=batches.device), 0

@@ -1,4 +1,4 @@
-"""The events of a training that go to its log: `initial`, `epoch` and `watch`."""
+"""The events that a training writes to its log: `initial`, `epoch` and `watch`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .schedule import learning_rate
 from .setup import Setup
 from .step import Step
 
-WATCHED = 64  # training samples that `Watch` measures
+WATCHED = 64  # training samples on which `Watch` measures
 
 
 def initial(setup: Setup) -> dict[str, Any]:
-    """Spikes and membranes before training."""
+    """Spikes and membrane potentials before training."""
     model, x = setup.network.model, _probe_batch(setup)
     with setup.train.autocast():
         counts = activity.histograms(model, x)
@@ -28,7 +28,7 @@ def initial(setup: Setup) -> dict[str, Any]:
 
 
 def epoch(setup: Setup, step: Step, progress: Progress) -> dict[str, Any]:
-    """The results of the epoch that ends; on rank 0 also what its layers do."""
+    """The results of an epoch; on rank 0 also the activity of its layers."""
     accuracy = loss = None
     if setup.validation:
         accuracy, loss = accuracy_and_loss(setup.evaluated, setup.validation, setup.recipe)
@@ -60,7 +60,7 @@ def _probe_batch(setup: Setup) -> Tensor:
 
 
 class Watch:
-    """Measures the vitals on the same samples every time and leaves the training unchanged."""
+    """Measures the vitals, always on the same samples, without any effect on the training."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup

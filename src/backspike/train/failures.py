@@ -1,4 +1,4 @@
-"""Errors of a training and of the machine, explained in one line."""
+"""Explains errors of a training and of the machine in one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from ..data.batches import reader_died, reader_ended
-from ..errors import RunError
+from ..errors import RunError, on_command_line, option
 from ..recipes.recipe import Recipe
 from ..system import distributed
 
@@ -17,11 +17,12 @@ logger = logging.getLogger("backspike")
 
 
 def first_line(e: BaseException) -> str:
-    return str(e).splitlines()[0] if str(e) else type(e).__name__
+    """The first line of an error that is not empty; its type if there is none."""
+    return next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
 
 
 def out_of_memory(e: BaseException) -> bool:
-    """Whether this error, or its cause, says that memory ran out."""
+    """Whether this error, or its cause, means that memory ran out."""
     if isinstance(e, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(e):
         return True
     return e.__cause__ is not None and out_of_memory(e.__cause__)
@@ -29,7 +30,7 @@ def out_of_memory(e: BaseException) -> bool:
 
 @contextmanager
 def step_errors(where: object) -> Iterator[None]:
-    """Errors of a step, after the text of `where` at that time."""
+    """Prefixes errors of a step with the text of `where` at that time, as a RunError."""
     try:
         yield
     except RunError:
@@ -42,18 +43,18 @@ def step_errors(where: object) -> Iterator[None]:
 
 @contextmanager
 def explain_failures(recipe: Recipe) -> Iterator[None]:
-    """Explains what the machine could not provide: memory, or a process that reads samples."""
+    """Explains that memory ran out, or that a process that loads samples ended, as a RunError."""
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as e:
         if out_of_memory(e):
             parts = recipe.accumulate
+            find = "--memory 4GB" if on_command_line() else 'bs.plan_memory(recipe, "4GB")'
             raise RunError(
-                f"out of memory with --batch_size {recipe.batch_size}, "
-                f"a step in {parts} part{'s' * (parts > 1)}; "
-                "start anew with --memory SIZE (such as 4GB), which chooses what is kept and "
-                "how large the parts of a step are, "
-                f"with --accumulate {2 * parts}, or with a smaller --batch_size"
+                f"out of memory with {option('batch_size', recipe.batch_size)} "
+                f"and {parts} part{'s' * (parts > 1)} per step; train again with "
+                f"{option('accumulate', 2 * parts)} or a smaller {option('batch_size')}, "
+                f"or find settings that fit with {find}"
             ) from e
         if reader_died(e):
             raise reader_ended(recipe.workers) from e

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import RunError
+from .. import recipes
+from ..errors import RunError, option
 from ..recipes.recipe import Recipe
 from ..run import Elsewhere, Run
 from ..system import distributed
@@ -17,13 +18,13 @@ from ..system.distributed import Ranks
 from ..system.events import Listener
 from .checkpoint import CHECKPOINTS
 from .failures import explain_failures
-from .network import check_size
-from .setup import check_own, set_up
+from .network import check_own, check_size
+from .setup import set_up
 from .trainer import Result, Trainer
 
 
 def fit(
-    recipe: Recipe,
+    recipe: Recipe | str,
     out: str | Path,
     model: nn.Module | None = None,
     train: Any = None,
@@ -36,7 +37,7 @@ def fit(
     report: bool = True,
     watch: bool = False,
 ) -> Result:
-    """Trains `recipe` into the folder `out`.
+    """Trains `recipe`, or the recipe with this name, into the folder `out`.
 
     model: your own module `[T, B, ...] -> [T, B, K]` instead of the recipe's.
     train, validation, test: your own data sets (`len(d)`, `d[i] -> (x, y)`) instead of the
@@ -44,16 +45,18 @@ def fit(
     force: replace an existing run.
     listen: called with every event (a dict; see docs/run-folder.md), on rank 0.
     report: False leaves out report.html; `backspike report` can write it later.
-    watch: before training and after every epoch, add what `bs.examine` measures and finds to the
-        log and the report. It changes no result, and `resume` continues it.
+    watch: before training and after every epoch, add the measurements and findings of
+        `bs.examine` to the log and the report. It changes no result, and `resume` continues it.
 
-    Sets torch's global seed. Under torchrun, call it in every process. Raises RunError, DataError
-    or RecipeError with a one-line message, and KeyboardInterrupt after saving a checkpoint.
+    A forward and backward pass of two samples is tried before the folder is touched. Sets torch's
+    global seed. Under torchrun, call it in every process. Raises RunError, DataError or RecipeError
+    with a one-line message, and KeyboardInterrupt after saving a checkpoint.
     """
+    recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
     with distributed.process_group(device) as ranks, explain_failures(recipe):
         run = open_folder(ranks, lambda: Run.free(out, force))
         # everything is built and tried before an old run is deleted
-        setup = set_up(recipe, model, train, validation, test, device)
+        setup = set_up(recipe, model, train, validation, test, device, try_step=True)
         trainer = Trainer(run, setup, listen, watch)
         with run.created(setup.recipe, setup.own, force):
             return trainer.train(report)
@@ -71,7 +74,11 @@ def resume(
     values: tuple[type, ...] = (),
     report: bool = True,
 ) -> Result:
-    """Continues a run from its last checkpoint. The arguments are those of `fit` and `load`."""
+    """Continues a run from its last checkpoint. The arguments are those of `fit` and `load`.
+
+    Returns the result at once if the run is complete. Raises RunError if the folder is damaged or
+    in use, or if the run needs your own model or data and they were not given.
+    """
     with distributed.process_group(device) as ranks:
         folder = open_folder(ranks, lambda: Run.open(run))
         recipe = ranks.on_rank0(lambda: folder.recipe(values))
@@ -99,6 +106,7 @@ def open_folder(ranks: Ranks, open: Callable[[], Run]) -> Run:
 
 
 def finished_result(run: Run, listen: Listener | None, report: bool) -> Result | None:
+    """The result of a complete run; None if it is not complete. Writes a missing report."""
     if not (found := run.done()):
         return None
     done = {k: v for k, v in found.items() if k == "event" or k in Result.__dataclass_fields__}
@@ -109,7 +117,7 @@ def finished_result(run: Run, listen: Listener | None, report: bool) -> Result |
     if not all(n is None or type(n) in (int, float) for n in numbers) or None in numbers[:3]:
         raise RunError(
             f"{run.path / 'log.jsonl'} is damaged (its last line); "
-            "restore it, or train again with --force"
+            f"restore it, or train again with {option('force', True)}"
         )
     if report and not run.has("report.html"):
         from ..report import write

@@ -1,9 +1,9 @@
-"""Finds settings with which a training fits into the given memory: `backspike train --memory 6GB`.
+"""Finds settings with which a training fits into a memory budget: `backspike train --memory 6GB`.
 
 Every setting is rehearsed in a separate process on the recipe's data: measurements, a few steps, a
 test and a checkpoint. The peak of that process counts, including weights, optimizer, averaged
 weights, data and libraries. The first setting to change is what neurons save for backward
-(`neuron.memory`), which only costs time. Then a step is split into parts (`accumulate`): two
+(`neuron.memory`), which costs only time. Then a step is split into parts (`accumulate`): two
 rehearsals predict how many, peak = a + b * part, and a third confirms it.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import median
 
-from ..errors import RecipeError, RunError
+from ..errors import RecipeError, RunError, option
 from ..recipes.recipe import Recipe
 from ..system import heap
 from ..system.events import Listener
@@ -25,7 +25,7 @@ from ..system.workers import Worker, WorkerFailed
 
 # values of neuron.memory, the fastest first; all give the exact gradient
 LADDER = ("exact", "recompute", "checkpoint")
-HEADROOM = 0.95  # of the budget: peaks vary by a few percent, as the heap fragments differently
+HEADROOM = 0.95  # usable part of the budget: heap fragmentation varies peaks by a few percent
 STEPS = 4  # of a rehearsal; the first one allocates what the others reuse
 
 
@@ -44,7 +44,7 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class Plan:
-    """The choice for a budget in bytes: `recipe` is the one to train, `str(plan)` its cost."""
+    """The settings for a budget in bytes: train `recipe`; `str(plan)` states the cost."""
 
     budget: int
     before: Rehearsal
@@ -56,13 +56,18 @@ class Plan:
 
     def __str__(self) -> str:
         if self.after is self.before:
-            return f"fits into {size_text(self.budget)} as it is: {_cost(self.before)}"
+            cost = f"expected peak {_cost(self.before)}"
+            return f"fits into {size_text(self.budget)} as it is: {cost}; {self._limit()}"
         chosen = _settings(self.before.recipe, self.recipe)
-        return f"to fit into {size_text(self.budget)}: {chosen}; {self._costs()}"
+        return f"to fit into {size_text(self.budget)}: {chosen}; {self._costs()}; {self._limit()}"
+
+    def _limit(self) -> str:
+        usable = size_text(HEADROOM * self.budget)
+        return f"limit {usable}, as {100 * (1 - HEADROOM):.0f} % of the budget is a safety margin"
 
     def _costs(self) -> str:
         before, after = self.before, self.after
-        costs = [f"{_cost(after)} instead of {_cost(before)}"]
+        costs = [f"expected peak {_cost(after)} instead of {_cost(before)}"]
         if before.seconds and after.seconds:
             costs.append(f"{100 * (after.seconds / before.seconds - 1):+.0f} % time")
         if before.recipe.part_size == after.recipe.part_size:
@@ -85,11 +90,11 @@ def plan_memory(
 
     budget: bytes or text such as "0.5GiB"; for the process on a CPU, for a device on CUDA.
     device: as in `bs.fit`.
-    threads: of the rehearsals; torch's default.
+    threads: number of CPU threads of the rehearsals; None: torch's default.
     listen: called with an event for every rehearsal, see docs/run-folder.md.
 
-    Your own models and data cannot be rehearsed. If nothing fits, raises a RunError that names the
-    smallest possible budget.
+    Your own models and data cannot be rehearsed. Raises RunError if nothing fits, naming the
+    smallest possible budget, and RecipeError if the budget cannot be read.
     """
     size = parse_size(budget) if isinstance(budget, str) else budget
     notify = listen or (lambda event: None)
@@ -163,7 +168,7 @@ def _impossible(budget: int, rehearsals: list[Rehearsal]) -> str:
     peaks = [r.peak for r in rehearsals if r.peak is not None]
     if not peaks:
         return (
-            "no setting could be rehearsed in the memory that is free here; "
+            "no setting could be tried in the free memory of this machine; "
             "close other programs or use a smaller network"
         )
     smallest = min(peaks) / HEADROOM
@@ -171,25 +176,25 @@ def _impossible(budget: int, rehearsals: list[Rehearsal]) -> str:
     least = size_text(math.ceil(smallest / unit) * unit)
     return (
         f"this recipe does not train within {size_text(budget)}; "
-        f"the smallest that works is --memory {least} (less with --neuron.memory 8bit, "
+        f"the smallest budget that works is {least} (less with {option('neuron.memory', '8bit')}, "
         "whose gradients are about 1 % off, a smaller network or a smaller T)"
     )
 
 
 def _settings(before: Recipe, after: Recipe) -> str:
-    """What changed, as flags of the command line."""
+    """The changed settings, as the user would set them."""
     changed = []
     if before.neuron.memory != after.neuron.memory:
-        changed.append(f"--neuron.memory {after.neuron.memory}")
+        changed.append(option("neuron.memory", after.neuron.memory))
     if before.accumulate != after.accumulate:
-        changed.append(f"--accumulate {after.accumulate}")
+        changed.append(option("accumulate", after.accumulate))
     return " ".join(changed)
 
 
 def _cost(rehearsal: Rehearsal) -> str:
     if rehearsal.peak is None or rehearsal.seconds is None:
-        return "more than is free here"
-    return f"{size_text(rehearsal.peak)}, {rehearsal.seconds:.3g} s a step"
+        return "more than the free memory"
+    return f"{size_text(rehearsal.peak)}, {rehearsal.seconds:.3g} s per step"
 
 
 _UNITS = {
@@ -205,7 +210,7 @@ _UNITS = {
 
 
 def parse_size(text: str) -> int:
-    """Bytes: "6GB", "800 MB", "0.5GiB". RecipeError for anything else."""
+    """Reads a size in bytes, such as "6GB", "800 MB" or "0.5GiB". Raises RecipeError."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]i?B)", text.strip(), re.IGNORECASE)
     if not match or not 0 < float(match[1]) < 1e15:
         raise RecipeError(
@@ -215,7 +220,7 @@ def parse_size(text: str) -> int:
 
 
 def size_text(size: float) -> str:
-    """ "6GB", "0.55GB", "800MB": three digits, as `parse_size` reads them."""
+    """A size with three digits that `parse_size` can read, such as "6GB" or "0.55GB"."""
     unit = "GB" if size >= 10**9 else "MB"
     return f"{float(f'{size / _UNITS[unit]:.3g}'):g}{unit}"
 
@@ -232,11 +237,11 @@ def _rehearse(recipe: Recipe, device: str | None, threads: int | None) -> Rehear
         except WorkerFailed as e:
             if e.code < 0:  # the system ended it, as it does when memory runs out
                 return Rehearsal(recipe, None, None)
-            raise RunError(f"the rehearsal that measures memory failed: {e}") from None
+            raise RunError(f"measuring the memory in a short run failed: {e}") from None
 
 
 def _measure(recipe: Recipe, device: str | None, threads: int | None, mode: str) -> Rehearsal:
-    """The rehearsal, within a process of its own."""
+    """Runs the rehearsal in this separate process."""
     _limit_memory()
     heap.use(mode)
     import torch
@@ -256,7 +261,7 @@ def _measure(recipe: Recipe, device: str | None, threads: int | None, mode: str)
 
 
 def _limit_memory() -> None:
-    """Limits this process to the free memory; if memory runs out anyway, it is killed first."""
+    """Limits this process to the free memory and makes it the first to be killed without any."""
     try:
         import resource
 
@@ -288,7 +293,7 @@ def _peak() -> int:
         import resource
     except ImportError:
         raise RunError(
-            "the peak of a process cannot be read on this system; --memory needs Linux or macOS"
+            "this system does not report the peak memory of a process; use Linux or macOS"
         ) from None
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -35,8 +37,10 @@ def load(
     """The trained network of a run folder, in evaluation mode, on the CPU.
 
     model: your own module, if `fit` was called with one. values: your own classes in the recipe.
+    Raises RunError if the weights are missing, damaged or belong to another network.
     """
     folder = Run.open(run)
+    check_own(folder, model=model)
     recipe = folder.recipe(values)
     if not folder.has("model.safetensors"):
         raise RunError(
@@ -44,20 +48,68 @@ def load(
             f"finish it with: backspike resume {folder.path}"
         )
     try:
-        weights = load_safetensors(folder.read("model.safetensors"))
+        packed = folder.read("model.safetensors")
+        weights = load_safetensors(packed)
+        _check_names(packed)
         if model is None:
             check_size(recipe, folder.path / "model.safetensors")
         network = Network(model or recipe.network(), recipe.readout.build(recipe.T))
+        if difference := mismatch(network, weights):
+            raise ValueError(difference)
         network.load_state_dict(weights)
     except RunError:
         raise
-    except Exception as e:  # whatever a damaged file makes the reader raise
-        text = first_line(e)
+    except Exception as e:  # a damaged file can raise almost anything
+        own = "; give the model= that was trained" if model is not None else ""
         raise RunError(
-            f"{folder.path / 'model.safetensors'} is damaged or belongs to another network "
-            f"(give model= again): {text}"
+            f"{folder.path / 'model.safetensors'} is damaged or belongs to another network: "
+            f"{first_line(e)}{own}"
         ) from e
     return network.eval()
+
+
+def check_own(run: Run, **arguments: Any) -> None:
+    """Raises RunError if `fit` got a model or data of the user's own and it is missing now."""
+    for what, value in arguments.items():
+        if what in run.own() and value is None:
+            missing = {"model": "model=", "data": "train= and test="}[what]
+            raise RunError(
+                f"{run.path} was trained with a {what} of your own; give {missing} again, in Python"
+            )
+
+
+def mismatch(network: Network, weights: dict[str, Tensor]) -> str | None:
+    """The first difference in names, shapes or types between a network and stored weights."""
+    wanted = network.state_dict()
+    for name in [*wanted, *weights]:
+        if name not in weights:
+            return f"it lacks {name}"
+        if name not in wanted:
+            return f"the network has no {name}"
+        stored, own = weights[name], wanted[name]
+        if stored.shape != own.shape:
+            return f"{name} has shape {list(stored.shape)}, in the network {list(own.shape)}"
+        if stored.dtype != own.dtype:
+            return f"{name} is {_dtype(stored)}, in the network {_dtype(own)}"
+    return None
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _check_names(packed: bytes) -> None:
+    """Raises ValueError if a name occurs twice in the header of a safetensors file."""
+    size = int.from_bytes(packed[:8], "little")
+    json.loads(packed[8 : 8 + size], object_pairs_hook=_no_duplicates)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> None:
+    names = set()
+    for name, _ in pairs:
+        if name in names:
+            raise ValueError(f"{name} occurs twice")
+        names.add(name)
 
 
 def check_size(recipe: Recipe, weights: Path, *others: Path) -> None:
@@ -66,17 +118,18 @@ def check_size(recipe: Recipe, weights: Path, *others: Path) -> None:
         with torch.device("meta"):
             network = Network(recipe.network(), recipe.readout.build(recipe.T))
         needed = sum(t.numel() * t.element_size() for t in network.state_dict().values())
-    except Exception:  # building it on a real device reports the reason
+    except Exception:  # building it on a real device will report the reason
         return
     if needed > (held := max(path.stat().st_size for path in (weights, *others))):
         raise RunError(
-            f"{weights} is damaged or of another network: it has {held} bytes, "
-            f"the weights of the network in recipe.json {needed}; "
-            "restore the two that belong together, or give model= again if it was your own"
+            f"{weights} is damaged or belongs to another network: it has {held} bytes, "
+            f"but the network in recipe.json needs {needed}; "
+            "restore the matching file, or give model= again if it was your own"
         )
 
 
 def to_channels_last(network: nn.Module) -> None:
+    """Stores the weights of all image convolutions channels-last."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

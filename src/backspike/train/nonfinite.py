@@ -1,4 +1,4 @@
-"""Where a NaN or an infinity comes from, once a loss or gradient is not finite and the run ends."""
+"""Finds the origin of a NaN or an infinity when it has ended a run."""
 
 from __future__ import annotations
 
@@ -12,28 +12,26 @@ from torch.nn.modules.module import register_module_forward_hook
 def origin(model: nn.Module, x: Tensor) -> str:
     """Describes what is not finite: a weight, else the output of a layer, else a gradient.
 
-    x: the finite input `[T, B, ...]` of the failed step, whose gradients are still there. A
-    membrane of NaN does not spike and so looks finite from outside; the layer before it or the
+    x: the finite input `[T, B, ...]` of the failed step, whose gradients still exist. A membrane
+    potential of NaN emits no spikes and so looks finite from outside; the layer before it or the
     gradient shows the NaN. Runs the model once more.
     """
     for name, parameter in model.named_parameters():
         if not _finite(parameter):
-            return f"{name} held {_share(parameter)} before the step"
+            return f"{name} contained {_share(parameter)} before the step"
     if (layer := _first_layer(model, x)) is not None:
-        return f"the output of {layer} has it from finite weights and inputs"
-    for name, parameter in reversed(
-        list(model.named_parameters())
-    ):  # backwards, as the gradient goes
+        return f"the output of {layer} is not finite, although its weights and inputs are"
+    # backwards, in the direction of the gradient
+    for name, parameter in reversed(list(model.named_parameters())):
         if parameter.grad is not None and not _finite(parameter.grad):
-            return (
-                f"all outputs are finite, and the gradient of {name} holds {_share(parameter.grad)}"
-            )
-    return "all weights, outputs of layers and gradients are finite, the loss alone is not"
+            share = _share(parameter.grad)
+            return f"all outputs are finite, but the gradient of {name} contains {share}"
+    return "all weights, outputs of layers and gradients are finite; only the loss is not"
 
 
 @torch.no_grad()
 def _first_layer(model: nn.Module, x: Tensor) -> str | None:
-    """The first layer to run whose output is not finite: "features.0 (Conv2d)"."""
+    """The first layer whose output is not finite, such as "features.0 (Conv2d)"."""
     names = {module: name for name, module in model.named_modules()}
     found: list[str] = []
 
@@ -41,9 +39,8 @@ def _first_layer(model: nn.Module, x: Tensor) -> str | None:
         if not found and module in names and isinstance(output, Tensor) and not _finite(output):
             found.append(f"{names[module] or 'the model'} ({type(module).__name__})")
 
-    hook = register_module_forward_hook(
-        check
-    )  # on all modules: none then runs joined with its neighbours
+    # a hook on all modules, so that no layers are fused
+    hook = register_module_forward_hook(check)
     try:
         model(x)
     finally:
@@ -56,6 +53,6 @@ def _finite(x: Tensor) -> bool:
 
 
 def _share(x: Tensor) -> str:
-    """ "NaN in 3 of 40 values", infinity counted beside it."""
+    """The text "NaN in 3 of 40 values"; infinity is counted too."""
     bad = int((~torch.isfinite(x)).sum())
     return f"{'NaN' if bool(x.isnan().any()) else 'infinity'} in {bad:,} of {x.numel():,} values"

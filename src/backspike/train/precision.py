@@ -1,7 +1,7 @@
 """Chooses the precision and the memory layout that a recipe leaves open, once, when a run starts.
 
-The run's recipe.json stores the choice, so that a resume on another machine computes the same;
-env.json and the start event store the reasons. One machine always chooses the same for a recipe.
+recipe.json stores the choice, so that resuming on another machine computes the same; env.json and
+the start event store the reasons. On one machine, the choice for a recipe is always the same.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import option
 from ..neuron.hooks import Handle
 from ..recipes.recipe import Recipe
 
@@ -24,7 +25,7 @@ WORTH_CASTING = 30e6
 
 @dataclass(frozen=True)
 class Chosen:
-    """A recipe with precision and memory layout, and by field the reasons for those chosen here."""
+    """A recipe with precision and memory layout, and the reasons for each choice by field."""
 
     recipe: Recipe
     reasons: dict[str, str] = field(default_factory=dict)
@@ -46,17 +47,18 @@ def _precision(recipe: Recipe, model: nn.Module, x: Tensor) -> tuple[str, str]:
     unit = bfloat16_unit(x.device)
     if unit is None:
         return "float32", "no hardware support for bfloat16"
+    change = f"use {option('precision', 'float32')} to change"
     if x.device.type == "cuda":
-        return "bfloat16", f"{unit} supports it, and it halves memory traffic"
+        return "bfloat16", f"{unit} supports it; {change}"
     work = multiply_adds(model, x) * recipe.batch_size
-    amount = f"{work / 1e6:,.0f} million multiply-adds a step"
     if work < WORTH_CASTING:
+        amount = f"{work / 1e6:,.0f} million multiply-adds per step"
         return "float32", f"{amount} are too few to gain from bfloat16"
-    return "bfloat16", f"{unit} supports it, and {amount} are enough to gain from it"
+    return "bfloat16", f"{unit} supports it; {change}"
 
 
 def bfloat16_unit(device: torch.device) -> str | None:
-    """The hardware that multiplies in bfloat16; None if it would be emulated, or if not known."""
+    """The hardware that multiplies in bfloat16; None if bfloat16 is emulated or support unknown."""
     if device.type == "cuda":
         return "this GPU" if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if device.type != "cpu":
@@ -70,12 +72,13 @@ def bfloat16_unit(device: torch.device) -> str | None:
 
 @torch.no_grad()
 def multiply_adds(model: nn.Module, x: Tensor) -> int:
-    """Of convolutions and linear layers in a forward pass; static input counts once."""
+    """Multiply-adds of all convolutions and linear layers in a forward pass; a static input, which
+    repeats over time, counts once."""
     counted = 0
 
     def count(layer: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         nonlocal counted
-        # the side on which each element uses all weights of one channel
+        # input or output: where each element uses all weights of one channel
         side = inputs[0] if getattr(layer, "transposed", False) else out
         counted += side.numel() * layer.weight[0].numel()
 
@@ -92,8 +95,8 @@ def multiply_adds(model: nn.Module, x: Tensor) -> int:
 
 def _channels_last(model: nn.Module, device: torch.device) -> tuple[bool, str]:
     if not any(isinstance(m, nn.Conv2d) for m in model.modules()):
-        return False, "there is no convolution over images"
+        return False, "the network has no image convolutions"
     where = {"cpu": "on a CPU", "cuda": "on a GPU's tensor cores"}.get(device.type)
     if where is None:
         return False, "torch's default on this device"
-    return True, f"convolutions are faster with it {where}"
+    return True, f"faster convolutions {where}"

@@ -1,4 +1,4 @@
-"""What changes during training: learning rate, mask probability, moving average of the weights."""
+"""Schedules: learning rate, mask probability, moving average of the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .network import Network
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Weights; parameters of neurons learn at a tenth of the rate and without weight decay."""
+    """Two groups: weights, and neuron parameters with 0.1 x learning rate and no weight decay."""
     own = neuron_parameters(model)
     ids = {id(p) for p in own}
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
@@ -27,7 +27,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def learning_rate(recipe: Recipe, step: int, per_epoch: int) -> float:
-    """The rate of step number `step`, with `per_epoch` steps in an epoch."""
+    """The learning rate of step number `step`, with `per_epoch` steps in an epoch."""
     peak = recipe.optimizer.lr
     warmup, total = recipe.warmup_epochs * per_epoch, recipe.epochs * per_epoch
     if step < warmup:
@@ -40,7 +40,7 @@ def learning_rate(recipe: Recipe, step: int, per_epoch: int) -> float:
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, rate: float, device: torch.device | None
 ) -> None:
-    """Scales the rate for each group. On a device it is a tensor, which a recorded step reads."""
+    """Scales the rate for each group. On a device it is a tensor, as a recorded step needs."""
     for group in optimizer.param_groups:
         scaled = rate * group["lr_scale"]
         if device is None:  # optimizers round a number and a tensor differently
@@ -58,7 +58,7 @@ def _rate_on_device(group: dict[str, Any], device: torch.device) -> Tensor:
 
 
 def mask_probability(recipe: Recipe, epoch: int) -> float | None:
-    """Moves linearly from the surrogate's own p to `mask_p_end`; None where it stays as it is."""
+    """Linear from the surrogate's own p to `mask_p_end`; None if it does not change."""
     surrogate, end = recipe.neuron.surrogate, recipe.mask_p_end
     if end is None or not isinstance(surrogate, Masked):
         return None
@@ -66,6 +66,7 @@ def mask_probability(recipe: Recipe, epoch: int) -> float | None:
 
 
 def set_mask_probability(network: Network | None, p: float | None) -> None:
+    """Sets the mask probability of all spiking layers; does nothing for None."""
     if network is None or p is None:
         return
     for layer in spiking_layers(network).values():
@@ -75,6 +76,7 @@ def set_mask_probability(network: Network | None, p: float | None) -> None:
 
 @torch.no_grad()
 def update_average(averaged: Network, network: Network, decay: float) -> None:
+    """averaged = decay * averaged + (1 - decay) * network; integers are copied."""
     pairs = list(zip(averaged.state_dict().values(), network.state_dict().values()))
     numbers = [(a, b) for a, b in pairs if a.is_floating_point()]
     torch._foreach_lerp_([a for a, _ in numbers], [b for _, b in numbers], 1 - decay)

@@ -1,9 +1,9 @@
-"""Builds a training from its recipe and tries it on one sample, before anything is written."""
+"""Builds a training from its recipe and tries it, before anything is written."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,17 +14,21 @@ from torch import Tensor, nn
 
 from .. import data
 from ..data.batches import Batches
-from ..errors import RunError
+from ..errors import RunError, option
 from ..layers.norm import sync_batch_norm
 from ..methods.weight_mask import mask_weight_gradients
+from ..neuron.lif import check_gradients
 from ..recipes.recipe import Recipe
-from ..run import Run
 from ..system import distributed
 from ..system.distributed import Ranks
-from .failures import first_line, logger
+from .checkpoint import preserved_rng
+from .failures import first_line, logger, out_of_memory
 from .network import Network, to_channels_last
+from .network import check_own as check_own
 from .precision import choose
 from .schedule import parameter_groups
+
+_DATA_OPTIONS = ("root", "limit", "size", "upright", "by")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Setup:
     """Everything a training consists of before its first step."""
 
     recipe: Recipe  # with precision and memory layout chosen
-    reasons: dict[str, str]  # why they were chosen, by field
+    reasons: dict[str, str]  # for these choices, by field
     device: torch.device
     ranks: Ranks
     sets: data.Splits | OwnData
@@ -45,12 +49,31 @@ class Setup:
     potential: Any  # the handle of PDA, or None
     scaling: Any  # the handle of SGS, or None
     record_steps: bool  # as a CUDA graph
-    own: list[str]  # what the user passed in place of the recipe's: "model", "data"
+    own: list[str]  # what the user passed instead of the recipe's: any of "model", "data"
 
     @property
     def evaluated(self) -> Network:
         """The network that is tested and saved."""
         return self.averaged or self.network
+
+    def describe(self) -> dict[str, Any]:
+        """The recipe as in recipe.json, without fields that the user's model or data replace."""
+        described = self.recipe.to_dict()
+        fields = described["fields"]
+        for what in self.own:
+            for name in replaced_fields(fields, what):
+                del fields[name]
+            fields[what] = f"own {what}"
+        return described
+
+
+# fields of a recipe that have no effect with the user's own model or data
+_REPLACED = {"model": ("model", "neuron", "norm"), "data": ("data", *_DATA_OPTIONS)}
+
+
+def replaced_fields(fields: Iterable[str], what: str) -> list[str]:
+    """The names of those fields that have no effect with the user's own "model" or "data"."""
+    return [name for name in fields if name.split(".")[0] in _REPLACED[what]]
 
 
 def set_up(
@@ -60,8 +83,13 @@ def set_up(
     validation: Any = None,
     test: Any = None,
     device: str | torch.device | None = None,
+    *,
+    try_step: bool = False,
 ) -> Setup:
-    """Seeds torch, builds everything and tries one sample. The arguments are those of `fit`."""
+    """Seeds torch, builds everything and tries one sample. The arguments are those of `fit`.
+
+    try_step: also try a forward and backward pass. It changes no result.
+    """
     sets = data_sets(recipe, train, validation, test)
     target, ranks = choose_device(device), distributed.current()
     torch.manual_seed(recipe.seed)
@@ -84,16 +112,15 @@ def set_up(
     if recipe.patience and sets.validation is None:
         raise RunError(
             "patience counts epochs without a better validation accuracy; "
-            "give validation=, or patience=0"
+            "give validation=, or set patience=0"
         )
+    if try_step:
+        _try_step(recipe, network, training)
     with _build_errors():
         averaged = copy.deepcopy(network) if recipe.ema else None
         optimizer = recipe.optimizer.build(parameter_groups(network.model, recipe))
         # these hook into the network, but not into its averaged copy
-        potential = recipe.potential.build(network.model) if recipe.potential else None
-        scaling = recipe.scaling.build(network.model) if recipe.scaling else None
-        if recipe.weight_mask:
-            mask_weight_gradients(network.model, recipe.weight_mask)
+        potential, scaling = _add_methods(recipe, network.model)
     seed_rank(recipe, ranks, step=0)
     return Setup(
         recipe=recipe,
@@ -134,8 +161,43 @@ def _build_network(
     return network
 
 
+def _add_methods(recipe: Recipe, model: nn.Module) -> tuple[Any, Any]:
+    """Hooks PDA, SGS and weight masks into the model; returns the handles of PDA and SGS."""
+    potential = recipe.potential.build(model) if recipe.potential else None
+    scaling = recipe.scaling.build(model) if recipe.scaling else None
+    if recipe.weight_mask:
+        mask_weight_gradients(model, recipe.weight_mask)
+    return potential, scaling
+
+
+def _try_step(recipe: Recipe, network: Network, train: Batches) -> None:
+    """Tries forward and backward of two samples on a copy; restores all random generators."""
+    size = min(2, *train.parts(0))
+    with preserved_rng(train.device):
+        x, y = train.take(torch.arange(size))
+        try:
+            trial = copy.deepcopy(network)
+        except Exception:  # a user's model that cannot be copied is tried by its first step
+            return
+        with _build_errors():
+            potential, _ = _add_methods(recipe, trial.model)
+        try:
+            trial.train()
+            with train.autocast():
+                o = trial.model(x).float()
+            loss = recipe.loss.value(o, trial.readout(o), y)
+            if potential is not None:
+                loss = loss + potential.loss()
+            loss.backward()
+            check_gradients(trial.model)
+        except (RuntimeError, ValueError, TypeError) as e:
+            if out_of_memory(e) or distributed.is_peer_failure(e):
+                raise
+            raise RunError(f"the recipe cannot be trained: {first_line(e)}") from e
+
+
 def _try_sample(network: Network, train: Batches, num_classes: int | None) -> tuple[Tensor, int]:
-    """One sample `[T, 1, ...]` that the network accepts, and the number of its outputs."""
+    """One sample `[T, 1, ...]` that the network accepts, and its number of outputs."""
     try:
         x, y = train.take(torch.zeros(1, dtype=torch.int64))
     except RunError:
@@ -155,8 +217,8 @@ def _try_sample(network: Network, train: Batches, num_classes: int | None) -> tu
         ) from e
     if o.dim() != 3 or o.shape[:2] != x.shape[:2]:
         raise RunError(
-            f"the model must give outputs over time [T, B, K]; "
-            f"it gave {list(o.shape)} for {list(x.shape)}"
+            f"the model must return outputs over time [T, B, K]; "
+            f"it returned {list(o.shape)} for an input of {list(x.shape)}"
         )
     K = o.shape[2]
     needed = num_classes or int(y.max()) + 1
@@ -168,18 +230,19 @@ def _try_sample(network: Network, train: Batches, num_classes: int | None) -> tu
 
 
 def _check_shares(train: Batches, recipe: Recipe, ranks: Ranks) -> None:
-    """Every rank needs a sample of every part of a step."""
+    """Raises RunError unless every rank gets a sample of every part of a step."""
     for number in {0, len(train) - 1}:
         if (fewest := min(train.parts(number))) < ranks.size:
             raise RunError(
                 f"batch {number} of an epoch comes in parts of {fewest} samples, "
-                f"too few for {ranks.size} ranks; change --batch_size ({recipe.batch_size}), "
-                f"--accumulate ({recipe.accumulate}) or --limit"
+                f"too few for {ranks.size} ranks; change "
+                f"{option('batch_size')} ({recipe.batch_size}), "
+                f"{option('accumulate')} ({recipe.accumulate}) or {option('limit')}"
             )
 
 
 def seed_rank(recipe: Recipe, ranks: Ranks, step: int) -> None:
-    """Seeds every rank but rank 0 differently; rank 0 draws the numbers of a single process."""
+    """Gives every rank its own seed, except rank 0, which draws the numbers of a single process."""
     if not ranks.first:
         entropy = np.random.SeedSequence((recipe.seed, ranks.rank, step))
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
@@ -194,37 +257,28 @@ def _records_steps(recipe: Recipe, device: torch.device) -> bool:
     elif torch.distributed.is_available() and torch.distributed.is_initialized():
         why = "cannot record a step of several processes; leave it out"
     elif recipe.scaling is not None:
-        why = "cannot record SGS, which looks at the graph of autograd; leave one of them out"
+        why = "cannot record SGS, which reads the autograd graph; leave one of them out"
     elif recipe.potential is not None and recipe.potential.warmup:
-        why = "cannot record PDA's warm-up, a number of the host; set potential's warmup to 0"
+        why = "cannot record PDA's warm-up, which counts on the host; set potential's warmup to 0"
     if why and recipe.cuda_graph:
-        raise RunError(f"--cuda_graph {why}")
+        raise RunError(f"{option('cuda_graph')} {why}")
     if why and device.type == "cuda":
         logger.info("steps are not recorded as a CUDA graph: it %s", why)
     return why is None
 
 
-def check_own(run: Run, **arguments: Any) -> None:
-    """Raises if `fit` was called with a model or data of the user's own that is missing now."""
-    for what, value in arguments.items():
-        if what in run.own() and value is None:
-            missing = {"model": "model=", "data": "train= and test="}[what]
-            raise RunError(
-                f"{run.path} was trained with a {what} of your own; give {missing} again, in Python"
-            )
-
-
 def data_sets(recipe: Recipe, train: Any, validation: Any, test: Any) -> data.Splits | OwnData:
+    """The user's data sets if there are any, else those of the recipe."""
     if train is None:
         if validation is not None or test is not None:
-            raise RunError("validation= and test= need train= beside them")
+            raise RunError("validation= and test= need train= as well")
         with distributed.current().rank0_first():
             return load_data(recipe)
     return OwnData(train, validation, test)
 
 
 def load_data(recipe: Recipe) -> data.Splits:
-    """The data set that a recipe names, with the options of data sets that are fields of the recipe."""
+    """The data set of a recipe, with its options that are fields of the recipe."""
     options = {
         name: getattr(recipe, name)
         for source in data.catalogue()
@@ -245,17 +299,18 @@ class OwnData:
     validation: Any
     test: Any
     num_classes: int | None = None
-    note: str = "data sets of the user's own"
+    note: str = "own data"
     credit: str = ""
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device to train on; None: a GPU if there is one. Raises RunError if it is missing."""
     try:
         found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as e:
         raise RunError(f"unknown device {device!r}; use cpu, cuda or cuda:1") from e
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise RunError("no CUDA device can be used here; use --device cpu")
+        raise RunError(f"no CUDA device is available; use {option('device', 'cpu')}")
     if found.type == "cuda":
         # with its index, as tensors have it; streams and graphs are created on the current device
         number = torch.cuda.current_device() if found.index is None else found.index
@@ -264,8 +319,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
             number = distributed.local_rank()
         if number >= present:
             raise RunError(
-                f"there are {present} GPUs here; start as many ranks, "
-                f"--nproc-per-node={present}, or use --device cpu"
+                f"this machine has {present} GPUs; start at most as many ranks "
+                f"(--nproc-per-node={present}), or use {option('device', 'cpu')}"
             )
         found = torch.device("cuda", number)
         torch.cuda.set_device(found)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import RunError
+from ..errors import RunError, option
 from ..neuron.lif import check_gradients, neuron_parameters
 from ..readout import TWO
 from ..system import distributed
@@ -31,8 +31,8 @@ class Step:
     """Takes one step after the other on the network of a `Setup`."""
 
     def __init__(self, setup: Setup, where: object, not_recorded: Callable[[str], None]) -> None:
-        """where: its text names the position in error messages. not_recorded: is told why no CUDA
-        graph could be recorded."""
+        """where: its text is the position in error messages. not_recorded: called with the reason
+        if no CUDA graph can be recorded."""
         self.setup = setup
         self.where = where
         self.number = 0  # of the next step
@@ -109,13 +109,13 @@ class Step:
             loss = loss + setup.potential.loss()
         loss = loss * (len(y) * setup.ranks.size / batch_size)  # gradients are averaged over ranks
         loss.backward()
-        y = y.argmax(-1) if y.dim() == 2 else y  # of a mixed sample the larger share counts
+        y = y.argmax(-1) if y.dim() == 2 else y  # mixed samples count as their larger share
         if isinstance(readout, TWO):
             readout.observe(o.detach(), y)
         return loss.detach(), (logits.detach().argmax(-1) == y).sum()
 
     def freeze_neurons(self) -> None:
-        """The parameters of neurons learn no more."""
+        """Stops the learning of the neurons' parameters."""
         learning = [p for p in neuron_parameters(self.setup.network.model) if p.requires_grad]
         for parameter in learning:
             parameter.requires_grad_(False)
@@ -123,7 +123,7 @@ class Step:
             self.replayed.forget()
 
     def end_epoch(self) -> None:
-        """Checks what the epoch came to and lets the readout learn from it."""
+        """Checks that the weights are finite and updates the readout."""
         setup = self.setup
         self._check_finite()
         readout = setup.network.readout
@@ -138,14 +138,17 @@ class Step:
         self.samples = 0
 
     def read(self) -> tuple[float, int]:
-        """Waits for the device; returns the losses and correct answers of this epoch."""
+        """Waits for the device; returns the sums of losses and correct answers in this epoch."""
         loss_sum, correct = self._finite_sums()
         if self.samples:
             self.loss = loss_sum / self.samples
         return loss_sum, correct
 
     def _finite_sums(self, x: Tensor | None = None) -> tuple[float, int]:
-        """Losses and correct answers; x: the input of this step, to find where NaN came from."""
+        """Sums of losses and correct answers. x: the input of this step, to find where NaN began.
+
+        Raises RunError if the loss or the gradient is not finite.
+        """
         losses, correct, norms = self.sums.tolist()
         if math.isfinite(losses) and math.isfinite(norms):
             return losses, int(correct)
@@ -157,7 +160,7 @@ class Step:
             raise self._diverged(f"{text}: {origin(self.setup.network.model, x)}")
 
     def _check_finite(self) -> None:
-        """Raises if anything became NaN or infinite, before it replaces a good checkpoint."""
+        """Raises RunError for NaN or infinity, before it can replace a good checkpoint."""
         self.read()
         for name, value in self.setup.network.state_dict().items():
             if not bool(torch.isfinite(value).all()):
@@ -166,18 +169,18 @@ class Step:
     def _diverged(self, what: str) -> RunError:
         lr = self.setup.recipe.optimizer.lr
         return RunError(
-            f"{what}; start anew with a lower --optimizer.lr ({lr}) or with --clip 1 "
-            "(the last checkpoint is intact)"
+            f"{what}; train again with a lower {option('optimizer.lr')} ({lr}) "
+            f"or with {option('clip', 1)} (the last checkpoint is intact)"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint; raises if anything in it is not finite."""
+        """The state for a checkpoint. Raises RunError if anything in it is not finite."""
         setup = self.setup
         self._check_finite()
         return {
             "network": setup.network.state_dict(),
             "averaged": setup.averaged and setup.averaged.state_dict(),
-            # without its groups, which are those of the recipe
+            # without the parameter groups, which the recipe defines
             "optimizer": {"state": setup.optimizer.state_dict()["state"]},
             "potential": setup.potential and setup.potential.state_dict(),
             "sums": [*self.read(), self.samples],

@@ -1,10 +1,10 @@
-"""`Trainer`: the epochs of a run, what is saved and when, and its end.
+"""`Trainer`: the epochs of a run, its checkpoints and its end.
 
 On the same machine, a resumed run is bit-identical to an uninterrupted one. The checkpoint
-therefore holds the weights, the averaged weights, the optimizer, the readout with its counts, which
-synaptic layers compute sparsely, the state of every random generator, the position in the epoch and
-the log. The best epoch is chosen on the validation split, never on the test set. Under torchrun,
-each rank trains on its share of every batch, and only rank 0 writes to the folder.
+therefore contains the weights, the averaged weights, the optimizer, the readout with its counts,
+the sparsity plan, the state of every random generator, the position in the epoch and the log. The
+best epoch is chosen on the validation split, never on the test set. Under torchrun, each rank
+trains on its share of every batch, and only rank 0 writes to the folder.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from ..errors import RunError
+from ..errors import RunError, option
 from ..layers import sparsity
 from ..recipes.recipe import Recipe
 from ..run import Run
@@ -35,16 +36,18 @@ from .environment import environment
 from .evaluate import accuracy_and_loss, measure_test
 from .failures import first_line, step_errors
 from .interrupt import StopRequest, stop_on_signal
+from .network import mismatch
 from .schedule import mask_probability, set_mask_probability
 from .setup import Setup, seed_rank, set_up
 from .step import Step
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
-    """The outcome of a run; accuracies lie in [0, 1].
+    """The result of a run; accuracies lie in [0, 1].
 
-    `test_accuracy` belongs to the epoch with the best validation accuracy.
+    `test_accuracy` belongs to the epoch with the best validation accuracy; without a validation
+    set, to the last epoch.
     """
 
     run: str
@@ -55,10 +58,43 @@ class Result:
     epochs: int
     seconds: float
 
+    @property
+    def history(self) -> dict[str, np.ndarray]:
+        """Loss, accuracies, learning rate and seconds as arrays `[epochs]`, read from the log.
+
+        NaN where a value does not exist, as without a validation set.
+        """
+        log = [e for e in Run.open(self.run).log() if e["event"] == "epoch"]
+        return {name: np.array([e.get(name) for e in log], float) for name in _HISTORY}
+
+    def __repr__(self) -> str:
+        chosen = "the last" if self.validation_accuracy is None else "best by validation"
+        parts = [
+            f"run {self.run!r}",
+            f"test accuracy {_percent(self.test_accuracy)}",
+            f"epoch {self.best_epoch} of {self.epochs} ({chosen})",
+            f"{self.seconds:.1f} s",
+        ]
+        return f"Result({', '.join(parts)})"
+
+
+_HISTORY = (
+    "loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "lr",
+    "seconds",
+)
+
+
+def _percent(share: float | None) -> str:
+    return "not measured" if share is None else f"{100 * share:.2f} %"
+
 
 def rehearse(recipe: Recipe, steps: int, device: str | None = None) -> tuple[list[float], bool]:
-    """Makes a short run and deletes it; seconds per step, and whether there is BatchNorm."""
-    setup = set_up(recipe, device=device)
+    """Makes a short run and deletes it; the seconds of each step, and whether it has BatchNorm."""
+    setup = set_up(recipe, device=device, try_step=True)
     setup = replace(
         setup,
         validation=setup.validation and setup.validation.first_part(),
@@ -87,7 +123,7 @@ class Trainer:
         self.step = Step(setup, self.progress, self._not_recorded)
 
     def train(self, report: bool = True) -> Result:
-        """Trains from where the run stands to its end."""
+        """Trains from the current position to the end."""
         recipe, progress = self.setup.recipe, self.progress
         with self._lost_rank():
             begun = self.ranks.on_rank0(lambda: self.run.has("last.ckpt"))
@@ -95,7 +131,7 @@ class Trainer:
             self._say(
                 "start",
                 run=str(self.run.path),
-                recipe=recipe.to_dict(),
+                recipe=self.setup.describe(),
                 epochs=recipe.epochs,
                 epoch=progress.epoch,
                 chosen=self.setup.reasons,
@@ -110,7 +146,7 @@ class Trainer:
             return self._finish(report)
 
     def rehearse(self, steps: int) -> list[float]:
-        """Does everything that a run does, with few steps; returns the seconds of every step."""
+        """Does everything that a run does, with few steps; returns the seconds of each step."""
         train = self.setup.train
         with step_errors(self.progress):
             self._begin()
@@ -126,7 +162,7 @@ class Trainer:
         return seconds
 
     def _begin(self) -> dict[str, Any] | None:
-        """Writes what a run starts with; returns the first `watch` event, if there is one."""
+        """Writes the first files of a run; returns the first `watch` event, if there is one."""
         if self.ranks.first:
             self.run.write_json("env.json", environment(self.setup))
             self.run.append_log(events.initial(self.setup))
@@ -150,7 +186,7 @@ class Trainer:
                 progress.epoch_seconds = before + now - started
                 self._say_batch()
                 due = self.ranks.first and now - saved >= recipe.checkpoint_seconds
-                # all ranks at the same step
+                # all ranks stop and save at the same step
                 stopped, due = map(bool, self.ranks.all_reduce(stop.requested, due))
                 if stopped or due:
                     self.save()
@@ -172,7 +208,7 @@ class Trainer:
         progress, evaluated = self.progress, self.setup.evaluated
         self.step.end_epoch()
         started = time.monotonic()
-        release_heap()  # testing needs pieces of other sizes than training
+        release_heap()  # testing needs other sizes of memory blocks than training
         event = events.epoch(self.setup, self.step, progress)
         best = progress.update_best(event["validation_accuracy"], event["validation_loss"])
         if best and self.ranks.first:
@@ -200,7 +236,7 @@ class Trainer:
         return 0 < self.setup.recipe.patience <= self.progress.bad_epochs
 
     def _finish(self, report: bool) -> Result:
-        """Tests the last and the best epoch; writes weights, measurements, log and report."""
+        """Tests the last and the best epoch; writes weights, evaluation, log and report."""
         progress, final = self.progress, self.setup.evaluated
         assert progress.best is not None
         accuracy = last = self._test_accuracy()
@@ -264,14 +300,15 @@ class Trainer:
     def _not_recorded(self, why: str) -> None:
         if self.setup.recipe.cuda_graph:
             raise RunError(
-                f"--cuda_graph: this step cannot be recorded ({why}); set --cuda_graph False"
+                f"{option('cuda_graph')}: this step cannot be recorded ({why}); "
+                f"set {option('cuda_graph', False)}"
             )
-        text = f"steps are launched one kernel after the other, as they cannot be recorded: {why}"
+        text = f"kernels are launched one by one, as this step cannot be recorded: {why}"
         self._say("cuda_graph", text=text)
 
     @contextmanager
     def _lost_rank(self) -> Iterator[None]:
-        """Explains in one line that another rank ended."""
+        """Explains in one line that another rank has ended."""
         try:
             yield
         except RuntimeError as e:
@@ -280,7 +317,7 @@ class Trainer:
             again = distributed.command("resume", self.run.path)
             raise RunError(
                 f"another rank ended in epoch {self.progress.epoch}; "
-                f"go on from the last checkpoint with: {again}"
+                f"continue from the last checkpoint with: {again}"
             ) from e
 
     # ---- checkpoints ---------------------------------------------------------------------------
@@ -307,22 +344,29 @@ class Trainer:
             self.run.write("last.ckpt", checkpoint.to_bytes(state))
 
     def restore(self) -> None:
-        """Continues from the checkpoint; a different number of ranks draws other random numbers."""
+        """Loads the checkpoint. A different number of ranks draws other random numbers.
+
+        Raises RunError if it is damaged or belongs to another network.
+        """
         path = self.run.path / "last.ckpt"
         state = self.ranks.on_rank0(lambda: checkpoint.read_last(self.run))
         checkpoint.check_recipe(state, self.setup.recipe, path)
         try:
+            if difference := mismatch(self.setup.network, state["network"]):
+                raise ValueError(difference)
             self._load_state_dict(state)
-        except Exception as e:  # whatever a damaged checkpoint makes of it
+        except Exception as e:  # a damaged checkpoint can raise almost anything
+            needed = "the model= that it was trained with" if self.setup.own else "its own recipe"
             raise RunError(
-                f"{path} does not fit this network ({first_line(e)}); give fit's own model= again"
+                f"{path} belongs to another network or is damaged: {first_line(e)}; "
+                f"resume it with {needed}"
             ) from e
-        if self.progress.best is not None:  # damage is reported now, not after hours of training
+        if self.progress.best is not None:  # reports damage now, not after hours of training
             self.ranks.on_rank0(lambda: checkpoint.read(self.run, "best.ckpt"))
         self.run.put_back_log(state["log"])
 
     def _load_state_dict(self, state: dict[str, Any]) -> None:
-        """A checkpoint is untrusted input: what its reader does not check is checked here."""
+        """A checkpoint is untrusted input: checks what its reader does not check."""
         setup, ranks = self.setup, state["ranks"]
         same_ranks = len(ranks) == self.ranks.size
         own = ranks[self.ranks.rank if same_ranks else 0]

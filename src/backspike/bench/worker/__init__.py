@@ -1,5 +1,5 @@
-"""What runs in a process of its own for each implementation that `backspike bench` compares.
+"""The code that runs in the process of each implementation that `backspike bench` compares.
 
-It needs torch and the standard library; backspike and its peers are imported only by the file in `libraries/` that bears their
-name. So the Python of an environment without backspike can run it, under whatever name the package is loaded.
+It needs only torch and the standard library. Each library, including backspike, is imported only by
+its own file in `libraries/`, so a Python without backspike can run this package, under any name.
 """

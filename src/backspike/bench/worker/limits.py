@@ -1,7 +1,8 @@
-"""What no implementation can beat without leaving work out: the machine's copying, and the products of a network alone.
+"""Lower limits for the time of any implementation that does all the work.
 
-`Copy` moves the 16 bytes per element-step that a neuron layer in float32 has to move: its input and its spikes, the two
-gradients. `Products` runs the convolutions and matrix products of the network's forward and backward pass and nothing else.
+`Copy` moves the 16 bytes per neuron and timestep that a float32 neuron layer has to move: input,
+spikes and their gradients. `Products` runs only the convolutions and matrix products of the
+network's forward and backward passes.
 """
 
 from __future__ import annotations
@@ -17,18 +18,17 @@ from . import networks
 from .libraries.plain import Parts
 from .task import Settings, Workload
 
-COPIED = (
-    2**27
-)  # bytes read and as many written, where the workload does not say: well beyond the cache
+# bytes read, and as many written, if the workload does not determine them: far beyond any cache
+COPIED = 2**27
 
 
 class Copy:
+    """Copies a buffer."""
+
     def __init__(self, work: Workload, settings: Settings) -> None:
         size = 8 * work.T * work.B if work.kind == "neuron" else COPIED
-        self.a, self.b = (
-            torch.ones(size // 4, device=settings.device),
-            torch.zeros(size // 4, device=settings.device),
-        )
+        self.a = torch.ones(size // 4, device=settings.device)
+        self.b = torch.zeros(size // 4, device=settings.device)
 
     def iteration(self) -> None:
         self.b.copy_(self.a)
@@ -38,14 +38,15 @@ class Copy:
 
 
 class Products:
-    """Forward, weight gradient and, but for the first layer, input gradient of every convolution and linear layer."""
+    """Output, weight gradient and (except in the first layer) input gradient of all layers."""
 
     def __init__(self, work: Workload, settings: Settings) -> None:
         self.dtype = torch.bfloat16 if settings.bfloat16 else torch.float32
         self.layout = torch.channels_last if settings.channels_last else torch.contiguous_format
         self.runs: list[Callable[[], object]] = []
         self.device = settings.device
-        self.flop, self.moved = 0, 0
+        self.flop = 0
+        self.moved = 0
         self.inputs: list[float] = []
         for module, shape, share in _layers(work, settings):
             self.inputs.append(share)
@@ -60,8 +61,9 @@ class Products:
             run()
 
     def facts(self) -> dict[str, Any]:
-        """inputs: the share of entries that are not zero in what each product is given. moved: bytes that products, and
-        BatchNorm and neurons in one op between them, read and write."""
+        """inputs: share of nonzero inputs by layer. moved: bytes read and written by the products,
+        and by BatchNorm fused with the neuron between them.
+        """
         return {"flop": self.flop, "inputs": self.inputs, "moved": self.moved}
 
     def _tensor(self, shape: tuple[int, ...]) -> Tensor:
@@ -100,16 +102,21 @@ class Products:
         self._move(x, g, first)
 
     def _move(self, x: Tensor, y: Tensor, first: bool) -> None:
-        """Each product reads two of input, output and their gradients and writes the third. A BatchNorm with its neuron reads y
-        for the statistics and again for the spikes, which it writes; then twice y and the gradient, and writes one."""
+        """Counts the bytes moved by a layer with input x and output y.
+
+        Each product reads two of input, output and weights (or their gradients) and writes the
+        third. BatchNorm with its neuron reads y for the statistics, reads it again and writes the
+        spikes; in backward it reads y and the gradient twice and writes one gradient.
+        """
         products, neuron = 2 if first else 3, 8
         self.moved += x.element_size() * (products * (x.numel() + y.numel()) + neuron * y.numel())
 
 
 @torch.no_grad()
 def _layers(work: Workload, settings: Settings) -> list[tuple[Any, tuple[int, ...], float]]:
-    """Every convolution and linear layer of the network with the shape of its input, T folded into the batch, and the share
-    of it that is not zero."""
+    """Every convolution and linear layer, the shape of its input (T folded into the batch), and its
+    share of nonzero values.
+    """
     seen: list[tuple[Any, tuple[int, ...], float]] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -124,7 +131,7 @@ def _layers(work: Workload, settings: Settings) -> list[tuple[Any, tuple[int, ..
             m.register_forward_pre_hook(note)
     x, _ = networks.data(work)
     model(lib.repeat(x, work.T) if work.static else x)
-    if work.static:  # once is enough
+    if work.static:  # a static input is computed once
         module, shape, share = seen[0]
         seen[0] = (module, (shape[0] // work.T, *shape[1:]), share)
     return seen

@@ -1,10 +1,10 @@
-"""What a worker does when asked.
+"""The requests that a worker answers.
 
-    set up   imports the library, makes the data, measures the peak memory of three iterations of the fresh process
-    gate     computes the small network for the comparison with float64
-    run      iterations for about so long, each timed
+    set_up   import the library, make the data, run three iterations and measure their peak memory
+    gate     compute the small network for the comparison with float64
+    run      time iterations for about the given number of seconds
 
-An exception is an answer too, as text: its class may exist only here.
+Exceptions are sent as text, since their class may not exist in the other process.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ from .memory import DevicePeak, Peak, system, use_heap
 from .task import Settings, Workload
 from .training import Layer, Network
 
+# iterations queued on a GPU before waiting for it; their mean is the time of one
+IN_FLIGHT = 5
+
 
 def main() -> None:
+    """Answers requests until the pipe is closed."""
     system("workers").serve(Worker().answer)
 
 
-IN_FLIGHT = (
-    5  # iterations that a GPU is given before anyone waits for it; their mean is the time of one
-)
-
-
 class Worker:
+    """One implementation of one workload."""
+
     task: Any
 
     def answer(self, do: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Runs the method named `do`; an exception becomes {"error": text}."""
         try:
             return getattr(self, do)(**request)
         except Exception as e:
@@ -78,9 +80,7 @@ class Worker:
 
     def run(self, seconds: float) -> dict[str, Any]:
         times = self._times(1)
-        if (
-            times[0] < seconds / 4
-        ):  # where iterations are short the cache counts, and the first does not
+        if times[0] < seconds / 4:  # discard a short first iteration: its cache is cold
             times = []
         while sum(times) < seconds:
             times += self._times(1)
@@ -108,12 +108,10 @@ class Worker:
 
 
 def _wake(settings: Settings) -> None:
-    """Starts the threads and loads the code that any training needs, so that its memory is not the network's."""
+    """Starts threads and loads the code that any training needs, before memory is measured."""
     with torch.autocast(settings.device, torch.bfloat16, enabled=settings.bfloat16):
-        convolution, linear = (
-            torch.nn.Conv2d(3, 8, 3).to(settings.device),
-            torch.nn.Linear(8 * 36, 8).to(settings.device),
-        )
+        convolution = torch.nn.Conv2d(3, 8, 3).to(settings.device)
+        linear = torch.nn.Linear(8 * 36, 8).to(settings.device)
         outputs = linear(convolution(torch.rand(8, 3, 8, 8, device=settings.device)).flatten(1))
     torch.nn.functional.cross_entropy(
         outputs.float(), torch.arange(8, device=settings.device)

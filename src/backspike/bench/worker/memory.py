@@ -1,4 +1,4 @@
-"""The memory of this process, or of its GPU: how much more it takes at its peak, and whether freed memory stays with it."""
+"""Peak memory of this process or its GPU, and its setting for freed memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class DevicePeak:
-    """The same of a GPU, as torch's allocator counts it."""
+    """The peak increase of GPU memory in bytes, as counted by torch's allocator."""
 
     how = "torch.cuda.max_memory_allocated"
 
@@ -32,12 +32,12 @@ class DevicePeak:
 
 
 class Peak:
-    """Bytes that the process has taken at most since this was made, beyond what it had then."""
+    """The peak increase of the process's memory in bytes since this object was made."""
 
     def __init__(self) -> None:
         gc.collect()
         try:
-            _CLEAR.write_text("5")  # the peak so far is forgotten
+            _CLEAR.write_text("5")  # resets the peak
             self.how = "VmHWM"
         except OSError:
             self.how = "ru_maxrss"
@@ -59,8 +59,10 @@ def _kilobytes(field: str) -> int:
 
 
 def use_heap(settings: Settings) -> bool:
-    """Has this process do with freed memory what the settings say, as `bs.keep_heap` and `bs.lean_heap` do for any library;
-    False where that cannot be had, or where they say nothing."""
+    """Sets what happens to freed memory, as `bs.keep_heap` and `bs.lean_heap` do.
+
+    Returns whether a setting was asked for and took effect.
+    """
     ours = settings.library == "ours"
     heap: Any = import_module("backspike.system.heap") if ours else system("heap")
     heap.use(settings.heap)
@@ -68,7 +70,7 @@ def use_heap(settings: Settings) -> bool:
 
 
 def system(name: str) -> Any:
-    """The module backspike.system.NAME, loaded from its file: this Python may not have backspike."""
+    """The module backspike.system.NAME, loaded by path, as backspike may not be installed."""
     file = Path(__file__).parents[2] / "system" / f"{name}.py"
     spec: Any = importlib.util.spec_from_file_location(name, file)
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))

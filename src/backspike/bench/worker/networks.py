@@ -1,6 +1,7 @@
-"""The networks of the bench, built from any library's parts, and their weights and data, equal for all from one seed.
+"""The networks of the bench, built from any library's layers, with the same weights and data.
 
-The last layer of each does not spike: outputs `[T, B, K]`. Parameters come in one order, whichever library is used.
+The last layer does not spike; the outputs are `[T, B, K]`. The order of the parameters is the same
+for all libraries.
 """
 
 from __future__ import annotations
@@ -17,37 +18,37 @@ from .task import Neuron, Workload
 
 
 class Library(Protocol):
-    """The parts that a file in `libraries/` gives."""
+    """The layers that each file in `libraries/` provides."""
 
-    layers: Any  # Conv2d, BatchNorm2d, MaxPool2d, ... under torch.nn's names
+    layers: Any  # Conv2d, BatchNorm2d, MaxPool2d, ... with the names of torch.nn
 
     def facts(self, width: float | None) -> Neuron:
         """The neuron that `neuron(width)` computes."""
 
     def neuron(self, width: float | None) -> nn.Module:
-        """A layer of neurons `[T, B, ...]`, ATan of alpha 2 or a rectangle of that width as surrogate, if the library can."""
+        """A neuron layer on `[T, B, ...]`; surrogate: ATan(2), or a rectangle of this width."""
 
     def over_time(self, *layers: nn.Module) -> nn.Module:
         """Stateless layers on `[T, B, ...]`."""
 
     def chain(self, *layers: nn.Module) -> nn.Module:
-        """One after the other."""
+        """The modules in sequence."""
 
     def residual(self, inputs: int, outputs: int, stride: int) -> nn.Module:
-        """The block of SEW-ResNet with ADD: the library's own, or `Residual` of its parts."""
+        """A SEW-ResNet block with ADD: the library's own, or `Residual`."""
 
     def finish(self, model: nn.Module) -> nn.Module:
-        """Whatever the library wants done to a built model."""
+        """Finishes a built model as the library requires."""
 
     def reset(self, model: nn.Module) -> None:
-        """What its users call between two batches."""
+        """Resets the state between two batches."""
 
     def repeat(self, x: Tensor, T: int) -> Tensor:
-        """x `[B, ...]` at every timestep, as its users write it."""
+        """x `[B, ...]` repeated to `[T, B, ...]`."""
 
 
 class Residual(nn.Module):
-    """The block of SEW-ResNet (Fang et al. 2021) with ADD, from the parts of a library."""
+    """A SEW-ResNet block with ADD (Fang et al. 2021), from the layers of a library."""
 
     def __init__(self, lib: Library, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ def spiking(
 
 
 def build(work: Workload, lib: Library) -> nn.Module:
-    """The network of a workload with the weights of its seed."""
+    """The network of a workload, with the weights of its seed."""
     parts = {"fc": _fc, "vgg": _vgg, "resnet": _resnet}[work.kind](work, lib)
     model = lib.finish(lib.chain(*parts))
     fill(model, work)
@@ -126,7 +127,10 @@ def _resnet(work: Workload, lib: Library) -> list[nn.Module]:
 
 
 def fill(model: nn.Module, work: Workload) -> None:
-    """Normal weights of variance 2/inputs, the same numbers for every library; biases at 0, or at the shift of a current."""
+    """Sets normal weights of variance 2 / inputs, the same for every library.
+
+    Biases are 0, or the shift of the workload.
+    """
     generator = torch.Generator().manual_seed(work.seed)
     shifts = iter(work.shifts)
     with torch.no_grad():
@@ -135,21 +139,26 @@ def fill(model: nn.Module, work: Workload) -> None:
                 values = torch.randn(p.shape, generator=generator) * math.sqrt(2 / p[0].numel())
                 p.copy_(values)
         for m in model.modules():
-            if isinstance(
-                m, nn.Linear | nn.BatchNorm2d
-            ):  # what gives the current of a hidden layer, in their order; then the last
+            # they produce the input currents of the hidden layers, in order; then the last layer
+            if isinstance(m, nn.Linear | nn.BatchNorm2d):
                 m.bias.fill_(next(shifts, 0.0))
 
 
 def weights(model: nn.Module) -> list[nn.Parameter]:
+    """The trainable parameters."""
     return [p for p in model.parameters() if p.requires_grad]
 
 
 def data(work: Workload) -> tuple[Tensor, Tensor]:
-    """(x, y). x: `[T, B, ...]`, or `[B, ...]` where it is static; for a neuron alone y is the gradient that comes in."""
+    """Input and labels, from the seed.
+
+    x: `[T, B, ...]`, or `[B, ...]` if static; y: `[B]`. For a single neuron layer both are
+    `[T, B]`, and y is the gradient of the spikes.
+    """
     generator = torch.Generator().manual_seed(work.seed + 1)
     if work.kind == "neuron":
-        return tuple(torch.randn(work.T, work.B, generator=generator) for _ in range(2))  # type: ignore[return-value]
+        x = torch.randn(work.T, work.B, generator=generator)
+        return x, torch.randn(work.T, work.B, generator=generator)
     shape: Sequence[int] = (
         (work.channels, work.size, work.size) if work.size else (int(work.layout[0]),)
     )

@@ -1,4 +1,4 @@
-"""One iteration, forward, backward and SGD step, of a network or a neuron layer alone; and what it computes, for the gate."""
+"""A training iteration of a network or a single neuron layer, and its results for the gate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import networks
 from .networks import Library
 from .task import Settings, Workload
 
-LEARNING_RATE = 1e-12  # so small that the densities stay what they were set to
+LEARNING_RATE = 1e-12  # so small that the densities do not change
 
 
 class Network:
@@ -29,8 +29,8 @@ class Network:
             if self.x.dim() >= 4:
                 self.x = _channels_last(self.x)
         self.optimizer = torch.optim.SGD(networks.weights(self.model), lr=LEARNING_RATE)
-        offers: Any = lib  # to record an iteration: ours alone
-        self.iteration = offers.recorded(self._iteration) if settings.graph else self._iteration
+        recording: Any = lib  # only ours can record an iteration
+        self.iteration = recording.recorded(self._iteration) if settings.graph else self._iteration
 
     def _iteration(self) -> None:
         self.optimizer.zero_grad()
@@ -45,7 +45,7 @@ class Network:
         return cross_entropy(outputs.float().mean(0), self.y)
 
     def facts(self) -> dict[str, Any]:
-        """The share of spikes in what each neuron layer gives."""
+        """The firing rate of each neuron layer."""
         shares: list[float] = []
         kind = type(self.lib.neuron(None))
         layers = [m for m in self.model.modules() if isinstance(m, kind)]
@@ -60,7 +60,7 @@ class Network:
         return {"spikes": shares}
 
     def computed(self) -> dict[str, Any]:
-        """Loss and gradients before any step."""
+        """Loss and gradients before any optimizer step."""
         self.optimizer.zero_grad()
         loss = self._loss()
         loss.backward()
@@ -69,7 +69,7 @@ class Network:
 
 
 class Layer:
-    """Neurons alone, `[T, N]`; x and the gradient that arrives at the spikes are given, and only x has a gradient."""
+    """A single neuron layer on `[T, N]`, with a given gradient of the spikes."""
 
     def __init__(
         self, work: Workload, lib: Library, settings: Settings, given: tuple[Tensor, Tensor]
@@ -102,6 +102,6 @@ class Layer:
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """x `[..., C, H, W]` with the channels closest in memory."""
+    """x `[..., C, H, W]` in channels-last memory layout."""
     folded = x.reshape(-1, *x.shape[-3:]).contiguous(memory_format=torch.channels_last)
     return folded.view(x.shape)

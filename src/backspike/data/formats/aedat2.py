@@ -1,8 +1,9 @@
 """AEDAT 2.0 recordings of a DVS128 camera.
 
-Header lines that begin with `#`, the first `#!AER-DAT2.0`; then 8 bytes an event, big-endian: a 32-bit address and a time in
-microseconds. In the address bit 0 is the polarity, bits 1-7 are x, 8-14 y, and bit 15 marks an event that is no pixel's, which
-is dropped; the bits above are zero. Format: iniVation's description of AEDAT 2.0 and its DVS128 addresses.
+Header lines begin with `#`, the first one with `#!AER-DAT2.0`. Then follow 8 bytes per event,
+big-endian: a 32-bit address and a time in microseconds. In the address, bit 0 is the polarity, bits
+1-7 are x, 8-14 are y, and bit 15 marks an event that comes from no pixel and is dropped; the bits
+above are zero. Format: iniVation's description of AEDAT 2.0 and its DVS128 addresses.
 """
 
 import numpy as np
@@ -16,11 +17,12 @@ SIDE = 128
 
 
 def decode(data: bytes, name: str = "<bytes>", upright: bool = True) -> Events:
-    """The events of one `.aedat` file, in file order; times are unsigned, so that passing 2^31 us keeps the order.
+    """The events of one `.aedat` file, in file order.
 
-    `upright`: x = 127 - y, y = 127 - x and polarity 1 - p of the address bits; otherwise x, y and
-    polarity as the bits are.
-    Raises DataError for another header, for an incomplete last event, for an address that is no DVS128's.
+    Times are unsigned, so the order is right beyond 2^31 us. upright: x = 127 - y, y = 127 - x and
+    polarity 1 - p of the address bits; otherwise x, y and polarity are the bits themselves.
+    Raises DataError for another header, an incomplete last event, and an address that does not
+    belong to a DVS128.
     """
     start = _events_start(data, name)
     count, rest = divmod(len(data) - start, EVENT_BYTES)
@@ -37,12 +39,10 @@ def decode(data: bytes, name: str = "<bytes>", upright: bool = True) -> Events:
         raise DataError.at(
             name,
             start + i * EVENT_BYTES,
-            f"address {where} is no pixel of a DVS128; damaged, or another camera",
+            f"address {where} is no pixel of a DVS128; the file is damaged or from another camera",
         )
-    address, t = (
-        halves[1::4].astype(np.uint16),
-        np.frombuffer(data, ">u4", offset=start)[1::2].astype(np.int64),
-    )
+    address = halves[1::4].astype(np.uint16)
+    t = np.frombuffer(data, ">u4", offset=start)[1::2].astype(np.int64)
     if address.max(initial=0) >= 1 << 15:
         pixel = address < 1 << 15
         address, t = address[pixel], t[pixel]
@@ -53,24 +53,16 @@ def decode(data: bytes, name: str = "<bytes>", upright: bool = True) -> Events:
 
 
 def encode(events: Events, upright: bool = True) -> bytes:
-    """The bytes of an `.aedat` file; `decode(encode(events, upright), upright=upright)` gives the events back.
+    """The bytes of an `.aedat` file, such that `decode` with the same `upright` returns `events`.
 
-    Raises DataError naming the first event that does not fit: outside 128 x 128 pixels, a polarity other than 0 and 1, a time
-    outside [0, 2^32) us.
+    Raises DataError for the first event that does not fit: a pixel outside 128 x 128, a polarity
+    other than 0 and 1, a time outside [0, 2^32) us.
     """
     x, y, t, p = (
         np.asarray(field).astype(np.int64) for field in (events.x, events.y, events.t, events.p)
     )
-    fits = (
-        (x >= 0)
-        & (x < SIDE)
-        & (y >= 0)
-        & (y < SIDE)
-        & (p >= 0)
-        & (p < 2)
-        & (t >= 0)
-        & (t < 1 << 32)
-    )
+    limits = ((x, SIDE), (y, SIDE), (p, 2), (t, 1 << 32))
+    fits = np.logical_and.reduce([(axis >= 0) & (axis < end) for axis, end in limits])
     if not fits.all():
         i = int(np.argmin(fits))
         raise DataError(
@@ -83,9 +75,9 @@ def encode(events: Events, upright: bool = True) -> bytes:
 
 
 def _events_start(data: bytes, name: str) -> int:
-    """Where the header ends: events never begin with `#`, their first byte being zero."""
+    """The end of the header: events never begin with `#`, because their first byte is zero."""
     if not data.startswith(VERSION):
-        raise DataError.at(name, 0, f"no AEDAT 2.0 file: begins with {data[:14]!r}")
+        raise DataError.at(name, 0, f"not an AEDAT 2.0 file: it begins with {data[:14]!r}")
     start = 0
     while data[start : start + 1] == b"#":
         end = data.find(b"\n", start)

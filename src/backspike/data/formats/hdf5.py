@@ -1,10 +1,11 @@
 """Spikes of numbered channels in HDF5 files.
 
-`spikes/times` and `spikes/units` hold one array of variable length for each sample, seconds and channel numbers; `labels` the
-classes. Cramer, Stradmann, Schemmel, Zenke 2020, doi:10.1109/TNNLS.2020.3044364. Read through h5py (the extra `events`), by
-path and sample by sample: the files reach gigabytes. A file that refers to others, or claims more than it holds, is refused.
-HDF5 is a large C library, in which damage can loop for ever or end the process: it runs in a worker, which may take SECONDS
-for each answer.
+`spikes/times` and `spikes/units` hold one variable-length array per sample, with seconds and
+channel numbers; `labels` holds the classes. Cramer, Stradmann, Schemmel, Zenke 2020,
+doi:10.1109/TNNLS.2020.3044364. h5py (the extra `events`) reads them by path and sample by sample,
+because files can have gigabytes. A file that refers to others, or claims more than it contains, is
+refused. HDF5 is a large C library in which damage can cause endless loops and crashes: it runs in a
+worker that has SECONDS for each answer.
 """
 
 import math
@@ -26,7 +27,10 @@ SECONDS = 60
 
 
 def labels(path: Path, num_classes: int) -> np.ndarray:
-    """The classes of all samples, int64 [N]. Raises DataError for a file that is damaged or no file of spikes."""
+    """The classes of all samples, int64 [N].
+
+    Raises DataError for a file that is damaged or contains no spikes.
+    """
     with _reader(path) as ask:
         return ask(_labels, num_classes)
 
@@ -35,7 +39,8 @@ def _labels(path: Path, num_classes: int) -> np.ndarray:
     times, units, y = (_member(path, key) for key in ("spikes/times", "spikes/units", "labels"))
     if len({len(times), len(units), len(y)}) != 1:
         raise DataError(
-            f"{path}: {len(times)} times, {len(units)} units and {len(y)} labels do not belong together"
+            f"{path}: {len(times)} times, {len(units)} units and {len(y)} labels: "
+            "the numbers must be equal"
         )
     out = _read(path, y, slice(None))
     if (
@@ -44,15 +49,16 @@ def _labels(path: Path, num_classes: int) -> np.ndarray:
         or (len(out) and not 0 <= out.min() <= out.max() < num_classes)
     ):
         raise DataError(
-            f"{path}: labels of type {out.dtype} {out.shape}: expected whole numbers below {num_classes}"
+            f"{path}: labels of type {out.dtype} {out.shape}: "
+            f"expected whole numbers below {num_classes}"
         )
     return out.astype(np.int64)
 
 
 def decode(path: Path, samples: Sequence[int], channels: int = 1 << 16) -> Iterator[Events]:
-    """The events of the samples with these numbers: x the channel, y and p zero, t in microseconds.
+    """The events of the samples with these numbers: x is the channel, y and p are 0, t is in us.
 
-    Raises DataError for a file that is damaged, for spikes outside so many channels or before time zero.
+    Raises DataError for a damaged file, and for spikes outside `channels` or before time zero.
     """
     with _reader(path) as ask:
         for i in samples:
@@ -70,7 +76,8 @@ def _events(path: Path, i: int, channels: int) -> Events:
         or units.dtype.kind not in "iu"
     ):
         raise DataError(
-            f"{path}: sample {i} has times {times.dtype} {times.shape} and units {units.dtype} {units.shape}"
+            f"{path}: sample {i} has times {times.dtype} {times.shape} "
+            f"and units {units.dtype} {units.shape}"
         )
     seconds = times.astype(np.float64)
     if (
@@ -90,7 +97,8 @@ def _h5py(path: Path) -> Any:
         import h5py
     except Exception as error:  # a broken installation raises more than ImportError
         raise DataError(
-            f"{path} is an HDF5 file, which h5py reads: pip install 'backspike[events]' ({one_line(error)})"
+            f"{path}: reading HDF5 files needs h5py: pip install 'backspike[events]' "
+            f"({one_line(error)})"
         ) from error
     return h5py
 
@@ -107,7 +115,7 @@ def _opened(path: Path) -> Any:
 
 @lru_cache
 def _member(path: Path, key: str) -> Any:
-    """The data set `key`, lying in this file, and not larger than what is stored of it can be."""
+    """The HDF5 data set `key`, if it is in this file and no larger than its stored bytes allow."""
     import h5py
 
     file = _opened(path)
@@ -118,14 +126,14 @@ def _member(path: Path, key: str) -> Any:
             for part in {key, key.split("/")[0]}
         )
         if not own or out.file != file or out.external or out.is_virtual:
-            raise ValueError("it lies in another file")
+            raise ValueError("it is in another file")
         chunk = math.prod(out.chunks or ()) * out.dtype.itemsize
         if len(out) and max(out.nbytes, chunk) > DEFLATE_RATIO * out.id.get_storage_size():
             raise ValueError(f"{out.shape} of {out.dtype} in {out.id.get_storage_size()} bytes")
         return out
     except Exception as error:
         raise DataError(
-            f"{path}: no data set {key!r}: damaged, or no file of spikes ({one_line(error)})"
+            f"{path}: no data set {key!r}: damaged, or not a file of spikes ({one_line(error)})"
         ) from error
 
 
@@ -140,7 +148,12 @@ def _read(path: Path, member: Any, what: Any) -> Any:
 
 @contextmanager
 def _reader(path: Path) -> Iterator[Callable[..., Any]]:
-    """Calls functions of this file on the path, in a worker; it keeps the file open."""
+    """Yields a function that calls functions of this module on `path`, in a worker.
+
+    The worker keeps the file open.
+    """
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is not a regular file")
     _h5py(path)
     with Worker(env=environment(**ONE_THREAD), quiet=True) as worker:
 

@@ -1,8 +1,9 @@
 """idx files, plain or gzipped.
 
-A magic number (two zero bytes, the element type, the number of dimensions), the sizes as big-endian 32-bit integers, then
-the elements in C order, big-endian. The header is read first: what it announces is checked against the file before
-anything is allocated, and a gzip stream is never unpacked beyond it.
+A file has a magic number (two zero bytes, the element type, the number of dimensions), the sizes as
+big-endian 32-bit integers, and the elements in C order, big-endian. The header is read first: the
+size that it announces is checked against the file before memory is allocated, and a gzip stream is
+never unpacked beyond it.
 """
 
 import math
@@ -14,41 +15,48 @@ import numpy as np
 from ...errors import DataError
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-DEFLATE_RATIO = 1032  # the most bytes that one byte of a deflate stream can stand for
+# the most bytes that one byte of a deflate stream can expand to
+DEFLATE_RATIO = 1032
 GZIP = b"\x1f\x8b"
 
 
 def decode(data: bytes, name: str = "<bytes>") -> np.ndarray:
-    """The array of one idx file, in the machine's byte order.
+    """The array of one idx file, in native byte order.
 
-    Raises DataError for a wrong magic number, a file shorter or longer than its header says, a damaged gzip stream.
-    Offsets count from the start of the file; inside gzip they count compressed bytes.
+    Raises DataError for a wrong magic number, a length other than the header announces, and a
+    damaged gzip stream. Offsets count from the start of the file; inside gzip, in compressed bytes.
     """
     packed = data[:2] == GZIP
     take = _Unzip(data, name).take if packed else _Plain(data, name).take
     zeros, kind, ndim = struct.unpack(">HBB", take(4))
     if zeros or kind not in TYPES:
-        raise DataError.at(name, 0, f"no idx file: magic number {zeros:04x}{kind:02x}{ndim:02x}")
+        raise DataError.at(
+            name, 0, f"not an idx file: magic number {zeros:04x}{kind:02x}{ndim:02x}"
+        )
     shape = struct.unpack(f">{ndim}I", take(4 * ndim))
     dtype = np.dtype(TYPES[kind])
     size = math.prod(shape) * dtype.itemsize
-    held = len(data) * DEFLATE_RATIO if packed else len(data) - 4 - 4 * ndim
-    if size > held:
+    available = len(data) * DEFLATE_RATIO if packed else len(data) - 4 - 4 * ndim
+    if size > available:
         raise DataError.at(
-            name, 4, f"truncated: the header announces {size} bytes, the file holds at most {held}"
+            name,
+            4,
+            f"truncated: the header announces {size} bytes, the file has at most {available}",
         )
     flat = np.frombuffer(take(size, last=True), dtype)
     try:
         return flat.reshape(shape).astype(dtype.newbyteorder("="))
-    except ValueError as error:  # with a size of zero the others may be anything
-        raise DataError.at(name, 4, f"{ndim} sizes that no array has ({error})") from error
+    except ValueError as error:  # if one size is zero, the others may be anything
+        raise DataError.at(name, 4, f"{ndim} sizes that no array can have ({error})") from error
 
 
 class _Plain:
-    """Takes bytes from the front of a plain file."""
+    """Reads successive bytes of a plain file."""
 
     def __init__(self, data: bytes, name: str) -> None:
-        self.data, self.name, self.offset = data, name, 0
+        self.data = data
+        self.name = name
+        self.offset = 0
 
     def take(self, size: int, last: bool = False) -> bytes:
         start, self.offset = self.offset, self.offset + size
@@ -64,10 +72,12 @@ class _Plain:
 
 
 class _Unzip:
-    """Takes bytes from the front of a gzip stream, unpacking no more than asked for."""
+    """Reads successive bytes of a gzip stream, unpacking no more than requested."""
 
     def __init__(self, data: bytes, name: str) -> None:
-        self.rest, self.size, self.name = data, len(data), name
+        self.rest = data
+        self.size = len(data)
+        self.name = name
         self.stream = zlib.decompressobj(wbits=31)
 
     def take(self, size: int, last: bool = False) -> bytes:
@@ -87,7 +97,7 @@ class _Unzip:
         return out
 
     def _unpack(self, size: int) -> bytes:
-        if not size:  # zlib takes 0 for "without limit"
+        if not size:  # to zlib, 0 means "no limit"
             return b""
         try:
             out = self.stream.decompress(self.rest, size)

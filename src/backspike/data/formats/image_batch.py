@@ -1,9 +1,10 @@
 """Batches of labelled colour images of 32 x 32 pixels: Python pickles, and a binary version.
 
-A pickle may name any function and run it, and claim any size. Here every name that an official batch contains stands for one
-inert record, any other name is refused, and the arrays are built from the recorded bytes: no file, official or not, runs code.
-Sizes and places are compared with the file before the pickle is read.
-Images: 3,072 bytes each, red, green and blue planes in row order; Krizhevsky 2009.
+A pickle can name any function, run it, and claim any size. Here, the names in an official batch
+become inert records, any other name is refused, and arrays are built from the recorded bytes: no
+file, official or not, can run code. Sizes and memo indices are checked against the file before the
+pickle is read.
+An image has 3,072 bytes: red, green and blue planes in row order; Krizhevsky 2009.
 """
 
 import io
@@ -24,7 +25,7 @@ NAMES = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
 }
-# the argument of each instruction of a pickle: its bytes, or how its length is told
+# the size of the argument of each pickle instruction, or how that size is encoded
 ARGUMENTS = {
     op.code.encode("latin1"): op.arg.n if op.arg else 0
     for op in pickletools.opcodes
@@ -40,9 +41,10 @@ LINES = {pickle.GLOBAL: 2}
 
 
 def decode_pickle(data: bytes, name: str = "<bytes>") -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, 3, 32, 32] and labels int64 [N] (of fine and coarse ones the fine ones) of a pickled batch.
+    """Images uint8 [N, 3, 32, 32] and labels int64 [N] of a pickled batch.
 
-    Raises DataError for a truncated or damaged pickle, for any name outside `NAMES`, for a content that is no batch.
+    Fine labels are preferred to coarse ones. Raises DataError for a truncated or damaged pickle,
+    for any name outside `NAMES`, and for content that is not a batch.
     """
     _scan(data, name)
     stream = io.BytesIO(data)
@@ -58,13 +60,13 @@ def decode_pickle(data: bytes, name: str = "<bytes>") -> tuple[np.ndarray, np.nd
         raw, shape = _array(batch[b"data"])
         listed = batch.get(b"labels", batch.get(b"fine_labels"))
         if not isinstance(listed, list) or any(type(label) is not int for label in listed):
-            raise ValueError("the labels are no list of whole numbers")
+            raise ValueError("the labels are not a list of whole numbers")
         labels = np.array(listed)
         if shape != (len(labels), IMAGE_BYTES) or labels.dtype.kind not in "iu":
-            raise ValueError(f"data {shape} for labels {labels.dtype} {labels.shape}")
+            raise ValueError(f"data {shape} with labels {labels.dtype} {labels.shape}")
         images = np.frombuffer(raw, np.uint8).reshape(-1, *SHAPE)
     except Exception as error:
-        raise DataError.at(name, 0, f"no batch of images ({one_line(error)})") from error
+        raise DataError.at(name, 0, f"not a batch of images ({one_line(error)})") from error
     return images, labels.astype(np.int64)
 
 
@@ -73,8 +75,8 @@ def decode_binary(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, 3, 32, 32] and labels int64 [N] of a `.bin` batch.
 
-    A record is `label_bytes` labels (1; or 2, coarse then fine; the last one is returned), then the
-    image. Raises DataError when the last record is incomplete.
+    A record has `label_bytes` labels (1, or 2: coarse, then fine; the last one is returned) and the
+    image. Raises DataError if the last record is incomplete.
     """
     record = label_bytes + IMAGE_BYTES
     count, rest = divmod(len(data), record)
@@ -87,7 +89,7 @@ def decode_binary(
 
 
 def _scan(data: bytes, name: str) -> None:
-    """Walk over the instructions: nothing is longer than the file, and no place in the memo beyond what was read."""
+    """Checks that no argument extends beyond the file, and no memo index beyond its position."""
     at = 0
     while at < len(data):
         start, code = at, data[at : at + 1]
@@ -107,12 +109,12 @@ def _scan(data: bytes, name: str) -> None:
             )
         if code == pickle.LONG_BINPUT and int.from_bytes(data[start + 1 : at], "little") > start:
             raise DataError.at(
-                name, start, "truncated or damaged pickle (a place in the memo that no batch needs)"
+                name, start, "truncated or damaged pickle (a memo index that no batch needs)"
             )
 
 
 class _Inert:
-    """What a name in a pickle stands for: remembers how it was called, does nothing."""
+    """Replaces a name in a pickle: records how it was called and does nothing."""
 
     __slots__ = ("args", "state")
 
@@ -127,13 +129,15 @@ class _Inert:
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type[_Inert]:
         if (module, name) not in NAMES:
-            raise pickle.UnpicklingError(f"names {module}.{name}, which no batch of images does")
+            raise pickle.UnpicklingError(
+                f"names {module}.{name}, which no batch of images contains"
+            )
         return _Inert
 
 
 def _array(record: _Inert) -> tuple[bytes, tuple[int, ...]]:
-    """Bytes and shape of a pickled uint8 array, from the state that ndarray.__reduce__ documents."""
+    """Bytes and shape of a pickled uint8 array, from the state documented by ndarray.__reduce__."""
     _, shape, dtype, fortran, raw = record.state
     if dtype.args[0] not in ("u1", b"u1") or fortran:
-        raise ValueError("the images are no uint8 array in C order")
+        raise ValueError("the images are not a uint8 array in C order")
     return raw, shape

@@ -1,7 +1,7 @@
 """Compressed pictures (JPEG, PNG, ...), decoded by Pillow to one size.
 
-A part of the picture is scaled bilinearly. Unless another is asked for it is the middle, 7/8 of the shorter side (224 of 256):
-the usual way to test.
+A part of the picture is scaled bilinearly. By default it is the centre, 7/8 of the shorter side
+(224 of 256): the usual crop for testing.
 """
 
 import io
@@ -13,12 +13,14 @@ import numpy as np
 from ...errors import DataError
 from . import one_line
 
-# Pillow knows more than forty formats, and starts other programs for some of them
+# Pillow supports more than forty formats, and starts other programs for some of them
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-Box = tuple[float, float, float, float]  # left, top, right, bottom, as shares of the sides
+# left, top, right, bottom, as fractions of the sides
+Box = tuple[float, float, float, float]
 
 
 def middle(width: int, height: int) -> Box:
+    """The centred square, 7/8 of the shorter side."""
     x, y = (7 / 16 * min(width, height) / side for side in (width, height))
     return 0.5 - x, 0.5 - y, 0.5 + x, 0.5 + y
 
@@ -26,15 +28,16 @@ def middle(width: int, height: int) -> Box:
 def decode(
     data: bytes, name: str = "<bytes>", size: int = 224, part: Callable[[int, int], Box] = middle
 ) -> np.ndarray:
-    """RGB, uint8 [3, size, size], of the part that `part(width, height)` says.
+    """RGB, uint8 [3, size, size], of the part that `part(width, height)` returns.
 
-    Raises DataError for a damaged file, and for one that would unpack to a huge picture.
+    Raises DataError for a damaged file, for one that would unpack to a huge picture, and without
+    Pillow.
     """
     try:
         from PIL import Image
     except Exception as error:  # a broken installation raises more than ImportError
         raise DataError(
-            f"{name} is a picture, which Pillow reads: pip install pillow ({one_line(error)})"
+            f"{name}: reading pictures needs Pillow: pip install pillow ({one_line(error)})"
         ) from error
     try:
         with warnings.catch_warnings():
@@ -42,10 +45,11 @@ def decode(
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 left, top, right, bottom = part(*picture.size)
-                # JPEG: decoded at the nearest half, quarter or eighth at which the part is not smaller than the size wanted
+                # JPEG: decode at a half, a quarter or an eighth, if the part is then still as large
+                # as the output
                 picture.draft("RGB", (int(size / (right - left)), int(size / (bottom - top))))
                 W, H = picture.size
-                # the cut before the scaling: a picture of 1 x 10^6 pixels must not become one of 256 x 256 * 10^6
+                # crop before scaling: 1 x 10^6 pixels must not become 256 x 256 * 10^6
                 box = (left * W, top * H, right * W, bottom * H)
                 scaled = picture.convert("RGB").resize(
                     (size, size), Image.Resampling.BILINEAR, box=box

@@ -1,4 +1,4 @@
-"""All data sets, in the order in which they are listed."""
+"""All data sets, in the order of the list."""
 
 from . import cifar, digits, heidelberg, mnist
 from .dvs128_gesture import DVS128_GESTURE

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100; cifar10-dvs-simulated, CIFAR-10 before the simulated event camera."""
+"""CIFAR-10 and CIFAR-100; CIFAR-10 recorded by the simulated event camera."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -77,5 +77,5 @@ CIFAR10_DVS_SIMULATED = simulated(
     CIFAR10,
     Camera(size=48, side=42.0, negative=False, threshold=0.15),
     "cifar10-dvs-simulated",
-    "cifar10's files; not the recordings of DVS-CIFAR10",
+    "the files of cifar10; these are not the recordings of DVS-CIFAR10",
 )

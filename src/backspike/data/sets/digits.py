@@ -1,7 +1,7 @@
-"""digits: UCI's handwritten digits, bundled; digits-dvs: these before the simulated event camera.
+"""digits: UCI's handwritten digits, bundled; digits-dvs: recorded by the simulated event camera.
 
-Their split is made by `split.stratified_order` over all 1,797: 360 for the test, then 180 for
-validation, then the rest.
+The split follows `split.stratified_order` over all 1,797 samples: 360 for testing, the next 180 for
+validation, the rest for training.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ FILE = Path(__file__).with_name("digits.npz")
 
 
 def _read(source: Source, place: Place) -> Parts:
-    """uint8 [N, 1, 8, 8], the grey values 0..16 scaled to 0..255."""
+    """uint8 [N, 1, 8, 8], grey values 0..16 scaled to 0..255."""
     with np.load(FILE) as bundle:
         x = (bundle["x"].astype(np.uint16)[:, None] * 255 // 16).astype(np.uint8)
         whole = Split(x, bundle["y"].astype(np.int64), np.arange(len(x)))
@@ -38,6 +38,6 @@ DIGITS = Source(
     read=_read,
     note="bundled",
 )
-# digits are 16 pixels high, as in N-MNIST; blurred by enlarging, they need a lower threshold
+# digits are 16 pixels high, as in N-MNIST; enlarging blurs them, so the threshold is lower
 CAMERA = Camera(side=20.0, threshold=0.127, drift=0.21)
 DIGITS_DVS = simulated(DIGITS, CAMERA, "digits-dvs", "the bundled digits", pad=1)

@@ -1,8 +1,9 @@
-"""DVS128 Gesture: eleven gestures under five lights, many in one recording of a DVS128 camera.
+"""DVS128 Gesture: eleven gestures under five lights, several in each recording of a DVS128 camera.
 
-Text files say which part of a recording is which gesture, and which recordings are for the test:
+Text files tell which part of a recording shows which gesture, and which recordings are for testing:
 `user01_led_labels.csv` has a title line and then lines `class,startTime_usec,endTime_usec`, classes
-1 to 11; `trials_to_train.txt` and `trials_to_test.txt` have a file name `user01_led.aedat` a line.
+1 to 11; `trials_to_train.txt` and `trials_to_test.txt` have one file name `user01_led.aedat` per
+line.
 Amir et al. 2017, CVPR.
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from ...errors import DataError
 from ..events import Recordings
-from ..formats import Events, aedat3
+from ..formats import Events, aedat3, read_file
 from ..recordings import Sample, Samples
 from ..source import EVENT_OPTIONS, Archive, File, Layout, Source
 from ..split import published
@@ -35,7 +36,7 @@ class Gesture:
 
 @dataclass(frozen=True)
 class Trial:
-    """One recording; `light` counts in `LIGHTS`."""
+    """One recording; `light` is an index into `LIGHTS`."""
 
     name: str
     user: int
@@ -43,7 +44,7 @@ class Trial:
 
 
 def labels(data: bytes, name: str = "<bytes>") -> list[Gesture]:
-    """The gestures of a labels file. Raises DataError naming the byte of a line that is none."""
+    """The gestures in a labels file. Raises DataError with the byte offset of an invalid line."""
     out = []
     for number, (at, line) in enumerate(_lines(data, name)):
         if number == 0:
@@ -61,7 +62,7 @@ def labels(data: bytes, name: str = "<bytes>") -> list[Gesture]:
                 name,
                 at,
                 f"class {label} from {start} to {stop}: classes are 1 to {CLASSES}, "
-                "an end follows its start",
+                "and the end must not precede the start",
             )
         out.append(Gesture(label - 1, start, stop))
     if not out:
@@ -70,16 +71,16 @@ def labels(data: bytes, name: str = "<bytes>") -> list[Gesture]:
 
 
 def trials(data: bytes, name: str = "<bytes>") -> list[Trial]:
-    """The recordings of a list of trials. Raises DataError naming the byte of a line with no name.
+    """The recordings in a list of trials. Raises DataError with the byte offset of an invalid line.
 
-    A path is no name: no other folder is read.
+    Paths are invalid, so no other folder is read.
     """
     out = []
     for at, line in _lines(data, name):
         match = RECORDING.fullmatch(line)
         if not match:
             raise DataError.at(
-                name, at, f"{line[:60]!r} is no recording user<number>_<light>.aedat"
+                name, at, f"{line[:60]!r} is not a recording user<number>_<light>.aedat"
             )
         out.append(Trial(line, int(match[1]), LIGHTS.index(match[2])))
     if not out:
@@ -88,34 +89,32 @@ def trials(data: bytes, name: str = "<bytes>") -> list[Trial]:
 
 
 def _lines(data: bytes, name: str) -> list[tuple[int, str]]:
-    """(offset, text) of the lines that are not blank."""
+    """(offset, text) of each non-blank line."""
     out, at = [], 0
     for raw in data.split(b"\n"):
         if raw.strip():
             try:
                 out.append((at, raw.decode("ascii").strip()))
             except UnicodeDecodeError as error:
-                raise DataError.at(
-                    name, at + error.start, "no text: a byte beyond ASCII"
-                ) from error
+                raise DataError.at(name, at + error.start, "not ASCII text") from error
         at += len(raw) + 1
     return out
 
 
 def _samples(source: Source, folder: Path) -> Samples:
-    """A sample is line i of a labels file; its id is 1000 user + 100 light + i (see `LIGHTS`)."""
+    """One sample for each line i of a labels file, with id 1000 user + 100 light + i."""
     (users,) = published(source.name).values()
     found: Samples = [[], [], []]
     for listed in ("trials_to_train.txt", "trials_to_test.txt"):
-        for trial in trials(_bytes(folder / listed), str(folder / listed)):
+        for trial in trials(read_file(folder / listed), str(folder / listed)):
             part = next((part for part in range(3) if trial.user in users[part]), None)
             if part is None or (part == 2) != (listed == "trials_to_test.txt"):
                 raise DataError(
-                    f"{folder / listed}: {trial.name} is not where "
-                    f"{source.name}'s split by users has it"
+                    f"{folder / listed}: {trial.name} belongs to another part "
+                    f"of {source.name}'s split by users"
                 )
             marks = folder / trial.name.replace(".aedat", "_labels.csv")
-            for i, line in enumerate(labels(_bytes(marks), str(marks))):
+            for i, line in enumerate(labels(read_file(marks), str(marks))):
                 id = 1000 * trial.user + 100 * trial.light + i
                 found[part].append(
                     Sample(folder / trial.name, line.label, id, (line.start, line.stop))
@@ -123,15 +122,8 @@ def _samples(source: Source, folder: Path) -> Samples:
     return found
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-
-
 def _events(path: Path, samples: Sequence[Sample]) -> Iterator[Events]:
-    events = aedat3.decode(path.read_bytes(), str(path))
+    events = aedat3.decode(read_file(path), str(path))
     for sample in samples:
         assert sample.span is not None
         inside = (events.t >= sample.span[0]) & (events.t < sample.span[1])

@@ -1,14 +1,14 @@
-"""DVS-CIFAR10, also called CIFAR10-DVS: images of CIFAR-10, moved before a DVS128 camera.
+"""DVS-CIFAR10, also called CIFAR10-DVS: a DVS128 camera records moving images of CIFAR-10.
 
-Its option `upright`: pictures upright, as SpikingJelly and the authors' reader have them, or else
-pixels and polarity as the camera addressed them; see `formats/aedat2.py`.
+Its option `upright`: upright pictures, as in SpikingJelly and the authors' reader, or else the
+pixels and polarity that the camera stored; see `formats/aedat2.py`.
 """
 
 from functools import partial
 
 from ..events import Recordings
 from ..formats import aedat2
-from ..recordings import by_class, one_a_file
+from ..recordings import list_by_class, one_per_file
 from ..source import EVENT_OPTIONS, Archive, File, Layout, Source
 
 ARCHIVES = {  # class -> MD5 of its zip
@@ -31,7 +31,7 @@ DVS_CIFAR10 = Source(
     shape=(2, 128, 128),
     credit="H. Li, H. Liu, X. Ji, G. Li, L. Shi 2017, CC BY 4.0",
     home="https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671",
-    read=Recordings(partial(by_class, "cifar10_{}_*.aedat"), one_a_file(aedat2.decode)),
+    read=Recordings(partial(list_by_class, "cifar10_{}_*.aedat"), one_per_file(aedat2.decode)),
     layouts=(
         Layout(
             ("DVS-CIFAR10", "CIFAR10DVS", "CIFAR10DVS/extract", "CIFAR10-DVS", ""),

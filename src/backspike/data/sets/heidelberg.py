@@ -1,4 +1,4 @@
-"""SHD and SSC, the Heidelberg data sets: words as spikes of the 700 channels of a model cochlea."""
+"""SHD and SSC (Heidelberg): spoken words as spikes in 700 channels of a model cochlea."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from ..events import Recordings
 from ..formats import Events, hdf5
-from ..recordings import Sample, Samples, carved
+from ..recordings import Sample, Samples, carve_samples
 from ..source import EVENT_OPTIONS, Archive, File, Layout, Source
 
 CHANNELS = 700
 
 
 def _samples(source: Source, folder: Path) -> Samples:
-    """`<name>_train.h5`, `<name>_test.h5`, of SSC `<name>_valid.h5`; id: the number in the file."""
+    """Samples of `<name>_train.h5`, `<name>_test.h5`, and for SSC `<name>_valid.h5`, by number."""
     listed = {
         part: [
             Sample(path, int(label), i)
@@ -24,7 +24,7 @@ def _samples(source: Source, folder: Path) -> Samples:
     }
     if "valid" in listed:
         return [listed["train"], listed["valid"], listed["test"]]
-    return [*carved(source, listed["train"]), listed["test"]]
+    return [*carve_samples(source, listed["train"]), listed["test"]]
 
 
 def _events(path: Path, samples: Sequence[Sample]) -> Iterator[Events]:

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST, in idx files; mnist-dvs, MNIST before the simulated event camera."""
+"""MNIST and Fashion-MNIST, in idx files; MNIST recorded by the simulated event camera."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -53,4 +53,4 @@ FASHION_MNIST = replace(
         ("t10k-labels-idx1-ubyte", 5148, "bb300cfdad3c16e7a12a480ee83cd310"),
     ),
 )
-MNIST_DVS = simulated(MNIST, Camera(), "mnist-dvs", "mnist's files")
+MNIST_DVS = simulated(MNIST, Camera(), "mnist-dvs", "the files of mnist")

@@ -1,10 +1,10 @@
-"""N-Caltech101: the pictures of Caltech101 before a moving ATIS camera."""
+"""N-Caltech101: a moving ATIS camera records the pictures of Caltech101."""
 
 from functools import partial
 
 from ..events import Recordings
 from ..formats import atis
-from ..recordings import by_class, one_a_file
+from ..recordings import list_by_class, one_per_file
 from ..source import EVENT_OPTIONS, Archive, File, Layout, Source
 
 N_CALTECH101 = Source(
@@ -15,7 +15,7 @@ N_CALTECH101 = Source(
     shape=(2, 180, 240),
     credit="G. Orchard, A. Jayawant, G. K. Cohen, N. Thakor 2015, CC BY-SA 4.0",
     home="https://www.garrickorchard.com/datasets/n-caltech101",
-    read=Recordings(partial(by_class, "image_*.bin"), one_a_file(atis.decode)),
+    read=Recordings(partial(list_by_class, "image_*.bin"), one_per_file(atis.decode)),
     layouts=(
         Layout(
             (

@@ -1,8 +1,8 @@
-"""N-MNIST: the digits of MNIST before a moving ATIS camera."""
+"""N-MNIST: a moving ATIS camera records the digits of MNIST."""
 
 from ..events import Recordings
 from ..formats import atis
-from ..recordings import numbered, one_a_file
+from ..recordings import list_by_number, one_per_file
 from ..source import EVENT_OPTIONS, File, Layout, Source
 
 NMNIST = Source(
@@ -13,7 +13,7 @@ NMNIST = Source(
     shape=(2, 34, 34),
     credit="G. Orchard, A. Jayawant, G. K. Cohen, N. Thakor 2015, CC BY-SA 4.0",
     home="https://www.garrickorchard.com/datasets/n-mnist",
-    read=Recordings(numbered, one_a_file(atis.decode)),
+    read=Recordings(list_by_number, one_per_file(atis.decode)),
     layouts=(
         Layout(
             ("NMNIST", "N-MNIST", ""),

@@ -1,4 +1,4 @@
-"""The backend "cpu", kernels in C: importing it defines the operators of lif, clif and norm."""
+"""The backend "cpu": kernels in C. Importing it defines the operators of lif, clif and norm."""
 
 from . import clif as clif
 from . import norm as norm

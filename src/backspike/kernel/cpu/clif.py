@@ -1,4 +1,4 @@
-"""The complementary neuron in C: the two operators by which `kernel/clif.py` computes."""
+"""The complementary LIF neuron in C: the two operators that `kernel/clif.py` calls."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..coefficients import state_dtype
 from . import library
 
 ops.library.define(
-    "clif_forward(Tensor x, Tensor? v0, Tensor constants, int[] flags, float[] numbers, bool masked, bool[] records)"
-    " -> Tensor[]"
+    "clif_forward(Tensor x, Tensor? v0, Tensor constants, int[] flags, float[] numbers,"
+    " bool masked, bool[] records) -> Tensor[]"
 )
 ops.library.define(
-    "clif_backward(Tensor? u, Tensor? x, Tensor? v0, Tensor constants, Tensor? seed, Tensor? p, Tensor? g, Tensor? g_state,"
-    " Tensor? gu, Tensor? line, SymInt[] shape, SymInt[] strides, int[] flags, float[] numbers, int learns, ScalarType dtype)"
-    " -> (Tensor, Tensor, Tensor)"
+    "clif_backward(Tensor? u, Tensor? x, Tensor? v0, Tensor constants, Tensor? seed, Tensor? p,"
+    " Tensor? g, Tensor? g_state, Tensor? gu, Tensor? line, SymInt[] shape, SymInt[] strides,"
+    " int[] flags, float[] numbers, int learns, ScalarType dtype) -> (Tensor, Tensor, Tensor)"
 )
 
-_PASTS = 4  # of clif.c
+_PASTS = 4  # rows of scratch memory per timestep, as in clif.c
 
 
 class _ForwardInputs(NamedTuple):
@@ -56,10 +56,10 @@ class _BackwardInputs(NamedTuple):
 
 
 def _forward_outputs(
-    given: _ForwardInputs,
+    inputs: _ForwardInputs,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    x, records = given.x, given.records
-    strides, dtype = layout.walk_strides(x[0], given.masked), state_dtype(x)
+    x, records = inputs.x, inputs.records
+    strides, dtype = layout.walk_strides(x[0], inputs.masked), state_dtype(x)
     return (
         layout.empty(x.shape, strides, x.dtype, x.device),
         layout.empty((2, *x.shape[1:]), strides, dtype, x.device),
@@ -70,24 +70,24 @@ def _forward_outputs(
     )
 
 
-def _backward_outputs(given: _BackwardInputs) -> tuple[Tensor, Tensor, Tensor]:
-    constants, shape, strides = given.constants, given.shape, given.strides
+def _backward_outputs(inputs: _BackwardInputs) -> tuple[Tensor, Tensor, Tensor]:
+    constants, shape, strides = inputs.constants, inputs.shape, inputs.strides
     return (
-        layout.empty(shape, strides, given.dtype, constants.device),
+        layout.empty(shape, strides, inputs.dtype, constants.device),
         layout.empty((2, *shape[1:]), strides, constants.dtype, constants.device),
         torch.zeros((3, constants.shape[1]), dtype=torch.float64, device=constants.device),
     )
 
 
-def _forward(given: _ForwardInputs) -> list[Tensor]:
-    if given.x.dtype == torch.float16:
-        spikes, *others = _forward(given._replace(x=given.x.float()))
+def _forward(inputs: _ForwardInputs) -> list[Tensor]:
+    if inputs.x.dtype == torch.float16:
+        spikes, *others = _forward(inputs._replace(x=inputs.x.float()))
         return [spikes.half(), *others]
-    outputs = spikes, state, u, sums = _forward_outputs(given)
+    outputs = spikes, state, u, sums = _forward_outputs(inputs)
     strides = spikes.stride()[1:]
-    x, v0 = layout.with_strides(given.x, strides), _state(given.v0, strides)
+    x, v0 = layout.with_strides(inputs.x, strides), _state(inputs.v0, strides)
     job = library.make_job(
-        spikes.shape, given.constants, strides, given.flags, given.numbers, x.element_size()
+        spikes.shape, inputs.constants, strides, inputs.flags, inputs.numbers, x.element_size()
     )
     job.x_stride = x.stride(0)
     partial = None if sums is None else torch.zeros(job.chunks, sums.numel(), dtype=torch.float64)
@@ -98,29 +98,29 @@ def _forward(given: _ForwardInputs) -> list[Tensor]:
     return ops.present(outputs)
 
 
-def _backward(given: _BackwardInputs) -> tuple[Tensor, Tensor, Tensor]:
-    x, g, gu = given.x, given.g, given.gu
-    if given.dtype == torch.float16:
+def _backward(inputs: _BackwardInputs) -> tuple[Tensor, Tensor, Tensor]:
+    x, g, gu = inputs.x, inputs.g, inputs.gu
+    if inputs.dtype == torch.float16:
         x, g = (None if a is None else a.float() for a in (x, g))
-        wide = _backward(given._replace(x=x, g=g, dtype=torch.float32))
+        wide = _backward(inputs._replace(x=x, g=g, dtype=torch.float32))
         return wide[0].half(), *wide[1:]
-    shape, strides, constants, dtype = given.shape, given.strides, given.constants, given.dtype
-    outputs = gx, g_v0, sums = _backward_outputs(given)
+    shape, strides, constants, dtype = inputs.shape, inputs.strides, inputs.constants, inputs.dtype
+    outputs = gx, g_v0, sums = _backward_outputs(inputs)
     x, g, gu = (layout.with_strides(a, strides) for a in (x, g, gu))
-    v0, g_state = _state(given.v0, strides), _state(given.g_state, strides)
-    job = library.make_job(shape, constants, strides, given.flags, given.numbers, dtype.itemsize)
-    job.learns = given.learns
-    job.keeps = ops.KEEPS.index("recompute" if given.u is None else "exact")
-    library.set_mask(job, given.seed, given.p)
+    v0, g_state = _state(inputs.v0, strides), _state(inputs.g_state, strides)
+    job = library.make_job(shape, constants, strides, inputs.flags, inputs.numbers, dtype.itemsize)
+    job.learns = inputs.learns
+    job.keeps = ops.SAVED_FORMS.index("recompute" if inputs.u is None else "exact")
+    library.set_mask(job, inputs.seed, inputs.p)
     job.x_stride, job.g_stride, job.gu_stride = (
         0 if a is None else a.stride(0) for a in (x, g, gu)
     )
-    partial = torch.zeros(job.chunks, sums.numel(), dtype=torch.float64) if given.learns else None
+    partial = torch.zeros(job.chunks, sums.numel(), dtype=torch.float64) if inputs.learns else None
     scratch = torch.empty(
         (job.threads, _PASTS, job.T, library.function("lif_block")()), dtype=constants.dtype
     )
     library.set_pointers(
-        job, x=x, v0=v0, u=given.u, g=g, gu=gu, gv=g_state, line=given.line, gx=gx, gv0=g_v0
+        job, x=x, v0=v0, u=inputs.u, g=g, gu=gu, gv=g_state, line=inputs.line, gx=gx, gv0=g_v0
     )
     library.set_pointers(job, scratch=scratch, partial=partial, sums=sums)
     library.call("clif_backward", dtype, job)
@@ -128,7 +128,7 @@ def _backward(given: _BackwardInputs) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _state(a: Tensor | None, strides: Sequence[int]) -> Tensor | None:
-    """`[2, B, ...]` as the kernel takes it: two rows without a gap."""
+    """The state `[2, B, ...]` as the kernel expects it: two adjacent rows with these strides."""
     if a is None or (
         a.stride(0) == math.prod(a.shape[1:]) and layout.with_strides(a, strides) is a
     ):
@@ -141,6 +141,6 @@ ops.implement(
     "CPU",
     _ForwardInputs,
     _forward,
-    lambda given: ops.present(_forward_outputs(given)),
+    lambda inputs: ops.present(_forward_outputs(inputs)),
 )
 ops.implement("clif_backward", "CPU", _BackwardInputs, _backward, _backward_outputs)

@@ -1,7 +1,8 @@
-"""Convolutions of an input that is mostly zero, on the CPU: work in proportion to what is not zero.
+"""Sparse convolutions on the CPU, whose work is proportional to the nonzeros of the input.
 
-`Events` is such an input, packed by `pack.py`; it computes the output of a Conv2d and the gradient of its weight, added in
-float32 in an order that does not depend on the number of threads. Weights and gradients are float32 or bfloat16.
+`Events` is such an input, packed by `pack.py`. It computes the output of a Conv2d and the gradient
+of its weight, summed in float32 in an order that does not depend on the number of threads. Weights
+and gradients are float32 or bfloat16.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from torch import Tensor
 from .library import fields, function
 from .sparse import pointer
 
-_GRAIN = 1 << 18  # multiplications of the dense convolution, divided by 8, that are worth a thread
+# an eighth of the dense multiplications per thread, below which another thread does not pay
+_GRAIN = 1 << 18
 
 
 class _Job(ctypes.Structure):
-    """The struct Conv of conv.h, which says what the fields mean."""
+    """The struct Conv of conv.h, where the fields are documented."""
 
     _fields_ = [
         *fields(ctypes.c_int64, "images C H W N out_H out_W KH KW"),
@@ -34,14 +36,14 @@ class _Job(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Geometry:
-    """How the window moves, (height, width) each."""
+    """Stride, padding and dilation of a convolution, (height, width) each."""
 
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
 
     def outputs(self, size: Sequence[int], window: Sequence[int]) -> tuple[int, int]:
-        """(height, width) of what an input of this (height, width) gives."""
+        """The (height, width) of the output for an input and a window of these sizes."""
         sizes = zip(size, window, self.stride, self.padding, self.dilation)
         height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
         return height, width
@@ -49,14 +51,17 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Events:
-    """An input `[images, C, H, W]` as codes of so many bits each in the order `[images, H, W, C]`."""
+    """An input `[images, C, H, W]`, packed in the order `[images, H, W, C]`, `bits` per element."""
 
     codes: Tensor
     bits: int
     shape: torch.Size
 
     def convolved(self, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-        """The output `[images, N, out_H, out_W]`, channels last, in the dtype of the weight `[N, C, KH, KW]`."""
+        """The output of the convolution with a weight `[N, C, KH, KW]`.
+
+        Shape `[images, N, out_H, out_W]`, channels-last, in the dtype of the weight.
+        """
         job = self._job(weight.shape, geometry)
         shape = (job.images, job.N, job.out_H, job.out_W)
         y = torch.empty(shape, dtype=weight.dtype, memory_format=torch.channels_last)
@@ -75,7 +80,10 @@ class Events:
         return y
 
     def weight_gradient(self, g: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-        """float32, in the form of the weight, for g `[images, N, out_H, out_W]`, channels last."""
+        """The gradient of the weight, in float32, with its shape and strides.
+
+        g: the gradient of the output, `[images, N, out_H, out_W]`, channels-last.
+        """
         job = self._job(weight.shape, geometry)
         gw = torch.empty_strided(weight.shape, weight.stride())
         if not g.numel() * gw.numel():

@@ -1,4 +1,4 @@
-"""The library of C kernels: which level was built for this processor, and the `Job` that its functions take."""
+"""The library of C kernels: the build for this processor, and `Job`, the kernels' argument."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from torch import Tensor
 from ...system import heap
 from .. import ops
 
-CHUNKS = 256  # sums are taken chunk by chunk; their number must not depend on the number of threads
-GRAIN = 16384  # element-steps that are worth a thread
+# sums are computed chunk by chunk; the number of chunks must not depend on the number of threads
+CHUNKS = 256
+GRAIN = 16384  # elements times timesteps per thread, below which another thread does not pay
 _LEVELS = {"AVX512": ("_lif_v4", "_lif_v3", "_lif"), "AVX2": ("_lif_v3", "_lif")}
 _LEVEL_NAMES = {"_lif_v4": "v4", "_lif_v3": "v3", "_lif": "baseline"}
-STREAM = 1 << 24  # bytes of a result from which on it is written past the cache
+STREAM = 1 << 24  # results of at least this many bytes bypass the cache when written
 SUFFIX = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
@@ -32,11 +33,12 @@ class CSurrogate(ctypes.Structure):
 
 
 def fields(kind: type, names: str) -> list[tuple[str, type]]:
+    """The `_fields_` of a ctypes structure: names separated by spaces, all of the same type."""
     return [(name, kind) for name in names.split()]
 
 
 class Job(ctypes.Structure):
-    """The struct of the same name in lif.h, which says what the fields mean."""
+    """The struct of the same name in lif.h, where the fields are documented."""
 
     _fields_ = [
         *fields(ctypes.c_int64, "T N C inner per_channel depth area chunks threads"),
@@ -52,7 +54,10 @@ class Job(ctypes.Structure):
 
 
 def _built() -> Iterator[tuple[str, ctypes.CDLL]]:
-    """The libraries that this processor runs, as torch judges it (ATEN_CPU_CAPABILITY), the best first."""
+    """The libraries that this processor can run, the best first.
+
+    torch decides what the processor supports; ATEN_CPU_CAPABILITY overrides it.
+    """
     for name in _LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("_lif",)):
         spec = importlib.util.find_spec(f"backspike.kernel.{name}")
         if spec is None or spec.origin is None:
@@ -68,7 +73,7 @@ def _built() -> Iterator[tuple[str, ctypes.CDLL]]:
 
 @lru_cache
 def _digest() -> int | None:
-    """Of the sources that lie beside this file in a checkout, as setup.py takes it; None where there are none."""
+    """The digest of the C sources in a checkout, as setup.py computes it; None without sources."""
     folder = Path(__file__).parents[1] / "csrc"
     sources = [path.read_bytes() for ending in "ch" for path in sorted(folder.glob(f"*.{ending}"))]
     return zlib.crc32(b"".join(sources)) if sources else None
@@ -80,9 +85,10 @@ def missing() -> str | None:
         return None
     built = any(importlib.util.find_spec(f"backspike.kernel.{name}") for name in _LEVEL_NAMES)
     return (
-        "the C kernel was built from other sources; install again"
+        "the C kernel was compiled from different sources; reinstall backspike"
         if built
-        else "the C kernel was not built on installation"
+        else "the C kernel was not compiled during installation; "
+        "install a C compiler (gcc or clang), then reinstall backspike"
     )
 
 
@@ -90,13 +96,16 @@ _c = next((library for _, library in _built()), None)
 
 
 def levels() -> tuple[str, ...]:
-    """What was built for this processor and for lesser ones: any of "v4", "v3", "baseline", the one in use first."""
+    """The builds that this processor can run: of "v4", "v3", "baseline", the active one first."""
     return tuple(_LEVEL_NAMES[name] for name, _ in _built())
 
 
 @contextmanager
 def level(name: str) -> Iterator[None]:
-    """Within it, the library of this level computes; for checks, not for threads that compute meanwhile."""
+    """Use the build of this level inside the context.
+
+    For checks: it is not safe while other threads compute.
+    """
     global _c
     before, _c = _c, {_LEVEL_NAMES[n]: library for n, library in _built()}[name]
     try:
@@ -106,30 +115,31 @@ def level(name: str) -> Iterator[None]:
 
 
 def available() -> bool:
+    """Whether a C library was loaded."""
     return _c is not None
 
 
 def function(name: str, dtype: torch.dtype | None = None) -> Callable[..., int]:
-    """A function of the library in use that returns an integer; with a dtype, the one compiled for it."""
-    found = getattr(_c, name if dtype is None else f"{name}_{SUFFIX[dtype]}")
-    found.restype = ctypes.c_int64
-    return found
+    """A C function that returns an integer; with a dtype, the variant compiled for that dtype."""
+    c_function = getattr(_c, name if dtype is None else f"{name}_{SUFFIX[dtype]}")
+    c_function.restype = ctypes.c_int64
+    return c_function
 
 
-def remember(job: Job, keeps: int, flags: Sequence[int], numbers: Sequence[float]) -> None:
-    job.keeps = keeps
-    if ops.KEEPS[keeps] == "8bit":
+def set_form(job: Job, form: int, flags: Sequence[int], numbers: Sequence[float]) -> None:
+    """Set the form in which the membrane is saved, an index into `ops.SAVED_FORMS`."""
+    job.keeps = form
+    if ops.SAVED_FORMS[form] == "8bit":
         job.reach = ops.reach(tuple(flags), tuple(numbers))
 
 
 def set_mask(job: Job, seed: Tensor | None, p: Tensor | None) -> None:
+    """Set the mask of MSG, unless there is none."""
     if seed is not None and p is not None:
-        job.masked, job.seed, job.limit, job.keep = (
-            1,
-            int(seed),
-            round(float(p) * 2**24),
-            1 - float(p),
-        )
+        job.masked = 1
+        job.seed = int(seed)
+        job.limit = round(float(p) * 2**24)
+        job.keep = 1 - float(p)
 
 
 def make_job(
@@ -140,8 +150,11 @@ def make_job(
     numbers: Sequence[float],
     size: int,
 ) -> Job:
-    """What both directions need. shape: `[T, B, ...]`; strides: of a timestep; size: of an element of x in bytes."""
-    here = STREAM, GRAIN, torch.get_num_threads(), heap.mode()
+    """The job with all that both directions need.
+
+    shape: `[T, B, ...]`; strides: those of a timestep; size: bytes per element of x.
+    """
+    environment = STREAM, GRAIN, torch.get_num_threads(), heap.mode()
     template = job_template(
         tuple(shape),
         constants.shape[1] > 1,
@@ -149,7 +162,7 @@ def make_job(
         tuple(flags),
         tuple(numbers),
         size,
-        *here,
+        *environment,
     )
     job = Job.from_buffer_copy(template)
     job.p_constants = constants.data_ptr()
@@ -169,19 +182,16 @@ def job_template(
     threads: int,
     mode: str,
 ) -> Job:
-    """The same for every call of a layer."""
+    """The part of a job that is the same for every call of a layer."""
     soft, decay_input, temporal, rescale, parametric, *_ = flags
     v_reset, rho, *_ = numbers
     surrogate, replace = (
         CSurrogate() if s is None else CSurrogate(s.code, s.constants())
         for s in ops.surrogates(flags, numbers)
     )
-    T, N, C, area = (
-        shape[0],
-        math.prod(shape[1:]),
-        shape[2] if len(shape) > 2 else 1,
-        math.prod(shape[3:]),
-    )
+    T, N = shape[0], math.prod(shape[1:])
+    C = shape[2] if len(shape) > 2 else 1
+    area = math.prod(shape[3:])
     inner = strides[1] if C > 1 else N
     depth = C if C > 1 and inner == 1 and area > 1 else 0
     return Job(
@@ -210,10 +220,12 @@ def job_template(
 
 
 def set_pointers(job: ctypes.Structure, **tensors: Tensor | None) -> None:
+    """Set the field p_NAME of the job to the data of the tensor NAME, or to NULL."""
     for name, tensor in tensors.items():
         setattr(job, f"p_{name}", None if tensor is None else tensor.data_ptr())
 
 
 def call(name: str, dtype: torch.dtype, job: Job) -> None:
+    """Call the variant of a C function for this dtype, unless the job is empty."""
     if job.N:
         function(name, dtype)(ctypes.byref(job))

@@ -1,4 +1,4 @@
-"""BatchNorm and the neuron as one operator, in C."""
+"""BatchNorm and a neuron as one operator, in C."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from . import library
 
 
 class _Job(ctypes.Structure):
-    """The struct Norm of norm.h, which says what the fields mean."""
+    """The struct Norm of norm.h, where the fields are documented."""
 
     _fields_ = [
         ("neuron", library.Job),
@@ -38,8 +38,8 @@ class _Job(ctypes.Structure):
 def _forward(a: ForwardInputs) -> Forward:
     if a.y.dtype == torch.float16:
         add = None if a.add is None else a.add.float()
-        wide = _forward(a._replace(y=a.y.float(), add=add))
-        return wide[0].half(), *wide[1:]
+        result = _forward(a._replace(y=a.y.float(), add=add))
+        return result[0].half(), *result[1:]
     assert not a.bits  # see writes_bits
     outputs = spikes, state, sums, rows, _ = forward_outputs(a)
     strides = layout.walk_strides(a.y[0])
@@ -68,14 +68,12 @@ def _forward(a: ForwardInputs) -> Forward:
 def _backward(a: BackwardInputs) -> Backward:
     if a.y.dtype == torch.float16:
         g = None if a.g is None else a.g.float()
-        wide = _backward(a._replace(y=a.y.float(), g=g))
-        return wide[0].half(), *wide[1:]
-    outputs = dy, g_v0, sums, through = backward_outputs(a)
+        result = _backward(a._replace(y=a.y.float(), g=g))
+        return result[0].half(), *result[1:]
+    outputs = dy, g_v0, sums, gx_sums = backward_outputs(a)
     strides = dy.stride()[1:]
-    y, g = (
-        layout.with_strides(a.y, strides),
-        layout.with_strides(a.g, spike_strides(a.y, strides, a.pool)),
-    )
+    y = layout.with_strides(a.y, strides)
+    g = layout.with_strides(a.g, spike_strides(a.y, strides, a.pool))
     v0, g_v = layout.step_with_strides(a.v0, strides), layout.step_with_strides(a.g_v, strides)
     job = _job(a, y, strides, a.rows)
     neuron = job.neuron
@@ -86,7 +84,7 @@ def _backward(a: BackwardInputs) -> Backward:
     gv0 = g_v0 if a.needs_v0 else None
     library.set_pointers(neuron, v0=v0, g=g, gv=g_v, line=a.line, gx=dy, gv0=gv0)
     library.set_pointers(neuron, partial=partial, sums=sums)
-    library.set_pointers(job, moments=through)
+    library.set_pointers(job, moments=gx_sums)
     _call("norm_backward", y.dtype, job)
     return outputs
 
@@ -94,7 +92,7 @@ def _backward(a: BackwardInputs) -> Backward:
 def _job(
     a: ForwardInputs | BackwardInputs, y: Tensor, strides: tuple[int, ...], rows: Tensor
 ) -> _Job:
-    """What both directions need, with its work space."""
+    """The job with all that both directions need, including its workspace."""
     T, C, constants = y.shape[0] * a.repeats, y.shape[2], a.constants
     neuron = library.make_job(
         (T, *y.shape[1:]), constants, strides, a.flags, a.numbers, y.element_size()
@@ -104,19 +102,16 @@ def _job(
     job = _Job(neuron=neuron, pool=a.pool)
     if a.pool:
         job.H, job.W = y.shape[3:]
-    parts, block = (
-        library.function("norm_splits")(ctypes.byref(job)) if neuron.inner == 1 else 0,
-        library.function("norm_block")(),
-    )
+    parts = library.function("norm_splits")(ctypes.byref(job)) if neuron.inner == 1 else 0
+    block = library.function("norm_block")()
     sizes = (CHANNEL_ROWS * C, CHANNEL_ROWS * parts * block, neuron.threads * T * block)
-    space = (
+    workspace = (
         *(torch.empty(n, dtype=constants.dtype) for n in sizes),
         torch.zeros(neuron.chunks * 2 * C, dtype=torch.float64),
     )
-    job.space = space  # lives as long as the job
-    library.set_pointers(
-        job, norm=rows, rows=space[0], tables=space[1], cache=space[2], moved=space[3]
-    )
+    job.workspace = workspace  # lives as long as the job
+    channel_rows, tables, cache, moved = workspace
+    library.set_pointers(job, norm=rows, rows=channel_rows, tables=tables, cache=cache, moved=moved)
     return job
 
 

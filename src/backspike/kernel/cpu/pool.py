@@ -1,29 +1,29 @@
-"""2x2 pools of spikes that save little for backward: one byte per window for a maximum, nothing for an average.
+"""2x2 pools of spikes that save one byte per window (max) or nothing (average) for backward.
 
-torch saves an index of eight bytes per window, or the input. Values and gradients are torch's, bit for bit; other windows,
-devices and dtypes are torch's as well.
+torch saves an index of eight bytes per window, or the input. Values and gradients equal torch's bit
+for bit. Other window sizes, devices and dtypes are passed on to torch.
 """
 
 from __future__ import annotations
 
 import ctypes
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from ..autograd import Context, refuse_double_backward
 from . import library
 
 Size = int | tuple[int, int]
-_GRAIN = 65536  # elements that are worth a thread
+_GRAIN = 65536  # elements per thread, below which another thread does not pay
 
 
 def max_pool(
     x: Tensor, kernel_size: Size = 2, stride: Size | None = None, padding: Size = 0
 ) -> Tensor:
-    """`F.max_pool2d` of `[N, C, H, W]`."""
+    """`F.max_pool2d` of `[N, C, H, W]`, saving less for backward if the window is 2x2."""
     if not _is_2x2(x, kernel_size, stride, padding):
         return F.max_pool2d(x, kernel_size, stride, padding)
     return _Pool.apply(x, True) if _learns(x) else torch.ops.backspike.pool_forward(x, True)[0]
@@ -32,7 +32,7 @@ def max_pool(
 def avg_pool(
     x: Tensor, kernel_size: Size = 2, stride: Size | None = None, padding: Size = 0
 ) -> Tensor:
-    """`F.avg_pool2d` of `[N, C, H, W]`."""
+    """`F.avg_pool2d` of `[N, C, H, W]`, saving less for backward if the window is 2x2."""
     if not _is_2x2(x, kernel_size, stride, padding):
         return F.avg_pool2d(x, kernel_size, stride, padding)
     return _Pool.apply(x, False) if _learns(x) else torch.ops.backspike.pool_forward(x, False)[0]
@@ -60,27 +60,24 @@ def _learns(x: Tensor) -> bool:
 
 class _Pool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, maximum: bool) -> Tensor:
+    def forward(ctx: Context, x: Tensor, maximum: bool) -> Tensor:
         y, codes = torch.ops.backspike.pool_forward(x, maximum)
         ctx.save_for_backward(codes)
         ctx.maximum, ctx.size = maximum, x.shape[2:]
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "backspike: double backward through a pool of spikes is not defined; use create_graph=False"
-            )
+    def backward(ctx: Context, g: Tensor) -> tuple[Tensor, None]:
+        refuse_double_backward("a pool of spikes")
         (codes,) = ctx.saved_tensors
         return torch.ops.backspike.pool_backward(g, codes, *ctx.size, ctx.maximum), None
 
 
-# ------------------------------------------------------------------------------------------------------- the operators
+# ------------------------------------------------------------------------------------ the operators
 
 
 class _Job(ctypes.Structure):
-    """The struct Pool of pool.c, which says what the fields mean."""
+    """The struct Pool of pool.c, where the fields are documented."""
 
     _fields_ = [
         *library.fields(ctypes.c_int64, "images C H W threads"),
@@ -95,7 +92,7 @@ ops.library.define(
 
 
 def _format(x: Tensor) -> torch.memory_format:
-    """Channels last when they lie so, else contiguous: the layout that is computed in."""
+    """The memory format used for x: channels-last if x has it and is not contiguous."""
     last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
@@ -145,7 +142,7 @@ def _pool_backward(g: Tensor, codes: Tensor, H: int, W: int, maximum: bool) -> T
 
 
 def _call(name: str, x: Tensor, y: Tensor, codes: Tensor | None, large: Tensor) -> None:
-    """large: the one of the two that is not pooled."""
+    """large: the tensor of the two that is not pooled."""
     N, C, H, W = large.shape
     images, C = (N, C) if _format(large) == torch.channels_last else (N * C, 1)
     threads = min(torch.get_num_threads(), 1 + large.numel() // _GRAIN)

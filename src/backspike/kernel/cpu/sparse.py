@@ -1,9 +1,10 @@
-"""Products of spikes, kept as bits, with a matrix of numbers, on the CPU: adding alone, or only where it is asked for.
+"""Products of a matrix of spikes, packed as bits, with a dense matrix, on the CPU.
 
-`Spikes` is a matrix of bits `[M, K]` that computes the output of a linear layer and the gradient of its weight; `how` says
-whether the rows that spikes name are gathered (work in proportion to the spikes) or their sums are looked up in small tables
-(the same work at any density). `sampled` computes the gradient of the input only where bits are set. Everything is added in
-float32, in an order that does not depend on the number of threads. Matrices are float32 or bfloat16.
+`Spikes` is a matrix of bits `[M, K]` that computes the output of a linear layer and the gradient of
+its weight. `how` selects whether the rows at the spikes are gathered (work proportional to the
+number of spikes) or their sums are looked up in small tables (the same work at any density).
+`sampled` computes the gradient of the input only where bits are set. All sums are in float32, in an
+order that does not depend on the number of threads. Matrices are float32 or bfloat16.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from .library import fields, function
 
 How = Literal["gather", "lookup"]
 DTYPES = (torch.float32, torch.bfloat16)
-_GRAIN = 1 << 18  # products that are worth a thread
+_GRAIN = 1 << 18  # operations per thread, below which another thread does not pay
 
 
 class _Bits(ctypes.Structure):
-    """The structs of the same names in sparse.h, which says what the fields mean."""
+    """Like the next two classes, a struct of sparse.h, where the fields are documented."""
 
     _fields_ = [
         *fields(ctypes.c_int64, "M K transposed threads"),
@@ -48,7 +49,10 @@ class _Sampled(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Spikes:
-    """A matrix of zeros and ones `[M, K]` as bits (uint8, bit i of byte k is element 8 k + i in C order) with so many ones."""
+    """A matrix of zeros and ones `[M, K]` as bits, of which `ones` are set.
+
+    bits: uint8; bit i of byte k is element 8 k + i in C order.
+    """
 
     bits: Tensor
     M: int
@@ -77,7 +81,10 @@ class Spikes:
         y_stride: tuple[int, ...],
         bias: Tensor | None,
     ) -> None:
-        """y [R, N] = bits [R, C] @ a [C, N] + bias, with the strides that a and y have as these matrices."""
+        """y [R, N] = bits [R, C] @ a [C, N] + bias.
+
+        a_stride and y_stride are the strides of a and y when seen as these matrices.
+        """
         R, C = (self.K, self.M) if transposed else (self.M, self.K)
         N = a.numel() // max(C, 1)
         if not R * C * N:
@@ -111,17 +118,18 @@ class Spikes:
         if how == "lookup":
             job.p_words = pointer(words)
         else:
-            start, index = (
-                torch.empty(R + 1, dtype=torch.int64),
-                torch.empty(self.ones, dtype=torch.int32),
-            )
+            start = torch.empty(R + 1, dtype=torch.int64)
+            index = torch.empty(self.ones, dtype=torch.int32)
             bits.p_start, bits.p_index = job.p_start, job.p_index = pointer(start), pointer(index)
             function("sparse_lists")(ctypes.byref(bits))
         function("sparse_product")(ctypes.byref(job))
 
 
 def sampled(g: Tensor, weight: Tensor, bits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """(g @ weight) `[M, K]` where bits are set, else 0, for g `[M, N]` and weight `[N, K]` of one dtype."""
+    """(g @ weight) `[M, K]` where bits are set, and 0 elsewhere.
+
+    g `[M, N]` and weight `[N, K]` must have the same dtype.
+    """
     g, weight = g.contiguous(), weight.contiguous()
     (M, N), K = g.shape, weight.shape[1]
     x = torch.empty(M, K, dtype=dtype or g.dtype)
@@ -145,7 +153,7 @@ def sampled(g: Tensor, weight: Tensor, bits: Tensor, dtype: torch.dtype | None =
 
 
 def available() -> bool:
-    """Whether the library that was built has these products, in the form this file calls."""
+    """Whether the compiled library has these functions, with the structs defined here."""
     sizes = {"sparse_product_size": _Product, "sparse_sampled_size": _Sampled}
     return library.available() and all(
         function(name)() == ctypes.sizeof(struct) for name, struct in sizes.items()
@@ -153,6 +161,7 @@ def available() -> bool:
 
 
 def pointer(x: Tensor | None) -> int | None:
+    """The address of the data of x, or None."""
     return None if x is None else x.data_ptr()
 
 

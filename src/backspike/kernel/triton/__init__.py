@@ -1,4 +1,4 @@
-"""The kernels in Triton, as the backend "triton": importing it defines the operators of lif.py and of norm.py."""
+"""The backend "triton": kernels in Triton. Importing it defines the operators of lif and norm."""
 
 from . import norm as norm
 from .lif import refuses, run, unpack

@@ -1,7 +1,7 @@
 """The backend "triton", for GPUs, and the operators that launch the kernels of lif_kernels.py.
 
-Imported only where Triton is installed and has a GPU, or its interpreter (TRITON_INTERPRET=1),
-which runs the same kernels on the CPU for tests.
+It is imported only if Triton is installed and there is a GPU, or if Triton's interpreter is on
+(TRITON_INTERPRET=1), which runs the same kernels on the CPU for tests.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from . import step
 from .lif_kernels import lif_bwd_kernel, lif_fwd_kernel, unpack_kernel
 from .step import INTERPRETED
 
-_BLOCK = 1024  # elements of a program
-_SMALL_BLOCK = 256  # where there are few, so that every multiprocessor gets some
+_BLOCK = 1024  # elements per program
+_SMALL_BLOCK = 256  # for timesteps below _FEW elements, to occupy all multiprocessors
 _FEW = 1 << 18
 
 
 def refuses(call: Call) -> str | None:
+    """Why the Triton kernel cannot run the call; None if it can."""
     kind = "cpu" if INTERPRETED.value else "cuda"
     if call.x.device.type != kind:
         where = (
             "it runs in Triton's interpreter, on the CPU"
             if INTERPRETED.value
-            else "it computes on a GPU"
+            else "it runs on a GPU"
         )
-        return f"{where}, and the input is on {call.x.device}"
+        return f"{where}, but the input is on {call.x.device}"
     if call.v0 is not None and call.v0.device != call.x.device:
-        return f"the input is on {call.x.device}, and v0 on {call.v0.device}"
+        return f"the input is on {call.x.device}, but v0 is on {call.v0.device}"
     if isinstance(call.neuron, CLIF):
         return "it has no kernel for the complementary neuron"
     name = ops.without_formula(call, step.CASES)
@@ -47,33 +48,44 @@ def refuses(call: Call) -> str | None:
 
 
 def run(call: Call) -> Result:
+    """The outputs of the call."""
     return ops.run("triton_lif", call)
 
 
 def unpack(bits: Tensor, x: Tensor) -> None:
-    """Fills x, whose elements lie densely, with what bits say of the places of its memory."""
-    walk = Walk((1, x.numel()), (1,), tiled=False)
-    launch(unpack_kernel, walk, p_bits=bits, p_x=x, N=walk.N)
+    """Fill x, which must be dense, with the bits as zeros and ones in memory order."""
+    grid = Grid((1, x.numel()), (1,), tiled=False)
+    launch(unpack_kernel, grid, p_bits=bits, p_x=x, N=grid.N)
 
 
-# ------------------------------------------------------------------------------------------------------- the operators
+# ------------------------------------------------------------------------------------ the operators
 
 
 def _forward(a: ops.ForwardInputs) -> list[Tensor]:
     x, out = a.x, ops.forward_outputs(a)
-    walk = Walk(out.spikes.shape, out.spikes.stride()[1:], tiled=out.moments is not None)
+    grid = Grid(out.spikes.shape, out.spikes.stride()[1:], tiled=out.moments is not None)
     partial = marks = None
     if out.moments is not None:
-        partial = x.new_empty((walk.blocks, *out.moments.shape), dtype=torch.float64)
+        partial = x.new_empty((grid.blocks, *out.moments.shape), dtype=torch.float64)
     if out.active is not None:
         marks = torch.empty(out.spikes.shape, dtype=torch.uint8, device=x.device)
     _launch_forward(
-        walk, a, x, ops.KEEPS[a.keeps] if a.keeps in ops.CODES else None, a.seed, a.p,
-        p_s=out.spikes, p_u=out.membrane, p_v=out.state if Record(*a.records).state else None, p_kept=out.kept,
-        p_active=marks, p_bits=out.bits, p_partial=partial,
-    )  # fmt: skip
+        grid,
+        a,
+        x,
+        ops.SAVED_FORMS[a.form] if a.form in ops.CODE_DTYPES else None,
+        a.seed,
+        a.p,
+        p_s=out.spikes,
+        p_u=out.membrane,
+        p_v=out.state if Record(*a.records).state else None,
+        p_saved=out.saved_u,
+        p_active=marks,
+        p_bits=out.bits,
+        p_partial=partial,
+    )
     if partial is not None:
-        torch.sum(partial, 0, out=out.moments).div_(walk.N // walk.C)
+        torch.sum(partial, 0, out=out.moments).div_(grid.N // grid.C)
     if out.active is not None and marks is not None:
         out.active.copy_(pack(marks))
     return ops.present(out)
@@ -81,24 +93,24 @@ def _forward(a: ops.ForwardInputs) -> list[Tensor]:
 
 def _backward(a: ops.BackwardInputs) -> list[Tensor]:
     out, strides, constants, learns = ops.backward_outputs(a), a.strides, a.constants, a.learns
-    walk = Walk(a.shape, strides, tiled=learns > 0 and constants.shape[1] > 1)
-    kept, memory = a.kept, ops.KEEPS[a.keeps]
-    if memory == "recompute":  # the membranes once more, for as long as this lasts
+    grid = Grid(a.shape, strides, tiled=learns > 0 and constants.shape[1] > 1)
+    saved_u, memory = a.saved_u, ops.SAVED_FORMS[a.form]
+    if memory == "recompute":  # compute the membranes again, for this call only
         assert a.x is not None
-        kept, memory = layout.empty(a.shape, strides, constants.dtype, a.device), "exact"
-        _launch_forward(walk, a, a.x, p_u=kept)
+        saved_u, memory = layout.empty(a.shape, strides, constants.dtype, a.device), "exact"
+        _launch_forward(grid, a, a.x, p_u=saved_u)
     partial = None
     if out.sums is not None:
-        shape = (walk.blocks, *out.sums.shape)
+        shape = (grid.blocks, *out.sums.shape)
         partial = torch.zeros(shape, dtype=torch.float64, device=a.device)
     x, g, g_u = (layout.with_strides(b, strides) for b in (a.x, a.g, a.g_u))
     v0, g_v = layout.step_with_strides(a.v0, strides), layout.step_with_strides(a.g_v, strides)
     launch(
         lif_bwd_kernel,
-        walk,
-        **kernel_arguments(walk, a.device, a, memory, a.seed, a.p),
+        grid,
+        **kernel_arguments(grid, a.device, a, memory, a.seed, a.p),
         **backward_flags(a),
-        p_kept=kept,
+        p_saved=saved_u,
         p_x=x,
         p_v0=v0,
         p_g=g,
@@ -111,7 +123,7 @@ def _backward(a: ops.BackwardInputs) -> list[Tensor]:
         x_stride=0 if x is None or a.repeats > 1 else x.stride(0),
         g_stride=0 if g is None else g.stride(0),
         gu_stride=0 if g_u is None else g_u.stride(0),
-        KEEPS=memory,
+        FORM=memory,
     )
     if partial is not None:
         torch.sum(partial, 0, out=out.sums)
@@ -122,7 +134,7 @@ ops.define("triton_lif", "CompositeExplicitAutograd", _forward, _backward)
 
 
 def _launch_forward(
-    walk: Walk,
+    grid: Grid,
     a: ops.ForwardInputs | ops.BackwardInputs,
     x: Tensor,
     memory: str | None = None,
@@ -130,34 +142,37 @@ def _launch_forward(
     p: Tensor | None = None,
     **results: Tensor | None,
 ) -> None:
-    x, v0 = layout.with_strides(x, walk.strides), layout.step_with_strides(a.v0, walk.strides)
-    wanted = dict.fromkeys(("p_s", "p_u", "p_v", "p_kept", "p_active", "p_bits", "p_partial"))
+    x, v0 = layout.with_strides(x, grid.strides), layout.step_with_strides(a.v0, grid.strides)
+    outputs = dict.fromkeys(("p_s", "p_u", "p_v", "p_saved", "p_active", "p_bits", "p_partial"))
     launch(
         lif_fwd_kernel,
-        walk,
-        **kernel_arguments(walk, x.device, a, memory, seed, p),
-        **(wanted | results),
+        grid,
+        **kernel_arguments(grid, x.device, a, memory, seed, p),
+        **(outputs | results),
         p_x=x,
         p_v0=v0,
         x_stride=x.stride(0) if a.repeats == 1 else 0,
-        KEEPS=memory,
+        FORM=memory,
     )
 
 
-class Walk:
-    """How programs share the elements of a timestep, `[T, B, ...]` with these strides of a timestep."""
+class Grid:
+    """How the programs of a kernel divide the elements of a timestep among them.
+
+    shape: `[T, B, ...]`; strides: those of a timestep; tiled: each program takes a tile of rows and
+    channels, so that it can sum per channel.
+    """
 
     def __init__(self, shape: Sequence[int], strides: Sequence[int], tiled: bool) -> None:
         self.strides = strides
-        self.T, self.N, self.C = (
-            shape[0],
-            math.prod(shape[1:]),
-            max(shape[2], 1) if len(shape) > 2 else 1,
-        )
+        self.T = shape[0]
+        self.N = math.prod(shape[1:])
+        self.C = max(shape[2], 1) if len(shape) > 2 else 1
         self.area = math.prod(shape[3:])
         self.inner = strides[1] if self.C > 1 else max(self.N, 1)
         self.last = self.C > 1 and self.inner == 1 and self.area > 1
-        self.rows, self.columns = _BLOCK if self.N >= _FEW else _SMALL_BLOCK, 0
+        self.rows = _BLOCK if self.N >= _FEW else _SMALL_BLOCK
+        self.columns = 0
         self.blocks = self.programs = triton.cdiv(self.N, self.rows)
         if tiled:
             self.columns = min(triton.next_power_of_2(self.C), 64) if self.inner == 1 else 1
@@ -167,9 +182,9 @@ class Walk:
 
 
 def backward_flags(a: ops.BackwardInputs | norm_ops.BackwardInputs) -> dict[str, bool]:
-    """The flags that all backward kernels have."""
+    """The flags that all backward kernels take."""
     return {
-        "ATTACHED": a.numbers[1] != 0,
+        "RESET_GRADIENT": a.numbers[1] != 0,
         "DECAY_INPUT": bool(a.flags[1]),
         "TEMPORAL": bool(a.flags[2]),
         "REPEATED": a.repeats > 1,
@@ -180,21 +195,21 @@ def backward_flags(a: ops.BackwardInputs | norm_ops.BackwardInputs) -> dict[str,
 
 
 def kernel_arguments(
-    walk: Walk,
+    grid: Grid,
     device: torch.device,
     a: ops.ForwardInputs | ops.BackwardInputs | norm_ops.ForwardInputs | norm_ops.BackwardInputs,
     memory: str | None = None,
     seed: Tensor | None = None,
     p: Tensor | None = None,
 ) -> dict[str, object]:
-    """The arguments that all kernels of a neuron have."""
+    """The arguments that all kernels of a neuron take."""
     constants, numbers = a.constants, a.numbers
     soft, _, _, rescale, parametric, *_ = a.flags
     encoded = tuple(a.flags), tuple(numbers)
-    end = ops.reach(*encoded) if memory == "8bit" else 1.0
-    values = [*numbers[:2], 128 / end, end / 128, 1 - torch.finfo(constants.dtype).eps / 2]
-    surrogate, instead = ops.surrogates(*encoded)
-    for s in (surrogate, instead):
+    reach = ops.reach(*encoded) if memory == "8bit" else 1.0
+    values = [*numbers[:2], 128 / reach, reach / 128, 1 - torch.finfo(constants.dtype).eps / 2]
+    surrogate, replacement = ops.surrogates(*encoded)
+    for s in (surrogate, replacement):
         values += () if s is None else (*s.constants(), 0.0, 0.0)[:3]
     if constants.device != device:
         constants = on_device(tuple(constants.flatten().tolist()), constants.dtype, device).view(
@@ -207,49 +222,54 @@ def kernel_arguments(
         "p_numbers": on_device(tuple(values), constants.dtype, device),
         "p_seed": seed,
         "p_p": p,
-        "T": walk.T,
-        "N": walk.N,
-        "C": walk.C,
-        "inner": walk.inner,
-        "area": walk.area,
+        "T": grid.T,
+        "N": grid.N,
+        "C": grid.C,
+        "inner": grid.inner,
+        "area": grid.area,
         "SOFT": bool(soft),
-        "LAST": walk.last and seed is not None,
+        "CHANNELS_LAST": grid.last and seed is not None,
         "PER_CHANNEL": constants.shape[1] > 1,
         "PARAMETRIC": bool(parametric),
         "RESCALE": bool(rescale),
         "FAMILY": type(surrogate).__name__,
-        "INSTEAD": None if instead is None else type(instead).__name__,
+        "REPLACEMENT": None if replacement is None else type(replacement).__name__,
     }
 
 
 @lru_cache(maxsize=1024)
 def on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Copied once, so that a step of training neither waits for the host nor copies inside a CUDA graph."""
+    """A tensor of these values on the device.
+
+    It is copied there only once, so that a training step neither waits for the host nor copies
+    inside a CUDA graph.
+    """
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)
 
 
-def launch(kernel: triton.JITFunction, walk: Walk, **arguments: object) -> None:
-    if not walk.N:
+def launch(kernel: triton.JITFunction, grid: Grid, **arguments: object) -> None:
+    """Launch a kernel; raises `Unsupported` if it does not compile on this machine."""
+    if not grid.N:
         return
     options = {
-        "ROWS": walk.rows,
-        "COLUMNS": walk.columns,
+        "ROWS": grid.rows,
+        "COLUMNS": grid.columns,
         "num_warps": 4,
         "enable_fp_fusion": False,
     }
-    # the interpreter computes in numpy, which warns where a GPU goes on with infinity
+    # the interpreter computes in numpy, which warns where a GPU silently produces infinity
     with (
         torch.cuda.device_of(next(a for a in arguments.values() if isinstance(a, Tensor))),
         np.errstate(all="ignore"),
     ):
         try:
-            kernel[(walk.programs,)](**arguments, **options)
+            kernel[(grid.programs,)](**arguments, **options)
         except Exception as error:
-            if "[CUDA]" in str(error):  # of the device, perhaps of an earlier kernel
+            if "[CUDA]" in str(error):  # a device error, possibly from an earlier kernel
                 raise
-            said = (getattr(error, "error_message", None) or str(error)).strip().split("\n")[0]
-            why = f"its kernel does not compile here ({type(error).__name__}: {said})"
+            message = (getattr(error, "error_message", None) or str(error)).strip().split("\n")[0]
+            reason = f"its kernel does not compile here ({type(error).__name__}: {message})"
             raise Unsupported(
-                f"backend 'triton': {why}; use backend='eager', or another version of Triton"
+                f"backend 'triton': {reason}; use backend='eager', or another version of Triton"
             ) from error

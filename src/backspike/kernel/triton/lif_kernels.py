@@ -1,9 +1,9 @@
 """The recursion in Triton: one kernel per direction over all T; `lif.py` launches them.
 
-A program walks over time with a block of elements whose membranes stay in registers. Elements are
-taken in the memory order of x, and where sums per channel are wanted in tiles of rows and channels.
-Sums are taken block by block in float64 and then over the blocks, so that they are the same bits
-every time.
+A program iterates over time with a block of elements whose membranes stay in registers. Blocks
+follow the memory order of x, or are tiles of rows and channels if sums per channel are needed. Sums
+are computed block by block in float64 and then over the blocks, so they are bit-identical every
+time.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ LAM, OFFSET, GAIN, THETA, WIDTH = (tl.constexpr(row) for row in range(5))
 
 @triton.jit
 def _elements(N, C, inner, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """(where in a timestep the elements of this program lie, which of them there are, its block, the channels of its columns)
+    """(offsets of this program's elements in a timestep, which exist, its block, its channels).
 
-    COLUMNS = 0: ROWS in a row. Otherwise a tile [ROWS, COLUMNS]; a column is one channel.
+    COLUMNS = 0: ROWS adjacent elements. Otherwise a tile [ROWS, COLUMNS] with a channel per column.
     """
     program = tl.program_id(0).to(tl.int64)
     if COLUMNS == 0:
@@ -68,39 +68,54 @@ def initial_membrane(p_v0, p_numbers, o, inside, SOFT: tl.constexpr):
 
 
 @triton.jit
-def _logical(o, C, area, LAST: tl.constexpr):
-    """The positions that the mask counts. LAST: channels lie last in memory."""
-    if LAST:
+def _logical(o, C, area, CHANNELS_LAST: tl.constexpr):
+    """The positions in C order, which the mask uses, of elements at these offsets in memory."""
+    if CHANNELS_LAST:
         o = o // (C * area) * (C * area) + o % C * area + o // C % area
     return o
 
 
 @triton.jit
 def masked_derivative(
-    own, u, theta, index, p_seed, p_p, p_numbers, RESCALE: tl.constexpr, INSTEAD: tl.constexpr
+    h_base,
+    u,
+    theta,
+    index,
+    p_seed,
+    p_p,
+    p_numbers,
+    RESCALE: tl.constexpr,
+    REPLACEMENT: tl.constexpr,
 ):
-    """`step.masked` at these logical positions of [T, B, ...], or own twice where there is no mask."""
+    """`step.masked` at these logical positions of [T, B, ...]; h_base twice if there is no mask."""
     if p_seed is None:
-        h = own
+        h = h_base
     else:
         p = tl.load(p_p).to(tl.float64)
-        gone = step.dropped(index, tl.load(p_seed), step.cut(p))
-        h, own = step.masked(
-            own, u, theta, gone, (1 - p).to(own.dtype), p_numbers + REPLACE, RESCALE, INSTEAD
+        drop = step.dropped(index, tl.load(p_seed), step.drop_limit(p))
+        h, h_base = step.masked(
+            h_base,
+            u,
+            theta,
+            drop,
+            (1 - p).to(h_base.dtype),
+            p_numbers + REPLACE,
+            RESCALE,
+            REPLACEMENT,
         )
-    return h, own
+    return h, h_base
 
 
 @triton.jit
-def _recall(p_kept, at, inside, w, theta, p_numbers, KEEPS: tl.constexpr):
-    """(u as the backward pass knows it, whether it fired)"""
-    code = tl.load(p_kept + at, mask=inside, other=0.0)
-    if KEEPS == "8bit":
-        u, fired = step.of_8bit(
+def _decode(p_saved, at, inside, w, theta, p_numbers, FORM: tl.constexpr):
+    """(u as the backward pass sees it, whether it fired)"""
+    code = tl.load(p_saved + at, mask=inside, other=0.0)
+    if FORM == "8bit":
+        u, fired = step.decode_8bit(
             code, w, theta, tl.load(p_numbers + BELOW), tl.load(p_numbers + COARSE)
         )
-    elif KEEPS == "bfloat16":
-        u, fired = step.of_bfloat16(code, theta, tl.load(p_numbers + BELOW))
+    elif FORM == "bfloat16":
+        u, fired = step.decode_bfloat16(code, theta, tl.load(p_numbers + BELOW))
     else:
         u, fired = code, code >= theta
     return u, fired
@@ -117,9 +132,9 @@ def lif_fwd_kernel(
     p_s,
     p_u,
     p_v,
-    p_kept,  # [T, N] codes, or [T, N / 8] bits
+    p_saved,  # [T, N] codes, or [T, N / 8] bits
     p_active,  # [T, N] bytes
-    p_bits,  # [T, N / 8], with COLUMNS == 0 alone
+    p_bits,  # [T, N / 8], only with COLUMNS == 0
     p_partial,  # [blocks, 2, T, C]: sums of u and its square
     T,
     N,
@@ -128,19 +143,19 @@ def lif_fwd_kernel(
     area,
     x_stride,
     SOFT: tl.constexpr,
-    LAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
     PARAMETRIC: tl.constexpr,
     RESCALE: tl.constexpr,
     FAMILY: tl.constexpr,
-    INSTEAD: tl.constexpr,
-    KEEPS: tl.constexpr,
+    REPLACEMENT: tl.constexpr,
+    FORM: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Element i of a timestep has channel i // inner % C. What is not wanted is None."""
+    """Element i of a timestep has channel i // inner % C. Outputs that are not needed are None."""
     o, inside, block, column = _elements(N, C, inner, ROWS, COLUMNS)
-    channel, logical = o // inner % C, _logical(o, C, area, LAST)
+    channel, logical = o // inner % C, _logical(o, C, area, CHANNELS_LAST)
     lam = _constant(p_constants, LAM, channel, C, PER_CHANNEL)
     offset = _constant(p_constants, OFFSET, channel, C, PER_CHANNEL)
     gain = _constant(p_constants, GAIN, channel, C, PER_CHANNEL)
@@ -157,7 +172,9 @@ def lif_fwd_kernel(
         v = step.reset(u, fired, theta, v_reset, SOFT)
         if p_s is not None:
             tl.store(
-                p_s + at, step.narrow(tl.where(fired, 1.0, 0.0), p_s.dtype.element_ty), mask=inside
+                p_s + at,
+                step.round_to(tl.where(fired, 1.0, 0.0), p_s.dtype.element_ty),
+                mask=inside,
             )
         if p_bits is not None:
             bits = (fired & inside).to(tl.int32).reshape(ROWS // 8, 8) << tl.arange(0, 8)[None, :]
@@ -169,23 +186,23 @@ def lif_fwd_kernel(
             )
         if p_u is not None:
             tl.store(p_u + at, u, mask=inside)
-        known = u
-        if KEEPS == "bfloat16":
-            code = step.code_bfloat16(u - theta, fired)
-            tl.store(p_kept + at, code, mask=inside)
+        decoded = u
+        if FORM == "bfloat16":
+            code = step.encode_bfloat16(u - theta, fired)
+            tl.store(p_saved + at, code, mask=inside)
             if p_active is not None:
-                known, _ = step.of_bfloat16(code, theta, tl.load(p_numbers + BELOW))
-        elif KEEPS == "8bit":
+                decoded, _ = step.decode_bfloat16(code, theta, tl.load(p_numbers + BELOW))
+        elif FORM == "8bit":
             z = u - theta
             if PARAMETRIC:
                 z = z / w
-            code = step.code_8bit(z, fired, tl.load(p_numbers + FINE))
-            tl.store(p_kept + at, code, mask=inside)
+            code = step.encode_8bit(z, fired, tl.load(p_numbers + FINE))
+            tl.store(p_saved + at, code, mask=inside)
             if p_active is not None:
-                known, _ = step.of_8bit(
+                decoded, _ = step.decode_8bit(
                     code, w, theta, tl.load(p_numbers + BELOW), tl.load(p_numbers + COARSE)
                 )
-        elif KEEPS == "1bit":
+        elif FORM == "1bit":
             h = step.derivative(u - theta, None, p_numbers + BASE, FAMILY)
             bits = ((h != 0) & inside).to(tl.int32).reshape(ROWS // 8, 8) << tl.arange(0, 8)[
                 None, :
@@ -193,14 +210,22 @@ def lif_fwd_kernel(
             byte = block * (ROWS // 8) + tl.arange(0, ROWS // 8)
             bytes_of_a_step = tl.cdiv(N, 8)
             tl.store(
-                p_kept + row * bytes_of_a_step + byte,
+                p_saved + row * bytes_of_a_step + byte,
                 tl.sum(bits, axis=1).to(tl.uint8),
                 mask=byte < bytes_of_a_step,
             )
         if p_active is not None:
-            own = step.derivative(known - theta, w, p_numbers + BASE, FAMILY)
+            h_base = step.derivative(decoded - theta, w, p_numbers + BASE, FAMILY)
             h, _ = masked_derivative(
-                own, known, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, INSTEAD
+                h_base,
+                decoded,
+                theta,
+                row * N + logical,
+                p_seed,
+                p_p,
+                p_numbers,
+                RESCALE,
+                REPLACEMENT,
             )
             tl.store(p_active + at, (h != 0).to(tl.uint8), mask=inside)
         if p_partial is not None:
@@ -223,7 +248,7 @@ def lif_bwd_kernel(
     p_numbers,
     p_seed,
     p_p,
-    p_kept,  # [T, N] membranes or codes, or [T, N / 8] bits
+    p_saved,  # [T, N] membranes or codes, or [T, N / 8] bits
     p_x,
     p_v0,
     p_g,
@@ -232,7 +257,7 @@ def lif_bwd_kernel(
     p_line,  # [2, T, C]: a and b of gu = a + b u
     p_gx,
     p_gv0,
-    p_partial,  # [blocks, 3, C] or [blocks, 3, 1]: what tau (times tau^2), theta and the width get
+    p_partial,  # [blocks, 3, C] or [blocks, 3, 1]: gradients of tau (times tau^2), theta, width
     T,
     N,
     C,
@@ -242,56 +267,58 @@ def lif_bwd_kernel(
     g_stride,
     gu_stride,
     SOFT: tl.constexpr,
-    ATTACHED: tl.constexpr,
+    RESET_GRADIENT: tl.constexpr,
     DECAY_INPUT: tl.constexpr,
     TEMPORAL: tl.constexpr,
     REPEATED: tl.constexpr,
     LEARNS_TAU: tl.constexpr,
     LEARNS_THETA: tl.constexpr,
     LEARNS_WIDTH: tl.constexpr,
-    LAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     PER_CHANNEL: tl.constexpr,
     PARAMETRIC: tl.constexpr,
     RESCALE: tl.constexpr,
     FAMILY: tl.constexpr,
-    INSTEAD: tl.constexpr,
-    KEEPS: tl.constexpr,
+    REPLACEMENT: tl.constexpr,
+    FORM: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """REPEATED: the gradient of x is summed over T."""
     o, inside, block, column = _elements(N, C, inner, ROWS, COLUMNS)
-    channel, logical = o // inner % C, _logical(o, C, area, LAST)
+    channel, logical = o // inner % C, _logical(o, C, area, CHANNELS_LAST)
     lam = _constant(p_constants, LAM, channel, C, PER_CHANNEL)
     gain = _constant(p_constants, GAIN, channel, C, PER_CHANNEL)
     theta = _constant(p_constants, THETA, channel, C, PER_CHANNEL)
     w = _width(p_constants, channel, C, PER_CHANNEL, PARAMETRIC)
     v_reset, rho = tl.load(p_numbers + V_RESET), tl.load(p_numbers + RHO)
-    none = tl.zeros(o.shape, p_numbers.dtype.element_ty)
-    c, gx_sum, d_tau, d_theta, d_width = none, none, none, none, none
+    zero = tl.zeros(o.shape, p_numbers.dtype.element_ty)
+    c, gx_sum, d_tau, d_theta, d_width = zero, zero, zero, zero, zero
     if p_gv is not None:
         c = tl.load(p_gv + o, mask=inside, other=0.0)
     for step_back in range(T):
         t = T - 1 - step_back
         row = tl.cast(t, tl.int64)
         at = row * N + o
-        if KEEPS == "1bit":  # the rectangle with the soft reset, for which h says enough
-            byte = tl.load(p_kept + row * tl.cdiv(N, 8) + o // 8, mask=inside, other=0).to(tl.int32)
-            u, fired = none, inside
-            own = tl.where(
-                (byte >> (o % 8).to(tl.int32)) & 1 != 0, tl.load(p_numbers + BASE + 1), none
+        if FORM == "1bit":  # Rectangle with the soft reset: h alone is enough
+            byte = tl.load(p_saved + row * tl.cdiv(N, 8) + o // 8, mask=inside, other=0).to(
+                tl.int32
+            )
+            u, fired = zero, inside
+            h_base = tl.where(
+                (byte >> (o % 8).to(tl.int32)) & 1 != 0, tl.load(p_numbers + BASE + 1), zero
             )
         else:
-            u, fired = _recall(p_kept, at, inside, w, theta, p_numbers, KEEPS)
-            own = step.derivative(u - theta, w, p_numbers + BASE, FAMILY)
-        h, own = masked_derivative(
-            own, u, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, INSTEAD
+            u, fired = _decode(p_saved, at, inside, w, theta, p_numbers, FORM)
+            h_base = step.derivative(u - theta, w, p_numbers + BASE, FAMILY)
+        h, h_base = masked_derivative(
+            h_base, u, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, REPLACEMENT
         )
-        g = none
+        g = zero
         if p_g is not None:
-            g = tl.load(p_g + row * g_stride + o, mask=inside, other=0.0).to(none.dtype)
-        G = step.arriving(g, c, u, theta, v_reset, rho, SOFT, ATTACHED)
-        delta = step.total(G * h, c, fired, SOFT)
+            g = tl.load(p_g + row * g_stride + o, mask=inside, other=0.0).to(zero.dtype)
+        G = step.spike_gradient(g, c, u, theta, v_reset, rho, SOFT, RESET_GRADIENT)
+        delta = step.membrane_gradient(G * h, c, fired, SOFT)
         if p_gu is not None:
             delta += tl.load(p_gu + row * gu_stride + o, mask=inside, other=0.0)
         if p_line is not None:
@@ -301,31 +328,31 @@ def lif_bwd_kernel(
             if SOFT:
                 d_theta -= tl.where(fired, c, 0.0)
         if LEARNS_WIDTH:
-            d_width -= ((u - theta) / w) * G * own
+            d_width -= ((u - theta) / w) * G * h_base
         if LEARNS_TAU:
-            v, rest = initial_membrane(p_v0, p_numbers, o, inside, SOFT), none
+            v, rest = initial_membrane(p_v0, p_numbers, o, inside, SOFT), zero
             if t > 0:
-                before, fired_before = _recall(p_kept, at - N, inside, w, theta, p_numbers, KEEPS)
+                before, fired_before = _decode(p_saved, at - N, inside, w, theta, p_numbers, FORM)
                 v = step.reset(before, fired_before, theta, v_reset, SOFT)
             if not SOFT:
                 rest += v_reset
             distance = v - rest
             if DECAY_INPUT:
-                distance -= tl.load(p_x + row * x_stride + o, mask=inside, other=0.0).to(none.dtype)
+                distance -= tl.load(p_x + row * x_stride + o, mask=inside, other=0.0).to(zero.dtype)
             d_tau += delta * distance
         if p_gx is not None:
             if REPEATED:
                 gx_sum += delta * gain
             else:
-                tl.store(p_gx + at, step.narrow(delta * gain, p_gx.dtype.element_ty), mask=inside)
+                tl.store(p_gx + at, step.round_to(delta * gain, p_gx.dtype.element_ty), mask=inside)
         if TEMPORAL:
             c = delta * lam
         else:
-            c = none
+            c = zero
     if p_gv0 is not None:
         tl.store(p_gv0 + o, c, mask=inside)
     if REPEATED and p_gx is not None:
-        tl.store(p_gx + o, step.narrow(gx_sum, p_gx.dtype.element_ty), mask=inside)
+        tl.store(p_gx + o, step.round_to(gx_sum, p_gx.dtype.element_ty), mask=inside)
     if p_partial is not None:
         width = C if PER_CHANNEL else 1
         p_sum = p_partial + block * 3 * width + column
@@ -351,6 +378,7 @@ def lif_bwd_kernel(
 
 @triton.jit
 def unpack_kernel(p_bits, p_x, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Write N bits as zeros and ones in the dtype of x."""
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     byte = tl.load(p_bits + at // 8, mask=at < N, other=0).to(tl.int32)
     tl.store(p_x + at, ((byte >> (at % 8).to(tl.int32)) & 1).to(p_x.dtype.element_ty), mask=at < N)

@@ -1,14 +1,14 @@
-"""BatchNorm, neuron and 2x2 pool, or an addition, in Triton: on a GPU what norm.c is on the CPU.
+"""BatchNorm, neuron and 2x2 pool, or an addition, in Triton: the GPU counterpart of norm.c.
 
-Statistics are taken in one pass over the input y, the forward pass makes x = y scale + shift where
-the neuron reads it, and for the backward pass only y and the constants of the channels are saved.
-Backward computes u again from y, a tile and all its timesteps at a time, in work space of a fixed
-size that stays in the cache. It does so twice, because the gradient through the statistics takes
-sums over everything: first for the sums, then for
+One pass over the input y computes the statistics. The forward pass computes x = y scale + shift
+where the neuron reads it, and saves only y and the constants of the channels for backward. The
+backward pass recomputes u from y, one tile with all its timesteps at a time, in a workspace of
+fixed size that stays in the cache. It does so twice, because the gradient through the statistics
+needs sums over all elements: first for the sums, then for
 
     dy = scale (gx - mean(gx) - (y - mean) rstd^2 mean(gx (y - mean)))
 
-Sums are taken tile by tile in float64, in an order that does not change.
+Sums are computed tile by tile in float64, always in the same order.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from . import step
 from .lif_kernels import GAIN, LAM, OFFSET, THETA, WIDTH, initial_membrane, masked_derivative
 from .step import BASE, RHO, V_RESET
 
-# of the constants of the channels that norm.py saves
+# rows of the constants of the channels, which norm.py saves
 MEAN, VARIANCE, RSTD, SCALE, SHIFT = (tl.constexpr(row) for row in range(5))
-SAMPLES = tl.constexpr(16)  # of y for a first guess at the mean
+SAMPLES = tl.constexpr(16)  # elements of y averaged for a first guess of the mean
 
 
 @triton.jit
 def _program(C, COLUMNS: tl.constexpr):
-    """(which part of the positions is this program's, its channels)"""
+    """(the index of this program's share of the positions, its channels)"""
     across = tl.cdiv(C, COLUMNS)
     channels = (tl.program_id(0) % across).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     return tl.program_id(0) // across, channels
@@ -35,10 +35,11 @@ def _program(C, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _tile(block, column, M, C, H, W, inner, ROWS: tl.constexpr, WINDOWS: tl.constexpr):
-    """(where in a timestep the elements of a tile lie, their place in the mask's index, which of them there are).
+    """(offsets of the elements of a tile in a timestep, their indices for the mask, which exist).
 
-    A tile is [ROWS, 1, channels] of positions, or with WINDOWS [ROWS, 4, channels] of windows of 2x2. Position m of a channel
-    is pixel m % (H W) of sample m // (H W), and there are M; element (m, c) lies at (m // inner C + c) inner + m % inner.
+    A tile is [ROWS, 1, channels] of positions, or with WINDOWS [ROWS, 4, channels] of 2x2 windows.
+    Position m of the M positions of a channel is pixel m % (H W) of sample m // (H W). Element
+    (m, c) is at (m // inner C + c) inner + m % inner.
     """
     c = column[None, None, :]
     r = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None, None]
@@ -57,15 +58,14 @@ def _tile(block, column, M, C, H, W, inner, ROWS: tl.constexpr, WINDOWS: tl.cons
 
 @triton.jit
 def _pooled(block, column, M, C, H, W, inner, ROWS: tl.constexpr):
-    """(where the result of each window lies, which windows are whole), [ROWS, channels]"""
+    """(offset of the result of each window, which windows are complete), [ROWS, channels]"""
     c = column[None, :]
     r = (block * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     across, down = (W + 1) // 2, (H + 1) // 2
     h, w, b = r // across % down, r % across, r // (across * down)
     m = (b * (H // 2) + h) * (W // 2) + w
-    return (m // inner * C + c) * inner + m % inner, (b * H * W < M) & (h < H // 2) & (
-        w < W // 2
-    ) & (c < C)
+    complete = (b * H * W < M) & (h < H // 2) & (w < W // 2) & (c < C)
+    return (m // inner * C + c) * inner + m % inner, complete
 
 
 @triton.jit
@@ -85,7 +85,7 @@ def _constant(p_constants, which: tl.constexpr, column, C, PER_CHANNEL: tl.const
 
 @triton.jit
 def _columns(column, x):
-    """x, [ROWS, windows, channels], summed in each channel, in float64."""
+    """x, [ROWS, windows, channels], summed per channel, in float64."""
     return tl.sum(tl.sum(x, axis=1), axis=0).to(tl.float64)
 
 
@@ -95,13 +95,12 @@ def _read(p, at, inside, dtype: tl.constexpr):
 
 
 @triton.jit
-def _store_bits(p_bits, at, fired, there, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Spikes of [ROWS, channels] as bits; at: their places."""
-    bits = (fired & there).to(tl.int32).reshape(ROWS, COLUMNS // 8, 8) << tl.arange(0, 8)[
-        None, None, :
-    ]
+def _store_bits(p_bits, at, fired, valid, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Store spikes [ROWS, channels] as bits; at: their offsets."""
+    shifts = tl.arange(0, 8)[None, None, :]
+    bits = (fired & valid).to(tl.int32).reshape(ROWS, COLUMNS // 8, 8) << shifts
     byte = tl.min(at.reshape(ROWS, COLUMNS // 8, 8), axis=2) // 8
-    some = tl.max(there.to(tl.int32).reshape(ROWS, COLUMNS // 8, 8), axis=2) != 0
+    some = tl.max(valid.to(tl.int32).reshape(ROWS, COLUMNS // 8, 8), axis=2) != 0
     tl.store(p_bits + byte, tl.sum(bits, axis=2).to(tl.uint8), mask=some)
 
 
@@ -122,6 +121,7 @@ def statistics_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """Sum y - guess and its square per channel, where guess is the mean of a few samples."""
     split, column = _program(C, COLUMNS)
     sample = (tl.arange(0, SAMPLES).to(tl.int64) * M // SAMPLES)[:, None]
     at = (sample // inner * C + column[None, :]) * inner + sample % inner
@@ -146,12 +146,12 @@ def statistics_kernel(
 
 @triton.jit
 def affine_kernel(
-    p_guess,  # None: the rows have mean and variance
+    p_guess,  # None: p_rows already has mean and variance
     p_partial,
     p_weight,
     p_bias,
     p_rows,  # [5, C] float64
-    n,  # values of a channel
+    n,  # values per channel
     C,
     splits,
     eps,  # a tensor of one float64
@@ -159,16 +159,16 @@ def affine_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """From the sums of the programs to the constants of the channels."""
+    """Compute the constants of the channels from the sums of the programs."""
     _, column = _program(C, COLUMNS)
     inside = column < C
     if p_guess is not None:
         a, q = tl.zeros([COLUMNS], tl.float64), tl.zeros([COLUMNS], tl.float64)
         for first in range(0, splits, ROWS):
             split = (first + tl.arange(0, ROWS))[:, None]
-            at, there = split * 2 * C + column[None, :], (split < splits) & inside[None, :]
-            a += tl.sum(tl.load(p_partial + at, mask=there, other=0.0), axis=0)
-            q += tl.sum(tl.load(p_partial + at + C, mask=there, other=0.0), axis=0)
+            at, valid = split * 2 * C + column[None, :], (split < splits) & inside[None, :]
+            a += tl.sum(tl.load(p_partial + at, mask=valid, other=0.0), axis=0)
+            q += tl.sum(tl.load(p_partial + at + C, mask=valid, other=0.0), axis=0)
         count = tl.cast(n, tl.float64)
         moved = a / count
         mean = tl.load(p_guess + column, mask=inside, other=0.0).to(tl.float64) + moved
@@ -201,7 +201,7 @@ def norm_lif_fwd_kernel(
     p_v0,
     p_add,  # [T, N], timesteps add_stride apart: added to the spikes
     p_s,
-    p_bits,  # the spikes, a bit for each place of their memory; eight channels lie side by side
+    p_bits,  # the spikes as bits in memory order; 8 channels are adjacent
     p_v,
     p_partial,  # [blocks, 2, T, C]: sums of u and its square
     T,
@@ -221,6 +221,7 @@ def norm_lif_fwd_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """Normalise, run the neuron over all T, and pool or add; p_add and p_bits may be None."""
     dtype: tl.constexpr = p_numbers.dtype.element_ty
     out: tl.constexpr = p_s.dtype.element_ty
     block, column = _program(C, COLUMNS)
@@ -241,22 +242,22 @@ def norm_lif_fwd_kernel(
         if POOL is None:
             s = tl.where(fired, 1.0, 0.0).to(out)
             if p_add is not None:
-                s = step.narrow(
+                s = step.round_to(
                     fired.to(dtype) + _read(p_add, row * add_stride + o, inside, dtype), out
                 )
             tl.store(p_s + row * s_stride + o, s, mask=inside)
             if p_bits is not None:
                 _store_bits(p_bits + row * (s_stride // 8), o, fired, inside, ROWS, COLUMNS)
         else:
-            at, whole = _pooled(block, column, M, C, H, W, pooled_inner, ROWS)
+            at, complete = _pooled(block, column, M, C, H, W, pooled_inner, ROWS)
             count = tl.sum(fired.to(tl.float32), axis=1)
             if POOL == "avg":
                 s = count * 0.25
             else:
                 s = tl.where(count > 0, 1.0, 0.0)
-            tl.store(p_s + row * s_stride + at, s.to(out), mask=whole)
+            tl.store(p_s + row * s_stride + at, s.to(out), mask=complete)
             if p_bits is not None:
-                _store_bits(p_bits + row * (s_stride // 8), at, count > 0, whole, ROWS, COLUMNS)
+                _store_bits(p_bits + row * (s_stride // 8), at, count > 0, complete, ROWS, COLUMNS)
         if p_partial is not None:
             p_sum = p_partial + (tl.cast(block, tl.int64) * 2 * T + t) * C + column
             tl.store(p_sum, _columns(column, tl.where(inside, u, 0.0)), mask=column < C)
@@ -272,7 +273,7 @@ def norm_lif_bwd_kernel(
     p_seed,
     p_p,
     p_rows,
-    p_through,  # [2, C] float64: sums of gx and of gx (y - mean), for GRADIENT
+    p_gx_sums,  # [2, C] float64: sums of gx and of gx (y - mean), for GRADIENT
     p_y,
     p_v0,
     p_g,
@@ -280,9 +281,9 @@ def norm_lif_bwd_kernel(
     p_line,  # [2, T, C]: a and b of gu = a + b u
     p_dy,
     p_gv0,
-    p_space,  # [programs, T, ROWS, windows, COLUMNS]: work space for u
+    p_workspace,  # [programs, T, ROWS, windows, COLUMNS]: for u
     p_moved,  # [splits, 2, C]: for SUMS
-    p_partial,  # [splits, 3, C]: what tau (times tau^2), theta and the width get
+    p_partial,  # [splits, 3, C]: gradients of tau (times tau^2), theta, width
     T,
     N,
     M,
@@ -293,10 +294,10 @@ def norm_lif_bwd_kernel(
     pooled_inner,
     y_stride,
     g_stride,
-    n,  # values of a channel that the statistics were taken over
+    n,  # values per channel in the statistics
     splits,
     SOFT: tl.constexpr,
-    ATTACHED: tl.constexpr,
+    RESET_GRADIENT: tl.constexpr,
     DECAY_INPUT: tl.constexpr,
     TEMPORAL: tl.constexpr,
     REPEATED: tl.constexpr,
@@ -307,7 +308,7 @@ def norm_lif_bwd_kernel(
     PARAMETRIC: tl.constexpr,
     RESCALE: tl.constexpr,
     FAMILY: tl.constexpr,
-    INSTEAD: tl.constexpr,
+    REPLACEMENT: tl.constexpr,
     POOL: tl.constexpr,
     SUMS: tl.constexpr,
     GRADIENT: tl.constexpr,
@@ -315,18 +316,18 @@ def norm_lif_bwd_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """SUMS: takes the sums over everything. GRADIENT: writes dy, for which the sums must be there if BATCH."""
+    """SUMS: compute the sums. GRADIENT: write dy; with BATCH the sums must be ready."""
     dtype: tl.constexpr = p_numbers.dtype.element_ty
     MEMBERS: tl.constexpr = 1 if POOL is None else 4
     SIZE: tl.constexpr = ROWS * MEMBERS * COLUMNS
     split, column = _program(C, COLUMNS)
     scale, shift = _row(p_rows, SCALE, column, C, dtype), _row(p_rows, SHIFT, column, C, dtype)
     mean = _row(p_rows, MEAN, column, C, dtype)
-    centre, slope = mean, mean  # looked at with GRADIENT and BATCH alone
+    centre, slope = mean, mean  # used only with GRADIENT and BATCH
     if GRADIENT and BATCH:
         rstd = tl.load(p_rows + RSTD * C + column, mask=column < C, other=0.0)
-        a = tl.load(p_through + column, mask=column < C, other=0.0)
-        q = tl.load(p_through + C + column, mask=column < C, other=0.0)
+        a = tl.load(p_gx_sums + column, mask=column < C, other=0.0)
+        q = tl.load(p_gx_sums + C + column, mask=column < C, other=0.0)
         count = tl.cast(n, tl.float64)
         centre = (a / count).to(dtype)[None, None, :]
         slope = (q * rstd * rstd / count).to(dtype)[None, None, :]
@@ -341,19 +342,19 @@ def norm_lif_bwd_kernel(
     sum_a, sum_q = tl.zeros([COLUMNS], tl.float64), tl.zeros([COLUMNS], tl.float64)
     sum_tau, sum_theta, sum_width = sum_a, sum_a, sum_a
     program = tl.program_id(0).to(tl.int64)
-    own = (
+    own_elements = (
         tl.arange(0, ROWS)[:, None, None] * (MEMBERS * COLUMNS)
         + tl.arange(0, MEMBERS)[None, :, None] * COLUMNS
         + tl.arange(0, COLUMNS)[None, None, :]
     )
-    p_own = p_space + program * T * SIZE + own
+    p_own = p_workspace + program * T * SIZE + own_elements
     if POOL is None:
         positions = M
     else:
         positions = M // (H * W) * ((H + 1) // 2) * ((W + 1) // 2)
     for block in range(split, tl.cdiv(positions, ROWS), splits):
         o, logical, inside = _tile(block, column, M, C, H, W, inner, ROWS, POOL is not None)
-        none = tl.zeros([ROWS, MEMBERS, COLUMNS], dtype)
+        zero = tl.zeros([ROWS, MEMBERS, COLUMNS], dtype)
         v = initial_membrane(p_v0, p_numbers, o, inside, SOFT)
         for t in range(T):
             x = _read(p_y, tl.cast(t, tl.int64) * y_stride + o, inside, dtype) * scale + shift
@@ -361,7 +362,7 @@ def norm_lif_bwd_kernel(
             v = step.reset(u, u >= theta, theta, v_reset, SOFT)
             tl.store(p_own + t * SIZE, u)
         tl.debug_barrier()
-        c, gx_sum = none, none
+        c, gx_sum = zero, zero
         if p_gv is not None:
             c = tl.load(p_gv + o, mask=inside, other=0.0)
         for back in range(T):
@@ -371,30 +372,28 @@ def norm_lif_bwd_kernel(
             fired = u >= theta
             base = step.derivative(u - theta, w, p_numbers + BASE, FAMILY)
             h, base = masked_derivative(
-                base, u, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, INSTEAD
+                base, u, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, REPLACEMENT
             )
-            g = none
+            g = zero
             if p_g is not None:
                 if POOL is None:
                     g = _read(p_g, row * g_stride + o, inside, dtype)
                 else:
-                    at, whole = _pooled(block, column, M, C, H, W, pooled_inner, ROWS)
-                    arrived = _read(p_g, row * g_stride + at, whole, dtype)[:, None, :]
+                    at, complete = _pooled(block, column, M, C, H, W, pooled_inner, ROWS)
+                    g_pooled = _read(p_g, row * g_stride + at, complete, dtype)[:, None, :]
                     if POOL == "avg":
-                        g = tl.where(inside, arrived * 0.25, none)
-                    else:  # all of it where the window first fired, to its first element if it did not
+                        g = tl.where(inside, g_pooled * 0.25, zero)
+                    else:  # to the first element that fired, or to the first one if none did
                         k = tl.arange(0, 4)[None, :, None]
                         order = tl.where(fired & inside, k, 4)
                         first = tl.min(order, axis=1)[:, None, :]
-                        g = tl.where(k == tl.where(first == 4, 0, first), arrived, none)
-            G = step.arriving(g, c, u, theta, v_reset, rho, SOFT, ATTACHED)
-            delta = step.total(G * h, c, fired, SOFT)
+                        g = tl.where(k == tl.where(first == 4, 0, first), g_pooled, zero)
+            G = step.spike_gradient(g, c, u, theta, v_reset, rho, SOFT, RESET_GRADIENT)
+            delta = step.membrane_gradient(G * h, c, fired, SOFT)
             if p_line is not None:
-                line_b = tl.load(p_line + (T + t) * C + column, mask=column < C, other=0.0)[
-                    None, None, :
-                ]
-                line_a = tl.load(p_line + t * C + column, mask=column < C, other=0.0)[None, None, :]
-                delta += u * line_b + line_a
+                line_a = tl.load(p_line + t * C + column, mask=column < C, other=0.0)
+                line_b = tl.load(p_line + (T + t) * C + column, mask=column < C, other=0.0)
+                delta += u * line_b[None, None, :] + line_a[None, None, :]
             delta = tl.where(inside, delta, 0.0)
             y_at = row * y_stride + o
             if SUMS and LEARNS_THETA:
@@ -405,7 +404,7 @@ def norm_lif_bwd_kernel(
             if SUMS and LEARNS_WIDTH:
                 sum_width += _columns(column, tl.where(inside, -((u - theta) / w) * G * base, 0.0))
             if SUMS and LEARNS_TAU:
-                v, rest = initial_membrane(p_v0, p_numbers, o, inside, SOFT), none
+                v, rest = initial_membrane(p_v0, p_numbers, o, inside, SOFT), zero
                 if t > 0:
                     before = tl.load(p_own + (t - 1) * SIZE)
                     v = step.reset(before, before >= theta, theta, v_reset, SOFT)
@@ -428,13 +427,13 @@ def norm_lif_bwd_kernel(
                         gx = (gx - centre) - (y - mean) * slope
                     tl.store(
                         p_dy + row * N + o,
-                        step.narrow(gx * scale, p_dy.dtype.element_ty),
+                        step.round_to(gx * scale, p_dy.dtype.element_ty),
                         mask=inside,
                     )
             if TEMPORAL:
                 c = tl.where(inside, delta * lam, 0.0)
             else:
-                c = none
+                c = zero
         if REPEATED:
             y = _read(p_y, o, inside, dtype)
             if SUMS:
@@ -443,10 +442,12 @@ def norm_lif_bwd_kernel(
             if GRADIENT:
                 if BATCH:
                     gx_sum = (gx_sum - centre) - (y - mean) * slope
-                tl.store(p_dy + o, step.narrow(gx_sum * scale, p_dy.dtype.element_ty), mask=inside)
+                tl.store(
+                    p_dy + o, step.round_to(gx_sum * scale, p_dy.dtype.element_ty), mask=inside
+                )
         if GRADIENT and p_gv0 is not None:
             tl.store(p_gv0 + o, c, mask=inside)
-        tl.debug_barrier()  # before the work space is written again
+        tl.debug_barrier()  # before the workspace is overwritten
     if SUMS:
         p_sum = p_moved + split * 2 * C + column
         tl.store(p_sum, sum_a, mask=column < C)

@@ -1,4 +1,7 @@
-"""A file for each library: its neuron, and how its users put layers over time around it (the protocol `networks.Library`)."""
+"""One file per library: its neuron, and how its users combine layers over time.
+
+Each has a class `Parts` with the protocol `networks.Library`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def load(settings: Settings) -> Library:
-    """The parts of the library that the settings name."""
+    """The layers of the library that the settings name."""
     if settings.library == "spikingjelly" and settings.backend != "auto":
-        os.environ["SJ_LIF_CUDA_IMPLEMENTATION"] = settings.backend  # read when it is imported
+        os.environ["SJ_LIF_CUDA_IMPLEMENTATION"] = settings.backend  # read on import
     return import_module(f".{settings.library}", __name__).Parts(settings)

@@ -1,4 +1,7 @@
-"""Norse: `LIFBoxCell`, the neuron without a synapse, lifted over time; its surrogate is SuperSpike, which ignores its alpha."""
+"""Norse: `LIFBoxCell`, a neuron without synapse, lifted over time.
+
+Its surrogate is SuperSpike with alpha = 1 whatever the setting.
+"""
 
 from __future__ import annotations
 

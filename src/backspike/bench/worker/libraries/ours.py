@@ -1,4 +1,4 @@
-"""backspike, as its README and its trainer use it."""
+"""backspike, as in its README and its trainer."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Parts:
         return model
 
     def reset(self, model: nn.Module) -> None:
-        """Every call starts from rest."""
+        """There is no state between calls."""
 
     def repeat(self, x: Tensor, T: int) -> Tensor:
         return x.expand(T, *x.shape)
 
     def recorded(self, iteration: Callable[[], None]) -> Callable[[], None]:
-        """The iteration as the trainer runs it on a GPU."""
+        """The iteration as a CUDA graph, as the trainer runs it."""
 
         def refused(why: str) -> None:
             raise RuntimeError(f"this iteration cannot be recorded: {why}")

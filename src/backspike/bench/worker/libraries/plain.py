@@ -1,4 +1,4 @@
-"""The plain loop of tutorials: an autograd function for the spike, a Python loop over time, nothing else than torch."""
+"""The plain loop of tutorials: an autograd function for the spike and a Python loop over time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class OverTime(nn.Sequential):
 
 
 class Parts:
-    """Also the base of the libraries whose layers are torch's own."""
+    """Plain torch; also the base class for libraries that use torch's layers."""
 
     layers: Any = nn
 
@@ -46,7 +46,7 @@ class Parts:
         return model
 
     def reset(self, model: nn.Module) -> None:
-        """Nothing is carried from call to call."""
+        """There is no state between calls."""
 
     def repeat(self, x: Tensor, T: int) -> Tensor:
         return x.unsqueeze(0).repeat(T, *[1] * x.dim())

@@ -1,4 +1,4 @@
-"""sinabs: `LIF` on `[B, T, ...]`. Its reset passes no gradient on, and its surrogate is an exponential."""
+"""sinabs: `LIF` on `[B, T, ...]`; no gradient through the reset, an exponential surrogate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BatchFirst(nn.Module):
             reset_fn=activation.MembraneReset(),
             surrogate_grad_fn=activation.SingleExponential(grad_width=0.5),
         )
-        self.lif.requires_grad_(False)  # the time constant, which the others do not learn either
+        self.lif.requires_grad_(False)  # its time constant; the other libraries do not learn theirs
 
     def forward(self, x: Tensor) -> Tensor:
         return self.lif(x.transpose(0, 1)).transpose(0, 1)

@@ -1,5 +1,7 @@
-"""snnTorch: `Leaky` in a loop over time, layers with T folded into the batch. It takes its input undivided by tau, and
-its reset passes no gradient on."""
+"""snnTorch: `Leaky` in a loop over time; other layers have T folded into the batch.
+
+Its input is not divided by tau, and no gradient flows through its reset.
+"""
 
 from __future__ import annotations
 

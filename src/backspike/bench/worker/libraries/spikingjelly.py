@@ -1,4 +1,4 @@
-"""SpikingJelly as its documentation uses it: multi-step layers, and `functional.reset_net` after every batch."""
+"""SpikingJelly as in its documentation: multi-step layers, `functional.reset_net` per batch."""
 
 from __future__ import annotations
 
