@@ -50,6 +50,7 @@ _NAMES = {
     "train.fit": ("fit", "resume"),
     "train.network": ("load",),
     "doctor.examine": ("examine",),
+    "exchange": ("nir",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from . import readout as readout
     from . import recipes as recipes
     from .doctor.examine import examine as examine
+    from .exchange import nir as nir
     from .kernel import Unsupported as Unsupported
     from .kernel import backends as backends
     from .kernel import dropped as dropped

@@ -27,6 +27,7 @@ VERBS = (
     "resume",
     "eval",
     "report",
+    "export",
     "study",
     "bench",
     "certify",
