@@ -208,7 +208,7 @@ def test_a_disk_that_fills_up_loses_nothing(left, small_disk, whole):
             fillers.append(fill(small_disk, left))
 
     with pytest.raises(
-        RunError, match=r"^no space left to write .*; free some and .* backspike resume "
+        RunError, match=r"^no space left to write .*; free some space and .*backspike resume "
     ) as e:
         fit(tiny(**EXACT), run, listen=listen)
     assert "\n" not in str(e.value)

@@ -247,10 +247,9 @@ def test_three_quick_ctrl_c_end_in_one_line_with_an_intact_checkpoint(tmp_path):
         process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 1
-    again = f"continue with: backspike resume {run}", f"go on with: backspike resume {run}"
     (line,) = errors.strip().splitlines()
-    assert line.startswith("backspike: stopped; a checkpoint is saved, ")
-    assert line.endswith(again)
+    assert line.startswith("backspike: stopped; a checkpoint was saved; to continue: ")
+    assert line.endswith(f"backspike resume {run}")
     assert checkpoint.read(Run.open(run), "last.ckpt")["position"][2] > 0
 
 
