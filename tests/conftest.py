@@ -1,4 +1,4 @@
-"""What all tests share: one thread (pytest -n uses more cores), one table of tolerances, visible uninitialised memory."""
+"""What all tests share: one thread (pytest -n uses more cores) and one table of tolerances."""
 
 import signal
 

@@ -1,6 +1,9 @@
-"""Writes spikingjelly.json: names and shapes of the weights of SpikingJelly's networks, and what these give for made-up ones.
+"""Writes spikingjelly.json: names and shapes of the weights of SpikingJelly's networks.
 
-Run where SpikingJelly is installed: `python -P tests/golden/spikingjelly.py`. The tests read the file and need no SpikingJelly.
+Also their outputs for made-up weights.
+
+Run where SpikingJelly is installed: `python -P tests/golden/spikingjelly.py`.
+The tests read the file and need no SpikingJelly.
 """
 
 import json
@@ -16,7 +19,7 @@ PLIF = {"v_threshold": 0.3}  # at 1 no neuron of the last layers fires
 
 
 def weights(shapes):
-    """Made-up weights in float64, the same on every machine: waves, as large as makes every layer spike."""
+    """Made-up weights in float64, the same on every machine: waves that make every layer spike."""
     made = {}
     for i, (name, shape) in enumerate(shapes.items()):
         first = (

@@ -17,7 +17,7 @@ def write(path, content):
 
 
 def few_digits(monkeypatch, counts=(24, 24, 24)):
-    """`digits` shall have so many samples in each part, as simulating all of them takes seconds; returns the parts."""
+    """Cuts `digits` to a few samples, because simulating all takes seconds; returns its parts."""
     whole = data.load("digits")
     parts = (whole.train, whole.validation, whole.test)
     few = tuple(part.take(np.arange(n)) for part, n in zip(parts, counts))

@@ -129,7 +129,7 @@ VOID = {"meta", "link", "img", "br", "path", "use"}
 
 
 class Page(HTMLParser):
-    """What a page holds: tags with their attributes, its text, and whether every tag is closed in order."""
+    """The tags of a page with their attributes, its text, and whether tags are closed in order."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

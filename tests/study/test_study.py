@@ -534,8 +534,8 @@ def test_a_stopped_study_ends_its_processes_and_says_how_to_continue(how, tmp_pa
     text, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert (
-        errors
-        == "backspike: stopped; finished runs are in s; to continue, repeat the command without --force\n"
+        errors == "backspike: stopped; finished runs are in s; "
+        "to continue, repeat the command without --force\n"
     )
     assert text == "reset-gradient: 3 runs into s\n"
     assert _gone(process.pid)

@@ -237,7 +237,8 @@ def test_a_cache_on_a_full_disk_moves_to_a_temporary_folder(
     temporary = small_disk
     with pytest.raises(
         DataError,
-        match=r"^nmnist-frames\S+ fits neither into the cache .* \(No space left on device\) nor into "
+        match=r"^nmnist-frames\S+ fits neither into the cache .* \(No space left on device\) "
+        r"nor into "
         r".* \(No space left on device\); free some space, or set BACKSPIKE_CACHE to a folder "
         r"that can be written$",
     ):

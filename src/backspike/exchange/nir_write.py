@@ -290,7 +290,8 @@ class _Writer:
                 return ExchangeError(f"{what}, for which NIR has no node; {instead}")
         return ExchangeError(
             f"{what}, whose code cannot be seen from outside; write the network with "
-            "bs.Sequential, bs.OverTime and bs.Recurrent, or use convnet, mlp or a residual network "
+            "bs.Sequential, bs.OverTime and bs.Recurrent, or use convnet, mlp or a residual "
+            "network "
             "of bs.models"
         )
 
