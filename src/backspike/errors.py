@@ -53,6 +53,10 @@ class CertifyError(BackspikeError, ValueError):
     """`certify` has no such case."""
 
 
+class ExchangeError(BackspikeError, ValueError):
+    """A network cannot be exported or imported; the message names the layer or the node."""
+
+
 class Unsupported(RuntimeError):
     """A backend lacks a feature; the message names the feature and a backend that has it."""
 

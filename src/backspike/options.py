@@ -7,8 +7,9 @@ read them. To add an option, add a field here. This file does not import torch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from .surrogate import ATan, Masked, Rectangle, Surrogate, unwrap
+from .surrogate import ATan, Masked, Parametric, Rectangle, Surrogate, unwrap
 
 
 @dataclass(frozen=True)
@@ -25,21 +26,26 @@ class LIF:
     learn: tuple[str, ...] = ()
     backend: str = "auto"
     memory: str = "exact"  # what is saved for backward; see `kernel/saved.py`
+    # no field: mask, width and base of the surrogate, found once, as every forward pass needs them
+    wrappers: ClassVar[tuple[Masked | None, Parametric | None, Surrogate]]
 
     @property
     def soft(self) -> bool:
         """Whether the reset subtracts the threshold instead of setting the membrane to v_reset."""
         return self.v_reset is None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "wrappers", unwrap(self.surrogate))
+
     @property
     def mask(self) -> Masked | None:
         """The `Masked` wrapper of the surrogate, if it has one."""
-        return unwrap(self.surrogate)[0]
+        return self.wrappers[0]
 
     @property
     def base(self) -> Surrogate:
         """The surrogate without `Masked` and `Parametric`."""
-        return unwrap(self.surrogate)[2]
+        return self.wrappers[2]
 
     @property
     def replace(self) -> Surrogate | None:

@@ -10,6 +10,7 @@ import torch.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -56,12 +57,12 @@ class Family(Surrogate):
         """The bound beyond which h is zero: abs(z) >= support. Infinite if h is never zero."""
         return math.inf
 
+    @abstractmethod
     def constants(self) -> tuple[float, ...]:
         """The constants of the formula, at most three float64 numbers, as C and Triton use them.
 
         They are called a, b and c there. A binary surrogate has its nonzero value in b.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

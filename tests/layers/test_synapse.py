@@ -523,11 +523,14 @@ def test_double_backward_is_refused():
 
 def test_in_place_changes_of_the_output_are_allowed():
     x, layer, _ = linear_case(400, 128, 96, 0.1)
-    for y in (
-        synapse.linear(x, layer),
-        synapse.convolution(x.view(1, 1, 400, 128), nn.Conv2d(1, 1, 3)),
+    convolution, image = nn.Conv2d(1, 1, 3), x.view(1, 1, 400, 128)
+    for y, usual, weight in (
+        (synapse.linear(x, layer), layer(x), layer.weight),
+        (synapse.convolution(image, convolution), convolution(image), convolution.weight),
     ):
-        y.relu_().sum().backward()
+        (expected,) = torch.autograd.grad(usual.relu().sum(), weight)
+        (found,) = torch.autograd.grad(y.relu_().sum(), weight)
+        torch.testing.assert_close(found, expected)
 
 
 def test_compile_and_functorch_call_the_layer():

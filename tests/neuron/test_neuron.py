@@ -448,7 +448,7 @@ X = CURRENTS
         (
             lambda: bs.LIF(backend="cuda9"),
             ValueError,
-            "unknown backend 'cuda9'; available here: auto, ",
+            "unknown backend 'cuda9'; choose one of auto, ",
         ),
         (lambda: bs.lif(X, backend="cuda9"), ValueError, "unknown backend 'cuda9'"),
         (lambda: bs.LIF()(X[:0]), ValueError, r"T >= 1, got shape \[0, 3, 2, 5\]"),

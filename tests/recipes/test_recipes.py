@@ -180,7 +180,7 @@ def test_the_rows_of_the_ablation_differ_only_in_mask_and_readout():
             assert row.replace({"name": name, "neuron.surrogate": masked, "readout": TWO()}) == both
 
 
-# network, T and the accuracy in % from the tables of the papers: methods.md, section 9
+# network, T and the accuracy in % from the tables of the papers
 TABLE = [
     ("cifar10-crop-flip", "CIFARNet", 4, 94.30, 0.22),
     ("cifar10", "CIFARNet", 4, 95.40, 0.12),

@@ -11,8 +11,6 @@ import contextlib
 import functools
 import logging
 import os
-import platform
-import re
 import shutil
 import tempfile
 import time
@@ -114,16 +112,8 @@ def _sweep(parent: Path) -> None:
     """Removes temporary files and folders that no living process will finish."""
     for leftover in parent.glob(".backspike-*.tmp"):
         with contextlib.suppress(OSError):  # another process swept it
-            if _is_abandoned(leftover):
+            if disk.is_abandoned(leftover):
                 _remove(leftover)
-
-
-def _is_abandoned(leftover: Path) -> bool:
-    """Whether its process is gone; for processes of other machines, whether it is a day old."""
-    made_by = re.search(r"\.([0-9]+)@(.*?)(\.wide)?\.tmp$", leftover.name)
-    if made_by and made_by[2] == platform.node() and disk.POSIX:
-        return not disk.is_running(int(made_by[1]))
-    return time.time() - leftover.stat().st_mtime > disk.LEFTOVER_SECONDS
 
 
 def _remove(path: Path) -> None:

@@ -23,8 +23,9 @@ from ..run import Run
 from ..system.table import Table, left
 from ..train import checkpoint
 from ..train.failures import first_line, step_errors
+from ..train.network import check_own
 from ..train.schedule import mask_probability, set_mask_probability
-from ..train.setup import Setup, check_own, set_up
+from ..train.setup import Setup, set_up
 
 # the mean gradient over so many samples is judged
 SAMPLES = 128

@@ -7,6 +7,7 @@ timestep there are none.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -15,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import ExchangeError
 from ..surrogate import ATan
-from .nir_file import ExchangeError
 
 Edge = tuple[str, str]
 
 
-class Stateful(nn.Module):
+class Stateful(nn.Module, ABC):
     """A node with a state: `step(x [B, ...], state) -> (y, state)`; state is None at the start."""
 
-    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]: ...
 
     def forward(self, x: Tensor) -> Tensor:
         state, out = None, []

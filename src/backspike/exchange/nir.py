@@ -4,7 +4,7 @@
 equations, and what is supported, refused and guessed.
 """
 
-from .nir_file import ExchangeError as ExchangeError
+from ..errors import ExchangeError as ExchangeError
 from .nir_read import read as read
 from .nir_write import Exported as Exported
 from .nir_write import write as write

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BackspikeError
+from ..data.formats import one_line
+from ..data.formats.idx import DEFLATE_RATIO
+from ..errors import ExchangeError
 from ..system.machine import ONE_THREAD
 from ..system.workers import Worker, WorkerFailed, environment
 
@@ -20,11 +22,6 @@ SECONDS = 60
 LARGEST = 1 << 30  # bytes of all arrays together
 MOST_ENTRIES = 200_000  # groups and data sets
 DEEPEST = 16  # groups within groups
-DEFLATE_RATIO = 1032  # the most bytes that one byte of a deflate stream can stand for
-
-
-class ExchangeError(BackspikeError, ValueError):
-    """A network cannot be exported or imported; the message names the layer or the node."""
 
 
 def read_file(path: Path, *, trusted: bool = False) -> dict[str, Any]:
@@ -49,10 +46,6 @@ def read_file(path: Path, *, trusted: bool = False) -> dict[str, Any]:
             raise ExchangeError(
                 f"{path}: damaged HDF5 file (the process that reads it {error})"
             ) from None
-
-
-def one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _read(path: Path) -> dict[str, Any]:

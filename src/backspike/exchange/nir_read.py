@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import readout as readouts
+from ..data.formats import one_line
+from ..errors import ExchangeError
 from .graph import Delay, Edge, Graph, Neuron, Stateless
-from .nir_file import ExchangeError, one_line, read_file
+from .nir_file import read_file
 
 logger = logging.getLogger("backspike")
 DT = 1e-4  # seconds; the step of the NIR paper, and of snnTorch's files

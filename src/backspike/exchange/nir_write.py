@@ -23,9 +23,11 @@ from torch import Tensor, nn
 
 from .. import readout as readouts
 from ..data.batches import Batches
+from ..data.formats import one_line
+from ..errors import ExchangeError
 from ..layers.block import Block
-from ..layers.norm import TEBN, gain
-from ..layers.over_time import BATCH_NORMS, OverTime
+from ..layers.norm import TEBN
+from ..layers.over_time import BATCH_NORMS, OverTime, fold_norm
 from ..layers.sequential import Sequential
 from ..models.plain import PlainNet
 from ..models.residual import Basic, Bottleneck, MSBasic, ResNet, SEWBasic, SEWBottleneck
@@ -41,7 +43,6 @@ from ..train.network import load as load_run
 from ..train.setup import load_data
 from ..version import __version__
 from . import verify
-from .nir_file import ExchangeError, one_line
 from .nir_read import DT, load
 
 logger = logging.getLogger("backspike")
@@ -291,8 +292,7 @@ class _Writer:
         return ExchangeError(
             f"{what}, whose code cannot be seen from outside; write the network with "
             "bs.Sequential, bs.OverTime and bs.Recurrent, or use convnet, mlp or a residual "
-            "network "
-            "of bs.models"
+            "network of bs.models"
         )
 
     def add(self, name: str, node: Any, sources: list[str], shape: tuple[int, ...]) -> str:
@@ -355,13 +355,9 @@ class _Writer:
             raise self.refuse(m, "it can be folded only right behind a convolution or linear layer")
         if m.running_var is None:
             raise self.refuse(m, "it has no running statistics; set track_running_stats=True")
-        layer, scale = self.layers[name], (m.running_var + m.eps).rsqrt()
-        shift = -m.running_mean if layer["bias"] is None else layer["bias"] - m.running_mean
-        if m.affine:
-            scale = scale * gain(m)
-        layer["bias"] = (m.bias + shift * scale if m.affine else shift * scale).detach()
-        weight = layer["weight"]
-        layer["weight"] = weight * scale.view(-1, *[1] * (weight.dim() - 1)).detach()
+        layer = self.layers[name]
+        weight, bias = fold_norm(layer["weight"], layer["bias"], m)
+        layer["weight"], layer["bias"] = weight.detach(), bias.detach()
         return sources
 
     def pool(self, m: Any, sources: list[str]) -> str:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..options import LIF
-from ..surrogate import Surrogate, is_family, unwrap
+from ..surrogate import Surrogate, is_family
 
 MEMORIES = ("exact", "bfloat16", "8bit", "1bit", "recompute", "checkpoint")
 ROUNDED = ("bfloat16", "8bit")
@@ -30,7 +30,7 @@ ROUNDED = ("bfloat16", "8bit")
 
 def needs(neuron: LIF, theta: float | Tensor) -> str | None:
     """The requirement of `neuron.memory` that the neuron does not meet; None if it meets all."""
-    memory, (mask, parametric, base) = neuron.memory, unwrap(neuron.surrogate)
+    memory, (mask, parametric, base) = neuron.memory, neuron.wrappers
     if memory not in MEMORIES:
         return f"must be one of {', '.join(MEMORIES)}"
     binary = is_family(base) and base.binary

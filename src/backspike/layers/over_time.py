@@ -254,16 +254,21 @@ def _folds(convolution: nn.Module, norm: nn.Module) -> bool:
 
 
 def convolve_with_norm(convolution: Any, norm: Any, x: Tensor) -> Tensor:
-    """norm(convolution(x)) with running statistics, as one convolution with adjusted weights.
+    """norm(convolution(x)) with running statistics, as one convolution with adjusted weights."""
+    weight, bias = fold_norm(convolution.weight, convolution.bias, norm)
+    y = synapse.infer(x, convolution, weight, bias)
+    norm._check_input_dim(y)
+    return y
+
+
+def fold_norm(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer into which the BatchNorm behind it is folded.
 
     scale = gamma / sqrt(var + eps);   W' = scale W,   b' = beta + scale (b - mean)
     """
     scale = (norm.running_var + norm.eps).rsqrt()
-    shift = -norm.running_mean if convolution.bias is None else convolution.bias - norm.running_mean
+    shift = -norm.running_mean if bias is None else bias - norm.running_mean
     if norm.affine:
         scale = scale * gain(norm)
     bias = norm.bias + shift * scale if norm.affine else shift * scale
-    weight = convolution.weight * scale.view(-1, *[1] * (convolution.weight.dim() - 1))
-    y = synapse.infer(x, convolution, weight, bias)
-    norm._check_input_dim(y)
-    return y
+    return weight * scale.view(-1, *[1] * (weight.dim() - 1)), bias

@@ -162,7 +162,7 @@ class LIF(Streaming, _Attributes):
         if neuron.backend != "auto" and neuron.backend not in kernel.backends():
             raise ValueError(
                 f"unknown backend {neuron.backend!r}; "
-                f"available here: auto, {', '.join(kernel.backends())}"
+                f"choose one of auto, {', '.join(kernel.backends())}"
             )
         mask, parametric, _ = unwrap(neuron.surrogate)
         self.log_tau_minus_1 = (

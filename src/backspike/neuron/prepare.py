@@ -11,7 +11,7 @@ from .. import kernel, options
 from ..kernel.coefficients import state_dtype
 from ..kernel.mask import as_probability, as_seed, draw_seed
 from ..kernel.saved import lacks, needs
-from ..surrogate import Surrogate, unwrap
+from ..surrogate import Surrogate
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -31,14 +31,14 @@ def prepare(
     check_neuron(neuron, tau, v_threshold)
     check_input(x, v0, repeats, states=2 if isinstance(neuron, options.CLIF) else 1)
     check_gradients_of(neuron, tau, v_threshold, record.moments)
-    mask, parametric, _ = unwrap(neuron.surrogate)
+    mask, parametric, _ = neuron.wrappers
     if parametric and width is None:
         raise ValueError(
             "a Parametric surrogate needs width=, a tensor; the layer bs.LIF has one built in"
         )
     if width is not None and not parametric:
         raise ValueError("width= would get no gradient: wrap the surrogate as Parametric(...)")
-    for name, parameter in constants._asdict().items():
+    for name, parameter in zip(constants._fields, constants):
         check_parameter(name, parameter, x)
     if mask is None and mask_p is not None:
         raise ValueError("mask_p= needs a Masked surrogate")

@@ -7,7 +7,7 @@ not import torch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -25,7 +25,8 @@ class Neuron(options.LIF):
     """
 
     def __call__(self, channels: int | None = None) -> nn.Module:
-        return self.layer()(**vars(self), channels=channels)
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return self.layer()(**own, channels=channels)
 
     @staticmethod
     def layer() -> Callable[..., nn.Module]:

@@ -66,7 +66,7 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}@{platform.node()}.tmp")
 
 
-_TEMPORARY = re.compile(r"\..+\.([0-9]+)(?:@(.*))?\.tmp")
+_TEMPORARY = re.compile(r"\..+?\.([0-9]+)(?:@(.*?))?(?:\.wide)?\.tmp")  # .wide: data/packed.py
 
 
 def is_temporary(name: str) -> bool:
@@ -80,13 +80,17 @@ def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
     Files from other machines, whose processes we cannot check, are deleted after a day.
     """
     for leftover in folder.glob(pattern):
-        made_by = _TEMPORARY.fullmatch(leftover.name)
         with suppress(OSError):  # another process has deleted it
-            if made_by and _is_abandoned(leftover, int(made_by[1]), made_by[2]):
+            if is_abandoned(leftover):
                 leftover.unlink()
 
 
-def _is_abandoned(path: Path, process: int, machine: str | None) -> bool:
+def is_abandoned(path: Path) -> bool:
+    """Whether a file or folder with a temporary name was left behind by its process."""
+    made_by = _TEMPORARY.fullmatch(path.name)
+    if made_by is None:
+        return False
+    process, machine = int(made_by[1]), made_by[2]
     if machine in (None, platform.node()) and POSIX:
         return process != os.getpid() and not is_running(process)
     return time.time() - path.stat().st_mtime > LEFTOVER_SECONDS

@@ -74,7 +74,8 @@ class Watch:
                 setup.network, setup.optimizer, self.batches, setup.recipe, setup.train.autocast
             )
         steps, trained = setup.recipe.epochs * len(setup.train), step.number > 0
-        findings = diagnose(measured, setup.network.model, setup.recipe, steps, trained=trained)
+        own_model, model = "model" in setup.own, setup.network.model
+        findings = diagnose(measured, model, setup.recipe, steps, trained, own_model)
         return {
             "event": "watch",
             "epochs": progress.epoch,

@@ -24,7 +24,6 @@ from ..system.distributed import Ranks
 from .checkpoint import preserved_rng
 from .failures import first_line, logger, out_of_memory
 from .network import Network, to_channels_last
-from .network import check_own as check_own
 from .precision import choose
 from .schedule import parameter_groups
 
