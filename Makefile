@@ -2,6 +2,7 @@
 # make test      test suite
 # make check     style, import layers and types
 # make install   only .venv and the package
+# make pretrained  trains the networks that ship in the package, and writes their cards
 # make sanitize  tests of the C kernels under AddressSanitizer and UBSan
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ CPU := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c requirements/cpu.txt)
 KERNEL := $(wildcard src/backspike/kernel/csrc/*.[ch])
 PYTHON_FILES := src tests examples benchmarks fuzz setup.py
 
-.PHONY: demo install test slow check sanitize clean
+.PHONY: demo install test slow check pretrained sanitize clean
 demo: install
 	$(BIN)/backspike train
 
@@ -43,6 +44,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check $(PYTHON_FILES)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
+
+pretrained: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/pretrained.py
 
 sanitize: $(VENV)/.installed-dev
 	PYTHON=$(BIN)/python .ci/sanitize

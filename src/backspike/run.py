@@ -15,10 +15,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import RecipeError, RunError, option
+from .errors import RecipeError, RunError, nearest, option
+from .models import shipped
 from .recipes.recipe import Recipe
-from .system import disk
-from .system.files import cannot_write, read_json, write_atomic
+from .system import disk, hub
+from .system.files import cannot_write, is_sealed, read_json, write_atomic
 
 # An old run is deleted in this order, so that a kill in between leaves a run that is either
 # finished or can be started again.
@@ -36,10 +37,17 @@ FILES = (
     "recipe.json",
 )
 LOCKS = (".lock", ".lock.owner")
+CARD = "README.md"  # written on request; also a name for a file of the user's
+TRAINED = ("recipe.json", "model.safetensors")  # what a trained network consists of
+SHOWN = (*TRAINED, "env.json", "log.jsonl", "evaluation.npz", "anytime.json")
 
 
 class Run:
-    """A run folder. `Run.free(out)` and `created(recipe)` make one, `Run.open` opens one."""
+    """A run folder.
+
+    `Run.free(out)` and `created(recipe)` make one, `Run.open` opens one, and `Run.find` one to
+    read, which may also be on the hub or in the package.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -83,6 +91,8 @@ class Run:
         with self.locked():
             Run.free(self.path, force)  # another process may have made a run here meanwhile
             try:
+                if self.has(CARD) and is_sealed(self.read(CARD)):
+                    (self.path / CARD).unlink()
                 for name in FILES[:-1]:
                     (self.path / name).unlink(missing_ok=True)
             except OSError as e:
@@ -100,6 +110,30 @@ class Run:
                 "give one that `backspike train` made"
             )
         return run
+
+    @staticmethod
+    def find(name: str | Path, files: Sequence[str] = TRAINED) -> Run:
+        """A run to read: a folder, `hf://user/name[@revision]`, or a network of the package.
+
+        A folder goes before a network of the package with the same name. files: what to download
+        from the hub. Raises RunError.
+        """
+        if isinstance(name, str) and name.startswith(hub.SCHEME):
+            run = Borrowed(hub.download(name, files))
+            if missing := [file for file in TRAINED if not run.has(file)]:
+                needed = " and ".join(TRAINED)
+                raise RunError(f"{name} has no {missing[0]}; a network on the hub needs {needed}")
+            return run
+        if Path(name).exists():
+            return Run.open(name)
+        networks = shipped.folders()
+        if str(name) in networks:
+            return Borrowed(networks[str(name)])
+        raise RunError(f"{name}: no run folder, and no network{nearest(str(name), networks)}")
+
+    def output(self, name: str) -> Path:
+        """Where a file that is made from this run goes by default."""
+        return self.path / name
 
     def recipe(self, values: tuple[type, ...] = ()) -> Recipe:
         """The recipe of the run. values: your own classes that it names."""
@@ -221,6 +255,16 @@ def _event(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return event if isinstance(event, dict) else None
+
+
+class Borrowed(Run):
+    """A run of the package or in the hub's cache: what is made from it goes elsewhere."""
+
+    def output(self, name: str) -> Path:
+        return Path(name)
+
+    def write(self, name: str, data: bytes) -> None:
+        pass
 
 
 class Elsewhere(Run):

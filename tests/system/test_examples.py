@@ -7,6 +7,7 @@ import pytest
 from helpers.paths import ROOT
 
 import backspike as bs
+from backspike.cli import main
 
 
 def blocks(name):
@@ -33,6 +34,21 @@ def test_code_in_the_docs_runs(page, capsys):
     for code in blocks(page):
         exec(code, {})
     assert "fused with BatchNorm2d 0.1 and MaxPool2d 2.0" in capsys.readouterr().out
+
+
+def test_code_about_trained_networks_runs(monkeypatch, tmp_path, capsys):
+    """Each block; training is shortened, and what needs the hub or the library nir is left out."""
+    monkeypatch.chdir(tmp_path)
+    for code in blocks("docs/weights.md"):
+        exec(code, {})
+    assert "digits-dvs: digits-dvs, T = 10, " in capsys.readouterr().out
+    text = (ROOT / "docs/weights.md").read_text()
+    commands = re.findall(r"^backspike (?!.*(?:hf://|nir))(.*)$", text, re.M)
+    assert [words.split()[0] for words in commands] == ["eval", "train", "train", "card"]
+    for words in commands:
+        short = ["--epochs", "1", "--limit", "120"] if words.startswith("train") else []
+        assert main([*words.split(), *short]) == 0
+    assert "Over 2 seeds" in (tmp_path / "runs/a/README.md").read_text()
 
 
 # test_ranks.py runs sharded.py, which needs several ranks

@@ -28,6 +28,7 @@ VERBS = (
     "eval",
     "report",
     "export",
+    "card",
     "study",
     "bench",
     "certify",

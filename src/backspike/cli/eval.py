@@ -3,14 +3,15 @@
 import argparse
 import json
 import shlex
+from pathlib import Path
 
-from .parser import Parser
+from .parser import RUN, Parser
 
 HELP = "test the trained network of a run on the test set"
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="RUN", help="a run folder made by `backspike train`")
+    parser.add_argument("folder", metavar="RUN", help=RUN)
     parser.add_device()
     parser.add_argument(
         "--anytime",
@@ -40,5 +41,6 @@ def run(options: argparse.Namespace) -> int:
                 f"(chosen on the validation split): {100 * curve['accuracy'][i]:.2f} % "
                 f"after {curve['steps'][i]:.2f} timesteps on average"
             )
-        print(f"for a figure, run: backspike report {shlex.quote(options.folder)}")
+        if Path(options.folder).is_dir():  # only there it was stored
+            print(f"for a figure, run: backspike report {shlex.quote(options.folder)}")
     return 0

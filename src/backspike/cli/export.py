@@ -5,13 +5,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from .parser import Parser
+from .parser import RUN, Parser
 
 HELP = "write the trained network of a run as a file for other tools, proven by running it"
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="RUN")
+    parser.add_argument("folder", metavar="RUN", help=RUN)
     parser.add_argument("--to", required=True, choices=("nir",), help="the format of the file")
     parser.add_argument("--out", metavar="FILE", help="default: network.nir in the run folder")
     parser.add_argument(
@@ -24,9 +24,11 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..exchange import nir
+    from ..run import Run
 
-    path = Path(options.out or Path(options.folder) / "network.nir")
-    made = nir.write(options.folder, path, dialect=options.dialect)
+    found = Run.find(options.folder)
+    path = Path(options.out or found.output("network.nir"))
+    made = nir.write(found.path, path, dialect=options.dialect)
     if options.json:
         print(json.dumps({"event": "done", **asdict(made), "path": str(path)}))
         return 0

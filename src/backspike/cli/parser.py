@@ -8,6 +8,9 @@ from typing import NoReturn
 
 from ..errors import UsageError
 
+# the help of verbs that only read a run
+RUN = "a run folder, hf://user/name[@revision] on the hub, or a network of the package (digits)"
+
 
 class Parser(argparse.ArgumentParser):
     """The parser of a verb. Errors raise UsageError instead of exiting.

@@ -85,7 +85,7 @@ def write(
 ) -> Exported:
     """Write a network as a NIR file and prove it: read back, it gives the same spikes.
 
-    model_or_run: a network `[T, B, ...] -> [T, B, ...]`, or the folder of a run. sample: inputs
+    model_or_run: a network `[T, B, ...] -> [T, B, ...]`, or a run as for `bs.load`. sample: inputs
     `[T, B, ...]` for the proof; for a run its validation or test samples by default. dt: seconds
     that a timestep stands for. dialect: "1.0.4" leaves out the field v_reset, on which the readers
     of nir 1.0.4 fail; then every hard reset must be to 0.
@@ -103,13 +103,13 @@ def write(
         if sample is None:
             raise ExchangeError("give sample=, inputs [T, B, ...] to prove the file with")
     else:
-        run = Run.open(model_or_run)
+        run = Run.find(model_or_run)
         if "model" in run.own():
             raise ExchangeError(
                 f"{run.path} was trained with a model of your own; in Python, write "
                 "bs.load(run, model=...) with sample="
             )
-        model = load_run(model_or_run)
+        model = load_run(run.path)
         sample = _samples(run) if sample is None else sample
     if sample.dim() < 3:
         raise ExchangeError(f"sample must be [T, B, ...], got shape {list(sample.shape)}")

@@ -7,6 +7,8 @@
 `neuron(channels=c)` makes each spiking layer (default: `bs.LIF`). `norm(channels)` makes each norm,
 or `norm(channels, branches=2)` where two currents are added before a neuron (default: torch's
 BatchNorm). The values need no torch, which is imported when a network is built.
+
+`pretrained()` lists the trained networks that ship in the package; `bs.load(name)` loads one.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from .resnet import (
     SEWResNet34,
     SEWResNet50,
 )
+from .shipped import pretrained as pretrained
 from .transformer import Spikformer
 from .vgg import VGG11, VGG16, VGGSNN, CIFARNet, ConvNet
 

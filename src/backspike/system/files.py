@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import io
 import json
 import math
 import os
+import re
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -114,6 +116,25 @@ def _read_npy(name: str, data: io.BytesIO) -> np.ndarray:
         raise ValueError(f"{name}: {dtype} {shape} in {len(rest)} bytes")
     array = np.frombuffer(bytearray(rest), dtype) if n else np.zeros(0, dtype)
     return array.reshape(shape, order="F" if fortran else "C")
+
+
+SEAL = re.compile(rb"<!-- backspike, sha256 of the above: ([0-9a-f]{64}) -->\n")
+
+
+def seal(text: bytes) -> bytes:
+    """Markdown with a last line by which `is_sealed` knows that nobody has edited it."""
+    return text + b"<!-- backspike, sha256 of the above: %s -->\n" % _sha256(text)
+
+
+def is_sealed(text: bytes) -> bool:
+    """Whether this is the unchanged result of `seal`."""
+    above, newline, last = text[:-1].rpartition(b"\n")
+    found = SEAL.fullmatch(last + b"\n")
+    return found is not None and found[1] == _sha256(above + newline)
+
+
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).hexdigest().encode()
 
 
 def to_json(value: Any) -> bytes:

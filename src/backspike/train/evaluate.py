@@ -15,10 +15,10 @@ from ..analysis import early_exit as early
 from ..data.batches import Batches
 from ..errors import RunError
 from ..recipes.recipe import Recipe
-from ..run import Run
+from ..run import Borrowed, Run
 from ..system import distributed
 from .failures import first_line, logger
-from .network import Network, check_own, load, to_channels_last
+from .network import Network, check_own, to_channels_last, trained_network
 from .setup import OwnData, choose_device, load_data
 
 
@@ -34,14 +34,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """Runs the test set through the trained network of a run and writes `evaluation.npz`.
 
+    A run on the hub or of the package is not written to.
+
     Returns accuracy, loss, number of samples and the accuracy after each timestep. The arguments
     are those of `load` and `fit`. anytime: also measure early exit, with a threshold chosen on the
     validation split, and write `anytime.json`. Raises RunError or DataError.
     """
-    folder = Run.open(run)
-    folder = _WritableOrNot(folder.path)
+    found = Run.find(run)
+    folder = found if isinstance(found, Borrowed) else _WritableOrNot(found.path)
     check_own(folder, model=model, data=test)
-    network = load(run, model, values=values).to(choose_device(device))
+    network = trained_network(folder, model, values).to(choose_device(device))
     recipe = folder.recipe(values)
     if recipe.channels_last:
         to_channels_last(network)

@@ -34,12 +34,19 @@ class Network(nn.Module):
 def load(
     run: str | Path, model: nn.Module | None = None, *, values: tuple[type, ...] = ()
 ) -> Network:
-    """The trained network of a run folder, in evaluation mode, on the CPU.
+    """The trained network of a run, in evaluation mode, on the CPU.
 
+    run: a run folder; or `hf://user/name[@revision]`, downloaded from the Hugging Face hub (only
+    the recipe and the weights; nothing is executed); or the name of a network of the package, which
+    `bs.models.pretrained()` lists. A folder goes before a network with the same name.
     model: your own module, if `fit` was called with one. values: your own classes in the recipe.
     Raises RunError if the weights are missing, damaged or belong to another network.
     """
-    folder = Run.open(run)
+    return trained_network(Run.find(run), model, values)
+
+
+def trained_network(folder: Run, model: nn.Module | None, values: tuple[type, ...]) -> Network:
+    """`load`, of an open run."""
     check_own(folder, model=model)
     recipe = folder.recipe(values)
     if not folder.has("model.safetensors"):
