@@ -1,4 +1,4 @@
-"""The trained networks of the package: small, complete, as their cards say, and readable by name."""
+"""The trained networks of the package: small, complete, as their cards say, readable by name."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The model card: front matter that the hub reads, facts of the runs, and unknown ones called so."""
+"""The model card: front matter that the hub reads, facts of the runs, and what is unknown."""
 
 import hashlib
 import json

@@ -19,7 +19,7 @@ def download(address: str, files: Sequence[str]) -> Path:
 
     Without a connection it is what the cache has. Raises RunError.
     """
-    form = re.fullmatch(rf"{SCHEME}([^/@]+/[^/@]+)(?:@(.+))?", address)
+    form = re.fullmatch(rf"{SCHEME}(?!.*\.\.)([^/@]+/[^/@]+)(?:@(.+))?", address)
     if not form:
         raise RunError(
             f"{address} is not an address on the hub; write {SCHEME}user/name[@revision]"
