@@ -111,7 +111,7 @@ def test_what_is_not_known_is_said(run):
 
 
 def test_simulated_data_are_called_so(run):
-    assert "**Simulated data: simulated event camera recordings.**" in write(run)
+    assert "\n**Simulated event camera recordings.**\n" in write(run)
 
 
 def test_own_model_and_data_are_not_described_by_the_recipe(run):
