@@ -95,9 +95,12 @@ def test_other_recipes_and_repeated_seeds_are_refused(tmp_path, run):
 
 
 def test_an_unfinished_run_is_refused(tmp_path):
-    make_run(tmp_path / "run", finished=False)
-    with pytest.raises(ReportError, match="is not finished; finish it with: backspike resume"):
-        write(tmp_path / "run")
+    make_run(tmp_path / "early", finished=False)
+    (tmp_path / "early" / "model.safetensors").write_bytes(b"weights")
+    make_run(tmp_path / "bare")
+    for name in ("early", "bare"):
+        with pytest.raises(ReportError, match="is not finished; finish it with: backspike resume"):
+            write(tmp_path / name)
 
 
 def test_what_is_not_known_is_said(run):
