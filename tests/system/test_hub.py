@@ -32,7 +32,7 @@ def cache(tmp_path, monkeypatch):
 
 def environment(home, **more):
     proxies = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-    return {**os.environ, **proxies, "HF_HOME": str(home), "HF_XET_HIGH_PERFORMANCE": "0", **more}
+    return {**os.environ, **proxies, "HF_HOME": str(home), **more}
 
 
 def backspike(*words, env):
