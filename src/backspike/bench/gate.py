@@ -182,8 +182,11 @@ class _Reference(plain.Parts):
     def __init__(self, neuron: Neuron) -> None:
         self.fields = neuron
 
-    def neuron(self, width: float | None) -> nn.Module:
+    def neuron(self, width: float | None) -> _Recursion:
         return _Recursion(replace(self.fields, width=width or self.fields.width))
+
+    def recurrent(self, n: int, width: float | None) -> nn.Module:
+        return _Recurrent(n, self.neuron(width))
 
 
 class _Recursion(nn.Module):
@@ -195,10 +198,28 @@ class _Recursion(nn.Module):
         v = torch.zeros_like(x[0])
         spikes = []
         for x_t in x:
-            u = 0.5 * v + self.fields.gain * x_t
-            z = u - 1
-            s = (z >= 0).to(u) + (z - z.detach()) * derivative(self.fields, z.detach())
-            v = u * (1 - (s.detach() if self.fields.detached else s))
+            s, v = self.step(x_t, v)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+    def step(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        u = 0.5 * v + self.fields.gain * x
+        z = u - 1
+        s = (z >= 0).to(u) + (z - z.detach()) * derivative(self.fields, z.detach())
+        return s, u * (1 - (s.detach() if self.fields.detached else s))
+
+
+class _Recurrent(nn.Module):
+    def __init__(self, n: int, neuron: _Recursion) -> None:
+        super().__init__()
+        self.back = nn.Linear(n, n)
+        self.cell = neuron
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = v = torch.zeros_like(x[0])
+        spikes = []
+        for x_t in x:
+            s, v = self.cell.step(x_t + self.back(s), v)
             spikes.append(s)
         return torch.stack(spikes)
 

@@ -18,6 +18,16 @@ PEERS = {
 _FC = Workload("fc", "fc", T=16, B=128, layout=(784, 1024, 1024, 10), static=True, spikes=0.25)
 _VGG = Workload("vgg", "vgg", T=4, B=32, layout=(64, 128, "P", 256, "P"), size=32)
 _RESNET = Workload("resnet", "resnet", T=4, B=16, layout=(64, 128, 256, 512), size=32)
+_RECURRENT = Workload(
+    "recurrent",
+    "recurrent",
+    T=100,
+    B=128,
+    layout=(700, 128),
+    share=0.02,
+    shifts=(0.75,),
+    classes=20,
+)
 WORKLOADS = (
     Workload("neuron", "neuron", T=4, B=2**22),
     _FC,
@@ -28,6 +38,9 @@ WORKLOADS = (
     _RESNET,
     replace(_RESNET, name="resnet-10%", spikes=0.1),
     replace(_RESNET, name="resnet-20%", spikes=0.2),
+    _RECURRENT,
+    replace(_RECURRENT, name="recurrent-512", layout=(700, 512)),
+    replace(_RECURRENT, name="recurrent-1024", layout=(700, 1024)),
 )
 # for a GPU: the first is limited by memory bandwidth, the others have the sizes used in training;
 # the small images of resnet make kernel launches matter
@@ -69,6 +82,9 @@ ABOUT = {
     "resnet": "SEW-ResNet18, 3x3 stem without pool, 32x32",
     "resnet-10%": "SEW-ResNet18, 3x3 stem without pool, 32x32, 10 % spikes",
     "resnet-20%": "SEW-ResNet18, 3x3 stem without pool, 32x32, 20 % spikes",
+    "recurrent": "700-128-20, the hidden layer recurrent, 2 % of the input set",
+    "recurrent-512": "700-512-20, the hidden layer recurrent, 2 % of the input set",
+    "recurrent-1024": "700-1024-20, the hidden layer recurrent, 2 % of the input set",
 }
 
 

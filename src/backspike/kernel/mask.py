@@ -198,3 +198,10 @@ def draw_seed(device: torch.device) -> Tensor:
     Each rank of a process group gets a different seed.
     """
     return torch.ops.backspike.draw_seed(device) if _seeds is None else _seeds.next()
+
+
+def draw_seeds(device: torch.device, n: int) -> Tensor:
+    """Draw n seeds, `[n]`: the same as n calls of `draw_seed`."""
+    if device.type == "cpu" and _seeds is None and not torch.compiler.is_compiling():
+        return _draw(n)
+    return torch.stack([draw_seed(device) for _ in range(n)])

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from ..options import LIF
 from ..surrogate import FAMILIES
 from . import layout, saved
 from .autograd import Context, refuse_double_backward
@@ -34,9 +35,9 @@ library = torch.library.Library("backspike", "FRAGMENT")
 # -------------------------------------------------------------------------------- a call as numbers
 
 
-def without_formula(call: Call, kinds: Collection[type]) -> str | None:
-    """The name of a surrogate of this call that is not of these classes, or None."""
-    surrogates = (call.neuron.base, call.neuron.replace)
+def without_formula(neuron: LIF, kinds: Collection[type]) -> str | None:
+    """The name of a surrogate of this neuron that is not of these classes, or None."""
+    surrogates = (neuron.base, neuron.replace)
     return next((type(s).__name__ for s in surrogates if not (s is None or type(s) in kinds)), None)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from .. import kernel
 from ..neuron.integrator import Integrator
 from ..neuron.lif import LIF
+from ..neuron.recurrent import Recurrent
 from ..system.table import Table, left
 from .block import Block, why_called
 from .over_time import SYNAPSES, is_plain
@@ -42,11 +43,14 @@ def explain(model: nn.Module) -> str:
     )
     names = {m: name or "(model)" for name, m in model.named_modules()}
     blocks, chosen = _blocks(model), dict(plans(model))
+    loops = {m.neuron: m for m in model.modules() if isinstance(m, Recurrent)}
     rows: list[tuple[object, ...]] = []
     for layer, name in names.items():
         if isinstance(layer, LIF | Integrator):
             backend, why = _backend(layer, device)
             details = _details(layer, blocks.get(layer), backend, names)
+            if layer in loops:
+                details += f"; {_loop(loops[layer])}"
             rows.append((name, type(layer).__name__, backend, why, details))
         elif name in chosen:
             rows.append((name, type(layer).__name__, "cpu", chosen[name], ""))
@@ -70,6 +74,13 @@ def _backend(layer: LIF | Integrator, device: torch.device) -> tuple[str, str]:
     x = torch.zeros(1, 1, getattr(layer, "channels", None) or 1, device=device)
     with torch.no_grad():  # draw no seed
         return kernel.choose(layer.backend, layer.prepare(x, None))
+
+
+def _loop(layer: Recurrent) -> str:
+    weight = next(layer.layer.parameters(), torch.empty(1, 1))
+    x = torch.zeros(1, 1, weight.shape[-1], dtype=weight.dtype, device=weight.device)
+    reason = layer.why_step_by_step(x)
+    return "all timesteps in one kernel" if reason is None else f"step by step: {reason}"
 
 
 def _details(

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as _module
 
 from ..kernel.cpu import conv, library, sparse
 from ..kernel.cpu.conv import Geometry
 from ..kernel.pack import Packed, count, pack
+from ..neuron.hooks import has_hooks
 from . import sparsity
 from .sparsity import SparsityPlan, plan_of, worth_it
 
@@ -134,21 +134,6 @@ def linear(
     if not learns:
         return _infer(x, layer, dtype)
     return _Linear.apply(x, layer.weight, layer.bias, active, bits, plan_of(layer), dtype)
-
-
-def has_hooks(m: nn.Module) -> bool:
-    """Whether calling m may run more than its class's forward: hooks, or a forward of its own."""
-    return bool(
-        m._forward_hooks
-        or m._forward_pre_hooks
-        or m._backward_hooks
-        or m._backward_pre_hooks
-        or _module._global_forward_hooks
-        or _module._global_forward_pre_hooks
-        or _module._global_backward_hooks
-        or _module._global_backward_pre_hooks
-        or "forward" in m.__dict__
-    )
 
 
 def _plain(x: Tensor, layer: nn.Module, bits: Tensor | None = None) -> bool:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernel
+from ..kernel.coefficients import leak
+from ..kernel.cpu.recurrent import Synapse
 from ..options import CubaLIF as Options
 from .arguments import has
 from .integrator import integrate
@@ -62,11 +64,19 @@ class CubaLIF(LIF):
         check_input(x, v0, repeats, states=2)
         x = x.expand(repeats, *x.shape[1:]) if repeats > 1 else x
         v0, i0 = (None, None) if v0 is None else v0
-        learned = self.log_tau_synapse_minus_1
-        tau = self.options.tau_synapse if learned is None else 1 + learned.exp()
-        current = integrate(x, i0, tau, self.options.decay_input, self.options.backend)
+        tau, decays = self._tau_synapse(), self.options.decay_input
+        current = integrate(x, i0, tau, decays, self.options.backend)
         assert current.membrane is not None
         out, moments = super().compute(current.membrane.to(x.dtype), v0, want_state=want_state)
         return out._replace(
             state=torch.stack((out.state, current.state)) if want_state else out.state
         ), moments
+
+    def synapse(self, x: Tensor, i0: Tensor | None) -> Synapse:
+        """The filter of the input x, which starts from the current i0."""
+        lam, _, gain = leak(self._tau_synapse(), x, None, self.options.decay_input)
+        return Synapse(lam, gain, i0)
+
+    def _tau_synapse(self) -> float | Tensor:
+        learned = self.log_tau_synapse_minus_1
+        return self.options.tau_synapse if learned is None else 1 + learned.exp()

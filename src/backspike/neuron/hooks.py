@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from torch import nn
+from torch.nn.modules import module as _module
 
 from .lif import LIF, Output, Watcher
 
@@ -71,3 +72,18 @@ def record(model: nn.Module) -> Iterator[dict[str, Output]]:
     outputs: dict[str, Output] = {}
     with observe(model, lambda name, _layer, out: outputs.__setitem__(name, out)):
         yield outputs
+
+
+def has_hooks(m: nn.Module) -> bool:
+    """Whether calling m may run more than its class's forward: hooks, or a forward of its own."""
+    return bool(
+        m._forward_hooks
+        or m._forward_pre_hooks
+        or m._backward_hooks
+        or m._backward_pre_hooks
+        or _module._global_forward_hooks
+        or _module._global_forward_pre_hooks
+        or _module._global_backward_hooks
+        or _module._global_backward_pre_hooks
+        or "forward" in m.__dict__
+    )

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernel
-from ..kernel.mask import draw_seed
+from ..kernel.mask import draw_seed, draw_seeds
 from ..options import LIF as Options
 from ..surrogate import Parametric, unwrap
 from .arguments import has, takes
@@ -250,16 +250,25 @@ class LIF(Streaming, _Attributes):
         moments = any(w.moments for w in self.watchers)
         return kernel.Record(membrane, moments, state=state)
 
-    def begin(self, device: torch.device) -> None:
-        """Start a forward pass: draw a seed in training or with gradients, clamp the parameters."""
+    def begin(self, device: torch.device, steps: int | None = None) -> Tensor | None:
+        """Start a forward pass: draw a seed in training or with gradients, clamp the parameters.
+
+        steps: draw one seed for each of so many timesteps, and return them as `[steps]`.
+        """
+        seeds = None
         if torch.is_grad_enabled() or (self.training and not torch.is_inference_mode_enabled()):
             # Masked or not, so that all variants in a study consume the same random numbers;
             # without gradients too, so that a reentrant checkpoint, which restores the generator,
             # draws the same seed again.
-            self.seed = draw_seed(device)
+            if steps is None:
+                self.seed = draw_seed(device)
+            else:
+                seeds = draw_seeds(device, steps)
+                self.seed = seeds[-1]
         if torch.is_grad_enabled():
             self._clamp_parameters()
             self.awaits_gradient = True
+        return seeds
 
     def see(self, out: Output, moments: kernel.Moments | None) -> None:
         """End a forward pass: carry the state over if streaming, then call the watchers."""

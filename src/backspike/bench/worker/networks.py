@@ -28,6 +28,9 @@ class Library(Protocol):
     def neuron(self, width: float | None) -> nn.Module:
         """A neuron layer on `[T, B, ...]`; surrogate: ATan(2), or a rectangle of this width."""
 
+    def recurrent(self, n: int, width: float | None) -> nn.Module:
+        """n neurons that get their own spikes of the last timestep through a linear layer."""
+
     def over_time(self, *layers: nn.Module) -> nn.Module:
         """Stateless layers on `[T, B, ...]`."""
 
@@ -78,7 +81,9 @@ def spiking(
 
 def build(work: Workload, lib: Library) -> nn.Module:
     """The network of a workload, with the weights of its seed."""
-    parts = {"fc": _fc, "vgg": _vgg, "resnet": _resnet}[work.kind](work, lib)
+    parts = {"fc": _fc, "vgg": _vgg, "resnet": _resnet, "recurrent": _recurrent}[work.kind](
+        work, lib
+    )
     model = lib.finish(lib.chain(*parts))
     fill(model, work)
     return model
@@ -126,6 +131,15 @@ def _resnet(work: Workload, lib: Library) -> list[nn.Module]:
     return [*parts, lib.over_time(*head)]
 
 
+def _recurrent(work: Workload, lib: Library) -> list[nn.Module]:
+    inputs, hidden = (int(n) for n in work.layout)
+    return [
+        lib.over_time(lib.layers.Linear(inputs, hidden)),
+        lib.recurrent(hidden, None),
+        lib.over_time(lib.layers.Linear(hidden, work.classes)),
+    ]
+
+
 def fill(model: nn.Module, work: Workload) -> None:
     """Sets normal weights of variance 2 / inputs, the same for every library.
 
@@ -164,4 +178,5 @@ def data(work: Workload) -> tuple[Tensor, Tensor]:
     )
     steps = () if work.static else (work.T,)
     x = torch.rand((*steps, work.B, *shape), generator=generator)
+    x = (x < work.share).to(x) if work.share else x
     return x, torch.randint(work.classes, (work.B,), generator=generator)

@@ -11,13 +11,14 @@ class Workload:
     """A network or a single neuron layer, its sizes and input; `seed` sets weights and data."""
 
     name: str
-    kind: str  # neuron, fc, vgg, resnet
+    kind: str  # neuron, fc, vgg, resnet, recurrent
     T: int
     B: int
     # layer widths, "P" for a pool; resnet: widths of the four stages; neuron: empty, B neurons
     layout: tuple[int | str, ...] = ()
     size: int = 0  # height and width of the input `[T, B, 3, size, size]`; 0: vectors
     static: bool = False  # the input is the same at every timestep
+    share: float = 0.0  # of the inputs that are 1, the others being 0; 0: uniform in [0, 1)
     spikes: float = 0.0  # firing rate that `shifts` should produce; 0: as it is
     # share of nonzero surrogate derivatives that `widths` should produce; 0: ATan, always nonzero
     window: float = 0.0

@@ -47,8 +47,10 @@ class Network:
     def facts(self) -> dict[str, Any]:
         """The firing rate of each neuron layer."""
         shares: list[float] = []
-        kind = type(self.lib.neuron(None))
-        layers = [m for m in self.model.modules() if isinstance(m, kind)]
+        kinds = type(self.lib.neuron(None)), type(self.lib.recurrent(1, None))
+        layers = [m for m in self.model.modules() if isinstance(m, kinds)]
+        inside = {part for m in layers for part in m.modules() if part is not m}
+        layers = [m for m in layers if m not in inside]
         hooks = [
             m.register_forward_hook(lambda m, i, o: shares.append(o.detach().float().mean().item()))
             for m in layers

@@ -23,7 +23,7 @@ def refuses(call: Call) -> str | None:
     tensors = (call.x, call.v0, call.tau, call.theta, call.width, call.seed, call.p)
     if any(isinstance(p, Tensor) and p.device.type != "cpu" for p in tensors):
         return f"it runs on the CPU, but the input is on {call.x.device}"
-    name = ops.without_formula(call, ops.KINDS.values())
+    name = ops.without_formula(call.neuron, ops.KINDS.values())
     return None if name is None else f"it has no formula in C for {name}"
 
 

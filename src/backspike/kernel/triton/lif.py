@@ -43,7 +43,7 @@ def refuses(call: Call) -> str | None:
         return f"the input is on {call.x.device}, but v0 is on {call.v0.device}"
     if isinstance(call.neuron, CLIF):
         return "it has no kernel for the complementary neuron"
-    name = ops.without_formula(call, step.CASES)
+    name = ops.without_formula(call.neuron, step.CASES)
     return None if name is None else f"it has no formula in Triton for {name}"
 
 

@@ -18,13 +18,32 @@ class Parts(plain.Parts):
     def facts(self, width: float | None) -> Neuron:
         return Neuron(surrogate="superspike")
 
+    def recurrent(self, n: int, width: float | None) -> nn.Module:
+        return Recurrent(n)
+
     def neuron(self, width: float | None) -> nn.Module:
-        # dt tau_mem_inv = 1/2
-        return _Spikes(
-            norse.Lift(
-                LIFBoxCell(norse.LIFBoxParameters(tau_mem_inv=torch.as_tensor(500.0)), dt=0.001)
-            )
-        )
+        return _Spikes(norse.Lift(_cell()))
+
+
+def _cell() -> nn.Module:
+    # dt tau_mem_inv = 1/2
+    return LIFBoxCell(norse.LIFBoxParameters(tau_mem_inv=torch.as_tensor(500.0)), dt=0.001)
+
+
+class Recurrent(nn.Module):
+    """Its own recurrent cells have a synapse, so this is a loop over the cell above."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.back = nn.Linear(n, n)
+        self.cell = _cell()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        s, state, spikes = torch.zeros_like(x[0]), None, []
+        for x_t in x:
+            s, state = self.cell(x_t + self.back(s), state)
+            spikes.append(s)
+        return torch.stack(spikes)
 
 
 class _Spikes(nn.Module):

@@ -30,6 +30,9 @@ class Parts:
             tau=2.0, surrogate=surrogate, backend=self.settings.backend, memory=self.settings.memory
         )
 
+    def recurrent(self, n: int, width: float | None) -> nn.Module:
+        return bs.Recurrent(nn.Linear(n, n), self.neuron(width))
+
     def over_time(self, *layers: nn.Module) -> nn.Module:
         return bs.OverTime(*layers)
 

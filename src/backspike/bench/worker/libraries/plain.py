@@ -33,6 +33,9 @@ class Parts:
     def neuron(self, width: float | None) -> nn.Module:
         return LIF(width)
 
+    def recurrent(self, n: int, width: float | None) -> nn.Module:
+        return Recurrent(n, width)
+
     def over_time(self, *layers: nn.Module) -> nn.Module:
         return OverTime(*layers)
 
@@ -86,8 +89,26 @@ class LIF(nn.Module):
         v = torch.zeros_like(x[0])
         spikes = []
         for x_t in x:
-            u = v + (x_t - v) / 2
-            s = _ATan.apply(u - 1) if self.width is None else _Rectangle.apply(u - 1, self.width)
-            v = u * (1 - s)
+            s, v = self.step(x_t, v)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+    def step(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        u = v + (x - v) / 2
+        s = _ATan.apply(u - 1) if self.width is None else _Rectangle.apply(u - 1, self.width)
+        return s, u * (1 - s)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, n: int, width: float | None) -> None:
+        super().__init__()
+        self.back = nn.Linear(n, n)
+        self.lif = LIF(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = v = torch.zeros_like(x[0])
+        spikes = []
+        for x_t in x:
+            s, v = self.lif.step(x_t + self.back(s), v)
             spikes.append(s)
         return torch.stack(spikes)

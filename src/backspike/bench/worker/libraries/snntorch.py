@@ -5,6 +5,8 @@ Its input is not divided by tau, and no gradient flows through its reset.
 
 from __future__ import annotations
 
+from typing import Any
+
 import snntorch
 import torch
 from snntorch import surrogate
@@ -14,12 +16,16 @@ from ..task import Neuron
 from . import plain
 
 
+def _leaky() -> Any:
+    return snntorch.Leaky(
+        beta=0.5, threshold=1.0, reset_mechanism="zero", spike_grad=surrogate.atan(alpha=2.0)
+    )
+
+
 class Loop(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.leaky = snntorch.Leaky(
-            beta=0.5, threshold=1.0, reset_mechanism="zero", spike_grad=surrogate.atan(alpha=2.0)
-        )
+        self.leaky: Any = _leaky()
 
     def forward(self, x: Tensor) -> Tensor:
         membrane = self.leaky.reset_mem()
@@ -30,9 +36,27 @@ class Loop(nn.Module):
         return torch.stack(spikes)
 
 
+class Recurrent(nn.Module):
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.back = nn.Linear(n, n)
+        self.leaky: Any = _leaky()
+
+    def forward(self, x: Tensor) -> Tensor:
+        membrane = self.leaky.reset_mem()
+        s, spikes = torch.zeros_like(x[0]), []
+        for x_t in x:
+            s, membrane = self.leaky(x_t + self.back(s), membrane)
+            spikes.append(s)
+        return torch.stack(spikes)
+
+
 class Parts(plain.Parts):
     def facts(self, width: float | None) -> Neuron:
         return Neuron(gain=1.0, detached=True)
 
     def neuron(self, width: float | None) -> nn.Module:
         return Loop()
+
+    def recurrent(self, n: int, width: float | None) -> nn.Module:
+        return Recurrent(n)

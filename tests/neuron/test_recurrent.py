@@ -1,0 +1,241 @@
+"""The kernel of recurrent layers equals the reference, with every option of the neuron."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import backspike as bs
+from backspike.kernel.cpu import library
+from backspike.surrogate import ATan, Masked, Parametric, Rectangle, SuperSpike, Triangle
+
+KINDS = {"LIF": bs.LIF, "IF": bs.IF, "PLIF": bs.PLIF, "CubaLIF": bs.CubaLIF}
+OPTIONS = {
+    "defaults": {},
+    "soft reset": {"v_reset": None},
+    "reset to -0.2": {"v_reset": -0.2},
+    "detached reset": {"reset_gradient": 0.0, "surrogate": SuperSpike()},
+    "no temporal gradient": {"temporal_gradient": False},
+    "undecayed input": {"decay_input": False},
+    "compact surrogate": {"surrogate": Triangle(1.0)},
+    "narrow surrogate": {"surrogate": Rectangle(0.1)},
+    "masked": {"surrogate": Masked(Rectangle(1.0), p=0.5)},
+    "masked and rescaled": {"surrogate": Masked(ATan(), p=0.3, rescale=True)},
+    "mask with replacement": {"surrogate": Masked(Triangle(), p=0.5, replace=ATan())},
+    "learned width": {"surrogate": Parametric(Triangle())},
+    "learned threshold": {"learn": "threshold", "v_reset": None},
+    "computed again": {"memory": "recompute"},
+}
+
+
+def make(n, kind, **options):
+    torch.manual_seed(1)
+    layer = bs.Recurrent(nn.Linear(n, n), kind(v_threshold=0.3, **options)).double()
+    with torch.no_grad():
+        layer.layer.weight *= 1.5
+    return layer
+
+
+def drive(T, B, n):
+    generator = torch.Generator().manual_seed(2)
+    x = torch.rand(T, B, n, dtype=torch.float64, generator=generator)
+    return x, torch.randn(T, B, n, dtype=torch.float64, generator=generator)
+
+
+def gradients(layer, x, g):
+    """Spikes, and the gradients of the input and of all parameters."""
+    layer.zero_grad()
+    x = x.clone().requires_grad_()
+    torch.manual_seed(3)
+    s = layer(x)
+    s.backward(g)
+    return [s.detach(), x.grad, *(p.grad.clone() for p in layer.parameters())]
+
+
+def step_by_step(layer):
+    """The same layer with a hook, which the kernel does not run."""
+    return layer.layer.register_forward_hook(lambda *_: None)
+
+
+def assert_gradients_equal(got, want, tolerance=1e-12):
+    assert len(got) == len(want)
+    for a, b in zip(got, want):
+        assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize(("n", "B", "T"), [(5, 3, 7), (70, 17, 6)])
+def test_the_kernel_equals_autograd_through_the_reference(kind, options, n, B, T):
+    if kind is bs.IF and options.get("decay_input") is False:
+        pytest.skip("an IF neuron has no other way")
+    layer, reference = make(n, kind, **options), make(n, kind, backend="reference", **options)
+    x, g = drive(T, B, n)
+    assert layer.why_step_by_step(x) is None
+    assert "reference" in reference.why_step_by_step(x)
+    got = gradients(layer, x, g)
+    assert 0.02 < got[0].mean() < 0.98
+    assert_gradients_equal(got, gradients(reference, x, g))
+
+
+@pytest.mark.parametrize("kind", [bs.PLIF, bs.CubaLIF])
+def test_learned_time_constants_and_a_wide_layer(kind):
+    learn = ("tau",) if kind is bs.PLIF else ("tau", "tau_synapse")
+    x, g = drive(5, 9, 300)
+    got, want = (
+        gradients(make(300, kind, learn=learn, backend=backend), x, g)
+        for backend in ("auto", "reference")
+    )
+    assert_gradients_equal(got, want)
+
+
+@pytest.mark.parametrize("memory", ["bfloat16", "8bit", "1bit"])
+def test_rounded_membranes_give_the_gradients_of_the_loop(memory):
+    options = {"surrogate": Rectangle(2.0), "v_reset": None, "memory": memory}
+    layer, (x, g) = make(70, bs.LIF, **options), drive(6, 17, 70)
+    got = gradients(layer, x, g)
+    hook = step_by_step(layer)
+    assert "hooks" in layer.why_step_by_step(x)
+    want = gradients(layer, x, g)
+    hook.remove()
+    assert_gradients_equal(got, want)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_gradients_reach_the_recorded_membrane_and_its_moments(kind):
+    results = []
+    for backend in ("auto", "reference"):
+        layer, (x, g) = make(12, kind, backend=backend), drive(6, 4, 12)
+        x = x.requires_grad_()
+        pda = bs.PotentialAdjustment(layer, 1.0)
+        with bs.record(layer) as seen:
+            s = layer(x)
+        out = seen["neuron"]
+        (s * g).sum().backward(retain_graph=True)
+        (out.membrane**2).sum().backward(retain_graph=True)
+        (out.state**2).sum().backward(retain_graph=True)
+        pda.loss().backward()
+        results.append([s.detach(), out.membrane.detach(), x.grad, layer.layer.weight.grad])
+    assert_gradients_equal(*results)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_streamed_chunk_has_the_gradients_of_its_own_input(kind):
+    x, g = drive(8, 5, 9)
+    results = []
+    for backend in ("auto", "reference"):
+        layer = make(9, kind, backend=backend)
+        with bs.streaming(layer):
+            layer(x[:3])
+            results.append(gradients(layer, x[3:], g[3:]))
+    assert_gradients_equal(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_narrow_types_differ_only_where_the_membrane_is_at_the_threshold(dtype):
+    layer, (x, g) = make(64, bs.LIF, v_reset=None), drive(10, 16, 64)
+    want = gradients(layer, x.to(dtype).double(), g)
+    layer = layer.to(dtype)
+    got = gradients(layer, x.to(dtype), g.to(dtype))
+    assert layer.why_step_by_step(x.to(dtype)) is None
+    assert got[0].dtype == got[1].dtype == dtype
+    equal = (got[0].double() == want[0]).double().mean()
+    assert equal > (0.999 if dtype == torch.float32 else 0.93)
+    if dtype == torch.float32:
+        assert_gradients_equal([a.double() for a in got[1:]], want[1:], 0.05)
+
+
+def test_autocast_computes_in_the_type_of_the_input():
+    layer, (x, _) = make(16, bs.LIF).float(), drive(6, 4, 16)
+    x = x.float()
+    assert "different types" in layer.why_step_by_step(x.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        s = layer(x.bfloat16())
+    assert s.dtype == torch.bfloat16
+    s.sum().backward()
+    assert layer.layer.weight.grad.dtype == torch.float32
+    assert layer.layer.weight.grad.abs().sum() > 0
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    layer, (x, g) = make(130, bs.PLIF, surrogate=Masked(Triangle(1.0), p=0.5)), drive(40, 40, 130)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(gradients(layer, x, g))
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(*([r[0], r[1], r[-1]] for r in results)):  # not torch's own weight gradient
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("level", library.levels())
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_all_levels_give_the_same_spikes(level, dtype):
+    layer = make(70, bs.CubaLIF, surrogate=Triangle(1.0)).to(dtype)
+    x, g = (a.to(dtype) for a in drive(12, 9, 70))
+    want = gradients(layer, x, g)
+    with library.level(level):
+        got = gradients(layer, x, g)
+    assert torch.equal(got[0], want[0])
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.1}[dtype]
+    assert_gradients_equal([a.double() for a in got], [a.double() for a in want], tolerance)
+
+
+def test_an_input_that_repeats_and_one_with_gaps_are_read_as_they_are():
+    layer, (x, g) = make(10, bs.LIF), drive(6, 4, 10)
+    repeated = x[:1].expand(6, -1, -1)
+    assert_gradients_equal(
+        gradients(layer, repeated, g)[:1] + gradients(layer, x[..., ::2].repeat(1, 1, 2), g)[:1],
+        gradients(layer, repeated.contiguous(), g)[:1]
+        + gradients(layer, x[..., ::2].repeat(1, 1, 2).contiguous(), g)[:1],
+    )
+    gaps = torch.zeros(6, 4, 20, dtype=torch.float64)
+    gaps[..., ::2] = x
+    assert torch.equal(layer(gaps[..., ::2]), layer(x))
+
+
+def test_the_layer_acts_on_the_last_dimension():
+    layer, (x, g) = make(7, bs.LIF), drive(6, 12, 7)
+    got = gradients(layer, x.view(6, 4, 3, 7), g.view(6, 4, 3, 7))
+    want = gradients(layer, x, g)
+    assert_gradients_equal([a.view_as(b) for a, b in zip(got, want)], want)
+
+
+def test_explain_says_how_a_recurrent_layer_runs():
+    model = bs.Sequential(make(4, bs.LIF), make(4, bs.CLIF))
+    text = bs.explain(model).splitlines()
+    assert "all timesteps in one kernel" in text[0]
+    assert "step by step: a CLIF has no such kernel" in text[1]
+
+
+def test_what_has_no_kernel_runs_step_by_step():
+    x = torch.rand(3, 2, 4)
+    assert "CLIF" in bs.Recurrent(nn.Linear(4, 4), bs.CLIF()).why_step_by_step(x)
+    convolution = bs.Recurrent(nn.Conv1d(4, 4, 1), bs.LIF())
+    assert "Conv1d" in convolution.why_step_by_step(torch.rand(3, 2, 4, 5))
+
+    class Own(bs.Surrogate):
+        def derivative(self, z):
+            return (-z.abs()).exp()
+
+        def primitive(self, z):
+            return torch.sign(z) * (1 - (-z.abs()).exp())
+
+    layer = bs.Recurrent(nn.Linear(4, 4), bs.LIF(surrogate=Own()))
+    assert "Own" in layer.why_step_by_step(x)
+    assert layer(x).shape == x.shape
+
+
+def test_backward_twice_is_refused_and_two_threads_do_not_disturb_each_other():
+    layer, (x, g) = make(20, bs.LIF), drive(30, 8, 20)
+    s = layer(x.requires_grad_())
+    with pytest.raises(RuntimeError, match="double backward through Recurrent"):
+        torch.autograd.grad(s, x, g, create_graph=True)
+    want, got = layer(x).detach(), []
+    threads = [threading.Thread(target=lambda: got.append(layer(x).detach())) for _ in range(4)]
+    [t.start() for t in threads], [t.join() for t in threads]
+    assert len(got) == 4
+    assert all(torch.equal(a, want) for a in got)
