@@ -251,7 +251,7 @@ class Graph(nn.Module):
                     values[name] = _fold(module, sum_of([values[s] for s in sources]))
                 else:
                     raise ExchangeError("nothing leads to it")
-            except (ExchangeError, RuntimeError) as error:
+            except (ExchangeError, RuntimeError, IndexError) as error:
                 raise _at(name, error) from error
         return values
 
@@ -281,7 +281,7 @@ class Graph(nn.Module):
                         now[name], states[name] = module.step(x, states.get(name))
                     else:
                         now[name] = module(x)
-                except (ExchangeError, RuntimeError) as error:
+                except (ExchangeError, RuntimeError, IndexError) as error:
                     raise _at(name, error) from error
                 out[name].append(now[name])
             last = {name: now[name] for name in last}

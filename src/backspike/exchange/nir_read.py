@@ -72,7 +72,8 @@ def read(
 
     dt: the timestep in seconds; by default the one that the file names, or else a guess, which is
     logged and stands in `guessed` of what is returned. v_reset: what neurons are reset to for which
-    the file says nothing; None: by subtraction. exact: membranes and synapses decay by
+    the file says nothing; None: by subtraction, also where the file has a v_reset, as the library
+    nir writes 0 for every neuron without one. exact: membranes and synapses decay by
     exp(-dt/tau) in a timestep, as those of sinabs and Rockpool do, instead of 1 - dt/tau.
 
     Weights are parameters and can be trained further. learn: constants of the neurons that become
@@ -318,13 +319,14 @@ class _Reader:
         c["theta"] = self.tensor("v_threshold")
         metadata = self.node.get("metadata")
         reset = metadata.get("reset") if isinstance(metadata, dict) else None
-        soft, c["v_reset"] = reset == "soft", torch.zeros_like(c["theta"])
+        v_reset = self.options.v_reset
+        soft = reset == "soft" or (v_reset is None and reset != "hard")
+        c["v_reset"] = torch.zeros_like(c["theta"])
         if "v_reset" in self.node:
             c["v_reset"] = self.tensor("v_reset")
         elif reset not in ("soft", "hard"):
             self.assumed.append(self.name)
-            v_reset = self.options.v_reset
-            soft, c["v_reset"] = v_reset is None, c["v_reset"] + (v_reset or 0.0)
+            c["v_reset"] += v_reset or 0.0
         if kind == "IF":
             c["start"] = torch.zeros_like(r) if soft else c["v_reset"]
         options = {"tie_fires": self.tie_fires, "surrogate": self.options.surrogate}
@@ -392,8 +394,7 @@ class _Reader:
         )
 
     def _flatten(self) -> nn.Module:
-        start = int(_array(self.name, self.node, "start_dim"))
-        end = int(_array(self.name, self.node, "end_dim"))
+        (start,), (end,) = (self._integers(k, 1, -64) for k in ("start_dim", "end_dim"))
         shape = np.ravel(self.node.get("input_type", ()))
         # NIR counts no batch; sinabs does, and gives a shape of zeros
         batch = 0 if len(shape) and not any(shape) else 1
