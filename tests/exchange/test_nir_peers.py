@@ -1,4 +1,4 @@
-"""Other libraries run our NIR files and we run theirs: docs/nir.md shows the shares of equal spikes.
+"""Other libraries run our NIR files, and we theirs: docs/nir.md shows the shares of equal spikes.
 
 Slow, and only with BACKSPIKE_PEER_PYTHON; BACKSPIKE_PEER_FOLDERS names a folder with nir 1.0.4
 (pip install --no-deps --target /tmp/nir104 nir==1.0.4).

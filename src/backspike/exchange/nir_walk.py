@@ -45,7 +45,8 @@ SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 INSTEAD = (
     (
         (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool2d),
-        "train with average pools (nn.AvgPool2d; the networks convnet, vggsnn, vgg11 have them)",
+        "train with average pools (nn.AvgPool2d; convnet, vggsnn and vgg11 have them, and residual "
+        "networks with stem='cifar' have no max pool)",
     ),
     ((TEBN,), "train with BatchNorm, which is folded (leave norm= out)"),
     ((LIF,), "train with LIF, IF, PLIF or CubaLIF"),
