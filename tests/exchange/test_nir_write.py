@@ -248,6 +248,7 @@ def test_in_float32_only_membranes_at_the_threshold_fall_elsewhere(kind, reset, 
     """Each neuron's first other spike, before its state may differ."""
     model, sample = network(kind, reset, "conv2d")
     bs.nir.write(model, tmp_path / "net.nir", sample)
+    sample = torch.randn(T, 64, *sample.shape[2:]) * 2
     with torch.no_grad(), record(model.float()) as outputs:
         model(sample)
         theta = torch.as_tensor(model[1].constants().v_threshold)

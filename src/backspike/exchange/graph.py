@@ -49,6 +49,7 @@ class Neuron(Stateful):
     """
 
     names = ("lam", "offset", "gain", "start", "theta", "v_reset", "lam_s", "gain_s")
+    theta: Tensor | None
 
     def __init__(
         self,
@@ -75,17 +76,16 @@ class Neuron(Stateful):
 
         Returns those that this neuron has. A value that all neurons share stays one number.
         """
-        found = set()
+        found, c = set(), self.constants()
         if "threshold" in names and self.spikes:
-            theta = self.theta
             del self.theta
-            self.theta = nn.Parameter(_shared(theta))
+            self.theta = nn.Parameter(_shared(c["theta"]))
             found.add("threshold")
         for name, suffix in (("tau", ""), ("tau_synapse", "_s")):
-            lam = getattr(self, f"lam{suffix}")
+            lam = c.get(f"lam{suffix}")
             if name in names and lam is not None and (lam < 1).all():
-                offset = self.offset if not suffix else torch.zeros_like(lam)
-                leak = Leak(lam, offset, getattr(self, f"gain{suffix}"))
+                offset = torch.zeros_like(lam) if suffix else c["offset"]
+                leak = Leak(lam, offset, c[f"gain{suffix}"])
                 self.add_module(f"leak{suffix}", leak)
                 self.learned[suffix] = leak
                 found.add(name)
@@ -138,6 +138,8 @@ class Leak(nn.Module):
                 "a time constant of one timestep cannot be learned; give a shorter dt="
             )
         self.log_tau_minus_1 = nn.Parameter(_shared((tau - 1).log()))
+        self.leak: Tensor
+        self.r: Tensor | None
         self.register_buffer("leak", offset * tau)
         self.register_buffer("r", None if (gain == 1).all() else gain * tau)
 

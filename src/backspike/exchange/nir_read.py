@@ -329,8 +329,8 @@ class _Reader:
             c["v_reset"] += v_reset or 0.0
         if kind == "IF":
             c["start"] = torch.zeros_like(r) if soft else c["v_reset"]
-        options = {"tie_fires": self.tie_fires, "surrogate": self.options.surrogate}
-        return self._learn(Neuron(soft=soft, **options, **c))
+        c |= {"tie_fires": self.tie_fires, "surrogate": self.options.surrogate}
+        return self._learn(Neuron(soft=soft, **c))
 
     def _learn(self, neuron: Neuron) -> Neuron:
         try:

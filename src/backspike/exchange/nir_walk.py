@@ -408,7 +408,7 @@ def _narrow(weights: Tensor | None) -> np.ndarray | None:
 
 
 def _product(taus: list[Any]) -> Any:
-    out = 1.0
+    out: Any = 1.0
     for tau in taus:
         out = out * np.asarray(tau, np.float64)
     return out
