@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import nir_files
 import numpy as np
 
 from backspike.data import DataError, Events
@@ -671,8 +672,12 @@ def _refused() -> tuple[type[Exception], ...]:
     return (RunError, RecipeError, ReportError, DataError)
 
 
+def _edit_nir(data: bytes) -> None:
+    nir_files.read_tree(edited(nir_files.tree(), data, _hostile_array))
+
+
 def _targets() -> dict[str, Target]:
-    from backspike.errors import UsageError
+    from backspike.errors import ExchangeError, UsageError
 
     run = _refused()
     return {
@@ -692,6 +697,8 @@ def _targets() -> dict[str, Target]:
         "log": Target(_log, _read_log, run),
         "npz": Target(_arrays, _read_arrays, run),
         "report": Target(_edits, _report_edited, run, share=0.1),
+        "nir": Target(nir_files.files, nir_files.read_file, (ExchangeError,), share=0.05),
+        "nir values": Target(_edits, _edit_nir, (ExchangeError,)),
     }
 
 

@@ -241,19 +241,24 @@ def test_dialect_of_1_0_4_has_no_v_reset(tmp_path):
         bs.nir.write(model, tmp_path / "b.nir", sample, dialect="2")
 
 
-def test_in_float32_only_membranes_at_the_threshold_fall_elsewhere(tmp_path):
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_float32_only_membranes_at_the_threshold_fall_elsewhere(kind, reset, tmp_path):
     """Each neuron's first other spike, before its state may differ."""
-    model, sample = network("LIF", "zero", "conv2d")
+    model, sample = network(kind, reset, "conv2d")
     bs.nir.write(model, tmp_path / "net.nir", sample)
+    sample = torch.randn(T, 64, *sample.shape[2:]) * 2
     with torch.no_grad(), record(model.float()) as outputs:
         model(sample)
-    ours, found = outputs["1"], bs.nir.read(tmp_path / "net.nir")(sample)
+        theta = torch.as_tensor(model[1].constants().v_threshold)
+    ours, found = outputs["1"], load(tmp_path / "net.nir", trusted=True).float()(sample)
     different = (ours.spikes != found).flatten(1)
     neurons = different.any(0).nonzero().flatten()
     first = different.float().argmax(0)[neurons]
-    distance = (ours.membrane.flatten(1)[first, neurons] - 1).abs()
-    assert (distance < 1e-5).all()
-    assert different.float().mean() < 1e-3
+    distance = (ours.membrane.flatten(1)[first, neurons] - theta).abs()
+    assert (distance < 1e-4 * theta).all()
+    assert different.float().mean() < 1e-2
 
 
 def refusal(model, tmp_path, sample=None):

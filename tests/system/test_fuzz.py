@@ -86,14 +86,15 @@ def test_the_undamaged_bytes_are_valid(name):
 # every target, with a fixed seed
 
 OTHERS = [name for name in TARGETS if name not in READERS]
+NEEDS = {"shd": "h5py", "nir": "nir", "nir values": "nir"}
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_valid_files_are_accepted(name):
     target = TARGETS[name]
-    if name == "shd":
-        pytest.importorskip("h5py")
-    edits = name in ("recipe values", "checkpoint values", "report")
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    edits = name in ("recipe values", "checkpoint values", "report", "nir values")
     for data in target.seeds()[: 1 if edits else None]:
         target.run(data)
 
@@ -117,8 +118,8 @@ def test_a_longer_fuzzing_run_finds_nothing(name):
 
 
 def short_run(name, inputs):
-    if name == "shd":
-        pytest.importorskip("h5py")
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     target = TARGETS[name]
     seeds = target.seeds()
     target(seeds[0])  # setup is not part of the time of an input

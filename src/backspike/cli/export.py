@@ -20,6 +20,21 @@ def add_arguments(parser: Parser) -> None:
         default="1.0.8",
         help="1.0.4: without the field v_reset, for tools that use nir 1.0.4, such as sinabs",
     )
+    parser.add_argument(
+        "--pool",
+        choices=("average", "sum"),
+        default="average",
+        help="sum: pools as SumPool2d, for tools that know no AvgPool2d, such as Norse and sinabs",
+    )
+    parser.add_argument(
+        "--gain",
+        choices=("trained", "unit", "decayed"),
+        default="trained",
+        help="unit: no neuron scales its input, for chips and snn-mlir; decayed: all divide by tau",
+    )
+    parser.add_argument(
+        "--dt", type=float, default=1e-4, metavar="SECONDS", help="what a timestep stands for"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -28,7 +43,14 @@ def run(options: argparse.Namespace) -> int:
 
     found = Run.find(options.folder)
     path = Path(options.out or found.output("network.nir"))
-    made = nir.write(found.path, path, dialect=options.dialect)
+    made = nir.write(
+        found.path,
+        path,
+        dt=options.dt,
+        dialect=options.dialect,
+        pool=options.pool,
+        gain=options.gain,
+    )
     if options.json:
         print(json.dumps({"event": "done", **asdict(made), "path": str(path)}))
         return 0

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExchangeError
-from ..surrogate import ATan
+from ..surrogate import ATan, Surrogate
 
 Edge = tuple[str, str]
 
@@ -44,28 +44,65 @@ class Neuron(Stateful):
         s[t] = 1 if u[t] > theta else 0                     tie_fires: u[t] >= theta
         v[t] = v_reset where s[t] = 1, else u[t]            soft: v[t] = u[t] - theta s[t]
 
-    The start is v = `start`, i = 0. The constants are buffers; the gradient of a spike is ATan's.
+    The start is v = `start`, i = 0. The constants are buffers; those that `learn` names become
+    parameters. surrogate: its derivative is the gradient of a spike.
     """
 
     names = ("lam", "offset", "gain", "start", "theta", "v_reset", "lam_s", "gain_s")
+    theta: Tensor | None
 
-    def __init__(self, *, soft: bool = False, tie_fires: bool = False, **constants: Any) -> None:
+    def __init__(
+        self,
+        *,
+        soft: bool = False,
+        tie_fires: bool = False,
+        surrogate: Surrogate = ATan(),  # noqa: B008  (frozen)
+        **constants: Any,
+    ) -> None:
         super().__init__()
-        self.soft, self.tie_fires = soft, tie_fires
+        self.soft, self.tie_fires, self.surrogate = soft, tie_fires, surrogate
         for name in self.names:
             self.register_buffer(name, constants.pop(name, None))
         assert not constants
         self.shape = torch.broadcast_shapes(*(b.shape for b in self.buffers()))
+        self.learned: dict[str, Leak] = {}  # of the membrane, "", and of the synapse, "_s"
 
     @property
     def spikes(self) -> bool:
         return self.theta is not None
 
+    def learn(self, names: Iterable[str]) -> set[str]:
+        """Make parameters of the constants named: "tau", "tau_synapse", "threshold".
+
+        Returns those that this neuron has. A value that all neurons share stays one number.
+        """
+        found, c = set(), self.constants()
+        if "threshold" in names and self.spikes:
+            del self.theta
+            self.theta = nn.Parameter(_shared(c["theta"]))
+            found.add("threshold")
+        for name, suffix in (("tau", ""), ("tau_synapse", "_s")):
+            lam = c.get(f"lam{suffix}")
+            if name in names and lam is not None and (lam < 1).all():
+                offset = torch.zeros_like(lam) if suffix else c["offset"]
+                leak = Leak(lam, offset, c[f"gain{suffix}"])
+                self.add_module(f"leak{suffix}", leak)
+                self.learned[suffix] = leak
+                found.add(name)
+        return found
+
+    def constants(self) -> dict[str, Tensor]:
+        c = {name: b for name in self.names if (b := getattr(self, name)) is not None}
+        for suffix, leak in self.learned.items():
+            c[f"lam{suffix}"], offset, c[f"gain{suffix}"] = leak()
+            if not suffix:
+                c["offset"] = offset
+        return c
+
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         c = {
             name: b.reshape(-1, *[1] * (x.dim() - 2)) if b.dim() == 1 and x.dim() > 2 else b
-            for name, b in self._buffers.items()
-            if b is not None
+            for name, b in self.constants().items()
         }
         if not all(_fits(b, x) for b in c.values()):
             raise ExchangeError(
@@ -80,9 +117,42 @@ class Neuron(Stateful):
         z = u - c["theta"]
         s = (u >= c["theta"] if self.tie_fires else u > c["theta"]).to(u)
         if z.requires_grad:
-            s = s + (z - z.detach()) * ATan().derivative(z.detach())
+            s = s + (z - z.detach()) * self.surrogate.derivative(z.detach())
         v = u - c["theta"] * s if self.soft else (1 - s) * u + s * c["v_reset"]
         return s, (v, i)
+
+
+class Leak(nn.Module):
+    """lam, offset and gain of a learned time constant, tau = 1 + exp(log_tau_minus_1) timesteps:
+
+        lam = 1 - 1/tau,   offset = leak/tau,   gain = r/tau
+
+    leak and r are those of the given constants. A gain of 1 stays 1: there r is tau itself.
+    """
+
+    def __init__(self, lam: Tensor, offset: Tensor, gain: Tensor) -> None:
+        super().__init__()
+        tau = 1 / (1 - lam)
+        if not (tau > 1).all():
+            raise ExchangeError(
+                "a time constant of one timestep cannot be learned; give a shorter dt="
+            )
+        self.log_tau_minus_1 = nn.Parameter(_shared((tau - 1).log()))
+        self.leak: Tensor
+        self.r: Tensor | None
+        self.register_buffer("leak", offset * tau)
+        self.register_buffer("r", None if (gain == 1).all() else gain * tau)
+
+    def forward(self) -> tuple[Tensor, Tensor, Tensor]:
+        rate = 1 / (1 + self.log_tau_minus_1.exp())
+        gain = torch.ones_like(rate) if self.r is None else self.r * rate
+        return 1 - rate, self.leak * rate, gain
+
+
+def _shared(values: Tensor) -> Tensor:
+    """One number, 0-dim, where all values are the same."""
+    first = values.flatten()[0] if values.numel() else values
+    return first.clone() if (values == first).all() else values.clone()
 
 
 def _fits(constant: Tensor, x: Tensor) -> bool:
@@ -183,7 +253,7 @@ class Graph(nn.Module):
                     values[name] = _fold(module, sum_of([values[s] for s in sources]))
                 else:
                     raise ExchangeError("nothing leads to it")
-            except (ExchangeError, RuntimeError) as error:
+            except (ExchangeError, RuntimeError, IndexError) as error:
                 raise _at(name, error) from error
         return values
 
@@ -213,7 +283,7 @@ class Graph(nn.Module):
                         now[name], states[name] = module.step(x, states.get(name))
                     else:
                         now[name] = module(x)
-                except (ExchangeError, RuntimeError) as error:
+                except (ExchangeError, RuntimeError, IndexError) as error:
                     raise _at(name, error) from error
                 out[name].append(now[name])
             last = {name: now[name] for name in last}

@@ -19,7 +19,10 @@ from ..system.machine import ONE_THREAD
 from ..system.workers import Worker, WorkerFailed, environment
 
 SECONDS = 60
-LARGEST = 1 << 30  # bytes of all arrays together
+LARGEST = 1 << 32  # bytes of all arrays together, as numbers of 64 bits
+# smaller files may expand to so much: 256 MB, as constants of many neurons compress well, or to
+# EXPANSION times their size
+SMALL, EXPANSION = 1 << 28, 100
 MOST_ENTRIES = 200_000  # groups and data sets
 DEEPEST = 16  # groups within groups
 
@@ -67,7 +70,7 @@ def _read(path: Path) -> dict[str, Any]:
 class _Reader:
     def __init__(self, file_size: int) -> None:
         self.file_size = file_size
-        self.bytes = 0
+        self.left = min(LARGEST, max(SMALL, EXPANSION * file_size))
         self.seen: set[Any] = set()
 
     def group(self, group: Any, depth: int) -> dict[str, Any]:
@@ -96,16 +99,26 @@ class _Reader:
             raise ValueError(f"{item.name!r} holds {item.dtype}, neither numbers nor text")
         if item.external or item.is_virtual:
             raise ValueError(f"{item.name!r} lies in another file")
-        size = math.prod(item.shape) * item.dtype.itemsize
+        count = math.prod(item.shape)
+        size = count * item.dtype.itemsize
         chunk = math.prod(item.chunks or ()) * item.dtype.itemsize
-        self.bytes += size
         stored = min(item.id.get_storage_size(), self.file_size)
         ratio = DEFLATE_RATIO if item.id.get_create_plist().get_nfilters() else 1
-        if self.bytes > LARGEST or max(size, chunk) > max(1 << 16, ratio * stored):
+        if max(size, chunk) > max(1 << 16, ratio * stored):
             raise ValueError(f"{item.name!r} claims a shape of {item.shape} in {stored} bytes")
-        value = item[()]
+        self.take(max(size, 8 * count))
         if not text:
-            return value
-        value = np.asarray(value, dtype=object)
-        words = [w.decode() if isinstance(w, bytes) else str(w) for w in value.ravel()]
-        return np.array(words, dtype=object).reshape(value.shape) if value.ndim else words[0]
+            return item[()]
+        words = np.empty(item.shape, dtype=object)
+        for place in np.ndindex(item.shape):
+            word = item[place]  # one by one, as many may be references to the same long text
+            self.take(8 * len(word))
+            words[place] = word.decode() if isinstance(word, bytes) else str(word)
+        return words if item.shape else words[()]
+
+    def take(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise ValueError(
+                f"its contents expand to too much for a file of {self.file_size} bytes"
+            )

@@ -1,7 +1,9 @@
 """`read`: a NIR file as a module.
 
 The differential equations become those of `Neuron` in `graph.py` by a forward Euler step of dt:
-with k = tau/dt, lam = 1 - 1/k, offset = v_leak/k and gain = R/k (IF and I: lam = 1, gain = R dt).
+with rate = dt/tau, lam = 1 - rate, offset = v_leak rate and gain = R rate (IF and I: lam = 1,
+gain = R dt). exact=True solves them instead, for an input that is constant during a timestep:
+rate = 1 - exp(-dt/tau), and all else is the same.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,50 +23,85 @@ from torch.nn import functional as F
 from .. import readout as readouts
 from ..data.formats import one_line
 from ..errors import ExchangeError
+from ..surrogate import ATan, Surrogate, unwrap
 from .graph import Delay, Edge, Graph, Neuron, Stateless
 from .nir_file import read_file
 
 logger = logging.getLogger("backspike")
 DT = 1e-4  # seconds; the step of the NIR paper, and of snnTorch's files
 MOST_STEPS = 10_000  # of a delay
+LEARNABLE = ("tau", "tau_synapse", "threshold")
 LEAKY = {"LIF": "tau", "LI": "tau", "CubaLIF": "tau_mem", "CubaLI": "tau_mem"}
 
 
-def read(path: str | Path, *, dt: float | None = None, v_reset: float | None = 0.0) -> Graph:
+@dataclass(frozen=True)
+class Options:
+    """How a file is read; `read` explains them."""
+
+    dt: float | None = None
+    v_reset: float | None = 0.0
+    exact: bool = False
+    learn: tuple[str, ...] = ()
+    surrogate: Surrogate = ATan()
+
+    def __post_init__(self) -> None:
+        if self.dt is not None and not (math.isfinite(self.dt) and self.dt > 0):
+            raise ExchangeError(f"dt must be a positive number of seconds, got {self.dt}")
+        if unknown := set(self.learn) - set(LEARNABLE):
+            raise ExchangeError(
+                f"learn may contain {', '.join(map(repr, LEARNABLE))}; got {sorted(unknown)}"
+            )
+        mask, parametric, base = unwrap(self.surrogate)
+        if mask or parametric:
+            raise ExchangeError(
+                "surrogate must be plain here, without Masked or Parametric; give "
+                f"{type(base).__name__}(...) itself"
+            )
+
+
+def read(
+    path: str | Path,
+    *,
+    dt: float | None = None,
+    v_reset: float | None = 0.0,
+    exact: bool = False,
+    learn: tuple[str, ...] | str = (),
+    surrogate: Surrogate = ATan(),  # noqa: B008  (frozen)
+) -> Graph:
     """The network of a NIR file as a module `[T, B, ...] -> [T, B, ...]`, in float32.
 
     dt: the timestep in seconds; by default the one that the file names, or else a guess, which is
     logged and stands in `guessed` of what is returned. v_reset: what neurons are reset to for which
-    the file says nothing; None: by subtraction. Weights are parameters and can be trained further.
+    the file says nothing; None: by subtraction, also where the file has a v_reset, as the library
+    nir writes 0 for every neuron without one. exact: membranes and synapses decay by
+    exp(-dt/tau) in a timestep, as those of sinabs and Rockpool do, instead of 1 - dt/tau.
+
+    Weights are parameters and can be trained further. learn: constants of the neurons that become
+    parameters too, any of "tau", "tau_synapse" and "threshold"; one number for each node whose
+    neurons share it. surrogate: for the gradient of spikes.
     Raises ExchangeError, one line that names the node, for what cannot be read or is not supported.
     """
-    graph = load(Path(path), dt, v_reset)
+    learn = (learn,) if isinstance(learn, str) else tuple(learn)
+    graph = load(Path(path), Options(dt, v_reset, exact, learn, surrogate))
     for note in (graph.guessed, *graph.notes):
         if note:
             logger.warning("%s: %s", path, note)
     return graph.float()
 
 
-def load(
-    path: Path,
-    dt: float | None = None,
-    v_reset: float | None = 0.0,
-    *,
-    trusted: bool = False,
-) -> Graph:
+def load(path: Path, options: Options | None = None, *, trusted: bool = False) -> Graph:
     """`read` in float64, without the log. trusted: as for `read_file`."""
-    if dt is not None and not (math.isfinite(dt) and dt > 0):
-        raise ExchangeError(f"dt must be a positive number of seconds, got {dt}")
+    options = options or Options()
     tree = read_file(path, trusted=trusted)
     try:
-        return _build(tree, dt, v_reset)
+        return _build(tree, options)
     except ExchangeError as error:
         raise ExchangeError(f"{path}: {error}") from error.__cause__
     except Exception as error:  # wrong types, shapes and missing fields show up anywhere
         raise ExchangeError(f"{path}: no valid NIR graph ({one_line(error)})") from error
 
 
-def _build(tree: dict[str, Any], dt: float | None, v_reset: float | None) -> Graph:
+def _build(tree: dict[str, Any], options: Options) -> Graph:
     nodes: dict[str, dict[str, Any]] = {}
     edges: list[Edge] = []
     _flatten(tree, "", nodes, edges)
@@ -79,17 +117,19 @@ def _build(tree: dict[str, Any], dt: float | None, v_reset: float | None) -> Gra
         raise ExchangeError("the graph has no Input or no Output node")
     metadata = tree.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
-    guessed = ""
+    guessed, dt = "", options.dt
     if dt is None:
         dt = _number(metadata.get("dt"))
     if dt is None:
         dt, guessed = _guess(nodes)
-    reader = _Reader(dt, v_reset, metadata.get("tie") == "fires")
+    reader = _Reader(dt, options, metadata.get("tie") == "fires")
     modules = {name: reader.module(name, node) for name, node in nodes.items()}
     graph = Graph(modules, edges, inputs, outputs)
     graph.dt, graph.guessed, graph.readout = dt, guessed, _readout(metadata)
+    if lost := set(options.learn) - reader.learned:
+        raise ExchangeError(f"none of its neurons has a {min(lost)} to learn")
     if reader.assumed:
-        how = "subtraction" if v_reset is None else f"to {v_reset:g}"
+        how = "subtraction" if options.v_reset is None else f"to {options.v_reset:g}"
         graph.notes.append(
             f"the file does not say how {len(reader.assumed)} of its neurons are reset; "
             f"taken: {how} (v_reset=)"
@@ -132,7 +172,7 @@ def _guess(nodes: dict[str, dict[str, Any]]) -> tuple[float, str]:
     """The timestep in seconds, and how it was guessed, from the time constants and resistances."""
     leaky = [(n, d) for n, d in nodes.items() if d["type"] in LEAKY]
     taus = [_array(n, d, LEAKY[d["type"]]) for n, d in leaky]
-    ratios = [t / r for (n, d), t in zip(leaky, taus) if ((r := _array(n, d, "r")) != 1).all()]
+    resistances = [_array(n, d, "r") for n, d in leaky]
     if not leaky:
         perfect = [_array(n, d, "r") for n, d in nodes.items() if d["type"] in ("IF", "I")]
         if not perfect:
@@ -144,17 +184,35 @@ def _guess(nodes: dict[str, dict[str, Any]]) -> tuple[float, str]:
             dt,
             f"dt is guessed as 1/R = {dt:g} s, so that a unit of input adds 1 to the membrane",
         )
-    if ratios and len(ratios) == len(leaky):
-        flat = np.concatenate([r.flatten() for r in ratios])
-        if np.allclose(flat, flat[0], rtol=1e-5, atol=0) and flat[0] > 0:
-            dt = float(f"{flat[0]:.6g}")
-            return dt, f"dt is guessed as {dt:g} s, as in all neurons R = tau/dt"
+    if all((r > 0).all() and (r != 1).all() for r in resistances):
+        guesses = _from_resistances(taus, resistances)
+        # the roundest, if all taus are the same, so that any rule gives one dt
+        rounds = [g for g in guesses if math.isclose(g[0], float(f"{g[0]:.2g}"), rel_tol=1e-5)]
+        for dt, rule in (rounds or guesses)[:1]:
+            return dt, f"dt is guessed as {dt:g} s, as in all neurons {rule}"
     shortest = min(float(t.min()) for t in taus if t.size)
     if shortest > 1:
         return 1.0, f"dt is guessed as 1: time constants from {shortest:g} on look like timesteps"
     if shortest > DT:
         return DT, f"dt is guessed as {DT:g} s, the step of the NIR paper; dt= sets another"
     raise ExchangeError(f"the shortest time constant is {shortest:g} s; give dt=, below that")
+
+
+def _from_resistances(
+    taus: list[np.ndarray], resistances: list[np.ndarray]
+) -> list[tuple[float, str]]:
+    """The rules by which all neurons have the same dt, with this dt."""
+    pairs = [np.broadcast_arrays(t, r) for t, r in zip(taus, resistances)]
+    tau, r = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in (0, 1))
+    y = np.log1p(1 / r)  # Newton's method for exp(-y)/y = r, with y = dt/tau
+    for _ in range(30):
+        y = y - (y * np.exp(y) - 1 / r) / (np.exp(y) * (1 + y))
+    rules = ((tau / r, "R = tau/dt"), (tau * y, "R = exp(-dt/tau) tau/dt, as Rockpool writes it"))
+    return [
+        (float(f"{dt[0]:.6g}"), rule)
+        for dt, rule in rules
+        if np.allclose(dt, dt[0], rtol=1e-5, atol=0) and dt[0] > 0
+    ]
 
 
 def _readout(metadata: dict[str, Any]) -> nn.Module | None:
@@ -192,15 +250,17 @@ def _array(name: str, node: dict[str, Any], key: str) -> np.ndarray:
 class _Reader:
     """Make the module of a node."""
 
-    def __init__(self, dt: float, v_reset: float | None, tie_fires: bool) -> None:
-        self.dt, self.v_reset, self.tie_fires = dt, v_reset, tie_fires
+    def __init__(self, dt: float, options: Options, tie_fires: bool) -> None:
+        self.dt, self.options, self.tie_fires = dt, options, tie_fires
         self.assumed: list[str] = []  # neurons whose reset the file does not tell
+        self.learned: set[str] = set()
 
     def module(self, name: str, node: dict[str, Any]) -> nn.Module:
         self.name, self.node = name, node
         makers: dict[str, Callable[[], nn.Module]] = {
             "Input": self._input,
             "Output": lambda: Stateless(lambda x: x),
+            "Identity": lambda: Stateless(lambda x: x),
             "Linear": self._linear,
             "Affine": self._linear,
             "Conv1d": lambda: self._convolution(1),
@@ -228,6 +288,11 @@ class _Reader:
     def _leak(self, key: str, resistance: Tensor, leak: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """lam, offset and gain of dv/dt = (leak - v + resistance x) / tau."""
         k = self.tensor(key) / self.dt  # in timesteps
+        if self.options.exact:
+            if not (k > 0).all():
+                raise self.fail(f"{key} must be above 0")
+            rate = -torch.expm1(-1 / k)
+            return 1 - rate, leak * rate, resistance * rate
         if not (k > 1 - 1e-6).all():
             raise self.fail(
                 f"{key} is shorter than the timestep of {self.dt:g} s; give another dt="
@@ -250,19 +315,29 @@ class _Reader:
             w_in = self.tensor("w_in") if "w_in" in self.node else torch.ones_like(r)
             c["lam_s"], _, c["gain_s"] = self._leak("tau_syn", w_in, torch.zeros_like(r))
         if kind in ("LI", "I", "CubaLI"):
-            return Neuron(**c)
+            return self._learn(Neuron(**c))
         c["theta"] = self.tensor("v_threshold")
         metadata = self.node.get("metadata")
         reset = metadata.get("reset") if isinstance(metadata, dict) else None
-        soft, c["v_reset"] = reset == "soft", torch.zeros_like(c["theta"])
+        v_reset = self.options.v_reset
+        soft = reset == "soft" or (v_reset is None and reset != "hard")
+        c["v_reset"] = torch.zeros_like(c["theta"])
         if "v_reset" in self.node:
             c["v_reset"] = self.tensor("v_reset")
         elif reset not in ("soft", "hard"):
             self.assumed.append(self.name)
-            soft, c["v_reset"] = self.v_reset is None, c["v_reset"] + (self.v_reset or 0.0)
+            c["v_reset"] += v_reset or 0.0
         if kind == "IF":
             c["start"] = torch.zeros_like(r) if soft else c["v_reset"]
-        return Neuron(soft=soft, tie_fires=self.tie_fires, **c)
+        c |= {"tie_fires": self.tie_fires, "surrogate": self.options.surrogate}
+        return self._learn(Neuron(soft=soft, **c))
+
+    def _learn(self, neuron: Neuron) -> Neuron:
+        try:
+            self.learned |= neuron.learn(self.options.learn)
+        except ExchangeError as error:
+            raise self.fail(str(error)) from None
+        return neuron
 
     def _input(self) -> nn.Module:
         key = "shape" if "shape" in self.node else "input_type"
@@ -319,8 +394,7 @@ class _Reader:
         )
 
     def _flatten(self) -> nn.Module:
-        start = int(_array(self.name, self.node, "start_dim"))
-        end = int(_array(self.name, self.node, "end_dim"))
+        (start,), (end,) = (self._integers(k, 1, -64) for k in ("start_dim", "end_dim"))
         shape = np.ravel(self.node.get("input_type", ()))
         # NIR counts no batch; sinabs does, and gives a shape of zeros
         batch = 0 if len(shape) and not any(shape) else 1
