@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import readout as readouts
-from ..data.batches import Batches
 from ..data.formats import one_line
 from ..errors import ExchangeError
 from ..layers.block import Block
@@ -35,19 +34,16 @@ from ..neuron.cuba import CubaLIF
 from ..neuron.integrator import Integrator
 from ..neuron.lif import IF, LIF, PLIF
 from ..neuron.recurrent import Recurrent
-from ..run import Run
 from ..system import disk
 from ..system.files import cannot_write
 from ..train.network import Network
-from ..train.network import load as load_run
-from ..train.setup import load_data
 from ..version import __version__
 from . import verify
 from .nir_read import DT, load
+from .trained import network_and_sample
 
 logger = logging.getLogger("backspike")
 DIALECTS = ("1.0.8", "1.0.4")
-SAMPLES = 16  # of a run's validation or test set
 CONTAINERS = (nn.Sequential, Sequential, OverTime)
 SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 INSTEAD = (
@@ -98,21 +94,7 @@ def write(
     if not (math.isfinite(dt) and dt > 0):
         raise ExchangeError(f"dt must be a positive number of seconds, got {dt}")
     nir = _library()
-    if isinstance(model_or_run, nn.Module):
-        model = model_or_run
-        if sample is None:
-            raise ExchangeError("give sample=, inputs [T, B, ...] to prove the file with")
-    else:
-        run = Run.open(model_or_run)
-        if "model" in run.own():
-            raise ExchangeError(
-                f"{run.path} was trained with a model of your own; in Python, write "
-                "bs.load(run, model=...) with sample="
-            )
-        model = load_run(model_or_run)
-        sample = _samples(run) if sample is None else sample
-    if sample.dim() < 3:
-        raise ExchangeError(f"sample must be [T, B, ...], got shape {list(sample.shape)}")
+    model, sample = network_and_sample(model_or_run, sample)
     network = copy.deepcopy(model).cpu().double().eval()
     sample = sample.detach().cpu().double()
     with torch.no_grad():
@@ -147,16 +129,6 @@ def _library() -> Any:
             f"NIR files are written by nir: pip install 'backspike[nir]' ({one_line(error)})"
         ) from error
     return nir
-
-
-def _samples(run: Run) -> Tensor:
-    recipe = run.recipe()
-    if "data" in run.own():
-        raise ExchangeError(f"{run.path} was trained with data of your own; give sample=")
-    sets = load_data(recipe)
-    split = sets.test if sets.validation is None else sets.validation
-    batches = Batches(split, recipe, torch.device("cpu"))
-    return batches.take(torch.arange(min(SAMPLES, len(split))))[0]
 
 
 def _save(nir: Any, graph: Any, path: Path, dialect: str) -> None:
