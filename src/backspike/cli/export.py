@@ -4,7 +4,9 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from ..errors import UsageError
 from .parser import Parser
 
 HELP = "write the trained network of a run as a file for other tools, proven by running it"
@@ -12,27 +14,62 @@ HELP = "write the trained network of a run as a file for other tools, proven by 
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("folder", metavar="RUN")
-    parser.add_argument("--to", required=True, choices=("nir",), help="the format of the file")
-    parser.add_argument("--out", metavar="FILE", help="default: network.nir in the run folder")
+    parser.add_argument(
+        "--to", required=True, choices=("nir", "onnx"), help="the format of the file"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="default: network.nir, network.onnx or step.onnx in the run folder",
+    )
+    parser.add_argument(
+        "--step",
+        action="store_true",
+        help="onnx: one timestep, with the states as inputs and outputs and without the readout, "
+        "for streams; default: the whole sequence with its readout",
+    )
     parser.add_argument(
         "--dialect",
         choices=("1.0.8", "1.0.4"),
-        default="1.0.8",
-        help="1.0.4: without the field v_reset, for tools that use nir 1.0.4, such as sinabs",
+        help="nir: 1.0.4 leaves out the field v_reset, for tools that use nir 1.0.4, such as "
+        "sinabs (default: 1.0.8)",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..exchange import nir
-
-    path = Path(options.out or Path(options.folder) / "network.nir")
-    made = nir.write(options.folder, path, dialect=options.dialect)
+    if options.to == "onnx" and options.dialect:
+        raise UsageError("--dialect is an option of --to nir; leave it out")
+    if options.to == "nir" and options.step:
+        raise UsageError("--step is an option of --to onnx; leave it out")
+    name = "step.onnx" if options.step else f"network.{options.to}"
+    path = Path(options.out or Path(options.folder) / name)
+    made, lines = _onnx(options, path) if options.to == "onnx" else _nir(options, path)
     if options.json:
         print(json.dumps({"event": "done", **asdict(made), "path": str(path)}))
-        return 0
-    print(
-        f"{path}: {made.spikes} spikes of {made.layers} layers are the same as the network's, "
-        f"at every neuron and timestep ({made.samples} samples, T = {made.T})"
-    )
-    print(f"one timestep stands for {made.dt:g} s; to read it: backspike.nir.read({str(path)!r})")
+    else:
+        print(*lines, sep="\n")
     return 0
+
+
+def _nir(options: argparse.Namespace, path: Path) -> tuple[Any, list[str]]:
+    from ..exchange import nir
+
+    made = nir.write(options.folder, path, dialect=options.dialect or "1.0.8")
+    return made, [
+        f"{path}: {made.spikes} spikes of {made.layers} layers are the same as the network's, "
+        f"at every neuron and timestep ({made.samples} samples, T = {made.T})",
+        f"one timestep stands for {made.dt:g} s; to read it: backspike.nir.read({str(path)!r})",
+    ]
+
+
+def _onnx(options: argparse.Namespace, path: Path) -> tuple[Any, list[str]]:
+    from ..exchange import onnx
+
+    made = onnx.write(options.folder, path, step=options.step)
+    ties = f", {made.ties} others at the threshold differ by rounding" if made.ties else ""
+    inputs = ", ".join(["input", *made.states])
+    return made, [
+        f"{path}: run by onnxruntime, {made.spikes} spikes of {made.layers} layers are the "
+        f"network's{ties} ({made.samples} samples); outputs within {made.difference:.1g}",
+        f"inputs: {inputs}" + (" (states start at zero)" if made.states else ""),
+    ]

@@ -83,7 +83,7 @@ class Leaky(Step):
     def hold(self, **constants: float | Tensor) -> None:
         """Constants as buffers in float64, which `float()` rounds once, as the kernels do."""
         for name, value in constants.items():
-            self.register_buffer(name, torch.as_tensor(value).detach().double().clone())
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float64).detach().clone())
 
     def membrane(self, x: Tensor, v: Tensor) -> Tensor:
         return over(self.lam, x) * v + over(self.gain, x) * x

@@ -84,7 +84,7 @@ def write(
     chain = network.model if step and isinstance(network, Network) else network
     if step and any(isinstance(m, TEBN) for m in network.modules()):
         raise ExchangeError("TEBN scales every timestep differently; export without step")
-    x = sample.detach().cpu().float()
+    x = sample.detach().cpu().float().contiguous()  # a view that repeats would be computed once
     with torch.no_grad():
         for part in x.split(AT_ONCE, 1):
             twin = copy.deepcopy(chain).double()
@@ -241,17 +241,21 @@ def _quiet() -> Iterator[None]:
 
 def _name_axes(program: Any, graph: _Graph) -> None:
     """Call the free sizes "batch" and "T"."""
-    first = program.model.graph.inputs[0].shape
-    batch = first[0 if graph.step else 1]
+    for value in program.model.graph.inputs:
+        for axis, size in enumerate(value.shape):
+            if str(size).isdigit():  # torch writes a size that the code fixed as text
+                value.shape[axis] = int(str(size))
+    sizes = list(program.model.graph.inputs[0].shape)
+    batch = sizes[0 if graph.step else 1]
     if isinstance(batch, int):
         raise ExchangeError(
             f"the code of the network fixes the batch to {batch}; take sizes from x.shape, "
             "not from len(x) or numbers"
         )
     names = {batch.value: "batch"}
-    if not graph.step and not isinstance(first[0], int):
-        graph.any_T = True
-        names[first[0].value] = "T"
+    graph.any_T = not graph.step and not isinstance(sizes[0], int)
+    if graph.any_T:
+        names[sizes[0].value] = "T"
     program.rename_axes(names)
 
 
@@ -262,8 +266,10 @@ def _describe(
     about = {
         "writer": f"backspike {__version__}",
         "kind": "step" if graph.step else "sequence",
-        "classes": str(int(program.model.graph.outputs[0].shape[-1])),
+        "classes": str(program.model.graph.outputs[0].shape[-1]),
     }
+    if T := _timesteps(program, model_or_run, graph):
+        about["T"] = str(T)
     if dt is not None:
         about["dt"] = f"{dt!r}"
     if isinstance(model, Network):
@@ -272,10 +278,16 @@ def _describe(
             about["readout_weights"] = json.dumps(model.readout.weights.tolist())
     if not isinstance(model_or_run, nn.Module):
         run = Run.open(model_or_run)
-        about["T"] = str(run.recipe().T)
         about["sha256"] = hashlib.sha256(run.read("model.safetensors")).hexdigest()
     program.model.metadata_props.update(about)
     program.model.producer_name, program.model.producer_version = "backspike", __version__
+
+
+def _timesteps(program: Any, model_or_run: Any, graph: _Graph) -> int | None:
+    """T of the run, or the only T that the file takes."""
+    if not isinstance(model_or_run, nn.Module):
+        return Run.open(model_or_run).recipe().T
+    return None if graph.step or graph.any_T else int(program.model.graph.inputs[0].shape[0])
 
 
 # ---- the proof -----------------------------------------------------------------------------------
@@ -305,8 +317,8 @@ def _prove(
 
 
 def _another(x: Tensor, any_T: bool) -> Tensor:
-    """Inputs of another batch size, and of one more timestep if that is free."""
-    x = torch.cat([x, x[:1]]) if any_T else x
+    """Inputs of another batch size that end in silence, one timestep later if T is free."""
+    x = torch.cat([x if any_T else x[:-1], torch.zeros_like(x[:1])])
     return x[:, :1] if x.shape[1] > 1 else torch.cat([x, x], 1)
 
 
