@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._higher_order_ops.scan import scan as torch_scan  # noqa: PLC2701  (no public way yet)
 
 from ..errors import ExchangeError
 from ..kernel.coefficients import leak, rest
@@ -229,13 +228,15 @@ class Scan(Trace):
     """All timesteps as one `Scan` of ONNX."""
 
     def run(self, key: str, layer: Step, x: Tensor) -> Tensor:
+        from torch._higher_order_ops.scan import scan  # noqa: PLC2701  (no public way yet)
+
         x = x.contiguous()
 
         def body(states: list[Tensor], x_t: Tensor) -> tuple[list[Tensor], Tensor]:
             y, *after = layer.step(x_t, *states)
             return after, y.clone()  # no output may be another one too
 
-        y: Tensor = torch_scan(body, layer.start(x), x)[1]
+        y: Tensor = scan(body, layer.start(x), x)[1]
         return y
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..data.formats import one_line
 from ..errors import ExchangeError
 from ..neuron.hooks import observe
 from .onnx_steps import Rendered, Step, Trace, loop, numbered
@@ -120,5 +121,10 @@ def hold_to_network(rendered: Rendered, network: nn.Module, x: Tensor) -> None:
         given[numbered(names.get(name, name), given)] = spikes
 
     with observe(network, lambda name, _, out: see(name or "network", out.spikes)):
-        outputs = network(x)
+        try:
+            outputs = network(x)
+        except Exception as error:  # the code of the network may be anybody's
+            raise ExchangeError(
+                f"the network fails on a sample of shape {list(x.shape)}: {one_line(error)}"
+            ) from error
     follow(rendered, given, outputs, x, "its rendering in plain operations")

@@ -29,6 +29,7 @@ from ..errors import ExchangeError
 from ..layers.norm import TEBN
 from ..run import Run
 from ..system.files import write_atomic
+from ..train.failures import first_line
 from ..train.network import Network
 from ..version import __version__
 from . import onnx_verify as verify
@@ -84,6 +85,7 @@ def write(
     chain = network.model if step and isinstance(network, Network) else network
     if step and any(isinstance(m, TEBN) for m in network.modules()):
         raise ExchangeError("TEBN scales every timestep differently; export without step")
+    _check_names(chain)
     x = sample.detach().cpu().float().contiguous()  # a view that repeats would be computed once
     with torch.no_grad():
         for part in x.split(AT_ONCE, 1):
@@ -115,6 +117,18 @@ def write(
         graph.state_names,
         notes,
     )
+
+
+def _check_names(network: nn.Module) -> None:
+    """torch's exporter writes names into code that it runs: only such that need no escapes."""
+    modules = (name for name, _ in network.named_modules())
+    tensors = (name for name, _ in [*network.named_parameters(), *network.named_buffers()])
+    for name in (*modules, *tensors):
+        if not name.isprintable() or set(name) & {'"', "'", "\\"}:
+            raise ExchangeError(
+                f"{ascii(name)} is a name with quotes, backslashes or control characters, which "
+                "cannot be exported; use another one"
+            )
 
 
 def _library() -> tuple[Any, Any]:
@@ -152,13 +166,13 @@ class _Graph(nn.Module):
     def state_names(self) -> list[str]:
         if not self.step:
             return []
-        return [f"{_clean(k)}.{s}" for k, layer in self.layers.items() for s in layer.states]
+        return [f"{k}.{s}" for k, layer in self.layers.items() for s in layer.states]
 
     @property
     def output_names(self) -> list[str]:
         logits = not self.step and isinstance(self.network, Network)
         states = [name + NEXT for name in self.state_names]
-        spikes = [f"{_clean(key)}.spikes" for key in self.spiking]
+        spikes = [f"{key}.spikes" for key in self.spiking]
         return ["logits" if logits else "output", *states, *spikes]
 
     def forward(self, x: Tensor, states: list[Tensor]) -> list[Tensor]:
@@ -173,11 +187,6 @@ class _Graph(nn.Module):
         after = [s for states in once.after.values() for s in states]
         spikes = [once.outputs[key][0] for key in self.spiking]
         return [t.clone() for t in (y, *after, *spikes)]
-
-
-def _clean(name: str) -> str:
-    """A name without control characters."""
-    return "".join(c if c.isprintable() else "_" for c in name)
 
 
 def _export(graph: _Graph, x: Tensor) -> Any:
@@ -196,6 +205,7 @@ def _export(graph: _Graph, x: Tensor) -> Any:
                 dynamic_shapes=dynamic,
                 strict=False,
             )
+            _check(program, graph)
             made = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -217,12 +227,27 @@ def _export(graph: _Graph, x: Tensor) -> Any:
     return made
 
 
+def _check(program: torch.export.ExportedProgram, graph: _Graph) -> None:
+    """Refuse what would fail later, or not be a file for any batch."""
+    if any(str(node.target).startswith("backspike.") for node in program.graph.nodes):
+        raise ExchangeError(
+            "the network calls bs.lif or another function of this package, which ONNX lacks; "
+            "use layers such as bs.LIF"
+        )
+    x = next(node for node in program.graph.nodes if node.name == "x")
+    batch = str(x.meta["val"].shape[0 if graph.step else 1])
+    if batch.isdigit():  # torch has no other word for a symbol that the code has fixed
+        raise ExchangeError(
+            f"the code of the network fixes the batch to {batch}; take sizes from x.shape, "
+            "not from len(x) or numbers"
+        )
+
+
 def _reason(error: BaseException) -> str:
     """The first line of the innermost error."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {_clean(lines[0])}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 @contextmanager
@@ -247,11 +272,6 @@ def _name_axes(program: Any, graph: _Graph) -> None:
                 value.shape[axis] = int(str(size))
     sizes = list(program.model.graph.inputs[0].shape)
     batch = sizes[0 if graph.step else 1]
-    if isinstance(batch, int):
-        raise ExchangeError(
-            f"the code of the network fixes the batch to {batch}; take sizes from x.shape, "
-            "not from len(x) or numbers"
-        )
     names = {batch.value: "batch"}
     graph.any_T = not graph.step and not isinstance(sizes[0], int)
     if graph.any_T:
