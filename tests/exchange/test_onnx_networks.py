@@ -1,4 +1,4 @@
-"""Every network of `bs.models` passes torch.export, and becomes an ONNX file that gives the same."""
+"""Every network of `bs.models` passes torch.export, and becomes an equal ONNX file."""
 
 import pytest
 import torch

@@ -93,7 +93,7 @@ class Leaky(Step):
 
 
 class Neuron(Leaky):
-    """LIF, IF and PLIF. check: is told u - theta and the spikes, and returns those to go on with."""
+    """LIF, IF and PLIF. check: gets u - theta and the spikes, returns those to go on with."""
 
     theta: Tensor
 

@@ -126,7 +126,7 @@ def _check_names(network: nn.Module) -> None:
     for name in (*modules, *tensors):
         if not name.isprintable() or set(name) & {'"', "'", "\\"}:
             raise ExchangeError(
-                f"{ascii(name)} is a name with quotes, backslashes or control characters, which "
+                f"{name!a} is a name with quotes, backslashes or control characters, which "
                 "cannot be exported; use another one"
             )
 
