@@ -3,12 +3,14 @@ number of timesteps, and what differs gets no file."""
 
 import hashlib
 import json
+import re
 import sys
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from helpers.paths import ROOT
 from torch import nn
 
 import backspike as bs
@@ -439,6 +441,20 @@ def test_a_step_of_a_run_gives_the_outputs_before_the_readout(run, tmp_path, cap
     x = digits()[:, :20].repeat(3, 1, 1, 1, 1)
     with torch.no_grad():
         torch.testing.assert_close(stream(out, x), bs.load(run).model(x), rtol=0, atol=1e-5)
+
+
+def test_the_code_of_the_page_runs(run, monkeypatch, capsys):
+    for words in ([], ["--step"]):
+        assert main(["export", str(run), "--to", "onnx", *words]) == 0
+    (run.parent / "digits").symlink_to(run)
+    monkeypatch.chdir(run.parent)
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs/onnx.md").read_text(), re.S)
+    assert len(code) == 2
+    for block in code:
+        exec(block, {})
+    out = capsys.readouterr().out
+    assert 0.1 < float(re.search(r"^accuracy (\S+)", out, re.M)[1]) < 1
+    assert "outputs of the last timestep [[" in out
 
 
 def test_options_of_one_format_are_refused_with_the_other(run, capsys):
