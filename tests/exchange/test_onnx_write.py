@@ -398,7 +398,7 @@ def test_other_outputs_are_an_error():
 # ---- runs ----------------------------------------------------------------------------------------
 
 
-QUICK = ["--limit=100", "--epochs=2", "--batch_size=50", "--model=ConvNet('6-P-8-P', size=8)"]
+QUICK = ["--epochs=3", "--batch_size=32", "--model=ConvNet('8-P-16-P', size=8)"]
 
 
 @pytest.fixture(scope="module")
@@ -453,7 +453,7 @@ def test_the_code_of_the_page_runs(run, monkeypatch, capsys):
     for block in code:
         exec(block, {})
     out = capsys.readouterr().out
-    assert 0.1 < float(re.search(r"^accuracy (\S+)", out, re.M)[1]) < 1
+    assert 0.5 < float(re.search(r"^accuracy (\S+)", out, re.M)[1]) < 1
     assert "outputs of the last timestep [[" in out
 
 

@@ -70,7 +70,7 @@ class Step(nn.Module, ABC):
 class Leaky(Step):
     """u[t] = lam v[t-1] + gain x[t]."""
 
-    states = ("v",)
+    states: tuple[str, ...] = ("v",)
     lam: Tensor
     gain: Tensor
 
@@ -302,7 +302,7 @@ def render(network: nn.Module) -> Rendered:
     return Rendered(copied[0], {layer.name: layer for layer in layers.values()})
 
 
-def step_of(m: nn.Module, path: str) -> Step:
+def step_of(m: Any, path: str) -> Step:
     """The layer at `path` of the copy, which is 0 or begins with "0."."""
     kind: Any = type(m)
     name = path[2:] or "network"

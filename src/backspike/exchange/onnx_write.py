@@ -150,16 +150,16 @@ class _Graph(nn.Module):
     def __init__(self, rendered: Rendered, x: Tensor, step: bool) -> None:
         super().__init__()
         self.network, self.rendered, self.step = rendered.network, rendered, step
-        trace = Once() if step else Trace()
-        y = rendered(x[:1] if step else x, trace)
+        trace, once = Trace(), Once()
+        y = rendered(x[:1], once) if step else rendered(x, trace)
         if step and tuple(y.shape[:2]) != (1, x.shape[1]):
             raise ExchangeError(
                 f"one timestep gives {list(y.shape)}, not [1, B, ...]: with step, give a network "
                 "of outputs over time, without a readout"
             )
-        self.layers = trace.layers
-        self.spiking = [key for key, layer in trace.layers.items() if layer.spiking]
-        self.start = [s for states in trace.before.values() for s in states] if step else []
+        self.layers = once.layers if step else trace.layers
+        self.spiking = [key for key, layer in self.layers.items() if layer.spiking]
+        self.start = [s for states in once.before.values() for s in states]
         self.any_T = False  # known after the export
 
     @property
