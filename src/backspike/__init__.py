@@ -50,7 +50,7 @@ _NAMES = {
     "train.fit": ("fit", "resume"),
     "train.network": ("load",),
     "doctor.examine": ("examine",),
-    "exchange": ("nir",),
+    "exchange": ("nir", "onnx"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from . import recipes as recipes
     from .doctor.examine import examine as examine
     from .exchange import nir as nir
+    from .exchange import onnx as onnx
     from .kernel import Unsupported as Unsupported
     from .kernel import backends as backends
     from .kernel import dropped as dropped

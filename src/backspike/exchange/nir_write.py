@@ -12,20 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.batches import Batches
 from ..data.formats import one_line
 from ..errors import ExchangeError
-from ..run import Run
 from ..system import disk
 from ..system.files import cannot_write
-from ..train.network import load as load_run
-from ..train.setup import load_data
 from . import verify
 from .nir_read import DT, load
 from .nir_walk import Options, Walk
+from .trained import network_and_sample
 
 logger = logging.getLogger("backspike")
-SAMPLES = 16  # of a run's validation or test set
 
 
 @dataclass(frozen=True)
@@ -65,21 +61,7 @@ def write(
     """
     path, options = Path(path), Options(dt, dialect, pool, gain)
     nir = _library()
-    if isinstance(model_or_run, nn.Module):
-        model = model_or_run
-        if sample is None:
-            raise ExchangeError("give sample=, inputs [T, B, ...] to prove the file with")
-    else:
-        run = Run.find(model_or_run)
-        if "model" in run.own():
-            raise ExchangeError(
-                f"{run.path} was trained with a model of your own; in Python, write "
-                "bs.load(run, model=...) with sample="
-            )
-        model = load_run(run.path)
-        sample = _samples(run) if sample is None else sample
-    if sample.dim() < 3:
-        raise ExchangeError(f"sample must be [T, B, ...], got shape {list(sample.shape)}")
+    model, sample = network_and_sample(model_or_run, sample)
     network = copy.deepcopy(model).cpu().double().eval()
     sample = sample.detach().cpu().double()
     with torch.no_grad():
@@ -114,16 +96,6 @@ def _library() -> Any:
             f"NIR files are written by nir: pip install 'backspike[nir]' ({one_line(error)})"
         ) from error
     return nir
-
-
-def _samples(run: Run) -> Tensor:
-    recipe = run.recipe()
-    if "data" in run.own():
-        raise ExchangeError(f"{run.path} was trained with data of your own; give sample=")
-    sets = load_data(recipe)
-    split = sets.test if sets.validation is None else sets.validation
-    batches = Batches(split, recipe, torch.device("cpu"))
-    return batches.take(torch.arange(min(SAMPLES, len(split))))[0]
 
 
 def _save(nir: Any, graph: Any, path: Path, dialect: str) -> None:

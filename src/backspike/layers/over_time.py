@@ -98,7 +98,7 @@ def apply_once(
     with repeats = T. info: information about x from the neuron that emitted it.
     """
     check_input(x, layers)
-    T = len(x)
+    T = x.shape[0]  # len(x) would be a number where torch.export has a symbol
     repeats = T if repeats_over_time(x) else 1
     x = x[:1] if repeats > 1 else x
     if not layers:
@@ -136,7 +136,7 @@ def check_input(x: Tensor, layers: Sequence[nn.Module]) -> None:
 def repeats_over_time(x: Tensor) -> bool:
     """Whether x `[T, B, ...]` holds one timestep in memory and needs no gradient per timestep."""
     needs_each = x.requires_grad and (x.is_leaf or x.retains_grad)
-    return len(x) > 1 and x.stride(0) == 0 and not needs_each
+    return x.shape[0] > 1 and x.stride(0) == 0 and not needs_each
 
 
 def first_linear(layers: Sequence[nn.Module | None]) -> nn.Linear | None:
