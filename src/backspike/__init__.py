@@ -51,6 +51,7 @@ _NAMES = {
     "train.network": ("load",),
     "doctor.examine": ("examine",),
     "exchange": ("nir",),
+    "exchange.convert": ("convert",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from . import recipes as recipes
     from .doctor.examine import examine as examine
     from .exchange import nir as nir
+    from .exchange.convert import convert as convert
     from .kernel import Unsupported as Unsupported
     from .kernel import backends as backends
     from .kernel import dropped as dropped

@@ -166,7 +166,7 @@ def test_a_converted_model_explains_wrong_use():
     with pytest.raises(ValueError, match=r"one input \[T, B, ...\], got shape \[3\]"):
         model(torch.rand(3))
     with (
-        pytest.raises(RuntimeError, match="a ReLU that the model calls twice"),
+        pytest.raises(RuntimeError, match="a ReLU or neuron that the model calls twice"),
         bs.streaming(model),
     ):
         model(torch.rand(2, 2, 3, 32, 32))

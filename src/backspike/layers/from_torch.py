@@ -39,12 +39,12 @@ def from_torch(
 
     Raises ValueError naming a module that cannot be converted, or if nothing would spike.
     """
-    model, time = copy.deepcopy(model), _Time()
+    model, time = copy.deepcopy(model), Folding()
     for name, m in list(model.named_modules()):
         if reason := _why_not(m, tuple(replace)):
             raise ValueError(f"from_torch: {name or 'the model'} is a {type(m).__name__}, {reason}")
     # a module with several parents or names becomes one neuron
-    neurons = {m: _Folded(neuron(), time) for m in model.modules() if isinstance(m, tuple(replace))}
+    neurons = {m: Folded(neuron(), time) for m in model.modules() if isinstance(m, tuple(replace))}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child in neurons:
@@ -55,8 +55,7 @@ def from_torch(
             f"from_torch: {type(model).__name__} has no module of type {wanted}, so nothing would "
             "spike; write functions such as F.relu as modules, nn.ReLU()"
         )
-    model.register_forward_pre_hook(time.fold)
-    model.register_forward_hook(time.unfold, always_call=True)
+    time.attach(model)
     return model
 
 
@@ -73,20 +72,24 @@ def _why_not(m: nn.Module, replaced: tuple[type, ...]) -> str:
     return ""
 
 
-class _Time:
+class Folding:
     """The number of timesteps in the batch while a converted model runs."""
 
     def __init__(self) -> None:
         self.T: int | None = None
-        self.ran: set[_Folded] = set()  # in this forward pass
+        self.ran: set[Folded] = set()  # in this forward pass
+
+    def attach(self, model: nn.Module) -> None:
+        """Make `model`, written for single images, take and return `[T, B, ...]`."""
+        model.register_forward_pre_hook(self.fold)
+        model.register_forward_hook(self.unfold, always_call=True)
 
     def fold(self, model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *others = args
         if not isinstance(x, Tensor) or x.dim() < 2 or others:
             got = f"shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(
-                f"a model from bs.from_torch takes one input [T, B, ...], got {got} "
-                f"and {len(others)} more"
+                f"a converted model takes one input [T, B, ...], got {got} and {len(others)} more"
             )
         self.T = len(x)
         self.ran.clear()
@@ -97,15 +100,13 @@ class _Time:
         if y is None:  # the model raised
             return None
         if not isinstance(y, Tensor):
-            raise TypeError(
-                f"a model from bs.from_torch must return one tensor, got {type(y).__name__}"
-            )
+            raise TypeError(f"a converted model must return one tensor, got {type(y).__name__}")
         return _unfolded(y, T)
 
 
 def _unfolded(x: Tensor, T: int | None) -> Tensor:
     if T is None:
-        raise RuntimeError("this is part of a model from bs.from_torch; call the whole model")
+        raise RuntimeError("this is part of a converted model; call the whole model")
     if len(x) % T:
         raise ValueError(
             f"a batch of shape {list(x.shape)} does not contain T={T} timesteps: "
@@ -114,10 +115,10 @@ def _unfolded(x: Tensor, T: int | None) -> Tensor:
     return x.unflatten(0, (T, -1))
 
 
-class _Folded(nn.Module):
+class Folded(nn.Module):
     """A neuron among layers that see time folded into the batch."""
 
-    def __init__(self, neuron: nn.Module, time: _Time) -> None:
+    def __init__(self, neuron: nn.Module, time: Folding) -> None:
         super().__init__()
         self.neuron = neuron
         self._time = time
@@ -126,8 +127,8 @@ class _Folded(nn.Module):
         x = _unfolded(x, self._time.T)
         if self in self._time.ran and getattr(self.neuron, "streams", False):
             raise RuntimeError(
-                "bs.streaming: a ReLU that the model calls twice would need two states; "
-                "give each call its own nn.ReLU()"
+                "bs.streaming: a ReLU or neuron that the model calls twice would need two states; "
+                "give each call its own"
             )
         self._time.ran.add(self)
         y: Tensor = self.neuron(x)
