@@ -52,6 +52,7 @@ _NAMES = {
     "doctor.examine": ("examine",),
     "exchange": ("nir",),
     "exchange.convert": ("convert",),
+    "exchange.convert_state": ("convert_state_dict",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from .doctor.examine import examine as examine
     from .exchange import nir as nir
     from .exchange.convert import convert as convert
+    from .exchange.convert_state import convert_state_dict as convert_state_dict
     from .kernel import Unsupported as Unsupported
     from .kernel import backends as backends
     from .kernel import dropped as dropped

@@ -88,9 +88,8 @@ def _proven(converter: _Converter, sample: Tensor, surrogate: Surrogate | None) 
         ours, twin = converter.chain(chain), wide.chain(chain)
     count, spikes = runs.compare(ran, twin.eval(), x, wide.twins())
     converter.notes.append(
-        f"in float64, all spikes of {count} layers equal the original's: {spikes} on a sample "
-        f"{list(x.shape)}"
-        + ("; too few to prove much, so give another sample" if spikes == 0 else "")
+        f"on a sample {list(x.shape)} in float64: {spikes} spikes in {count} spiking layers, all "
+        "equal to the original's" + ("" if spikes or not count else "; no spikes prove little")
     )
     return ours
 
@@ -111,8 +110,10 @@ def _called_by_step(wide: _Converter, x: Tensor) -> runs.Ran | None:
     return ran if all(len(y) == len(x) for y in ran.outputs.values()) or wide.whole else None
 
 
-def _in_float64(_m: nn.Module, _args: Any, y: Any) -> Any:
+def _in_float64(m: Any, _args: Any, y: Any) -> Any:
     """snnTorch's spikes are float32 whatever its input is."""
+    if hasattr(m, "spk"):
+        m.spk = m.spk.double()
     if isinstance(y, Tensor):
         return y.double()
     return (y[0].double(), *y[1:]) if isinstance(y[0], Tensor) else y

@@ -131,7 +131,7 @@ def _between(y: Tensor, x: Tensor) -> tuple[nn.Module, ...]:
         for second in _BETWEEN:
             try:
                 z = second(first(y.flatten(0, 1)))
-            except RuntimeError:
+            except (RuntimeError, IndexError):  # not for this shape
                 continue
             if z.shape == x.flatten(0, 1).shape and torch.equal(z, x.flatten(0, 1)):
                 return first, second
