@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..neuron.lif import LIF
 from ..neuron.streaming import Streaming
+from . import calibrate as rates
 from .over_time import OverTime
 
 # members of torch.nn.modules.activation that are no activation functions to replace
@@ -27,6 +28,10 @@ def from_torch(
     model: nn.Module,
     neuron: Callable[[], nn.Module] = LIF,
     replace: Sequence[type[nn.Module]] = (nn.ReLU, nn.ReLU6),
+    *,
+    calibrate: Any = None,
+    percentile: float = 99.9,
+    timesteps: Sequence[int] = (1, 4, 8, 16, 32, 64),
 ) -> nn.Module:
     """Return a copy of `model` with `neuron()` in place of each module of the types in `replace`.
 
@@ -37,29 +42,60 @@ def from_torch(
     `bs.explain` lists what spikes. Norms are not fused with the neurons, as they are in
     `bs.Sequential` and in the networks of `bs.models`.
 
+    calibrate: for a trained network, inputs `[N, ...]`, or batches of them as a DataLoader gives.
+    Then `neuron` is an integrate-and-fire neuron with soft reset whose spikes are as high as its
+    threshold, the given percentile of the ReLU's activations on these inputs; the mean of the
+    output over T timesteps of the same input approaches the original's. `result.calibration` has
+    the thresholds and the loss of every layer at `timesteps`; print it. Each neuron has a buffer
+    `amplitude` more than the original's state dict. The result can be trained further.
+
     Raises ValueError naming a module that cannot be converted, or if nothing would spike.
     """
-    model, time = copy.deepcopy(model), Folding()
+    if calibrate is not None and neuron is not LIF:
+        raise ValueError("from_torch: give neuron= or calibrate=, which uses a neuron of its own")
+    kinds = tuple(replace)
     for name, m in list(model.named_modules()):
-        if reason := _why_not(m, tuple(replace)):
+        if reason := _why_not(m, kinds, calibrate is not None):
             raise ValueError(f"from_torch: {name or 'the model'} is a {type(m).__name__}, {reason}")
-    # a module with several parents or names becomes one neuron
-    neurons = {m: Folded(neuron(), time) for m in model.modules() if isinstance(m, tuple(replace))}
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in neurons:
-                setattr(parent, name, neurons[child])
-    if not neurons:
+    relus = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+    if not relus:
         wanted = ", ".join(kind.__name__ for kind in replace)
         raise ValueError(
             f"from_torch: {type(model).__name__} has no module of type {wanted}, so nothing would "
             "spike; write functions such as F.relu as modules, nn.ReLU()"
         )
-    time.attach(model)
-    return model
+    if calibrate is None:
+        return _spiking(model, {m: neuron() for m in relus.values()})
+    batches = rates.inputs(calibrate)
+    ann = copy.deepcopy(model).eval()
+    watched = {name: ann.get_submodule(name) for name in relus}
+    found = rates.thresholds(ann, watched, batches, percentile)
+    heights = {m: batches[0].new_tensor(found[name]) for name, m in relus.items()}
+    snn = _spiking(model, {m: rates.neuron() for m in heights}, heights)
+    twin = copy.deepcopy(snn).eval()
+    pairs = {name: (m, twin.get_submodule(name)) for name, m in watched.items()}
+    loss = rates.measure(ann, twin, pairs, batches[0][: rates.SAMPLES], timesteps)
+    snn.calibration = rates.Calibration(found, loss)  # type: ignore[assignment]
+    return snn
 
 
-def _why_not(m: nn.Module, replaced: tuple[type, ...]) -> str:
+def _spiking(
+    model: nn.Module,
+    neurons: dict[nn.Module, nn.Module],
+    heights: dict[nn.Module, Tensor] | None = None,
+) -> nn.Module:
+    """A copy of the model on `[T, B, ...]`, with these neurons in place of its modules."""
+    time, heights = Folding(), heights or {}
+    # a module with several parents or names becomes one neuron
+    memo: dict[int, Any] = {
+        id(m): Folded(neuron, time, heights.get(m)) for m, neuron in neurons.items()
+    }
+    spiking = copy.deepcopy(model, memo)
+    time.attach(spiking)
+    return spiking
+
+
+def _why_not(m: nn.Module, replaced: tuple[type, ...], for_rates: bool) -> str:
     if isinstance(m, replaced):
         return ""
     if isinstance(m, _OF_TIME):
@@ -69,7 +105,7 @@ def _why_not(m: nn.Module, replaced: tuple[type, ...]) -> str:
     if type(m).__module__ == "torch.nn.modules.activation" and not isinstance(m, _ALLOWED):
         kind = type(m).__name__
         return f"not a ReLU; write nn.ReLU(), or add the type: replace=(nn.ReLU, nn.{kind})"
-    return ""
+    return rates.why_no_rate(m) if for_rates else ""
 
 
 class Folding:
@@ -116,12 +152,16 @@ def _unfolded(x: Tensor, T: int | None) -> Tensor:
 
 
 class Folded(nn.Module):
-    """A neuron among layers that see time folded into the batch."""
+    """A neuron among layers that see time folded into the batch.
 
-    def __init__(self, neuron: nn.Module, time: Folding) -> None:
+    amplitude: the height of its spikes and, in units of its input, of its threshold.
+    """
+
+    def __init__(self, neuron: nn.Module, time: Folding, amplitude: Tensor | None = None) -> None:
         super().__init__()
         self.neuron = neuron
         self._time = time
+        self.register_buffer("amplitude", amplitude)
 
     def forward(self, x: Tensor) -> Tensor:
         x = _unfolded(x, self._time.T)
@@ -131,5 +171,6 @@ class Folded(nn.Module):
                 "give each call its own"
             )
         self._time.ran.add(self)
-        y: Tensor = self.neuron(x)
+        a: Tensor | None = self.amplitude
+        y: Tensor = self.neuron(x) if a is None else a * self.neuron(x / a)
         return y.flatten(0, 1)
