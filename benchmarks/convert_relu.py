@@ -1,4 +1,4 @@
-"""Trained networks of ReLUs as spiking networks: accuracy against T, beside SpikingJelly's converter.
+"""Trained networks of ReLUs made spiking: accuracy against T, beside SpikingJelly's converter.
 
     BACKSPIKE_DATA=... python benchmarks/convert_relu.py [digits] [cifar10]
 

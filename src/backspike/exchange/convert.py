@@ -144,6 +144,9 @@ class _Converter:
                 f"{type(module).__name__} has no neuron of snnTorch, SpikingJelly or Norse; "
                 "bs.from_torch makes a network of ReLUs spiking"
             )
+        for m, name in self.names.items():
+            if layers.keeps_state(m) and not self._inside_neuron(name):
+                raise ExchangeError(f"{self._label(m)}: it has no equal here")
         self.whole = any(
             layers.on_sequences(m) or (neurons.is_neuron(m) and neurons.runs_sequences(m))
             for m in self.names
@@ -213,8 +216,11 @@ class _Converter:
         if layers.folds_container(m):
             return _as(m, OverTime(*map(self.layer, m.children())))
         if layers.is_container(m):
+            if getattr(m, "return_hidden", False):
+                raise ExchangeError(f"{self._label(m)}: set return_hidden=False")
             inside = whole and not layers.loops_over_time(m)
-            parts = {name: self.on_sequence(child, inside) for name, child in m._modules.items()}
+            children = [(name, child) for name, child in m._modules.items() if child is not None]
+            parts = {name: self.on_sequence(child, inside) for name, child in children}
             return _as(m, Sequential(OrderedDict(parts)))
         layer = self.layer(m)
         if whole and not layers.folds_time(m) and not isinstance(m, _TIME_IN_FRONT):

@@ -36,8 +36,10 @@ def convert_state_dict(
     if keys is None:
         pairs = _in_order(theirs, net)
     else:
-        if unknown := [*(set(theirs) - set(keys)), *(set(keys.values()) - set(ours))]:
-            raise ExchangeError(f"keys= does not name {unknown[0]!r}, or names no module of it")
+        if unknown := [name for name in theirs if name not in keys]:
+            raise ExchangeError(f"keys= does not name {unknown[0]!r} of the state dict")
+        if unknown := [name for name in keys.values() if name not in ours]:
+            raise ExchangeError(f"keys= names {unknown[0]!r}, and the network has no such module")
         pairs = [(name, keys[name]) for name in theirs]
     out: dict[str, Tensor] = {}
     for name, target in pairs:
@@ -90,7 +92,7 @@ def _constants(name: str, group: Group, neuron: LIF) -> Group:
             out["threshold"] = group["threshold"].reshape(neuron.threshold.shape)
         else:
             theta = group["threshold"]
-            _same(f"{name}: threshold", theta, neuron.v_threshold, f"v_threshold={theta.tolist()}")
+            _same(f"{name}: threshold", theta, neuron.v_threshold, f"v_threshold={_text(theta)}")
     if "graded_spikes_factor" in group:
         _same(f"{name}: graded_spikes_factor", group["graded_spikes_factor"], 1.0, "no such factor")
     if "reset_mechanism_val" in group:
@@ -125,10 +127,14 @@ def _tau(lam: Tensor) -> str:
     return "math.inf" if number == 1 else f"{1 / (1 - number):.8g}"
 
 
+def _text(value: Tensor) -> str:
+    return f"{float(value):.7g}" if value.numel() == 1 else str(value.tolist())
+
+
 def _same(what: str, theirs: Tensor, ours: float, instead: str) -> None:
     if not bool(((theirs.double() - ours).abs() <= 1e-6 * max(1.0, abs(ours))).all()):
         raise ExchangeError(
-            f"{what} is {theirs.tolist()}, that of the network {ours:.8g}; build it with {instead}"
+            f"{what} is {_text(theirs)}, that of the network {ours:.8g}; build it with {instead}"
             + (", or learn it" if math.isfinite(ours) and "no such" not in instead else "")
         )
 

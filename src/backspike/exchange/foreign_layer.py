@@ -85,6 +85,14 @@ def keeps_mask(m: nn.Module) -> bool:
     return library(m) == "spikingjelly" and type(m).__name__ in DROPOUT
 
 
+def keeps_state(m: Any) -> bool:
+    """Whether m, no neuron or layer known here, may carry something from timestep to timestep."""
+    if is_neuron(m) or is_layer(m) or is_container(m) or is_lifted(m) or not library(m):
+        return False
+    inside = any(is_neuron(child) for child in m.modules())
+    return library(m) != "spikingjelly" or hasattr(m, "_memories") or not inside
+
+
 def copy_layer(m: Any) -> nn.Module:
     """torch's layer of the same weights; it sees one timestep, or T folded into the batch."""
     name = type(m).__name__.removeprefix("MultiStep")

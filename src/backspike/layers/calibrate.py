@@ -3,8 +3,8 @@
 An integrate-and-fire neuron with soft reset, driven by a constant current a and started at half its
 threshold lam, fires about T a / lam times in T timesteps, at most T times. Spikes of the height lam
 so stand for min(a, lam), rounded to a multiple of lam / T. lam is a percentile of the activations
-(Rueckauer et al. 2017, doi:10.3389/fnins.2017.00682, section 2.2.1); the start at lam / 2 makes the
-rounding symmetric (Bu et al. 2022, arXiv 2202.01440).
+(Rueckauer et al. 2017, doi:10.3389/fnins.2017.00682, section 2.2.1), here of each channel; the
+start at lam / 2 makes the rounding symmetric (Bu et al. 2022, arXiv 2202.01440).
 """
 
 from __future__ import annotations
@@ -54,26 +54,23 @@ _LINEAR = (
 class Calibration:
     """The result of `bs.from_torch(..., calibrate=...)`; `print` it for a table.
 
-    thresholds: of each spiking layer, in units of its activations. loss: for each T, and for each
+    thresholds: of each channel of each spiking layer, in units of its activations. loss: for each T, and for each
     layer and "output", the distance of the mean over T timesteps from what the network of ReLUs
     computes, relative to the latter: norm(mean - exact) / norm(exact).
     """
 
-    thresholds: dict[str, float]
+    thresholds: dict[str, Tensor]
     loss: dict[int, dict[str, float]]
 
     def __str__(self) -> str:
         names = [*self.thresholds, "output"]
         heads = right(*(f"T={T}" for T in self.loss), format=lambda value: f"{value:.1%}")
+        ranges = {name: f"{v.min():.3g} to {v.max():.3g}" for name, v in self.thresholds.items()}
         rows = [
-            (
-                name,
-                f"{self.thresholds[name]:.4g}" if name in self.thresholds else "",
-                *(loss[name] for loss in self.loss.values()),
-            )
+            (name, ranges.get(name, ""), *(loss[name] for loss in self.loss.values()))
             for name in names
         ]
-        return Table([*left("layer", "threshold"), *heads], rows).to_text()
+        return Table([*left("layer", "thresholds"), *heads], rows).to_text()
 
 
 def why_no_rate(m: nn.Module) -> str:
@@ -119,24 +116,29 @@ def thresholds(
     activations: dict[str, nn.Module],
     batches: Sequence[Tensor],
     percentile: float,
-) -> dict[str, float]:
-    """The percentile of what each of these modules gives, over all calibration data."""
+) -> dict[str, Tensor]:
+    """The percentile of each channel that each of these modules gives, over all batches, `[C]`.
+
+    A channel that is never active gets the largest threshold of its layer.
+    """
     if not 0 < percentile <= 100:
         raise ValueError(f"from_torch: percentile must lie in (0, 100], got {percentile}")
     samples, largest = sum(map(len, batches)), dict[str, Tensor]()
     for x in batches:
         for name, ys in _outputs(model, activations, x).items():
-            y = torch.cat([y.flatten() for y in ys])
-            count = math.ceil(y.numel() / len(x) * samples * (1 - percentile / 100)) + 1
-            seen = torch.cat((largest.get(name, y[:0]), y))
-            largest[name] = seen.topk(min(count, len(seen))).values
-    found = {name: float(largest[name][-1]) for name in activations if name in largest}
+            y = torch.cat([y.transpose(0, 1).flatten(1) for y in ys], 1)  # [C, values]
+            count = math.ceil(y.shape[1] / len(x) * samples * (1 - percentile / 100)) + 1
+            seen = torch.cat((largest.get(name, y[:, :0]), y), 1)
+            largest[name] = seen.topk(min(count, seen.shape[1]), 1).values
+    found = {}
     for name in activations:
-        if not found.get(name, 0) > 0:
+        channels = largest[name][:, -1] if name in largest else torch.zeros(1)
+        if not float(channels.max()) > 0:
             raise ValueError(
                 f"from_torch: {name} is never active on the calibration data, so it has no "
                 "threshold; give other data, or a higher percentile"
             )
+        found[name] = torch.where(channels > 0, channels, channels.max())
     return found
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..kernel.coefficients import over_channels
 from ..neuron.lif import LIF
 from ..neuron.streaming import Streaming
 from . import calibrate as rates
@@ -44,10 +45,10 @@ def from_torch(
 
     calibrate: for a trained network, inputs `[N, ...]`, or batches of them as a DataLoader gives.
     Then `neuron` is an integrate-and-fire neuron with soft reset whose spikes are as high as its
-    threshold, the given percentile of the ReLU's activations on these inputs; the mean of the
-    output over T timesteps of the same input approaches the original's. `result.calibration` has
-    the thresholds and the loss of every layer at `timesteps`; print it. Each neuron has a buffer
-    `amplitude` more than the original's state dict. The result can be trained further.
+    threshold, the given percentile of its channel's activations on these inputs. The mean of the
+    output over T timesteps of the same input approaches the original's; `result.calibration` has
+    the thresholds and the loss of every layer at `timesteps`: print it. The state dict has a
+    buffer `amplitude` for each neuron besides the original's entries. The result can be trained.
 
     Raises ValueError naming a module that cannot be converted, or if nothing would spike.
     """
@@ -70,7 +71,7 @@ def from_torch(
     ann = copy.deepcopy(model).eval()
     watched = {name: ann.get_submodule(name) for name in relus}
     found = rates.thresholds(ann, watched, batches, percentile)
-    heights = {m: batches[0].new_tensor(found[name]) for name, m in relus.items()}
+    heights = {m: found[name] for name, m in relus.items()}
     snn = _spiking(model, {m: rates.neuron() for m in heights}, heights)
     twin = copy.deepcopy(snn).eval()
     pairs = {name: (m, twin.get_submodule(name)) for name, m in watched.items()}
@@ -154,8 +155,10 @@ def _unfolded(x: Tensor, T: int | None) -> Tensor:
 class Folded(nn.Module):
     """A neuron among layers that see time folded into the batch.
 
-    amplitude: the height of its spikes and, in units of its input, of its threshold.
+    amplitude: the height of its spikes and, in units of its input, of its threshold; `[C]`.
     """
+
+    amplitude: Tensor | None
 
     def __init__(self, neuron: nn.Module, time: Folding, amplitude: Tensor | None = None) -> None:
         super().__init__()
@@ -171,6 +174,6 @@ class Folded(nn.Module):
                 "give each call its own"
             )
         self._time.ran.add(self)
-        a: Tensor | None = self.amplitude
+        a = over_channels(self.amplitude, x)
         y: Tensor = self.neuron(x) if a is None else a * self.neuron(x / a)
         return y.flatten(0, 1)
