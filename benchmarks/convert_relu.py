@@ -19,6 +19,8 @@ import backspike as bs
 
 TIMESTEPS = (1, 4, 8, 16, 32, 64)
 CALIBRATION, BATCH = 512, 250
+EPOCHS, IMAGES = {"digits": 30, "cifar10": 4}, {"digits": None, "cifar10": 10_000}
+TESTED = 500  # images at every T
 
 
 def block(inputs, width, *more):
@@ -116,13 +118,13 @@ def theirs(net, data, x, y, **options):
 def main(names):
     for name in names:
         torch.manual_seed(0)
-        splits = bs.data.load(name)
+        splits = bs.data.load(name, limit=IMAGES[name])
         (x, y), (tx, ty) = images(splits.train, name), images(splits.test, name)
         if name == "cifar10":
             mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
             x, tx = (x - mean) / std, (tx - mean) / std
         start = time.perf_counter()
-        net = train(network(name), x, y, 30 if name == "digits" else 5)
+        net = train(network(name), x, y, EPOCHS[name])
         with torch.no_grad():
             exact = sum(
                 int((net(a).argmax(1) == b).sum()) for a, b in zip(tx.split(500), ty.split(500))
@@ -132,7 +134,7 @@ def main(names):
             flush=True,
         )
         data = x[:CALIBRATION]
-        tx, ty = tx[:2000], ty[:2000]
+        tx, ty = tx[:TESTED], ty[:TESTED]
         rows = {
             "backspike, 99.9": accuracy_of_ours(ours(net, data), tx, ty),
             "backspike, 99": accuracy_of_ours(ours(net, data, percentile=99), tx, ty),

@@ -139,14 +139,14 @@ class _Converter:
         self.neurons = {name: m for m, name in self.names.items() if neurons.is_neuron(m)}
         self.made: dict[nn.Module, nn.Module] = {}
         self.notes: list[str] = []
+        for m, name in self.names.items():
+            if layers.keeps_state(m) and not self._inside_neuron(name):
+                raise ExchangeError(f"{self._label(m)}: it has no equal here")
         if not self.neurons:
             raise ExchangeError(
                 f"{type(module).__name__} has no neuron of snnTorch, SpikingJelly or Norse; "
                 "bs.from_torch makes a network of ReLUs spiking"
             )
-        for m, name in self.names.items():
-            if layers.keeps_state(m) and not self._inside_neuron(name):
-                raise ExchangeError(f"{self._label(m)}: it has no equal here")
         self.whole = any(
             layers.on_sequences(m) or (neurons.is_neuron(m) and neurons.runs_sequences(m))
             for m in self.names

@@ -54,9 +54,9 @@ _LINEAR = (
 class Calibration:
     """The result of `bs.from_torch(..., calibrate=...)`; `print` it for a table.
 
-    thresholds: of each channel of each spiking layer, in units of its activations. loss: for each T, and for each
-    layer and "output", the distance of the mean over T timesteps from what the network of ReLUs
-    computes, relative to the latter: norm(mean - exact) / norm(exact).
+    thresholds: of each channel of each spiking layer, in units of its activations.
+    loss: for each T, and for each layer and "output", the distance of the mean over T timesteps
+    from what the network of ReLUs computes, relative to it: norm(mean - exact) / norm(exact).
     """
 
     thresholds: dict[str, Tensor]

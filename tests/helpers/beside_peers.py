@@ -1,8 +1,8 @@
 """Networks of snnTorch, SpikingJelly and Norse beside what `bs.convert` makes of them, in float64.
 
-A script for the peers' python (helpers/peers.py): `convert_beside_peers.py CASE`. The last line of
-its output is JSON: the number of spikes, and the largest relative difference of the outputs and of
-the gradients of weights, constants and input.
+A script for the peers' python (helpers/peers.py): `beside_peers.py LIBRARY`. The last line of its
+output is JSON: for each case the number of spikes, the largest difference of the outputs, and that
+of the gradients of weights, constants and input, relative to the largest; and what is refused.
 """
 
 import json
@@ -284,92 +284,6 @@ def norse_loop():
     return Net().double(), whole
 
 
-IMAGES = (2, 6, 6)
-CASES = {
-    # snnTorch
-    "Leaky": lambda: snntorch("Leaky", beta=0.85),
-    "Leaky-threshold": lambda: snntorch("Leaky", beta=0.6, threshold=0.7),
-    "Leaky-beta-1": lambda: snntorch("Leaky", beta=1.0),
-    "Leaky-zero": lambda: snntorch("Leaky", beta=0.85, reset_mechanism="zero"),
-    "Leaky-zero-at-once": lambda: snntorch(
-        "Leaky", beta=0.85, reset_mechanism="zero", reset_delay=False
-    ),
-    "Leaky-learned": lambda: snntorch("Leaky", beta=0.85, learn_beta=True, learn_threshold=True),
-    "Leaky-channels": lambda: snntorch_channels(),
-    "Lapicque": lambda: snntorch("Lapicque", R=1.3, C=4.0),
-    "Synaptic": lambda: snntorch(
-        "Synaptic", alpha=0.6, beta=0.8, learn_alpha=True, learn_beta=True
-    ),
-    "Synaptic-zero-at-once": lambda: snntorch(
-        "Synaptic", alpha=0.6, beta=0.8, reset_mechanism="zero", reset_delay=False
-    ),
-    "RLeaky": lambda: snntorch("RLeaky", beta=0.85),
-    "RLeaky-one-to-one": lambda: snntorch("RLeaky", beta=0.85, V=0.4),
-    "RSynaptic": lambda: snntorch("RSynaptic", alpha=0.5, beta=0.85),
-    "snntorch-loop": lambda: snntorch_loop(),
-    "snntorch-loop-cnn": lambda: (*snntorch_loop(cnn=True), (2, 4, 4)),
-    "snntorch-loop-cnn-functions": lambda: (*snntorch_loop(cnn=True, functional=True), IMAGES),
-    # SpikingJelly
-    "IFNode": lambda: spikingjelly("IFNode"),
-    "IFNode-soft": lambda: spikingjelly("IFNode", v_reset=None, surrogate="Sigmoid"),
-    "IFNode-reset": lambda: spikingjelly("IFNode", v_reset=-0.3, detach_reset=True),
-    "LIFNode": lambda: spikingjelly("LIFNode", tau=1.7),
-    "LIFNode-step": lambda: spikingjelly("LIFNode", mode="s", tau=1.7),
-    "LIFNode-soft": lambda: spikingjelly("LIFNode", tau=1.7, v_reset=None, detach_reset=True),
-    "LIFNode-input": lambda: spikingjelly("LIFNode", tau=3.0, decay_input=False, v_reset=0.1),
-    "ParametricLIFNode": lambda: spikingjelly("ParametricLIFNode", init_tau=1.6),
-    "ParametricLIFNode-soft": lambda: spikingjelly(
-        "ParametricLIFNode", init_tau=2.5, decay_input=False, v_reset=None
-    ),
-    "spikingjelly-cnn": lambda: (*spikingjelly_cnn(), IMAGES),
-    "spikingjelly-cnn-step": lambda: (*spikingjelly_cnn("s"), IMAGES),
-    "spikingjelly-residual": lambda: (*spikingjelly_cnn(own=True), IMAGES),
-    "spikingjelly-residual-step": lambda: (*spikingjelly_cnn("s", own=True), IMAGES),
-    "spikingjelly-containers": lambda: (*spikingjelly_containers(), IMAGES),
-    "MultiStepIFNode": lambda: spikingjelly("MultiStepIFNode"),
-    "MultiStepLIFNode": lambda: spikingjelly("MultiStepLIFNode", tau=1.7),
-    "MultiStepLIFNode-soft": lambda: spikingjelly(
-        "MultiStepLIFNode", tau=1.7, decay_input=False, v_reset=None, detach_reset=True
-    ),
-    "MultiStepParametricLIFNode": lambda: spikingjelly("MultiStepParametricLIFNode", init_tau=1.6),
-    # Norse
-    "LIFCell": lambda: norse("LIFCell"),
-    "LIFCell-rest": lambda: norse("LIFCell", v_leak=0.2, v_reset=-0.1, v_th=0.8),
-    "LIF": lambda: norse("LIF", cell=False),
-    "LIFBoxCell": lambda: norse("LIFBoxCell", tau_mem_inv=400.0),
-    "LIFBoxCell-rest": lambda: norse("LIFBoxCell", tau_mem_inv=400.0, v_leak=0.1, v_reset=-0.2),
-    "LIFBoxCell-soft": lambda: norse_soft(),
-    "LIFRecurrentCell": lambda: norse("LIFRecurrentCell"),
-    "LIFRecurrent": lambda: norse("LIFRecurrent", cell=False),
-    "IAFCell": lambda: norse("IAFCell", v_reset=-0.1),
-    "LICell": lambda: norse("LICell"),
-    "LIBoxCell": lambda: norse("LIBoxCell"),
-    "LILinearCell": lambda: norse("LILinearCell"),
-    "norse-loop": lambda: norse_loop(),
-}
-for _name, _constants in {
-    "ATan": (3.0,),
-    "Erf": (1.5,),
-    "PiecewiseExp": (2.0,),
-    "PiecewiseLeakyReLU": (0.8, 0.0),
-    "PiecewiseQuadratic": (1.2,),
-    "QPseudoSpike": (2.0,),
-    "Rect": (0.9,),
-    "Sigmoid": (5.0,),
-    "SoftSign": (3.0,),
-    "SuperSpike": (1.5,),
-}.items():
-    CASES[f"spikingjelly-{_name}"] = lambda n=_name, c=_constants: spikingjelly(
-        "LIFNode", tau=2.0, surrogate=n, constants=c
-    )
-for _name in ("atan", "fast_sigmoid", "sigmoid"):
-    CASES[f"snntorch-{_name}"] = lambda n=_name: snntorch_surrogate(n)
-for _name, _alpha in {"super": 100.0, "tanh": 3.0, "triangle": 0.3, "heavi_erfc": 2.0}.items():
-    CASES[f"norse-{_name}"] = lambda n=_name, a=_alpha: norse(
-        "LIFBoxCell", tau_mem_inv=400.0, method=n, alpha=a
-    )
-
-
 def snntorch_channels():
     beta = torch.linspace(0.5, 0.95, N)
     import snntorch as snn
@@ -391,6 +305,194 @@ def norse_soft():
     return norse("LIFBoxCell", tau_mem_inv=400.0, reset_method=reset_subtract)
 
 
+# ---- cases ---------------------------------------------------------------------------------------
+
+IMAGES = (2, 6, 6)
+AT_ONCE = {"reset_mechanism": "zero", "reset_delay": False}
+LEARNED = {"learn_beta": True, "learn_threshold": True}
+SNNTORCH = {
+    "Leaky": lambda: snntorch("Leaky", beta=0.85),
+    "Leaky-threshold": lambda: snntorch("Leaky", beta=0.6, threshold=0.7),
+    "Leaky-beta-1": lambda: snntorch("Leaky", beta=1.0),
+    "Leaky-zero": lambda: snntorch("Leaky", beta=0.85, reset_mechanism="zero"),
+    "Leaky-zero-at-once": lambda: snntorch("Leaky", beta=0.85, **AT_ONCE),
+    "Leaky-learned": lambda: snntorch("Leaky", beta=0.85, **LEARNED),
+    "Leaky-channels": snntorch_channels,
+    "Lapicque": lambda: snntorch("Lapicque", R=1.3, C=2.5),
+    "Synaptic": lambda: snntorch("Synaptic", alpha=0.6, beta=0.8, learn_alpha=True, **LEARNED),
+    "Synaptic-zero-at-once": lambda: snntorch("Synaptic", alpha=0.6, beta=0.8, **AT_ONCE),
+    "RLeaky": lambda: snntorch("RLeaky", beta=0.85),
+    "RLeaky-one-to-one": lambda: snntorch("RLeaky", beta=0.85, V=0.4),
+    "RSynaptic": lambda: snntorch("RSynaptic", alpha=0.5, beta=0.85),
+    "loop": lambda: snntorch_loop(),
+    "loop-cnn": lambda: (*snntorch_loop(cnn=True), (2, 4, 4)),
+    "loop-cnn-functions": lambda: (*snntorch_loop(cnn=True, functional=True), IMAGES),
+    "atan": lambda: snntorch_surrogate("atan"),
+    "fast_sigmoid": lambda: snntorch_surrogate("fast_sigmoid"),
+    "sigmoid": lambda: snntorch_surrogate("sigmoid"),
+}
+NODES = {
+    "IFNode": {},
+    "IFNode-soft": {"v_reset": None, "surrogate": "Sigmoid"},
+    "IFNode-reset": {"v_reset": -0.3, "detach_reset": True},
+    "LIFNode": {"tau": 1.7},
+    "LIFNode-soft": {"tau": 1.7, "v_reset": None, "detach_reset": True},
+    "LIFNode-input": {"tau": 3.0, "decay_input": False, "v_reset": 0.1},
+    "ParametricLIFNode": {"init_tau": 1.6},
+    "ParametricLIFNode-soft": {"init_tau": 2.5, "decay_input": False, "v_reset": None},
+}
+SURROGATES = {
+    "ATan": (3.0,),
+    "Erf": (1.5,),
+    "PiecewiseExp": (2.0,),
+    "PiecewiseLeakyReLU": (0.8, 0.0),
+    "PiecewiseQuadratic": (1.2,),
+    "QPseudoSpike": (2.0,),
+    "Rect": (0.9,),
+    "Sigmoid": (5.0,),
+    "SoftSign": (3.0,),
+    "SuperSpike": (1.5,),
+}
+
+
+def nodes(mode, prefix=""):
+    return {
+        name: lambda name=name, options=options: spikingjelly(
+            prefix + name.partition("-")[0], mode, **options
+        )
+        for name, options in NODES.items()
+    }
+
+
+def spikingjelly_surrogate(name, constants):
+    return spikingjelly("LIFNode", tau=2.0, surrogate=name, constants=constants)
+
+
+SPIKINGJELLY = {
+    **nodes("m"),
+    **{f"{name}-step": make for name, make in nodes("s").items()},
+    **{
+        name: lambda name=name, constants=constants: spikingjelly_surrogate(name, constants)
+        for name, constants in SURROGATES.items()
+    },
+    "cnn": lambda: (*spikingjelly_cnn(), IMAGES),
+    "cnn-step": lambda: (*spikingjelly_cnn("s"), IMAGES),
+    "residual": lambda: (*spikingjelly_cnn(own=True), IMAGES),
+    "residual-step": lambda: (*spikingjelly_cnn("s", own=True), IMAGES),
+    "containers": lambda: (*spikingjelly_containers(), IMAGES),
+}
+# SpikingJelly 0.0.0.0.12: the package has another name, and a class for neurons on sequences
+CLOCK_DRIVEN = {
+    **nodes("s"),
+    **{f"MultiStep{name}": make for name, make in nodes("m", "MultiStep").items()},
+    "containers": SPIKINGJELLY["containers"],
+}
+BOX = {"tau_mem_inv": 400.0}
+NORSE = {
+    "LIFCell": lambda: norse("LIFCell"),
+    "LIFCell-rest": lambda: norse("LIFCell", v_leak=0.2, v_reset=-0.1, v_th=0.8),
+    "LIF": lambda: norse("LIF", cell=False),
+    "LIFBoxCell": lambda: norse("LIFBoxCell", **BOX),
+    "LIFBoxCell-rest": lambda: norse("LIFBoxCell", **BOX, v_leak=0.1, v_reset=-0.2),
+    "LIFBoxCell-soft": lambda: norse_soft(),
+    "LIFRecurrentCell": lambda: norse("LIFRecurrentCell"),
+    "LIFRecurrent": lambda: norse("LIFRecurrent", cell=False),
+    "IAFCell": lambda: norse("IAFCell", v_reset=-0.1),
+    "LICell": lambda: norse("LICell"),
+    "LIBoxCell": lambda: norse("LIBoxCell"),
+    "LILinearCell": lambda: norse("LILinearCell"),
+    "loop": norse_loop,
+    "super": lambda: norse("LIFBoxCell", **BOX),
+    "tanh": lambda: norse("LIFBoxCell", **BOX, method="tanh", alpha=3.0),
+    "triangle": lambda: norse("LIFBoxCell", **BOX, method="triangle", alpha=0.3),
+    "heavi_erfc": lambda: norse("LIFBoxCell", **BOX, method="heavi_erfc", alpha=2.0),
+}
+CASES = {
+    "snntorch": SNNTORCH,
+    "spikingjelly": SPIKINGJELLY,
+    "clock_driven": CLOCK_DRIVEN,
+    "norse": NORSE,
+}
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+def refused_snntorch():
+    import snntorch as snn
+    from snntorch import surrogate
+
+    def leaky(**options):
+        return snn.Leaky(beta=0.9, init_hidden=True, **options)
+
+    return {
+        "Alpha": lambda: snn.Alpha(alpha=0.9, beta=0.8, init_hidden=True),
+        "SLSTM": lambda: snn.SLSTM(3, 3, init_hidden=True),
+        "LeakyParallel": lambda: snn.LeakyParallel(3, 3, beta=0.9),
+        "reset_mechanism='none'": lambda: leaky(reset_mechanism="none"),
+        "inhibition": lambda: leaky(inhibition=True),
+        "surrogate_disable": lambda: leaky(surrogate_disable=True),
+        "graded_spikes_factor": lambda: leaky(graded_spikes_factor=2.0),
+        "Lapicque zero": lambda: snn.Lapicque(beta=0.9, reset_mechanism="zero"),
+        "Synaptic zero": lambda: snn.Synaptic(alpha=0.8, beta=0.9, reset_mechanism="zero"),
+        "RLeaky zero": lambda: snn.RLeaky(beta=0.9, linear_features=3, reset_mechanism="zero"),
+        "RSynaptic reset_delay=False": lambda: snn.RSynaptic(
+            alpha=0.8, beta=0.9, linear_features=3, reset_delay=False
+        ),
+        "SFS": lambda: leaky(spike_grad=surrogate.SFS()),
+        "triangular": lambda: leaky(spike_grad=surrogate.triangular()),
+        "straight_through_estimator": lambda: leaky(
+            spike_grad=surrogate.straight_through_estimator()
+        ),
+    }
+
+
+def refused_spikingjelly():
+    _, layer, neuron, surrogate = spikingjelly_modules()
+    return {
+        "EIFNode": lambda: neuron.EIFNode(),
+        "QIFNode": lambda: neuron.QIFNode(),
+        "IzhikevichNode": lambda: neuron.IzhikevichNode(),
+        "PSN": lambda: neuron.PSN(T=4),
+        "KLIFNode": lambda: neuron.KLIFNode(),
+        "GatedLIFNode": lambda: neuron.GatedLIFNode(T=4),
+        "NonSpikingLIFNode": lambda: neuron.NonSpikingLIFNode(),
+        "LinearRecurrentContainer": lambda: layer.LinearRecurrentContainer(neuron.IFNode(), 3, 3),
+        "SynapseFilter": lambda: nn.Sequential(layer.SynapseFilter(), neuron.IFNode()),
+        "S2NN": lambda: neuron.IFNode(surrogate_function=surrogate.S2NN()),
+        "LeakyKReLU": lambda: neuron.IFNode(surrogate_function=surrogate.LeakyKReLU()),
+    }
+
+
+def refused_norse():
+    import norse.torch as norse
+    from norse.torch.module.izhikevich import IzhikevichCell
+
+    return {
+        "LSNNCell": lambda: norse.LSNNCell(),
+        "LIFAdExCell": lambda: norse.LIFAdExCell(),
+        "LIFRefracCell": lambda: norse.LIFRefracCell(),
+        "LIFExCell": lambda: norse.LIFExCell(),
+        "IzhikevichCell": lambda: IzhikevichCell(norse.tonic_spiking),
+        "adjoint": lambda: norse.LIFCell(norse.LIFParameters(method="adjoint")),
+        "circ": lambda: norse.LIFBoxCell(norse.LIFBoxParameters(method="circ")),
+    }
+
+
+def refused(library):
+    found = {}
+    makes = {"snntorch": refused_snntorch, "norse": refused_norse}.get(
+        library, refused_spikingjelly
+    )
+    for name, make in makes().items():
+        try:
+            net = make()
+            bs.convert(net if isinstance(net, nn.Sequential) else nn.Sequential(net))
+            found[name] = "converted"
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
+
+
 # ---- comparison ----------------------------------------------------------------------------------
 
 
@@ -402,8 +504,8 @@ def constants_of(name, ours, theirs):
     return -ours if name.endswith(".w") else ours  # w = -log(tau - 1)
 
 
-def case(name):
-    net, run, *shape = CASES[name]()
+def case(make):
+    net, run, *shape = make()
     x = inputs(*(shape[0] if shape else ())).requires_grad_()
     ours = bs.convert(net, x)
     assert any("in float64" in note for note in ours.notes), ours.notes
@@ -462,15 +564,14 @@ def order(names):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    names = sys.argv[1:] or list(CASES)
+    (library,) = sys.argv[1:]
     found = {}
-    for name in names:
+    for name, make in CASES[library].items():
         torch.manual_seed(2)
         try:
-            found[name] = case(name)
-        except Exception as error:
-            if sys.argv[2:] or len(sys.argv) == 1:
-                found[name] = f"{type(error).__name__}: {error}"
-            else:
-                raise
+            found[name] = case(make)
+        except Exception as error:  # the test of this case shows it
+            found[name] = f"{type(error).__name__}: {error}"
+    if library != "clock_driven":
+        found["refused"] = refused(library)
     print(json.dumps(found))
