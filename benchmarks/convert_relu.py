@@ -45,10 +45,10 @@ def network(name):
     )
 
 
-def images(split, name):
+def images(split):
     loaded = [split[i] for i in range(len(split))]
     x = torch.stack([torch.as_tensor(a) for a, _ in loaded]).float()
-    return x / (16 if name == "digits" else 255), torch.tensor([int(b) for _, b in loaded])
+    return x / 255, torch.tensor([int(b) for _, b in loaded])
 
 
 def train(net, x, y, epochs, rate=0.05, batch=128):
@@ -119,7 +119,7 @@ def main(names):
     for name in names:
         torch.manual_seed(0)
         splits = bs.data.load(name, limit=IMAGES[name])
-        (x, y), (tx, ty) = images(splits.train, name), images(splits.test, name)
+        (x, y), (tx, ty) = images(splits.train), images(splits.test)
         if name == "cifar10":
             mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
             x, tx = (x - mean) / std, (tx - mean) / std

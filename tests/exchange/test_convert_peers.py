@@ -20,6 +20,7 @@ def check(result, exact):
     assert result["outputs"] < 1e-12
     assert result["gradients"] < exact
     assert result["same"]
+    assert result["state"]
 
 
 @pytest.mark.parametrize("name", beside_peers.CASES["snntorch"])

@@ -161,7 +161,7 @@ class _Converter:
 
     def _note(self) -> None:
         kinds = {neurons.library(m) for m in self.neurons.values()} & {"snntorch", "norse"}
-        self.notes += [neurons.TIES.format(library=kind) for kind in sorted(kinds)]
+        self.notes += [neurons.TIES.format(library=neurons.TITLES[kind]) for kind in sorted(kinds)]
         for name, m in self.neurons.items():
             if getattr(m, "reset_mechanism", "") == "subtract" and not getattr(m, "reset_delay", 1):
                 self.notes.append(neurons.DOUBLE_RESET.format(name=name))
@@ -176,7 +176,8 @@ class _Converter:
             self.notes.append("in training, dropout draws a mask at each timestep, not one for all")
 
     def _label(self, m: nn.Module) -> str:
-        return f"{self.names[m] or 'the network'} is a {type(m).__name__} of {neurons.library(m)}"
+        title = neurons.TITLES[neurons.library(m) or "torch"]
+        return f"{self.names[m] or 'the network'} ({type(m).__name__} of {title})"
 
     # ---- modules -------------------------------------------------------------------------------
 
@@ -205,9 +206,10 @@ class _Converter:
         """Our counterpart of m on `[T, B, ...]`. whole: m itself takes sequences."""
         if neurons.is_neuron(m):
             if neurons.runs_sequences(m) != whole:
+                runs_on = "single timesteps" if whole else "sequences"
                 raise ExchangeError(
-                    f"{self._label(m)} on {'single timesteps' if whole else 'sequences'}, unlike "
-                    "others; functional.set_step_mode(net, 'm') sets them all"
+                    f"{self._label(m)} runs on {runs_on}, unlike others; "
+                    "functional.set_step_mode(net, 'm') sets them all"
                 )
             return self.neuron(m)
         if layers.is_lifted(m):
@@ -249,11 +251,14 @@ class _Converter:
         folding, memo = Folding(), dict[int, Any]()
         for m in self._replaced(self.module):
             if layers.is_layer(m) and not layers.folds_time(m):
-                memo[id(m)] = self.layer(m)
+                made = self.layer(m)
             elif self.whole:
-                memo[id(m)] = self.on_sequence(m, whole=True)
+                made = self.on_sequence(m, whole=True)
             else:
-                memo[id(m)] = Folded(self.neuron(m), folding)
+                made = Folded(self.neuron(m), folding)
+            if hasattr(m, "step_mode"):  # the code may look at it
+                made.step_mode = m.step_mode
+            memo[id(m)] = made
         network = copy.deepcopy(self.module, memo)
         if not self.whole:
             folding.attach(network)

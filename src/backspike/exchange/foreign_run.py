@@ -148,12 +148,11 @@ def compare(ran: Ran, ours: nn.Module, x: Tensor, twins: dict[str, nn.Module]) -
     spikes: dict[str, Any] = {}
     with torch.no_grad(), observe(ours, lambda name, _, out: spikes.__setitem__(name, out)):
         out = ours(x)
-    ours_by_module = {m: name for name, m in ours.named_modules()}
+    labels = {m: name for name, m in ours.named_modules()}
+    ran_twins = {name: twin for name, twin in twins.items() if name in ran.outputs}
     total = 0
-    for name, twin in twins.items():
-        if name not in ran.outputs:
-            continue
-        theirs, found = ran.outputs[name], spikes[ours_by_module[twin]]
+    for name, twin in ran_twins.items():
+        theirs, found = ran.outputs[name], spikes[labels[twin]]
         if theirs.shape != found.spikes.shape:
             raise ExchangeError(
                 f"{name} gave {list(theirs.shape)} and the converted one "
@@ -170,7 +169,7 @@ def compare(ran: Ran, ours: nn.Module, x: Tensor, twins: dict[str, nn.Module]) -
             )
         total += int(theirs.sum())
     _compare_outputs(ran.out, out)
-    return len(twins), total
+    return len(ran_twins), total
 
 
 def _threshold(neuron: Any) -> Any:
