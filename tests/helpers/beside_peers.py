@@ -98,13 +98,13 @@ def snntorch_loop(functional=False, cnn=False):
         def __init__(self):
             super().__init__()
             grad = surrogate.fast_sigmoid(slope=25)
-            self.fc1 = nn.Linear(16 if cnn else N, K)
-            self.lif2 = snn.Leaky(beta=0.8, learn_beta=True, spike_grad=grad)
-            nn.init.normal_(self.fc1.weight, 0.2, 0.5)
             if cnn:
                 self.conv1 = nn.Conv2d(2, 4, 3)
                 self.lif1 = snn.Leaky(beta=0.9, spike_grad=grad)
                 nn.init.normal_(self.conv1.weight, 0.2, 0.5)
+            self.fc1 = nn.Linear(16 if cnn else N, K)
+            self.lif2 = snn.Leaky(beta=0.8, learn_beta=True, spike_grad=grad)
+            nn.init.normal_(self.fc1.weight, 0.2, 0.5)
 
         def forward(self, x):
             mem1, mem2 = None, self.lif2.reset_mem()

@@ -216,7 +216,6 @@ def test_a_calibrated_network_approaches_the_original(digits):
     out = snn(tx.expand(64, *tx.shape)).cumsum(0)
     assert accuracy(out[63], ty) == pytest.approx(want, abs=0.01)
     assert accuracy(out[15], ty) == pytest.approx(want, abs=0.02)
-    assert accuracy(bs.from_torch(net)(tx.expand(16, *tx.shape)).sum(0), ty) < 0.6
     loss = snn.calibration.loss
     assert list(loss) == [4, 16, 64]
     for name in ("2", "4", "output"):
@@ -266,7 +265,7 @@ def test_a_calibrated_network_learns_and_is_saved(digits):
         loss = F.cross_entropy(snn(x[:200].expand(2, 200, 64)).mean(0), target)
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert all(p.grad.abs().sum() > 0 for p in snn.parameters())
     assert losses[-1] < 0.7 * losses[0]
     again = bs.from_torch(net, calibrate=tx, timesteps=(1,))
