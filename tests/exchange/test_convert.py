@@ -187,7 +187,7 @@ def broken():
 
 
 REFUSED = {
-    "own class": (lambda: row(Own), r"1 \(Own of torch\): a class of your own"),
+    "own class": (lambda: row(Own), r"1 \(Own\): a class of your own"),
     "EIFNode": (lambda: row(foreign.EIFNode), r"1 \(EIFNode of SpikingJelly\): it has no equal"),
     "Alpha": (lambda: row(foreign.Alpha), "difference of two exponentials"),
     "surrogate": (

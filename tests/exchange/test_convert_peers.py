@@ -3,15 +3,16 @@
 import functools
 
 import pytest
-from helpers import beside_peers, peers
+from helpers import peers
 from helpers.paths import TESTS
+from helpers.peer_networks import CASES
 
 pytestmark = pytest.mark.slow
 
 
 @functools.cache
 def found(library, extra=None):
-    return peers.run(beside_peers.__file__, library, extra=extra)
+    return peers.run(TESTS / "helpers/beside_peers.py", library, extra=extra)
 
 
 def check(result, exact):
@@ -23,24 +24,24 @@ def check(result, exact):
     assert result["state"]
 
 
-@pytest.mark.parametrize("name", beside_peers.CASES["snntorch"])
+@pytest.mark.parametrize("name", CASES["snntorch"])
 def test_snntorch(name):
     # its spikes, and so the gradients that pass through them, are float32
     check(found("snntorch")[name], 2e-6)
 
 
-@pytest.mark.parametrize("name", beside_peers.CASES["norse"])
+@pytest.mark.parametrize("name", CASES["norse"])
 def test_norse(name):
     # sqrt(pi) is float32 in one of its surrogates
     check(found("norse")[name], 1e-7 if name == "heavi_erfc" else 1e-12)
 
 
-@pytest.mark.parametrize("name", beside_peers.CASES["spikingjelly"])
+@pytest.mark.parametrize("name", CASES["spikingjelly"])
 def test_spikingjelly(name):
     check(found("spikingjelly")[name], 1e-12)
 
 
-@pytest.mark.parametrize("name", beside_peers.CASES["spikingjelly"])
+@pytest.mark.parametrize("name", CASES["spikingjelly"])
 def test_spikingjelly_0_0_0_0_14(name):
     result = found("spikingjelly", peers.folder("0.0.0.0.14"))[name]
     if name in ("Rect", "SuperSpike"):
@@ -49,7 +50,7 @@ def test_spikingjelly_0_0_0_0_14(name):
         check(result, 1e-12)
 
 
-@pytest.mark.parametrize("name", beside_peers.CASES["clock_driven"])
+@pytest.mark.parametrize("name", CASES["clock_driven"])
 def test_spikingjelly_0_0_0_0_12(name):
     check(found("clock_driven", peers.folder("0.0.0.0.12"))[name], 1e-12)
 

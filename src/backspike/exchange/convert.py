@@ -161,7 +161,9 @@ class _Converter:
 
     def _note(self) -> None:
         kinds = {neurons.library(m) for m in self.neurons.values()} & {"snntorch", "norse"}
-        self.notes += [neurons.TIES.format(library=neurons.TITLES[kind]) for kind in sorted(kinds)]
+        self.notes += [
+            neurons.TIES.format(library=neurons.LIBRARIES[kind]) for kind in sorted(kinds)
+        ]
         for name, m in self.neurons.items():
             if getattr(m, "reset_mechanism", "") == "subtract" and not getattr(m, "reset_delay", 1):
                 self.notes.append(neurons.DOUBLE_RESET.format(name=name))
@@ -176,8 +178,9 @@ class _Converter:
             self.notes.append("in training, dropout draws a mask at each timestep, not one for all")
 
     def _label(self, m: nn.Module) -> str:
-        title = neurons.TITLES[neurons.library(m) or "torch"]
-        return f"{self.names[m] or 'the network'} ({type(m).__name__} of {title})"
+        origin = neurons.LIBRARIES.get(neurons.library(m))
+        kind = type(m).__name__ + (f" of {origin}" if origin else "")
+        return f"{self.names[m] or 'the network'} ({kind})"
 
     # ---- modules -------------------------------------------------------------------------------
 

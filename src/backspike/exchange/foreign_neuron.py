@@ -26,12 +26,7 @@ from ..neuron.shifted import DelayedReset, DelayedResetCuba, Shifted, ShiftedCub
 from ..surrogate import Surrogate
 from . import foreign_surrogate
 
-TITLES = {
-    "snntorch": "snnTorch",
-    "spikingjelly": "SpikingJelly",
-    "norse": "Norse",
-    "torch": "torch",  # no library of neurons, but named in messages
-}
+LIBRARIES = {"snntorch": "snnTorch", "spikingjelly": "SpikingJelly", "norse": "Norse"}
 # what follows from a library's way to compute, and is no error
 TIES = "a membrane exactly at its threshold fires here, but not in {library}, which asks for more"
 DOUBLE_RESET = (
@@ -43,7 +38,7 @@ DOUBLE_RESET = (
 def library(m: nn.Module) -> str:
     """The library that a module's class belongs to, or ""."""
     name = type(m).__module__.partition(".")[0]
-    return name if name in TITLES and name != "torch" else ""
+    return name if name in LIBRARIES else ""
 
 
 def is_neuron(m: nn.Module) -> bool:
