@@ -10,10 +10,10 @@ import json
 import sys
 
 import torch
-from helpers.peer_networks import CASES, inputs, spikingjelly_modules
 from torch import nn
 
 import backspike as bs
+from helpers.peer_networks import CASES, inputs, spikingjelly_modules
 
 
 def gradients(y, x, module):
