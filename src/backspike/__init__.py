@@ -51,6 +51,8 @@ _NAMES = {
     "train.network": ("load",),
     "doctor.examine": ("examine",),
     "exchange": ("nir", "onnx"),
+    "exchange.convert": ("convert",),
+    "exchange.convert_state": ("convert_state_dict",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -66,6 +68,8 @@ if TYPE_CHECKING:
     from .doctor.examine import examine as examine
     from .exchange import nir as nir
     from .exchange import onnx as onnx
+    from .exchange.convert import convert as convert
+    from .exchange.convert_state import convert_state_dict as convert_state_dict
     from .kernel import Unsupported as Unsupported
     from .kernel import backends as backends
     from .kernel import dropped as dropped

@@ -1,6 +1,8 @@
 """from_torch: image networks against the networks of bs.models and against loops over time."""
 
 import copy
+import math
+import re
 
 import pytest
 import torch
@@ -166,7 +168,7 @@ def test_a_converted_model_explains_wrong_use():
     with pytest.raises(ValueError, match=r"one input \[T, B, ...\], got shape \[3\]"):
         model(torch.rand(3))
     with (
-        pytest.raises(RuntimeError, match="a ReLU that the model calls twice"),
+        pytest.raises(RuntimeError, match="a ReLU or neuron that the model calls twice"),
         bs.streaming(model),
     ):
         model(torch.rand(2, 2, 3, 32, 32))
@@ -174,3 +176,127 @@ def test_a_converted_model_explains_wrong_use():
     with pytest.raises(ValueError, match=r"shape \[5, 12, 4\] does not contain T=3 timesteps"):
         moved(torch.rand(3, 2, 10, 4))
     assert model(torch.rand(2, 2, 3, 32, 32)).shape == (2, 2, 5)  # an error leaves no state behind
+
+
+# ---- trained networks: thresholds from activations -----------------------------------------------
+
+
+def trained():
+    """A network of ReLUs that learned the bundled digits, in a second, and its images."""
+    torch.manual_seed(0)
+    splits = bs.data.load("digits")
+    (x, y), (tx, ty) = (
+        (torch.as_tensor(split.x).flatten(1).float() / 255, torch.as_tensor(split.y).long())
+        for split in (splits.train, splits.test)
+    )
+    net = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 32))
+    net.extend([nn.ReLU(), nn.Linear(32, 10)])
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return net.eval(), x, tx, ty
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return trained()
+
+
+def accuracy(out, y):
+    return float((out.argmax(-1) == y).float().mean())
+
+
+def test_a_calibrated_network_approaches_the_original(digits):
+    net, x, tx, ty = digits
+    snn = bs.from_torch(net, calibrate=x, timesteps=(4, 16, 64))
+    want = accuracy(net(tx), ty)
+    assert want > 0.93
+    out = snn(tx.expand(64, *tx.shape)).cumsum(0)
+    assert accuracy(out[63], ty) == pytest.approx(want, abs=0.01)
+    assert accuracy(out[15], ty) == pytest.approx(want, abs=0.02)
+    loss = snn.calibration.loss
+    assert list(loss) == [4, 16, 64]
+    for name in ("2", "4", "output"):
+        assert loss[4][name] > loss[16][name] > loss[64][name]
+        assert loss[64][name] < 0.08
+    assert re.search(r"^4 .* to .*%.*%.*%$", str(snn.calibration), re.M)
+
+
+def test_the_loss_is_the_distance_of_the_mean_from_the_activations(digits):
+    net, x, _, _ = digits
+    snn = bs.from_torch(net, calibrate=x, timesteps=(8,))
+    x = x[:64]
+    first = net[:3](x)
+    lam = snn.calibration.thresholds["2"]
+    v, total = 0.5 * lam.expand_as(first).clone(), torch.zeros_like(first)
+    for _ in range(8):  # the recursion itself, in the units of the activations
+        v = v + net[:2](x)
+        spikes = (v >= lam).float() * lam
+        v, total = v - spikes, total + spikes
+    want = float(((total / 8 - first).norm() / first.norm()).detach())
+    assert snn.calibration.loss[8]["2"] == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.parametrize("percentile", [100, 99, 80])
+def test_thresholds_are_percentiles_over_all_batches(digits, percentile):
+    net, x, _, _ = digits
+    batches = [(part, None) for part in x.split((7, 300, len(x) - 307))]
+    found = bs.from_torch(net, calibrate=batches, percentile=percentile, timesteps=(1,))
+    y = net[:3](x)
+    rank = math.ceil(len(x) * (1 - percentile / 100)) + 1
+    want = y.sort(0, descending=True).values[rank - 1]
+    want = torch.where(want > 0, want, want.max())
+    torch.testing.assert_close(found.calibration.thresholds["2"], want)
+    whole = bs.from_torch(net, calibrate=x, percentile=percentile, timesteps=(1,))
+    torch.testing.assert_close(whole.calibration.thresholds["4"], found.calibration.thresholds["4"])
+
+
+def test_a_calibrated_network_learns_and_is_saved(digits):
+    net, x, tx, _ = digits
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    snn = bs.from_torch(net, calibrate=x, percentile=90, timesteps=(1,)).train()
+    optimizer = torch.optim.SGD(snn.parameters(), 0.02)
+    target = (net(x[:200]).argmax(-1) + 1) % 10  # other classes than it knows
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(snn(x[:200].expand(2, 200, 64)).mean(0), target)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(p.grad.abs().sum() > 0 for p in snn.parameters())
+    assert losses[-1] < 0.7 * losses[0]
+    again = bs.from_torch(net, calibrate=tx, timesteps=(1,))
+    again.load_state_dict(snn.state_dict())
+    some = tx.expand(4, *tx.shape)
+    assert torch.equal(again.eval()(some), snn.eval()(some))
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+NO_RATE = [
+    (nn.MaxPool2d(2), "1 is a MaxPool2d, and the maximum of spikes .* train with average pools"),
+    (nn.LayerNorm(4), "1 is a LayerNorm, which has no counterpart for spike rates"),
+    (nn.Softmax(1), "1 is a Softmax, which has no counterpart for spike rates"),
+]
+
+
+@pytest.mark.parametrize(("layer", "message"), NO_RATE, ids=lambda v: type(v).__name__)
+def test_what_has_no_rate_is_refused(layer, message):
+    with pytest.raises(ValueError, match=message):
+        bs.from_torch(nn.Sequential(nn.ReLU(), layer), calibrate=torch.rand(9, 3, 4, 4))
+
+
+def test_calibration_explains_wrong_use():
+    net, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.rand(9, 4)
+    with pytest.raises(ValueError, match=r"give neuron= or calibrate=, which uses"):
+        bs.from_torch(net, neuron, calibrate=x)
+    with pytest.raises(ValueError, match=r"percentile must lie in \(0, 100\], got 0"):
+        bs.from_torch(net, calibrate=x, percentile=0)
+    with pytest.raises(TypeError, match=r"calibrate must be inputs \[N, \.\.\.\]"):
+        bs.from_torch(net, calibrate=[1, 2])
+    nn.init.constant_(net[0].weight, 0)
+    nn.init.constant_(net[0].bias, -1)
+    with pytest.raises(ValueError, match="1 is never active on the calibration data"):
+        bs.from_torch(net, calibrate=x)

@@ -13,8 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..kernel.coefficients import over_channels
 from ..neuron.lif import LIF
 from ..neuron.streaming import Streaming
+from . import calibrate as rates
 from .over_time import OverTime
 
 # members of torch.nn.modules.activation that are no activation functions to replace
@@ -27,6 +29,10 @@ def from_torch(
     model: nn.Module,
     neuron: Callable[[], nn.Module] = LIF,
     replace: Sequence[type[nn.Module]] = (nn.ReLU, nn.ReLU6),
+    *,
+    calibrate: Any = None,
+    percentile: float = 99.9,
+    timesteps: Sequence[int] = (1, 4, 8, 16, 32, 64),
 ) -> nn.Module:
     """Return a copy of `model` with `neuron()` in place of each module of the types in `replace`.
 
@@ -37,30 +43,60 @@ def from_torch(
     `bs.explain` lists what spikes. Norms are not fused with the neurons, as they are in
     `bs.Sequential` and in the networks of `bs.models`.
 
+    calibrate: for a trained network, inputs `[N, ...]`, or batches of them as a DataLoader gives.
+    Then `neuron` is an integrate-and-fire neuron with soft reset whose spikes are as high as its
+    threshold, the given percentile of its channel's activations on these inputs. The mean of the
+    output over T timesteps of the same input approaches the original's; `result.calibration` has
+    the thresholds and the loss of every layer at `timesteps`: print it. The state dict has a
+    buffer `amplitude` for each neuron besides the original's entries. The result can be trained.
+
     Raises ValueError naming a module that cannot be converted, or if nothing would spike.
     """
-    model, time = copy.deepcopy(model), _Time()
+    if calibrate is not None and neuron is not LIF:
+        raise ValueError("from_torch: give neuron= or calibrate=, which uses a neuron of its own")
+    kinds = tuple(replace)
     for name, m in list(model.named_modules()):
-        if reason := _why_not(m, tuple(replace)):
+        if reason := _why_not(m, kinds, calibrate is not None):
             raise ValueError(f"from_torch: {name or 'the model'} is a {type(m).__name__}, {reason}")
-    # a module with several parents or names becomes one neuron
-    neurons = {m: _Folded(neuron(), time) for m in model.modules() if isinstance(m, tuple(replace))}
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in neurons:
-                setattr(parent, name, neurons[child])
-    if not neurons:
+    relus = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+    if not relus:
         wanted = ", ".join(kind.__name__ for kind in replace)
         raise ValueError(
             f"from_torch: {type(model).__name__} has no module of type {wanted}, so nothing would "
             "spike; write functions such as F.relu as modules, nn.ReLU()"
         )
-    model.register_forward_pre_hook(time.fold)
-    model.register_forward_hook(time.unfold, always_call=True)
-    return model
+    if calibrate is None:
+        return _spiking(model, {m: neuron() for m in relus.values()})
+    batches = rates.inputs(calibrate)
+    ann = copy.deepcopy(model).eval()
+    watched = {name: ann.get_submodule(name) for name in relus}
+    found = rates.thresholds(ann, watched, batches, percentile)
+    heights = {m: found[name] for name, m in relus.items()}
+    snn = _spiking(model, {m: rates.neuron() for m in heights}, heights)
+    twin = copy.deepcopy(snn).eval()
+    pairs = {name: (m, twin.get_submodule(name)) for name, m in watched.items()}
+    loss = rates.measure(ann, twin, pairs, batches[0][: rates.SAMPLES], timesteps)
+    snn.calibration = rates.Calibration(found, loss)  # type: ignore[assignment]
+    return snn
 
 
-def _why_not(m: nn.Module, replaced: tuple[type, ...]) -> str:
+def _spiking(
+    model: nn.Module,
+    neurons: dict[nn.Module, nn.Module],
+    heights: dict[nn.Module, Tensor] | None = None,
+) -> nn.Module:
+    """A copy of the model on `[T, B, ...]`, with these neurons in place of its modules."""
+    time, heights = Folding(), heights or {}
+    # a module with several parents or names becomes one neuron
+    memo: dict[int, Any] = {
+        id(m): Folded(neuron, time, heights.get(m)) for m, neuron in neurons.items()
+    }
+    spiking = copy.deepcopy(model, memo)
+    time.attach(spiking)
+    return spiking
+
+
+def _why_not(m: nn.Module, replaced: tuple[type, ...], for_rates: bool) -> str:
     if isinstance(m, replaced):
         return ""
     if isinstance(m, _OF_TIME):
@@ -70,23 +106,27 @@ def _why_not(m: nn.Module, replaced: tuple[type, ...]) -> str:
     if type(m).__module__ == "torch.nn.modules.activation" and not isinstance(m, _ALLOWED):
         kind = type(m).__name__
         return f"not a ReLU; write nn.ReLU(), or add the type: replace=(nn.ReLU, nn.{kind})"
-    return ""
+    return rates.why_no_rate(m) if for_rates else ""
 
 
-class _Time:
+class Folding:
     """The number of timesteps in the batch while a converted model runs."""
 
     def __init__(self) -> None:
         self.T: int | None = None
-        self.ran: set[_Folded] = set()  # in this forward pass
+        self.ran: set[Folded] = set()  # in this forward pass
+
+    def attach(self, model: nn.Module) -> None:
+        """Make `model`, written for single images, take and return `[T, B, ...]`."""
+        model.register_forward_pre_hook(self.fold)
+        model.register_forward_hook(self.unfold, always_call=True)
 
     def fold(self, model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *others = args
         if not isinstance(x, Tensor) or x.dim() < 2 or others:
             got = f"shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(
-                f"a model from bs.from_torch takes one input [T, B, ...], got {got} "
-                f"and {len(others)} more"
+                f"a converted model takes one input [T, B, ...], got {got} and {len(others)} more"
             )
         self.T = len(x)
         self.ran.clear()
@@ -97,15 +137,13 @@ class _Time:
         if y is None:  # the model raised
             return None
         if not isinstance(y, Tensor):
-            raise TypeError(
-                f"a model from bs.from_torch must return one tensor, got {type(y).__name__}"
-            )
+            raise TypeError(f"a converted model must return one tensor, got {type(y).__name__}")
         return _unfolded(y, T)
 
 
 def _unfolded(x: Tensor, T: int | None) -> Tensor:
     if T is None:
-        raise RuntimeError("this is part of a model from bs.from_torch; call the whole model")
+        raise RuntimeError("this is part of a converted model; call the whole model")
     if len(x) % T:
         raise ValueError(
             f"a batch of shape {list(x.shape)} does not contain T={T} timesteps: "
@@ -114,21 +152,28 @@ def _unfolded(x: Tensor, T: int | None) -> Tensor:
     return x.unflatten(0, (T, -1))
 
 
-class _Folded(nn.Module):
-    """A neuron among layers that see time folded into the batch."""
+class Folded(nn.Module):
+    """A neuron among layers that see time folded into the batch.
 
-    def __init__(self, neuron: nn.Module, time: _Time) -> None:
+    amplitude: the height of its spikes and, in units of its input, of its threshold; `[C]`.
+    """
+
+    amplitude: Tensor | None
+
+    def __init__(self, neuron: nn.Module, time: Folding, amplitude: Tensor | None = None) -> None:
         super().__init__()
         self.neuron = neuron
         self._time = time
+        self.register_buffer("amplitude", amplitude)
 
     def forward(self, x: Tensor) -> Tensor:
         x = _unfolded(x, self._time.T)
         if self in self._time.ran and getattr(self.neuron, "streams", False):
             raise RuntimeError(
-                "bs.streaming: a ReLU that the model calls twice would need two states; "
-                "give each call its own nn.ReLU()"
+                "bs.streaming: a ReLU or neuron that the model calls twice would need two states; "
+                "give each call its own"
             )
         self._time.ran.add(self)
-        y: Tensor = self.neuron(x)
+        a = over_channels(self.amplitude, x)
+        y: Tensor = self.neuron(x) if a is None else a * self.neuron(x / a)
         return y.flatten(0, 1)
