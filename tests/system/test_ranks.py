@@ -152,7 +152,7 @@ def test_a_users_own_norm_is_refused():
     with pytest.raises(
         ValueError,
         match=r"^0 is a Mine, whose statistics cannot be shared between ranks; "
-        r"set --sync_norm False$",
+        r"set sync_norm=False$",
     ):
         norm.sync_batch_norm(nn.Sequential(Mine(3)))
 

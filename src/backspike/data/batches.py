@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_worker_info
 
-from ..errors import RunError
+from ..errors import RunError, option
 from ..system.distributed import Ranks
 from .augment import Augment, ResizedCrop
 from .mixing import Mixing
@@ -384,7 +384,7 @@ def reader_ended(workers: int) -> RunError:
     """The error to raise where `reader_died`."""
     return RunError(
         "a process that reads samples ended (killed, perhaps because memory ran out); "
-        f"lower --workers ({workers})"
+        f"lower {option('workers')} ({workers})"
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from ..errors import RunError
+from ..errors import RunError, option
 from . import disk
 
 DEEPEST_JSON = 32  # levels of nesting; our own files have fewer than ten
@@ -52,7 +52,7 @@ def cannot_write(path: Path, e: OSError) -> RunError:
         )
     return RunError(
         f"cannot write {path}: {e.strerror or e}; "
-        "make the folder writable or choose another one with --out"
+        f"make the folder writable or choose another one ({option('out')})"
     )
 
 
