@@ -76,7 +76,7 @@ def test_a_rank_without_samples_is_refused_before_training(monkeypatch):
     recipe = bs.recipes.digits().replace({"limit": 100, "batch_size": 32})  # 100 = 3 * 32 + 4
     with pytest.raises(
         RunError,
-        match=r"batch 3 .* parts of 4 samples, too few for 8 ranks; change batch_size \(32\)",
+        match=r"batch 4 .* parts of 4 samples, too few for 8 ranks; change batch_size \(32\)",
     ):
         setup.set_up(recipe, device="cpu")
 

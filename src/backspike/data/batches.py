@@ -247,7 +247,7 @@ class Batches:
             generator=torch.Generator(),
         )
         for number, (x, y) in enumerate(_explain_errors(iter(loader), self.recipe.workers), first):
-            what = f"batch {number} of the data"
+            what = f"batch {number + 1} of the data"
             if not isinstance(x, Tensor):
                 raise RunError(f"{what} has samples of type {type(x).__name__}: expected tensors")
             _check_real(x, what)
@@ -369,7 +369,7 @@ def _check_finite(x: Tensor, number: int | None, samples: Tensor) -> None:
     if x.is_floating_point() and not bool((finite := torch.isfinite(x)).all()):
         bad = samples[~finite.reshape(len(x), -1).all(1).cpu()].tolist()
         named = ", ".join(map(str, bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        what = "the data" if number is None else f"batch {number} of the data"
+        what = "the data" if number is None else f"batch {number + 1} of the data"
         raise RunError(f"{what} holds NaN or infinity (sample {named}); clean the data set")
 
 

@@ -22,7 +22,7 @@ from ..errors import RecipeError, RunError, StudyError, option
 from ..run import Run
 from ..system import heap, workers
 from ..system.events import Listener
-from ..system.files import read_json, to_json, write_atomic
+from ..system.files import read_json, read_regular, to_json, write_atomic
 from ..system.machine import processors
 from .page import write
 from .progress import Clock
@@ -122,7 +122,7 @@ def folder(out: Path, settings: dict[str, Any], force: bool) -> Iterator[None]:
 
 def _settings(path: Path) -> Any:
     try:
-        return read_json(path.read_bytes())["settings"]
+        return read_json(read_regular(path))["settings"]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise StudyError(f"{path} is damaged ({e}); choose another folder ({option('out')})") from e
 

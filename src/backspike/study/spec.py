@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ..errors import StudyError, option
 from ..recipes.recipe import OPEN, Recipe
 from ..run import Run
-from ..system.files import read_json
+from ..system.files import read_json, read_regular
 
 # fields that do not affect results
 FREE = ("checkpoint_seconds", "root")
@@ -143,7 +143,7 @@ def same_recipe(job: Job) -> bool:
     """Returns True. Raises StudyError if the folder holds a run of another recipe."""
     path = job.folder / "recipe.json"
     try:
-        stored = dict(read_json(path.read_bytes())["fields"])
+        stored = dict(read_json(read_regular(path))["fields"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise StudyError(
             f"{path} is damaged ({e}); remove {job.folder} and run the study again"

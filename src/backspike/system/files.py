@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import stat
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -56,6 +57,13 @@ def cannot_write(path: Path, e: OSError) -> RunError:
     )
 
 
+def read_regular(path: Path) -> bytes:
+    """The content of a regular file. Raises OSError for pipes and devices, which may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_bytes()
+
+
 def read_json(text: bytes | str) -> Any:
     """Parses untrusted JSON. As in other readers, integers beyond 64 bits become floats.
 
@@ -87,7 +95,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     out = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(read_regular(path))) as archive:
             members = archive.infolist()
             if (size := sum(member.file_size for member in members)) > LARGEST_ARRAYS:
                 raise ValueError(f"unpacks to {size} bytes, more than {LARGEST_ARRAYS}")
