@@ -34,7 +34,6 @@ os.environ |= {  # before torch is imported
 }
 
 # once, for all forks: what a training imports late
-import torch._dynamo
 import torch.distributed
 
 from backspike import report, train  # noqa: F401

@@ -32,6 +32,12 @@ logger = logging.getLogger("backspike")
 ALONE = Ranks()
 # share of a GPU's free memory; larger sets stay in host memory
 RESIDENT_SHARE = 0.25
+# torch 2.6 cannot index these
+_SIGNED = {
+    torch.uint16: torch.int16,
+    torch.uint32: torch.int32,
+    torch.uint64: torch.int64,
+}
 # their values may be too large for float32
 _WIDE_INTEGERS = (torch.int32, torch.int64, torch.uint32, torch.uint64)
 
@@ -218,7 +224,7 @@ class Batches:
         images, labels = self.arrays
         for number, part in enumerate(parts[first:], first):
             x, y = (
-                a[part if a.device.type == "cpu" else self._to_device(part)]
+                _rows(a, part if a.device.type == "cpu" else self._to_device(part))
                 for a in (images, labels)
             )
             # a check on the device would make the host wait for it
@@ -301,6 +307,11 @@ def _tensor(array: np.ndarray, what: str) -> Tensor:
         raise RunError(f"the {what} are of type {array.dtype}: expected numbers") from error
     _check_real(tensor, "the data")
     return tensor
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """x[index]"""
+    return x.view(_SIGNED.get(x.dtype, x.dtype))[index].view(x.dtype)
 
 
 def _place(x: Tensor, device: torch.device) -> Tensor:
