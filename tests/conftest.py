@@ -1,4 +1,4 @@
-"""What all tests share: one thread (pytest -n uses more cores), one table of tolerances, Windows."""
+"""What all tests share: one thread (pytest -n uses more cores), tolerances, and Windows."""
 
 import errno
 import os

@@ -7,8 +7,9 @@ import sys
 import venv
 
 import pytest
-import tomllib
 from helpers.paths import ROOT
+
+tomllib = pytest.importorskip("tomllib")  # Python 3.11
 
 PART = (
     "tests/train/test_golden_run.py",
