@@ -19,7 +19,7 @@ from .errors import RecipeError, RunError, nearest, option
 from .models import shipped
 from .recipes.recipe import Recipe
 from .system import disk, hub
-from .system.files import cannot_write, is_sealed, read_json, write_atomic
+from .system.files import cannot_write, is_sealed, read_json, read_regular, write_atomic
 
 # An old run is deleted in this order, so that a kill in between leaves a run that is either
 # finished or can be started again.
@@ -139,7 +139,7 @@ class Run:
         """The recipe of the run. values: your own classes that it names."""
         path = self.path / "recipe.json"
         try:
-            return Recipe.from_dict(read_json(path.read_bytes()), values)
+            return Recipe.from_dict(read_json(read_regular(path)), values)
         except (ValueError, OSError) as e:
             unknown = isinstance(e, RecipeError) and "unknown name" in str(e)
             restore = f"restore it, or train again with {option('force', True)}"
@@ -179,7 +179,7 @@ class Run:
 
     def read(self, name: str) -> bytes:
         try:
-            return (self.path / name).read_bytes()
+            return read_regular(self.path / name)
         except OSError as e:
             raise RunError(f"{self.path / name} cannot be read: {e.strerror}") from e
 

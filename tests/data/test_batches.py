@@ -329,7 +329,7 @@ class Broken(Samples):
         (
             Fatal(split()),
             r"^a process that reads samples ended \(killed, perhaps because memory ran out\); "
-            r"lower --workers \(1\)$",
+            r"lower workers \(1\)$",
         ),
         (Broken(split()), r"^a sample cannot be read: ValueError: the picture is damaged$"),
     ],

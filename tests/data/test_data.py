@@ -503,12 +503,12 @@ def test_pipes_in_place_of_files_are_refused(tmp_path):
     path = tmp_path / "t10k-labels-idx1-ubyte.gz"
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte\.gz is not a regular file"):
+    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte\.gz.* not a regular file"):
         data.load("mnist", tmp_path)
     assert dict(data.check("mnist", tmp_path))[path] == "damaged: not a regular file"
     fake_nmnist(tmp_path)
     os.mkfifo(tmp_path / "Train" / "3" / "00099.bin")
-    with pytest.raises(DataError, match=r"3/00099\.bin is not a regular file"):
+    with pytest.raises(DataError, match=r"3/00099\.bin.* not a regular file"):
         data.load("nmnist", tmp_path)
 
 
@@ -516,7 +516,7 @@ def test_pipes_in_place_of_files_are_refused(tmp_path):
 def test_a_pipe_in_place_of_an_hdf5_file_is_refused(tmp_path):
     for part in ("train", "test"):
         os.mkfifo(tmp_path / f"shd_{part}.h5")
-    with pytest.raises(DataError, match=r"shd_train\.h5 is not a regular file"):
+    with pytest.raises(DataError, match=r"shd_train\.h5.* not a regular file"):
         data.load("shd", tmp_path)
 
 

@@ -179,7 +179,7 @@ from backspike.data import binning
 binning.SERIAL_BYTES, binning.processors = 0, lambda: 2
 binning.CHUNK_ROWS, binning.CHUNK_BYTES = 2, 0
 sets = data.load("nmnist", sys.argv[1], T=200)
-print(sum(split.x.sum() for split in (sets.train, sets.validation, sets.test)), flush=True)
+print(sum(int(split.x.sum()) for split in (sets.train, sets.validation, sets.test)), flush=True)
 """  # without `if __name__ == "__main__"`: the workers must not run the script
 
 

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+from helpers.compiled import needs_compile
 from torch import nn
 
 from backspike.kernel.call import Result, SpikeInfo
@@ -533,6 +534,7 @@ def test_in_place_changes_of_the_output_are_allowed():
         torch.testing.assert_close(found, expected)
 
 
+@needs_compile
 def test_compile_and_functorch_call_the_layer():
     layer = nn.Linear(128, 96)
     x = (torch.rand(400, 128) < 0.1).float()

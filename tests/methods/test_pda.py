@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.compiled import needs_compile
 from helpers.neurons import prepare
 from torch import nn
 
@@ -427,6 +428,7 @@ def test_statistics_with_a_width_per_channel():
         assert pda.loss().item() == pytest.approx(v_p / (4 * v_q) + v_q / (4 * v_p) - 0.5, rel=1e-5)
 
 
+@needs_compile
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_model_gives_the_same_loss_and_gradient():
     def gradients(compiled):

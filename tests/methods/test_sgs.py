@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from helpers.compiled import needs_compile
 from torch import nn
 from torch.nn import functional as F
 
@@ -742,6 +743,7 @@ def test_all_combinations_of_methods_train(msg, psg, pda, sgs, mask, kind):
     )
 
 
+@needs_compile
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_model_is_refused():
     model = bs.models.convnet("2-2", size=4)

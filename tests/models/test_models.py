@@ -210,6 +210,23 @@ def test_wrong_input_and_layouts_are_refused():
         bs.models.mlp()(torch.rand(2, 3, 1, 700))
 
 
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        (ConvNet, {"size": -5}),
+        (ConvNet, {"hidden": (64, 0)}),
+        (VGG16, {"size": 0}),
+        (ResNet18, {"num_classes": 0}),
+        (Spikformer, {"depth": 0}),
+        (MLP, {"in_channels": -1}),
+    ],
+)
+def test_a_size_below_one_is_refused(network, options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"^{name} must be at least 1, got "):
+        network(**options)
+
+
 @pytest.mark.parametrize("value", [ResNet18, ResNet50, SEWResNet18, SEWResNet50, MSResNet18])
 def test_zero_init_residual_starts_blocks_as_their_shortcut(value):
     """With zero_init_residual the last norm of each block gives 0, and only that."""

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from helpers.compiled import needs_compile
 from torch import nn
 from torch.nn import functional as F
 
@@ -525,6 +526,7 @@ def test_folding_of_batchnorm_is_exact():
         assert normed == [2]
 
 
+@needs_compile
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", ["max pools", "sew"])
 def test_a_compiled_network_is_one_graph(name):

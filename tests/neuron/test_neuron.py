@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import pytest
 import torch
+from helpers.compiled import needs_compile
 from torch import nn
 
 import backspike as bs
@@ -362,6 +363,7 @@ def test_repr_shows_the_surrogate():
 # ------------------------------------------------------------------------------------------ compile
 
 
+@needs_compile
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_model_equals_the_eager_one():
     """One graph, same spikes, mask and generator state; annealing p does not recompile."""
@@ -395,6 +397,7 @@ def test_a_compiled_model_equals_the_eager_one():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@needs_compile
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("memory", ["8bit", "bfloat16", "recompute"])
 def test_every_memory_compiles(memory):

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from helpers.compiled import needs_compile
 from torch import nn
 
 import backspike as bs
@@ -227,6 +228,7 @@ def test_bfloat16_autocast_and_copies(kind):
     assert torch.equal(copy.deepcopy(model)(x), model(x))
 
 
+@needs_compile
 @each_kind
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_layers_equal_eager_ones(kind):

@@ -540,6 +540,16 @@ def test_long_labels_of_the_y_axis_are_not_cut_off() -> None:
     assert grid_start > 46  # 45 for short labels
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")
+@pytest.mark.parametrize("name", ["recipe.json", "env.json", "log.jsonl", "evaluation.npz"])
+def test_a_pipe_in_a_run_folder_is_refused(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path / "run")
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    with pytest.raises(errors.ReportError, match=f"{name}: .*not a regular file"):
+        report.write(run)
+
+
 def test_importing_it_loads_neither_torch_nor_matplotlib() -> None:
     code = (
         "import sys, backspike.report\n"
@@ -707,7 +717,7 @@ CONTRAST = """(() => {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 1280, 1920])
 @pytest.mark.parametrize("kind", ["events", "still", "interrupted", "long", "compare"])
 def test_pages_are_legible_in_a_browser(
     browser: Chromium, tmp_path: Path, kind: str, width: int, scheme: str

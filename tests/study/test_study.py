@@ -363,7 +363,7 @@ def test_more_seeds_extend_the_same_study(copy):
 
 
 def test_another_study_in_the_folder_is_rejected_without_force(copy, tmp_path):
-    with pytest.raises(StudyError, match=r"other settings \(epochs was 1 and is 2\).*--force"):
+    with pytest.raises(StudyError, match=r"other settings \(epochs was 1 and is 2\).*force=True"):
         runner.run(_small(epochs=2), copy, seeds=2)
     with pytest.raises(StudyError, match="another study, small;"):
         runner.run(_small(name="other"), copy, seeds=2)

@@ -28,20 +28,6 @@ def no_locks(monkeypatch, request):
     monkeypatch.setattr(fcntl, "flock", refuse)
 
 
-@pytest.fixture
-def windows(monkeypatch):
-    """As on Windows, there is no fcntl and folders cannot be opened."""
-    open_ = os.open
-
-    def files_only(path, *rest, **options):
-        if os.path.isdir(path):
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return open_(path, *rest, **options)
-
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    monkeypatch.setattr(os, "open", files_only)
-
-
 def dead_process():
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()

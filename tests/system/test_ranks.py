@@ -20,7 +20,7 @@ from torch import nn
 import backspike as bs
 from backspike import train
 from backspike.data.batches import Batches
-from backspike.errors import RunError
+from backspike.errors import RanksError, RunError
 from backspike.kernel.mask import draw_seed
 from backspike.layers import norm
 from backspike.run import Run
@@ -76,7 +76,7 @@ def test_a_rank_without_samples_is_refused_before_training(monkeypatch):
     recipe = bs.recipes.digits().replace({"limit": 100, "batch_size": 32})  # 100 = 3 * 32 + 4
     with pytest.raises(
         RunError,
-        match=r"batch 3 .* parts of 4 samples, too few for 8 ranks; change batch_size \(32\)",
+        match=r"batch 4 .* parts of 4 samples, too few for 8 ranks; change batch_size \(32\)",
     ):
         setup.set_up(recipe, device="cpu")
 
@@ -152,7 +152,7 @@ def test_a_users_own_norm_is_refused():
     with pytest.raises(
         ValueError,
         match=r"^0 is a Mine, whose statistics cannot be shared between ranks; "
-        r"set --sync_norm False$",
+        r"set sync_norm=False$",
     ):
         norm.sync_batch_norm(nn.Sequential(Mine(3)))
 
@@ -251,6 +251,54 @@ def with_a_port(folder):
 
 def test_a_rank_that_joins_the_next_group_early_waits_for_the_others(tmp_path):
     torch.multiprocessing.spawn(join_two_groups, (with_a_port(tmp_path),), nprocs=2)
+
+
+def lose_the_other_rank(rank, folder):
+    """Rank 1 is killed; rank 0 learns of it and gets the SIGTERM that torchrun sends."""
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": (folder / "port").read_text(),
+    }
+    try:
+        with distributed.process_group("cpu") as together:
+            together.all_reduce(0)
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            together.on_rank0(lambda: "outside the training")
+            together.all_reduce(0)
+    except RanksError as e:
+        os.kill(os.getpid(), signal.SIGTERM)
+        (folder / "said").write_text(str(e))
+
+
+def test_a_lost_rank_is_named_also_outside_the_training(tmp_path):
+    ranks = torch.multiprocessing.spawn(
+        lose_the_other_rank, (with_a_port(tmp_path),), nprocs=2, join=False
+    ).processes
+    for rank in ranks:
+        rank.join(60)
+    assert [rank.exitcode for rank in ranks] == [0, -signal.SIGKILL]
+    assert (tmp_path / "said").read_text() == "another rank ended; start all of them again"
+
+
+def test_sigterm_interrupts_a_rank_of_a_group(tmp_path, monkeypatch):
+    """A rank that waits for the others ends with a message instead of without a word."""
+    before = signal.getsignal(signal.SIGTERM)
+    port = (with_a_port(tmp_path) / "port").read_text()
+    for name, value in zip(distributed._TORCHRUN, ("0", "1", "127.0.0.1", port)):
+        monkeypatch.setenv(name, value)
+    with distributed.process_group("cpu"):
+        pass
+    assert signal.getsignal(signal.SIGTERM) is before
+    try:
+        with pytest.raises(KeyboardInterrupt), distributed.process_group("cpu"):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # the next one does not cut off the message
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -361,7 +361,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(damage, tmp_path, ca
         train.resume(run, report=False, listen=stop_after(1))
     assert caplog.messages == [
         f"{run / 'last.ckpt'} is damaged: "
-        "continuing from the checkpoint before it, epoch 1, batch 0"
+        "continuing from the checkpoint before it, epoch 2, batch 1"
     ]
     assert (run / "last.ckpt").read_bytes() == (run / "previous.ckpt").read_bytes() == before
     train.resume(run, report=False)
@@ -498,7 +498,7 @@ def test_nan_in_a_weight_names_it(value, word, tmp_path):
         weight.data[0, 3] = value
 
     message = (
-        r"^the loss became nan in epoch 1, batch 2: "
+        r"^the loss became nan in epoch 2, batch 3: "
         rf"net\.2\.0\.weight contained {word} in 1 of 32 values before the step;"
     )
     with pytest.raises(RunError, match=message) as e:
@@ -516,7 +516,7 @@ def test_nan_in_a_gradient_names_the_weight(tmp_path):
 
     model.net[0][0].bias.register_hook(hook)
     message = (
-        r"^the gradient became nan in epoch 1, batch 1: all outputs are finite, "
+        r"^the gradient became nan in epoch 2, batch 2: all outputs are finite, "
         r"but the gradient of net\.0\.0\.bias contains NaN in 16 of 16 values; train again"
     )
     with pytest.raises(RunError, match=message):
@@ -542,7 +542,7 @@ class Scale(torch.nn.Module):
 
 def test_nan_from_a_layer_names_the_layer(tmp_path):
     message = (
-        r"^the loss became nan in epoch 0, batch 0: the output of net\.2\.0 \(Scale\) "
+        r"^the loss became nan in epoch 1, batch 1: the output of net\.2\.0 \(Scale\) "
         r"is not finite, although its weights and inputs are;"
     )
     with pytest.raises(RunError, match=message):
@@ -564,7 +564,7 @@ def test_nan_weights_from_the_last_step_of_an_epoch_do_not_replace_the_best(tmp_
 
     with pytest.raises(
         RunError,
-        match=r"^model\.net\.2\.0\.weight became NaN or infinite before epoch 1, batch 4; ",
+        match=r"^model\.net\.2\.0\.weight became NaN or infinite before epoch 2, batch 5; ",
     ):
         fit(own(), tmp_path / "run", model, Points(), Points(8), listen=listen)
     assert (tmp_path / "run/best.ckpt").read_bytes() == best["bytes"]

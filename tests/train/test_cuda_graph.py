@@ -242,7 +242,7 @@ def test_a_nonfinite_loss_is_found_later_and_never_saved(tmp_path, monkeypatch):
     as_on_a_gpu(monkeypatch)
     with pytest.raises(
         RunError,
-        match=r"became (nan|inf|-inf) in epoch 0, batch \d+ or in the 19 steps before it; .*lower",
+        match=r"became (nan|inf|-inf) in epoch 1, batch \d+ or in the 19 steps before it; .*lower",
     ):
         fit(own().replace({"optimizer": "SGD(lr=1e38)"}), tmp_path / "run", Own(), Points())
     assert all(torch.isfinite(v).all() for v in weights(tmp_path / "run").values())

@@ -500,7 +500,7 @@ def test_a_run_with_own_model_and_data_is_described_as_such(tmp_path):
     assert "ConvNet" not in env["command"]
     assert "Neuron" not in env["command"]
     assert env["command"].endswith("), out, model=..., train=..., test=...)")
-    assert "epoch 3 of 4 (the last)" in repr(result)
+    assert "epoch 4 of 4 (the last)" in repr(result)
     assert np.isnan(result.history["validation_accuracy"]).all()
 
 
@@ -606,7 +606,7 @@ def test_an_error_within_a_step_names_epoch_and_batch(tmp_path):
                 raise ValueError("Expected more than 1 value per channel")
             return super().forward(x)
 
-    with pytest.raises(RunError, match="epoch 0, batch 4: Expected more than 1"):
+    with pytest.raises(RunError, match="epoch 1, batch 5: Expected more than 1"):
         fit(own(), tmp_path / "run", Single(), Points(65), Points(8))
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_worker_info
 
-from ..errors import RunError
+from ..errors import RunError, option
 from ..system.distributed import Ranks
 from .augment import Augment, ResizedCrop
 from .mixing import Mixing
@@ -32,6 +32,12 @@ logger = logging.getLogger("backspike")
 ALONE = Ranks()
 # share of a GPU's free memory; larger sets stay in host memory
 RESIDENT_SHARE = 0.25
+# torch 2.6 cannot index these
+_SIGNED = {
+    torch.uint16: torch.int16,
+    torch.uint32: torch.int32,
+    torch.uint64: torch.int64,
+}
 # their values may be too large for float32
 _WIDE_INTEGERS = (torch.int32, torch.int64, torch.uint32, torch.uint64)
 
@@ -218,7 +224,7 @@ class Batches:
         images, labels = self.arrays
         for number, part in enumerate(parts[first:], first):
             x, y = (
-                a[part if a.device.type == "cpu" else self._to_device(part)]
+                _rows(a, part if a.device.type == "cpu" else self._to_device(part))
                 for a in (images, labels)
             )
             # a check on the device would make the host wait for it
@@ -247,7 +253,7 @@ class Batches:
             generator=torch.Generator(),
         )
         for number, (x, y) in enumerate(_explain_errors(iter(loader), self.recipe.workers), first):
-            what = f"batch {number} of the data"
+            what = f"batch {number + 1} of the data"
             if not isinstance(x, Tensor):
                 raise RunError(f"{what} has samples of type {type(x).__name__}: expected tensors")
             _check_real(x, what)
@@ -301,6 +307,11 @@ def _tensor(array: np.ndarray, what: str) -> Tensor:
         raise RunError(f"the {what} are of type {array.dtype}: expected numbers") from error
     _check_real(tensor, "the data")
     return tensor
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """x[index]"""
+    return x.view(_SIGNED.get(x.dtype, x.dtype))[index].view(x.dtype)
 
 
 def _place(x: Tensor, device: torch.device) -> Tensor:
@@ -369,7 +380,7 @@ def _check_finite(x: Tensor, number: int | None, samples: Tensor) -> None:
     if x.is_floating_point() and not bool((finite := torch.isfinite(x)).all()):
         bad = samples[~finite.reshape(len(x), -1).all(1).cpu()].tolist()
         named = ", ".join(map(str, bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        what = "the data" if number is None else f"batch {number} of the data"
+        what = "the data" if number is None else f"batch {number + 1} of the data"
         raise RunError(f"{what} holds NaN or infinity (sample {named}); clean the data set")
 
 
@@ -384,7 +395,7 @@ def reader_ended(workers: int) -> RunError:
     """The error to raise where `reader_died`."""
     return RunError(
         "a process that reads samples ended (killed, perhaps because memory ran out); "
-        f"lower --workers ({workers})"
+        f"lower {option('workers')} ({workers})"
     )
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # noqa: PLC2701  (the base of all BatchNorms)
 
+from ..errors import option
 from ..kernel.norm import Norm, track_statistics
 from ..system import distributed
 
@@ -192,7 +193,7 @@ def sync_batch_norm(model: nn.Module) -> None:
         elif isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm):
             raise ValueError(
                 f"{name} is a {type(m).__name__}, whose statistics cannot be shared between ranks; "
-                "set --sync_norm False"
+                f"set {option('sync_norm', False)}"
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .network import Layer
+from .network import Layer, check_sizes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,6 +26,11 @@ class MLP:
     hidden: tuple[int, ...] = (128, 128)
     recurrent: bool = False
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
 
     def build(self, neuron: Layer, norm: Layer | None = None) -> nn.Module:
         from .plain import build_mlp

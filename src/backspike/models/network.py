@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -26,6 +26,18 @@ class Network:
 
     num_classes: int = 10
     in_channels: int = 3
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+
+
+def check_sizes(network: Any) -> None:
+    """Raises ValueError for a field with a whole number, or a tuple of them, below 1."""
+    for field in fields(network):
+        value = getattr(network, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if type(number) is int and number < 1:
+                raise ValueError(f"{field.name} must be at least 1, got {number}")
 
 
 def factory(network: type[Model], name: str = "") -> Callable[..., nn.Module]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from .network import Layer, Network
+from .network import Layer, Network, check_sizes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,6 +26,9 @@ class ConvNet:
     in_channels: int = 1
     size: int | None = 28
     hidden: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
 
     def build(self, neuron: Layer, norm: Layer | None = None) -> nn.Module:
         from .plain import build_convnet

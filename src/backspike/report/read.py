@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ReportError
-from ..system.files import read_arrays, read_json
+from ..system.files import read_arrays, read_json, read_regular
 from . import activity, results, run_data, samples
 from .run_data import MAX_NUMBER, Array, RunData
 
@@ -57,7 +57,7 @@ def load_run(path: Path) -> RunData:
 
 def read_json_object(path: Path, hint: str = "restore the file or train again") -> dict[str, Any]:
     try:
-        value = read_json(path.read_bytes())
+        value = read_json(read_regular(path))
     except FileNotFoundError:
         raise ReportError(f"{path}: missing; give a folder that `backspike train` wrote") from None
     except (OSError, ValueError) as error:
@@ -76,7 +76,7 @@ def read_log(
     Torn lines are skipped.
     """
     try:
-        lines = path.read_text("utf-8", errors="replace").splitlines()
+        lines = read_regular(path).decode("utf-8", errors="replace").splitlines()
     except OSError as error:
         raise ReportError(
             f"{path}: {error.strerror}; give a folder that `backspike train` wrote"

@@ -50,10 +50,11 @@ def _dots(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome])
         ax.invert_yaxis()
         ax.grid(axis="x")
         percent_axis(ax.xaxis)
-        ax.set_xlabel("test accuracy, best epoch by validation")
+        ax.set_xlabel("test accuracy")
 
     text = "; ".join(f"{row['arm']} {percent(row['best']['mean'])} %" for row in rows)
-    return [Picture("dots", "Test accuracy: runs, means and their 95 % intervals", [], plot, text)]
+    title = "Test accuracy, best epoch by validation: runs, means and their 95 % intervals"
+    return [Picture("dots", title, [], plot, text)]
 
 
 def _sweep(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]) -> list[Picture]:

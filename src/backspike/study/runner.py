@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ..data import DataError
-from ..errors import RecipeError, RunError, StudyError
+from ..errors import RecipeError, RunError, StudyError, option
 from ..run import Run
 from ..system import heap, workers
 from ..system.events import Listener
-from ..system.files import read_json, to_json, write_atomic
+from ..system.files import read_json, read_regular, to_json, write_atomic
 from ..system.machine import processors
 from .page import write
 from .progress import Clock
@@ -90,26 +90,26 @@ def run(
 def folder(out: Path, settings: dict[str, Any], force: bool) -> Iterator[None]:
     """Makes and locks the study's folder. Raises StudyError if it is in use for something else."""
     if out.exists() and not out.is_dir():
-        raise StudyError(f"{out} is a file; choose another folder with --out")
+        raise StudyError(f"{out} is a file; choose another folder ({option('out')})")
     file = out / "study.json"
     if (
         out.is_dir()
         and not file.exists()
         and any(not p.name.startswith(".") for p in out.iterdir())
     ):
-        raise StudyError(f"{out} holds other files; choose another folder with --out")
+        raise StudyError(f"{out} holds other files; choose another folder ({option('out')})")
     known = _settings(file) if file.exists() and not force else settings
     if known != settings:
         difference = _difference(known, settings)
         raise StudyError(
-            f"{out} holds {difference}; choose another folder with --out, "
-            "or replace it with --force"
+            f"{out} holds {difference}; choose another folder ({option('out')}), "
+            f"or replace it with {option('force', True)}"
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise StudyError(
-            f"cannot make {out}: {e.strerror}; choose another folder with --out"
+            f"cannot make {out}: {e.strerror}; choose another folder ({option('out')})"
         ) from e
     if not file.exists():
         write_atomic(file, to_json({"settings": settings}))
@@ -122,9 +122,9 @@ def folder(out: Path, settings: dict[str, Any], force: bool) -> Iterator[None]:
 
 def _settings(path: Path) -> Any:
     try:
-        return read_json(path.read_bytes())["settings"]
+        return read_json(read_regular(path))["settings"]
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise StudyError(f"{path} is damaged ({e}); choose another folder with --out") from e
+        raise StudyError(f"{path} is damaged ({e}); choose another folder ({option('out')})") from e
 
 
 def _difference(known: Any, wanted: dict[str, Any]) -> str:
@@ -205,7 +205,7 @@ def _in_processes(
         if kind == "failed":
             value = (
                 f"{job.arm} seed {job.seed}: its process ended with code {value.code}; "
-                f"if memory ran out, use --jobs {max(1, n - 1)}"
+                f"if memory ran out, use {option('jobs', max(1, n - 1))}"
             )
         failed |= clock.over(job, value)
     return failed

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import StudyError
+from ..errors import StudyError, option
 from ..recipes.recipe import OPEN, Recipe
 from ..run import Run
-from ..system.files import read_json
+from ..system.files import read_json, read_regular
 
 # fields that do not affect results
 FREE = ("checkpoint_seconds", "root")
@@ -85,7 +85,7 @@ class Study:
             for own in {key for arm in self.arms for key in arm.changes}:
                 if f"{changed}.".startswith(f"{own}.") or f"{own}.".startswith(f"{changed}."):
                     raise StudyError(
-                        f"the arms of {self.name} differ in {own}; leave --{changed} out"
+                        f"the arms of {self.name} differ in {own}; leave {option(changed)} out"
                     )
         return dataclasses.replace(self, base=self.base.replace(dict(changes)))
 
@@ -143,7 +143,7 @@ def same_recipe(job: Job) -> bool:
     """Returns True. Raises StudyError if the folder holds a run of another recipe."""
     path = job.folder / "recipe.json"
     try:
-        stored = dict(read_json(path.read_bytes())["fields"])
+        stored = dict(read_json(read_regular(path))["fields"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise StudyError(
             f"{path} is damaged ({e}); remove {job.folder} and run the study again"
@@ -156,6 +156,6 @@ def same_recipe(job: Job) -> bool:
     }:
         raise StudyError(
             f"{job.folder} holds a run of another recipe; remove it, "
-            "or choose another folder with --out"
+            f"or choose another folder ({option('out')})"
         )
     return True

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -157,7 +159,8 @@ def process_group(device: str | torch.device | None = None) -> Iterator[Ranks]:
     """Joins the process group that torchrun started; without torchrun, the process stays alone.
 
     If several ranks fail, the first one raises its error; the others exit silently with code 1.
-    Raises RanksError if the ranks cannot connect.
+    SIGTERM, which torchrun sends to all ranks when one ends, raises KeyboardInterrupt. Raises
+    RanksError if the ranks cannot connect or another one ends.
     """
     if (
         not all(name in os.environ for name in _TORCHRUN)
@@ -186,12 +189,34 @@ def process_group(device: str | torch.device | None = None) -> Iterator[Ranks]:
             f"the ranks cannot connect to each other ({line}); start all of them with one torchrun"
         ) from e
     try:
-        yield current()
+        with _interrupt_on_sigterm():
+            yield current()
     except (Exception, KeyboardInterrupt) as e:
         if not _claims_report(store):
             raise SystemExit(1) from e
+        if is_peer_failure(e):
+            raise RanksError("another rank ended; start all of them again") from e
         raise
     dist.destroy_process_group()
+
+
+@contextmanager
+def _interrupt_on_sigterm() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt; after an error it is ignored, so that it can be reported.
+
+    Otherwise the signal that torchrun sends when a rank ends would end the others without a word.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except BaseException:
+        before = signal.SIG_IGN
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _claims_report(store: Any) -> bool:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import stat
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from ..errors import RunError
+from ..errors import RunError, option
 from . import disk
 
 DEEPEST_JSON = 32  # levels of nesting; our own files have fewer than ten
@@ -54,8 +55,15 @@ def cannot_write(path: Path, e: OSError) -> RunError:
         )
     return RunError(
         f"cannot write {path}: {e.strerror or e}; "
-        "make the folder writable or choose another one with --out"
+        f"make the folder writable or choose another one ({option('out')})"
     )
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a regular file. Raises OSError for pipes and devices, which may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_bytes()
 
 
 def read_json(text: bytes | str) -> Any:
@@ -89,7 +97,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     out = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(read_regular(path))) as archive:
             members = archive.infolist()
             if (size := sum(member.file_size for member in members)) > LARGEST_ARRAYS:
                 raise ValueError(f"unpacks to {size} bytes, more than {LARGEST_ARRAYS}")

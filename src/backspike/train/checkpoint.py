@@ -25,7 +25,10 @@ CHECKPOINT_VERSION = 3
 
 @dataclass
 class Progress:
-    """The progress of a run; `epoch` and `batch` are the next to train."""
+    """The progress of a run; `epoch` and `batch` are the next to train.
+
+    Both count from 0 here and in files; `str` counts from 1, as everything that people see.
+    """
 
     epoch: int = 0
     batch: int = 0
@@ -35,7 +38,7 @@ class Progress:
     epoch_seconds: float = 0.0  # of the current epoch
 
     def __str__(self) -> str:
-        return f"epoch {self.epoch}, batch {self.batch}"
+        return f"epoch {self.epoch + 1}, batch {self.batch + 1}"
 
     def update_best(self, accuracy: float | None, loss: float | None) -> bool:
         """Whether this epoch is the best so far; without a validation set, the last one counts."""
@@ -114,9 +117,9 @@ def read_last(run: Run) -> dict[str, Any]:
         except RunError:
             raise damaged from None
         logger.warning(
-            "%s is damaged: continuing from the checkpoint before it, epoch %d, batch %d",
+            "%s is damaged: continuing from the checkpoint before it, %s",
             run.path / "last.ckpt",
-            *state["position"][:2],
+            Progress(*state["position"][:2]),
         )
         run.write("last.ckpt", run.read("previous.ckpt"))
         return state

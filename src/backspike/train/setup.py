@@ -233,7 +233,7 @@ def _check_shares(train: Batches, recipe: Recipe, ranks: Ranks) -> None:
     for number in {0, len(train) - 1}:
         if (fewest := min(train.parts(number))) < ranks.size:
             raise RunError(
-                f"batch {number} of an epoch comes in parts of {fewest} samples, "
+                f"batch {number + 1} of an epoch comes in parts of {fewest} samples, "
                 f"too few for {ranks.size} ranks; change "
                 f"{option('batch_size')} ({recipe.batch_size}), "
                 f"{option('accumulate')} ({recipe.accumulate}) or {option('limit')}"

@@ -69,10 +69,13 @@ class Result:
 
     def __repr__(self) -> str:
         chosen = "the last" if self.validation_accuracy is None else "best by validation"
+        best = "no epoch"
+        if self.best_epoch is not None:  # it counts from 0
+            best = f"epoch {self.best_epoch + 1} of {self.epochs} ({chosen})"
         parts = [
             f"run {self.run!r}",
             f"test accuracy {_percent(self.test_accuracy)}",
-            f"epoch {self.best_epoch} of {self.epochs} ({chosen})",
+            best,
             f"{self.seconds:.1f} s",
         ]
         return f"Result({', '.join(parts)})"
@@ -316,7 +319,7 @@ class Trainer:
                 raise
             again = distributed.command("resume", self.run.path)
             raise RunError(
-                f"another rank ended in epoch {self.progress.epoch}; "
+                f"another rank ended in epoch {self.progress.epoch + 1}; "
                 f"continue from the last checkpoint with: {again}"
             ) from e
 

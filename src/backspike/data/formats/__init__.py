@@ -6,13 +6,13 @@ with the file and the byte offset. Sizes that a file claims are checked against 
 memory is allocated.
 """
 
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ...errors import DataError
+from ...system.files import read_regular
 
 
 def read_file(path: Path) -> bytes:
@@ -21,9 +21,7 @@ def read_file(path: Path) -> bytes:
     Raises DataError if the file cannot be read.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise DataError(f"{path} is not a regular file")
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
