@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 import backspike as bs
 from backspike.errors import ExchangeError
-from backspike.neuron.shifted import DelayedReset, Shifted
+from backspike.exchange.foreign_neuron import NoAutapses
+from backspike.neuron.shifted import DelayedReset, DelayedResetCuba, Shifted
 
 T, B, N = 30, 4, 8
 
@@ -327,3 +328,21 @@ def test_the_shifted_neuron_follows_its_equation():
     torch.testing.assert_close(seen[""].state, v)
     torch.testing.assert_close(seen[""].membrane[-1], u)
     assert "scale=2, shift=0.3, start=0.5" in repr(layer)
+
+
+@pytest.mark.parametrize("autapses", [False, True])
+def test_a_delayed_reset_behind_a_synapse_is_recurrent_too(autapses):
+    """snnTorch's RSynaptic; a recurrent kernel that knows CubaLIF must not take it for one."""
+    options = {"v_threshold": 0.8, "decay_input": False, "reset_gradient": 0.0}
+    neuron = DelayedResetCuba(4.0, tau_synapse=2.0, surrogate=bs.ATan(), **options)
+    around = (nn.Linear if autapses else NoAutapses)(N, N).double()
+    x = inputs()
+    s = i = u = torch.zeros_like(x[0])
+    spikes = []
+    for x_t in x:
+        weight = around.weight if autapses else around.weight * (1 - torch.eye(N))
+        i = 0.5 * i + x_t + F.linear(s, weight, around.bias)
+        u = 0.75 * u + i - 0.8 * s
+        s = (u >= 0.8).double()
+        spikes.append(s)
+    assert torch.equal(bs.Recurrent(around, neuron)(x), torch.stack(spikes))

@@ -242,7 +242,7 @@ class NoAutapses(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         off = 1 - torch.eye(self.in_features, dtype=self.weight.dtype, device=self.weight.device)
-        return F.linear(x, self.weight * off)
+        return F.linear(x, self.weight * off, self.bias)
 
 
 def _norse_surrogate(p: Any, surrogate: Surrogate | None) -> Surrogate:

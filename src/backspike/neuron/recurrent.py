@@ -75,8 +75,9 @@ class Recurrent(Streaming):
 
     def why_step_by_step(self, x: Tensor) -> str | None:
         """Why this input runs one timestep after the other; None if one kernel runs all of them."""
-        layer, neuron, kinds = self.layer, self.neuron, (LIF.compute, CubaLIF.compute)
-        if type(neuron).compute not in kinds or isinstance(neuron.options, options.CLIF):
+        layer, neuron = self.layer, self.neuron
+        computes = {kind for kind in type(neuron).__mro__ if "compute" in vars(kind)}
+        if computes - {LIF, CubaLIF} or isinstance(neuron.options, options.CLIF):
             return f"a {type(neuron).__name__} has no such kernel"
         if neuron.options.backend not in ("auto", "cpu"):
             return f"backend {neuron.options.backend!r} was requested"
