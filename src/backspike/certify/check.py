@@ -29,7 +29,7 @@ from ..errors import CertifyError
 from ..kernel import Unsupported
 from ..kernel.coefficients import leak, over_channels, rest, state_dtype
 from ..kernel.cpu import library
-from ..kernel.saved import ROUNDED, decode, encode, reach
+from ..kernel.saved import ROUNDED, decode, eight_bits, encode
 from ..neuron.prepare import prepare
 from ..options import LIF
 from ..surrogate import (
@@ -425,13 +425,13 @@ def _definition(memory: str, values: tuple[str, ...]) -> dict[str, Any]:
         over_channels(p.detach(), call.x) if isinstance(p, Tensor) else p
         for p in (call.theta, call.width)
     )
-    end = reach(call.neuron.base, call.neuron.replace)
+    code = eight_bits(call.neuron.base, call.neuron.replace, call.width is not None)
     u = decode(
         memory,
-        encode(memory, exact["membranes"], theta, width, end),
+        encode(memory, exact["membranes"], theta, width, code),
         theta,
         width,
-        end,
+        code,
         torch.float64,
     )
     x = _currents(u, exact["spikes"], call)

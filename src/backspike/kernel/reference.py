@@ -107,9 +107,9 @@ def surrogate_spike(u: Tensor, theta: float | Tensor, t: int, call: Call) -> Ten
 
 def _spike_line(u: Tensor, theta: float | Tensor, t: int, call: Call) -> Tensor:
     neuron = call.neuron
-    # an Integrator never spikes, and z - z.detach() would be NaN
+    # an Integrator never spikes, and z - z.detach() would always be NaN
     if not isinstance(theta, Tensor) and math.isinf(theta):
-        return torch.zeros_like(u)
+        return (u - u).detach()
     z = u - theta
     y = z if call.width is None else z / over_channels(call.width.to(z.dtype), call.x)
     h = neuron.base.derivative(y.detach())
