@@ -44,7 +44,8 @@ class Job(ctypes.Structure):
         *fields(ctypes.c_int64, "T N C inner per_channel depth area chunks threads"),
         *fields(ctypes.c_int64, "soft decay_input temporal parametric masked rescale learns"),
         *fields(
-            ctypes.c_int64, "seed limit x_stride g_stride gu_stride keeps repeated logarithmic streams fresh"
+            ctypes.c_int64,
+            "seed limit x_stride g_stride gu_stride keeps repeated logarithmic streams fresh",
         ),
         *fields(ctypes.c_double, "v_reset rho keep unit"),
         *fields(CSurrogate, "surrogate replace"),
