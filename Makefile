@@ -2,7 +2,8 @@
 # make test      test suite
 # make check     style, import layers and types
 # make install   only .venv and the package
-# make sanitize  tests of the C kernels under AddressSanitizer and UBSan
+# make sanitize  tests of the C kernels under AddressSanitizer and UBSan;
+#                make sanitize KIND=--thread: under ThreadSanitizer (needs clang and libomp)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -45,7 +46,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 sanitize: $(VENV)/.installed-dev
-	PYTHON=$(BIN)/python .ci/sanitize
+	PYTHON=$(BIN)/python .ci/sanitize $(KIND)
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -245,7 +245,7 @@ def network(name, backend):
 def test_networks_agree_with_their_definition(name, backend):
     finding = network(name, backend)
     assert not finding.reason
-    assert finding.errors
+    assert finding.errors or networks.NETWORKS[name].bad is not None
 
 
 def test_batch_norm_of_unusual_strides_is_found(monkeypatch):

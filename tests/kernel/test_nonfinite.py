@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from helpers.layouts import LAYOUTS
 from helpers.neurons import RESETS, draw, run
+from helpers.norms import make_call
 from torch import nn
 
 import backspike as bs
@@ -19,7 +20,6 @@ from backspike import ATan, Masked, Triangle
 from backspike.kernel.cpu import library
 from backspike.kernel.norm import Norm, norm_lif
 from backspike.layers import sparsity, synapse
-from helpers.norms import make_call
 
 SHAPE = (5, 3, 4, 7, 9)  # 756 elements per timestep: more than a block, not a multiple of 8
 HAND_WRITTEN = [b for b in bs.backends() if b != "reference"]

@@ -4,9 +4,10 @@ A case is one call of `bs.lif` with one value for every axis of `AXES`. Currents
 incoming gradients are multiples of 1/64, for which every membrane is exact in float32 (tau 2 with
 T <= 16, tau 4 with T <= 8) and some equal the threshold. So spikes, membranes and the mask must be
 bit-identical to those of `kernel/reference.py` in float64, and NaN where those are. Gradients,
-which autograd derives there and other backends compute by hand, must agree to rounding. If the membrane is saved for backward
-in fewer bits (memory="8bit", "bfloat16"), gradients must be those at the decoded membrane
-(`saved.py`), to the same tolerance.
+which autograd derives there and other backends compute by hand, must agree to rounding. If the
+membrane is saved for backward in fewer bits (memory="8bit", "bfloat16"), gradients must be those at
+the decoded membrane (`saved.py`), to the same tolerance; `networks.py` compares those of quiet
+layers with the exact ones.
 
 Further cases are the small networks of `networks.py`.
 """

@@ -1,15 +1,17 @@
 """Small networks: what single calls of a neuron do not show.
 
 Do gradients depend on memory layout, static input or recording? With 8 bits, are those of a quiet
-layer near the exact ones? Does one weight that is not finite show at the output? Each case runs a network through one backend and compares it with its definition in float64: the
-same weights, plain torch operations, BatchNorm written out, `backend="reference"`, and a contiguous
-input with a copy per timestep.
+layer near the exact ones? Does one weight that is not finite show at the output? Each case runs a
+network through one backend and compares it with its definition in float64: the same weights, plain
+torch operations, BatchNorm written out, `backend="reference"`, and a contiguous input with a copy
+per timestep.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -39,8 +41,8 @@ class Network:
     input and weights. static: one timestep in memory stands for all. learns: the input requires a
     gradient. recorded: the network runs within `bs.record`, with sampled gradients, and the
     gradient at the recorded spikes is compared too. quiet: the surrogate of neurons that save 8
-    bits and whose membranes stay near 0, far below the threshold of 3. bad: the value of one weight,
-    whose input is always 0; only outputs are compared.
+    bits and whose membranes stay near 0, far below the threshold of 3. bad: the value of one
+    weight, whose input is always 0; only outputs are compared.
     """
 
     shape: tuple[int, ...]
@@ -143,31 +145,7 @@ def _gradients(
 def _model(case: Network, backend: str) -> nn.Sequential:
     """The network of a case, in float32 on the CPU."""
     draw = torch.Generator().manual_seed(0)
-    if len(case.shape) == 2:
-        # if recorded, so narrow that few neurons want a gradient, computed for them alone
-        first: dict[str, Any] = {"surrogate": Triangle(alpha=40.0)} if case.recorded else {}
-        if case.quiet:
-            first = {"surrogate": case.quiet, "memory": "8bit", "v_threshold": 3.0}
-        width = 1024 if case.recorded else 256
-        synapses = [
-            nn.Linear(a, b, bias=False) for a, b in ((case.shape[1], width), (width, width))
-        ]
-        second = first if case.quiet else {}
-        neurons = [LIF(backend=backend, **options) for options in (first, second)]
-        model = Sequential(
-            *itertools.chain(*((OverTime(m), neuron) for m, neuron in zip(synapses, neurons)))
-        )
-    else:
-        channels = (case.shape[1], 3, 3)
-        blocks: list[nn.Module] = []
-        for a, b in itertools.pairwise(channels):
-            # a bias before a norm would have no gradient
-            convolution = nn.Conv2d(a, b, 3, padding=1, bias=False)
-            blocks += [
-                OverTime(convolution, nn.BatchNorm2d(b)),
-                LIF(v_threshold=0.5, backend=backend),
-            ]
-        model = Sequential(*blocks)
+    model = Sequential(*(_linear if len(case.shape) == 2 else _convolutions)(case, backend))
     with torch.no_grad():
         for p in model.parameters():
             # on a grid, so that float32 computes spikes exactly
@@ -177,6 +155,25 @@ def _model(case: Network, backend: str) -> nn.Sequential:
         if case.bad is not None:
             next(model.parameters()).view(-1)[0] = case.bad
     return model
+
+
+def _linear(case: Network, backend: str) -> Iterator[nn.Module]:
+    width = 1024 if case.recorded else 256
+    options: dict[str, Any] = {}
+    if case.quiet:
+        options = {"surrogate": case.quiet, "memory": "8bit", "v_threshold": 3.0}
+    # if recorded, so narrow that few neurons want a gradient, which is then computed for them alone
+    first = {"surrogate": Triangle(alpha=40.0)} if case.recorded else options
+    for inputs, given in ((case.shape[1], first), (width, options)):
+        yield OverTime(nn.Linear(inputs, width, bias=False))
+        yield LIF(backend=backend, **given)
+
+
+def _convolutions(case: Network, backend: str) -> Iterator[nn.Module]:
+    for a, b in itertools.pairwise((case.shape[1], 3, 3)):
+        # a bias before a norm would have no gradient
+        yield OverTime(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b))
+        yield LIF(v_threshold=0.5, backend=backend)
 
 
 def _input(case: Network) -> Tensor:

@@ -71,7 +71,7 @@ def _forward(
         if isinstance(offset, Tensor) or offset:
             u += offset
         u += x[t if call.repeats == 1 else 0].to(dtype) * gain
-        doubt = u - u  # NaN where u is not finite; so are the spike and the next v, as in reference
+        doubt = u - u  # NaN where u is not finite, as the spike and the next v are then
         u += doubt
         fired = u >= theta
         spikes[t] = fired + doubt

@@ -1,7 +1,8 @@
 """The definition: the recursion in plain torch, differentiated by autograd.
 
 All other backends are tested against this file. It builds a graph over all T whatever `memory`
-says, and is written to be read and compared with, not to be fast.
+says, and is written to be read and compared with, not to be fast. Where u is NaN or infinite, the
+spike and all that follows are NaN.
 """
 
 from __future__ import annotations

@@ -2,16 +2,17 @@
 
     "exact"       u in the dtype of the state
     "bfloat16"    z = u - theta rounded to bfloat16
-    "8bit"        z in 8 bits: steps of reach / 128 from -reach to reach, saturated beyond
+    "8bit"        z in 8 bits, see `EightBits`
     "1bit"        whether h is 0; exact, and only for Rectangle with the soft reset
     "recompute"   only x, from which backward computes u again; exact
     "checkpoint"  the same as "recompute" for a neuron outside a block
 
 In both rounded forms the sign of the code says whether the neuron fired, so the backward pass sees
 the spikes of the forward pass. With a learned width w the 8 bits hold z / w. Only gradients are
-rounded: with ATan, Triangle and Sigmoid by about 1 % (8 bits) and 0.2 % (bfloat16) of their norm,
-with SuperSpike by 3 % (8 bits). Rectangle is discontinuous: in bfloat16 its edges cause an error of
-4 %, so use "1bit" or "recompute" with it.
+rounded: by 0 to 2 % of their norm with 8 bits and by about 0.1 % in bfloat16; in quiet layers, whose
+gradients are small, by more (the table in docs/speed-and-memory.md). Dspike and Rectangle are
+discontinuous: in bfloat16 their edges cause errors of 1 and 4 %, with 8 bits they are on the
+borders of codes.
 """
 
 from __future__ import annotations
