@@ -3,7 +3,7 @@
 # make check     style, import layers and types
 # make install   only .venv and the package
 # make sanitize  tests of the C kernels under AddressSanitizer and UBSan;
-#                make sanitize KIND=--thread: under ThreadSanitizer (needs clang and libomp)
+#                make sanitize KIND=--thread: under ThreadSanitizer (needs clang 19 and libomp)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

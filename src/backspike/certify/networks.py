@@ -151,7 +151,7 @@ def _model(case: Network, backend: str) -> nn.Sequential:
             # on a grid, so that float32 computes spikes exactly
             p.copy_(torch.randint(-16, 17, p.shape, generator=draw) / 64 + (p.dim() == 1))
             if case.quiet:
-                p /= 16
+                p.div_(16)
         if case.bad is not None:
             next(model.parameters()).view(-1)[0] = case.bad
     return model

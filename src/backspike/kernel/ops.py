@@ -100,7 +100,8 @@ def surrogates(flags: tuple[int, ...], numbers: tuple[float, ...]) -> list[Any]:
 @lru_cache(maxsize=256)
 def eight_bits(flags: tuple[int, ...], numbers: tuple[float, ...]) -> tuple[float, bool]:
     """The fields of `saved.eight_bits` for the neuron in the result of `encode`."""
-    code = saved.eight_bits(*surrogates(flags, numbers), parametric=bool(flags[4]))
+    base, replace = surrogates(flags, numbers)
+    code = saved.eight_bits(base, replace, parametric=bool(flags[4]))
     return float(code.unit), code.logarithmic
 
 

@@ -9,7 +9,7 @@
 
 In both rounded forms the sign of the code says whether the neuron fired, so the backward pass sees
 the spikes of the forward pass. With a learned width w the 8 bits hold z / w. Only gradients are
-rounded: by 0 to 2 % of their norm with 8 bits and by about 0.1 % in bfloat16; in quiet layers, whose
+rounded: by 0 to 2 % of their norm with 8 bits, by about 0.1 % in bfloat16; in quiet layers, whose
 gradients are small, by more (the table in docs/speed-and-memory.md). Dspike and Rectangle are
 discontinuous: in bfloat16 their edges cause errors of 1 and 4 %, with 8 bits they are on the
 borders of codes.
