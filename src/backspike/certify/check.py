@@ -89,7 +89,7 @@ class Row:
     failed: int = 0
     # cases whose mask bits were compared
     masks: int = 0
-    # largest error of a gradient, by dtype
+    # largest error of a gradient, by dtype; that of quiet networks with 8 bits apart
     errors: dict[str, float] = field(default_factory=dict)
     # why other combinations were not tried, each reason once
     refused: list[str] = field(default_factory=list)
@@ -99,8 +99,9 @@ class Row:
         self.cases += 1
         self.failed += bool(finding.reason)
         self.masks += finding.mask is not None
-        dtype = finding.case["dtype"]
-        self.errors[dtype] = max(self.errors.get(dtype, 0.0), *finding.errors.values(), 0.0)
+        network = NETWORKS.get(finding.case.get("network", ""))
+        column = network.column if network else finding.case["dtype"]
+        self.errors[column] = max(self.errors.get(column, 0.0), *finding.errors.values(), 0.0)
 
 
 @dataclass

@@ -30,6 +30,7 @@ from .axes import TOLERANCE
 T = 3
 # largest error of a gradient through two quiet layers with 8 bits, of which each is 3 to 6 % off
 QUIET = 0.2
+QUIET_COLUMN = "8bit, quiet"
 Results = dict[str, Tensor]
 
 
@@ -58,6 +59,11 @@ class Network:
     def limit(self) -> float:
         """The largest error of a gradient."""
         return TOLERANCE[self.dtype] if self.quiet is None else QUIET
+
+    @property
+    def column(self) -> str:
+        """The column of the certificate that shows its errors."""
+        return str(self.dtype).removeprefix("torch.") if self.quiet is None else QUIET_COLUMN
 
 
 NETWORKS = {
