@@ -3,7 +3,8 @@
 # make check     style, import layers and types
 # make install   only .venv and the package
 # make pretrained  trains the networks that ship in the package, and writes their cards
-# make sanitize  tests of the C kernels under AddressSanitizer and UBSan
+# make sanitize  tests of the C kernels under AddressSanitizer and UBSan;
+#                make sanitize KIND=--thread: under ThreadSanitizer (needs clang 19 and libomp)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -49,7 +50,7 @@ pretrained: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/pretrained.py
 
 sanitize: $(VENV)/.installed-dev
-	PYTHON=$(BIN)/python .ci/sanitize
+	PYTHON=$(BIN)/python .ci/sanitize $(KIND)
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -43,7 +43,7 @@ TYPES[torch.int64] = "i64"
 FEW = {
     "bfloat16, tau 2": {"dtype": torch.bfloat16},
     "float32, masked, 8bit, soft": {
-        "surrogate": Masked(Triangle()),
+        "surrogate": Masked(ATan()),
         "memory": "8bit",
         "v_reset": None,
     },
@@ -85,6 +85,7 @@ MANY = {
         "surrogate": Dspike(),
         "temporal_gradient": False,
     },
+    "8bit, compact": {"surrogate": Triangle(), "memory": "8bit"},
     "active of codes": {
         "record_active": True,
         "memory": "8bit",

@@ -160,6 +160,8 @@ def test_nan_and_infinity_are_propagated():
             )
         ):
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+        spikes = bs.lif(x, backend="triton", v_reset=reset).spikes
+        assert spikes.isnan()[0].tolist() == [True, True, True, False, False]
 
 
 # ----------------------------------------------------------------------------------- sizes, layouts
@@ -349,10 +351,11 @@ def test_exactly_the_elements_of_bs_dropped_are_dropped():
 
 @pytest.mark.parametrize("width", [None, 0.7])
 @pytest.mark.parametrize("memory", saved.ROUNDED)
-def test_codes_equal_those_in_torch(memory, width):
+@pytest.mark.parametrize("base", [ATan(alpha=3.0), Triangle(alpha=0.5)], ids=str)
+def test_codes_equal_those_in_torch(memory, width, base):
     for dtype in (torch.float32, torch.float64):
         x, w = membranes(dtype), None if width is None else torch.tensor(width, dtype=dtype)
-        surrogate = ATan(alpha=3.0) if width is None else Parametric(ATan(alpha=3.0))
+        surrogate = base if width is None else Parametric(base)
         rule = {
             "tau": math.inf,
             "decay_input": False,
@@ -364,7 +367,7 @@ def test_codes_equal_those_in_torch(memory, width):
         call = prepare(x, None, width=w, memory=memory, **rule)
         inputs = ops.constants(call), *ops.encode(call), ops.SAVED_FORMS.index(memory)
         _, _, u, _, code, *_ = ops.forward("triton_lif", call, *inputs)
-        want = saved.encode(memory, u, 1.0, w, saved.reach(ATan(alpha=3.0)))
+        want = saved.encode(memory, u, 1.0, w, saved.eight_bits(base))
         torch.testing.assert_close(code, want, rtol=0, atol=0, equal_nan=True)
         assert memory == "8bit" or torch.equal(code.signbit(), want.signbit())
 

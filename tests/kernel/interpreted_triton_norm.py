@@ -114,6 +114,18 @@ def test_spikes_are_exact(dtype):
     assert torch.equal(got.state, state)
 
 
+@pytest.mark.parametrize("pool", [None, "avg", "max"])
+def test_nan_and_infinity_become_spikes_of_nan(pool):
+    y, norm = LAST(normal((2, 2, 3, 4, 5), 7)), make_norm(3, training=False)
+    y[0, 1, 1, 2, 3], y[1, 0, 2, 0, 0] = float("inf"), float("nan")
+    got, want = (
+        norm_lif(make_call(y), norm, pool, backend=backend).spikes
+        for backend in ("triton", "reference")
+    )
+    assert want.isnan().any()
+    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
 def test_addition_to_the_spikes():
     y, add = LAST(normal((2, 2, 3, 2, 3), 7)), LAST(normal((2, 2, 3, 2, 3), 9)).requires_grad_()
     spikes, norm = norm_lif(make_call(y), make_norm(3), backend="cpu").spikes, make_norm(3)

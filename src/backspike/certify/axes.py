@@ -61,7 +61,10 @@ LEARNED: dict[str, tuple[str, ...]] = {
     "tau": ("tau",),
     "per-channel": tuple(CONSTANTS),
 }
-CALLS = ("plain", "state", "membrane", "channels-last", "one-sample", "one-row", "repeats")
+CALLS = (
+    *("plain", "state", "membrane", "channels-last", "one-sample", "one-row", "repeats"),
+    "non-finite",
+)
 AXES: dict[str, dict[str, Any]] = {
     "surrogate": SURROGATES,
     "v_reset": {"None": None, "0": 0.0, "-0.25": -0.25},
@@ -78,6 +81,6 @@ AXES: dict[str, dict[str, Any]] = {
     "memory": {m: m for m in kernel.MEMORIES if m != "checkpoint"},
     # how it is called: from rest; from a state, with a gradient at the last state; with the
     # membrane recorded, and a gradient at it; channels last, also of one sample or one row; with
-    # one timestep that stands for all
+    # one timestep that stands for all; with currents of NaN and infinity
     "call": {name: name for name in CALLS},
 }

@@ -1,13 +1,17 @@
-"""Small networks: do gradients depend on memory layout, static input or recording?
+"""Small networks: what single calls of a neuron do not show.
 
-Each case runs a network through one backend and compares it with its definition in float64: the
-same weights, plain torch operations, BatchNorm written out, `backend="reference"`, and a contiguous
-input with a copy per timestep.
+Do gradients depend on memory layout, static input or recording? With 8 bits, are those of a quiet
+layer near the exact ones? Does one weight that is not finite show at the output? Each case runs a
+network through one backend and compares it with its definition in float64: the same weights, plain
+torch operations, BatchNorm written out, `backend="reference"`, and a contiguous input with a copy
+per timestep.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -20,9 +24,13 @@ from ..layers.over_time import OverTime
 from ..layers.sequential import Sequential
 from ..neuron.hooks import record
 from ..neuron.lif import LIF
-from ..surrogate import Triangle
+from ..surrogate import ATan, SuperSpike, Surrogate, Triangle
+from .axes import TOLERANCE
 
 T = 3
+# largest error of a gradient through two quiet layers with 8 bits, of which each is 3 to 6 % off
+QUIET = 0.2
+QUIET_COLUMN = "8bit, quiet"
 Results = dict[str, Tensor]
 
 
@@ -33,7 +41,9 @@ class Network:
     shape: that of one timestep, `[B, C, H, W]` or `[B, N]`. channels_last: the memory layout of
     input and weights. static: one timestep in memory stands for all. learns: the input requires a
     gradient. recorded: the network runs within `bs.record`, with sampled gradients, and the
-    gradient at the recorded spikes is compared too.
+    gradient at the recorded spikes is compared too. quiet: the surrogate of neurons that save 8
+    bits and whose membranes stay near 0, far below the threshold of 3. bad: the value of one
+    weight, whose input is always 0; only outputs are compared.
     """
 
     shape: tuple[int, ...]
@@ -42,6 +52,18 @@ class Network:
     static: bool = False
     learns: bool = False
     recorded: bool = False
+    quiet: Surrogate | None = None
+    bad: float | None = None
+
+    @property
+    def limit(self) -> float:
+        """The largest error of a gradient."""
+        return TOLERANCE[self.dtype] if self.quiet is None else QUIET
+
+    @property
+    def column(self) -> str:
+        """The column of the certificate that shows its errors."""
+        return str(self.dtype).removeprefix("torch.") if self.quiet is None else QUIET_COLUMN
 
 
 NETWORKS = {
@@ -53,6 +75,13 @@ NETWORKS = {
     "static": Network((2, 2, 4, 4), static=True),
     "static-with-gradient": Network((2, 2, 4, 4), static=True, learns=True),
     "recorded": Network((128, 64), dtype=torch.float32, recorded=True),
+    **{
+        f"quiet-8bit-{type(surrogate).__name__}": Network((8, 16), quiet=surrogate)
+        for surrogate in (ATan(), SuperSpike(25.0))
+    },
+    "nan-weight": Network((128, 512), dtype=torch.float32, bad=math.nan),
+    "infinite-weight": Network((128, 512), dtype=torch.float32, bad=math.inf),
+    "nan-weight-convolution": Network((2, 2, 4, 4), bad=math.nan),
 }
 
 
@@ -106,6 +135,8 @@ def _gradients(
     case: Network, model: nn.Module, x: Tensor, y: Tensor, recorded: Tensor | None
 ) -> Results:
     """The spikes and the gradients of their weighted sum."""
+    if case.bad is not None:
+        return {"spikes": y.detach().double().cpu()}
     inputs: dict[str, Tensor] = dict(model.named_parameters())
     if case.learns:
         inputs["x"] = x
@@ -120,35 +151,45 @@ def _gradients(
 def _model(case: Network, backend: str) -> nn.Sequential:
     """The network of a case, in float32 on the CPU."""
     draw = torch.Generator().manual_seed(0)
-    if case.recorded:
-        # so narrow that few neurons want a gradient, which is then computed for them alone
-        narrow = Triangle(alpha=40.0)
-        sizes = (case.shape[-1], 1024, 1024)
-        synapses = [nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(sizes)]
-        first, second = LIF(surrogate=narrow, backend=backend), LIF(backend=backend)
-        model = Sequential(OverTime(synapses[0]), first, OverTime(synapses[1]), second)
-    else:
-        channels = (case.shape[1], 3, 3)
-        blocks: list[nn.Module] = []
-        for a, b in itertools.pairwise(channels):
-            # a bias before a norm would have no gradient
-            convolution = nn.Conv2d(a, b, 3, padding=1, bias=False)
-            blocks += [
-                OverTime(convolution, nn.BatchNorm2d(b)),
-                LIF(v_threshold=0.5, backend=backend),
-            ]
-        model = Sequential(*blocks)
+    model = Sequential(*(_linear if len(case.shape) == 2 else _convolutions)(case, backend))
     with torch.no_grad():
         for p in model.parameters():
             # on a grid, so that float32 computes spikes exactly
             p.copy_(torch.randint(-16, 17, p.shape, generator=draw) / 64 + (p.dim() == 1))
+            if case.quiet:
+                p.div_(16)
+        if case.bad is not None:
+            next(model.parameters()).view(-1)[0] = case.bad
     return model
+
+
+def _linear(case: Network, backend: str) -> Iterator[nn.Module]:
+    width = 1024 if case.recorded else 256
+    options: dict[str, Any] = {}
+    if case.quiet:
+        options = {"surrogate": case.quiet, "memory": "8bit", "v_threshold": 3.0}
+    # if recorded, so narrow that few neurons want a gradient, which is then computed for them alone
+    first = {"surrogate": Triangle(alpha=40.0)} if case.recorded else options
+    for inputs, given in ((case.shape[1], first), (width, options)):
+        yield OverTime(nn.Linear(inputs, width, bias=False))
+        yield LIF(backend=backend, **given)
+
+
+def _convolutions(case: Network, backend: str) -> Iterator[nn.Module]:
+    for a, b in itertools.pairwise((case.shape[1], 3, 3)):
+        # a bias before a norm would have no gradient
+        yield OverTime(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b))
+        yield LIF(v_threshold=0.5, backend=backend)
 
 
 def _input(case: Network) -> Tensor:
     """The input `[T, ...]`, or `[1, ...]` if it is static."""
     draw = torch.Generator().manual_seed(1)
     shape = (1 if case.static else T, *case.shape)
-    if case.recorded:
+    if case.bad is not None:
+        x = (torch.rand(shape, generator=draw) < 0.2).double()
+        x[:, :, 0] = 0
+        return x
+    if len(case.shape) == 2:
         return torch.randint(-8, 9, shape, generator=draw) / 8
     return torch.randn(shape, generator=draw, dtype=torch.float64)

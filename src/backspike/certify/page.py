@@ -14,12 +14,13 @@ from ..system.files import plain, to_json, write_atomic
 from ..system.table import Table, left, right
 from .axes import AXES, TOLERANCE
 from .check import Certificate, Finding, Listener, Row
-from .networks import NETWORKS
+from .networks import NETWORKS, QUIET, QUIET_COLUMN
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 LIMITS = {str(dtype).removeprefix("torch."): limit for dtype, limit in TOLERANCE.items()}
+LIMITS[QUIET_COLUMN] = QUIET
 TITLE = (
     "Largest relative error of a gradient, compared with the definition in float64; spikes and "
     "membranes are bit-identical"

@@ -168,7 +168,9 @@ def _forward_torch(
     v, m = _start(x, v0)
     for t in range(T):
         u = v * lam + x[t].to(dtype) * gain
-        s = (u >= theta).to(dtype)
+        doubt = u - u  # NaN where u is not finite
+        u = u + doubt
+        s = (u >= theta) + doubt
         m = m * torch.sigmoid(u * per_tau) + s
         v = u - (theta + torch.sigmoid(m)) * s
         spikes[t] = s

@@ -20,7 +20,7 @@ from .autograd import Context, refuse_double_backward
 from .call import Call, Moments, Result, as_tensor
 from .coefficients import leak, over_channels, rest, state_dtype
 from .mask import masked_derivative
-from .saved import decode, encode, pack, reach, unpack
+from .saved import EightBits, decode, eight_bits, encode, pack, unpack
 
 
 def refuses(call: Call) -> str | None:
@@ -71,8 +71,10 @@ def _forward(
         if isinstance(offset, Tensor) or offset:
             u += offset
         u += x[t if call.repeats == 1 else 0].to(dtype) * gain
+        doubt = u - u  # NaN where u is not finite, as the spike and the next v are then
+        u += doubt
         fired = u >= theta
-        spikes[t] = fired
+        spikes[t] = fired + doubt
         if membrane is not None:
             membrane[t] = u
         if mean is not None and square is not None:
@@ -182,7 +184,7 @@ def _encode_membrane(
         return None
     if neuron.saves == "1bit":
         return pack(neuron.base.derivative(membrane - theta) != 0)
-    return encode(neuron.saves, membrane, theta, width, _reach(neuron, membrane))
+    return encode(neuron.saves, membrane, theta, width, _eight_bits(neuron, membrane))
 
 
 def _decode_membrane(
@@ -202,11 +204,16 @@ def _decode_membrane(
         return (
             torch.where(unpack(saved_u, math.prod(shape)).view(shape), 0.0, far).to(dtype) + theta
         )
-    return decode(neuron.saves, saved_u, theta, width, _reach(neuron, saved_u), dtype)
+    return decode(neuron.saves, saved_u, theta, width, _eight_bits(neuron, saved_u), dtype)
 
 
-def _reach(neuron: LIF, a: Tensor) -> Tensor | None:
-    return reach(neuron.base, neuron.replace, a.device) if neuron.saves == "8bit" else None
+def _eight_bits(neuron: LIF, a: Tensor) -> EightBits | None:
+    parametric = neuron.wrappers[1] is not None
+    return (
+        eight_bits(neuron.base, neuron.replace, parametric, a.device)
+        if neuron.saves == "8bit"
+        else None
+    )
 
 
 def _moment_coefficients(

@@ -99,9 +99,11 @@ def surrogates(flags: tuple[int, ...], numbers: tuple[float, ...]) -> list[Any]:
 
 
 @lru_cache(maxsize=256)
-def reach(flags: tuple[int, ...], numbers: tuple[float, ...]) -> float:
-    """`saved.reach` of the surrogates in the result of `encode`."""
-    return saved.reach(*surrogates(flags, numbers)).item()
+def eight_bits(flags: tuple[int, ...], numbers: tuple[float, ...]) -> tuple[float, bool]:
+    """The fields of `saved.eight_bits` for the neuron in the result of `encode`."""
+    base, replace = surrogates(flags, numbers)
+    code = saved.eight_bits(base, replace, parametric=bool(flags[4]))
+    return float(code.unit), code.logarithmic
 
 
 # ----------------------------------------------------------------------------------------- autograd

@@ -1,7 +1,8 @@
 """The definition: the recursion in plain torch, differentiated by autograd.
 
 All other backends are tested against this file. It builds a graph over all T whatever `memory`
-says, and is written to be read and compared with, not to be fast.
+says, and is written to be read and compared with, not to be fast. Where u is NaN or infinite, the
+spike and all that follows are NaN.
 """
 
 from __future__ import annotations
@@ -107,9 +108,9 @@ def surrogate_spike(u: Tensor, theta: float | Tensor, t: int, call: Call) -> Ten
 
 def _spike_line(u: Tensor, theta: float | Tensor, t: int, call: Call) -> Tensor:
     neuron = call.neuron
-    # an Integrator never spikes, and z - z.detach() would be NaN
+    # an Integrator never spikes, and z - z.detach() would always be NaN
     if not isinstance(theta, Tensor) and math.isinf(theta):
-        return torch.zeros_like(u)
+        return (u - u).detach()
     z = u - theta
     y = z if call.width is None else z / over_channels(call.width.to(z.dtype), call.x)
     h = neuron.base.derivative(y.detach())

@@ -2,21 +2,23 @@
 
     "exact"       u in the dtype of the state
     "bfloat16"    z = u - theta rounded to bfloat16
-    "8bit"        z in 8 bits: steps of reach / 128 from -reach to reach, saturated beyond
+    "8bit"        z in 8 bits, see `EightBits`
     "1bit"        whether h is 0; exact, and only for Rectangle with the soft reset
     "recompute"   only x, from which backward computes u again; exact
     "checkpoint"  the same as "recompute" for a neuron outside a block
 
 In both rounded forms the sign of the code says whether the neuron fired, so the backward pass sees
 the spikes of the forward pass. With a learned width w the 8 bits hold z / w. Only gradients are
-rounded: with ATan, Triangle and Sigmoid by about 1 % (8 bits) and 0.2 % (bfloat16) of their norm,
-with SuperSpike by 3 % (8 bits). Rectangle is discontinuous: in bfloat16 its edges cause an error of
-4 %, so use "1bit" or "recompute" with it.
+rounded: by 0 to 2 % of their norm with 8 bits, by about 0.1 % in bfloat16; in quiet layers, whose
+gradients are small, by more (the table in docs/speed-and-memory.md). Dspike and Rectangle are
+discontinuous: in bfloat16 their edges cause errors of 1 and 4 %, with 8 bits they are on the
+borders of codes.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,27 +68,51 @@ def lacks(
     return None
 
 
-def reach(
-    surrogate: Surrogate, replace: Surrogate | None = None, device: torch.device | None = None
-) -> Tensor:
-    """The largest abs(z) that 8 bits represent, as a 0-dim tensor.
+class EightBits(NamedTuple):
+    """The 8-bit code of z, or of z / w; `kernel/csrc/saved.h` has the same.
+
+    Both have 128 codes on either side of 0. Uniform: steps of one unit, for surrogates that are 0
+    in the last step. Logarithmic: 12 steps for each factor of 2 in y = abs(z) / unit + 1, up to
+    y = 1621; the last code means any larger y, where h is taken as practically 0.
+    """
+
+    unit: float | Tensor
+    logarithmic: bool
+
+
+def eight_bits(
+    base: Surrogate,
+    replace: Surrogate | None = None,
+    parametric: bool = False,
+    device: torch.device | None = None,
+) -> EightBits:
+    """The code for these surrogates; its unit may be a 0-dim tensor on the device.
+
+    It is uniform up to the largest support if all supports are finite and in the same unit, which
+    with a learned width that of `replace` is not. Otherwise the unit is 1/24 of `reach`, so that
+    the first logarithmic steps are 1/288 of it and the last ends at 67 times the reach.
+    """
+    surrogates = [base] if replace is None else [base, replace]
+    support = max(s.support if is_family(s) else math.inf for s in surrogates)
+    if math.isfinite(support) and not (parametric and replace is not None):
+        return EightBits(support / 127, False)
+    return EightBits(torch.stack([reach(s, device) for s in surrogates]).amax() / 24, True)
+
+
+def reach(surrogate: Surrogate, device: torch.device | None = None) -> Tensor:
+    """A width of the derivative, as a 0-dim tensor: 2 for ATan(alpha=2).
 
     This is twice the smallest power of two at which the derivative is at most a tenth of its
-    maximum: 2 for ATan(alpha=2). A derivative with compact support is therefore covered completely
-    and is zero wherever the code saturates.
+    maximum.
     """
     r = 2.0 ** torch.arange(-12, 13, dtype=torch.float64, device=device)
     z = torch.linspace(-1, 1, 257, dtype=torch.float64, device=device)
-    reaches = []
-    for s in (surrogate, replace):
-        if s is not None:
-            low = (
-                s.derivative(torch.stack((-r, r))).amax(0)
-                <= s.derivative(r[:, None] * z).max() / 10
-            )
-            reaches.append(torch.where(low, 2 * r, math.inf).amin())
-    largest = torch.stack(reaches).amax()
-    return torch.where(largest.isinf(), 2.0, largest)
+    low = (
+        surrogate.derivative(torch.stack((-r, r))).amax(0)
+        <= surrogate.derivative(r[:, None] * z).max() / 10
+    )
+    smallest = torch.where(low, 2 * r, math.inf).amin()
+    return torch.where(smallest.isinf(), 2.0, smallest)
 
 
 def encode(
@@ -94,7 +120,7 @@ def encode(
     u: Tensor,
     theta: float | Tensor,
     width: Tensor | None,
-    reach: float | Tensor | None,
+    code: EightBits | None,
 ) -> Tensor:
     """Encode the membrane u: as bfloat16, or as uint8 with at least 128 where the neuron fired."""
     z, fired = u - theta, u >= theta
@@ -102,33 +128,49 @@ def encode(
         return torch.copysign(
             z.to(torch.bfloat16), torch.where(fired, 1.0, -1.0).to(torch.bfloat16)
         )
-    assert reach is not None
-    k = (z if width is None else z / width) * (128 / reach) + 128
-    k = torch.where(k > torch.where(fired, 128, 0), k, torch.where(fired, 128.0, 0.0).to(k))
-    return torch.where(
-        k < torch.where(fired, 255, 127), k, torch.where(fired, 255.0, 127.0).to(k)
-    ).to(torch.uint8)
+    assert code is not None
+    size = (z if width is None else z / width).abs() * (1 / code.unit)
+    if code.logarithmic:
+        k = (((size + 1).float().view(torch.int32) - _ONE) >> 12) * 3 >> 9
+    else:
+        k = torch.where(size < 127, size, 127.0).to(torch.int32)
+    k = k.clamp(max=127)
+    return torch.where(fired, 128 + k, 127 - k).to(torch.uint8)
 
 
 def decode(
     memory: str,
-    code: Tensor,
+    saved_u: Tensor,
     theta: float | Tensor,
     width: Tensor | None,
-    reach: float | Tensor | None,
+    code: EightBits | None,
     dtype: torch.dtype,
 ) -> Tensor:
     """The membrane that a code represents, on the correct side of the threshold."""
     if memory == "bfloat16":
-        z, fired = code.to(dtype), ~torch.signbit(code)
+        z, fired = saved_u.to(dtype), ~torch.signbit(saved_u)
     else:
-        assert reach is not None
-        z, fired = (code.to(dtype) - 127.5) * (reach / 128), code >= 128
+        assert code is not None
+        z, fired = _middle(saved_u, code.logarithmic, dtype) * code.unit, saved_u >= 128
         z = z if width is None else z * width
-    theta = torch.as_tensor(theta, dtype=dtype, device=code.device)
+    theta = torch.as_tensor(theta, dtype=dtype, device=saved_u.device)
     below = theta * (1 - torch.finfo(dtype).eps / 2)
     u = z + theta
     return torch.where(~fired & (u > below), below, u)
+
+
+_ONE = 0x3F800000  # the bits of 1.0
+
+
+def _middle(saved_u: Tensor, logarithmic: bool, dtype: torch.dtype) -> Tensor:
+    """z / unit in the middle of each 8-bit code; far away in the last logarithmic one."""
+    odd = 2 * saved_u.int() - 255
+    if not logarithmic:
+        return odd.to(dtype) * 0.5
+    size = odd.abs()
+    bits = _ONE + size * (0x800000 // 24) + (size == 255) * (16 << 23)
+    y = bits.to(torch.int32).view(torch.float32).to(dtype)
+    return torch.where(odd < 0, 1 - y, y - 1)
 
 
 def pack(flags: Tensor) -> Tensor:

@@ -66,7 +66,8 @@ def infer(x: Tensor, layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
     dtype = _compute_dtype(x)
     if window := _window(x, layer, dtype):
         packed = pack(x)
-        if SparsityPlan().decide_events(dtype, packed.bits == 1, packed.density).forward != "dense":
+        plan = SparsityPlan().decide_events(dtype, packed.bits == 1, packed.density)
+        if _adds(plan.forward, weight):
             return _as_events(_last(packed, x)).convolved(weight.to(dtype), bias, window)
     y: Tensor = layer._conv_forward(x, weight, bias)
     return y
@@ -173,9 +174,17 @@ def _infer(x: Tensor, layer: nn.Linear, dtype: torch.dtype) -> Tensor:
         return layer(x)
     packed, plan = pack(x2), SparsityPlan()
     plan.decide(dtype, len(x2), layer.in_features, layer.out_features, _spikes(packed), None)
-    if plan.forward == "dense":
+    if not _adds(plan.forward, layer.weight):
         return layer(x)
     return _added(packed, layer.weight.to(dtype), layer.bias, plan.forward, x.shape)
+
+
+def _adds(way: str, weight: Tensor) -> bool:
+    """Whether to add the weights that spikes select.
+
+    Not if a weight is NaN or infinite: it makes an output NaN even where no spike selects it.
+    """
+    return way != "dense" and bool(weight.detach().sum().isfinite())
 
 
 def _added(
@@ -266,7 +275,7 @@ class _Convolution(torch.autograd.Function):
         ctx.way = ways[1]
         ctx.bias_sizes = None if bias is None else bias.shape
         with torch.autocast(x.device.type, enabled=False):
-            if packed and window and ways[0] == "gather":
+            if packed and window and _adds(ways[0], weight):
                 return _as_events(packed).convolved(weight.to(dtype), bias, window)
             bias = None if bias is None else bias.to(dtype)
             return torch.ops.aten.convolution(x.to(dtype), weight.to(dtype), bias, *geometry)
@@ -322,7 +331,7 @@ class _Linear(torch.autograd.Function):
         ctx.dtype = dtype
         ctx.shape = x.shape
         with torch.autocast(x.device.type, enabled=False):
-            if plan.forward != "dense":
+            if _adds(plan.forward, weight):
                 return _added(packed, weight.to(dtype), bias, plan.forward, x.shape)
             return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 

@@ -45,7 +45,9 @@ def scale_gradients(
     spiking layer back, through norms and additions, to the layers that feed it. Ambiguous cases are
     not scaled; `print(handle)` lists each layer with the reason.
 
-    alpha: strength; may be set on the handle at any time. 0 leaves the gradients bit-identical.
+    alpha: strength; may be set on the handle at any time. 0 scales nothing. The layers of a block
+        run one after the other while the handle exists, so even then gradients of layers that are
+        fused without it change by rounding.
     pair: "pre_post"; or "pre_pre", which uses z_pre instead of z_post and needs a layer with as
         many outputs as inputs.
     normalise: take the max over the "layer" or over each output "channel".

@@ -177,7 +177,7 @@ def _impossible(budget: int, rehearsals: list[Rehearsal]) -> str:
     return (
         f"this recipe does not train within {size_text(budget)}; "
         f"the smallest budget that works is {least} (less with {option('neuron.memory', '8bit')}, "
-        "whose gradients are about 1 % off, a smaller network or a smaller T)"
+        "whose gradients are a few percent off, a smaller network or a smaller T)"
     )
 
 

@@ -12,9 +12,8 @@ from torch.nn.modules.module import register_module_forward_hook
 def origin(model: nn.Module, x: Tensor) -> str:
     """Describes what is not finite: a weight, else the output of a layer, else a gradient.
 
-    x: the finite input `[T, B, ...]` of the failed step, whose gradients still exist. A membrane
-    potential of NaN emits no spikes and so looks finite from outside; the layer before it or the
-    gradient shows the NaN. Runs the model once more.
+    x: the finite input `[T, B, ...]` of the failed step, whose gradients still exist. Runs the
+    model once more.
     """
     for name, parameter in model.named_parameters():
         if not _finite(parameter):

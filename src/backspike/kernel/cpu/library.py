@@ -44,9 +44,10 @@ class Job(ctypes.Structure):
         *fields(ctypes.c_int64, "T N C inner per_channel depth area chunks threads"),
         *fields(ctypes.c_int64, "soft decay_input temporal parametric masked rescale learns"),
         *fields(
-            ctypes.c_int64, "seed limit x_stride g_stride gu_stride keeps repeated streams fresh"
+            ctypes.c_int64,
+            "seed limit x_stride g_stride gu_stride keeps repeated logarithmic streams fresh",
         ),
-        *fields(ctypes.c_double, "v_reset rho keep reach"),
+        *fields(ctypes.c_double, "v_reset rho keep unit"),
         *fields(CSurrogate, "surrogate replace"),
         *fields(ctypes.c_void_p, "p_constants p_x p_v0 p_s p_u p_v p_kept p_active p_scratch"),
         *fields(ctypes.c_void_p, "p_g p_gu p_gv p_line p_gx p_gv0 p_partial p_sums"),
@@ -130,7 +131,7 @@ def set_form(job: Job, form: int, flags: Sequence[int], numbers: Sequence[float]
     """Set the form in which the membrane is saved, an index into `ops.SAVED_FORMS`."""
     job.keeps = form
     if ops.SAVED_FORMS[form] == "8bit":
-        job.reach = ops.reach(tuple(flags), tuple(numbers))
+        job.unit, job.logarithmic = ops.eight_bits(tuple(flags), tuple(numbers))
 
 
 def set_mask(job: Job, seed: Tensor | None, p: Tensor | None) -> None:

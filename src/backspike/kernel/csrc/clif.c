@@ -57,10 +57,13 @@ ALWAYS REAL NAME(sigmoid)(REAL x) {
     return (x < 0 ? e : 1) / (1 + e);
 }
 
-/* u from v and x */
+/* u from v and x; NaN if it is not finite */
 static inline void NAME(charge)(REAL table[CONSTANTS][BLOCK], const REAL *x, const REAL *v, REAL *u, int n) {
     const REAL *lam = table[LAM], *gain = table[GAIN];
-    SIMD EACH u[i] = lam[i] * v[i] + gain[i] * x[i];
+    SIMD EACH {
+        const REAL potential = lam[i] * v[i] + gain[i] * x[i];
+        u[i] = potential + NAME(doubt)(potential);
+    }
 }
 
 /* a, m and b from u and the previous m */
@@ -84,12 +87,11 @@ static inline void NAME(discharge)(const REAL *theta, const REAL *u, const REAL 
 static inline void NAME(clif_step)(const Job *j, int64_t t, NAME(Clif) *b, double *sums) {
     const int64_t at = t * j->N + b->o;
     const REAL *theta = b->table[THETA], *x = NAME(load)(j->p_x, t * j->x_stride + b->o, b->x, b->n);
-    const IO one = sizeof(IO) == 2 ? 0x3f80 : 1;
     const int n = b->n;
     REAL *p_u = j->p_u ? (REAL *)j->p_u + at : 0, *u = place(j, p_u, b->u);
     IO *p_s = (IO *)j->p_s + at, *s = place(j, p_s, b->s);
     NAME(charge)(b->table, x, b->v, u, n);
-    SIMD EACH s[i] = u[i] >= theta[i] ? one : 0;
+    SIMD EACH s[i] = NAME(spike)(u[i] >= theta[i], NAME(doubt)(u[i]));
     NAME(complement)(b->table, u, b->m, b->a, b->m, b->b, n);
     NAME(discharge)(theta, u, b->b, b->v, n);
     deliver(j, p_s, s, n * sizeof(IO));

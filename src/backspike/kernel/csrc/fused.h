@@ -8,19 +8,19 @@ static inline int NAME(advances_8bit)(const Job *j) {
     return sizeof(REAL) == 4 && j->keeps == KEEPS_8BIT && j->p_kept && alone && !j->per_channel && !j->parametric;
 }
 
-ALWAYS void NAME(advance_8bit_as)(const int soft, const Job *j, REAL table[CONSTANTS][BLOCK], const REAL *x, REAL *v, uint8_t *code,
-                                  IO *s) {
+ALWAYS void NAME(advance_8bit_as)(const int soft, const int logarithmic, const Job *j, REAL table[CONSTANTS][BLOCK], const REAL *x,
+                                  REAL *v, uint8_t *code, IO *s) {
     const REAL lam = table[LAM][0], offset = table[OFFSET][0], gain = table[GAIN][0], theta = table[THETA][0];
-    const REAL v_reset = (REAL)j->v_reset, fine = (REAL)(128 / j->reach);
-    const IO one = sizeof(IO) == 2 ? 0x3f80 : 1;
+    const REAL v_reset = (REAL)j->v_reset, per_unit = (REAL)(1 / j->unit);
     GROUPS {
         uint32_t word = 0;
         for (int k = 0; k < 4; k++) {
             const int e = AT_BYTE(k);
-            const REAL u = (lam * v[e] + offset) + gain * x[e];
+            const REAL potential = (lam * v[e] + offset) + gain * x[e];
+            const REAL doubt = NAME(doubt)(potential), u = potential + doubt;
             const int fired = u >= theta;
-            word |= NAME(code_8bit)(u - theta, fine, fired) << 8 * k;
-            s[e] = fired ? one : 0;
+            word |= NAME(code_8bit)(logarithmic, u - theta, per_unit, fired) << 8 * k;
+            s[e] = NAME(spike)(fired, doubt);
             v[e] = !fired ? u : soft ? u - theta : v_reset;
         }
         ((Word *)code)[i] = word;
@@ -28,8 +28,10 @@ ALWAYS void NAME(advance_8bit_as)(const int soft, const Job *j, REAL table[CONST
 }
 
 static void NAME(advance_8bit)(const Job *j, REAL table[CONSTANTS][BLOCK], const REAL *x, REAL *v, uint8_t *code, IO *s) {
-    if (j->soft) NAME(advance_8bit_as)(1, j, table, x, v, code, s);
-    else NAME(advance_8bit_as)(0, j, table, x, v, code, s);
+    if (j->soft && j->logarithmic) NAME(advance_8bit_as)(1, 1, j, table, x, v, code, s);
+    else if (j->soft) NAME(advance_8bit_as)(1, 0, j, table, x, v, code, s);
+    else if (j->logarithmic) NAME(advance_8bit_as)(0, 1, j, table, x, v, code, s);
+    else NAME(advance_8bit_as)(0, 0, j, table, x, v, code, s);
 }
 
 ALWAYS void NAME(retreat_as)(const int soft, const int attached, const int code, const Job *j,

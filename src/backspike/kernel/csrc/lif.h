@@ -23,6 +23,7 @@
 #define ALWAYS static inline __attribute__((always_inline))
 #define FETCH 4  /* steps that rows are prefetched ahead */
 #define WORDS 16 /* see saved.h */
+#define ONE 0x3f800000 /* the bits of 1.0f */
 #ifndef BLOCK
 #define BLOCK 256
 #endif
@@ -50,10 +51,11 @@ typedef struct {
     int64_t seed, limit;           /* an element is dropped if its 24 bits are below the limit */
     int64_t x_stride, g_stride, gu_stride;
     int64_t keeps, repeated;       /* repeated: gx is summed over T */
+    int64_t logarithmic;           /* the 8-bit code, instead of uniform; see saved.h */
     int64_t streams, fresh;        /* streams: results are too large for the cache;
                                       fresh: and may be in memory that was never touched */
     double v_reset, rho, keep;
-    double reach;                  /* of the 8-bit code */
+    double unit;                   /* of the 8-bit code */
     Surrogate surrogate, replace;
     const void *p_constants, *p_x, *p_v0;
     void *p_s, *p_u, *p_v;         /* forward writes; backward reads u */

@@ -114,8 +114,10 @@ static inline void NAME(pool_spikes)(int64_t pool, const Block *b, const IO *s, 
     for (int k = 0; k < b->windows; k++) {
         const IO *s0 = s + 4 * k * n, *s1 = s0 + n, *s2 = s1 + n, *s3 = s2 + n;
         IO *to = out + b->out[k];
-        if (pool == MAXIMUM) SIMD EACH to[i] = s0[i] != 0 ? s0[i] : s1[i] != 0 ? s1[i] : s2[i] != 0 ? s2[i] : s3[i];
-        else SIMD EACH to[i] = NAME(narrow)((REAL)((s0[i] != 0) + (s1[i] != 0) + (s2[i] != 0) + (s3[i] != 0)) * (REAL)0.25);
+        SIMD EACH { /* a NaN stays one */
+            const REAL sum = NAME(widen)(s0[i]) + NAME(widen)(s1[i]) + NAME(widen)(s2[i]) + NAME(widen)(s3[i]);
+            to[i] = NAME(narrow)(pool == MAXIMUM ? NAME(lower)(1, sum) : sum * (REAL)0.25);
+        }
     }
 }
 

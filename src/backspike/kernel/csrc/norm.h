@@ -87,16 +87,17 @@ static inline void NAME(add_block)(const Job *j, int64_t per_channel, const Bloc
 }
 
 /* One timestep, starting from y, in one loop: for neurons that all have the same constants. */
-ALWAYS void NAME(advance_as)(const int soft, const Job *j, REAL table[CONSTANTS][BLOCK], const IO *y, const REAL *scale,
+ALWAYS void NAME(advance_as)(const int soft, const Job *j, REAL table[CONSTANTS][BLOCK], const IO *input, const REAL *scale,
                              const REAL *shift, REAL *v, REAL *u, IO *s, int n) {
     const REAL lam = table[LAM][0], offset = table[OFFSET][0], gain = table[GAIN][0], theta = table[THETA][0];
     const REAL v_reset = (REAL)j->v_reset;
-    const IO one = sizeof(IO) == 2 ? 0x3f80 : 1;
     SIMD EACH {
-        const REAL x = NAME(widen)(y[i]) * scale[i] + shift[i], potential = (lam * v[i] + offset) + gain * x;
-        if (u) u[i] = potential;
-        if (s) s[i] = potential >= theta ? one : 0;
-        v[i] = potential >= theta ? soft ? potential - theta : v_reset : potential;
+        const REAL x = NAME(widen)(input[i]) * scale[i] + shift[i], potential = (lam * v[i] + offset) + gain * x;
+        const REAL doubt = NAME(doubt)(potential), y = potential + doubt;
+        const int fired = y >= theta;
+        if (u) u[i] = y;
+        if (s) s[i] = NAME(spike)(fired, doubt);
+        v[i] = !fired ? y : soft ? y - theta : v_reset;
     }
 }
 

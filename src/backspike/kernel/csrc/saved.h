@@ -5,9 +5,26 @@
 /* z = u - theta as a bfloat16; its sign says whether the neuron fired */
 ALWAYS uint16_t NAME(code_bf16)(REAL z, int fired) { return (to_bf16((float)z) & 0x7fff) | (fired ? 0 : 0x8000); }
 
-/* z in steps of 1 / fine, counted from 128: 128 and above where the neuron fired */
-ALWAYS uint32_t NAME(code_8bit)(REAL z, REAL fine, int fired) {
-    return (uint32_t)(int)NAME(lower)(NAME(higher)(z * fine + 128, 0), fired ? (REAL)255 : (REAL)127);
+/* The 8-bit codes of z are 128 + k where the neuron fired, 127 - k where it did not, with k at most
+   127. In the uniform code k counts units of abs(z). In the logarithmic one it comes from the bits
+   of y = abs(z) / unit + 1 as a float: there are 12 k, equally spaced, for each factor of 2 in y;
+   127 stands for all y beyond. */
+ALWAYS uint32_t NAME(code_8bit)(const int logarithmic, REAL z, REAL per_unit, int fired) {
+    const REAL size = (REAL)fabs(z) * per_unit;
+    union { float value; uint32_t bits; } y = {.value = (float)(size + 1)};
+    const uint32_t above = ((y.bits - ONE) >> 12) * 3 >> 9;
+    const uint32_t k = logarithmic ? (above < 127 ? above : 127) : (uint32_t)(int)NAME(lower)(size, 127);
+    return k ^ (fired ? 128 : 127);
+}
+
+/* The middle of a code. In the last logarithmic one y is made 2^16 times as large, so that h is
+   practically 0. */
+ALWAYS REAL NAME(z_of_8bit)(const int logarithmic, uint32_t code, REAL unit) {
+    const int odd = 2 * (int)code - 255, size = odd < 0 ? -odd : odd; /* 2 k + 1 */
+    if (!logarithmic) return (REAL)odd * (REAL)0.5 * unit;
+    union { int bits; float value; } y = {.bits = ONE + size * (0x800000 / 24) + (size == 255 ? 16 << 23 : 0)};
+    const REAL z = ((REAL)y.value - 1) * unit;
+    return odd < 0 ? -z : z;
 }
 
 static inline void NAME(encode_bf16)(const REAL *u, const REAL *theta, uint16_t *code, int n) {
@@ -23,25 +40,36 @@ static inline void NAME(encode_bf16)(const REAL *u, const REAL *theta, uint16_t 
 #define AT_BYTE(k) (o + (i - o / 4) + WORDS * (k))
 
 /* wide: the code is that of z / w */
-ALWAYS void NAME(encode_8bit_as)(const int wide, const Job *j, const REAL *u, const REAL *theta, const REAL *w, uint8_t *code, int n) {
-    const REAL fine = (REAL)(128 / j->reach);
+ALWAYS void NAME(encode_8bit_as)(const int logarithmic, const int wide, const Job *j, const REAL *u, const REAL *theta,
+                                 const REAL *w, uint8_t *code, int n) {
+    const REAL per_unit = (REAL)(1 / j->unit);
     if (n < BLOCK) {
-        SIMD EACH code[i] = (uint8_t)NAME(code_8bit)(wide ? (u[i] - theta[i]) / w[i] : u[i] - theta[i], fine, u[i] >= theta[i]);
+        SIMD EACH {
+            const REAL z = u[i] - theta[i];
+            code[i] = (uint8_t)NAME(code_8bit)(logarithmic, wide ? z / w[i] : z, per_unit, u[i] >= theta[i]);
+        }
         return;
     }
     GROUPS {
         uint32_t word = 0;
         for (int k = 0; k < 4; k++) {
             const int e = AT_BYTE(k);
-            word |= NAME(code_8bit)(wide ? (u[e] - theta[e]) / w[e] : u[e] - theta[e], fine, u[e] >= theta[e]) << 8 * k;
+            const REAL z = u[e] - theta[e];
+            word |= NAME(code_8bit)(logarithmic, wide ? z / w[e] : z, per_unit, u[e] >= theta[e]) << 8 * k;
         }
         ((Word *)code)[i] = word;
     }
 }
 
+/* Calls F with both conditions as constants. */
+#define EACH_8BIT(F, ...)                                                                         \
+    if (j->logarithmic && w) NAME(F)(1, 1, j, __VA_ARGS__);                                       \
+    else if (j->logarithmic) NAME(F)(1, 0, j, __VA_ARGS__);                                       \
+    else if (w) NAME(F)(0, 1, j, __VA_ARGS__);                                                    \
+    else NAME(F)(0, 0, j, __VA_ARGS__)
+
 static inline void NAME(encode_8bit)(const Job *j, const REAL *u, const REAL *theta, const REAL *w, uint8_t *code, int n) {
-    if (w) NAME(encode_8bit_as)(1, j, u, theta, w, code, n);
-    else NAME(encode_8bit_as)(0, j, u, theta, 0, code, n);
+    EACH_8BIT(encode_8bit_as, u, theta, w, code, n);
 }
 
 /* u from z; below theta where the neuron did not fire, even if z is too small to change theta */
@@ -50,18 +78,17 @@ ALWAYS REAL NAME(membrane)(REAL z, int fired, REAL theta) {
     return NAME(lower)(fired ? (REAL)INFINITY : below, z + theta);
 }
 
-ALWAYS REAL NAME(z_of_8bit)(uint32_t code, REAL step) { return ((REAL)(int)code - (REAL)127.5) * step; }
-
 static inline void NAME(decode_bf16)(const uint16_t *code, const REAL *theta, REAL *u, int n) {
     SIMD EACH u[i] = NAME(membrane)(from_bf16(code[i]), code[i] < 0x8000, theta[i]);
 }
 
-ALWAYS void NAME(decode_8bit_as)(const int wide, const Job *j, const uint8_t *code, const REAL *theta, const REAL *w, REAL *u, int n) {
-    const REAL step = (REAL)(j->reach / 128);
+ALWAYS void NAME(decode_8bit_as)(const int logarithmic, const int wide, const Job *j, const uint8_t *code, const REAL *theta,
+                                 const REAL *w, REAL *u, int n) {
+    const REAL unit = (REAL)j->unit;
     if (n < BLOCK) {
         SIMD EACH {
-            const REAL z = NAME(z_of_8bit)(code[i], step);
-            u[i] = NAME(membrane)(wide ? z * w[i] : z, z > 0, theta[i]);
+            const REAL z = NAME(z_of_8bit)(logarithmic, code[i], unit);
+            u[i] = NAME(membrane)(wide ? z * w[i] : z, code[i] > 127, theta[i]);
         }
         return;
     }
@@ -69,16 +96,17 @@ ALWAYS void NAME(decode_8bit_as)(const int wide, const Job *j, const uint8_t *co
         const uint32_t word = ((const Word *)code)[i];
         for (int k = 0; k < 4; k++) {
             const int e = AT_BYTE(k);
-            const REAL z = NAME(z_of_8bit)(word >> 8 * k & 255, step);
-            u[e] = NAME(membrane)(wide ? z * w[e] : z, z > 0, theta[e]);
+            const uint32_t one = word >> 8 * k & 255;
+            const REAL z = NAME(z_of_8bit)(logarithmic, one, unit);
+            u[e] = NAME(membrane)(wide ? z * w[e] : z, one > 127, theta[e]);
         }
     }
 }
 
 static inline void NAME(decode_8bit)(const Job *j, const uint8_t *code, const REAL *theta, const REAL *w, REAL *u, int n) {
-    if (w) NAME(decode_8bit_as)(1, j, code, theta, w, u, n);
-    else NAME(decode_8bit_as)(0, j, code, theta, 0, u, n);
+    EACH_8BIT(decode_8bit_as, code, theta, w, u, n);
 }
+#undef EACH_8BIT
 
 /* Bit i of byte k: is element 8 k + i of h not 0? */
 static inline void NAME(pack)(const REAL *h, uint8_t *bits, int n) {

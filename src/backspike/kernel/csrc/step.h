@@ -71,20 +71,31 @@ static inline void NAME(start)(const Job *j, int64_t o, int n, REAL *v) {
     else EACH v[i] = j->soft ? 0 : (REAL)j->v_reset;
 }
 
+/* 0 where u is finite, NaN where it is not. Every u is added to its doubt: an infinity becomes a
+   NaN, which neither fires nor is lost in a reset, as in reference.py. */
+ALWAYS REAL NAME(doubt)(REAL u) { return u - u; }
+
+/* 1 where the neuron fired, 0 where it did not, NaN where u is not finite */
+ALWAYS IO NAME(spike)(int fired, REAL doubt) {
+    union { REAL value; BITS bits; } d = {.value = doubt};
+    if (sizeof(IO) == 2) return fired ? 0x3f80 : (IO)(d.bits >> 16);
+    return (IO)(fired ? 1 : doubt);
+}
+
 /* One timestep: u from v and x, the spikes, and the next v. uniform: all elements have the
    constants of element 0. */
 ALWAYS void NAME(fire_as)(const int soft, const int uniform, const Job *j, REAL table[CONSTANTS][BLOCK], const REAL *x, REAL *v,
                           REAL *u, IO *s, int n) {
     const REAL lam_0 = table[LAM][0], offset_0 = table[OFFSET][0], gain_0 = table[GAIN][0], theta_0 = table[THETA][0];
     const REAL v_reset = (REAL)j->v_reset;
-    const IO one = sizeof(IO) == 2 ? 0x3f80 : 1;
     SIMD EACH {
         const REAL lam = uniform ? lam_0 : table[LAM][i], offset = uniform ? offset_0 : table[OFFSET][i];
         const REAL gain = uniform ? gain_0 : table[GAIN][i], theta = uniform ? theta_0 : table[THETA][i];
-        const REAL y = (lam * v[i] + offset) + gain * x[i];
+        const REAL potential = (lam * v[i] + offset) + gain * x[i];
+        const REAL doubt = NAME(doubt)(potential), y = potential + doubt;
         const int fired = y >= theta;
         u[i] = y;
-        s[i] = fired ? one : 0;
+        s[i] = NAME(spike)(fired, doubt);
         v[i] = !fired ? y : soft ? y - theta : v_reset;
     }
 }

@@ -123,7 +123,7 @@ def _backward(a: ops.BackwardInputs) -> list[Tensor]:
         x_stride=0 if x is None or a.repeats > 1 else x.stride(0),
         g_stride=0 if g is None else g.stride(0),
         gu_stride=0 if g_u is None else g_u.stride(0),
-        FORM=memory,
+        FORM=_form(memory, a),
     )
     if partial is not None:
         torch.sum(partial, 0, out=out.sums)
@@ -152,8 +152,15 @@ def _launch_forward(
         p_x=x,
         p_v0=v0,
         x_stride=x.stride(0) if a.repeats == 1 else 0,
-        FORM=memory,
+        FORM=_form(memory, a),
     )
+
+
+def _form(memory: str | None, a: ops.ForwardInputs | ops.BackwardInputs) -> str | None:
+    """What the kernels are told about `memory`: for 8 bits, which of the codes."""
+    if memory != "8bit":
+        return memory
+    return "logarithmic" if ops.eight_bits(tuple(a.flags), tuple(a.numbers))[1] else "uniform"
 
 
 class Grid:
@@ -206,8 +213,8 @@ def kernel_arguments(
     constants, numbers = a.constants, a.numbers
     soft, _, _, rescale, parametric, *_ = a.flags
     encoded = tuple(a.flags), tuple(numbers)
-    reach = ops.reach(*encoded) if memory == "8bit" else 1.0
-    values = [*numbers[:2], 128 / reach, reach / 128, 1 - torch.finfo(constants.dtype).eps / 2]
+    unit = ops.eight_bits(*encoded)[0] if memory == "8bit" else 1.0
+    values = [*numbers[:2], 1 / unit, unit, 1 - torch.finfo(constants.dtype).eps / 2]
     surrogate, replacement = ops.surrogates(*encoded)
     for s in (surrogate, replacement):
         values += () if s is None else (*s.constants(), 0.0, 0.0)[:3]

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from . import step
-from .step import BASE, BELOW, COARSE, FINE, REPLACE, RHO, V_RESET
+from .step import BASE, BELOW, PER_UNIT, REPLACE, RHO, UNIT, V_RESET
 
 LAM, OFFSET, GAIN, THETA, WIDTH = (tl.constexpr(row) for row in range(5))
 
@@ -110,12 +110,12 @@ def masked_derivative(
 def _decode(p_saved, at, inside, w, theta, p_numbers, FORM: tl.constexpr):
     """(u as the backward pass sees it, whether it fired)"""
     code = tl.load(p_saved + at, mask=inside, other=0.0)
-    if FORM == "8bit":
-        u, fired = step.decode_8bit(
-            code, w, theta, tl.load(p_numbers + BELOW), tl.load(p_numbers + COARSE)
-        )
-    elif FORM == "bfloat16":
+    if FORM == "bfloat16":
         u, fired = step.decode_bfloat16(code, theta, tl.load(p_numbers + BELOW))
+    elif FORM == "uniform" or FORM == "logarithmic":
+        u, fired = step.decode_8bit(
+            code, w, theta, tl.load(p_numbers + BELOW), tl.load(p_numbers + UNIT), FORM
+        )
     else:
         u, fired = code, code >= theta
     return u, fired
@@ -167,15 +167,12 @@ def lif_fwd_kernel(
         row = tl.cast(t, tl.int64)
         at = row * N + o
         x = tl.load(p_x + row * x_stride + o, mask=inside, other=0.0).to(v.dtype)
-        u = step.membrane(v, x, lam, offset, gain)
+        u, doubt = step.membrane(v, x, lam, offset, gain)
         fired = u >= theta
         v = step.reset(u, fired, theta, v_reset, SOFT)
         if p_s is not None:
-            tl.store(
-                p_s + at,
-                step.round_to(tl.where(fired, 1.0, 0.0), p_s.dtype.element_ty),
-                mask=inside,
-            )
+            s = step.round_to(tl.where(fired, 1.0, doubt), p_s.dtype.element_ty)
+            tl.store(p_s + at, s, mask=inside)
         if p_bits is not None:
             bits = (fired & inside).to(tl.int32).reshape(ROWS // 8, 8) << tl.arange(0, 8)[None, :]
             byte = block * (ROWS // 8) + tl.arange(0, ROWS // 8)
@@ -192,15 +189,15 @@ def lif_fwd_kernel(
             tl.store(p_saved + at, code, mask=inside)
             if p_active is not None:
                 decoded, _ = step.decode_bfloat16(code, theta, tl.load(p_numbers + BELOW))
-        elif FORM == "8bit":
+        elif FORM == "uniform" or FORM == "logarithmic":
             z = u - theta
             if PARAMETRIC:
                 z = z / w
-            code = step.encode_8bit(z, fired, tl.load(p_numbers + FINE))
+            code = step.encode_8bit(z, fired, tl.load(p_numbers + PER_UNIT), FORM)
             tl.store(p_saved + at, code, mask=inside)
             if p_active is not None:
                 decoded, _ = step.decode_8bit(
-                    code, w, theta, tl.load(p_numbers + BELOW), tl.load(p_numbers + COARSE)
+                    code, w, theta, tl.load(p_numbers + BELOW), tl.load(p_numbers + UNIT), FORM
                 )
         elif FORM == "1bit":
             h = step.derivative(u - theta, None, p_numbers + BASE, FAMILY)

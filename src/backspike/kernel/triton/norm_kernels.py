@@ -236,26 +236,24 @@ def norm_lif_fwd_kernel(
     for t in range(T):
         row = tl.cast(t, tl.int64)
         x = _read(p_y, row * y_stride + o, inside, dtype) * scale + shift
-        u = step.membrane(v, x, lam, offset, gain)
+        u, doubt = step.membrane(v, x, lam, offset, gain)
         fired = (u >= theta) & inside
         v = step.reset(u, fired, theta, v_reset, SOFT)
+        spike = tl.where(fired, 1.0, tl.where(inside, doubt, 0.0))
         if POOL is None:
-            s = tl.where(fired, 1.0, 0.0).to(out)
             if p_add is not None:
-                s = step.round_to(
-                    fired.to(dtype) + _read(p_add, row * add_stride + o, inside, dtype), out
-                )
-            tl.store(p_s + row * s_stride + o, s, mask=inside)
+                spike += _read(p_add, row * add_stride + o, inside, dtype)
+            tl.store(p_s + row * s_stride + o, step.round_to(spike, out), mask=inside)
             if p_bits is not None:
                 _store_bits(p_bits + row * (s_stride // 8), o, fired, inside, ROWS, COLUMNS)
         else:
             at, complete = _pooled(block, column, M, C, H, W, pooled_inner, ROWS)
-            count = tl.sum(fired.to(tl.float32), axis=1)
+            count = tl.sum(spike, axis=1)
             if POOL == "avg":
                 s = count * 0.25
             else:
-                s = tl.where(count > 0, 1.0, 0.0)
-            tl.store(p_s + row * s_stride + at, s.to(out), mask=complete)
+                s = tl.where(count > 1, 1.0, count)
+            tl.store(p_s + row * s_stride + at, step.round_to(s, out), mask=complete)
             if p_bits is not None:
                 _store_bits(p_bits + row * (s_stride // 8), at, count > 0, complete, ROWS, COLUMNS)
         if p_partial is not None:
@@ -358,7 +356,7 @@ def norm_lif_bwd_kernel(
         v = initial_membrane(p_v0, p_numbers, o, inside, SOFT)
         for t in range(T):
             x = _read(p_y, tl.cast(t, tl.int64) * y_stride + o, inside, dtype) * scale + shift
-            u = step.membrane(v, x, lam, offset, gain)
+            u, _doubt = step.membrane(v, x, lam, offset, gain)
             v = step.reset(u, u >= theta, theta, v_reset, SOFT)
             tl.store(p_own + t * SIZE, u)
         tl.debug_barrier()

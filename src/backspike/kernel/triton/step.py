@@ -31,8 +31,8 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 # indices into the tensor of numbers
 V_RESET = tl.constexpr(0)
 RHO = tl.constexpr(1)
-FINE = tl.constexpr(2)  # 128 / reach, of the 8-bit distance
-COARSE = tl.constexpr(3)  # reach / 128
+PER_UNIT = tl.constexpr(2)  # 1 / unit of the 8-bit code
+UNIT = tl.constexpr(3)
 BELOW = tl.constexpr(4)  # theta times this is just below theta
 BASE = tl.constexpr(5)  # a, b and c of the surrogate; see `Family.constants`
 REPLACE = tl.constexpr(8)  # a, b and c of the surrogate that replaces it where it is dropped
@@ -42,13 +42,21 @@ REPLACE = tl.constexpr(8)  # a, b and c of the surrogate that replaces it where 
 CASES = (Triangle, ATan, Rectangle, Sigmoid, SuperSpike, PiecewiseExponential, Erf, Dspike)
 
 
+ONE = tl.constexpr(0x3F800000)  # the bits of 1.0
+
+
 # ------------------------------------------------------------------------------------------ forward
 
 
 @triton.jit
 def membrane(v, x, lam, offset, gain):
-    """u from v and x; the order of operations is part of the definition."""
-    return (lam * v + offset) + gain * x
+    """(u from v and x, its doubt: 0 where u is finite, NaN where it is not, as u is then).
+
+    The order of operations is part of the definition.
+    """
+    u = (lam * v + offset) + gain * x
+    doubt = u - u
+    return u + doubt, doubt
 
 
 @triton.jit
@@ -195,12 +203,16 @@ def encode_bfloat16(z, fired):
 
 
 @triton.jit
-def encode_8bit(z, fired, fine):
-    """z in steps of 1 / fine plus 128; at least 128 where the neuron fired."""
-    k = z * fine + 128
-    k = tl.where(k > 0, k, 0.0)
-    limit = tl.where(fired, 255.0, 127.0).to(k.dtype)
-    return tl.where(k < limit, k, limit).to(tl.int32).to(tl.uint8)
+def encode_8bit(z, fired, per_unit, FORM: tl.constexpr):
+    """The code of z; at least 128 where the neuron fired."""
+    size = tl.abs(z) * per_unit
+    if FORM == "uniform":
+        k = tl.where(size < 127, size, 127.0).to(tl.int32)
+    else:
+        bits = (size + 1).to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+        k = ((bits - ONE) >> 12) * 3 >> 9
+        k = tl.where(k < 127, k, 127)
+    return tl.where(fired, 128 + k, 127 - k).to(tl.uint8)
 
 
 @triton.jit
@@ -211,10 +223,17 @@ def decode_bfloat16(code, theta, below):
 
 
 @triton.jit
-def decode_8bit(code, w, theta, below, coarse):
+def decode_8bit(code, w, theta, below, unit, FORM: tl.constexpr):
     """(u, whether it fired)"""
-    z = (code.to(theta.dtype) - 127.5) * coarse
-    fired = z > 0
+    odd = 2 * code.to(tl.int32) - 255
+    fired = odd > 0
+    if FORM == "uniform":
+        z = odd.to(theta.dtype) * 0.5 * unit
+    else:
+        size = tl.abs(odd)
+        bits = ONE + size * (0x800000 // 24) + tl.where(size == 255, 16 << 23, 0)
+        y = bits.to(tl.float32, bitcast=True).to(theta.dtype)
+        z = tl.where(fired, y - 1, 1 - y) * unit
     if w is not None:
         z = z * w
     return _on_own_side(z, fired, theta, below), fired
