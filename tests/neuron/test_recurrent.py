@@ -229,6 +229,22 @@ def test_what_has_no_kernel_runs_step_by_step():
     assert layer(x).shape == x.shape
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_what_is_not_finite_shows_where_the_reference_shows_it(dtype):
+    x, _ = drive(6, 4, 9)
+    x = x.to(dtype)
+    x[2, 1, 3] = torch.nan
+    x[3, 2, 0] = torch.inf
+    layer, reference = (make(9, bs.LIF, backend=b).to(dtype) for b in ("auto", "reference"))
+    got, want = layer(x), reference(x)
+    assert torch.equal(got.isnan(), want.isnan())
+    assert 0 < got.isnan().sum() < got.numel() / 2
+    with torch.no_grad():
+        layer.layer.weight[0, 0] = torch.nan
+    assert "not finite" in layer.why_step_by_step(x)
+    assert layer(x)[1:, :, 0].isnan().all()
+
+
 def test_backward_twice_is_refused_and_two_threads_do_not_disturb_each_other():
     layer, (x, g) = make(20, bs.LIF), drive(30, 8, 20)
     s = layer(x.requires_grad_())

@@ -77,6 +77,8 @@ def refuses(x: Tensor, weight: Tensor, neuron: LIF) -> str | None:
         return "the layer does not keep the last dimension of the input"
     if not x.numel():
         return "the input is empty"
+    if not weight.detach().sum().isfinite():
+        return "a weight is not finite, and must show even where no spike selects it"
     name = ops.without_formula(neuron, ops.KINDS.values())
     return None if name is None else f"the kernel has no formula for {name}"
 

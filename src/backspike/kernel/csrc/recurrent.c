@@ -84,6 +84,7 @@ typedef struct {
     int32_t *spikes;              /* [samples, neurons]: where the spikes are */
     uint8_t *some;
     int count[64];                /* of spikes of a sample */
+    REAL doubt[64];               /* 0, or NaN if a spike of the sample is NaN */
     NAME(Block) block;
 } NAME(Task);
 
@@ -138,13 +139,17 @@ static inline void NAME(at)(const Recurrent *r, int64_t t, int64_t o, NAME(Task)
 
 /* -------------------------------------------------------------------------------------- forward */
 
-/* Lists the spikes of each sample, and counts those of all. */
+/* Lists the spikes of each sample. */
 static inline void NAME(list)(const Recurrent *r, const IO *s, NAME(Task) *k) {
     const int n = (int)r->neurons;
     for (int64_t row = 0; row < k->samples; row++, s += n) {
         int32_t *index = k->spikes + row * n;
         int count = 0;
-        SIMD EACH k->some[i] = s[i] != 0;
+        REAL sum = 0;
+        _Pragma("omp simd reduction(+ : sum)") EACH {
+            k->some[i] = s[i] != 0;
+            sum += NAME(widen)(s[i]);
+        }
         memset(k->some + n, 0, 64);
         for (int i = 0; i < n; i += 64) {
             uint64_t w = 0;
@@ -156,6 +161,7 @@ static inline void NAME(list)(const Recurrent *r, const IO *s, NAME(Task) *k) {
             for (; w; w &= w - 1) index[count++] = i + __builtin_ctzll(w);
         }
         k->count[row] = count;
+        k->doubt[row] = sum - sum;
     }
 }
 
@@ -181,15 +187,18 @@ static inline void NAME(current)(const Recurrent *r, int64_t t, int64_t wide, NA
     const int64_t size = (k->end - k->start) * sizeof(IO);
     if (t + 1 < k->job.T) ahead((const IO *)r->p_input + (t + 1) * r->input_stride + k->start, size);
     if (before) NAME(list)(r, before + k->start, k);
-    else memset(k->count, 0, sizeof k->count);
+    else {
+        memset(k->count, 0, sizeof k->count);
+        memset(k->doubt, 0, sizeof k->doubt);
+    }
     for (int64_t panel = 0; panel < wide / COLUMNS; panel++) NAME(gather)(r, panel, wide, k);
     const IO *x = (const IO *)r->p_input + t * r->input_stride + k->start;
     IO *out = r->p_current ? (IO *)r->p_current + t * k->job.N + k->start : k->row;
     const REAL lam = (REAL)r->lam_s, gain = (REAL)r->gain_s;
     for (int64_t row = 0; row < k->samples; row++, x += n, out += n) {
-        const REAL *sum = k->total + row * wide;
+        const REAL *sum = k->total + row * wide, doubt = k->doubt[row];
         REAL *current = k->i + row * n;
-        SIMD EACH out[i] = NAME(narrow)(NAME(widen)(x[i]) + sum[i]);
+        SIMD EACH out[i] = NAME(narrow)(NAME(widen)(x[i]) + (sum[i] + doubt));
         if (!r->synapse) continue;
         SIMD EACH {
             current[i] = lam * current[i] + gain * NAME(widen)(out[i]);
