@@ -2,6 +2,8 @@
 # make test      test suite
 # make check     style, import layers and types
 # make install   only .venv and the package
+# make wheel     sdist and a wheel for this machine, into dist/
+# make wheels    also wheels for Windows, macOS and Linux on ARM
 # make sanitize  tests of the C kernels under AddressSanitizer and UBSan
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +14,10 @@ CPU := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c requirements/cpu.txt)
 KERNEL := $(wildcard src/backspike/kernel/csrc/*.[ch])
 PYTHON_FILES := src tests examples benchmarks fuzz setup.py
 
-.PHONY: demo install test slow check sanitize clean
+# the wheels' tools stay out of the package's environment
+TOOLS := $(abspath $(VENV)-wheels)
+
+.PHONY: demo install install-dev test slow check wheel wheels sanitize clean
 demo: install
 	$(BIN)/backspike train
 
@@ -32,6 +37,8 @@ $(VENV)/.installed-dev: pyproject.toml setup.py $(KERNEL) requirements/cpu.txt
 	@$(BIN)/python .ci/kernels.py
 	touch $@ $(VENV)/.installed
 
+install-dev: $(VENV)/.installed-dev
+
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m "not slow" -n 2
 
@@ -44,8 +51,32 @@ check: $(VENV)/.installed-dev
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
+$(TOOLS)/.installed: requirements/wheels.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet -r requirements/wheels.txt
+	touch $@
+
+# all wheels are built from the sdist, as those of anybody who downloads it
+PIP_WHEEL = $(TOOLS)/bin/pip wheel --quiet --no-deps --wheel-dir dist dist/*.tar.gz
+# names the oldest Linux that a wheel runs on; libgomp stays outside, so that torch's is used
+MANYLINUX = PATH="$(TOOLS)/bin:$$PATH" auditwheel repair --exclude libgomp.so.1 --wheel-dir dist
+# -I: pip hides the packages of its environment from what it starts
+ZIG = LDFLAGS=-s BACKSPIKE_PLATFORM=$(1) CC="$(TOOLS)/bin/python -I -m ziglang cc -target $(2)" $(PIP_WHEEL)
+
+wheel: $(TOOLS)/.installed
+	rm -rf dist
+	$(TOOLS)/bin/python -m build --sdist --outdir dist
+	$(PIP_WHEEL)
+	[ ! -e dist/*-linux_*.whl ] || { $(MANYLINUX) dist/*-linux_*.whl && rm dist/*-linux_*.whl; }
+
+wheels: wheel
+	$(call ZIG,win_amd64,x86_64-windows-gnu)
+	$(call ZIG,macosx_11_0_arm64,aarch64-macos.11.0)
+	$(call ZIG,linux_aarch64,aarch64-linux-gnu.2.17)
+	$(MANYLINUX) dist/*-linux_aarch64.whl && rm dist/*-linux_aarch64.whl
+
 sanitize: $(VENV)/.installed-dev
 	PYTHON=$(BIN)/python .ci/sanitize
 
 clean:
-	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(TOOLS) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
