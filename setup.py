@@ -80,6 +80,8 @@ class Build(build_ext):
         openmp = ["-fopenmp"] if works(compiler, ["-fopenmp"], GCC_ONLY) else []
         if not openmp and works(compiler, OWN_OPENMP):
             flags += OWN_OPENMP
+        if not works(compiler, LEVELS.get("_lif_v3", [])):  # zig's spelling
+            LEVELS.update(_lif_v3=["-march=x86_64_v3"], _lif_v4=["-march=x86_64_v4"])
         jobs = [(level, source) for level in LEVELS for source in SOURCES]
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
         self.announce(f"compiling {len(jobs)} C files, {processors} at a time", level=3)

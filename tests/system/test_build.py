@@ -64,7 +64,7 @@ def test_the_build_succeeds_without_a_compiler(tmp_path, compiler_):
     [
         ("-none", X86),
         ("*-march=x86-64-v4*", {"_lif", "_lif_v3"}),
-        ("*-march=x86-64-v3*", {"_lif", "_lif_v4"}),
+        ("*-march=x86?64?v3*", {"_lif", "_lif_v4"}),
     ],
 )
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the levels are those of x86-64")
