@@ -3,6 +3,8 @@
 # make check     style, import layers and types
 # make install   only .venv and the package
 # make pretrained  trains the networks that ship in the package, and writes their cards
+# make wheel     sdist and a wheel for this machine, into dist/
+# make wheels    also wheels for Windows, macOS and Linux on ARM
 # make sanitize  tests of the C kernels under AddressSanitizer and UBSan;
 #                make sanitize KIND=--thread: under ThreadSanitizer (needs clang 19 and libomp)
 PYTHON ?= python3
@@ -14,7 +16,10 @@ CPU := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c requirements/cpu.txt)
 KERNEL := $(wildcard src/backspike/kernel/csrc/*.[ch])
 PYTHON_FILES := src tests examples benchmarks fuzz setup.py
 
-.PHONY: demo install test slow check pretrained sanitize clean
+# the wheels' tools stay out of the package's environment
+TOOLS := $(abspath $(VENV)-wheels)
+
+.PHONY: demo install install-dev test slow check pretrained wheel wheels sanitize clean
 demo: install
 	$(BIN)/backspike train
 
@@ -34,6 +39,8 @@ $(VENV)/.installed-dev: pyproject.toml setup.py $(KERNEL) requirements/cpu.txt
 	@$(BIN)/python .ci/kernels.py
 	touch $@ $(VENV)/.installed
 
+install-dev: $(VENV)/.installed-dev
+
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m "not slow" -n 2
 
@@ -49,8 +56,32 @@ check: $(VENV)/.installed-dev
 pretrained: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/pretrained.py
 
+$(TOOLS)/.installed: requirements/wheels.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet -r requirements/wheels.txt
+	touch $@
+
+# all wheels are built from the sdist, as those of anybody who downloads it
+PIP_WHEEL = $(TOOLS)/bin/pip wheel --quiet --no-deps --wheel-dir dist dist/*.tar.gz
+# names the oldest Linux that a wheel runs on; libgomp stays outside, so that torch's is used
+MANYLINUX = PATH="$(TOOLS)/bin:$$PATH" auditwheel repair --exclude libgomp.so.1 --wheel-dir dist
+# -I: pip hides the packages of its environment from what it starts
+ZIG = LDFLAGS=-s BACKSPIKE_PLATFORM=$(1) CC="$(TOOLS)/bin/python -I -m ziglang cc -target $(2)" $(PIP_WHEEL)
+
+wheel: $(TOOLS)/.installed
+	rm -rf dist
+	$(TOOLS)/bin/python -m build --sdist --outdir dist
+	$(PIP_WHEEL)
+	[ ! -e dist/*-linux_*.whl ] || { $(MANYLINUX) dist/*-linux_*.whl && rm dist/*-linux_*.whl; }
+
+wheels: wheel
+	$(call ZIG,win_amd64,x86_64-windows-gnu)
+	$(call ZIG,macosx_11_0_arm64,aarch64-macos.11.0)
+	$(call ZIG,linux_aarch64,aarch64-linux-gnu.2.17)
+	$(MANYLINUX) dist/*-linux_aarch64.whl && rm dist/*-linux_aarch64.whl
+
 sanitize: $(VENV)/.installed-dev
 	PYTHON=$(BIN)/python .ci/sanitize $(KIND)
 
 clean:
-	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(TOOLS) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,19 +1,27 @@
 """Compiles the C kernels as shared libraries, one per level; the rest is in pyproject.toml.
 
-Each is optional: if it cannot be compiled, the installation succeeds without it and the slower
-backend "eager" runs instead.
+They use no part of Python, so a wheel serves every Python 3. Each is optional: if it cannot be
+compiled, the installation succeeds without it and the slower backend "eager" runs instead.
+
+CC, CFLAGS and LDFLAGS are read from the environment. If CC compiles for another machine, set
+BACKSPIKE_PLATFORM to the platform of the wheel (`make wheels` does); then all must be compiled.
 """
 
 import os
 import platform
+import shlex
+import shutil
 import subprocess
+import sysconfig
 import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 SOURCES, HEADERS = (
     sorted(map(str, Path("src/backspike/kernel/csrc").glob(f"*.{ending}"))) for ending in "ch"
@@ -31,70 +39,103 @@ FLAGS = [
     "-fno-trapping-math",
     f"-DDIGEST={DIGEST}u",
 ]
-# otherwise gcc threads the conditions in a loop into branches, which it then vectorises badly
-GCC = ["-fno-thread-jumps"]
+# The first: otherwise gcc threads the conditions in a loop into branches, which it then vectorises
+# badly. The second: there is no such thing on Windows.
+IF_ACCEPTED = ["-fno-thread-jumps", "-fPIC"]
+# gcc comes with its runtime, which torch on Linux uses as well; clang's is openmp.c
+GCC_ONLY = "#ifdef __clang__\n#error\n#endif\n"
+OWN_OPENMP = ["-Xclang", "-fopenmp", "-DOWN_OPENMP"]
+
+TARGET = os.environ.get("BACKSPIKE_PLATFORM", "")
+PLATFORM = TARGET or sysconfig.get_platform()
+ENDING = {"win": ".dll", "mac": ".dylib"}.get(PLATFORM[:3], ".so")  # as in kernel/cpu/library.py
 LEVELS = {"_lif": []}
-if platform.machine().lower() in ("x86_64", "amd64"):
+if (TARGET or platform.machine().lower()).endswith(("x86_64", "amd64")):
     LEVELS |= {"_lif_v3": ["-march=x86-64-v3"], "_lif_v4": ["-march=x86-64-v4"]}
+
+
+def find_compiler():
+    """The command of the C compiler with CFLAGS, or None if there is none."""
+    chosen = os.environ.get("CC")
+    usual = (sysconfig.get_config_var("CC"), "cc", "gcc", "clang")
+    for command in [chosen] if chosen else filter(None, usual):
+        words = shlex.split(command)
+        if shutil.which(words[0]):
+            return [*words, *shlex.split(os.environ.get("CFLAGS", ""))]
+    return None
 
 
 class Build(build_ext):
     """Compiles all sources in parallel, with the flags that the compiler accepts."""
 
+    def get_ext_filename(self, name):
+        return str(Path(*name.split("."))) + ENDING
+
     def build_extensions(self):
-        if self.compiler.compiler_type == "unix":
-            openmp = ["-fopenmp"] if self.works("-fopenmp", "#include <omp.h>") else []
-            flags = [*FLAGS, *(flag for flag in GCC if self.works(flag)), *openmp]
-            self.force = True  # the digest decides, not the age of the files
-            for extension in self.extensions:
-                extension.extra_compile_args = [*flags, *LEVELS[extension.name.rpartition(".")[2]]]
-                extension.extra_link_args = openmp
-                extension.libraries = ["m"]
-            self.compile_in_parallel()
-        super().build_extensions()
-
-    def compile_in_parallel(self):
-        """Compiles every source for every level, with one process per processor.
-
-        Extensions with a source that failed are left to setuptools, which reports the error.
-        """
-        jobs = [(extension, source) for extension in self.extensions for source in SOURCES]
+        compiler = find_compiler()
+        if compiler is None:
+            self.leave_out("there is no C compiler: the kernels are left out")
+            return
+        flags = [*FLAGS, *(flag for flag in IF_ACCEPTED if works(compiler, [flag]))]
+        openmp = ["-fopenmp"] if works(compiler, ["-fopenmp"], GCC_ONLY) else []
+        if not openmp and works(compiler, OWN_OPENMP):
+            flags += OWN_OPENMP
+        if not works(compiler, LEVELS.get("_lif_v3", [])):  # zig's spelling
+            LEVELS.update(_lif_v3=["-march=x86_64_v3"], _lif_v4=["-march=x86_64_v4"])
+        jobs = [(level, source) for level in LEVELS for source in SOURCES]
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
         self.announce(f"compiling {len(jobs)} C files, {processors} at a time", level=3)
         with ThreadPoolExecutor(processors) as pool:
-            done = list(pool.map(lambda job: self.compile_source(*job), jobs))
+            objects = list(pool.map(lambda job: self.compile(compiler, flags + openmp, *job), jobs))
+        link = [*compiler, *shlex.split(os.environ.get("LDFLAGS", "")), *openmp, "-shared"]
         for extension in self.extensions:
-            objects = [o for (of, _), o in zip(jobs, done) if of is extension]
-            if all(objects):
-                extension.sources, extension.extra_objects = [], objects
+            level = extension.name.rpartition(".")[2]
+            self.link(link, [o for (of, _), o in zip(jobs, objects) if of == level], extension.name)
 
-    def compile_source(self, extension, source):
-        """Compiles one source and returns its object file, or None if that failed."""
-        folder = Path(self.build_temp, extension.name)
-        folder.mkdir(parents=True, exist_ok=True)
-        target = str(folder / f"{Path(source).stem}.o")
-        command = [*self.compiler.compiler_so, "-c", source, "-o", target]
-        try:
-            done = subprocess.run([*command, *extension.extra_compile_args], capture_output=True)
-        except OSError:  # there is no such compiler
-            return None
-        return target if done.returncode == 0 else None
+    def compile(self, compiler, flags, level, source):
+        """Compiles a source for a level and returns the object file, or None if that failed."""
+        target = Path(self.build_temp, level, f"{Path(source).stem}.o")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        words = [*compiler, *flags, *LEVELS[level], "-c", source, "-o", str(target)]
+        return str(target) if self.succeeds(words) else None
 
-    def works(self, flag, header=""):
-        """Whether the compiler accepts the flag and finds the header that belongs to it."""
-        with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder, "try.c")
-            source.write_text(f"{header}\nint main(void) {{ return 0; }}\n")
-            try:
-                objects = self.compiler.compile(
-                    [str(source)], output_dir=folder, extra_postargs=[flag]
-                )
-                self.compiler.link_executable(
-                    objects, "try", output_dir=folder, extra_postargs=[flag]
-                )
-            except Exception:
-                return False
-        return True
+    def link(self, command, objects, name):
+        """Links a library, if all its object files could be compiled."""
+        target = Path(self.get_ext_fullpath(name))
+        made = Path(self.build_temp, target.name)  # some linkers write more files beside it
+        if ENDING == ".dylib":  # otherwise it would bear the name of that folder
+            command = [*command, f"-Wl,-install_name,@rpath/{target.name}"]
+        if all(objects) and self.succeeds([*command, *objects, "-o", str(made), "-lm"]):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(made, target)
+        else:
+            self.leave_out(f"{name} could not be compiled and is left out; pip -v shows why")
+
+    def leave_out(self, message):
+        if TARGET:
+            raise CompileError(message)
+        self.warn(message)
+
+    def succeeds(self, words):
+        done = subprocess.run(words, capture_output=True, text=True)
+        self.announce(f"{shlex.join(words)}\n{done.stderr}", level=2 if done.returncode else 1)
+        return done.returncode == 0
+
+
+def works(compiler, flags, code=""):
+    """Whether the compiler accepts the flags without a warning, and the code with them."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "try.c")
+        source.write_text(f"{code}int main(void) {{ return 0; }}\n")
+        words = [*compiler, *flags, "-Werror", "-c", str(source), "-o", str(Path(folder, "try.o"))]
+        return subprocess.run(words, capture_output=True).returncode == 0
+
+
+class Wheel(bdist_wheel):
+    """A wheel for every Python 3, but one platform."""
+
+    def get_tag(self):
+        return "py3", "none", TARGET or super().get_tag()[2]
 
 
 setup(
@@ -102,5 +143,5 @@ setup(
         Extension(f"backspike.kernel.{name}", SOURCES, depends=HEADERS, optional=True)
         for name in LEVELS
     ],
-    cmdclass={"build_ext": Build},
+    cmdclass={"build_ext": Build, "bdist_wheel": Wheel},
 )

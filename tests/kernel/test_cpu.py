@@ -9,7 +9,6 @@ import itertools
 import logging
 import math
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -18,16 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import setuptools
 import torch
 from helpers.layouts import LAYOUTS, Own, assert_same
 from helpers.neurons import LEARNED, MASKS, RESETS, close, draw, grid, prepare, run
 from helpers.norms import make_call
 from helpers.paths import ROOT, TESTS
 from helpers.surrogates import FAMILIES, with_scale
-from setuptools._distutils import ccompiler, sysconfig
-from setuptools.command.build_ext import build_ext
-from setuptools.dist import Distribution
 
 import backspike as bs
 from backspike import ATan, Masked, Parametric, Rectangle, Sigmoid, SuperSpike, Triangle
@@ -588,41 +583,6 @@ def test_python_and_c_structs_have_the_same_size():
     jobs = {"lif": library.Job, "norm": norm._Job, "pool": pool._Job, "conv": conv._Job}
     for name, job in jobs.items():
         assert getattr(library._c, f"{name}_job_size")() == ctypes.sizeof(job)
-
-
-def test_a_library_from_other_sources_is_not_used(monkeypatch):
-    assert library._digest() in (None, library._c.lif_digest())
-    assert library.missing() is None
-    monkeypatch.setattr(library, "_digest", lambda: 1)
-    assert list(library._built()) == []
-    monkeypatch.setattr(library, "_c", None)
-    assert library.missing() == (
-        "the C kernel was compiled from different sources; reinstall backspike"
-    )
-
-
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
-@pytest.mark.parametrize("refused", ["", "-fno-thread-jumps", "-fopenmp"])
-def test_unsupported_compiler_flags_are_left_out(tmp_path, monkeypatch, refused):
-    """Clang lacks -fno-thread-jumps and may lack OpenMP; kernels are then built without them."""
-    compiler = tmp_path / "cc"
-    compiler.write_text(
-        f'#!/bin/sh\nfor word; do [ "$word" = "{refused}" ] && exit 1; done\nexec gcc "$@"\n'
-    )
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CC", str(compiler))
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
-    built = []
-    monkeypatch.setattr(build_ext, "build_extensions", lambda self: built.extend(self.extensions))
-    build = runpy.run_path("setup.py")["Build"](Distribution())
-    monkeypatch.setattr(build, "compile_in_parallel", lambda: None)
-    build.compiler = ccompiler.new_compiler()
-    sysconfig.customize_compiler(build.compiler)
-    build.extensions = [setuptools.Extension("backspike.kernel._lif", [])]
-    build.build_extensions()
-    assert {"-fno-thread-jumps", "-fopenmp"} - set(built[0].extra_compile_args) == {refused} - {""}
-    assert ("-fopenmp" in built[0].extra_link_args) == (refused != "-fopenmp")
 
 
 SANITIZED = """

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import math
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +22,8 @@ CHUNKS = 256
 GRAIN = 16384  # elements times timesteps per thread, below which another thread does not pay
 _LEVELS = {"AVX512": ("_lif_v4", "_lif_v3", "_lif"), "AVX2": ("_lif_v3", "_lif")}
 _LEVEL_NAMES = {"_lif_v4": "v4", "_lif_v3": "v3", "_lif": "baseline"}
+# setup.py names the files; they use no part of Python, so one serves every version
+_ENDING = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 STREAM = 1 << 24  # results of at least this many bytes bypass the cache when written
 SUFFIX = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -54,21 +56,35 @@ class Job(ctypes.Structure):
     ]
 
 
-def _built() -> Iterator[tuple[str, ctypes.CDLL]]:
-    """The libraries that this processor can run, the best first.
+def _file(name: str) -> Path:
+    return Path(__file__).parents[1] / f"{name}{_ENDING}"
+
+
+def _names() -> tuple[str, ...]:
+    """The libraries that this processor could run, the best first.
 
     torch decides what the processor supports; ATEN_CPU_CAPABILITY overrides it.
     """
-    for name in _LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("_lif",)):
-        spec = importlib.util.find_spec(f"backspike.kernel.{name}")
-        if spec is None or spec.origin is None:
-            continue
-        try:
-            library = ctypes.CDLL(spec.origin)
-            library.lif_digest.restype = ctypes.c_int64
-        except (OSError, AttributeError):
-            continue
-        if _digest() in (None, library.lif_digest()):
+    names = _LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("_lif",))
+    return tuple(name for name in names if _file(name).exists())
+
+
+def _load(name: str) -> ctypes.CDLL | str:
+    """The library, or why it cannot be used."""
+    try:
+        library = ctypes.CDLL(str(_file(name)))
+        library.lif_digest.restype = ctypes.c_int64
+    except (OSError, AttributeError) as error:
+        return f"the C kernel cannot be loaded ({error}); reinstall backspike for this machine"
+    if _digest() in (None, library.lif_digest()):
+        return library
+    return "the C kernel was compiled from different sources; reinstall backspike"
+
+
+def _built() -> Iterator[tuple[str, ctypes.CDLL]]:
+    """The libraries that this processor can run, the best first."""
+    for name in _names():
+        if isinstance(library := _load(name), ctypes.CDLL):
             yield name, library
 
 
@@ -84,12 +100,11 @@ def missing() -> str | None:
     """Why there is no C kernel; None if there is one."""
     if available():
         return None
-    built = any(importlib.util.find_spec(f"backspike.kernel.{name}") for name in _LEVEL_NAMES)
-    return (
-        "the C kernel was compiled from different sources; reinstall backspike"
-        if built
-        else "the C kernel was not compiled during installation; "
-        "install a C compiler (gcc or clang), then reinstall backspike"
+    reasons = (reason for reason in map(_load, _names()) if isinstance(reason, str))
+    return next(
+        reasons,
+        "the C kernel was not compiled during installation; "
+        "install a C compiler (gcc or clang), then reinstall backspike",
     )
 
 

@@ -15,7 +15,7 @@
 #include <immintrin.h>
 #endif
 #ifdef _OPENMP
-#include <omp.h>
+int omp_get_thread_num(void); /* not from omp.h, which a compiler without a runtime lacks: openmp.c */
 #endif
 
 #define SIMD _Pragma("omp simd")
