@@ -7,6 +7,7 @@ it is measured on one batch, so that images, spikes, borders and pools are all a
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable
@@ -95,7 +96,7 @@ def fluctuation_driven(
 def _pairs(
     model: nn.Module, sample: Tensor, names: dict[nn.Module, str]
 ) -> dict[nn.Module, LIF | Recurrent]:
-    """The layers with weights in the order in which they run, each with the neuron that it feeds."""
+    """The layers with weights in the order in which they run, each with the neuron it feeds."""
     ran: list[nn.Module] = []
     inside = {part for m in model.modules() if isinstance(m, Recurrent) for part in m.modules()}
     watched = [
@@ -123,7 +124,7 @@ def _pairs(
                 raise ValueError(f"{fed} both run before {names[m]}; only one layer may feed it")
             if layers and layers[0] in pairs:
                 raise ValueError(f"{names[layers[0]]} feeds several spiking layers")
-            pairs |= {layer: m for layer in layers}
+            pairs |= dict.fromkeys(layers, m)
         layers, normed = [], False
     if not pairs:
         raise ValueError(
@@ -147,10 +148,8 @@ def _input_of(target: nn.Module, model: nn.Module, sample: Tensor) -> Tensor:
 
     with Handle() as handle:
         handle.undo.append(target.register_forward_pre_hook(stop).remove)
-        try:
+        with contextlib.suppress(_Reached):
             model(sample)
-        except _Reached:
-            pass
     return found[0]
 
 

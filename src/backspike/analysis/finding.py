@@ -21,6 +21,9 @@ from .tally import Layer
 from .vitals import Vitals, Weight
 
 
+DRAW_WEIGHTS = "draw the weights with bs.init.fluctuation_driven(model, sample)"
+
+
 @dataclass(frozen=True)
 class Finding:
     """A problem that keeps a network from learning or, if `note` is set, something worth knowing.
