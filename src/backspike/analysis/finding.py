@@ -20,7 +20,6 @@ from .activity import in_support
 from .tally import Layer
 from .vitals import Vitals, Weight
 
-
 DRAW_WEIGHTS = "draw the weights with bs.init.fluctuation_driven(model, sample)"
 
 

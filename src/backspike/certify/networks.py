@@ -20,7 +20,7 @@ from ..layers.over_time import OverTime
 from ..layers.sequential import Sequential
 from ..neuron.hooks import record
 from ..neuron.lif import LIF
-from ..surrogate import Triangle
+from ..surrogate import ATan, Surrogate, Triangle
 
 T = 3
 Results = dict[str, Tensor]
@@ -125,7 +125,7 @@ def _model(case: Network, backend: str) -> nn.Sequential:
         narrow = Triangle(alpha=40.0)
         sizes = (case.shape[-1], 1024, 1024)
         synapses = [nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(sizes)]
-        first, second = LIF(surrogate=narrow, backend=backend), LIF(backend=backend)
+        first, second = _neuron(backend, 1.0, narrow), _neuron(backend, 1.0, ATan())
         model = Sequential(OverTime(synapses[0]), first, OverTime(synapses[1]), second)
     else:
         channels = (case.shape[1], 3, 3)
@@ -135,7 +135,7 @@ def _model(case: Network, backend: str) -> nn.Sequential:
             convolution = nn.Conv2d(a, b, 3, padding=1, bias=False)
             blocks += [
                 OverTime(convolution, nn.BatchNorm2d(b)),
-                LIF(v_threshold=0.5, backend=backend),
+                _neuron(backend, 0.5, ATan()),
             ]
         model = Sequential(*blocks)
     with torch.no_grad():
@@ -143,6 +143,18 @@ def _model(case: Network, backend: str) -> nn.Sequential:
             # on a grid, so that float32 computes spikes exactly
             p.copy_(torch.randint(-16, 17, p.shape, generator=draw) / 64 + (p.dim() == 1))
     return model
+
+
+def _neuron(backend: str, v_threshold: float, surrogate: Surrogate) -> LIF:
+    return LIF(
+        tau=2.0,
+        v_threshold=v_threshold,
+        v_reset=0.0,
+        decay_input=True,
+        surrogate=surrogate,
+        reset_gradient=1.0,
+        backend=backend,
+    )
 
 
 def _input(case: Network) -> Tensor:
