@@ -1,13 +1,13 @@
 """Which defaults let a first network learn? Neuron options and initial weights on six small tasks.
 
-    python benchmarks/defaults.py [--out FILE] [--stage screen|combine|final|floors|show]
+    python benchmarks/defaults.py --stage screen|final|floors|show [--out FILE]
                                   [--peer-python peers/bin/python]
 
 Every run trains a network without norms in a plain loop, on one thread; its result, the test
 accuracy after the last epoch, is appended to the JSON file, and finished runs are skipped when the
 script starts again. `screen` changes one option at a time, around the former defaults and around
-one combination that learns, with two seeds. `final` compares a few settings with the former defaults,
-paired over six seeds. `floors` compares the defaults of the installed version with a ReLU network
+one combination that learns, with two seeds. `final` compares a few settings with the former
+defaults, paired over six seeds. `floors` compares the defaults of the installed version with a ReLU network
 and with snnTorch's tutorial 5; snnTorch runs in an environment of its own (`--peer-python`).
 `show` prints the tables. The data are looked for in BACKSPIKE_DATA, then in ../shared/data.
 """
@@ -20,12 +20,12 @@ import math
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ def yin_yang() -> tuple[Split, Split]:
 def mlp(*widths: int, spiking_output: bool) -> Callable[[Callable[[], nn.Module]], list[nn.Module]]:
     def layers(neuron: Callable[[], nn.Module]) -> list[nn.Module]:
         out: list[nn.Module] = [nn.Flatten(2)]
-        for inputs, features in zip(widths[:-1], widths[1:]):
+        for inputs, features in pairwise(widths):
             out += [bs.OverTime(nn.Linear(inputs, features)), neuron()]
         return out if spiking_output else out[:-1]
 
@@ -177,12 +177,14 @@ TASKS = {
         ),
         Task(
             "digits-dvs",
-            "simulated events of digits, 578-100-100-10, linear output, T = 10, 8 epochs",
+            "simulated events of digits, 578-100-100-10, linear output, T = 10, 6 epochs",
             digits_dvs,
             mlp(578, 100, 100, 10, spiking_output=False),
             T=10,
-            epochs=8,
+            epochs=6,
             read="linear",
+            batch=32,
+            lr=3e-3,
             has_time=True,
         ),
         _tutorial(
@@ -290,7 +292,15 @@ def screened() -> list[Setting]:
     return list(dict.fromkeys(s for c in CENTRES for s in (c, *(replace(c, **d) for d in CHANGES))))
 
 
-FINALISTS: tuple[Setting, ...] = (FORMER,)
+SEEDS = 6  # of the finalists
+LEARNS = CENTRES[1]
+FINALISTS = (
+    FORMER,
+    LEARNS,
+    replace(LEARNS, v_threshold=0.5),
+    replace(LEARNS, surrogate=bs.ATan(alpha=4.0)),
+    replace(LEARNS, weights="fluctuation"),
+)
 
 
 class Results:
@@ -335,21 +345,148 @@ def run_settings(results: Results, settings: list[Setting], seeds: int) -> None:
 
 
 def effective(task: Task, setting: Setting) -> Setting:
-    """The setting with former values where the task fixes the option, so that no run is repeated."""
+    """The setting with former values where the task fixes the option: no run is repeated."""
     known = {k: getattr(FORMER, k) for k in task.fixed if k != "tau"}
     return replace(setting, **known)
+
+
+# ---- floors: the defaults of the installed version, against others ---------------------------------
+
+
+def run_floors(results: Results, peer_python: str | None) -> None:
+    for seed in range(6):
+        for name, activation in (("bs.LIF()", bs.LIF), ("ReLU", nn.ReLU)):
+            results.run("fit-digits", name, seed, lambda a=activation, i=seed: fit_digits(a, i))
+    for seed in range(3):
+        for read in ("membrane", "spikes"):
+            whole = _tutorial("", "", read, 60_000)
+            task = replace(whole, data=lambda: mnist(60_000, 10_000))
+            results.run(
+                f"tutorial-{read}",
+                "bs.LIF(20, decay_input=False, v_reset=None)",
+                seed,
+                lambda t=task, i=seed: train(t, lambda: bs.LIF(**TUTORIAL), "torch", i),
+            )
+            if peer_python:
+                results.run(
+                    f"tutorial-{read}",
+                    "snnTorch",
+                    seed,
+                    lambda t=task, i=seed: snntorch_tutorial(t, i, peer_python),
+                )
+
+
+def fit_digits(activation: Callable[[], nn.Module], seed: int) -> float:
+    """`bs.fit` with the default recipe: 64-100-10 with neurons, or with ReLU in the hidden layer."""
+    torch.manual_seed(seed)
+    hidden = bs.OverTime(nn.Flatten(), nn.Linear(64, 100))
+    model = nn.Sequential(hidden, activation(), bs.OverTime(nn.Linear(100, 10)))
+    if activation is bs.LIF:
+        model.append(activation())
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = bs.Recipe(seed=seed)
+        result = bs.fit(recipe, Path(folder) / "run", model=model, report=False)
+    assert result.test_accuracy is not None
+    return result.test_accuracy
+
+
+def snntorch_tutorial(task: Task, seed: int, python: str) -> float:
+    data, test = task.data()
+    content = {"x": data.x, "y": data.y, "x_test": test.x, "y_test": test.y}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "data.pt"
+        torch.save(content | {"T": task.T, "batch": task.batch, "lr": task.lr}, file)
+        script = Path(__file__).with_name("defaults_snntorch.py")
+        command = [python, str(script), str(file), str(seed), task.read]
+        clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        return float(subprocess.run(command, check=True, capture_output=True, env=clean).stdout)
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def table(results: Results, settings: list[Setting], seeds: int) -> str:
+    """Mean accuracy and standard deviation in %, a row per setting and a column per task."""
+    lines = [f"| setting | {' | '.join(TASKS)} | mean |", f"|---|{'---|' * (len(TASKS) + 1)}"]
+    for setting in settings:
+        found = [_accuracies(results, task, setting, seeds) for task in TASKS.values()]
+        cells = [
+            f"{statistics.mean(a):.1f} ± {statistics.stdev(a):.1f}"
+            if len(a) > 1
+            # with one seed
+            else f"{a[0]:.1f}"
+            if a
+            else "-"
+            for a in found
+        ]
+        complete = all(found)
+        mean = f"{statistics.mean(map(statistics.mean, found)):.1f}" if complete else "-"
+        lines.append(f"| {setting} | {' | '.join(cells)} | {mean} |")
+    return "\n".join(lines)
+
+
+def paired(results: Results, settings: list[Setting], seeds: int) -> str:
+    """Difference to the first setting in points, paired by seed, with its 95 % interval."""
+    lines = [f"| setting | {' | '.join(TASKS)} |", f"|---|{'---|' * len(TASKS)}"]
+    for setting in settings[1:]:
+        cells = []
+        for task in TASKS.values():
+            before = _accuracies(results, task, settings[0], seeds)
+            after = _accuracies(results, task, setting, seeds)
+            if len(before) < seeds or len(after) < seeds:
+                cells.append("-")
+                continue
+            d = [b - a for a, b in zip(before, after, strict=True)]
+            # 2.571: the 97.5 % quantile of t with 5 degrees of freedom
+            half = 2.571 * statistics.stdev(d) / math.sqrt(seeds)
+            mean = statistics.mean(d)
+            cells.append(f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]")
+        lines.append(f"| {setting} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _accuracies(results: Results, task: Task, setting: Setting, seeds: int) -> list[float]:
+    name = str(effective(task, setting))
+    found = [results.accuracy(task.name, name, seed) for seed in range(seeds)]
+    return [100 * a for a in found if a is not None]
+
+
+def floors(results: Results) -> str:
+    lines = ["| floor | network | accuracy, % |", "|---|---|---|"]
+    known = {(r["task"], r["setting"]) for r in results.runs if r["task"] not in TASKS}
+    for task, setting in sorted(known):
+        a = [
+            100 * r["accuracy"]
+            for r in results.runs
+            if (r["task"], r["setting"]) == (task, setting)
+        ]
+        spread = f" ± {statistics.stdev(a):.2f}" if len(a) > 1 else ""
+        lines.append(f"| {task} | {setting} | {statistics.mean(a):.2f}{spread}, {len(a)} seeds |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("bench/defaults.jsonl"))
     parser.add_argument("--stage", choices=("screen", "final", "floors", "show"), default="show")
+    parser.add_argument("--seeds", type=int, default=2, help="of the screening")
     parser.add_argument("--peer-python", help="the python of an environment with snnTorch")
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = Results(options.out)
     if options.stage == "screen":
-        run_settings(results, screened(), seeds=2)
+        run_settings(results, screened(), options.seeds)
+    elif options.stage == "final":
+        run_settings(results, list(FINALISTS), SEEDS)
+    elif options.stage == "floors":
+        run_floors(results, options.peer_python)
+    else:
+        print("## Screening\n\n" + table(results, screened(), options.seeds))
+        print("\n## Finalists\n\n" + table(results, list(FINALISTS), SEEDS))
+        print(
+            f"\n## Finalists minus `{FINALISTS[0]}`\n\n" + paired(results, list(FINALISTS), SEEDS)
+        )
+        print("\n## Floors\n\n" + floors(results))
 
 
 if __name__ == "__main__":
