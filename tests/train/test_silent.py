@@ -71,6 +71,24 @@ def test_layers_that_fire_are_not_reported(tmp_path, threshold):
     assert (Run.open(tmp_path / "run").log()[0]["firing_rate"]["3"] == 0) == (threshold > 1)
 
 
+def test_a_norm_without_statistics_is_no_reason(tmp_path):
+    """In evaluation its first running statistics silence the layer, in training it fires."""
+
+    def normed():
+        torch.manual_seed(0)
+        neuron = bs.LIF(v_threshold=2.0, v_reset=0.0, decay_input=False)
+        return nn.Sequential(
+            bs.OverTime(nn.Flatten(), nn.Linear(64, 30), nn.BatchNorm1d(30)),
+            neuron,
+            bs.OverTime(nn.Linear(30, 10)),
+        )
+
+    fit(recipe(), tmp_path / "run", model=normed())
+    log = Run.open(tmp_path / "run").log()
+    assert log[0]["firing_rate"]["1"] == 0
+    assert silent(log) == []
+
+
 def test_it_changes_no_result(tmp_path, monkeypatch):
     torch.manual_seed(0)
     start = network().state_dict()

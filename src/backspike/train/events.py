@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from ..analysis import activity, vitals
 from ..analysis.diagnosis import diagnose
 from ..analysis.finding import DRAW_WEIGHTS, list_names
+from ..neuron.hooks import observe
+from ..neuron.lif import LIF, Output
 from ..readout import TWO
 from .checkpoint import Progress, preserved_rng
 from .evaluate import accuracy_and_loss
@@ -66,10 +69,24 @@ def silent_layers(log: list[dict[str, Any]]) -> list[str]:
 
 
 def silent(setup: Setup, step: Step, layers: list[str]) -> dict[str, Any] | None:
-    """Which of these layers are still without a spike, and what to do; None if all fire."""
-    with setup.train.autocast(), torch.no_grad():
-        firing = activity.probe(setup.network.model, _probe_batch(setup))["firing_rate"]
-    if not (still := [name for name in layers if firing.get(name) == 0]):
+    """Which of these layers are still without a spike, and what to do; None if all fire.
+
+    Looks at a copy in training mode: at first the running statistics of norms may silence layers
+    that fire in training.
+    """
+    try:
+        model = copy.deepcopy(setup.network.model).train()
+    except Exception:  # a user's model that cannot be copied
+        return None
+    fired: set[str] = set()
+
+    def see(name: str, _layer: LIF, out: Output) -> None:
+        if out.spikes is not None and bool(out.spikes.any()):
+            fired.add(name)
+
+    with preserved_rng(setup.device), setup.train.autocast(), torch.no_grad(), observe(model, see):
+        model(_probe_batch(setup))
+    if not (still := [name for name in layers if name not in fired]):
         return None
     text = (
         f"no spike in {list_names(still)}, neither before training nor after {step.number} steps: "
