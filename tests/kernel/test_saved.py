@@ -477,7 +477,10 @@ THETA = torch.tensor(1.0, requires_grad=True)
             "memory='4bit' must be one of exact, bfloat16, 8bit, 1bit, recompute, checkpoint",
         ),
         ({"memory": "1bit"}, "memory='1bit' needs surrogate=Rectangle"),
-        ({"memory": "1bit", "surrogate": Rectangle()}, "and v_reset=None; choose"),
+        (
+            {"memory": "1bit", "surrogate": Rectangle(), "v_reset": 0.0},
+            "and v_reset=None; choose",
+        ),
         (
             {
                 "memory": "1bit",
