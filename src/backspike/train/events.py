@@ -21,7 +21,9 @@ from .setup import Setup
 from .step import Step
 
 WATCHED = 64  # training samples on which `Watch` measures
-SILENT_STEPS = 10  # steps after which layers that were silent at the start are looked at again
+# steps after which layers that were silent at the start are looked at again; in networks that learn
+# an output layer of neurons may need 30
+SILENT_STEPS = 50
 
 
 def initial(setup: Setup) -> dict[str, Any]:

@@ -207,7 +207,8 @@ class Trainer:
         if untraced:  # the first forward pass shows which layers are scaled
             self._say("scaling", scaled=scaling.scaled, not_scaled=scaling.not_scaled)
         self.progress.batch += 1
-        if self.silent and self.step.number == min(events.SILENT_STEPS, len(self.setup.train)):
+        steps = self.setup.recipe.epochs * len(self.setup.train)
+        if self.silent and self.step.number == min(events.SILENT_STEPS, steps):
             self._tell_silent()
 
     def _tell_silent(self) -> None:
