@@ -6,10 +6,10 @@
 Every run trains a network without norms in a plain loop, on one thread; its result, the test
 accuracy after the last epoch, is appended to the JSON file, and finished runs are skipped when the
 script starts again. `screen` changes one option at a time, around the former defaults and around
-one combination that learns, with two seeds. `final` compares a few settings with the former
-defaults, paired over six seeds. `floors` compares the defaults of the installed version with a ReLU network
-and with snnTorch's tutorial 5; snnTorch runs in an environment of its own (`--peer-python`).
-`show` prints the tables. The data are looked for in BACKSPIKE_DATA, then in ../shared/data.
+one combination that learns. `final` compares a few settings with the former defaults, paired over
+six seeds. `floors` compares the defaults of the installed version with a ReLU network and with
+snnTorch's tutorial 5; snnTorch runs in an environment of its own (`--peer-python`). `show` prints
+the tables. The data are looked for in BACKSPIKE_DATA, then in ../shared/data.
 """
 
 from __future__ import annotations
@@ -350,7 +350,7 @@ def effective(task: Task, setting: Setting) -> Setting:
     return replace(setting, **known)
 
 
-# ---- floors: the defaults of the installed version, against others ---------------------------------
+# ---- floors: the defaults of the installed version, against others -------------------------------
 
 
 def run_floors(results: Results, peer_python: str | None) -> None:
@@ -377,7 +377,7 @@ def run_floors(results: Results, peer_python: str | None) -> None:
 
 
 def fit_digits(activation: Callable[[], nn.Module], seed: int) -> float:
-    """`bs.fit` with the default recipe: 64-100-10 with neurons, or with ReLU in the hidden layer."""
+    """`bs.fit` with the default recipe: 64-100-10 with neurons, or with ReLU where it is hidden."""
     torch.manual_seed(seed)
     hidden = bs.OverTime(nn.Flatten(), nn.Linear(64, 100))
     model = nn.Sequential(hidden, activation(), bs.OverTime(nn.Linear(100, 10)))
@@ -469,7 +469,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("bench/defaults.jsonl"))
     parser.add_argument("--stage", choices=("screen", "final", "floors", "show"), default="show")
-    parser.add_argument("--seeds", type=int, default=2, help="of the screening")
+    parser.add_argument("--seeds", type=int, default=1, help="of the screening")
     parser.add_argument("--peer-python", help="the python of an environment with snnTorch")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -112,19 +112,21 @@ def _pairs(
     pairs: dict[nn.Module, LIF | Recurrent] = {}
     layers: list[nn.Module] = []
     normed = False
-    for m in ran:
-        if not isinstance(m, LIF | Recurrent):
-            normed |= isinstance(m, _NORMS)
-            layers += [m] if isinstance(m, SYNAPSES) else []
+    for module in ran:
+        if not isinstance(module, LIF | Recurrent):
+            normed |= isinstance(module, _NORMS)
+            layers += [module] if isinstance(module, SYNAPSES) else []
             continue
-        spiking = m.neuron if isinstance(m, Recurrent) else m
+        spiking = module.neuron if isinstance(module, Recurrent) else module
         if not normed and not isinstance(spiking, MPBN):
             if len(layers) > 1:
                 fed = " and ".join(names[layer] for layer in layers)
-                raise ValueError(f"{fed} both run before {names[m]}; only one layer may feed it")
+                raise ValueError(
+                    f"{fed} both run before {names[module]}; only one layer may feed it"
+                )
             if layers and layers[0] in pairs:
                 raise ValueError(f"{names[layers[0]]} feeds several spiking layers")
-            pairs |= dict.fromkeys(layers, m)
+            pairs |= dict.fromkeys(layers, module)
         layers, normed = [], False
     if not pairs:
         raise ValueError(
