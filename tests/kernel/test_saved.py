@@ -210,6 +210,7 @@ def test_codes_preserve_the_spike_where_the_distance_is_lost(backend, memory):
     rule = {
         "tau": math.inf,
         "decay_input": False,
+        "v_reset": 0.0,
         "v_threshold": 1e8,
         "reset_gradient": 0.0,
         "memory": memory,
@@ -268,6 +269,7 @@ def test_gradients_of_learned_constants(memory, channels):
     names = ("v_threshold", "width") if memory == "8bit" else ("tau", "v_threshold", "width")
     for reset in RESETS.values():
         rule = {"surrogate": Parametric(Sigmoid(alpha=3.0)), "v_reset": reset, "memory": memory}
+        rule |= {"decay_input": True, "reset_gradient": 1.0}
         inputs = {"learned": learned(names, channels), "upstream": upstream}
         got, want = (run(b, x, v0, rule=rule, **inputs) for b in ("cpu", "eager"))
         exact = run("reference", x, v0, rule=rule, **inputs)
@@ -283,7 +285,7 @@ def test_gradients_of_learned_constants(memory, channels):
 
 
 @each_backend
-@pytest.mark.parametrize(("memory", "bound"), [("8bit", 0.012), ("bfloat16", 0.002)])
+@pytest.mark.parametrize(("memory", "bound"), [("8bit", 0.018), ("bfloat16", 0.002)])
 @pytest.mark.parametrize("theta", [0.5, 1.0])
 @pytest.mark.parametrize("surrogate", [ATan(), Triangle(), Sigmoid()], ids=str)
 def test_gradient_error_is_bounded(backend, memory, bound, theta, surrogate):

@@ -74,14 +74,14 @@ def test_a_norm_without_statistics_is_no_reason(tmp_path):
 
     def normed():
         torch.manual_seed(0)
-        neuron = bs.LIF(v_threshold=2.0, v_reset=0.0, decay_input=False)
+        neuron = bs.LIF(v_threshold=3.0, v_reset=0.0, decay_input=False)
         return nn.Sequential(
-            bs.OverTime(nn.Flatten(), nn.Linear(64, 30), nn.BatchNorm1d(30)),
+            bs.OverTime(nn.Flatten(), nn.Linear(64, 30), nn.BatchNorm1d(30, momentum=1e-4)),
             neuron,
             bs.OverTime(nn.Linear(30, 10)),
         )
 
-    fit(recipe(), tmp_path / "run", model=normed())
+    fit(recipe(**{"optimizer.lr": 1e-4}), tmp_path / "run", model=normed())
     log = Run.open(tmp_path / "run").log()
     assert log[0]["firing_rate"]["1"] == 0
     assert silent(log) == []

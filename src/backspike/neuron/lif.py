@@ -90,7 +90,7 @@ def lif(
     memory: what is saved for backward, one of `bs.kernel.MEMORIES`:
         "exact"               the membrane
         "bfloat16", "8bit"    the distance to the threshold in fewer bits; spikes stay exact,
-                              gradients are off by about 0.2 % and 1 %
+                              gradients are off by about 0.2 % and 1 to 2 %
         "1bit"                one bit; exact; only Rectangle with soft reset
         "recompute"           x; exact, slower ("checkpoint" means the same here)
     repeats: x `[1, B, ...]` stands for this many equal timesteps; its gradient is summed over them.
