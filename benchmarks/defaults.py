@@ -452,7 +452,7 @@ def _accuracies(results: Results, task: Task, setting: Setting, seeds: int) -> l
 
 
 def floors(results: Results) -> str:
-    lines = ["| floor | network | accuracy, % |", "|---|---|---|"]
+    lines = ["| floor | network | accuracy, % | seeds |", "|---|---|---|---|"]
     known = {(r["task"], r["setting"]) for r in results.runs if r["task"] not in TASKS}
     for task, setting in sorted(known):
         a = [
@@ -461,7 +461,7 @@ def floors(results: Results) -> str:
             if (r["task"], r["setting"]) == (task, setting)
         ]
         spread = f" ± {statistics.stdev(a):.2f}" if len(a) > 1 else ""
-        lines.append(f"| {task} | {setting} | {statistics.mean(a):.2f}{spread}, {len(a)} seeds |")
+        lines.append(f"| {task} | {setting} | {statistics.mean(a):.2f}{spread} | {len(a)} |")
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@
 
 In both rounded forms the sign of the code says whether the neuron fired, so the backward pass sees
 the spikes of the forward pass. With a learned width w the 8 bits hold z / w. Only gradients are
-rounded: with ATan, Triangle and Sigmoid by about 1 % (8 bits) and 0.2 % (bfloat16) of their norm,
+rounded: with ATan, Triangle and Sigmoid by 1 to 2 % (8 bits) and 0.2 % (bfloat16) of their norm,
 with SuperSpike by 3 % (8 bits). Rectangle is discontinuous: in bfloat16 its edges cause an error of
 4 %, so use "1bit" or "recompute" with it.
 """
