@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .version import __version__ as __version__
 
-_SUBMODULES = ("certify", "data", "loss", "models", "readout", "recipes")
+_SUBMODULES = ("certify", "data", "init", "loss", "models", "readout", "recipes")
 _NAMES = {
     "surrogate": (
         "ATan",
@@ -61,6 +61,7 @@ __all__ = sorted([*_HOME, *_SUBMODULES])
 if TYPE_CHECKING:
     from . import certify as certify
     from . import data as data
+    from . import init as init
     from . import loss as loss
     from . import models as models
     from . import readout as readout

@@ -14,14 +14,17 @@ from .surrogate import ATan, Masked, Parametric, Rectangle, Surrogate, unwrap
 
 @dataclass(frozen=True)
 class LIF:
-    """Options of the leaky integrate-and-fire neuron; `bs.lif` explains them."""
+    """Options of the leaky integrate-and-fire neuron; `bs.lif` explains them.
+
+    The defaults are those with which networks without norms learn; docs/methods.md has the study.
+    """
 
     tau: float = 2.0
     v_threshold: float = 1.0
-    v_reset: float | None = 0.0
-    decay_input: bool = True
+    v_reset: float | None = None
+    decay_input: bool = False
     surrogate: Surrogate = field(default=ATan())
-    reset_gradient: float = 1.0
+    reset_gradient: float = 0.0
     temporal_gradient: bool = True
     learn: tuple[str, ...] = ()
     backend: str = "auto"
@@ -64,6 +67,21 @@ class LIF:
 
 
 @dataclass(frozen=True)
+class PLIF(LIF):
+    """Options of the parametric LIF neuron, with the reset and the input of its paper."""
+
+    v_reset: float | None = 0.0
+    decay_input: bool = True
+
+
+@dataclass(frozen=True)
+class MPBN(LIF):
+    """Options of the LIF neuron with a normalised membrane, which needs a hard reset."""
+
+    v_reset: float | None = 0.0
+
+
+@dataclass(frozen=True)
 class CubaLIF(LIF):
     """Options of the current-based LIF neuron."""
 
@@ -77,3 +95,4 @@ class CLIF(LIF):
     v_reset: None = None
     decay_input: bool = False
     surrogate: Surrogate = field(default=Rectangle())
+    reset_gradient: float = 1.0

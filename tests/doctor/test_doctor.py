@@ -316,10 +316,13 @@ def measured(model, x, y, optimizer=None, **changes):
     return vitals.take(_Of(model), optimizer, [(x, y)], recipe, nullcontext)
 
 
+HARD = {"v_reset": 0.0, "decay_input": True}
+
+
 def layered(surrogate=bs.Triangle(alpha=0.7), reset_gradient=1.0):  # noqa: B008
     torch.manual_seed(3)
     neurons = [
-        bs.LIF(surrogate=surrogate, reset_gradient=reset_gradient, backend="reference")
+        bs.LIF(surrogate=surrogate, reset_gradient=reset_gradient, backend="reference", **HARD)
         for _ in range(2)
     ]
     model = nn.Sequential(nn.Linear(5, 7), neurons[0], nn.Linear(7, 6), neurons[1], nn.Linear(6, 3))
@@ -335,6 +338,7 @@ def by_hand(model, x, y):
         surrogate=model[1].surrogate,
         reset_gradient=model[1].reset_gradient,
         record_membrane=True,
+        **HARD,
     )
     b = model[2](first.spikes)
     second = bs.lif(
@@ -342,6 +346,7 @@ def by_hand(model, x, y):
         surrogate=model[3].surrogate,
         reset_gradient=model[3].reset_gradient,
         record_membrane=True,
+        **HARD,
     )
     loss = nn.functional.cross_entropy(model[4](second.spikes).mean(0), y)
     gradients = torch.autograd.grad(loss, (a, b, model[2].weight))

@@ -44,11 +44,13 @@ LAYERS = {
 }
 RESETS = {"zero": 0.0, "below": -0.4, "soft": None}
 KINDS = {
-    "LIF": lambda **o: bs.LIF(2.3, **o),
+    "LIF": lambda **o: bs.LIF(2.3, decay_input=True, **o),
     "LIF-undecayed": lambda **o: bs.LIF(3.7, decay_input=False, v_threshold=1.7, **o),
     "IF": lambda **o: bs.IF(v_threshold=1.3, **o),
     "PLIF": lambda **o: bs.PLIF(2.9, learn="threshold", **o),
-    "CubaLIF": lambda **o: bs.CubaLIF(2.1, tau_synapse=3.3, learn="tau_synapse", **o),
+    "CubaLIF": lambda **o: bs.CubaLIF(
+        2.1, tau_synapse=3.3, decay_input=True, learn="tau_synapse", **o
+    ),
     "CubaLIF-undecayed": lambda **o: bs.CubaLIF(
         4.0, tau_synapse=1.7, decay_input=False, v_threshold=2.0, **o
     ),
@@ -318,7 +320,7 @@ def test_a_difference_is_named_and_nothing_is_written(shift, tmp_path, monkeypat
     message = refusal(model, tmp_path, sample)
     t = int(re.search(r"differs first at 1, timestep (\d+)", message)[1])
     with torch.no_grad():
-        model[1].options = type(model[1].options)(2.3, v_threshold=1 + shift)
+        model[1].v_threshold = 1 + shift
         raised = spikes(model, sample)["1"]
     assert t == int((first != raised)[..., 3].any(1).nonzero()[0])
 
@@ -333,7 +335,7 @@ def test_an_existing_file_survives_a_refusal(tmp_path):
 
 
 def test_silence_and_missing_samples(tmp_path):
-    model = bs.Sequential(nn.Linear(3, 2), bs.LIF(v_threshold=1e6))
+    model = bs.Sequential(nn.Linear(3, 2), bs.LIF(v_threshold=1e6, v_reset=0.0))
     made = bs.nir.write(model, tmp_path / "net.nir", torch.rand(3, 1, 3))
     assert "no neuron fired" in made.warnings[0]
     with pytest.raises(BackspikeError, match="give sample="):

@@ -238,6 +238,7 @@ def test_codes_preserve_the_spike_where_the_distance_is_lost(backend, memory):
     rule = {
         "tau": math.inf,
         "decay_input": False,
+        "v_reset": 0.0,
         "v_threshold": 1e8,
         "reset_gradient": 0.0,
         "memory": memory,
@@ -294,6 +295,7 @@ def test_gradients_of_learned_constants(memory, channels):
     names = ("v_threshold", "width") if memory == "8bit" else ("tau", "v_threshold", "width")
     for reset in RESETS.values():
         rule = {"surrogate": Parametric(Sigmoid(alpha=3.0)), "v_reset": reset, "memory": memory}
+        rule |= {"decay_input": True, "reset_gradient": 1.0}
         inputs = {"learned": learned(names, channels), "upstream": upstream}
         got, want = (run(b, x, v0, rule=rule, **inputs) for b in ("cpu", "eager"))
         exact = run("reference", x, v0, rule=rule, **inputs)
@@ -548,7 +550,10 @@ THETA = torch.tensor(1.0, requires_grad=True)
             "memory='4bit' must be one of exact, bfloat16, 8bit, 1bit, recompute, checkpoint",
         ),
         ({"memory": "1bit"}, "memory='1bit' needs surrogate=Rectangle"),
-        ({"memory": "1bit", "surrogate": Rectangle()}, "and v_reset=None; choose"),
+        (
+            {"memory": "1bit", "surrogate": Rectangle(), "v_reset": 0.0},
+            "and v_reset=None; choose",
+        ),
         (
             {
                 "memory": "1bit",

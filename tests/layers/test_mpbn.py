@@ -47,9 +47,9 @@ def statement(x, weight, bias, statistics=None, tau=3.0, theta=0.6, rest=0.1, ep
 
 
 def neuron(**options):
-    layer = bs.MPBN(
-        3.0, v_threshold=0.6, v_reset=0.1, surrogate=bs.Triangle(alpha=1.0), channels=2, **options
-    ).double()
+    fixed = {"v_threshold": 0.6, "v_reset": 0.1, "decay_input": True, "reset_gradient": 1.0}
+    surrogate = bs.Triangle(alpha=1.0)
+    layer = bs.MPBN(3.0, surrogate=surrogate, channels=2, **fixed, **options).double()
     layer.norm.weight.data = torch.tensor([0.7, 1.4]).double()
     layer.norm.bias.data = torch.tensor([0.1, 0.3]).double()
     layer.norm.running_mean.copy_(torch.tensor([0.2, 0.1]))
@@ -88,7 +88,7 @@ def test_the_norm_folds_into_a_threshold_per_channel_in_evaluation():
         want, *_ = statement(CURRENTS, n.weight, n.bias, (n.running_mean, n.running_var))
         assert torch.equal(layer(CURRENTS), want)
         theta = (0.6 - n.bias) * (n.running_var + n.eps).sqrt() / n.weight + n.running_mean
-        lif = bs.lif(CURRENTS, tau=3.0, v_threshold=theta, v_reset=0.1)
+        lif = bs.lif(CURRENTS, tau=3.0, v_threshold=theta, v_reset=0.1, decay_input=True)
         assert torch.equal(lif.spikes, want)
         out = layer(CURRENTS, torch.full_like(CURRENTS[0], 0.1))
         assert torch.equal(out.state, lif.state)

@@ -211,7 +211,7 @@ def test_loss_and_gradient(target, per_channel, form, backend):
 
 
 def test_the_loss_is_zero_for_equal_distributions():
-    layer = bs.IF(v_threshold=1.5, surrogate=bs.Rectangle(width=2.0))
+    layer = bs.IF(v_threshold=1.5, v_reset=0.0, surrogate=bs.Rectangle(width=2.0))
     cases = [
         ({"target": "spikes"}, [0.0, 1.5, 1.5, 0.0, 0.0]),
         ({"target": "spikes", "form": "softmax"}, [0.0, 1.5, 1.5, 0.0, 0.0]),
@@ -393,7 +393,7 @@ def test_width_of_a_surrogate(surrogate, width):
 
 
 def test_statistics_match_hand_calculation():
-    layer = bs.IF(v_threshold=1.0, surrogate=bs.Rectangle(width=0.5))
+    layer = bs.IF(v_threshold=1.0, v_reset=0.0, surrogate=bs.Rectangle(width=0.5))
     x = torch.tensor(
         [[[-1.0, 0.0, 0.75, 1.25]], [[0.5, 0.0, 1.5, 2.0]]]
     )  # IF: the first u is x, then what is left adds

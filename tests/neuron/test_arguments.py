@@ -78,7 +78,7 @@ def test_every_layer_prints_copies_and_pickles(kind):
     ("layer", "text"),
     [
         (bs.LIF(), "LIF(tau=2.0)"),
-        (bs.LIF(3.0, v_reset=None, learn="tau"), "LIF(tau=3.0, v_reset=None, learn=('tau',))"),
+        (bs.LIF(3.0, v_reset=0.0, learn="tau"), "LIF(tau=3.0, v_reset=0.0, learn=('tau',))"),
         (bs.LIF(surrogate=bs.Erf(3.0)), "LIF(tau=2.0, surrogate=Erf(alpha=3.0))"),
         (bs.LIF(memory="8bit", channels=7), "LIF(tau=2.0, memory='8bit', channels=7)"),
         (bs.IF(), "IF()"),

@@ -350,10 +350,10 @@ def test_record_returns_the_outputs_of_all_layers():
 
 
 def test_repr_shows_the_surrogate():
-    text = repr(bs.LIF(tau=3.0, v_reset=None, surrogate=Masked(Triangle(), p=0.25), learn="tau"))
+    text = repr(bs.LIF(tau=3.0, v_reset=0.0, surrogate=Masked(Triangle(), p=0.25), learn="tau"))
     for part in (
         "tau=3.0",
-        "v_reset=None",
+        "v_reset=0.0",
         "surrogate=Masked(base=Triangle(), p=0.25)",
         "learn=('tau',)",
     ):
@@ -429,7 +429,11 @@ X = CURRENTS
         (lambda: bs.LIF(tau=1.0), ValueError, "tau must be above 1 timestep .* got 1.0"),
         (lambda: bs.lif(X, tau=0.5), ValueError, "tau must be above 1"),
         (lambda: bs.LIF(tau=math.nan), ValueError, "tau must be above 1"),
-        (lambda: bs.LIF(tau=math.inf), ValueError, "set decay_input=False"),
+        (
+            lambda: bs.LIF(tau=math.inf, decay_input=True),
+            ValueError,
+            "set decay_input=False",
+        ),
         (
             lambda: bs.LIF(tau=math.inf, decay_input=False, learn="tau"),
             ValueError,

@@ -80,6 +80,7 @@ def test_gradient_of_width_by_finite_differences(surrogate, v_reset, p, backend)
         tau=2.3,
         v_threshold=0.8,
         v_reset=v_reset,
+        decay_input=True,
         reset_gradient=0.7,
         surrogate=psg if p is None else bs.Masked(psg, p),
         width=width,

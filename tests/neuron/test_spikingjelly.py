@@ -15,8 +15,9 @@ NAMES = [pytest.param(name, marks=() if "18" in name else pytest.mark.slow) for 
 
 def build(name):
     kind = partial(bs.PLIF, **spikingjelly.PLIF) if name.endswith("_plif") else bs.IF
+    options = {"v_reset": 0.0, "reset_gradient": 0.0}
     factory = getattr(bs.models, name.removeprefix("spiking_").removesuffix("_plif"))
-    return factory(spikingjelly.CLASSES, neuron=lambda channels: kind(reset_gradient=0.0))
+    return factory(spikingjelly.CLASSES, neuron=lambda channels: kind(**options))
 
 
 @pytest.mark.parametrize("name", GOLDEN)

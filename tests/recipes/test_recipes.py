@@ -1,11 +1,13 @@
 """All recipes: each runs on fabricated files in the official layout, or says which to get."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 import torch
 from helpers.datasets import few_digits
+from helpers.paths import TESTS
 from helpers.recipes import put
 
 import backspike as bs
@@ -248,3 +250,13 @@ def test_the_command_line_prints_data_network_T_and_the_source_of_the_accuracy(c
     ):
         assert text in rows["dvs-cifar10"]
     assert "99.35" in rows["digits"]
+
+
+def test_shipped_recipes_do_not_depend_on_the_defaults_of_neurons():
+    """Their neurons as they were before the defaults changed."""
+    want = json.loads((TESTS / "golden" / "neurons.json").read_text("utf-8"))
+    assert want.keys() <= NAMES.keys()
+    for name, neuron in want.items():
+        fields = bs.recipes.get(name).to_dict()["fields"]
+        got = {key: fields[key] for key in fields if key.split(".")[0] == "neuron"}
+        assert got == neuron, name

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ..neuron.lif import LIF
 from ..recipes.recipe import Recipe
 from . import gradient_checks
 from .finding import (
+    DRAW_WEIGHTS,
     Case,
     Finding,
     percent,
@@ -147,7 +149,10 @@ def _firing(case: Case) -> Iterator[Finding]:
         else:
             continue
         problem = "saturated layer" if layer.saturated >= SATURATED else "silent layer"
-        yield _change_threshold(problem, name, layer, neuron, found)
+        finding = _change_threshold(problem, name, layer, neuron, found)
+        if case.own_model and problem == "silent layer":
+            finding = replace(finding, advice=f"{finding.advice}; or {DRAW_WEIGHTS}")
+        yield finding
         return
 
 

@@ -20,6 +20,8 @@ from .activity import in_support
 from .tally import Layer
 from .vitals import Vitals, Weight
 
+DRAW_WEIGHTS = "draw the weights with bs.init.fluctuation_driven(model, sample)"
+
 
 @dataclass(frozen=True)
 class Finding:

@@ -28,6 +28,14 @@ from ..surrogate import ATan, SuperSpike, Surrogate, Triangle
 from .axes import TOLERANCE
 
 T = 3
+NEURON: dict[str, Any] = {
+    "tau": 2.0,
+    "v_threshold": 1.0,
+    "v_reset": 0.0,
+    "decay_input": True,
+    "surrogate": ATan(),
+    "reset_gradient": 1.0,
+}
 # largest error of a gradient through two quiet layers with 8 bits, of which each is 3 to 6 % off
 QUIET = 0.2
 QUIET_COLUMN = "8bit, quiet"
@@ -172,14 +180,14 @@ def _linear(case: Network, backend: str) -> Iterator[nn.Module]:
     first = {"surrogate": Triangle(alpha=40.0)} if case.recorded else options
     for inputs, given in ((case.shape[1], first), (width, options)):
         yield OverTime(nn.Linear(inputs, width, bias=False))
-        yield LIF(backend=backend, **given)
+        yield LIF(backend=backend, **(NEURON | given))
 
 
 def _convolutions(case: Network, backend: str) -> Iterator[nn.Module]:
     for a, b in itertools.pairwise((case.shape[1], 3, 3)):
         # a bias before a norm would have no gradient
         yield OverTime(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b))
-        yield LIF(v_threshold=0.5, backend=backend)
+        yield LIF(backend=backend, **(NEURON | {"v_threshold": 0.5}))
 
 
 def _input(case: Network) -> Tensor:

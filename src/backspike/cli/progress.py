@@ -46,6 +46,8 @@ def _text(event: dict[str, Any]) -> str | None:
             return _scaling(event)
         case "rehearsal" | "memory":
             return f"memory: {event['text']}"
+        case "silent":
+            return printable(f"silent: {event['text']}")
         case "cuda_graph":
             return f"CUDA graph: {event['text']}"
         case "epoch":

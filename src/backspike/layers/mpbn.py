@@ -26,7 +26,7 @@ from ..kernel.coefficients import leak, over_channels, rest, state_dtype
 from ..kernel.layout import usual_strides
 from ..neuron.arguments import has
 from ..neuron.lif import LIF, Output, compute
-from ..options import LIF as Options
+from ..options import MPBN as Options
 from .norm import AnyBatchNorm
 
 if TYPE_CHECKING:

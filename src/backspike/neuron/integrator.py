@@ -25,7 +25,9 @@ def integrate(
 
 def _prepare(x: Tensor, v0: Tensor | None, tau: float | Tensor, decay_input: bool) -> kernel.Call:
     # no potential reaches an infinite threshold, and a rectangle is zero there
-    neuron = Options(decay_input=decay_input, surrogate=Rectangle(), reset_gradient=0.0)
+    neuron = Options(
+        v_reset=0.0, decay_input=decay_input, surrogate=Rectangle(), reset_gradient=0.0
+    )
     constants = kernel.Constants(tau, math.inf)
     return prepare(x, v0, neuron, constants, record=kernel.Record(membrane=True))
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .. import kernel
 from ..kernel.mask import draw_seed, draw_seeds
 from ..options import LIF as Options
+from ..options import PLIF as ParametricOptions
 from ..surrogate import Parametric, unwrap
 from .arguments import has, takes
 from .prepare import check_gradients_of, check_neuron, check_surrogate, check_tensor, prepare
@@ -297,7 +298,7 @@ class LIF(Streaming, _Attributes):
         """The arguments that differ from their defaults, and always tau, if there is a leak."""
         shown = _changed(self.options)
         if math.isinf(self.tau):
-            del shown["tau"], shown["decay_input"]
+            del shown["tau"]
         elif "tau" not in shown:
             shown = {"tau": self.tau, **shown}
         if self.channels is not None:
@@ -341,10 +342,11 @@ class IF(LIF):
         super().__init__(math.inf, channels=channels, **rest)
 
 
-@has(Options)
+@has(ParametricOptions)
 class PLIF(LIF):
     """A layer of parametric LIF neurons (Fang et al. 2021): `LIF` with one learned tau per layer.
 
+    As in the paper, the reset is hard and the input decays, unless other values are given.
     tau: its initial value. The paper's parameter w, with 1/tau = sig(w), is -log_tau_minus_1:
     w = -log(tau - 1). `load_state_dict` accepts either, so SpikingJelly's weights load.
     """

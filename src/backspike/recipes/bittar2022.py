@@ -20,7 +20,15 @@ from ..surrogate import Rectangle
 from .recipe import Recipe
 from .values import PLIF, AdamW
 
-NEURON = PLIF(tau=9.0, v_threshold=1.0, v_reset=None, surrogate=Rectangle(width=1.0))
+NEURON = PLIF(
+    tau=9.0,
+    v_threshold=1.0,
+    v_reset=None,
+    decay_input=True,
+    surrogate=Rectangle(width=1.0),
+    reset_gradient=1.0,
+    temporal_gradient=True,
+)
 
 
 def shd() -> Recipe:

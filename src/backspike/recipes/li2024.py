@@ -31,6 +31,8 @@ NEURON = Neuron(
     v_reset=0.0,
     decay_input=True,
     surrogate=Masked(Triangle(alpha=2.0), p=0.5),
+    reset_gradient=1.0,
+    temporal_gradient=True,
 )
 LEARNING_RATE = 0.05 * 64 / 1024
 CROP_FLIP = (Crop(4), Flip())

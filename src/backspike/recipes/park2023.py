@@ -15,7 +15,13 @@ from .recipe import Recipe
 from .values import SGD, SGS, TDBN, Neuron
 
 NEURON = Neuron(
-    tau=10.0, v_threshold=0.5, v_reset=0.0, decay_input=False, surrogate=Rectangle(width=1.0)
+    tau=10.0,
+    v_threshold=0.5,
+    v_reset=0.0,
+    decay_input=False,
+    surrogate=Rectangle(width=1.0),
+    reset_gradient=1.0,
+    temporal_gradient=True,
 )
 
 

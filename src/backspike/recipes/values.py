@@ -37,7 +37,7 @@ class Neuron(options.LIF):
 
 
 @dataclass(frozen=True)
-class PLIF(Neuron):
+class PLIF(options.PLIF, Neuron):
     """`bs.PLIF`: tau is learned."""
 
     @staticmethod
@@ -70,7 +70,7 @@ class CLIF(options.CLIF, Neuron):
 
 
 @dataclass(frozen=True)
-class MPBN(Neuron):
+class MPBN(options.MPBN, Neuron):
     """`bs.MPBN`: BatchNorm of the membrane potential before the threshold."""
 
     @staticmethod

@@ -22,6 +22,8 @@ NEURON = Neuron(
     v_reset=0.0,
     decay_input=False,
     surrogate=Parametric(Rectangle(width=1.0)),
+    reset_gradient=1.0,
+    temporal_gradient=True,
 )
 
 

@@ -28,6 +28,7 @@ NEURON = CubaLIF(
     decay_input=False,
     surrogate=Sigmoid(alpha=5.0),
     reset_gradient=1.0,
+    temporal_gradient=True,
 )
 
 

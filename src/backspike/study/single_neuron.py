@@ -99,7 +99,14 @@ def spikes(batch: Problems, w: Tensor, rule: str, backend: str | None = None) ->
     """The neuron's spikes `[T, P, L]` for weights `[P, N, L]`, L variants of each problem."""
     x = torch.bmm(batch.a, w).transpose(0, 1).contiguous()
     out = lif(
-        x, tau=5.0, decay_input=False, surrogate=Sigmoid(alpha=5.0), backend=backend, **RULES[rule]
+        x,
+        tau=5.0,
+        v_threshold=1.0,
+        v_reset=0.0,
+        decay_input=False,
+        surrogate=Sigmoid(alpha=5.0),
+        backend=backend,
+        **RULES[rule],
     )
     assert out.spikes is not None
     return out.spikes
@@ -183,7 +190,15 @@ def reset_cost(T: int = 8, elements: int = 1 << 18, repeats: int = 15) -> dict[s
 
             started = time.perf_counter()
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-                out = lif(x, surrogate=Triangle(alpha=2.0), reset_gradient=rho)
+                out = lif(
+                    x,
+                    tau=2.0,
+                    v_threshold=1.0,
+                    v_reset=0.0,
+                    decay_input=True,
+                    surrogate=Triangle(alpha=2.0),
+                    reset_gradient=rho,
+                )
             assert out.spikes is not None
             torch.autograd.grad(out.spikes, x, g)
             # the first turn is a warm-up

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from ..analysis import activity, vitals
 from ..analysis.diagnosis import diagnose
+from ..analysis.finding import DRAW_WEIGHTS, list_names
+from ..neuron.hooks import observe
+from ..neuron.lif import LIF, Output
 from ..readout import TWO
 from .checkpoint import Progress, preserved_rng
 from .evaluate import accuracy_and_loss
@@ -17,6 +21,9 @@ from .setup import Setup
 from .step import Step
 
 WATCHED = 64  # training samples on which `Watch` measures
+# steps after which layers that were silent at the start are looked at again; in networks that learn
+# an output layer of neurons may need 30
+SILENT_STEPS = 50
 
 
 def initial(setup: Setup) -> dict[str, Any]:
@@ -51,6 +58,44 @@ def epoch(setup: Setup, step: Step, progress: Progress) -> dict[str, Any]:
         return event
     with setup.train.autocast():
         return event | activity.probe(model, _probe_batch(setup))
+
+
+def silent_layers(log: list[dict[str, Any]]) -> list[str]:
+    """The layers without a spike in the `initial` event of a log; [] if it already says so."""
+    if any(e.get("event") == "silent" for e in log):
+        return []
+    firing: dict[str, float] = next(
+        (e.get("firing_rate", {}) for e in log if e.get("event") == "initial"), {}
+    )
+    return [name for name, rate in firing.items() if rate == 0]
+
+
+def silent(setup: Setup, step: Step, layers: list[str]) -> dict[str, Any] | None:
+    """Which of these layers are still without a spike, and what to do; None if all fire.
+
+    Looks at a copy in training mode: at first the running statistics of norms may silence layers
+    that fire in training.
+    """
+    try:
+        model = copy.deepcopy(setup.network.model).train()
+    except Exception:  # a user's model that cannot be copied
+        return None
+    fired: set[str] = set()
+
+    def see(name: str, _layer: LIF, out: Output) -> None:
+        if out.spikes is not None and bool(out.spikes.any()):
+            fired.add(name)
+
+    with preserved_rng(setup.device), setup.train.autocast(), torch.no_grad(), observe(model, see):
+        model(_probe_batch(setup))
+    if not (still := [name for name in layers if name not in fired]):
+        return None
+    text = (
+        f"no spike in {list_names(still)}, neither before training nor after {step.number} steps: "
+        f"{DRAW_WEIGHTS}, lower the threshold (v_threshold) or put a norm before the layer; "
+        "bs.examine and `backspike doctor` say more"
+    )
+    return {"event": "silent", "layers": still, "steps": step.number, "text": text}
 
 
 def _probe_batch(setup: Setup) -> Tensor:

@@ -34,7 +34,7 @@ from . import checkpoint, events
 from .checkpoint import Progress
 from .environment import environment
 from .evaluate import accuracy_and_loss, measure_test
-from .failures import first_line, step_errors
+from .failures import first_line, logger, step_errors
 from .interrupt import StopRequest, stop_on_signal
 from .network import mismatch
 from .schedule import mask_probability, set_mask_probability
@@ -121,7 +121,9 @@ class Trainer:
         self.setup = setup
         self.ranks = setup.ranks
         self.listen = listen if listen and self.ranks.first else (lambda event: None)
+        self.unheard = listen is None
         self.watch = events.Watch(setup) if watch else None
+        self.silent: list[str] = []  # layers without a spike before training, on rank 0
         self.progress = Progress()
         self.step = Step(setup, self.progress, self._not_recorded)
 
@@ -131,6 +133,8 @@ class Trainer:
         with self._lost_rank():
             begun = self.ranks.on_rank0(lambda: self.run.has("last.ckpt"))
             watched = None if begun else self._begin()
+            if self.ranks.first:
+                self.silent = events.silent_layers(self.run.log())
             self._say(
                 "start",
                 run=str(self.run.path),
@@ -206,6 +210,17 @@ class Trainer:
         if untraced:  # the first forward pass shows which layers are scaled
             self._say("scaling", scaled=scaling.scaled, not_scaled=scaling.not_scaled)
         self.progress.batch += 1
+        steps = self.setup.recipe.epochs * len(self.setup.train)
+        if self.silent and self.step.number == min(events.SILENT_STEPS, steps):
+            self._tell_silent()
+
+    def _tell_silent(self) -> None:
+        """Says once which layers have not fired so far."""
+        if event := events.silent(self.setup, self.step, self.silent):
+            self.run.append_log(event)
+            self.listen(event)
+            if self.unheard:
+                logger.warning("%s", event["text"])
 
     def _end_epoch(self) -> None:
         progress, evaluated = self.progress, self.setup.evaluated

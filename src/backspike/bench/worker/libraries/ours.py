@@ -27,7 +27,14 @@ class Parts:
     def neuron(self, width: float | None) -> nn.Module:
         surrogate = bs.ATan(alpha=2.0) if width is None else bs.Rectangle(width=width)
         return bs.LIF(
-            tau=2.0, surrogate=surrogate, backend=self.settings.backend, memory=self.settings.memory
+            tau=2.0,
+            v_threshold=1.0,
+            v_reset=0.0,
+            decay_input=True,
+            surrogate=surrogate,
+            reset_gradient=1.0,
+            backend=self.settings.backend,
+            memory=self.settings.memory,
         )
 
     def recurrent(self, n: int, width: float | None) -> nn.Module:
