@@ -103,6 +103,13 @@ def use_sparse(dtype):
         events.weight_gradient(torch.randn(y.shape, generator=r).to(y), weight, geometry)
 
 
+def use_recurrence(dtype):
+    x = torch.randn(5, 9, 20, generator=torch.Generator().manual_seed(5)).to(dtype) + 0.5
+    narrow, masked = bs.Triangle(4.0), bs.Masked(bs.ATan(), p=0.4)
+    for neuron in (bs.LIF(surrogate=narrow), bs.PLIF(surrogate=masked), bs.CubaLIF(memory="8bit")):
+        backward(bs.Recurrent(nn.Linear(20, 20), neuron).to(dtype), x)
+
+
 def use_packs():
     for dtype in (*DTYPES, torch.float16):
         for divisor, count in ((1, 2), (4, 16), (4, 256)):
@@ -123,6 +130,7 @@ def recording(tmp_path_factory):
         for dtype in DTYPES:
             use_neurons(dtype)
             use_blocks(dtype)
+            use_recurrence(dtype)
         for dtype in sparse.DTYPES:
             use_sparse(dtype)
         use_packs()
