@@ -826,6 +826,25 @@ def _child(barrier, queue):
     queue.put(cache.cached("entry", read, write_slowly) == "".join(map(str, range(200))))
 
 
+def test_an_entry_that_another_process_replaced_is_read_again_and_not_written(own_cache):
+    path, reads = own_cache / "entry", []
+    write(path, b"torn")
+
+    def read_while_it_is_replaced(found):
+        reads.append(found.read_bytes())
+        if len(reads) == 1:
+            other = path.with_name("other")
+            write(other, b"whole")
+            other.replace(path)
+            raise ValueError("torn")
+        return reads[-1]
+
+    def write_again(_):
+        raise AssertionError("the whole entry of the other process was not used")
+
+    assert cache.cached("entry", read_while_it_is_replaced, write_again) == b"whole"
+
+
 @pytest.mark.parametrize("start", ["nothing", "a damaged entry"])
 def test_two_concurrent_processes_both_get_the_complete_entry(own_cache, start):
     if start == "a damaged entry":

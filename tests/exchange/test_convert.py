@@ -301,7 +301,7 @@ def test_what_a_state_dict_lacks_or_has_too_much_is_named():
     state = net.state_dict()
     with pytest.raises(ExchangeError, match=r"2 layers with entries \(0, 2\), the network 1"):
         bs.convert_state_dict(state, ours[:2])
-    hard = bs.Sequential(ours[0], bs.LIF(4.0, v_threshold=0.7), ours[2], ours[3])
+    hard = bs.Sequential(ours[0], bs.LIF(4.0, v_threshold=0.7, v_reset=0.0), ours[2], ours[3])
     with pytest.raises(ExchangeError, match=r"the reset 'subtract', the network v_reset=0\.0"):
         bs.convert_state_dict(state, hard)
     with pytest.raises(ExchangeError, match="keys= does not name '0'"):

@@ -321,9 +321,9 @@ def test_a_network_that_fixes_its_batch_or_calls_the_function(tmp_path):
 
 
 def test_hooks_are_not_lost_in_silence(tmp_path):
-    model = bs.Sequential(bs.LIF(), bs.LIF())
-    model[0].register_forward_hook(lambda m, x, y: 3 * y)
-    text = refusal(model, tmp_path, torch.rand(5, 2, 3) * 3)
+    model = bs.Sequential(bs.LIF(), bs.LIF(v_threshold=0.9))
+    model[0].register_forward_hook(lambda m, x, y: 0 * y)
+    text = refusal(model, tmp_path, torch.full((5, 2, 3), 3.0))
     assert "its rendering in plain operations differs first at '1', timestep 0" in text
 
 
@@ -347,6 +347,7 @@ def test_a_wrong_file_gets_no_name(tmp_path, monkeypatch):
     path = tmp_path / "net.onnx"
     path.write_bytes(b"older")
     monkeypatch.setattr(onnx_write, "Scan", Wrong)
+    torch.manual_seed(0)
     model = bs.Sequential(nn.Linear(3, 3), bs.LIF(v_threshold=0.4))
     with pytest.raises(BackspikeError, match="the file in onnxruntime differs first at '1', time"):
         bs.onnx.write(model, path, torch.rand(5, 2, 3) * 4)

@@ -107,6 +107,7 @@ def test_gradients_can_enter_at_any_output(backend, reset, outputs):
         torch.tensor(2.3, dtype=torch.float64, requires_grad=True),
     )
     rule = {
+        "decay_input": True,
         "v_threshold": 0.9,
         "v_reset": RESETS[reset],
         "surrogate": ATan(alpha=3.0),
@@ -256,7 +257,8 @@ def test_width_w_equals_width_one_on_scaled_inputs(backend, reset):
 # ------------------------------------------------------------------------------------------ forward
 
 
-TRACES = {  # computed by hand: options, x, u, s, v[T-1]
+HARD = {"v_reset": 0.0, "decay_input": True}
+TRACES = {  # computed by hand: options beside HARD, x, u, s, v[T-1]
     "hard reset to 0": (
         {},
         [1.5, 1.25, 0.5, 3, 0],
@@ -317,7 +319,8 @@ def test_traces_computed_by_hand(backend, dtype, trace):
     options, x, u, s, v = TRACES[trace]
     x = torch.tensor(x, dtype=dtype).view(-1, 1, 1).expand(-1, 3, 2)
     for record in (True, False):
-        out = run_or_skip(bs.lif, x, backend=backend, record_membrane=record, **options)
+        rule = HARD | options
+        out = run_or_skip(bs.lif, x, backend=backend, record_membrane=record, **rule)
         assert out.spikes[:, 2, 1].tolist() == s
         assert out.state[2, 1].item() == v
         assert out.membrane is None if not record else out.membrane[:, 2, 1].tolist() == u
@@ -553,7 +556,8 @@ def test_exactly_the_elements_of_bs_dropped_are_dropped(backend, p):
 def test_dropped_elements_still_pass_gradients_through_the_leak(backend):
     """With p = 1 and a loss on the state only, dv/dx = gain lam^(T-1-t) after the last spike."""
     x = torch.full((4, 1, 1), 0.5, dtype=torch.float64, requires_grad=True)
-    out = run_or_skip(bs.lif, x, backend=backend, seed=1, surrogate=Masked(ATan(), p=1.0))
+    rule = HARD | {"seed": 1, "surrogate": Masked(ATan(), p=1.0)}
+    out = run_or_skip(bs.lif, x, backend=backend, **rule)
     out.state.sum().backward()
     assert x.grad.flatten().tolist() == [1 / 16, 1 / 8, 1 / 4, 1 / 2]
 

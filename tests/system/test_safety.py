@@ -63,9 +63,10 @@ ALLOWED = {
     "exchange/nir_file.py": {"h5py"},  # in a worker, sizes checked first
     "exchange/nir_write.py": {"h5py"},  # to write
     "kernel/cpu/conv.py": {"ctypes"},  # our own kernels, as in the next line
-    "kernel/cpu/library.py": {"ctypes", "importlib"},
+    "kernel/cpu/library.py": {"ctypes"},
     "kernel/cpu/norm.py": {"ctypes"},
     "kernel/cpu/pool.py": {"ctypes"},
+    "kernel/cpu/recurrent.py": {"ctypes"},
     "kernel/cpu/sparse.py": {"ctypes"},
     "kernel/dispatch.py": {"importlib"},  # checks whether Triton is installed
     "kernel/pack.py": {"ctypes"},

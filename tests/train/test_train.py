@@ -297,7 +297,7 @@ def test_a_recipe_can_be_given_by_name(tmp_path, monkeypatch):
         assert result.history[name].tolist() == [e[name] for e in log]
     assert result.history["seconds"].shape == (2,)
     accuracy = f"test accuracy {100 * result.test_accuracy:.2f} %"
-    assert f"{accuracy}, epoch {result.best_epoch} of 2 (best by validation), " in repr(result)
+    assert f"{accuracy}, epoch {result.best_epoch + 1} of 2 (best by validation), " in repr(result)
 
 
 def test_an_unknown_recipe_name_is_refused(tmp_path):

@@ -63,13 +63,16 @@ def cached(name: str, read: Callable[[Path], R], write: Callable[[Path], None]) 
 
 
 def _cached(path: Path, read: Callable[[Path], R], write: Callable[[Path], None]) -> R:
-    # more than one attempt: another process may be replacing the entry while we read it
+    damaged = None
     for _ in range(ATTEMPTS):
-        if path.exists():
+        while (entry := _identity(path)) not in (None, damaged):
             try:
                 return read(path)
             except (OSError, ValueError) as error:
+                if _identity(path) != entry:
+                    continue  # another process replaced it while we read it
                 logger.warning("cache entry %s is damaged (%s): writing it again", path, error)
+                damaged = entry
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent)
         temporary = _temporary_name(path)
@@ -77,7 +80,8 @@ def _cached(path: Path, read: Callable[[Path], R], write: Callable[[Path], None]
             write(temporary)
             disk.sync(temporary)
             try:
-                _publish(temporary, path)
+                if _identity(path) in (None, damaged):
+                    _publish(temporary, path)
             except OSError:
                 # a folder that another process has just published cannot be replaced: use it
                 if not path.exists():
@@ -90,6 +94,15 @@ def _cached(path: Path, read: Callable[[Path], R], write: Callable[[Path], None]
         raise DataError(
             f"cache entry {path} is refused after {ATTEMPTS} attempts: {error}"
         ) from error
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells an entry from another one of the same name; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _publish(temporary: Path, path: Path) -> None:

@@ -87,7 +87,7 @@ def _forward(
 def _reset(u: Tensor, fired: Tensor, theta: float | Tensor, neuron: LIF) -> Tensor:
     """The membrane after the reset."""
     if neuron.v_reset is None:
-        return u - theta * fired.to(u.dtype)
+        return torch.where(fired, u - theta, u)  # theta may be infinite
     return u.masked_fill(fired, neuron.v_reset)
 
 

@@ -49,7 +49,9 @@ def run(call: Call) -> Result:
         u = (lam * v + offset) + gain * x[t].to(dtype)
         s = surrogate_spike(u, theta, t, call)
         s_reset = s.detach() + neuron.reset_gradient * (s - s.detach())
-        if complementary:
+        if not isinstance(theta, Tensor) and math.isinf(theta):
+            v = u  # which never spikes; 0 times infinity would be NaN
+        elif complementary:
             m = m * torch.sigmoid(u * (1 - lam)) + s
             v = u - (theta + torch.sigmoid(m)) * s_reset
         else:
