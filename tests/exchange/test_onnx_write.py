@@ -320,6 +320,39 @@ def test_a_network_that_fixes_its_batch_or_calls_the_function(tmp_path):
     assert "use layers such as bs.LIF" in refusal(Function(), tmp_path)
 
 
+@pytest.mark.parametrize("step", [False, True])
+def test_a_network_from_torch_takes_any_batch(step, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    model, x = bs.from_torch(net, bs.LIF).eval(), 9 * torch.rand(6, 4, 8)
+    made = bs.onnx.write(model, tmp_path / "net.onnx", x, step=step)
+    assert made.spikes > 20
+    more = 9 * torch.rand(9, 7, 8)
+    found = stream(made.path, more) if step else sequence(made.path, more)
+    torch.testing.assert_close(found, model(more))
+
+
+def test_a_step_needs_all_states_to_be_those_of_layers(tmp_path):
+    pytest.importorskip("nir")
+    torch.manual_seed(0)
+    x = torch.rand(5, 3, 8)
+    bs.nir.write(bs.Sequential(bs.OverTime(nn.Linear(8, 6)), bs.LIF()), tmp_path / "a.nir", 9 * x)
+    network = bs.nir.read(tmp_path / "a.nir")
+    assert "carries more from timestep to timestep" in refusal(network, tmp_path, 9 * x, step=True)
+    assert bs.onnx.write(network, tmp_path / "whole.onnx", 9 * x).T == 5
+
+
+def test_a_network_of_the_package_is_written_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = bs.onnx.write("digits", "digits.onnx")
+    assert made.spikes > 1000
+    (network,) = (n for n in bs.models.pretrained() if n.name == "digits")
+    weights = network.card.with_name("model.safetensors").read_bytes()
+    about = {p.key: p.value for p in onnx.load("digits.onnx").metadata_props}
+    assert about["sha256"] == hashlib.sha256(weights).hexdigest()
+    assert about["T"] == str(network.T)
+
+
 def test_hooks_are_not_lost_in_silence(tmp_path):
     model = bs.Sequential(bs.LIF(), bs.LIF(v_threshold=0.9))
     model[0].register_forward_hook(lambda m, x, y: 0 * y)

@@ -294,6 +294,12 @@ def test_calibration_explains_wrong_use():
         bs.from_torch(net, neuron, calibrate=x)
     with pytest.raises(ValueError, match=r"percentile must lie in \(0, 100\], got 0"):
         bs.from_torch(net, calibrate=x, percentile=0)
+    for timesteps in ((), (0, 4)):
+        with pytest.raises(ValueError, match="timesteps must be numbers from 1 on"):
+            bs.from_torch(net, calibrate=x, timesteps=timesteps)
+    for nothing in (x[:0], []):
+        with pytest.raises(ValueError, match="calibrate contains no inputs"):
+            bs.from_torch(net, calibrate=nothing)
     with pytest.raises(TypeError, match=r"calibrate must be inputs \[N, \.\.\.\]"):
         bs.from_torch(net, calibrate=[1, 2])
     nn.init.constant_(net[0].weight, 0)

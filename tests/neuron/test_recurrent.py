@@ -1,6 +1,7 @@
 """The kernel of recurrent layers equals the reference, with every option of the neuron."""
 
 import threading
+import warnings
 
 import pytest
 import torch
@@ -130,6 +131,33 @@ def test_a_streamed_chunk_has_the_gradients_of_its_own_input(kind):
             layer(x[:3])
             results.append(gradients(layer, x[3:], g[3:]))
     assert_gradients_equal(*results)
+
+
+@pytest.mark.parametrize("kind", [bs.LIF, bs.CubaLIF])
+def test_a_stream_continues_in_another_type(kind):
+    x, _ = drive(8, 5, 9)
+    layer, again = make(9, kind).float(), make(9, kind)
+    with bs.streaming(layer), bs.streaming(again), torch.no_grad():
+        layer(x[:3].float())
+        again.carried = tuple(state.double() for state in layer.carried)
+        assert torch.equal(layer.double()(x[3:]), again(x[3:]))
+
+
+def test_a_trace_never_holds_the_outputs_of_its_example():
+    layer, (x, _) = make(9, bs.LIF).eval(), drive(4, 5, 9)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError, match="Tracing a list of bool type"):
+            torch.jit.trace(layer, (x,), check_trace=False)
+
+
+def test_an_input_of_another_class_is_named():
+    class Own(torch.Tensor):
+        pass
+
+    layer, (x, _) = make(9, bs.LIF), drive(4, 5, 9)
+    assert "the input is a Own" in layer.why_step_by_step(x.as_subclass(Own))
+    assert layer.why_step_by_step(nn.Parameter(x)) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

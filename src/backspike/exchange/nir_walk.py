@@ -366,8 +366,7 @@ class Walk:
         tau = m.constants().tau
         if not isinstance(m, CubaLIF):
             return [] if not isinstance(tau, Tensor) and math.isinf(tau) else [tau]
-        learned = m.log_tau_synapse_minus_1
-        taus = [tau, m.options.tau_synapse if learned is None else 1 + learned.exp()]
+        taus = [tau, m.tau_synapse_in_use()]
         for what, tau, option in zip(("membrane", "synapse"), taus, ("tau", "tau_synapse")):
             if not isinstance(tau, Tensor) and math.isinf(tau):
                 raise self.refuse(m, f"its {what} has no leak; train with a finite {option}")

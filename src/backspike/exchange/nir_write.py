@@ -19,7 +19,7 @@ from ..system.files import cannot_write
 from . import verify
 from .nir_read import DT, load
 from .nir_walk import Options, Walk
-from .trained import network_and_sample
+from .trained import SILENT, find
 
 logger = logging.getLogger("backspike")
 
@@ -61,7 +61,7 @@ def write(
     """
     path, options = Path(path), Options(dt, dialect, pool, gain)
     nir = _library()
-    model, sample = network_and_sample(model_or_run, sample)
+    model, sample, _ = find(model_or_run, sample)
     network = copy.deepcopy(model).cpu().double().eval()
     sample = sample.detach().cpu().double()
     with torch.no_grad():
@@ -81,7 +81,7 @@ def write(
             with suppress(OSError):  # it was renamed, or the folder cannot be written
                 temporary.unlink()
     if not found:
-        writer.warn("no neuron fired on the sample, so its spikes prove little; give another one")
+        writer.warn(SILENT)
     for warning in writer.warnings:
         logger.warning("%s: %s", path, warning)
     T, B = sample.shape[:2]

@@ -128,9 +128,7 @@ class Cuba(Neuron):
 
     def __init__(self, name: str, m: CubaLIF) -> None:
         super().__init__(name, m)
-        learned = m.log_tau_synapse_minus_1
-        tau = m.options.tau_synapse if learned is None else 1 + learned.exp()
-        lam, gain = coefficients(tau, m.options.decay_input)
+        lam, gain = coefficients(m.tau_synapse_in_use(), m.options.decay_input)
         self.hold(lam_s=lam, gain_s=gain)
 
     def step(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..data.formats import one_line
 from ..errors import ExchangeError
 from ..neuron.hooks import observe
-from .onnx_steps import Rendered, Step, Trace, loop, numbered
+from .onnx_steps import Once, Rendered, Step, Trace, loop, numbered
 
 # relative to the largest membrane of a timestep, or the largest output
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -128,3 +128,18 @@ def hold_to_network(rendered: Rendered, network: nn.Module, x: Tensor) -> None:
                 f"the network fails on a sample of shape {list(x.shape)}: {one_line(error)}"
             ) from error
     follow(rendered, given, outputs, x, "its rendering in plain operations")
+
+
+def hold_to_steps(rendered: Rendered, x: Tensor) -> None:
+    """Raises ExchangeError if a timestep needs more of earlier ones than the states of layers."""
+    once, steps = Once(), []
+    for x_t in x:
+        steps.append(rendered(x_t[None], once))
+        once = Once(once.after)
+    found, whole = torch.cat(steps), rendered(x, Trace())
+    bound = TOLERANCE[whole.dtype] * max(1.0, float(whole.abs().max()))
+    if found.shape != whole.shape or not torch.allclose(found, whole, rtol=0, atol=bound):
+        raise ExchangeError(
+            "the network carries more from timestep to timestep than the states of layers of this "
+            "package, so single timesteps give other outputs; export without step"
+        )

@@ -34,7 +34,7 @@ from ..train.network import Network
 from ..version import __version__
 from . import onnx_verify as verify
 from .onnx_steps import Once, Rendered, Scan, Trace, loop, render
-from .trained import network_and_sample
+from .trained import SILENT, find
 
 logger = logging.getLogger("backspike")
 AT_ONCE = 4  # samples, as the spikes of all layers are held
@@ -69,9 +69,9 @@ def write(
 ) -> Exported:
     """Write a network as an ONNX file and prove it: onnxruntime gives the same spikes.
 
-    model_or_run: a network on `[T, B, ...]`, or the folder of a run. sample: inputs `[T, B, ...]`
-    for the proof; for a run its validation or test samples by default. step: write one timestep
-    `[B, ...]`, without the readout; the states are inputs and outputs, and start at zero.
+    model_or_run: a network on `[T, B, ...]`, or a run as for `bs.load`. sample: inputs for the
+    proof, `[T, B, ...]`; for a run its validation or test samples by default. step: write one
+    timestep `[B, ...]`, without the readout; the states are inputs and outputs, and start at zero.
     dt: seconds that a timestep stands for, only for the metadata.
     Raises ExchangeError, one line, for a network that cannot be exported, and where onnxruntime
     computes something else: then it names the layer and the timestep, and writes nothing.
@@ -80,7 +80,7 @@ def write(
     if dt is not None and not (math.isfinite(dt) and dt > 0):
         raise ExchangeError(f"dt must be a positive number of seconds, got {dt}")
     _library()
-    model, sample = network_and_sample(model_or_run, sample)
+    model, sample, run = find(model_or_run, sample)
     network = copy.deepcopy(model).cpu().float().eval()
     chain = network.model if step and isinstance(network, Network) else network
     if step and any(isinstance(m, TEBN) for m in network.modules()):
@@ -93,14 +93,17 @@ def write(
             verify.hold_to_network(render(twin), twin, part.double())
         rendered = render(chain)
         graph = _Graph(rendered, x, step)
+        if step:
+            twin = copy.deepcopy(chain).double()
+            verify.hold_to_steps(render(twin), x[:, :AT_ONCE].double())
         program = _export(graph, x)
         _name_axes(program, graph)
-        _describe(program, model_or_run, model, graph, dt)
+        _describe(program, run, model, graph, dt)
         found, difference, data = _prove(program, graph, chain, x)
     write_atomic(path, data)
     notes = []
     if graph.spiking and not found.spikes:
-        notes.append("no neuron fired on the sample, so its spikes prove little; give another one")
+        notes.append(SILENT)
     if not step and not graph.any_T:
         notes.append(f"the file takes exactly T = {len(x)} timesteps, as the network does")
     for note in notes:
@@ -280,7 +283,7 @@ def _name_axes(program: Any, graph: _Graph) -> None:
 
 
 def _describe(
-    program: Any, model_or_run: Any, model: nn.Module, graph: _Graph, dt: float | None
+    program: Any, run: Run | None, model: nn.Module, graph: _Graph, dt: float | None
 ) -> None:
     """The metadata of the file."""
     about = {
@@ -288,7 +291,7 @@ def _describe(
         "kind": "step" if graph.step else "sequence",
         "classes": str(program.model.graph.outputs[0].shape[-1]),
     }
-    if T := _timesteps(program, model_or_run, graph):
+    if T := _timesteps(program, run, graph):
         about["T"] = str(T)
     if dt is not None:
         about["dt"] = f"{dt!r}"
@@ -296,17 +299,16 @@ def _describe(
         about["readout"] = type(model.readout).__name__
         if isinstance(model.readout, readouts.TWO):
             about["readout_weights"] = json.dumps(model.readout.weights.tolist())
-    if not isinstance(model_or_run, nn.Module):
-        run = Run.open(model_or_run)
+    if run is not None:
         about["sha256"] = hashlib.sha256(run.read("model.safetensors")).hexdigest()
     program.model.metadata_props.update(about)
     program.model.producer_name, program.model.producer_version = "backspike", __version__
 
 
-def _timesteps(program: Any, model_or_run: Any, graph: _Graph) -> int | None:
+def _timesteps(program: Any, run: Run | None, graph: _Graph) -> int | None:
     """T of the run, or the only T that the file takes."""
-    if not isinstance(model_or_run, nn.Module):
-        return Run.open(model_or_run).recipe().T
+    if run is not None:
+        return run.recipe().T
     return None if graph.step or graph.any_T else int(program.model.graph.inputs[0].shape[0])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +17,26 @@ from ..train.setup import load_data
 SAMPLES = 16  # of a run's validation or test set
 
 
-def network_and_sample(
-    model_or_run: nn.Module | str | Path, sample: Tensor | None
-) -> tuple[nn.Module, Tensor]:
-    """The network, or that of a run's folder, and the sample `[T, B, ...]`.
+SILENT = "no neuron fired on the sample, so its spikes prove little; give another one"
 
-    Without a sample, those of a run are the first of its validation or test set.
+
+class Subject(NamedTuple):
+    """A network to export, its sample `[T, B, ...]`, and the run it is from, if it is from one."""
+
+    network: nn.Module
+    sample: Tensor
+    run: Run | None
+
+
+def find(model_or_run: nn.Module | str | Path, sample: Tensor | None) -> Subject:
+    """The network itself, or that of a run as `Run.find` takes it.
+
+    The default sample of a run is the first of its validation or test samples.
     Raises ExchangeError if a model comes without a sample, or a run was trained with a model or
     data of the user's own.
     """
     if isinstance(model_or_run, nn.Module):
-        model = model_or_run
+        model, run = model_or_run, None
         if sample is None:
             raise ExchangeError("give sample=, inputs [T, B, ...] to prove the file with")
     else:
@@ -40,7 +50,7 @@ def network_and_sample(
         sample = _samples(run) if sample is None else sample
     if sample.dim() < 3:
         raise ExchangeError(f"sample must be [T, B, ...], got shape {list(sample.shape)}")
-    return model, sample
+    return Subject(model, sample, run)
 
 
 def _samples(run: Run) -> Tensor:

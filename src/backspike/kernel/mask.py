@@ -96,7 +96,7 @@ def as_probability(p: float | Tensor) -> Tensor:
         return p
     if not 0 <= p <= 1:
         raise ValueError(f"p is a probability and must lie in [0, 1], got {p}")
-    return torch.tensor(p, dtype=torch.float64)
+    return torch.tensor(p, dtype=torch.float64, device="cpu")
 
 
 _library = torch.library.Library("backspike", "DEF")

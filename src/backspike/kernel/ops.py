@@ -58,7 +58,7 @@ def constants_table(
 ) -> Tensor:
     """Floats and tensors as the rows of one detached tensor, `[rows, C]` or `[rows, 1]`."""
     if not any(isinstance(row, Tensor) for row in rows):
-        return torch.tensor(rows, dtype=dtype).view(-1, 1)
+        return torch.tensor(rows, dtype=dtype, device="cpu").view(-1, 1)
     tensors = [
         row.detach().to(device)
         if isinstance(row, Tensor)

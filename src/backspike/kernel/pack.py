@@ -73,7 +73,7 @@ def pack(x: Tensor) -> Packed:
     ):
         n = x.numel()
         for bits in (1, 4, 8):
-            codes = torch.empty((n * bits + 7) // 8, dtype=torch.uint8)
+            codes = torch.empty((n * bits + 7) // 8, dtype=torch.uint8, device="cpu")
             nonzero = library.function(f"pack_{_SUFFIX[x.dtype]}")(
                 _pointer(x), _number(n), _number(bits), _pointer(codes), _threads(n)
             )

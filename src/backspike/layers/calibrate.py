@@ -100,15 +100,16 @@ def neuron() -> LIF:
 
 def inputs(data: Any) -> list[Tensor]:
     """The batches of the calibration data: of a tensor, a loader, or pairs with labels."""
-    if isinstance(data, Tensor):
-        return list(data.split(256))
-    batches = [batch[0] if isinstance(batch, tuple | list) else batch for batch in data]
-    if not batches or not all(isinstance(x, Tensor) for x in batches):
+    batches = data.split(256) if isinstance(data, Tensor) else data
+    batches = [batch[0] if isinstance(batch, tuple | list) else batch for batch in batches]
+    if not all(isinstance(x, Tensor) for x in batches):
         raise TypeError(
             "from_torch: calibrate must be inputs [N, ...], or an iterable of batches such as a "
             "DataLoader"
         )
-    return batches
+    if not sum(map(len, batches)):
+        raise ValueError("from_torch: calibrate contains no inputs")
+    return [x for x in batches if len(x)]
 
 
 def thresholds(
@@ -171,9 +172,12 @@ def measure(
     timesteps: Iterable[int],
 ) -> dict[int, dict[str, float]]:
     """The loss of each layer and of the output at each T; layers: the ReLU and its neuron."""
+    wanted = sorted(set(timesteps))
+    if not wanted or wanted[0] < 1:
+        raise ValueError(f"from_torch: timesteps must be numbers from 1 on, got {wanted}")
     exact = _outputs(ann, {name: relu for name, (relu, _) in layers.items()}, x)
     neurons, total = {name: neuron for name, (_, neuron) in layers.items()}, dict[str, Tensor]()
-    loss, wanted = {}, sorted(set(timesteps))
+    loss = {}
     with streaming(snn):
         for T in range(1, wanted[-1] + 1):
             for name, ys in _outputs(snn, neurons, x[None]).items():

@@ -128,7 +128,7 @@ class Folding:
             raise ValueError(
                 f"a converted model takes one input [T, B, ...], got {got} and {len(others)} more"
             )
-        self.T = len(x)
+        self.T = x.shape[0]  # len(x) would fix it in an exported graph
         self.ran.clear()
         return (x.flatten(0, 1),)
 
@@ -144,7 +144,7 @@ class Folding:
 def _unfolded(x: Tensor, T: int | None) -> Tensor:
     if T is None:
         raise RuntimeError("this is part of a converted model; call the whole model")
-    if len(x) % T:
+    if x.shape[0] % T:
         raise ValueError(
             f"a batch of shape {list(x.shape)} does not contain T={T} timesteps: "
             "an earlier layer moved the dimensions"

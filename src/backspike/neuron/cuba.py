@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernel
-from ..kernel.coefficients import leak
+from ..kernel.coefficients import leak, state_dtype
 from ..kernel.cpu.recurrent import Synapse
 from ..options import CubaLIF as Options
 from .arguments import has
@@ -64,7 +64,7 @@ class CubaLIF(LIF):
         check_input(x, v0, repeats, states=2)
         x = x.expand(repeats, *x.shape[1:]) if repeats > 1 else x
         v0, i0 = (None, None) if v0 is None else v0
-        tau, decays = self._tau_synapse(), self.options.decay_input
+        tau, decays = self.tau_synapse_in_use(), self.options.decay_input
         current = integrate(x, i0, tau, decays, self.options.backend)
         assert current.membrane is not None
         out, moments = super().compute(current.membrane.to(x.dtype), v0, want_state=want_state)
@@ -74,9 +74,10 @@ class CubaLIF(LIF):
 
     def synapse(self, x: Tensor, i0: Tensor | None) -> Synapse:
         """The filter of the input x, which starts from the current i0."""
-        lam, _, gain = leak(self._tau_synapse(), x, None, self.options.decay_input)
-        return Synapse(lam, gain, i0)
+        lam, _, gain = leak(self.tau_synapse_in_use(), x, None, self.options.decay_input)
+        return Synapse(lam, gain, None if i0 is None else i0.to(state_dtype(x)))
 
-    def _tau_synapse(self) -> float | Tensor:
+    def tau_synapse_in_use(self) -> float | Tensor:
+        """A number, or a tensor with a graph where it is learned."""
         learned = self.log_tau_synapse_minus_1
         return self.options.tau_synapse if learned is None else 1 + learned.exp()

@@ -59,9 +59,9 @@ class Shifted(LIF):
     def compute(
         self, x: Tensor, v0: Tensor | None, repeats: int = 1, want_state: bool = True
     ) -> tuple[Output, kernel.Moments | None]:
+        transform = self.transform()
         scale, shift, offset = (
-            over_channels(c, x).to(x.dtype) if isinstance(c, Tensor) else c
-            for c in self.transform()
+            over_channels(c, x).to(x.dtype) if isinstance(c, Tensor) else c for c in transform
         )
         if v0 is None:
             start = resting(self.v_reset) if self.start is None else self.start
@@ -69,6 +69,9 @@ class Shifted(LIF):
         out, moments = super().compute(scale * x + shift, v0 + offset, repeats, want_state)
         membrane = None if out.membrane is None else out.membrane - offset
         state = out.state - offset if want_state else out.state
+        if moments is not None:
+            (mean, square), d = moments, transform.offset
+            moments = kernel.Moments(mean - d, square - 2 * d * mean + d * d)
         return out._replace(state=state, membrane=membrane), moments
 
     def extra_repr(self) -> str:
@@ -98,12 +101,20 @@ class DelayedReset(Shifted):
         rest["v_reset"] = None
         super().__init__(tau, channels=channels, scale=scale, **rest)
 
-    def constants(self) -> kernel.Constants:
-        c = super().constants()
-        return c._replace(v_threshold=c.v_threshold / (1 - 1 / c.tau))
+    def prepare(
+        self,
+        x: Tensor,
+        v0: Tensor | None,
+        repeats: int = 1,
+        record: kernel.Record = kernel.Record(),  # noqa: B008  (a named tuple)
+        constants: kernel.Constants | None = None,
+    ) -> kernel.Call:
+        c = constants or self.constants()
+        c = c._replace(v_threshold=c.v_threshold / (1 - 1 / c.tau))
+        return super().prepare(x, v0, repeats, record, c)
 
     def transform(self) -> Shift:
-        tau, theta, _ = super().constants()
+        tau, theta, _ = self.constants()
         d = theta / (1 - 1 / tau) - theta
         return Shift(self.scale, d if self.decay_input else d / tau, d)
 

@@ -90,7 +90,7 @@ def _forward(inputs: _ForwardInputs) -> list[Tensor]:
         spikes.shape, inputs.constants, strides, inputs.flags, inputs.numbers, x.element_size()
     )
     job.x_stride = x.stride(0)
-    partial = None if sums is None else torch.zeros(job.chunks, sums.numel(), dtype=torch.float64)
+    partial = library.partial_sums(job, sums)
     library.set_pointers(job, x=x, v0=v0, s=spikes, u=u, v=state, partial=partial, sums=sums)
     library.call("clif_forward", x.dtype, job)
     if sums is not None:
@@ -115,9 +115,11 @@ def _backward(inputs: _BackwardInputs) -> tuple[Tensor, Tensor, Tensor]:
     job.x_stride, job.g_stride, job.gu_stride = (
         0 if a is None else a.stride(0) for a in (x, g, gu)
     )
-    partial = torch.zeros(job.chunks, sums.numel(), dtype=torch.float64) if inputs.learns else None
+    partial = library.partial_sums(job, sums if inputs.learns else None)
     scratch = torch.empty(
-        (job.threads, _PASTS, job.T, library.function("lif_block")()), dtype=constants.dtype
+        (job.threads, _PASTS, job.T, library.function("lif_block")()),
+        dtype=constants.dtype,
+        device="cpu",
     )
     library.set_pointers(
         job, x=x, v0=v0, u=inputs.u, g=g, gu=gu, gv=g_state, line=inputs.line, gx=gx, gv0=g_v0

@@ -64,16 +64,21 @@ class Events:
         """
         job = self._job(weight.shape, geometry)
         shape = (job.images, job.N, job.out_H, job.out_W)
-        y = torch.empty(shape, dtype=weight.dtype, memory_format=torch.channels_last)
+        y = torch.empty(shape, dtype=weight.dtype, memory_format=torch.channels_last, device="cpu")
         if not y.numel():
             return y
         job.half = weight.dtype == torch.bfloat16
         job.w_n, job.w_c, job.w_h, job.w_w = weight.stride()
         bias = None if bias is None else bias.float().contiguous()
         job.p_w, job.p_bias, job.p_y = pointer(weight), pointer(bias), pointer(y)
-        panel = torch.empty(function("conv_panel")(ctypes.byref(job)), dtype=torch.uint8)
+        panel = torch.empty(
+            function("conv_panel")(ctypes.byref(job)), dtype=torch.uint8, device="cpu"
+        )
         scratch = torch.empty(
-            job.threads, function("conv_forward_scratch")(ctypes.byref(job)), dtype=torch.uint8
+            job.threads,
+            function("conv_forward_scratch")(ctypes.byref(job)),
+            dtype=torch.uint8,
+            device="cpu",
         )
         job.p_panel, job.p_scratch = pointer(panel), pointer(scratch)
         function("conv_forward")(ctypes.byref(job))
@@ -92,7 +97,10 @@ class Events:
         job.w_n, job.w_c, job.w_h, job.w_w = gw.stride()
         job.p_g, job.p_gw = pointer(g), pointer(gw)
         scratch = torch.empty(
-            job.threads, function("conv_gradient_scratch")(ctypes.byref(job)), dtype=torch.uint8
+            job.threads,
+            function("conv_gradient_scratch")(ctypes.byref(job)),
+            dtype=torch.uint8,
+            device="cpu",
         )
         job.p_scratch = pointer(scratch)
         function("conv_gradient")(ctypes.byref(job))

@@ -235,6 +235,13 @@ def job_template(
     )
 
 
+def partial_sums(job: Job, sums: Tensor | None) -> Tensor | None:
+    """Room for `sums` of each chunk, which the kernel then adds up in the order of the chunks."""
+    if sums is None:
+        return None
+    return torch.zeros(job.chunks, sums.numel(), dtype=torch.float64, device="cpu")
+
+
 def set_pointers(job: ctypes.Structure, **tensors: Tensor | None) -> None:
     """Set the field p_NAME of the job to the data of the tensor NAME, or to NULL."""
     for name, tensor in tensors.items():

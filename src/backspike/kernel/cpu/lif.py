@@ -15,7 +15,7 @@ from ...options import CLIF
 from .. import clif, layout, ops
 from ..call import Call, Record, Result
 from ..saved import pack, unpack
-from .library import call, function, make_job, set_form, set_mask, set_pointers
+from .library import call, function, make_job, partial_sums, set_form, set_mask, set_pointers
 
 
 def refuses(call: Call) -> str | None:
@@ -52,8 +52,8 @@ def _forward(a: ops.ForwardInputs) -> list[Tensor]:
     if active is not None:
         set_mask(job, a.seed, a.p)
         if job.N % 8:  # the kernel pads each timestep to a whole byte
-            bits = torch.empty((job.T, (job.N + 7) // 8), dtype=torch.uint8)
-    partial = None if sums is None else torch.zeros(job.chunks, sums.numel(), dtype=torch.float64)
+            bits = torch.empty((job.T, (job.N + 7) // 8), dtype=torch.uint8, device="cpu")
+    partial = partial_sums(job, sums)
     state = out.state if Record(*a.records).state else None
     set_pointers(job, x=x, v0=v0, s=spikes, u=out.membrane, v=state, kept=out.saved_u, active=bits)
     set_pointers(job, partial=partial, sums=sums)
@@ -83,13 +83,11 @@ def _backward(a: ops.BackwardInputs) -> list[Tensor]:
     )
     if a.repeats > 1:
         job.x_stride = 0
-    partial = (
-        None if out.sums is None else torch.zeros(job.chunks, out.sums.numel(), dtype=torch.float64)
-    )
+    partial = partial_sums(job, out.sums)
     scratch = None
     if ops.SAVED_FORMS[a.form] == "recompute":
         block = function("lif_block")()
-        scratch = torch.empty((job.threads, job.T, block), dtype=a.constants.dtype)
+        scratch = torch.empty((job.threads, job.T, block), dtype=a.constants.dtype, device="cpu")
     u, code = (a.saved_u, None) if exact else (None, a.saved_u)
     set_pointers(job, x=x, v0=v0, u=u, kept=code, scratch=scratch, line=a.line)
     set_pointers(job, g=g, gu=g_u, gv=g_v, gx=out.gx, gv0=out.gv0, partial=partial, sums=out.sums)

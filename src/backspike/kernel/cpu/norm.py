@@ -53,7 +53,7 @@ def _forward(a: ForwardInputs) -> Forward:
         job.batch = 1
     else:
         rows[0], rows[1] = a.mean, a.variance
-    partial = torch.zeros(neuron.chunks, sums.numel(), dtype=torch.float64) if a.moments else None
+    partial = library.partial_sums(neuron, sums if a.moments else None)
     written = state if a.want_state else None
     library.set_pointers(neuron, v0=v0, s=spikes, v=written, partial=partial, sums=sums)
     library.set_pointers(job, weight=weight, bias=bias)
@@ -80,7 +80,7 @@ def _backward(a: BackwardInputs) -> Backward:
     neuron.learns, job.batch = a.learns, a.training
     library.set_mask(neuron, a.seed, a.p)
     neuron.g_stride = 0 if g is None else g.stride(0)
-    partial = torch.zeros(neuron.chunks, sums.numel(), dtype=torch.float64) if a.learns else None
+    partial = library.partial_sums(neuron, sums if a.learns else None)
     gv0 = g_v0 if a.needs_v0 else None
     library.set_pointers(neuron, v0=v0, g=g, gv=g_v, line=a.line, gx=dy, gv0=gv0)
     library.set_pointers(neuron, partial=partial, sums=sums)
@@ -106,8 +106,8 @@ def _job(
     block = library.function("norm_block")()
     sizes = (CHANNEL_ROWS * C, CHANNEL_ROWS * parts * block, neuron.threads * T * block)
     workspace = (
-        *(torch.empty(n, dtype=constants.dtype) for n in sizes),
-        torch.zeros(neuron.chunks * 2 * C, dtype=torch.float64),
+        *(torch.empty(n, dtype=constants.dtype, device="cpu") for n in sizes),
+        torch.zeros(neuron.chunks * 2 * C, dtype=torch.float64, device="cpu"),
     )
     job.workspace = workspace  # lives as long as the job
     channel_rows, tables, cache, moved = workspace

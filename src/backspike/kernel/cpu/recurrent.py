@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...options import LIF
 from ...surrogate import is_family
@@ -69,11 +69,14 @@ def refuses(x: Tensor, weight: Tensor, neuron: LIF) -> str | None:
     """Why the C kernel cannot run this layer on x; None if it can."""
     if not library.available():
         return library.missing()
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if tracing or torch._C._are_functorch_transforms_active():
         return "it is being transformed"
     if x.device.type != "cpu" or weight.device.type != "cpu":
         return f"the kernel runs on the CPU, but the input is on {x.device}"
-    if type(x) is not Tensor or x.dim() < 2 or tuple(weight.shape) != (x.shape[-1],) * 2:
+    if type(x) not in (Tensor, nn.Parameter):
+        return f"the input is a {type(x).__name__}, not a plain tensor"
+    if x.dim() < 2 or tuple(weight.shape) != (x.shape[-1],) * 2:
         return "the layer does not keep the last dimension of the input"
     if not x.numel():
         return "the input is empty"
@@ -179,15 +182,19 @@ class _Forward:
         learns_tau = isinstance(call.tau, Tensor) and neuron.decay_input
         kept = saves and (synapse is not None or learns_tau)
         self.current = torch.empty_like(out.spikes) if kept else None
-        self.i = torch.empty(x.shape[1:], dtype=state_dtype(x)) if synapse is not None else None
+        self.i = (
+            torch.empty(x.shape[1:], dtype=state_dtype(x), device="cpu")
+            if synapse is not None
+            else None
+        )
         self.active = (
-            torch.empty((T, (N + 7) // 8), dtype=torch.uint8) if saves and _sparse(call) else None
+            torch.empty((T, (N + 7) // 8), dtype=torch.uint8, device="cpu")
+            if saves and _sparse(call)
+            else None
         )
         job = _job(call, x, self.constants, self.encoded, weight.shape[0])
         library.set_form(job.neuron, max(self.form, 0), *self.encoded)
-        partial = None
-        if out.moments is not None:
-            partial = torch.zeros(job.neuron.chunks, out.moments.numel(), dtype=torch.float64)
+        partial = library.partial_sums(job.neuron, out.moments)
         neuron_tensors = {
             "v0": _in_order(call.v0), "s": out.spikes, "u": out.membrane, "kept": out.saved_u,
             "v": out.state if record.state else None, "active": self.active, "partial": partial,
@@ -230,10 +237,14 @@ class _Backward:
         shape, dtype = self.packed.shape, self.packed.dtype
         record: Record = call.record
         self.learns = sum(1 << i for i, needed in enumerate(self.needs[10:]) if needed)
-        self.gx = torch.empty(shape, dtype=dtype)
-        self.gv0 = torch.empty(shape[1:], dtype=constants.dtype) if self.needs[9] else None
-        self.gi0 = torch.empty(shape[1:], dtype=constants.dtype) if self.synapse else None
-        self.sums = torch.zeros((3, constants.shape[1]), dtype=torch.float64)
+        self.gx = torch.empty(shape, dtype=dtype, device="cpu")
+        self.gv0 = (
+            torch.empty(shape[1:], dtype=constants.dtype, device="cpu") if self.needs[9] else None
+        )
+        self.gi0 = (
+            torch.empty(shape[1:], dtype=constants.dtype, device="cpu") if self.synapse else None
+        )
+        self.sums = torch.zeros((3, constants.shape[1]), dtype=torch.float64, device="cpu")
         line = None
         if record.moments and g_moments is not None:
             line = ops.moment_gradient(g_moments, shape, constants.dtype)
@@ -245,15 +256,14 @@ class _Backward:
         job.neuron.g_stride, job.neuron.gu_stride = (
             0 if b is None else b.stride(0) for b in (g, g_u)
         )
-        partial = None
-        if self.learns:
-            partial = torch.zeros(job.neuron.chunks, self.sums.numel(), dtype=torch.float64)
+        sums = self.sums if self.learns else None
+        partial = library.partial_sums(job.neuron, sums)
         exact = ctx.form == 0
         neuron_tensors = {
             "v0": _in_order(v0), "g": g, "gu": g_u, "gv": _in_order(g_v), "line": line,
             "gx": self.gx, "gv0": self.gv0, "u": saved_u if exact else None,
             "kept": None if exact else saved_u, "active": active, "partial": partial,
-            "sums": self.sums if self.learns else None,
+            "sums": sums,
         }  # fmt: skip
         weight = self.weight.to(constants.dtype)
         if self.synapse:
@@ -362,7 +372,7 @@ def _run(
     library.set_pointers(job.neuron, **neuron_tensors)
     library.set_pointers(job, **tensors)
     size = library.function("recurrent_scratch")(ctypes.byref(job))
-    scratch = torch.empty(job.neuron.threads, size, dtype=torch.uint8)
+    scratch = torch.empty(job.neuron.threads, size, dtype=torch.uint8, device="cpu")
     job.p_scratch = scratch.data_ptr()
     library.function(name, call.x.dtype)(ctypes.byref(job))
 

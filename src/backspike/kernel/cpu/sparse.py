@@ -61,13 +61,13 @@ class Spikes:
 
     def times(self, weight: Tensor, bias: Tensor | None, how: How) -> Tensor:
         """spikes @ weight.T + bias: `[M, N]` in the dtype of the weight `[N, K]`."""
-        y = torch.empty(self.M, weight.shape[0], dtype=weight.dtype)
+        y = torch.empty(self.M, weight.shape[0], dtype=weight.dtype, device="cpu")
         self._product(how, False, weight, weight.stride()[::-1], y, y.stride(), bias)
         return y
 
     def weight_gradient(self, g: Tensor, how: How) -> Tensor:
         """g.T @ spikes: float32 `[N, K]` for g `[M, N]`."""
-        out = torch.empty(g.shape[1], self.K)
+        out = torch.empty(g.shape[1], self.K, device="cpu")
         self._product(how, True, g, g.stride(), out, out.stride()[::-1], None)
         return out
 
@@ -88,10 +88,12 @@ class Spikes:
         R, C = (self.K, self.M) if transposed else (self.M, self.K)
         N = a.numel() // max(C, 1)
         if not R * C * N:
-            y.copy_(torch.zeros(()) if bias is None else bias)
+            y.copy_(torch.zeros((), device="cpu") if bias is None else bias)
             return
         threads = _threads(R * C * N // 8)
-        words = torch.empty(-(-C // int(function("sparse_step")())), R, dtype=torch.int32)
+        words = torch.empty(
+            -(-C // int(function("sparse_step")())), R, dtype=torch.int32, device="cpu"
+        )
         bits = _Bits(
             M=self.M,
             K=self.K,
@@ -102,7 +104,7 @@ class Spikes:
         )
         function("sparse_words")(ctypes.byref(bits))
         bias = None if bias is None else bias.float().contiguous()
-        scratch = torch.empty(threads, function("sparse_product_scratch")())
+        scratch = torch.empty(threads, function("sparse_product_scratch")(), device="cpu")
         job = _Product(
             R=R,
             C=C,
@@ -118,8 +120,8 @@ class Spikes:
         if how == "lookup":
             job.p_words = pointer(words)
         else:
-            start = torch.empty(R + 1, dtype=torch.int64)
-            index = torch.empty(self.ones, dtype=torch.int32)
+            start = torch.empty(R + 1, dtype=torch.int64, device="cpu")
+            index = torch.empty(self.ones, dtype=torch.int32, device="cpu")
             bits.p_start, bits.p_index = job.p_start, job.p_index = pointer(start), pointer(index)
             function("sparse_lists")(ctypes.byref(bits))
         function("sparse_product")(ctypes.byref(job))
@@ -132,7 +134,7 @@ def sampled(g: Tensor, weight: Tensor, bits: Tensor, dtype: torch.dtype | None =
     """
     g, weight = g.contiguous(), weight.contiguous()
     (M, N), K = g.shape, weight.shape[1]
-    x = torch.empty(M, K, dtype=dtype or g.dtype)
+    x = torch.empty(M, K, dtype=dtype or g.dtype, device="cpu")
     if not M * N * K:
         return x.zero_()
     job = _Sampled(
@@ -146,7 +148,9 @@ def sampled(g: Tensor, weight: Tensor, bits: Tensor, dtype: torch.dtype | None =
         p_x=pointer(x),
     )
     job.half, job.x_half = g.dtype == torch.bfloat16, x.dtype == torch.bfloat16
-    scratch = torch.empty(job.threads, function("sparse_sampled_scratch")(ctypes.byref(job)))
+    scratch = torch.empty(
+        job.threads, function("sparse_sampled_scratch")(ctypes.byref(job)), device="cpu"
+    )
     job.p_scratch = pointer(scratch)
     function("sparse_sampled")(ctypes.byref(job))
     return x
