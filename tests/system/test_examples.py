@@ -29,11 +29,17 @@ def test_code_in_the_readme_runs(code, monkeypatch, tmp_path, capsys):
         assert bs.backends()[0] in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", ["docs/speed-and-memory.md"])
-def test_code_in_the_docs_runs(page, capsys):
+@pytest.mark.parametrize(
+    ("page", "printed"),
+    [
+        ("docs/speed-and-memory.md", "fused with BatchNorm2d 0.1 and MaxPool2d 2.0"),
+        ("docs/sequences.md", "418 spikes in bins (100, 80)"),
+    ],
+)
+def test_code_in_the_docs_runs(page, printed, capsys):
     for code in blocks(page):
         exec(code, {})
-    assert "fused with BatchNorm2d 0.1 and MaxPool2d 2.0" in capsys.readouterr().out
+    assert printed in capsys.readouterr().out
 
 
 def test_code_about_trained_networks_runs(monkeypatch, tmp_path, capsys):
