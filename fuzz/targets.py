@@ -17,6 +17,7 @@ import random
 import shutil
 import struct
 import tempfile
+import wave
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,7 +30,17 @@ import nir_files
 import numpy as np
 
 from backspike.data import DataError, Events
-from backspike.data.formats import aedat2, aedat3, atis, hdf5, idx, image_batch, picture
+from backspike.data.formats import (
+    aedat2,
+    aedat3,
+    atis,
+    hdf5,
+    idx,
+    image_batch,
+    npy,
+    picture,
+    wav,
+)
 from backspike.data.sets import dvs128_gesture as gesture
 from backspike.report import chart, read
 from backspike.train import setup, trainer
@@ -169,6 +180,20 @@ def _picture(kind: str) -> bytes:
     return out.getvalue()
 
 
+def _npy() -> bytes:
+    out = io.BytesIO()
+    np.save(out, RNG.random((5, 4)))
+    return out.getvalue()
+
+
+def _wav() -> bytes:
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setparams((1, 2, 8000, 50, "NONE", ""))
+        file.writeframes(RNG.integers(-999, 999, 50, np.int16).tobytes())
+    return out.getvalue()
+
+
 def events_fit(out: Events, data: bytes) -> None:
     assert len({len(axis) for axis in (out.x, out.y, out.t, out.p)}) == 1
     assert len(out) <= len(data) / 5
@@ -206,6 +231,8 @@ READERS: dict[str, tuple[Callable[..., Any], bytes, Callable[[Any, bytes], None]
         pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [3]}, 4),
         _no_check,
     ),
+    "npy": (npy.decode, _npy(), arrays_fit),
+    "wav": (lambda data, name="f": wav.decode(data, name)[0], _wav(), arrays_fit),
     "jpeg": (picture.decode, _picture("JPEG"), _no_check),
     "png": (picture.decode, _picture("PNG"), _no_check),
 }

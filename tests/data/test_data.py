@@ -437,6 +437,11 @@ def test_catalogue_lists_all_sets():
         "imagenet",
         "mnist-dvs",
         "cifar10-dvs-simulated",
+        "smnist",
+        "psmnist",
+        "scifar10",
+        "yinyang",
+        "spoken-digits",
     ]
     for entry in data.catalogue():
         for layout in entry.layouts:

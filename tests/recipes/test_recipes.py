@@ -166,7 +166,9 @@ def test_every_recipe_has_its_own_name_and_fits_its_data():
         assert recipe.name == name
         assert isinstance(recipe.model, NETWORKS)
         assert recipe.model.num_classes == source.num_classes
-        assert recipe.model.in_channels == (source.shape[2] if name == "shd" else source.shape[0])
+        C, H, W = source.shape
+        inputs = {"events": C if H > 1 else W, "images": C, "sequences": C * H * W // recipe.T}
+        assert recipe.model.in_channels == inputs[source.kind]
         assert shipped.about.endswith(".")
 
 

@@ -492,7 +492,7 @@ def test_a_run_with_own_model_and_data_is_described_as_such(tmp_path):
     start = next(e for e in events if e["event"] == "start")
     fields = start["recipe"]["fields"]
     assert (fields["model"], fields["data"]) == ("own model", "own data")
-    unused = ("neuron", "norm", "root", "limit", "size", "upright", "by")
+    unused = ("neuron", "norm", "root", "limit", "size", "upright", "speaker", "by")
     assert not [name for name in fields if name.split(".")[0] in unused]
     assert fields["epochs"] == 4
     env = json.loads((tmp_path / "run/env.json").read_text())

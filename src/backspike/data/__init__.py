@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import DataError
 from .formats import Events
 from .frames import By, Pixels, channels, frames
+from .onsets import Onsets
 from .pictures import Pictures
 from .sets import SETS
 from .source import File, Layout, Place, Source
@@ -23,6 +24,7 @@ __all__ = [
     "Events",
     "File",
     "Layout",
+    "Onsets",
     "Pictures",
     "Source",
     "Split",
@@ -48,16 +50,20 @@ def load(
 ) -> Splits:
     """Loads data set `name`: images uint8 [N, C, H, W] or event counts [N, T, 2, H, W].
 
+    Images in sequence are uint8 [N, T, values]; of sounds and points, counts are [N, T, channels].
+
     root: the folder of the files; default: BACKSPIKE_DATA, else `./data`.
     limit: keep only this many training samples, the first ones of a fixed order with balanced
     classes.
-    T: number of time bins of event sets (default 10).
+    T: number of time bins of event sets (default 10); of images in sequence and points as spike
+    times, the number of timesteps (default: the set's).
     size: side or (height, width) of event frames (default: the sensor's); for sets whose events
     have a channel instead of a pixel, the number of channels, and counts are [N, T, size]; for
     picture folders, the side of the decoded picture (default 224).
     by: time bins of equal duration ("time") or with equally many events ("count"). For sets with
     channels, "time" divides a fixed duration.
-    options: options of a single set, such as `upright=False` for "dvs-cifar10".
+    options: options of a single set, such as `upright=False` for "dvs-cifar10", or
+    `speaker="theo"` for "spoken-digits".
 
     Sets too large for memory are decoded on access. `Source.options` names the options that a set
     takes. Raises DataError for an unknown name, for another set's options, and for missing or

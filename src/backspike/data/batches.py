@@ -72,8 +72,9 @@ class Batches:
 
     data: a `bs.data.Split`, or any data set with `len(d)` and `d[i] -> (x, y)`, y a class number.
     Samples with 4 dimensions are `[T, C, H, W]`; all others are static and repeat over T, unless
-    the recipe's `has_time` says otherwise. Static samples of type uint8 are divided by 255; all
-    other values are used unchanged, with a log message where that may surprise. With several ranks,
+    the recipe's `has_time` says otherwise. Static samples of type uint8, and pixels in sequence
+    (`Split.pixels`), are divided by 255; all other values are used unchanged, with a log message
+    where that may surprise. With several ranks,
     each one reads its shard of every batch and draws its own augmentation.
     Raises RunError for an empty data set, for labels that are no class numbers, and for samples
     that are no real, finite numbers.
@@ -85,6 +86,7 @@ class Batches:
         self.data = data
         self.recipe = recipe
         self.device = device
+        self.pixels = isinstance(data, Split) and data.pixels
         # once known, labels outside are refused
         self.classes: int | None = None
         self.arrays: tuple[Tensor, Tensor] | None = None
@@ -177,7 +179,11 @@ class Batches:
         return x.dim() == 5 if self.recipe.has_time is None else self.recipe.has_time
 
     def _to_float(self, x: Tensor) -> Tensor:
-        return x.float() / 255 if x.dtype == torch.uint8 and not self._has_time(x) else x.float()
+        return x.float() / 255 if self._in_255(x) else x.float()
+
+    def _in_255(self, x: Tensor) -> bool:
+        """Whether x are pixels that have not been divided by 255 yet."""
+        return x.dtype == torch.uint8 and (self.pixels or not self._has_time(x))
 
     def _warn_of_conversion(self, x: Tensor) -> None:
         """Warns where values change, or might be expected to change, on their way to float32."""
@@ -284,7 +290,8 @@ class Batches:
         else:
             out = torch.empty(x.shape, device=x.device)
         # changes memory layout and type in one pass
-        return out.copy_(x)
+        out.copy_(x)
+        return out.div_(255) if self._in_255(x) else out
 
 
 def _crop_while_decoding(

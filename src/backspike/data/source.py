@@ -140,7 +140,8 @@ class Place:
 class Source:
     """The description of a data set.
 
-    kind: "images" or "events". samples: the number of train, validation and test samples.
+    kind: "images", "sequences" (of the pixels of images) or "events". samples: the number of
+    train, validation and test samples.
     shape: one image [C, H, W] or the sensor [2, H, W]. credit: whom to cite. home: where the files
     are offered. read: `read(source, place, **options)` returns the three parts. layouts: empty for
     a set that is bundled or made on first use. note: what every result on the set must mention,
@@ -163,8 +164,8 @@ class Source:
 
     @property
     def unit(self) -> str:
-        """What one sample is, in the plural: "images" or "recordings"."""
-        return "recordings" if self.kind == "events" else "images"
+        """What one sample is, in the plural: "images", "sequences" or "recordings"."""
+        return "recordings" if self.kind == "events" else self.kind
 
     def load(self, place: Place, **options: Any) -> Splits:
         """Finds and reads the data set. Raises DataError for missing or damaged files."""

@@ -19,17 +19,20 @@ PUBLISHED = Path(__file__).with_name("splits")
 class Split:
     """N samples: `split[i]` is `(x, y)`, a copy of the sample and its class number.
 
-    x: unsigned integers, images [N, C, H, W] in 0..255, or event counts [N, T, 2, H, W] (channel 0
-    OFF, 1 ON) or [N, T, channels]. May be memory-mapped (copy-on-write: changing it changes no
-    file), or `Pictures`, decoded on access.
+    x: unsigned integers, images [N, C, H, W] in 0..255, event counts [N, T, 2, H, W] (channel 0
+    OFF, 1 ON) or [N, T, channels], or the pixels of images in sequence, [N, T, values] in 0..255.
+    May be memory-mapped (copy-on-write: changing it changes no file), or `Pictures`, decoded on
+    access.
     y: int64 [N]. ids: int64 [N], the numbers of the samples in the official files (within their
     class if files are numbered so); they publish the split.
+    pixels: whether x are pixels in sequence, which batches divide by 255, as they do for images.
     Raises DataError if the three lengths differ.
     """
 
     x: np.ndarray
     y: np.ndarray
     ids: np.ndarray
+    pixels: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.x) == len(self.y) == len(self.ids):
@@ -49,7 +52,7 @@ class Split:
 
     def take(self, indices: np.ndarray) -> "Split":
         """The samples at `indices`."""
-        return Split(self.x[indices], self.y[indices], self.ids[indices])
+        return replace(self, x=self.x[indices], y=self.y[indices], ids=self.ids[indices])
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,6 +66,9 @@ class Recipe:
     upright: bool = _field(
         True, "DVS-CIFAR10: upright images; False: pixels and polarity as the camera stores them"
     )
+    speaker: str = _field(
+        "yweweler", "spoken digits: the speaker of the test samples; the one before validates"
+    )
     by: str = _field(
         "time", "what is equal in all event frames of a sample: duration (time) or events (count)"
     )

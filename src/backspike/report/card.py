@@ -181,6 +181,7 @@ def _input(run: RunData, kind: str) -> str:
     by = run.fields.get("by")
     meaning = {
         "images": "pixel values from 0 to 1, the same image at every timestep",
+        "sequences": "pixel values from 0 to 1, a part of the image at each timestep",
         "events": f"numbers of events in T bins of equal {'duration' if by == 'time' else by}",
     }
     return shape + meaning.get(kind, "samples as the data set gives them")

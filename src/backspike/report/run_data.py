@@ -26,7 +26,7 @@ class Array(NamedTuple):
 # recipe fields that the user's own model or data replaces; names with a dot are nested
 REPLACED = {
     "model": ("model", "neuron", "norm"),
-    "data": ("data", "root", "limit", "size", "upright", "by"),
+    "data": ("data", "root", "limit", "size", "upright", "speaker", "by"),
 }
 ARRAYS = {"classes": Array("K", "Uiu"), "layer_names": Array("L", "Uiu")}
 

@@ -84,7 +84,7 @@ def _card(run: RunData, index: int) -> Card:
         still=frames[0] if frames and not sizes else None,
         frames=frames if sizes else [],
         frame_sizes=sizes,
-        rasters=_rasters(run, index),
+        rasters=[*_input_raster(run, index), *_rasters(run, index)],
         answer=answer,
         steps=group_names(groups),
         step_sizes=[len(group) for group in groups],
@@ -139,6 +139,20 @@ def _rasters(run: RunData, index: int) -> list[tuple[str, Image]]:
         {known[round(i)] for i in np.linspace(0, len(known) - 1, min(len(known), MAX_RASTERS))}
     )
     return [(names[i], _raster(run.arrays[f"sample_spikes_{i}"][index], names[i])) for i in chosen]
+
+
+def _input_raster(run: RunData, index: int) -> list[tuple[str, Image]]:
+    """An input without height and width, `[T, C]`: one row per value, one column per timestep."""
+    x = run.arrays["sample_x"][index] if "sample_x" in run.arrays else np.zeros(0)
+    if x.ndim != 2 or not x.size:
+        return []
+    x = np.nan_to_num(x.astype(np.float32))
+    first = np.arange(0, x.shape[1], math.ceil(x.shape[1] / MAX_PIXELS))
+    shown = np.maximum.reduceat(x - x.min(), first, axis=1)
+    pixels = np.zeros((*shown.T.shape, 4), np.uint8)
+    pixels[..., 3] = 255 * (shown.T / (shown.max() or 1))
+    alt = f"Input of sample {index + 1}, {x.shape[1]} values at each of {len(x)} timesteps"
+    return [("input", image(pixels, alt, "ink raster"))]
 
 
 def _raster(spikes: np.ndarray, name: str) -> Image:

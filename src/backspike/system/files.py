@@ -103,7 +103,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                 raise ValueError(f"unpacks to {size} bytes, more than {LARGEST_ARRAYS}")
             for member in members:
                 # reads at most member.file_size bytes, which the check above bounds
-                out[member.filename.removesuffix(".npy")] = _read_npy(
+                out[member.filename.removesuffix(".npy")] = read_npy(
                     member.filename, io.BytesIO(archive.read(member))
                 )
     except OSError:
@@ -113,7 +113,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     return out
 
 
-def _read_npy(name: str, data: io.BytesIO) -> np.ndarray:
+def read_npy(name: str, data: io.BytesIO) -> np.ndarray:
+    """The array in a `.npy` file, never more than the file holds, and no Python objects.
+
+    name: for messages. Raises ValueError, or nearly any other error for a damaged header.
+    """
     version = npy.read_magic(data)
     read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, fortran, dtype = read_header(data)

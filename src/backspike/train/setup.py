@@ -27,7 +27,7 @@ from .network import Network, to_channels_last
 from .precision import choose
 from .schedule import parameter_groups
 
-_DATA_OPTIONS = ("root", "limit", "size", "upright", "by")
+_DATA_OPTIONS = ("root", "limit", "size", "upright", "speaker", "by")
 
 
 @dataclass(frozen=True)
