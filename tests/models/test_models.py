@@ -270,6 +270,7 @@ LEARNERS = [
 
 @pytest.mark.parametrize("value", LEARNERS, ids=str)
 def test_every_network_can_memorise_eight_samples(value):
+    """In 60 steps, with a surrogate that is wide enough for the depth of the network."""
     torch.manual_seed(0)
     split = bs.data.load("digits").train
     x = torch.from_numpy(split.x[:8]).float() / 255
@@ -278,8 +279,9 @@ def test_every_network_can_memorise_eight_samples(value):
             x, scale_factor=getattr(value, "size", 16 if isinstance(value, ResNet32) else 32) // 8
         )
     y = torch.from_numpy(split.y[:8])
-    # the half-masked triangle is too narrow for residual networks that are deep or end in 1x1 maps
-    hard = isinstance(value, ResNet32) or (
+    # the half-masked triangle is too narrow for networks that are deep or end in 1x1 maps: VGG16
+    # needs 104 steps with it and 9 with ATan
+    hard = isinstance(value, VGG16 | ResNet32) or (
         isinstance(value, ResNet18 | ResNet34 | ResNet50) and value.stem == "imagenet"
     )
     surrogate = bs.ATan(alpha=2.0) if hard else bs.Masked(bs.Triangle(), p=0.5)
