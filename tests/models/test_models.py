@@ -121,6 +121,14 @@ def test_every_network_has_a_value_a_text_and_a_factory():
         bs.models.nonet  # noqa: B018
 
 
+def test_dir_lists_networks_and_nothing_else():
+    names = set(dir(bs.models))
+    values = {network.__name__ for network in NETWORKS}
+    assert len(names) == 2 * len(values) + 1
+    assert values | {"pretrained"} < names
+    assert all(callable(getattr(bs.models, name)) for name in names)
+
+
 def test_a_layout_gives_channels_kernels_and_hidden_layers():
     model = ConvNet("15C5-P-40-P", 10, 1, 28, hidden=(300,)).build(bs.LIF)
     shapes = [tuple(p.shape) for p in model.parameters() if p.dim() > 1]

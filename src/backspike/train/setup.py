@@ -145,9 +145,13 @@ def set_up(
 def _check_types(recipe: Any, model: Any) -> None:
     if not isinstance(recipe, Recipe):
         given = type(recipe).__name__
-        raise RecipeError(f"recipe must be a bs.Recipe, got {given}; bs.recipes.get(name) gives one")
+        raise RecipeError(
+            f"recipe must be a bs.Recipe, got {given}; bs.recipes.get(name) gives one"
+        )
     if model is not None and not isinstance(model, nn.Module):
-        given = "a class; create the model first" if isinstance(model, type) else type(model).__name__
+        given = (
+            "a class; create the model first" if isinstance(model, type) else type(model).__name__
+        )
         raise RunError(f"model must be a torch.nn.Module, got {given}")
 
 
