@@ -620,7 +620,7 @@ def test_bad_data_and_models_are_refused_in_one_line(tmp_path, model, data, word
 
 
 def test_something_other_than_a_recipe_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="recipe must be a bs.Recipe.* got Own"):
+    with pytest.raises(RecipeError, match=r"recipe must be a bs\.Recipe.* got Own"):
         fit(Own(), tmp_path / "run")
 
 

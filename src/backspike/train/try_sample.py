@@ -19,7 +19,8 @@ _TIMELESS = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.pooling._MaxPoolNd,
     nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
 )
 
 
