@@ -297,7 +297,7 @@ def test_a_recipe_can_be_given_by_name(tmp_path, monkeypatch):
         assert result.history[name].tolist() == [e[name] for e in log]
     assert result.history["seconds"].shape == (2,)
     accuracy = f"test accuracy {100 * result.test_accuracy:.2f} %"
-    assert f"{accuracy}, epoch {result.best_epoch} of 2 (best by validation), " in repr(result)
+    assert f"{accuracy}, epoch {result.best_epoch + 1} of 2 (best by validation), " in repr(result)
 
 
 def test_an_unknown_recipe_name_is_refused(tmp_path):
@@ -453,7 +453,7 @@ def test_own_model_and_data(tmp_path):
         bs.load(tmp_path / "run")
     with pytest.raises(RunError, match="data of your own"):
         bs.evaluate(tmp_path / "run", Own())
-    with pytest.raises(RunError, match=r"net\.0\.0\.weight has shape .*give the model="):
+    with pytest.raises(RunError, match=r"model= given does not fit .*net\.0\.0\.weight has shape"):
         bs.load(tmp_path / "run", Own(hidden=8))
     assert bs.evaluate(tmp_path / "run", Own(), Points(32))["test_accuracy"] == 1.0
 
