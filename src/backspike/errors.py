@@ -64,7 +64,9 @@ class Unsupported(RuntimeError):
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a message: "; did you mean a or b?", or a list of all known words."""
     known = list(known)
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=3, cutoff=0.5)
+    close = [by_lower[name] for name in close]
     return f"; did you mean {' or '.join(close)}?" if close else f"; there are: {', '.join(known)}"
 
 

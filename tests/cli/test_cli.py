@@ -81,6 +81,10 @@ def test_the_package_adds_little_to_the_import_time_of_torch():
             2,
             "--lr is not a field of the recipe; did you mean --optimizer.lr?",
         ),
+        (["train", "--learning-rate", "1"], 2, "did you mean --optimizer.lr?"),
+        (["train", "--timesteps", "1"], 2, "did you mean --T?"),
+        (["train", "--neuron", "plif"], 2, "unknown name plif; did you mean PLIF"),
+        (["train", "--has-time", "yes"], 2, "must be True or False or None, got 'yes'"),
         (["train", "--p", "1"], 2, "did you mean --neuron.surrogate.p?"),
         (["train", "--alpha", "1"], 2, "did you mean --neuron.surrogate.base.alpha?"),
         (["train", "--v_treshold", "1"], 2, "did you mean --neuron.v_threshold?"),
@@ -259,6 +263,28 @@ def test_recipes_and_data_are_listed(capsys):
     sets = {d["name"]: d for d in map(json.loads, output(capsys)[0].splitlines())}
     assert sets["digits"]["here"]
     assert sets["digits"]["samples"] == [1257, 180, 360]
+
+
+def test_data_counts_what_is_present(capsys, tmp_path):
+    for n in range(3):
+        (tmp_path / "NMNIST/Train/0").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"NMNIST/Train/0/{n:05d}.bin").write_bytes(b"")
+    (tmp_path / "NMNIST/Test/0").mkdir(parents=True)
+    (tmp_path / "NMNIST/Test/0/00001.bin").write_bytes(b"")
+    (tmp_path / "MNIST/raw").mkdir(parents=True)
+    (tmp_path / "MNIST/raw/t10k-labels-idx1-ubyte.gz").write_bytes(b"")
+
+    def first_line(name):
+        assert main(["data", name, "--root", str(tmp_path)]) == 0
+        return output(capsys)[0].splitlines()[0].split(maxsplit=1)[1]
+
+    recordings = "55,000 training, 5,000 validation and 10,000 test recordings; 10 classes"
+    assert first_line("nmnist") == f"4 of 70,000 recordings ({recordings})"
+    assert first_line("mnist").startswith("damaged (55,000 training")
+    assert first_line("shd").startswith("missing (7,341 training")
+    assert first_line("digits-dvs").startswith(
+        "complete (1,257 training, 180 validation and 360 test recordings"
+    )
 
 
 def test_train_help_lists_every_field_with_its_value(capsys):

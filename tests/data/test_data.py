@@ -785,6 +785,12 @@ def test_an_interrupt_while_writing_leaves_no_entry(own_cache):
     assert list(own_cache.iterdir()) == []
 
 
+def test_a_set_is_simulated_and_read_again_on_windows(windows, few_digits, own_cache):
+    made, read = (data.load("digits-dvs", T=2) for _ in range(2))
+    assert len(made.train) == 12
+    np.testing.assert_array_equal(made.train[0][0], read.train[0][0])
+
+
 @pytest.mark.skipif(os.name != "posix", reason="processes are looked for")
 def test_temporary_folders_of_dead_processes_are_removed(few_digits, own_cache):
     """At once if the process was on this machine, whatever the clock says; else after a day."""

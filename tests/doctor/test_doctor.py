@@ -287,7 +287,11 @@ def test_nothing_is_found_in_the_recipes_that_need_no_files(name, tmp_path):
     ],
 )
 def test_a_network_learns_after_its_problem_is_solved(brings, tmp_path):
-    """In 8 epochs on 400 samples: above 65 %, and better by more than the noise between seeds."""
+    """In 8 epochs on 400 samples: above 65 %, and better by more than the noise between seeds.
+
+    Of a learning rate that was too small: 82 to 88 % with three seeds, where an advice of steps of
+    1 % gave 52 to 74 %.
+    """
     recipe = bs.recipes.digits().replace({"limit": 400, "batch_size": 20, "epochs": 8, "ema": 0.0})
     recipe = recipe.replace({"model": "ConvNet('8-P-16-P', size=8)", **brings})
     [finding] = problems(bs.examine(recipe))

@@ -6,5 +6,5 @@ import torch
 version = tuple(int(part) for part in torch.__version__.split(".")[:2])
 needs_compile = pytest.mark.skipif(
     version < (2, 13),
-    reason="torch.compile is tested from torch 2.13 on; 2.6 and 2.7 cannot trace the layers",
+    reason="torch.compile is tested with torch 2.13; 2.6 cannot trace the layers",
 )

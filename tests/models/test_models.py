@@ -121,6 +121,14 @@ def test_every_network_has_a_value_a_text_and_a_factory():
         bs.models.nonet  # noqa: B018
 
 
+def test_dir_lists_networks_and_nothing_else():
+    names = set(dir(bs.models))
+    values = {network.__name__ for network in NETWORKS}
+    assert len(names) == 2 * len(values) + 1
+    assert values | {"pretrained"} < names
+    assert all(callable(getattr(bs.models, name)) for name in names)
+
+
 def test_a_layout_gives_channels_kernels_and_hidden_layers():
     model = ConvNet("15C5-P-40-P", 10, 1, 28, hidden=(300,)).build(bs.LIF)
     shapes = [tuple(p.shape) for p in model.parameters() if p.dim() > 1]
@@ -270,6 +278,7 @@ LEARNERS = [
 
 @pytest.mark.parametrize("value", LEARNERS, ids=str)
 def test_every_network_can_memorise_eight_samples(value):
+    """In 60 steps, with a surrogate that is wide enough for the depth of the network."""
     torch.manual_seed(0)
     split = bs.data.load("digits").train
     x = torch.from_numpy(split.x[:8]).float() / 255
@@ -278,8 +287,9 @@ def test_every_network_can_memorise_eight_samples(value):
             x, scale_factor=getattr(value, "size", 16 if isinstance(value, ResNet32) else 32) // 8
         )
     y = torch.from_numpy(split.y[:8])
-    # the half-masked triangle is too narrow for residual networks that are deep or end in 1x1 maps
-    hard = isinstance(value, ResNet32) or (
+    # the half-masked triangle is too narrow for networks that are deep or end in 1x1 maps: VGG16
+    # needs 104 steps with it and 9 with ATan
+    hard = isinstance(value, VGG16 | ResNet32) or (
         isinstance(value, ResNet18 | ResNet34 | ResNet50) and value.stem == "imagenet"
     )
     surrogate = bs.ATan(alpha=2.0) if hard else bs.Masked(bs.Triangle(), p=0.5)

@@ -294,6 +294,17 @@ def _stamps(out):
     }
 
 
+def test_a_study_runs_and_continues_on_windows(windows, tmp_path):
+    out, events = tmp_path / "study", []
+    for _ in range(2):
+        runner.run(_small(), out, seeds=1, jobs=1, listen=events.append)
+    assert [e["event"] for e in events if e["event"] in ("run", "done")] == [
+        *("run", "run", "done"),
+        "done",
+    ]
+    assert not list(out.rglob(".*.tmp"))
+
+
 def test_events_report_the_progress(done):
     events = done[1]
     assert [e["event"] for e in events if e["event"] != "progress"] == [

@@ -453,7 +453,7 @@ def test_own_model_and_data(tmp_path):
         bs.load(tmp_path / "run")
     with pytest.raises(RunError, match="data of your own"):
         bs.evaluate(tmp_path / "run", Own())
-    with pytest.raises(RunError, match=r"net\.0\.0\.weight has shape .*give the model="):
+    with pytest.raises(RunError, match=r"model= given does not fit .*net\.0\.0\.weight has shape"):
         bs.load(tmp_path / "run", Own(hidden=8))
     assert bs.evaluate(tmp_path / "run", Own(), Points(32))["test_accuracy"] == 1.0
 
@@ -563,6 +563,18 @@ def test_without_validation_the_last_epoch_is_tested(tmp_path):
     assert (result.validation_accuracy, result.best_epoch) == (None, 3)
 
 
+class Returns(torch.nn.Module):
+    """What a function makes of the outputs of another model."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.model = Own()
+        self.change = change
+
+    def forward(self, x):
+        return self.change(self.model(x))
+
+
 @pytest.mark.parametrize(
     ("model", "data", "words"),
     [
@@ -576,12 +588,40 @@ def test_without_validation_the_last_epoch_is_tested(tmp_path):
         ),
         (torch.nn.Linear(3, 2), Points(), "does not take this data"),
         (torch.nn.Flatten(), Points(), "outputs over time"),
+        (Returns(lambda o: (o, None)), Points(), "must return one tensor.* it returned a tuple"),
+        (Returns(lambda o: {"o": o}), Points(), "it returned a dict"),
+        (Returns(lambda o: None), Points(), "it returned None"),
+        (Own, Points(), "model must be a torch.nn.Module, got a class; create the model first"),
+        ("vgg16", Points(), "model must be a torch.nn.Module, got str"),
+        (Own(), iter([]), r"expected a data set with len\(d\) and d\[i\] -> \(x, y\), got"),
+        (Own(), torch.zeros(9, 2), r"expected pairs \(x, y\) .*, got Tensor for each sample"),
+        (Own(), [(torch.zeros(2), 0, 1)] * 9, "got 3 values for each sample"),
+        (Own(), [{"x": torch.zeros(2), "y": 0}] * 9, "got dict for each sample"),
+        (Own(), [({"x": torch.zeros(2)}, 0)] * 9, "samples of type dict: expected one tensor"),
+        (Own(), [([0.0, 0.0], 0)] * 9, "samples of type list: expected one tensor or array"),
+        (
+            torch.nn.Sequential(torch.nn.Flatten(), Own()),
+            Points(),
+            r"into bs\.OverTime\(\.\.\.\): 0 \(Flatten\)$",
+        ),
+        (
+            torch.nn.Sequential(bs.OverTime(torch.nn.BatchNorm1d(2)), torch.nn.Conv2d(1, 1, 1)),
+            Points(),
+            r"into bs\.OverTime\(\.\.\.\): 1 \(Conv2d\)$",
+        ),
+        (Own(), [(torch.zeros(7, 2), 0)] * 9, "is time, set the recipe's has_time=True$"),
+        (Own(), [(torch.zeros(7, 2, 1, 1), 0)] * 9, "or set has_time=False if the samples are"),
     ],
 )
 def test_bad_data_and_models_are_refused_in_one_line(tmp_path, model, data, words):
     with pytest.raises(RunError, match=words) as e:
         fit(own(), tmp_path / "run", model, data, Points(8))
     assert "\n" not in str(e.value)
+
+
+def test_something_other_than_a_recipe_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"recipe must be a bs\.Recipe.* got Own"):
+        fit(Own(), tmp_path / "run")
 
 
 def test_an_exploding_loss_stops_the_run_and_leaves_the_checkpoint_intact(tmp_path):

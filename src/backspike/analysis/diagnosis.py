@@ -46,6 +46,8 @@ FLAT = 0.5
 FAR = 1.0
 # length of all steps of the recipe, were they all in one direction, relative to the weights
 NEAR = 0.1
+# the same for an advised learning rate; a step changes the weights by 1 to 5 % of their size
+RIGHT_DISTANCE = 5.0
 # cross-entropy relative to log K, the cross-entropy of random answers
 LOUD = 2.0
 CHANCE = 0.95
@@ -243,7 +245,7 @@ def _steps(case: Case) -> Iterator[Finding]:
     # the mean of a cosine schedule is half its peak
     distance = largest * case.steps / 2
     if distance < NEAR and case.steps:
-        right = min(0.05, max(0.01, 10 * NEAR / case.steps))
+        right = min(0.05, max(0.01, 2 * RIGHT_DISTANCE / case.steps))
         higher = tidy(lr * right / largest) if largest > 0 else 1e-3
         found = (
             f"a step changes the weights by at most {largest:.1g} of their size, and all "

@@ -25,12 +25,14 @@ def run(options: argparse.Namespace) -> int:
         files = [
             {"path": str(path), "state": state} for path, state in data.check(s.name, options.root)
         ]
-        present = all(f["state"].startswith("present") for f in files)
+        damaged = any(f["state"].startswith("damaged") for f in files)
+        state = "damaged" if damaged else s.presence(options.root)
         if options.json:
             line = {
                 "event": "data",
                 "name": s.name,
-                "here": present,
+                "here": state == "complete",
+                "state": state,
                 "samples": s.samples,
                 "files": files,
                 "credit": s.credit,
@@ -38,10 +40,9 @@ def run(options: argparse.Namespace) -> int:
             print(json.dumps(line))
             continue
         train, validation, test = s.samples
-        counts = f"{train:,} + {validation:,} + {test:,} {s.kind}"
-        state = "present" if present else "missing"
-        print(f"{s.name:14s} {state:8s} {counts}, {s.num_classes} classes")
-        for f in files if options.name or not present else ():
-            print(f"{'':14s} {f['path']}: {f['state']}")
-        print(f"{'':14s} {'; '.join(t for t in (s.note, s.credit, s.home) if t)}")
+        counts = f"{train:,} training, {validation:,} validation and {test:,} test {s.unit}"
+        print(f"{s.name:22s}{state} ({counts}; {s.num_classes} classes)")
+        for f in files if options.name or state != "complete" else ():
+            print(f"{'':22s}{f['path']}: {f['state']}")
+        print(f"{'':22s}{'; '.join(t for t in (s.note, s.credit, s.home) if t)}")
     return 0

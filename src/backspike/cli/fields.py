@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from ..recipes.recipe import Recipe
 
 LARGEST_RECIPE = 1 << 20  # bytes of a JSON file
+# what other programs call a field
+OTHER_NAMES = {
+    "learning_rate": "lr",
+    "num_steps": "T",
+    "t": "T",
+    "time_steps": "T",
+    "timesteps": "T",
+}
 
 
 def read_recipe(word: str) -> Recipe:
@@ -77,6 +85,7 @@ def _field_names(owner: Any, prefix: str = "") -> Iterator[str]:
 def _similar(name: str, names: list[str]) -> str:
     """A hint: fields whose last part is equal or similar, or else all fields of the same value."""
     owner, _, last = name.rpartition(".")
+    last = OTHER_NAMES.get(last, last)
     by_last: dict[str, list[str]] = {}
     for known in names:
         by_last.setdefault(known.rpartition(".")[2], []).append(known)

@@ -81,6 +81,10 @@ class Batches:
     """
 
     def __init__(self, data: Any, recipe: BatchOptions, device: torch.device) -> None:
+        if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+            raise RunError(
+                f"expected a data set with len(d) and d[i] -> (x, y), got a {type(data).__name__}"
+            )
         if len(data) == 0:
             raise RunError("the data set is empty; check the folder and the limit")
         self.data = data
@@ -178,6 +182,9 @@ class Batches:
     def _has_time(self, x: Tensor) -> bool:
         return x.dim() == 5 if self.recipe.has_time is None else self.recipe.has_time
 
+    def _guesses_time(self) -> bool:
+        return self.recipe.has_time is None and not isinstance(self.data, Split)
+
     def _to_float(self, x: Tensor) -> Tensor:
         return x.float() / 255 if self._in_255(x) else x.float()
 
@@ -258,10 +265,9 @@ class Batches:
             # its own generator: creating a loader must not draw from the default one
             generator=torch.Generator(),
         )
-        for number, (x, y) in enumerate(_explain_errors(iter(loader), self.recipe.workers), first):
+        for number, batch in enumerate(_explain_errors(iter(loader), self.recipe.workers), first):
             what = f"batch {number + 1} of the data"
-            if not isinstance(x, Tensor):
-                raise RunError(f"{what} has samples of type {type(x).__name__}: expected tensors")
+            x, y = _pair(batch, what)
             _check_real(x, what)
             self._warn_of_conversion(x)
             # checked on the host, so that nothing waits for the device
@@ -282,6 +288,7 @@ class Batches:
             raise RunError(
                 f"the samples have {x.shape[1]} timesteps and the recipe has T = {T}; "
                 "make them equal"
+                + (", or set has_time=False if the samples are static" * self._guesses_time())
             )
         x = x.transpose(0, 1)
         if self.recipe.channels_last and x.dim() == 5:
@@ -326,6 +333,23 @@ def _place(x: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and x.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
         return x
     return x.to(device)
+
+
+def _pair(batch: Any, what: str) -> tuple[Tensor, Any]:
+    """The samples and labels that the loader has collated."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        one = f"{len(batch)} values" if isinstance(batch, tuple | list) else type(batch).__name__
+        raise RunError(
+            f"{what}: expected pairs (x, y) of a tensor and its class number, got {one} for each "
+            "sample; of two tensors, torch.utils.data.TensorDataset(x, y) makes a data set"
+        )
+    x, y = batch
+    if not isinstance(x, Tensor):
+        raise RunError(
+            f"{what} has samples of type {type(x).__name__}: expected one tensor or array x in "
+            "each pair (x, y)"
+        )
+    return x, y
 
 
 def _class_numbers(y: Any, what: str) -> Tensor:

@@ -54,3 +54,13 @@ resnet20 = factory(ResNet20)
 resnet32 = factory(ResNet32)
 spikformer = factory(Spikformer)
 mlp = factory(MLP)
+
+
+def __dir__() -> list[str]:
+    """The networks, as functions and as values, and `pretrained`."""
+    functions = [
+        name
+        for name, f in globals().items()
+        if getattr(f, "__module__", "") == __name__ and not name.startswith("_")
+    ]
+    return sorted(["pretrained", *functions, *(kind.__name__ for kind in NETWORKS)])

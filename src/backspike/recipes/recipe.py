@@ -372,8 +372,8 @@ def _with(owner: Any, path: list[str], value: Any, whole: str) -> Any:
         try:
             new = parse(value, {}, whole)
         except RecipeError:
-            if hint in (int, float, bool):
-                raise RecipeError(f"{whole} must be {_WORDS[hint]}, got {value!r}") from None
+            if all(kind in (int, float, bool, type(None)) for kind in get_args(hint) or (hint,)):
+                raise RecipeError(f"{whole} must be {_name(hint)}, got {value!r}") from None
             if hint == tuple[str, ...]:
                 raise RecipeError(
                     f"{whole} must be a tuple of strings such as ('threshold',), got {value!r}"

@@ -67,11 +67,12 @@ def trained_network(folder: Run, model: nn.Module | None, values: tuple[type, ..
     except RunError:
         raise
     except Exception as e:  # a damaged file can raise almost anything
-        own = "; give the model= that was trained" if model is not None else ""
-        raise RunError(
-            f"{folder.path / 'model.safetensors'} is damaged or belongs to another network: "
-            f"{first_line(e)}{own}"
-        ) from e
+        path = folder.path / "model.safetensors"
+        problem = f"{path} is damaged or belongs to another network: {first_line(e)}"
+        if model is not None:
+            problem = f"the model= given does not fit {path}, give the one that was trained"
+            problem += f": {first_line(e)}"
+        raise RunError(problem) from e
     return network.eval()
 
 
@@ -79,10 +80,11 @@ def check_own(run: Run, **arguments: Any) -> None:
     """Raises RunError if `fit` got a model or data of the user's own and it is missing now."""
     for what, value in arguments.items():
         if what in run.own() and value is None:
-            missing = {"model": "model=", "data": "train= and test="}[what]
-            raise RunError(
-                f"{run.path} was trained with a {what} of your own; give {missing} again, in Python"
-            )
+            whose, missing = {
+                "model": ("a model of your own", "model="),
+                "data": ("data of your own", "train= and test="),
+            }[what]
+            raise RunError(f"{run.path} was trained with {whose}; give {missing} again, in Python")
 
 
 def mismatch(network: Network, weights: dict[str, Tensor]) -> str | None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import data
 from ..data.batches import Batches
-from ..errors import RunError, option
+from ..errors import RecipeError, RunError, option
 from ..layers.norm import sync_batch_norm
 from ..methods.weight_mask import mask_weight_gradients
 from ..neuron.lif import check_gradients
@@ -26,6 +26,7 @@ from .failures import first_line, logger, out_of_memory
 from .network import Network, to_channels_last
 from .precision import choose
 from .schedule import parameter_groups
+from .try_sample import try_sample
 
 _DATA_OPTIONS = ("root", "limit", "size", "upright", "speaker", "by")
 
@@ -89,6 +90,7 @@ def set_up(
 
     try_step: also try a forward and backward pass. It changes no result.
     """
+    _check_types(recipe, model)
     sets = data_sets(recipe, train, validation, test)
     target, ranks = choose_device(device), distributed.current()
     torch.manual_seed(recipe.seed)
@@ -98,7 +100,7 @@ def set_up(
         None if d is None else Batches(d, recipe, target) for d in (sets.validation, sets.test)
     ]
     batches = [training, *(b for b in held_out if b)]
-    x, classes = _try_sample(network, training, sets.num_classes)
+    x, classes = try_sample(network, training, sets.num_classes)
     for b in batches:
         b.expect_classes(classes)
     chosen = ranks.on_rank0(lambda: choose(recipe, network.model, x))
@@ -138,6 +140,19 @@ def set_up(
         record_steps=_records_steps(recipe, target),
         own=["model"] * (model is not None) + ["data"] * isinstance(sets, OwnData),
     )
+
+
+def _check_types(recipe: Any, model: Any) -> None:
+    if not isinstance(recipe, Recipe):
+        given = type(recipe).__name__
+        raise RecipeError(
+            f"recipe must be a bs.Recipe, got {given}; bs.recipes.get(name) gives one"
+        )
+    if model is not None and not isinstance(model, nn.Module):
+        given = (
+            "a class; create the model first" if isinstance(model, type) else type(model).__name__
+        )
+        raise RunError(f"model must be a torch.nn.Module, got {given}")
 
 
 @contextmanager
@@ -193,39 +208,6 @@ def _try_step(recipe: Recipe, network: Network, train: Batches) -> None:
             if out_of_memory(e) or distributed.is_peer_failure(e):
                 raise
             raise RunError(f"the recipe cannot be trained: {first_line(e)}") from e
-
-
-def _try_sample(network: Network, train: Batches, num_classes: int | None) -> tuple[Tensor, int]:
-    """One sample `[T, 1, ...]` that the network accepts, and its number of outputs."""
-    try:
-        x, y = train.take(torch.zeros(1, dtype=torch.int64))
-    except RunError:
-        raise
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as e:
-        raise RunError(
-            f"the first sample of the training data cannot be read: {first_line(e)}"
-        ) from e
-    network.eval()
-    try:
-        with torch.no_grad(), train.autocast():
-            o = network.model(x)
-    except (RuntimeError, ValueError, TypeError) as e:
-        raise RunError(
-            f"the model does not take this data, a batch of shape {list(x.shape)} [T, B, ...]: "
-            f"{first_line(e)}"
-        ) from e
-    if o.dim() != 3 or o.shape[:2] != x.shape[:2]:
-        raise RunError(
-            f"the model must return outputs over time [T, B, K]; "
-            f"it returned {list(o.shape)} for an input of {list(x.shape)}"
-        )
-    K = o.shape[2]
-    needed = num_classes or int(y.max()) + 1
-    if needed > K:
-        raise RunError(
-            f"the model has {K} outputs and the data {needed} classes; set num_classes={needed}"
-        )
-    return x, K
 
 
 def _check_shares(train: Batches, recipe: Recipe, ranks: Ranks) -> None:
