@@ -22,10 +22,12 @@ def ottt(model: nn.Module) -> Handle:
         A[t] = lam A[t-1] + a[t],   A[-1] = 0,   lam = 1 - 1/tau
         dL/dW = sum_t d[t] A[t]^T   instead of   sum_t d[t] a[t]^T
 
-    a: the input of a linear or convolution layer, spikes or not. d[t]: the gradient of its output
-    at timestep t, which passes through the layers above at this timestep only. lam: the leak of the
-    next LIF, IF, PLIF or `bs.Integrator` in the order of `model.modules()`; a layer with none behind
-    it, such as a classifier, has lam = 0. Gradients of biases and norms are those of SLTT.
+    a: the input of a linear or convolution layer, spikes or not.
+    d[t]: the gradient of its output at timestep t, which passes only through this timestep of the
+    layers above.
+    lam: the leak of the next LIF, IF, PLIF or `bs.Integrator` in the order of `model.modules()`;
+    layers with none behind them, such as a classifier, have no trace: A[t] = a[t].
+    Gradients of biases, norms and neurons are those of SLTT, without traces.
 
     Run the model one timestep at a time, with its states carried and detached:
 
@@ -87,13 +89,13 @@ class _Earlier(torch.autograd.Function):
 
 def _leaks(model: nn.Module) -> dict[Any, LIF | Integrator]:
     """Each layer with a trace, and the neuron that it drives."""
-    learning = dict((layer, name) for name, layer in learning_layers(model))
+    learning = {layer for _, layer in learning_layers(model)}
     driving: list[Any] = []
     found: dict[Any, LIF | Integrator] = {}
     for name, m in model.named_modules():
         if m in learning:
-            if isinstance(m, nn.modules.conv._ConvTransposeNd):
-                raise ValueError(f"ottt: transposed convolutions are not supported, such as {name}")
+            if getattr(m, "transposed", False):
+                raise ValueError(f"ottt: no transposed convolutions, such as layer {name!r}")
             driving.append(m)
         elif isinstance(m, Streaming):
             if type(m) not in (LIF, IF, PLIF, Integrator):
