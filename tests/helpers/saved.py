@@ -27,7 +27,7 @@ def flags(bits, shape):
 
 
 class PeakOfSaved:
-    """Context that finds the most bytes that autograd held for backward at one time: `peak`."""
+    """Context that finds the most bytes that autograd held at one time, parameters excepted."""
 
     def __init__(self):
         self.held = self.peak = 0
@@ -46,8 +46,9 @@ class PeakOfSaved:
 class _Held:
     def __init__(self, counter, tensor):
         self.counter, self.tensor = counter, tensor
-        counter.held += tensor.nbytes
+        self.size = 0 if isinstance(tensor, torch.nn.Parameter) else tensor.nbytes
+        counter.held += self.size
         counter.peak = max(counter.peak, counter.held)
 
     def __del__(self):
-        self.counter.held -= self.tensor.nbytes
+        self.counter.held -= self.size

@@ -129,6 +129,9 @@ def _states(model: nn.Module) -> States:
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Draws random numbers from this seed; the generators outside are unchanged."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` is slow, for every device
+        if cuda:
+            torch.cuda.manual_seed(seed)
         yield
