@@ -36,6 +36,13 @@ def test_code_in_the_docs_runs(page, capsys):
     assert "fused with BatchNorm2d 0.1 and MaxPool2d 2.0" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("code", blocks("docs/long-sequences.md"), ids=range(2))
+def test_code_about_long_sequences_runs(code):
+    variables = {}
+    exec(code, variables)
+    assert len(variables["x"]) == 400
+
+
 def test_code_about_trained_networks_runs(monkeypatch, tmp_path, capsys):
     """Each block; training is shortened, and what needs the hub or the library nir is left out."""
     monkeypatch.chdir(tmp_path)
