@@ -40,6 +40,8 @@ _NAMES = {
     "layers.block": ("block",),
     "layers.explain": ("explain",),
     "layers.sequential": ("Sequential",),
+    "methods.long_sequences": ("backward_in_chunks",),
+    "methods.ottt": ("ottt",),
     "methods.pda": ("PotentialAdjustment",),
     "methods.sgs": ("scale_gradients",),
     "methods.weight_mask": ("mask_weight_gradients",),
@@ -82,6 +84,8 @@ if TYPE_CHECKING:
     from .layers.norm import TEBN as TEBN
     from .layers.over_time import OverTime as OverTime
     from .layers.sequential import Sequential as Sequential
+    from .methods.long_sequences import backward_in_chunks as backward_in_chunks
+    from .methods.ottt import ottt as ottt
     from .methods.pda import PotentialAdjustment as PotentialAdjustment
     from .methods.sgs import scale_gradients as scale_gradients
     from .methods.weight_mask import mask_weight_gradients as mask_weight_gradients

@@ -24,3 +24,31 @@ def flags(bits, shape):
     return torch.tensor(
         [bits[i // 8].item() >> (i % 8) & 1 for i in range(math.prod(shape))], dtype=torch.bool
     ).view(shape)
+
+
+class PeakOfSaved:
+    """Context that finds the most bytes that autograd held at one time, parameters excepted."""
+
+    def __init__(self):
+        self.held = self.peak = 0
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: _Held(self, tensor), lambda held: held.tensor
+        )
+
+    def __enter__(self):
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.hooks.__exit__(*error)
+
+
+class _Held:
+    def __init__(self, counter, tensor):
+        self.counter, self.tensor = counter, tensor
+        self.size = 0 if isinstance(tensor, torch.nn.Parameter) else tensor.nbytes
+        counter.held += self.size
+        counter.peak = max(counter.peak, counter.held)
+
+    def __del__(self):
+        self.counter.held -= self.size

@@ -43,6 +43,13 @@ def test_code_in_the_docs_runs(page, printed, capsys):
     assert printed in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("code", blocks("docs/long-sequences.md"), ids=range(2))
+def test_code_about_long_sequences_runs(code):
+    variables = {}
+    exec(code, variables)
+    assert len(variables["x"]) == 400
+
+
 def test_code_about_trained_networks_runs(monkeypatch, tmp_path, capsys):
     """Each block; training is shortened, and what needs the hub or the library nir is left out."""
     monkeypatch.chdir(tmp_path)

@@ -406,6 +406,9 @@ WITH = {
         "neuron.surrogate": "Triangle()",
         "freeze_width": 2,
     },
+    "truncated": {"truncate": 2, "accumulate": 2},
+    "checkpoint": {"rule": "checkpoint"},
+    "OTTT": {"rule": "ottt", "neuron": "PLIF()", "neuron.surrogate": "Triangle()"},
 }
 
 

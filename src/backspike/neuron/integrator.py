@@ -54,7 +54,7 @@ class Integrator(Streaming):
     def forward(self, x: Tensor, v0: Tensor | None = None) -> Any:
         check_tensor(x)
         out, _ = compute(self.prepare(x, self.initial_state(v0, x)), self.backend)
-        self._finish(out.state)
+        self.carry(out.state)
         assert out.membrane is not None
         membrane = out.membrane.to(x.dtype)
         return membrane if v0 is None else Output(None, out.state, membrane)

@@ -274,7 +274,7 @@ class LIF(Streaming, _Attributes):
 
     def see(self, out: Output, moments: kernel.Moments | None) -> None:
         """End a forward pass: carry the state over if streaming, then call the watchers."""
-        self._finish(out.state)
+        self.carry(out.state)
         for watcher in self.watchers:
             watcher.see(self, out, moments)
 

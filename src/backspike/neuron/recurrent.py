@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .. import options
 from ..kernel import Moments
@@ -94,6 +95,8 @@ class Recurrent(Streaming):
         seeds = neuron.begin(x.device, len(x))
         s, state = self.initial_state(None, x) or (None, None)
         v, i = (state, None) if not isinstance(neuron, CubaLIF) or state is None else state
+        if s is not None and s.requires_grad:  # the kernel gives no gradient to the first spikes
+            x, s = torch.cat((x[:1] + functional.linear(s, layer.weight), x[1:])), None  # type: ignore[arg-type]
         call = neuron.prepare(x, v, record=neuron.record())
         synapse = neuron.synapse(x, i) if isinstance(neuron, CubaLIF) else None
         result, i = recurrent.run(
@@ -106,8 +109,7 @@ class Recurrent(Streaming):
     def _end(self, out: Output, moments: Moments | None) -> Tensor:
         self.neuron.see(out, moments)
         assert out.spikes is not None
-        if self.streams:
-            self.carried = out.spikes[-1].detach(), out.state.detach()
+        self.carry(out.spikes[-1], out.state)
         return out.spikes
 
     def _current(self, x: Tensor, s: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ class Streaming(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.streams = False
+        self.detaches = True
         self.carried: Any = None
 
     def initial_state(self, v0: Tensor | None, x: Tensor | None) -> Any:
@@ -31,24 +32,28 @@ class Streaming(nn.Module):
             )
         return self.carried
 
-    def _finish(self, state: Tensor) -> None:
+    def carry(self, *state: Tensor) -> None:
+        """Keep the state for the next call, if streaming."""
         if self.streams:
-            self.carried = state.detach()
+            kept = tuple(s.detach() for s in state) if self.detaches else state
+            self.carried = kept if len(kept) > 1 else kept[0]
 
 
 @contextmanager
-def streaming(model: nn.Module) -> Iterator[nn.Module]:
+def streaming(model: nn.Module, *, detach: bool = True) -> Iterator[nn.Module]:
     """Context in which each spiking layer of `model` continues from the state of its last call.
 
     Outside it every call starts from rest, and so does every new `with` block. The carried state is
-    detached, so gradients do not flow from one call into an earlier one.
+    detached, so gradients do not flow from one call into an earlier one; with detach=False they do,
+    and calls on the parts of a sequence have the gradients of one call on the whole.
     Raises ValueError if the shape of a timestep changes within one block.
     """
-    outside = [(m, m.streams, m.carried) for m in model.modules() if isinstance(m, Streaming)]
-    for layer, _, _ in outside:
-        layer.streams, layer.carried = True, None
+    layers = [m for m in model.modules() if isinstance(m, Streaming)]
+    outside = [(m, m.streams, m.detaches, m.carried) for m in layers]
+    for layer in layers:
+        layer.streams, layer.detaches, layer.carried = True, detach, None
     try:
         yield model
     finally:
-        for layer, streams, carried in outside:
-            layer.streams, layer.carried = streams, carried
+        for layer, streams, detaches, carried in outside:
+            layer.streams, layer.detaches, layer.carried = streams, detaches, carried

@@ -20,7 +20,19 @@ from ..data import mixing as _mixing
 from ..errors import RecipeError, nearest
 from ..models import ConvNet, Model
 from .text import VALUES, options_in, parse
-from .values import PDA, SGS, AdamW, CrossEntropy, Loss, Mean, Neuron, Norm, Optimizer, Readout
+from .values import (
+    PDA,
+    SGS,
+    TEBN,
+    AdamW,
+    CrossEntropy,
+    Loss,
+    Mean,
+    Neuron,
+    Norm,
+    Optimizer,
+    Readout,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -96,6 +108,16 @@ class Recipe:
     scaling: SGS | None = _field(
         None, "SGS(alpha, pair, ...): scale weight gradients by spikes; None: off"
     )
+    rule: str = _field(
+        "bptt",
+        "how gradients pass through time: bptt; checkpoint, the same gradients with memory of "
+        "sqrt(T); sltt or ottt, online with memory that does not grow with T",
+    )
+    truncate: int = _field(
+        0,
+        "truncated bptt: no gradient passes from one chunk of this many timesteps into the one "
+        "before; 0: off",
+    )
     freeze_width: int = _field(
         0, "stop learning widths, thresholds and taus after this many epochs; 0: never"
     )
@@ -141,6 +163,7 @@ class Recipe:
             "limit",
             "size",
             "freeze_width",
+            "truncate",
             "warmup_epochs",
             "clip",
             "patience",
@@ -171,6 +194,7 @@ class Recipe:
             self.precision in precisions, "precision", "auto, float32 or bfloat16", self.precision
         )
         _require(self.optimizer.lr > 0, "optimizer.lr", "positive", self.optimizer.lr)
+        self._check_rule()
         if self.mask_p_end is not None:
             _require(
                 0 <= self.mask_p_end <= 1, "mask_p_end", "a probability in [0, 1]", self.mask_p_end
@@ -189,6 +213,28 @@ class Recipe:
             )
         if not self.neuron.tau > 1:
             raise RecipeError(f"neuron.tau must be above 1 timestep, got {self.neuron.tau}")
+
+    def _check_rule(self) -> None:
+        rules = ("bptt", "checkpoint", "sltt", "ottt")
+        _require(self.rule in rules, "rule", f"one of {', '.join(rules)}", self.rule)
+        if not self.in_chunks:
+            return
+        _require(
+            self.rule == "bptt" or not self.truncate,
+            "truncate",
+            f"0 with rule {self.rule}",
+            self.truncate,
+        )
+        what = f"rule {self.rule}" if self.rule != "bptt" else f"truncate {self.truncate}"
+        for name in ("potential", "scaling"):
+            # they look at all timesteps at once
+            _require(getattr(self, name) is None, name, f"None with {what}", getattr(self, name))
+        _require(not isinstance(self.norm, TEBN), "norm", f"another one with {what}", self.norm)
+
+    @property
+    def in_chunks(self) -> bool:
+        """Whether gradients are computed in chunks of time."""
+        return self.rule != "bptt" or self.truncate > 0
 
     def network(self) -> nn.Module:
         """The model, built with its neurons and norms: `[T, B, ...] -> [T, B, K]`."""

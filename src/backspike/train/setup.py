@@ -23,6 +23,7 @@ from ..system import distributed
 from ..system.distributed import Ranks
 from .checkpoint import preserved_rng
 from .failures import first_line, logger, out_of_memory
+from .gradient import Outputs, backward
 from .network import Network, to_channels_last
 from .precision import choose
 from .schedule import parameter_groups
@@ -197,12 +198,12 @@ def _try_step(recipe: Recipe, network: Network, train: Batches) -> None:
             potential, _ = _add_methods(recipe, trial.model)
         try:
             trial.train()
-            with train.autocast():
-                o = trial.model(x).float()
-            loss = recipe.loss.value(o, trial.readout(o), y)
-            if potential is not None:
-                loss = loss + potential.loss()
-            loss.backward()
+
+            def loss(o: Tensor) -> Tensor:
+                value = recipe.loss.value(o, trial.readout(o), y)
+                return value if potential is None else value + potential.loss()
+
+            backward(recipe, Outputs(trial.model, train.autocast), x, loss)
             check_gradients(trial.model)
         except (RuntimeError, ValueError, TypeError) as e:
             if out_of_memory(e) or distributed.is_peer_failure(e):
@@ -241,6 +242,8 @@ def _records_steps(recipe: Recipe, device: torch.device) -> bool:
         why = "cannot record SGS, which reads the autograd graph; leave one of them out"
     elif recipe.potential is not None and recipe.potential.warmup:
         why = "cannot record PDA's warm-up, which counts on the host; set potential's warmup to 0"
+    elif recipe.in_chunks:
+        why = "cannot record a step that runs in chunks of time; leave it out"
     if why and recipe.cuda_graph:
         raise RunError(f"{option('cuda_graph')} {why}")
     if why and device.type == "cuda":

@@ -20,6 +20,7 @@ from ..readout import TWO
 from ..system import distributed
 from .checkpoint import checked_numbers, load_optimizer
 from .cuda_graph import Replayed
+from .gradient import Outputs, backward
 from .nonfinite import origin
 from .schedule import learning_rate, set_learning_rate, update_average
 from .setup import Setup
@@ -42,6 +43,7 @@ class Step:
         self.parts: list[int] = []  # of the current step
         self.neurons_learn = bool(neuron_parameters(setup.network.model))
         self.parallel = setup.ranks.data_parallel(setup.network.model)
+        self.outputs = Outputs(self.parallel, setup.train.autocast)
         self.replayed = (
             Replayed(self.compute, setup.device, not_recorded) if setup.record_steps else None
         )
@@ -101,18 +103,20 @@ class Step:
     def _backward(self, x: Tensor, y: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
         """The loss of a part, weighted by its share of the batch, and its correct answers."""
         setup, readout = self.setup, self.setup.network.readout
-        with setup.train.autocast():
-            o = self.parallel(x).float()
-        logits = readout(o)
-        loss = setup.recipe.loss.value(o, logits, y)
-        if setup.potential is not None:
-            loss = loss + setup.potential.loss()
-        loss = loss * (len(y) * setup.ranks.size / batch_size)  # gradients are averaged over ranks
-        loss.backward()
-        y = y.argmax(-1) if y.dim() == 2 else y  # mixed samples count as their larger share
+
+        def loss(o: Tensor) -> Tensor:
+            value = setup.recipe.loss.value(o, readout(o), y)
+            if setup.potential is not None:
+                value = value + setup.potential.loss()
+            return value * (len(y) * setup.ranks.size / batch_size)  # averaged over ranks later
+
+        value, o = backward(
+            setup.recipe, self.outputs, x, loss, lambda: distributed.no_sync(self.parallel)
+        )
+        right = y.argmax(-1) if y.dim() == 2 else y  # mixed samples count as their larger share
         if isinstance(readout, TWO):
-            readout.observe(o.detach(), y)
-        return loss.detach(), (logits.detach().argmax(-1) == y).sum()
+            readout.observe(o, right)
+        return value, (readout(o).argmax(-1) == right).sum()
 
     def freeze_neurons(self) -> None:
         """Stops the learning of the neurons' parameters."""
