@@ -35,7 +35,9 @@ from .transformer import Spikformer
 from .vgg import VGG11, VGG16, VGGSNN, CIFARNet, ConvNet
 
 # the networks that a recipe's text may name: every value imported above
-NETWORKS = tuple(value for value in list(vars().values()) if is_dataclass(value))
+NETWORKS = tuple(
+    value for value in list(vars().values()) if isinstance(value, type) and is_dataclass(value)
+)
 
 convnet = factory(ConvNet)
 vggsnn = factory(VGGSNN)
