@@ -670,6 +670,7 @@ def test_a_network_without_a_spiking_layer_is_a_problem(tmp_path):
 def test_an_examination_prints_what_the_command_shows():
     examination = bs.examine(tiny(**{"neuron.v_threshold": 5.0}))
     assert str(examination) == "\n".join(examine.lines(examination))
+    assert examination._repr_html_().startswith("<pre>")
     assert "problem: silent layer: features.1: " in str(examination)
 
 

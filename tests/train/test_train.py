@@ -296,6 +296,10 @@ def test_a_recipe_can_be_given_by_name(tmp_path, monkeypatch):
     for name in ("loss", "train_accuracy", "validation_loss", "validation_accuracy", "lr"):
         assert result.history[name].tolist() == [e[name] for e in log]
     assert result.history["seconds"].shape == (2,)
+    table = result._repr_html_()
+    assert table.count("<tr>") == 3
+    assert "<th>train accuracy</th>" in table
+    assert "&#x27;" in table  # the name of the folder is escaped
     accuracy = f"test accuracy {100 * result.test_accuracy:.2f} %"
     assert f"{accuracy}, epoch {result.best_epoch + 1} of 2 (best by validation), " in repr(result)
 

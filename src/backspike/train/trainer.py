@@ -9,6 +9,7 @@ trains on its share of every batch, and only rank 0 writes to the folder.
 
 from __future__ import annotations
 
+import html
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,6 +80,21 @@ class Result:
             f"{self.seconds:.1f} s",
         ]
         return f"Result({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        """This line and the last ten epochs as a table, which notebooks show."""
+        history = self.history
+        names = [name for name, values in history.items() if not np.isnan(values).all()]
+        rows = list(zip(*(history[name] for name in names)))
+        shown = range(max(0, len(rows) - 10), len(rows))
+        cells = "".join(
+            f"<tr><td>{epoch + 1}</td>{''.join(f'<td>{v:.4g}</td>' for v in rows[epoch])}</tr>"
+            for epoch in shown
+        )
+        head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in names)
+        return (
+            f"<p>{html.escape(repr(self))}</p><table><tr><th>epoch</th>{head}</tr>{cells}</table>"
+        )
 
 
 _HISTORY = (
