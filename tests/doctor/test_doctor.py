@@ -666,7 +666,7 @@ def test_a_network_without_a_spiking_layer_is_a_problem(tmp_path):
 def test_an_examination_prints_what_the_command_shows():
     examination = bs.examine(tiny(**{"neuron.v_threshold": 5.0}))
     assert str(examination) == "\n".join(examine.lines(examination))
-    assert "problem: silent layer: features.1: " in str(examination)
+    assert "problem: silent layer: features.1: the whole layer emits 0 spikes" in str(examination)
 
 
 def test_former_names_of_attributes_are_aliases():
