@@ -129,7 +129,8 @@ class Run:
         networks = shipped.folders()
         if str(name) in networks:
             return Borrowed(networks[str(name)])
-        raise RunError(f"{name}: no run folder, and no network{nearest(str(name), networks)}")
+        others = nearest(str(name), networks)
+        raise RunError(f"{name} is neither a run folder nor a network of this package{others}")
 
     def output(self, name: str) -> Path:
         """Where a file that is made from this run goes by default."""

@@ -98,6 +98,7 @@ def test_the_package_adds_little_to_the_import_time_of_torch():
             "neuron.surrogate has: --neuron.surrogate.base, --neuron.surrogate.p",
         ),
         (["train", "--epochs"], 2, "--epochs needs a value"),
+        (["doctor", "--watch"], 2, "(options without a value: backspike doctor --help)"),
         (["train", "--epochs", "--T", "3"], 2, "--epochs needs a value"),
         (["train", "--T", "3", "--T=4"], 2, "--T is given twice"),
         (["train", "--T", "0"], 2, "T must be at least 1"),
@@ -121,7 +122,7 @@ def test_the_package_adds_little_to_the_import_time_of_torch():
         (["eval"], 2, "RUN"),
         (["eval", "x", "--T", "3"], 2, "unrecognized arguments"),
         (["data", "mnits"], 2, "mnist"),
-        (["eval", "no-such-run"], 1, "no run folder"),
+        (["eval", "no-such-run"], 1, "neither a run folder nor a network"),
         (["resume", "no-such-run"], 1, "no run folder"),
         (["report", "no-such-run"], 1, "no-such-run"),
     ],
@@ -313,6 +314,7 @@ def test_resumed_runs_print_the_epoch_counted_from_1():
         "epoch": 2,
     }
     assert "5 epochs, from epoch 3, precision float32, into runs/r-1" in progress._text(event)
+    assert ", 1 epoch, precision" in progress._text({**event, "epochs": 1, "epoch": 0})
 
 
 @pytest.mark.parametrize(

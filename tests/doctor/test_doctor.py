@@ -671,7 +671,7 @@ def test_an_examination_prints_what_the_command_shows():
     examination = bs.examine(tiny(**{"neuron.v_threshold": 5.0}))
     assert str(examination) == "\n".join(examine.lines(examination))
     assert examination._repr_html_().startswith("<pre>")
-    assert "problem: silent layer: features.1: " in str(examination)
+    assert "problem: silent layer: features.1: the whole layer emits 0 spikes" in str(examination)
 
 
 def test_former_names_of_attributes_are_aliases():

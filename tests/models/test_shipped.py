@@ -99,7 +99,8 @@ def test_a_folder_goes_before_a_network_of_the_package(tmp_path, monkeypatch):
 
 def test_an_unknown_name_suggests_those_of_the_package(capsys):
     assert main(["eval", "digit"]) == 1
-    assert "digit: no run folder, and no network; did you mean digits" in capsys.readouterr().err
+    message = "digit is neither a run folder nor a network of this package; did you mean digits"
+    assert message in capsys.readouterr().err
 
 
 def test_verbs_that_read_take_a_name(tmp_path, monkeypatch, capsys):

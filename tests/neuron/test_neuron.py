@@ -440,6 +440,14 @@ X = CURRENTS
             "an IF neuron has none",
         ),
         (lambda: bs.LIF(v_threshold=0.0), ValueError, "v_threshold must be positive, got 0"),
+        (lambda: bs.LIF(tau="2"), TypeError, "tau must be a number, got '2'"),
+        (lambda: bs.LIF(v_threshold=None), TypeError, "v_threshold must be a number, got None"),
+        (
+            lambda: bs.LIF(v_reset="soft"),
+            TypeError,
+            "v_reset must be a number, or None for the soft reset, got 'soft'",
+        ),
+        (lambda: bs.LIF(reset_gradient=None), TypeError, "reset_gradient must be a number"),
         (lambda: bs.LIF(v_reset=1.0), ValueError, "v_reset must lie below v_threshold=1.0"),
         (lambda: bs.LIF(v_reset=-math.inf), ValueError, "v_reset must be a finite number, or None"),
         (

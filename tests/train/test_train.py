@@ -462,6 +462,16 @@ def test_own_model_and_data(tmp_path):
     assert bs.evaluate(tmp_path / "run", Own(), Points(32))["test_accuracy"] == 1.0
 
 
+@pytest.mark.parametrize("change", ["(Shift(1),)", "(Flip(),)", "(CutMix(),)", "(AutoAugment(),)"])
+def test_an_augmentation_of_images_is_refused_for_other_data(tmp_path, change):
+    """Before the folder is touched; Flip would otherwise reverse the features of each sample."""
+    wrong = own().replace({"augment": change})
+    with pytest.raises(RunError, match=r"needs images .* shape \[2\] .*: set augment=\(\)$"):
+        fit(wrong, tmp_path / "run", Own(), Points(), Points(32))
+    assert not (tmp_path / "run").exists()
+    fit(wrong.replace({"augment": (), "epochs": 1}), tmp_path / "run", Own(), Points(), Points(32))
+
+
 def test_values_of_own_data_are_not_rescaled(tmp_path):
     """Only static uint8 is divided by 255; attributes named x and y have no special meaning."""
 

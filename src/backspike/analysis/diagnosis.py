@@ -141,7 +141,7 @@ def _firing(case: Case) -> Iterator[Finding]:
     for name, layer, neuron in case.layers:
         if layer.spikes_per_sample < SPIKES:
             found = (
-                f"the whole layer emits only {layer.spikes_per_sample:.2g} spikes per sample, so "
+                f"the whole layer emits {layer.spikes_per_sample:.2g} spikes per sample, so "
                 "most samples send no signal to the next layer"
             )
         elif layer.dead >= DEAD:

@@ -58,7 +58,8 @@ class Parser(argparse.ArgumentParser):
                 value = next(rest, "--")
                 if value.startswith("--"):
                     raise UsageError(
-                        f"--{name} needs a value; if the value begins with --, write --{name}=VALUE"
+                        f"--{name} needs a value; if it begins with --, write --{name}=VALUE "
+                        f"(options without a value: {self.prog} --help)"
                     )
             if name in fields:
                 raise UsageError(f"--{name} is given twice; leave one out")

@@ -64,9 +64,10 @@ def _start(event: dict[str, Any]) -> str:
     precision = f"precision {fields['precision']}" + (f" ({reason})" if reason else "")
     layout = ", channels last" if fields["channels_last"] else ""
     ranks = f", {event['ranks']} ranks" if event["ranks"] > 1 else ""
+    epochs = f"{event['epochs']} epoch{'s' * (event['epochs'] > 1)}"
     return printable(
         f"{event['recipe']['name']}: {fields['model']} on {fields['data']}, T = {fields['T']}, "
-        f"{event['epochs']} epochs{resumed}, {precision}{layout}{ranks}, into {event['run']}"
+        f"{epochs}{resumed}, {precision}{layout}{ranks}, into {event['run']}"
     )
 
 

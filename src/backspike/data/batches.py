@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_w
 
 from ..errors import RunError, option
 from ..system.distributed import Ranks
-from .augment import Augment, ResizedCrop
-from .mixing import Mixing
+from .augment import Augment, Crop, Cutout, Flip, ResizedCrop, Roll, Rotate, Shear
+from .autoaugment import AutoAugment
+from .mixing import CutMix, Mixing
 from .pictures import Pictures
 from .split import Split
 
@@ -40,6 +41,9 @@ _SIGNED = {
 }
 # their values may be too large for float32
 _WIDE_INTEGERS = (torch.int32, torch.int64, torch.uint32, torch.uint64)
+
+# augmentations that change pixels by their place
+_ON_IMAGES = (Crop, Flip, ResizedCrop, Cutout, Roll, Rotate, Shear, AutoAugment, CutMix)
 
 
 class BatchOptions(Protocol):
@@ -166,6 +170,16 @@ class Batches:
         """One batch of the samples at `index`, int64 [B]."""
         x, y = next(self._read([index]))
         return self._add_time(x), y
+
+    def check_augmentation(self, x: Tensor) -> None:
+        """Raises RunError if a timestep of `x`, [T, B, ...], is no image for the augmentation."""
+        moving = [a for a in self.recipe.augment if isinstance(a, _ON_IMAGES)]
+        if moving and x.dim() < 4:
+            rest = tuple(a for a in self.recipe.augment if a not in moving)
+            raise RunError(
+                f"the recipe's augmentation {moving[0]} needs images [C, H, W]; your samples have "
+                f"shape {list(x.shape[2:])} at each timestep: set augment={rest}"
+            )
 
     def first_part(self) -> Batches:
         """The same data, limited to the number of samples that pass the network at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -76,6 +77,13 @@ def check_tensor(x: object) -> None:
 def check_neuron(neuron: options.LIF, tau: float | Tensor, v_threshold: float | Tensor) -> None:
     """Check the options. tau and v_threshold: the values in use, numbers or learned tensors."""
     v_reset = neuron.v_reset
+    for name, value in (
+        ("tau", tau),
+        ("v_threshold", v_threshold),
+        ("v_reset", v_reset),
+        ("reset_gradient", neuron.reset_gradient),
+    ):
+        _check_number(name, value, or_none=name == "v_reset")
     if not isinstance(tau, Tensor):
         check_tau(tau, neuron.decay_input)
     if not isinstance(v_threshold, Tensor) and not v_threshold > 0:
@@ -91,6 +99,12 @@ def check_neuron(neuron: options.LIF, tau: float | Tensor, v_threshold: float | 
         raise ValueError(f"reset_gradient must lie in [0, 1], got {neuron.reset_gradient}")
     if need := needs(neuron, v_threshold):
         raise ValueError(f"memory={neuron.memory!r} {need}")
+
+
+def _check_number(name: str, value: object, or_none: bool) -> None:
+    if not (isinstance(value, Real | Tensor) or (or_none and value is None)):
+        soft = ", or None for the soft reset" * or_none
+        raise TypeError(f"{name} must be a number{soft}, got {value!r}")
 
 
 def check_tau(tau: float, decay_input: bool) -> None:

@@ -42,6 +42,7 @@ def fit(
     model: your own module `[T, B, ...] -> [T, B, K]` instead of the recipe's.
     train, validation, test: your own data sets (`len(d)`, `d[i] -> (x, y)`) instead of the
         recipe's; without a validation set, the last epoch counts as the best.
+        The recipe's augmentation applies to them as well: `recipe.replace({"augment": ()})`.
     force: replace an existing run.
     listen: called with every event (a dict; see docs/run-folder.md), on rank 0.
     report: False leaves out report.html; `backspike report` can write it later.

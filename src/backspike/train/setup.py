@@ -102,6 +102,7 @@ def set_up(
     ]
     batches = [training, *(b for b in held_out if b)]
     x, classes = try_sample(network, training, sets.num_classes)
+    training.check_augmentation(x)
     for b in batches:
         b.expect_classes(classes)
     chosen = ranks.on_rank0(lambda: choose(recipe, network.model, x))
