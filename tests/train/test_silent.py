@@ -9,9 +9,8 @@ from torch import nn
 
 import backspike as bs
 from backspike.analysis.finding import DRAW_WEIGHTS
-from backspike.cli import progress
 from backspike.run import Run
-from backspike.train import resume
+from backspike.train import progress, resume
 
 
 def network(threshold=50.0):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RecipeError, RunError, UsageError
 from .fields import change_fields, read_recipe
 from .parser import Parser, from_torchrun
-from .progress import listener
 
 if TYPE_CHECKING:
     from ..recipes.recipe import Recipe
@@ -127,6 +126,7 @@ def show_training(options: argparse.Namespace, out: Path, work: Any) -> int:
     """Calls `work`, which trains, and shows its progress and result."""
     from .. import train
     from ..system import distributed
+    from ..train.progress import listener
 
     first = distributed.current().first
     try:

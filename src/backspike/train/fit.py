@@ -19,6 +19,7 @@ from ..system.events import Listener
 from .checkpoint import CHECKPOINTS
 from .failures import explain_failures
 from .network import check_own, check_size
+from .progress import shown
 from .setup import set_up
 from .trainer import Result, Trainer
 
@@ -36,6 +37,7 @@ def fit(
     listen: Listener | None = None,
     report: bool = True,
     watch: bool = False,
+    progress: bool | None = None,
 ) -> Result:
     """Trains `recipe`, or the recipe with this name, into the folder `out`.
 
@@ -46,6 +48,8 @@ def fit(
     force: replace an existing run.
     listen: called with every event (a dict; see docs/run-folder.md), on rank 0.
     report: False leaves out report.html; `backspike report` can write it later.
+    progress: show a progress bar, or a line per epoch where no bar can move; None: on a terminal
+        and in a notebook, unless `listen` is given.
     watch: before training and after every epoch, add the measurements and findings of
         `bs.examine` to the log and the report. It changes no result, and `resume` continues it.
 
@@ -58,9 +62,10 @@ def fit(
         run = open_folder(ranks, lambda: Run.free(out, force))
         # everything is built and tried before an old run is deleted
         setup = set_up(recipe, model, train, validation, test, device, try_step=True)
-        trainer = Trainer(run, setup, listen, watch)
-        with run.created(setup.recipe, setup.own, force):
-            return trainer.train(report)
+        with shown(listen, progress if ranks.first else False) as listen:
+            trainer = Trainer(run, setup, listen, watch)
+            with run.created(setup.recipe, setup.own, force):
+                return trainer.train(report)
 
 
 def resume(
@@ -74,6 +79,7 @@ def resume(
     listen: Listener | None = None,
     values: tuple[type, ...] = (),
     report: bool = True,
+    progress: bool | None = None,
 ) -> Result:
     """Continues a run from its last checkpoint. The arguments are those of `fit` and `load`.
 
@@ -92,12 +98,13 @@ def resume(
                 ranks.on_rank0(lambda: check_size(recipe, *saved))
             watch = ranks.on_rank0(lambda: any(e.get("event") == "watch" for e in folder.log()))
             setup = set_up(recipe, model, train, validation, test, device)
-            trainer = Trainer(folder, setup, listen, watch)
-            if saved:
-                trainer.restore()
-            else:  # stopped before the first checkpoint
-                folder.put_back_log("")
-            return trainer.train(report)
+            with shown(listen, progress if ranks.first else False) as listen:
+                trainer = Trainer(folder, setup, listen, watch)
+                if saved:
+                    trainer.restore()
+                else:  # stopped before the first checkpoint
+                    folder.put_back_log("")
+                return trainer.train(report)
 
 
 def open_folder(ranks: Ranks, open: Callable[[], Run]) -> Run:

@@ -16,11 +16,46 @@ from ..system.events import Listener, printable
 
 
 @contextmanager
+def shown(listen: Listener | None, wanted: bool | None) -> Iterator[Listener | None]:
+    """The listener given, and the progress on a terminal or in a notebook if it is wanted.
+
+    wanted=None: if there is no other listener, and somebody can see it.
+    """
+    seen = sys.stdout.isatty() or _in_notebook()
+    if not (wanted or (wanted is None and listen is None and seen)):
+        yield listen
+        return
+    with listener(as_json=False) as show:
+
+        def both(event: dict[str, Any]) -> None:
+            show(event)
+            if listen:
+                listen(event)
+
+        yield both
+
+
+def _in_notebook() -> bool:
+    return "ipykernel" in sys.modules
+
+
+def _has_bar() -> bool:
+    """Whether a bar can move here: on a terminal, and in a notebook with ipywidgets."""
+    if not _in_notebook():
+        return sys.stdout.isatty()
+    try:
+        import ipywidgets  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+@contextmanager
 def listener(as_json: bool) -> Iterator[Listener]:
     """The listener that suits standard output."""
     if as_json:
         yield _print_json
-    elif sys.stdout.isatty():
+    elif _has_bar():
         with _bar() as listen:
             yield listen
     else:
