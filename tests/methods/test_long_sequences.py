@@ -14,6 +14,7 @@ TIMES = torch.linspace(0.2, 1.8, T, dtype=torch.float64).view(T, 1, 1)
 
 
 def lif(**options):
+    options = {"v_reset": 0.0, "decay_input": True, "reset_gradient": 1.0} | options
     return bs.LIF(surrogate=bs.SuperSpike(), v_threshold=0.3, **options)
 
 
