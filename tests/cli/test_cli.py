@@ -12,8 +12,9 @@ import pytest
 
 from backspike import recipes
 from backspike import run as run_module
-from backspike.cli import VERBS, main, progress, verb_parser
+from backspike.cli import VERBS, main, verb_parser
 from backspike.system.files import cannot_write
+from backspike.train import progress
 
 QUICK = ["--limit=100", "--epochs=1", "--batch_size=50", "--model=ConvNet('6-P-8-P', size=8)"]
 

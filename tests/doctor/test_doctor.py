@@ -16,7 +16,7 @@ from torch import nn
 import backspike as bs
 from backspike import report
 from backspike.analysis import vitals
-from backspike.cli import main, progress
+from backspike.cli import main
 from backspike.cli.doctor import add_arguments as doctor_arguments
 from backspike.cli.parser import Parser
 from backspike.doctor import examine, page
@@ -25,7 +25,7 @@ from backspike.recipes.recipe import Recipe
 from backspike.recipes.values import SGD, AdamW
 from backspike.report import activity
 from backspike.run import Run
-from backspike.train import checkpoint, setup, step
+from backspike.train import checkpoint, progress, setup, step
 
 TINY = {
     "limit": 120,
