@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from .version import __version__ as __version__
 
-_SUBMODULES = ("certify", "data", "init", "loss", "models", "readout", "recipes")
+_SUBMODULES = {
+    "certify": "certify",
+    "data": "data",
+    "init": "models.init",
+    "loss": "loss",
+    "models": "models",
+    "nir": "exchange.nir",
+    "onnx": "exchange.onnx",
+    "readout": "readout",
+    "recipes": "recipes",
+}
 _NAMES = {
     "surrogate": (
         "ATan",
@@ -52,7 +62,6 @@ _NAMES = {
     "train.fit": ("fit", "resume"),
     "train.network": ("load",),
     "doctor.examine": ("examine",),
-    "exchange": ("nir", "onnx"),
     "exchange.convert": ("convert",),
     "exchange.convert_state": ("convert_state_dict",),
 }
@@ -63,7 +72,6 @@ __all__ = sorted([*_HOME, *_SUBMODULES])
 if TYPE_CHECKING:
     from . import certify as certify
     from . import data as data
-    from . import init as init
     from . import loss as loss
     from . import models as models
     from . import readout as readout
@@ -89,6 +97,7 @@ if TYPE_CHECKING:
     from .methods.pda import PotentialAdjustment as PotentialAdjustment
     from .methods.sgs import scale_gradients as scale_gradients
     from .methods.weight_mask import mask_weight_gradients as mask_weight_gradients
+    from .models import init as init
     from .neuron.clif import CLIF as CLIF
     from .neuron.cuba import CubaLIF as CubaLIF
     from .neuron.hooks import record as record
@@ -125,7 +134,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
-        value: Any = import_module(f".{name}", __name__)
+        value: Any = import_module(f".{_SUBMODULES[name]}", __name__)
     elif name in _HOME:
         value = getattr(import_module(f".{_HOME[name]}", __name__), name)
     else:

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # noqa: PLC2701  (the base of all BatchNorms)
 
-from .layers.mpbn import MPBN
-from .layers.over_time import SYNAPSES
-from .neuron.hooks import Handle
-from .neuron.lif import LIF, Watcher
-from .neuron.recurrent import Recurrent
+from ..layers.mpbn import MPBN
+from ..layers.over_time import SYNAPSES
+from ..neuron.hooks import Handle
+from ..neuron.lif import LIF, Watcher
+from ..neuron.recurrent import Recurrent
 
 _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 _NEVER = 1e30  # a threshold that no potential reaches

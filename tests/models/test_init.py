@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import backspike as bs
-from backspike.init import fluctuation_driven
+from backspike.models.init import fluctuation_driven
 
 T = 12
 
