@@ -7,35 +7,31 @@ Networks, constants and schedules are chosen here. The data are described in the
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ..models import MLP
 from ..surrogate import ATan
 from .recipe import Recipe
 from .values import PLIF, AdamW, CubaLIF, Neuron
 
+NEURON: dict[str, Any] = {
+    "v_threshold": 1.0,
+    "v_reset": None,
+    "decay_input": False,
+    "surrogate": ATan(alpha=2.0),
+    "reset_gradient": 1.0,
+    "temporal_gradient": True,
+}
+
+
+def _recipe(name: str, T: int, model: MLP, neuron: Neuron, **others: Any) -> Recipe:
+    """On the data set with this name."""
+    return Recipe(name=name, data=name, T=T, has_time=True, model=model, neuron=neuron, **others)
+
 
 def _recurrent(name: str, T: int, model: MLP, tau: float, epochs: int, batch_size: int) -> Recipe:
-    """On the data set with this name."""
-    return Recipe(
-        name=name,
-        data=name,
-        T=T,
-        has_time=True,
-        model=model,
-        neuron=PLIF(
-            tau=tau,
-            v_threshold=1.0,
-            v_reset=None,
-            decay_input=False,
-            surrogate=ATan(alpha=2.0),
-            reset_gradient=1.0,
-            temporal_gradient=True,
-        ),
-        optimizer=AdamW(lr=5e-3),
-        epochs=epochs,
-        batch_size=batch_size,
-        clip=1.0,
-    )
+    schedule: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "clip": 1.0}
+    return _recipe(name, T, model, PLIF(tau=tau, **NEURON), optimizer=AdamW(lr=5e-3), **schedule)
 
 
 def smnist() -> Recipe:
@@ -63,46 +59,13 @@ def scifar10() -> Recipe:
 
 def yinyang() -> Recipe:
     """Yin-Yang: points as the times of four spikes, one layer of 120 current-based neurons."""
-    return Recipe(
-        name="yinyang",
-        data="yinyang",
-        T=50,
-        has_time=True,
-        model=MLP(3, 4, hidden=(120,)),
-        neuron=CubaLIF(
-            tau=20.0,
-            tau_synapse=5.0,
-            v_threshold=1.0,
-            v_reset=None,
-            decay_input=False,
-            surrogate=ATan(alpha=2.0),
-            reset_gradient=1.0,
-            temporal_gradient=True,
-        ),
-        optimizer=AdamW(lr=1e-2),
-        epochs=20,
-        batch_size=128,
-    )
+    neuron = CubaLIF(tau=20.0, tau_synapse=5.0, **NEURON)
+    schedule: dict[str, Any] = {"optimizer": AdamW(lr=1e-2), "epochs": 20, "batch_size": 128}
+    return _recipe("yinyang", 50, MLP(3, 4, hidden=(120,)), neuron, **schedule)
 
 
 def spoken_digits() -> Recipe:
     """Spoken digits of a speaker who is not in the training samples, two recurrent layers."""
-    return Recipe(
-        name="spoken-digits",
-        data="spoken-digits",
-        T=100,
-        has_time=True,
-        model=MLP(10, 80, hidden=(128, 128), recurrent=True, dropout=0.1),
-        neuron=Neuron(
-            tau=9.0,
-            v_threshold=1.0,
-            v_reset=None,
-            decay_input=False,
-            surrogate=ATan(alpha=2.0),
-            reset_gradient=1.0,
-            temporal_gradient=True,
-        ),
-        optimizer=AdamW(lr=5e-3),
-        epochs=15,
-        batch_size=64,
-    )
+    model = MLP(10, 80, hidden=(128, 128), recurrent=True, dropout=0.1)
+    schedule: dict[str, Any] = {"optimizer": AdamW(lr=5e-3), "epochs": 15, "batch_size": 64}
+    return _recipe("spoken-digits", 100, model, Neuron(tau=9.0, **NEURON), **schedule)
