@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..system.bar import open_bar
 from ..system.events import Listener
 from ..system.files import plain
 
@@ -49,36 +50,17 @@ def _line(event: dict[str, Any]) -> str:
 
 @contextmanager
 def _bar() -> Iterator[Listener]:
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:3.0f}%  {task.fields[at]}"),
-    )
-    left = (
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-    )
-    with Progress(*columns, *left, transient=True) as progress:
-        task = progress.add_task("bench", total=1.0, at="")
+    with open_bar(total=1.0, remaining=True, transient=True) as bar:
 
         def listen(event: dict[str, Any]) -> None:
             match event["event"]:
                 case "start":
-                    progress.reset(task, description=event["workload"], at="")
+                    bar.move(completed=0, description=event["workload"], text="")
                 case "ready":
-                    progress.update(task, completed=event["share"], at=event["name"])
+                    bar.move(completed=event["share"], text=event["name"])
                 case "round":
-                    progress.update(task, completed=event["share"], at=f"round {event['round']}")
+                    bar.move(completed=event["share"], text=f"round {event['round']}")
                 case "failed":
-                    progress.console.print(_line(event), highlight=False, markup=False)
+                    bar.print(_line(event))
 
         yield listen

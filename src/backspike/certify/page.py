@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..system.bar import open_bar
 from ..system.files import plain, to_json, write_atomic
 from ..system.table import Table, left, right
 from .axes import AXES, TOLERANCE
@@ -140,25 +141,16 @@ def listener(as_json: bool) -> Iterator[Listener]:
 
 @contextmanager
 def _bar() -> Iterator[Listener]:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[done]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task("certify", total=None, done="")
+    with open_bar(transient=True) as bar:
         cases = failed = 0
 
         def listen(event: dict[str, Any]) -> None:
             nonlocal cases, failed
             if event["event"] == "start":
-                progress.update(task, total=event["cases"])
+                bar.move(total=event["cases"], description="certify")
                 return
             cases, failed = cases + 1, failed + bool(event["failed"])
             done = f"{cases:,} cases" + (f", {failed:,} failed" if failed else "")
-            progress.update(task, advance=1, description=event["backend"], done=done)
+            bar.move(advance=1, description=event["backend"], text=done)
 
         yield listen

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ..system.bar import open_bar
 from ..system.events import Listener
 from .spec import Job
 from .statistics import percent
@@ -86,21 +87,14 @@ def listener(as_json: bool) -> Iterator[Listener]:
 
         yield print_json
     elif sys.stdout.isatty():
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        left = TextColumn("{task.fields[left]}")
-        runs, share = TextColumn("{task.description}"), TextColumn("{task.percentage:3.0f}%")
-        with Progress(runs, BarColumn(bar_width=24), share, TimeElapsedColumn(), left) as bar:
-            task = bar.add_task("study", total=1.0, left="")
+        with open_bar(total=1.0) as bar:
 
             def listen(event: dict[str, Any]) -> None:
                 if event["event"] == "progress":
-                    shown = f"{event['finished']}/{event['of']} runs"
-                    bar.update(
-                        task, completed=event["share"], description=shown, left=_time_left(event)
-                    )
+                    runs = f"{event['finished']}/{event['of']} runs"
+                    bar.move(completed=event["share"], description=runs, text=_time_left(event))
                 elif line := _line(event):
-                    bar.console.print(line, highlight=False, markup=False)
+                    bar.print(line)
 
             yield listen
     else:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..system.bar import open_bar
 from ..system.events import Listener, printable
 
 
@@ -158,40 +159,22 @@ def _problem(finding: dict[str, Any]) -> str:
 
 @contextmanager
 def _bar() -> Iterator[Listener]:
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:3.0f}%  {task.fields[numbers]}"),
-        TimeElapsedColumn(),
-        TextColumn("remaining"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-    )
-    with Progress(*columns) as progress:
-        task = progress.add_task("training", total=None, numbers="")
+    with open_bar(remaining=True) as bar:
         epochs = 0
 
         def listen(event: dict[str, Any]) -> None:
             nonlocal epochs
             if event["event"] == "start":
                 epochs = event["epochs"]
-                progress.update(task, total=epochs, completed=event["epoch"])
+                bar.move(total=epochs, completed=event["epoch"], description="training")
             elif event["event"] == "batch":
                 speed = f"{event['samples_per_second']:,.0f} samples/s"
-                progress.update(
-                    task,
+                bar.move(
                     completed=event["epoch"] + event["batch"] / event["batches"],
-                    numbers=f"loss {event['loss']:.4f}  {speed}",
+                    text=f"loss {event['loss']:.4f}  {speed}",
                     description=f"epoch {event['epoch'] + 1}/{epochs}",
                 )
             if text := _text(event):
-                progress.console.print(text, highlight=False, markup=False)
+                bar.print(text)
 
         yield listen
