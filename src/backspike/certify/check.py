@@ -36,6 +36,7 @@ from ..options import LIF
 from ..surrogate import (
     Parametric,
 )
+from ..system.events import Listener
 from ..system.machine import machine
 from .axes import AXES, CONSTANTS, LEARNED, MASKS, SEED, SHAPE, TOLERANCE, C, T
 from .networks import NETWORKS, definition
@@ -121,9 +122,6 @@ class Certificate:
     def passed(self) -> bool:
         """Whether all cases passed."""
         return self.cases > 0 and not self.failed
-
-
-Listener = Callable[[dict[str, Any]], None]
 
 
 def run(

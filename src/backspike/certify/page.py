@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..system.bar import open_bar
+from ..system.events import Listener
 from ..system.files import plain, to_json, write_atomic
 from ..system.table import Table, left, right
 from .axes import AXES, TOLERANCE
-from .check import Certificate, Finding, Listener, Row
+from .check import Certificate, Finding, Row
 from .networks import NETWORKS, QUIET, QUIET_COLUMN
 
 if TYPE_CHECKING:
