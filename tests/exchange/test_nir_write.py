@@ -14,6 +14,7 @@ import backspike as bs
 from backspike.cli import main
 from backspike.errors import BackspikeError
 from backspike.exchange import nir_write
+from backspike.exchange.graph import Neuron
 from backspike.exchange.nir_read import load
 from backspike.models.residual import Basic, MSBasic, ResNet, SEWBasic
 from backspike.neuron.hooks import record
@@ -200,7 +201,10 @@ def test_networks_of_the_package(build, tmp_path):
             normed(m)
     images = not isinstance(next(m for m in model.modules() if hasattr(m, "weight")), nn.Linear)
     shape = (1, 9, 9) if images else (1,)
-    equal(model.eval(), torch.rand(12, 2, *shape) * 3, tmp_path)
+    graph = equal(model.eval(), torch.rand(12, 2, *shape) * 3, tmp_path)
+    thresholds = [m.theta for m in graph.modules() if isinstance(m, Neuron)]
+    spiking = [m for m in model.modules() if isinstance(m, bs.LIF)]
+    assert sum(theta is not None for theta in thresholds) == len(spiking)
 
 
 def test_constants_per_channel(tmp_path):
@@ -219,7 +223,11 @@ def test_integrator(tau, decay, tmp_path):
     model = bs.Sequential(
         nn.Linear(3, 4), bs.LIF(), nn.Linear(4, 2), bs.Integrator(tau, decay_input=decay)
     )
-    equal(model, torch.randn(T, 2, 3) * 4, tmp_path)
+    integrator = equal(model, torch.randn(T, 2, 3) * 4, tmp_path).node("3")
+    assert integrator.theta is None
+    gain = 1 / 3 if tau and decay else 1.0
+    assert torch.allclose(integrator.lam, torch.full((2,), 2 / 3 if tau else 1.0).double())
+    assert torch.allclose(integrator.gain, torch.full((2,), gain).double())
 
 
 def test_a_timestep_of_another_length(tmp_path):

@@ -80,7 +80,9 @@ def test_damaged_bytes_for_minutes(name, steps, noise):
 @pytest.mark.parametrize("name", READERS)
 def test_the_undamaged_bytes_are_valid(name):
     decode, data, fits = READERS[name]
-    fits(decode(data), data)
+    decoded = decode(data)
+    assert decoded is not None
+    fits(decoded, data)
 
 
 # every target, with a fixed seed
@@ -108,27 +110,30 @@ def test_no_target_changes_the_valid_files_of_others():
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_short_fuzzing_run_finds_nothing(name):
-    short_run(name, 60)
+    assert short_run(name, 60) < 5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_longer_fuzzing_run_finds_nothing(name):
-    short_run(name, 2000)
+    assert short_run(name, 2000) < 5
 
 
 def short_run(name, inputs):
+    """The seconds of the slowest of so many mutants, each of which is read or refused."""
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
     target = TARGETS[name]
     seeds = target.seeds()
     target(seeds[0])  # setup is not part of the time of an input
+    seconds = []
     for data in itertools.islice(
         mutants(seeds, random.Random(name)), round(inputs * target.share) + 1
     ):
         start = time.process_time()
         target(data)
-        assert time.process_time() - start < 5
+        seconds.append(time.process_time() - start)
+    return max(seconds)
 
 
 # a C library reads HDF5 in its own process, which may end: that is an answer too

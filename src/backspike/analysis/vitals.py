@@ -115,26 +115,11 @@ def take(
     training = _Training(network, recipe, batches, autocast)
     whole = training.gradients()
     spiking = spiking_layers(network.model)
-    unmasked = without_reset = None
-    masks = {
-        name: layer.mask_p
-        for name, layer in spiking.items()
-        if isinstance(layer.surrogate, Masked) and layer.mask_p is not None
-    }
-    if masks:
-        before = {name: p.clone() for name, p in masks.items()}
-        for p in masks.values():
-            p.zero_()
-        unmasked = training.gradients(whole)
-        for name, p in masks.items():
-            p.copy_(before[name])
-    if any(layer.reset_gradient > 0 for layer in spiking.values()) and len(batches[0][0]) > 1:
-        options = {name: layer.options for name, layer in spiking.items()}
-        for layer in spiking.values():
-            layer.options = replace(layer.options, reset_gradient=0.0)
-        without_reset = training.gradients(whole)
-        for name, original in options.items():
-            spiking[name].options = original
+    with _unmasked(spiking) as masked:
+        unmasked = training.gradients(whole) if masked else None
+    with _detached_resets(spiking) as attached:
+        several = attached and len(batches[0][0]) > 1
+        without_reset = training.gradients(whole) if several else None
     ratios = training.step_sizes(optimizer, steps)
     training.remove()
     layers = {}
@@ -144,16 +129,10 @@ def take(
             math.sqrt(a / b) if b > 0 else math.nan for a, b in unmasked.energies(name)
         ]
         layers[name] = tally.layer(len(batches), whole.energy(name), reset or None, left or None)
-    weights = {}
-    for name, norm in norms.items():
-        gradient = whole.parameters.get(name)
-        alignment = None if unmasked is None else _cosine(gradient, unmasked.parameters.get(name))
-        weights[name] = Weight(
-            norm=norm,
-            gradient=math.nan if gradient is None else float(gradient.norm()),
-            update_ratio=ratios.get(name, math.nan),
-            mask_alignment=alignment,
-        )
+    weights = {
+        name: _weight(name, norm, whole, unmasked, ratios.get(name, math.nan))
+        for name, norm in norms.items()
+    }
     return Vitals(
         **training.inputs(),
         **whole.answers([y for _, y in batches]),
@@ -168,6 +147,45 @@ def take(
             for name in parameters
             if name not in whole.parameters or not bool(whole.parameters[name].any())
         ],
+    )
+
+
+@contextmanager
+def _unmasked(spiking: dict[str, LIF]) -> Iterator[bool]:
+    """Sets the masks' probabilities to 0 inside; yields whether any layer has a mask."""
+    masks = [
+        layer.mask_p
+        for layer in spiking.values()
+        if isinstance(layer.surrogate, Masked) and layer.mask_p is not None
+    ]
+    before = [p.clone() for p in masks]
+    for p in masks:
+        p.zero_()
+    yield bool(masks)
+    for p, value in zip(masks, before):
+        p.copy_(value)
+
+
+@contextmanager
+def _detached_resets(spiking: dict[str, LIF]) -> Iterator[bool]:
+    """Detaches all resets inside; yields whether any was attached."""
+    before = {name: layer.options for name, layer in spiking.items()}
+    for layer in spiking.values():
+        layer.options = replace(layer.options, reset_gradient=0.0)
+    yield any(options.reset_gradient > 0 for options in before.values())
+    for name, options in before.items():
+        spiking[name].options = options
+
+
+def _weight(
+    name: str, norm: float, whole: _Gradients, unmasked: _Gradients | None, ratio: float
+) -> Weight:
+    gradient = whole.parameters.get(name)
+    return Weight(
+        norm=norm,
+        gradient=math.nan if gradient is None else float(gradient.norm()),
+        update_ratio=ratio,
+        mask_alignment=_cosine(gradient, unmasked.parameters.get(name)) if unmasked else None,
     )
 
 
