@@ -1,7 +1,7 @@
 """Other libraries run our NIR files, and we theirs: docs/nir.md shows the shares of equal spikes.
 
 Slow, and only with BACKSPIKE_PEER_PYTHON; BACKSPIKE_PEER_FOLDERS names a folder with nir 1.0.4
-(pip install --no-deps --target /tmp/nir104 nir==1.0.4).
+(pip install --no-deps --target nir104 nir==1.0.4).
 """
 
 import shutil

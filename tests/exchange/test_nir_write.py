@@ -14,7 +14,7 @@ import backspike as bs
 from backspike.cli import main
 from backspike.errors import BackspikeError
 from backspike.exchange import nir_write
-from backspike.exchange.graph import Neuron
+from backspike.exchange.nir_graph import Neuron
 from backspike.exchange.nir_read import load
 from backspike.models.residual import Basic, MSBasic, ResNet, SEWBasic
 from backspike.neuron.hooks import record

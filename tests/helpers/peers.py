@@ -3,14 +3,14 @@
 `BACKSPIKE_PEER_PYTHON` names its python; without it these tests are skipped. They are slow tests.
 The environment is made once, with the CPU build of torch:
 
-    python3.11 -m venv /tmp/peers && /tmp/peers/bin/pip install torch==2.13.0 \
+    python3.11 -m venv peers && peers/bin/pip install torch==2.13.0 \
         numpy snntorch==1.0.0 norse==1.1.0 sinabs==3.1.3 spikingjelly==2.0.0 nir==1.0.8 snn-mlir
 
 torchvision is not needed. Older versions of SpikingJelly live in folders of their own, which
 `extra=` puts first on the path; `BACKSPIKE_PEER_FOLDERS` lists them, separated by colons:
 
-    pip install --no-deps --target /tmp/sj12 spikingjelly==0.0.0.0.12
-    pip install --no-deps --target /tmp/sj14 spikingjelly==0.0.0.0.14
+    pip install --no-deps --target sj12 spikingjelly==0.0.0.0.12
+    pip install --no-deps --target sj14 spikingjelly==0.0.0.0.14
 """
 
 import json

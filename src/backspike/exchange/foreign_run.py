@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data.formats import one_line
 from ..errors import ExchangeError
-from ..neuron.hooks import observe
+from ..neuron.hooks import observe, on_call
 from .foreign_neuron import library, runs_sequences
 
 TOLERANCE = 1e-9  # of the outputs in float64, relative to the largest
@@ -37,9 +35,13 @@ class Ran:
 def run(theirs: nn.Module, x: Tensor, watched: dict[str, nn.Module], by_step: bool) -> Ran:
     """Run the network from rest on x, timestep by timestep or at once."""
     calls: list[tuple[str, Tensor, Tensor]] = []
+
+    def see(name: str, inputs: tuple[Any, ...], output: Any) -> None:
+        calls.append((name, inputs[0].detach().clone(), _first(output).clone()))
+
     _reset(theirs)
     try:
-        with torch.no_grad(), _watch(watched, calls):
+        with torch.no_grad(), on_call(watched, see):
             out = _by_step(theirs, x) if by_step else _first(theirs(x))
     except ExchangeError:
         raise
@@ -72,21 +74,6 @@ def _first(y: Any) -> Any:
     while isinstance(y, tuple | list) and y:
         y = y[0]
     return y if isinstance(y, Tensor) else None
-
-
-@contextmanager
-def _watch(
-    watched: dict[str, nn.Module], calls: list[tuple[str, Tensor, Tensor]]
-) -> Iterator[None]:
-    def hook(name: str) -> Callable[..., None]:
-        return lambda _m, args, y: calls.append((name, args[0].detach().clone(), _first(y).clone()))
-
-    handles = [m.register_forward_hook(hook(name)) for name, m in watched.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _reset(theirs: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """`read`: a NIR file as a module.
 
-The differential equations become those of `Neuron` in `graph.py` by a forward Euler step of dt:
+The differential equations become those of `Neuron` in `nir_graph.py` by a forward Euler step of dt:
 with rate = dt/tau, lam = 1 - rate, offset = v_leak rate and gain = R rate (IF and I: lam = 1,
 gain = R dt). exact=True solves them instead, for an input that is constant during a timestep:
 rate = 1 - exp(-dt/tau), and all else is the same.
@@ -24,8 +24,8 @@ from .. import readout as readouts
 from ..data.formats import one_line
 from ..errors import ExchangeError
 from ..surrogate import ATan, Surrogate, unwrap
-from .graph import Delay, Edge, Graph, Neuron, Stateless
 from .nir_file import read_file
+from .nir_graph import Delay, Edge, Graph, Neuron, Stateless
 
 logger = logging.getLogger("backspike")
 DT = 1e-4  # seconds; the step of the NIR paper, and of snnTorch's files

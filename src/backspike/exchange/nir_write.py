@@ -16,7 +16,7 @@ from ..data.formats import one_line
 from ..errors import ExchangeError
 from ..system import disk
 from ..system.files import cannot_write
-from . import verify
+from . import nir_verify as verify
 from .nir_read import DT, load
 from .nir_walk import Options, Walk
 from .trained import SILENT, find

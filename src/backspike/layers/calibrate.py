@@ -10,14 +10,14 @@ start at lam / 2 makes the rounding symmetric (Bu et al. 2022, arXiv 2202.01440)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..neuron.hooks import on_call
 from ..neuron.lif import LIF
 from ..neuron.shifted import Shifted
 from ..neuron.streaming import streaming
@@ -146,22 +146,13 @@ def thresholds(
 def _outputs(model: nn.Module, watched: dict[str, nn.Module], x: Tensor) -> dict[str, list[Tensor]]:
     """What each of the modules gives for x, one entry for each call, and the "output"."""
     found: dict[str, list[Tensor]] = {}
-    with _watch(watched, found), torch.no_grad():
+
+    def see(name: str, _inputs: tuple[Any, ...], output: Tensor) -> None:
+        found.setdefault(name, []).append(output.detach().clone())
+
+    with on_call(watched, see), torch.no_grad():
         found.setdefault("output", []).append(model(x))
     return found
-
-
-@contextmanager
-def _watch(watched: dict[str, nn.Module], found: dict[str, list[Tensor]]) -> Iterator[None]:
-    def hook(name: str) -> Any:
-        return lambda _m, _args, y: found.setdefault(name, []).append(y.detach().clone())
-
-    handles = [m.register_forward_hook(hook(name)) for name, m in watched.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def measure(

@@ -6,9 +6,9 @@ A layer can have any number of watchers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn.modules import module as _module
@@ -34,6 +34,19 @@ class Handle:
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+
+def on_call(
+    modules: Mapping[str, nn.Module], see: Callable[[str, tuple[Any, ...], Any], None]
+) -> Handle:
+    """Call `see(name, inputs, output)` after each forward of these modules, of any kind."""
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda _module, inputs, output: see(name, inputs, output)
+
+    handle = Handle()
+    handle.undo += [m.register_forward_hook(hook(name)).remove for name, m in modules.items()]
+    return handle
 
 
 def watch(layer: LIF, watcher: Watcher) -> Callable[[], None]:

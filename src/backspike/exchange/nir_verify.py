@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ExchangeError
 from ..neuron.hooks import observe
-from .graph import Graph
+from .nir_graph import Graph
 
 TOLERANCE = 1e-9  # of the outputs in float64, relative to the largest
 AT_ONCE = 4  # samples, as the values of all nodes are held
