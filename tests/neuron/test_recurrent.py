@@ -20,7 +20,7 @@ OPTIONS = {
     "no temporal gradient": {"temporal_gradient": False},
     "undecayed input": {"decay_input": False},
     "compact surrogate": {"surrogate": Triangle(1.0)},
-    "narrow surrogate": {"surrogate": Rectangle(0.1)},
+    "narrow surrogate": {"surrogate": Rectangle(0.02)},
     "masked": {"surrogate": Masked(Rectangle(1.0), p=0.5)},
     "masked and rescaled": {"surrogate": Masked(ATan(), p=0.3, rescale=True)},
     "mask with replacement": {"surrogate": Masked(Triangle(), p=0.5, replace=ATan())},
