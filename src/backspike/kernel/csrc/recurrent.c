@@ -17,7 +17,7 @@
 enum {
     COLUMNS = 64,  /* of a panel */
     /* Single dot products are faster if fewer than 1 in SPARSE is needed, and each costs as much as
-       START more elements. Measured on a Xeon core, backward in ms, single / dense: 128 neurons
+       START more elements. Measured on two Xeon cores, backward in ms, single / dense: 128 neurons
        5.4 / 6.7 at 5 %, 5.6 / 5.7 at 9 %, 6.9 / 5.1 at 19 %; 512: 29 / 48, 34 / 52, 50 / 57. */
     SPARSE = 4,
     START = 130,
