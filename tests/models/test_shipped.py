@@ -18,9 +18,9 @@ from backspike.run import Run
 NAMES = sorted(folders())
 
 
-def test_the_list_names_digits_and_recordings():
+def test_the_list_names_all_of_them():
     listed = {p.name: p for p in bs.models.pretrained()}
-    assert {"digits", "digits-dvs"} <= set(listed)
+    assert set(listed) == {"digits", "digits-dvs", "mnist"}
     assert listed["digits"].T == 4
     assert listed["digits"].recipe == listed["digits"].data == "digits"
     assert "simulated" in listed["digits-dvs"].note
