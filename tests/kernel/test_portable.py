@@ -84,13 +84,13 @@ def use_blocks(dtype):
 
 def use_sparse(dtype):
     r = torch.Generator().manual_seed(4)
-    x = (torch.rand(150, 100, generator=r) < 0.2).float()
     weight, bias, g = (torch.randn(s, generator=r).to(dtype) for s in ((70, 100), 70, (150, 70)))
-    packed = pack.pack(x)
-    spikes = sparse.Spikes(packed.codes, 150, 100, packed.nonzero)
-    for how in ("gather", "lookup"):
-        spikes.times(weight, bias, how)
-        spikes.weight_gradient(g, how)
+    for density in (0.2, 0.02):  # the weight gradient of few spikes is scattered
+        packed = pack.pack((torch.rand(150, 100, generator=r) < density).float())
+        spikes = sparse.Spikes(packed.codes, 150, 100, packed.nonzero)
+        for how in ("gather", "lookup"):
+            spikes.times(weight, bias, how)
+            spikes.weight_gradient(g, how)
     sparse.sampled(g, weight, spikes.bits, torch.float32)
     for step in (1, 2):
         codes = torch.randint(0, 5, (3, 9, 8, 7), generator=r) / (4 if step == 2 else 1) % 2

@@ -114,8 +114,15 @@ def test_results_are_bit_identical_for_any_number_of_threads(dtype):
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             rows = []
-            for size in ((700, 300, 130), (130, 1500, 40), (3000, 40, 70)):
-                _, spikes, weight, bias, g = draw(*size, 0.2, dtype)
+            sizes = (
+                (700, 300, 130),
+                (130, 1500, 40),
+                (3000, 40, 70),
+                (70, 9000, 20),
+                (9000, 70, 20),
+            )
+            for size, density in itertools.product(sizes, (0.02, 0.2)):
+                _, spikes, weight, bias, g = draw(*size, density, dtype)
                 rows += [spikes.times(weight, bias, how) for how in HOWS]
                 rows += [spikes.weight_gradient(g, how) for how in HOWS]
                 rows.append(sparse.sampled(g, weight, spikes.bits))
@@ -124,6 +131,15 @@ def test_results_are_bit_identical_for_any_number_of_threads(dtype):
         torch.set_num_threads(before)
     for rows in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(rows, results[0]))
+
+
+def test_scattered_and_gathered_weight_gradients_are_bit_identical(monkeypatch):
+    for size in ((700, 300, 130), (9000, 70, 20), (64, 64, 1)):
+        _, spikes, _, _, g = draw(*size, 0.1)
+        gathered = spikes.weight_gradient(g, "gather")
+        with monkeypatch.context() as patch:
+            patch.setattr(sparse, "SCATTER_BELOW", 2.0)
+            assert torch.equal(spikes.weight_gradient(g, "gather"), gathered)
 
 
 LEVEL = """
@@ -143,8 +159,9 @@ torch.save(rows, sys.argv[2])
 def test_every_processor_level_gives_the_same_result(tmp_path):
     cases = []
     for dtype in sparse.DTYPES:
-        _, spikes, *numbers = draw(300, 200, 130, 0.3, dtype)
-        cases.append((spikes.bits, spikes.M, spikes.K, spikes.ones, *numbers))
+        for density in (0.02, 0.3):
+            _, spikes, *numbers = draw(300, 200, 130, density, dtype)
+            cases.append((spikes.bits, spikes.M, spikes.K, spikes.ones, *numbers))
     torch.save(cases, tmp_path / "cases.pt")  # random numbers differ between processor levels
     results = []
     for level in ("default", "avx2", None):

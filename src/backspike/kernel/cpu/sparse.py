@@ -21,6 +21,10 @@ from .library import fields, function
 
 How = Literal["gather", "lookup"]
 DTYPES = (torch.float32, torch.bfloat16)
+# The weight gradient of 12,800 samples, 700 inputs and 128 outputs, in ms on a busy Xeon core:
+# scattered 3.4 at 2 % and 6.0 at 4 %, gathered 5 and 6; of 2,048 samples, 1,024 inputs and outputs
+# scattered 5.4 and 9.1, gathered 6.1 and 6.9. Both give the same bits.
+SCATTER_BELOW = 0.03
 _GRAIN = 1 << 18  # operations per thread, below which another thread does not pay
 
 
@@ -71,6 +75,11 @@ class Spikes:
         self._product(how, True, g, g.stride(), out, out.stride()[::-1], None)
         return out
 
+    @property
+    def _few(self) -> bool:
+        """Whether so few bits are set that the weight gradient should be scattered."""
+        return self.ones < SCATTER_BELOW * self.M * self.K
+
     def _product(
         self,
         how: How,
@@ -90,41 +99,28 @@ class Spikes:
         if not R * C * N:
             y.copy_(torch.zeros((), device="cpu") if bias is None else bias)
             return
-        threads = _threads(R * C * N // 8)
-        words = torch.empty(
-            -(-C // int(function("sparse_step")())), R, dtype=torch.int32, device="cpu"
-        )
-        bits = _Bits(
-            M=self.M,
-            K=self.K,
-            transposed=transposed,
-            threads=threads,
-            p_bits=pointer(self.bits),
-            p_words=pointer(words),
-        )
-        function("sparse_words")(ctypes.byref(bits))
+        job = _Product(R=R, C=C, N=N, threads=_threads(R * C * N // 8), p_a=pointer(a))
         bias = None if bias is None else bias.float().contiguous()
-        scratch = torch.empty(threads, function("sparse_product_scratch")(), device="cpu")
-        job = _Product(
-            R=R,
-            C=C,
-            N=N,
-            threads=threads,
-            p_a=pointer(a),
-            p_bias=pointer(bias),
-            p_y=pointer(y),
-            p_scratch=pointer(scratch),
-        )
+        job.p_y, job.p_bias = pointer(y), pointer(bias)
         (job.a_row, job.a_column), (job.y_row, job.y_column) = a_stride, y_stride
         job.a_half, job.y_half = a.dtype == torch.bfloat16, y.dtype == torch.bfloat16
-        if how == "lookup":
-            job.p_words = pointer(words)
-        else:
-            start = torch.empty(R + 1, dtype=torch.int64, device="cpu")
+        way = "scatter" if transposed and how == "gather" and self._few else how
+        bits = _Bits(M=self.M, K=self.K, transposed=transposed, threads=job.threads)
+        bits.transposed, bits.p_bits = transposed and way != "scatter", pointer(self.bits)
+        if way == "lookup" or bits.transposed:
+            steps = -(-C // int(function("sparse_step")()))
+            words = torch.empty(steps, R, dtype=torch.int32, device="cpu")
+            bits.p_words = job.p_words = pointer(words)
+            function("sparse_words")(ctypes.byref(bits))
+        if way != "lookup":
+            start = torch.empty((C if way == "scatter" else R) + 1, dtype=torch.int64, device="cpu")
             index = torch.empty(self.ones, dtype=torch.int32, device="cpu")
             bits.p_start, bits.p_index = job.p_start, job.p_index = pointer(start), pointer(index)
             function("sparse_lists")(ctypes.byref(bits))
-        function("sparse_product")(ctypes.byref(job))
+        size = function(f"sparse_{way}_scratch")(ctypes.byref(job))
+        scratch = torch.empty(size, device="cpu")
+        job.p_scratch = pointer(scratch)
+        function(f"sparse_{way}")(ctypes.byref(job))
 
 
 def sampled(g: Tensor, weight: Tensor, bits: Tensor, dtype: torch.dtype | None = None) -> Tensor:

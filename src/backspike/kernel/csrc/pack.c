@@ -10,6 +10,9 @@
 
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512BW__
+#include <immintrin.h>
+#endif
 
 enum { BLOCK = 4096, GROUP = 64 };
 
@@ -48,6 +51,26 @@ static inline uint64_t narrow(const uint8_t *flags) {
     }
     return out;
 }
+
+/* Bits that say which of 64 elements are not zero; wrong: whether one of these is not 1. */
+#ifdef __AVX512BW__
+static inline uint64_t ones_of(const void *x, int size, uint64_t one, uint64_t *wrong) {
+    const __m512i all = size == 8 ? _mm512_set1_epi64(one) : size == 4 ? _mm512_set1_epi32(one) : _mm512_set1_epi16(one);
+    __m512i bad = _mm512_setzero_si512();
+    uint64_t set = 0;
+    for (int i = 0; i < size; i++) {
+        const __m512i v = _mm512_loadu_si512((const char *)x + 64 * i);
+        const uint64_t some = size == 8 ? _mm512_test_epi64_mask(v, v) : size == 4 ? _mm512_test_epi32_mask(v, v) : _mm512_test_epi16_mask(v, v);
+        const __m512i want = size == 8   ? _mm512_maskz_mov_epi64(some, all)
+                             : size == 4 ? _mm512_maskz_mov_epi32(some, all)
+                                         : _mm512_maskz_mov_epi16(some, all);
+        bad = _mm512_or_si512(bad, _mm512_xor_si512(v, want));
+        set |= some << 64 / size * i;
+    }
+    *wrong = _mm512_test_epi64_mask(bad, bad);
+    return set;
+}
+#endif
 
 /* 64 bytes that are 0 or 1 from 64 bits. In each byte of `spread` at most one bit is set; the
    addition carries it into the highest bit. */
@@ -101,9 +124,15 @@ static inline WORD NAME(squeeze)(const WORD *x, int64_t bits, uint8_t *codes, in
     uint8_t k[GROUP];
     if (bits == 1) {
         const WORD one = NAME(word)(4);
+#ifdef __AVX512BW__
+        uint64_t bad;
+        const uint64_t set = ones_of(x, sizeof(WORD), one, &bad);
+        wrong = bad != 0;
+#else
         for (int i = 0; i < GROUP; i++) k[i] = x[i] ? 255 : 0;
         for (int i = 0; i < GROUP; i++) wrong |= x[i] ^ (x[i] ? one : 0);
         const uint64_t set = narrow(k);
+#endif
         memcpy(codes, &set, 8);
         *count += __builtin_popcountll(set);
         return wrong;

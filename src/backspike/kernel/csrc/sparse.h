@@ -12,13 +12,12 @@ typedef struct {
     int64_t M, K, transposed, threads;
     const uint8_t *p_bits;
     uint32_t *p_words;
-    int64_t *p_start; /* [rows + 1] */
+    int64_t *p_start; /* [rows + 1], or [columns + 1] if transposed */
     int32_t *p_index; /* [set bits]: those of row r are index[start[r]] ... index[start[r + 1] - 1],
                          in ascending order */
 } Bits;
 
-/* Y [R, N] = bits [R, C] @ A [C, N] + bias: with lists by `gather`, with words by `lookup`. y_half:
-   only with y_column 1. */
+/* Y [R, N] = bits [R, C] @ A [C, N] + bias; see gather.c and lookup.c. y_half: only with y_column 1. */
 typedef struct {
     int64_t R, C, N, threads;
     int64_t a_row, a_column, a_half, y_row, y_column, y_half;
