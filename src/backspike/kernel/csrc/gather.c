@@ -79,7 +79,7 @@ WITH_VECTORS(8)
 
 void sparse_gather(const Product *j) {
     const Cut cut = cut_of(j);
-    const int64_t vectors = cut.lanes / FLOATS;
+    const int64_t vectors = cut.lanes / FLOATS, parts = (j->R + PART - 1) / PART;
     float *panel = (float *)j->p_scratch, *all = panel + cut.deep * cut.lanes;
     int64_t *at = (int64_t *)(all + j->R * cut.lanes);
     _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
@@ -88,8 +88,8 @@ void sparse_gather(const Product *j) {
                 const int64_t beyond = min(c + cut.deep, j->C);
                 _Pragma("omp for schedule(static)") for (int64_t row = c; row < beyond; row += PART)
                     fill(j, row, min(PART, beyond - row), o, cut.lanes, panel + (row - c) * cut.lanes);
-                _Pragma("omp for schedule(dynamic)") for (int64_t first = 0; first < j->R; first += PART) {
-                    const int64_t rows = min(PART, j->R - first);
+                _Pragma("omp for schedule(dynamic)") for (int64_t part = 0; part < parts; part++) {
+                    const int64_t first = part * PART, rows = min(PART, j->R - first);
                     float *sums = all + (cut.several ? first : this_thread() * PART) * cut.lanes;
                     (vectors == 8 ? gather_8 : vectors == 4 ? gather_4 : vectors == 2 ? gather_2 : gather_1)(
                         j, first, rows, c, beyond, panel, at + first, sums);
@@ -100,10 +100,11 @@ void sparse_gather(const Product *j) {
 }
 
 void sparse_scatter(const Product *j) {
-    const int64_t lanes = lanes_of(j, j->R, j->threads), vectors = lanes / FLOATS;
+    const int64_t lanes = lanes_of(j, j->R, j->threads), vectors = lanes / FLOATS, blocks = (j->N + lanes - 1) / lanes;
     _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
         float *panel = (float *)j->p_scratch + this_thread() * (j->R + PART) * lanes, *a = panel + j->R * lanes;
-        _Pragma("omp for schedule(dynamic)") for (int64_t o = 0; o < j->N; o += lanes) {
+        _Pragma("omp for schedule(dynamic)") for (int64_t block = 0; block < blocks; block++) {
+            const int64_t o = block * lanes;
             memset(panel, 0, j->R * lanes * sizeof(float));
             for (int64_t c = 0; c < j->C; c += PART) {
                 fill(j, c, min(PART, j->C - c), o, lanes, a);
