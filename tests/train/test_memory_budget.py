@@ -143,8 +143,8 @@ def test_the_plan_states_cost_peak_and_safety_margin(machine):
 def test_an_impossible_budget_names_the_smallest_that_works(machine):
     with pytest.raises(
         RunError,
-        match="does not train within 300MB .limit 285MB, as 5 % of the budget is a safety margin.: "
-        "expected peak 310MB at least; the smallest budget that works is 330MB",
+        match=r"does not train within 300MB .limit 285MB, as 5 % of the budget is a safety "
+        "margin.: expected peak 310MB at least; the smallest budget that works is 330MB",
     ) as error:
         plan_memory(recipe(), "300MB")
     assert "8bit" in str(error.value)
@@ -155,7 +155,7 @@ def test_an_impossible_budget_names_the_smallest_that_works(machine):
 def test_a_hopeless_budget_is_refused_before_any_rehearsal(machine):
     with pytest.raises(
         RunError,
-        match="does not train within 1MB .limit 0.95MB, as 5 % of the budget is a safety margin.: "
+        match=r"does not train within 1MB .limit 0.95MB, as 5 % of the budget is a safety margin.: "
         "the libraries, the weights, their gradients and the optimizer take 280MB before the "
         "first sample; give more than 300MB",
     ):

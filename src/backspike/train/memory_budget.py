@@ -60,7 +60,8 @@ class Plan:
             cost = f"expected peak {_cost(self.before)}"
             return f"fits into {size_text(self.budget)} as it is: {cost}; {_limit(self.budget)}"
         chosen = _settings(self.before.recipe, self.recipe)
-        return f"to fit into {size_text(self.budget)}: {chosen}; {self._costs()}; {_limit(self.budget)}"
+        costs = f"{self._costs()}; {_limit(self.budget)}"
+        return f"to fit into {size_text(self.budget)}: {chosen}; {costs}"
 
     def _costs(self) -> str:
         before, after = self.before, self.after
