@@ -237,12 +237,14 @@ class Trainer:
 
     def _warn(self, event: dict[str, Any] | None) -> None:
         """Logs and shows an event with a text that says what to do; does nothing for None."""
-        if event is None:
-            return
-        self.run.append_log(event)
-        self.listen(event)
+        if event is not None:
+            self.run.append_log(event)
+            self._show(event)
+
+    def _show(self, warning: dict[str, Any]) -> None:
+        self.listen(warning)
         if self.unheard:
-            logger.warning("%s", event["text"])
+            logger.warning("%s", warning["text"])
 
     def _end_epoch(self) -> None:
         progress, evaluated = self.progress, self.setup.evaluated
@@ -258,7 +260,7 @@ class Trainer:
         self.run.append_log(event)
         if warning := events.diverged(self.setup, event, self.untrained_loss):
             self.untrained_loss = None  # once is enough
-            self._warn(warning)
+            self.run.append_log(warning)
         progress.begin_epoch()
         self.step.begin_epoch()
         watched = self._watch()
@@ -267,6 +269,8 @@ class Trainer:
         self.listen(event)
         if watched:
             self.listen(watched)
+        if warning:
+            self._show(warning)
 
     def _watch(self) -> dict[str, Any] | None:
         if self.watch is None:
