@@ -2,6 +2,7 @@
 they give the network's own spikes. In float64, where equal means bit for bit."""
 
 import json
+import math
 import re
 from functools import partial
 
@@ -18,6 +19,7 @@ from backspike.exchange.nir_graph import Neuron
 from backspike.exchange.nir_read import load
 from backspike.models.residual import Basic, MSBasic, ResNet, SEWBasic
 from backspike.neuron.hooks import record
+from backspike.neuron.shifted import DelayedReset, DelayedResetCuba, Shifted, ShiftedCuba
 
 nir = pytest.importorskip("nir")
 T = 100
@@ -419,3 +421,31 @@ def test_the_command_line_in_words(run, tmp_path, capsys):
     assert re.search(r"a.nir: \d+ spikes of 2 layers are the same", capsys.readouterr().out)
     assert main(["export", str(run), "--to", "paper"]) == 2
     assert main(["export", str(tmp_path), "--to", "nir"]) == 1
+
+
+@pytest.mark.parametrize("gain", ["trained", "unit", "decayed"])
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        lambda: DelayedReset(3.1, v_threshold=0.7, decay_input=False, scale=0.8),
+        lambda: DelayedReset(2.4, decay_input=True, learn=("tau", "threshold")),
+        lambda: DelayedReset(math.inf, decay_input=False),
+        lambda: DelayedResetCuba(4.0, tau_synapse=1.7, scale=0.7, decay_input=False),
+        lambda: Shifted(2.7, scale=1.4, shift=0.2, start=-0.1, v_reset=-0.3, decay_input=True),
+        lambda: ShiftedCuba(2.1, tau_synapse=3.3, scale=2.0, v_reset=0.0, decay_input=True),
+    ],
+)
+def test_neurons_of_other_libraries_keep_their_spikes(neuron, gain, tmp_path):
+    torch.manual_seed(7)
+    model = bs.Sequential(bs.OverTime(nn.Linear(6, 9)), neuron(), bs.OverTime(nn.Linear(9, 3)))
+    made = bs.nir.write(model, tmp_path / "net.nir", torch.randn(T, 3, 6) * 3, gain=gain)
+    assert made.spikes > 100
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.2])
+def test_a_membrane_that_starts_elsewhere_is_refused(shift, tmp_path):
+    tau = math.inf if shift == 0 else 2.0
+    neuron = Shifted(tau, decay_input=False, v_reset=None, shift=shift, start=0.5)
+    with pytest.raises(BackspikeError, match="starts where it does not rest, which NIR cannot say"):
+        bs.nir.write(neuron, tmp_path / "net.nir", torch.randn(T, 3, 6))
+    assert not (tmp_path / "net.nir").exists()
