@@ -46,6 +46,7 @@ IF_ACCEPTED = ["-fno-thread-jumps", "-fPIC"]
 GCC_ONLY = "#ifdef __clang__\n#error\n#endif\n"
 OWN_OPENMP = ["-Xclang", "-fopenmp", "-DOWN_OPENMP"]
 
+CURE = "install gcc or clang, or name one with CC=, and install again"
 TARGET = os.environ.get("BACKSPIKE_PLATFORM", "")
 PLATFORM = TARGET or sysconfig.get_platform()
 ENDING = {"win": ".dll", "mac": ".dylib"}.get(PLATFORM[:3], ".so")  # as in kernel/cpu/library.py
@@ -74,7 +75,7 @@ class Build(build_ext):
     def build_extensions(self):
         compiler = find_compiler()
         if compiler is None:
-            self.leave_out("there is no C compiler: the kernels are left out")
+            self.leave_out(f"there is no C compiler: the kernels are left out; {CURE}")
             return
         flags = [*FLAGS, *(flag for flag in IF_ACCEPTED if works(compiler, [flag]))]
         openmp = ["-fopenmp"] if works(compiler, ["-fopenmp"], GCC_ONLY) else []
@@ -109,7 +110,9 @@ class Build(build_ext):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(made, target)
         else:
-            self.leave_out(f"{name} could not be compiled and is left out; pip -v shows why")
+            self.leave_out(
+                f"{name} could not be compiled and is left out (pip -v shows why); {CURE}"
+            )
 
     def leave_out(self, message):
         if TARGET:

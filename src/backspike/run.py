@@ -19,7 +19,7 @@ from .errors import RecipeError, RunError, nearest, option
 from .models import shipped
 from .recipes.recipe import Recipe
 from .system import disk, hub
-from .system.files import cannot_write, is_sealed, read_json, read_regular, write_atomic
+from .system.files import cannot_write, is_edited, is_sealed, read_json, read_regular, write_atomic
 
 # An old run is deleted in this order, so that a kill in between leaves a run that is either
 # finished or can be started again.
@@ -34,6 +34,9 @@ FILES = (
     "anytime.json",
     "report.html",
     "doctor.html",
+    "network.nir",
+    "network.onnx",
+    "step.onnx",
     "recipe.json",
 )
 LOCKS = (".lock", ".lock.owner")
@@ -73,6 +76,10 @@ class Run:
                 f"{path} already holds a run; continue it with `backspike resume {path}`, "
                 f"replace it with {option('force', True)}, "
                 f"or choose another folder ({option('out')})"
+            )
+        if there and is_edited(path / CARD):
+            raise RunError(
+                f"{path / CARD} is the card of the old run, edited since; move it away first"
             )
         return Run(path)
 

@@ -2,6 +2,7 @@
 they give the network's own spikes. In float64, where equal means bit for bit."""
 
 import json
+import math
 import re
 from functools import partial
 
@@ -13,11 +14,12 @@ from torch import nn
 import backspike as bs
 from backspike.cli import main
 from backspike.errors import BackspikeError
-from backspike.exchange import nir_write
+from backspike.exchange import nir_graph, nir_write
 from backspike.exchange.nir_graph import Neuron
 from backspike.exchange.nir_read import load
 from backspike.models.residual import Basic, MSBasic, ResNet, SEWBasic
 from backspike.neuron.hooks import record
+from backspike.neuron.shifted import DelayedReset, DelayedResetCuba, Shifted, ShiftedCuba
 
 nir = pytest.importorskip("nir")
 T = 100
@@ -419,3 +421,99 @@ def test_the_command_line_in_words(run, tmp_path, capsys):
     assert re.search(r"a.nir: \d+ spikes of 2 layers are the same", capsys.readouterr().out)
     assert main(["export", str(run), "--to", "paper"]) == 2
     assert main(["export", str(tmp_path), "--to", "nir"]) == 1
+
+
+@pytest.mark.parametrize("gain", ["trained", "unit", "decayed"])
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        lambda: DelayedReset(3.1, v_threshold=0.7, decay_input=False, scale=0.8),
+        lambda: DelayedReset(2.4, decay_input=True, learn=("tau", "threshold")),
+        lambda: DelayedReset(math.inf, decay_input=False),
+        lambda: DelayedResetCuba(4.0, tau_synapse=1.7, scale=0.7, decay_input=False),
+        lambda: Shifted(2.7, scale=1.4, shift=0.2, start=-0.1, v_reset=-0.3, decay_input=True),
+        lambda: ShiftedCuba(2.1, tau_synapse=3.3, scale=2.0, v_reset=0.0, decay_input=True),
+    ],
+)
+def test_neurons_of_other_libraries_keep_their_spikes(neuron, gain, tmp_path):
+    torch.manual_seed(7)
+    model = bs.Sequential(bs.OverTime(nn.Linear(6, 9)), neuron(), bs.OverTime(nn.Linear(9, 3)))
+    made = bs.nir.write(model, tmp_path / "net.nir", torch.randn(T, 3, 6) * 3, gain=gain)
+    assert made.spikes > 100
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.2])
+def test_a_membrane_that_starts_elsewhere_is_refused(shift, tmp_path):
+    tau = math.inf if shift == 0 else 2.0
+    neuron = Shifted(tau, decay_input=False, v_reset=None, shift=shift, start=0.5)
+    with pytest.raises(BackspikeError, match="starts where it does not rest, which NIR cannot say"):
+        bs.nir.write(neuron, tmp_path / "net.nir", torch.randn(T, 3, 6))
+    assert not (tmp_path / "net.nir").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("layer", ["linear", "conv2d"])
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("kind", ["LIF", "LIF-undecayed", "IF", "PLIF"])
+def test_what_is_read_runs_in_the_kernels_with_the_same_bits(
+    kind, reset, layer, dtype, tmp_path, monkeypatch
+):
+    """Spikes equal those of the recursion step by step, gradients up to rounding."""
+    calls = []
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return bs.lif(*arguments, **options)
+
+    monkeypatch.setattr(nir_graph, "lif", counted)
+    model, x = network(kind, reset, layer)
+    bs.nir.write(model, tmp_path / "net.nir", x)
+    for tie_fires in (True, False):
+        results = []
+        for fast in (True, False):
+            graph = bs.nir.read(tmp_path / "net.nir").to(dtype)
+            [neuron] = [m for m in graph.modules() if isinstance(m, Neuron)]
+            assert neuron.fast
+            neuron.fast, neuron.tie_fires = fast, tie_fires
+            leaf = x.to(dtype).requires_grad_()
+            calls.clear()
+            spikes = graph(leaf)
+            if reset != "below":  # where lam and rest/tau need two taus, rounded
+                assert len(calls) == (fast and (tie_fires or reset != "soft"))
+            spikes.backward(torch.linspace(-1, 1, spikes.numel()).view(spikes.shape).to(dtype))
+            results.append((spikes, leaf.grad))
+        (ours, a), (theirs, b) = results
+        assert ours.sum() > 50
+        assert torch.equal(ours, theirs)
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * float(b.abs().max()))
+
+
+def test_a_membrane_at_the_threshold_fires_as_the_file_says(tmp_path):
+    """Integers, with which membranes hit the threshold exactly: `>` of NIR, `>=` of ours."""
+    model = bs.Sequential(bs.OverTime(nn.Linear(3, 3, bias=False)), bs.IF(v_reset=0.0))
+    nn.init.eye_(model[0][0].weight)
+    x = torch.ones(6, 1, 3)
+    bs.nir.write(model, tmp_path / "net.nir", x)
+    graph = bs.nir.read(tmp_path / "net.nir")
+    assert graph(x).sum() == 18
+    [neuron] = [m for m in graph.modules() if isinstance(m, Neuron)]
+    neuron.tie_fires = False
+    assert graph(x)[:, 0, 0].tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_constants_of_their_own_run_step_by_step(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(nir_graph, "lif", refuse)
+    model, x = network("CubaLIF", "zero", "linear")
+    bs.nir.write(model, tmp_path / "net.nir", x)
+    assert bs.nir.read(tmp_path / "net.nir")(x).sum() > 0
+    model, x = network("LIF", "zero", "linear")
+    bs.nir.write(model, tmp_path / "net.nir", x)
+    learned = bs.nir.read(tmp_path / "net.nir", learn="tau")
+    assert learned(x).sum() > 0
+    graph = bs.nir.read(tmp_path / "net.nir")
+    [neuron] = [m for m in graph.modules() if isinstance(m, Neuron)]
+    neuron.theta[0] += 0.5
+    assert graph(x).sum() > 0

@@ -3,6 +3,7 @@ number of timesteps, and what differs gets no file."""
 
 import hashlib
 import json
+import math
 import re
 import sys
 from functools import partial
@@ -19,6 +20,7 @@ from backspike.errors import BackspikeError
 from backspike.exchange import onnx_steps, onnx_verify, onnx_write
 from backspike.exchange.onnx_steps import Neuron, Scan, render
 from backspike.models.residual import ResNet, SEWBasic
+from backspike.neuron.shifted import DelayedReset, DelayedResetCuba, Shifted, ShiftedCuba
 from backspike.train.network import Network
 from backspike.version import __version__
 
@@ -70,13 +72,19 @@ KINDS = {
     "CubaLIF-undecayed": partial(bs.CubaLIF, 4.0, tau_synapse=1.7, decay_input=False),
     "CLIF": partial(bs.CLIF, 2.6),
     "MPBN": partial(bs.MPBN, 2.4),
+    "Shifted": partial(Shifted, 2.7, scale=1.4, shift=-0.1, start=0.3),
+    "Shifted-IF": partial(Shifted, math.inf, decay_input=False, scale=0.8, start=0.5),
+    "DelayedReset": partial(DelayedReset, 3.1, decay_input=False, learn=("tau", "threshold")),
+    "ShiftedCuba": partial(ShiftedCuba, 2.1, tau_synapse=3.3, shift=0.1, start=-0.2),
+    "DelayedResetCuba": partial(DelayedResetCuba, 4.0, tau_synapse=1.7, scale=0.7),
 }
 LAYERS = {
     "linear": ((7,), lambda: [nn.Linear(7, 9), nn.BatchNorm1d(9)], 9),
     "conv1d": ((3, 11), lambda: [nn.Conv1d(3, 4, 3, stride=2), nn.BatchNorm1d(4)], 4),
     "conv2d": ((2, 8, 6), lambda: [nn.Conv2d(2, 5, 3, padding=1, bias=False), bs.TDBN(5)], 5),
 }
-GIVEN = {"CLIF": ("soft",), "MPBN": ("zero", "below")}
+SOFT = ("CLIF", "DelayedReset", "DelayedResetCuba")
+GIVEN = {**dict.fromkeys(SOFT, ("soft",)), "MPBN": ("zero", "below")}
 CASES = [(kind, reset) for kind in KINDS for reset in GIVEN.get(kind, RESETS)]
 
 
@@ -108,6 +116,37 @@ def test_the_rendering_of_a_recurrent_layer_fires_as_the_network(kind):
         with torch.no_grad():
             onnx_verify.hold_to_network(render(model), model, x)
             torch.testing.assert_close(render(model)(x, onnx_steps.Trace()), model(x))
+
+
+def calibrated():
+    """A network of ReLUs made spiking, and a sample for it."""
+    torch.manual_seed(4)
+    layers = [nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.AvgPool2d(2)]
+    relus = nn.Sequential(*layers, nn.Flatten(), nn.Linear(54, 20), nn.ReLU(), nn.Linear(20, 3))
+    images = torch.rand(40, 2, 6, 6)
+    return bs.from_torch(relus.eval(), calibrate=images), images[:4].expand(12, 4, 2, 6, 6)
+
+
+@pytest.mark.parametrize("step", [False, True])
+def test_a_calibrated_network_becomes_a_file(step, tmp_path):
+    model, x = calibrated()
+    made = bs.onnx.write(model, tmp_path / "net.onnx", x, step=step)
+    assert (made.layers, made.spikes > 1000) == (2, True)
+    run = stream if step else sequence
+    with torch.no_grad():
+        torch.testing.assert_close(run(made.path, x), model(x), rtol=0, atol=1e-4)
+
+
+def test_a_network_with_delayed_resets_becomes_a_file(tmp_path):
+    torch.manual_seed(5)
+    model = bs.Sequential(
+        *(bs.OverTime(nn.Linear(5, 8)), DelayedReset(10.0, v_reset=None, decay_input=False)),
+        *(bs.OverTime(nn.Linear(8, 3)), bs.Integrator(4.0)),
+    )
+    x = torch.randn(40, 3, 5)
+    for step in (False, True):
+        made = bs.onnx.write(model, tmp_path / f"{step}.onnx", x, step=step)
+        assert made.spikes > 50
 
 
 def test_a_norm_of_the_membrane_with_negative_weights():

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import io
 import pickle
+import re
 import typing
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 import backspike as bs
 from backspike import options
+from backspike.foreign_names import INSTEAD
 from backspike.neuron import arguments
 
 X = torch.rand(4, 3, 2, 5, generator=torch.Generator().manual_seed(0))
@@ -198,3 +200,52 @@ def test_a_parameter_per_channel_needs_the_time_axis():
     layer = bs.LIF(surrogate=bs.Parametric(bs.ATan(), per_channel=True), channels=5)
     with pytest.raises(ValueError, match=r"x must be \[T, B, C, ...\], got shape \[3, 5\]"):
         layer(torch.rand(3, 5))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: bs.LIF(beta=0.9), TypeError, "LIF has no argument 'beta'; give tau = 1 / (1 -"),
+        (lambda: bs.IF(threshold=0.5), TypeError, "IF has no argument 'threshold'; it is called"),
+        (lambda: bs.CLIF(detach_reset=True), TypeError, "'detach_reset'; give reset_gradient=0.0"),
+        (lambda: bs.CubaLIF(alpha=0.8), TypeError, "'alpha'; give tau_synapse = 1 / (1 - alpha)"),
+        (
+            lambda: bs.lif(X, step_mode="m"),
+            TypeError,
+            "bs.lif has no argument 'step_mode'; a layer",
+        ),
+        (lambda: bs.LIF(v_treshold=1.0), TypeError, "'v_treshold'; did you mean v_threshold or"),
+        (lambda: bs.LIF().init_leaky(), AttributeError, "starts each call from rest"),
+        (
+            lambda: bs.LIF().reset(),
+            AttributeError,
+            "'LIF' object has no attribute 'reset'; a layer",
+        ),
+        (lambda: bs.Integrator().reset_mem(), AttributeError, "bs.streaming(model)"),
+        (lambda: bs.functional.reset_net, AttributeError, "nothing to reset"),
+        (lambda: bs.Leaky, AttributeError, "has no attribute 'Leaky'; the layer is bs.LIF"),
+    ],
+)
+def test_habits_of_other_libraries_get_what_to_do_here(call, error, text):
+    with pytest.raises(error, match=re.escape(text)) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_what_to_use_instead_exists():
+    """Each name that a message recommends, and none that it warns of."""
+    known = {f.name for kind in (options.LIF, options.CubaLIF) for f in dataclasses.fields(kind)}
+    for name, text in INSTEAD.items():
+        assert name not in known
+        for word in re.findall(r"\bbs\.(\w+)", text):
+            assert word in bs.__all__
+        for word in re.findall(r"\b(\w+)=", text):
+            assert word in known
+
+
+def test_an_attribute_that_does_not_exist_is_still_missing():
+    """Libraries ask with hasattr, for example whether a layer has to be reset."""
+    assert not hasattr(bs.LIF(), "reset")
+    assert not hasattr(bs.LIF(), "anything")
+    with pytest.raises(AttributeError, match=r"no attribute 'anything'$"):
+        bs.LIF().anything  # noqa: B018

@@ -13,7 +13,7 @@ from helpers.training import tiny
 
 import backspike as bs
 from backspike.cli import main
-from backspike.errors import ReportError
+from backspike.errors import ReportError, RunError
 from backspike.report import card
 from backspike.system.files import is_sealed
 
@@ -188,6 +188,17 @@ def test_training_again_removes_the_old_card_but_no_other_readme(tmp_path):
         write(out) if text is None else (out / "README.md").write_text(text)
         bs.fit(tiny(epochs=1), out, report=False, force=True)
         assert (out / "README.md").exists() == stays
+
+
+def test_training_again_refuses_beside_an_edited_card(tmp_path):
+    out = tmp_path / "run"
+    bs.fit(tiny(epochs=1), out, report=False)
+    edited = write(out).replace("# digits", "# My digits")
+    (out / "README.md").write_text(edited)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    with pytest.raises(RunError, match=r"is the card of the old run, edited since; move"):
+        bs.fit(tiny(epochs=1), out, report=False, force=True)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
 def test_json_names_the_card(run, capsys):

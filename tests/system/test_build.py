@@ -112,6 +112,24 @@ def test_flags_that_the_compiler_lacks_are_left_out(tmp_path, compiler, refused,
     assert [optional & set(line) for line in lines if "-shared" in line] == [linked]
 
 
+@pytest.mark.parametrize(
+    ("compiler", "text"),
+    [("/bin/false", "_lif could not be compiled and is left"), ("/no", "there is no C compiler")],
+)
+def test_without_a_compiler_the_build_names_the_cure(tmp_path, compiler, text):
+    words = [sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path]
+    done = subprocess.run(
+        [*words, "--build-temp", tmp_path],
+        cwd=ROOT,
+        env=os.environ | {"CC": compiler},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    [line] = [line for line in done.stderr.splitlines() if text in line]
+    assert line.endswith("; install gcc or clang, or name one with CC=, and install again")
+
+
 def test_thread_sanitizer_without_clang_names_what_it_needs():
     done = subprocess.run(
         [str(ROOT / ".ci/sanitize"), "--thread"],

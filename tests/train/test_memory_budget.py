@@ -72,6 +72,7 @@ def machine(monkeypatch):
         )
 
     monkeypatch.setattr(memory_budget, "_rehearse", rehearse)
+    monkeypatch.setattr(memory_budget, "_least", lambda recipe, device: 280_000_000)
     return tried
 
 
@@ -141,12 +142,25 @@ def test_the_plan_states_cost_peak_and_safety_margin(machine):
 
 def test_an_impossible_budget_names_the_smallest_that_works(machine):
     with pytest.raises(
-        RunError, match="does not train within 300MB; the smallest budget that works is 330MB"
+        RunError,
+        match=r"does not train within 300MB .limit 285MB, as 5 % of the budget is a safety "
+        "margin.: expected peak 310MB at least; the smallest budget that works is 330MB",
     ) as error:
         plan_memory(recipe(), "300MB")
     assert "8bit" in str(error.value)
     assert len(machine) <= 6
     assert plan_memory(recipe(), "330MB").recipe.part_size == 1
+
+
+def test_a_hopeless_budget_is_refused_before_any_rehearsal(machine):
+    with pytest.raises(
+        RunError,
+        match=r"does not train within 1MB .limit 0.95MB, as 5 % of the budget is a safety margin.: "
+        "the libraries, the weights, their gradients and the optimizer take 280MB before the "
+        "first sample; give more than 300MB",
+    ):
+        plan_memory(recipe(), "1MB")
+    assert machine == []
 
 
 def test_the_command_line_trains_the_chosen_settings(machine, capsys, tmp_path, monkeypatch):
@@ -168,6 +182,27 @@ def test_the_command_line_trains_the_chosen_settings(machine, capsys, tmp_path, 
 
 
 # ---- real processes ------------------------------------------------------------------------------
+
+
+@linux
+@pytest.mark.parametrize(("optimizer", "numbers"), [("AdamW(lr=0.1)", 5), ("SGD(lr=0.1)", 4)])
+def test_the_lower_bound_counts_weights_gradients_optimizer_and_average(optimizer, numbers):
+    """AdamW keeps two numbers per weight, SGD one; the averaged weights are another one."""
+
+    def least(width):
+        model = f"ConvNet('P-P', size=8, hidden=({width}, {width}))"
+        return memory_budget._least(recipe(model=model, optimizer=optimizer, ema=0.9), None)
+
+    small, large = least(4), least(4000)
+    weights = 4000 * 4000 + 4000 * (4 + 2 + 10)
+    assert large - small == pytest.approx(4 * numbers * weights, rel=0.05)
+    assert small > 50_000_000  # torch
+
+
+@linux
+def test_the_lower_bound_lies_below_the_measured_peak():
+    few = recipe(limit=60, batch_size=2)
+    assert memory_budget._least(few, None) <= memory_budget._rehearse(few, None, 1).peak
 
 
 def large(**changes):

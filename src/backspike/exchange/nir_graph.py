@@ -7,6 +7,7 @@ timestep there are none.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExchangeError
+from ..neuron.lif import lif
 from ..surrogate import ATan, Surrogate
 
 Edge = tuple[str, str]
@@ -45,9 +47,11 @@ class Neuron(Stateful):
         v[t] = v_reset where s[t] = 1, else u[t]            soft: v[t] = u[t] - theta s[t]
 
     The start is v = `start`, i = 0. The constants are buffers; those that `learn` names become
-    parameters. surrogate: its derivative is the gradient of a spike.
+    parameters. surrogate: its derivative is the gradient of a spike. fast: a neuron in no cycle
+    runs in the kernels of `bs.lif` where they compute the same bits, see `_kernel_constants`.
     """
 
+    fast = False
     names = ("lam", "offset", "gain", "start", "theta", "v_reset", "lam_s", "gain_s")
     theta: Tensor | None
 
@@ -98,6 +102,47 @@ class Neuron(Stateful):
             if not suffix:
                 c["offset"] = offset
         return c
+
+    def forward(self, x: Tensor) -> Tensor:
+        c = self._kernel_constants(x) if self.fast and not torch.compiler.is_compiling() else None
+        if c is None:
+            return super().forward(x)
+        start = torch.full_like(x[0], c.pop("start"))
+        out = lif(c.pop("gain") * x, start, decay_input=False, surrogate=self.surrogate, **c)
+        assert out.spikes is not None
+        return out.spikes
+
+    def _kernel_constants(self, x: Tensor) -> dict[str, Any] | None:
+        """The arguments of `bs.lif` for these equations, and gain and start; None if it has none.
+
+        They must be the same for all neurons, not learned and without a synapse; the membrane must
+        rest at the reset potential; and where a membrane at the threshold does not fire, the
+        threshold of the kernels is the next larger number, which a soft reset must not subtract.
+        """
+        c = self.constants()
+        plain = self.spikes and not self.learned and not list(self.parameters())
+        if not plain or "lam_s" in c or (self.soft and not self.tie_fires):
+            return None
+        wide = x.dtype in (torch.float32, torch.float64)
+        if not wide or not all(_fits(b, x[0]) and _is_one(b, x.dtype) for b in c.values()):
+            return None
+        numbers = [float(c[name].flatten()[0]) for name in self.names[:6]]
+        lam, offset, gain, start, theta, v_reset = numbers
+        rest, tau = 0.0 if self.soft else v_reset, math.inf if lam == 1 else 1 / (1 - lam)
+        rounded = torch.tensor([1 - 1 / tau, rest / tau], dtype=x.dtype).tolist() if tau > 1 else []
+        if rounded != [lam, offset] or not theta > max(0.0, rest):
+            return None
+        if not self.tie_fires:
+            above = torch.tensor(math.inf, dtype=x.dtype)
+            theta = float(torch.nextafter(torch.tensor(theta, dtype=x.dtype), above))
+        return {
+            "tau": tau,
+            "v_threshold": theta,
+            "v_reset": None if self.soft else v_reset,
+            "reset_gradient": 1.0,
+            "gain": gain,
+            "start": start,
+        }
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         c = {
@@ -153,6 +198,11 @@ def _shared(values: Tensor) -> Tensor:
     """One number, 0-dim, where all values are the same."""
     first = values.flatten()[0] if values.numel() else values
     return first.clone() if (values == first).all() else values.clone()
+
+
+def _is_one(values: Tensor, dtype: torch.dtype) -> bool:
+    """Whether all values are the same number of this dtype."""
+    return values.dtype == dtype and bool((values == values.flatten()[:1]).all())
 
 
 def _fits(constant: Tensor, x: Tensor) -> bool:

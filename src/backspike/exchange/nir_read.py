@@ -83,6 +83,9 @@ def read(
     """
     learn = (learn,) if isinstance(learn, str) else tuple(learn)
     graph = load(Path(path), Options(dt, v_reset, exact, learn, surrogate))
+    for node in graph.nodes:
+        if isinstance(node, Neuron):
+            node.fast = True
     for note in (graph.guessed, *graph.notes):
         if note:
             logger.warning("%s: %s", path, note)

@@ -31,6 +31,7 @@ from ..neuron.cuba import CubaLIF
 from ..neuron.integrator import Integrator
 from ..neuron.lif import IF, LIF, PLIF
 from ..neuron.recurrent import Recurrent
+from ..neuron.shifted import DelayedReset, DelayedResetCuba, Shifted, ShiftedCuba
 from ..train.network import Network
 from ..version import __version__
 from .nir_read import DT
@@ -41,6 +42,7 @@ CHOICES = {
     "gain": ("trained", "unit", "decayed"),
 }
 CONTAINERS = (nn.Sequential, Sequential, OverTime)
+NEURONS = (LIF, IF, PLIF, CubaLIF, Shifted, ShiftedCuba, DelayedReset, DelayedResetCuba)
 SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 INSTEAD = (
     (
@@ -145,7 +147,7 @@ class Walk:
             for source in self.scaled(self.walk(m.layer, [neuron])):
                 self.edges.append((source, neuron))
             return [neuron]
-        if kind in (LIF, IF, PLIF, CubaLIF):
+        if kind in NEURONS:
             return [self.neuron(m, self.scaled(sources))]
         if kind is Integrator:
             return [self.integrator(m, self.scaled(sources))]
@@ -322,7 +324,7 @@ class Walk:
         return out
 
     def neuron(self, m: Any, sources: list[str], name: str = "") -> str:
-        if type(m) not in (LIF, IF, PLIF, CubaLIF):
+        if type(m) not in NEURONS:
             raise self.refuse(m)
         if self.label(m) in self.spiking:
             raise self.refuse(m, "it is called twice; give each call a neuron of its own")
@@ -340,12 +342,14 @@ class Walk:
             return np.broadcast_to(value, shape).copy()
 
         common = self.threshold_and_reset(m, lambda value: full(np.asarray(value) * factor))
+        scale, leak = self.scale_and_leak(m)
         if not taus:
-            node = self.nir.IF(r=full(1 / self.dt), **common)
+            node = self.nir.IF(r=full(np.asarray(scale) / self.dt), **common)
         else:
-            rest = full((0.0 if o.soft else o.v_reset) * np.asarray(factor))
+            rest = full(np.asarray(leak) * factor)
             times = [full(self.seconds(tau)) for tau in taus]
             gains = [full(tau if unit else 1.0) for tau in taus]
+            gains[0] *= full(scale)
             if len(taus) == 1:
                 node = self.nir.LIF(tau=times[0], r=gains[0], v_leak=rest, **common)
             else:
@@ -372,6 +376,21 @@ class Walk:
                 raise self.refuse(m, f"its {what} has no leak; train with a finite {option}")
         return taus
 
+    def scale_and_leak(self, m: Any) -> tuple[Any, Any]:
+        """The factor of a neuron's input, and v_leak, where NIR starts the membrane."""
+        rest = 0.0 if m.options.soft else m.options.v_reset
+        if not isinstance(m, Shifted):
+            return 1.0, rest
+        scale, shift, offset = m.transform()
+        tau, start = m.constants().tau, (rest if m.start is None else m.start) + offset
+        leaks = isinstance(tau, Tensor) or math.isfinite(tau)
+        times = 1.0 if m.options.decay_input or not leaks else tau
+        shift, start = torch.as_tensor(shift * times), torch.as_tensor(start)
+        if not torch.allclose(rest + shift, start) or not (leaks or (shift == 0).all()):
+            why = "its membrane starts where it does not rest, which NIR cannot say"
+            raise self.refuse(m, f"{why}; export to ONNX")
+        return scale, start
+
     def threshold_and_reset(self, m: Any, full: Callable[[Any], np.ndarray]) -> dict[str, Any]:
         rest = 0.0 if m.options.soft else m.options.v_reset
         known = "v_reset" in self.nir.LIF.__dataclass_fields__
@@ -382,7 +401,8 @@ class Walk:
                 f"{self.label(m)} is reset by subtraction, which NIR cannot say: it stands in the "
                 "metadata, and other readers will reset it to 0"
             )
-        out = {"v_threshold": full(m.constants().v_threshold)}
+        offset = m.transform().offset if isinstance(m, Shifted) else 0.0
+        out = {"v_threshold": full(m.constants().v_threshold + offset)}
         if known:
             out["v_reset"] = full(rest)
         return out | {"metadata": {"reset": "soft" if m.options.soft else "hard"}}

@@ -31,6 +31,7 @@ from ..neuron.cuba import CubaLIF
 from ..neuron.integrator import Integrator
 from ..neuron.lif import IF, LIF, PLIF
 from ..neuron.recurrent import Recurrent
+from ..neuron.shifted import DelayedReset, DelayedResetCuba, Shifted, ShiftedCuba
 from ..neuron.streaming import Streaming
 
 # (u - theta, spikes) of one timestep -> the spikes to go on with
@@ -135,6 +136,40 @@ class Cuba(Neuron):
         v, i = states
         i = over(self.lam_s, x) * i + over(self.gain_s, x) * x
         return *super().step(i, v), i
+
+
+class Moved(Neuron):
+    """`Shifted` and `DelayedReset`: membranes are measured from where they start.
+
+    u[t] = lam v[t-1] + gain scale x[t] + drive
+    """
+
+    drive: Tensor
+    jump: Tensor
+    home: Tensor
+
+    def __init__(self, name: str, m: Shifted) -> None:
+        super().__init__(name, m)
+        scale, shift, offset = m.transform()
+        start = self.rest if m.start is None else m.start
+        jump = self.theta + self.rest + offset  # the threshold of the kernels
+        home = self.rest - (start + offset)
+        drive = self.gain * shift + (1 - self.lam) * home
+        self.hold(gain=self.gain * scale, drive=drive, theta=jump - (start + offset))
+        self.hold(jump=jump, home=home)
+
+    def membrane(self, x: Tensor, v: Tensor) -> Tensor:
+        return super().membrane(x, v) + over(self.drive, x)
+
+    def step(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        u = self.membrane(x, *states)
+        s = self.fire(u)
+        after = u - over(self.jump, u) * s if self.soft else u * (1 - s) + over(self.home, u) * s
+        return s, after
+
+
+class MovedCuba(Cuba, Moved):
+    """`Moved` behind the synapse of `Cuba`."""
 
 
 class Complementary(Neuron):
@@ -300,6 +335,20 @@ def render(network: nn.Module) -> Rendered:
     return Rendered(copied[0], {layer.name: layer for layer in layers.values()})
 
 
+KINDS: dict[Any, Any] = {
+    LIF: Neuron,
+    IF: Neuron,
+    PLIF: Neuron,
+    CubaLIF: Cuba,
+    CLIF: Complementary,
+    MPBN: Normed,
+    Shifted: Moved,
+    DelayedReset: Moved,
+    ShiftedCuba: MovedCuba,
+    DelayedResetCuba: MovedCuba,
+}
+
+
 def step_of(m: Any, path: str) -> Step:
     """The layer at `path` of the copy, which is 0 or begins with "0."."""
     kind: Any = type(m)
@@ -311,8 +360,7 @@ def step_of(m: Any, path: str) -> Step:
     if kind is Integrator:
         tau = math.inf if m.tau is None else m.tau
         return Leaky(name, tau, m.decay_input and m.tau is not None)
-    kinds = {LIF: Neuron, IF: Neuron, PLIF: Neuron, CubaLIF: Cuba, CLIF: Complementary}
-    if make := {**kinds, MPBN: Normed}.get(kind):
+    if make := KINDS.get(kind):
         return make(name, m)
     raise ExchangeError(
         f"{name!r} is a {kind.__name__}, whose equations this export does not know; "

@@ -7,9 +7,12 @@ from dataclasses import fields, replace
 from inspect import Parameter, signature
 from typing import Any, TypedDict, TypeVar
 
+from ..errors import nearest
+from ..foreign_names import hint
 from ..options import LIF as Options
 from ..surrogate import Surrogate
 
+Kind = TypeVar("Kind", bound=Options)
 F = TypeVar("F", bound=Callable[..., Any])
 Layer = TypeVar("Layer", bound=type)
 
@@ -41,6 +44,16 @@ class CubaArguments(LayerArguments, total=False):
     """What `bs.CubaLIF` takes besides tau and channels."""
 
     tau_synapse: float
+
+
+def options(kind: type[Kind], where: str, **given: Any) -> Kind:
+    """The options; TypeError that says what to give instead for one that does not exist."""
+    known = {f.name for f in fields(kind)}
+    for name in given:
+        if name not in known:
+            instead = hint(name) or nearest(name, sorted(known))
+            raise TypeError(f"{where} has no argument {name!r}{instead}")
+    return kind(**given)
 
 
 def takes(kind: type[Options], without: Collection[str] = ()) -> Callable[[F], F]:

@@ -26,7 +26,7 @@ from ..kernel.mask import draw_seed, draw_seeds
 from ..options import LIF as Options
 from ..options import PLIF as ParametricOptions
 from ..surrogate import Parametric, unwrap
-from .arguments import has, takes
+from .arguments import has, options, takes
 from .prepare import check_gradients_of, check_neuron, check_surrogate, check_tensor, prepare
 from .streaming import Streaming
 
@@ -100,7 +100,10 @@ def lif(
     was asked for cannot run this.
     """
     check_surrogate(rest.get("surrogate", Options.surrogate))
-    neuron, constants = Options(**rest), kernel.Constants(tau, v_threshold, width)
+    neuron, constants = (
+        options(Options, "bs.lif", **rest),
+        kernel.Constants(tau, v_threshold, width),
+    )
     record = kernel.Record(membrane=record_membrane)
     call = prepare(x, v0, neuron, constants, seed, mask_p, repeats, record)
     return compute(call, backend or "auto")[0]
@@ -152,7 +155,7 @@ class LIF(Streaming, _Attributes):
         super().__init__()
         check_surrogate(rest.get("surrogate", self.kind.surrogate))
         rest["learn"] = names(rest.get("learn", ()))
-        self.options = neuron = self.kind(tau, **rest)  # type: ignore[arg-type]
+        self.options = neuron = options(self.kind, type(self).__name__, tau=tau, **rest)
         self.channels = channels
         if unknown := set(neuron.learn) - {*self.learnable}:
             raise ValueError(

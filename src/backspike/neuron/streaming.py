@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+
+from ..foreign_names import hint
 
 
 class Streaming(nn.Module):
@@ -17,6 +19,14 @@ class Streaming(nn.Module):
         self.streams = False
         self.detaches = True
         self.carried: Any = None
+
+    if not TYPE_CHECKING:  # checkers would take any name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError as e:
+                raise AttributeError(f"{e}{hint(name)}") from None
 
     def initial_state(self, v0: Tensor | None, x: Tensor | None) -> Any:
         """v0 if given, else the state carried over from the last call; x is `[T, B, ...]`."""

@@ -145,6 +145,12 @@ def is_sealed(text: bytes) -> bool:
     return found is not None and found[1] == _sha256(above + newline)
 
 
+def is_edited(path: Path) -> bool:
+    """Whether this file is a result of `seal` that has been changed since."""
+    text = read_regular(path) if path.is_file() else b""
+    return SEAL.search(text) is not None and not is_sealed(text)
+
+
 def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).hexdigest().encode()
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..analysis import activity, vitals
 from ..analysis.diagnosis import diagnose
 from ..analysis.finding import DRAW_WEIGHTS, list_names
+from ..errors import option
 from ..neuron.hooks import observe
 from ..neuron.lif import LIF, Output
 from ..readout import TWO
@@ -24,14 +25,20 @@ WATCHED = 64  # training samples on which `Watch` measures
 # steps after which layers that were silent at the start are looked at again; in networks that learn
 # an output layer of neurons may need 30
 SILENT_STEPS = 50
+GROWN = 10  # times the loss before training: above that, a training has diverged
 
 
 def initial(setup: Setup) -> dict[str, Any]:
-    """Spikes and membrane potentials before training."""
-    model, x = setup.network.model, _probe_batch(setup)
+    """The loss, spikes and membrane potentials before training."""
+    model, (x, y) = setup.network.model, _probe_batch(setup)
     with setup.train.autocast():
         counts = activity.histograms(model, x)
-        return {"event": "initial", "membrane_counts": counts, **activity.probe(model, x)}
+        probed = activity.probe(model, x)
+        setup.network.eval()
+        with torch.no_grad():
+            o = model(x)
+            loss = float(setup.recipe.loss.value(o, setup.network.readout(o), y))
+    return {"event": "initial", "loss": loss, "membrane_counts": counts, **probed}
 
 
 def epoch(setup: Setup, step: Step, progress: Progress) -> dict[str, Any]:
@@ -57,7 +64,42 @@ def epoch(setup: Setup, step: Step, progress: Progress) -> dict[str, Any]:
     if not setup.ranks.first:
         return event
     with setup.train.autocast():
-        return event | activity.probe(model, _probe_batch(setup))
+        return event | activity.probe(model, _probe_batch(setup)[0])
+
+
+def one_step(setup: Setup) -> dict[str, Any] | None:
+    """What to know if a batch is larger than the training set."""
+    asked, samples = setup.recipe.batch_size, len(setup.train.data)
+    if asked <= samples:
+        return None
+    text = (
+        f"{option('batch_size', asked)} is more than the {samples} training samples, so an epoch "
+        "is a single step of all of them; a smaller one takes more steps"
+    )
+    return {"event": "one_step", "samples": samples, "text": text}
+
+
+def untrained_loss(setup: Setup, log: list[dict[str, Any]]) -> float | None:
+    """The loss before training that `diverged` compares with; None if there is none to compare.
+
+    With PDA the loss of training contains more; a log that already says so needs no second word.
+    """
+    if setup.potential is not None or any(e.get("event") == "diverged" for e in log):
+        return None
+    return next((e.get("loss") for e in log if e.get("event") == "initial"), None)
+
+
+def diverged(setup: Setup, epoch: dict[str, Any], before: float | None) -> dict[str, Any] | None:
+    """What to do if the loss of an epoch is far above the one before training."""
+    if before is None or epoch["loss"] <= GROWN * before:
+        return None
+    recipe = setup.recipe
+    text = (
+        f"the loss grew to {epoch['loss']:.3g} from {before:.3g} before training: train again "
+        f"with a lower {option('optimizer.lr')} ({recipe.optimizer.lr:g})"
+    )
+    text += "" if recipe.clip else f" or with {option('clip', 1)}"
+    return {"event": "diverged", "epoch": epoch["epoch"], "before": before, "text": text}
 
 
 def silent_layers(log: list[dict[str, Any]]) -> list[str]:
@@ -87,7 +129,7 @@ def silent(setup: Setup, step: Step, layers: list[str]) -> dict[str, Any] | None
             fired.add(name)
 
     with preserved_rng(setup.device), setup.train.autocast(), torch.no_grad(), observe(model, see):
-        model(_probe_batch(setup))
+        model(_probe_batch(setup)[0])
     if not (still := [name for name in layers if name not in fired]):
         return None
     text = (
@@ -98,10 +140,10 @@ def silent(setup: Setup, step: Step, layers: list[str]) -> dict[str, Any] | None
     return {"event": "silent", "layers": still, "steps": step.number, "text": text}
 
 
-def _probe_batch(setup: Setup) -> Tensor:
+def _probe_batch(setup: Setup) -> tuple[Tensor, Tensor]:
     batches = setup.validation or setup.train
     size = min(setup.recipe.part_size, activity.SAMPLES_AT_ONCE, len(batches.data))
-    return batches.take(torch.arange(size))[0]
+    return batches.take(torch.arange(size))
 
 
 class Watch:

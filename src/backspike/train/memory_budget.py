@@ -4,7 +4,8 @@ Every setting is rehearsed in a separate process on the recipe's data: measureme
 test and a checkpoint. The peak of that process counts, including weights, optimizer, averaged
 weights, data and libraries. The first setting to change is what neurons save for backward
 (`neuron.memory`), which costs only time. Then a step is split into parts (`accumulate`): two
-rehearsals predict how many, peak = a + b * part, and a third confirms it.
+rehearsals predict how many, peak = a + b * part, and a third confirms it. A budget that the
+libraries, the weights, their gradients and the optimizer exceed is refused before any rehearsal.
 """
 
 from __future__ import annotations
@@ -57,13 +58,10 @@ class Plan:
     def __str__(self) -> str:
         if self.after is self.before:
             cost = f"expected peak {_cost(self.before)}"
-            return f"fits into {size_text(self.budget)} as it is: {cost}; {self._limit()}"
+            return f"fits into {size_text(self.budget)} as it is: {cost}; {_limit(self.budget)}"
         chosen = _settings(self.before.recipe, self.recipe)
-        return f"to fit into {size_text(self.budget)}: {chosen}; {self._costs()}; {self._limit()}"
-
-    def _limit(self) -> str:
-        usable = size_text(HEADROOM * self.budget)
-        return f"limit {usable}, as {100 * (1 - HEADROOM):.0f} % of the budget is a safety margin"
+        costs = f"{self._costs()}; {_limit(self.budget)}"
+        return f"to fit into {size_text(self.budget)}: {chosen}; {costs}"
 
     def _costs(self) -> str:
         before, after = self.before, self.after
@@ -98,6 +96,8 @@ def plan_memory(
     """
     size = parse_size(budget) if isinstance(budget, str) else budget
     notify = listen or (lambda event: None)
+    if (least := _least(recipe, device)) > HEADROOM * size:
+        raise RunError(_hopeless(size, least))
     rehearsals: list[Rehearsal] = []
 
     def rehearse(candidate: Recipe) -> Rehearsal:
@@ -171,14 +171,33 @@ def _impossible(budget: int, rehearsals: list[Rehearsal]) -> str:
             "no setting could be tried in the free memory of this machine; "
             "close other programs or use a smaller network"
         )
-    smallest = min(peaks) / HEADROOM
-    unit = 10**7 if smallest < 10**9 else 10**8
-    least = size_text(math.ceil(smallest / unit) * unit)
     return (
-        f"this recipe does not train within {size_text(budget)}; "
-        f"the smallest budget that works is {least} (less with {option('neuron.memory', '8bit')}, "
+        f"this recipe does not train within {size_text(budget)} ({_limit(budget)}): "
+        f"expected peak {size_text(min(peaks))} at least; "
+        f"the smallest budget that works is {_budget_text(min(peaks))} "
+        f"(less with {option('neuron.memory', '8bit')}, "
         "whose gradients are a few percent off, a smaller network or a smaller T)"
     )
+
+
+def _hopeless(budget: int, least: int) -> str:
+    return (
+        f"this recipe does not train within {size_text(budget)} ({_limit(budget)}): "
+        f"the libraries, the weights, their gradients and the optimizer take {size_text(least)} "
+        f"before the first sample; give more than {_budget_text(least)}, or use a smaller network"
+    )
+
+
+def _limit(budget: int) -> str:
+    usable = size_text(HEADROOM * budget)
+    return f"limit {usable}, as {100 * (1 - HEADROOM):.0f} % of the budget is a safety margin"
+
+
+def _budget_text(peak: int) -> str:
+    """The budget for a peak, with two digits, rounded up."""
+    budget = peak / HEADROOM
+    unit = 10**7 if budget < 10**9 else 10**8
+    return size_text(math.ceil(budget / unit) * unit)
 
 
 def _settings(before: Recipe, after: Recipe) -> str:
@@ -258,6 +277,46 @@ def _measure(recipe: Recipe, device: str | None, threads: int | None, mode: str)
             return Rehearsal(recipe, None, None)
         raise RunError(failures.first_line(e)) from None
     return Rehearsal(recipe, _peak(), median(seconds[1:]), batch_norm)
+
+
+def _least(recipe: Recipe, device: str | None) -> int:
+    """A peak in bytes below which `recipe` cannot train with any setting; nothing is trained."""
+    with Worker(quiet=True) as worker:
+        try:
+            return worker.call(_measure_least, recipe, device)
+        except WorkerFailed as e:
+            raise RunError(f"measuring the memory of the libraries failed: {e}") from None
+
+
+def _measure_least(recipe: Recipe, device: str | None) -> int:
+    """The libraries in this separate process, and what an optimizer step leaves in memory.
+
+    The step is taken on the meta device, which computes and allocates nothing.
+    """
+    import torch
+
+    from .. import report  # noqa: F401  (a training imports it)
+    from .failures import first_line
+    from .schedule import parameter_groups
+    from .setup import choose_device
+
+    try:
+        with torch.device("meta"):
+            model = recipe.network()
+            optimizer = recipe.optimizer.build(parameter_groups(model, recipe))
+    except (ValueError, TypeError, RuntimeError) as e:
+        raise RunError(f"the recipe cannot be built: {first_line(e)}") from None
+    for group in optimizer.param_groups:
+        group["fused"] = False  # the meta device has no fused steps
+    learned = [p for p in model.parameters() if p.requires_grad]
+    for p in learned:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    states = [v for state in optimizer.state.values() for v in state.values()]
+    kept = [*model.state_dict().values(), *learned, *filter(torch.is_tensor, states)]
+    libraries = _peak() if choose_device(device).type == "cpu" else 0
+    average = list(model.state_dict().values()) if recipe.ema else []
+    return libraries + sum(t.numel() * t.element_size() for t in (*kept, *average))
 
 
 def _limit_memory() -> None:

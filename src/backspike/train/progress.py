@@ -82,8 +82,9 @@ def _text(event: dict[str, Any]) -> str | None:
             return _scaling(event)
         case "rehearsal" | "memory":
             return f"memory: {event['text']}"
-        case "silent":
-            return printable(f"silent: {event['text']}")
+        case "silent" | "diverged" | "one_step":
+            name = event["event"].replace("_", " ")
+            return printable(f"{name}: {event['text']}")
         case "cuda_graph":
             return f"CUDA graph: {event['text']}"
         case "epoch":

@@ -140,6 +140,7 @@ class Trainer:
         self.unheard = listen is None
         self.watch = events.Watch(setup) if watch else None
         self.silent: list[str] = []  # layers without a spike before training, on rank 0
+        self.untrained_loss: float | None = None  # on rank 0
         self.progress = Progress()
         self.step = Step(setup, self.progress, self._not_recorded)
 
@@ -150,7 +151,9 @@ class Trainer:
             begun = self.ranks.on_rank0(lambda: self.run.has("last.ckpt"))
             watched = None if begun else self._begin()
             if self.ranks.first:
-                self.silent = events.silent_layers(self.run.log())
+                log = self.run.log()
+                self.silent = events.silent_layers(log)
+                self.untrained_loss = events.untrained_loss(self.setup, log)
             self._say(
                 "start",
                 run=str(self.run.path),
@@ -162,6 +165,8 @@ class Trainer:
             )
             if watched:
                 self.listen(watched)
+            if not begun and self.ranks.first:
+                self._warn(events.one_step(self.setup))
             with stop_on_signal() as stop:
                 while progress.epoch < recipe.epochs and not self._out_of_patience():
                     self._train_epoch(stop)
@@ -228,15 +233,18 @@ class Trainer:
         self.progress.batch += 1
         steps = self.setup.recipe.epochs * len(self.setup.train)
         if self.silent and self.step.number == min(events.SILENT_STEPS, steps):
-            self._tell_silent()
+            self._warn(events.silent(self.setup, self.step, self.silent))
 
-    def _tell_silent(self) -> None:
-        """Says once which layers have not fired so far."""
-        if event := events.silent(self.setup, self.step, self.silent):
+    def _warn(self, event: dict[str, Any] | None) -> None:
+        """Logs and shows an event with a text that says what to do; does nothing for None."""
+        if event is not None:
             self.run.append_log(event)
-            self.listen(event)
-            if self.unheard:
-                logger.warning("%s", event["text"])
+            self._show(event)
+
+    def _show(self, warning: dict[str, Any]) -> None:
+        self.listen(warning)
+        if self.unheard:
+            logger.warning("%s", warning["text"])
 
     def _end_epoch(self) -> None:
         progress, evaluated = self.progress, self.setup.evaluated
@@ -250,6 +258,9 @@ class Trainer:
             self.run.write("best.ckpt", checkpoint.to_bytes(state))
         progress.elapsed += progress.epoch_seconds + time.monotonic() - started
         self.run.append_log(event)
+        if warning := events.diverged(self.setup, event, self.untrained_loss):
+            self.untrained_loss = None  # once is enough
+            self.run.append_log(warning)
         progress.begin_epoch()
         self.step.begin_epoch()
         watched = self._watch()
@@ -258,6 +269,8 @@ class Trainer:
         self.listen(event)
         if watched:
             self.listen(watched)
+        if warning:
+            self._show(warning)
 
     def _watch(self) -> dict[str, Any] | None:
         if self.watch is None:
