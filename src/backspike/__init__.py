@@ -36,6 +36,7 @@ _NAMES = {
         "Triangle",
     ),
     "neuron.lif": ("IF", "LIF", "PLIF", "Output", "check_gradients", "lif"),
+    "neuron.adaptive": ("AdaptiveLIF",),
     "neuron.clif": ("CLIF",),
     "neuron.cuba": ("CubaLIF",),
     "neuron.integrator": ("Integrator",),
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
     from .methods.sgs import scale_gradients as scale_gradients
     from .methods.weight_mask import mask_weight_gradients as mask_weight_gradients
     from .models import init as init
+    from .neuron.adaptive import AdaptiveLIF as AdaptiveLIF
     from .neuron.clif import CLIF as CLIF
     from .neuron.cuba import CubaLIF as CubaLIF
     from .neuron.hooks import record as record

@@ -43,6 +43,14 @@ class CubaArguments(LayerArguments, total=False):
     tau_synapse: float
 
 
+class AdaptiveArguments(LayerArguments, total=False):
+    """What `bs.AdaptiveLIF` takes besides tau and channels."""
+
+    tau_adaptation: float
+    a: float
+    b: float
+
+
 def takes(kind: type[Options], without: Collection[str] = ()) -> Callable[[F], F]:
     """Decorate a function that ends in `**rest`: its signature then shows the fields of `kind`."""
 

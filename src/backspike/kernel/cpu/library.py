@@ -44,7 +44,7 @@ class Job(ctypes.Structure):
 
     _fields_ = [
         *fields(ctypes.c_int64, "T N C inner per_channel depth area chunks threads"),
-        *fields(ctypes.c_int64, "soft decay_input temporal parametric masked rescale learns"),
+        *fields(ctypes.c_int64, "soft decay_input temporal parametric masked rescale learns adapts"),
         *fields(
             ctypes.c_int64,
             "seed limit x_stride g_stride gu_stride keeps repeated logarithmic streams fresh",
@@ -182,6 +182,7 @@ def make_job(
     )
     job = Job.from_buffer_copy(template)
     job.p_constants = constants.data_ptr()
+    job.adapts = ops.states(constants) > 1
     return job
 
 
