@@ -40,10 +40,12 @@ _NAMES = {
     "neuron.clif": ("CLIF",),
     "neuron.cuba": ("CubaLIF",),
     "neuron.integrator": ("Integrator",),
+    "neuron.psn": ("PSN",),
     "neuron.streaming": ("streaming",),
     "neuron.recurrent": ("Recurrent",),
     "neuron.hooks": ("record",),
     "kernel": ("Unsupported", "backends", "dropped"),
+    "layers.delay": ("Delay",),
     "layers.over_time": ("OverTime",),
     "layers.norm": ("TDBN", "TEBN"),
     "layers.mpbn": ("MPBN",),
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     from .kernel import backends as backends
     from .kernel import dropped as dropped
     from .layers.block import block as block
+    from .layers.delay import Delay as Delay
     from .layers.explain import explain as explain
     from .layers.from_torch import from_torch as from_torch
     from .layers.mpbn import MPBN as MPBN
@@ -110,6 +113,7 @@ if TYPE_CHECKING:
     from .neuron.lif import Output as Output
     from .neuron.lif import check_gradients as check_gradients
     from .neuron.lif import lif as lif
+    from .neuron.psn import PSN as PSN
     from .neuron.recurrent import Recurrent as Recurrent
     from .neuron.streaming import streaming as streaming
     from .recipes.recipe import Recipe as Recipe

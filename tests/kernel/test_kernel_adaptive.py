@@ -22,9 +22,7 @@ from backspike.options import AdaptiveLIF
 
 SEED = 2**41 + 7
 ON_CPU = [b for b in bs.backends() if b != "triton"]  # which refuses this neuron
-FORMS = [
-    (b, m) for b in ON_CPU for m in ("exact", "recompute") if b != "reference" or m == "exact"
-]
+FORMS = [(b, m) for b in ON_CPU for m in ("exact", "recompute") if b != "reference" or m == "exact"]
 NAMES = ("tau", "theta", "w", "lam_w", "by_v", "by_s")
 VALUES = {
     "tau": [2.3, 1.6], "theta": [0.9, 0.6], "w": [0.7, 1.4], "lam_w": [0.8, 0.93],
@@ -98,9 +96,11 @@ def draw(shape=(6, 3, 2, 5), seed=3, dtype=torch.float64):
 
     state = torch.float64 if dtype == torch.float64 else torch.float32
     up = {"g": normal(*shape), "gu": normal(*shape).to(state), "gv": normal(2, *shape[1:])}
-    return normal(*shape) + 1.2, normal(2, *shape[1:]).abs().to(state), up | {
-        "gv": up["gv"].to(state)
-    }
+    return (
+        normal(*shape) + 1.2,
+        normal(2, *shape[1:]).abs().to(state),
+        up | {"gv": up["gv"].to(state)},
+    )
 
 
 def tensors(per_channel, names=NAMES, dtype=torch.float64):
@@ -154,9 +154,7 @@ def test_rounded_membranes_give_the_same_gradients_in_c_and_torch(memory, v_rese
     learned = tensors(False, ("lam_w", "by_v", "by_s") if memory == "bfloat16" else ())
     options = {"surrogate": Rectangle(1.0), "v_reset": v_reset, "memory": memory, "seed": None}
     record = Record()
-    got, want = (
-        run(b, x, v0, up, learned, record=record, **options) for b in ("cpu", "eager")
-    )
+    got, want = (run(b, x, v0, up, learned, record=record, **options) for b in ("cpu", "eager"))
     exact = run("eager", x, v0, up, learned, record=record, **(options | {"memory": "exact"}))
     for key in ("x", "v0", *learned):
         assert close(got[key], want[key]), key

@@ -66,6 +66,8 @@ def use_neurons(dtype):
         backward(bs.LIF(surrogate=surrogate).to(state), x)
     backward(bs.LIF(surrogate=bs.Rectangle(), v_reset=None, memory="1bit").to(state), x)
     backward(bs.CLIF().to(state), x)
+    for options in ({}, {"learn": ("tau", "a", "b"), "channels": 6}, {"memory": "8bit"}):
+        backward(bs.AdaptiveLIF(v_threshold=0.4, **options).to(state), x)
 
 
 def use_blocks(dtype):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..errors import ExchangeError
 from ..kernel.coefficients import leak, rest
 from ..layers.mpbn import MPBN
+from ..neuron.adaptive import AdaptiveLIF
 from ..neuron.clif import CLIF
 from ..neuron.cuba import CubaLIF
 from ..neuron.integrator import Integrator
@@ -135,6 +136,24 @@ class Cuba(Neuron):
         v, i = states
         i = over(self.lam_s, x) * i + over(self.gain_s, x) * x
         return *super().step(i, v), i
+
+
+class Adaptive(Neuron):
+    """AdaptiveLIF: x[t] - w[t-1] drives the membrane; w[t] = lam_w w[t-1] + by_v v[t] + by_s s[t]."""
+
+    states = ("v", "w")
+    lam_w: Tensor
+    by_v: Tensor
+    by_s: Tensor
+
+    def __init__(self, name: str, m: AdaptiveLIF) -> None:
+        super().__init__(name, m)
+        self.hold(**dict(zip(("lam_w", "by_v", "by_s"), m.adaptation())))
+
+    def step(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        v, w = states
+        s, v = super().step(x - w, v)
+        return s, v, over(self.lam_w, x) * w + (over(self.by_v, x) * v + over(self.by_s, x) * s)
 
 
 class Complementary(Neuron):
@@ -312,9 +331,9 @@ def step_of(m: Any, path: str) -> Step:
         tau = math.inf if m.tau is None else m.tau
         return Leaky(name, tau, m.decay_input and m.tau is not None)
     kinds = {LIF: Neuron, IF: Neuron, PLIF: Neuron, CubaLIF: Cuba, CLIF: Complementary}
-    if make := {**kinds, MPBN: Normed}.get(kind):
+    if make := {**kinds, AdaptiveLIF: Adaptive, MPBN: Normed}.get(kind):
         return make(name, m)
     raise ExchangeError(
         f"{name!r} is a {kind.__name__}, whose equations this export does not know; "
-        "use LIF, IF, PLIF, CubaLIF, CLIF, MPBN, Integrator or Recurrent"
+        "use LIF, IF, PLIF, CubaLIF, AdaptiveLIF, CLIF, MPBN, Integrator or Recurrent"
     )

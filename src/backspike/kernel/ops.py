@@ -363,9 +363,7 @@ def backward_outputs(a: BackwardInputs) -> Backward:
         layout.empty((shape[0] // a.repeats, *shape[1:]), strides, a.dtype, device)
         if a.needs_x
         else None,
-        empty_state(constants, shape[1:], strides, constants.dtype, device)
-        if a.needs_v0
-        else None,
+        empty_state(constants, shape[1:], strides, constants.dtype, device) if a.needs_v0 else None,
         torch.zeros((len(constants) - 2, constants.shape[1]), dtype=torch.float64, device=device)
         if a.learns
         else None,

@@ -121,8 +121,9 @@ class AdaptiveLIF(LIF):
     def _bounded_a(self, a: Tensor) -> Tensor:
         tau, log_tau = self.constants().tau, self.log_tau_adaptation_minus_1
         slow = self.options.tau_adaptation if log_tau is None else 1 + log_tau.detach().exp()
-        limit = torch.as_tensor(a_limit(tau, slow, self.options.decay_input)).detach().to(a)
-        return torch.minimum(a.clamp(0, A_MAX), 0.999 * limit)
+        limit = 0.999 * a_limit(tau, slow, self.options.decay_input)
+        limit = torch.as_tensor(limit, dtype=a.dtype, device=a.device).detach()
+        return torch.minimum(a.clamp(0, A_MAX), limit)
 
     def _clamp_parameters(self) -> None:
         super()._clamp_parameters()

@@ -105,7 +105,10 @@ def _backward(inputs: _BackwardInputs) -> tuple[Tensor, Tensor, Tensor]:
     shape, strides, constants, dtype = inputs.shape, inputs.strides, inputs.constants, inputs.dtype
     outputs = gx, g_v0, sums = _backward_outputs(inputs)
     x, g, gu = (layout.with_strides(a, strides) for a in (x, g, gu))
-    v0, g_state = layout.state_with_strides(inputs.v0, strides), layout.state_with_strides(inputs.g_state, strides)
+    v0, g_state = (
+        layout.state_with_strides(inputs.v0, strides),
+        layout.state_with_strides(inputs.g_state, strides),
+    )
     job = library.make_job(shape, constants, strides, inputs.flags, inputs.numbers, dtype.itemsize)
     job.learns = inputs.learns
     job.keeps = ops.SAVED_FORMS.index("recompute" if inputs.u is None else "exact")

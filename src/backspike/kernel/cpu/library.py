@@ -44,7 +44,9 @@ class Job(ctypes.Structure):
 
     _fields_ = [
         *fields(ctypes.c_int64, "T N C inner per_channel depth area chunks threads"),
-        *fields(ctypes.c_int64, "soft decay_input temporal parametric masked rescale learns adapts"),
+        *fields(
+            ctypes.c_int64, "soft decay_input temporal parametric masked rescale learns adapts"
+        ),
         *fields(
             ctypes.c_int64,
             "seed limit x_stride g_stride gu_stride keeps repeated logarithmic streams fresh",

@@ -66,23 +66,6 @@ void NAME(lif_forward)(const Job *j) {
 
 /* ------------------------------------------------------------------------------------- backward */
 
-/* Computes the membranes of the block again, from x, and w, from the membranes. */
-static inline void NAME(replay)(const Job *j, REAL *w_before, NAME(Block) *b) {
-    NAME(start)(j, b->o, b->n, b->v);
-    if (j->adapts) NAME(take_w)(j, j->p_v0, b->o, b->n, b->w);
-    for (int64_t t = 0; t < j->T; t++) {
-        if (w_before) memcpy(w_before + t * BLOCK, b->w, b->n * sizeof(REAL));
-        if (j->keeps == KEEPS_X) {
-            const REAL *x = NAME(load)(j->p_x, t * j->x_stride + b->o, b->x, b->n);
-            if (j->adapts) x = NAME(adapted)(x, b->w, b->x, b->n);
-            NAME(fire)(j, b->table, x, b->v, b->past + t * BLOCK, b->s, b->n);
-        } else {
-            NAME(reset)(j, NAME(known)(j, t, b, b->u), b->table[THETA], b->v, b->n);
-        }
-        if (j->adapts) NAME(adapt)(j, NAME(known)(j, t, b, b->u), b);
-    }
-}
-
 /* Prefetches what the backward pass reads at step t; steps below 0 are those of the next blocks. */
 static inline void NAME(fetch)(const Job *j, const NAME(Block) *b, int64_t t) {
     int64_t o = b->o;

@@ -165,6 +165,23 @@ static void NAME(step_forward)(const Job *j, int64_t t, NAME(Block) *b, double *
 
 /* ------------------------------------------------------------------------------------- backward */
 
+/* Computes the membranes of the block again, from x, and w, from the membranes. */
+static inline void NAME(replay)(const Job *j, REAL *w_before, NAME(Block) *b) {
+    NAME(start)(j, b->o, b->n, b->v);
+    if (j->adapts) NAME(take_w)(j, j->p_v0, b->o, b->n, b->w);
+    for (int64_t t = 0; t < j->T; t++) {
+        if (w_before) memcpy(w_before + t * b->w_stride, b->w, b->n * sizeof(REAL));
+        if (j->keeps == KEEPS_X) {
+            const REAL *x = NAME(load)(j->p_x, t * j->x_stride + b->o, b->x, b->n);
+            if (j->adapts) x = NAME(adapted)(x, b->w, b->x, b->n);
+            NAME(fire)(j, b->table, x, b->v, b->past + t * BLOCK, b->s, b->n);
+        } else {
+            NAME(reset)(j, NAME(known)(j, t, b, b->u), b->table[THETA], b->v, b->n);
+        }
+        if (j->adapts) NAME(adapt)(j, NAME(known)(j, t, b, b->u), b);
+    }
+}
+
 /* The gradient of x at step t, or with repeated its sum over T once t is 0. */
 static inline void NAME(send)(const Job *j, int64_t t, const REAL *gx, NAME(Block) *b) {
     const int n = b->n;
