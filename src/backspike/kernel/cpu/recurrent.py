@@ -239,11 +239,9 @@ class _Backward:
         record: Record = call.record
         self.learns = sum(1 << i for i, needed in enumerate(self.needs[10:]) if needed)
         self.gx = torch.empty(shape, dtype=dtype, device="cpu")
-        rows = ops.states(constants)
+        state = shape[1:] if ops.states(constants) == 1 else (2, *shape[1:])
         self.gv0 = (
-            torch.empty((rows, *shape[1:])[rows < 2 :], dtype=constants.dtype, device="cpu")
-            if self.needs[9]
-            else None
+            torch.empty(state, dtype=constants.dtype, device="cpu") if self.needs[9] else None
         )
         self.gi0 = (
             torch.empty(shape[1:], dtype=constants.dtype, device="cpu") if self.synapse else None

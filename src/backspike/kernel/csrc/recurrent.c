@@ -240,10 +240,10 @@ void NAME(recurrent_forward)(const Recurrent *r) {
                 for (int64_t o = k.start; o < k.end; o += BLOCK) {
                     NAME(at)(r, t, o, &k);
                     memcpy(k.block.v, k.state + o - k.start, k.block.n * sizeof(REAL));
-                    memcpy(k.block.w, k.w + o - k.start, k.block.n * sizeof(REAL));
+                    if (k.job.adapts) memcpy(k.block.w, k.w + o - k.start, k.block.n * sizeof(REAL));
                     NAME(step_forward)(&k.job, t, &k.block, sums);
                     memcpy(k.state + o - k.start, k.block.v, k.block.n * sizeof(REAL));
-                    memcpy(k.w + o - k.start, k.block.w, k.block.n * sizeof(REAL));
+                    if (k.job.adapts) memcpy(k.w + o - k.start, k.block.w, k.block.n * sizeof(REAL));
                 }
             }
             NAME(final)(k.job.p_v, &k, k.state);
@@ -394,12 +394,12 @@ void NAME(recurrent_backward)(const Recurrent *r) {
                 for (int64_t o = k.start; o < k.end; o += BLOCK) {
                     NAME(at)(r, t, o, &k);
                     memcpy(k.block.c, k.state + o - k.start, k.block.n * sizeof(REAL));
-                    memcpy(k.block.k, k.w + o - k.start, k.block.n * sizeof(REAL));
+                    if (k.job.adapts) memcpy(k.block.k, k.w + o - k.start, k.block.n * sizeof(REAL));
                     k.block.w_before = k.w_before ? k.w_before + o - k.start : 0;
                     if (k.block.n == BLOCK && NAME(retreats)(&k.job)) NAME(step_back_fused)(&k.job, t, &k.block);
                     else NAME(step_back)(&k.job, t, &k.block, sums);
                     memcpy(k.state + o - k.start, k.block.c, k.block.n * sizeof(REAL));
-                    memcpy(k.w + o - k.start, k.block.k, k.block.n * sizeof(REAL));
+                    if (k.job.adapts) memcpy(k.w + o - k.start, k.block.k, k.block.n * sizeof(REAL));
                 }
                 NAME(depart)(r, t, &k);
             }
