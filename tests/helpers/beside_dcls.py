@@ -1,4 +1,4 @@
-"""DCLS 0.1.1 beside `bs.Delay`: a script for a python that has it, used by tests/layers/test_delay.py.
+"""DCLS 0.1.1 beside `bs.Delay`: a script for a python that has it.
 
 The last line of its output is JSON: for each form the size of the outputs, and the largest
 differences of outputs and gradients, relative to the largest value. DCLS adds 1e-7 to the sum that
@@ -47,7 +47,9 @@ def compare(groups):
         weights = torch.sin(torch.arange(y.numel(), dtype=y.dtype)).view_as(y)
         learned = [] if groups > 1 else others
         gradients = torch.autograd.grad((y * weights).sum(), [delay, *learned])
-        found.append((y.detach(), sign * gradients[0].flatten(), *(g.flatten() for g in gradients[1:])))
+        found.append(
+            (y.detach(), sign * gradients[0].flatten(), *(g.flatten() for g in gradients[1:]))
+        )
     (own, *got), (y, *want) = found
     return {
         "size": float(y.abs().mean()),

@@ -108,7 +108,13 @@ def use_sparse(dtype):
 def use_recurrence(dtype):
     x = torch.randn(5, 9, 20, generator=torch.Generator().manual_seed(5)).to(dtype) + 0.5
     narrow, masked = bs.Triangle(4.0), bs.Masked(bs.ATan(), p=0.4)
-    for neuron in (bs.LIF(surrogate=narrow), bs.PLIF(surrogate=masked), bs.CubaLIF(memory="8bit")):
+    learn = ("tau", "tau_adaptation", "a", "b")
+    for neuron in (
+        bs.LIF(surrogate=narrow),
+        bs.PLIF(surrogate=masked),
+        bs.CubaLIF(memory="8bit"),
+        bs.AdaptiveLIF(v_threshold=0.3, learn=learn),
+    ):
         backward(bs.Recurrent(nn.Linear(20, 20), neuron).to(dtype), x)
 
 

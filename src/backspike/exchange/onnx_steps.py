@@ -139,7 +139,7 @@ class Cuba(Neuron):
 
 
 class Adaptive(Neuron):
-    """AdaptiveLIF: x[t] - w[t-1] drives the membrane; w[t] = lam_w w[t-1] + by_v v[t] + by_s s[t]."""
+    """AdaptiveLIF: x[t] - w[t-1] drives v;  w[t] = lam_w w[t-1] + by_v v[t] + by_s s[t]."""
 
     states = ("v", "w")
     lam_w: Tensor

@@ -44,8 +44,8 @@ def without_formula(neuron: LIF, kinds: Collection[type]) -> str | None:
 def constants(call: Call) -> Tensor:
     """lam, offset, gain, theta, width and the adaptation, if any, in the dtype of the state.
 
-    Shape `[rows, C]`, or `[rows, 1]` if none is per channel. The table is on the device of x if any of
-    them is a tensor, so that the host does not read learned values; otherwise on the CPU.
+    Shape `[rows, C]`, or `[rows, 1]` if none is per channel. The table is on the device of x if any
+    of them is a tensor, so that the host does not read learned values; otherwise on the CPU.
     """
     width = 1.0 if call.width is None else call.width
     neuron = call.neuron

@@ -31,8 +31,8 @@ class Recurrent(Streaming):
     masked surrogate draws a new seed at each timestep; SGS scales neither `layer` nor the layer
     that feeds `neuron`.
 
-    On the CPU, an `nn.Linear` around a LIF, IF, PLIF or CubaLIF runs over all T in one kernel,
-    which adds the rows of the weight at the spikes; `memory="recompute"` then saves as much as
+    On the CPU, an `nn.Linear` around a LIF, IF, PLIF, CubaLIF or AdaptiveLIF runs over all T in one
+    kernel, which adds the rows of the weight at the spikes; `memory="recompute"` then saves as much as
     "exact". Everything else takes T calls of `layer` and of the neuron, one after the other;
     `bs.explain` says which way is taken, and why.
 
