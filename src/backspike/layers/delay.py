@@ -36,6 +36,8 @@ class Delay(Streaming):
     Raises ValueError for sizes that are no positive integers, or another number of channels.
     """
 
+    sigma: Tensor
+
     def __init__(
         self,
         channels: int,

@@ -109,7 +109,7 @@ class PSN(LIF):
     def _mix(self, x: Tensor) -> Tensor:
         if len(x) != self.T:
             raise ValueError(f"PSN(T={self.T}) needs an input [{self.T}, B, ...], got {[*x.shape]}")
-        weight = self.weight
+        weight: Tensor = self.weight
         if self.order is not None:
             band = torch.ones_like(weight).tril().triu(1 - self.order)
             weight = weight * (self.masking * band + (1 - self.masking))
