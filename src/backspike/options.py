@@ -102,11 +102,9 @@ class CLIF(LIF):
 
 @dataclass(frozen=True)
 class AdaptiveLIF(LIF):
-    """Options of the adaptive LIF neuron, with the reset and the input of its paper."""
+    """Options of the adaptive LIF neuron."""
 
     states: ClassVar[int] = 2
-    v_reset: float | None = 0.0
-    decay_input: bool = True
     tau_adaptation: float = 20.0
     a: float = 1.0
     b: float = 5.0

@@ -34,9 +34,9 @@ class AdaptiveLIF(LIF):
 
     This is SE-adLIF (Baronig et al. 2024, arXiv 2408.07517, eqs. 6a and 6b): w[t] already contains
     v[t] and s[t], so that the neuron is stable for a much wider range of a. a > 0 makes the
-    membrane oscillate, b > 0 makes the neuron fire less the more it has fired. The paper has the
-    hard reset to 0 and the decaying input, which are the defaults here; its time constants in
-    milliseconds become 1 / (1 - exp(-dt/tau)) timesteps.
+    membrane oscillate, b > 0 makes the neuron fire less the more it has fired. The neuron of the
+    paper has v_reset=0.0 and decay_input=True; its time constants in milliseconds become
+    1 / (1 - exp(-dt/tau)) timesteps.
 
     learn may also contain "tau_adaptation", "a" and "b"; the parameters are called
     `log_tau_adaptation_minus_1`, `adaptation_a` and `adaptation_b`, one of each per layer or, with
