@@ -245,6 +245,13 @@ def partial_sums(job: Job, sums: Tensor | None) -> Tensor | None:
     return torch.zeros(job.chunks, sums.numel(), dtype=torch.float64, device="cpu")
 
 
+def replay_scratch(job: Job, dtype: torch.dtype) -> Tensor | None:
+    """Room for the rows that the backward pass of `lif.c` computes again; None if it needs none."""
+    rows = function("lif_replays")(ctypes.byref(job))
+    shape = (job.threads, rows, job.T, function("lif_block")())
+    return torch.empty(shape, dtype=dtype, device="cpu") if rows else None
+
+
 def set_pointers(job: ctypes.Structure, **tensors: Tensor | None) -> None:
     """Set the field p_NAME of the job to the data of the tensor NAME, or to NULL."""
     for name, tensor in tensors.items():

@@ -8,8 +8,6 @@ inputs repeated over T (stride 0) are read without a copy.
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,15 @@ from ...options import CLIF
 from .. import clif, layout, ops
 from ..call import Call, Record, Result
 from ..saved import pack, unpack
-from .library import call, function, make_job, partial_sums, set_form, set_mask, set_pointers
+from .library import (
+    call,
+    make_job,
+    partial_sums,
+    replay_scratch,
+    set_form,
+    set_mask,
+    set_pointers,
+)
 
 
 def refuses(call: Call) -> str | None:
@@ -86,9 +92,7 @@ def _backward(a: ops.BackwardInputs) -> list[Tensor]:
     if a.repeats > 1:
         job.x_stride = 0
     partial = partial_sums(job, out.sums)
-    rows = function("lif_replays")(ctypes.byref(job))
-    shape = (job.threads, rows, job.T, function("lif_block")())
-    scratch = torch.empty(shape, dtype=a.constants.dtype, device="cpu") if rows else None
+    scratch = replay_scratch(job, a.constants.dtype)
     u, code = (a.saved_u, None) if exact else (None, a.saved_u)
     set_pointers(job, x=x, v0=v0, u=u, kept=code, scratch=scratch, line=a.line)
     set_pointers(job, g=g, gu=g_u, gv=g_v, gx=out.gx, gv0=out.gv0, partial=partial, sums=out.sums)
