@@ -37,13 +37,16 @@ _NAMES = {
         "Triangle",
     ),
     "neuron.lif": ("IF", "LIF", "PLIF", "Output", "check_gradients", "lif"),
+    "neuron.adaptive": ("AdaptiveLIF",),
     "neuron.clif": ("CLIF",),
     "neuron.cuba": ("CubaLIF",),
     "neuron.integrator": ("Integrator",),
+    "neuron.psn": ("PSN",),
     "neuron.streaming": ("streaming",),
     "neuron.recurrent": ("Recurrent",),
     "neuron.hooks": ("record",),
     "kernel": ("Unsupported", "backends", "dropped"),
+    "layers.delay": ("Delay",),
     "layers.over_time": ("OverTime",),
     "layers.norm": ("TDBN", "TEBN"),
     "layers.mpbn": ("MPBN",),
@@ -86,6 +89,7 @@ if TYPE_CHECKING:
     from .kernel import backends as backends
     from .kernel import dropped as dropped
     from .layers.block import block as block
+    from .layers.delay import Delay as Delay
     from .layers.explain import explain as explain
     from .layers.from_torch import from_torch as from_torch
     from .layers.mpbn import MPBN as MPBN
@@ -99,6 +103,7 @@ if TYPE_CHECKING:
     from .methods.sgs import scale_gradients as scale_gradients
     from .methods.weight_mask import mask_weight_gradients as mask_weight_gradients
     from .models import init as init
+    from .neuron.adaptive import AdaptiveLIF as AdaptiveLIF
     from .neuron.clif import CLIF as CLIF
     from .neuron.cuba import CubaLIF as CubaLIF
     from .neuron.hooks import record as record
@@ -109,6 +114,7 @@ if TYPE_CHECKING:
     from .neuron.lif import Output as Output
     from .neuron.lif import check_gradients as check_gradients
     from .neuron.lif import lif as lif
+    from .neuron.psn import PSN as PSN
     from .neuron.recurrent import Recurrent as Recurrent
     from .neuron.streaming import streaming as streaming
     from .recipes.recipe import Recipe as Recipe

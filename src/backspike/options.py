@@ -31,6 +31,7 @@ class LIF:
     memory: str = "exact"  # what is saved for backward; see `kernel/saved.py`
     # no field: mask, width and base of the surrogate, found once, as every forward pass needs them
     wrappers: ClassVar[tuple[Masked | None, Parametric | None, Surrogate]]
+    states: ClassVar[int] = 1  # rows of a state; with more, v is the first of them
 
     @property
     def soft(self) -> bool:
@@ -92,7 +93,18 @@ class CubaLIF(LIF):
 class CLIF(LIF):
     """Options of the complementary LIF neuron, with the defaults of its paper; soft reset only."""
 
+    states: ClassVar[int] = 2
     v_reset: None = None
     decay_input: bool = False
     surrogate: Surrogate = field(default=Rectangle())
     reset_gradient: float = 1.0
+
+
+@dataclass(frozen=True)
+class AdaptiveLIF(LIF):
+    """Options of the adaptive LIF neuron."""
+
+    states: ClassVar[int] = 2
+    tau_adaptation: float = 20.0
+    a: float = 1.0
+    b: float = 5.0

@@ -257,7 +257,7 @@ def test_nothing_is_found_in_a_network_that_learns(changes):
     )
 
 
-@pytest.mark.parametrize("kind", ["PLIF()", "CubaLIF()", "CLIF()", "MPBN()"])
+@pytest.mark.parametrize("kind", ["PLIF()", "CubaLIF()", "AdaptiveLIF()", "CLIF()", "MPBN()"])
 def test_nothing_is_found_with_other_neurons(kind):
     assert not problems(bs.examine(tiny(neuron=kind)))
 

@@ -70,6 +70,7 @@ KINDS = {
     "PLIF": partial(bs.PLIF, 2.9, learn="threshold"),
     "CubaLIF": partial(bs.CubaLIF, 2.1, tau_synapse=3.3, learn="tau_synapse"),
     "CubaLIF-undecayed": partial(bs.CubaLIF, 4.0, tau_synapse=1.7, decay_input=False),
+    "AdaptiveLIF": partial(bs.AdaptiveLIF, 2.7, tau_adaptation=5.0, a=2.0, learn=("a", "b")),
     "CLIF": partial(bs.CLIF, 2.6),
     "MPBN": partial(bs.MPBN, 2.4),
     "Shifted": partial(Shifted, 2.7, scale=1.4, shift=-0.1, start=0.3),
@@ -105,7 +106,7 @@ def test_the_rendering_in_plain_operations_fires_as_the_network(kind, reset, lay
     assert torch.equal(rendered, spikes)
 
 
-@pytest.mark.parametrize("kind", ["LIF", "IF", "CubaLIF", "CLIF", "MPBN"])
+@pytest.mark.parametrize("kind", ["LIF", "IF", "CubaLIF", "AdaptiveLIF", "CLIF", "MPBN"])
 def test_the_rendering_of_a_recurrent_layer_fires_as_the_network(kind):
     torch.manual_seed(1)
     recurrent = bs.Recurrent(nn.Linear(8, 8), KINDS[kind](channels=8))
@@ -319,6 +320,8 @@ class WithState(nn.Module):
     ("model", "options", "text"),
     [
         (bs.Sequential(bs.LIF(), Own()), {}, "'1' is a Own, whose equations"),
+        (bs.PSN(order=3), {}, "'network' is a PSN, whose equations"),
+        (bs.Sequential(bs.Delay(3, 4), bs.LIF()), {}, "'0' is a Delay, whose equations"),
         (WithState(), {}, "'neuron' is called with a state"),
         (Network(bs.LIF(), bs.readout.TWO(9)), {}, "fails on a sample of shape [4, 2, 3]: Value"),
         (bs.Sequential(bs.OverTime(bs.TEBN(3, T=4)), bs.LIF()), {"step": True}, "TEBN"),
@@ -326,7 +329,7 @@ class WithState(nn.Module):
         (bs.LIF(), {"dt": -1.0}, "dt must be"),
         (bs.LIF(), {"x": torch.rand(4, 2)}, "sample must be"),
     ],
-    ids=["own", "state", "T", "tebn", "readout", "dt", "sample"],
+    ids=["own", "psn", "delay", "state", "T", "tebn", "readout", "dt", "sample"],
 )
 def test_refused_in_one_line(model, options, text, tmp_path):
     assert text in refusal(model.eval(), tmp_path, **options)

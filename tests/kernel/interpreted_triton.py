@@ -573,6 +573,8 @@ def test_refusals_give_a_reason():
         bs.Unsupported, match="no kernel for the complementary neuron; use backend='auto'"
     ):
         bs.CLIF(backend="triton")(x)
+    with pytest.raises(bs.Unsupported, match="no kernel for the adaptive neuron"):
+        bs.AdaptiveLIF(backend="triton")(x)
     with pytest.raises(bs.Unsupported, match="interpreter, on the CPU, but the input is on meta"):
         bs.lif(x.to("meta"), backend="triton")
 

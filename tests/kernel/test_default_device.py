@@ -10,6 +10,7 @@ LAYERS = {
     "LIF": lambda: bs.LIF(surrogate=bs.Masked(bs.Triangle(), p=0.5), memory="8bit"),
     "PLIF": lambda: bs.PLIF(learn=("tau", "threshold")),
     "CLIF": bs.CLIF,
+    "AdaptiveLIF": lambda: bs.AdaptiveLIF(learn=("a", "b", "tau_adaptation")),
     "CubaLIF": bs.CubaLIF,
     "Recurrent": lambda: bs.Recurrent(nn.Linear(64, 64), bs.CubaLIF(surrogate=bs.Triangle())),
     "linear": lambda: bs.Sequential(

@@ -87,10 +87,10 @@ def test_a_stream_stays_nan(backend):
 
 
 @each_backend
-def test_the_complementary_neuron_and_the_integrator(backend):
+def test_neurons_with_two_states_and_the_integrator(backend):
     x = poisoned(shape=(5, 3, 40))
-    if backend in ("cpu", "eager"):
-        layers = [bs.CLIF(backend=b) for b in (backend, "reference")]
+    for kind in (bs.CLIF, bs.AdaptiveLIF) if backend in ("cpu", "eager") else ():
+        layers = [kind(backend=b) for b in (backend, "reference")]
         (got, state), (want, expected) = (
             (layer(x), layer.compute(x, None)[0].state) for layer in layers
         )

@@ -66,6 +66,8 @@ def use_neurons(dtype):
         backward(bs.LIF(surrogate=surrogate).to(state), x)
     backward(bs.LIF(surrogate=bs.Rectangle(), v_reset=None, memory="1bit").to(state), x)
     backward(bs.CLIF().to(state), x)
+    for options in ({}, {"learn": ("tau", "a", "b"), "channels": 6}, {"memory": "8bit"}):
+        backward(bs.AdaptiveLIF(v_threshold=0.4, **options).to(state), x)
 
 
 def use_blocks(dtype):
@@ -106,7 +108,13 @@ def use_sparse(dtype):
 def use_recurrence(dtype):
     x = torch.randn(5, 9, 20, generator=torch.Generator().manual_seed(5)).to(dtype) + 0.5
     narrow, masked = bs.Triangle(4.0), bs.Masked(bs.ATan(), p=0.4)
-    for neuron in (bs.LIF(surrogate=narrow), bs.PLIF(surrogate=masked), bs.CubaLIF(memory="8bit")):
+    learn = ("tau", "tau_adaptation", "a", "b")
+    for neuron in (
+        bs.LIF(surrogate=narrow),
+        bs.PLIF(surrogate=masked),
+        bs.CubaLIF(memory="8bit"),
+        bs.AdaptiveLIF(v_threshold=0.3, learn=learn),
+    ):
         backward(bs.Recurrent(nn.Linear(20, 20), neuron).to(dtype), x)
 
 

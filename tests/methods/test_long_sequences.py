@@ -26,6 +26,11 @@ def cuba():
     return bs.CubaLIF(surrogate=bs.SuperSpike(), v_threshold=0.3)
 
 
+def adaptive():
+    learn = ("tau", "tau_adaptation", "a", "b")
+    return bs.AdaptiveLIF(surrogate=bs.SuperSpike(), v_threshold=0.3, learn=learn)
+
+
 def conv(neuron, **options):
     return bs.Sequential(
         bs.OverTime(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)),
@@ -47,6 +52,14 @@ NETWORKS = {
     ),
     "recurrence step by step": lambda: nn.Sequential(
         dense(5, 7), bs.Recurrent(nn.Linear(7, 7), bs.CLIF(v_threshold=0.3)), dense(7, K)
+    ),
+    "adaptation in the kernel": lambda: nn.Sequential(
+        *(dense(5, 7), bs.Recurrent(nn.Linear(7, 7), adaptive()), dense(7, 6), adaptive()),
+        dense(6, K),
+    ),
+    "delays and a sliding neuron": lambda: nn.Sequential(
+        *(bs.Delay(5, 3), dense(5, 7), bs.PSN(order=4, v_threshold=0.3)),
+        *(bs.Delay(7, 2, out_features=6), bs.LIF(v_threshold=0.3), dense(6, K)),
     ),
     "convolutions": lambda: conv(bs.LIF),
     "checkpointed blocks": lambda: conv(bs.LIF, memory="checkpoint"),

@@ -42,6 +42,7 @@ def test_a_first_network_learns_as_well_as_with_relu(tmp_path):
         (options.CubaLIF, {"v_reset": None, "decay_input": False, "reset_gradient": 0.0}),
         (options.PLIF, {"v_reset": 0.0, "decay_input": True, "reset_gradient": 0.0}),
         (options.MPBN, {"v_reset": 0.0, "decay_input": False, "reset_gradient": 0.0}),
+        (options.AdaptiveLIF, {"v_reset": None, "decay_input": False, "reset_gradient": 0.0}),
         (options.CLIF, {"v_reset": None, "decay_input": False, "reset_gradient": 1.0}),
     ],
 )

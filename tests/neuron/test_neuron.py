@@ -566,7 +566,7 @@ def test_rescale_with_p_1_gives_a_gradient_of_zero(backend):
     assert (x.grad == 0).all()
 
 
-@pytest.mark.parametrize("neuron", [bs.LIF, bs.CubaLIF, bs.CLIF])
+@pytest.mark.parametrize("neuron", [bs.LIF, bs.CubaLIF, bs.CLIF, bs.AdaptiveLIF])
 def test_the_state_is_computed_only_when_needed(neuron):
     layer, x = neuron(), torch.randn(5, 3, 40, generator=torch.Generator().manual_seed(5))
     whole, _ = layer.compute(x, None)
@@ -608,6 +608,9 @@ def test_a_new_batch_size_while_streaming_is_an_error():
         bs.LIF(),
         bs.CLIF(),
         bs.CubaLIF(),
+        bs.AdaptiveLIF(),
+        bs.PSN(order=3),
+        bs.Delay(4, 2),
         bs.Integrator(),
         bs.Recurrent(nn.Linear(4, 4), bs.LIF()),
     ):

@@ -1,10 +1,11 @@
-"""PLIF, CubaLIF, CLIF and Recurrent match their equations and work wherever `bs.LIF` does."""
+"""Every kind of neuron matches its equations and works wherever `bs.LIF` does."""
 
 import copy
 import dataclasses
 import inspect
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ r = torch.Generator().manual_seed(0)
 CURRENTS = torch.randn(8, 3, 2, 5, generator=r, dtype=torch.float64) + 0.9
 WEIGHTS = torch.randn(8, 3, 2, 5, generator=r, dtype=torch.float64)
 KINDS = {"PLIF": bs.PLIF, "CubaLIF": bs.CubaLIF, "CLIF": bs.CLIF}
+KINDS |= {"AdaptiveLIF": partial(bs.AdaptiveLIF, tau_adaptation=5.0)}
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 each_backend = pytest.mark.parametrize("backend", bs.backends())
 
@@ -164,7 +166,7 @@ def layer_state(kind):
     return (3, 2, 5) if kind is bs.PLIF else (2, 3, 2, 5)
 
 
-@pytest.mark.parametrize("kind", [bs.CubaLIF, bs.CLIF])
+@pytest.mark.parametrize("kind", [bs.CubaLIF, bs.CLIF, bs.AdaptiveLIF])
 def test_a_state_without_both_rows_is_an_error(kind):
     with pytest.raises(
         ValueError, match=r"the 2 states of this neuron, \[2, 3, 2, 5\], got \[3, 2, 5\]"
@@ -253,8 +255,8 @@ def test_memory_does_not_change_gradients(kind, memory):
 
 
 def test_explain_lists_all_kinds():
-    text = bs.explain(nn.Sequential(bs.PLIF(), bs.CubaLIF(), bs.CLIF()))
-    assert [line.split()[1] for line in text.splitlines()] == ["PLIF", "CubaLIF", "CLIF"]
+    text = bs.explain(nn.Sequential(*(kind() for kind in KINDS.values())))
+    assert [line.split()[1] for line in text.splitlines()] == [*KINDS]
     backend = bs.backends()[0]
     assert all(line.split()[2] == backend for line in text.splitlines())
 
@@ -265,6 +267,12 @@ def test_explain_lists_all_kinds():
         (lambda: bs.CLIF(v_reset=0.0), "leave v_reset out"),
         (lambda: bs.CLIF(memory="8bit"), "must be .exact., .recompute. or .checkpoint."),
         (lambda: bs.CLIF(memory="1bit"), "must be .exact., .recompute. or .checkpoint."),
+        (lambda: bs.AdaptiveLIF(tau_adaptation=1.0), "tau must be above 1"),
+        (lambda: bs.AdaptiveLIF(decay_input=True, a=-1.1), r"a must lie in \[-1, 117\)"),
+        (lambda: bs.AdaptiveLIF(tau_adaptation=4.0, a=10.5), r"a must lie in \[-0.5, 10.5\)"),
+        (lambda: bs.AdaptiveLIF(a=-0.6), r"a must lie in \[-0.5, 58.5\)"),
+        (lambda: bs.AdaptiveLIF(b=math.nan), "b must be a finite number"),
+        (lambda: bs.AdaptiveLIF(learn=("b", "a"), memory="8bit"), "no gradient for a, b, which"),
         (lambda: bs.PLIF(memory="8bit"), "no gradient for tau"),
         (lambda: bs.PLIF(math.inf, decay_input=False), "finite initial tau"),
         (lambda: bs.CubaLIF(tau_synapse=1.0), "tau must be above 1"),
@@ -286,6 +294,7 @@ def test_impossible_options_raise_a_one_line_error(make, words):
 
 OPTIONS = {bs.LIF: options.LIF, bs.PLIF: options.PLIF, bs.MPBN: options.MPBN}
 OPTIONS |= {bs.IF: options.LIF, bs.CubaLIF: options.CubaLIF, bs.CLIF: options.CLIF}
+OPTIONS |= {bs.AdaptiveLIF: options.AdaptiveLIF}
 OWN = {bs.IF: {"tau", "decay_input"}, bs.CLIF: {"v_reset"}}  # fixed, no arguments
 
 

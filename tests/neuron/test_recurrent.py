@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ import backspike as bs
 from backspike.kernel.cpu import library
 from backspike.surrogate import ATan, Masked, Parametric, Rectangle, SuperSpike, Triangle
 
+ADAPTIVE = partial(bs.AdaptiveLIF, tau_adaptation=4.0, a=0.8, b=1.5)
 KINDS = {"LIF": bs.LIF, "IF": bs.IF, "PLIF": bs.PLIF, "CubaLIF": bs.CubaLIF}
+KINDS |= {"AdaptiveLIF": ADAPTIVE}
 OPTIONS = {
     "defaults": {},
     "soft reset": {"v_reset": None},
@@ -80,9 +83,17 @@ def test_the_kernel_equals_autograd_through_the_reference(kind, options, n, B, T
     assert_gradients_equal(got, gradients(reference, x, g))
 
 
-@pytest.mark.parametrize("kind", [bs.PLIF, bs.CubaLIF])
-def test_learned_time_constants_and_a_wide_layer(kind):
-    learn = ("tau",) if kind is bs.PLIF else ("tau", "tau_synapse")
+@pytest.mark.parametrize(
+    ("kind", "learn"),
+    [
+        (bs.PLIF, ("tau",)),
+        (bs.CubaLIF, ("tau", "tau_synapse")),
+        (ADAPTIVE, ("tau", "threshold", "tau_adaptation", "a", "b")),
+        (partial(ADAPTIVE, v_reset=None, decay_input=False), ("a",)),
+        (partial(ADAPTIVE, channels=300, v_reset=-0.1), ("tau", "tau_adaptation", "b")),
+    ],
+)
+def test_learned_time_constants_and_a_wide_layer(kind, learn):
     x, g = drive(5, 9, 300)
     got, want = (
         gradients(make(300, kind, learn=learn, backend=backend), x, g)

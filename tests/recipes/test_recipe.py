@@ -13,7 +13,7 @@ from backspike.errors import RecipeError
 from backspike.recipes import NAMES
 from backspike.recipes.recipe import Recipe
 from backspike.recipes.text import parse
-from backspike.recipes.values import CLIF, PLIF, AdamW, CubaLIF, Neuron
+from backspike.recipes.values import CLIF, PLIF, AdamW, AdaptiveLIF, CubaLIF, Neuron
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,7 +111,7 @@ def test_every_field_of_a_neuron_reaches_its_layers():
     assert layer.channels == 3
 
 
-@pytest.mark.parametrize("kind", [Neuron, PLIF, CubaLIF, CLIF])
+@pytest.mark.parametrize("kind", [Neuron, PLIF, CubaLIF, AdaptiveLIF, CLIF])
 def test_a_neuron_is_named_then_changed_and_read_back_from_the_file(kind):
     name = kind.__name__
     recipe = bs.recipes.digits().replace(
@@ -169,6 +169,10 @@ def test_options_that_another_neuron_lacks_are_named(old, new, message, caplog):
 def test_options_of_single_kinds_of_neurons():
     assert CubaLIF(tau_synapse=5.0, learn=("tau_synapse",))().tau_synapse == 5.0
     assert PLIF()().learn == ("tau",)
+    adaptive = (
+        bs.recipes.digits().replace({"neuron": "AdaptiveLIF(a=0.5, learn=('a', 'b'))"}).neuron
+    )
+    assert (adaptive(channels=3).a, adaptive(channels=3).adaptation_b.shape) == (0.5, (3,))
     assert (CLIF()().v_reset, CLIF()().decay_input, CLIF()().surrogate) == (
         None,
         False,

@@ -50,6 +50,14 @@ def test_code_about_long_sequences_runs(code):
     assert len(variables["x"]) == 400
 
 
+def test_code_about_neurons_for_time_runs(capsys):
+    variables = {}
+    for code in blocks("docs/neurons-for-time.md"):
+        exec(code, variables)
+    assert not variables["model"].training
+    assert re.search("AdaptiveLIF .*all timesteps in one kernel", capsys.readouterr().out)
+
+
 def test_code_about_trained_networks_runs(monkeypatch, tmp_path, capsys):
     """Each block; training is shortened, and what needs the hub or the library nir is left out."""
     monkeypatch.chdir(tmp_path)

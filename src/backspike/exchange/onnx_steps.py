@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..errors import ExchangeError
 from ..kernel.coefficients import leak, rest
 from ..layers.mpbn import MPBN
+from ..neuron.adaptive import AdaptiveLIF
 from ..neuron.clif import CLIF
 from ..neuron.cuba import CubaLIF
 from ..neuron.integrator import Integrator
@@ -170,6 +171,24 @@ class Moved(Neuron):
 
 class MovedCuba(Cuba, Moved):
     """`Moved` behind the synapse of `Cuba`."""
+
+
+class Adaptive(Neuron):
+    """AdaptiveLIF: x[t] - w[t-1] drives v;  w[t] = lam_w w[t-1] + by_v v[t] + by_s s[t]."""
+
+    states = ("v", "w")
+    lam_w: Tensor
+    by_v: Tensor
+    by_s: Tensor
+
+    def __init__(self, name: str, m: AdaptiveLIF) -> None:
+        super().__init__(name, m)
+        self.hold(**dict(zip(("lam_w", "by_v", "by_s"), m.adaptation())))
+
+    def step(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        v, w = states
+        s, v = super().step(x - w, v)
+        return s, v, over(self.lam_w, x) * w + (over(self.by_v, x) * v + over(self.by_s, x) * s)
 
 
 class Complementary(Neuron):
@@ -340,6 +359,7 @@ KINDS: dict[Any, Any] = {
     IF: Neuron,
     PLIF: Neuron,
     CubaLIF: Cuba,
+    AdaptiveLIF: Adaptive,
     CLIF: Complementary,
     MPBN: Normed,
     Shifted: Moved,
@@ -364,5 +384,5 @@ def step_of(m: Any, path: str) -> Step:
         return make(name, m)
     raise ExchangeError(
         f"{name!r} is a {kind.__name__}, whose equations this export does not know; "
-        "use LIF, IF, PLIF, CubaLIF, CLIF, MPBN, Integrator or Recurrent"
+        "use LIF, IF, PLIF, CubaLIF, AdaptiveLIF, CLIF, MPBN, Integrator or Recurrent"
     )

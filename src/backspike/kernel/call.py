@@ -92,7 +92,7 @@ class Call:
     """One call of `bs.lif`, with its arguments checked and normalised."""
 
     x: Tensor  # [T, B, ...], or [1, B, ...] for `repeats` identical timesteps
-    v0: Tensor | None  # [B, ...] in the dtype of the state; [2, B, ...] for CLIF
+    v0: Tensor | None  # [B, ...] in the dtype of the state; [2, B, ...] with two states
     neuron: LIF  # its class selects the equations
     tau: float | Tensor  # the value to use; overrides `neuron.tau` when it is learned
     theta: float | Tensor  # likewise, instead of `neuron.v_threshold`
@@ -101,11 +101,13 @@ class Call:
     p: Tensor | None
     repeats: int = 1
     record: Record = Record()
+    # AdaptiveLIF: the factors of w[t] = lam_w w[t-1] + by_v (v[t] - rest) + by_s s[t]
+    adaptation: tuple[float | Tensor, ...] = ()
 
     @property
-    def inputs(self) -> tuple[Tensor, Tensor | None, float | Tensor, float | Tensor, Tensor | None]:
+    def inputs(self) -> tuple[float | Tensor | None, ...]:
         """The inputs that can receive a gradient."""
-        return self.x, self.v0, self.tau, self.theta, self.width
+        return self.x, self.v0, self.tau, self.theta, self.width, *self.adaptation
 
     @property
     def needs_gradient(self) -> bool:

@@ -18,7 +18,7 @@ from ..options import CLIF, LIF
 from . import clif, layout
 from .autograd import Context, refuse_double_backward
 from .call import Call, Moments, Result, as_tensor
-from .coefficients import leak, over_channels, rest, state_dtype
+from .coefficients import Coefficient, leak, over_channels, rest, state_dtype
 from .mask import masked_derivative
 from .saved import EightBits, decode, eight_bits, encode, pack, unpack
 
@@ -65,12 +65,16 @@ def _forward(
     mean = square = None
     if record_moments:
         mean, square = x.new_empty((2, T, layout.channels(x)), dtype=torch.float64)
-    v = torch.full_like(x[0], rest(neuron.v_reset), dtype=dtype) if call.v0 is None else call.v0
+    adaptation = [_broadcast(p, x) for p in call.adaptation]
+    v, w = _start(neuron, x[0].to(dtype), call.v0)
     for t in range(T):
+        current = x[t if call.repeats == 1 else 0].to(dtype)
+        if adaptation:
+            current = current - w
         u = v * lam
         if isinstance(offset, Tensor) or offset:
             u += offset
-        u += x[t if call.repeats == 1 else 0].to(dtype) * gain
+        u += current * gain
         doubt = u - u  # NaN where u is not finite, as the spike and the next v are then
         u += doubt
         fired = u >= theta
@@ -81,7 +85,24 @@ def _forward(
             mean[t] = layout.channel_mean(u)
             square[t] = layout.channel_mean(u * u)
         v = _reset(u, fired, theta, neuron)
-    return spikes, v, membrane, mean, square
+        if adaptation:
+            w = _adapt(neuron, adaptation, v, fired, w)
+    return spikes, torch.stack((v, w)) if adaptation else v, membrane, mean, square
+
+
+def _start(neuron: LIF, step: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor]:
+    """v and w before the first timestep; step: a tensor like a state."""
+    if v0 is None:
+        return torch.full_like(step, rest(neuron.v_reset)), torch.zeros_like(step)
+    return (v0[0], v0[1]) if neuron.states > 1 else (v0, torch.zeros_like(v0))
+
+
+def _adapt(
+    neuron: LIF, adaptation: Sequence[Coefficient], v: Tensor, fired: Tensor, w: Tensor
+) -> Tensor:
+    """w after a step of `AdaptiveLIF`, from v after the reset."""
+    lam, by_v, by_s = adaptation
+    return w * lam + ((v - rest(neuron.v_reset)) * by_v + fired * by_s)
 
 
 def _reset(u: Tensor, fired: Tensor, theta: float | Tensor, neuron: LIF) -> Tensor:
@@ -108,11 +129,11 @@ class _LIF(torch.autograd.Function):
         spikes, state, membrane, mean, square = _forward(call, True, record.moments)
         assert membrane is not None
         theta, width = _broadcast(call.theta, x), _broadcast(call.width, x)
+        parameters = inputs[2:]
         saved_u = _encode_membrane(neuron, membrane, theta, width)
         saves_x = neuron.saves == "recompute" or (
             isinstance(call.tau, Tensor) and neuron.decay_input
         )
-        parameters = inputs[2:]
         ctx.save_for_backward(
             saved_u, call.v0, call.seed, call.p, x if saves_x else None, *map(as_tensor, parameters)
         )
@@ -137,11 +158,14 @@ class _LIF(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
         saved_u, v0, seed, p, x, *tensors = ctx.saved_tensors
-        tau, theta, width = (f if t is None else t for t, f in zip(tensors, ctx.floats))
-        saved = _Saved(saved_u, v0, seed, p, x, tau, theta, width, ctx.neuron, ctx.repeats)
+        tau, theta, width, *adaptation = (
+            f if t is None else t for t, f in zip(tensors, ctx.floats)
+        )
+        constants = tau, theta, width, adaptation
+        saved = _Saved(saved_u, v0, seed, p, x, *constants, ctx.neuron, ctx.repeats)
         membrane = _restore_membrane(saved, ctx.shape, ctx.x_dtype)
         saved = saved._replace(membrane=membrane)
-        _, needs_x, needs_v0, needs_tau, needs_theta, needs_width = ctx.needs_input_grad
+        _, needs_x, needs_v0, *needs = ctx.needs_input_grad
         gx = None
         if needs_x:
             template = membrane if ctx.repeats == 1 else membrane[:1]
@@ -149,11 +173,9 @@ class _LIF(torch.autograd.Function):
                 template, dtype=ctx.x_dtype if ctx.repeats == 1 else membrane.dtype
             )
         line = _moment_coefficients(g_moments, membrane)
-        sums, g_v0 = _backward(
-            saved, g, g_state, g_membrane, line, gx, needs_tau, needs_theta, needs_width
-        )
+        sums, g_v0 = _backward(saved, g, g_state, g_membrane, line, gx, needs)
         gx = None if gx is None else gx.to(ctx.x_dtype)
-        return None, gx, g_v0 if needs_v0 else None, sums.tau, sums.theta, sums.width
+        return None, gx, g_v0 if needs_v0 else None, *sums
 
 
 def _pack_active(
@@ -252,14 +274,9 @@ class _Saved(NamedTuple):
     tau: float | Tensor
     theta: float | Tensor
     width: Tensor | None
+    adaptation: Sequence[float | Tensor]
     neuron: LIF
     repeats: int
-
-
-class _Sums(NamedTuple):
-    tau: Tensor | None
-    theta: Tensor | None
-    width: Tensor | None
 
 
 def _backward(
@@ -269,28 +286,34 @@ def _backward(
     g_membrane: Tensor | None,
     line: tuple[Tensor, Tensor] | None,
     gx: Tensor | None,
-    needs_tau: bool,
-    needs_theta: bool,
-    needs_width: bool,
-) -> tuple[_Sums, Tensor]:
-    """Fill gx and return the gradients of tau, theta and width, and the gradient of v0."""
+    needs: Sequence[bool],
+) -> tuple[list[Tensor | None], Tensor]:
+    """Fill gx and return the gradients of tau, theta, width and adaptation, and that of v0."""
     neuron, membrane = saved.neuron, saved.membrane
     assert membrane is not None
     dtype, v_reset, rho = membrane.dtype, neuron.v_reset, neuron.reset_gradient
     soft = v_reset is None
     lam, _, gain = leak(saved.tau, membrane, v_reset, neuron.decay_input)
     theta, width = _broadcast(saved.theta, membrane), _broadcast(saved.width, membrane)
-    d_tau = _Sum(saved.tau, needs_tau)
-    d_theta = _Sum(saved.theta, needs_theta)
-    d_width = _Sum(saved.width, needs_width)
+    needs_tau, needs_theta, needs_width, *_ = needs
+    constants = (saved.tau, saved.theta, saved.width, *saved.adaptation)
+    d_tau, d_theta, d_width, *d_adaptation = (_Sum(p, n) for p, n in zip(constants, needs))
+    adaptation = [_broadcast(p, membrane) for p in saved.adaptation]
+    w_seq = _adaptation_currents(saved, adaptation, theta) if any(needs[3:]) or needs_tau else None
     zero = torch.zeros_like(membrane[0])
-    c = zero if g_state is None else g_state.to(dtype)
+    c, k = (zero, zero) if g_state is None else _start(neuron, zero, g_state.to(dtype))
     for t in range(membrane.shape[0] - 1, -1, -1):
         u = membrane[t]
         z = u - theta
         fired = u >= theta
         h, h_base = masked_derivative(z, t, width, neuron, saved.seed, saved.p)
         G = zero if g is None else g[t].to(dtype)
+        if adaptation:
+            if any(needs[3:]) and w_seq is not None:
+                v = _reset(u, fired, theta, neuron) - rest(v_reset)
+                for total, factor in zip(d_adaptation, (w_seq[t], v, fired)):
+                    total.add(k * factor)
+            c, G = c + k * adaptation[1], G + k * adaptation[2]
         if rho:
             G = G - (rho * c) * theta if v_reset is None else G + (rho * c) * (v_reset - u)
         Gh = G * h
@@ -308,25 +331,46 @@ def _backward(
         if needs_width and width is not None:
             d_width.add(-(z / width) * G * h_base)
         if needs_tau:
-            d_tau.add(delta * _leak_distance(saved, t, theta))
+            d_tau.add(delta * _leak_distance(saved, t, theta, None if w_seq is None else w_seq[t]))
+        if adaptation:
+            k = k * adaptation[0] - delta * gain if neuron.temporal_gradient else zero
         c = delta * lam if neuron.temporal_gradient else zero
     scale = saved.tau.double() ** -2 if isinstance(saved.tau, Tensor) and needs_tau else None
-    return _Sums(d_tau.value(scale), d_theta.value(), d_width.value()), c
+    rest_of_sums = [total.value() for total in (d_theta, d_width, *d_adaptation)]
+    return [d_tau.value(scale), *rest_of_sums], torch.stack((c, k)) if adaptation else c
 
 
-def _leak_distance(saved: _Saved, t: int, theta: float | Tensor) -> Tensor:
-    """tau^2 du/dtau = v[t-1] - rest - x[t], or v[t-1] - rest if the input does not decay."""
+def _adaptation_currents(
+    saved: _Saved, adaptation: Sequence[Coefficient], theta: float | Tensor
+) -> list[Tensor] | None:
+    """w before each timestep, recomputed from the membranes; None without adaptation."""
+    if not adaptation or saved.membrane is None:
+        return None
+    w, currents = _start(saved.neuron, saved.membrane[0], saved.v0)[1], []
+    for u in saved.membrane:
+        currents.append(w)
+        fired = u >= theta
+        w = _adapt(saved.neuron, adaptation, _reset(u, fired, theta, saved.neuron), fired, w)
+    return currents
+
+
+def _leak_distance(saved: _Saved, t: int, theta: float | Tensor, w: Tensor | None) -> Tensor:
+    """tau^2 du/dtau = v[t-1] - rest - x[t], or v[t-1] - rest if the input does not decay.
+
+    w: w[t-1], which is subtracted from x[t].
+    """
     neuron, membrane = saved.neuron, saved.membrane
     assert membrane is not None
     if t > 0:
         u = membrane[t - 1]
         v = _reset(u, u >= theta, theta, neuron)
     else:
-        v = torch.full_like(membrane[0], rest(neuron.v_reset)) if saved.v0 is None else saved.v0
+        v = _start(neuron, membrane[0], saved.v0)[0]
     distance = v - rest(neuron.v_reset)
     if saved.x is None or not neuron.decay_input:
         return distance
-    return distance - saved.x[t if saved.repeats == 1 else 0].to(distance.dtype)
+    x = saved.x[t if saved.repeats == 1 else 0].to(distance.dtype)
+    return distance - (x if w is None else x - w)
 
 
 class _Sum:
@@ -337,7 +381,8 @@ class _Sum:
         self.total: float | Tensor = 0.0
 
     def add(self, term: Tensor) -> None:
-        assert self.parameter is not None
+        if self.parameter is None:
+            return
         dims = [d for d in range(term.dim()) if d != 1 or not self.parameter.dim()]
         self.total = self.total + term.sum(dims, dtype=torch.float64)
 

@@ -101,6 +101,15 @@ def _restride(x: Tensor) -> Tensor:
     return moved.movedim(-1, 1) if last else moved
 
 
+def state_with_strides(a: MaybeTensor, strides: Sequence[int]) -> MaybeTensor:
+    """A state `[B, ...]`, or `[2, B, ...]` as adjacent rows, whose timesteps have these strides."""
+    if a is None or a.dim() == len(strides):
+        return step_with_strides(a, strides)
+    if a.stride(0) == math.prod(a.shape[1:]) and with_strides(a, strides) is a:
+        return a
+    return empty(a.shape, strides, a.dtype, a.device).copy_(a)
+
+
 def step_with_strides(a: MaybeTensor, strides: Sequence[int]) -> MaybeTensor:
     """`with_strides` for a single timestep `[B, ...]`."""
     return a if a is None else with_strides(a[None], strides)[0]

@@ -42,14 +42,15 @@ def without_formula(neuron: LIF, kinds: Collection[type]) -> str | None:
 
 
 def constants(call: Call) -> Tensor:
-    """lam, offset, gain, theta and width in the dtype of the state.
+    """lam, offset, gain, theta, width and the adaptation, if any, in the dtype of the state.
 
-    Shape `[5, C]`, or `[5, 1]` if none is per channel. The table is on the device of x if any of
-    them is a tensor, so that the host does not read learned values; otherwise on the CPU.
+    Shape `[rows, C]`, or `[rows, 1]` if none is per channel. The table is on the device of x if any
+    of them is a tensor, so that the host does not read learned values; otherwise on the CPU.
     """
     width = 1.0 if call.width is None else call.width
     neuron = call.neuron
     rows = [*leak(call.tau, call.x, neuron.v_reset, neuron.decay_input), call.theta, width]
+    rows += call.adaptation
     return constants_table(rows, state_dtype(call.x), call.x.device)
 
 
@@ -66,6 +67,11 @@ def constants_table(
         for row in rows
     ]
     return torch.stack(torch.broadcast_tensors(*[row.to(dtype).reshape(-1) for row in tensors]))
+
+
+def states(constants: Tensor) -> int:
+    """The number of rows of a state: v, and w if the constants include an adaptation."""
+    return 1 if len(constants) == 5 else 2
 
 
 def encode(call: Call) -> tuple[list[int], list[float]]:
@@ -202,7 +208,7 @@ class _LIF(torch.autograd.Function):
             ctx.repeats, ctx.form, learns, ctx.x_dtype, needs_x, needs_v0,
         )  # fmt: skip
         gx, g_v0 = outputs[0] if needs_x else None, outputs[int(needs_x)] if needs_v0 else None
-        grads: list[Tensor | None] = [None, None, None]
+        grads: list[Tensor | None] = [None] * len(needs)
         if learns:
             sums = outputs[-1]
             grads = [
@@ -299,12 +305,25 @@ class Backward(NamedTuple):
 
     gx: Tensor | None
     gv0: Tensor | None
-    sums: Tensor | None  # [3, C]
+    sums: Tensor | None  # [3, C], or [6, C] with adaptation
 
 
 def present(outputs: Iterable[Tensor | None]) -> list[Tensor]:
     """The outputs that are not None."""
     return [a for a in outputs if a is not None]
+
+
+def empty_state(
+    constants: Tensor,
+    step: Sequence[int],
+    strides: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """An uninitialised state `[B, ...]`, or `[2, B, ...]`, whose timesteps have these strides."""
+    n = states(constants)
+    rows = layout.empty((n, *step), strides, dtype, device)
+    return rows if n > 1 else rows[0]
 
 
 def forward_outputs(a: ForwardInputs) -> Forward:
@@ -320,9 +339,9 @@ def forward_outputs(a: ForwardInputs) -> Forward:
         )
     return Forward(
         spikes,
-        torch.empty_strided(
-            *((shape[1:], strides) if record.state else ((0,), (1,))), dtype=dtype, device=device
-        ),
+        empty_state(a.constants, shape[1:], strides, dtype, device)
+        if record.state
+        else torch.empty(0, dtype=dtype, device=device),
         layout.empty(shape, strides, dtype, device) if record.membrane else None,
         torch.zeros((2, shape[0], layout.channels(x)), dtype=torch.float64, device=device)
         if record.moments
@@ -344,10 +363,8 @@ def backward_outputs(a: BackwardInputs) -> Backward:
         layout.empty((shape[0] // a.repeats, *shape[1:]), strides, a.dtype, device)
         if a.needs_x
         else None,
-        torch.empty_strided(shape[1:], strides, dtype=constants.dtype, device=device)
-        if a.needs_v0
-        else None,
-        torch.zeros((3, constants.shape[1]), dtype=torch.float64, device=device)
+        empty_state(constants, shape[1:], strides, constants.dtype, device) if a.needs_v0 else None,
+        torch.zeros((len(constants) - 2, constants.shape[1]), dtype=torch.float64, device=device)
         if a.learns
         else None,
     )

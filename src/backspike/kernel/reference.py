@@ -36,9 +36,13 @@ def run(call: Call) -> Result:
     lam, offset, gain = leak(call.tau, x, neuron.v_reset, neuron.decay_input)
     dtype = state_dtype(x)
     v = torch.full_like(x[0], rest(neuron.v_reset), dtype=dtype) if call.v0 is None else call.v0
-    m = torch.zeros_like(x[0], dtype=dtype)  # used by CLIF only
-    if complementary and call.v0 is not None:
+    m = torch.zeros_like(x[0], dtype=dtype)  # the second state, used by CLIF and AdaptiveLIF
+    if neuron.states > 1 and call.v0 is not None:
         v, m = call.v0
+    lam_w, by_v, by_s = (
+        p.to(dtype) if isinstance(p, Tensor) else p
+        for p in (over_channels(p, x) for p in call.adaptation or (0.0, 0.0, 0.0))
+    )
     theta = over_channels(call.theta, x)
     if isinstance(theta, Tensor):
         theta = theta.to(dtype)
@@ -46,7 +50,8 @@ def run(call: Call) -> Result:
     for t in range(x.shape[0]):
         if not neuron.temporal_gradient:
             v, m = v.detach(), m.detach()
-        u = (lam * v + offset) + gain * x[t].to(dtype)
+        current = x[t].to(dtype) - m if call.adaptation else x[t].to(dtype)
+        u = (lam * v + offset) + gain * current
         s = surrogate_spike(u, theta, t, call)
         s_reset = s.detach() + neuron.reset_gradient * (s - s.detach())
         if not isinstance(theta, Tensor) and math.isinf(theta):
@@ -60,9 +65,11 @@ def run(call: Call) -> Result:
                 if neuron.v_reset is None
                 else (1 - s_reset) * u + s_reset * neuron.v_reset
             )
+        if call.adaptation:
+            m = lam_w * m + (by_v * (v - rest(neuron.v_reset)) + by_s * s)
         spikes.append(s)
         membrane.append(u)
-    v = torch.stack((v, m)) if complementary else v
+    v = torch.stack((v, m)) if neuron.states > 1 else v
     u_seq = torch.stack(membrane)
     moments = membrane_moments(u_seq) if record.moments else None
     active = _active(u_seq.detach(), theta, call) if record.active else None

@@ -1,1 +1,1 @@
-"""Spiking neurons (LIF, IF, PLIF, CLIF, CubaLIF), the integrator, recurrence, streaming, hooks."""
+"""Spiking neurons (LIF and its kin, PSN), the integrator, recurrence, streaming, hooks."""

@@ -46,6 +46,14 @@ class CubaArguments(LayerArguments, total=False):
     tau_synapse: float
 
 
+class AdaptiveArguments(LayerArguments, total=False):
+    """What `bs.AdaptiveLIF` takes besides tau and channels."""
+
+    tau_adaptation: float
+    a: float
+    b: float
+
+
 def options(kind: type[Kind], where: str, **given: Any) -> Kind:
     """The options; TypeError that says what to give instead for one that does not exist."""
     known = {f.name for f in fields(kind)}

@@ -30,7 +30,7 @@ def prepare(
     """Check the arguments of `lif` and build the `Call` for the backends."""
     tau, v_threshold, width = constants
     check_neuron(neuron, tau, v_threshold)
-    check_input(x, v0, repeats, states=2 if isinstance(neuron, options.CLIF) else 1)
+    check_input(x, v0, repeats, states=neuron.states)
     check_gradients_of(neuron, tau, v_threshold, record.moments)
     mask, parametric, _ = neuron.wrappers
     if parametric and width is None:

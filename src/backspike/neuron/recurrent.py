@@ -31,9 +31,9 @@ class Recurrent(Streaming):
     masked surrogate draws a new seed at each timestep; SGS scales neither `layer` nor the layer
     that feeds `neuron`.
 
-    On the CPU, an `nn.Linear` around a LIF, IF, PLIF or CubaLIF runs over all T in one kernel,
-    which adds the rows of the weight at the spikes; `memory="recompute"` then saves as much as
-    "exact". Everything else takes T calls of `layer` and of the neuron, one after the other;
+    On the CPU, an `nn.Linear` around a LIF, IF, PLIF, CubaLIF or AdaptiveLIF runs over all T in one
+    kernel, which adds the rows of the weight at the spikes; `memory="recompute"` then saves as much
+    as "exact". Everything else takes T calls of `layer` and of the neuron, one after the other;
     `bs.explain` says which way is taken, and why.
 
     Raises TypeError if `neuron` is no spiking layer or `layer` contains one.

@@ -92,8 +92,8 @@ class Recipe:
     model: Model = _field(ConvNet(), "the network, such as VGGSNN() or ConvNet('32-P-64-P')")
     neuron: Neuron = _field(
         Neuron(),
-        "the neuron of every layer: LIF, PLIF, CubaLIF, CLIF or MPBN, with its options in "
-        "brackets; options that are not given keep their values",
+        "the neuron of every layer: LIF, PLIF, CubaLIF, AdaptiveLIF, CLIF or MPBN, with its "
+        "options in brackets; options that are not given keep their values",
     )
     norm: Norm | None = _field(None, f"{_calls(Norm)} instead of BatchNorm; None: as in the model")
     readout: Readout = _field(Mean(), f"how outputs over time become logits: {_calls(Readout)}")

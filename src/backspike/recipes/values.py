@@ -70,6 +70,17 @@ class CLIF(options.CLIF, Neuron):
 
 
 @dataclass(frozen=True)
+class AdaptiveLIF(options.AdaptiveLIF, Neuron):
+    """`bs.AdaptiveLIF`: an adaptation current, driven by the membrane and the spikes."""
+
+    @staticmethod
+    def layer() -> Callable[..., nn.Module]:
+        from ..neuron.adaptive import AdaptiveLIF
+
+        return AdaptiveLIF
+
+
+@dataclass(frozen=True)
 class MPBN(options.MPBN, Neuron):
     """`bs.MPBN`: BatchNorm of the membrane potential before the threshold."""
 

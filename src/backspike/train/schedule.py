@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..layers.delay import Delay
 from ..neuron.hooks import spiking_layers
 from ..neuron.lif import neuron_parameters
 from ..recipes.recipe import Recipe
@@ -72,6 +73,13 @@ def set_mask_probability(network: Network | None, p: float | None) -> None:
     for layer in spiking_layers(network).values():
         assert layer.mask_p is not None
         layer.mask_p.fill_(p)
+
+
+def anneal_delays(network: Network | None, recipe: Recipe, epoch: int) -> None:
+    """Sets the width of the Gaussians of every `bs.Delay` in the network."""
+    for layer in () if network is None else network.modules():
+        if isinstance(layer, Delay):
+            layer.anneal(epoch / recipe.epochs)
 
 
 @torch.no_grad()

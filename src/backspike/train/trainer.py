@@ -38,7 +38,7 @@ from .evaluate import accuracy_and_loss, measure_test
 from .failures import first_line, logger, step_errors
 from .interrupt import StopRequest, stop_on_signal
 from .network import mismatch
-from .schedule import mask_probability, set_mask_probability
+from .schedule import anneal_delays, mask_probability, set_mask_probability
 from .setup import Setup, seed_rank, set_up
 from .step import Step
 
@@ -203,6 +203,7 @@ class Trainer:
         recipe, train, progress = self.setup.recipe, self.setup.train, self.progress
         for network in (self.setup.network, self.setup.averaged):
             set_mask_probability(network, mask_probability(recipe, progress.epoch))
+            anneal_delays(network, recipe, progress.epoch)
         if 0 < recipe.freeze_width <= progress.epoch:
             self.step.freeze_neurons()
         started = saved = time.monotonic()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -85,7 +83,7 @@ def _forward(inputs: _ForwardInputs) -> list[Tensor]:
         return [spikes.half(), *others]
     outputs = spikes, state, u, sums = _forward_outputs(inputs)
     strides = spikes.stride()[1:]
-    x, v0 = layout.with_strides(inputs.x, strides), _state(inputs.v0, strides)
+    x, v0 = layout.with_strides(inputs.x, strides), layout.state_with_strides(inputs.v0, strides)
     job = library.make_job(
         spikes.shape, inputs.constants, strides, inputs.flags, inputs.numbers, x.element_size()
     )
@@ -107,7 +105,10 @@ def _backward(inputs: _BackwardInputs) -> tuple[Tensor, Tensor, Tensor]:
     shape, strides, constants, dtype = inputs.shape, inputs.strides, inputs.constants, inputs.dtype
     outputs = gx, g_v0, sums = _backward_outputs(inputs)
     x, g, gu = (layout.with_strides(a, strides) for a in (x, g, gu))
-    v0, g_state = _state(inputs.v0, strides), _state(inputs.g_state, strides)
+    v0, g_state = (
+        layout.state_with_strides(inputs.v0, strides),
+        layout.state_with_strides(inputs.g_state, strides),
+    )
     job = library.make_job(shape, constants, strides, inputs.flags, inputs.numbers, dtype.itemsize)
     job.learns = inputs.learns
     job.keeps = ops.SAVED_FORMS.index("recompute" if inputs.u is None else "exact")
@@ -127,15 +128,6 @@ def _backward(inputs: _BackwardInputs) -> tuple[Tensor, Tensor, Tensor]:
     library.set_pointers(job, scratch=scratch, partial=partial, sums=sums)
     library.call("clif_backward", dtype, job)
     return outputs
-
-
-def _state(a: Tensor | None, strides: Sequence[int]) -> Tensor | None:
-    """The state `[2, B, ...]` as the kernel expects it: two adjacent rows with these strides."""
-    if a is None or (
-        a.stride(0) == math.prod(a.shape[1:]) and layout.with_strides(a, strides) is a
-    ):
-        return a
-    return layout.empty(a.shape, strides, a.dtype, a.device).copy_(a)
 
 
 ops.implement(

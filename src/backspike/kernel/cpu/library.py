@@ -44,7 +44,9 @@ class Job(ctypes.Structure):
 
     _fields_ = [
         *fields(ctypes.c_int64, "T N C inner per_channel depth area chunks threads"),
-        *fields(ctypes.c_int64, "soft decay_input temporal parametric masked rescale learns"),
+        *fields(
+            ctypes.c_int64, "soft decay_input temporal parametric masked rescale learns adapts"
+        ),
         *fields(
             ctypes.c_int64,
             "seed limit x_stride g_stride gu_stride keeps repeated logarithmic streams fresh",
@@ -182,6 +184,7 @@ def make_job(
     )
     job = Job.from_buffer_copy(template)
     job.p_constants = constants.data_ptr()
+    job.adapts = ops.states(constants) > 1
     return job
 
 
@@ -240,6 +243,13 @@ def partial_sums(job: Job, sums: Tensor | None) -> Tensor | None:
     if sums is None:
         return None
     return torch.zeros(job.chunks, sums.numel(), dtype=torch.float64, device="cpu")
+
+
+def replay_scratch(job: Job, dtype: torch.dtype) -> Tensor | None:
+    """Room for the rows that the backward pass of `lif.c` computes again; None if it needs none."""
+    rows = function("lif_replays")(ctypes.byref(job))
+    shape = (job.threads, rows, job.T, function("lif_block")())
+    return torch.empty(shape, dtype=dtype, device="cpu") if rows else None
 
 
 def set_pointers(job: ctypes.Structure, **tensors: Tensor | None) -> None:

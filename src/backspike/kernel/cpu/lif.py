@@ -15,7 +15,15 @@ from ...options import CLIF
 from .. import clif, layout, ops
 from ..call import Call, Record, Result
 from ..saved import pack, unpack
-from .library import call, function, make_job, partial_sums, set_form, set_mask, set_pointers
+from .library import (
+    call,
+    make_job,
+    partial_sums,
+    replay_scratch,
+    set_form,
+    set_mask,
+    set_pointers,
+)
 
 
 def refuses(call: Call) -> str | None:
@@ -44,7 +52,7 @@ def _forward(a: ops.ForwardInputs) -> list[Tensor]:
     assert not Record(*a.records).bits  # see ops.writes_bits
     out = ops.forward_outputs(a)
     spikes, strides, active, sums = out.spikes, out.spikes.stride()[1:], out.active, out.moments
-    x, v0 = layout.with_strides(a.x, strides), layout.step_with_strides(a.v0, strides)
+    x, v0 = layout.with_strides(a.x, strides), layout.state_with_strides(a.v0, strides)
     job = make_job(spikes.shape, a.constants, strides, a.flags, a.numbers, x.element_size())
     job.x_stride = x.stride(0) if a.repeats == 1 else 0
     set_form(job, max(a.form, 0), a.flags, a.numbers)
@@ -73,7 +81,7 @@ def _backward(a: ops.BackwardInputs) -> list[Tensor]:
         return [outputs[0].half(), *outputs[1:]] if a.needs_x else outputs
     out, strides, exact = ops.backward_outputs(a), a.strides, ops.SAVED_FORMS[a.form] == "exact"
     x, g, g_u = (layout.with_strides(b, strides) for b in (x, g, g_u))
-    v0, g_v = layout.step_with_strides(a.v0, strides), layout.step_with_strides(a.g_v, strides)
+    v0, g_v = layout.state_with_strides(a.v0, strides), layout.state_with_strides(a.g_v, strides)
     job = make_job(a.shape, a.constants, strides, a.flags, a.numbers, a.dtype.itemsize)
     job.learns, job.repeated = a.learns, a.repeats > 1
     set_form(job, a.form, a.flags, a.numbers)
@@ -84,10 +92,7 @@ def _backward(a: ops.BackwardInputs) -> list[Tensor]:
     if a.repeats > 1:
         job.x_stride = 0
     partial = partial_sums(job, out.sums)
-    scratch = None
-    if ops.SAVED_FORMS[a.form] == "recompute":
-        block = function("lif_block")()
-        scratch = torch.empty((job.threads, job.T, block), dtype=a.constants.dtype, device="cpu")
+    scratch = replay_scratch(job, a.constants.dtype)
     u, code = (a.saved_u, None) if exact else (None, a.saved_u)
     set_pointers(job, x=x, v0=v0, u=u, kept=code, scratch=scratch, line=a.line)
     set_pointers(job, g=g, gu=g_u, gv=g_v, gx=out.gx, gv0=out.gv0, partial=partial, sums=out.sums)

@@ -140,8 +140,9 @@ class _Recurrent(torch.autograd.Function):
             done.active, done.constants, call.seed, call.p,
         )  # fmt: skip
         ctx.call = replace(
-            call, x=call.x.new_empty(0), v0=None, tau=0.0, theta=0.0, width=None, seed=None
-        )
+            call, x=call.x.new_empty(0), v0=None, tau=0.0, theta=0.0, width=None, seed=None,
+            adaptation=(),
+        )  # fmt: skip
         ctx.packed = replace(packed, codes=packed.codes[:0])
         ctx.synapse = (float(lam), float(gain)) if filtered else None
         ctx.form, ctx.encoded = done.form, done.encoded
@@ -238,13 +239,16 @@ class _Backward:
         record: Record = call.record
         self.learns = sum(1 << i for i, needed in enumerate(self.needs[10:]) if needed)
         self.gx = torch.empty(shape, dtype=dtype, device="cpu")
+        state = shape[1:] if ops.states(constants) == 1 else (2, *shape[1:])
         self.gv0 = (
-            torch.empty(shape[1:], dtype=constants.dtype, device="cpu") if self.needs[9] else None
+            torch.empty(state, dtype=constants.dtype, device="cpu") if self.needs[9] else None
         )
         self.gi0 = (
             torch.empty(shape[1:], dtype=constants.dtype, device="cpu") if self.synapse else None
         )
-        self.sums = torch.zeros((3, constants.shape[1]), dtype=torch.float64, device="cpu")
+        self.sums = torch.zeros(
+            (len(constants) - 2, constants.shape[1]), dtype=torch.float64, device="cpu"
+        )
         line = None
         if record.moments and g_moments is not None:
             line = ops.moment_gradient(g_moments, shape, constants.dtype)

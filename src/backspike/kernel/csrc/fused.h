@@ -4,7 +4,7 @@
    step.h, which give the same bits. Included after saved.h, once per pair of types. */
 
 static inline int NAME(advances_8bit)(const Job *j) {
-    const int alone = !j->p_u && !j->p_partial && !j->p_active; /* u itself is not needed */
+    const int alone = !j->p_u && !j->p_partial && !j->p_active && !j->adapts; /* u itself is not needed */
     return sizeof(REAL) == 4 && j->keeps == KEEPS_8BIT && j->p_kept && alone && !j->per_channel && !j->parametric;
 }
 
@@ -51,7 +51,7 @@ static inline int NAME(retreats)(const Job *j) {
 #define OR_IS(CODE) || j->surrogate.code == CODE
     const int common = 0 FUSED(OR_IS);
 #undef OR_IS
-    const int plain = !j->per_channel && !j->parametric && !j->masked && !j->learns && !j->p_line && !j->p_gu && !j->repeated;
+    const int plain = !j->per_channel && !j->parametric && !j->masked && !j->learns && !j->p_line && !j->p_gu && !j->repeated && !j->adapts;
     return sizeof(REAL) == 4 && common && plain && j->p_g && j->p_gx && j->temporal && j->keeps != KEEPS_1BIT;
 }
 

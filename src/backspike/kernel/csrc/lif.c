@@ -18,6 +18,7 @@
 int64_t lif_digest(void) { return DIGEST; } /* of the sources that this was built from */
 int64_t lif_job_size(void) { return sizeof(Job); }
 int64_t lif_block(void) { return BLOCK; }
+int64_t lif_replays(const Job *j) { return replays(j); }
 
 #define BODY "lif.c"
 #include "types.h"
@@ -43,16 +44,19 @@ void NAME(lif_forward)(const Job *j) {
     _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
         NAME(Block) b;
         NAME(constants)(j, 0, BLOCK, b.table);
+        if (j->adapts) NAME(adaptation)(j, 0, BLOCK, b.adaptation);
         _Pragma("omp for schedule(dynamic, share(j))") for (int64_t chunk = 0; chunk < j->chunks; chunk++) {
             double *sums = j->p_partial ? j->p_partial + chunk * K : 0;
             for (int64_t block = blocks * chunk / j->chunks; block < blocks * (chunk + 1) / j->chunks; block++) {
                 NAME(enter)(j, block * BLOCK, j->N, &b);
                 NAME(start)(j, b.o, b.n, b.v);
+                if (j->adapts) NAME(take_w)(j, j->p_v0, b.o, b.n, b.w);
                 for (int64_t t = 0; t < j->T; t++) {
                     NAME(fetch_x)(j, &b, t + FETCH);
                     NAME(step_forward)(j, t, &b, sums);
                 }
                 if (j->p_v) deliver(j, (REAL *)j->p_v + b.o, b.v, b.n * sizeof(REAL));
+                if (j->p_v && j->adapts) deliver(j, (REAL *)j->p_v + j->N + b.o, b.w, b.n * sizeof(REAL));
             }
         }
         streamed();
@@ -61,15 +65,6 @@ void NAME(lif_forward)(const Job *j) {
 }
 
 /* ------------------------------------------------------------------------------------- backward */
-
-/* Computes the membranes of the block again, from x. */
-static inline void NAME(replay)(const Job *j, NAME(Block) *b) {
-    NAME(start)(j, b->o, b->n, b->v);
-    for (int64_t t = 0; t < j->T; t++) {
-        const REAL *x = NAME(load)(j->p_x, t * j->x_stride + b->o, b->x, b->n);
-        NAME(fire)(j, b->table, x, b->v, b->past + t * BLOCK, b->s, b->n);
-    }
-}
 
 /* Prefetches what the backward pass reads at step t; steps below 0 are those of the next blocks. */
 static inline void NAME(fetch)(const Job *j, const NAME(Block) *b, int64_t t) {
@@ -85,19 +80,24 @@ static inline void NAME(fetch)(const Job *j, const NAME(Block) *b, int64_t t) {
 }
 
 void NAME(lif_backward)(const Job *j) {
-    const int64_t blocks = (j->N + BLOCK - 1) / BLOCK, K = 3 * (j->per_channel ? j->C : 1);
+    const int64_t blocks = (j->N + BLOCK - 1) / BLOCK, K = gradients(j) * (j->per_channel ? j->C : 1);
     large_pages(j, j->p_gx, (j->repeated ? 1 : j->T) * j->N * sizeof(IO));
     _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
         NAME(Block) b;
-        b.past = j->p_scratch ? (REAL *)j->p_scratch + this_thread() * j->T * BLOCK : 0;
+        b.past = j->p_scratch ? (REAL *)j->p_scratch + this_thread() * replays(j) * j->T * BLOCK : 0;
+        REAL *w_before = needs_w(j) ? b.past + (replays(j) - 1) * j->T * BLOCK : 0;
+        b.w_before = w_before;
+        b.w_stride = BLOCK;
         NAME(constants)(j, 0, BLOCK, b.table);
+        if (j->adapts) NAME(adaptation)(j, 0, BLOCK, b.adaptation);
         _Pragma("omp for schedule(dynamic, share(j))") for (int64_t chunk = 0; chunk < j->chunks; chunk++) {
             double *sums = j->p_partial ? j->p_partial + chunk * K : 0;
             for (int64_t block = blocks * chunk / j->chunks; block < blocks * (chunk + 1) / j->chunks; block++) {
                 NAME(enter)(j, block * BLOCK, j->N, &b);
-                if (b.past) NAME(replay)(j, &b);
+                if (replays(j)) NAME(replay)(j, w_before, &b);
                 if (j->p_gv) memcpy(b.c, (const REAL *)j->p_gv + b.o, b.n * sizeof(REAL));
                 else memset(b.c, 0, b.n * sizeof(REAL));
+                if (j->adapts) NAME(take_w)(j, j->p_gv, b.o, b.n, b.k);
                 if (j->repeated) memset(b.total, 0, b.n * sizeof(REAL));
                 const int fused = b.n == BLOCK && NAME(retreats)(j);
                 for (int64_t t = j->T - 1; t >= 0; t--) {
@@ -106,6 +106,7 @@ void NAME(lif_backward)(const Job *j) {
                     else NAME(step_back)(j, t, &b, sums);
                 }
                 if (j->p_gv0) deliver(j, (REAL *)j->p_gv0 + b.o, b.c, b.n * sizeof(REAL));
+                if (j->p_gv0 && j->adapts) deliver(j, (REAL *)j->p_gv0 + j->N + b.o, b.k, b.n * sizeof(REAL));
             }
         }
         streamed();

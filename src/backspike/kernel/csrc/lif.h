@@ -31,7 +31,11 @@ int omp_get_thread_num(void); /* not from omp.h, which a compiler without a runt
 typedef uint32_t Word __attribute__((aligned(1), may_alias));
 
 enum { LAM, OFFSET, GAIN, THETA, WIDTH, CONSTANTS };
-enum { LEARNS_TAU = 1, LEARNS_THETA = 2, LEARNS_WIDTH = 4 };
+/* The rows of the constants after those, if the neuron adapts: w[t] = LAM_W w[t-1] + BY_V (v[t] -
+   rest) + BY_S s[t], and its input is x[t] - w[t-1]. A state is then two rows, v and w. */
+enum { LAM_W, BY_V, BY_S, ADAPTATION };
+enum { LEARNS_TAU = 1, LEARNS_THETA = 2, LEARNS_WIDTH = 4, LEARNS_LAM_W = 8, LEARNS_BY_V = 16, LEARNS_BY_S = 32 };
+enum { LEARNS_ADAPTATION = LEARNS_LAM_W | LEARNS_BY_V | LEARNS_BY_S };
 /* What is saved for the backward pass; see saved.py. */
 enum { KEEPS_U, KEEPS_BF16, KEEPS_8BIT, KEEPS_1BIT, KEEPS_X };
 
@@ -43,11 +47,11 @@ enum { KEEPS_U, KEEPS_BF16, KEEPS_8BIT, KEEPS_1BIT, KEEPS_X };
 typedef struct {
     int64_t T, N;                  /* N: elements of a timestep */
     int64_t C, inner, per_channel; /* element i has channel (i / inner) % C; per_channel: the
-                                      constants are [5, C], not [5, 1] */
+                                      constants are [rows, C], not [rows, 1] */
     int64_t depth, area;           /* depth > 0: channels are last in memory, but come before the
                                       area in the index of the mask */
     int64_t chunks, threads;
-    int64_t soft, decay_input, temporal, parametric, masked, rescale, learns;
+    int64_t soft, decay_input, temporal, parametric, masked, rescale, learns, adapts;
     int64_t seed, limit;           /* an element is dropped if its 24 bits are below the limit */
     int64_t x_stride, g_stride, gu_stride;
     int64_t keeps, repeated;       /* repeated: gx is summed over T */
@@ -62,15 +66,26 @@ typedef struct {
     void *p_kept;                  /* codes [T, N], or bits [T, N / 8]: forward writes,
                                       backward reads */
     uint8_t *p_active;             /* forward writes bits [T, N / 8]: where h is not 0 */
-    void *p_scratch;               /* KEEPS_X: [threads, T, BLOCK] for backward */
+    void *p_scratch;               /* [threads, replays(), T, BLOCK] for backward */
     const void *p_g, *p_gu, *p_gv; /* gradients of spikes, membrane and state */
     const void *p_line;            /* a and b of gu = a + b u, [2, T, C] */
     void *p_gx, *p_gv0;            /* backward writes */
     double *p_partial, *p_sums;    /* [chunks, K] and [K], zeros; K: forward [2, T, C] moments,
-                                      backward [3, C] */
+                                      backward [gradients(), C] */
 } Job;
 
 static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Constants whose gradients are summed. */
+static inline int64_t gradients(const Job *j) { return j->adapts ? 6 : 3; }
+
+/* Whether the backward pass needs w. */
+static inline int needs_w(const Job *j) {
+    return j->adapts && (j->learns & LEARNS_ADAPTATION || (j->learns & LEARNS_TAU && j->decay_input));
+}
+
+/* Rows that the backward pass computes again for each timestep: u, w. */
+static inline int64_t replays(const Job *j) { return (j->keeps == KEEPS_X) + needs_w(j); }
 
 ALWAYS uint32_t lowbias32(uint32_t x) {
     x ^= x >> 16;

@@ -10,6 +10,7 @@
 typedef struct {
     _Alignas(64) REAL table[CONSTANTS][BLOCK], v[BLOCK], c[BLOCK], x[BLOCK], u[BLOCK], own[BLOCK], full[BLOCK], g[BLOCK];
     REAL a[BLOCK], b[BLOCK], delta[BLOCK], gx[BLOCK], total[BLOCK];
+    REAL adaptation[ADAPTATION][BLOCK], w[BLOCK], k[BLOCK]; /* k: the gradient of w */
     IO s[BLOCK];
     uint16_t half[BLOCK];
     uint8_t byte[BLOCK];
@@ -17,6 +18,8 @@ typedef struct {
     int64_t o, base; /* the first element, and its position in the index of the mask */
     int n;
     REAL *past; /* KEEPS_X: the membranes of all timesteps, [T, BLOCK] */
+    const REAL *w_before; /* needs_w: w before each timestep, w_stride apart */
+    int64_t w_stride;
 } NAME(Block);
 
 /* Begins a block at element o, which ends before element `end` of the timestep. */
@@ -25,6 +28,7 @@ static inline void NAME(enter)(const Job *j, int64_t o, int64_t end, NAME(Block)
     b->n = (int)min(BLOCK, end - o);
     b->base = j->masked ? logical(j, b->o, b->n, b->where) : 0;
     if (j->per_channel) NAME(constants)(j, b->o, b->n, b->table);
+    if (j->per_channel && j->adapts) NAME(adaptation)(j, b->o, b->n, b->adaptation);
 }
 
 static inline const REAL *NAME(width)(const Job *j, const NAME(Block) *b) { return j->parametric ? b->table[WIDTH] : 0; }
@@ -46,6 +50,64 @@ static inline const REAL *NAME(known)(const Job *j, int64_t t, const NAME(Block)
         return buffer;
     }
     return 0;
+}
+
+/* ----------------------------------------------------------------------------------- adaptation */
+
+/* The input without the adaptation current, in the buffer. */
+static inline const REAL *NAME(adapted)(const REAL *x, const REAL *w, REAL *buffer, int n) {
+    SIMD EACH buffer[i] = x[i] - w[i];
+    return buffer;
+}
+
+/* w after a step, from its u and v. */
+static inline void NAME(adapt)(const Job *j, const REAL *u, NAME(Block) *b) {
+    const REAL *lam = b->adaptation[LAM_W], *by_v = b->adaptation[BY_V], *by_s = b->adaptation[BY_S], *theta = b->table[THETA];
+    const REAL rest = j->soft ? 0 : (REAL)j->v_reset, *v = b->v;
+    const int n = b->n;
+    SIMD EACH b->w[i] = lam[i] * b->w[i] + (by_v[i] * (v[i] - rest) + by_s[i] * (REAL)(u[i] >= theta[i]));
+}
+
+/* Row 1 of a state [2, N], or zeros. */
+static inline void NAME(take_w)(const Job *j, const void *state, int64_t o, int n, REAL *to) {
+    if (state) memcpy(to, (const REAL *)state + j->N + o, n * sizeof(REAL));
+    else memset(to, 0, n * sizeof(REAL));
+}
+
+static inline void NAME(add_gradient)(const Job *j, int row, NAME(Block) *b, double *sums) {
+    if (j->learns & 1 << row) NAME(add)(j, j->per_channel, b->a, b->o, b->n, sums + row * (j->per_channel ? j->C : 1));
+}
+
+/* The gradients of the constants of w at step t. */
+static inline void NAME(learn_adaptation)(const Job *j, int64_t t, const REAL *u, NAME(Block) *b, double *sums) {
+    const REAL *before = b->w_before + t * b->w_stride, *theta = b->table[THETA], rest = j->soft ? 0 : (REAL)j->v_reset;
+    const int n = b->n;
+    SIMD EACH b->a[i] = b->k[i] * before[i];
+    NAME(add_gradient)(j, 3, b, sums);
+    NAME(reset)(j, u, theta, b->v, n);
+    SIMD EACH b->a[i] = b->k[i] * (b->v[i] - rest);
+    NAME(add_gradient)(j, 4, b, sums);
+    SIMD EACH b->a[i] = b->k[i] * (REAL)(u[i] >= theta[i]);
+    NAME(add_gradient)(j, 5, b, sums);
+}
+
+/* Takes the gradient of w[t] back to v[t] and s[t]; returns the gradient of s[t]. */
+static inline const REAL *NAME(adapt_back)(const REAL *g, NAME(Block) *b) {
+    const REAL *by_v = b->adaptation[BY_V], *by_s = b->adaptation[BY_S], *k = b->k;
+    const int n = b->n;
+    SIMD EACH {
+        b->c[i] = b->c[i] + by_v[i] * k[i];
+        b->g[i] = g[i] + by_s[i] * k[i];
+    }
+    return b->g;
+}
+
+/* The gradient of w[t-1]: from w[t], and from x[t], whose gradient is gx. */
+static inline void NAME(leave_back)(const Job *j, const REAL *gx, NAME(Block) *b) {
+    const REAL *lam = b->adaptation[LAM_W];
+    const int n = b->n;
+    SIMD EACH b->k[i] = lam[i] * b->k[i] - gx[i];
+    if (!j->temporal) memset(b->k, 0, n * sizeof(REAL));
 }
 
 /* -------------------------------------------------------------------------------------- forward */
@@ -79,6 +141,7 @@ static void NAME(step_forward)(const Job *j, int64_t t, NAME(Block) *b, double *
     const int64_t at = t * j->N + b->o;
     const int n = b->n;
     const REAL *x = NAME(load)(j->p_x, t * j->x_stride + b->o, b->x, n);
+    if (j->adapts) x = NAME(adapted)(x, b->w, b->x, n);
     REAL *p_u = j->p_u ? (REAL *)j->p_u + at : 0, *u = place(j, p_u, b->u);
     IO *p_s = (IO *)j->p_s + at, *s = place(j, p_s, b->s);
     if (n == BLOCK && NAME(advances_8bit)(j)) {
@@ -89,6 +152,7 @@ static void NAME(step_forward)(const Job *j, int64_t t, NAME(Block) *b, double *
         return;
     }
     NAME(fire)(j, b->table, x, b->v, u, s, n);
+    if (j->adapts) NAME(adapt)(j, u, b);
     deliver(j, p_s, s, n * sizeof(IO));
     deliver(j, p_u, u, n * sizeof(REAL));
     if (j->p_kept) NAME(save)(j, t, u, b);
@@ -100,6 +164,23 @@ static void NAME(step_forward)(const Job *j, int64_t t, NAME(Block) *b, double *
 }
 
 /* ------------------------------------------------------------------------------------- backward */
+
+/* Computes the membranes of the block again, from x, and w, from the membranes. */
+static inline void NAME(replay)(const Job *j, REAL *w_before, NAME(Block) *b) {
+    NAME(start)(j, b->o, b->n, b->v);
+    if (j->adapts) NAME(take_w)(j, j->p_v0, b->o, b->n, b->w);
+    for (int64_t t = 0; t < j->T; t++) {
+        if (w_before) memcpy(w_before + t * b->w_stride, b->w, b->n * sizeof(REAL));
+        if (j->keeps == KEEPS_X) {
+            const REAL *x = NAME(load)(j->p_x, t * j->x_stride + b->o, b->x, b->n);
+            if (j->adapts) x = NAME(adapted)(x, b->w, b->x, b->n);
+            NAME(fire)(j, b->table, x, b->v, b->past + t * BLOCK, b->s, b->n);
+        } else {
+            NAME(reset)(j, NAME(known)(j, t, b, b->u), b->table[THETA], b->v, b->n);
+        }
+        if (j->adapts) NAME(adapt)(j, NAME(known)(j, t, b, b->u), b);
+    }
+}
 
 /* The gradient of x at step t, or with repeated its sum over T once t is 0. */
 static inline void NAME(send)(const Job *j, int64_t t, const REAL *gx, NAME(Block) *b) {
@@ -113,6 +194,7 @@ static inline void NAME(step_learning_tau)(const Job *j, int64_t t, NAME(Block) 
     if (t) NAME(reset)(j, NAME(known)(j, t - 1, b, b->a), b->table[THETA], b->v, b->n);
     else NAME(start)(j, b->o, b->n, b->v);
     const REAL *x = NAME(load)(j->decay_input ? j->p_x : 0, t * j->x_stride + b->o, b->x, b->n);
+    if (j->adapts && j->decay_input) x = NAME(adapted)(x, b->w_before + t * b->w_stride, b->x, b->n);
     NAME(learn_tau)(j, b->v, x, b->delta, b->o, b->n, b->a, sums);
 }
 
@@ -121,9 +203,12 @@ static void NAME(step_back)(const Job *j, int64_t t, NAME(Block) *b, double *sum
     const int n = b->n;
     if (j->keeps == KEEPS_1BIT) NAME(unpack)(NAME(bits)(j, b, j->p_kept, t), (REAL)j->surrogate.constants[1], b->own, n);
     else NAME(derivative)(&j->surrogate, u, theta, w, b->own, n);
+    const REAL *g = NAME(load)(j->p_g, t * j->g_stride + b->o, b->g, n);
+    if (j->learns & LEARNS_ADAPTATION) NAME(learn_adaptation)(j, t, u, b, sums);
+    if (j->adapts) g = NAME(adapt_back)(g, b);
     const NAME(Step) p = {
         .u = u,
-        .g = NAME(load)(j->p_g, t * j->g_stride + b->o, b->g, n),
+        .g = g,
         .theta = theta,
         .own = b->own,
         .h = NAME(masked)(j, t * j->N + b->base, b->where, u, theta, b->own, b->full, n),
@@ -134,6 +219,7 @@ static void NAME(step_back)(const Job *j, int64_t t, NAME(Block) *b, double *sum
     const int in_place = j->p_gx && sizeof(IO) == sizeof(REAL) && !j->repeated && !j->streams;
     REAL *gx = in_place ? (REAL *)j->p_gx + t * j->N + b->o : b->gx;
     NAME(step)(j, &p, b->table[LAM], b->table[GAIN], j->learns & LEARNS_TAU ? b->delta : 0, gx, n);
+    if (j->adapts) NAME(leave_back)(j, gx, b);
     NAME(send)(j, t, gx, b);
     if (j->learns & LEARNS_TAU) NAME(step_learning_tau)(j, t, b, sums);
 }

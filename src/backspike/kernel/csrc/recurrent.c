@@ -51,9 +51,12 @@ typedef struct {
 int64_t recurrent_size(void) { return sizeof(Recurrent); }
 int64_t recurrent_columns(void) { return COLUMNS; }
 
+/* Rows of scratch memory for each sample. */
+static inline int64_t scratch_rows(const Recurrent *r) { return 6 + (needs_w(&r->neuron) ? r->neuron.T : 0); }
+
 /* Bytes of scratch memory for each thread. */
 int64_t recurrent_scratch(const Recurrent *r) {
-    return r->rows * (r->neurons + COLUMNS) * (5 * (int64_t)sizeof(double) + sizeof(int32_t)) + r->neurons + 4096;
+    return r->rows * (r->neurons + COLUMNS) * (scratch_rows(r) * (int64_t)sizeof(double) + sizeof(int32_t)) + r->neurons + 4096;
 }
 
 #if defined(__AVX512F__)
@@ -81,7 +84,8 @@ enum { NAME(LANES) = BYTES / sizeof(REAL), NAME(WIDE) = COLUMNS * sizeof(REAL) /
 typedef struct {
     Job job;                      /* its own, so that pointers can lead into the scratch memory */
     int64_t start, end, samples;  /* elements of a timestep */
-    REAL *state, *i;              /* v or its gradient, and i or its gradient */
+    REAL *state, *i, *w;          /* v, i and w, or their gradients */
+    REAL *w_before;               /* needs_w: w before each timestep, [T, samples, neurons] */
     REAL *total;                  /* [samples, panels x COLUMNS]: sums of a product */
     REAL *before;                 /* [samples, neurons]: gradients of the next timestep */
     IO *row;                      /* [samples, neurons]: input of a timestep, or gradient of spikes */
@@ -113,12 +117,20 @@ static inline void NAME(begin)(const Recurrent *r, int64_t chunk, NAME(Task) *k)
     k->end = k->start + k->samples * r->neurons;
     k->state = TAKE(REAL, r->rows * r->neurons);
     k->i = TAKE(REAL, r->rows * r->neurons);
+    k->w = TAKE(REAL, r->rows * r->neurons);
     k->total = TAKE(REAL, r->rows * wide);
     k->before = TAKE(REAL, r->rows * r->neurons);
     k->row = TAKE(IO, r->rows * r->neurons);
     k->spikes = TAKE(int32_t, r->rows * r->neurons);
     k->some = TAKE(uint8_t, r->neurons + 64);
     NAME(constants)(&k->job, 0, BLOCK, k->block.table);
+    if (k->job.adapts) NAME(adaptation)(&k->job, 0, BLOCK, k->block.adaptation);
+    k->w_before = needs_w(&k->job) ? TAKE(REAL, k->job.T * r->rows * r->neurons) : 0;
+}
+
+/* Row 1 of a state [2, N]: that of w. */
+static inline void *NAME(second)(const NAME(Task) *k, const void *state) {
+    return state && k->job.adapts ? (REAL *)state + k->job.N : 0;
 }
 
 /* The state of a neuron or synapse at the beginning of a task. */
@@ -219,6 +231,7 @@ void NAME(recurrent_forward)(const Recurrent *r) {
             NAME(begin)(r, chunk, &k);
             double *sums = k.job.p_partial ? k.job.p_partial + chunk * K : 0;
             NAME(initial)(r->p_i0, &k, k.i);
+            NAME(initial)(NAME(second)(&k, k.job.p_v0), &k, k.w);
             for (int64_t o = k.start; o < k.end; o += BLOCK) NAME(start)(&k.job, o, (int)min(BLOCK, k.end - o), k.state + o - k.start);
             k.job.p_x = r->p_current ? r->p_current : (void *)(k.row - k.start);
             k.job.x_stride = r->p_current ? k.job.N : 0;
@@ -227,11 +240,14 @@ void NAME(recurrent_forward)(const Recurrent *r) {
                 for (int64_t o = k.start; o < k.end; o += BLOCK) {
                     NAME(at)(r, t, o, &k);
                     memcpy(k.block.v, k.state + o - k.start, k.block.n * sizeof(REAL));
+                    if (k.job.adapts) memcpy(k.block.w, k.w + o - k.start, k.block.n * sizeof(REAL));
                     NAME(step_forward)(&k.job, t, &k.block, sums);
                     memcpy(k.state + o - k.start, k.block.v, k.block.n * sizeof(REAL));
+                    if (k.job.adapts) memcpy(k.w + o - k.start, k.block.w, k.block.n * sizeof(REAL));
                 }
             }
             NAME(final)(k.job.p_v, &k, k.state);
+            NAME(final)(NAME(second)(&k, k.job.p_v), &k, k.w);
             NAME(final)(r->p_i, &k, k.i);
         }
     }
@@ -348,15 +364,26 @@ static inline void NAME(depart)(const Recurrent *r, int64_t t, NAME(Task) *k) {
     SIMD EACH k->before[i] = NAME(widen)(gx[i]);
 }
 
+/* Computes w of all timesteps of the task again. */
+static inline void NAME(replay_w)(NAME(Task) *k) {
+    k->block.w_stride = k->end - k->start;
+    for (int64_t o = k->start; o < k->end; o += BLOCK) {
+        NAME(enter)(&k->job, o, k->end, &k->block);
+        NAME(replay)(&k->job, k->w_before + o - k->start, &k->block);
+    }
+}
+
 void NAME(recurrent_backward)(const Recurrent *r) {
-    const int64_t K = 3 * (r->neuron.per_channel ? r->neuron.C : 1), wide = (r->neurons + COLUMNS - 1) / COLUMNS * COLUMNS;
+    const int64_t K = gradients(&r->neuron) * (r->neuron.per_channel ? r->neuron.C : 1), wide = (r->neurons + COLUMNS - 1) / COLUMNS * COLUMNS;
     _Pragma("omp parallel num_threads(r->neuron.threads) if (r->neuron.threads > 1)") {
         NAME(Task) k;
         _Pragma("omp for schedule(dynamic, 1)") for (int64_t chunk = 0; chunk < r->neuron.chunks; chunk++) {
             NAME(begin)(r, chunk, &k);
             double *sums = k.job.p_partial ? k.job.p_partial + chunk * K : 0;
             NAME(initial)(k.job.p_gv, &k, k.state);
+            NAME(initial)(NAME(second)(&k, k.job.p_gv), &k, k.w);
             NAME(initial)(r->p_i0, &k, k.i); /* the gradient of the last i */
+            if (k.w_before) NAME(replay_w)(&k);
             k.job.p_g = k.row - k.start;
             k.job.g_stride = 0;
             k.job.p_x = r->p_current;
@@ -367,13 +394,17 @@ void NAME(recurrent_backward)(const Recurrent *r) {
                 for (int64_t o = k.start; o < k.end; o += BLOCK) {
                     NAME(at)(r, t, o, &k);
                     memcpy(k.block.c, k.state + o - k.start, k.block.n * sizeof(REAL));
+                    if (k.job.adapts) memcpy(k.block.k, k.w + o - k.start, k.block.n * sizeof(REAL));
+                    k.block.w_before = k.w_before ? k.w_before + o - k.start : 0;
                     if (k.block.n == BLOCK && NAME(retreats)(&k.job)) NAME(step_back_fused)(&k.job, t, &k.block);
                     else NAME(step_back)(&k.job, t, &k.block, sums);
                     memcpy(k.state + o - k.start, k.block.c, k.block.n * sizeof(REAL));
+                    if (k.job.adapts) memcpy(k.w + o - k.start, k.block.k, k.block.n * sizeof(REAL));
                 }
                 NAME(depart)(r, t, &k);
             }
             NAME(final)(k.job.p_gv0, &k, k.state);
+            NAME(final)(NAME(second)(&k, k.job.p_gv0), &k, k.w);
             NAME(final)(r->p_i, &k, k.i);
         }
     }

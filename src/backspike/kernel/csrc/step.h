@@ -81,6 +81,12 @@ static inline void NAME(constants)(const Job *j, int64_t o, int n, REAL table[CO
         NAME(spread)(j, j->per_channel, (const REAL *)j->p_constants + row * stride, o, n, table[row]);
 }
 
+static inline void NAME(adaptation)(const Job *j, int64_t o, int n, REAL table[ADAPTATION][BLOCK]) {
+    const int64_t stride = j->per_channel ? j->C : 1;
+    for (int row = 0; row < ADAPTATION; row++)
+        NAME(spread)(j, j->per_channel, (const REAL *)j->p_constants + (CONSTANTS + row) * stride, o, n, table[row]);
+}
+
 static inline void NAME(start)(const Job *j, int64_t o, int n, REAL *v) {
     if (j->p_v0) memcpy(v, (const REAL *)j->p_v0 + o, n * sizeof(REAL));
     else EACH v[i] = j->soft ? 0 : (REAL)j->v_reset;

@@ -16,7 +16,7 @@ import triton
 from torch import Tensor
 
 from ...errors import Unsupported
-from ...options import CLIF
+from ...options import CLIF, AdaptiveLIF
 from .. import layout, norm_ops, ops
 from ..call import Call, Record, Result
 from ..saved import pack
@@ -43,6 +43,8 @@ def refuses(call: Call) -> str | None:
         return f"the input is on {call.x.device}, but v0 is on {call.v0.device}"
     if isinstance(call.neuron, CLIF):
         return "it has no kernel for the complementary neuron"
+    if isinstance(call.neuron, AdaptiveLIF):
+        return "it has no kernel for the adaptive neuron"
     name = ops.without_formula(call.neuron, step.CASES)
     return None if name is None else f"it has no formula in Triton for {name}"
 
