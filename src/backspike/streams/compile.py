@@ -132,7 +132,7 @@ class Compiled:
         first.run(x.contiguous())
         for step in others:
             step.run()
-        return self.output.clone(memory_format=torch.contiguous_format)
+        return self.output.clone()
 
     def reset(self) -> None:
         for state, value in self.rests:

@@ -71,19 +71,37 @@ static int64_t NAME(events)(const REAL *x, int64_t n, int32_t *index) {
     return count;
 }
 
-/* y += a w */
-ALWAYS void NAME(add_row)(REAL *y, const REAL *w, REAL a, int64_t n) {
+/* y += the sum of x[at] times row at of w, over `count` positions at that are listed. */
+ALWAYS void NAME(add_rows)(REAL *y, const REAL *w, const REAL *x, const int32_t *list, int64_t count, int64_t n) {
+    enum { L = NAME(LANES) };
     int64_t i = 0;
-    for (; i + NAME(LANES) <= n; i += NAME(LANES)) STORE(y + i) = LOAD(y + i) + a * LOAD(w + i);
-    for (; i < n; i++) y[i] += a * w[i];
+    for (; i + 2 * L <= n; i += 2 * L) {
+        NAME(Vector) low = LOAD(y + i), high = LOAD(y + i + L);
+        for (int64_t e = 0; e < count; e++) {
+            const REAL *row = w + list[e] * n + i, a = x[list[e]];
+            low += a * LOAD(row), high += a * LOAD(row + L);
+        }
+        STORE(y + i) = low, STORE(y + i + L) = high;
+    }
+    for (; i + L <= n; i += L) {
+        NAME(Vector) sum = LOAD(y + i);
+        for (int64_t e = 0; e < count; e++) sum += x[list[e]] * LOAD(w + list[e] * n + i);
+        STORE(y + i) = sum;
+    }
+    for (; i < n; i++)
+        for (int64_t e = 0; e < count; e++) y[i] += x[list[e]] * w[list[e] * n + i];
 }
 
 /* ------------------------------------------------------------------------------ synaptic layers */
 
 static void NAME(begin_sums)(const Op *o, REAL *y) {
-    const int64_t pixels = o->rows * o->columns;
-    if (!o->p_bias) memset(y, 0, pixels * o->outputs * sizeof(REAL));
-    else for (int64_t p = 0; p < pixels; p++) memcpy(y + p * o->outputs, o->p_bias, o->outputs * sizeof(REAL));
+    const int64_t size = o->rows * o->columns * o->outputs;
+    if (!o->p_bias) memset(y, 0, size * sizeof(REAL));
+    else memcpy(y, o->p_bias, o->outputs * sizeof(REAL));
+    for (int64_t done = o->p_bias ? o->outputs : size, n; done < size; done += n) {
+        n = min(done, size - done);
+        memcpy(y + done, y, n * sizeof(REAL));
+    }
 }
 
 /* Adds to every output pixel whose window contains an event. simple: stride 1. */
@@ -91,22 +109,23 @@ ALWAYS void NAME(scatter_as)(const Op *o, const int simple, const REAL *x, int64
     const uint32_t C = (uint32_t)o->channels, W = (uint32_t)o->width, inputs = (uint32_t)(C / o->groups);
     const uint32_t stride_h = simple ? 1 : (uint32_t)o->stride_h, stride_w = simple ? 1 : (uint32_t)o->stride_w;
     const int64_t each = o->outputs / o->groups, rows = o->rows, columns = o->columns;
-    for (int64_t e = 0; e < events; e++) {
-        const uint32_t at = (uint32_t)o->p_scratch[e], pixel = at / C, c = at % C;
+    const int32_t *list = o->p_scratch;
+    for (int64_t e = 0, end; e < events; e = end) { /* the events of one pixel, and one group */
+        const uint32_t at = (uint32_t)list[e], pixel = at / C, group = at % C / inputs, first = pixel * C;
+        for (end = e + 1; end < events && (uint32_t)list[end] < first + (group + 1) * inputs;) end++;
         const int64_t h = pixel / W + o->pad_h, w = pixel % W + o->pad_w;
-        const REAL *weight = (const REAL *)o->p_weight + c * each;
-        REAL *to = y + c / inputs * each;
+        const REAL *weight = (const REAL *)o->p_weight - first * each;
         for (int64_t i = 0; i < o->kernel_h; i++) {
             const int64_t down = h - i * o->dilation_h;
             if (down < 0) break;
             if ((!simple && (uint32_t)down % stride_h) || (uint32_t)down / stride_h >= rows) continue;
-            REAL *row = to + (uint32_t)down / stride_h * columns * o->outputs;
-            const REAL *taps = weight + i * o->kernel_w * C * each;
+            REAL *row = y + (uint32_t)down / stride_h * columns * o->outputs + group * each;
             for (int64_t k = 0; k < o->kernel_w; k++) {
                 const int64_t right = w - k * o->dilation_w;
                 if (right < 0) break;
                 if ((!simple && (uint32_t)right % stride_w) || (uint32_t)right / stride_w >= columns) continue;
-                NAME(add_row)(row + (uint32_t)right / stride_w * o->outputs, taps + k * C * each, x[at], each);
+                const REAL *tap = weight + (i * o->kernel_w + k) * C * each;
+                NAME(add_rows)(row + (uint32_t)right / stride_w * o->outputs, tap, x, list + e, end - e, each);
             }
         }
     }
@@ -183,7 +202,7 @@ static void NAME(linear)(const Op *o, const REAL *x, REAL *y) {
         for (; i < n; i++)
             for (int k = 0; k < AT_ONCE; k++) y[i] += a[at[e + k]] * w[k][i];
     }
-    for (; e < events; e++) NAME(add_row)(y, (const REAL *)o->p_weight + at[e] * n, x[at[e]], n);
+    NAME(add_rows)(y, (const REAL *)o->p_weight, x, at + e, events - e, n);
 }
 
 /* ---------------------------------------------------------------------------- the other kinds */
