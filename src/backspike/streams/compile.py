@@ -75,7 +75,7 @@ class Called:
 
 
 def rest_layers(module: nn.Module) -> None:
-    """Let the spiking layers inside start from rest and then carry their state from call to call."""
+    """Let spiking layers inside start from rest and then carry their state from call to call."""
     for m in module.modules():
         if isinstance(m, Streaming):
             m.streams, m.detaches, m.carried = True, True, None
@@ -439,7 +439,7 @@ def _folds(norm: Any) -> bool:
 
 
 def _channels_last(shape: tuple[int, ...]) -> Tensor | None:
-    """Where each element of a buffer is in a contiguous sample of this shape; None: in its place."""
+    """Where a contiguous sample of this shape has each element of a buffer; None: in its place."""
     where = torch.arange(math.prod(shape), dtype=torch.int32)
     moved = where.view(shape).movedim(0, -1).flatten()
     return None if torch.equal(moved, where) else moved

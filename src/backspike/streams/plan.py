@@ -18,12 +18,15 @@ from .compile import Compiled, Whole
 class Stream:
     """A network that runs timestep by timestep; made by `bs.stream`, which explains it."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, x: Tensor | None = None) -> None:
         model = model.model if isinstance(model, Network) else model
         self._model = copy.deepcopy(model).eval()
         self._way: Compiled | Whole | None = None
         self._key: object = None  # shape, type and device of a timestep
         self._at_rest = True
+        if x is not None:
+            check_tensor(x)
+            self._compile(x)
 
     def step(self, x: Tensor) -> Tensor:
         """The output for the next timestep, `[B, ...] -> [B, ...]`, in memory of its own.
@@ -57,6 +60,7 @@ class Stream:
         called = sum(way.startswith("called") for way in ways)
         return f"Stream({len(ways) - called} layers in C, {called} called; see explain())"
 
+    @torch.inference_mode(False)  # the buffers must stay writable outside inference mode
     def _compile(self, x: Tensor) -> None:
         if not self._at_rest:
             assert isinstance(self._key, tuple)
@@ -90,11 +94,7 @@ def stream(model: nn.Module, x: Tensor | None = None) -> Stream:
 
     Raises ValueError or torch's error for an input that the model does not take.
     """
-    plan = Stream(model)
-    if x is not None:
-        check_tensor(x)
-        plan._compile(x)
-    return plan
+    return Stream(model, x)
 
 
 def _why_whole(x: Tensor) -> str:
