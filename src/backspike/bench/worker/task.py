@@ -11,7 +11,7 @@ class Workload:
     """A network or a single neuron layer, its sizes and input; `seed` sets weights and data."""
 
     name: str
-    kind: str  # neuron, fc, vgg, resnet, recurrent
+    kind: str  # neuron, fc, vgg, resnet, recurrent, stream
     T: int
     B: int
     # layer widths, "P" for a pool; resnet: widths of the four stages; neuron: empty, B neurons
@@ -64,7 +64,8 @@ class Settings:
 
     heap: what glibc does with freed memory: "kept", "lean" (returned at once), or "" (its default).
     backend: of bs.LIF, or of SpikingJelly's neurons. memory: of bs.LIF. part: for the library
-    "limits", "copy" or "products". graph: record the iteration as a CUDA graph (ours only).
+    "limits", "copy" or "products". streaming: use `bs.streaming` instead of
+    `bs.stream` (ours only). graph: record the iteration as a CUDA graph (ours only).
     """
 
     library: str
@@ -76,6 +77,7 @@ class Settings:
     part: str = ""
     device: str = "cpu"
     graph: bool = False
+    streaming: bool = False
 
 
 @dataclass(frozen=True)

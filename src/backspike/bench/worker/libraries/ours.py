@@ -58,6 +58,17 @@ class Parts:
     def repeat(self, x: Tensor, T: int) -> Tensor:
         return x.expand(T, *x.shape)
 
+    def stepper(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        if not self.settings.streaming:
+            return bs.stream(model).step
+        bs.streaming(model).__enter__()  # for good: nothing else uses the model
+
+        def step(x: Tensor) -> Tensor:
+            y: Tensor = model(x[None])[0]
+            return y
+
+        return step
+
     def recorded(self, iteration: Callable[[], None]) -> Callable[[], None]:
         """The iteration as a CUDA graph, as the trainer runs it."""
 
