@@ -54,7 +54,7 @@ def test_a_recording_is_cut_as_in_training(name, tmp_path):
     (tmp_path / name).write_bytes((atis if name == "a.bin" else aedat2).encode(events))
     found = timesteps(tmp_path / name)
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, frames(events, RECIPE.T, side))
+    np.testing.assert_array_equal(found, frames(events, RECIPE.T, side, RECIPE.size))
 
 
 def test_windows_hold_the_events_of_their_microseconds(tmp_path):
@@ -64,7 +64,7 @@ def test_windows_hold_the_events_of_their_microseconds(tmp_path):
     for k in range(int(events.t[-1] - events.t[0]) // window + 1):
         inside = (events.t - events.t[0]) // window == k
         part = Events(*(getattr(events, f)[inside] for f in "xytp"))
-        expected.append(frames(part, 1, sensor())[0])
+        expected.append(frames(part, 1, sensor(), RECIPE.size)[0])
     np.testing.assert_array_equal(timesteps(tmp_path / "a.bin", window), expected)
     np.testing.assert_array_equal(timesteps("-", window, stdin=text(events)), expected)
     commas = text(events).replace(b" ", b", ")
@@ -79,7 +79,7 @@ def test_silent_windows_are_timesteps_too():
 
 def test_a_version_3_file_is_told_by_its_header(tmp_path):
     (tmp_path / "a.aedat").write_bytes(aedat3.VERSION + b"\r\n")
-    with pytest.raises(DataError, match="truncated|header"):
+    with pytest.raises(DataError, match="truncated"):
         timesteps(tmp_path / "a.aedat")
 
 
@@ -94,7 +94,7 @@ def test_channels_are_counted_as_in_training():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"1 2 3\n", "line 1: b'1 2 3\\n' is not an event"),
+        (b"1 2 3\n", "line 1: .* is not an event"),
         (b"1 2 3 1\n1 2 3 2\n", "line 2: .* is not an event"),
         (b"500 2 3 1\n600 2 3 1\n100 2 3 1\n", "line 3: an event at 100 us comes after later ones"),
         (b"1 2 3 1\n999999999999 2 3 1\n", "line 2: no event for more than 1048576 timesteps"),
@@ -116,7 +116,7 @@ def test_the_last_answer_to_a_recording_is_that_of_the_network(tmp_path, capsys)
     lines, errors = answers(capsys)
     *found, done = lines
     network = bs.load("digits-dvs")
-    x = torch.from_numpy(frames(events, RECIPE.T, sensor())).float()[:, None]
+    x = torch.from_numpy(frames(events, RECIPE.T, sensor(), RECIPE.size)).float()[:, None]
     with torch.no_grad():
         outputs, logits = network.model(x), network(x)
     assert [answer["timestep"] for answer in found] == list(range(RECIPE.T))
