@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -200,7 +201,7 @@ def test_ctrl_c_ends_an_endless_stream_with_its_latency():
     assert process.returncode == 1
     assert out == b""
     lines = err.decode().splitlines()
-    assert lines[0].startswith("3 timesteps; latency")
+    assert re.match("[23] timesteps; latency", lines[0])  # the signal may come within the third
     assert lines[1:] == ["backspike: stopped"]
 
 

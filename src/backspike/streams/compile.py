@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..kernel import ops
 from ..kernel.coefficients import rest
-from ..kernel.cpu.stream import Program
+from ..kernel.cpu.stream import Program, Window
 from ..layers.block import Block
 from ..layers.mpbn import MPBN
 from ..layers.over_time import BATCH_NORMS, OverTime, fold_norm
@@ -272,20 +272,14 @@ class Compiled:
             weight, bias = fold_norm(weight, bias, copy.deepcopy(norm).double())
         if value.order is not None:
             weight = torch.empty_like(weight).index_copy_(1, value.order.long(), weight)
-        if isinstance(m, nn.Linear):
-            window, shape = ((1, 1), (0, 0), (1, 1)), (m.out_features,)
-            weight = weight[:, :, None, None]
-        else:
-            window = _pair(m, "stride"), _pair(m, "padding", 0), _pair(m, "dilation")
-            shape = self.shape_after(m, value)
-            weight = weight.unsqueeze(2) if weight.dim() == 3 else weight
-        y = self.buffer(shape)
+        weight = weight.view(*weight.shape[:2], *[1] * (4 - weight.dim()), *weight.shape[2:])
+        y = self.buffer(self.shape_after(m, value))
         self.program.add_synapse(
             value.data,
             y.data,
             _weight(weight, getattr(m, "groups", 1)).to(self.dtype),
             None if bias is None else bias.to(self.dtype),
-            window,
+            _window(m),
             getattr(m, "groups", 1),
             other,
         )
@@ -308,17 +302,16 @@ class Compiled:
         value = self.in_place(value)
         y = self.buffer(self.shape_after(m, value))
         average, adaptive = type(m) in AVERAGES, hasattr(m, "output_size")
-        kernel = value.data.shape[1:3] if adaptive else _pair(m, "kernel_size")
+        _, height, width, _ = value.data.shape
+        window = Window((height, width)) if adaptive else _window(m)
         inside = adaptive or not average or not m.count_include_pad
         self.program.add(
             "average" if average else "maximum",
             value.data,
             y.data,
-            divisor=getattr(m, "divisor_override", None) or (0 if inside else math.prod(kernel)),
-            **dict(zip(("kernel_h", "kernel_w"), kernel)),
-            **dict(zip(("stride_h", "stride_w"), _pair(m, "stride"))),
-            **dict(zip(("pad_h", "pad_w"), _pair(m, "padding", 0))),
-            **dict(zip(("dilation_h", "dilation_w"), _pair(m, "dilation"))),
+            window,
+            divisor=getattr(m, "divisor_override", None)
+            or (0 if inside else math.prod(window.kernel)),
         )
         self.note(m, IN_C)
         return y
@@ -370,7 +363,7 @@ class Compiled:
         self.program.add_neuron("integrator", value.data, y.data, v, table, None)
         return y
 
-    def recurrent(self, m: Recurrent, value: Value) -> Value:
+    def recurrent(self, m: Any, value: Value) -> Value:
         value = self.in_place(value)
         spikes = self.buffer(value.shape)
         self.rests.append((spikes.data, 0.0))  # of the last timestep, until the neurons run
@@ -460,6 +453,12 @@ def _weight(weight: Tensor, groups: int) -> Tensor:
     """torch's `[outputs, channels / groups, kernel_h, kernel_w]` as the C program reads it."""
     by_group = weight.unflatten(0, (groups, -1))  # [groups, each, inputs, kernel_h, kernel_w]
     return by_group.permute(3, 4, 0, 2, 1).flatten(2, 3)
+
+
+def _window(m: nn.Module) -> Window:
+    """The window of a layer; that of a linear layer is one pixel."""
+    pad = _pair(m, "padding", 0)
+    return Window(_pair(m, "kernel_size"), _pair(m, "stride"), pad, _pair(m, "dilation"))
 
 
 def _pair(m: nn.Module, option: str, default: int = 1) -> tuple[int, int]:

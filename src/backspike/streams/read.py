@@ -14,14 +14,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
 from .. import data
 from ..data.events import Recordings
 from ..data.formats import Events, aedat2, aedat3, atis, npy, read_file
-from ..data.frames import channels, frames, pair
+from ..data.frames import By, channels, frames, pair
 from ..data.simulated import Simulated
 from ..errors import DataError, UsageError
 from ..recipes.recipe import Recipe
@@ -50,7 +50,7 @@ def read(events: str, stdin: BinaryIO, recipe: Recipe, window: int | None) -> It
         counter = Counter.of(recipe)
         if window is None:
             return iter(counter.count(recorded, recipe.T).astype(np.float32))
-        return counter.cut(((events, recorded),), window)
+        return counter.cut(iter([(events, recorded)]), window)
     return _text(events, stdin, recipe, window)
 
 
@@ -73,12 +73,12 @@ class Counter:
                 "give it frames, as lines of JSON or as a .npy file"
             )
         *_, height, width = source.shape
-        whole, by = getattr(source.read, "window", None), recipe.by
+        whole, by = getattr(source.read, "window", None), cast(By, recipe.by)
         if whole is not None:
             size = recipe.size or width
             return Counter(lambda e, T: channels(e, T, width, size, by, whole if T > 1 else None))
         sensor, size_ = (height, width), pair(recipe.size or (height, width))
-        return Counter(lambda e, T: frames(e, T, sensor, size_, by))  # type: ignore[arg-type]
+        return Counter(lambda e, T: frames(e, T, sensor, size_, by))
 
     def cut(self, parts: Iterator[tuple[str, Events]], window: int) -> Iterator[np.ndarray]:
         """A frame for each window, from the first event on. parts: with each its place in the file.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +43,21 @@ class Op(ctypes.Structure):
     ]
 
 
+class Window(NamedTuple):
+    """The window of a convolution or pool, each for height and width."""
+
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    pad: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    def fields(self) -> dict[str, int]:
+        """As fields of `Op`."""
+        return {
+            f"{n}_{side}": v for n, pair in self._asdict().items() for side, v in zip("hw", pair)
+        }
+
+
 class Program:
     """Operations that run one after the other in a single call.
 
@@ -57,7 +71,13 @@ class Program:
         self.tensors: list[Tensor] = []
 
     def add(
-        self, kind: str, x: Tensor | None, y: Tensor, job: Job | None = None, **given: Any
+        self,
+        kind: str,
+        x: Tensor | None,
+        y: Tensor,
+        window: Window | None = None,
+        job: Job | None = None,
+        **given: Any,
     ) -> None:
         """Add an operation from x to y. given: fields of `Op`; tensors set the pointer p_NAME.
 
@@ -71,6 +91,7 @@ class Program:
             samples=len(y),
             **dict(zip(("height", "width", "channels"), shape)),
             **dict(zip(("rows", "columns", "outputs"), y.shape[1:])),
+            **(window.fields() if window else {}),
             **numbers,
         )
         if job is not None:
@@ -94,7 +115,7 @@ class Program:
         )
         library.set_pointers(job, constants=table, v0=v)
         self.tensors += [table, v]
-        self.add(kind, x, y, job)
+        self.add(kind, x, y, job=job)
 
     def add_synapse(
         self,
@@ -102,33 +123,28 @@ class Program:
         y: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        window: Sequence[tuple[int, int]],
+        window: Window,
         groups: int = 1,
         other: Tensor | None = None,
     ) -> None:
         """Add a convolution or linear layer; `other` is added to its result.
 
-        weight: `[kernel_h, kernel_w, channels, outputs / groups]`. window: stride, padding and
-        dilation of the convolution, each for height and width.
+        weight: `[kernel_h, kernel_w, channels, outputs / groups]`.
         """
         _, height, width, channels = x.shape
-        (stride, padding, dilation), size = window, weight.shape[:2]
-        linear = height * width * math.prod(size) == 1
+        linear = height * width * math.prod(window.kernel) == 1
         whole = groups == 1 and y.shape[-1] * self.dtype.itemsize % BYTES == 0
         padded = None
         if whole and not linear:
-            padded = x.new_empty(height + 2 * padding[0], width + 2 * padding[1], channels)
+            padded = x.new_empty(height + 2 * window.pad[0], width + 2 * window.pad[1], channels)
         inputs, share = x[0].numel(), min(DENSE, channels / 16)
         self.add(
             "linear" if linear else "convolution",
             x,
             y,
+            window,
             groups=groups,
             dense=inputs + 1 if padded is None else math.ceil(share * inputs),
-            **dict(zip(("kernel_h", "kernel_w"), size)),
-            **dict(zip(("stride_h", "stride_w"), stride)),
-            **dict(zip(("pad_h", "pad_w"), padding)),
-            **dict(zip(("dilation_h", "dilation_w"), dilation)),
             weight=weight.contiguous(),
             bias=None if bias is None else bias.contiguous(),
             padded=padded,
