@@ -1,5 +1,9 @@
 """`bs.stream`: the outputs of `bs.streaming`, timestep by timestep."""
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -227,6 +231,29 @@ def test_spikes_differ_from_float32_only_at_the_threshold():
     first = differs & ~torch.cat((torch.zeros_like(differs[:1]), differs[:-1]))
     assert first.double().mean() < 1e-5
     assert (membrane[first] - 0.5).abs().max().item() < 1e-4 if first.any() else True
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_million_timesteps_need_no_more_memory_and_equal_the_chunks():
+    model = sixteenths(
+        bs.Sequential(
+            conv(1, 4, 3, norm=False), bs.LIF(**HARD), bs.OverTime(nn.MaxPool2d(2)), head(4),
+            bs.Recurrent(nn.Linear(3, 3), bs.CubaLIF(v_threshold=0.5)), Doubled(),
+        )
+    )  # fmt: skip
+    plan, steps, sizes, spikes = bs.stream(model), 10_000, [], 0.0
+    with torch.no_grad(), bs.streaming(model):
+        for _ in range(100):
+            x = frames(steps, 1, (1, 4, 4), torch.float32)
+            y = torch.stack([plan.step(t) for t in x])
+            assert torch.equal(y, model(x))
+            spikes += y.mean().item()
+            sizes.append(
+                int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            )
+    assert spikes > 1
+    assert max(sizes[50:]) - max(sizes[10:50]) < 1 << 20
 
 
 def test_few_and_many_events_are_summed_to_the_same_bits(monkeypatch):
