@@ -323,6 +323,54 @@ def test_other_layers_are_called_and_named():
     torch.testing.assert_close(run(plan, x), expected, rtol=1e-10, atol=1e-10)
 
 
+class Block(nn.Module):
+    """Layers with a shortcut, in a module of a user's own."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = bs.OverTime(nn.Conv2d(channels, channels, 3, padding=1))
+        self.neuron = bs.LIF(v_threshold=0.5)
+
+    def forward(self, x):
+        s = self.neuron(self.conv(x))
+        s += x
+        return s
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = conv(2, 8, 3)
+        self.neuron = bs.LIF(v_threshold=0.5)
+        self.block = Block(8)
+        self.last = Branching(8)
+        self.head = head(8 * 36)
+
+    def forward(self, x):
+        s = self.neuron(self.stem(x))
+        return self.head(self.last(self.block(s)) + s)
+
+
+class Branching(Block):
+    """What it does depends on its input, so it can only be called."""
+
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else x
+
+
+def test_own_modules_that_call_and_add_run_in_c():
+    model = Net().double().eval()
+    x = frames(8, 2, (2, 8, 8), torch.float64)
+    plan = bs.stream(model, x[0])
+    ways = dict(line.split(maxsplit=1) for line in plan.explain().splitlines())
+    assert " ".join(ways["block"].split()) == "Block in C: an addition"
+    assert " ".join(ways["last"].split()) == "Branching called: there is no C for it"
+    assert "1 called" in repr(plan)
+    with torch.no_grad():
+        expected = model(x)
+    torch.testing.assert_close(run(plan, x), expected, rtol=1e-10, atol=1e-10)
+
+
 def test_hooks_still_fire():
     model = bs.Sequential(nn.Linear(4, 3), bs.LIF())
     calls = []

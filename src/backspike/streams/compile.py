@@ -30,6 +30,7 @@ from ..neuron.integrator import Integrator
 from ..neuron.lif import IF, LIF, PLIF
 from ..neuron.recurrent import Recurrent
 from ..neuron.streaming import Streaming
+from .trace import Step, trace
 
 NEURONS = (LIF, IF, PLIF, CubaLIF, MPBN)
 SYNAPSES = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -37,7 +38,7 @@ AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool
 POOLS = (*AVERAGES, nn.MaxPool1d, nn.MaxPool2d)
 RESIDUAL = (Basic, Bottleneck, SEWBasic, SEWBottleneck, MSBasic)
 SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # in evaluation
-IN_C = "in C"
+IN_C, NO_C = "in C", "there is no C for it"
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,8 @@ class Compiled:
         if kind in SKIPPED and not has_hooks(m):
             return value
         why = self.why_called(m, over_time, value)
+        if why == NO_C and not over_time and (found := _trace(m)):
+            return self.own_forward(m, *found, value)
         if why:
             value = self.call(m, over_time, value, why)
             return value if norm is None else self.norm(norm, value)
@@ -213,7 +216,7 @@ class Compiled:
             return why_no_pool(m, value)
         if kind is nn.Flatten and over_time and (m.start_dim, m.end_dim) == (1, -1):
             return ""
-        return "" if over_time and _folds(m) else "there is no C for it"
+        return "" if over_time and _folds(m) else NO_C
 
     def resnet(self, m: Any, value: Value) -> Value:
         stem, *head = m.spiking_blocks()
@@ -227,10 +230,28 @@ class Compiled:
         shortcut = [] if m.downsample is None else m.downsample.spiking_blocks()
         around = self.chain(_layers(shortcut), value)
         inside = self.chain(_layers(blocks), value)
-        y = self.buffer(inside.shape)
-        self.program.add("add", inside.data, y.data, other=around.data)
-        self.note(m, f"{IN_C}: the addition")
-        return self.chain(_layers(after), y)
+        return self.chain(_layers(after), self.sum(m, inside, around))
+
+    def own_forward(self, m: nn.Module, steps: Sequence[Step], last: int, value: Value) -> Value:
+        """Run what `trace` found in a module."""
+        values = [value]
+        for layer, inputs in steps:
+            a, b = values[inputs[0]], values[inputs[-1]]
+            values.append(self.sum(m, a, b) if layer is None else self.chain([(layer, False)], a))
+        return values[last]
+
+    def sum(self, m: nn.Module, a: Value, b: Value) -> Value:
+        """a + b, an addition in m."""
+        a, b = self.in_place(a), self.in_place(b)
+        if a.shape != b.shape:
+            raise ValueError(
+                f"{self.names.get(m, '')} ({type(m).__name__}) adds timesteps of the shapes "
+                f"{list(a.shape)} and {list(b.shape)}; bs.stream adds equal shapes only"
+            )
+        y = self.buffer(a.shape)
+        self.program.add("add", a.data, y.data, other=b.data)
+        self.note(m, f"{IN_C}: an addition")
+        return y
 
     def call(self, m: nn.Module, over_time: bool, value: Value, why: str) -> Value:
         value = self.in_place(value)
@@ -411,6 +432,12 @@ def _layers(blocks: Sequence[Block]) -> list[tuple[nn.Module | None, bool]]:
         for block in blocks
         for m in (block.product, block.norm, block.neuron, block.pool)
     ]
+
+
+def _trace(m: nn.Module) -> tuple[list[Step], int] | None:
+    """What a module with layers in it does; None for a layer of torch, or one with a state."""
+    known = type(m).__module__.startswith("torch.") or isinstance(m, Streaming)
+    return None if known or not any(m.children()) else trace(m)
 
 
 def _with_norms(

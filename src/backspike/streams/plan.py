@@ -85,8 +85,9 @@ def stream(model: nn.Module, x: Tensor | None = None) -> Stream:
     The outputs are those of the model in evaluation mode inside `bs.streaming`, up to rounding in
     convolutions and linear layers (docs/streaming.md). Convolutions and linear layers, BatchNorm,
     pools, LIF, IF, PLIF, CubaLIF, MPBN, Integrator, Recurrent, and the residual networks of
-    `bs.models` run in C without gradients, on one thread, in float32 or float64 on the CPU. Every
-    other module is called; `plan.explain()` says which, and why.
+    `bs.models` run in C without gradients, on one thread, in float32 or float64 on the CPU, and so
+    do modules of your own whose `forward` only calls such layers and adds. Every other module is
+    called; `plan.explain()` says which, and why.
 
     model: copied, so later changes of it do not reach the plan; with `bs.load(run)`, the outputs
     are those before the readout. x: an example of a timestep, to compile at once instead of with
