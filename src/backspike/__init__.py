@@ -60,6 +60,7 @@ _NAMES = {
     "methods.sgs": ("scale_gradients",),
     "methods.weight_mask": ("mask_weight_gradients",),
     "recipes.recipe": ("Recipe",),
+    "streams.plan": ("stream",),
     "system.heap": ("keep_heap", "lean_heap", "release_heap"),
     "train.memory_budget": ("plan_memory",),
     "train.evaluate": ("evaluate",),
@@ -118,6 +119,7 @@ if TYPE_CHECKING:
     from .neuron.recurrent import Recurrent as Recurrent
     from .neuron.streaming import streaming as streaming
     from .recipes.recipe import Recipe as Recipe
+    from .streams.plan import stream as stream
     from .surrogate import ATan as ATan
     from .surrogate import Dspike as Dspike
     from .surrogate import Erf as Erf

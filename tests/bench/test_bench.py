@@ -91,7 +91,7 @@ def test_the_densities_are_those_of_the_workload(measured):
     assert shares == pytest.approx([0.1, 0.1], abs=0.003)
 
 
-@pytest.mark.parametrize("name", WORK)
+@pytest.mark.parametrize("name", [name for name in WORK if not name.startswith("stream")])
 @pytest.mark.parametrize(
     "wrong",
     [{"detached": True}, {"gain": 0.51}, {"surrogate": "superspike"}],
@@ -139,6 +139,28 @@ def test_every_configuration_of_ours_passes_the_gate(name, tmp_path):
                 gate.judge(_Here(implementation.settings), implementation, work, tmp_path).reason
                 == ""
             )
+
+
+@pytest.mark.parametrize("name", ["stream", "stream-linear"])
+def test_streams_pass_the_gate_with_spikes_and_another_neuron_does_not(name, tmp_path):
+    work = WORK[name]
+    work = replace(work, shifts=(0.8,) * 3)  # as calibrated
+    spikes = gate.reference(work.small(), Neuron())["spikes"]
+    assert 0.1 < spikes.mean().item() < 0.9
+    for implementation in plan.implementations(work):
+        if not implementation.limit:
+            here = _Here(implementation.settings)
+            assert gate.judge(here, implementation, work, tmp_path).reason == ""
+    other = gate.reference(work.small(), Neuron(gain=0.6))["spikes"]
+    assert (other != spikes).double().mean() > 0.01
+
+
+def test_the_limit_of_a_stream_counts_forward_products_and_rows_at_events():
+    work = replace(WORK["stream-linear"], T=3, layout=(40, 20, 10), share=1.0, shifts=(9.0, 9.0))
+    facts = limits.Products(work, Settings("limits", part="products")).facts()
+    assert facts["flop"] == 2 * 3 * (40 * 20 + 20 * 10)
+    assert facts["inputs"] == [1.0, 1.0]  # every neuron spikes at every timestep
+    assert facts["moved"] == 4 * 3 * (40 * 20 + 20 * 10 + 5 * (20 + 10))
 
 
 class _Here:

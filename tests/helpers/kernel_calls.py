@@ -117,6 +117,10 @@ def _add_struct(one, job, places):
 
 def _pointers(job, start):
     """Offset, name and value of every pointer of a struct that is not null."""
+    if isinstance(job, ctypes.Array):
+        for i, item in enumerate(job):
+            yield from _pointers(item, start + i * ctypes.sizeof(item))
+        return
     for name, kind in job._fields_:
         offset = start + getattr(type(job), name).offset
         if issubclass(kind, ctypes.Structure):

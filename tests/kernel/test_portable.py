@@ -25,7 +25,8 @@ from torch import nn
 
 import backspike as bs
 from backspike.kernel import cpu, pack
-from backspike.kernel.cpu import conv, library, pool, sparse
+from backspike.kernel.cpu import conv, library, pool, sparse, stream
+from backspike.models.residual import MSBasic
 
 CSRC = Path(cpu.__file__).parents[1] / "csrc"
 TOOLS = ROOT / ".venv-wheels/bin/python"
@@ -118,6 +119,20 @@ def use_recurrence(dtype):
         backward(bs.Recurrent(nn.Linear(20, 20), neuron).to(dtype), x)
 
 
+def use_streams(dtype):
+    x = (torch.rand(3, 2, 2, 7, 6, generator=torch.Generator().manual_seed(6)) < 0.3).to(dtype)
+    norm = nn.BatchNorm2d(16)
+    nn.init.normal_(norm.weight)
+    over_time, same = bs.OverTime, nn.Conv2d(16, 16, 3, padding=1)
+    front = over_time(nn.Conv2d(2, 16, 3, padding=1)), bs.LIF(v_threshold=0.2)
+    pools = over_time(nn.MaxPool2d(2, 1), norm, nn.AvgPool2d(2), same), bs.MPBN(channels=16)
+    head = over_time(nn.Flatten(), nn.Linear(96, 6)), bs.Recurrent(nn.Linear(6, 6), bs.CubaLIF())
+    model = bs.Sequential(*front, MSBasic(16, 16, 1, bs.LIF), *pools, *head)
+    with torch.no_grad():
+        for t in x:
+            bs.stream(model.to(dtype), t).step(t)
+
+
 def use_packs():
     for dtype in (*DTYPES, torch.float16):
         for divisor, count in ((1, 2), (4, 16), (4, 256)):
@@ -141,6 +156,8 @@ def recording(tmp_path_factory):
             use_recurrence(dtype)
         for dtype in sparse.DTYPES:
             use_sparse(dtype)
+        for dtype in stream.DTYPES:
+            use_streams(dtype)
         use_packs()
     torch.set_num_threads(before[0])
     library.GRAIN = before[1]
@@ -153,7 +170,10 @@ def kernels():
     found = set()
     for source in CSRC.glob("*.c"):
         text = source.read_text()
-        kinds = ("f64", "f32", "bf16", "f16") if source.name == "pack.c" else ("f64", "f32", "bf16")
+        kinds = {
+            "pack.c": ("f64", "f32", "bf16", "f16"),
+            "stream.c": ("f64", "f32"),
+        }.get(source.name, ("f64", "f32", "bf16"))
         for templated, plain in re.findall(
             r"^(?:void|int64_t) (?:NAME\((\w+)\)|(\w+))\(", text, re.M
         ):

@@ -35,6 +35,7 @@ def test_code_in_the_readme_runs(code, monkeypatch, tmp_path, capsys):
         ("docs/speed-and-memory.md", "fused with BatchNorm2d 0.1 and MaxPool2d 2.0"),
         ("docs/install.md", "the fastest on this machine"),
         ("docs/sequences.md", "418 spikes in bins (100, 80)"),
+        ("docs/streaming.md", "folded into 0.0"),
     ],
 )
 def test_code_in_the_docs_runs(page, printed, capsys):

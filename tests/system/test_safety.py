@@ -68,6 +68,7 @@ ALLOWED = {
     "kernel/cpu/pool.py": {"ctypes"},
     "kernel/cpu/recurrent.py": {"ctypes"},
     "kernel/cpu/sparse.py": {"ctypes"},
+    "kernel/cpu/stream.py": {"ctypes"},
     "kernel/dispatch.py": {"importlib"},  # checks whether Triton is installed
     "kernel/pack.py": {"ctypes"},
     "study/spec.py": {"json.loads"},  # reads the output of json.dumps

@@ -149,11 +149,12 @@ def _worst(found: list[Tensor | None], expected: list[Tensor]) -> float | None:
     """The largest ||found - expected|| / ||expected|| of a parameter; None if the shapes differ."""
     if [None if f is None else f.shape for f in found] != [e.shape for e in expected]:
         return None
-    return max(
+    errors = (
         _norm([f.double() - e]) / max(_norm([e]), 1e-300)
         for f, e in zip(found, expected)
         if f is not None
     )
+    return max(errors, default=0.0)
 
 
 def _together(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -173,6 +174,10 @@ def reference(work: Workload, neuron: Neuron) -> dict[str, Any]:
     settings = Settings("plain")
     if work.kind == "neuron":
         return Layer(work, lib, settings, (x.double(), y.double())).computed()
+    if work.kind == "stream":
+        with torch.no_grad():
+            spikes = networks.build(work, lib).double()(x.double())
+        return {"spikes": spikes, "gradients": []}
     network = Network(work, lib, settings, (x.double() if x.is_floating_point() else x, y))
     network.model.double()
     return network.computed()

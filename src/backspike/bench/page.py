@@ -29,14 +29,16 @@ GLANCE = (
 NOTES = (
     "Time: median of the interleaved iterations [quartiles]; forward, backward and SGD step, "
     "random data, untrained network.",
+    "Streams: 1,000 timesteps, one after the other, so milliseconds are microseconds a timestep. "
+    "The limit is the time of all products, forward; computing from events alone can beat it.",
     "Memory: peak of a fresh process over three iterations, minus its memory before the network "
     "was built.",
     "vs a baseline: speed-up, and memory relative to that of the baseline.",
     "vs limit: the time of the convolutions and matrix products alone in the same precision (for a "
     "neuron layer: of moving 16 bytes per neuron and timestep), measured in the same rounds, "
     "divided by the total time.",
-    "Before anything was timed, the gradients of every row were compared with float64 on a small "
-    "input.",
+    "Before anything was timed, the gradients of every row, and the spikes of a stream, were "
+    "compared with float64 on a small input.",
 )
 
 
@@ -75,7 +77,7 @@ def head(outcome: Outcome) -> list[str]:
     return [
         "implementation",
         "ms [quartiles]",
-        "neuron steps/s" if outcome.work.kind == "neuron" else "samples/s",
+        {"neuron": "neuron steps/s", "stream": "timesteps/s"}.get(outcome.work.kind, "samples/s"),
         "peak MB",
         *(f"vs {r.name}: speed, memory" for r in outcome.against(COLUMNS)),
         "vs limit",

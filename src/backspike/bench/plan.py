@@ -28,6 +28,18 @@ _RECURRENT = Workload(
     shifts=(0.75,),
     classes=20,
 )
+# 1,000 timesteps, so that milliseconds are microseconds a timestep
+_STREAM = Workload(
+    "stream",
+    "stream",
+    T=1000,
+    B=1,
+    layout=(16, "P", 32, "P"),
+    size=34,
+    channels=2,
+    share=0.05,
+    spikes=0.05,
+)
 WORKLOADS = (
     Workload("neuron", "neuron", T=4, B=2**22),
     _FC,
@@ -41,6 +53,8 @@ WORKLOADS = (
     _RECURRENT,
     replace(_RECURRENT, name="recurrent-512", layout=(700, 512)),
     replace(_RECURRENT, name="recurrent-1024", layout=(700, 1024)),
+    _STREAM,
+    replace(_STREAM, name="stream-linear", layout=(784, 1024, 1024, 10), size=0),
 )
 # for a GPU: the first is limited by memory bandwidth, the others have the sizes used in training;
 # the small images of resnet make kernel launches matter
@@ -82,6 +96,10 @@ ABOUT = {
     "resnet": "SEW-ResNet18, 3x3 stem without pool, 32x32",
     "resnet-10%": "SEW-ResNet18, 3x3 stem without pool, 32x32, 10 % spikes",
     "resnet-20%": "SEW-ResNet18, 3x3 stem without pool, 32x32, 20 % spikes",
+    "stream": "2x34x34, 16-P-32-P-10, timestep by timestep without gradients, 5 % of the input "
+    "set and 5 % spikes",
+    "stream-linear": "784-1024-1024-10, timestep by timestep without gradients, 5 % of the input "
+    "set and 5 % spikes",
     "recurrent": "700-128-20, the hidden layer recurrent, 2 % of the input set",
     "recurrent-512": "700-512-20, the hidden layer recurrent, 2 % of the input set",
     "recurrent-1024": "700-1024-20, the hidden layer recurrent, 2 % of the input set",
@@ -126,6 +144,8 @@ def _quick(work: Workload) -> Workload:
     """The workload with some ten thousand neurons; its densities are still calibrated."""
     if work.kind == "neuron":
         return replace(work, B=2**14)
+    if work.kind == "stream":
+        return replace(work, T=20)
     narrow = tuple(n // 8 if isinstance(n, int) and n > 10 else n for n in work.layout)
     return replace(work, B=8, layout=narrow, size=min(work.size // 2, 32))
 
@@ -177,6 +197,9 @@ def _on_gpu(work: Workload, rows: list[Implementation], peer: bool) -> list[Impl
 
 def _ours(work: Workload) -> list[Implementation]:
     exact = Settings("ours", heap="kept")
+    if work.kind == "stream":
+        called = replace(exact, streaming=True)
+        return [Implementation("backspike", exact), Implementation("backspike, streaming", called)]
     eight = replace(exact, memory="8bit")
     made = [
         Implementation("backspike", exact),
@@ -209,7 +232,7 @@ def _ours(work: Workload) -> list[Implementation]:
 
 def _plain(work: Workload) -> list[Implementation]:
     made = [Implementation("plain loop", Settings("plain"))]
-    if work.kind == "neuron":
+    if work.kind in ("neuron", "stream"):
         return made
     return [*made, Implementation("plain loop, bf16", Settings("plain", bfloat16=True))]
 
@@ -217,7 +240,7 @@ def _plain(work: Workload) -> list[Implementation]:
 def _peer(library: str, work: Workload) -> list[Implementation]:
     name = PEERS[library]
     made = [Implementation(name, Settings(library))]
-    if library != "spikingjelly":
+    if library != "spikingjelly" or work.kind == "stream":
         return made
     if work.kind == "neuron":
         return [*made, Implementation(f"{name}, heap kept", Settings(library, heap="kept"))]
@@ -237,13 +260,13 @@ def _limits(work: Workload, precision: str) -> list[Implementation]:
     products = Settings("limits", part="products", heap="kept")
     if precision != "bfloat16":
         made.append(Implementation("products, fp32", products))
-        if work.size:
+        if work.size and work.kind != "stream":
             made.append(
                 Implementation(
                     "products, fp32, channels-last", replace(products, channels_last=True)
                 )
             )
-    if precision != "float32":
+    if precision != "float32" and work.kind != "stream":
         lean = replace(products, bfloat16=True, channels_last=work.size > 0)
         made.append(Implementation("products, bf16", lean))
     return made

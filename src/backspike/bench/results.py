@@ -160,8 +160,8 @@ class Outcome:
         return limit.median / row.median if limit and row.measured else math.nan
 
     def per_second(self, row: Row) -> float:
-        """Samples per second; for a single neuron layer, neuron updates per second."""
-        n = self.work.T * self.work.B if self.work.kind == "neuron" else self.work.B
+        """Samples per second; for a single neuron layer neuron updates, for a stream timesteps."""
+        n = self.work.T * self.work.B if self.work.kind in ("neuron", "stream") else self.work.B
         return n / row.median if row.measured else math.nan
 
     def speeds(self) -> dict[str, float]:

@@ -26,6 +26,7 @@ VERBS = (
     "doctor",
     "resume",
     "eval",
+    "stream",
     "report",
     "export",
     "card",

@@ -15,7 +15,8 @@ HELP = "measure time and memory of training, compared with other libraries and h
 def add_arguments(parser: Parser) -> None:
     names = (
         "comma-separated list of neuron, fc, fc-10%%, vgg, vgg-10%%, vgg-20%%, resnet, "
-        "resnet-10%%, resnet-20%%; on a GPU neuron-gpu, resnet-32px, vggsnn, resnet-224px; "
+        "resnet-10%%, resnet-20%%, recurrent, recurrent-512, recurrent-1024, stream, "
+        "stream-linear; on a GPU neuron-gpu, resnet-32px, vggsnn, resnet-224px; "
         "or all (default)"
     )
     parser.add_argument("name", nargs="?", default="all", metavar="WORKLOAD", help=names)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +52,9 @@ class Products:
         for module, shape, share in _layers(work, settings):
             self.inputs.append(share)
             first = not self.runs
-            if isinstance(module, nn.Conv2d):
+            if work.kind == "stream":
+                self._add_steps(module, shape, work.T, share)
+            elif isinstance(module, nn.Conv2d):
                 self._add_convolution(module, shape, first)
             else:
                 self._add_linear(module, shape, first)
@@ -100,6 +103,23 @@ class Products:
         self.runs.append(run)
         self._count(2 if first else 3, g.numel() * m.in_features)
         self._move(x, g, first)
+
+    def _add_steps(self, m: Any, shape: tuple[int, ...], T: int, share: float) -> None:
+        """All products of the layer, forward and timestep by timestep.
+
+        Moved are at least the rows of the weight at nonzero inputs, and per neuron its current
+        (written and read), its state (read and written) and its spike (written).
+        """
+        x, w = self._tensor((shape[0] // T, *shape[1:])), self._tensor(tuple(m.weight.shape))
+        if isinstance(m, nn.Conv2d):
+            run = partial(nn.functional.conv2d, x, w, None, m.stride, m.padding, m.dilation)
+        else:
+            run = partial(nn.functional.linear, x, w)
+        y = run()
+        self.runs.append(lambda: [run() for _ in range(T)])
+        self._count(1, T * y.numel() * math.prod(w.shape[1:]))
+        rows = share * x.numel() * w.numel() / w.shape[1]
+        self.moved += round(T * x.element_size() * (rows + 5 * y.numel()))
 
     def _move(self, x: Tensor, y: Tensor, first: bool) -> None:
         """Counts the bytes moved by a layer with input x and output y.

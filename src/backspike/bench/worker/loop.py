@@ -17,6 +17,7 @@ import torch
 
 from . import libraries, limits, networks
 from .memory import DevicePeak, Peak, system, use_heap
+from .stream import Stream
 from .task import Settings, Workload
 from .training import Layer, Network
 
@@ -87,7 +88,8 @@ class Worker:
         return {"seconds": times}
 
     def _make(self, work: Workload, settings: Settings, given: Any) -> Any:
-        return (Layer if work.kind == "neuron" else Network)(work, self.lib, settings, given)
+        kind = {"neuron": Layer, "stream": Stream}.get(work.kind, Network)
+        return kind(work, self.lib, settings, given)
 
     def _times(self, n: int) -> list[float]:
         seconds, on_gpu = [], self.settings.device == "cuda"

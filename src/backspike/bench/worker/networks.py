@@ -7,7 +7,7 @@ for all libraries.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -49,6 +49,9 @@ class Library(Protocol):
     def repeat(self, x: Tensor, T: int) -> Tensor:
         """x `[B, ...]` repeated to `[T, B, ...]`."""
 
+    def stepper(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        """A function that runs the next timestep `[B, ...]` of a finished model, from rest on."""
+
 
 class Residual(nn.Module):
     """A SEW-ResNet block with ADD (Fang et al. 2021), from the layers of a library."""
@@ -81,9 +84,14 @@ def spiking(
 
 def build(work: Workload, lib: Library) -> nn.Module:
     """The network of a workload, with the weights of its seed."""
-    parts = {"fc": _fc, "vgg": _vgg, "resnet": _resnet, "recurrent": _recurrent}[work.kind](
-        work, lib
-    )
+    kinds = {
+        "fc": _fc,
+        "vgg": _vgg,
+        "resnet": _resnet,
+        "recurrent": _recurrent,
+        "stream": _stream,
+    }
+    parts = kinds[work.kind](work, lib)
     model = lib.finish(lib.chain(*parts))
     fill(model, work)
     return model
@@ -140,6 +148,24 @@ def _recurrent(work: Workload, lib: Library) -> list[nn.Module]:
     ]
 
 
+def _stream(work: Workload, lib: Library) -> list[nn.Module]:
+    """Convolutions, average pools and a linear layer, or only linear layers; each with neurons."""
+    layers, parts, width, size = lib.layers, [], work.channels, work.size
+    for item in work.layout if size else ():
+        if isinstance(item, int):
+            parts += [lib.over_time(layers.Conv2d(width, item, 3, padding=1)), lib.neuron(None)]
+            width = item
+        else:
+            parts.append(lib.over_time(layers.AvgPool2d(2)))
+            size //= 2
+    if size:
+        linear = layers.Linear(width * size * size, work.classes)
+        return [*parts, lib.over_time(layers.Flatten(), linear), lib.neuron(None)]
+    for inputs, outputs in pairwise(work.layout):
+        parts += [lib.over_time(layers.Linear(inputs, outputs)), lib.neuron(None)]
+    return parts
+
+
 def fill(model: nn.Module, work: Workload) -> None:
     """Sets normal weights of variance 2 / inputs, the same for every library.
 
@@ -154,7 +180,7 @@ def fill(model: nn.Module, work: Workload) -> None:
                 p.copy_(values)
         for m in model.modules():
             # they produce the input currents of the hidden layers, in order; then the last layer
-            if isinstance(m, nn.Linear | nn.BatchNorm2d):
+            if isinstance(m, nn.Linear | nn.BatchNorm2d | nn.Conv2d) and m.bias is not None:
                 m.bias.fill_(next(shifts, 0.0))
 
 

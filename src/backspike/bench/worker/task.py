@@ -11,7 +11,7 @@ class Workload:
     """A network or a single neuron layer, its sizes and input; `seed` sets weights and data."""
 
     name: str
-    kind: str  # neuron, fc, vgg, resnet, recurrent
+    kind: str  # neuron, fc, vgg, resnet, recurrent, stream
     T: int
     B: int
     # layer widths, "P" for a pool; resnet: widths of the four stages; neuron: empty, B neurons
@@ -44,7 +44,7 @@ class Workload:
         layout = tuple(max(n // 16, 10) if isinstance(n, int) else n for n in self.layout)
         layout = (*layout[:-1], self.layout[-1]) if self.kind == "fc" else layout
         # with BatchNorm the currents do not depend on the width
-        hidden = len(self.layout) - 2 if self.kind == "fc" else 0
+        hidden, stream = len(self.layout) - 2 if self.kind == "fc" else 0, self.kind == "stream"
         # the imagenet stem reduces the image to a sixteenth of its pixels
         size = min(self.size, 64 if self.stem == "imagenet" else 16)
         return replace(
@@ -53,7 +53,8 @@ class Workload:
             B=min(self.B, 4),
             layout=layout,
             size=size,
-            shifts=(1.0,) * hidden or self.shifts,  # without them few neurons would spike
+            # without them few neurons would spike
+            shifts=(1.25,) * len(self.shifts) if stream else (1.0,) * hidden or self.shifts,
             widths=(0.5,) * hidden if self.window else (),
         )
 
@@ -64,7 +65,8 @@ class Settings:
 
     heap: what glibc does with freed memory: "kept", "lean" (returned at once), or "" (its default).
     backend: of bs.LIF, or of SpikingJelly's neurons. memory: of bs.LIF. part: for the library
-    "limits", "copy" or "products". graph: record the iteration as a CUDA graph (ours only).
+    "limits", "copy" or "products". streaming: use `bs.streaming` instead of
+    `bs.stream` (ours only). graph: record the iteration as a CUDA graph (ours only).
     """
 
     library: str
@@ -76,6 +78,7 @@ class Settings:
     part: str = ""
     device: str = "cpu"
     graph: bool = False
+    streaming: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,20 +47,8 @@ class Network:
 
     def facts(self) -> dict[str, Any]:
         """The firing rate of each neuron layer."""
-        shares: list[float] = []
-        kinds = type(self.lib.neuron(None)), type(self.lib.recurrent(1, None))
-        layers = [m for m in self.model.modules() if isinstance(m, kinds)]
-        inside = {part for m in layers for part in m.modules() if part is not m}
-        layers = [m for m in layers if m not in inside]
-        hooks = [
-            m.register_forward_hook(lambda m, i, o: shares.append(o.detach().float().mean().item()))
-            for m in layers
-        ]
         with torch.no_grad():
-            self._loss()
-        for hook in hooks:
-            hook.remove()
-        return {"spikes": shares}
+            return {"spikes": rates(self.lib, self.model, self._loss)}
 
     def computed(self) -> dict[str, Any]:
         """Loss and gradients before any optimizer step."""
@@ -101,6 +90,23 @@ class Layer:
         spikes = self._spikes().detach().cpu()
         assert self.x.grad is not None
         return {"spikes": spikes, "gradients": [self.x.grad.cpu()]}
+
+
+def rates(lib: Library, model: nn.Module, run: Callable[[], object]) -> list[float]:
+    """The firing rate of each neuron layer of a model that `run` calls."""
+    shares: list[float] = []
+    kinds = type(lib.neuron(None)), type(lib.recurrent(1, None))
+    layers = [m for m in model.modules() if isinstance(m, kinds)]
+    inside = {part for m in layers for part in m.modules() if part is not m}
+    hooks = [
+        m.register_forward_hook(lambda m, i, o: shares.append(o.detach().float().mean().item()))
+        for m in layers
+        if m not in inside
+    ]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return shares
 
 
 def _channels_last(x: Tensor) -> Tensor:

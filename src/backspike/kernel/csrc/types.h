@@ -1,6 +1,6 @@
 /* Includes BODY once per pair of types: REAL is the type of the state, IO that of the inputs and
    outputs of a layer (uint16_t: the bits of a bfloat16). NAME(f) is f with the suffix of the pair,
-   BITS the unsigned integer of the size of REAL. */
+   BITS the unsigned integer of the size of REAL. With NO_BF16, bfloat16 is left out. */
 
 #define REAL double
 #define BITS uint64_t
@@ -22,6 +22,7 @@
 #undef IO
 #undef NAME
 
+#ifndef NO_BF16
 #define REAL float
 #define BITS uint32_t
 #define IO uint16_t
@@ -31,3 +32,4 @@
 #undef BITS
 #undef IO
 #undef NAME
+#endif

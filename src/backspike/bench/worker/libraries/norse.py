@@ -5,6 +5,8 @@ Its surrogate is SuperSpike with alpha = 1 whatever the setting.
 
 from __future__ import annotations
 
+from typing import Any
+
 import norse.torch as norse
 import torch
 from norse.torch.module.lif_box import LIFBoxCell
@@ -23,6 +25,10 @@ class Parts(plain.Parts):
 
     def neuron(self, width: float | None) -> nn.Module:
         return _Spikes(norse.Lift(_cell()))
+
+    def step(self, neuron: Any, x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        s, state = neuron.lifted.lifted_module(x, state)
+        return s, state
 
 
 def _cell() -> nn.Module:

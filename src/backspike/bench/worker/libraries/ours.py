@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ class Parts:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.for_good = ExitStack()
 
     def facts(self, width: float | None) -> Neuron:
         return Neuron() if width is None else Neuron(surrogate="rectangle", width=width)
@@ -57,6 +59,17 @@ class Parts:
 
     def repeat(self, x: Tensor, T: int) -> Tensor:
         return x.expand(T, *x.shape)
+
+    def stepper(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        if not self.settings.streaming:
+            return bs.stream(model).step
+        self.for_good.enter_context(bs.streaming(model))
+
+        def step(x: Tensor) -> Tensor:
+            y: Tensor = model(x[None])[0]
+            return y
+
+        return step
 
     def recorded(self, iteration: Callable[[], None]) -> Callable[[], None]:
         """The iteration as a CUDA graph, as the trainer runs it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,6 +54,26 @@ class Parts:
 
     def repeat(self, x: Tensor, T: int) -> Tensor:
         return x.unsqueeze(0).repeat(T, *[1] * x.dim())
+
+    def stepper(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        states: dict[nn.Module, Any] = {}
+        kind = type(self.neuron(None))
+
+        def step(x: Tensor) -> Tensor:
+            for m in model.children():
+                if isinstance(m, kind):
+                    x, states[m] = self.step(m, x, states.get(m))
+                else:
+                    for layer in m.children():
+                        x = layer(x)
+            return x
+
+        return step
+
+    def step(self, neuron: Any, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Spikes `[B, ...]` and the next state of a neuron layer; state: None at rest."""
+        s, v = neuron.step(x, torch.zeros_like(x) if state is None else state)
+        return s, v
 
 
 class _ATan(torch.autograd.Function):

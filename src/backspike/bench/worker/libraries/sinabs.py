@@ -58,6 +58,10 @@ class Parts(plain.Parts):
     def recurrent(self, n: int, width: float | None) -> nn.Module:
         return Recurrent(n)
 
+    def step(self, neuron: Any, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        # it carries its state itself, in buffers
+        return neuron.lif(x.unsqueeze(1)).squeeze(1), None
+
     def reset(self, model: nn.Module) -> None:
         for m in model.modules():
             if isinstance(m, sinabs.LIF | sinabs.LIFRecurrent):

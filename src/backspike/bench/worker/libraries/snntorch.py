@@ -60,3 +60,7 @@ class Parts(plain.Parts):
 
     def recurrent(self, n: int, width: float | None) -> nn.Module:
         return Recurrent(n)
+
+    def step(self, neuron: Any, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        s, membrane = neuron.leaky(x, neuron.leaky.reset_mem() if state is None else state)
+        return s, membrane

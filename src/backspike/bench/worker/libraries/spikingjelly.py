@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,3 +63,7 @@ class Parts:
 
     def repeat(self, x: Tensor, T: int) -> Tensor:
         return x.unsqueeze(0).repeat(T, *[1] * x.dim())
+
+    def stepper(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        functional.set_step_mode(model, step_mode="s")
+        return model

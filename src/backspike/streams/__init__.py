@@ -1,0 +1,1 @@
+"""Endless streams: a network compiled once, then run timestep by timestep."""
