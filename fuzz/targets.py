@@ -305,7 +305,7 @@ def _read_names(data: bytes) -> None:
     import os
     import shutil
 
-    from backspike.data import pictures, source
+    from backspike.data import picture_folder, source
     from backspike.data.source import Place
 
     root = _folder() / "pictures"
@@ -324,7 +324,7 @@ def _read_names(data: bytes) -> None:
                 path.touch()
             except OSError:
                 continue
-        train, validation, test = pictures.read(source("imagenet"), Place(folder=root), 16)
+        train, validation, test = picture_folder.read(source("imagenet"), Place(folder=root), 16)
         for split in (train, validation, test):
             for i in range(len(split)):
                 try:

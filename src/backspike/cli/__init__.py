@@ -26,6 +26,7 @@ VERBS = (
     "doctor",
     "resume",
     "eval",
+    "predict",
     "report",
     "export",
     "card",
