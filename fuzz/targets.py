@@ -33,7 +33,12 @@ from backspike.data import DataError, Events
 from backspike.data.formats import (
     aedat2,
     aedat3,
+    aedat4,
     atis,
+    columns,
+    dat,
+    evt2,
+    evt3,
     hdf5,
     idx,
     image_batch,
@@ -194,10 +199,42 @@ def _wav() -> bytes:
     return out.getvalue()
 
 
-def events_fit(out: Events, data: bytes) -> None:
-    assert len({len(axis) for axis in (out.x, out.y, out.t, out.p)}) == 1
-    assert len(out) <= len(data) / 5
-    assert not len(out) or (out.p.max() <= 1 and out.t.min() >= 0)
+def _most_events(per_byte: float) -> Callable[[Events, bytes], None]:
+    """A check of events: valid, and at most so many from each byte."""
+
+    def fit(out: Events, data: bytes) -> None:
+        assert len({len(axis) for axis in (out.x, out.y, out.t, out.p)}) == 1
+        assert len(out) <= per_byte * len(data)
+        assert not len(out) or (out.p.max() <= 1 and out.t.min() >= 0)
+
+    return fit
+
+
+events_fit = _most_events(1 / 5)
+
+
+def _vectors() -> bytes:
+    """Words of EVT 3.0: a base, vectors of 12 and 8, and triggers."""
+    return struct.pack("<5H", 0x3805, 0x4801, 0x50FF, 0xA001, 0x4FFF)
+
+
+def _columns() -> dict[str, np.ndarray]:
+    return {"x": EVENTS.x, "y": EVENTS.y, "t": EVENTS.t, "p": EVENTS.p}
+
+
+def _event_csv() -> bytes:
+    lines = ["x,y,t,p", *(",".join(map(str, row)) for row in zip(*_columns().values()))]
+    return "\n".join(lines).encode()
+
+
+def _event_arrays(save: Callable[..., None]) -> bytes:
+    out = io.BytesIO()
+    if save is np.save:
+        dtype = [("x", "<u2"), ("y", "<u2"), ("t", "<i8"), ("p", "i1")]
+        save(out, np.array(list(zip(*_columns().values())), dtype))
+    else:
+        save(out, **_columns())
+    return out.getvalue()
 
 
 def arrays_fit(out: Any, data: bytes) -> None:
@@ -218,6 +255,14 @@ READERS: dict[str, tuple[Callable[..., Any], bytes, Callable[[Any, bytes], None]
     "nmnist": (atis.decode, atis.encode(EVENTS), events_fit),
     "aedat2": (aedat2.decode, aedat2.encode(EVENTS), events_fit),
     "aedat3": (aedat3.decode, aedat3.encode(EVENTS, packet=15), events_fit),
+    "aedat4": (aedat4.decode, aedat4.encode(EVENTS, packet=15), events_fit),
+    "dat": (dat.decode, dat.encode(EVENTS), events_fit),
+    "evt2": (evt2.decode, evt2.encode(EVENTS), events_fit),
+    # a word of two bytes holds up to twelve events
+    "evt3": (evt3.decode, evt3.encode(EVENTS) + _vectors(), _most_events(6)),
+    "event csv": (columns.decode_csv, _event_csv(), _most_events(1 / 3)),
+    "event npy": (columns.decode_npy, _event_arrays(np.save), _most_events(1)),
+    "event npz": (columns.decode_npz, _event_arrays(np.savez_compressed), _most_events(100)),
     "labels": (
         gesture.labels,
         b"class,startTime_usec,endTime_usec\r\n1,5,9\r\n11,10,12\r\n",

@@ -15,8 +15,8 @@ from .formats import Events
 from .formats.event_file import read_events
 from .frames import By, Pixels, channels, frames
 from .onsets import Onsets
-from .picture_folder import Pictures
 from .own import OWN, own_source, pictures, recordings
+from .picture_folder import Pictures
 from .sets import SETS
 from .source import File, Layout, Place, Source
 from .split import Split, Splits

@@ -222,7 +222,7 @@ def in_order(events: Events) -> Events:
 
 
 def cut(events: Events, span: tuple[int, int], *, from_zero: bool) -> Events:
-    """The events of a recording in order that lie in [start, end). from_zero: count t from start."""
+    """The events in [start, end) of a recording in order. from_zero: t counts from the start."""
     first, stop = np.searchsorted(events.t, span)
     x, y, t, p = (a[first:stop] for a in (events.x, events.y, events.t, events.p))
     return Events(x, y, t - span[0] if from_zero else t, p)
@@ -251,7 +251,7 @@ OWN = (RECORDINGS, PICTURE_FOLDER)
 
 
 def own_source(name: str) -> Source | None:
-    """The set `recordings:FOLDER` or `pictures:FOLDER`, without reading it; None for other names."""
+    """The set `recordings:FOLDER` or `pictures:FOLDER`; None for other names."""
     kind, colon, folder = name.partition(":")
     for source in OWN if colon else ():
         if source.name == kind:

@@ -43,7 +43,7 @@ def decode(
     part: Callable[[int, int], Box] = middle,
     channels: int = 3,
 ) -> np.ndarray:
-    """RGB or, with one channel, grey, uint8 [channels, H, W], of what `part(width, height)` returns.
+    """RGB or (one channel) grey, uint8 [channels, H, W], of the part that `part` returns.
 
     size: (H, W), or both as one number. A part of that size is not changed.
 
@@ -71,6 +71,9 @@ def decode(
                 # crop before scaling: 1 x 10^6 pixels must not become 256 x 256 * 10^6
                 box = (left * width, top * height, right * width, bottom * height)
                 scaled = picture.convert(mode).resize((W, H), Image.Resampling.BILINEAR, box=box)
+    except Image.UnidentifiedImageError as error:  # its text holds an address in memory
+        known = ", ".join(FORMATS)
+        raise DataError.at(name, 0, f"truncated or damaged picture, or none of {known}") from error
     except Exception as error:  # a damaged picture may raise nearly anything
         raise DataError.at(name, 0, f"truncated or damaged picture ({one_line(error)})") from error
     return np.ascontiguousarray(np.asarray(scaled).reshape(H, W, channels).transpose(2, 0, 1))
