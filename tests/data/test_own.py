@@ -104,7 +104,7 @@ def listed(folder, text):
 
 
 def test_a_list_with_spans_and_parts(tmp_path):
-    made = recorded(tmp_path / "own" / "files", classes=("a",), n=4)
+    made = recorded(tmp_path / "own" / "files", classes=("a",), n=5)
     listed(
         tmp_path / "own",
         "label,file,start,end,part\n"
@@ -112,18 +112,22 @@ def test_a_list_with_spans_and_parts(tmp_path):
         "10,files/a/00.aedat4,30000,50000,train\n"
         "9,files/a/01.raw,,,train\n"
         "10,files/a/02.dat,0,40000,train\n"
-        "walk,files/a/03.aedat4,,,test\n",
+        "walk,files/a/03.aedat4,,,test\n"
+        "9,files/a/04.raw,,,train\n",
     )
     sets = data.recordings("own", sensor=(30, 40), T=2)
     assert sets.classes == ("9", "10", "walk")
-    assert (sets.train.y.tolist(), sets.test.y.tolist()) == ([2, 1, 0], [2])
-    assert sets.validation.ids.tolist() == [3]
+    (held_out,) = sets.validation.ids.tolist()
+    assert held_out in (2, 5)  # the other one is the only file of its class
+    assert sets.train.ids.tolist() == sorted({0, 1, 2, 3, 5} - {held_out})
+    assert sets.train.y.tolist()[:2] == [2, 1]
+    assert (sets.test.ids.tolist(), sets.test.y.tolist()) == ([4], [2])
     events = made[0, 0]
     inside = (events.t >= 1000) & (events.t < 21000)
     part = Events(*(a[inside] for a in (events.x, events.y, events.t, events.p)))
     np.testing.assert_array_equal(sets.train.x[0], frames(part, 2, (30, 40)))
     cut = data.recordings("own/recordings.csv", sensor=(30, 40), T=2, window=10_000)
-    assert [(cut.train.ids == i).sum() for i in range(3)] == [2, 2, 4]
+    assert [(cut.train.ids == i).sum() for i in (0, 1, 3)] == [2, 2, 4]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +179,9 @@ def test_wrong_folders_are_one_line(tmp_path):
     (tmp_path / "own").mkdir()
     assert "own: no folders in it; put each file into the folder of its class" in refusal()
     recorded(tmp_path / "own", n=1)
-    assert refusal() == "2 files: at least 3 are needed to train, validate and test"
+    assert refusal() == (
+        "2 files in 2 classes are too few to hold some out for validation and testing; add files"
+    )
     recorded(tmp_path / "own", n=3)
     assert "height and width of the sensor in pixels, such as sensor=(128, 128)" in refusal(
         sensor=()
@@ -286,8 +292,10 @@ def test_own_recordings_through_the_verbs(tmp_path, capsys):
     recorded(tmp_path / "own")
     words = ["train", "digits", "--data", "recordings:own", *TRAIN, *MODEL, "--out", "run"]
     assert main([*words, "--window", "20000"]) == 0
-    for verb in ("eval", "report", "card", "doctor", "resume"):
+    for verb in ("eval", "report", "card", "resume"):
         assert main([verb, "run"]) == 0, verb
+    main(["doctor", "run"])
+    assert "samples of recordings:own, T = 4" in capsys.readouterr().out
     stored = json.loads((tmp_path / "run/recipe.json").read_text())
     assert stored["classes"] == ["left", "right"]
     capsys.readouterr()

@@ -62,7 +62,9 @@ def test_code_about_own_data_runs(monkeypatch, tmp_path, capsys):
     assert first.startswith("('left', 'right') (")
     assert second == "14"
     assert [eval(answer)["input"] for answer in answers] == [0, 1, 2]
-    (command,) = re.findall(r"^backspike (train .*)$", (ROOT / "docs/own-data.md").read_text(), re.M)
+    (command,) = re.findall(
+        r"^backspike (train .*)$", (ROOT / "docs/own-data.md").read_text(), re.M
+    )
     assert main([*shlex.split(command), "--epochs", "1", "--out", "run"]) == 0
     assert main(["predict", "run", "gestures/left"]) == 0
 

@@ -5,9 +5,9 @@ A folder has a folder for each class, or such folders in `train`, `test` and per
 first line is `file,start,end,label` in any order: paths relative to the list, microseconds or
 nothing (the whole file), and a class; a column `part` may name the part.
 
-Without given parts, `split.stratified_order` of the files decides: the first fifth is for testing,
-the next tenth for validation. Without given validation files, a tenth of the training files is
-split off. All of a file is in one part, so that no recording is trained on and tested with.
+Without given parts, a fifth of the files is for testing and a tenth for validation, the first ones
+of `split.stratified_order`. Without given validation files, a tenth of the training files is split
+off. All of a file is in one part, so that no recording is trained on and tested with.
 """
 
 import csv
@@ -141,32 +141,36 @@ def split_by_file(found: list[Found]) -> tuple[list[list[Found]], tuple[str, ...
     if None in given and len(given) > 1:
         raise DataError("some files have a part and others have none")
     y = np.array([classes.index(f.category) for f in files.values()])
-    part = _choose_parts(y) if None in given else np.array([f.part for f in files.values()])
+    part = np.array([f.part or 0 for f in files.values()])
+    if None in given:
+        part = _hold_out(y, part, 2, 5)
     if 1 not in part:
-        (train,) = np.nonzero(part == 0)
-        part[train[stratified_order(y[train], seed=0)[: _share(len(train), 10)]]] = 1
-    if 2 not in part:
-        raise DataError("no files are for testing; give some the part test")
-    for label, category in enumerate(classes):
-        if not (y[part == 0] == label).any():
-            raise DataError(f"class {category!r} has no files for training")
+        part = _hold_out(y, part, 1, 10 if None not in given else 8)
     of = dict(zip(files, part.tolist()))
-    return [[f for f in found if of[f.path] == k] for k in range(3)], tuple(classes)
+    parts = [[f for f in found if of[f.path] == k] for k in range(3)]
+    if not parts[2]:
+        raise DataError("no files are for testing; give some the part test")
+    if missing := set(classes) - {f.category for f in parts[0]}:
+        raise DataError(f"class {min(missing)!r} has no files for training")
+    return parts, tuple(classes)
 
 
-def _choose_parts(y: np.ndarray) -> np.ndarray:
-    if len(y) < 3:
-        raise DataError(f"{len(y)} files: at least 3 are needed to train, validate and test")
-    order = stratified_order(y, seed=0)
-    part = np.zeros(len(y), np.int64)
-    test, validation = _share(len(y), 5), _share(len(y), 10)
-    part[order[:test]] = 2
-    part[order[test : test + validation]] = 1
-    return part
-
-
-def _share(n: int, divisor: int) -> int:
-    return max(1, round(n / divisor))
+def _hold_out(y: np.ndarray, part: np.ndarray, k: int, divisor: int) -> np.ndarray:
+    """Gives one in `divisor` of the training files (part 0) to part k, but no class's last one."""
+    (train,) = np.nonzero(part == 0)
+    left, out = np.bincount(y[train]), part.copy()
+    wanted = max(1, round(len(train) / divisor))
+    for i in train[stratified_order(y[train], seed=0)]:
+        if wanted and left[y[i]] > 1:
+            left[y[i]] -= 1
+            wanted -= 1
+            out[i] = k
+    if k not in out:
+        raise DataError(
+            f"{len(y)} files in {len(left)} classes are too few to hold some out for validation "
+            "and testing; add files"
+        )
+    return out
 
 
 def _natural(name: str) -> tuple[int, str]:

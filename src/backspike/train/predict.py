@@ -151,8 +151,8 @@ class Predictor:
         try:
             pieces = self.inputs.pieces(value, name)
         except DataError as error:
-            text = " ".join(str(error).split())
-            yield _Item(input, error=text if name in text else f"{name}: {text}")
+            text, where = (" ".join(words.split()) for words in (str(error), name))
+            yield _Item(input, error=text if where in text else f"{where}: {text}")
             return
         for x, span in pieces:
             yield _Item(input, x, span)
