@@ -94,8 +94,8 @@ def recordings(
         for part in parts
     ]
     reader = Recordings(lambda source, folder: samples, partial(_read_spans, read), version)
-    split = reader(source, Place(folder=root), T, size, by, window=source.window)
-    return Splits(source.name, *split, len(classes), True, "", CREDIT, classes)
+    train, validation, test = reader(source, Place(folder=root), T, size, by, window=source.window)
+    return Splits(source.name, train, validation, test, len(classes), True, "", CREDIT, classes)
 
 
 def pictures(folder: str | os.PathLike[str], size: int | None = None) -> Splits:
@@ -117,7 +117,8 @@ def pictures(folder: str | os.PathLike[str], size: int | None = None) -> Splits:
         x: Any = Pictures(root, names, size, picture.square)
         splits.append(Split(x, y, np.arange(first, first + len(part))))
         first += len(part)
-    return Splits("pictures", *splits, len(classes), False, "", CREDIT, classes)
+    train, validation, test = splits
+    return Splits("pictures", train, validation, test, len(classes), False, "", CREDIT, classes)
 
 
 def of_sensor(source: Source, sensor: Sequence[int], window: int | None) -> Source:

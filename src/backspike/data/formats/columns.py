@@ -34,7 +34,8 @@ def from_columns(columns: Mapping[str, Any], name: str = "<arrays>") -> Events:
 
     Raises DataError for missing columns, different lengths, and values outside the conventions.
     """
-    lower = {key.lower().strip(): key for key in columns}
+    # faery adds the size of the sensor: x@1280
+    lower = {key.lower().partition("@")[0].strip(): key for key in columns}
     found = {
         axis: np.asarray(columns[lower[alias]])
         for axis, aliases in ALIASES.items()
