@@ -18,6 +18,7 @@ from .own import OwnSource, cut, extent, in_order, of_sensor, windows
 from .packed import narrowest
 from .picture_folder import DEFAULT_SIZE
 from .picture_folder import SUFFIXES as PICTURES
+from .sets.sequential import Sequences
 from .source import Source
 
 Read = Callable[[Path], Any]
@@ -119,11 +120,9 @@ class ImageInputs:
                 f"{name}: an array {x.dtype} {list(x.shape)}: expected {list(self.shape)}, uint8 "
                 "0 ... 255 or floats 0 ... 1"
             )
-        if not self.pixels:
-            return [(_finite(x, name), None)]
-        if x.dtype != np.uint8:
-            raise DataError(f"{name}: pixels in sequence must be uint8")
-        return [(self.source.read.orders[self.options["T"]](x[None])[0], None)]
+        if isinstance(self.source.read, Sequences):
+            x = self.source.read.orders[self.options["T"]](x[None])[0]
+        return [(_finite(x, name), None)]
 
     def _decode(self, data: bytes, name: str) -> np.ndarray:
         channels, height, width = self.shape

@@ -7,7 +7,7 @@ class and part: see `folder.py`; how a recording is read: `formats/event_file.py
 import hashlib
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,11 +37,22 @@ LARGEST_SIDE = 1 << 16
 
 @dataclass(frozen=True)
 class OwnSource(Source):
-    """A folder of the user's, which `read(folder, **options)` reads as a whole."""
+    """A folder of the user's, which `read(folder, **options)` reads as a whole.
+
+    suffixes: of the files in it.
+    """
+
+    suffixes: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
         return Path(self.name.partition(":")[2]).expanduser()
+
+    def counted(self) -> "OwnSource":
+        """The same with the numbers of its files and classes. Raises DataError."""
+        parts, classes = _listed(self.folder, self.suffixes)
+        train, validation, test = map(len, parts)
+        return replace(self, samples=(train, validation, test), num_classes=len(classes))
 
     def load(self, place: Place, **options: Any) -> Splits:
         return replace(self.read(self.folder, **options), name=self.name)
@@ -79,15 +90,15 @@ def recordings(
     """
     folder = Path(folder)
     source = of_sensor(RECORDINGS, sensor, window)
-    found = list_folder(folder, lambda name: read is not None or _suffix(name) in SUFFIXES)
-    parts, classes = split_by_file(found)
+    parts, classes = _listed(folder, None if read else SUFFIXES)
     version = _version(read) if read else ""
     root = folder if folder.is_dir() else folder.parent
+    found = [f for part in parts for f in part]
     extents = _extents(root, found, read, version) if source.window else {}
-    numbers = {f: i for i, f in enumerate(found)}
+    numbers = {path: i for i, path in enumerate(sorted({f.path for f in found}))}
     samples = [
         [
-            Sample(f.path, classes.index(f.category), numbers[f], span)
+            Sample(f.path, classes.index(f.category), numbers[f.path], span)
             for f in part
             for span in _spans(f, extents, source.window)
         ]
@@ -108,7 +119,7 @@ def pictures(folder: str | os.PathLike[str], size: int | None = None) -> Splits:
     size = DEFAULT_SIZE if size is None else size
     if not isinstance(size, int) or size < 1:
         raise DataError(f"size={size}: pictures are square, with a side of at least 1")
-    parts, classes = split_by_file(list_folder(folder, lambda name: _suffix(name) in PICTURES))
+    parts, classes = _listed(folder, PICTURES)
     root = folder if folder.is_dir() else folder.parent
     first, splits = 0, []
     for part in parts:
@@ -136,8 +147,15 @@ def of_sensor(source: Source, sensor: Sequence[int], window: int | None) -> Sour
     return replace(source, shape=(2, *sides), window=window or None)
 
 
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
+def _listed(
+    folder: Path, suffixes: Collection[str] | None
+) -> tuple[list[list[Found]], tuple[str, ...]]:
+    """The files of a folder by part, and the classes. suffixes: None for any."""
+
+    def accept(name: str) -> bool:
+        return suffixes is None or os.path.splitext(name)[1].lower() in suffixes
+
+    return split_by_file(list_folder(folder, accept))
 
 
 def _version(read: Read) -> str:
@@ -239,6 +257,7 @@ RECORDINGS = OwnSource(
     home="",
     read=recordings,
     options={**EVENT_OPTIONS, "sensor": (), "window": 0},
+    suffixes=SUFFIXES,
 )
 PICTURE_FOLDER = replace(
     RECORDINGS,
@@ -247,6 +266,7 @@ PICTURE_FOLDER = replace(
     shape=(3, 0, 0),
     read=pictures,
     options={"size": None},
+    suffixes=PICTURES,
 )
 OWN = (RECORDINGS, PICTURE_FOLDER)
 

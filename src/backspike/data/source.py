@@ -158,7 +158,7 @@ class Source:
     shape: tuple[int, int, int]
     credit: str
     home: str
-    read: Any
+    read: Callable[..., Any]
     layouts: tuple[Layout, ...] = ()
     note: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
