@@ -26,19 +26,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import event_files
 import nir_files
 import numpy as np
 
-from backspike.data import DataError, Events
+from backspike.data import DataError
 from backspike.data.formats import (
-    aedat2,
-    aedat3,
-    aedat4,
-    atis,
-    columns,
-    dat,
-    evt2,
-    evt3,
     hdf5,
     idx,
     image_batch,
@@ -53,12 +46,6 @@ from backspike.train.failures import step_errors
 from backspike.train.fit import finished_result
 
 RNG = np.random.default_rng(0)
-EVENTS = Events(
-    RNG.integers(0, 34, 40),
-    RNG.integers(0, 34, 40),
-    np.sort(RNG.integers(0, 9999, 40)),
-    RNG.integers(0, 2, 40),
-)
 
 
 @dataclass(frozen=True)
@@ -199,44 +186,6 @@ def _wav() -> bytes:
     return out.getvalue()
 
 
-def _most_events(per_byte: float) -> Callable[[Events, bytes], None]:
-    """A check of events: valid, and at most so many from each byte."""
-
-    def fit(out: Events, data: bytes) -> None:
-        assert len({len(axis) for axis in (out.x, out.y, out.t, out.p)}) == 1
-        assert len(out) <= per_byte * len(data)
-        assert not len(out) or (out.p.max() <= 1 and out.t.min() >= 0)
-
-    return fit
-
-
-events_fit = _most_events(1 / 5)
-
-
-def _vectors() -> bytes:
-    """Words of EVT 3.0: a base, vectors of 12 and 8, and triggers."""
-    return struct.pack("<5H", 0x3805, 0x4801, 0x50FF, 0xA001, 0x4FFF)
-
-
-def _columns() -> dict[str, np.ndarray]:
-    return {"x": EVENTS.x, "y": EVENTS.y, "t": EVENTS.t, "p": EVENTS.p}
-
-
-def _event_csv() -> bytes:
-    lines = ["x,y,t,p", *(",".join(map(str, row)) for row in zip(*_columns().values()))]
-    return "\n".join(lines).encode()
-
-
-def _event_arrays(save: Callable[..., None]) -> bytes:
-    out = io.BytesIO()
-    if save is np.save:
-        dtype = [("x", "<u2"), ("y", "<u2"), ("t", "<i8"), ("p", "i1")]
-        save(out, np.array(list(zip(*_columns().values())), dtype))
-    else:
-        save(out, **_columns())
-    return out.getvalue()
-
-
 def arrays_fit(out: Any, data: bytes) -> None:
     for array in out if isinstance(out, tuple) else (out,):
         assert array.nbytes <= 1100 * len(data)
@@ -252,17 +201,7 @@ def _cifar(**more: Any) -> bytes:
 
 # the function that decodes a whole file, a valid file, and a check of the result
 READERS: dict[str, tuple[Callable[..., Any], bytes, Callable[[Any, bytes], None]]] = {
-    "nmnist": (atis.decode, atis.encode(EVENTS), events_fit),
-    "aedat2": (aedat2.decode, aedat2.encode(EVENTS), events_fit),
-    "aedat3": (aedat3.decode, aedat3.encode(EVENTS, packet=15), events_fit),
-    "aedat4": (aedat4.decode, aedat4.encode(EVENTS, packet=15), events_fit),
-    "dat": (dat.decode, dat.encode(EVENTS), events_fit),
-    "evt2": (evt2.decode, evt2.encode(EVENTS), events_fit),
-    # a word of two bytes holds up to twelve events
-    "evt3": (evt3.decode, evt3.encode(EVENTS) + _vectors(), _most_events(6)),
-    "event csv": (columns.decode_csv, _event_csv(), _most_events(1 / 3)),
-    "event npy": (columns.decode_npy, _event_arrays(np.save), _most_events(1)),
-    "event npz": (columns.decode_npz, _event_arrays(np.savez_compressed), _most_events(100)),
+    **event_files.READERS,
     "labels": (
         gesture.labels,
         b"class,startTime_usec,endTime_usec\r\n1,5,9\r\n11,10,12\r\n",
@@ -755,6 +694,8 @@ def _targets() -> dict[str, Target]:
     return {
         **{name: _reader(name) for name in READERS},
         "shd": Target(lambda: [_spoken()], _read_spoken, share=0.1),
+        "event hdf5": Target(event_files.hdf5_files, event_files.read_hdf5, share=0.05),
+        "recording list": Target(event_files.lists, event_files.read_list),
         "frames": Target(_frames, _read_frames),
         "pictures": Target(_names, _read_names),
         "sums": Target(_sums, _read_sums, (ValueError, OSError)),  # damage, to `cached`
