@@ -26,14 +26,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import event_files
 import nir_files
 import numpy as np
 
-from backspike.data import DataError, Events
+from backspike.data import DataError
 from backspike.data.formats import (
-    aedat2,
-    aedat3,
-    atis,
     hdf5,
     idx,
     image_batch,
@@ -48,12 +46,6 @@ from backspike.train.failures import step_errors
 from backspike.train.fit import finished_result
 
 RNG = np.random.default_rng(0)
-EVENTS = Events(
-    RNG.integers(0, 34, 40),
-    RNG.integers(0, 34, 40),
-    np.sort(RNG.integers(0, 9999, 40)),
-    RNG.integers(0, 2, 40),
-)
 
 
 @dataclass(frozen=True)
@@ -194,12 +186,6 @@ def _wav() -> bytes:
     return out.getvalue()
 
 
-def events_fit(out: Events, data: bytes) -> None:
-    assert len({len(axis) for axis in (out.x, out.y, out.t, out.p)}) == 1
-    assert len(out) <= len(data) / 5
-    assert not len(out) or (out.p.max() <= 1 and out.t.min() >= 0)
-
-
 def arrays_fit(out: Any, data: bytes) -> None:
     for array in out if isinstance(out, tuple) else (out,):
         assert array.nbytes <= 1100 * len(data)
@@ -215,9 +201,7 @@ def _cifar(**more: Any) -> bytes:
 
 # the function that decodes a whole file, a valid file, and a check of the result
 READERS: dict[str, tuple[Callable[..., Any], bytes, Callable[[Any, bytes], None]]] = {
-    "nmnist": (atis.decode, atis.encode(EVENTS), events_fit),
-    "aedat2": (aedat2.decode, aedat2.encode(EVENTS), events_fit),
-    "aedat3": (aedat3.decode, aedat3.encode(EVENTS, packet=15), events_fit),
+    **event_files.READERS,
     "labels": (
         gesture.labels,
         b"class,startTime_usec,endTime_usec\r\n1,5,9\r\n11,10,12\r\n",
@@ -305,7 +289,7 @@ def _read_names(data: bytes) -> None:
     import os
     import shutil
 
-    from backspike.data import pictures, source
+    from backspike.data import picture_folder, source
     from backspike.data.source import Place
 
     root = _folder() / "pictures"
@@ -324,7 +308,7 @@ def _read_names(data: bytes) -> None:
                 path.touch()
             except OSError:
                 continue
-        train, validation, test = pictures.read(source("imagenet"), Place(folder=root), 16)
+        train, validation, test = picture_folder.read(source("imagenet"), Place(folder=root), 16)
         for split in (train, validation, test):
             for i in range(len(split)):
                 try:
@@ -710,6 +694,8 @@ def _targets() -> dict[str, Target]:
     return {
         **{name: _reader(name) for name in READERS},
         "shd": Target(lambda: [_spoken()], _read_spoken, share=0.1),
+        "event hdf5": Target(event_files.hdf5_files, event_files.read_hdf5, share=0.05),
+        "recording list": Target(event_files.lists, event_files.read_list),
         "frames": Target(_frames, _read_frames),
         "pictures": Target(_names, _read_names),
         "sums": Target(_sums, _read_sums, (ValueError, OSError)),  # damage, to `cached`

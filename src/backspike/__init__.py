@@ -66,6 +66,7 @@ _NAMES = {
     "train.evaluate": ("evaluate",),
     "train.fit": ("fit", "resume"),
     "train.network": ("load",),
+    "train.predict": ("Predictor",),
     "doctor.examine": ("examine",),
     "exchange.convert": ("convert",),
     "exchange.convert_state": ("convert_state_dict",),
@@ -139,6 +140,7 @@ if TYPE_CHECKING:
     from .train.fit import resume as resume
     from .train.memory_budget import plan_memory as plan_memory
     from .train.network import load as load
+    from .train.predict import Predictor as Predictor
 
 
 def __getattr__(name: str) -> Any:

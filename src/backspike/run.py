@@ -85,11 +85,16 @@ class Run:
 
     @contextmanager
     def created(
-        self, recipe: Recipe, own: Sequence[str] = (), force: bool = False
+        self,
+        recipe: Recipe,
+        own: Sequence[str] = (),
+        force: bool = False,
+        classes: Sequence[str] = (),
     ) -> Iterator[None]:
         """Creates the folder with only its recipe in it, and locks it.
 
-        own: what the user passed instead of the recipe's: any of "model", "data".
+        own: what the user passed instead of the recipe's: any of "model", "data". classes: their
+        names, if they have any.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -104,7 +109,8 @@ class Run:
                     (self.path / name).unlink(missing_ok=True)
             except OSError as e:
                 raise cannot_write(self.path, e) from e
-            self.write_json("recipe.json", {**recipe.to_dict(), "own": list(own)})
+            named = {"classes": list(classes)} if classes else {}
+            self.write_json("recipe.json", {**recipe.to_dict(), "own": list(own), **named})
             yield
 
     @staticmethod
@@ -156,8 +162,15 @@ class Run:
 
     def own(self) -> list[str]:
         """What the user passed to `fit` instead of the recipe's: any of "model", "data"."""
-        own = self.read_json("recipe.json").get("own")
-        return [o for o in own if isinstance(o, str)] if isinstance(own, list) else []
+        return self._texts("own")
+
+    def classes(self) -> list[str]:
+        """The names of the classes; empty if they are numbers."""
+        return self._texts("classes")
+
+    def _texts(self, key: str) -> list[str]:
+        texts = self.read_json("recipe.json").get(key)
+        return [t for t in texts if isinstance(t, str)] if isinstance(texts, list) else []
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -280,7 +293,11 @@ class Elsewhere(Run):
 
     @contextmanager
     def created(
-        self, recipe: Recipe, own: Sequence[str] = (), force: bool = False
+        self,
+        recipe: Recipe,
+        own: Sequence[str] = (),
+        force: bool = False,
+        classes: Sequence[str] = (),
     ) -> Iterator[None]:
         yield
 

@@ -17,7 +17,7 @@ from backspike import data
 from backspike.data import DataError, Events, binning, frames, packed
 from backspike.data.formats import atis
 from backspike.data.progress import progress
-from backspike.data.recordings import Sample, one_per_file
+from backspike.data.samples import Sample, one_per_file
 from backspike.system import workers
 
 

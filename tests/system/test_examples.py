@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shlex
 
 import pytest
 from helpers.paths import ROOT
@@ -57,6 +58,24 @@ def test_code_about_neurons_for_time_runs(capsys):
         exec(code, variables)
     assert not variables["model"].training
     assert re.search("AdaptiveLIF .*all timesteps in one kernel", capsys.readouterr().out)
+
+
+def test_code_about_own_data_runs(monkeypatch, tmp_path, capsys):
+    """The blocks in turn, then the training on the recordings that the first one wrote."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BACKSPIKE_CACHE", str(tmp_path / "cache"))
+    variables = {}
+    for code in blocks("docs/own-data.md"):
+        exec(code, variables)
+    first, second, *answers = capsys.readouterr().out.splitlines()
+    assert first.startswith("('left', 'right') (")
+    assert second == "14"
+    assert [eval(answer)["input"] for answer in answers] == [0, 1, 2]
+    (command,) = re.findall(
+        r"^backspike (train .*)$", (ROOT / "docs/own-data.md").read_text(), re.M
+    )
+    assert main([*shlex.split(command), "--epochs", "1", "--out", "run"]) == 0
+    assert main(["predict", "run", "gestures/left"]) == 0
 
 
 def test_code_about_trained_networks_runs(monkeypatch, tmp_path, capsys):

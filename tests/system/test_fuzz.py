@@ -88,7 +88,7 @@ def test_the_undamaged_bytes_are_valid(name):
 # every target, with a fixed seed
 
 OTHERS = [name for name in TARGETS if name not in READERS]
-NEEDS = {"shd": "h5py", "nir": "nir", "nir values": "nir"}
+NEEDS = {"shd": "h5py", "event hdf5": "h5py", "nir": "nir", "nir values": "nir"}
 
 
 @pytest.mark.parametrize("name", OTHERS)

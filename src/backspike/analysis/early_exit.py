@@ -37,6 +37,13 @@ def margin(answers: Tensor) -> Tensor:
 MEASURES = {"confidence": confidence, "margin": margin}
 
 
+def exit_at(sure: Tensor, threshold: Tensor | float) -> Tensor:
+    """The first step at which each sample reaches the threshold, else the last; [T, N] to [N]."""
+    reached = sure >= threshold
+    reached[-1] = True
+    return reached.int().argmax(0)
+
+
 @dataclass(frozen=True)
 class Split:
     """The answers to all N samples of a split after each of T steps."""
@@ -54,9 +61,7 @@ class Split:
         """Mean steps and accuracy, `[H]`, if samples exit once they reach the threshold."""
         steps, accuracy = [], []
         for threshold in thresholds:
-            reached = self.sure[measure] >= threshold
-            reached[-1] = True
-            at = reached.int().argmax(0)
+            at = exit_at(self.sure[measure], threshold)
             steps.append((at + 1).double().mean())
             accuracy.append(self.right.gather(0, at[None])[0].double().mean())
         return torch.stack(steps), torch.stack(accuracy)

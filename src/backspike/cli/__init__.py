@@ -27,6 +27,7 @@ VERBS = (
     "resume",
     "eval",
     "stream",
+    "predict",
     "report",
     "export",
     "card",

@@ -10,18 +10,24 @@ HELP = "list the data sets, which files are present, and where to put the others
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="show one data set in detail")
+    parser.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="show one data set in detail, or your own: recordings:FOLDER or pictures:FOLDER",
+    )
     parser.add_argument("--root", help="data folder (default: BACKSPIKE_DATA, or else ./data)")
 
 
 def run(options: argparse.Namespace) -> int:
     from .. import data
+    from ..data.own import OwnSource
 
     try:
         sources = [data.source(options.name)] if options.name else data.catalogue()
     except DataError as e:
         raise UsageError(e) from None
-    for s in sources:
+    for s in (s.counted() if isinstance(s, OwnSource) else s for s in sources):
         files = [
             {"path": str(path), "state": state} for path, state in data.check(s.name, options.root)
         ]

@@ -12,9 +12,11 @@ from typing import Any
 
 from ..errors import DataError
 from .formats import Events
+from .formats.event_file import read_events
 from .frames import By, Pixels, channels, frames
 from .onsets import Onsets
-from .pictures import Pictures
+from .own import OWN, own_source, pictures, recordings
+from .picture_folder import Pictures
 from .sets import SETS
 from .source import File, Layout, Place, Source
 from .split import Split, Splits
@@ -35,6 +37,10 @@ __all__ = [
     "found",
     "frames",
     "load",
+    "option_names",
+    "pictures",
+    "read_events",
+    "recordings",
     "source",
 ]
 
@@ -64,6 +70,8 @@ def load(
     channels, "time" divides a fixed duration.
     options: options of a single set, such as `upright=False` for "dvs-cifar10", or
     `speaker="theo"` for "spoken-digits".
+    A folder of your own is "recordings:FOLDER" (`recordings`, with its options) or
+    "pictures:FOLDER" (`pictures`).
 
     Sets too large for memory are decoded on access. `Source.options` names the options that a set
     takes. Raises DataError for an unknown name, for another set's options, and for missing or
@@ -81,12 +89,12 @@ def catalogue() -> list[Source]:
 
 
 def source(name: str) -> Source:
-    """The description of data set `name`, without reading it.
+    """The description of data set `name`, or of a folder "recordings:FOLDER", without reading it.
 
     Raises DataError with similar names if there is none.
     """
-    for entry in SETS:
-        if entry.name == name:
+    for entry in (*SETS, own_source(name)):
+        if entry is not None and entry.name == name:
             return entry
     names = [entry.name for entry in SETS]
     near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4) or names
@@ -103,10 +111,16 @@ def check(name: str, root: str | os.PathLike[str] | None = None) -> list[tuple[P
     return source(name).check(root)
 
 
+def option_names() -> list[str]:
+    """The names of all options of data sets."""
+    return sorted({name for entry in (*SETS, *OWN) for name in entry.options})
+
+
 def _choose_options(entry: Source, options: dict[str, Any]) -> dict[str, Any]:
     """The options of `entry`, given or default. Options of other sets must have their default."""
     for option, value in options.items():
-        owners = {other.name: other.options[option] for other in SETS if option in other.options}
+        sets = [other for other in (*SETS, *OWN) if option in other.options]
+        owners = {other.name: other.options[option] for other in sets}
         if not owners:
             raise TypeError(f"no data set has an option {option!r}")
         if option not in entry.options and value not in owners.values():

@@ -26,7 +26,7 @@ from ..system.distributed import Ranks
 from .augment import Augment, Crop, Cutout, Flip, ResizedCrop, Roll, Rotate, Shear
 from .autoaugment import AutoAugment
 from .mixing import CutMix, Mixing
-from .pictures import Pictures
+from .picture_folder import Pictures
 from .split import Split
 
 logger = logging.getLogger("backspike")

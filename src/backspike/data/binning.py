@@ -12,7 +12,7 @@ from ..system import workers
 from ..system.machine import ONE_THREAD, processors
 from .formats import Events
 from .packed import narrowest
-from .recordings import Reader, Sample
+from .samples import Reader, Sample
 
 CHUNK_BYTES = 1 << 23
 CHUNK_ROWS = 16
@@ -22,12 +22,16 @@ SERIAL_BYTES = 1 << 25
 
 @dataclass(frozen=True)
 class Binning:
-    """A picklable job: `read` the samples of a data set and `count` each one into a row."""
+    """A job: `read` the samples of a data set and `count` each one into a row.
+
+    alone: work in this process, because `read` is the user's and other processes cannot import it.
+    """
 
     name: str
     samples: Sequence[Sample]
     count: Callable[[Events], np.ndarray]
     read: Reader
+    alone: bool = False
 
     def rows(self) -> np.ndarray:
         """The rows of all samples. Raises DataError with the name of a damaged or missing file."""
@@ -53,7 +57,7 @@ def bin_rows(binning: Binning, row_bytes: int) -> Iterator[tuple[int, np.ndarray
         for first, stop in _chunks(binning.samples, limit)
     ]
     paths = {sample.path for sample in binning.samples}
-    n = min(processors(), len(chunks))
+    n = 1 if binning.alone else min(processors(), len(chunks))
     if n < 2 or not sys.executable or sum(path.stat().st_size for path in paths) < SERIAL_BYTES:
         for first, chunk in chunks:
             yield first, chunk.rows()

@@ -7,6 +7,7 @@ binning.
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from .cache import cached
 from .formats import Events
 from .frames import By, Pixels, channels, frames, pair
 from .progress import progress
-from .recordings import Reader, Sample, Samples
+from .samples import Reader, Sample, Samples
 from .source import Parts, Place, Source
 from .split import Split
 
@@ -33,13 +34,12 @@ class Recordings:
     """Reads an event set: counts [N, T, 2, H, W], or [N, T, channels] if events have no pixel.
 
     samples: `samples(source, folder)` lists the samples; events: `events(path, samples, **options)`
-    reads those in one file. window: for sets with channels only, the duration in microseconds that
-    is divided into T bins; about as long as the longest recordings.
+    reads those in one file. version: of a user's own reader, whose change causes new frames.
     """
 
     samples: Callable[[Source, Path], Samples]
     events: Reader
-    window: int | None = None
+    version: str = ""
 
     def __call__(
         self,
@@ -51,18 +51,18 @@ class Recordings:
         **options: Any,
     ) -> Parts:
         """The three parts. Raises DataError for damaged recordings and for invalid options."""
-        shape, count = self._counting(source, DEFAULT_T if T is None else T, size, by)
+        shape, count = counting(source, T, size, by)
         found = self._list(source, place.folder)
         flat = [sample for part in found for sample in part]
         # "True" if there are no options, so that entries of earlier versions are found
         chosen = " ".join(map(str, options.values())) or "True"
-        text = f"{_fingerprint(place.folder, flat)} {shape} {by} {chosen} 2"
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        binning = Binning(source.name, flat, count, functools.partial(self.events, **options))
+        key = cache_key(place.folder, flat, f"{shape} {by} {chosen} 2{self.version}")
+        read = functools.partial(self.events, **options)
+        binning = Binning(source.name, flat, count, read, alone=bool(self.version))
         x = cached(
             f"{source.name}-frames-{key}.npy",
             read=functools.partial(packed.read, shape=(len(flat), *shape)),
-            write=functools.partial(_write, shape=(len(flat), *shape), binning=binning),
+            write=functools.partial(write_rows, shape=(len(flat), *shape), binning=binning),
         )
         first = len(found[0])
         second = first + len(found[1])
@@ -85,31 +85,40 @@ class Recordings:
             )
         return found
 
-    def _counting(
-        self, source: Source, T: int, size: Pixels | None, by: By
-    ) -> tuple[tuple[int, ...], Callable[[Events], np.ndarray]]:
-        """The shape of one sample, and the function that computes it from events."""
-        *_, height, width = source.shape
-        if T < 1 or by not in ("time", "count"):
-            raise DataError(f"T={T}, by={by!r}: T must be at least 1, by 'time' or 'count'")
-        if self.window is not None:
-            n = width if size is None else size
-            if not isinstance(n, int) or not 1 <= n <= width:
-                raise DataError(
-                    f"size={size}: {source.name} has channels: size must be 1 to {width}"
-                )
-            return (T, n), functools.partial(
-                channels, T=T, sensor=width, size=n, by=by, window=self.window
-            )
-        H, W = pair(size) if size is not None else (height, width)
-        if not (1 <= H <= height and 1 <= W <= width):
-            raise DataError(
-                f"size={size}: the sensor of {source.name} has {height} x {width} pixels: "
-                f"size must be 1 to {min(height, width)}"
-            )
-        return (T, 2, H, W), functools.partial(
-            frames, T=T, sensor=(height, width), size=(H, W), by=by
+
+def counting(
+    source: Source, T: int | None, size: Pixels | None, by: By
+) -> tuple[tuple[int, ...], Callable[[Events], np.ndarray]]:
+    """The shape of one sample of an event set, and the function that computes it from events.
+
+    Raises DataError for invalid options.
+    """
+    T = DEFAULT_T if T is None else T
+    _, rows, width = source.shape
+    if T < 1 or by not in ("time", "count"):
+        raise DataError(f"T={T}, by={by!r}: T must be at least 1, by 'time' or 'count'")
+    if source.has_channels:
+        n = width if size is None else size
+        if not isinstance(n, int) or not 1 <= n <= width:
+            raise DataError(f"size={size}: {source.name} has channels: size must be 1 to {width}")
+        return (T, n), functools.partial(
+            channels, T=T, sensor=width, size=n, by=by, window=source.window
         )
+    H, W = pair(size) if size is not None else (rows, width)
+    if not (1 <= H <= rows and 1 <= W <= width):
+        raise DataError(
+            f"size={size}: the sensor of {source.name} has {rows} x {width} pixels: "
+            f"size must be 1 to {min(rows, width)}"
+        )
+    return (T, 2, H, W), functools.partial(
+        frames, T=T, sensor=(rows, width), size=(H, W), by=by, window=source.window
+    )
+
+
+def cache_key(folder: Path, samples: list[Sample], options: str) -> str:
+    """A digest of the samples and of all that decides what is computed from them."""
+    text = f"{_fingerprint(folder, samples)} {options}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _fingerprint(folder: Path, samples: list[Sample]) -> str:
@@ -121,13 +130,14 @@ def _fingerprint(folder: Path, samples: list[Sample]) -> str:
             path = sample.path
             stat = path.stat()
             digest.update(
-                f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode()
+                f"{os.path.relpath(path, folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode()
             )
         digest.update(f"{sample.label} {sample.id} {sample.span}\n".encode())
     return digest.hexdigest()
 
 
-def _write(path: Path, shape: tuple[int, ...], binning: Binning) -> None:
+def write_rows(path: Path, shape: tuple[int, ...], binning: Binning) -> None:
+    """Writes a cache entry with a row for each sample of `binning`."""
     rows = bin_rows(binning, int(np.prod(shape[1:])))
     what = f"binning events of {binning.name}"
     packed.write(path, shape, _with_progress(rows, what, shape[0]))

@@ -18,13 +18,19 @@ Pixels = int | tuple[int, int]
 
 
 def frames(
-    events: Events, T: int, sensor: Pixels = 34, size: Pixels | None = None, by: By = "time"
+    events: Events,
+    T: int,
+    sensor: Pixels = 34,
+    size: Pixels | None = None,
+    by: By = "time",
+    window: int | None = None,
 ) -> np.ndarray:
     """Counts int64 [T, 2, H, W], channel 0 OFF and 1 ON; they sum to the number of events.
 
     by: "time" for T bins of equal duration between the first and the last event, "count" for T bins
     of equally many consecutive events (up to one). size: (H, W) below `sensor` adds up
-    neighbouring pixels. Raises DataError for an event outside the sensor.
+    neighbouring pixels. window: instead of the time between first and last event, `by="time"`
+    divides so many microseconds from time zero. Raises DataError for an event outside the sensor.
     """
     (height, width), (H, W) = pair(sensor), pair(size or sensor)
     _check(events, height, width)
@@ -32,7 +38,7 @@ def frames(
     cells *= W
     cells += _rescale(events.x, width, W)
     cells += np.multiply(events.p, H * W, dtype=np.intp)
-    return _count(events.t, cells, T, 2 * H * W, by).reshape(T, 2, H, W)
+    return _count(events.t, cells, T, 2 * H * W, by, window).reshape(T, 2, H, W)
 
 
 def channels(

@@ -26,7 +26,7 @@ from .cache import cached
 from .events import Recordings
 from .formats import atis
 from .progress import progress
-from .recordings import list_by_number, one_per_file
+from .samples import list_by_number, one_per_file
 from .simulate import Camera, record_all
 from .source import EVENT_OPTIONS, Parts, Place, Source
 from .split import Splits

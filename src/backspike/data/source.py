@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from .formats import read_file
+from .formats import Events, read_file
 from .split import Split, Splits, carve
 
 logger = logging.getLogger("backspike")
@@ -146,7 +146,9 @@ class Source:
     are offered. read: `read(source, place, **options)` returns the three parts. layouts: empty for
     a set that is bundled or made on first use. note: what every result on the set must mention,
     such as "simulated". options: the options of `read` and their defaults. count_classes: whether
-    to count the classes, because a part of the set may have fewer than `num_classes`.
+    to count the classes, because a part of the set may have fewer than `num_classes`. window: the
+    duration in microseconds that is divided into T bins, None for that of each recording.
+    decode: reads a recording of another kind than `read_events`, such as a sound, from its content.
     """
 
     name: str
@@ -156,16 +158,23 @@ class Source:
     shape: tuple[int, int, int]
     credit: str
     home: str
-    read: Callable[..., Parts]
+    read: Callable[..., Any]
     layouts: tuple[Layout, ...] = ()
     note: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     count_classes: bool = False
+    window: int | None = None
+    decode: Callable[[bytes, str], Events] | None = None
 
     @property
     def unit(self) -> str:
         """What one sample is, in the plural: "images", "sequences" or "recordings"."""
         return "recordings" if self.kind == "events" else self.kind
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether events have a channel instead of a pixel and a polarity."""
+        return self.kind == "events" and self.shape[:2] == (1, 1)
 
     def load(self, place: Place, **options: Any) -> Splits:
         """Finds and reads the data set. Raises DataError for missing or damaged files."""
@@ -174,7 +183,7 @@ class Source:
             place = Place(place.root, found[0], found[1].files, place.official)
         elif self.layouts:
             raise self.missing(place.root)
-        parts = self.read(self, place, **options)
+        parts: Parts = self.read(self, place, **options)
         present, official = sum(map(len, parts)), sum(self.samples)
         part = f"{present:,} of {official:,} samples" if present != official else ""
         note = "; ".join(filter(None, (self.note, part)))

@@ -60,7 +60,7 @@ class Splits:
     """A data set.
 
     events: whether samples are event counts. note: what every result must mention (such as
-    "simulated"). credit: whom to cite.
+    "simulated"). credit: whom to cite. classes: their names; empty if they are numbers.
     """
 
     name: str
@@ -71,6 +71,7 @@ class Splits:
     events: bool
     note: str
     credit: str
+    classes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         parts = ("train", "validation", "test")

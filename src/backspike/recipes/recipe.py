@@ -64,7 +64,11 @@ class Recipe:
     """
 
     name: str = _field("custom", "name of the run")
-    data: str = _field("digits", "name of the data set; see `backspike data`")
+    data: str = _field(
+        "digits",
+        "name of the data set, see `backspike data`; of your own: recordings:FOLDER, "
+        "pictures:FOLDER",
+    )
     root: str = _field("", "folder with the data; empty: BACKSPIKE_DATA, then ./data")
     limit: int = _field(
         0, "use only this many training samples, with the same share of each class; 0: all"
@@ -83,6 +87,13 @@ class Recipe:
     )
     by: str = _field(
         "time", "what is equal in all event frames of a sample: duration (time) or events (count)"
+    )
+    sensor: tuple[int, ...] = _field(
+        (), "own recordings: height and width of the sensor in pixels, such as (128, 128)"
+    )
+    window: int = _field(
+        0,
+        "own recordings: cut them into samples of so many microseconds; 0: a recording is a sample",
     )
     has_time: bool | None = _field(
         None,
@@ -162,6 +173,7 @@ class Recipe:
         for name in (
             "limit",
             "size",
+            "window",
             "freeze_width",
             "truncate",
             "warmup_epochs",

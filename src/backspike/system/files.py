@@ -95,19 +95,22 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises ValueError for a damaged file or more than `LARGEST_ARRAYS` bytes, and OSError.
     """
+    return parse_arrays(read_regular(path), LARGEST_ARRAYS)
+
+
+def parse_arrays(data: bytes, largest: int) -> dict[str, np.ndarray]:
+    """`read_arrays` of the content of a file that unpacks to at most `largest` bytes."""
     out = {}
     try:
-        with zipfile.ZipFile(io.BytesIO(read_regular(path))) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
-            if (size := sum(member.file_size for member in members)) > LARGEST_ARRAYS:
-                raise ValueError(f"unpacks to {size} bytes, more than {LARGEST_ARRAYS}")
+            if (size := sum(member.file_size for member in members)) > largest:
+                raise ValueError(f"unpacks to {size} bytes, more than {largest}")
             for member in members:
                 # reads at most member.file_size bytes, which the check above bounds
                 out[member.filename.removesuffix(".npy")] = read_npy(
                     member.filename, io.BytesIO(archive.read(member))
                 )
-    except OSError:
-        raise
     except Exception as e:  # a damaged archive or header may raise nearly anything
         raise ValueError(f"{type(e).__name__}: {e}") from e
     return out

@@ -64,7 +64,7 @@ def fit(
         setup = set_up(recipe, model, train, validation, test, device, try_step=True)
         with shown(listen, progress if ranks.first else False) as listen:
             trainer = Trainer(run, setup, listen, watch)
-            with run.created(setup.recipe, setup.own, force):
+            with run.created(setup.recipe, setup.own, force, setup.sets.classes):
                 return trainer.train(report)
 
 

@@ -29,7 +29,7 @@ from .precision import choose
 from .schedule import parameter_groups
 from .try_sample import try_sample
 
-_DATA_OPTIONS = ("root", "limit", "size", "upright", "speaker", "by")
+_DATA_OPTIONS = ("root", "limit", "size", "upright", "speaker", "by", "sensor", "window")
 
 
 @dataclass(frozen=True)
@@ -264,16 +264,16 @@ def data_sets(recipe: Recipe, train: Any, validation: Any, test: Any) -> data.Sp
 
 def load_data(recipe: Recipe) -> data.Splits:
     """The data set of a recipe, with its options that are fields of the recipe."""
-    options = {
-        name: getattr(recipe, name)
-        for source in data.catalogue()
-        for name in source.options
-        if hasattr(recipe, name)
-    }
+    options = data_options(recipe)
     if "T" not in data.source(recipe.data).options:  # images repeat over the timesteps
         del options["T"]
-    options["size"] = recipe.size or None
     return data.load(recipe.data, recipe.root or None, limit=recipe.limit or None, **options)
+
+
+def data_options(recipe: Recipe) -> dict[str, Any]:
+    """The options of data sets that are fields of a recipe."""
+    options = {n: getattr(recipe, n) for n in data.option_names() if hasattr(recipe, n)}
+    return {**options, "size": recipe.size or None}
 
 
 @dataclass(frozen=True)
@@ -286,6 +286,11 @@ class OwnData:
     num_classes: int | None = None
     note: str = "own data"
     credit: str = ""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names, if the training set has them as torchvision's sets do."""
+        return tuple(map(str, getattr(self.train, "classes", ())))
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

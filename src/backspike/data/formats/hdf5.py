@@ -1,7 +1,7 @@
-"""Spikes of numbered channels in HDF5 files.
+"""Spikes of numbered channels, and recordings of event cameras, in HDF5 files.
 
-`spikes/times` and `spikes/units` hold one variable-length array per sample, with seconds and
-channel numbers; `labels` holds the classes. Cramer, Stradmann, Schemmel, Zenke 2020,
+Of channels, `spikes/times` and `spikes/units` hold one variable-length array per sample, with
+seconds and channel numbers; `labels` holds the classes. Cramer, Stradmann, Schemmel, Zenke 2020,
 doi:10.1109/TNNLS.2020.3044364. h5py (the extra `events`) reads them by path and sample by sample,
 because files can have gigabytes. A file that refers to others, or claims more than it contains, is
 refused. HDF5 is a large C library in which damage can cause endless loops and crashes: it runs in a
@@ -20,7 +20,7 @@ import numpy as np
 from ...errors import DataError
 from ...system.machine import ONE_THREAD
 from ...system.workers import Worker, WorkerFailed, environment
-from . import Events, one_line
+from . import Events, columns, one_line
 from .idx import DEFLATE_RATIO
 
 SECONDS = 60
@@ -90,6 +90,49 @@ def _events(path: Path, i: int, channels: int) -> Events:
     zero = np.zeros(len(units), np.uint16)
     t = np.rint(seconds * 1e6).astype(np.int64)
     return Events(units.astype(np.uint16), zero, t, zero.astype(np.uint8))
+
+
+# of an event camera: where its columns are, or an array with fields
+GROUPS = ("", "events", "CD/events")
+
+
+def decode_columns(path: Path) -> Events:
+    """The events of an event camera: the data sets x, y, t, p, at the top or in `events`.
+
+    `events` and `CD/events` may also be one data set with these fields; see `columns.py` for other
+    names, units and polarity. Raises DataError.
+    """
+    with _reader(path) as ask:
+        return ask(_columns)
+
+
+def _columns(path: Path) -> Events:
+    file = _opened(path)
+    try:
+        found = {group: file.get(group) if group else file for group in GROUPS}
+        fields = {
+            group: members.dtype.names or () if hasattr(members, "dtype") else list(members)
+            for group, members in found.items()
+            if members is not None
+        }
+    except Exception as error:
+        raise DataError(f"{path}: damaged HDF5 file ({one_line(error)})") from error
+    known = {alias for aliases in columns.ALIASES.values() for alias in aliases}
+    for group, names in fields.items():
+        if "x" not in names:
+            continue
+        if hasattr(found[group], "dtype"):
+            return columns.from_array(_read(path, _member(path, group), slice(None)), str(path))
+        prefix = f"{group}/" if group else ""
+        arrays = {
+            name: _read(path, _member(path, prefix + name), slice(None))
+            for name in names
+            if name in known
+        }
+        return columns.from_columns(arrays, str(path))
+    raise DataError(
+        f"{path}: no events: expected data sets x, y, t, p, at the top or in a group `events`"
+    )
 
 
 def _h5py(path: Path) -> Any:

@@ -25,10 +25,27 @@ def middle(width: int, height: int) -> Box:
     return 0.5 - x, 0.5 - y, 0.5 + x, 0.5 + y
 
 
+def square(width: int, height: int) -> Box:
+    """The largest centred square."""
+    return centred(width, height, 1.0)
+
+
+def centred(width: int, height: int, aspect: float) -> Box:
+    """The largest centred part whose width is `aspect` times its height."""
+    x, y = min(1.0, aspect * height / width) / 2, min(1.0, width / (aspect * height)) / 2
+    return 0.5 - x, 0.5 - y, 0.5 + x, 0.5 + y
+
+
 def decode(
-    data: bytes, name: str = "<bytes>", size: int = 224, part: Callable[[int, int], Box] = middle
+    data: bytes,
+    name: str = "<bytes>",
+    size: int | tuple[int, int] = 224,
+    part: Callable[[int, int], Box] = middle,
+    channels: int = 3,
 ) -> np.ndarray:
-    """RGB, uint8 [3, size, size], of the part that `part(width, height)` returns.
+    """RGB or (one channel) grey, uint8 [channels, H, W], of the part that `part` returns.
+
+    size: (H, W), or both as one number. A part of that size is not changed.
 
     Raises DataError for a damaged file, for one that would unpack to a huge picture, and without
     Pillow.
@@ -39,6 +56,8 @@ def decode(
         raise DataError(
             f"{name}: reading pictures needs Pillow: pip install pillow ({one_line(error)})"
         ) from error
+    H, W = (size, size) if isinstance(size, int) else size
+    mode = "L" if channels == 1 else "RGB"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -47,13 +66,14 @@ def decode(
                 left, top, right, bottom = part(*picture.size)
                 # JPEG: decode at a half, a quarter or an eighth, if the part is then still as large
                 # as the output
-                picture.draft("RGB", (int(size / (right - left)), int(size / (bottom - top))))
-                W, H = picture.size
+                picture.draft(mode, (int(W / (right - left)), int(H / (bottom - top))))
+                width, height = picture.size
                 # crop before scaling: 1 x 10^6 pixels must not become 256 x 256 * 10^6
-                box = (left * W, top * H, right * W, bottom * H)
-                scaled = picture.convert("RGB").resize(
-                    (size, size), Image.Resampling.BILINEAR, box=box
-                )
+                box = (left * width, top * height, right * width, bottom * height)
+                scaled = picture.convert(mode).resize((W, H), Image.Resampling.BILINEAR, box=box)
+    except Image.UnidentifiedImageError as error:  # its text holds an address in memory
+        known = ", ".join(FORMATS)
+        raise DataError.at(name, 0, f"truncated or damaged picture, or none of {known}") from error
     except Exception as error:  # a damaged picture may raise nearly anything
         raise DataError.at(name, 0, f"truncated or damaged picture ({one_line(error)})") from error
-    return np.ascontiguousarray(np.asarray(scaled).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.asarray(scaled).reshape(H, W, channels).transpose(2, 0, 1))

@@ -15,7 +15,7 @@ from pathlib import Path
 from ...errors import DataError
 from ..events import Recordings
 from ..formats import Events, aedat3, read_file
-from ..recordings import Sample, Samples
+from ..samples import Sample, Samples
 from ..source import EVENT_OPTIONS, Archive, File, Layout, Source
 from ..split import published
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from ..events import Recordings
 from ..formats import aedat2
-from ..recordings import list_by_class, one_per_file
+from ..samples import list_by_class, one_per_file
 from ..source import EVENT_OPTIONS, Archive, File, Layout, Source
 
 ARCHIVES = {  # class -> MD5 of its zip

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..events import Recordings
 from ..formats import Events, hdf5
-from ..recordings import Sample, Samples, carve_samples
+from ..samples import Sample, Samples, carve_samples
 from ..source import EVENT_OPTIONS, Archive, File, Layout, Source
 
 CHANNELS = 700
@@ -44,7 +44,8 @@ SHD = Source(
     shape=(1, 1, CHANNELS),
     credit="B. Cramer, Y. Stradmann, J. Schemmel, F. Zenke 2020, CC BY 4.0",
     home="https://zenkelab.org/datasets",
-    read=Recordings(_samples, _events, window=1_400_000),
+    read=Recordings(_samples, _events),
+    window=1_400_000,
     layouts=_layouts(
         ("SHD", "shd"),
         ("shd_train.h5", "f3252aeb598ac776c1b526422d90eecb"),
@@ -57,7 +58,7 @@ SSC = replace(
     name="ssc",
     samples=(75466, 9981, 20382),
     num_classes=35,
-    read=Recordings(_samples, _events, window=1_000_000),
+    window=1_000_000,
     layouts=_layouts(
         ("SSC", "ssc"),
         ("ssc_train.h5", "d102be95e7144fcc0553d1f45ba94170"),

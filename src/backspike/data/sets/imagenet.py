@@ -1,6 +1,6 @@
 """ImageNet (ILSVRC 2012). Its official validation set is the test set, as in the literature."""
 
-from .. import pictures
+from .. import picture_folder
 from ..source import Archive, File, Layout, Source
 
 IMAGENET = Source(
@@ -11,7 +11,7 @@ IMAGENET = Source(
     shape=(3, 224, 224),
     credit="O. Russakovsky et al. 2015, for research only",
     home="https://www.image-net.org/challenges/LSVRC/2012",
-    read=pictures.read,
+    read=picture_folder.read,
     layouts=(
         Layout(
             ("ImageNet", "imagenet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC", ""),

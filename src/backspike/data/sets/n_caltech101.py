@@ -4,7 +4,7 @@ from functools import partial
 
 from ..events import Recordings
 from ..formats import atis
-from ..recordings import list_by_class, one_per_file
+from ..samples import list_by_class, one_per_file
 from ..source import EVENT_OPTIONS, Archive, File, Layout, Source
 
 N_CALTECH101 = Source(

@@ -2,7 +2,7 @@
 
 from ..events import Recordings
 from ..formats import atis
-from ..recordings import list_by_number, one_per_file
+from ..samples import list_by_number, one_per_file
 from ..source import EVENT_OPTIONS, File, Layout, Source
 
 NMNIST = Source(

@@ -14,7 +14,7 @@ from ...errors import DataError
 from ..events import Recordings
 from ..formats import Events, wav
 from ..onsets import Onsets
-from ..recordings import Sample, Samples, one_per_file
+from ..samples import Sample, Samples, one_per_file
 from ..source import EVENT_OPTIONS, File, Layout, Parts, Place, Source
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
@@ -27,7 +27,7 @@ NAMED = re.compile(rf"([0-9])_({'|'.join(SPEAKERS)})_([0-9]{{1,3}})\.wav")
 def _read(source: Source, place: Place, speaker: str, **options: object) -> Parts:
     if speaker not in SPEAKERS:
         raise DataError(f"no speaker {speaker!r} in {source.name}: {', '.join(SPEAKERS)}")
-    read = Recordings(partial(_samples, speaker), one_per_file(_events), WINDOW)
+    read = Recordings(partial(_samples, speaker), one_per_file(_events))
     return read(source, place, **options)  # type: ignore[arg-type]
 
 
@@ -71,4 +71,6 @@ SPOKEN_DIGITS = Source(
         ),
     ),
     options={**EVENT_OPTIONS, "speaker": SPEAKERS[-1]},
+    window=WINDOW,
+    decode=_events,
 )

@@ -19,7 +19,7 @@ from .frames import Pixels
 from .source import Parts, Place, Source
 from .split import Split
 
-SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 DEFAULT_SIZE = 224
 
 
