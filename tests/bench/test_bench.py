@@ -490,3 +490,27 @@ def test_each_side_of_the_race_trains_for_its_time(tmp_path, monkeypatch):
     assert ["accuracy" in s for s in slices] == [False] * (len(slices) - 1) + [True]
     assert slices[-1]["images"] >= settings.batch
     assert f"{seconds[-1]:.0f} s, " in race.describe(slices)
+
+
+def test_the_axes_of_a_long_chart_fill_it():
+    """The margins stay as wide, in inches, as those of a short chart."""
+    from matplotlib.figure import Figure
+
+    rows = _outcome(backspike=0.25, SpikingJelly=2.0).ranked()
+    margins = []
+    for shown in (rows[:3], rows):
+        figure = Figure(figsize=(5, 3.1))
+        ax = figure.add_axes((0.12, 0.17, 0.865, 0.8))
+        page._draw_bars(ax, shown, [1.0] * len(shown), [])
+        height, box = figure.get_size_inches()[1], ax.get_position()
+        margins.append((box.y0 * height, (1 - box.y1) * height))
+        tall = height
+    assert tall > 6
+    assert margins[1] == pytest.approx(margins[0])
+
+
+def test_one_round_is_singular():
+    machine = dict.fromkeys(("cpu", "cores", "threads", "memory_gb", "capability", "system"), 1)
+    bench = _bench(_outcome(backspike=0.25))
+    bench.machine = {**machine, "python": "3", "torch": "2"}
+    assert "; 1 round." in page.about(bench)[0]

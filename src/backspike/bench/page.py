@@ -181,7 +181,7 @@ def about(bench: Bench) -> list[str]:
     lines = [
         f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['memory_gb']} GB, "
         f"{m['capability']}; {m['system']}; Python {m['python']}, torch {m['torch']}; "
-        f"{bench.rounds} rounds."
+        f"{bench.rounds} round{'s' * (bench.rounds != 1)}."
     ]
     if gpu := m.get("gpu"):
         lines.insert(0, f"{gpu}.")
@@ -249,7 +249,11 @@ def _draw_bars(
     """One bar per row with its name above, so that it is legible on a phone."""
     figure: Any = ax.figure
     width, height = figure.get_size_inches()
-    figure.set_size_inches(width, max(height, 0.4 * (len(rows) + 1)))
+    tall = max(height, 0.4 * (len(rows) + 1))
+    figure.set_size_inches(width, tall)
+    left, bottom, wide, high = ax.get_position().bounds
+    margins = (1 - high) * height / tall  # as wide as before, in inches
+    ax.set_position((left, bottom * height / tall, wide, 1 - margins))
     for i, (row, value) in enumerate(zip(rows, values)):
         ours = row.implementation.settings.library == "ours"
         ax.barh(
@@ -272,7 +276,7 @@ def _page(bench: Bench, pictures: dict[str, list[Picture]], command: str) -> Pag
         sections.append(Section("glance", "Summary", GLANCE, [shown]))
     for outcome in bench.outcomes:
         name = outcome.work.name
-        measured = " ".join(f"{text}." for text in remarks(outcome))
+        measured = " ".join(f"{text[0].upper()}{text[1:]}." for text in remarks(outcome))
         shown = replace(table(outcome), caption=name)
         drawn = grid(*(picture.figure() for picture in pictures[name]))
         text = f"{title(outcome)}. {measured}"

@@ -41,7 +41,7 @@ def _line(event: dict[str, Any]) -> str:
         case "start":
             return (
                 f"{event['workload']}: {event['implementations']} processes taking turns, "
-                f"{event['rounds']} rounds"
+                f"{event['rounds']} round{'s' * (event['rounds'] != 1)}"
             )
         case "failed":
             return f"{event['workload']}: {event['name']} failed: {event['error']}"
