@@ -238,10 +238,13 @@ def test_spikes_differ_from_float32_only_at_the_threshold():
 def test_a_million_timesteps_need_no_more_memory_and_equal_the_chunks():
     model = sixteenths(
         bs.Sequential(
-            conv(1, 4, 3, norm=False), bs.LIF(**HARD), bs.OverTime(nn.MaxPool2d(2)), head(4),
-            bs.Recurrent(nn.Linear(3, 3), bs.CubaLIF(v_threshold=0.5)), Doubled(),
+            conv(1, 4, 3, norm=False),
+            bs.LIF(**HARD),
+            bs.OverTime(nn.MaxPool2d(2)),
+            head(4),
+            bs.Recurrent(nn.Linear(3, 3), bs.CubaLIF(v_threshold=0.5)),
         )
-    )  # fmt: skip
+    )
     plan, steps, sizes, spikes = bs.stream(model), 10_000, [], 0.0
     with torch.no_grad(), bs.streaming(model):
         for _ in range(100):
