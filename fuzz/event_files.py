@@ -106,15 +106,16 @@ def read_hdf5(data: bytes) -> None:
 
 
 def lists() -> list[bytes]:
+    files = "a.dat,0,500,walk a.dat,500,900,run b.dat,,,walk c.dat,,,walk d.dat,,,run e.dat,,,run"
     return [
-        b"file,start,end,label\na.dat,0,500,walk\na.dat,500,900,run\nb.dat,,,run\nc.dat,,,walk\n",
-        b'part,label,file\r\ntrain,"1",a.dat\r\ntrain,2,b.dat\r\ntest,1,c.dat\r\n',
+        "\n".join(["file,start,end,label", *files.split()]).encode(),
+        b'part,label,file\r\ntrain,"1",a.dat\r\nval,1,b.dat\r\ntest,1,c.dat\r\n',
     ]
 
 
 def read_list(data: bytes) -> None:
-    for name in ("a.dat", "b.dat", "c.dat"):
-        (_folder() / name).touch()
+    for name in "abcde":
+        (_folder() / f"{name}.dat").touch()
     path = _folder() / "recordings.csv"
     path.write_bytes(data)
     found = list_folder(path, lambda name: True)
