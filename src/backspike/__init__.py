@@ -43,6 +43,7 @@ _NAMES = {
     "neuron.recurrent": ("Recurrent",),
     "neuron.hooks": ("record",),
     "kernel": ("Unsupported", "backends", "dropped"),
+    "layers.dropout": ("Dropout",),
     "layers.over_time": ("OverTime",),
     "layers.norm": ("TDBN", "TEBN"),
     "layers.mpbn": ("MPBN",),
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from .kernel import backends as backends
     from .kernel import dropped as dropped
     from .layers.block import block as block
+    from .layers.dropout import Dropout as Dropout
     from .layers.explain import explain as explain
     from .layers.from_torch import from_torch as from_torch
     from .layers.mpbn import MPBN as MPBN

@@ -22,6 +22,7 @@ from .. import readout as readouts
 from ..data.formats import one_line
 from ..errors import ExchangeError
 from ..layers.block import Block
+from ..layers.dropout import Dropout
 from ..layers.norm import TEBN
 from ..layers.over_time import BATCH_NORMS, OverTime, fold_norm
 from ..layers.sequential import Sequential
@@ -41,7 +42,7 @@ CHOICES = {
     "gain": ("trained", "unit", "decayed"),
 }
 CONTAINERS = (nn.Sequential, Sequential, OverTime)
-SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, Dropout)
 INSTEAD = (
     (
         (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool2d),
