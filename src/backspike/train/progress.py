@@ -82,8 +82,8 @@ def _text(event: dict[str, Any]) -> str | None:
             return _scaling(event)
         case "rehearsal" | "memory":
             return f"memory: {event['text']}"
-        case "silent":
-            return printable(f"silent: {event['text']}")
+        case "silent" | "weights":
+            return printable(f"{event['event']}: {event['text']}")
         case "cuda_graph":
             return f"CUDA graph: {event['text']}"
         case "epoch":
@@ -130,9 +130,11 @@ def _epoch(event: dict[str, Any]) -> str:
         for name, share in shares.items()
         if share is not None or name == "train"
     )
+    skipped = event.get("skipped_steps")
+    overflow = f"  {skipped} steps skipped (overflow in float16)" if skipped else ""
     return (
         f"epoch {event['epoch'] + 1:3d}  loss {event['loss']:.4f}  {shown}"
-        f"  {event['samples_per_second']:,.0f} samples/s"
+        f"  {event['samples_per_second']:,.0f} samples/s{overflow}"
     )
 
 
