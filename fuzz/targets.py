@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import gzip
 import io
 import json
 import pickle
 import random
 import shutil
 import struct
+import tarfile
 import tempfile
 import wave
 import zipfile
@@ -30,7 +32,7 @@ import event_files
 import nir_files
 import numpy as np
 
-from backspike.data import DataError
+from backspike.data import DataError, File, unpack
 from backspike.data.formats import (
     hdf5,
     idx,
@@ -683,6 +685,43 @@ def _refused() -> tuple[type[Exception], ...]:
     return (RunError, RecipeError, ReportError, DataError)
 
 
+def _archives() -> list[bytes]:
+    """A zip and a tar.gz of two recordings, after a byte that tells them apart."""
+    packed = {0: io.BytesIO(), 1: io.BytesIO()}
+    with (
+        zipfile.ZipFile(packed[0], "w") as zipped,
+        tarfile.open(fileobj=packed[1], mode="w:gz") as tarred,
+    ):
+        for name in ("top/Train/0/1.bin", "top/Train/1/2.bin"):
+            zipped.writestr(name, b"content")
+            info = tarfile.TarInfo(name)
+            info.size = 7
+            tarred.addfile(info, io.BytesIO(b"content"))
+    # a tar that is not compressed again, so that changes reach its headers
+    plain = gzip.decompress(packed[1].getvalue())
+    return [b"\0" + packed[0].getvalue(), b"\1" + packed[1].getvalue(), b"\2" + plain]
+
+
+def _unpack(data: bytes) -> None:
+    folder = _folder() / "archive"
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "inside").mkdir(parents=True)
+    kind, content = data[:1], data[1:]
+    name = "x.zip" if kind == b"\0" else "x.tar.gz"
+    packed = gzip.compress(content, 1) if kind == b"\2" else content
+    (folder / "inside" / name).write_bytes(packed)
+    try:
+        unpack.unpack(
+            folder / "inside" / name,
+            name,
+            (File("Train", recordings=2),),
+            folder / "inside" / "set",
+        )
+    finally:
+        assert [p.name for p in folder.iterdir()] == ["inside"]
+        assert {p.name for p in (folder / "inside").iterdir()} <= {name, "set"}
+
+
 def _edit_nir(data: bytes) -> None:
     nir_files.read_tree(edited(nir_files.tree(), data, _hostile_array))
 
@@ -693,6 +732,7 @@ def _targets() -> dict[str, Target]:
     run = _refused()
     return {
         **{name: _reader(name) for name in READERS},
+        "archives": Target(_archives, _unpack, share=0.3),
         "shd": Target(lambda: [_spoken()], _read_spoken, share=0.1),
         "event hdf5": Target(event_files.hdf5_files, event_files.read_hdf5, share=0.05),
         "recording list": Target(event_files.lists, event_files.read_list),

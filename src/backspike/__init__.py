@@ -47,6 +47,7 @@ _NAMES = {
     "neuron.hooks": ("record",),
     "kernel": ("Unsupported", "backends", "dropped"),
     "layers.delay": ("Delay",),
+    "layers.dropout": ("Dropout",),
     "layers.over_time": ("OverTime",),
     "layers.norm": ("TDBN", "TEBN"),
     "layers.mpbn": ("MPBN",),
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     from .kernel import dropped as dropped
     from .layers.block import block as block
     from .layers.delay import Delay as Delay
+    from .layers.dropout import Dropout as Dropout
     from .layers.explain import explain as explain
     from .layers.from_torch import from_torch as from_torch
     from .layers.mpbn import MPBN as MPBN

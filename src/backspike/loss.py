@@ -5,32 +5,64 @@ target: classes `[B]`, or class probabilities `[B, K]`. All raise ValueError for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def cross_entropy(y_seq: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of the mean over time.
+def cross_entropy(
+    y_seq: Tensor, target: Tensor, label_smoothing: float = 0.0, weight: Sequence[float] = ()
+) -> Tensor:
+    """Cross-entropy of the mean over time. weight: of each class, as in `of_logits`.
 
-    With another readout, apply torch's cross-entropy to its logits.
+    With another readout, apply `of_logits` to its logits.
     """
     _check(y_seq, target)
-    return F.cross_entropy(y_seq.mean(0), target, label_smoothing=label_smoothing)
+    return of_logits(y_seq.mean(0), target, label_smoothing, weight)
+
+
+def of_logits(
+    logits: Tensor, target: Tensor, label_smoothing: float = 0.0, weight: Sequence[float] = ()
+) -> Tensor:
+    """torch's cross-entropy of logits `[B, K]`, with a weight for each class; (): all 1.
+
+    The mean over the samples. torch divides by the sum of the weights of the labels in a batch
+    instead, so that the gradient would depend on how a step is split into parts and ranks.
+    """
+    if not len(weight):
+        return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+    weights = _on_device(tuple(weight), logits.dtype, logits.device)
+    each = F.cross_entropy(
+        logits, target, weights, reduction="none", label_smoothing=label_smoothing
+    )
+    return each.mean()
+
+
+@lru_cache(maxsize=64)
+def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Copied once, as a recorded CUDA graph cannot copy from the host."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def tet(
-    y_seq: Tensor, target: Tensor, lam: float = 0.05, phi: float = 1.0, label_smoothing: float = 0.0
+    y_seq: Tensor,
+    target: Tensor,
+    lam: float = 0.05,
+    phi: float = 1.0,
+    label_smoothing: float = 0.0,
+    weight: Sequence[float] = (),
 ) -> Tensor:
     """Temporal efficient training (Deng, Li, Zhang, Gu 2022, eq. 10-12).
 
     The loss of each timestep, averaged: (1 - lam) mean_t CE(o[t], y) + lam mean_t MSE(o[t], phi).
-    The second term suppresses outliers.
+    The second term suppresses outliers. weight: of each class, as in `of_logits`.
     """
     _check(y_seq, target)
-    each = F.cross_entropy(
-        y_seq.flatten(0, 1), torch.cat([target] * len(y_seq)), label_smoothing=label_smoothing
-    )
+    each = of_logits(y_seq.flatten(0, 1), torch.cat([target] * len(y_seq)), label_smoothing, weight)
     return (1 - lam) * each + lam * F.mse_loss(y_seq, torch.full_like(y_seq, phi))
 
 

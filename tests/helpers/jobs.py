@@ -15,6 +15,13 @@ def square(x):
     return x * x, os.getpid()
 
 
+def placed(x, place):
+    time.sleep(0.05)
+    if x == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return place, os.getpid()
+
+
 def fails(text):
     raise DataError(text)
 

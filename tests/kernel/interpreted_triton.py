@@ -8,6 +8,7 @@ slow, so only a sample of the combinations is tested. The tests that all backend
 import itertools
 import math
 import random
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -579,11 +580,74 @@ def test_refusals_give_a_reason():
         bs.lif(x.to("meta"), backend="triton")
 
 
-def test_a_kernel_that_does_not_compile_says_what_to_do(monkeypatch):
-    class Broken:
-        def __getitem__(self, grid):
-            raise triton.runtime.errors.OutOfResources(300000, 232448, "shared memory")
+class Broken:
+    def __getitem__(self, grid):
+        raise triton.runtime.errors.OutOfResources(300000, 232448, "shared memory")
 
+
+@pytest.fixture
+def preferred(monkeypatch):
+    """Triton's backend in the place of the fastest one on a CPU; nothing is broken or said yet."""
+    dispatch = import_module("backspike.kernel.dispatch")
+    backends = {**dispatch._BACKENDS, "cpu": dispatch._BACKENDS["triton"]}
+    monkeypatch.setattr(dispatch, "_BACKENDS", backends)
+    monkeypatch.setattr(dispatch, "_announced", set())
+    monkeypatch.setattr(kernels, "_broken", [])
+
+
+def test_a_kernel_that_does_not_compile_on_first_use_is_replaced_by_eager_with_one_word(
+    preferred, monkeypatch, caplog
+):
+    monkeypatch.setattr(kernels, "lif_fwd_kernel", Broken())
+    x = torch.rand(3, 2, 4) * 2
+    with caplog.at_level("WARNING", logger="backspike"):
+        for _ in range(2):
+            a = x.clone().requires_grad_()
+            spikes = bs.lif(a).spikes
+            spikes.sum().backward()
+    b = x.clone().requires_grad_()
+    expected = bs.lif(b, backend="eager").spikes
+    expected.sum().backward()
+    assert torch.equal(spikes, expected)
+    assert torch.equal(a.grad, b.grad)
+    (record,) = caplog.records
+    assert "using the slower 'eager' backend" in record.getMessage()
+    assert "does not compile here" in record.getMessage()
+
+
+def test_a_fused_kernel_that_does_not_compile_is_replaced_too(preferred, monkeypatch):
+    norms = import_module("backspike.kernel.norm")
+    # the operators of triton under the name of the fastest on a CPU
+    monkeypatch.setitem(norms._OPERATORS, "cpu", "triton_norm_lif")
+    kernels_of_norms = import_module("backspike.kernel.triton.norm")
+    monkeypatch.setattr(kernels_of_norms, "statistics_kernel", Broken())
+    torch.manual_seed(0)
+    model = bs.Sequential(bs.OverTime(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3)), bs.LIF())
+    x = torch.rand(3, 2, 2, 6, 6)
+    found = model(x)
+    assert len(kernels._broken) == 1
+    model[1].backend = "eager"
+    torch.testing.assert_close(found, model(x))
+
+
+def test_a_backward_pass_that_does_not_compile_is_found_before_it_is_needed(preferred, monkeypatch):
+    monkeypatch.setattr(kernels, "lif_bwd_kernel", Broken())
+    kernels._try_to_compile.cache_clear()
+    kernels._try_to_compile(torch.device("cpu"))
+    assert len(kernels._broken) == 1
+    x = torch.rand(3, 2, 4, requires_grad=True)
+    bs.lif(x).spikes.sum().backward()  # by eager
+    kernels._try_to_compile.cache_clear()
+
+
+def test_a_machine_that_compiles_is_not_called_broken(preferred):
+    kernels._try_to_compile.cache_clear()
+    kernels._try_to_compile(torch.device("cpu"))
+    assert kernels._broken == []
+
+
+def test_a_kernel_that_does_not_compile_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(kernels, "_broken", [])
     monkeypatch.setattr(kernels, "lif_fwd_kernel", Broken())
     with pytest.raises(
         bs.Unsupported, match=r"does not compile here .*shared memory.*use backend='eager'"

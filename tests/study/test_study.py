@@ -29,6 +29,45 @@ from backspike.study import figures, page, progress, results, runner, shipped, s
 from backspike.study.spec import Arm, Study
 from backspike.surrogate import Triangle
 
+# ---- devices ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def attempted(monkeypatch, tmp_path):
+    """The arguments of every run, which does not take place; two processors."""
+    seen = []
+
+    def run(function, work, n, *, places, **_):
+        for i, job in enumerate(work):
+            seen.append((job[0].arm, *places[i % len(places)]))
+            yield job, "result", None
+
+    monkeypatch.setattr(runner.workers, "run", run)
+    monkeypatch.setattr(runner, "processors", lambda: 2)
+    monkeypatch.setattr(runner, "write", lambda *a: tmp_path / "page")
+    monkeypatch.setattr("backspike.train.setup.choose_device", lambda name: name)
+    return seen
+
+
+def test_runs_are_divided_among_devices(attempted, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    runner.run(_small(), tmp_path / "s", seeds=2, device="cuda:0,cuda:1")
+    assert [device for _, device in attempted] == ["cuda:0", "cuda:1"] * 2
+    attempted.clear()
+    runner.run(_small(), tmp_path / "t", seeds=2, device="cpu")
+    assert {device for _, device in attempted} == {"cpu"}
+
+
+@pytest.mark.parametrize(("devices", "code"), [("cuda:0,gpu", 2), ("cuda:0,", 2), ("cuda:7", 1)])
+def test_devices_that_do_not_exist_are_refused_before_any_run(tmp_path, capsys, devices, code):
+    if torch.cuda.is_available() and code == 1:
+        pytest.skip("a GPU is present")
+    words = ["study", "ablation", "--device", devices, "--out", str(tmp_path / "s")]
+    assert cli.main(words) == code
+    assert not (tmp_path / "s" / "runs").exists()
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 # ---- statistics ------------------------------------------------------------------------------
 
 

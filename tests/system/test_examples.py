@@ -78,6 +78,15 @@ def test_code_about_own_data_runs(monkeypatch, tmp_path, capsys):
     assert main(["predict", "run", "gestures/left"]) == 0
 
 
+def test_code_about_training_runs(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    variables = {}
+    for code in blocks("docs/training.md"):
+        exec(code, variables)
+    assert "[0.02, 0.01, 0.02, 0.01, 0.02]" in capsys.readouterr().out
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+
+
 def test_code_about_trained_networks_runs(monkeypatch, tmp_path, capsys):
     """Each block; training is shortened, and what needs the hub or the library nir is left out."""
     monkeypatch.chdir(tmp_path)

@@ -57,6 +57,9 @@ ALLOWED = {
     "cli/__init__.py": {"importlib"},  # the verbs' files
     "data/formats/image_batch.py": {"pickle"},  # names become inert records; see its docstring
     "data/formats/picture.py": {"PIL"},  # four formats
+    # --get: addresses of the catalogue; redirects to the web only
+    "data/fetch.py": {"urllib", "http"},
+    "data/unpack.py": {"gzip", "tarfile", "zipfile"},  # within bounds, filter="data"
     "data/formats/hdf5.py": {"h5py"},  # in a worker
     "data/sets/digits.py": {"numpy.load"},  # the bundled digits
     "doctor/examine.py": {"html"},  # escapes text for notebooks
@@ -142,7 +145,8 @@ def test_the_listed_calls_are_safe():
             options.get("allow_pickle", "False") != "False" for options in calls(path, "")
         )
         assert not any("shell" in options for options in calls(path, ""))
-        assert not list(calls(path, ".extractall")) + list(calls(path, ".extract"))
+        assert not list(calls(path, ".extractall"))
+        assert all(options == {"filter": "'data'"} for options in calls(path, ".extract"))
     assert list(calls(SOURCE / "data/formats/picture.py", "Image.open")) == [{"formats": "FORMATS"}]
 
 
@@ -438,7 +442,7 @@ def test_hostile_values_in_a_recipe_are_refused(field, value):
     stored = bs.recipes.digits().to_dict()
     stored["fields"][field] = value
     stored = read_json(json.dumps(stored))
-    assert len(refusal(RecipeError, Recipe.from_dict, stored)) < 450
+    assert len(refusal(RecipeError, Recipe.from_dict, stored)) < 600
 
 
 def test_json_that_is_not_a_recipe_is_refused():
@@ -658,5 +662,5 @@ def test_hostile_words_get_one_line_of_error(word, capsys, monkeypatch, tmp_path
         assert code in (1, 2), (command, err)
         assert err.count("\n") == 1, (command, err)
         assert "unexpected" not in err, (command, err)
-        assert len(err) < 4500, (command, err)
+        assert len(err) < 6000, (command, err)
     assert not any(tmp_path.iterdir())

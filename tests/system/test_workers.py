@@ -37,6 +37,17 @@ def test_every_job_runs_once_and_events_come_before_its_result(capfd):
     assert (out, err.count("printed")) == ("", 7)
 
 
+def test_workers_have_their_places_in_turn_and_keep_them():
+    found = list(workers.run(jobs.placed, [(x,) for x in range(9)], 2, places=[("a",), ("b",)]))
+    results = [value for _, kind, value in found if kind == "result"]
+    places = {pid: place for place, pid in results}
+    assert all(places[pid] == place for place, pid in results)
+    assert set(places.values()) == {"a", "b"}
+    # the worker that died was replaced by one in its place
+    assert len(places) == 3
+    assert len(results) == 8
+
+
 def test_without_jobs_no_process_starts(monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", None)
     assert list(workers.run(jobs.square, [], 2)) == []

@@ -4,14 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from importlib import import_module
 
 import pytest
+import torch
 
 import backspike as bs
 from backspike.cli import main
+from backspike.data.batches import _place
 from backspike.errors import RecipeError, RunError
 from backspike.train import memory_budget
 from backspike.train.memory_budget import Rehearsal, parse_size, plan_memory, size_text
+from backspike.train.setup import limit_memory
 
 linux = pytest.mark.skipif(
     sys.platform != "linux", reason="measures and limits a process through /proc"
@@ -42,6 +47,81 @@ def test_a_text_that_is_not_a_size_is_refused(text):
 @pytest.mark.parametrize("size", [64_000_000, 999_400_000, 1_230_000_000, 6_000_000_000])
 def test_written_sizes_can_be_parsed(size):
     assert parse_size(size_text(size)) == pytest.approx(size, rel=5e-3)
+
+
+# ---- on a GPU, which is imitated -----------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """80 GB of which 60 are free and 1 is in use by this process; records what is set."""
+    set_to = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * 10**9, 80 * 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10**9)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, device: set_to.append(share)
+    )
+    return set_to
+
+
+class Placed:
+    """Stands for a tensor; says where it would be moved."""
+
+    def __init__(self, nbytes):
+        self.nbytes = nbytes
+
+    def to(self, device):
+        return str(device)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "limit", "moved"),
+    [(14, 0, True), (16, 0, False), (1.2, 6, True), (1.3, 6, False), (14, 79, True)],
+)
+def test_the_limit_governs_where_data_lie(gpu, gigabytes, limit, moved):
+    """A quarter of what is left: of 60 GB free, or of the limit less 1 GB in use."""
+    x, device = Placed(gigabytes * 10**9), torch.device("cuda")
+    assert (_place(x, device, limit * 10**9) == "cuda") == moved
+
+
+def test_a_limit_is_set_for_the_gpu(gpu):
+    limit_memory(recipe(memory_limit=20 * 10**9), torch.device("cuda"))
+    limit_memory(recipe(), torch.device("cuda"))
+    limit_memory(recipe(memory_limit=20 * 10**9), torch.device("cpu"))
+    assert gpu == [0.25]
+
+
+LIMITED = """
+import resource, sys, torch
+import backspike as bs
+from backspike.errors import RunError
+from backspike.system.memory_limit import memory_limit
+before = resource.getrlimit(resource.RLIMIT_DATA)
+torch.zeros(10)
+with memory_limit(int(sys.argv[1])):
+    torch.ones(1_000_000)  # 4 MB
+    try:
+        torch.ones(1_000_000_000)  # 4 GB
+    except RuntimeError as e:
+        print("refused" if "allocate memory" in str(e) else e)
+assert resource.getrlimit(resource.RLIMIT_DATA) == before
+recipe = bs.recipes.digits().replace({"limit": 60, "epochs": 1, "model": "ConvNet('4-P', size=8)"})
+try:
+    bs.fit(recipe.replace({"memory_limit": 1_000_000}), sys.argv[2], report=False)
+except RunError as e:
+    print(e)
+"""
+
+
+@linux
+def test_a_process_cannot_take_more_than_its_limit(tmp_path):
+    words = [sys.executable, "-c", LIMITED, str(2 * 10**9), str(tmp_path / "run")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    refused, larger = done.stdout.splitlines()
+    assert refused == "refused"
+    assert "and its limit is 1,000,000; run in a new process" in larger
+    assert not (tmp_path / "run").exists()
 
 
 # ---- the choice, with a formula for the machine --------------------------------------------------
@@ -165,6 +245,10 @@ def test_a_hopeless_budget_is_refused_before_any_rehearsal(machine):
 
 def test_the_command_line_trains_the_chosen_settings(machine, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["backspike"])
+    # this process is larger than the machine that the fixture imitates
+    monkeypatch.setattr(
+        import_module("backspike.train.fit"), "memory_limit", lambda _: nullcontext()
+    )
     fields = [
         "--limit=60",
         "--epochs=1",
@@ -176,7 +260,8 @@ def test_the_command_line_trains_the_chosen_settings(machine, capsys, tmp_path, 
     out = capsys.readouterr().out
     assert "memory: tried --accumulate 4: 380MB, 1.5 s per step" in out
     assert "memory: to fit into 500MB: --accumulate 2" in out
-    assert json.loads((tmp_path / "run/recipe.json").read_text())["fields"]["accumulate"] == 2
+    fields = json.loads((tmp_path / "run/recipe.json").read_text())["fields"]
+    assert (fields["accumulate"], fields["memory_limit"]) == (2, 500_000_000)
     assert main(["train", "--memory", "6", "--out", str(tmp_path / "other")]) == 2
     assert "such as 6GB" in capsys.readouterr().err
 

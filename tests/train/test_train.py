@@ -34,7 +34,7 @@ from backspike.errors import RecipeError, RunError
 from backspike.layers import sparsity, synapse
 from backspike.recipes.values import TET
 from backspike.run import Run
-from backspike.train import checkpoint, schedule, setup, trainer
+from backspike.train import checkpoint, learning_rate, setup, trainer
 
 
 def test_a_run_leaves_the_documented_files(tmp_path):
@@ -118,8 +118,9 @@ def test_a_mask_of_zero_trains_as_no_mask(tmp_path):
             "readout": "TWO(start_epoch=1)",
             "loss": "TET()",
         },
+        {"class_weights": "balanced", "sampling": "balanced", "freeze": "features.0"},
     ],
-    ids=["plain", "ema+accumulate+anneal", "sgd+bf16+learn", "mixed"],
+    ids=["plain", "ema+accumulate+anneal", "sgd+bf16+learn", "mixed", "balanced+freeze"],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, changes, batches):
     recipe = tiny(checkpoint_seconds=0, **changes)
@@ -706,7 +707,7 @@ def test_other_losses_and_readouts_train(tmp_path):
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
     recipe = tiny(epochs=4, warmup_epochs=1, **{"optimizer.lr": 0.005})
-    rates = [schedule.learning_rate(recipe, step, per_epoch=4) for step in range(16)]
+    rates = [learning_rate.learning_rate(recipe, step, per_epoch=4) for step in range(16)]
     assert rates[:5] == pytest.approx([0.001, 0.002, 0.003, 0.004, 0.005])
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[15] == pytest.approx(0.0025 * (1 + np.cos(np.pi * 11 / 12)))

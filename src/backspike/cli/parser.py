@@ -23,12 +23,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see: {self.prog} --help")
 
-    def add_device(self) -> None:
-        """Adds the option --device."""
+    def add_device(self, *, several: bool = False) -> None:
+        """Adds the option --device; several: it takes a list, separated by commas."""
         self.add_argument(
             "--device",
-            type=_device,
-            help="cpu, cuda or cuda:1 (default: a GPU if there is one)",
+            type=_devices if several else _device,
+            help="cpu, cuda or cuda:1 (default: a GPU if there is one)"
+            + ("; cuda:0,cuda:1 divides the runs among both" * several),
         )
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
@@ -82,6 +83,10 @@ def _device(text: str) -> str:
     if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:[0-9]+)?", text):
         raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:1, got {text!r}")
     return text
+
+
+def _devices(text: str) -> str:
+    return ",".join(_device(name) for name in text.split(","))
 
 
 def from_torchrun(name: str) -> int:

@@ -41,7 +41,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="number of parallel processes (default: one per core, or 1 on a GPU)",
     )
-    parser.add_device()
+    parser.add_device(several=True)
     parser.add_argument("--force", action="store_true", help="replace an existing study")
 
 

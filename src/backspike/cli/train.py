@@ -22,8 +22,8 @@ def add_arguments(parser: Parser) -> None:
     parser.takes_fields = True
     parser.set_defaults(parser=parser)
     parser.usage = (
-        "backspike train [RECIPE] [--out DIR] [--force] [--device DEVICE] [--memory SIZE] "
-        "[--watch] [--json] [--FIELD VALUE ...]"
+        "backspike train [RECIPE] [--out DIR] [--force] [--from RUN] [--device DEVICE] "
+        "[--memory SIZE] [--watch] [--json] [--FIELD VALUE ...]"
     )
     parser.add_argument(
         "-h", "--help", action="store_true", help="show this help and every field of the recipe"
@@ -31,14 +31,20 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "recipe",
         nargs="?",
-        default="digits",
         metavar="RECIPE",
-        help="a recipe name (see: backspike recipes) or a recipe's JSON file",
+        help="a recipe name (see: backspike recipes) or a recipe's JSON file (default: digits, or "
+        "with --from the recipe of RUN)",
     )
     parser.add_argument(
         "--out", help="run folder (default: runs/RECIPE-1, or the next free number)"
     )
     parser.add_argument("--force", action="store_true", help="replace an existing run")
+    parser.add_argument(
+        "--from",
+        dest="start_from",
+        metavar="RUN",
+        help="fine-tune: start with the weights of RUN, by name; --freeze LAYERS keeps them",
+    )
     parser.add_device()
     parser.add_argument(
         "--memory",
@@ -54,7 +60,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     try:
-        recipe = read_recipe(options.recipe)
+        recipe = _recipe(options)
         if options.help:
             options.parser.print_help()
             print("\n" + _describe_fields(recipe))
@@ -93,6 +99,19 @@ def run(options: argparse.Namespace) -> int:
             lambda: Path(options.out) if options.out else next_free(Path("runs"), recipe.name)
         )
         return show_training(options, out, work)
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    """The named recipe, or else that of the run to start from. Raises RecipeError or RunError."""
+    if options.start_from is None:
+        return read_recipe("digits" if options.recipe is None else options.recipe)
+    if options.recipe is not None:
+        recipe = read_recipe(options.recipe)
+    else:
+        from ..run import Run
+
+        recipe = Run.find(options.start_from).recipe()
+    return recipe.replace({"start_from": options.start_from})
 
 
 def _check_torchrun(options: argparse.Namespace) -> None:

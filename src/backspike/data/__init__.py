@@ -1,4 +1,4 @@
-"""Data sets: `load` returns fixed, published splits as NumPy arrays. Nothing is downloaded.
+"""Data sets: `load` returns fixed, published splits as NumPy arrays. `load` downloads nothing.
 
 A split works as the data set of a PyTorch DataLoader. `catalogue` lists all data sets and their
 files; `check` and `found` tell which of them are on this machine. Every error is a `DataError`

@@ -25,13 +25,14 @@ from ..errors import RunError, option
 from ..system.distributed import Ranks
 from .augment import Augment, Crop, Cutout, Flip, ResizedCrop, Roll, Rotate, Shear
 from .autoaugment import AutoAugment
+from .loader import balanced, draw, labels_of, take_apart
 from .mixing import CutMix, Mixing
 from .picture_folder import Pictures
 from .split import Split
 
 logger = logging.getLogger("backspike")
 ALONE = Ranks()
-# share of a GPU's free memory; larger sets stay in host memory
+# share of a GPU's free memory, or of the memory limit; larger sets stay in host memory
 RESIDENT_SHARE = 0.25
 # torch 2.6 cannot index these
 _SIGNED = {
@@ -69,12 +70,17 @@ class BatchOptions(Protocol):
     def precision(self) -> str: ...
     @property
     def workers(self) -> int: ...
+    @property
+    def sampling(self) -> str: ...
+    @property
+    def memory_limit(self) -> int: ...
 
 
 class Batches:
     """Batches (x, y) of a data set: x float32 `[T, B, ...]`, y int64 `[B]` (`[B, K]` once mixed).
 
-    data: a `bs.data.Split`, or any data set with `len(d)` and `d[i] -> (x, y)`, y a class number.
+    data: a `bs.data.Split`, any data set with `len(d)` and `d[i] -> (x, y)`, y a class number, or a
+    DataLoader of one: then its sampler, collate function and `drop_last` apply.
     Samples with 4 dimensions are `[T, C, H, W]`; all others are static and repeat over T, unless
     the recipe's `has_time` says otherwise. Static samples of type uint8, and pixels in sequence
     (`Split.pixels`), are divided by 255; all other values are used unchanged, with a log message
@@ -85,6 +91,8 @@ class Batches:
     """
 
     def __init__(self, data: Any, recipe: BatchOptions, device: torch.device) -> None:
+        self.loaded = take_apart(data)
+        data = self.loaded.data
         if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
             raise RunError(
                 f"expected a data set with len(d) and d[i] -> (x, y), got a {type(data).__name__}"
@@ -101,12 +109,16 @@ class Batches:
         if (
             isinstance(data, Split)
             and isinstance(data.x, np.ndarray)
+            and self.loaded.collate is default_collate
             and not (isinstance(data.x, np.memmap) and recipe.workers)
         ):
             labels = _class_numbers(_tensor(data.y, "labels"), "the data")
             samples = _tensor(data.x, "samples")
             self._warn_of_conversion(samples)
-            self.arrays = _place(samples, device), _place(labels, device)
+            self.arrays = (
+                _place(samples, device, recipe.memory_limit),
+                _place(labels, device, recipe.memory_limit),
+            )
             if self.arrays[0].device.type != "cpu":
                 # all at once, because single batches on the device are not checked
                 _check_finite(self.arrays[0], None, torch.arange(len(data)))
@@ -123,18 +135,33 @@ class Batches:
                 f"{what} has labels outside 0 ... {self.classes - 1}, the model's outputs"
             )
 
+    @property
+    def samples(self) -> int:
+        """The number of samples in an epoch of training."""
+        n = len(self.data if self.loaded.sampler is None else self.loaded.sampler)
+        return n - n % self.recipe.batch_size if self.loaded.drop_last else n
+
     def __len__(self) -> int:
-        return -(-len(self.data) // self.recipe.batch_size)
+        return -(-self.samples // self.recipe.batch_size)
 
     def parts(self, number: int) -> list[int]:
         """The sizes of the parts in which batch `number` passes through the network, all ranks."""
-        size = min(self.recipe.batch_size, len(self.data) - number * self.recipe.batch_size)
+        size = min(self.recipe.batch_size, self.samples - number * self.recipe.batch_size)
         return [len(part) for part in torch.arange(size).chunk(self.recipe.accumulate)]
 
     def order(self, epoch: int) -> Tensor:
-        """The shuffled sample indices of an epoch, int64 [N]; a function of (seed, epoch) only."""
+        """The sample indices of an epoch, int64 [N]; a function of (seed, epoch) only."""
+        if self.loaded.sampler is not None:
+            return draw(self.loaded.sampler, self.recipe.seed, epoch)[: self.samples]
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
-        return torch.randperm(len(self.data), generator=generator)
+        if self.recipe.sampling == "balanced":
+            return balanced(self.labels, generator)[: self.samples]
+        return torch.randperm(len(self.data), generator=generator)[: self.samples]
+
+    @functools.cached_property
+    def labels(self) -> Tensor:
+        """The class number of every sample, int64 [N], on the host."""
+        return labels_of(self.data)
 
     def training(
         self, epoch: int, first: int = 0, ranks: Ranks = ALONE
@@ -184,14 +211,14 @@ class Batches:
     def first_part(self) -> Batches:
         """The same data, limited to the number of samples that pass the network at once."""
         short = copy.copy(self)
+        short.loaded = replace(self.loaded, sampler=None, drop_last=False)
         short.data = Subset(self.data, range(min(self.recipe.part_size, len(self.data))))
         return short
 
     def autocast(self) -> torch.autocast:
         """The recipe's precision as an autocast context, for training and testing alike."""
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"
-        )
+        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.recipe.precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def _has_time(self, x: Tensor) -> bool:
         return x.dim() == 5 if self.recipe.has_time is None else self.recipe.has_time
@@ -274,7 +301,8 @@ class Batches:
             _Seeded(source, (self.recipe.seed, epoch)),
             batch_sampler=[part.tolist() for part in parts[first:]],
             num_workers=min(self.recipe.workers, len(parts) - first),
-            collate_fn=default_collate,
+            collate_fn=self.loaded.collate,
+            worker_init_fn=self.loaded.worker_init,
             pin_memory=self.device.type == "cuda",
             # its own generator: creating a loader must not draw from the default one
             generator=torch.Generator(),
@@ -342,11 +370,14 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
     return x.view(_SIGNED.get(x.dtype, x.dtype))[index].view(x.dtype)
 
 
-def _place(x: Tensor, device: torch.device) -> Tensor:
-    """x on the device if it is small enough, else on the host."""
-    if device.type == "cuda" and x.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return x
-    return x.to(device)
+def _place(x: Tensor, device: torch.device, limit: int) -> Tensor:
+    """x on the device if it is small enough, else on the host. limit: of memory, or 0."""
+    if device.type != "cuda":
+        return x.to(device)
+    room = torch.cuda.mem_get_info(device)[0]
+    if limit:
+        room = min(room, limit - torch.cuda.memory_allocated(device))
+    return x if x.nbytes > RESIDENT_SHARE * room else x.to(device)
 
 
 def _pair(batch: Any, what: str) -> tuple[Tensor, Any]:

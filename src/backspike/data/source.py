@@ -1,9 +1,9 @@
 """`Source` describes one data set. `sets/` has a file for each; no other code knows their names.
 
-backspike downloads nothing. It finds a data set in a root folder, in torchvision's layout or in the
-folder that its archive unpacks to, and recognises missing or damaged files by the sizes and MD5
-sums of the official ones. The root is the given folder, else the environment variable
-BACKSPIKE_DATA, else `./data`.
+backspike finds a data set in a root folder, in torchvision's layout or in the folder that its
+archive unpacks to, and recognises missing or damaged files by the sizes and MD5 sums of the
+official ones. Only `fetch.py` downloads, when it is asked to. The root is the given folder, else
+the environment variable BACKSPIKE_DATA, else `./data`.
 """
 
 import hashlib
@@ -29,17 +29,23 @@ EVENT_OPTIONS: Mapping[str, Any] = {"T": None, "size": None, "by": "time"}
 
 @dataclass(frozen=True)
 class Archive:
-    """A downloadable archive that has to be unpacked."""
+    """A downloadable archive (.zip or .tar.gz) that has to be unpacked.
+
+    urls: addresses for programs, in the order in which they are tried.
+    """
 
     name: str
-    md5: str
+    md5: str | None
+    urls: tuple[str, ...] = ()
+    size: int | None = None
 
 
 @dataclass(frozen=True)
 class File:
     """One file, or a folder with `recordings` files (the official number) that match `pattern`.
 
-    size, md5: None if unknown. archive: the archive that contains the file, if its MD5 is known.
+    size, md5: None if unknown. archive: the archive that contains the file, if it is known.
+    urls: addresses of the file itself, in the order in which they are tried.
     """
 
     name: str
@@ -48,6 +54,7 @@ class File:
     recordings: int = 0
     pattern: str = "*/*.bin"
     archive: Archive | None = None
+    urls: tuple[str, ...] = ()
 
     def is_in(self, folder: Path) -> bool:
         """Whether `folder` has the file, or at least one of the recordings."""
@@ -64,9 +71,10 @@ class File:
         number = f"{self.recordings:,} {self._unit} {self.pattern}" if self.recordings else ""
         size = f"{self.size:,} bytes" if self.size is not None else ""
         md5 = f"MD5 {self.md5}" if self.md5 is not None else ""
-        archive = (
-            f"unpacked from {self.archive.name} (MD5 {self.archive.md5})" if self.archive else ""
-        )
+        archive = ""
+        if self.archive:
+            known = f" (MD5 {self.archive.md5})" if self.archive.md5 else ""
+            archive = f"unpacked from {self.archive.name}{known}"
         return ", ".join(filter(None, (number, size, md5, archive)))
 
     def state(self, folder: Path) -> str:
@@ -143,12 +151,13 @@ class Source:
     kind: "images", "sequences" (of the pixels of images) or "events". samples: the number of
     train, validation and test samples.
     shape: one image [C, H, W] or the sensor [2, H, W]. credit: whom to cite. home: where the files
-    are offered. read: `read(source, place, **options)` returns the three parts. layouts: empty for
-    a set that is bundled or made on first use. note: what every result on the set must mention,
-    such as "simulated". options: the options of `read` and their defaults. count_classes: whether
-    to count the classes, because a part of the set may have fewer than `num_classes`. window: the
-    duration in microseconds that is divided into T bins, None for that of each recording.
-    decode: reads a recording of another kind than `read_events`, such as a sound, from its content.
+    are offered. licence: "" if none is known here. read: `read(source, place, **options)` returns
+    the three parts. layouts: empty for a set that is bundled or made on first use. note: what every
+    result on the set must mention, such as "simulated". options: the options of `read` and their
+    defaults. count_classes: whether to count the classes, because a part of the set may have fewer
+    than `num_classes`. window: the duration in microseconds that is divided into T bins, None for
+    that of each recording. decode: reads a recording of another kind than `read_events`, such as a
+    sound, from its content.
     """
 
     name: str
@@ -161,6 +170,7 @@ class Source:
     read: Callable[..., Any]
     layouts: tuple[Layout, ...] = ()
     note: str = ""
+    licence: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     count_classes: bool = False
     window: int | None = None

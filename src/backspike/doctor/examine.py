@@ -119,7 +119,7 @@ def examine(
             )
         state = checkpoint.read(run, "last.ckpt")
     wanted = recipe.replace(dict(changes or {}))
-    setup = set_up(wanted, model, train, device=device)
+    setup = set_up(wanted, model, train, device=device, has_checkpoint=state is not None)
     epoch = step = 0
     if run is not None and state is not None:
         new_optimizer = any(name.startswith("optimizer") for name in changes or ())

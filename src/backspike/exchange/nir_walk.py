@@ -22,6 +22,7 @@ from .. import readout as readouts
 from ..data.formats import one_line
 from ..errors import ExchangeError
 from ..layers.block import Block
+from ..layers.dropout import Dropout
 from ..layers.norm import TEBN
 from ..layers.over_time import BATCH_NORMS, OverTime, fold_norm
 from ..layers.sequential import Sequential
@@ -43,7 +44,7 @@ CHOICES = {
 }
 CONTAINERS = (nn.Sequential, Sequential, OverTime)
 NEURONS = (LIF, IF, PLIF, CubaLIF, Shifted, ShiftedCuba, DelayedReset, DelayedResetCuba)
-SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, Dropout)
 INSTEAD = (
     (
         (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool2d),

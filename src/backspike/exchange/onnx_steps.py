@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..errors import ExchangeError
 from ..kernel.coefficients import leak, rest
+from ..layers.dropout import Dropout
 from ..layers.mpbn import MPBN
 from ..neuron.adaptive import AdaptiveLIF
 from ..neuron.clif import CLIF
@@ -348,7 +349,9 @@ def render(network: nn.Module) -> Rendered:
         if isinstance(owner, Recurrent):
             continue  # its neuron becomes a part of it
         for child, m in list(owner._modules.items()):  # named_children() gives each module once
-            if isinstance(m, Streaming):
+            if isinstance(m, Dropout):
+                setattr(owner, child, nn.Identity())
+            elif isinstance(m, Streaming):
                 layers[m] = layers.get(m) or step_of(m, f"{path}.{child}".lstrip("."))
                 setattr(owner, child, layers[m])
     return Rendered(copied[0], {layer.name: layer for layer in layers.values()})

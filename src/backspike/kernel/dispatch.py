@@ -81,5 +81,11 @@ def dispatch(backend: str, call: Call) -> Result:
         logging.getLogger("backspike").warning(
             "backspike: using the slower %r backend (%s)", name, reason
         )
-    result: Result = _BACKENDS[name].run(call)
+    try:
+        result: Result = _BACKENDS[name].run(call)
+    except Unsupported:
+        # a kernel that does not compile on first use; from now on its backend refuses
+        if backend != "auto" or choose(backend, call)[0] == name:
+            raise
+        return dispatch(backend, call)
     return result

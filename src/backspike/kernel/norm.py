@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..errors import Unsupported
 from . import layout, ops
 from .autograd import Context, refuse_double_backward
 from .call import Call, Moments, Result, as_tensor
@@ -70,6 +71,17 @@ def norm_lif(
         raise ValueError(
             f"add must have the shape of the spikes, without a pool, got shape {list(add.shape)}"
         )
+    try:
+        return _run(call, norm, pool, backend, want_state, add)
+    except Unsupported:  # a kernel that does not compile on first use, as in `dispatch`
+        if backend != "auto" or not refuses(call, norm):
+            raise
+        return _run(call, norm, pool, backend, want_state, add)
+
+
+def _run(
+    call: Call, norm: Norm, pool: str | None, backend: str, want_state: bool, add: Tensor | None
+) -> Result:
     name = choose(backend, call)[0]
     if refuses(call, norm, backend):
         result = _separate(call, norm, pool, backend)

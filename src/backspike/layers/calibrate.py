@@ -23,6 +23,7 @@ from ..neuron.shifted import Shifted
 from ..neuron.streaming import streaming
 from ..surrogate import ATan
 from ..system.table import Table, left, right
+from .dropout import Dropout
 
 SAMPLES = 64  # of the calibration data, on which the loss is measured
 # layers that are linear in their input, or do nothing in evaluation
@@ -38,6 +39,7 @@ _LINEAR = (
     nn.Unflatten,
     nn.Identity,
     nn.Dropout,
+    Dropout,
     nn.Dropout1d,
     nn.Dropout2d,
     nn.Dropout3d,

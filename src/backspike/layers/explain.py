@@ -17,6 +17,7 @@ from ..neuron.lif import LIF
 from ..neuron.recurrent import Recurrent
 from ..system.table import Table, left
 from .block import Block, why_called
+from .dropout import Dropout
 from .over_time import SYNAPSES, is_plain
 from .sparsity import plans
 
@@ -34,8 +35,8 @@ def explain(model: nn.Module) -> str:
     """Return a text table that says how each spiking layer of `model` runs.
 
     One line per spiking layer: name, type, backend and the reason for it, what is saved for
-    backward, and what is fused with it. Linear layers that have run also say whether they computed
-    densely or from the spikes alone.
+    backward, and what is fused with it; and one per `bs.Dropout`. Linear layers that have run also
+    say whether they computed densely or from the spikes alone.
     """
     device = next(
         (t.device for tensors in (model.parameters(), model.buffers()) for t in tensors),
@@ -52,6 +53,9 @@ def explain(model: nn.Module) -> str:
             if layer in loops:
                 details += f"; {_loop(loops[layer])}"
             rows.append((name, type(layer).__name__, backend, why, details))
+        elif isinstance(layer, Dropout):
+            what = f"p = {layer.p:g}, one mask for all timesteps"
+            rows.append((name, "Dropout", "torch", what, "nothing in evaluation"))
         elif name in chosen:
             rows.append((name, type(layer).__name__, "cpu", chosen[name], ""))
     if not any(isinstance(layer, LIF | Integrator) for layer in names):

@@ -12,14 +12,14 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cache
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args
 
 from ..data import augment as _augment
 from ..data import mixing as _mixing
 from ..errors import RecipeError, nearest
 from ..models import ConvNet, Model
 from .text import VALUES, options_in, parse
+from .types import EXAMPLES, check_types, describe, fits, hints
 from .values import (
     PDA,
     SGS,
@@ -32,10 +32,11 @@ from .values import (
     Norm,
     Optimizer,
     Readout,
+    Schedule,
 )
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 logger = logging.getLogger("backspike")
 
@@ -51,8 +52,9 @@ def _calls(kind: Any) -> str:
     return f"{', '.join(others)} or {last}"
 
 
-# fields that are chosen when a run starts, with the values that ask for it: train/precision.py
-OPEN = {"precision": "auto", "channels_last": None}
+# fields that are chosen when a run starts, with the values that ask for it: train/precision.py,
+# train/setup.py
+OPEN = {"precision": "auto", "channels_last": None, "class_weights": "balanced"}
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,11 @@ class Recipe:
     norm: Norm | None = _field(None, f"{_calls(Norm)} instead of BatchNorm; None: as in the model")
     readout: Readout = _field(Mean(), f"how outputs over time become logits: {_calls(Readout)}")
     loss: Loss = _field(CrossEntropy(), _calls(Loss))
+    class_weights: tuple[float, ...] | str = _field(
+        (),
+        "weight of each class in the loss, such as (1.0, 2.5); balanced: N / (K n) for a class "
+        "with n of N samples, K classes; (): all equal",
+    )
     mask_p_end: float | None = _field(
         None, "change the probability of Masked linearly over the epochs to this value"
     )
@@ -133,8 +140,23 @@ class Recipe:
         0, "stop learning widths, thresholds and taus after this many epochs; 0: never"
     )
     optimizer: Optimizer = _field(AdamW(), _calls(Optimizer))
+    start_from: str = _field(
+        "",
+        "fine-tuning: the run, hf://user/name or network of the package whose weights the network "
+        "starts with, by name; --from sets it",
+    )
+    freeze: str = _field(
+        "",
+        "layers and parameters that do not learn: names, with * and ?, separated by commas, such "
+        "as features.0,features.2*",
+    )
     epochs: int = _field(10, "passes over the training split")
     batch_size: int = _field(64, "samples per step")
+    sampling: str = _field(
+        "shuffled",
+        "training samples of an epoch: shuffled, or balanced: drawn with replacement, all classes "
+        "equally often",
+    )
     accumulate: int = _field(1, "split each step into this many parts to save memory")
     sync_norm: bool = _field(
         True,
@@ -142,7 +164,9 @@ class Recipe:
         "not of each rank's share",
     )
     warmup_epochs: float = _field(0.0, "epochs over which the learning rate rises from 0")
-    schedule: str = _field("cosine", "learning rate after the warm-up: cosine (to 0) or constant")
+    schedule: str | Schedule = _field(
+        "cosine", f"learning rate after the warm-up: cosine (to 0), constant, {_calls(Schedule)}"
+    )
     clip: float = _field(0.0, "clip the gradient to this norm; 0: no clipping")
     ema: float = _field(
         0.0, "decay of the moving average of the weights that is evaluated and saved; 0: none"
@@ -154,7 +178,9 @@ class Recipe:
         (), "random changes to training samples, such as (Crop(4), Flip())"
     )
     precision: str = _field(
-        "auto", "float32, bfloat16 (autocast) or auto: bfloat16 if the hardware gains from it"
+        "auto",
+        "float32, bfloat16 or float16 (autocast; float16 scales the loss), or auto: bfloat16 if "
+        "the hardware gains from it",
     )
     channels_last: bool | None = _field(
         None, "channels-last memory layout of images and convolutions; None: where it is faster"
@@ -162,12 +188,17 @@ class Recipe:
     cuda_graph: bool | None = _field(
         None, "on a GPU, record a step once and replay it; None: if the step can be recorded"
     )
+    memory_limit: int = _field(
+        0,
+        "bytes that a training may take, of its GPU, or else of memory (Linux); set by --memory; "
+        "0: no limit",
+    )
     workers: int = _field(0, "processes that load samples of data sets too large for memory")
     seed: int = _field(0, "seed of weights, sample order, augmentation and masks")
     checkpoint_seconds: float = _field(60.0, "seconds between checkpoints within an epoch")
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         for name in ("T", "epochs", "batch_size", "accumulate"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in (
@@ -182,6 +213,7 @@ class Recipe:
             "seed",
             "checkpoint_seconds",
             "workers",
+            "memory_limit",
         ):
             _require(getattr(self, name) >= 0, name, "not negative", getattr(self, name))
         # recipes are untrusted input: bound every size that could exhaust memory or processes
@@ -197,13 +229,29 @@ class Recipe:
             0 <= self.weight_mask <= 1, "weight_mask", "a probability in [0, 1]", self.weight_mask
         )
         _require(0 <= self.ema < 1, "ema", "in [0, 1)", self.ema)
+        self._check_schedule()
         _require(
-            self.schedule in ("cosine", "constant"), "schedule", "cosine or constant", self.schedule
+            self.class_weights == "balanced"
+            or (
+                not isinstance(self.class_weights, str) and all(w >= 0 for w in self.class_weights)
+            ),
+            "class_weights",
+            "balanced, or a tuple of weights that are not negative",
+            self.class_weights,
+        )
+        _require(
+            self.sampling in ("shuffled", "balanced"),
+            "sampling",
+            "shuffled or balanced",
+            self.sampling,
         )
         _require(self.by in ("time", "count"), "by", "time or count", self.by)
-        precisions = ("auto", "float32", "bfloat16")
+        precisions = ("auto", "float32", "bfloat16", "float16")
         _require(
-            self.precision in precisions, "precision", "auto, float32 or bfloat16", self.precision
+            self.precision in precisions,
+            "precision",
+            "auto, float32, bfloat16 or float16",
+            self.precision,
         )
         _require(self.optimizer.lr > 0, "optimizer.lr", "positive", self.optimizer.lr)
         self._check_rule()
@@ -225,6 +273,14 @@ class Recipe:
             )
         if not self.neuron.tau > 1:
             raise RecipeError(f"neuron.tau must be above 1 timestep, got {self.neuron.tau}")
+
+    def _check_schedule(self) -> None:
+        _require(
+            isinstance(self.schedule, Schedule) or self.schedule in ("cosine", "constant"),
+            "schedule",
+            f"cosine, constant, {_calls(Schedule)}",
+            self.schedule,
+        )
 
     def _check_rule(self) -> None:
         rules = ("bptt", "checkpoint", "sltt", "ottt")
@@ -253,6 +309,12 @@ class Recipe:
         if self.norm is None:
             return self.model.build(self.neuron)
         return self.model.build(self.neuron, self.norm.layers(self.T, self.neuron.v_threshold))
+
+    def loss_value(self, o: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+        """The loss, with the class weights. Shapes are those of `Loss.value`."""
+        if not self.class_weights:
+            return self.loss.value(o, logits, y)
+        return self.loss.value(o, logits, y, weight=self.class_weights)  # type: ignore[call-arg]
 
     @property
     def part_size(self) -> int:
@@ -299,7 +361,7 @@ def _rebuild(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     neuron = {k.split(".", 1)[1]: v for k, v in changes.items() if k.startswith("neuron.")}
     kind = own.pop("neuron", recipe.neuron)
     if not isinstance(kind, Neuron):
-        raise RecipeError(f"neuron must be a value such as {_EXAMPLES['Neuron']}, got {kind!r}")
+        raise RecipeError(f"neuron must be a value such as {EXAMPLES['Neuron']}, got {kind!r}")
     if unknown := [k for k in changes if "." in k and not k.startswith("neuron.")]:
         raise RecipeError(f"not a field of a recipe: {unknown[0]}")
     for owner, names in ((recipe, own), (kind, neuron)):
@@ -340,71 +402,12 @@ def _text(value: Any) -> Any:
 
 
 def _text_fields(owner: type) -> list[str]:
-    return [name for name, hint in _hints(owner).items() if hint is str]
+    return [name for name, hint in hints(owner).items() if hint is str]
 
 
 def _require(ok: bool, name: str, wanted: str, got: Any) -> None:
     if not ok:
         raise RecipeError(f"{name} must be {wanted}, got {got}")
-
-
-def _check_types(owner: Any, path: str = "") -> None:
-    """Checks the declared types of all fields, also of the values in them. Raises RecipeError."""
-    hints = _hints(type(owner))  # type: ignore[arg-type]
-    for f in dataclasses.fields(owner):
-        value, hint = getattr(owner, f.name), hints.get(f.name, object)
-        if not _fits(value, hint):
-            raise RecipeError(f"{path}{f.name} must be {_name(hint)}, got {value!r}")
-        for part in value if isinstance(value, tuple) else (value,):
-            if dataclasses.is_dataclass(part):
-                _check_types(part, f"{path}{f.name}.")
-
-
-@cache
-def _hints(owner: Any) -> dict[str, Any]:
-    try:
-        return get_type_hints(owner)
-    except (NameError, TypeError):  # a user's class with hints that cannot be resolved
-        return {}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if getattr(hint, "__origin__", None) is tuple:
-        return isinstance(value, tuple) and all(_fits(v, get_args(hint)[0]) for v in value)
-    if alternatives := get_args(hint):
-        return any(_fits(value, a) for a in alternatives)
-    if hint is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and not math.isnan(value)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint) and not isinstance(value, type)
-
-
-_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
-
-
-def _name(hint: Any) -> str:
-    if getattr(hint, "__origin__", None) is tuple:
-        return f"a tuple of {_name(get_args(hint)[0])}"
-    if args := get_args(hint):
-        return " or ".join(_name(a) for a in args)
-    if hint is type(None):
-        return "None"
-    return _WORDS.get(hint, f"a value such as {_EXAMPLES.get(hint.__name__, hint.__name__)}")
-
-
-_EXAMPLES = {
-    "Surrogate": "Triangle(alpha=2.0)",
-    "Model": "ConvNet('32-P-64-P')",
-    "Norm": "TDBN()",
-    "Neuron": "PLIF(tau=2.0)",
-    "Readout": "TWO(beta=0.7)",
-    "Loss": "CrossEntropy()",
-    "Optimizer": "AdamW(lr=0.001)",
-    "Augment": "Shift(1)",
-    "Mixing": "CutMix()",
-}
 
 
 def _known(owner: Any, name: str, path: str) -> None:
@@ -419,10 +422,10 @@ def _known(owner: Any, name: str, path: str) -> None:
 def _with(owner: Any, path: list[str], value: Any, whole: str) -> Any:
     _known(owner, path[0], whole)
     old = getattr(owner, path[0])
-    hint = _hints(type(owner)).get(path[0])  # type: ignore[arg-type]
+    hint = hints(type(owner)).get(path[0])  # type: ignore[arg-type]
     if len(path) > 1:
         new = _with(old, path[1:], value, whole)
-    elif not isinstance(value, str) or hint is str:
+    elif not isinstance(value, str) or hint is str or _is_word(value, hint):
         new = value
     elif isinstance(old, Neuron):
         new = _other_neuron(old, value, whole)
@@ -431,7 +434,7 @@ def _with(owner: Any, path: list[str], value: Any, whole: str) -> Any:
             new = parse(value, {}, whole)
         except RecipeError:
             if all(kind in (int, float, bool, type(None)) for kind in get_args(hint) or (hint,)):
-                raise RecipeError(f"{whole} must be {_name(hint)}, got {value!r}") from None
+                raise RecipeError(f"{whole} must be {describe(hint)}, got {value!r}") from None
             if hint == tuple[str, ...]:
                 raise RecipeError(
                     f"{whole} must be a tuple of strings such as ('threshold',), got {value!r}"
@@ -445,6 +448,12 @@ def _with(owner: Any, path: list[str], value: Any, whole: str) -> Any:
         raise RecipeError(f"{whole}: {e}") from None
 
 
+def _is_word(text: str, hint: Any) -> bool:
+    """Whether text for a field that takes strings and values, such as the schedule, is a string."""
+    is_union = getattr(hint, "__origin__", None) is not tuple
+    return is_union and str in get_args(hint) and not text.strip().endswith(")")
+
+
 def _other_neuron(old: Neuron, text: str, path: str) -> Any:
     """The neuron in `text`, with the options of `old` that the text does not set."""
     text = text.strip()
@@ -452,13 +461,13 @@ def _other_neuron(old: Neuron, text: str, path: str) -> Any:
     if not isinstance(new, Neuron):  # the recipe refuses it
         return new
     kind, set_in_text = type(new), options_in(text, type(new))
-    hints: dict[str, Any] = _hints(kind)  # type: ignore[arg-type]
+    types = hints(kind)
     kept, lost = {}, []
     for f in dataclasses.fields(old):
         value = getattr(old, f.name)
         if f.name in set_in_text:
             continue
-        if f.name in hints and _fits(value, hints[f.name]):
+        if f.name in types and fits(value, types[f.name]):
             kept[f.name] = value
         else:
             lost.append(f"{f.name}={value!r}")

@@ -173,7 +173,11 @@ class Loss(Protocol):
     """The training loss."""
 
     def value(self, o: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-        """From outputs over time `[T, B, K]`, logits `[B, K]` and targets `[B]` or `[B, K]`."""
+        """From outputs over time `[T, B, K]`, logits `[B, K]` and targets `[B]` or `[B, K]`.
+
+        A loss that can be used with the recipe's `class_weights` also takes
+        `weight: tuple[float, ...]`.
+        """
         ...
 
 
@@ -186,10 +190,10 @@ class CrossEntropy(Loss):
     def __post_init__(self) -> None:
         _check_smoothing(self.label_smoothing)
 
-    def value(self, o: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-        from torch.nn import functional as F
+    def value(self, o: Tensor, logits: Tensor, y: Tensor, weight: tuple[float, ...] = ()) -> Tensor:
+        from .. import loss
 
-        return F.cross_entropy(logits, y, **vars(self))
+        return loss.of_logits(logits, y, self.label_smoothing, weight)
 
 
 @dataclass(frozen=True)
@@ -203,10 +207,10 @@ class TET(Loss):
     def __post_init__(self) -> None:
         _check_smoothing(self.label_smoothing)
 
-    def value(self, o: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+    def value(self, o: Tensor, logits: Tensor, y: Tensor, weight: tuple[float, ...] = ()) -> Tensor:
         from .. import loss
 
-        return loss.tet(o, y, **vars(self))
+        return loss.tet(o, y, **vars(self), weight=weight)
 
 
 @dataclass(frozen=True)
@@ -284,3 +288,74 @@ class SGD(Optimizer):
         from torch import optim
 
         return optim.SGD(groups, **vars(self), fused=True)
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """A learning-rate scheduler of torch, by its name there. It counts epochs unless it says so."""
+
+    def build(self, optimizer: optim.Optimizer, steps: int) -> Any:
+        """The torch scheduler of this optimizer. steps: of the whole training."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepLR(Schedule):
+    """`torch.optim.lr_scheduler.StepLR`: times gamma after every `step_size` epochs."""
+
+    step_size: int
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.step_size >= 1:
+            raise ValueError(f"step_size must be at least 1 epoch, got {self.step_size!r}")
+
+    def build(self, optimizer: optim.Optimizer, steps: int) -> Any:
+        from torch.optim import lr_scheduler
+
+        return lr_scheduler.StepLR(optimizer, **vars(self))
+
+
+@dataclass(frozen=True)
+class MultiStepLR(Schedule):
+    """`torch.optim.lr_scheduler.MultiStepLR`: times gamma after each of these epochs."""
+
+    milestones: tuple[int, ...]
+    gamma: float = 0.1
+
+    def build(self, optimizer: optim.Optimizer, steps: int) -> Any:
+        from torch.optim import lr_scheduler
+
+        return lr_scheduler.MultiStepLR(optimizer, **vars(self))
+
+
+@dataclass(frozen=True)
+class OneCycleLR(Schedule):
+    """`torch.optim.lr_scheduler.OneCycleLR`: up to the optimizer's lr and down, step by step."""
+
+    pct_start: float = 0.3
+    anneal_strategy: str = "cos"
+    cycle_momentum: bool = True
+    div_factor: float = 25.0
+    final_div_factor: float = 1e4
+
+    def build(self, optimizer: optim.Optimizer, steps: int) -> Any:
+        from torch.optim import lr_scheduler
+
+        peaks = [float(group["lr"]) for group in optimizer.param_groups]
+        return lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=steps, **vars(self))
+
+
+@dataclass(frozen=True)
+class ReduceLROnPlateau(Schedule):
+    """`torch.optim.lr_scheduler.ReduceLROnPlateau`: times `factor` after more than `patience`
+    epochs without a lower loss: of the validation set, or else of the training."""
+
+    factor: float = 0.1
+    patience: int = 10
+    threshold: float = 1e-4
+
+    def build(self, optimizer: optim.Optimizer, steps: int) -> Any:
+        from torch.optim import lr_scheduler
+
+        return lr_scheduler.ReduceLROnPlateau(optimizer, **vars(self))

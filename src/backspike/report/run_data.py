@@ -27,6 +27,7 @@ class Array(NamedTuple):
 REPLACED = {
     "model": ("model", "neuron", "norm"),
     "data": ("data", "root", "limit", "size", "upright", "speaker", "by"),
+    "scheduler": ("schedule", "warmup_epochs"),
 }
 ARRAYS = {"classes": Array("K", "Uiu"), "layer_names": Array("L", "Uiu")}
 

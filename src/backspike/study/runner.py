@@ -48,10 +48,11 @@ def run(
         study: what to run.
         out: the study's folder.
         seeds: runs per arm; by default the study's own number.
-        jobs: parallel processes, which share the cores; by default as many as cores, one on a GPU.
-            With 1 everything runs in this process.
+        jobs: parallel processes, which share the cores; by default as many as cores, or one for
+            each GPU. With 1 everything runs in this process.
         force: replace another study in the folder.
-        device: as for `fit`.
+        device: as for `fit`, or several separated by commas ("cuda:0,cuda:1"), among which the
+            processes are divided.
         listen: called with the events of `progress`.
 
     Raises:
@@ -178,27 +179,31 @@ def _train_all(
 
     # once, before the processes: raises here if data is missing, and caches recordings for all
     setup.load_data(jobs[0].recipe)
+    devices = device.split(",") if device else [None]
+    for name in devices:
+        setup.choose_device(name)  # raises for one that is missing
     cores = processors()
-    on_gpu = torch.cuda.is_available() and device != "cpu"
-    n = at_once or (1 if on_gpu else cores)
+    on_gpu = torch.cuda.is_available() and any(d is None or d.startswith("cuda") for d in devices)
+    n = at_once or (len(devices) if on_gpu else cores)
     clock = Clock(jobs, tell)
     with _on_signal(signal.SIGTERM, signal.default_int_handler):
         if n > 1:
             # threads do not depend on how many runs are left, so resumed runs are bit-identical
-            return _in_processes(jobs, min(n, len(jobs)), max(1, cores // n), device, clock)
+            return _in_processes(jobs, min(n, len(jobs)), max(1, cores // n), devices, clock)
         failed: dict[Job, str] = {}
         for job in jobs:
-            error = _attempt(job, device, partial(clock.hear, job))
+            error = _attempt(job, devices[0], partial(clock.hear, job))
             failed |= clock.over(job, error)
         return failed
 
 
 def _in_processes(
-    jobs: list[Job], n: int, threads: int, device: str | None, clock: Clock
+    jobs: list[Job], n: int, threads: int, devices: list[str | None], clock: Clock
 ) -> dict[Job, str]:
     failed: dict[Job, str] = {}
-    work = [(job, device, threads, heap.mode()) for job in jobs]
-    for (job, *_), kind, value in workers.run(_in_worker, work, n, patience=60):
+    work = [(job, threads, heap.mode()) for job in jobs]
+    places = [(device,) for device in devices]
+    for (job, *_), kind, value in workers.run(_in_worker, work, n, places=places, patience=60):
         if kind == "event":
             clock.hear(job, value)
             continue
@@ -224,7 +229,7 @@ def _on_signal(number: int, handler: Any) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def _in_worker(job: Job, device: str | None, threads: int, mode: str) -> str | None:
+def _in_worker(job: Job, threads: int, mode: str, device: str | None) -> str | None:
     """Calls `_attempt` in a worker process and emits its events."""
     import torch
 

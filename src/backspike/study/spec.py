@@ -20,7 +20,7 @@ from ..run import Run
 from ..system.files import read_json, read_regular
 
 # fields that do not affect results
-FREE = ("checkpoint_seconds", "root")
+FREE = ("checkpoint_seconds", "root", "memory_limit")
 
 
 @dataclass(frozen=True)

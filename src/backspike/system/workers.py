@@ -119,31 +119,39 @@ class Worker:
 
 
 def run(
-    function: Callable[..., Any], jobs: Iterable[T], n: int, *, patience: float = 0, **options: Any
+    function: Callable[..., Any],
+    jobs: Iterable[T],
+    n: int,
+    *,
+    places: Sequence[tuple[Any, ...]] = ((),),
+    patience: float = 0,
+    **options: Any,
 ) -> Iterator[tuple[T, Literal["event", "result", "failed"], Any]]:
-    """Calls function(*job) for every job in n workers; `options` are those of `Worker`.
+    """Calls function(*job, *place) for every job in n workers; `options` are those of `Worker`.
+
+    The workers have these places in turn; one that replaces another has its place.
 
     Yields (job, kind, value) for events, results and WorkerFailed as they arrive. A worker that
     failed is replaced. Raises what the function raises. However this ends, all workers are stopped
     within `patience` seconds.
     """
     waiting, workers = deque(jobs), list[Worker]()
-    busy: dict[Any, tuple[Worker, T]] = {}
+    busy: dict[Any, tuple[Worker, int, T]] = {}
 
-    def start_next(worker: Worker | None) -> None:
+    def start_next(worker: Worker | None, number: int) -> None:
         if not waiting:
             return
         if worker is None:
             workers.append(worker := Worker(**options))
-        busy[worker.pipe] = worker, waiting.popleft()
-        worker.send(function, *busy[worker.pipe][1])
+        busy[worker.pipe] = worker, number, (job := waiting.popleft())
+        worker.send(function, *job, *places[number % len(places)])
 
     try:
-        for _ in range(min(n, len(waiting))):
-            start_next(None)
+        for number in range(min(n, len(waiting))):
+            start_next(None, number)
         while busy:
             for pipe in wait(list(busy)):
-                worker, job = busy[pipe]
+                worker, number, job = busy[pipe]
                 kind: Literal["event", "result", "failed"]
                 try:
                     kind, value = worker.receive()
@@ -151,7 +159,7 @@ def run(
                     kind, value = "failed", e
                 if kind != "event":
                     del busy[pipe]
-                    start_next(None if kind == "failed" else worker)
+                    start_next(None if kind == "failed" else worker, number)
                 yield job, kind, value
     finally:
         for worker in workers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import random
 import zipfile
 from collections.abc import Iterator
@@ -90,20 +91,25 @@ def read(run: Run, name: str) -> dict[str, Any]:
     """
     packed = run.read(name)
     try:
-        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-            # torch.save does not compress
-            if (size := sum(member.file_size for member in archive.infolist())) > len(packed):
-                raise zipfile.BadZipFile(f"{size} bytes in a file of {len(packed)}")
-            if (torn := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"{torn} fails its checksum")
-        state = torch.load(io.BytesIO(packed), "cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise ValueError(f"a {type(state).__name__}")
+        return from_bytes(packed)
     except Exception as e:  # a damaged file can raise almost anything
         raise RunError(
             f"{run.path / name} is damaged ({first_line(e)}); "
             f"train again with {option('force', True)}"
         ) from e
+
+
+def from_bytes(packed: bytes) -> dict[str, Any]:
+    """Undoes `to_bytes`. Raises nearly any error for what is damaged or no plain values."""
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        # torch.save does not compress
+        if (size := sum(member.file_size for member in archive.infolist())) > len(packed):
+            raise zipfile.BadZipFile(f"{size} bytes in a file of {len(packed)}")
+        if (torn := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{torn} fails its checksum")
+    state = torch.load(io.BytesIO(packed), "cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError(f"a {type(state).__name__}")
     return state
 
 
@@ -193,6 +199,17 @@ def _checked_moments(
             raise ValueError(f"the optimizer's state of parameter {i} has another shape")
         out[i] = {name: torch.empty_like(wanted[name]).copy_(v) for name, v in values.items()}
     return out
+
+
+def load_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
+    """Loads the state of a gradient scaler. Raises ValueError unless it is one."""
+    own = scaler.state_dict()
+    if state.keys() != own.keys():
+        raise ValueError(f"the state of the gradient scaler has {', '.join(map(str, state))}")
+    checked_numbers([state[name] for name in own], *map(type, own.values()))
+    if not 0 < state["scale"] < math.inf:
+        raise ValueError(f"the scale of the loss is {state['scale']}")
+    scaler.load_state_dict(state)
 
 
 # ---- random generators ---------------------------------------------------------------------------

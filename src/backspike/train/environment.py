@@ -46,7 +46,7 @@ def _command(setup: Setup) -> str:
     names = [f.name for f in dataclasses.fields(setup.recipe)]
     unused = {name for what in setup.own for name in replaced_fields(names, what)}
     used = [f"{name}={getattr(setup.recipe, name)!r}" for name in names if name not in unused]
-    arguments = {"model": "model=...", "data": _own_data(setup)}
+    arguments = {"model": "model=...", "data": _own_data(setup), "scheduler": "scheduler=..."}
     own = [arguments[name] for name in setup.own]
     return ", ".join([f"bs.fit(bs.Recipe({', '.join(used)})", "out", *own]) + ")"
 

@@ -13,6 +13,7 @@ from torch import nn
 from ..analysis import activity, op_count
 from ..analysis import early_exit as early
 from ..data.batches import Batches
+from ..data.loader import held_out
 from ..errors import RunError
 from ..recipes.recipe import Recipe
 from ..run import Borrowed, Run
@@ -47,7 +48,9 @@ def evaluate(
     recipe = folder.recipe(values)
     if recipe.channels_last:
         to_channels_last(network)
-    sets = load_data(recipe) if test is None else OwnData(None, validation, test)
+    sets = (
+        load_data(recipe) if test is None else OwnData(None, held_out(validation), held_out(test))
+    )
     if anytime and sets.validation is None:
         raise RunError(
             "early exit chooses its threshold on a validation split; give validation=, as for fit"
@@ -71,9 +74,9 @@ def evaluate(
         "accuracy_over_time": over_time,
     }
     if anytime:
-        held_out = Batches(sets.validation, recipe, choose_device(device))
+        chosen_on = Batches(sets.validation, recipe, choose_device(device))
         result["anytime"] = early.measured(
-            early.split(network, held_out), early.split(network, batches)
+            early.split(network, chosen_on), early.split(network, batches)
         )
         folder.write_json("anytime.json", result["anytime"])
     return result
@@ -109,7 +112,7 @@ def accuracy_and_loss(network: Network, batches: Batches, recipe: Recipe) -> tup
             o = network.model(x).float()
         logits = network.readout(o)
         sums[0] += (logits.argmax(-1) == y).sum()
-        sums[1] += recipe.loss.value(o, logits, y).double() * len(y)
+        sums[1] += recipe.loss_value(o, logits, y).double() * len(y)
         n += len(y)
     correct, loss, n = ranks.all_reduce(*sums.tolist(), n)
     return correct / n, loss / n

@@ -17,7 +17,6 @@ from ..neuron.lif import LIF, Output
 from ..readout import TWO
 from .checkpoint import Progress, preserved_rng
 from .evaluate import accuracy_and_loss
-from .schedule import learning_rate
 from .setup import Setup
 from .step import Step
 
@@ -55,11 +54,12 @@ def epoch(setup: Setup, step: Step, progress: Progress) -> dict[str, Any]:
         "train_accuracy": correct / step.samples,
         "validation_loss": loss,
         "validation_accuracy": accuracy,
-        "lr": learning_rate(setup.recipe, step.number, len(setup.train)),
+        "lr": setup.rates.value(step.number),
         "seconds": progress.epoch_seconds,
         "samples_per_second": step.samples / max(progress.epoch_seconds, 1e-9),
         "readout_weights": readout.weights.tolist() if isinstance(readout, TWO) else None,
         "widths": activity.widths(model),
+        **step.scaling(),
     }
     if not setup.ranks.first:
         return event

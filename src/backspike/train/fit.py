@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from .. import recipes
+from ..data.loader import take_apart
 from ..errors import RunError, option
 from ..recipes.recipe import Recipe
 from ..run import Elsewhere, Run
 from ..system import distributed
 from ..system.distributed import Ranks
 from ..system.events import Listener
+from ..system.memory_limit import memory_limit
 from .checkpoint import CHECKPOINTS
 from .failures import explain_failures
+from .learning_rate import OwnScheduler
 from .network import check_own, check_size
 from .progress import shown
-from .setup import set_up
+from .setup import Setup, set_up
 from .trainer import Result, Trainer
 
 
@@ -32,6 +38,7 @@ def fit(
     test: Any = None,
     *,
     validation: Any = None,
+    scheduler: OwnScheduler | None = None,
     force: bool = False,
     device: str | torch.device | None = None,
     listen: Listener | None = None,
@@ -43,8 +50,14 @@ def fit(
 
     model: your own module `[T, B, ...] -> [T, B, K]` instead of the recipe's.
     train, validation, test: your own data sets (`len(d)`, `d[i] -> (x, y)`) instead of the
-        recipe's; without a validation set, the last epoch counts as the best.
-        The recipe's augmentation applies to them as well: `recipe.replace({"augment": ()})`.
+        recipe's, or DataLoaders of them; without a validation set, the last epoch counts as the
+        best. The recipe's augmentation applies to them as well: `recipe.replace({"augment": ()})`.
+        A DataLoader for training also sets `batch_size` and `workers`; its sampler, collate
+        function, `drop_last` and `worker_init_fn` apply.
+    scheduler: your own function from the optimizer to a scheduler of torch, instead of the
+        recipe's schedule and warm-up. It is stepped after every epoch, or after every batch if it
+        is a OneCycleLR or CyclicLR, or if the function returns (scheduler, "batch"). A
+        ReduceLROnPlateau gets the validation loss, or without a validation set the training loss.
     force: replace an existing run.
     listen: called with every event (a dict; see docs/run-folder.md), on rank 0.
     report: False leaves out report.html; `backspike report` can write it later.
@@ -58,11 +71,16 @@ def fit(
     with a one-line message, and KeyboardInterrupt after saving a checkpoint.
     """
     recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
+    if isinstance(train, DataLoader) and isinstance(recipe, Recipe):
+        take_apart(train)  # raises for loaders that cannot be used
+        recipe = replace(recipe, batch_size=train.batch_size, workers=train.num_workers)
     with distributed.process_group(device) as ranks, explain_failures(recipe):
         run = open_folder(ranks, lambda: Run.free(out, force))
         # everything is built and tried before an old run is deleted
-        setup = set_up(recipe, model, train, validation, test, device, try_step=True)
-        with shown(listen, progress if ranks.first else False) as listen:
+        setup = set_up(
+            recipe, model, train, validation, test, device, scheduler=scheduler, try_step=True
+        )
+        with shown(listen, progress if ranks.first else False) as listen, limited(setup):
             trainer = Trainer(run, setup, listen, watch)
             with run.created(setup.recipe, setup.own, force, setup.sets.classes):
                 return trainer.train(report)
@@ -75,6 +93,7 @@ def resume(
     test: Any = None,
     *,
     validation: Any = None,
+    scheduler: OwnScheduler | None = None,
     device: str | torch.device | None = None,
     listen: Listener | None = None,
     values: tuple[type, ...] = (),
@@ -91,20 +110,34 @@ def resume(
         recipe = ranks.on_rank0(lambda: folder.recipe(values))
         if done := ranks.on_rank0(lambda: finished_result(folder, listen, report)):
             return done
-        ranks.on_rank0(lambda: check_own(folder, model=model, data=train))
+        ranks.on_rank0(lambda: check_own(folder, model=model, data=train, scheduler=scheduler))
         with folder.locked(), explain_failures(recipe):
             saved = ranks.on_rank0(lambda: [folder.path / c for c in CHECKPOINTS if folder.has(c)])
             if model is None and saved:
                 ranks.on_rank0(lambda: check_size(recipe, *saved))
             watch = ranks.on_rank0(lambda: any(e.get("event") == "watch" for e in folder.log()))
-            setup = set_up(recipe, model, train, validation, test, device)
-            with shown(listen, progress if ranks.first else False) as listen:
+            setup = set_up(
+                recipe,
+                model,
+                train,
+                validation,
+                test,
+                device,
+                scheduler=scheduler,
+                has_checkpoint=bool(saved),
+            )
+            with shown(listen, progress if ranks.first else False) as listen, limited(setup):
                 trainer = Trainer(folder, setup, listen, watch)
                 if saved:
                     trainer.restore()
                 else:  # stopped before the first checkpoint
                     folder.put_back_log("")
                 return trainer.train(report)
+
+
+def limited(setup: Setup) -> AbstractContextManager[None]:
+    """The recipe's memory limit for this process. On a GPU, `set_up` has set it for the device."""
+    return memory_limit(setup.recipe.memory_limit if setup.device.type == "cpu" else 0)
 
 
 def open_folder(ranks: Ranks, open: Callable[[], Run]) -> Run:

@@ -2,10 +2,12 @@
 
 Every setting is rehearsed in a separate process on the recipe's data: measurements, a few steps, a
 test and a checkpoint. The peak of that process counts, including weights, optimizer, averaged
-weights, data and libraries. The first setting to change is what neurons save for backward
-(`neuron.memory`), which costs only time. Then a step is split into parts (`accumulate`): two
-rehearsals predict how many, peak = a + b * part, and a third confirms it. A budget that the
-libraries, the weights, their gradients and the optimizer exceed is refused before any rehearsal.
+weights, data and libraries. The budget also becomes the recipe's `memory_limit`: the training
+cannot take more, and on a GPU data sets that need a large part of it stay in host memory. The first
+setting to change is what neurons save for backward (`neuron.memory`), which costs only time. Then a
+step is split into parts (`accumulate`): two rehearsals predict how many, peak = a + b * part, and a
+third confirms it. A budget that the libraries, the weights, their gradients and the optimizer
+exceed is refused before any rehearsal.
 """
 
 from __future__ import annotations
@@ -95,6 +97,7 @@ def plan_memory(
     smallest possible budget, and RecipeError if the budget cannot be read.
     """
     size = parse_size(budget) if isinstance(budget, str) else budget
+    recipe = replace(recipe, memory_limit=size)
     notify = listen or (lambda event: None)
     if (least := _least(recipe, device)) > HEADROOM * size:
         raise RunError(_hopeless(size, least))

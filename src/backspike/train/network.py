@@ -77,12 +77,13 @@ def trained_network(folder: Run, model: nn.Module | None, values: tuple[type, ..
 
 
 def check_own(run: Run, **arguments: Any) -> None:
-    """Raises RunError if `fit` got a model or data of the user's own and it is missing now."""
+    """Raises RunError if `fit` got a model, data or scheduler of the user's own, missing now."""
     for what, value in arguments.items():
         if what in run.own() and value is None:
             whose, missing = {
                 "model": ("a model of your own", "model="),
                 "data": ("data of your own", "train= and test="),
+                "scheduler": ("a learning-rate scheduler of your own", "scheduler="),
             }[what]
             raise RunError(f"{run.path} was trained with {whose}; give {missing} again, in Python")
 

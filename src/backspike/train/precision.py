@@ -23,6 +23,17 @@ from ..recipes.recipe import Recipe
 WORTH_CASTING = 30e6
 
 
+_WITHOUT_BFLOAT16 = {
+    "cuda": f"no hardware support for bfloat16; {option('precision', 'float16')} uses this GPU's "
+    "tensor cores"
+}
+
+
+def gradient_scaler(recipe: Recipe, device: torch.device) -> torch.amp.GradScaler | None:
+    """The scaler of the loss, without which small gradients would be 0 in float16; else None."""
+    return torch.amp.GradScaler(device.type) if recipe.precision == "float16" else None
+
+
 @dataclass(frozen=True)
 class Chosen:
     """A recipe with precision and memory layout, and the reasons for each choice by field."""
@@ -46,7 +57,7 @@ def choose(recipe: Recipe, model: nn.Module, x: Tensor) -> Chosen:
 def _precision(recipe: Recipe, model: nn.Module, x: Tensor) -> tuple[str, str]:
     unit = bfloat16_unit(x.device)
     if unit is None:
-        return "float32", "no hardware support for bfloat16"
+        return "float32", _WITHOUT_BFLOAT16.get(x.device.type, "no hardware support for bfloat16")
     change = f"use {option('precision', 'float32')} to change"
     if x.device.type == "cuda":
         return "bfloat16", f"{unit} supports it; {change}"

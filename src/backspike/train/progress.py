@@ -82,7 +82,7 @@ def _text(event: dict[str, Any]) -> str | None:
             return _scaling(event)
         case "rehearsal" | "memory":
             return f"memory: {event['text']}"
-        case "silent" | "diverged" | "one_step":
+        case "silent" | "diverged" | "one_step" | "weights":
             name = event["event"].replace("_", " ")
             return printable(f"{name}: {event['text']}")
         case "cuda_graph":
@@ -131,9 +131,11 @@ def _epoch(event: dict[str, Any]) -> str:
         for name, share in shares.items()
         if share is not None or name == "train"
     )
+    skipped = event.get("skipped_steps")
+    overflow = f"  {skipped} steps skipped (overflow in float16)" if skipped else ""
     return (
         f"epoch {event['epoch'] + 1:3d}  loss {event['loss']:.4f}  {shown}"
-        f"  {event['samples_per_second']:,.0f} samples/s"
+        f"  {event['samples_per_second']:,.0f} samples/s{overflow}"
     )
 
 

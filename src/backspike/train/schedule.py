@@ -1,12 +1,11 @@
-"""Schedules: learning rate, mask probability, moving average of the weights."""
+"""Parameter groups, and what changes from epoch to epoch besides the learning rate."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..layers.delay import Delay
 from ..neuron.hooks import spiking_layers
@@ -25,37 +24,6 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     if own:
         groups.append({"params": own, "lr_scale": 0.1, "weight_decay": 0.0})
     return groups
-
-
-def learning_rate(recipe: Recipe, step: int, per_epoch: int) -> float:
-    """The learning rate of step number `step`, with `per_epoch` steps in an epoch."""
-    peak = recipe.optimizer.lr
-    warmup, total = recipe.warmup_epochs * per_epoch, recipe.epochs * per_epoch
-    if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    if recipe.schedule == "constant":
-        return peak
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
-
-
-def set_learning_rate(
-    optimizer: torch.optim.Optimizer, rate: float, device: torch.device | None
-) -> None:
-    """Scales the rate for each group. On a device it is a tensor, as a recorded step needs."""
-    for group in optimizer.param_groups:
-        scaled = rate * group["lr_scale"]
-        if device is None:  # optimizers round a number and a tensor differently
-            group["lr"] = scaled
-        else:
-            _rate_on_device(group, device).fill_(scaled)
-
-
-def _rate_on_device(group: dict[str, Any], device: torch.device) -> Tensor:
-    if not isinstance(group["lr"], Tensor) or group["lr"].device != device:
-        group["lr"] = torch.zeros((), device=device)
-        if "capturable" in group:
-            group["capturable"] = True
-    return group["lr"]
 
 
 def mask_probability(recipe: Recipe, epoch: int) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .. import data
 from ..data.batches import Batches
+from ..data.loader import held_out
 from ..errors import RecipeError, RunError, option
 from ..layers.norm import sync_batch_norm
 from ..methods.weight_mask import mask_weight_gradients
@@ -21,12 +22,15 @@ from ..neuron.lif import check_gradients
 from ..recipes.recipe import Recipe
 from ..system import distributed
 from ..system.distributed import Ranks
+from . import learning_rate
 from .checkpoint import preserved_rng
 from .failures import first_line, logger, out_of_memory
 from .gradient import Outputs, backward
+from .learning_rate import Formula, OwnScheduler, Scheduled
 from .network import Network, to_channels_last
-from .precision import choose
+from .precision import choose, gradient_scaler
 from .schedule import parameter_groups
+from .start_from import freeze, load_weights
 from .try_sample import try_sample
 
 _DATA_OPTIONS = ("root", "limit", "size", "upright", "speaker", "by", "sensor", "window")
@@ -47,10 +51,14 @@ class Setup:
     network: Network
     averaged: Network | None
     optimizer: torch.optim.Optimizer
+    rates: Formula | Scheduled  # of learning
+    scaler: torch.amp.GradScaler | None  # of float16
+    frozen_norms: list[nn.Module]  # always in evaluation mode
+    weights: dict[str, Any] | None  # the event that says which weights came from another run
     potential: Any  # the handle of PDA, or None
     scaling: Any  # the handle of SGS, or None
     record_steps: bool  # as a CUDA graph
-    own: list[str]  # what the user passed instead of the recipe's: any of "model", "data"
+    own: list[str]  # what the user passed instead of the recipe's; the keys of `_REPLACED`
 
     @property
     def evaluated(self) -> Network:
@@ -69,7 +77,11 @@ class Setup:
 
 
 # fields of a recipe that have no effect with the user's own model or data
-_REPLACED = {"model": ("model", "neuron", "norm"), "data": ("data", *_DATA_OPTIONS)}
+_REPLACED = {
+    "model": ("model", "neuron", "norm"),
+    "data": ("data", *_DATA_OPTIONS),
+    "scheduler": ("schedule", "warmup_epochs"),
+}
 
 
 def replaced_fields(fields: Iterable[str], what: str) -> list[str]:
@@ -85,18 +97,28 @@ def set_up(
     test: Any = None,
     device: str | torch.device | None = None,
     *,
+    scheduler: OwnScheduler | None = None,
     try_step: bool = False,
+    has_checkpoint: bool = False,
 ) -> Setup:
     """Seeds torch, builds everything and tries one sample. The arguments are those of `fit`.
 
     try_step: also try a forward and backward pass. It changes no result.
+    has_checkpoint: the weights will come from a checkpoint, not from `recipe.start_from`.
     """
     _check_types(recipe, model)
     sets = data_sets(recipe, train, validation, test)
     target, ranks = choose_device(device), distributed.current()
+    limit_memory(recipe, target)
     torch.manual_seed(recipe.seed)
     network = _build_network(recipe, model, target, ranks)
+    weights = None
+    if recipe.start_from and not has_checkpoint:
+        weights = load_weights(network, recipe.start_from)
+    frozen_norms = freeze(network.model, recipe.freeze)
     training = Batches(sets.train, recipe, target)
+    if not len(training):
+        raise RunError("drop_last leaves no batch of the training data; use a smaller batch_size")
     held_out = [
         None if d is None else Batches(d, recipe, target) for d in (sets.validation, sets.test)
     ]
@@ -105,6 +127,7 @@ def set_up(
     training.check_augmentation(x)
     for b in batches:
         b.expect_classes(classes)
+    recipe = _class_weights(recipe, training, classes)
     chosen = ranks.on_rank0(lambda: choose(recipe, network.model, x))
     recipe = chosen.recipe
     for b in batches:
@@ -122,6 +145,9 @@ def set_up(
     with _build_errors():
         averaged = copy.deepcopy(network) if recipe.ema else None
         optimizer = recipe.optimizer.build(parameter_groups(network.model, recipe))
+        records = _records_steps(recipe, target)
+        on_device = target if records or target.type == "cuda" else None
+        rates = learning_rate.build(recipe, optimizer, len(training), on_device, scheduler)
         # these hook into the network, but not into its averaged copy
         potential, scaling = _add_methods(recipe, network.model)
     seed_rank(recipe, ranks, step=0)
@@ -137,11 +163,40 @@ def set_up(
         network=network,
         averaged=averaged,
         optimizer=optimizer,
+        rates=rates,
+        scaler=gradient_scaler(recipe, target),
+        frozen_norms=frozen_norms,
+        weights=weights,
         potential=potential,
         scaling=scaling,
-        record_steps=_records_steps(recipe, target),
-        own=["model"] * (model is not None) + ["data"] * isinstance(sets, OwnData),
+        record_steps=records and not rates.changes_momentum,
+        own=["model"] * (model is not None)
+        + ["data"] * isinstance(sets, OwnData)
+        + ["scheduler"] * (scheduler is not None),
     )
+
+
+def _class_weights(recipe: Recipe, train: Batches, classes: int) -> Recipe:
+    """The recipe with its class weights as numbers; (K) of them. Raises RunError."""
+    weights = recipe.class_weights
+    if weights == "balanced":
+        counts = torch.bincount(train.labels, minlength=classes).tolist()
+        total = sum(counts)
+        balanced = tuple(total / (classes * n) if n else 0.0 for n in counts)
+        return replace(recipe, class_weights=balanced)
+    if weights and len(weights) != classes:
+        raise RunError(
+            f"class_weights has {len(weights)} weights and the model {classes} outputs; "
+            "give one weight for each class"
+        )
+    return recipe
+
+
+def limit_memory(recipe: Recipe, device: torch.device) -> None:
+    """Lets torch allocate no more on a GPU than the recipe's `memory_limit`."""
+    if recipe.memory_limit and device.type == "cuda":
+        whole = torch.cuda.mem_get_info(device)[1]
+        torch.cuda.set_per_process_memory_fraction(min(1.0, recipe.memory_limit / whole), device)
 
 
 def _check_types(recipe: Any, model: Any) -> None:
@@ -201,7 +256,7 @@ def _try_step(recipe: Recipe, network: Network, train: Batches) -> None:
             trial.train()
 
             def loss(o: Tensor) -> Tensor:
-                value = recipe.loss.value(o, trial.readout(o), y)
+                value = recipe.loss_value(o, trial.readout(o), y)
                 return value if potential is None else value + potential.loss()
 
             backward(recipe, Outputs(trial.model, train.autocast), x, loss)
@@ -245,6 +300,8 @@ def _records_steps(recipe: Recipe, device: torch.device) -> bool:
         why = "cannot record PDA's warm-up, which counts on the host; set potential's warmup to 0"
     elif recipe.in_chunks:
         why = "cannot record a step that runs in chunks of time; leave it out"
+    elif recipe.precision == "float16":
+        why = "cannot record float16, whose gradient scaler decides on the host; use bfloat16"
     if why and recipe.cuda_graph:
         raise RunError(f"{option('cuda_graph')} {why}")
     if why and device.type == "cuda":
@@ -259,7 +316,7 @@ def data_sets(recipe: Recipe, train: Any, validation: Any, test: Any) -> data.Sp
             raise RunError("validation= and test= need train= as well")
         with distributed.current().rank0_first():
             return load_data(recipe)
-    return OwnData(train, validation, test)
+    return OwnData(train, held_out(validation), held_out(test))
 
 
 def load_data(recipe: Recipe) -> data.Splits:

@@ -2,6 +2,8 @@
 
 Losses, correct answers and gradient norms are summed on the device, so that no step waits for it. A
 loss or gradient that became NaN or infinite stays in its sum and is found when the sums are read.
+In float16, the gradient of the scaled loss may overflow: such a step is skipped and counted, and
+the scale is lowered.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from ..errors import RunError, option
 from ..neuron.lif import check_gradients, neuron_parameters
 from ..readout import TWO
 from ..system import distributed
-from .checkpoint import checked_numbers, load_optimizer
+from .checkpoint import checked_numbers, load_optimizer, load_scaler
 from .cuda_graph import Replayed
 from .gradient import Outputs, backward
 from .nonfinite import origin
-from .schedule import learning_rate, set_learning_rate, update_average
+from .schedule import update_average
 from .setup import Setup
 
 READ_EVERY = 20  # steps between two reads of the sums where reading waits for the device
@@ -41,6 +43,8 @@ class Step:
         self.samples = 0  # of this epoch
         self.loss = math.nan  # mean of this epoch when it was last read
         self.parts: list[int] = []  # of the current step
+        self.skipped = 0  # steps in float16 whose gradient overflowed, since the start
+        self.skipped_before = 0  # this epoch
         self.neurons_learn = bool(neuron_parameters(setup.network.model))
         self.parallel = setup.ranks.data_parallel(setup.network.model)
         self.outputs = Outputs(self.parallel, setup.train.autocast)
@@ -58,11 +62,12 @@ class Step:
         setup, recipe = self.setup, self.setup.recipe
         if not setup.network.model.training:
             setup.network.train()
-        on_device = self.replayed is not None or setup.device.type == "cuda"
-        rate = learning_rate(recipe, self.number, len(setup.train))
-        set_learning_rate(setup.optimizer, rate, setup.device if on_device else None)
+            for norm in setup.frozen_norms:
+                norm.eval()
+        setup.rates.before_step(self.number)
         self.parts = parts
         (self.replayed or self.compute)(x, y)
+        setup.rates.after_step()
         self.number += 1
         self.samples += sum(parts)
         if self.waits or self.number % READ_EVERY == 0:
@@ -87,28 +92,43 @@ class Step:
             total += part_loss / ranks.size
             correct += part_correct
         total, correct = ranks.all_reduce(total, correct)
+        if setup.scaler is not None:
+            setup.scaler.unscale_(setup.optimizer)
         parameters = [p for p in setup.network.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.sums[0] += total * batch_size
         self.sums[1] += correct
-        self.sums[2] += norm
+        overflow = setup.scaler is not None and not math.isfinite(norm.item())
+        if not overflow:
+            self.sums[2] += norm
         if self.waits:
             self._finite_sums(x)
         if self.neurons_learn:
             check_gradients(setup.network.model)
         if setup.recipe.clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, setup.recipe.clip, norm)
-        setup.optimizer.step()
+        # not scaler.step: after an overflow in the first step, the momentum of torch's fused SGD
+        # would be uninitialised memory
+        if overflow:
+            self.skipped += 1
+        else:
+            setup.optimizer.step()
+        if setup.scaler is not None:
+            setup.scaler.update()
+
+    def _scale(self, value: Tensor) -> Tensor:
+        return value if self.setup.scaler is None else self.setup.scaler.scale(value)
 
     def _backward(self, x: Tensor, y: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
         """The loss of a part, weighted by its share of the batch, and its correct answers."""
         setup, readout = self.setup, self.setup.network.readout
 
         def loss(o: Tensor) -> Tensor:
-            value = setup.recipe.loss.value(o, readout(o), y)
+            value = setup.recipe.loss_value(o, readout(o), y)
             if setup.potential is not None:
                 value = value + setup.potential.loss()
-            return value * (len(y) * setup.ranks.size / batch_size)  # averaged over ranks later
+            # averaged over ranks later
+            return self._scale(value * (len(y) * setup.ranks.size / batch_size))
 
         value, o = backward(
             setup.recipe, self.outputs, x, loss, lambda: distributed.no_sync(self.parallel)
@@ -116,6 +136,7 @@ class Step:
         right = y.argmax(-1) if y.dim() == 2 else y  # mixed samples count as their larger share
         if isinstance(readout, TWO):
             readout.observe(o, right)
+        value = value / self._scale(torch.ones_like(value))
         return value, (readout(o).argmax(-1) == right).sum()
 
     def freeze_neurons(self) -> None:
@@ -140,6 +161,14 @@ class Step:
     def begin_epoch(self) -> None:
         self.sums.zero_()
         self.samples = 0
+        self.skipped_before = self.skipped
+
+    def scaling(self) -> dict[str, Any]:
+        """Of float16: the steps skipped in this epoch and the scale of the loss; else nothing."""
+        if self.setup.scaler is None:
+            return {}
+        skipped = self.skipped - self.skipped_before
+        return {"skipped_steps": skipped, "loss_scale": self.setup.scaler.get_scale()}
 
     def read(self) -> tuple[float, int]:
         """Waits for the device; returns the sums of losses and correct answers in this epoch."""
@@ -187,6 +216,9 @@ class Step:
             # without the parameter groups, which the recipe defines
             "optimizer": {"state": setup.optimizer.state_dict()["state"]},
             "potential": setup.potential and setup.potential.state_dict(),
+            "rates": setup.rates.state_dict(),
+            "scaler": setup.scaler
+            and [setup.scaler.state_dict(), self.skipped, self.skipped_before],
             "sums": [*self.read(), self.samples],
         }
 
@@ -198,6 +230,11 @@ class Step:
             setup.averaged.load_state_dict(state["averaged"])
         if setup.potential is not None:
             setup.potential.load_state_dict(state["potential"])
+        setup.rates.load_state_dict(state.get("rates"))  # older checkpoints have none
+        if setup.scaler is not None:
+            scaler, *counts = state["scaler"]
+            self.skipped, self.skipped_before = checked_numbers(counts, int, int)
+            load_scaler(setup.scaler, scaler)
         *_, self.number = checked_numbers(state["position"], int, int, int)
         *sums, self.samples = checked_numbers(state["sums"], float, int, int)
         self.sums[:2] = torch.tensor(sums, dtype=torch.float64)

@@ -138,6 +138,7 @@ class Trainer:
         self.ranks = setup.ranks
         self.listen = listen if listen and self.ranks.first else (lambda event: None)
         self.unheard = listen is None
+        self.weights = setup.weights if self.ranks.first else None
         self.watch = events.Watch(setup) if watch else None
         self.silent: list[str] = []  # layers without a spike before training, on rank 0
         self.untrained_loss: float | None = None  # on rank 0
@@ -163,8 +164,9 @@ class Trainer:
                 chosen=self.setup.reasons,
                 ranks=self.ranks.size,
             )
-            if watched:
-                self.listen(watched)
+            for begun_with in (self.weights, watched):
+                if begun_with:
+                    self.listen(begun_with)
             if not begun and self.ranks.first:
                 self._warn(events.one_step(self.setup))
             with stop_on_signal() as stop:
@@ -193,6 +195,8 @@ class Trainer:
         """Writes the first files of a run; returns the first `watch` event, if there is one."""
         if self.ranks.first:
             self.run.write_json("env.json", environment(self.setup))
+            if self.weights:
+                self.run.append_log(self.weights)
             self.run.append_log(events.initial(self.setup))
         watched = self._watch()
         self.save()
@@ -253,6 +257,9 @@ class Trainer:
         started = time.monotonic()
         release_heap()  # testing needs other sizes of memory blocks than training
         event = events.epoch(self.setup, self.step, progress)
+        held_out = event["validation_loss"]
+        with step_errors(progress):
+            self.setup.rates.end_epoch(event["loss"] if held_out is None else held_out)
         best = progress.update_best(event["validation_accuracy"], event["validation_loss"])
         if best and self.ranks.first:
             state = {"network": evaluated.state_dict(), "epoch": progress.epoch}

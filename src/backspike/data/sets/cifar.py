@@ -11,7 +11,21 @@ from ..formats import image_batch
 from ..images import Images, Labelled
 from ..simulate import Camera
 from ..simulated import simulated
-from ..source import File, Layout, Source
+from ..source import Archive, File, Layout, Source
+
+_HOME = "https://www.cs.toronto.edu/~kriz"
+_CIFAR10 = Archive(
+    "cifar-10-python.tar.gz",
+    "c58f30108f718f92721af3b95e74349a",
+    (f"{_HOME}/cifar-10-python.tar.gz",),
+    170498071,
+)
+_CIFAR100 = Archive(
+    "cifar-100-python.tar.gz",
+    "eb9058c3a382ffc7106e4002c42a8d85",
+    (f"{_HOME}/cifar-100-python.tar.gz",),
+    169001437,
+)
 
 
 def _decode(files: Sequence[tuple[Path, bytes]], label_bytes: int = 1) -> tuple[Labelled, Labelled]:
@@ -38,12 +52,22 @@ CIFAR10 = Source(
         Layout(
             ("cifar-10-batches-py", ""),
             (
-                File("data_batch_1", 31035704, "c99cafc152244af753f735de768cd75f"),
-                File("data_batch_2", 31035320, "d4bba439e000b95fd0a9bffe97cbabec"),
-                File("data_batch_3", 31035999, "54ebc095f3ab1f0389bbae665268c751"),
-                File("data_batch_4", 31035696, "634d18415352ddfa80567beed471001a"),
-                File("data_batch_5", 31035623, "482c414d41f54cd18b22e5b47cb7c3cb"),
-                File("test_batch", 31035526, "40351d587109b95175f43aff81a1287e"),
+                File(
+                    "data_batch_1", 31035704, "c99cafc152244af753f735de768cd75f", archive=_CIFAR10
+                ),
+                File(
+                    "data_batch_2", 31035320, "d4bba439e000b95fd0a9bffe97cbabec", archive=_CIFAR10
+                ),
+                File(
+                    "data_batch_3", 31035999, "54ebc095f3ab1f0389bbae665268c751", archive=_CIFAR10
+                ),
+                File(
+                    "data_batch_4", 31035696, "634d18415352ddfa80567beed471001a", archive=_CIFAR10
+                ),
+                File(
+                    "data_batch_5", 31035623, "482c414d41f54cd18b22e5b47cb7c3cb", archive=_CIFAR10
+                ),
+                File("test_batch", 31035526, "40351d587109b95175f43aff81a1287e", archive=_CIFAR10),
             ),
         ),
         Layout(
@@ -64,8 +88,8 @@ CIFAR100 = replace(
         Layout(
             ("cifar-100-python", ""),
             (
-                File("train", None, "16019d7e3df5f24257cddd939b257f8d"),
-                File("test", None, "f0ef6b0ae62326f3e7ffdfab6717acfc"),
+                File("train", None, "16019d7e3df5f24257cddd939b257f8d", archive=_CIFAR100),
+                File("test", None, "f0ef6b0ae62326f3e7ffdfab6717acfc", archive=_CIFAR100),
             ),
         ),
         Layout(

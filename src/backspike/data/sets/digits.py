@@ -34,6 +34,7 @@ DIGITS = Source(
     num_classes=10,
     shape=(1, 8, 8),
     credit="E. Alpaydin, C. Kaynak 1998, UCI Machine Learning Repository, CC BY 4.0",
+    licence="CC BY 4.0",
     home="https://archive.ics.uci.edu/dataset/80",
     read=_read,
     note="bundled",

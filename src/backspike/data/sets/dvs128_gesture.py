@@ -138,6 +138,7 @@ DVS128_GESTURE = Source(
     num_classes=CLASSES,
     shape=(2, 128, 128),
     credit="A. Amir et al. 2017, CC BY 4.0",
+    licence="CC BY 4.0",
     home="https://research.ibm.com/interactive/dvsgesture",
     read=Recordings(_samples, _events),
     layouts=(

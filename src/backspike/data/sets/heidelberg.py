@@ -10,6 +10,7 @@ from ..samples import Sample, Samples, carve_samples
 from ..source import EVENT_OPTIONS, Archive, File, Layout, Source
 
 CHANNELS = 700
+MIRRORS = ("https://zenkelab.org/datasets", "https://compneuro.net/datasets")
 
 
 def _samples(source: Source, folder: Path) -> Samples:
@@ -32,7 +33,13 @@ def _events(path: Path, samples: Sequence[Sample]) -> Iterator[Events]:
 
 
 def _layouts(folders: tuple[str, ...], *archives: tuple[str, str]) -> tuple[Layout, ...]:
-    files = tuple(File(name, archive=Archive(f"{name}.zip", md5)) for name, md5 in archives)
+    files = tuple(
+        File(
+            name,
+            archive=Archive(f"{name}.zip", md5, tuple(f"{m}/{name}.zip" for m in MIRRORS)),
+        )
+        for name, md5 in archives
+    )
     return (Layout((*folders, "hdspikes", ""), files),)
 
 
@@ -44,6 +51,7 @@ SHD = Source(
     shape=(1, 1, CHANNELS),
     credit="B. Cramer, Y. Stradmann, J. Schemmel, F. Zenke 2020, CC BY 4.0",
     home="https://zenkelab.org/datasets",
+    licence="CC BY 4.0",
     read=Recordings(_samples, _events),
     window=1_400_000,
     layouts=_layouts(

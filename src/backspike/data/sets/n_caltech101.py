@@ -7,6 +7,14 @@ from ..formats import atis
 from ..samples import list_by_class, one_per_file
 from ..source import EVENT_OPTIONS, Archive, File, Layout, Source
 
+ARCHIVE = Archive(
+    "Caltech101.zip",
+    "66201824eabb0239c7ab992480b50ba3",
+    (
+        "https://data.mendeley.com/public-files/datasets/cy6cvx3ryv/files/"
+        "36b5c52a-b49d-4853-addb-a836a8883e49/file_downloaded",
+    ),
+)
 N_CALTECH101 = Source(
     name="n-caltech101",
     kind="events",
@@ -15,6 +23,7 @@ N_CALTECH101 = Source(
     shape=(2, 180, 240),
     credit="G. Orchard, A. Jayawant, G. K. Cohen, N. Thakor 2015, CC BY-SA 4.0",
     home="https://www.garrickorchard.com/datasets/n-caltech101",
+    licence="CC BY-SA 4.0",
     read=Recordings(partial(list_by_class, "image_*.bin"), one_per_file(atis.decode)),
     layouts=(
         Layout(
@@ -30,7 +39,7 @@ N_CALTECH101 = Source(
                     ".",
                     recordings=8709,
                     pattern="*/image_*.bin",
-                    archive=Archive("Caltech101.zip", "66201824eabb0239c7ab992480b50ba3"),
+                    archive=ARCHIVE,
                 ),
             ),
         ),

@@ -15,7 +15,7 @@ from ..events import Recordings
 from ..formats import Events, wav
 from ..onsets import Onsets
 from ..samples import Sample, Samples, one_per_file
-from ..source import EVENT_OPTIONS, File, Layout, Parts, Place, Source
+from ..source import EVENT_OPTIONS, Archive, File, Layout, Parts, Place, Source
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 ENCODER = Onsets()
@@ -55,6 +55,11 @@ def _events(data: bytes, name: str) -> Events:
     return ENCODER(sound, rate)
 
 
+ARCHIVE = Archive(
+    "free-spoken-digit-dataset-master.zip",
+    None,  # the archive is made from the repository
+    ("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.zip",),
+)
 SPOKEN_DIGITS = Source(
     name="spoken-digits",
     kind="events",
@@ -62,12 +67,13 @@ SPOKEN_DIGITS = Source(
     num_classes=10,
     shape=(1, 1, ENCODER.channels),
     credit="Z. Jackson et al. 2018, CC BY-SA 4.0",
+    licence="CC BY-SA 4.0",
     home="https://github.com/Jakobovski/free-spoken-digit-dataset",
     read=_read,
     layouts=(
         Layout(
             ("fsdd", "free-spoken-digit-dataset", "free-spoken-digit-dataset-master", ""),
-            (File("recordings", recordings=3000, pattern="*.wav"),),
+            (File("recordings", recordings=3000, pattern="*.wav", archive=ARCHIVE),),
         ),
     ),
     options={**EVENT_OPTIONS, "speaker": SPEAKERS[-1]},

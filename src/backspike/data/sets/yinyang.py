@@ -51,6 +51,11 @@ def spike_times(values: np.ndarray, T: int) -> np.ndarray:
     return (times[:, None] == np.arange(T)[:, None]).astype(np.uint8)
 
 
+def _file(name: str, size: int, md5: str) -> File:
+    base = "https://raw.githubusercontent.com/lkriener/yin_yang_data_set/master/publication_data"
+    return File(name, size, md5, urls=(f"{base}/{name}",))
+
+
 YINYANG = Source(
     name="yinyang",
     kind="events",
@@ -58,18 +63,19 @@ YINYANG = Source(
     num_classes=3,
     shape=(1, 1, 4),
     credit="L. Kriener, J. Goeltz, M. A. Petrovici 2022, MIT licence",
+    licence="MIT",
     home="https://github.com/lkriener/yin_yang_data_set",
     read=_read,
     layouts=(
         Layout(
             ("yinyang", "yin_yang_data_set/publication_data", "publication_data", ""),
             (
-                File("train_samples.npy", 160128, "3fae7547e219eb404ccff4a25b22b222"),
-                File("train_labels.npy", 40128, "7c2308419fa155778745d0bb5e25c6d8"),
-                File("validation_samples.npy", 32128, "cea596192f395311c3f998e1e850023f"),
-                File("validation_labels.npy", 8128, "06b2b61e504f5ce15a41bee3ec9372fc"),
-                File("test_samples.npy", 32128, "b19247a98a2c785f761fa96bb76cbc8e"),
-                File("test_labels.npy", 8128, "eac8c29460f0e17fffa75cb645c05d93"),
+                _file("train_samples.npy", 160128, "3fae7547e219eb404ccff4a25b22b222"),
+                _file("train_labels.npy", 40128, "7c2308419fa155778745d0bb5e25c6d8"),
+                _file("validation_samples.npy", 32128, "cea596192f395311c3f998e1e850023f"),
+                _file("validation_labels.npy", 8128, "06b2b61e504f5ce15a41bee3ec9372fc"),
+                _file("test_samples.npy", 32128, "b19247a98a2c785f761fa96bb76cbc8e"),
+                _file("test_labels.npy", 8128, "eac8c29460f0e17fffa75cb645c05d93"),
             ),
         ),
     ),

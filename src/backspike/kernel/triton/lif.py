@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from contextlib import suppress
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -16,13 +17,16 @@ import triton
 from torch import Tensor
 
 from ...errors import Unsupported
-from ...options import CLIF, AdaptiveLIF
+from ...options import CLIF, LIF, AdaptiveLIF
 from .. import layout, norm_ops, ops
 from ..call import Call, Record, Result
 from ..saved import pack
 from . import step
 from .lif_kernels import lif_bwd_kernel, lif_fwd_kernel, unpack_kernel
 from .step import INTERPRETED
+
+# why a kernel did not compile; then the backend refuses all calls
+_broken: list[str] = []
 
 _BLOCK = 1024  # elements per program
 _SMALL_BLOCK = 256  # for timesteps below _FEW elements, to occupy all multiprocessors
@@ -46,7 +50,21 @@ def refuses(call: Call) -> str | None:
     if isinstance(call.neuron, AdaptiveLIF):
         return "it has no kernel for the adaptive neuron"
     name = ops.without_formula(call.neuron, step.CASES)
-    return None if name is None else f"it has no formula in Triton for {name}"
+    if name is not None:
+        return f"it has no formula in Triton for {name}"
+    if kind == "cuda" and not torch.compiler.is_compiling():
+        _try_to_compile(call.x.device)
+    return _broken[0] if _broken else None
+
+
+@cache
+def _try_to_compile(device: torch.device) -> None:
+    """Runs a neuron forward and backward once, as a backward pass has no other backend to go to."""
+    with torch.inference_mode(False), torch.enable_grad():
+        x = torch.zeros(1, 1, 1, device=device, requires_grad=True)
+        call = Call(x, None, LIF(), tau=2.0, theta=1.0, width=None, seed=None, p=None)
+        with suppress(Unsupported):  # `launch` has stored the reason
+            torch.autograd.grad(run(call).spikes.sum(), x)
 
 
 def run(call: Call) -> Result:
@@ -279,6 +297,7 @@ def launch(kernel: triton.JITFunction, grid: Grid, **arguments: object) -> None:
                 raise
             message = (getattr(error, "error_message", None) or str(error)).strip().split("\n")[0]
             reason = f"its kernel does not compile here ({type(error).__name__}: {message})"
+            _broken.append(reason)
             raise Unsupported(
                 f"backend 'triton': {reason}; use backend='eager', or another version of Triton"
             ) from error

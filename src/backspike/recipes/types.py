@@ -1,0 +1,69 @@
+"""The declared types of a recipe's fields: checks values against them, and names them in errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import cache
+from typing import Any, get_args, get_type_hints
+
+from ..errors import RecipeError
+
+
+def check_types(owner: Any, path: str = "") -> None:
+    """Checks the declared types of all fields, also of the values in them. Raises RecipeError."""
+    types = hints(type(owner))
+    for f in dataclasses.fields(owner):
+        value, hint = getattr(owner, f.name), types.get(f.name, object)
+        if not fits(value, hint):
+            raise RecipeError(f"{path}{f.name} must be {describe(hint)}, got {value!r}")
+        for part in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(part):
+                check_types(part, f"{path}{f.name}.")
+
+
+@cache
+def hints(owner: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(owner)
+    except (NameError, TypeError):  # a user's class with hints that cannot be resolved
+        return {}
+
+
+def fits(value: Any, hint: Any) -> bool:
+    if getattr(hint, "__origin__", None) is tuple:
+        return isinstance(value, tuple) and all(fits(v, get_args(hint)[0]) for v in value)
+    if alternatives := get_args(hint):
+        return any(fits(value, a) for a in alternatives)
+    if hint is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and not math.isnan(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint) and not isinstance(value, type)
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
+
+
+def describe(hint: Any) -> str:
+    if getattr(hint, "__origin__", None) is tuple:
+        return f"a tuple of {describe(get_args(hint)[0])}"
+    if args := get_args(hint):
+        return " or ".join(describe(a) for a in args)
+    if hint is type(None):
+        return "None"
+    return _WORDS.get(hint, f"a value such as {EXAMPLES.get(hint.__name__, hint.__name__)}")
+
+
+EXAMPLES = {
+    "Surrogate": "Triangle(alpha=2.0)",
+    "Model": "ConvNet('32-P-64-P')",
+    "Norm": "TDBN()",
+    "Neuron": "PLIF(tau=2.0)",
+    "Readout": "TWO(beta=0.7)",
+    "Loss": "CrossEntropy()",
+    "Optimizer": "AdamW(lr=0.001)",
+    "Augment": "Shift(1)",
+    "Mixing": "CutMix()",
+}
