@@ -233,7 +233,7 @@ class _Training(Handle):
         with self.autocast():
             o = self.network.model(x).float()
         logits = self.network.readout(o)
-        loss = self.recipe.loss.value(o, logits, y)
+        loss = self.recipe.loss_value(o, logits, y)
         return o, logits, loss if self.potential is None else loss + self.potential.loss()
 
     def step_sizes(self, optimizer: torch.optim.Optimizer, count: int) -> dict[str, float]:

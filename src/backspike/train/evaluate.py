@@ -18,7 +18,7 @@ from ..recipes.recipe import Recipe
 from ..run import Borrowed, Run
 from ..system import distributed
 from .failures import first_line, logger
-from .network import Network, check_own, to_channels_last, trained_network
+from .network import Network, check_own, to_channels_last, trained
 from .setup import OwnData, choose_device, load_data
 
 
@@ -30,7 +30,8 @@ def evaluate(
     validation: Any = None,
     anytime: bool = False,
     device: str | torch.device | None = None,
-    values: tuple[type, ...] = (),
+    recipe: Recipe | str | None = None,
+    values: tuple[Any, ...] = (),
 ) -> dict[str, Any]:
     """Runs the test set through the trained network of a run and writes `evaluation.npz`.
 
@@ -43,8 +44,8 @@ def evaluate(
     found = Run.find(run)
     folder = found if isinstance(found, Borrowed) else _WritableOrNot(found.path)
     check_own(folder, model=model, data=test)
-    network = trained_network(folder, model, values).to(choose_device(device))
-    recipe = folder.recipe(values)
+    _, recipe, network = trained(folder, model, recipe=recipe, values=values)
+    network = network.to(choose_device(device))
     if recipe.channels_last:
         to_channels_last(network)
     sets = load_data(recipe) if test is None else OwnData(None, validation, test)
@@ -109,7 +110,7 @@ def accuracy_and_loss(network: Network, batches: Batches, recipe: Recipe) -> tup
             o = network.model(x).float()
         logits = network.readout(o)
         sums[0] += (logits.argmax(-1) == y).sum()
-        sums[1] += recipe.loss.value(o, logits, y).double() * len(y)
+        sums[1] += recipe.loss_value(o, logits, y).double() * len(y)
         n += len(y)
     correct, loss, n = ranks.all_reduce(*sums.tolist(), n)
     return correct / n, loss / n

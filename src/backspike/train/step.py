@@ -105,7 +105,7 @@ class Step:
         setup, readout = self.setup, self.setup.network.readout
 
         def loss(o: Tensor) -> Tensor:
-            value = setup.recipe.loss.value(o, readout(o), y)
+            value = setup.recipe.loss_value(o, readout(o), y)
             if setup.potential is not None:
                 value = value + setup.potential.loss()
             return value * (len(y) * setup.ranks.size / batch_size)  # averaged over ranks later

@@ -348,7 +348,7 @@ class Trainer:
         except RuntimeError as e:
             if not distributed.is_peer_failure(e):
                 raise
-            again = distributed.command("resume", self.run.path)
+            again = distributed.command(*self.run.command("resume"))
             raise RunError(
                 f"another rank ended in epoch {self.progress.epoch + 1}; "
                 f"continue from the last checkpoint with: {again}"
