@@ -7,6 +7,7 @@ missing and says so.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..system.table import Table, left
 from .activity import energy_section, firing, membranes, potentials, support, watch, widths
@@ -33,7 +34,12 @@ def _recipe(run: RunData) -> Section:
         code("--field value"),
         " on the command line.",
     ]
-    return Section("recipe", "Recipe", text, [Table(left("field", "value"), rows, "Recipe")])
+    body: list[Any] = [Table(left("field", "value"), rows, "Recipe")]
+    if run.file:
+        sha256 = str(run.source.get("sha256"))
+        text = [*text, f" A function of the user's made it, {run.file} (SHA-256 {sha256}):"]
+        body.append(Part("command", str(run.source.get("text"))))
+    return Section("recipe", "Recipe", text, body)
 
 
 def _environment(run: RunData) -> Section:
