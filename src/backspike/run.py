@@ -19,6 +19,7 @@ from .errors import RecipeError, RunError, nearest, on_command_line, option
 from .models import shipped
 from .recipes import from_file
 from .recipes.recipe import Recipe
+from .recipes.source import Source
 from .system import disk, hub
 from .system.files import cannot_write, is_sealed, read_json, read_regular, write_atomic
 
@@ -159,9 +160,10 @@ class Run:
         """The recipe to start from: the user's own, or else the default one."""
         source = self.source()
         if own is None and source and not named:
+            trust = " or --trust" if on_command_line() else ""
             raise RunError(
                 f"the recipe of {self.path} comes from Python code, {source['file']}, which is "
-                f"imported only if you name it: {option('recipe', source_name(source))}"
+                f"imported only if you say so: {option('recipe', source_name(source))}{trust}"
             )
         if not isinstance(own, str):
             return own or Recipe()
@@ -174,10 +176,19 @@ class Run:
             )
         return recipe
 
+    def accept(self, source: Source) -> None:
+        """Notes in recipe.json that the run goes on with this file, which has changed."""
+        stored = self.read_json("recipe.json")
+        before = self.source()
+        if before and before["sha256"] != source.sha256:
+            earlier = [*stored["source"].get("earlier", []), before["sha256"]]
+            now = {**source.to_dict(), "earlier": earlier}
+            self.write_json("recipe.json", {**stored, "source": now})
+
     def source(self) -> dict[str, str] | None:
         """What recipe.json says of the Python file that made the recipe; None if none did.
 
-        Its keys are file, function, sha256 and text. Nobody vouches for them.
+        Its keys are file, function, sha256 and text; none of it can be trusted.
         """
         source = self.read_json("recipe.json").get("source")
         names = ("file", "function", "sha256", "text")

@@ -113,10 +113,10 @@ class Case:
         self, neuron: LIF, changed: Surrogate, path: str, value: Any
     ) -> dict[str, Any]:
         """The field of the recipe's surrogate, or the whole surrogate if the neuron has another."""
-        own = self.own_model or not isinstance(self.recipe.neuron, Neuron)
-        if not own and self.recipe.neuron.surrogate == neuron.surrogate:
-            return {f"neuron.surrogate{path}": value}
-        return {"neuron.surrogate": changed}
+        named = self.recipe.neuron
+        if self.own_model or not isinstance(named, Neuron) or named.surrogate != neuron.surrogate:
+            return {"neuron.surrogate": changed}
+        return {f"neuron.surrogate{path}": value}
 
 
 # ---- the surrogate of a neuron ---------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def write(examination: Examination, path: Path) -> Path:
     v, recipe = examination.vitals, examination.recipe
     state = "after training" if examination.trained else "before training"
     fields = to_fields(recipe)
-    parts: list[Text] = [code(fields["model"])]
+    parts: list[Any] = [code(fields["model"])]
     if "neuron.surrogate" in fields:
         parts += [" · ", code(fields["neuron.surrogate"])]
     page = Page(

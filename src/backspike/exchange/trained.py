@@ -38,7 +38,8 @@ def find(
     """The network itself, or that of a run as `Run.find` takes it.
 
     recipe: as for `load`. The default sample of a run is the first of its validation or test
-    samples. Raises ExchangeError if a model comes without a sample, or a run was trained with a model or
+    samples.
+    Raises ExchangeError if a model comes without a sample, or a run was trained with a model or
     data of the user's own.
     """
     if isinstance(model_or_run, nn.Module):

@@ -39,7 +39,8 @@ def with_stored(recipe: Recipe, stored: Mapping[str, Any], own: Mapping[str, Any
 
 def _values(owner: Any, stored: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """The values of an owner's fields from what JSON holds. Raises RecipeError."""
-    types, values = hints(type(owner)), {}
+    types: dict[str, Any] = hints(type(owner))  # type: ignore[arg-type]
+    values = {}
     for name, value in stored.items():
         _known(owner, name, name)
         if isinstance(value, list):
@@ -100,7 +101,7 @@ def with_field(owner: Any, path: list[str], value: Any, whole: str, own: Mapping
     """
     _known(owner, path[0], whole)
     old = getattr(owner, path[0])
-    hint = hints(type(owner)).get(path[0])
+    hint = hints(type(owner)).get(path[0])  # type: ignore[arg-type]
     if len(path) > 1:
         new = with_field(old, path[1:], value, whole, own)
     elif not isinstance(value, str):
@@ -131,12 +132,12 @@ def with_field(owner: Any, path: list[str], value: Any, whole: str, own: Mapping
 def _other_neuron(old: Neuron, text: str, path: str, own: Mapping[str, Any]) -> Any:
     """The neuron in `text`, with the options of `old` that the text does not set."""
     text = text.strip()
-    named = dataclasses.is_dataclass((VALUES | own).get(text))
+    named = dataclasses.is_dataclass(VALUES.get(text, own.get(text)))
     new = parse(f"{text}()" if named else text, own, path)
     if not isinstance(new, Neuron):  # a function of the user's own, or the recipe refuses it
         return new
     kind, set_in_text = type(new), options_in(text, type(new))
-    types = hints(kind)
+    types: dict[str, Any] = hints(kind)  # type: ignore[arg-type]
     kept, lost = {}, []
     for f in dataclasses.fields(old):
         value = getattr(old, f.name)

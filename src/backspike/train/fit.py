@@ -104,6 +104,8 @@ def resume(
                 trainer = Trainer(folder, setup, listen, watch)
                 if saved:
                     trainer.restore()
+                if stored.source:
+                    folder.accept(stored.source)
                 else:  # stopped before the first checkpoint
                     folder.put_back_log("")
                 return trainer.train(report)
