@@ -10,22 +10,20 @@ SIDE = 16  # pixels of the sensor
 
 
 def record(direction, rng):
-    """A bright bar crosses the sensor to the right, left, bottom or top: ON before it, OFF behind."""
-    t = np.sort(rng.integers(0, 100_000, 400))  # microseconds
-    p = rng.integers(0, 2, 400)
+    """A bright bar crosses the sensor to the right, left, bottom or top: ON ahead, OFF behind."""
+    t, p = np.sort(rng.integers(0, 100_000, 400)), rng.integers(0, 2, 400)  # t in microseconds
     along = np.clip(t * SIDE // 100_000 - 2 * (1 - p) + rng.integers(-1, 2, 400), 0, SIDE - 1)
     along = SIDE - 1 - along if direction % 2 else along
-    across = rng.integers(0, SIDE, 400)
-    x, y = (along, across) if direction < 2 else (across, along)
-    return bs.data.Events(x, y, t, p)
+    x, y = along, rng.integers(0, SIDE, 400)
+    return bs.data.Events(*((x, y) if direction < 2 else (y, x)), t, p)
 
 
 def make_data(T):
     rng = np.random.default_rng(0)
     y = np.arange(600) % 4
     x = np.stack([bs.data.frames(record(k, rng), T, SIDE) for k in y]).astype(np.uint8)
-    train, validation, test = np.split(np.arange(600), [400, 500])
-    return [bs.data.Split(x[i], y[i], i) for i in (train, validation, test)]
+    parts = np.split(np.arange(600), [400, 500])  # training, validation, test
+    return [bs.data.Split(x[i], y[i], i) for i in parts]
 
 
 def make_network(neuron):

@@ -123,3 +123,8 @@ def write(folder: Path, text: str = ALL_OWN, name: str = "mine.py") -> Path:
     path = folder / name
     path.write_text(text)
     return path
+
+
+def width(recipe):
+    """The size of the hidden layer in the network of these files."""
+    return len(recipe.network()[0][0].weight)

@@ -46,6 +46,11 @@ def run(options: argparse.Namespace) -> int:
         if (subject / "recipe.json").is_file():
             recipe = own_recipe(options, options.subject)
             change_fields(Run.open(subject).recipe(own=recipe), options.fields)  # checks the fields
+        elif options.recipe or options.trust or options.accept_change:
+            raise UsageError(
+                "--recipe, --trust and --accept-change are for a run folder, which "
+                f"{options.subject} is not; leave them out"
+            )
         else:
             subject = change_fields(read_recipe(options.subject), options.fields)
     except RecipeError as e:

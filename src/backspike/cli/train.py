@@ -138,7 +138,7 @@ def show_training(options: argparse.Namespace, out: Path, work: Any) -> int:
             result = work(train, listen, out)
     except KeyboardInterrupt:
         if (out / "last.ckpt").exists() or not first:
-            command = distributed.command(*Run.open(out).command("resume"))
+            command = distributed.command(*Run(out).command("resume"))
             raise RunError(f"stopped; a checkpoint was saved; to continue: {command}") from None
         raise
     if first and not options.json:

@@ -144,17 +144,13 @@ def call(function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     except BackspikeError:
         raise
     except Exception as e:
-        code = inspect.getsourcefile(inspect.unwrap(function)) if _has_code(function) else None
-        raise RecipeError(_explain(e, code or "", text(function))) from e
-
-
-def _has_code(function: Any) -> bool:
-    return inspect.isfunction(function) or inspect.isclass(function)
+        code = getattr(inspect.unwrap(function), "__code__", None)
+        raise RecipeError(_explain(e, code.co_filename if code else "", text(function))) from e
 
 
 def _explain(e: Exception, file: str, name: str = "") -> str:
     """The error in one line, with the last line of `file` that it passed through."""
-    what = f"{type(e).__name__}: {(str(e).strip().splitlines() or [''])[0]}"
+    what = ": ".join([type(e).__name__, *str(e).strip().splitlines()[:1]])
     if isinstance(e, SyntaxError) and e.filename == file:
         return f"{Path(file).name}, line {e.lineno}: {type(e).__name__}: {e.msg}"
     lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == file]

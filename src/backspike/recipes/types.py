@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ..errors import RecipeError
+from .source import text
 
 
 def check_types(owner: Any, path: str = "") -> None:
@@ -17,7 +18,7 @@ def check_types(owner: Any, path: str = "") -> None:
     for f in dataclasses.fields(owner):
         value, hint = getattr(owner, f.name), types.get(f.name, object)
         if not fits(value, hint):
-            raise RecipeError(f"{path}{f.name} must be {describe(hint)}, got {value!r}")
+            raise RecipeError(f"{path}{f.name} must be {describe(hint)}, got {text(value)}")
         for part in value if isinstance(value, tuple) else (value,):
             if dataclasses.is_dataclass(part):
                 check_types(part, f"{path}{f.name}.")

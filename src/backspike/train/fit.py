@@ -104,10 +104,10 @@ def resume(
                 trainer = Trainer(folder, setup, listen, watch)
                 if saved:
                     trainer.restore()
-                if stored.source:
-                    folder.accept(stored.source)
                 else:  # stopped before the first checkpoint
                     folder.put_back_log("")
+                if (source := stored.source) is not None:
+                    ranks.on_rank0(lambda: folder.accept(source))
                 return trainer.train(report)
 
 

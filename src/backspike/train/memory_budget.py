@@ -114,7 +114,7 @@ def plan_memory(
     rehearsals: list[Rehearsal] = []
 
     def rehearse(candidate: Recipe) -> Rehearsal:
-        found = _rehearse(candidate, own, device, threads)
+        found = _rehearse(candidate, device, threads, own)
         rehearsals.append(found)
         text = f"tried {_settings(recipe, candidate) or 'as it is'}: {_cost(found)}"
         measured = {"peak": found.peak, "seconds_per_step": found.seconds}
@@ -260,7 +260,7 @@ def _packed(**own: Any) -> bytes | None:
 
 
 def _rehearse(
-    recipe: Recipe, own: bytes | None, device: str | None, threads: int | None
+    recipe: Recipe, device: str | None, threads: int | None, own: bytes | None = None
 ) -> Rehearsal:
     torch = sys.modules.get("torch")
     threads = threads or (torch.get_num_threads() if torch else None)
