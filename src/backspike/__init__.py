@@ -21,6 +21,7 @@ _SUBMODULES = {
     "onnx": "exchange.onnx",
     "readout": "readout",
     "recipes": "recipes",
+    "study": "study",
 }
 _NAMES = {
     "surrogate": (
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     from . import models as models
     from . import readout as readout
     from . import recipes as recipes
+    from . import study as study
     from .doctor.examine import examine as examine
     from .exchange import nir as nir
     from .exchange import onnx as onnx

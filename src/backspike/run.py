@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import RecipeError, RunError, nearest, option
+from .errors import RecipeError, RunError, nearest, on_command_line, option
 from .models import shipped
+from .recipes import from_file
 from .recipes.recipe import Recipe
+from .recipes.source import Source
 from .system import disk, hub
 from .system.files import cannot_write, is_edited, is_sealed, read_json, read_regular, write_atomic
 
@@ -110,7 +112,9 @@ class Run:
             except OSError as e:
                 raise cannot_write(self.path, e) from e
             named = {"classes": list(classes)} if classes else {}
-            self.write_json("recipe.json", {**recipe.to_dict(), "own": list(own), **named})
+            source = {"source": recipe.source.to_dict()} if recipe.source else {}
+            fields = {**recipe.to_dict(), "own": list(own), **named, **source}
+            self.write_json("recipe.json", fields)
             yield
 
     @staticmethod
@@ -149,16 +153,72 @@ class Run:
         """Where a file that is made from this run goes by default."""
         return self.path / name
 
-    def recipe(self, values: tuple[type, ...] = ()) -> Recipe:
-        """The recipe of the run. values: your own classes that it names."""
+    def recipe(self, values: tuple[Any, ...] = (), own: Recipe | str | None = None) -> Recipe:
+        """The recipe of the run.
+
+        values: your own classes and functions that it names. own: the recipe itself, if your own
+        code makes it: a `Recipe`, or "mine.py:recipe", which imports that file. What the run folder
+        names is never imported. Raises RunError, also if the file has changed since the run began.
+        """
         path = self.path / "recipe.json"
+        start = self._own_recipe(own, named=bool(values))
         try:
-            return Recipe.from_dict(read_json(read_regular(path)), values)
+            return start.restored(read_json(read_regular(path)), values)
         except (ValueError, OSError) as e:
             unknown = isinstance(e, RecipeError) and "unknown name" in str(e)
             restore = f"restore it, or train again with {option('force', True)}"
-            hint = "pass your own classes as values=" if unknown else restore
+            hint = "pass your own classes and functions as values=" if unknown else restore
             raise RunError(f"{path} is damaged or of another version: {e}; {hint}") from e
+
+    def _own_recipe(self, own: Recipe | str | None, named: bool) -> Recipe:
+        """The recipe to start from: the user's own, or else the default one."""
+        source = self.source()
+        if own is None and source and not named:
+            trust = " or --trust" if on_command_line() else ""
+            raise RunError(
+                f"the recipe of {self.path} comes from Python code, {source['file']}, which is "
+                f"imported only if you say so: {option('recipe', source_name(source))}{trust}"
+            )
+        if not isinstance(own, str):
+            return own or Recipe()
+        recipe = from_file(own)
+        assert recipe.source is not None
+        if source and recipe.source.sha256 != source["sha256"]:
+            raise RunError(
+                f"{recipe.source.file} has changed since {self.path} began (recipe.json holds "
+                f"the text that it had); {_accept(own)}"
+            )
+        return recipe
+
+    def accept(self, source: Source) -> None:
+        """Notes in recipe.json that the run goes on with this file, which has changed."""
+        stored = self.read_json("recipe.json")
+        before = self.source()
+        if before and before["sha256"] != source.sha256:
+            earlier = [*stored["source"].get("earlier", []), before["sha256"]]
+            now = {**source.to_dict(), "earlier": earlier}
+            self.write_json("recipe.json", {**stored, "source": now})
+
+    def source(self) -> dict[str, str] | None:
+        """What recipe.json says of the Python file that made the recipe; None if none did.
+
+        Its keys are file, function, sha256 and text; none of it can be trusted.
+        """
+        source = self.read_json("recipe.json").get("source")
+        names = ("file", "function", "sha256", "text")
+        if source is None:
+            return None
+        if not isinstance(source, dict) or not all(isinstance(source.get(n), str) for n in names):
+            raise RunError(
+                f"{self.path / 'recipe.json'} is damaged (its source needs {', '.join(names)}); "
+                "restore it or train again"
+            )
+        return {name: source[name] for name in names}
+
+    def command(self, verb: str) -> list[str]:
+        """The words after `backspike` that use this run, with the file that made its recipe."""
+        source = self.source() if self.has("recipe.json") else None
+        return [verb, str(self.path), *(["--recipe", source_name(source)] if source else [])]
 
     def own(self) -> list[str]:
         """What the user passed to `fit` instead of the recipe's: any of "model", "data"."""
@@ -268,6 +328,18 @@ class Run:
         if not self.has("log.jsonl"):
             return []
         return [_event(line) for line in self.read("log.jsonl").splitlines()]
+
+
+def source_name(source: Mapping[str, str]) -> str:
+    """The file and function of `Run.source` in one word, "mine.py:recipe"."""
+    return f"{source['file']}:{source['function']}"
+
+
+def _accept(word: str) -> str:
+    """How to use a file that has changed."""
+    if on_command_line():
+        return "restore it, or use it as it is now with --accept-change"
+    return f"restore it, or use it as it is now with recipe=bs.recipes.from_file({word!r})"
 
 
 def _event(line: bytes) -> dict[str, Any] | None:

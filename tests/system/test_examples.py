@@ -3,6 +3,7 @@
 import re
 import runpy
 import shlex
+import shutil
 
 import pytest
 from helpers.paths import ROOT
@@ -102,8 +103,38 @@ def test_code_about_trained_networks_runs(monkeypatch, tmp_path, capsys):
     assert "Over 2 seeds" in (tmp_path / "runs/a/README.md").read_text()
 
 
-# test_ranks.py runs sharded.py, which needs several ranks
-EXAMPLES = sorted(set((ROOT / "examples").glob("*.py")) - {ROOT / "examples/sharded.py"})
+def test_code_about_ones_own_network_runs(monkeypatch, tmp_path, capsys):
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    file, in_python, arms = blocks("docs/own-network.md")
+    assert file == (ROOT / "examples/own_network.py").read_text()
+    assert len(file.splitlines()) <= 40
+    exec(in_python, {})
+    assert capsys.readouterr().out.endswith("True\n")
+    variables = {}
+    exec(arms, variables)
+    assert variables["arms"]().recipe(variables["arms"]().arms[1]).optimizer.lr == 0.001
+    text = (ROOT / "docs/own-network.md").read_text()
+    commands = [words.split() for words in re.findall(r"^backspike (.*)$", text, re.M)]
+    assert [words[0] for words in commands] == [
+        *("train", "train", "doctor", "study"),
+        *("eval", "doctor", "resume", "export"),
+    ]
+    for words in commands:
+        short = {"train": ["--epochs=1"], "study": ["--epochs=1", "--jobs=2"]}.get(words[0], [])
+        words = [w for i, w in enumerate(words) if "--epochs" not in words[max(i - 1, 0) : i + 1]]
+        if words[0] == "train" and "--memory" not in words:
+            shutil.rmtree("runs/mine")
+        if words[-1] == "--trust" and words[0] == "export":
+            pytest.importorskip("nir")
+        assert main([*words, *short]) == 0, words
+
+
+# test_ranks.py runs sharded.py, which needs several ranks; own_network.py is a recipe
+EXAMPLES = sorted(
+    set((ROOT / "examples").glob("*.py"))
+    - {ROOT / "examples" / name for name in ("sharded.py", "own_network.py")}
+)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)

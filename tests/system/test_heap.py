@@ -212,5 +212,5 @@ def test_processes_of_a_study_use_the_mode_of_their_parent(monkeypatch, mode):
         workers, "run", lambda f, jobs, n, **_: [(j, "result", f(*j)) for j in jobs]
     )
     clock = SimpleNamespace(over=lambda *_: {})
-    runner._in_processes([Job("arm", 0, None, None)], 1, 1, None, clock)
+    runner._in_processes([Job("arm", 0, None, None)], workers.pack({}), 1, 1, None, clock)
     assert seen == [mode] * bool(mode)

@@ -74,10 +74,11 @@ ALLOWED = {
     "kernel/cpu/stream.py": {"ctypes"},
     "kernel/dispatch.py": {"importlib"},  # checks whether Triton is installed
     "kernel/pack.py": {"ctypes"},
+    "recipes/source.py": {"compile", "exec"},  # a Python file that the user names
     "study/spec.py": {"json.loads"},  # reads the output of json.dumps
     "system/files.py": {"json.loads", "zipfile"},  # read_json and read_arrays, with bounds
     "system/heap.py": {"ctypes"},
-    "system/workers.py": {"multiprocessing", "subprocess"},  # pipes
+    "system/workers.py": {"multiprocessing", "pickle", "subprocess"},  # pipes
     "train/network.py": {"json.loads"},  # the header of safetensors, for names that occur twice
     "train/checkpoint.py": {"torch.load", "zipfile"},  # weights_only, checked first
     "train/trainer.py": {"html"},

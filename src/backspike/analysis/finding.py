@@ -15,6 +15,7 @@ from torch import nn
 from ..neuron.hooks import spiking_layers
 from ..neuron.lif import LIF
 from ..recipes.recipe import Recipe
+from ..recipes.values import Neuron
 from ..surrogate import Masked, Parametric, Surrogate, Triangle
 from .activity import in_support
 from .tally import Layer
@@ -112,9 +113,10 @@ class Case:
         self, neuron: LIF, changed: Surrogate, path: str, value: Any
     ) -> dict[str, Any]:
         """The field of the recipe's surrogate, or the whole surrogate if the neuron has another."""
-        if not self.own_model and self.recipe.neuron.surrogate == neuron.surrogate:
-            return {f"neuron.surrogate{path}": value}
-        return {"neuron.surrogate": changed}
+        named = self.recipe.neuron
+        if self.own_model or not isinstance(named, Neuron) or named.surrogate != neuron.surrogate:
+            return {"neuron.surrogate": changed}
+        return {f"neuron.surrogate{path}": value}
 
 
 # ---- the surrogate of a neuron ---------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError, UsageError
-from .fields import change_fields, read_recipe
+from .fields import change_fields, own_recipe, read_recipe
 from .parser import Parser
 
 HELP = "find out why a recipe or a run does not learn, from a few batches"
@@ -24,7 +24,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "subject",
         metavar="RUN|RECIPE",
-        help="a run folder, a recipe name (see: backspike recipes) or a recipe's JSON file",
+        help="a run folder, a recipe name (see: backspike recipes), a recipe's JSON file, or a "
+        "function in a Python file of yours, mine.py:recipe",
     )
     parser.add_argument(
         "--out",
@@ -33,15 +34,23 @@ def add_arguments(parser: Parser) -> None:
         "RUN/doctor.html)",
     )
     parser.add_device()
+    parser.add_own_recipe()
 
 
 def run(options: argparse.Namespace) -> int:
     from ..run import Run
 
     subject: Any = Path(options.subject)
+    recipe = None
     try:
         if (subject / "recipe.json").is_file():
-            change_fields(Run.open(subject).recipe(), options.fields)  # checks the fields
+            recipe = own_recipe(options, options.subject)
+            change_fields(Run.open(subject).recipe(own=recipe), options.fields)  # checks the fields
+        elif options.recipe or options.trust or options.accept_change:
+            raise UsageError(
+                "--recipe, --trust and --accept-change are for a run folder, which "
+                f"{options.subject} is not; leave them out"
+            )
         else:
             subject = change_fields(read_recipe(options.subject), options.fields)
     except RecipeError as e:
@@ -52,7 +61,10 @@ def run(options: argparse.Namespace) -> int:
     from ..doctor import examine, page
 
     found = examine.examine(
-        subject, changes=options.fields if isinstance(subject, Path) else {}, device=options.device
+        subject,
+        changes=options.fields if isinstance(subject, Path) else {},
+        device=options.device,
+        recipe=recipe,
     )
     # the run's own page shows the run as it is, without changed fields
     of_run = isinstance(subject, Path) and not options.fields

@@ -5,6 +5,7 @@ import json
 import shlex
 from pathlib import Path
 
+from .fields import own_recipe
 from .parser import RUN, Parser
 
 HELP = "test the trained network of a run on the test set"
@@ -13,6 +14,7 @@ HELP = "test the trained network of a run on the test set"
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("folder", metavar="RUN", help=RUN)
     parser.add_device()
+    parser.add_own_recipe()
     parser.add_argument(
         "--anytime",
         action="store_true",
@@ -23,7 +25,12 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..train.evaluate import evaluate
 
-    result = evaluate(options.folder, device=options.device, anytime=options.anytime)
+    result = evaluate(
+        options.folder,
+        device=options.device,
+        anytime=options.anytime,
+        recipe=own_recipe(options, options.folder),
+    )
     if options.json:
         print(json.dumps({"event": "done", **result}))
         return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from .fields import own_recipe
 from .parser import RUN, Parser
 
 HELP = "write the trained network of a run as a file for other tools, proven by running it"
@@ -23,6 +24,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="FILE",
         help="default: network.nir, network.onnx or step.onnx in the run folder",
     )
+    parser.add_own_recipe()
     parser.add_argument(
         "--step",
         action="store_true",
@@ -66,11 +68,11 @@ def run(options: argparse.Namespace) -> int:
     found = Run.find(options.folder)
     name = "step.onnx" if options.step else f"network.{options.to}"
     path = Path(options.out or found.output(name))
-    made, lines = (
-        _onnx(found.path, path, options.step)
-        if options.to == "onnx"
-        else _nir(found.path, path, given)
-    )
+    given |= {"recipe": own_recipe(options, options.folder)}
+    if options.to == "onnx":
+        made, lines = _onnx(found.path, path, {**given, "step": options.step})
+    else:
+        made, lines = _nir(found.path, path, given)
     if options.json:
         print(json.dumps({"event": "done", **asdict(made), "path": str(path)}))
     else:
@@ -89,10 +91,10 @@ def _nir(run: Path, path: Path, given: dict[str, Any]) -> tuple[Any, list[str]]:
     ]
 
 
-def _onnx(run: Path, path: Path, step: bool) -> tuple[Any, list[str]]:
+def _onnx(run: Path, path: Path, given: dict[str, Any]) -> tuple[Any, list[str]]:
     from ..exchange import onnx
 
-    made = onnx.write(run, path, step=step)
+    made = onnx.write(run, path, **given)
     ties = f", {made.ties} others at the threshold differ by rounding" if made.ties else ""
     inputs = ", ".join(["input", *made.states])
     return made, [

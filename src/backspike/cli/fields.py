@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import os
@@ -25,13 +26,41 @@ OTHER_NAMES = {
 }
 
 
+def own_recipe(options: argparse.Namespace, folder: str) -> Recipe | str | None:
+    """The argument `recipe=` for a run: the file that the user names, or trusts the run to name.
+
+    Raises UsageError for options that do not fit together, RecipeError and RunError.
+    """
+    from .. import recipes
+    from ..run import Run, source_name
+
+    word = options.recipe
+    if options.trust:
+        if word:
+            raise UsageError("--recipe already names the file to import; leave --trust out")
+        source = Run.find(folder).source()
+        if source is None:
+            raise UsageError(f"{folder} names no Python file; leave --trust out")
+        word = source_name(source)
+    if word and not recipes.is_file(word):
+        raise UsageError(f"--recipe takes a Python file, such as mine.py:recipe; got {word}")
+    if not options.accept_change:
+        return word
+    if not word:
+        raise UsageError("--accept-change needs the file: --recipe FILE.py:FUNCTION or --trust")
+    return recipes.from_file(word)
+
+
 def read_recipe(word: str) -> Recipe:
-    """The shipped recipe of that name, or the recipe in a JSON file written by `Recipe.to_dict`.
+    """The shipped recipe of that name, or the one of a Python file, "mine.py:recipe", or of a JSON
+    file written by `Recipe.to_dict`.
 
     Raises RecipeError.
     """
     from .. import recipes
 
+    if recipes.is_file(word):
+        return recipes.from_file(word)
     if word not in recipes.NAMES and os.path.isfile(word):
         return _read_file(Path(word))
     if word.endswith(".json"):
@@ -53,6 +82,11 @@ def _read_file(path: Path) -> Recipe:
         raise RecipeError(f"{path} is not a recipe's JSON file: {reason}") from e
     if not isinstance(stored["name"], str):
         raise RecipeError(f"{path}: the name of a recipe must be text, got {stored['name']!r:.80}")
+    if stored.get("source"):
+        raise RecipeError(
+            f"{path} belongs to a run whose recipe is Python code; train that code's file, "
+            "as in: backspike train mine.py:recipe"
+        )
     if stored.get("own"):
         raise RecipeError(
             f"{path} belongs to a run with your own model or data; train it with bs.fit(...)"
@@ -75,7 +109,9 @@ def change_fields(recipe: Recipe, fields: Mapping[str, str]) -> Recipe:
 
 def _field_names(owner: Any, prefix: str = "") -> Iterator[str]:
     """Dotted names of all fields, also of the values in them: "T", "optimizer", "optimizer.lr"."""
-    for field in dataclasses.fields(owner):
+    from ..recipes.fields import settings
+
+    for field in settings(owner):
         yield prefix + field.name
         value = getattr(owner, field.name)
         if dataclasses.is_dataclass(value):

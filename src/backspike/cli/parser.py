@@ -32,6 +32,25 @@ class Parser(argparse.ArgumentParser):
             + ("; cuda:0,cuda:1 divides the runs among both" * several),
         )
 
+    def add_own_recipe(self) -> None:
+        """Adds the options for runs whose recipe a Python file of the user's makes."""
+        self.add_argument(
+            "--recipe",
+            metavar="FILE.py:FUNCTION",
+            help="the Python file that made the run's recipe and the function in it; imports the "
+            "file",
+        )
+        self.add_argument(
+            "--trust",
+            action="store_true",
+            help="import the Python file that the run folder names: its code runs",
+        )
+        self.add_argument(
+            "--accept-change",
+            action="store_true",
+            help="use the Python file although it has changed since the run was started",
+        )
+
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Parses the verb's options; the attribute `fields` holds the recipe fields."""
         own, fields = self.split_fields(words) if self.takes_fields else (words, {})

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 from ..errors import RecipeError, StudyError, UsageError
@@ -19,10 +20,18 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.epilog = "FIELD is a field of a recipe, for example --epochs 5 or --limit 500."
     parser.add_argument(
-        "name", nargs="?", metavar="NAME", help="a study; without it, all studies are listed"
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="a study, or a function in a Python file of yours that returns a bs.study.Study, "
+        "mine.py:arms; without it, all studies are listed",
     )
     parser.add_argument(
-        "--data", default="digits", metavar="NAME", help="digits (default), digits-dvs or mnist"
+        "--data",
+        default="digits",
+        metavar="NAME",
+        help="digits (default), digits-dvs, mnist, or a function in a Python file of yours that "
+        "returns a bs.Recipe, mine.py:recipe",
     )
     parser.add_argument(
         "--seeds",
@@ -43,9 +52,15 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_device(several=True)
     parser.add_argument("--force", action="store_true", help="replace an existing study")
+    parser.add_argument(
+        "--accept-change",
+        action="store_true",
+        help="continue although your Python file has changed since the study was started",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..recipes import is_file
     from ..study import runner, shipped
     from ..study.progress import listener
     from ..study.spec import Study
@@ -56,7 +71,9 @@ def run(options: argparse.Namespace) -> int:
             print(json.dumps(line) if options.json else f"{name:17s} {line['about']}")
         return 0
     try:
-        study = shipped.get(options.name, options.data)
+        own = is_file(options.name)
+        get = shipped.from_file if own else partial(shipped.get, data=options.data)
+        study = get(options.name)
         if isinstance(study, Study):
             change_fields(study.base, options.fields)  # names similar fields
             study = study.replace(options.fields)
@@ -66,14 +83,24 @@ def run(options: argparse.Namespace) -> int:
             )
     except (StudyError, RecipeError) as e:
         raise UsageError(e) from None
-    name = f"{options.name}-{options.data}" if isinstance(study, Study) else options.name
+    name = options.name
+    if own:
+        name = study.name
+    elif isinstance(study, Study):
+        name += f"-{study.base.name if is_file(options.data) else options.data}"
     out = Path(options.out or Path("studies") / name)
     common = {"seeds": options.seeds, "force": options.force}
     try:
         with listener(options.json) as listen:
             if isinstance(study, Study):
                 page = runner.run(
-                    study, out, **common, jobs=options.jobs, device=options.device, listen=listen
+                    study,
+                    out,
+                    **common,
+                    jobs=options.jobs,
+                    device=options.device,
+                    listen=listen,
+                    accept_change=options.accept_change,
                 )
             else:
                 from ..study import single_neuron

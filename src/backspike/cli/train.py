@@ -32,8 +32,9 @@ def add_arguments(parser: Parser) -> None:
         "recipe",
         nargs="?",
         metavar="RECIPE",
-        help="a recipe name (see: backspike recipes) or a recipe's JSON file (default: digits, or "
-        "with --from the recipe of RUN)",
+        help="a recipe name (see: backspike recipes), a recipe's JSON file, or a function in a "
+        "Python file of yours that returns a bs.Recipe, mine.py:recipe (default: digits, or with "
+        "--from the recipe of RUN)",
     )
     parser.add_argument(
         "--out", help="run folder (default: runs/RECIPE-1, or the next free number)"
@@ -79,7 +80,8 @@ def run(options: argparse.Namespace) -> int:
 
     def work(train: Any, listen: Any, out: Path) -> Any:
         if distributed.current().on_rank0(lambda: _is_restart(out, recipe)):
-            return train.resume(out, device=options.device, listen=listen)
+            own = options.recipe if recipe.source else None
+            return train.resume(out, recipe=own, device=options.device, listen=listen)
         fitting = recipe
         if budget:
             Run.free(out, options.force)  # fail now rather than after the search
@@ -138,12 +140,14 @@ def _is_restart(out: Path, recipe: Recipe) -> bool:
     if not from_torchrun("TORCHELASTIC_RESTART_COUNT") or not (out / "recipe.json").is_file():
         return False
     left_open = {name: getattr(recipe, name) for name in OPEN}
-    return dataclasses.replace(Run.open(out).recipe(), **left_open) == recipe
+    stored = Run.open(out).recipe(own=recipe if recipe.source else None)
+    return dataclasses.replace(stored, **left_open) == recipe
 
 
 def show_training(options: argparse.Namespace, out: Path, work: Any) -> int:
     """Calls `work`, which trains, and shows its progress and result."""
     from .. import train
+    from ..run import Run
     from ..system import distributed
     from ..train.progress import listener
 
@@ -153,7 +157,7 @@ def show_training(options: argparse.Namespace, out: Path, work: Any) -> int:
             result = work(train, listen, out)
     except KeyboardInterrupt:
         if (out / "last.ckpt").exists() or not first:
-            command = distributed.command("resume", out)
+            command = distributed.command(*Run(out).command("resume"))
             raise RunError(f"stopped; a checkpoint was saved; to continue: {command}") from None
         raise
     if first and not options.json:

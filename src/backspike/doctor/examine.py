@@ -19,7 +19,8 @@ from ..analysis.finding import Finding, flag_text, to_flags, to_python
 from ..analysis.tally import Layer
 from ..analysis.vitals import Vitals, take
 from ..errors import RecipeError, RunError
-from ..recipes.recipe import Recipe
+from ..recipes.fields import to_fields
+from ..recipes.recipe import Recipe, from_source
 from ..run import Run
 from ..system.table import Table, left
 from ..train import checkpoint
@@ -85,7 +86,8 @@ def examine(
     *,
     changes: Mapping[str, Any] | None = None,
     device: str | torch.device | None = None,
-    values: tuple[type, ...] = (),
+    recipe: Recipe | str | None = None,
+    values: tuple[Any, ...] = (),
 ) -> Examination:
     """Examines the network of a recipe before training, or that of a run at its last checkpoint.
 
@@ -98,7 +100,8 @@ def examine(
         train: your own training samples instead of the recipe's, as for `fit`.
         changes: recipe fields to change first, for example those of a finding.
         device: where to compute; by default a GPU if there is one.
-        values: classes of your own that the run's recipe names.
+        recipe: the recipe of the run, if your own code makes it; as for `bs.load`.
+        values: classes and functions of your own that the run's recipe names.
 
     Raises:
         RunError: the run folder is missing or damaged, or the network does not take the data.
@@ -107,24 +110,25 @@ def examine(
     """
     run = state = None
     if isinstance(run_or_recipe, Recipe):
-        recipe, subject = run_or_recipe, run_or_recipe.name
+        start = run_or_recipe
+        subject = str(start.source or start.name)
     else:
         run = Run.open(run_or_recipe)
-        recipe, subject = run.recipe(values), str(run_or_recipe)
+        start, subject = run.recipe(values, recipe), str(run_or_recipe)
         check_own(run, model=model, data=train)
         if not run.has("last.ckpt"):
             raise RunError(
                 f"{run.path} has no last.ckpt; "
-                f"examine its recipe instead: backspike doctor {recipe.name}"
+                f"examine its recipe instead: backspike doctor {start.source or start.name}"
             )
         state = checkpoint.read(run, "last.ckpt")
-    wanted = recipe.replace(dict(changes or {}))
+    wanted = start.replace(dict(changes or {}))
     setup = set_up(wanted, model, train, device=device, has_checkpoint=state is not None)
     epoch = step = 0
     if run is not None and state is not None:
         new_optimizer = any(name.startswith("optimizer") for name in changes or ())
         epoch, step = _restore(setup, run, state, new_optimizer)
-    own_model, own_data = model is not None, train is not None
+    own_model, own_data = setup.own_neurons, train is not None
     recipe, model = setup.recipe, setup.network.model
     size = min(AT_ONCE, recipe.part_size)
     with step_errors(f"epoch {epoch + 1}"):
@@ -138,7 +142,7 @@ def examine(
     if own_model and advised:
         command = f"try in Python: {to_python(advised)}"
     elif advised:
-        fields = None if own_data else _fields(subject, run, wanted, advised)
+        fields = None if own_data else _fields(start, run, wanted, advised)
         command = _command(subject, run, fields, {**(changes or {}), **advised}, own_data)
     return Examination(subject, recipe, step > 0, vitals, findings, command)
 
@@ -171,19 +175,24 @@ def _command(
 ) -> str:
     """How to examine again with other fields: on the command line, or else in Python."""
     if fields is not None:
-        return f"try: backspike doctor {shlex.quote(subject)} {to_flags(fields)}"
+        words = ["doctor", subject] if run is None else run.command("doctor")
+        return f"try: backspike {shlex.join(words)} {to_flags(fields)}"
     first = "recipe" if run is None else repr(subject)
     data = ", train=train" if own_data else ""
     return f"try in Python: bs.examine({first}{data}, changes={dict(changes)!r})"
 
 
 def _fields(
-    subject: str, run: Run | None, recipe: Recipe, advised: Mapping[str, Any]
+    start: Recipe, run: Run | None, recipe: Recipe, advised: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """The options that make `recipe` with the changes out of what the command line finds under
-    `subject`; None if it finds nothing, or if a value is a class of the user's own."""
+    the examination's subject; None if it finds nothing, or if a value is a class of the user's own.
+    """
     try:
-        start = recipes.get(subject) if run is None else run.recipe()
+        if start.source is not None:
+            start = from_source(start.source) if run is None else start
+        else:
+            start = recipes.get(start.name) if run is None else run.recipe()
         before, after = start.to_dict()["fields"], recipe.to_dict()["fields"]
         fields = {name: value for name, value in after.items() if before.get(name, ...) != value}
         fields = {**({"name": recipe.name} if recipe.name != start.name else {}), **fields}
@@ -200,7 +209,8 @@ def lines(examination: Examination) -> list[str]:
     v, recipe = examination.vitals, examination.recipe
     state = "trained" if examination.trained else "not trained"
     out = [
-        f"{examination.subject} ({state}): {v.samples} samples of {recipe.data}, T = {v.T}, "
+        f"{examination.subject} ({state}): {v.samples} samples of {to_fields(recipe)['data']}, "
+        f"T = {v.T}, "
         f"cross-entropy {v.cross_entropy:.3g}, accuracy {100 * v.accuracy:.1f} %",
     ]
     if v.layers:

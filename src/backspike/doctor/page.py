@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..analysis.finding import Finding
 from ..analysis.vitals import Vitals
+from ..recipes.fields import to_fields
 from ..report.chart import Line, colour, draw_chart, ramp
 from ..report.format import as_percent, three_digits
 from ..report.page import Page, Section, Text, bold, code, grid, heat_table
@@ -22,13 +24,16 @@ def write(examination: Examination, path: Path) -> Path:
     """Writes the page and returns its path. Raises RunError if it cannot be written."""
     v, recipe = examination.vitals, examination.recipe
     state = "after training" if examination.trained else "before training"
-    model, surrogate = code(recipe.model), code(recipe.neuron.surrogate)
+    fields = to_fields(recipe)
+    parts: list[Any] = [code(fields["model"])]
+    if "neuron.surrogate" in fields:
+        parts += [" · ", code(fields["neuron.surrogate"])]
     page = Page(
         kind="doctor",
         title=f"{examination.subject} · backspike doctor",
         heading=examination.subject,
         sections=[_findings(examination.findings), _layers(v), _gradients(v), _weights(v)],
-        lead=[model, " · ", surrogate, " on ", bold(recipe.data), f", {state}"],
+        lead=[*parts, " on ", bold(fields["data"]), f", {state}"],
         tiles=_tiles(v, [f for f in examination.findings if not f.note]),
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..data.formats import one_line
 from ..errors import ExchangeError
+from ..recipes.recipe import Recipe
 from ..system import disk
 from ..system.files import cannot_write
 from . import nir_verify as verify
@@ -42,6 +43,7 @@ def write(
     path: str | Path,
     sample: Tensor | None = None,
     *,
+    recipe: Recipe | str | None = None,
     dt: float = DT,
     dialect: str = "1.0.8",
     pool: str = "average",
@@ -50,7 +52,8 @@ def write(
     """Write a network as a NIR file and prove it: read back, it gives the same spikes.
 
     model_or_run: a network `[T, B, ...] -> [T, B, ...]`, or a run as for `bs.load`. sample: inputs
-    `[T, B, ...]` for the proof; for a run its validation or test samples by default. dt: seconds
+    `[T, B, ...]` for the proof; for a run its validation or test samples by default. recipe: of
+    the run, as for `bs.load`. dt: seconds
     that a timestep stands for. dialect: "1.0.4" leaves out the field v_reset, on which the readers
     of nir 1.0.4 fail; then every hard reset must be to 0. pool="sum": SumPool2d instead of
     AvgPool2d, with the divisor in the weights behind it, for readers that know only the one.
@@ -61,7 +64,7 @@ def write(
     """
     path, options = Path(path), Options(dt, dialect, pool, gain)
     nir = _library()
-    model, sample, _ = find(model_or_run, sample)
+    model, sample, *_ = find(model_or_run, sample, recipe)
     network = copy.deepcopy(model).cpu().double().eval()
     sample = sample.detach().cpu().double()
     with torch.no_grad():

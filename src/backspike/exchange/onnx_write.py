@@ -27,6 +27,7 @@ from .. import readout as readouts
 from ..data.formats import one_line
 from ..errors import ExchangeError
 from ..layers.norm import TEBN
+from ..recipes.recipe import Recipe
 from ..run import Run
 from ..system.files import write_atomic
 from ..train.failures import first_line
@@ -64,13 +65,15 @@ def write(
     path: str | Path,
     sample: Tensor | None = None,
     *,
+    recipe: Recipe | str | None = None,
     step: bool = False,
     dt: float | None = None,
 ) -> Exported:
     """Write a network as an ONNX file and prove it: onnxruntime gives the same spikes.
 
     model_or_run: a network on `[T, B, ...]`, or a run as for `bs.load`. sample: inputs for the
-    proof, `[T, B, ...]`; for a run its validation or test samples by default. step: write one
+    proof, `[T, B, ...]`; for a run its validation or test samples by default. recipe: of the
+    run, as for `bs.load`. step: write one
     timestep `[B, ...]`, without the readout; the states are inputs and outputs, and start at zero.
     dt: seconds that a timestep stands for, only for the metadata.
     Raises ExchangeError, one line, for a network that cannot be exported, and where onnxruntime
@@ -80,7 +83,7 @@ def write(
     if dt is not None and not (math.isfinite(dt) and dt > 0):
         raise ExchangeError(f"dt must be a positive number of seconds, got {dt}")
     _library()
-    model, sample, run = find(model_or_run, sample)
+    model, sample, run, made_by = find(model_or_run, sample, recipe)
     network = copy.deepcopy(model).cpu().float().eval()
     chain = network.model if step and isinstance(network, Network) else network
     if step and any(isinstance(m, TEBN) for m in network.modules()):
@@ -98,7 +101,7 @@ def write(
             verify.hold_to_steps(render(twin), x[:, :AT_ONCE].double())
         program = _export(graph, x)
         _name_axes(program, graph)
-        _describe(program, run, model, graph, dt)
+        _describe(program, run, made_by, model, graph, dt)
         found, difference, data = _prove(program, graph, chain, x)
     write_atomic(path, data)
     notes = []
@@ -283,7 +286,12 @@ def _name_axes(program: Any, graph: _Graph) -> None:
 
 
 def _describe(
-    program: Any, run: Run | None, model: nn.Module, graph: _Graph, dt: float | None
+    program: Any,
+    run: Run | None,
+    recipe: Recipe | None,
+    model: nn.Module,
+    graph: _Graph,
+    dt: float | None,
 ) -> None:
     """The metadata of the file."""
     about = {
@@ -291,7 +299,7 @@ def _describe(
         "kind": "step" if graph.step else "sequence",
         "classes": str(program.model.graph.outputs[0].shape[-1]),
     }
-    if T := _timesteps(program, run, graph):
+    if T := _timesteps(program, recipe, graph):
         about["T"] = str(T)
     if dt is not None:
         about["dt"] = f"{dt!r}"
@@ -305,10 +313,10 @@ def _describe(
     program.model.producer_name, program.model.producer_version = "backspike", __version__
 
 
-def _timesteps(program: Any, run: Run | None, graph: _Graph) -> int | None:
+def _timesteps(program: Any, recipe: Recipe | None, graph: _Graph) -> int | None:
     """T of the run, or the only T that the file takes."""
-    if run is not None:
-        return run.recipe().T
+    if recipe is not None:
+        return recipe.T
     return None if graph.step or graph.any_T else int(program.model.graph.inputs[0].shape[0])
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..data.batches import Batches
 from ..errors import ExchangeError
+from ..recipes.recipe import Recipe
 from ..run import Run
-from ..train.network import load
+from ..train.network import trained
 from ..train.setup import load_data
 
 SAMPLES = 16  # of a run's validation or test set
@@ -21,22 +22,28 @@ SILENT = "no neuron fired on the sample, so its spikes prove little; give anothe
 
 
 class Subject(NamedTuple):
-    """A network to export, its sample `[T, B, ...]`, and the run it is from, if it is from one."""
+    """A network to export, its sample `[T, B, ...]`, and its run and recipe, if it has them."""
 
     network: nn.Module
     sample: Tensor
     run: Run | None
+    recipe: Recipe | None
 
 
-def find(model_or_run: nn.Module | str | Path, sample: Tensor | None) -> Subject:
+def find(
+    model_or_run: nn.Module | str | Path,
+    sample: Tensor | None,
+    recipe: Recipe | str | None = None,
+) -> Subject:
     """The network itself, or that of a run as `Run.find` takes it.
 
-    The default sample of a run is the first of its validation or test samples.
+    recipe: as for `load`. The default sample of a run is the first of its validation or test
+    samples.
     Raises ExchangeError if a model comes without a sample, or a run was trained with a model or
     data of the user's own.
     """
     if isinstance(model_or_run, nn.Module):
-        model, run = model_or_run, None
+        model, run, made_by = model_or_run, None, None
         if sample is None:
             raise ExchangeError("give sample=, inputs [T, B, ...] to prove the file with")
     else:
@@ -46,15 +53,14 @@ def find(model_or_run: nn.Module | str | Path, sample: Tensor | None) -> Subject
                 f"{run.path} was trained with a model of your own; in Python, write "
                 "bs.load(run, model=...) with sample="
             )
-        model = load(run.path)
-        sample = _samples(run) if sample is None else sample
+        _, made_by, model = trained(run, recipe=recipe)
+        sample = _samples(run, made_by) if sample is None else sample
     if sample.dim() < 3:
         raise ExchangeError(f"sample must be [T, B, ...], got shape {list(sample.shape)}")
-    return Subject(model, sample, run)
+    return Subject(model, sample, run, made_by)
 
 
-def _samples(run: Run) -> Tensor:
-    recipe = run.recipe()
+def _samples(run: Run, recipe: Recipe) -> Tensor:
     if "data" in run.own():
         raise ExchangeError(f"{run.path} was trained with data of your own; give sample=")
     sets = load_data(recipe)

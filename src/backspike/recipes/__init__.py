@@ -23,10 +23,11 @@ from .li2024 import (
     n_caltech101_resnet18,
 )
 from .park2023 import cifar10_resnet20, cifar10_resnet32, cifar10_vgg16
-from .recipe import Recipe
+from .recipe import Recipe, from_source
 from .sequences import psmnist, scifar10, smnist, smnist_pixels, spoken_digits, yinyang
 from .shipped import GRADES, Reported, Shipped
 from .small import cifar10_small, digits, digits_dvs, mnist
+from .source import Source, is_file
 from .wang2023 import cifar10_resnet19, cifar100_resnet19
 from .yang2020 import cifar10_tsbp, mnist_tsbp, nmnist_tsbp
 
@@ -80,7 +81,7 @@ NAMES = {
     "yinyang": Shipped(yinyang),
     "spoken-digits": Shipped(spoken_digits),
 }
-__all__ = ["GRADES", "NAMES", "Reported", "Shipped", "get"]
+__all__ = ["GRADES", "NAMES", "Reported", "Shipped", "find", "from_file", "get", "is_file"]
 
 
 def get(name: str) -> Recipe:
@@ -88,3 +89,20 @@ def get(name: str) -> Recipe:
     if name not in NAMES:
         raise RecipeError(f"unknown recipe {name!r}{nearest(name, NAMES)}")
     return NAMES[name].make()
+
+
+def find(word: str) -> Recipe:
+    """The recipe with this name, or that of a Python file, as "mine.py:recipe".
+
+    Raises RecipeError.
+    """
+    return from_file(word) if is_file(word) else get(word)
+
+
+def from_file(word: str) -> Recipe:
+    """The recipe that a function in your own Python file returns: "mine.py:recipe".
+
+    The recipe may hold functions and classes of the file. Imports the file, which runs its code.
+    Without a function's name, the function is `recipe`. Raises RecipeError.
+    """
+    return from_source(Source.read(word))

@@ -2,24 +2,26 @@
 
 The objects in it are values whose text is their repr: `Masked(Triangle(alpha=2.0), p=0.5)`. `parse`
 reads such text with a whitelist of names, so a stranger's recipe can build values but cannot run
-code. This file does not import torch.
+code. A recipe that a function in a Python file of the user's makes (`source`) may also hold the
+file's own functions and classes, whose text is their name. This file does not import torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..data import augment as _augment
 from ..data import mixing as _mixing
-from ..errors import RecipeError, nearest
+from ..errors import RecipeError
 from ..models import ConvNet, Model
-from .text import VALUES, options_in, parse
-from .types import EXAMPLES, check_types, describe, fits, hints
+from .fields import settings, to_fields, with_field, with_stored
+from .source import Source, call, parameters
+from .source import text as repr_text
+from .types import check_types
 from .values import (
     PDA,
     SGS,
@@ -38,8 +40,6 @@ from .values import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-logger = logging.getLogger("backspike")
-
 
 def _field(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
@@ -55,18 +55,29 @@ def _calls(kind: Any) -> str:
 # fields that are chosen when a run starts, with the values that ask for it: train/precision.py,
 # train/setup.py
 OPEN = {"precision": "auto", "channels_last": None, "class_weights": "balanced"}
+# fields that have no effect with data of the user's own, unless their function takes them
+DATA_OPTIONS = ("root", "limit", "size", "upright", "speaker", "by", "sensor", "window")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that defines a training run.
 
-    Functions return recipes (`bs.recipes.digits()`); `dataclasses.replace` makes variants. Raises
-    RecipeError for a field of the wrong type or out of range.
+    Functions return recipes (`bs.recipes.digits()`); `dataclasses.replace` makes variants.
+
+    Functions of your own may stand for four fields. They are called with those fields of the recipe
+    that they have parameters for, such as `T`, `neuron` or `limit`.
+    model: returns a torch module `[T, B, ...] -> [T, B, K]`; or the module's class.
+    data: returns data sets, (train, test) or (train, validation, test), or `bs.data.Splits`.
+    neuron: `neuron(channels=c)` returns a layer; a network of your own calls it.
+    loss: `loss(o, logits, y)`, as `Loss.value`.
+
+    Raises RecipeError for a field of the wrong type or out of range, and for a field that is set
+    although it has no effect.
     """
 
     name: str = _field("custom", "name of the run")
-    data: str = _field(
+    data: str | Callable = _field(
         "digits",
         "name of the data set, see `backspike data`; of your own: recordings:FOLDER, "
         "pictures:FOLDER",
@@ -102,15 +113,17 @@ class Recipe:
         "whether samples already have a time axis [T, ...]; "
         "None: assume so for 4-dimensional samples",
     )
-    model: Model = _field(ConvNet(), "the network, such as VGGSNN() or ConvNet('32-P-64-P')")
-    neuron: Neuron = _field(
+    model: Model | Callable = _field(
+        ConvNet(), "the network, such as VGGSNN() or ConvNet('32-P-64-P')"
+    )
+    neuron: Neuron | Callable = _field(
         Neuron(),
         "the neuron of every layer: LIF, PLIF, CubaLIF, AdaptiveLIF, CLIF or MPBN, with its "
         "options in brackets; options that are not given keep their values",
     )
     norm: Norm | None = _field(None, f"{_calls(Norm)} instead of BatchNorm; None: as in the model")
     readout: Readout = _field(Mean(), f"how outputs over time become logits: {_calls(Readout)}")
-    loss: Loss = _field(CrossEntropy(), _calls(Loss))
+    loss: Loss | Callable = _field(CrossEntropy(), _calls(Loss))
     class_weights: tuple[float, ...] | str = _field(
         (),
         "weight of each class in the loss, such as (1.0, 2.5); balanced: N / (K n) for a class "
@@ -196,9 +209,12 @@ class Recipe:
     workers: int = _field(0, "processes that load samples of data sets too large for memory")
     seed: int = _field(0, "seed of weights, sample order, augmentation and masks")
     checkpoint_seconds: float = _field(60.0, "seconds between checkpoints within an epoch")
+    # no setting: the Python file that made this recipe, if one did
+    source: Source | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_types(self)
+        self._check_own()
         for name in ("T", "epochs", "batch_size", "accumulate"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in (
@@ -259,20 +275,44 @@ class Recipe:
             _require(
                 0 <= self.mask_p_end <= 1, "mask_p_end", "a probability in [0, 1]", self.mask_p_end
             )
+        if isinstance(self.neuron, Neuron):
+            self._check_neuron(self.neuron)
+
+    def _check_own(self) -> None:
+        """Refuses settings that functions of the user's own leave without effect."""
+        if hasattr(self.model, "forward") and not isinstance(self.model, type):
+            raise RecipeError(
+                "model must be a function or a class that makes the network, so that each run gets "
+                "one of its own; to train this module, call bs.fit(recipe, out, model=...)"
+            )
+        for f in settings(self):
+            if f.name in self.unused and getattr(self, f.name) != f.default:
+                function = repr_text(self.model if f.name in ("neuron", "norm") else self.data)
+                raise RecipeError(
+                    f"{f.name} has no effect, as {function} does not take it; give the function a "
+                    f"parameter {f.name}, or leave {f.name} out"
+                )
+        if not isinstance(self.neuron, Neuron):
+            for name in ("norm", "mask_p_end"):
+                value = getattr(self, name)
+                _require(value is None, name, "None with a neuron of your own", value)
+
+    def _check_neuron(self, neuron: Neuron) -> None:
+        if self.mask_p_end is not None:
             _require(
-                self.neuron.mask is not None,
+                neuron.mask is not None,
                 "neuron.surrogate",
                 "a Masked(...) surrogate where mask_p_end is set",
-                self.neuron.surrogate,
+                neuron.surrogate,
             )
             _require(
-                not (self.neuron.rescale and self.mask_p_end == 1),
+                not (neuron.rescale and self.mask_p_end == 1),
                 "mask_p_end",
                 "below 1 with rescale",
                 self.mask_p_end,
             )
-        if not self.neuron.tau > 1:
-            raise RecipeError(f"neuron.tau must be above 1 timestep, got {self.neuron.tau}")
+        if not neuron.tau > 1:
+            raise RecipeError(f"neuron.tau must be above 1 timestep, got {neuron.tau}")
 
     def _check_schedule(self) -> None:
         _require(
@@ -304,17 +344,52 @@ class Recipe:
         """Whether gradients are computed in chunks of time."""
         return self.rule != "bptt" or self.truncate > 0
 
+    @property
+    def unused(self) -> set[str]:
+        """The fields without effect: functions of the user's own that need them do not take them.
+
+        Such a function has no parameter of that name.
+        """
+        names: set[str] = set()
+        if not isinstance(self.model, Model):
+            names |= {"neuron", "norm"} - {*parameters(self.model)}
+        if not isinstance(self.data, str):
+            names |= {*DATA_OPTIONS} - {*parameters(self.data)}
+        return names
+
+    def call(self, function: Callable[..., Any], **others: Any) -> Any:
+        """Calls a function of the user's with those fields, or `others`, that it takes.
+
+        Raises RecipeError for any error in it, in one line that names the line of the file.
+        """
+        return call(function, {f.name: getattr(self, f.name) for f in settings(self)} | others)
+
     def network(self) -> nn.Module:
         """The model, built with its neurons and norms: `[T, B, ...] -> [T, B, K]`."""
-        if self.norm is None:
-            return self.model.build(self.neuron)
-        return self.model.build(self.neuron, self.norm.layers(self.T, self.neuron.v_threshold))
+        norm = None
+        if self.norm is not None and isinstance(self.neuron, Neuron):
+            norm = self.norm.layers(self.T, self.neuron.v_threshold)
+        if isinstance(self.model, Model):
+            return self.model.build(self.neuron, *([norm] if norm else []))
+        from torch import nn
+
+        made = self.call(self.model, norm=norm)
+        if not isinstance(made, nn.Module):
+            raise RecipeError(
+                f"{repr_text(self.model)} must return a torch.nn.Module, got {type(made).__name__}"
+            )
+        return made
 
     def loss_value(self, o: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-        """The loss, with the class weights. Shapes are those of `Loss.value`."""
-        if not self.class_weights:
-            return self.loss.value(o, logits, y)
-        return self.loss.value(o, logits, y, weight=self.class_weights)  # type: ignore[call-arg]
+        """The loss of outputs `[T, B, K]`, logits `[B, K]` and targets `[B]` or `[B, K]`."""
+        value: Any = self.loss.value if isinstance(self.loss, Loss) else self.loss
+        weight = {"weight": self.class_weights} if self.class_weights else {}
+        return value(o, logits, y, **weight)
+
+    @property
+    def own_neurons(self) -> bool:
+        """Whether the neurons are made by the user's code, without the fields `neuron.*`."""
+        return "neuron" in self.unused or not isinstance(self.neuron, Neuron)
 
     @property
     def part_size(self) -> int:
@@ -327,151 +402,71 @@ class Recipe:
         Strings are parsed as on the command line. Another kind of neuron, given as text, keeps the
         options that the text does not set. Raises RecipeError.
         """
-        recipe = self
+        recipe, own = self, self.source.names() if self.source else {}
         for path, value in changes.items():
-            recipe = _with(recipe, path.split("."), value, path)
+            recipe = with_field(recipe, path.split("."), value, path, own)
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: dotted field names with numbers, strings and the repr of objects."""
-        fields = _flat(self)
+        fields = to_fields(self)
         return {"name": fields.pop("name"), "fields": fields}
 
     @staticmethod
-    def from_dict(stored: dict[str, Any], values: Iterable[type] = ()) -> Recipe:
+    def from_dict(stored: dict[str, Any], values: Iterable[Any] = ()) -> Recipe:
         """Reads what `to_dict` wrote. Raises RecipeError.
 
-        values: your own classes (a surrogate, a model) that the recipe names.
+        values: your own classes (a surrogate, a model) and functions that the recipe names.
+        """
+        return Recipe().restored(stored, values)
+
+    def restored(self, stored: dict[str, Any], values: Iterable[Any] = ()) -> Recipe:
+        """This recipe with the fields that `to_dict` wrote. Raises RecipeError.
+
+        A field with the same text stays as it is. values: as for `from_dict`; the names that the
+        recipe's file defines are known.
         """
         if not isinstance(stored, dict) or not isinstance(stored.get("fields"), dict):
             raise RecipeError("not a recipe: expected an object with 'name' and 'fields'")
-        extra: dict[str, Callable[..., Any]] = {v.__name__: v for v in values}
-        recipe = Recipe(name=str(stored.get("name")))
-        texts = {*_text_fields(Recipe), *(f"neuron.{name}" for name in _text_fields(Neuron))}
-        changes = {
-            k: parse(v, extra) if isinstance(v, str) and v.endswith(")") and k not in texts else v
-            for k, v in stored["fields"].items()
-        }
+        own = self.source.names() if self.source else {}
+        own |= {v.__name__: v for v in values}
+        recipe = dataclasses.replace(self, name=str(stored.get("name")))
+        now, fields = to_fields(recipe), stored["fields"]
+        changes = {name: value for name, value in fields.items() if now.get(name, ...) != value}
+        if "neuron" in changes:  # the defaults of another kind differ
+            changes |= {k: v for k, v in fields.items() if str(k).startswith("neuron.")}
         # all at once, as some fields are valid only together
-        return _rebuild(recipe, changes)
+        return with_stored(recipe, changes, own)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Another process imports the recipe's file again, instead of its functions by name."""
+        if self.source is None:
+            return super().__reduce_ex__(protocol)
+        return restore, (self.source, self.to_dict())
 
 
-def _rebuild(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
-    own = {k: _from_json(recipe, k, v) for k, v in changes.items() if "." not in k}
-    neuron = {k.split(".", 1)[1]: v for k, v in changes.items() if k.startswith("neuron.")}
-    kind = own.pop("neuron", recipe.neuron)
-    if not isinstance(kind, Neuron):
-        raise RecipeError(f"neuron must be a value such as {EXAMPLES['Neuron']}, got {kind!r}")
-    if unknown := [k for k in changes if "." in k and not k.startswith("neuron.")]:
-        raise RecipeError(f"not a field of a recipe: {unknown[0]}")
-    for owner, names in ((recipe, own), (kind, neuron)):
-        for name in names:
-            _known(owner, name, name)
-    parts = {k: _from_json(kind, k, v) for k, v in neuron.items()}
-    return dataclasses.replace(recipe, neuron=dataclasses.replace(kind, **parts), **own)
+def restore(source: Source, stored: dict[str, Any]) -> Recipe:
+    """The recipe that a file makes, with stored fields. Raises RecipeError if it has changed."""
+    if Source.read(str(source)).sha256 != source.sha256:
+        raise RecipeError(f"{source.file} has changed since this program started; start it again")
+    return from_source(source).restored(stored)
 
 
-def _from_json(owner: Any, name: str, value: Any) -> Any:
-    """Undoes what JSON cannot hold: tuples and infinity."""
-    if isinstance(value, list):
-        return tuple(value)
-    if value in ("inf", "-inf") and isinstance(getattr(owner, name, None), float):
-        return float(value)
-    return value
+def from_source(source: Source) -> Recipe:
+    """The recipe that the function of a file makes, or that of a study that it makes.
 
-
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for f in dataclasses.fields(recipe):
-        value = getattr(recipe, f.name)
-        if isinstance(value, Neuron):
-            out[f.name] = f"{type(value).__name__}()"
-            out |= {
-                f"{f.name}.{g.name}": _text(getattr(value, g.name))
-                for g in dataclasses.fields(value)
-            }
-        else:
-            out[f.name] = _text(value)
-    return out
-
-
-def _text(value: Any) -> Any:
-    if isinstance(value, float) and math.isinf(value):
-        return repr(value)
-    return value if value is None or isinstance(value, str | bool | int | float) else repr(value)
-
-
-def _text_fields(owner: type) -> list[str]:
-    return [name for name, hint in hints(owner).items() if hint is str]
+    Imports the file. Raises RecipeError.
+    """
+    made = source.make()
+    recipe = getattr(made, "base", made)
+    if not isinstance(recipe, Recipe):
+        given = type(made).__name__
+        raise RecipeError(f"{source} must return a bs.Recipe or a bs.study.Study, got {given}")
+    if recipe.name == settings(recipe)[0].default:
+        recipe = dataclasses.replace(recipe, name=Path(source.file).stem)
+    return dataclasses.replace(recipe, source=source)
 
 
 def _require(ok: bool, name: str, wanted: str, got: Any) -> None:
     if not ok:
         raise RecipeError(f"{name} must be {wanted}, got {got}")
-
-
-def _known(owner: Any, name: str, path: str) -> None:
-    if not dataclasses.is_dataclass(owner):
-        raise RecipeError(f"{path}: {owner!r} has no fields")
-    names = [f.name for f in dataclasses.fields(owner)]
-    if name not in names:
-        kind = type(owner).__name__
-        raise RecipeError(f"{path}: no field of {kind} has this name{nearest(name, names)}")
-
-
-def _with(owner: Any, path: list[str], value: Any, whole: str) -> Any:
-    _known(owner, path[0], whole)
-    old = getattr(owner, path[0])
-    hint = hints(type(owner)).get(path[0])  # type: ignore[arg-type]
-    if len(path) > 1:
-        new = _with(old, path[1:], value, whole)
-    elif not isinstance(value, str) or hint is str or _is_word(value, hint):
-        new = value
-    elif isinstance(old, Neuron):
-        new = _other_neuron(old, value, whole)
-    else:
-        try:
-            new = parse(value, {}, whole)
-        except RecipeError:
-            if all(kind in (int, float, bool, type(None)) for kind in get_args(hint) or (hint,)):
-                raise RecipeError(f"{whole} must be {describe(hint)}, got {value!r}") from None
-            if hint == tuple[str, ...]:
-                raise RecipeError(
-                    f"{whole} must be a tuple of strings such as ('threshold',), got {value!r}"
-                ) from None
-            raise
-    try:
-        return dataclasses.replace(owner, **{path[0]: new})
-    except RecipeError:
-        raise
-    except (TypeError, ValueError) as e:
-        raise RecipeError(f"{whole}: {e}") from None
-
-
-def _is_word(text: str, hint: Any) -> bool:
-    """Whether text for a field that takes strings and values, such as the schedule, is a string."""
-    is_union = getattr(hint, "__origin__", None) is not tuple
-    return is_union and str in get_args(hint) and not text.strip().endswith(")")
-
-
-def _other_neuron(old: Neuron, text: str, path: str) -> Any:
-    """The neuron in `text`, with the options of `old` that the text does not set."""
-    text = text.strip()
-    new = parse(f"{text}()" if text in VALUES else text, {}, path)
-    if not isinstance(new, Neuron):  # the recipe refuses it
-        return new
-    kind, set_in_text = type(new), options_in(text, type(new))
-    types = hints(kind)
-    kept, lost = {}, []
-    for f in dataclasses.fields(old):
-        value = getattr(old, f.name)
-        if f.name in set_in_text:
-            continue
-        if f.name in types and fits(value, types[f.name]):
-            kept[f.name] = value
-        else:
-            lost.append(f"{f.name}={value!r}")
-    if lost:
-        name = "LIF" if kind is Neuron else kind.__name__
-        logger.warning("%s: %s cannot keep %s", path, name, ", ".join(lost))
-    return dataclasses.replace(new, **kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from types import ModuleType
 from typing import Any
@@ -34,17 +34,18 @@ VALUES: dict[str, Callable[..., Any]] = {
 
 
 def parse(
-    text: str, extra: dict[str, Callable[..., Any]] | None = None, where: str = "value"
+    text: str, extra: Mapping[str, Callable[..., Any]] | None = None, where: str = "value"
 ) -> Any:
     """Reads a value: a number, True, False, None, a quoted string, a tuple, or a whitelisted class.
 
-    extra: further classes, by name. where: the field, which begins every error message.
+    extra: further classes and functions, by name; functions stand for themselves and are not
+    called. where: the field, which begins every error message.
     Raises RecipeError, with similar names for an unknown one.
     """
     if len(text) > 10_000:
         raise RecipeError(f"{where}: too long for a value ({len(text)} characters)")
     try:
-        return _evaluate(ast.parse(text.strip(), mode="eval").body, VALUES | (extra or {}))
+        return _evaluate(ast.parse(text.strip(), mode="eval").body, VALUES | dict(extra or {}))
     except (SyntaxError, MemoryError, RecursionError):
         raise RecipeError(
             f"{where}: cannot read {text[:80]!r}; "
@@ -79,6 +80,8 @@ def _evaluate(node: ast.expr, names: dict[str, Callable[..., Any]]) -> Any:
             return -_evaluate(operand, names)
         case ast.Name(id="inf"):
             return math.inf
+        case ast.Name(id=name) if name in names and not is_dataclass(names[name]):
+            return names[name]
         case ast.Name(id=name) if name in names:
             raise RecipeError(f"{name} needs brackets: {name}()")
         case ast.Name(id=name):
@@ -86,6 +89,8 @@ def _evaluate(node: ast.expr, names: dict[str, Callable[..., Any]]) -> Any:
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if (
             name in names and all(k.arg for k in keywords)
         ):
+            if not isinstance(names[name], type):
+                raise RecipeError(f"{name} is a function; leave its brackets out")
             options = {str(k.arg): _evaluate(k.value, names) for k in keywords}
             return names[name](*(_evaluate(a, names) for a in args), **options)
         case ast.Call(func=ast.Name(id=name)) if name not in names:

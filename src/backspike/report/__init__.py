@@ -7,11 +7,12 @@ missing and says so.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..system.table import Table, left
 from .activity import energy_section, firing, membranes, potentials, support, watch, widths
 from .compare import compare
-from .page import Page, Part, Section, Text, bold, code, write_page
+from .page import Page, Part, Section, bold, code, write_page
 from .read import load_run
 from .results import confusion, curves, early_exit, notices, over_time, readout, subtitle, tiles
 from .run_data import RunData
@@ -25,7 +26,7 @@ def _recipe(run: RunData) -> Section:
         [code(key), value if key in run.own else code(value)]
         for key, value in run.used_fields.items()
     ]
-    text: Text = [
+    text: list[Any] = [
         "All fields of the recipe ",
         bold(run.name),
         *[", without those that your own ", " and ".join(run.own), " replaced"] * bool(run.own),
@@ -33,7 +34,12 @@ def _recipe(run: RunData) -> Section:
         code("--field value"),
         " on the command line.",
     ]
-    return Section("recipe", "Recipe", text, [Table(left("field", "value"), rows, "Recipe")])
+    body: list[Any] = [Table(left("field", "value"), rows, "Recipe")]
+    if run.file:
+        sha256 = str(run.source.get("sha256"))
+        text += [f" A function of the user's made it, {run.file} (SHA-256 {sha256}):"]
+        body.append(Part("command", str(run.source.get("text"))))
+    return Section("recipe", "Recipe", text, body)
 
 
 def _environment(run: RunData) -> Section:

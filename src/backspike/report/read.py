@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import ReportError
 from ..system.files import read_arrays, read_json, read_regular
 from . import activity, results, run_data, samples
-from .run_data import MAX_NUMBER, Array, RunData
+from .run_data import MAX_NUMBER, Array, RunData, as_dict
 
 logger = logging.getLogger("backspike")
 
@@ -52,6 +52,7 @@ def load_run(path: Path) -> RunData:
         arrays=read_run_arrays(path / "evaluation.npz"),
         anytime=read_json_object(early, hint) if early.exists() else {},
         own=[what for what in run_data.REPLACED if isinstance(own, list) and what in own],
+        source=as_dict(recipe.get("source")),
     )
 
 

@@ -80,7 +80,8 @@ def notices(run: RunData) -> list[Text]:
         notices.append([strong("Simulated data."), f" {note[:1].upper()}{note[1:]}."])
     if not run.done:
         unfinished = strong("This run has not finished.")
-        command = code(f"backspike resume {shlex.quote(str(run.path))}")
+        file = f" --recipe {shlex.quote(run.file)}" if run.file else ""
+        command = code(f"backspike resume {shlex.quote(str(run.path))}{file}")
         so_far = " This page shows what it has logged so far. "
         notices.append([unfinished, so_far, command, " continues it and adds the test accuracy."])
     if not run.arrays:

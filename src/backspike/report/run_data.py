@@ -53,6 +53,7 @@ class RunData:
     arrays: dict[str, np.ndarray] = field(repr=False)
     anytime: dict[str, Any] = field(repr=False, default_factory=dict)
     own: Sequence[str] = ()
+    source: dict[str, Any] = field(default_factory=dict)  # the Python file that made the recipe
 
     @property
     def used_fields(self) -> dict[str, Any]:
@@ -63,6 +64,11 @@ class RunData:
                 if key.split(".")[0] in REPLACED[what]:
                     del fields[key]
         return {what: f"own {what}" for what in self.own} | fields
+
+    @property
+    def file(self) -> str:
+        """The Python file and function that made the recipe, "mine.py:recipe"; "" if none did."""
+        return f"{self.source.get('file')}:{self.source.get('function')}" if self.source else ""
 
     @property
     def x(self) -> np.ndarray:

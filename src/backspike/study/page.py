@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StudyError
+from ..recipes.fields import to_fields
 from ..report.chart import Picture
 from ..report.page import Page, Part, Section, code, grid
 from ..run import Run
@@ -56,7 +57,8 @@ def write(study: Study, out: Path, seeds: int, failed: Mapping[Job, str] | None 
     ]
     shares = None
     baseline = [o for o in outcomes if o.arm == study.baseline]
-    if "gradients" in study.figures and baseline:
+    # these need the network and the data, which the caller may have given to `run`
+    if "gradients" in study.figures and baseline and not Run.open(baseline[0].folder).own():
         shares = gradient_shares(study, baseline[0])
         pictures = gradient_pictures(study, shares) + pictures
     settings = study.settings()
@@ -79,14 +81,14 @@ def write(study: Study, out: Path, seeds: int, failed: Mapping[Job, str] | None 
         "Mean ± standard deviation over seeds; difference from the compared arm, paired by seed, "
         "in percentage points, with its 95 % confidence interval (t); p of the two-sided sign-flip "
         "test over all sign patterns.",
-        f"Test set of {study.base.data}"
+        f"Test set of {to_fields(study.base)['data']}"
         + (f" ({env['data_note']})" if env.get("data_note") else "")
         + f", {study.base.epochs} epochs; {env.get('device')}, {env.get('cpu')}, "
         f"{env.get('threads')} threads per run, torch {env.get('torch')}.",
         f"Command: {command(study, seeds)}",
     ]
     arms = [(name, changes(fields)) for name, fields in settings["arms"].items()]
-    title = f"{study.name} on {study.base.data}"
+    title = f"{study.name} on {to_fields(study.base)['data']}"
     return publish(
         out, title, study.about, table(rows, notes), conclusions, pictures, arms, complete
     )
@@ -95,8 +97,10 @@ def write(study: Study, out: Path, seeds: int, failed: Mapping[Job, str] | None 
 def command(study: Study, seeds: int) -> str:
     """The command that reproduces a shipped study."""
     if study.shipped is None:
-        return "your own study, `backspike.study.runner.run`"
-    words = ["backspike", "study", study.name, "--data", study.base.data, "--seeds", str(seeds)]
+        made_by = f", of {study.base.source}" if study.base.source else ""
+        return f"your own study, `backspike.study.runner.run`{made_by}"
+    data = str(study.base.source or study.base.data)
+    words = ["backspike", "study", study.name, "--data", data, "--seeds", str(seeds)]
     before = study.shipped.to_dict()["fields"]
     for name, value in study.base.to_dict()["fields"].items():
         if value != before[name]:

@@ -172,14 +172,14 @@ def gradient_shares(study: Study, outcome: Outcome, samples: int = 16) -> list[d
     import torch
     from torch.nn import functional as F
 
-    from .. import train
     from ..data.batches import Batches
     from ..neuron.hooks import record, spiking_layers
     from ..train import setup
-    from ..train.network import Network
+    from ..train.network import Network, trained
 
-    recipe = Run.open(outcome.folder).recipe()
-    weights = train.load(outcome.folder).state_dict()
+    run = Run.open(outcome.folder)
+    _, recipe, network = trained(run, recipe=study.base if study.base.source else None)
+    weights = network.state_dict()
     batches = Batches(setup.load_data(recipe).train, recipe, torch.device("cpu"))
     x, y = batches.take(torch.arange(min(samples, len(batches.data))))
     rows = []

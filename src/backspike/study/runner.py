@@ -6,19 +6,21 @@ share initial weights, sample order and augmentation, so they can be compared in
 
 from __future__ import annotations
 
+import copy
 import shutil
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data import DataError
-from ..errors import RecipeError, RunError, StudyError, option
+from ..errors import RecipeError, RunError, StudyError, on_command_line, option
 from ..run import Run
 from ..system import heap, workers
 from ..system.events import Listener
@@ -27,6 +29,9 @@ from ..system.machine import processors
 from .page import write
 from .progress import Clock
 from .spec import Job, Study, finished, same_recipe
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def run(
@@ -38,6 +43,11 @@ def run(
     force: bool = False,
     device: str | None = None,
     listen: Listener | None = None,
+    model: nn.Module | Callable[..., nn.Module] | None = None,
+    train: Any = None,
+    test: Any = None,
+    validation: Any = None,
+    accept_change: bool = False,
 ) -> Path:
     """Trains the missing runs of a study, writes its files and returns the path of `study.html`.
 
@@ -54,15 +64,30 @@ def run(
         device: as for `fit`, or several separated by commas ("cuda:0,cuda:1"), among which the
             processes are divided.
         listen: called with the events of `progress`.
+        model: your own network instead of the recipes': a function that makes it, as in
+            `bs.Recipe(model=...)`, or a module, a copy of which every run trains, so that all seeds
+            begin with the same weights.
+        train, test, validation: your own data sets, as for `bs.fit`. With several processes they
+            and a module are copied to each, so their classes must be in a file that can be
+            imported.
+        accept_change: continue with the Python file that makes the recipe although it has changed.
 
     Raises:
-        StudyError: the folder cannot be used, or a run failed.
+        StudyError: the folder cannot be used, a run failed, your own model or data cannot be copied
+            to other processes, or the Python file has changed.
         KeyboardInterrupt: Ctrl-C, after a checkpoint of every active run.
     """
     seeds = study.seeds if seeds is None else seeds
     out, tell = Path(out), listen or (lambda e: None)
     if seeds < 1:
         raise StudyError(f"a study needs at least 1 seed, got {seeds}")
+    if model is not None and not isinstance(model, _modules()):
+        study = replace(study, base=replace(study.base, model=model))
+        model = None
+    given = {"model": model, "train": train, "validation": validation, "test": test}
+    own = {name: value for name, value in given.items() if value is not None}
+    if accept_change:
+        _accept_change(study, out, seeds)
     with folder(out, study.settings(), force):
         wanted = [study.job(arm, seed, out) for seed in range(seeds) for arm in study.arms]
         left = [job for job in wanted if not finished(job)]
@@ -75,7 +100,7 @@ def run(
                 "left": len(left),
             }
         )
-        failed = _train_all(left, jobs, device, tell) if left else {}
+        failed = _train_all(left, own, jobs, device, tell) if left else {}
         page = write(study, out, seeds, failed)
         tell({"event": "done", "report": str(page), "failed": len(failed)})
         if failed:
@@ -121,6 +146,29 @@ def folder(out: Path, settings: dict[str, Any], force: bool) -> Iterator[None]:
         yield
 
 
+def _modules() -> type:
+    from torch import nn
+
+    return nn.Module
+
+
+def _accept_change(study: Study, out: Path, seeds: int) -> None:
+    """Notes in the study and its runs that they go on with the file as it is now."""
+    file = out / "study.json"
+    if study.base.source is None or not file.exists():
+        return
+    with Run(out).locked():
+        known = _settings(file)
+        if isinstance(known, dict) and "sha256" in known:
+            settings = {**known, "sha256": study.base.source.sha256}
+            write_atomic(file, to_json({"settings": settings}))
+        for arm in study.arms:
+            for seed in range(seeds):
+                run = Run(study.job(arm, seed, out).folder)
+                if run.has("recipe.json"):
+                    run.accept(study.base.source)
+
+
 def _settings(path: Path) -> Any:
     try:
         return read_json(read_regular(path))["settings"]
@@ -132,6 +180,12 @@ def _difference(known: Any, wanted: dict[str, Any]) -> str:
     """Describes how the study in a folder differs from the wanted one."""
     if not isinstance(known, dict) or known.get("name") != wanted["name"]:
         return f"another study, {known.get('name') if isinstance(known, dict) else known}"
+    if known.get("sha256") != wanted.get("sha256"):
+        accept = option("accept_change", True).replace("_", "-" if on_command_line() else "_")
+        return (
+            "this study with other settings (its Python file has changed; to continue "
+            f"all the same: {accept})"
+        )
     old, new = known.get("base"), wanted.get("base", {})
     old = old if isinstance(old, dict) else {}
     fields = [k for k in {**old, **new} if old.get(k, ...) != new.get(k, ...)]
@@ -142,24 +196,26 @@ def _difference(known: Any, wanted: dict[str, Any]) -> str:
     return f"this study with other settings ({name} was {was!r} and is {now!r})"
 
 
-def _train(job: Job, device: str | None, listen: Listener) -> None:
+def _train(job: Job, own: Mapping[str, Any], device: str | None, listen: Listener) -> None:
     """Trains one run, continuing from its last checkpoint if there is one."""
     from .. import train
 
+    own = {**own, "report": False, "device": device, "listen": listen}
     if (job.folder / "recipe.json").is_file() and same_recipe(job):
         if (job.folder / "last.ckpt").is_file():
-            train.resume(job.folder, device=device, listen=listen, report=False)
+            recipe = job.recipe if job.recipe.source else None
+            train.resume(job.folder, recipe=recipe, **own)
             return
     elif job.folder.exists():
         # it was killed before its recipe was written
         shutil.rmtree(job.folder)
-    train.fit(job.recipe, job.folder, force=True, device=device, listen=listen, report=False)
+    train.fit(job.recipe, job.folder, force=True, **own)
 
 
-def _attempt(job: Job, device: str | None, listen: Listener) -> str | None:
+def _attempt(job: Job, own: Mapping[str, Any], device: str | None, listen: Listener) -> str | None:
     """Trains one run; returns what went wrong in one line, or None."""
     try:
-        _train(job, device, listen)
+        _train(job, own, device, listen)
     except (RunError, StudyError, DataError, RecipeError) as e:
         return f"{job.arm} seed {job.seed}: {e}"
     except Exception as e:
@@ -170,7 +226,11 @@ def _attempt(job: Job, device: str | None, listen: Listener) -> str | None:
 
 
 def _train_all(
-    jobs: list[Job], at_once: int | None, device: str | None, tell: Listener
+    jobs: list[Job],
+    own: Mapping[str, Any],
+    at_once: int | None,
+    device: str | None,
+    tell: Listener,
 ) -> dict[Job, str]:
     """Trains the runs; returns the reason for each one that failed."""
     import torch
@@ -178,8 +238,9 @@ def _train_all(
     from ..train import setup
 
     # once, before the processes: raises here if data is missing, and caches recordings for all
-    setup.load_data(jobs[0].recipe)
-    devices = device.split(",") if device else [None]
+    if "train" not in own:
+        setup.load_data(jobs[0].recipe)
+    devices: list[str | None] = [*device.split(",")] if device else [None]
     for name in devices:
         setup.choose_device(name)  # raises for one that is missing
     cores = processors()
@@ -189,19 +250,38 @@ def _train_all(
     with _on_signal(signal.SIGTERM, signal.default_int_handler):
         if n > 1:
             # threads do not depend on how many runs are left, so resumed runs are bit-identical
-            return _in_processes(jobs, min(n, len(jobs)), max(1, cores // n), devices, clock)
+            threads = max(1, cores // n)
+            return _in_processes(jobs, _packed(own), min(n, len(jobs)), threads, devices, clock)
         failed: dict[Job, str] = {}
         for job in jobs:
-            error = _attempt(job, devices[0], partial(clock.hear, job))
+            error = _attempt(job, copy.deepcopy(own), devices[0], partial(clock.hear, job))
             failed |= clock.over(job, error)
         return failed
 
 
+def _packed(own: Mapping[str, Any]) -> bytes:
+    """The user's model and data for other processes. Raises StudyError if they cannot be sent."""
+    for name, value in own.items():
+        try:
+            workers.pack(value)
+        except ValueError as e:
+            raise StudyError(
+                f"{name}= cannot be used in several processes: {e}, or run one after another with "
+                f"{option('jobs', 1)}"
+            ) from e
+    return workers.pack(own)
+
+
 def _in_processes(
-    jobs: list[Job], n: int, threads: int, devices: list[str | None], clock: Clock
+    jobs: list[Job],
+    own: bytes,
+    n: int,
+    threads: int,
+    devices: list[str | None],
+    clock: Clock,
 ) -> dict[Job, str]:
     failed: dict[Job, str] = {}
-    work = [(job, threads, heap.mode()) for job in jobs]
+    work = [(job, own, threads, heap.mode()) for job in jobs]
     places = [(device,) for device in devices]
     for (job, *_), kind, value in workers.run(_in_worker, work, n, places=places, patience=60):
         if kind == "event":
@@ -229,7 +309,7 @@ def _on_signal(number: int, handler: Any) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def _in_worker(job: Job, threads: int, mode: str, device: str | None) -> str | None:
+def _in_worker(job: Job, own: bytes, threads: int, mode: str, device: str | None) -> str | None:
     """Calls `_attempt` in a worker process and emits its events."""
     import torch
 
@@ -248,4 +328,4 @@ def _in_worker(job: Job, threads: int, mode: str, device: str | None) -> str | N
             last = time.monotonic()
         workers.emit(event)
 
-    return _attempt(job, device, listen)
+    return _attempt(job, workers.unpack(own), device, listen)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from .. import recipes
 from ..errors import StudyError, nearest
 from ..models import ConvNet, Model
-from ..recipes.recipe import Recipe
+from ..recipes.recipe import Recipe, from_source
+from ..recipes.source import Source, text
 from ..recipes.values import PDA, SGS, Mean
 from ..surrogate import ATan, Masked, Parametric, Surrogate, Triangle
 from .spec import Arm, Study
@@ -25,25 +26,34 @@ if TYPE_CHECKING:
 
 
 class _Size(NamedTuple):
-    epochs: int
-    limit: int
     # a second network, for accuracy against the mask's probability
-    small: Model
+    small: Model | Callable
     # with pairs of layers of the same size, between which SGS can scale
-    even: Model
+    even: Model | Callable
+    epochs: int = 0
+    limit: int = 0
 
 
 _SIZES = {
-    "digits": _Size(20, 0, ConvNet("8-P-16-P", size=8), ConvNet("16-16-P-32-32-P", size=8)),
+    "digits": _Size(ConvNet("8-P-16-P", size=8), ConvNet("16-16-P-32-32-P", size=8), 20, 0),
     "digits-dvs": _Size(
-        12,
-        0,
         ConvNet("8-P-16-P", in_channels=2, size=17),
         ConvNet("8-8-P-16-16-P", in_channels=2, size=17),
+        12,
+        0,
     ),
-    "mnist": _Size(5, 5000, ConvNet("8-P-16-P", size=28), ConvNet("8-8-P-16-16-P", size=28)),
+    "mnist": _Size(ConvNet("8-P-16-P", size=28), ConvNet("8-8-P-16-16-P", size=28), 5, 5000),
 }
 TRIANGLE = Triangle(alpha=2.0)
+
+
+def _recipe(data: str) -> tuple[Recipe, _Size]:
+    """The recipe of a data set, shortened, or of a Python file of the user's, as it is."""
+    if recipes.is_file(data):
+        recipe = recipes.from_file(data)
+        return recipe, _Size(recipe.model, recipe.model)
+    size = _SIZES[data]
+    return recipes.get(data).replace({"epochs": size.epochs, "limit": size.limit}), size
 
 
 def plain(data: str) -> Recipe:
@@ -51,16 +61,14 @@ def plain(data: str) -> Recipe:
 
     It uses float32 on every machine, so that arms differ only in their methods.
     """
-    size = _SIZES[data]
     changes = {"neuron.surrogate": TRIANGLE, "readout": Mean(), "ema": 0.0, "precision": "float32"}
-    changes |= {"epochs": size.epochs, "limit": size.limit}
-    return recipes.get(data).replace(changes)
+    return _recipe(data)[0].replace(changes)
 
 
 def ablation(data: str) -> Study:
     """MSG, TWO and both against neither (paper A)."""
     masked = {"neuron.surrogate": Masked(TRIANGLE, p=0.5)}
-    two = {"readout": recipes.get(data).readout}
+    two = {"readout": _recipe(data)[0].readout}
     arms = (
         Arm("baseline"),
         Arm("TWO", two),
@@ -75,12 +83,15 @@ def ablation(data: str) -> Study:
 def mask_probability(data: str) -> Study:
     """Accuracy against the mask's probability, for several networks and surrogates (paper A)."""
     base = plain(data)
+    small = _recipe(data)[1].small
+    models = (base.model,) if data == "digits-dvs" or small is base.model else (base.model, small)
     arms = []
     # fewer arms on event data, where a run takes several times as long
     few = data == "digits-dvs"
-    for model in (base.model,) if few else (base.model, _SIZES[data].small):
+    for model in models:
         for surrogate in (TRIANGLE,) if few else (TRIANGLE, ATan(alpha=2.0)):
-            line = f"{getattr(model, 'layout', type(model).__name__)} {type(surrogate).__name__}"
+            name = getattr(model, "layout", None) or text(model).partition("(")[0]
+            line = f"{name} {type(surrogate).__name__}"
             for p in (0.0, 0.25, 0.5, 0.75, 0.9) if few else (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0):
                 changes = {"model": model, "neuron.surrogate": Masked(surrogate, p=p)}
                 arms.append(Arm(f"{line} p={p:g}", changes, against=f"{line} p=0", x=p, line=line))
@@ -158,7 +169,7 @@ def gradient_scaling(data: str) -> Study:
         for alpha in (0.1, 0.5)
         for pair in ("pre_post", "pre_pre")
     ]
-    base = dataclasses.replace(plain(data), model=_SIZES[data].even)
+    base = dataclasses.replace(plain(data), model=_recipe(data)[1].even)
     return Study(
         "",
         "",
@@ -172,8 +183,7 @@ def gradient_scaling(data: str) -> Study:
 
 def precision(data: str) -> Study:
     """The recipe in float32 and in bfloat16 (autocast): the cost in accuracy of the faster one."""
-    size = _SIZES[data]
-    base = recipes.get(data).replace({"epochs": size.epochs, "limit": size.limit})
+    base, _ = _recipe(data)
     arms = (Arm("float32", {"precision": "float32"}), Arm("bfloat16", {"precision": "bfloat16"}))
     return Study("", "", base, arms, "float32", ("dots", "curves", "firing"), seeds=10)
 
@@ -183,7 +193,7 @@ def everything(data: str) -> Study:
     parts = ("MSG", "TWO", "PSG", "PDA", "SGS", "TSBP")
     left_out = [Arm(f"no {part}", _parts(data, *(p for p in parts if p != part))) for part in parts]
     arms = (Arm("everything", _parts(data, *parts)), *left_out, Arm("nothing", _parts(data)))
-    base = dataclasses.replace(plain(data), model=_SIZES[data].even)
+    base = dataclasses.replace(plain(data), model=_recipe(data)[1].even)
     return Study("", "", base, arms, "everything", ("dots", "curves", "firing"), seeds=10)
 
 
@@ -193,7 +203,7 @@ def _parts(data: str, *parts: str) -> dict[str, object]:
     return {
         "neuron.surrogate": Masked(surrogate, p=0.5) if "MSG" in parts else surrogate,
         "neuron.reset_gradient": 1.0 if "TSBP" in parts else 0.0,
-        "readout": recipes.get(data).readout if "TWO" in parts else Mean(),
+        "readout": _recipe(data)[0].readout if "TWO" in parts else Mean(),
         "potential": PDA(strength=1e-2) if "PDA" in parts else None,
         "scaling": SGS(alpha=0.5) if "SGS" in parts else None,
     }
@@ -212,18 +222,37 @@ NAMES: dict[str, Callable[[str], Study | Experiment]] = {
 }
 
 
+def from_file(word: str) -> Study:
+    """The study that a function in your own Python file returns: "mine.py:arms".
+
+    Imports the file. Raises RecipeError, and StudyError if the function returns something else.
+    """
+    source = Source.read(word)
+    study = source.make()
+    if not isinstance(study, Study):
+        raise StudyError(
+            f"{source} must return a bs.study.Study, got {type(study).__name__}; to compare "
+            f"methods on a recipe: backspike study ablation --data {word}"
+        )
+    return dataclasses.replace(study, base=from_source(source))
+
+
 def about(name: str) -> str:
     """What the study compares, in one line."""
     return (NAMES[name].__doc__ or "").splitlines()[0]
 
 
 def get(name: str, data: str = "digits") -> Study | Experiment:
-    """The study of that name on a data set. Raises StudyError if there is none."""
+    """The study of that name on a data set, or on your own recipe ("mine.py:recipe").
+
+    Raises StudyError if there is none, and RecipeError.
+    """
     if name not in NAMES:
         raise StudyError(f"unknown study {name!r}{nearest(name, NAMES)}")
-    if data not in _SIZES:
+    if data not in _SIZES and not recipes.is_file(data):
         raise StudyError(
-            f"there are no studies for the data set {data!r}; choose one of: {', '.join(_SIZES)}"
+            f"there are no studies for the data set {data!r}; choose one of: {', '.join(_SIZES)}, "
+            "or your own recipe, as in mine.py:recipe"
         )
     study = dataclasses.replace(NAMES[name](data), name=name, about=about(name))
     return dataclasses.replace(study, shipped=study.base) if isinstance(study, Study) else study

@@ -116,8 +116,10 @@ class Study:
         for arm in self.arms:
             fields = self.recipe(arm).to_dict()["fields"]
             arms[arm.name] = {k: v for k, v in fields.items() if base.get(k, ...) != v}
+        source = self.base.source
         return {
             "name": self.name,
+            **({"sha256": source.sha256} if source else {}),
             "base": {k: v for k, v in base.items() if k not in FREE},
             "arms": arms,
         }
@@ -143,12 +145,19 @@ def same_recipe(job: Job) -> bool:
     """Returns True. Raises StudyError if the folder holds a run of another recipe."""
     path = job.folder / "recipe.json"
     try:
-        stored = dict(read_json(read_regular(path))["fields"])
+        written = read_json(read_regular(path))
+        stored, source = dict(written["fields"]), written.get("source")
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise StudyError(
             f"{path} is damaged ({e}); remove {job.folder} and run the study again"
         ) from e
     wanted = json.loads(json.dumps(job.recipe.to_dict()["fields"]))
+    made_by = job.recipe.source
+    if made_by and not (isinstance(source, dict) and source.get("sha256") == made_by.sha256):
+        raise StudyError(
+            f"{made_by.file} has changed since {job.folder} was trained; restore it, remove the "
+            f"folder, or choose another one ({option('out')})"
+        )
     # a run stores what was chosen for fields that the study leaves to the machine
     any_value = {*FREE, *(k for k, v in OPEN.items() if wanted[k] == v)}
     if {k: v for k, v in stored.items() if k not in any_value} != {

@@ -9,6 +9,7 @@ in environments without backspike.
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -168,6 +169,23 @@ def run(
             worker.end(patience)
 
 
+def pack(value: Any) -> bytes:
+    """A value of the user's for a worker, which calls `unpack`. Raises ValueError, saying why not.
+
+    The pipe itself would send tensors as shared memory, which only `multiprocessing` can open.
+    """
+    try:
+        packed = pickle.dumps(value)
+    except Exception as e:  # anybody's class may raise anything
+        raise ValueError(f"it cannot be sent to another process ({e})") from e
+    if b"__main__" in packed:
+        raise ValueError(
+            "it is defined in the script or notebook itself, which another process does not run; "
+            "move it into a file of its own and import it"
+        )
+    return packed
+
+
 def environment(**more: str) -> dict[str, str]:
     """This process's environment and import path, with `more` variables set."""
     path = os.pathsep.join(filter(None, sys.path))
@@ -205,6 +223,11 @@ def serve(answer: Callable[..., Any] = lambda function, *args: function(*args)) 
                 reply = "error", ExceptionWithTraceback(e, e.__traceback__)
             signal.alarm(0)
             _to_parent.send(reply)
+
+
+def unpack(packed: bytes) -> Any:
+    """Runs in the worker: the value that the parent has packed."""
+    return pickle.loads(packed)
 
 
 def emit(event: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import sys
 from datetime import datetime, timezone
@@ -12,6 +11,9 @@ import numpy as np
 import torch
 
 from ..errors import on_command_line
+from ..recipes.fields import settings, to_fields
+from ..recipes.recipe import from_source
+from ..recipes.source import text
 from ..system import distributed
 from ..system.machine import processor_name
 from ..version import __version__
@@ -43,12 +45,23 @@ def _command(setup: Setup) -> str:
     """Reproduces the run: the command line, or the call of `fit` with the recipe written out."""
     if on_command_line():
         return distributed.command(*sys.argv[1:])
-    names = [f.name for f in dataclasses.fields(setup.recipe)]
-    unused = {name for what in setup.own for name in replaced_fields(names, what)}
-    used = [f"{name}={getattr(setup.recipe, name)!r}" for name in names if name not in unused]
     arguments = {"model": "model=...", "data": _own_data(setup), "scheduler": "scheduler=..."}
     own = [arguments[name] for name in setup.own]
-    return ", ".join([f"bs.fit(bs.Recipe({', '.join(used)})", "out", *own]) + ")"
+    return f"bs.fit({', '.join([_recipe(setup), 'out', *own])})"
+
+
+def _recipe(setup: Setup) -> str:
+    """The recipe as Python makes it: the call of its file's function, or all its fields."""
+    recipe = setup.recipe
+    if recipe.source is not None:
+        start, now = to_fields(from_source(recipe.source)), to_fields(recipe)
+        changes = {name: value for name, value in now.items() if start.get(name, ...) != value}
+        made = f"bs.recipes.from_file({str(recipe.source)!r})"
+        return f"{made}.replace({changes!r})" if changes else made
+    names = [f.name for f in settings(recipe)]
+    unused = {*recipe.unused, *(n for what in setup.own for n in replaced_fields(names, what))}
+    used = [f"{name}={text(getattr(recipe, name))}" for name in names if name not in unused]
+    return f"bs.Recipe({', '.join(used)})"
 
 
 def _own_data(setup: Setup) -> str:

@@ -19,7 +19,7 @@ from ..recipes.recipe import Recipe
 from ..run import Borrowed, Run
 from ..system import distributed
 from .failures import first_line, logger
-from .network import Network, check_own, to_channels_last, trained_network
+from .network import Network, check_own, to_channels_last, trained
 from .setup import OwnData, choose_device, load_data
 
 
@@ -31,7 +31,8 @@ def evaluate(
     validation: Any = None,
     anytime: bool = False,
     device: str | torch.device | None = None,
-    values: tuple[type, ...] = (),
+    recipe: Recipe | str | None = None,
+    values: tuple[Any, ...] = (),
 ) -> dict[str, Any]:
     """Runs the test set through the trained network of a run and writes `evaluation.npz`.
 
@@ -44,8 +45,8 @@ def evaluate(
     found = Run.find(run)
     folder = found if isinstance(found, Borrowed) else _WritableOrNot(found.path)
     check_own(folder, model=model, data=test)
-    network = trained_network(folder, model, values).to(choose_device(device))
-    recipe = folder.recipe(values)
+    _, recipe, network = trained(folder, model, recipe=recipe, values=values)
+    network = network.to(choose_device(device))
     if recipe.channels_last:
         to_channels_last(network)
     sets = (

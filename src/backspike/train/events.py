@@ -161,8 +161,8 @@ class Watch:
                 setup.network, setup.optimizer, self.batches, setup.recipe, setup.train.autocast
             )
         steps, trained = setup.recipe.epochs * len(setup.train), step.number > 0
-        own_model, model = "model" in setup.own, setup.network.model
-        findings = diagnose(measured, model, setup.recipe, steps, trained, own_model)
+        model, own = setup.network.model, setup.own_neurons
+        findings = diagnose(measured, model, setup.recipe, steps, trained, own)
         return {
             "event": "watch",
             "epochs": progress.epoch,

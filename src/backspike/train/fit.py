@@ -46,8 +46,9 @@ def fit(
     watch: bool = False,
     progress: bool | None = None,
 ) -> Result:
-    """Trains `recipe`, or the recipe with this name, into the folder `out`.
+    """Trains `recipe` into the folder `out`.
 
+    recipe: a `bs.Recipe`, the name of one, or "mine.py:recipe", a function of your own file.
     model: your own module `[T, B, ...] -> [T, B, K]` instead of the recipe's.
     train, validation, test: your own data sets (`len(d)`, `d[i] -> (x, y)`) instead of the
         recipe's, or DataLoaders of them; without a validation set, the last epoch counts as the
@@ -70,7 +71,7 @@ def fit(
     global seed. Under torchrun, call it in every process. Raises RunError, DataError or RecipeError
     with a one-line message, and KeyboardInterrupt after saving a checkpoint.
     """
-    recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
+    recipe = recipes.find(recipe) if isinstance(recipe, str) else recipe
     if isinstance(train, DataLoader) and isinstance(recipe, Recipe):
         take_apart(train)  # raises for loaders that cannot be used
         recipe = replace(recipe, batch_size=train.batch_size, workers=train.num_workers)
@@ -96,28 +97,29 @@ def resume(
     scheduler: OwnScheduler | None = None,
     device: str | torch.device | None = None,
     listen: Listener | None = None,
-    values: tuple[type, ...] = (),
+    recipe: Recipe | str | None = None,
+    values: tuple[Any, ...] = (),
     report: bool = True,
     progress: bool | None = None,
 ) -> Result:
     """Continues a run from its last checkpoint. The arguments are those of `fit` and `load`.
 
     Returns the result at once if the run is complete. Raises RunError if the folder is damaged or
-    in use, or if the run needs your own model or data and they were not given.
+    in use, or if the run needs your own recipe, model or data and they were not given.
     """
     with distributed.process_group(device) as ranks:
         folder = open_folder(ranks, lambda: Run.open(run))
-        recipe = ranks.on_rank0(lambda: folder.recipe(values))
+        stored = ranks.on_rank0(lambda: folder.recipe(values, recipe))
         if done := ranks.on_rank0(lambda: finished_result(folder, listen, report)):
             return done
         ranks.on_rank0(lambda: check_own(folder, model=model, data=train, scheduler=scheduler))
-        with folder.locked(), explain_failures(recipe):
+        with folder.locked(), explain_failures(stored):
             saved = ranks.on_rank0(lambda: [folder.path / c for c in CHECKPOINTS if folder.has(c)])
             if model is None and saved:
-                ranks.on_rank0(lambda: check_size(recipe, *saved))
+                ranks.on_rank0(lambda: check_size(stored, *saved))
             watch = ranks.on_rank0(lambda: any(e.get("event") == "watch" for e in folder.log()))
             setup = set_up(
-                recipe,
+                stored,
                 model,
                 train,
                 validation,
@@ -132,6 +134,8 @@ def resume(
                     trainer.restore()
                 else:  # stopped before the first checkpoint
                     folder.put_back_log("")
+                if (source := stored.source) is not None:
+                    ranks.on_rank0(lambda: folder.accept(source))
                 return trainer.train(report)
 
 

@@ -19,12 +19,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import median
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RecipeError, RunError, option
 from ..recipes.recipe import Recipe
-from ..system import heap
+from ..recipes.values import Neuron
+from ..system import heap, workers
 from ..system.events import Listener
 from ..system.workers import Worker, WorkerFailed
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # values of neuron.memory, the fastest first; all give the exact gradient
 LADDER = ("exact", "recompute", "checkpoint")
@@ -81,7 +86,11 @@ class Plan:
 def plan_memory(
     recipe: Recipe,
     budget: int | str,
+    model: nn.Module | None = None,
+    train: Any = None,
+    test: Any = None,
     *,
+    validation: Any = None,
     device: str | None = None,
     threads: int | None = None,
     listen: Listener | None = None,
@@ -91,11 +100,15 @@ def plan_memory(
     budget: bytes or text such as "0.5GiB"; for the process on a CPU, for a device on CUDA.
     device: as in `bs.fit`.
     threads: number of CPU threads of the rehearsals; None: torch's default.
+    model, train, test, validation: your own, as for `bs.fit`; every rehearsal gets a copy, so their
+        classes must be in a file that can be imported. What the neurons of a model of your own
+        save for backward is not changed, only the number of parts of a step.
     listen: called with an event for every rehearsal, see docs/run-folder.md.
 
-    Your own models and data cannot be rehearsed. Raises RunError if nothing fits, naming the
-    smallest possible budget, and RecipeError if the budget cannot be read.
+    Raises RunError if nothing fits, naming the smallest possible budget, or if your own model or
+    data cannot be sent to another process, and RecipeError if the budget cannot be read.
     """
+    own = _packed(model=model, train=train, validation=validation, test=test)
     size = parse_size(budget) if isinstance(budget, str) else budget
     recipe = replace(recipe, memory_limit=size)
     notify = listen or (lambda event: None)
@@ -104,7 +117,7 @@ def plan_memory(
     rehearsals: list[Rehearsal] = []
 
     def rehearse(candidate: Recipe) -> Rehearsal:
-        found = _rehearse(candidate, device, threads)
+        found = _rehearse(candidate, device, threads, own)
         rehearsals.append(found)
         text = f"tried {_settings(recipe, candidate) or 'as it is'}: {_cost(found)}"
         measured = {"peak": found.peak, "seconds_per_step": found.seconds}
@@ -112,7 +125,9 @@ def plan_memory(
         return found
 
     before = rehearse(recipe)
-    for found in chain([before], _ladder(recipe, size, rehearse)):
+    fixed = model is not None or recipe.own_neurons
+    steps = _in_parts(recipe, size, rehearse, None) if fixed else _ladder(recipe, size, rehearse)
+    for found in chain([before], steps):
         if found.fits(size):
             plan = Plan(size, before, found)
             settings = _settings(recipe, plan.recipe)
@@ -125,11 +140,16 @@ def _ladder(
     recipe: Recipe, budget: int, rehearse: Callable[[Recipe], Rehearsal]
 ) -> Iterator[Rehearsal]:
     """Rehearsals, the fastest settings first."""
-    now, found = recipe.neuron.memory, None
+    now, found = _memory(recipe), None
     for memory in LADDER[LADDER.index(now) + 1 :] if now in LADDER else ():
-        recipe = replace(recipe, neuron=replace(recipe.neuron, memory=memory))
+        recipe = recipe.replace({"neuron.memory": memory})
         yield (found := rehearse(recipe))
     yield from _in_parts(recipe, budget, rehearse, found)
+
+
+def _memory(recipe: Recipe) -> str | None:
+    """What the recipe's neurons save for backward; None for those of the user's own code."""
+    return recipe.neuron.memory if isinstance(recipe.neuron, Neuron) else None
 
 
 def _in_parts(
@@ -206,8 +226,8 @@ def _budget_text(peak: int) -> str:
 def _settings(before: Recipe, after: Recipe) -> str:
     """The changed settings, as the user would set them."""
     changed = []
-    if before.neuron.memory != after.neuron.memory:
-        changed.append(option("neuron.memory", after.neuron.memory))
+    if _memory(before) != _memory(after):
+        changed.append(option("neuron.memory", _memory(after)))
     if before.accumulate != after.accumulate:
         changed.append(option("accumulate", after.accumulate))
     return " ".join(changed)
@@ -250,19 +270,34 @@ def size_text(size: float) -> str:
 # ---- one rehearsal, in a separate process --------------------------------------------------------
 
 
-def _rehearse(recipe: Recipe, device: str | None, threads: int | None) -> Rehearsal:
+def _packed(**own: Any) -> bytes | None:
+    """The user's own model and data for another process; None without any. Raises RunError."""
+    given = {name: value for name, value in own.items() if value is not None}
+    for name, value in given.items():
+        try:
+            workers.pack(value)
+        except ValueError as e:
+            raise RunError(f"{name}= cannot be rehearsed in another process: {e}") from e
+    return workers.pack(given) if given else None
+
+
+def _rehearse(
+    recipe: Recipe, device: str | None, threads: int | None, own: bytes | None = None
+) -> Rehearsal:
     torch = sys.modules.get("torch")
     threads = threads or (torch.get_num_threads() if torch else None)
     with Worker(quiet=True) as worker:
         try:
-            return worker.call(_measure, recipe, device, threads, heap.mode())
+            return worker.call(_measure, recipe, own, device, threads, heap.mode())
         except WorkerFailed as e:
             if e.code < 0:  # the system ended it, as it does when memory runs out
                 return Rehearsal(recipe, None, None)
             raise RunError(f"measuring the memory in a short run failed: {e}") from None
 
 
-def _measure(recipe: Recipe, device: str | None, threads: int | None, mode: str) -> Rehearsal:
+def _measure(
+    recipe: Recipe, own: bytes | None, device: str | None, threads: int | None, mode: str
+) -> Rehearsal:
     """Runs the rehearsal in this separate process."""
     _limit_memory()
     heap.use(mode)
@@ -274,7 +309,8 @@ def _measure(recipe: Recipe, device: str | None, threads: int | None, mode: str)
     if threads:
         torch.set_num_threads(threads)
     try:
-        seconds, batch_norm = trainer.rehearse(recipe, STEPS, device)
+        given = workers.unpack(own) if own else {}
+        seconds, batch_norm = trainer.rehearse(recipe, STEPS, device, **given)
     except (RunError, DataError, ValueError, RuntimeError, MemoryError) as e:
         if failures.out_of_memory(e):
             return Rehearsal(recipe, None, None)

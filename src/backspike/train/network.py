@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import RunError
 from ..recipes.recipe import Recipe
 from ..run import Run
+from ..system import distributed
 from .failures import first_line
 
 
@@ -32,27 +33,51 @@ class Network(nn.Module):
 
 
 def load(
-    run: str | Path, model: nn.Module | None = None, *, values: tuple[type, ...] = ()
+    run: str | Path,
+    model: nn.Module | None = None,
+    *,
+    recipe: Recipe | str | None = None,
+    values: tuple[Any, ...] = (),
 ) -> Network:
     """The trained network of a run, in evaluation mode, on the CPU.
 
     run: a run folder; or `hf://user/name[@revision]`, downloaded from the Hugging Face hub (only
     the recipe and the weights; nothing is executed); or the name of a network of the package, which
     `bs.models.pretrained()` lists. A folder goes before a network with the same name.
-    model: your own module, if `fit` was called with one. values: your own classes in the recipe.
-    Raises RunError if the weights are missing, damaged or belong to another network.
+    model: your own module, if `fit` was called with one. recipe: the run's recipe, if your own code
+    makes it: a `bs.Recipe`, or "mine.py:recipe", which imports that file. values: instead of
+    it, your own classes and functions that the recipe names.
+    Raises RunError if the weights are missing, damaged or belong to another network, if the recipe
+    is your own code and was not given, or if its file has changed.
     """
-    return trained_network(Run.find(run), model, values)
+    return trained(Run.find(run), model, recipe=recipe, values=values).network
 
 
-def trained_network(folder: Run, model: nn.Module | None, values: tuple[type, ...]) -> Network:
-    """`load`, of an open run."""
+class Trained(NamedTuple):
+    """The trained network of a run, in evaluation mode on the CPU, and the run's recipe.
+
+    The recipe says how samples become batches: `Batches(samples, recipe, device)`.
+    """
+
+    run: Run
+    recipe: Recipe
+    network: Network
+
+
+def trained(
+    folder: Run,
+    model: nn.Module | None = None,
+    *,
+    recipe: Recipe | str | None = None,
+    values: tuple[Any, ...] = (),
+) -> Trained:
+    """The network and the recipe of a run; the arguments are those of `load`. Raises RunError."""
     check_own(folder, model=model)
-    recipe = folder.recipe(values)
+    recipe = folder.recipe(values, recipe)
     if not folder.has("model.safetensors"):
         raise RunError(
             f"{folder.path} has no model.safetensors; "
-            f"finish it with: backspike resume {folder.path}"
+            f"finish it with: {distributed.command(*folder.command('resume'))}"
         )
     try:
         packed = folder.read("model.safetensors")
@@ -73,7 +98,7 @@ def trained_network(folder: Run, model: nn.Module | None, values: tuple[type, ..
             problem = f"the model= given does not fit {path}, give the one that was trained"
             problem += f": {first_line(e)}"
         raise RunError(problem) from e
-    return network.eval()
+    return Trained(folder, recipe, network.eval())
 
 
 def check_own(run: Run, **arguments: Any) -> None:

@@ -11,7 +11,7 @@ from ..layers.delay import Delay
 from ..neuron.hooks import spiking_layers
 from ..neuron.lif import neuron_parameters
 from ..recipes.recipe import Recipe
-from ..surrogate import Masked
+from ..recipes.values import Neuron
 from .network import Network
 
 
@@ -28,10 +28,11 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 def mask_probability(recipe: Recipe, epoch: int) -> float | None:
     """Linear from the surrogate's own p to `mask_p_end`; None if it does not change."""
-    surrogate, end = recipe.neuron.surrogate, recipe.mask_p_end
-    if end is None or not isinstance(surrogate, Masked):
+    end = recipe.mask_p_end
+    if end is None or not isinstance(recipe.neuron, Neuron) or recipe.neuron.mask is None:
         return None
-    return surrogate.p + (end - surrogate.p) * epoch / max(recipe.epochs - 1, 1)
+    start = recipe.neuron.mask.p
+    return start + (end - start) * epoch / max(recipe.epochs - 1, 1)
 
 
 def set_mask_probability(network: Network | None, p: float | None) -> None:

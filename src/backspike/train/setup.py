@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+import random
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,8 @@ from ..errors import RecipeError, RunError, option
 from ..layers.norm import sync_batch_norm
 from ..methods.weight_mask import mask_weight_gradients
 from ..neuron.lif import check_gradients
-from ..recipes.recipe import Recipe
+from ..recipes.recipe import DATA_OPTIONS, Recipe
+from ..recipes.source import text
 from ..system import distributed
 from ..system.distributed import Ranks
 from . import learning_rate
@@ -32,8 +34,6 @@ from .precision import choose, gradient_scaler
 from .schedule import parameter_groups
 from .start_from import freeze, load_weights
 from .try_sample import try_sample
-
-_DATA_OPTIONS = ("root", "limit", "size", "upright", "speaker", "by", "sensor", "window")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ class Setup:
         """The network that is tested and saved."""
         return self.averaged or self.network
 
+    @property
+    def own_neurons(self) -> bool:
+        """Whether the neurons are made by the user's code, without the fields `neuron.*`."""
+        return "model" in self.own or self.recipe.own_neurons
+
     def describe(self) -> dict[str, Any]:
         """The recipe as in recipe.json, without fields that the user's model or data replace."""
         described = self.recipe.to_dict()
@@ -79,7 +84,7 @@ class Setup:
 # fields of a recipe that have no effect with the user's own model or data
 _REPLACED = {
     "model": ("model", "neuron", "norm"),
-    "data": ("data", *_DATA_OPTIONS),
+    "data": ("data", *DATA_OPTIONS),
     "scheduler": ("schedule", "warmup_epochs"),
 }
 
@@ -171,7 +176,7 @@ def set_up(
         scaling=scaling,
         record_steps=records and not rates.changes_momentum,
         own=["model"] * (model is not None)
-        + ["data"] * isinstance(sets, OwnData)
+        + ["data"] * (train is not None)
         + ["scheduler"] * (scheduler is not None),
     )
 
@@ -209,7 +214,10 @@ def _check_types(recipe: Any, model: Any) -> None:
         given = (
             "a class; create the model first" if isinstance(model, type) else type(model).__name__
         )
-        raise RunError(f"model must be a torch.nn.Module, got {given}")
+        raise RunError(
+            f"model must be a torch.nn.Module, got {given}; "
+            "a function that makes one is a field of the recipe: bs.Recipe(model=...)"
+        )
 
 
 @contextmanager
@@ -319,8 +327,10 @@ def data_sets(recipe: Recipe, train: Any, validation: Any, test: Any) -> data.Sp
     return OwnData(train, held_out(validation), held_out(test))
 
 
-def load_data(recipe: Recipe) -> data.Splits:
+def load_data(recipe: Recipe) -> data.Splits | OwnData:
     """The data set of a recipe, with its options that are fields of the recipe."""
+    if not isinstance(recipe.data, str):
+        return _make_data(recipe, recipe.data)
     options = data_options(recipe)
     if "T" not in data.source(recipe.data).options:  # images repeat over the timesteps
         del options["T"]
@@ -331,6 +341,28 @@ def data_options(recipe: Recipe) -> dict[str, Any]:
     """The options of data sets that are fields of a recipe."""
     options = {n: getattr(recipe, n) for n in data.option_names() if hasattr(recipe, n)}
     return {**options, "size": recipe.size or None}
+
+
+def _make_data(recipe: Recipe, function: Callable[..., Any]) -> data.Splits | OwnData:
+    """What a function of the user's returns, called with the same random numbers every time.
+
+    So a resumed run, an evaluation and the runs of a study see the same samples.
+    """
+    with preserved_rng(torch.device("cpu")):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002  (what a user's function may draw from)
+        made = recipe.call(function)
+    if isinstance(made, data.Splits):
+        return made
+    parts = list(made) if isinstance(made, tuple | list) else []
+    if len(parts) not in (2, 3):
+        given = f"{len(parts)} values" if parts else f"a {type(made).__name__}"
+        raise RunError(
+            f"{text(function)} must return (train, test), (train, validation, test) or "
+            f"bs.data.Splits, got {given}"
+        )
+    return OwnData(parts[0], parts[1] if len(parts) == 3 else None, parts[-1])
 
 
 @dataclass(frozen=True)

@@ -111,9 +111,14 @@ def _percent(share: float | None) -> str:
     return "not measured" if share is None else f"{100 * share:.2f} %"
 
 
-def rehearse(recipe: Recipe, steps: int, device: str | None = None) -> tuple[list[float], bool]:
-    """Makes a short run and deletes it; the seconds of each step, and whether it has BatchNorm."""
-    setup = set_up(recipe, device=device, try_step=True)
+def rehearse(
+    recipe: Recipe, steps: int, device: str | None = None, **own: Any
+) -> tuple[list[float], bool]:
+    """Makes a short run and deletes it; the seconds of each step, and whether it has BatchNorm.
+
+    own: the user's own model and data, as for `fit`.
+    """
+    setup = set_up(recipe, device=device, try_step=True, **own)
     setup = replace(
         setup,
         validation=setup.validation and setup.validation.first_part(),
@@ -369,7 +374,7 @@ class Trainer:
         except RuntimeError as e:
             if not distributed.is_peer_failure(e):
                 raise
-            again = distributed.command("resume", self.run.path)
+            again = distributed.command(*self.run.command("resume"))
             raise RunError(
                 f"another rank ended in epoch {self.progress.epoch + 1}; "
                 f"continue from the last checkpoint with: {again}"
