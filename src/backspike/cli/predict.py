@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..errors import DataError
+from .fields import own_recipe
 from .parser import RUN, Parser, at_least_1
 
 HELP = "classify new pictures, arrays or recordings with the trained network of a run"
@@ -40,6 +41,7 @@ def add_arguments(parser: Parser) -> None:
         help="inputs computed at once (default: as in training, at most 512)",
     )
     parser.add_device()
+    parser.add_own_recipe()
     parser.epilog = (
         "An input that cannot be read is one line, and the others go on; the exit code is then 1. "
         "With --json it is an object with the keys input and error, with --csv a row, else a line "
@@ -70,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
         spikes=options.spikes,
         batch_size=options.batch_size,
         device=options.device,
+        recipe=own_recipe(options, options.folder),
     )
     show = _json if options.json else _csv if options.csv else _table
     n = failed = 0

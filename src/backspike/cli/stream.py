@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 
+from .fields import own_recipe
 from .parser import RUN, Parser, at_least_1
 
 HELP = "run the trained network of a run on a stream of events or frames"
@@ -15,7 +16,7 @@ def add_arguments(parser: Parser) -> None:
         "--events",
         required=True,
         metavar="FILE",
-        help="a recording (.bin of N-MNIST, .aedat), frames (.npy), or text; - reads text from "
+        help="a recording (.bin, .aedat, .raw, .h5, ...), frames (.npy) or text; - reads text from "
         "standard input. A line of text is an event `t x y p` or a frame, a JSON array",
     )
     parser.add_argument(
@@ -30,6 +31,7 @@ def add_arguments(parser: Parser) -> None:
         action="store_true",
         help="start a timestep every --window microseconds (default: as fast as it goes)",
     )
+    parser.add_own_recipe()
 
 
 def run(options: argparse.Namespace) -> int:
@@ -44,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
             latency,
             window=options.window,
             realtime=options.realtime,
+            recipe=own_recipe(options, options.folder),
         )
     finally:
         us = latency.summary()

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..errors import DataError, UsageError
 from ..readout import TWO
+from ..recipes.recipe import Recipe
 from ..run import Run
 from ..train.failures import first_line
-from ..train.network import Network, trained_network
+from ..train.network import Network, trained
 from .plan import stream
 from .read import read
 
@@ -81,6 +82,7 @@ def live(
     *,
     window: int | None = None,
     realtime: bool = False,
+    recipe: Recipe | str | None = None,
     stdin: BinaryIO = sys.stdin.buffer if sys.stdin else None,  # type: ignore[assignment]
 ) -> None:
     """Call `answer` for each timestep in `events`, as `read` finds them.
@@ -91,10 +93,9 @@ def live(
     """
     if realtime and window is None:
         raise UsageError("--realtime needs --window, the microseconds of a timestep")
-    found = Run.find(run)
-    network, recipe = trained_network(found, None, ()), found.recipe()
-    plan, recent = stream(network), Recent(network, recipe.T)
-    frames = read(events, stdin, recipe, window)
+    _, made, network = trained(Run.find(run), recipe=recipe)
+    plan, recent = stream(network), Recent(network, made.T)
+    frames = read(events, stdin, made, window)
     with torch.inference_mode():
         for t, frame in enumerate(_paced(frames, window) if realtime and window else frames):
             x = torch.from_numpy(frame)[None]

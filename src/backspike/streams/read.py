@@ -1,17 +1,17 @@
 """Timesteps for a stream: from recordings, arrays, and lines of events or frames.
 
-`read` tells the formats apart: `.bin` and `.aedat` recordings and `.npy` arrays by their names,
-anything else is text. A line of text is an event `t x y p` (microseconds, column, row, polarity 0
-or 1) or a frame, a JSON array with the shape of a timestep. Text is read as it comes, so it may be
-endless; recordings are read whole.
+`read` tells the formats apart: recordings and `.npy` arrays by their names, anything else is text.
+A line of text is an event `t x y p` (microseconds, column, row, polarity 0 or 1) or a frame, a JSON
+array with the shape of a timestep. Text is read as it comes, so it may be endless; recordings are
+read whole.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -19,14 +19,17 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from .. import data
-from ..data.events import Recordings
-from ..data.formats import Events, aedat2, aedat3, atis, npy, read_file
-from ..data.frames import By, channels, frames, pair
-from ..data.simulated import Simulated
+from ..data.events import counting
+from ..data.formats import Events, npy, read_file
+from ..data.formats.event_file import SUFFIXES, read_events
+from ..data.frames import By
+from ..data.own import OwnSource, of_sensor
 from ..errors import DataError, UsageError
 from ..recipes.recipe import Recipe
+from ..recipes.source import text
 from ..system.files import read_json
 
+RECORDINGS = {*SUFFIXES} - {".npy", ".txt"}
 LONGEST_LINE = 1 << 26  # bytes
 LONGEST_GAP = 1 << 20  # windows without an event, beyond which a time is taken for damage
 _EVENT = re.compile(rb"\s*(-?\d{1,18})[\s,]+(\d{1,9})[\s,]+(\d{1,9})[\s,]+([01])\s*")
@@ -45,9 +48,10 @@ def read(events: str, stdin: BinaryIO, recipe: Recipe, window: int | None) -> It
         if array.dtype.kind not in "fiub" or array.ndim < 2:
             raise DataError(f"{events}: expected frames [T, ...], got {array.dtype} {array.shape}")
         return (frame.astype(np.float32) for frame in array)
-    if events != "-" and path.suffix in (".bin", ".aedat"):
-        recorded = _recording(path, recipe)
+    if events != "-" and path.suffix.lower() in RECORDINGS:
+        recorded = read_events(path, upright=recipe.upright)
         counter = Counter.of(recipe)
+        window = window or counter.window
         if window is None:
             return iter(counter.count(recorded, recipe.T).astype(np.float32))
         return counter.cut(iter([(events, recorded)]), window)
@@ -58,27 +62,33 @@ def read(events: str, stdin: BinaryIO, recipe: Recipe, window: int | None) -> It
 class Counter:
     """Counts events by pixel and polarity, or by channel, as the frames of a recipe.
 
-    count(events, T): `[T, ...]`.
+    source: the data set, whose T timesteps may be of a fixed duration. window: microseconds of a
+    timestep of recordings that are cut into windows of T timesteps; None for all others.
     """
 
-    count: Callable[[Events, int], np.ndarray]
+    source: data.Source
+    recipe: Recipe
+    window: int | None = None
 
     @staticmethod
     def of(recipe: Recipe) -> Counter:
         """Raises DataError if the recipe's data are not events."""
-        source = data.source(recipe.data)
-        if not isinstance(source.read, Recordings | Simulated):
+        source = data.source(recipe.data) if isinstance(recipe.data, str) else None
+        if source is None or source.kind != "events":
             raise DataError(
-                f"the network was trained on {recipe.data}, which are not recordings of events; "
-                "give it frames, as lines of JSON or as a .npy file"
+                f"the network was trained on {text(recipe.data)}, which are not recordings of "
+                "events; give it frames, as lines of JSON or as a .npy file"
             )
-        *_, height, width = source.shape
-        whole, by = getattr(source.read, "window", None), cast(By, recipe.by)
-        if whole is not None:
-            size = recipe.size or width
-            return Counter(lambda e, T: channels(e, T, width, size, by, whole if T > 1 else None))
-        sensor, size_ = (height, width), pair(recipe.size or (height, width))
-        return Counter(lambda e, T: frames(e, T, sensor, size_, by))
+        if not isinstance(source, OwnSource):
+            return Counter(source, recipe)
+        source = of_sensor(source, recipe.sensor, recipe.window)
+        return Counter(source, recipe, source.window and max(1, source.window // recipe.T))
+
+    def count(self, events: Events, T: int) -> np.ndarray:
+        """`[T, ...]`; of a single timestep, all events."""
+        source = self.source if T > 1 else replace(self.source, window=None)
+        _, count = counting(source, T, self.recipe.size or None, cast(By, self.recipe.by))
+        return count(events)
 
     def cut(self, parts: Iterator[tuple[str, Events]], window: int) -> Iterator[np.ndarray]:
         """A frame for each window, from the first event on. parts: with each its place in the file.
@@ -115,15 +125,6 @@ class Counter:
 
 def _select(e: Events, part: slice | np.ndarray) -> Events:
     return Events(e.x[part], e.y[part], e.t[part], e.p[part])
-
-
-def _recording(path: Path, recipe: Recipe) -> Events:
-    content, name = read_file(path), str(path)
-    if path.suffix == ".bin":
-        return atis.decode(content, name)
-    if content.startswith(aedat3.VERSION):
-        return aedat3.decode(content, name)
-    return aedat2.decode(content, name, recipe.upright)
 
 
 # ---- text ----------------------------------------------------------------------------------------

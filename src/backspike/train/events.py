@@ -36,7 +36,7 @@ def initial(setup: Setup) -> dict[str, Any]:
         setup.network.eval()
         with torch.no_grad():
             o = model(x)
-            loss = float(setup.recipe.loss.value(o, setup.network.readout(o), y))
+            loss = float(setup.recipe.loss_value(o, setup.network.readout(o), y))
     return {"event": "initial", "loss": loss, "membrane_counts": counts, **probed}
 
 

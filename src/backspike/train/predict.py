@@ -21,9 +21,10 @@ from ..data.inputs import inputs as prepare
 from ..errors import DataError, RunError
 from ..neuron.hooks import Handle, spiking_layers, watch
 from ..neuron.lif import Watcher
+from ..recipes.recipe import Recipe
 from ..run import TRAINED, Run
 from .failures import first_line, out_of_memory
-from .network import to_channels_last, trained_network
+from .network import to_channels_last, trained
 from .setup import choose_device, data_options
 
 # recipes may train on larger batches
@@ -61,7 +62,7 @@ class Predictor:
 
     Args:
         run: a run folder, `hf://user/name[@revision]`, or the name of a network of the package.
-        model, values: as for `bs.load`.
+        model, recipe, values: as for `bs.load`.
         read: your own function path -> events, as for `bs.data.recordings`, or path -> sample if
             the run was trained on data of your own.
         exit: "confidence" or "margin": answer at the first timestep at which this reaches the
@@ -84,16 +85,18 @@ class Predictor:
         spikes: bool = False,
         batch_size: int | None = None,
         device: str | torch.device | None = None,
-        values: tuple[type, ...] = (),
+        recipe: Recipe | str | None = None,
+        values: tuple[Any, ...] = (),
     ) -> None:
         folder = Run.find(run, (*TRAINED, "anytime.json"))
-        self.recipe = folder.recipe(values)
         self.device = choose_device(device)
-        self.network = trained_network(folder, model, values).to(self.device)
+        _, self.recipe, network = trained(folder, model, recipe=recipe, values=values)
+        self.network = network.to(self.device)
         if self.recipe.channels_last:
             to_channels_last(self.network)
-        own = "data" in folder.own()
-        source = None if own else data.source(self.recipe.data)
+        name = self.recipe.data
+        own = "data" in folder.own() or not isinstance(name, str)
+        source = data.source(name) if isinstance(name, str) and not own else None
         self.inputs = prepare(source, read, **data_options(self.recipe))
         self.classes = folder.classes()
         self.exit = _threshold(folder, exit)
