@@ -26,7 +26,6 @@ from ..data.frames import By
 from ..data.own import OwnSource, of_sensor
 from ..errors import DataError, UsageError
 from ..recipes.recipe import Recipe
-from ..recipes.source import text
 from ..system.files import read_json
 
 RECORDINGS = {*SUFFIXES} - {".npy", ".txt"}
@@ -73,11 +72,12 @@ class Counter:
     @staticmethod
     def of(recipe: Recipe) -> Counter:
         """Raises DataError if the recipe's data are not events."""
-        source = data.source(recipe.data) if isinstance(recipe.data, str) else None
+        name = recipe.data if isinstance(recipe.data, str) else "data of your own"
+        source = data.source(name) if name == recipe.data else None
         if source is None or source.kind != "events":
             raise DataError(
-                f"the network was trained on {text(recipe.data)}, which are not recordings of "
-                "events; give it frames, as lines of JSON or as a .npy file"
+                f"the network was trained on {name}, which are not recordings of events; "
+                "give it frames, as lines of JSON or as a .npy file"
             )
         if not isinstance(source, OwnSource):
             return Counter(source, recipe)
