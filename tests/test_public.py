@@ -64,6 +64,7 @@ def test_recipe_values_have_the_options_of_what_they_build(value, public):
     """Names and defaults; leading arguments without a default, such as the model, are excluded."""
     of_public = inspect.signature(public).parameters.values()
     options = {p.name: p.default for p in of_public if p.default is not p.empty}
+    options.pop("weight", None)  # of classes: the recipe's class_weights
     assert {f.name: f.default for f in dataclasses.fields(value)} == options
 
 
