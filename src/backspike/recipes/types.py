@@ -12,7 +12,7 @@ from ..errors import RecipeError
 
 def check_types(owner: Any, path: str = "") -> None:
     """Checks the declared types of all fields, also of the values in them. Raises RecipeError."""
-    types = hints(type(owner))
+    types = hints(type(owner))  # type: ignore[arg-type]
     for f in dataclasses.fields(owner):
         value, hint = getattr(owner, f.name), types.get(f.name, object)
         if not fits(value, hint):
