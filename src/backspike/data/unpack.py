@@ -14,7 +14,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import Any
 
 from ..errors import DataError
 from ..system import disk
@@ -83,7 +83,7 @@ def _untar(archive: Path, name: str, target: Path, limit: int) -> None:
             f"{name}: this Python cannot unpack it safely; use 3.10.12, 3.11.4 or newer"
         )
     with gzip.open(archive) as unpacked:
-        bounded = _Bounded(unpacked, name, limit)
+        bounded: Any = _Bounded(unpacked, name, limit)
         with tarfile.open(fileobj=bounded, mode="r|") as packed:
             for number, member in enumerate(packed, 1):
                 _check(name, number, member.size, limit)
@@ -96,7 +96,7 @@ def _untar(archive: Path, name: str, target: Path, limit: int) -> None:
 class _Bounded:
     """A stream that ends with a DataError after `limit` bytes, before it allocates them."""
 
-    def __init__(self, stream: IO[bytes], name: str, limit: int) -> None:
+    def __init__(self, stream: Any, name: str, limit: int) -> None:
         self.stream = stream
         self.name = name
         self.limit = limit
