@@ -29,7 +29,7 @@ import backspike as bs
 
 DATA = os.environ.get("BACKSPIKE_DATA") or Path(__file__).parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "sequence-accuracy.jsonl"
-RECIPES = ("yinyang", "spoken-digits", "scifar10", "psmnist")
+RECIPES = ("yinyang", "spoken-digits", "scifar10", "psmnist-rows", "psmnist")
 SEEDS = (0, 1, 2)
 
 
