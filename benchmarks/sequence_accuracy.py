@@ -1,22 +1,26 @@
 """Spiking networks beside plain ones on the data for time: test accuracies of three seeds.
 
-    python benchmarks/sequence_accuracy.py [RECIPE ...] [--runs DIR] [--results FILE]
+    python benchmarks/sequence_accuracy.py [RECIPE ...] [--networks NAME ...] [--epochs N]
+                                           [--limit N] [--runs DIR] [--results FILE]
 
 Each recipe trains its spiking network, and a network without spikes in its place: a GRU with as
 many layers, or for Yin-Yang, whose inputs are four values, an MLP. The plain network has the same
 number of weights (its width is chosen for that), the same samples in the same batches, the same
 optimizer, schedule, epochs and precision, and for both the epoch with the best validation accuracy
-is tested. Every run trains on one thread; a complete run is not repeated, and one that was stopped
-continues. Results are appended to a JSON file; the tables are printed from it. The data are looked
-for in BACKSPIKE_DATA, then in ../shared/data.
+is tested. `--epochs` and `--limit` (of training samples) replace those of the recipe. Every run
+trains on one thread; a complete run is not repeated, and one that was stopped continues. Results
+are appended to a JSON file; the table is printed from it. The data are looked for in
+BACKSPIKE_DATA, then in ../shared/data.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,43 +86,51 @@ NETWORKS: dict[str, Callable[[bs.Recipe], nn.Module | None]] = {
 }
 
 
-def run(name: str, network: str, seed: int, runs: Path) -> dict[str, Any]:
-    """Trains one network, or continues its run; returns its line of the results."""
-    recipe = bs.recipes.get(name)
-    recipe = replace(recipe, seed=seed, precision="float32", root=str(DATA))
-    model = NETWORKS[network](recipe)
-    folder = runs / f"{name}-{network}-{seed}"
-    started = (folder / "recipe.json").is_file()
-    begin = bs.resume if started else lambda out, **options: bs.fit(recipe, out, **options)
-    result = begin(folder, model=model, device="cpu", report=False, progress=False)
+def key(recipe: bs.Recipe, network: str) -> dict[str, Any]:
+    """What identifies a run among the results."""
     return {
-        "recipe": name,
+        "recipe": recipe.name,
         "network": network,
-        "seed": seed,
+        "epochs": recipe.epochs,
+        "samples": recipe.limit or None,  # None: all
+        "seed": recipe.seed,
+    }
+
+
+def run(recipe: bs.Recipe, network: str, runs: Path) -> dict[str, Any]:
+    """Trains one network, or continues its run; returns its line of the results."""
+    model = NETWORKS[network](recipe)
+    folder = runs / "-".join(str(part) for part in key(recipe, network).values())
+    started = (folder / "recipe.json").is_file()
+    options = {"model": model, "device": "cpu", "report": False, "progress": False}
+    cpu = time.process_time()
+    result = bs.resume(folder, **options) if started else bs.fit(recipe, folder, **options)
+    return key(recipe, network) | {
         "about": describe(model or recipe.model),
         "weights": weights(model or recipe.network()),
         "test_accuracy": result.test_accuracy,
         "test_accuracy_last": result.test_accuracy_last,
         "validation_accuracy": result.validation_accuracy,
         "best_epoch": result.best_epoch,
-        "epochs": result.epochs,
-        "samples": recipe.limit or None,
         "seconds": result.seconds,
+        "cpu_seconds": None if started else round(time.process_time() - cpu, 1),
         "version": bs.__version__,
         "torch": torch.__version__,
     }
 
 
 def describe(model: Any) -> str:
+    """Its kind and its widths, such as "GRU 80-69-69-10"."""
     match model:
-        case GRU():
-            layers = model.features
-            widths = [layers.input_size, *[layers.hidden_size] * layers.num_layers]
-            return f"GRU {'-'.join(map(str, widths))}-{model.classifier.out_features}"
-        case MLP():
-            first, _, last = model.layers
-            return f"MLP {first.in_features}-{first.out_features}-{last.out_features}"
-    return repr(model)
+        case GRU(features=layers, classifier=last):
+            kind = "GRU"
+            widths = layers.input_size, *[layers.hidden_size] * layers.num_layers, last.out_features
+        case MLP(layers=layers):
+            kind, widths = "MLP", (*layers[0].weight.shape[::-1], layers[2].out_features)
+        case _:  # of the recipe
+            kind = "spiking, recurrent" if model.recurrent else "spiking"
+            widths = model.in_channels, *model.hidden, model.num_classes
+    return f"{kind} {'-'.join(map(str, widths))}"
 
 
 # ---- results and tables --------------------------------------------------------------------------
@@ -142,31 +154,30 @@ class Results:
 
 
 def table(results: Results) -> str:
-    """Mean test accuracy and standard deviation in %, a row for each recipe and network."""
+    """Mean test accuracy and standard deviation in %, a row for all seeds of a network."""
     rows = [
-        "| recipe | network | weights | epochs | test accuracy | seeds | minutes a run |",
+        "| recipe | samples | epochs | network | weights | test accuracy | seeds |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name in RECIPES:
-        for network in NETWORKS:
-            if found := results.lines(recipe=name, network=network):
-                rows.append(_row(found))
-    return "\n".join(rows)
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for line in results.lines():
+        settings = RECIPES.index(line["recipe"]), line["samples"] or math.inf, line["epochs"]
+        groups.setdefault((*settings, line["network"] == "plain"), []).append(line)
+    return "\n".join(rows + [_row(groups[group]) for group in sorted(groups)])
 
 
 def _row(found: list[dict[str, Any]]) -> str:
     first = found[0]
     accuracies = [100 * line["test_accuracy"] for line in found]
     spread = f" ± {statistics.stdev(accuracies):.1f}" if len(found) > 1 else ""
-    minutes = statistics.mean(line["seconds"] for line in found) / 60
     cells = (
         first["recipe"],
+        "all" if first["samples"] is None else f"{first['samples']:,}",
+        first["epochs"],
         first["about"],
         f"{first['weights']:,}",
-        first["epochs"],
-        f"{statistics.mean(accuracies):.1f}{spread} %",
+        f"{statistics.mean(accuracies):.1f}{spread}",
         len(found),
-        f"{minutes:.1f}",
     )
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -174,16 +185,23 @@ def _row(found: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"of {', '.join(RECIPES)}")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[*NETWORKS])
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--limit", type=int)
     parser.add_argument("--runs", type=Path, default=Path("runs/sequence-accuracy"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     results = Results(args.results)
+    changes = {"epochs": args.epochs, "limit": args.limit}
+    changes = {name: value for name, value in changes.items() if value is not None}
     for name in args.recipes or RECIPES:
+        recipe = replace(bs.recipes.get(name), precision="float32", root=str(DATA), **changes)
         for seed in SEEDS:
-            for network in NETWORKS:
-                if not results.lines(recipe=name, network=network, seed=seed):
-                    results.add(line := run(name, network, seed, args.runs))
+            for network in args.networks:
+                seeded = replace(recipe, seed=seed)
+                if not results.lines(**key(seeded, network)):
+                    results.add(line := run(seeded, network, args.runs))
                     print(json.dumps(line), flush=True)
     print(table(results))
 

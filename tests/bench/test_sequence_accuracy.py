@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 
 import pytest
 import torch
@@ -50,16 +51,22 @@ def test_the_mlp_reads_the_values_that_are_given_as_spike_times(script):
 def test_a_run_is_trained_once_and_continues_where_it_stopped(script, tmp_path, monkeypatch):
     put("yinyang", tmp_path)
     monkeypatch.setattr(script, "DATA", tmp_path)
-    lines = []
-    for network, others in (("plain", {}), ("spiking", {"weights": 1083})):
-        line = script.run("yinyang", network, 2, tmp_path / "runs")
-        again = script.run("yinyang", network, 2, tmp_path / "runs")
-        assert again == line
-        assert others.items() <= line.items()
-        lines.append(json.dumps(line) + "\n")
-    (tmp_path / "results.jsonl").write_text("".join(lines))
-    table = script.table(script.Results(tmp_path / "results.jsonl"))
-    assert "| yinyang | MLP 4-135-3 | 1,083 | 20 |" in table
-    spiking, plain = table.splitlines()[2:]
-    assert "| yinyang | MLP(num_classes=3, in_channels=4, hidden=(120,)" in spiking
-    assert plain.endswith("| 1 | 0.0 |")
+    results = tmp_path / "results.jsonl"
+    words = ["", "yinyang", "--epochs", "2", "--limit", "18", "--results", str(results)]
+    monkeypatch.setattr(sys, "argv", [*words, "--runs", str(tmp_path / "runs")])
+    script.main()
+    text = results.read_text()
+    script.main()
+    assert results.read_text() == text
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [(line["network"], line["seed"]) for line in lines] == [
+        (network, seed) for seed in (0, 1, 2) for network in ("spiking", "plain")
+    ]
+    results.unlink()  # the runs are there: their accuracies are read, not trained again
+    script.main()
+    again = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [line["seconds"] for line in again] == [line["seconds"] for line in lines]
+    *_, spiking, plain = script.table(script.Results(results)).splitlines()
+    assert spiking.startswith("| yinyang | 18 | 2 | spiking 4-120-3 | 1,083 | ")
+    assert plain.startswith("| yinyang | 18 | 2 | MLP 4-135-3 | 1,083 | ")
+    assert plain.endswith(" | 3 |")
