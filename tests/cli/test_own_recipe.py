@@ -377,7 +377,7 @@ def test_plan_memory_takes_a_model_and_data(mine):
     sets = {"train": names["make_data"]()[0], "test": names["make_data"]()[1]}
     plan = bs.plan_memory(own, "3GB", names["fixed"](), **sets)
     assert plan.before.peak > 1e8
-    assert plan.recipe == own
+    assert plan.recipe == own.replace({"memory_limit": 3_000_000_000})
     with pytest.raises(RunError, match="the smallest budget that works"):
         bs.plan_memory(own, "10MB", names["fixed"](), **sets)
     with pytest.raises(RunError, match="train= cannot be rehearsed in another process"):
