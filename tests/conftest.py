@@ -1,5 +1,6 @@
 """What all tests share: one thread (pytest -n uses more cores), tolerances, and Windows."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -36,6 +37,8 @@ def windows(monkeypatch):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return open_(path, *rest, **options)
 
+    with contextlib.suppress(ImportError):
+        import filelock  # noqa: F401  (of huggingface-hub; warns when imported without fcntl)
     monkeypatch.setitem(sys.modules, "fcntl", None)
     monkeypatch.setattr(os, "open", files_only)
     # shutil.rmtree opens folders, except on Windows

@@ -1,10 +1,12 @@
 """Getting data sets: against a local server that does everything wrong, and hostile archives."""
 
+import errno
 import gzip
 import hashlib
 import http.server
 import io
 import json
+import shutil
 import tarfile
 import threading
 import time
@@ -343,6 +345,8 @@ BOMB = bytes(20_000_000)
         (tarred(MEMBERS)[:-30], "x.tar.gz", "damaged archive"),
         (b"<html>not found</html>", "x.zip", "damaged archive"),
         (b"<html>not found</html>", "x.tar.gz", "damaged archive"),
+        (zipped({"a": b"x", "a/b": b"y"}), "x.zip", "damaged archive"),
+        (zipped({"a" * 300: b"x"}), "x.zip", "damaged archive"),
         (zipped({"other": b"x"}), "x.zip", "has no Train; it is not the official archive"),
     ],
     ids=lambda value: value if isinstance(value, str) else "archive",
@@ -355,6 +359,17 @@ def test_hostile_and_damaged_archives_leave_nothing(tmp_path, content, name, rea
         unpack(inside / name, name, FILES, inside / "set")
     assert "\n" not in str(e.value)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["inside", name]
+
+
+def test_a_full_disk_is_not_called_a_damaged_archive(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "x.zip").write_bytes(zipped(MEMBERS))
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(OSError, match="No space left"):
+        unpack(tmp_path / "x.zip", "x.zip", FILES, tmp_path / "set")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.zip"]
 
 
 def test_a_zip_that_lies_about_its_sizes_is_damaged(tmp_path):

@@ -72,6 +72,15 @@ def test_psmnist_shows_the_same_pixels_in_one_fixed_order(tmp_path):
             np.testing.assert_array_equal(part.x[:, t, 0], x[:, 0, order[t] // 28, order[t] % 28])
 
 
+def test_psmnist_by_rows_shows_28_pixels_of_the_fixed_order_at_a_timestep(tmp_path):
+    put("mnist", tmp_path)
+    for whole, part in zip(parts("psmnist", tmp_path), parts("psmnist", tmp_path, T=28)):
+        assert part.x.shape == (len(whole.x), 28, 28)
+        for t in range(28):
+            for i in range(28):
+                np.testing.assert_array_equal(part.x[:, t, i], whole.x[:, 28 * t + i, 0])
+
+
 def test_the_permutation_never_changes():
     """Results depend on it. Expected: the keys of PCG64 as published, sorted by Python."""
     keys = np.random.PCG64(0).random_raw(784).tolist()
@@ -137,7 +146,7 @@ def test_other_numbers_of_timesteps_are_refused(tmp_path):
     put("cifar10", tmp_path)
     for name, T, choices in (
         ("smnist", 27, "784 (pixels) or 28 (rows)"),
-        ("psmnist", 28, "784 (permuted)"),
+        ("psmnist", 27, "784 (permuted) or 28 (permuted_rows)"),
         ("scifar10", 28, "32 (columns) or 1024 (pixels)"),
     ):
         with pytest.raises(DataError, match=re.escape(f"T={T}: {name} has T = {choices}")):

@@ -17,14 +17,14 @@ SHAPES = {
     **{"digits": (1, 8, 8), "mnist": (1, 28, 28), "shd": (700,)},
     **{"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "imagenet": (3, 224, 224)},
     **{"nmnist": (2, 34, 34), "digits-dvs": (2, 17, 17), "yinyang": (4,), "scifar10": (96,)},
-    **{"psmnist": (1,), "spoken-digits": (80,)},
+    **{"spoken-digits": (80,)},
 }
 
 
 def refusal(recipe):
     """Why the network of a recipe has no graph in NIR, or nothing; it is not run here."""
     shape = SHAPES.get(recipe.data, (2, recipe.size, recipe.size))
-    if recipe.data == "smnist":
+    if recipe.data in ("smnist", "psmnist"):
         shape = (784 // recipe.T,)
     with torch.no_grad():
         try:

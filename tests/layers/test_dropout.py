@@ -58,7 +58,7 @@ def test_a_static_input_stays_static():
 
 
 def test_inside_over_time_it_is_refused():
-    with pytest.raises(TypeError, match=r"spiking layers and bs\.Dropout next to it"):
+    with pytest.raises(TypeError, match=r"next to it, not inside it, and bs\.Dropout too"):
         bs.OverTime(nn.Linear(2, 2), bs.Dropout())
 
 

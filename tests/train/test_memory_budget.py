@@ -91,7 +91,7 @@ def test_a_limit_is_set_for_the_gpu(gpu):
     assert gpu == [0.25]
 
 
-LIMITED = """
+CAPPED = """
 import resource, sys, torch
 import backspike as bs
 from backspike.errors import RunError
@@ -115,7 +115,7 @@ except RunError as e:
 
 @linux
 def test_a_process_cannot_take_more_than_its_limit(tmp_path):
-    words = [sys.executable, "-c", LIMITED, str(2 * 10**9), str(tmp_path / "run")]
+    words = [sys.executable, "-c", CAPPED, str(2 * 10**9), str(tmp_path / "run")]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     refused, larger = done.stdout.splitlines()

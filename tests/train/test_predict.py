@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers.datasets import fake_mnist
 from helpers.recordings import some_events
 from helpers.training import Own, Points, fit, own, tiny
 
@@ -74,11 +75,21 @@ def test_recordings_have_the_answers_of_their_frames(tmp_path):
     for i, e in enumerate(events):
         (tmp_path / f"{i}.bin").write_bytes(atis.encode(e))
     frames = [data.frames(e, 10, 34, 17) for e in events]
-    by_path, by_events, by_frames = (
-        list(predictor(inputs)) for inputs in (sorted(tmp_path.glob("*.bin")), events, frames)
+    for i, x in enumerate(frames[:4]):
+        np.save(tmp_path / f"{i}.npy", x)
+    np.savez(tmp_path / "4.npz", x=events[4].x, y=events[4].y, t=events[4].t, p=events[4].p)
+    by_path, by_array, by_events, by_frames = (
+        list(predictor(inputs))
+        for inputs in (
+            sorted(tmp_path.glob("*.bin")),
+            sorted(tmp_path.glob("*.np[yz]")),
+            events,
+            frames,
+        )
     )
     for key in ("class", "probability"):
         assert [a[key] for a in by_path] == [a[key] for a in by_events]
+        assert [a[key] for a in by_path] == [a[key] for a in by_array]
         assert [a[key] for a in by_path] == [a[key] for a in by_frames]
     assert [a["input"] for a in by_events] == [0, 1, 2, 3, 4]
 
@@ -157,6 +168,14 @@ def test_early_exit_answers_as_eval_measured(tmp_path):
     first, last = (list(p(test.x[:5])) for p in (soon, late))
     assert [a["timesteps"] for a in first + last] == [1] * 5 + [4] * 5
     assert all(a["spikes"] < b["spikes"] for a, b in zip(first, last))
+    x = torch.from_numpy(test.x[:5]).float()[None].expand(4, -1, -1, -1, -1) / 255
+    network = bs.load(tmp_path / "run")
+    with torch.no_grad():  # tiny() reads out with TWO: after one step, its first weight counts
+        logits = network.model(x)[0] * network.readout.weights[0]
+    assert [a["class"] for a in first] == logits.argmax(-1).tolist()
+    np.testing.assert_allclose(
+        [a["probability"] for a in first], logits.softmax(-1).amax(-1), atol=1e-6
+    )
     with pytest.raises(RunError, match="exit='sure': expected confidence, margin or a threshold"):
         bs.Predictor(tmp_path / "run", exit="sure")
     (tmp_path / "run/anytime.json").write_text('{"exit": {"margin": []}}')
@@ -279,6 +298,16 @@ def test_sounds_and_sequences_are_prepared_as_their_sets(tmp_path):
     Image.fromarray(image).save(tmp_path / "a.png")
     rows = inputs(data.source("smnist"), T=28)
     np.testing.assert_array_equal(rows.pieces(tmp_path / "a.png", "a.png")[0][0], image)
+
+
+def test_pixels_in_sequence_are_divided_by_255_as_in_training(tmp_path):
+    images = fake_mnist(tmp_path / "MNIST" / "raw")["t10k"][0]
+    recipe = bs.recipes.get("smnist").replace({"root": str(tmp_path), "limit": 60, "epochs": 1})
+    fit(recipe, tmp_path / "run")
+    predictor, seen = bs.Predictor(tmp_path / "run"), []
+    predictor.network.model.register_forward_pre_hook(lambda _model, inputs: seen.append(inputs[0]))
+    assert len(list(predictor(as_png(tmp_path / "png", images[:, None])))) == 30
+    torch.testing.assert_close(torch.cat(seen, 1), torch.from_numpy(images).swapaxes(0, 1) / 255)
 
 
 MEMORY = """

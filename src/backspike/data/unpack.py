@@ -6,15 +6,15 @@ files are read with Python's filter "data", and both kinds within bounds of size
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import shutil
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import Any
 
 from ..errors import DataError
 from ..system import disk
@@ -25,6 +25,8 @@ LARGEST_RATIO = 50
 SPARE = 1 << 20  # bytes that any archive may unpack to
 MOST_MEMBERS = 2_000_000
 DEEPEST = 4  # folders above the files of the set
+# errors that are not the fault of an archive
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 
 
 def unpack(archive: Path, name: str, files: Sequence[File], folder: Path) -> None:
@@ -49,10 +51,13 @@ def unpack(archive: Path, name: str, files: Sequence[File], folder: Path) -> Non
         if hasattr(os, "sync"):
             os.sync()  # all files are on the disk before any gets its final name
         _move(base, folder)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile) as e:
-        raise DataError(f"{name}: damaged archive ({str(e) or type(e).__name__})") from e
-    except (NotImplementedError, RuntimeError, UnicodeError) as e:  # unknown or encrypted zips
-        raise DataError(f"{name}: cannot be unpacked ({e})") from e
+    except DataError:
+        raise
+    except Exception as e:  # a damaged or hostile archive can raise almost anything
+        if isinstance(e, OSError) and e.errno in _OF_THE_DISK:
+            raise
+        reason = (str(e).splitlines() or [""])[0] or type(e).__name__
+        raise DataError(f"{name}: damaged archive ({reason})") from e
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -78,7 +83,7 @@ def _untar(archive: Path, name: str, target: Path, limit: int) -> None:
             f"{name}: this Python cannot unpack it safely; use 3.10.12, 3.11.4 or newer"
         )
     with gzip.open(archive) as unpacked:
-        bounded = _Bounded(unpacked, name, limit)
+        bounded: Any = _Bounded(unpacked, name, limit)
         with tarfile.open(fileobj=bounded, mode="r|") as packed:
             for number, member in enumerate(packed, 1):
                 _check(name, number, member.size, limit)
@@ -91,7 +96,7 @@ def _untar(archive: Path, name: str, target: Path, limit: int) -> None:
 class _Bounded:
     """A stream that ends with a DataError after `limit` bytes, before it allocates them."""
 
-    def __init__(self, stream: IO[bytes], name: str, limit: int) -> None:
+    def __init__(self, stream: Any, name: str, limit: int) -> None:
         self.stream = stream
         self.name = name
         self.limit = limit

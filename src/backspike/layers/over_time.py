@@ -68,8 +68,8 @@ class OverTime(nn.Sequential):
         super().__init__(*layers)
         if any(isinstance(m, Streaming) for m in self.modules()):
             raise TypeError(
-                "OverTime folds T into the batch; put spiking layers and bs.Dropout next to it, "
-                "not inside it"
+                "OverTime folds T into the batch; put spiking layers next to it, not inside it, "
+                "and bs.Dropout too"
             )
         if {m for m in self.modules() if isinstance(m, TEBN)} - set(flatten_layers(self)):
             raise TypeError(

@@ -102,7 +102,7 @@ def check_neuron(neuron: options.LIF, tau: float | Tensor, v_threshold: float | 
 
 
 def _check_number(name: str, value: object, or_none: bool) -> None:
-    if not (isinstance(value, Real | Tensor) or (or_none and value is None)):
+    if not (isinstance(value, (Real, Tensor)) or (or_none and value is None)):
         soft = ", or None for the soft reset" * or_none
         raise TypeError(f"{name} must be a number{soft}, got {value!r}")
 

@@ -24,7 +24,15 @@ from .li2024 import (
 )
 from .park2023 import cifar10_resnet20, cifar10_resnet32, cifar10_vgg16
 from .recipe import Recipe, from_source
-from .sequences import psmnist, scifar10, smnist, smnist_pixels, spoken_digits, yinyang
+from .sequences import (
+    psmnist,
+    psmnist_rows,
+    scifar10,
+    smnist,
+    smnist_pixels,
+    spoken_digits,
+    yinyang,
+)
 from .shipped import GRADES, Reported, Shipped
 from .small import cifar10_small, digits, digits_dvs, mnist
 from .source import Source, is_file
@@ -77,6 +85,7 @@ NAMES = {
     "smnist": Shipped(smnist),
     "smnist-pixels": Shipped(smnist_pixels),
     "psmnist": Shipped(psmnist),
+    "psmnist-rows": Shipped(psmnist_rows),
     "scifar10": Shipped(scifar10),
     "yinyang": Shipped(yinyang),
     "spoken-digits": Shipped(spoken_digits),

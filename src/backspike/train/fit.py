@@ -74,6 +74,7 @@ def fit(
     recipe = recipes.find(recipe) if isinstance(recipe, str) else recipe
     if isinstance(train, DataLoader) and isinstance(recipe, Recipe):
         take_apart(train)  # raises for loaders that cannot be used
+        assert train.batch_size is not None
         recipe = replace(recipe, batch_size=train.batch_size, workers=train.num_workers)
     with distributed.process_group(device) as ranks, explain_failures(recipe):
         run = open_folder(ranks, lambda: Run.free(out, force))

@@ -2,9 +2,10 @@
 
 uint8 [N, T, values], with the files and the split of the images. T chooses the order: for `smnist`
 784 pixels row by row (Le, Jaitly, Hinton 2015, arXiv:1504.00941) or 28 rows, from top to bottom;
-for `psmnist` the 784 pixels in one fixed random order (the same paper); for `scifar10` the 32
-columns from left to right, with 3 * 32 values each, red, green, blue from top to bottom (Fang et
-al. 2023, arXiv:2304.12760), or 1,024 pixels row by row, with 3 values each.
+for `psmnist` the 784 pixels in one fixed random order (the same paper), or 28 of that order at a
+timestep; for `scifar10` the 32 columns from left to right, with 3 * 32 values each, red, green,
+blue from top to bottom (Fang et al. 2023, arXiv:2304.12760), or 1,024 pixels row by row, with 3
+values each.
 Only the fixed random order is a copy of the images in memory, the others are views.
 """
 
@@ -50,6 +51,11 @@ def permuted(x: np.ndarray) -> np.ndarray:
     return pixels(x)[:, permutation(x.shape[2] * x.shape[3])]
 
 
+def permuted_rows(x: np.ndarray) -> np.ndarray:
+    """[N, C, H, W] -> [N, H, W * C], the pixels in the order of `permuted`."""
+    return permuted(x).reshape(len(x), x.shape[2], -1)
+
+
 @dataclass(frozen=True)
 class Sequences:
     """Reads `images` in sequence. orders: by number of timesteps; the first is the default."""
@@ -82,5 +88,5 @@ def _sequential(images: Source, name: str, orders: Mapping[int, Order]) -> Sourc
 
 
 SMNIST = _sequential(MNIST, "smnist", {784: pixels, 28: rows})
-PSMNIST = _sequential(MNIST, "psmnist", {784: permuted})
+PSMNIST = _sequential(MNIST, "psmnist", {784: permuted, 28: permuted_rows})
 SCIFAR10 = _sequential(CIFAR10, "scifar10", {32: columns, 1024: pixels})
