@@ -2,6 +2,7 @@
 # make test      test suite
 # make check     style, import layers and types
 # make install   only .venv and the package
+# make notebooks   the course as Jupyter notebooks with solutions, into notebooks/
 # make pretrained  trains the networks that ship in the package, and writes their cards
 # make wheel     sdist and a wheel for this machine, into dist/
 # make wheels    also wheels for Windows, macOS and Linux on ARM
@@ -19,7 +20,7 @@ PYTHON_FILES := src tests examples benchmarks fuzz setup.py
 # the wheels' tools stay out of the package's environment
 TOOLS := $(abspath $(VENV)-wheels)
 
-.PHONY: demo install install-dev test slow check pretrained wheel wheels sanitize clean
+.PHONY: demo install install-dev test slow check notebooks pretrained wheel wheels sanitize clean
 demo: install
 	$(BIN)/backspike train
 
@@ -52,6 +53,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check $(PYTHON_FILES)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
+
+notebooks: $(VENV)/.installed
+	$(BIN)/backspike course notebooks --solutions --force
 
 pretrained: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/pretrained.py

@@ -50,7 +50,40 @@ def test_spike_count_mse():
     ).item() == pytest.approx(want)
 
 
-@pytest.mark.parametrize("f", [loss.cross_entropy, loss.tet, loss.spike_count_mse])
+def test_spike_count_cross_entropy():
+    """Counts (2, 0) and (1, 1): the softmax of counts, e^2 / (e^2 + 1) and 1/2."""
+    spikes = torch.tensor([[[1.0, 0], [1, 0]], [[1, 0], [0, 1]]], dtype=torch.float64)
+    want = (math.log(1 + math.exp(-2)) + LN2) / 2
+    target = torch.tensor([0, 1])
+    assert loss.spike_count_cross_entropy(spikes, target).item() == pytest.approx(want)
+    weighted = (0.5 * math.log(1 + math.exp(-2)) + 3 * LN2) / 2
+    value = loss.spike_count_cross_entropy(spikes, target, weight=(0.5, 3.0))
+    assert value.item() == pytest.approx(weighted)
+
+
+def test_firing_rate_penalty():
+    """Rates over T = 2 and B = 2 of 0, 1/4, 1 with the range [0.1, 0.5]."""
+    spikes = torch.zeros(2, 2, 3, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        spikes[0, 1, 1] = 1
+        spikes[:, :, 2] = 1
+    value = loss.firing_rate_penalty(spikes, low=0.1, high=0.5)
+    assert value.item() == pytest.approx((0.1**2 + 0 + 0.5**2) / 3)
+    value.backward()
+    # d/ds = 2 (rate - limit) / (3 neurons x 4 elements)
+    assert spikes.grad[0, 0].tolist() == pytest.approx([-0.2 / 12, 0, 1 / 12])
+    assert loss.firing_rate_penalty(spikes).item() == 0
+    for bad in ({"low": -0.1}, {"low": 0.5, "high": 0.4}, {"high": 1.5}):
+        with pytest.raises(ValueError, match="expected rates 0 <= low <= high <= 1"):
+            loss.firing_rate_penalty(spikes, **bad)
+    with pytest.raises(ValueError, match=r"expected spikes \[T, B, ...\], got \[2\]"):
+        loss.firing_rate_penalty(torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "f",
+    [loss.cross_entropy, loss.tet, loss.spike_count_mse, loss.spike_count_cross_entropy],
+)
 def test_shapes_and_gradients(f):
     y_seq = torch.randn(3, 4, 5, requires_grad=True)
     value = f(y_seq, torch.tensor([0, 4, 2, 2]))

@@ -14,11 +14,13 @@ from .version import __version__ as __version__
 _SUBMODULES = {
     "certify": "certify",
     "data": "data",
+    "encode": "data.encode",
     "init": "models.init",
     "loss": "loss",
     "models": "models",
     "nir": "exchange.nir",
     "onnx": "exchange.onnx",
+    "plot": "plot",
     "readout": "readout",
     "recipes": "recipes",
     "study": "study",
@@ -62,6 +64,7 @@ _NAMES = {
     "methods.sgs": ("scale_gradients",),
     "methods.weight_mask": ("mask_weight_gradients",),
     "recipes.recipe": ("Recipe",),
+    "report.summary": ("summary",),
     "streams.plan": ("stream",),
     "system.heap": ("keep_heap", "lean_heap", "release_heap"),
     "train.memory_budget": ("plan_memory",),
@@ -82,9 +85,11 @@ if TYPE_CHECKING:
     from . import data as data
     from . import loss as loss
     from . import models as models
+    from . import plot as plot
     from . import readout as readout
     from . import recipes as recipes
     from . import study as study
+    from .data import encode as encode
     from .doctor.examine import examine as examine
     from .exchange import nir as nir
     from .exchange import onnx as onnx
@@ -124,6 +129,7 @@ if TYPE_CHECKING:
     from .neuron.recurrent import Recurrent as Recurrent
     from .neuron.streaming import streaming as streaming
     from .recipes.recipe import Recipe as Recipe
+    from .report.summary import summary as summary
     from .streams.plan import stream as stream
     from .surrogate import ATan as ATan
     from .surrogate import Dspike as Dspike

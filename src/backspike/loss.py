@@ -1,6 +1,8 @@
 """Losses on outputs over time: `loss(y_seq, target)` with y_seq `[T, B, K]`.
 
 target: classes `[B]`, or class probabilities `[B, K]`. All raise ValueError for other shapes.
+`cross_entropy` and `tet` are for real outputs, `spike_count_cross_entropy` and `spike_count_mse`
+for spikes of the last layer. `firing_rate_penalty` is added to any of them and has no target.
 """
 
 from __future__ import annotations
@@ -66,6 +68,17 @@ def tet(
     return (1 - lam) * each + lam * F.mse_loss(y_seq, torch.full_like(y_seq, phi))
 
 
+def spike_count_cross_entropy(
+    y_seq: Tensor, target: Tensor, label_smoothing: float = 0.0, weight: Sequence[float] = ()
+) -> Tensor:
+    """Cross-entropy with the number of spikes of each neuron as its logit, sum_t s[t].
+
+    The target's neuron learns to spike most. weight: of each class, as in `of_logits`.
+    """
+    _check(y_seq, target)
+    return of_logits(y_seq.sum(0), target, label_smoothing, weight)
+
+
 def spike_count_mse(
     y_seq: Tensor, target: Tensor, correct: float = 0.8, wrong: float = 0.1
 ) -> Tensor:
@@ -77,6 +90,23 @@ def spike_count_mse(
     rate = y_seq.mean(0)
     probability = target if target.dim() == 2 else F.one_hot(target, rate.shape[1])
     return F.mse_loss(rate, wrong + (correct - wrong) * probability.to(rate.dtype))
+
+
+def firing_rate_penalty(spikes: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Mean squared distance of the neurons' firing rates from the range [low, high]; a scalar.
+
+    spikes: `[T, B, ...]` of one layer. The rate of a neuron is its mean over time and batch, in
+    spikes per timestep. With `low` above 0 silent neurons are woken, where the surrogate lets their
+    gradient through; with `high` below 1 there are fewer spikes, and so fewer operations.
+
+    Raises ValueError unless 0 <= low <= high <= 1 and spikes has at least two dimensions.
+    """
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"expected rates 0 <= low <= high <= 1, got low={low}, high={high}")
+    if spikes.dim() < 2:
+        raise ValueError(f"expected spikes [T, B, ...], got {list(spikes.shape)}")
+    rate = spikes.mean((0, 1))
+    return ((rate - rate.detach().clamp(low, high)) ** 2).mean()
 
 
 def _check(y_seq: Tensor, target: Tensor) -> None:

@@ -46,6 +46,15 @@ def test_code_in_the_docs_runs(page, printed, capsys):
     assert printed in capsys.readouterr().out
 
 
+def test_code_about_small_helpers_runs(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    for code in blocks("docs/small-helpers.md"):
+        exec(code, {})
+    assert "multiply-accumulates" in capsys.readouterr().out
+    assert (tmp_path / "weights.svg").stat().st_size > 1000
+
+
 @pytest.mark.parametrize("code", blocks("docs/long-sequences.md"), ids=range(2))
 def test_code_about_long_sequences_runs(code):
     variables = {}

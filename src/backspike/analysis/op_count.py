@@ -1,9 +1,9 @@
 """Counts what a network computes per sample while it runs: connections, spikes, numbers moved.
 
 `count` runs a few samples in float32 and returns the arrays `op_*` of `evaluation.npz`, from which
-`energy.py` estimates picojoules. A connection is an input and an output joined by a weight; padding
-zeros have none. Norms (which can be folded into weights), pools and additions of branches are not
-counted.
+`energy.py` estimates picojoules; `count_model` returns them for one batch of any model. A
+connection is an input and an output joined by a weight; padding zeros have none. Norms (which can
+be folded into weights), pools and additions of branches are not counted.
 """
 
 from __future__ import annotations
@@ -71,6 +71,14 @@ def count(network: Any, batches: Batches) -> dict[str, np.ndarray]:
         if (n := n + x.shape[1]) >= SAMPLES:
             break
     return {"op_samples": np.array(n), **_arrays(counter.tallies, n, T)}
+
+
+@torch.no_grad()
+def count_model(model: nn.Module, x: Tensor) -> dict[str, np.ndarray]:
+    """The arrays `op_*` of a model in evaluation mode, from one batch x `[T, B, ...]`."""
+    counter, (T, B) = _Counter(), x.shape[:2]
+    counter.watch(model, x)
+    return {"op_samples": np.array(B), **_arrays(counter.tallies, B, T)}
 
 
 def _arrays(tallies: dict[str, _Tally], n: int, T: int) -> dict[str, np.ndarray]:

@@ -36,6 +36,7 @@ VERBS = (
     "certify",
     "recipes",
     "data",
+    "course",
 )
 ON_RANKS = ("train", "resume")  # verbs that run under torchrun
 

@@ -176,6 +176,12 @@ def _environment() -> Environment:
     )
 
 
+def table_html(table: Table) -> str:
+    """A table as a fragment of HTML, for notebooks."""
+    module: Any = _environment().get_template("macros.html").module
+    return str(module.table(table))
+
+
 def write_page(path: Path, page: Page) -> Path:
     """Writes a page atomically and returns its path. Raises ReportError."""
     try:
