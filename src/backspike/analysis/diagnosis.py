@@ -162,7 +162,7 @@ def _change_threshold(problem: str, name: str, layer: Layer, neuron: LIF, found:
     """Advises the threshold that a fifth of the potentials exceed."""
     theta = tidy(layer.potential[f"{1 - RIGHT_RATE:g}"])
     now = float(torch.as_tensor(neuron.constants()[1]).detach().double().mean())
-    floor = neuron.v_reset or 0.0
+    floor = neuron.options.v_reset or 0.0
     if theta <= max(floor, 1e-3):
         where = f"90 % of the potentials are at or below {layer.potential['0.9']:.2g}, about rest"
         advice = "put a norm before the layer, or increase its weights or its bias"
