@@ -130,7 +130,7 @@ class QIF(Own):
     tau: float = 10.0  # type: ignore[misc]
     v_rest: float = 0.0
     v_critical: float = 0.5
-    v_reset: float = 0.0  # type: ignore[assignment,misc]
+    v_reset: float = 0.0  # type: ignore[misc]
     gain: float = 1.0
 
 
@@ -142,7 +142,7 @@ class EIF(Own):
     v_rest: float = 0.0
     v_t: float = 0.7
     delta: float = 0.1
-    v_reset: float = 0.0  # type: ignore[assignment,misc]
+    v_reset: float = 0.0  # type: ignore[misc]
     gain: float = 1.0
 
 
@@ -158,7 +158,7 @@ class AdEx(Own):
     tau_w: float = 144.0
     a: float = 4.0
     b: float = 80.5
-    v_reset: float = -70.6  # type: ignore[assignment,misc]
+    v_reset: float = -70.6  # type: ignore[misc]
     v_peak: float = -40.4
     current: float = 1000.0
     dt: float = 1.0

@@ -123,14 +123,15 @@ class _Counter:
         self.fired = True
         t = self.tallies.setdefault(name, _Tally("neurons"))
         t.rows += self.T * self.B
-        own = isinstance(layer, Neuron)
-        each = _multiplications(layer) if own else 1  # leak and input: one multiply-accumulate
+        states, each = 1, 1  # leak and input: one multiply-accumulate
+        if isinstance(layer, Neuron):
+            states, each = len(layer.states), _multiplications(layer)
         t.dense += each * out.spikes.numel()
         t.products += each * out.spikes.numel()
         t.additions = math.nan
         t.spikes += float(out.spikes.sum(dtype=torch.float64))
         t.outputs = out.spikes[0, 0].numel()
-        t.inputs = t.outputs * (len(layer.states) if own else 1)
+        t.inputs = t.outputs * states
 
     def synapse(self, name: str, m: Any, args: tuple[Any, ...], y: Tensor) -> None:
         if not args:
@@ -208,8 +209,10 @@ def _connections(m: Any, counts: Tensor) -> float:
 
 
 # what costs less than a multiplication, or nothing
-_CHEAP = ("add", "sub", "rsub", "neg", "gt", "ge", "lt", "le", "where", "clamp", "maximum")
-_CHEAP += ("minimum", "abs", "_to_copy", "view", "detach", "clone", "zeros", "empty", "fill")
+_CHEAP = tuple(
+    "add sub rsub neg abs gt ge lt le where clamp maximum minimum "
+    "_to_copy view detach clone zeros empty fill select slice".split()
+)
 
 
 def _multiplications(layer: Neuron) -> int:

@@ -230,8 +230,8 @@ class _Backward:
             steps = range(start, min(start + self.every, T))
             states = self._recompute(self.saved[i], steps)
             for t in reversed(steps):
-                outer = (None if a is None else a[t] for a in (g, g_membrane))
-                g_x, c = self._one(t, states.pop(), *outer, c)
+                g_s, g_u = (None if a is None else a[t] for a in (g, g_membrane))
+                g_x, c = self._one(t, states.pop(), g_s, g_u, c)
                 if gx is not None:
                     gx[t] = 0 if g_x is None else g_x
         return c
@@ -267,13 +267,13 @@ class _Backward:
         parameters = [*self.leaves.values(), *equations.parameters]
         with torch.enable_grad(), _context(equations, self.call, _values(values, self.x)):
             x = self._x(t).detach().requires_grad_()
-            before = [s.detach().requires_grad_() for s in states]
+            before = tuple(s.detach().requires_grad_() for s in states)
             u, middle = _step(equations, x, before)
             theta = over_channels(self.leaves.get(THRESHOLD, self.call.theta), self.x)
             z = (u - theta).to(u.dtype)
             s = _fire(u.detach(), _threshold(self.call))
             s_reset, s_adapt = (s.clone().requires_grad_() for _ in range(2))
-            cut = [m.detach().requires_grad_() for m in middle]
+            cut = tuple(m.detach().requires_grad_() for m in middle)
             after = _end(equations, s_reset, s_adapt, cut)
         if t == len(self.x) - 1:
             self._check(after)

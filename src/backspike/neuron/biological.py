@@ -6,7 +6,7 @@ that the default threshold is 1 and rest about 0, which is what surrogates and r
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ class AdEx(Neuron, constants=options.AdEx):
     The state holds v and w.
     """
 
-    states: ClassVar = {"v": "v_rest", "w": 0.0}
+    states: ClassVar[dict[str, float | str]] = {"v": "v_rest", "w": 0.0}
     bounds: ClassVar = dict.fromkeys(("C", "g_leak", "delta", "tau_w", "dt"), (1e-3, 1e6))
 
     def step(self, x: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
@@ -136,16 +136,16 @@ class BRF(Neuron, constants=options.BRF):
     states: ClassVar = {"v": 0.0, "w": 0.0, "q": 0.0}
     bounds: ClassVar = {"damping": (0.0, 1e6), "gamma": (0.0, 1.0)}
 
-    def __init__(self, **rest: float) -> None:
-        super().__init__(**rest)  # type: ignore[arg-type]
+    def __init__(self, **rest: Any) -> None:
+        super().__init__(**rest)
         if not abs(self.numbers["omega"]) * self.numbers["dt"] < 1:
             raise ValueError(f"BRF: dt omega must be below 1, got {self.numbers}")
-        self.bounds = {**self.bounds, "omega": (0.0, 0.999 / self.numbers["dt"])}
 
     def step(  # type: ignore[override]
         self, x: Tensor, v: Tensor, w: Tensor, q: Tensor
     ) -> tuple[Tensor, ...]:
-        boundary = (torch.sqrt(1 - (self.dt * self.omega) ** 2) - 1) / self.dt
+        turn = (self.dt * self.omega).clamp(-0.999, 0.999)  # a learned omega may go beyond
+        boundary = (torch.sqrt(1 - turn**2) - 1) / self.dt
         k = (boundary - self.damping) - q
         after = v + self.dt * (k * v - self.omega * w + x)
         w = w + self.dt * (self.omega * v + k * w)

@@ -61,11 +61,13 @@ class Neuron(LIF):
     steps differ from those in forward.
     """
 
-    states: ClassVar[Mapping[str, float | str]] = {}
+    states: ClassVar[Mapping[str, float | str]] = {}  # type: ignore[assignment]
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
     defaults: ClassVar[dict[str, float]] = {}  # of the constants
 
     if TYPE_CHECKING:
+        tau: Any
+        v_reset: Any
 
         def __getattr__(self, name: str) -> Any: ...
 
@@ -237,7 +239,8 @@ class Neuron(LIF):
 def _declared(cls: type, constants: type[Own] | None) -> dict[str, float]:
     """The constants that a class declares, with their defaults."""
     if constants is not None:
-        return {f.name: f.default for f in fields(constants) if f.name not in OPTIONS}
+        own = (f for f in fields(constants) if f.name not in OPTIONS)
+        return {f.name: _number(cls.__name__, f.name, f.default) for f in own}
     inherited = getattr(cls, "defaults", {})
     out = {n: v for n, v in vars(cls).items() if n in inherited and isinstance(v, Real)}
     for name, kind in inspect.get_annotations(cls).items():

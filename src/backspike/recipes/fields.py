@@ -142,8 +142,8 @@ def _other_neuron(old: Neuron, text: str, path: str, own: Mapping[str, Any]) -> 
     kind, set_in_text = type(new), options_in(text, type(new))
     types: dict[str, Any] = hints(kind)  # type: ignore[arg-type]
     # constants of equations of one's own, of the same name or not, mean something else
-    own = Own in {*type(old).__mro__, *kind.__mro__} and type(old) is not kind
-    shared = {f.name for f in dataclasses.fields(Own)} if own else types
+    differ = type(old) is not kind and (isinstance(old, Own) or issubclass(kind, Own))
+    shared = {f.name for f in dataclasses.fields(Own)} if differ else {*types}
     kept, lost = {}, []
     for f in dataclasses.fields(old):
         value = getattr(old, f.name)
