@@ -38,7 +38,8 @@ def outcome(layer, x, v0=None, g=G):
     numbers = {
         n: torch.zeros_like(p) if g is None else g for g, (n, p) in zip(found, leaves.items())
     }
-    return {"s": out.spikes, "u": out.membrane, "v": out.state} | numbers
+    outputs = {"s": out.spikes, "u": out.membrane, "v": out.state}
+    return {name: p.detach() for name, p in (outputs | numbers).items()}
 
 
 def close(got, want):
@@ -356,3 +357,13 @@ def test_exports_and_initialisation_refuse_it_by_name(tmp_path):
         bs.onnx.write(model, tmp_path / "a.onnx", x)
     with pytest.raises(ValueError, match="is a AdEx, whose equations need not be linear"):
         bs.init.fluctuation_driven(model, x)
+
+
+def test_the_multiplications_of_a_step_are_counted():
+    from backspike.analysis.op_count import _multiplications
+
+    # tau in v; C, dt, g_leak twice in one product each, exp and its argument, current, ...
+    assert _multiplications(LIF()) == 1
+    assert _multiplications(LIF(learn="tau", channels=3)) == 1
+    assert _multiplications(bs.QIF()) == 3
+    assert _multiplications(bs.AdEx()) == 9

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..neuron.hooks import spiking_layers
 from ..neuron.lif import LIF
+from ..neuron.own import Neuron
 from ..recipes.recipe import Recipe
 from . import gradient_checks
 from .finding import (
@@ -152,7 +153,8 @@ def _firing(case: Case) -> Iterator[Finding]:
             continue
         problem = "saturated layer" if layer.saturated >= SATURATED else "silent layer"
         finding = _change_threshold(problem, name, layer, neuron, found)
-        if case.own_model and problem == "silent layer":
+        drawn = case.own_model and not isinstance(neuron, Neuron)
+        if drawn and problem == "silent layer":
             finding = replace(finding, advice=f"{finding.advice}; or {DRAW_WEIGHTS}")
         yield finding
         return

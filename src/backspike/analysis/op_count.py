@@ -209,10 +209,22 @@ def _connections(m: Any, counts: Tensor) -> float:
 
 
 # what costs less than a multiplication, or nothing
-_CHEAP = tuple(
-    "add sub rsub neg abs gt ge lt le where clamp maximum minimum "
-    "_to_copy view detach clone zeros empty fill select slice".split()
+_CHEAP = (
+    "add",
+    "sub",
+    "rsub",
+    "neg",
+    "abs",
+    "gt",
+    "ge",
+    "lt",
+    "le",
+    "where",
+    "clamp",
+    "max",
+    "min",
 )
+_FREE = ("_to_copy", "view", "detach", "clone", "zeros", "empty", "fill", "select", "slice")
 
 
 def _multiplications(layer: Neuron) -> int:
@@ -227,7 +239,7 @@ def _multiplications(layer: Neuron) -> int:
             out = func(*args, **(kwargs or {}))
             # constants have a number for each channel at most
             large = isinstance(out, Tensor) and out.numel() > (layer.channels or 1)
-            count += large and not func.__name__.startswith(_CHEAP)
+            count += large and not func.__name__.startswith(_CHEAP + _FREE)
             return out
 
     layer = copy.deepcopy(layer).cpu()
