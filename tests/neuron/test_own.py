@@ -362,7 +362,7 @@ def test_exports_and_initialisation_refuse_it_by_name(tmp_path):
 def test_the_multiplications_of_a_step_are_counted():
     from backspike.analysis.op_count import _multiplications
 
-    # tau in v; C, dt, g_leak twice in one product each, exp and its argument, current, ...
+    # an addition comes with each
     assert _multiplications(LIF()) == 1
     assert _multiplications(LIF(learn="tau", channels=3)) == 1
     assert _multiplications(bs.QIF()) == 3
