@@ -44,6 +44,8 @@ _NAMES = {
     "neuron.clif": ("CLIF",),
     "neuron.cuba": ("CubaLIF",),
     "neuron.integrator": ("Integrator",),
+    "neuron.own": ("Neuron",),
+    "neuron.biological": ("AdEx", "BRF", "EIF", "Izhikevich", "QIF"),
     "neuron.psn": ("PSN",),
     "neuron.streaming": ("streaming",),
     "neuron.recurrent": ("Recurrent",),
@@ -115,6 +117,11 @@ if TYPE_CHECKING:
     from .methods.weight_mask import mask_weight_gradients as mask_weight_gradients
     from .models import init as init
     from .neuron.adaptive import AdaptiveLIF as AdaptiveLIF
+    from .neuron.biological import BRF as BRF
+    from .neuron.biological import EIF as EIF
+    from .neuron.biological import QIF as QIF
+    from .neuron.biological import AdEx as AdEx
+    from .neuron.biological import Izhikevich as Izhikevich
     from .neuron.clif import CLIF as CLIF
     from .neuron.cuba import CubaLIF as CubaLIF
     from .neuron.hooks import record as record
@@ -125,6 +132,7 @@ if TYPE_CHECKING:
     from .neuron.lif import Output as Output
     from .neuron.lif import check_gradients as check_gradients
     from .neuron.lif import lif as lif
+    from .neuron.own import Neuron as Neuron
     from .neuron.psn import PSN as PSN
     from .neuron.recurrent import Recurrent as Recurrent
     from .neuron.streaming import streaming as streaming

@@ -6,6 +6,7 @@ read them. To add an option, add a field here. This file does not import torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -108,3 +109,81 @@ class AdaptiveLIF(LIF):
     tau_adaptation: float = 20.0
     a: float = 1.0
     b: float = 5.0
+
+
+@dataclass(frozen=True)
+class Own(LIF):
+    """Options that every neuron with equations of its own has; its constants are more fields.
+
+    The class variables stand for options of the LIF neuron that it does not have.
+    """
+
+    tau: ClassVar[float] = math.inf  # type: ignore[misc]
+    v_reset: ClassVar[None] = None  # type: ignore[misc]
+    decay_input: ClassVar[bool] = False  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class QIF(Own):
+    """Constants of the quadratic integrate-and-fire neuron."""
+
+    tau: float = 10.0  # type: ignore[misc]
+    v_rest: float = 0.0
+    v_critical: float = 0.5
+    v_reset: float = 0.0  # type: ignore[misc]
+    gain: float = 1.0
+
+
+@dataclass(frozen=True)
+class EIF(Own):
+    """Constants of the exponential integrate-and-fire neuron."""
+
+    tau: float = 10.0  # type: ignore[misc]
+    v_rest: float = 0.0
+    v_t: float = 0.7
+    delta: float = 0.1
+    v_reset: float = 0.0  # type: ignore[misc]
+    gain: float = 1.0
+
+
+@dataclass(frozen=True)
+class AdEx(Own):
+    """Constants of the adaptive exponential neuron: mV, ms, pF, nS and pA."""
+
+    C: float = 281.0
+    g_leak: float = 30.0
+    v_rest: float = -70.6
+    v_t: float = -50.4
+    delta: float = 2.0
+    tau_w: float = 144.0
+    a: float = 4.0
+    b: float = 80.5
+    v_reset: float = -70.6  # type: ignore[misc]
+    v_peak: float = -40.4
+    current: float = 1000.0
+    dt: float = 1.0
+
+
+@dataclass(frozen=True)
+class Izhikevich(Own):
+    """Constants of the Izhikevich neuron: mV and ms."""
+
+    a: float = 0.02
+    b: float = 0.2
+    c: float = -65.0
+    d: float = 8.0
+    v_rest: float = -70.0
+    w_rest: float = -14.0
+    v_peak: float = 30.0
+    current: float = 10.0
+    dt: float = 0.5
+
+
+@dataclass(frozen=True)
+class BRF(Own):
+    """Constants of the balanced resonate-and-fire neuron."""
+
+    omega: float = 10.0
+    damping: float = 1.0
+    gamma: float = 0.9
+    dt: float = 0.01

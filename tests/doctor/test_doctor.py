@@ -257,7 +257,9 @@ def test_nothing_is_found_in_a_network_that_learns(changes):
     )
 
 
-@pytest.mark.parametrize("kind", ["PLIF()", "CubaLIF()", "AdaptiveLIF()", "CLIF()", "MPBN()"])
+@pytest.mark.parametrize(
+    "kind", ["PLIF()", "CubaLIF()", "AdaptiveLIF()", "CLIF()", "MPBN()", "EIF()"]
+)
 def test_nothing_is_found_with_other_neurons(kind):
     assert not problems(bs.examine(tiny(neuron=kind)))
 

@@ -62,6 +62,16 @@ def test_code_about_long_sequences_runs(code):
     assert len(variables["x"]) == 400
 
 
+def test_code_about_neurons_of_ones_own_runs(capsys):
+    variables = {}
+    for code in blocks("docs/own-neurons.md"):
+        exec(code, variables)
+    shown = capsys.readouterr().out
+    assert re.search("Fatigue +eager +equations of its own", shown)
+    assert float(shown.split()[-3]) > 3
+    assert variables["recipe"]().network()
+
+
 def test_code_about_neurons_for_time_runs(capsys):
     variables = {}
     for code in blocks("docs/neurons-for-time.md"):

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..neuron.hooks import spiking_layers
 from ..neuron.lif import LIF
+from ..neuron.own import Neuron
 from ..recipes.recipe import Recipe
 from . import gradient_checks
 from .finding import (
@@ -152,7 +153,8 @@ def _firing(case: Case) -> Iterator[Finding]:
             continue
         problem = "saturated layer" if layer.saturated >= SATURATED else "silent layer"
         finding = _change_threshold(problem, name, layer, neuron, found)
-        if case.own_model and problem == "silent layer":
+        drawn = case.own_model and not isinstance(neuron, Neuron)
+        if drawn and problem == "silent layer":
             finding = replace(finding, advice=f"{finding.advice}; or {DRAW_WEIGHTS}")
         yield finding
         return
@@ -162,7 +164,7 @@ def _change_threshold(problem: str, name: str, layer: Layer, neuron: LIF, found:
     """Advises the threshold that a fifth of the potentials exceed."""
     theta = tidy(layer.potential[f"{1 - RIGHT_RATE:g}"])
     now = float(torch.as_tensor(neuron.constants()[1]).detach().double().mean())
-    floor = neuron.v_reset or 0.0
+    floor = neuron.options.v_reset or 0.0
     if theta <= max(floor, 1e-3):
         where = f"90 % of the potentials are at or below {layer.potential['0.9']:.2g}, about rest"
         advice = "put a norm before the layer, or increase its weights or its bias"

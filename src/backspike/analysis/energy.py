@@ -92,8 +92,9 @@ def _layer(
     bits: int,
 ) -> Layer:
     if kind == "neurons":
-        # leak and input take one multiply-accumulate; membrane in, membrane out, one spike out
-        snn = Cost(macs * steps, 0.0, steps * outputs * (2 + 1 / 32))
+        # leak and input take one multiply-accumulate, and each multiplication or function in
+        # equations of one's own takes one; membrane or states in, the same out, one spike out
+        snn = Cost(macs * steps, 0.0, steps * (2 * inputs + outputs / 32))
         return Layer(name, kind, steps, spikes, Cost(), snn)
     words = steps * (weights + inputs * bits / 32) + (outputs * (1 + T) if steps < T else 0)
     if math.isnan(additions):

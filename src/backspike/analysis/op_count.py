@@ -8,6 +8,7 @@ be folded into weights), pools and additions of branches are not counted.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,11 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC2701  (has no public name)
 
 from ..data.batches import Batches
 from ..layers.over_time import CONVOLUTIONS, SYNAPSES
 from ..neuron.hooks import observe
 from ..neuron.lif import LIF, Output
+from ..neuron.own import Neuron
 
 SAMPLES, AT_ONCE = 128, 32
 # largest number of positions that average pools combine, so that inputs are multiples of 1 / this
@@ -128,11 +131,15 @@ class _Counter:
         self.fired = True
         t = self.tallies.setdefault(name, _Tally("neurons"))
         t.rows += self.T * self.B
-        t.dense += out.spikes.numel()
-        t.products += out.spikes.numel()
+        states, each = 1, 1  # leak and input: one multiply-accumulate
+        if isinstance(layer, Neuron):
+            states, each = len(layer.states), _multiplications(layer)
+        t.dense += each * out.spikes.numel()
+        t.products += each * out.spikes.numel()
         t.additions = math.nan
         t.spikes += float(out.spikes.sum(dtype=torch.float64))
-        t.inputs = t.outputs = out.spikes[0, 0].numel()
+        t.outputs = out.spikes[0, 0].numel()
+        t.inputs = t.outputs * states
 
     def synapse(self, name: str, m: Any, args: tuple[Any, ...], y: Tensor) -> None:
         if not args:
@@ -207,6 +214,46 @@ def _connections(m: Any, counts: Tensor) -> float:
     summed = counts.float().sum(1, keepdim=True)
     reached = _CONVOLVE[counts.dim()](summed, window, None, m.stride, m.padding, m.dilation)
     return float(reached.sum(dtype=torch.float64)) * (m.out_channels // m.groups)
+
+
+# what costs less than a multiplication, or nothing
+_CHEAP = (
+    "add",
+    "sub",
+    "rsub",
+    "neg",
+    "abs",
+    "gt",
+    "ge",
+    "lt",
+    "le",
+    "where",
+    "clamp",
+    "max",
+    "min",
+)
+_FREE = ("_to_copy", "view", "detach", "clone", "zeros", "empty", "fill", "select", "slice")
+
+
+def _multiplications(layer: Neuron) -> int:
+    """Multiplications, divisions and functions such as exp in one timestep of one neuron."""
+    count = 0
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal count
+            out = func(*args, **(kwargs or {}))
+            # constants have a number for each channel at most
+            large = isinstance(out, Tensor) and out.numel() > (layer.channels or 1)
+            count += large and not func.__name__.startswith(_CHEAP + _FREE)
+            return out
+
+    layer = copy.deepcopy(layer).cpu()
+    with Counting():
+        layer.try_step()
+    return count
 
 
 class _Matmuls(TorchFunctionMode):

@@ -14,6 +14,7 @@ from torch import nn
 from .. import kernel
 from ..neuron.integrator import Integrator
 from ..neuron.lif import LIF
+from ..neuron.own import Neuron
 from ..neuron.recurrent import Recurrent
 from ..system.table import Table, left
 from .block import Block, why_called
@@ -29,6 +30,8 @@ _SAVED = {
     "recompute": "its input",
     "checkpoint": "its input",
 }
+_SAVED_STATES = {"exact": "the states"}
+_SOME_STATES = "its input, and the states of about every sqrt(T)-th timestep"
 
 
 def explain(model: nn.Module) -> str:
@@ -75,6 +78,8 @@ def _blocks(model: nn.Module) -> dict[nn.Module | None, Block]:
 
 
 def _backend(layer: LIF | Integrator, device: torch.device) -> tuple[str, str]:
+    if isinstance(layer, Neuron):
+        return layer.runs_on()
     x = torch.zeros(1, 1, getattr(layer, "channels", None) or 1, device=device)
     with torch.no_grad():  # draw no seed
         return kernel.choose(layer.backend, layer.prepare(x, None))
@@ -94,6 +99,8 @@ def _details(
     if not isinstance(layer, LIF):
         return ""
     saved = f"saves {_SAVED[layer.memory]}"
+    if isinstance(layer, Neuron):
+        saved = f"saves {_SAVED_STATES.get(layer.memory, _SOME_STATES)}"
     if block is None:
         return saved
     if reason := why_called(layer):

@@ -22,6 +22,7 @@ from ..layers.mpbn import MPBN
 from ..layers.over_time import SYNAPSES
 from ..neuron.hooks import Handle
 from ..neuron.lif import LIF, Watcher
+from ..neuron.own import Neuron
 from ..neuron.recurrent import Recurrent
 
 _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
@@ -63,7 +64,8 @@ def fluctuation_driven(
 
     Raises:
         ValueError: xi or alpha is out of range, mu is not below a threshold, several layers feed
-            one neuron or one feeds several, no layer can be set, or a layer gets no input.
+            one neuron or one feeds several, no layer can be set, a layer gets no input, or a neuron
+            has equations of its own (`bs.Neuron`).
     """
     if not xi > 0:
         raise ValueError(f"xi must be positive, got {xi}")
@@ -74,6 +76,11 @@ def fluctuation_driven(
     pairs = _pairs(model, sample, names)
     for layer, target in pairs.items():
         neuron = target.neuron if isinstance(target, Recurrent) else target
+        if isinstance(neuron, Neuron):
+            raise ValueError(
+                f"{names[target]} is a {type(neuron).__name__}, whose equations need not be linear "
+                "in the weights; draw the weights that feed it yourself"
+            )
         sigma = (_threshold(neuron) - mu) / xi
         if not sigma > 0:
             raise ValueError(

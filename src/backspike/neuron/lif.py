@@ -300,10 +300,10 @@ class LIF(Streaming, _Attributes):
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, and always tau, if there is a leak."""
         shown = _changed(self.options)
-        if math.isinf(self.tau):
+        if math.isinf(self.options.tau):
             del shown["tau"]
         elif "tau" not in shown:
-            shown = {"tau": self.tau, **shown}
+            shown = {"tau": self.options.tau, **shown}
         if self.channels is not None:
             shown["channels"] = self.channels
         return ", ".join(f"{name}={_text(value)}" for name, value in shown.items())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..errors import RecipeError, nearest
+from ..options import Own
 from .source import text as repr_text
 from .text import VALUES, options_in, parse
 from .types import describe, fits, hints, is_text
@@ -140,12 +141,15 @@ def _other_neuron(old: Neuron, text: str, path: str, own: Mapping[str, Any]) -> 
         return new
     kind, set_in_text = type(new), options_in(text, type(new))
     types: dict[str, Any] = hints(kind)  # type: ignore[arg-type]
+    # constants of equations of one's own, of the same name or not, mean something else
+    differ = type(old) is not kind and (isinstance(old, Own) or issubclass(kind, Own))
+    shared = {f.name for f in dataclasses.fields(Own)} if differ else {*types}
     kept, lost = {}, []
     for f in dataclasses.fields(old):
         value = getattr(old, f.name)
         if f.name in set_in_text:
             continue
-        if f.name in types and fits(value, types[f.name]):
+        if f.name in shared and f.name in types and fits(value, types[f.name]):
             kept[f.name] = value
         else:
             lost.append(f"{f.name}={value!r}")

@@ -118,8 +118,9 @@ class Recipe:
     )
     neuron: Neuron | Callable = _field(
         Neuron(),
-        "the neuron of every layer: LIF, PLIF, CubaLIF, AdaptiveLIF, CLIF or MPBN, with its "
-        "options in brackets; options that are not given keep their values",
+        "the neuron of every layer: LIF, PLIF, CubaLIF, AdaptiveLIF, CLIF, MPBN, QIF, EIF, AdEx, "
+        "Izhikevich or BRF, with its options in brackets; options that are not given keep their "
+        "values",
     )
     norm: Norm | None = _field(None, f"{_calls(Norm)} instead of BatchNorm; None: as in the model")
     readout: Readout = _field(Mean(), f"how outputs over time become logits: {_calls(Readout)}")
@@ -293,6 +294,11 @@ class Recipe:
                     f"parameter {f.name}, or leave {f.name} out"
                 )
         if not isinstance(self.neuron, Neuron):
+            if hasattr(self.neuron, "forward") and not isinstance(self.neuron, type):
+                raise RecipeError(
+                    "neuron must be a function or a class that makes a layer, got a layer; "
+                    "return it from a function with the parameter channels"
+                )
             for name in ("norm", "mask_p_end"):
                 value = getattr(self, name)
                 _require(value is None, name, "None with a neuron of your own", value)

@@ -81,6 +81,61 @@ class AdaptiveLIF(options.AdaptiveLIF, Neuron):
 
 
 @dataclass(frozen=True)
+class QIF(options.QIF, Neuron):
+    """`bs.QIF`: quadratic integrate-and-fire."""
+
+    @staticmethod
+    def layer() -> Callable[..., nn.Module]:
+        from ..neuron.biological import QIF
+
+        return QIF
+
+
+@dataclass(frozen=True)
+class EIF(options.EIF, Neuron):
+    """`bs.EIF`: exponential integrate-and-fire."""
+
+    @staticmethod
+    def layer() -> Callable[..., nn.Module]:
+        from ..neuron.biological import EIF
+
+        return EIF
+
+
+@dataclass(frozen=True)
+class AdEx(options.AdEx, Neuron):
+    """`bs.AdEx`: adaptive exponential integrate-and-fire."""
+
+    @staticmethod
+    def layer() -> Callable[..., nn.Module]:
+        from ..neuron.biological import AdEx
+
+        return AdEx
+
+
+@dataclass(frozen=True)
+class Izhikevich(options.Izhikevich, Neuron):
+    """`bs.Izhikevich`: the two equations of Izhikevich 2003."""
+
+    @staticmethod
+    def layer() -> Callable[..., nn.Module]:
+        from ..neuron.biological import Izhikevich
+
+        return Izhikevich
+
+
+@dataclass(frozen=True)
+class BRF(options.BRF, Neuron):
+    """`bs.BRF`: balanced resonate-and-fire."""
+
+    @staticmethod
+    def layer() -> Callable[..., nn.Module]:
+        from ..neuron.biological import BRF
+
+        return BRF
+
+
+@dataclass(frozen=True)
 class MPBN(options.MPBN, Neuron):
     """`bs.MPBN`: BatchNorm of the membrane potential before the threshold."""
 
