@@ -39,6 +39,7 @@ _NAMES = {
         "Surrogate",
         "Triangle",
     ),
+    "distribution": ("Gamma", "Normal", "Uniform", "UniformDecay", "ms"),
     "neuron.lif": ("IF", "LIF", "PLIF", "Output", "check_gradients", "lif"),
     "neuron.adaptive": ("AdaptiveLIF",),
     "neuron.clif": ("CLIF",),
@@ -92,6 +93,11 @@ if TYPE_CHECKING:
     from . import recipes as recipes
     from . import study as study
     from .data import encode as encode
+    from .distribution import Gamma as Gamma
+    from .distribution import Normal as Normal
+    from .distribution import Uniform as Uniform
+    from .distribution import UniformDecay as UniformDecay
+    from .distribution import ms as ms
     from .doctor.examine import examine as examine
     from .exchange import nir as nir
     from .exchange import onnx as onnx

@@ -10,7 +10,11 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from .distribution import Distribution
 from .surrogate import ATan, Masked, Parametric, Rectangle, Surrogate, unwrap
+
+PER = ("layer", "channel", "neuron")
+VARYING = ("tau", "tau_synapse", "v_threshold")  # options that may hold a value per neuron
 
 
 @dataclass(frozen=True)
@@ -20,14 +24,15 @@ class LIF:
     The defaults are those with which networks without norms learn; docs/methods.md has the study.
     """
 
-    tau: float = 2.0
-    v_threshold: float = 1.0
+    tau: float | Distribution = 2.0
+    v_threshold: float | Distribution = 1.0
     v_reset: float | None = None
     decay_input: bool = False
     surrogate: Surrogate = field(default=ATan())
     reset_gradient: float = 0.0
     temporal_gradient: bool = True
     learn: tuple[str, ...] = ()
+    per: str | None = None  # what learned and drawn values differ between: one of PER
     backend: str = "auto"
     memory: str = "exact"  # what is saved for backward; see `kernel/saved.py`
     # no field: mask, width and base of the surrogate, found once, as every forward pass needs them
@@ -87,7 +92,7 @@ class MPBN(LIF):
 class CubaLIF(LIF):
     """Options of the current-based LIF neuron."""
 
-    tau_synapse: float = 2.0
+    tau_synapse: float | Distribution = 2.0
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,7 @@ class Own(LIF):
     tau: ClassVar[float] = math.inf  # type: ignore[misc]
     v_reset: ClassVar[None] = None  # type: ignore[misc]
     decay_input: ClassVar[bool] = False  # type: ignore[misc]
+    per: ClassVar[None] = None  # type: ignore[misc]
 
 
 @dataclass(frozen=True)

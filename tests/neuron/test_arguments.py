@@ -22,7 +22,11 @@ X = torch.rand(4, 3, 2, 5, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize(
     ("typed", "kind", "named"),
     [
-        (arguments.FunctionArguments, options.LIF, {"tau", "v_threshold", "backend", "learn"}),
+        (
+            arguments.FunctionArguments,
+            options.LIF,
+            {"tau", "v_threshold", "backend", "learn", "per"},
+        ),
         (arguments.LayerArguments, options.LIF, {"tau"}),
         (arguments.CubaArguments, options.CubaLIF, {"tau"}),
         (arguments.AdaptiveArguments, options.AdaptiveLIF, {"tau"}),
@@ -36,6 +40,7 @@ def test_type_checkers_see_the_fields_of_the_options(typed, kind, named):
     hints = typing.get_type_hints(kind)
     for name in fields:
         want = hints[name] | str if name == "learn" else hints[name]
+        want = want | torch.Tensor if name in options.VARYING else want
         assert seen[name] == want
 
 

@@ -59,6 +59,7 @@ def test_gradients_of_learned_constants_are_correct(backend):
         tau=3.0,
         surrogate=Parametric(Sigmoid(), per_channel=True),
         learn=("tau", "threshold"),
+        per="layer",
         channels=2,
         backend=backend,
     ).double()
@@ -86,7 +87,10 @@ def test_gradients_of_learned_constants_are_correct(backend):
 
 def test_parameters_are_clamped_to_their_ranges():
     layer = bs.LIF(
-        surrogate=Parametric(ATan(), per_channel=True), learn=("threshold", "tau"), channels=2
+        surrogate=Parametric(ATan(), per_channel=True),
+        learn=("threshold", "tau"),
+        per="layer",
+        channels=2,
     )
     with torch.no_grad():
         layer.log_width.copy_(torch.tensor([-9.0, 9.0]))
@@ -521,7 +525,7 @@ X = CURRENTS
             r"tau must be 0-dim or \[C\] with C = 2",
         ),
         (
-            lambda: bs.lif(X, v_threshold=torch.ones(2, 5)),
+            lambda: bs.lif(X, v_threshold=torch.ones(2, 6)),
             ValueError,
             "v_threshold must be 0-dim or",
         ),

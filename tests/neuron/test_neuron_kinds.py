@@ -318,7 +318,8 @@ def test_signature_and_attributes_match_the_options(layer):
 
 def test_the_signature_of_lif_matches_the_options():
     shown = inspect.signature(bs.lif).parameters
-    fields = {f.name: f.default for f in dataclasses.fields(options.LIF) if f.name != "learn"}
+    fields = {f.name: f.default for f in dataclasses.fields(options.LIF)}
+    del fields["learn"], fields["per"]
     others = {"x", "v0", "width", "seed", "mask_p", "record_membrane", "repeats"}
     assert set(shown) == {*fields, *others}
     assert all(shown[n].default == default for n, default in fields.items() if n != "backend")

@@ -102,6 +102,7 @@ def test_every_field_of_a_neuron_reaches_its_layers():
         "reset_gradient": 0.25,
         "temporal_gradient": False,
         "learn": ("threshold",),
+        "per": "channel",
         "backend": "eager",
     }
     options |= {"memory": "bfloat16"}

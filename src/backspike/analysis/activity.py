@@ -19,6 +19,7 @@ from ..data.batches import Batches
 from ..kernel import dropped
 from ..kernel.coefficients import over_channels
 from ..methods.pda import surrogate_width
+from ..neuron.cuba import CubaLIF
 from ..neuron.hooks import observe, record, spiking_layers
 from ..neuron.lif import LIF, Output
 
@@ -27,6 +28,7 @@ SUPPORT = 0.01
 # edges of the histograms of z = u - threshold
 EDGES = np.linspace(-2, 2, 81, dtype=np.float32)
 RASTER_NEURONS = 64
+CONSTANT_BINS = 30  # of the histograms of taus and thresholds
 SAMPLES = 6
 # batch size while layers are measured, which takes several times the memory of a layer
 SAMPLES_AT_ONCE = 32
@@ -46,7 +48,7 @@ def distance(layer: LIF, out: Output) -> Tensor:
     """z = u - threshold, `[T, B, ...]`. Raises ValueError if the membrane was not recorded."""
     if out.membrane is None:
         raise ValueError("the membrane was not recorded")
-    return out.membrane - layer.constants()[1]
+    return out.membrane - over_channels(layer.constants()[1], out.membrane)
 
 
 def in_support(layer: LIF, z: Tensor) -> Tensor:
@@ -140,6 +142,23 @@ def widths(model: nn.Module) -> dict[str, float]:
         width = layer.constants()[2]
         if width is not None:
             out[name] = float(width.detach().mean())
+    return out
+
+
+@torch.no_grad()
+def constants(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Histograms of the constants that differ within a layer: "layer: tau" to edges and counts."""
+    out: dict[str, dict[str, Any]] = {}
+    for name, layer in spiking_layers(model).items():
+        tau, threshold, _ = layer.constants()
+        found = {"tau": tau, "v_threshold": threshold}
+        if isinstance(layer, CubaLIF):
+            found["tau_synapse"] = layer.tau_synapse_in_use()
+        for what, values in found.items():
+            if isinstance(values, Tensor) and values.dim():
+                counts, edges = np.histogram(values.double().cpu().numpy(), CONSTANT_BINS)
+                rounded = [float(f"{edge:.6g}") for edge in edges]
+                out[f"{name}: {what}"] = {"edges": rounded, "counts": counts.tolist()}
     return out
 
 
@@ -309,7 +328,7 @@ def statistics(layer: LIF, out: Output) -> dict[str, np.ndarray]:
 
 def at_one_timestep(layer: LIF, u: Tensor, s: Tensor) -> dict[str, float]:
     """`potential_statistics` of one layer at one timestep; u and s are `[1, B, ...]`."""
-    theta = layer.constants()[1]
+    theta = over_channels(layer.constants()[1], u)
     width: Any = over_channels(surrogate_width(layer), u)
 
     def over_all(x: Tensor) -> float:

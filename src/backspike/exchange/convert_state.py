@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,7 +91,12 @@ def _constants(name: str, group: Group, neuron: LIF) -> Group:
             out["threshold"] = group["threshold"].reshape(neuron.threshold.shape)
         else:
             theta = group["threshold"]
-            _same(f"{name}: threshold", theta, neuron.v_threshold, f"v_threshold={_text(theta)}")
+            _same(
+                f"{name}: threshold",
+                theta,
+                neuron.held("v_threshold"),
+                f"v_threshold={_text(theta)}",
+            )
     if "graded_spikes_factor" in group:
         _same(f"{name}: graded_spikes_factor", group["graded_spikes_factor"], 1.0, "no such factor")
     if "reset_mechanism_val" in group:
@@ -131,11 +135,13 @@ def _text(value: Tensor) -> str:
     return f"{float(value):.7g}" if value.numel() == 1 else str(value.tolist())
 
 
-def _same(what: str, theirs: Tensor, ours: float, instead: str) -> None:
-    if not bool(((theirs.double() - ours).abs() <= 1e-6 * max(1.0, abs(ours))).all()):
+def _same(what: str, theirs: Tensor, ours: float | Tensor, instead: str) -> None:
+    own = torch.as_tensor(ours, dtype=torch.float64)
+    if not bool(((theirs.double() - own).abs() <= 1e-6 * own.abs().clamp(min=1)).all()):
+        learnable = bool(own.isfinite().all()) and "no such" not in instead
         raise ExchangeError(
-            f"{what} is {_text(theirs)}, that of the network {ours:.8g}; build it with {instead}"
-            + (", or learn it" if math.isfinite(ours) and "no such" not in instead else "")
+            f"{what} is {_text(theirs)}, that of the network {_text(own)}; build it with {instead}"
+            + (", or learn it" if learnable else "")
         )
 
 

@@ -339,7 +339,7 @@ class Walk:
 
         def full(value: Any) -> np.ndarray:
             value = np.asarray(value, np.float64)
-            value = value.reshape(-1, *[1] * (len(shape) - 1)) if value.ndim else value
+            value = value.reshape(-1, *[1] * (len(shape) - 1)) if value.ndim == 1 else value
             return np.broadcast_to(value, shape).copy()
 
         common = self.threshold_and_reset(m, lambda value: full(np.asarray(value) * factor))

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data.formats import one_line
+from ..distribution import ms
 from ..errors import ExchangeError
+from ..neuron.lif import LIF
 from ..recipes.recipe import Recipe
 from ..system import disk
 from ..system.files import cannot_write
@@ -44,7 +46,7 @@ def write(
     sample: Tensor | None = None,
     *,
     recipe: Recipe | str | None = None,
-    dt: float = DT,
+    dt: float | None = None,
     dialect: str = "1.0.8",
     pool: str = "average",
     gain: str = "trained",
@@ -52,19 +54,20 @@ def write(
     """Write a network as a NIR file and prove it: read back, it gives the same spikes.
 
     model_or_run: a network `[T, B, ...] -> [T, B, ...]`, or a run as for `bs.load`. sample: inputs
-    `[T, B, ...]` for the proof; for a run its validation or test samples by default. recipe: of
-    the run, as for `bs.load`. dt: seconds
-    that a timestep stands for. dialect: "1.0.4" leaves out the field v_reset, on which the readers
-    of nir 1.0.4 fail; then every hard reset must be to 0. pool="sum": SumPool2d instead of
-    AvgPool2d, with the divisor in the weights behind it, for readers that know only the one.
-    gain: of a neuron's input; "unit" and "decayed" write R = tau/dt or R = 1 (and w_in alike)
-    whatever the network was trained with, and scale v_threshold, v_reset and v_leak instead.
+    `[T, B, ...]` for the proof; for a run its validation or test samples by default. recipe: of the
+    run, as for `bs.load`. dt: seconds that a timestep stands for; None: the dt of the network's
+    `bs.ms`, or 0.0001. dialect: "1.0.4" leaves out the field v_reset, on which the readers of nir
+    1.0.4 fail; then every hard reset must be to 0. pool="sum": SumPool2d instead of AvgPool2d, with
+    the divisor in the weights behind it, for readers that know only the one. gain: of a neuron's
+    input; "unit" and "decayed" write R = tau/dt or R = 1 (and w_in alike) whatever the network was
+    trained with, and scale v_threshold, v_reset and v_leak instead.
     Raises ExchangeError, one line, for a layer that NIR has no word for, and where the file read
     back differs: then it names the layer and the timestep, and writes nothing.
     """
-    path, options = Path(path), Options(dt, dialect, pool, gain)
-    nir = _library()
+    path, nir = Path(path), _library()
     model, sample, *_ = find(model_or_run, sample, recipe)
+    dt = _timestep(model) if dt is None else dt
+    options = Options(dt, dialect, pool, gain)
     network = copy.deepcopy(model).cpu().double().eval()
     sample = sample.detach().cpu().double()
     with torch.no_grad():
@@ -89,6 +92,17 @@ def write(
         logger.warning("%s: %s", path, warning)
     T, B = sample.shape[:2]
     return Exported(path, len(writer.spiking), found, T, B, dt, writer.warnings)
+
+
+def _timestep(model: nn.Module) -> float:
+    """dt in seconds. Raises ExchangeError if time constants have different ones."""
+    options = [vars(m.options) for m in model.modules() if isinstance(m, LIF)]
+    steps = {v.dt for o in options for v in o.values() if isinstance(v, ms)}
+    if len(steps) > 1:
+        raise ExchangeError(
+            f"the time constants have different dt, {sorted(steps)} ms; give dt= in seconds"
+        )
+    return steps.pop() / 1000 if steps else DT
 
 
 def _library() -> Any:

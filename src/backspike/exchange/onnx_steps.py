@@ -241,8 +241,11 @@ def coefficients(tau: float | Tensor, decay_input: bool) -> tuple[Any, Any]:
 
 
 def over(constant: Tensor, x: Tensor) -> Tensor:
-    """A constant, 0-dim or one per channel, against one timestep x `[B, C, ...]`."""
-    return constant.reshape(-1, *[1] * (x.dim() - 2)) if constant.dim() else constant
+    """A constant, 0-dim, per channel or per neuron, against one timestep x `[B, C, ...]`."""
+    if not constant.dim():
+        return constant
+    constant = constant.to(x.dtype)  # unlike a 0-dim one, it would make x wider
+    return constant.reshape(-1, *[1] * (x.dim() - 2)) if constant.dim() == 1 else constant
 
 
 # ---- over time -----------------------------------------------------------------------------------

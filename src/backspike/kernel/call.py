@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..options import LIF
+from .coefficients import over_channels
 from .layout import dense
 
 
@@ -39,6 +40,18 @@ class Result(NamedTuple):
     # them
     bits: Tensor | None = None
 
+    def unflattened(self, shape: torch.Size) -> Result:
+        """The result of a flattened call, for samples of this shape `[C, ...]`."""
+        moments = self.moments
+        if moments is not None:
+            moments = Moments(*(m.unflatten(1, (shape[0], -1)).mean(2) for m in moments))
+        return self._replace(
+            spikes=self.spikes.unflatten(2, shape),
+            state=self.state.unflatten(-1, shape) if self.state.numel() else self.state,
+            membrane=None if self.membrane is None else self.membrane.unflatten(2, shape),
+            moments=moments,
+        )
+
 
 class SpikeInfo(NamedTuple):
     """What a kernel returned about the spikes that the next layer receives; see `Result`."""
@@ -64,13 +77,22 @@ class SpikeInfo(NamedTuple):
         return bits if same else None
 
 
+def learns(p: float | Tensor | None) -> bool:
+    """Whether p is a tensor that wants a gradient."""
+    return isinstance(p, Tensor) and p.requires_grad
+
+
 def as_tensor(p: float | Tensor | None) -> Tensor | None:
     """p if it is a tensor, else None."""
     return p if isinstance(p, Tensor) else None
 
 
 class Constants(NamedTuple):
-    """The constants that can be learned: each a number, a 0-dim tensor or a `[C]` tensor."""
+    """The constants that can be learned: each a number, or a tensor.
+
+    A tensor is 0-dim, `[C]`, or has a value for each neuron and the shape of one timestep of one
+    sample.
+    """
 
     tau: float | Tensor
     v_threshold: float | Tensor
@@ -112,6 +134,30 @@ class Call:
     @property
     def needs_gradient(self) -> bool:
         """Whether autograd is on and any input requires a gradient."""
-        return torch.is_grad_enabled() and any(
-            isinstance(p, Tensor) and p.requires_grad for p in self.inputs
+        return torch.is_grad_enabled() and any(map(learns, self.inputs))
+
+    @property
+    def per_neuron(self) -> bool:
+        """Whether a constant differs from neuron to neuron of a sample `[C, H, W]`."""
+        return any(
+            isinstance(p, Tensor) and p.dim() > 1 for p in (self.tau, self.theta, *self.adaptation)
+        )
+
+    def flattened(self) -> Call:
+        """The same call with all neurons of a sample as channels: x is `[T, B, C H W]`."""
+        step = self.x.shape[2:]
+
+        def flat(p: Any) -> Any:
+            if not isinstance(p, Tensor) or not p.dim():
+                return p
+            return over_channels(p, self.x).expand(step).reshape(-1)
+
+        return replace(
+            self,
+            x=self.x.flatten(2),
+            v0=None if self.v0 is None else self.v0.flatten(self.v0.dim() - len(step)),
+            tau=flat(self.tau),
+            theta=flat(self.theta),
+            width=flat(self.width),
+            adaptation=tuple(map(flat, self.adaptation)),
         )

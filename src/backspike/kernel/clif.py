@@ -26,13 +26,15 @@ from torch import Tensor
 from ..options import LIF
 from . import layout, ops
 from .autograd import Context, refuse_double_backward
-from .call import Call, Moments, Result, as_tensor
+from .call import Call, Moments, Result, as_tensor, learns
 from .coefficients import leak, over_channels, state_dtype
 from .mask import masked_derivative
 
 
 def run(call: Call, compiled: bool) -> Result:
     """Run the call: compiled by the operators of `cpu/clif.py`, otherwise in torch."""
+    if call.per_neuron:
+        return run(call.flattened(), compiled).unflattened(call.x.shape[2:])
     if call.repeats > 1:
         call = replace(call, x=call.x.expand(call.repeats, *call.x.shape[1:]), repeats=1)
     record = call.record
@@ -101,7 +103,7 @@ class _CLIF(torch.autograd.Function):
             call, constants, compiled, call.record.membrane or not recompute
         )
         assert spikes is not None
-        saves_x = recompute or (isinstance(call.tau, Tensor) and neuron.decay_input)
+        saves_x = recompute or (learns(call.tau) and neuron.decay_input)
         tensors = map(as_tensor, inputs[2:])
         saved_tensors = None if recompute else u, call.x if saves_x else None, call.v0
         ctx.save_for_backward(*saved_tensors, constants, call.seed, call.p, *tensors)

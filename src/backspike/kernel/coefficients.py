@@ -28,8 +28,11 @@ def state_dtype(x: Tensor) -> torch.dtype:
 
 
 def over_channels(p: float | Tensor | None, x: Tensor) -> Coefficient:
-    """p, reshaped if it is a `[C]` tensor so that it broadcasts against `x[t]`, `[B, C, ...]`."""
-    return p.view(-1, *[1] * (x.dim() - 3)) if isinstance(p, Tensor) and p.dim() else p
+    """p, reshaped if it is a `[C]` tensor so that it broadcasts against `x[t]`, `[B, C, ...]`.
+
+    A tensor of more dimensions has one value for each neuron and broadcasts as it is.
+    """
+    return p.view(-1, *[1] * (x.dim() - 3)) if isinstance(p, Tensor) and p.dim() == 1 else p
 
 
 def rest(v_reset: float | None) -> float:

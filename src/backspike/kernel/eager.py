@@ -17,7 +17,7 @@ from torch import Tensor
 from ..options import CLIF, LIF
 from . import clif, layout
 from .autograd import Context, refuse_double_backward
-from .call import Call, Moments, Result, as_tensor
+from .call import Call, Moments, Result, as_tensor, learns
 from .coefficients import Coefficient, leak, over_channels, rest, state_dtype
 from .mask import masked_derivative
 from .saved import EightBits, decode, eight_bits, encode, pack, unpack
@@ -131,9 +131,7 @@ class _LIF(torch.autograd.Function):
         theta, width = _broadcast(call.theta, x), _broadcast(call.width, x)
         parameters = inputs[2:]
         saved_u = _encode_membrane(neuron, membrane, theta, width)
-        saves_x = neuron.saves == "recompute" or (
-            isinstance(call.tau, Tensor) and neuron.decay_input
-        )
+        saves_x = neuron.saves == "recompute" or (learns(call.tau) and neuron.decay_input)
         ctx.save_for_backward(
             saved_u, call.v0, call.seed, call.p, x if saves_x else None, *map(as_tensor, parameters)
         )
@@ -374,7 +372,7 @@ def _leak_distance(saved: _Saved, t: int, theta: float | Tensor, w: Tensor | Non
 
 
 class _Sum:
-    """A gradient summed in float64, over all elements or per channel like the parameter."""
+    """A gradient summed in float64, per channel, per neuron or overall, like the parameter."""
 
     def __init__(self, parameter: float | Tensor | None, needed: bool) -> None:
         self.parameter = parameter if isinstance(parameter, Tensor) and needed else None
@@ -383,7 +381,7 @@ class _Sum:
     def add(self, term: Tensor) -> None:
         if self.parameter is None:
             return
-        dims = [d for d in range(term.dim()) if d != 1 or not self.parameter.dim()]
+        dims = [d for d in range(term.dim()) if not 1 <= d <= self.parameter.dim()]
         self.total = self.total + term.sum(dims, dtype=torch.float64)
 
     def value(self, scale: Tensor | None = None) -> Tensor | None:

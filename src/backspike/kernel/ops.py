@@ -21,7 +21,7 @@ from ..options import LIF
 from ..surrogate import FAMILIES
 from . import layout, saved
 from .autograd import Context, refuse_double_backward
-from .call import Call, Moments, Record, Result, as_tensor
+from .call import Call, Moments, Record, Result, as_tensor, learns
 from .coefficients import leak, state_dtype
 
 # the classes of surrogates, by their codes in surrogate.h
@@ -117,6 +117,8 @@ def eight_bits(flags: tuple[int, ...], numbers: tuple[float, ...]) -> tuple[floa
 
 def run(name: str, call: Call) -> Result:
     """Run the call with the operators that were defined under this name."""
+    if call.per_neuron:
+        return run(name, call.flattened()).unflattened(call.x.shape[2:])
     record = call.record
     if call.needs_gradient:
         spikes, state, membrane, moments, active, bits = _LIF.apply(name, call, *call.inputs)
@@ -167,9 +169,7 @@ class _LIF(torch.autograd.Function):
             name, call, table, *encoded, form
         )
         assert spikes is not None
-        saves_x = neuron.saves == "recompute" or (
-            isinstance(call.tau, Tensor) and neuron.decay_input
-        )
+        saves_x = neuron.saves == "recompute" or (learns(call.tau) and neuron.decay_input)
         saved_u = membrane if form == 0 else saved_u
         x = call.x if saves_x else None
         ctx.save_for_backward(

@@ -161,6 +161,8 @@ class Block:
             return "there is none"
         if any(w.membrane for w in getattr(self.neuron, "watchers", ())):
             return "the membrane is recorded"
+        if len(getattr(self.neuron, "shape", ())) > 1:
+            return "the constants differ from neuron to neuron"
         if type(self.norm) not in BATCH_NORMS:
             return f"{type(self.norm).__name__} is not torch's BatchNorm"
         if getattr(self.norm, "synced", False) and self.norm.training:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import kernel
+from ..neuron.cuba import CubaLIF
 from ..neuron.integrator import Integrator
 from ..neuron.lif import LIF
 from ..neuron.own import Neuron
@@ -80,9 +81,20 @@ def _blocks(model: nn.Module) -> dict[nn.Module | None, Block]:
 def _backend(layer: LIF | Integrator, device: torch.device) -> tuple[str, str]:
     if isinstance(layer, Neuron):
         return layer.runs_on()
-    x = torch.zeros(1, 1, getattr(layer, "channels", None) or 1, device=device)
+    channels = getattr(layer, "channels", None) or 1
+    sample = (channels,) if isinstance(channels, int) else channels
+    x = torch.zeros(1, 1, *sample, device=device)
     with torch.no_grad():  # draw no seed
         return kernel.choose(layer.backend, layer.prepare(x, None))
+
+
+def _varying(layer: LIF) -> str:
+    """The constants that differ between channels or neurons."""
+    values = dict(zip(("tau", "v_threshold"), layer.constants()))
+    if isinstance(layer, CubaLIF):
+        values["tau_synapse"] = layer.tau_synapse_in_use()
+    own = [f"{n} {list(v.shape)}" for n, v in values.items() if isinstance(v, Tensor) and v.dim()]
+    return f"; values of their own: {', '.join(own)}" if own else ""
 
 
 def _loop(layer: Recurrent) -> str:
@@ -98,7 +110,7 @@ def _details(
     """What is saved for backward, what is fused with the neuron, and why the rest is not."""
     if not isinstance(layer, LIF):
         return ""
-    saved = f"saves {_SAVED[layer.memory]}"
+    saved = f"saves {_SAVED[layer.memory]}{_varying(layer)}"
     if isinstance(layer, Neuron):
         saved = f"saves {_SAVED_STATES.get(layer.memory, _SOME_STATES)}"
     if block is None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..neuron.arguments import LayerArguments
+    from ..neuron.constants import Value
 
 
 @has(Options)
@@ -50,7 +51,7 @@ class MPBN(LIF):
 
     def __init__(
         self,
-        tau: float = Options.tau,
+        tau: Value = Options.tau,
         *,
         channels: int | None = None,
         **rest: Unpack[LayerArguments],

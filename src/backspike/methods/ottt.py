@@ -111,6 +111,8 @@ def _leaks(model: nn.Module) -> dict[Any, LIF | Integrator]:
 def _leak(neuron: LIF | Integrator) -> Any:
     """lam."""
     tau = neuron.constants().tau if isinstance(neuron, LIF) else neuron.tau or math.inf
+    if isinstance(tau, Tensor) and tau.dim():
+        raise ValueError("ottt: one tau per layer only; this one differs between its neurons")
     return 1 - 1 / tau
 
 

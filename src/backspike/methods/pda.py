@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernel import Moments
+from ..kernel.coefficients import over_channels
 from ..neuron.hooks import Handle, spiking_layers, watch
 from ..neuron.lif import LIF, Output, Watcher
 from ..surrogate import Surrogate, unwrap
@@ -52,12 +53,24 @@ def _mean_over_ranks(layer: LIF, out: Output, mean: Tensor) -> Tensor:
     )
 
 
+def _threshold(layer: LIF, per_channel: bool) -> float | Tensor:
+    """The threshold, its mean over the channel or over the layer where it differs."""
+    theta = layer.constants()[1]
+    if not isinstance(theta, Tensor) or not theta.dim():
+        return theta
+    return (
+        theta.flatten(1).mean(1)
+        if per_channel and theta.dim() > 1
+        else (theta if per_channel else theta.mean())
+    )
+
+
 def _spikes(layer: LIF, out: Output, per_channel: bool, window: float) -> Normal:
     """The distribution of theta s, to which spiking rounds the membrane.
 
     Mean theta r and variance theta^2 r (1 - r), with r the firing rate.
     """
-    s, theta = out.spikes, layer.constants()[1]
+    s, theta = out.spikes, _threshold(layer, per_channel)
     assert s is not None
     dims = [d for d in range(1, s.dim()) if not (per_channel and d == 2)]
     mean = s.detach().mean(dims, dtype=torch.float64).view(s.shape[0], -1)
@@ -67,13 +80,13 @@ def _spikes(layer: LIF, out: Output, per_channel: bool, window: float) -> Normal
 
 def _gaussian(layer: LIF, out: Output, per_channel: bool, window: float) -> Normal:
     """N(0, theta^2)."""
-    theta = torch.as_tensor(layer.constants()[1], dtype=torch.float64)
+    theta = torch.as_tensor(_threshold(layer, per_channel), dtype=torch.float64)
     return Normal(torch.zeros_like(theta), theta**2)
 
 
 def _window(layer: LIF, out: Output, per_channel: bool, window: float) -> Normal:
     """N(theta, (c w)^2) with c = window and w the width of the surrogate."""
-    _, theta, _ = layer.constants()
+    theta = _threshold(layer, per_channel)
     w2 = torch.as_tensor(surrogate_width(layer), dtype=torch.float64) ** 2
     theta = torch.as_tensor(theta, dtype=torch.float64).detach()
     return Normal(theta, window**2 * (w2 if per_channel else w2.mean()))
@@ -227,7 +240,7 @@ class PotentialAdjustment(Handle):
         own = (m if self.per_channel else m.mean(1, keepdim=True) for m in moments)
         mean, square = (_mean_over_ranks(layer, out, m) for m in own)
         with torch.no_grad():
-            theta = layer.constants()[1]
+            theta = _threshold(layer, self.per_channel)
             q = _TARGETS[self.target](layer, out, self.per_channel, self.window)
             floor = self.eps * theta**2
         p = Normal(mean, (square - mean**2).clamp(min=0) + floor)
@@ -244,7 +257,8 @@ class PotentialAdjustment(Handle):
             )
         log_p = u.flatten(2).log_softmax(-1)
         with torch.no_grad():
-            log_q = (layer.constants()[1] * s.to(u.dtype)).flatten(2).log_softmax(-1)
+            theta = over_channels(layer.constants()[1], u)
+            log_q = (theta * s.to(u.dtype)).flatten(2).log_softmax(-1)
         return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean() / 2
 
 

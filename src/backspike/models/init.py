@@ -220,6 +220,7 @@ def _free_membrane(neuron: LIF, x: Tensor) -> Tensor:
     """The membrane `[T, B, ...]`, in float64, of a neuron that never fires."""
     free = copy.deepcopy(neuron)
     free.threshold = None
+    free.v_threshold_values = None  # type: ignore[assignment]  # a buffer
     free.options = replace(free.options, v_threshold=_NEVER, backend="auto")
     free.watchers = [Watcher(lambda *_: None, membrane=True)]
     membrane = free.compute(x, None)[0].membrane

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .arguments import AdaptiveArguments
+    from .constants import Value
 
 B_MAX = 240.0  # limit of a learned b; that of the paper
 A_MAX = 120.0  # limit of a learned a, likewise, where the stable range does not end before
@@ -39,8 +41,8 @@ class AdaptiveLIF(LIF):
     1 / (1 - exp(-dt/tau)) timesteps.
 
     learn may also contain "tau_adaptation", "a" and "b"; the parameters are called
-    `log_tau_adaptation_minus_1`, `adaptation_a` and `adaptation_b`, one of each per layer or, with
-    `channels`, one per channel (dimension 2 of x). Learned values are kept between 0 and 120 (a,
+    `log_tau_adaptation_minus_1`, `adaptation_a` and `adaptation_b`, one of each per layer, channel
+    or neuron as `per` says. Learned values are kept between 0 and 120 (a,
     which also stays within the stable range, `a_limit`) or 240 (b). The state holds v and w,
     `[2, B, ...]`. The other arguments are those of `LIF`; reset_gradient does not scale the
     gradient through b s[t].
@@ -54,21 +56,18 @@ class AdaptiveLIF(LIF):
 
     def __init__(
         self,
-        tau: float = Options.tau,
+        tau: Value = Options.tau,
         *,
-        channels: int | None = None,
+        channels: int | tuple[int, ...] | None = None,
         **rest: Unpack[AdaptiveArguments],
     ) -> None:
         super().__init__(tau, channels=channels, **rest)  # type: ignore[misc]  # tau_adaptation
         neuron = self.options
+        for name in ("tau_adaptation", "a", "b"):
+            if not isinstance(getattr(neuron, name), Real):
+                raise TypeError(f"{name} must be a number, got {getattr(neuron, name)!r}")
         check_tau(neuron.tau_adaptation, decay_input=True)
-        lowest = -1.0 if neuron.decay_input else -1 / tau
-        limit = float(a_limit(tau, neuron.tau_adaptation, neuron.decay_input))
-        if not lowest <= neuron.a < limit:
-            raise ValueError(
-                f"a must lie in [{lowest:.4g}, {limit:.4g}), where the membrane is stable with "
-                f"tau={tau:g} and tau_adaptation={neuron.tau_adaptation:g}; got {neuron.a}"
-            )
+        self._check_a()
         if not math.isfinite(neuron.b):
             raise ValueError(f"b must be a finite number, got {neuron.b}")
         own = {"tau_adaptation", "a", "b"} & {*neuron.learn}
@@ -86,7 +85,20 @@ class AdaptiveLIF(LIF):
     def _parameter(self, name: str, start: float) -> nn.Parameter | None:
         if name not in self.options.learn:
             return None
-        return nn.Parameter(torch.full(() if self.channels is None else (self.channels,), start))
+        return nn.Parameter(torch.full(self.shape, start))
+
+    def _check_a(self) -> None:
+        neuron, tau = self.options, torch.as_tensor(self.constants().tau).detach().double()
+        if tau.is_meta:
+            return
+        smallest, largest = float(tau.min()), float(tau.max())
+        lowest = -1.0 if neuron.decay_input else -1 / largest
+        limit = float(a_limit(smallest, neuron.tau_adaptation, neuron.decay_input))
+        if not lowest <= neuron.a < limit:
+            raise ValueError(
+                f"a must lie in [{lowest:.4g}, {limit:.4g}), where the membrane is stable with "
+                f"tau={smallest:g} and tau_adaptation={neuron.tau_adaptation:g}; got {neuron.a}"
+            )
 
     def adaptation(self) -> tuple[float | Tensor, ...]:
         """lam_w, a / tau_adaptation and b / tau_adaptation, in float64 where learned."""
@@ -115,7 +127,7 @@ class AdaptiveLIF(LIF):
         call = super().prepare(x, v0, repeats, record, constants)
         adaptation = self.adaptation()
         for p in adaptation:
-            check_parameter("a learned constant of the adaptation", p, x)
+            check_parameter("a learned constant of the adaptation", p, x, self.per)
         return replace(call, adaptation=adaptation)
 
     def _bounded_a(self, a: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ from dataclasses import fields, replace
 from inspect import Parameter, signature
 from typing import Any, TypedDict, TypeVar
 
+from torch import Tensor
+
+from ..distribution import Distribution
 from ..errors import nearest
 from ..foreign_names import hint
 from ..options import LIF as Options
@@ -35,15 +38,16 @@ class FunctionArguments(TypedDict, total=False):
 class LayerArguments(FunctionArguments, total=False):
     """What `bs.LIF` and its subclasses take besides tau and channels."""
 
-    v_threshold: float
+    v_threshold: float | Tensor | Distribution
     learn: tuple[str, ...] | str
+    per: str | None
     backend: str
 
 
 class CubaArguments(LayerArguments, total=False):
     """What `bs.CubaLIF` takes besides tau and channels."""
 
-    tau_synapse: float
+    tau_synapse: float | Tensor | Distribution
 
 
 class AdaptiveArguments(LayerArguments, total=False):
@@ -97,7 +101,18 @@ def has(kind: type[Options], without: Collection[str] = ()) -> Callable[[Layer],
 
 
 def _attribute(name: str) -> property:
+    def values(layer: Any) -> Any:
+        return vars(layer)["_buffers"].get(f"{name}_values")
+
+    def read(layer: Any) -> Any:
+        return getattr(layer.options, name) if values(layer) is None else values(layer)
+
     def write(layer: Any, value: Any) -> None:
+        if values(layer) is not None or isinstance(value, Tensor | Distribution):
+            raise AttributeError(
+                f"{name} has a value per channel or neuron: change {name}_values in place, or give "
+                f"{name}= to a new layer"
+            )
         layer.options = replace(layer.options, **{name: value})
 
-    return property(lambda layer: getattr(layer.options, name), write)
+    return property(read, write)

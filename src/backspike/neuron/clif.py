@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .arguments import LayerArguments
+    from .constants import Value
 
 
 @has(Options, without=("v_reset",))
@@ -35,9 +36,9 @@ class CLIF(LIF):
 
     def __init__(
         self,
-        tau: float = Options.tau,
+        tau: Value = Options.tau,
         *,
-        channels: int | None = None,
+        channels: int | tuple[int, ...] | None = None,
         **rest: Unpack[LayerArguments],
     ) -> None:
         if rest.get("v_reset") is not None:

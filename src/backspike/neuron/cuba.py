@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import kernel
 from ..kernel.coefficients import leak, state_dtype
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .arguments import CubaArguments
+    from .constants import Value
 
 
 @has(Options)
@@ -31,8 +31,9 @@ class CubaLIF(LIF):
         lam_s = 1 - 1/tau_synapse,  gain_s = 1/tau_synapse, or 1 with decay_input=False
 
     The membrane is that of `LIF` with i as its input current. `learn` may also contain
-    "tau_synapse"; its parameter is `log_tau_synapse_minus_1`. The state holds v and i,
-    `[2, B, ...]`. `memory` applies to the membrane; i is always saved for backward.
+    "tau_synapse"; its parameter is `log_tau_synapse_minus_1`, its buffer `tau_synapse_values`. The
+    state holds v and i, `[2, B, ...]`. `memory` applies to the membrane; i is always saved for
+    backward.
     With decay_input=False this is the neuron of Lava (Davies et al. 2018) and `Synaptic` of
     snnTorch. Cramer et al. 2022 set only gain_s to 1, which amounts to scaling the weights.
 
@@ -44,18 +45,17 @@ class CubaLIF(LIF):
 
     def __init__(
         self,
-        tau: float = Options.tau,
+        tau: Value = Options.tau,
         *,
-        channels: int | None = None,
+        channels: int | tuple[int, ...] | None = None,
         **rest: Unpack[CubaArguments],
     ) -> None:
         super().__init__(tau, channels=channels, **rest)  # type: ignore[misc]  # tau_synapse
-        start, learned = self.options.tau_synapse, "tau_synapse" in self.options.learn
-        check_tau(start, self.options.decay_input)
-        if learned and math.isinf(start):
-            raise ValueError("learn='tau_synapse' needs a finite initial tau_synapse")
-        self.log_tau_synapse_minus_1 = (
-            nn.Parameter(torch.tensor(math.log(start - 1))) if learned else None
+        start = self.held("tau_synapse")
+        if not isinstance(start, Tensor):
+            check_tau(start, self.options.decay_input)
+        self.log_tau_synapse_minus_1 = self.learned_constant(
+            "tau_synapse", "log_tau_synapse_minus_1"
         )
 
     def compute(
@@ -78,6 +78,5 @@ class CubaLIF(LIF):
         return Synapse(lam, gain, None if i0 is None else i0.to(state_dtype(x)))
 
     def tau_synapse_in_use(self) -> float | Tensor:
-        """A number, or a tensor with a graph where it is learned."""
-        learned = self.log_tau_synapse_minus_1
-        return self.options.tau_synapse if learned is None else 1 + learned.exp()
+        """A number, a buffer, or a tensor with a graph where it is learned."""
+        return self.tau_in_use("tau_synapse", "log_tau_synapse_minus_1")

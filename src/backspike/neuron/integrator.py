@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -48,6 +49,8 @@ class Integrator(Streaming):
         self.tau = tau
         self.decay_input = decay_input
         self.backend = backend
+        if not (tau is None or isinstance(tau, Real)):
+            raise TypeError(f"tau must be a number or None, got {tau!r}")
         if tau is not None:
             check_tau(tau, decay_input)
 

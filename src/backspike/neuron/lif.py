@@ -22,12 +22,21 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernel
+from ..distribution import Distribution
 from ..kernel.mask import draw_seed, draw_seeds
 from ..options import LIF as Options
 from ..options import PLIF as ParametricOptions
+from ..options import VARYING
 from ..surrogate import Parametric, unwrap
 from .arguments import has, options, takes
-from .prepare import check_gradients_of, check_neuron, check_surrogate, check_tensor, prepare
+from .constants import Value, initial_values, learned, limits, take_tensors, values_shape
+from .prepare import (
+    check_gradients_of,
+    check_neuron,
+    check_surrogate,
+    check_tensor,
+    prepare,
+)
 from .streaming import Streaming
 
 if TYPE_CHECKING:
@@ -57,13 +66,13 @@ class Output(NamedTuple):
     membrane: Tensor | None
 
 
-@takes(Options, without=("learn",))
+@takes(Options, without=("learn", "per"))
 def lif(
     x: Tensor,
     v0: Tensor | None = None,
     *,
-    tau: float | Tensor = Options.tau,
-    v_threshold: float | Tensor = Options.v_threshold,
+    tau: float | Tensor = 2.0,
+    v_threshold: float | Tensor = 1.0,
     width: Tensor | None = None,
     seed: int | Tensor | None = None,
     mask_p: Tensor | None = None,
@@ -80,8 +89,9 @@ def lif(
 
     v0: initial state `[B, ...]`; None starts from rest.
     tau: membrane time constant in timesteps, above 1; `math.inf` with decay_input=False: no leak.
-    tau, v_threshold and width may be learned tensors, 0-dim or `[C]`, one value per channel
-    (dimension 2 of x). width: of a `Parametric` surrogate.
+    tau and v_threshold may be tensors, learned or not: 0-dim, `[C]` with one value per channel
+    (dimension 2 of x), or of the shape x.shape[2:] with one value per neuron. width: of a
+    `Parametric` surrogate, 0-dim or `[C]`.
     reset_gradient: rho in [0, 1] scales the gradient through the reset: 0 detaches it (STBP), 1
     keeps it (TSBP, Yang 2020).
     temporal_gradient=False: no gradient flows to earlier timesteps or to v0.
@@ -132,10 +142,15 @@ class LIF(Streaming, _Attributes):
 
     `layer(x)` returns spikes, `[T, B, ...] -> [T, B, ...]`; `layer(x, v0)` returns a `bs.Output`.
 
+    tau and v_threshold are numbers, tensors or distributions such as `bs.Gamma(20, 3)`. Tensors
+    are copied; they and drawn values are the buffers `tau_values` and `v_threshold_values`.
     learn: any of "tau" and "threshold"; a `Parametric` surrogate also learns its width. The
     parameters are called `log_tau_minus_1`, `threshold` and `log_width`. Widths are kept within
-    [0.2, 4] and thresholds above 0.001.
-    channels: size of dimension 2 of x; only needed for a width per channel.
+    [0.2, 4], thresholds above 0.001, and what is drawn from a `bs.Uniform` within its limits.
+    per: learned and drawn values are one "layer", "channel" or "neuron" each. None: as the tensors
+    that are given, otherwise per channel if `channels` is given.
+    channels: size of dimension 2 of x, for values per channel; for values per neuron the shape of
+    a timestep of a sample, x.shape[2:].
     The other arguments are those of `bs.lif`.
 
     Raises TypeError or ValueError naming the argument.
@@ -147,39 +162,40 @@ class LIF(Streaming, _Attributes):
 
     def __init__(
         self,
-        tau: float = Options.tau,
+        tau: Value = Options.tau,
         *,
-        channels: int | None = None,
+        channels: int | tuple[int, ...] | None = None,
         **rest: Unpack[LayerArguments],
     ) -> None:
         super().__init__()
         check_surrogate(rest.get("surrogate", self.kind.surrogate))
         rest["learn"] = names(rest.get("learn", ()))
-        self.options = neuron = options(self.kind, type(self).__name__, tau=tau, **rest)
-        self.channels = channels
+        given, tensors = take_tensors({"tau": tau, **rest})
+        self.options = neuron = options(self.kind, type(self).__name__, **given)
+        self.shape = values_shape(neuron, channels, tensors)
+        self.channels = channels or _channels(self.shape if tensors else ())
         if unknown := set(neuron.learn) - {*self.learnable}:
             raise ValueError(
                 f"learn may contain {', '.join(map(repr, self.learnable))}; got {sorted(unknown)}"
             )
-        check_neuron(neuron, tau, neuron.v_threshold)
-        if "tau" in neuron.learn and math.isinf(tau):
-            raise ValueError("learn='tau' needs a finite initial tau; an IF neuron has none")
+        for name in VARYING:
+            if hasattr(neuron, name):
+                values = initial_values(self, name, tensors.get(name))
+                self.register_buffer(f"{name}_values", values)
+        check_neuron(neuron, self.held("tau"), self.held("v_threshold"))
         if neuron.backend != "auto" and neuron.backend not in kernel.backends():
             raise ValueError(
                 f"unknown backend {neuron.backend!r}; "
                 f"choose one of auto, {', '.join(kernel.backends())}"
             )
         mask, parametric, _ = unwrap(neuron.surrogate)
-        self.log_tau_minus_1 = (
-            nn.Parameter(torch.tensor(math.log(tau - 1))) if "tau" in neuron.learn else None
-        )
-        self.threshold = (
-            nn.Parameter(torch.tensor(float(neuron.v_threshold)))
-            if "threshold" in neuron.learn
-            else None
-        )
+        self.limits = {"log_width": (math.log(WIDTH_RANGE[0]), math.log(WIDTH_RANGE[1]))}
+        self.log_tau_minus_1 = self.learned_constant("tau", "log_tau_minus_1")
+        self.threshold = self.learned_constant("v_threshold", "threshold", THRESHOLD_MIN)
         self.log_width = (
-            nn.Parameter(torch.zeros(_width_shape(parametric, channels))) if parametric else None
+            nn.Parameter(torch.zeros(_width_shape(parametric, self.channels)))
+            if parametric
+            else None
         )
         check_gradients_of(neuron, self.log_tau_minus_1, self.threshold)
         # not saved with the weights: annealing sets it from the training progress
@@ -197,18 +213,49 @@ class LIF(Streaming, _Attributes):
             self.mask_p = p.to(self.mask_p.device)  # `model.half()` must not round a probability
         return self
 
+    def held(self, name: str) -> float | Tensor:
+        """The values of an option that the layer does not learn: a number, or its buffer."""
+        values: Tensor | None = getattr(self, f"{name}_values")
+        return getattr(self.options, name) if values is None else values
+
+    def learned_constant(
+        self, name: str, parameter: str, lowest: float = -math.inf
+    ) -> nn.Parameter | None:
+        """The parameter that learns an option, or None. It takes the place of the buffer."""
+        learn = name.removeprefix("v_")
+        if learn not in self.options.learn:
+            return None
+        start, minus_1 = self.held(name), parameter.endswith("_minus_1")
+        if not isinstance(start, Tensor) and math.isinf(start):
+            raise ValueError(
+                f"learn={learn!r} needs a finite initial {name}; an IF neuron has none"
+            )
+        setattr(self, f"{name}_values", None)
+        low, high = limits(getattr(self.options, name), lowest, minus_1)
+        if (low, high) != (-math.inf, math.inf):
+            self.limits[parameter] = low, high
+        return learned(start, self.shape, minus_1)
+
+    def tau_in_use(self, name: str, parameter: str) -> float | Tensor:
+        """A time constant: a number, a buffer, or with a graph where it is learned."""
+        log_tau = self.within_limits(parameter)
+        return self.held(name) if log_tau is None else 1 + log_tau.exp()
+
+    def within_limits(self, parameter: str) -> Tensor | None:
+        """A learned parameter within its limits. With gradients, `begin` has clamped it."""
+        p: Tensor | None = getattr(self, parameter)
+        if p is None or parameter not in self.limits or torch.is_grad_enabled():
+            return p
+        return p.clamp(*self.limits[parameter])
+
     def constants(self) -> kernel.Constants:
         """The constants in use: floats, or tensors with a graph where they are learned."""
-        tau = self.options.tau if self.log_tau_minus_1 is None else 1 + self.log_tau_minus_1.exp()
-        learned: Tensor | None = self.threshold
-        threshold = self.options.v_threshold if learned is None else learned
-        log_width: Tensor | None = self.log_width
-        if not torch.is_grad_enabled():  # with gradients, `begin` has clamped the parameters
-            if isinstance(threshold, Tensor):
-                threshold = threshold.clamp(min=THRESHOLD_MIN)
-            log_width = None if log_width is None else log_width.clamp(*map(math.log, WIDTH_RANGE))
-        width = None if log_width is None else log_width.exp()
-        return kernel.Constants(tau, threshold, width)
+        threshold, log_width = map(self.within_limits, ("threshold", "log_width"))
+        return kernel.Constants(
+            self.tau_in_use("tau", "log_tau_minus_1"),
+            self.held("v_threshold") if threshold is None else threshold,
+            None if log_width is None else log_width.exp(),
+        )
 
     def forward(self, x: Tensor, v0: Tensor | None = None, repeats: int = 1) -> Any:
         check_tensor(x)
@@ -292,15 +339,14 @@ class LIF(Streaming, _Attributes):
     def _clamp_parameters(self) -> None:
         # .data, so that a second call before backward does not count as an in-place change of what
         # the first call saved
-        if self.log_width is not None:
-            self.log_width.data.clamp_(math.log(WIDTH_RANGE[0]), math.log(WIDTH_RANGE[1]))
-        if self.threshold is not None:
-            self.threshold.data.clamp_(min=THRESHOLD_MIN)
+        for name, low_and_high in self.limits.items():
+            if (p := getattr(self, name)) is not None:
+                p.data.clamp_(*low_and_high)
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, and always tau, if there is a leak."""
         shown = _changed(self.options)
-        if math.isinf(self.options.tau):
+        if self.options.tau == math.inf:
             del shown["tau"]
         elif "tau" not in shown:
             shown = {"tau": self.options.tau, **shown}
@@ -326,21 +372,29 @@ def names(learn: tuple[str, ...] | str) -> tuple[str, ...]:
     return (learn,) if isinstance(learn, str) else tuple(learn)
 
 
-def _width_shape(parametric: Parametric | None, channels: int | None) -> tuple[int, ...]:
+def _channels(shape: tuple[int, ...]) -> int | tuple[int, ...] | None:
+    return shape[0] if len(shape) == 1 else shape or None
+
+
+def _width_shape(
+    parametric: Parametric | None, channels: int | tuple[int, ...] | None
+) -> tuple[int, ...]:
     if parametric is None or not parametric.per_channel:
         return ()
     if channels is None:
         raise ValueError(
             "Parametric(per_channel=True) needs channels=, the size of dimension 2 of the input"
         )
-    return (channels,)
+    return (channels,) if isinstance(channels, int) else channels[:1]
 
 
 @has(Options, without=("tau", "decay_input"))
 class IF(LIF):
     """A layer of integrate-and-fire neurons: `LIF` without leak (lam = 1, gain = 1)."""
 
-    def __init__(self, *, channels: int | None = None, **rest: Unpack[LayerArguments]) -> None:
+    def __init__(
+        self, *, channels: int | tuple[int, ...] | None = None, **rest: Unpack[LayerArguments]
+    ) -> None:
         rest.setdefault("decay_input", False)
         super().__init__(math.inf, channels=channels, **rest)
 
@@ -356,13 +410,15 @@ class PLIF(LIF):
 
     def __init__(
         self,
-        tau: float = Options.tau,
+        tau: Value = Options.tau,
         *,
-        channels: int | None = None,
+        channels: int | tuple[int, ...] | None = None,
         **rest: Unpack[LayerArguments],
     ) -> None:
         others = (name for name in names(rest.get("learn", ())) if name != "tau")
         rest["learn"] = ("tau", *others)
+        if not isinstance(tau, Tensor | Distribution):
+            rest["per"] = rest.get("per") or "layer"
         super().__init__(tau, channels=channels, **rest)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -63,6 +63,7 @@ class Neuron(LIF):
 
     states: ClassVar[Mapping[str, float | str]] = {}  # type: ignore[assignment]
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    channels: int | None
     defaults: ClassVar[dict[str, float]] = {}  # of the constants
 
     if TYPE_CHECKING:
@@ -95,6 +96,8 @@ class Neuron(LIF):
                 instead = hint(name) or nearest(name, sorted(known))
                 raise TypeError(f"{kind} has no argument {name!r}{instead}")
         numbers = {name: rest.pop(name, default) for name, default in self.defaults.items()}
+        if "v_threshold" in rest:
+            rest["v_threshold"] = _number(kind, "v_threshold", rest["v_threshold"])
         learn = names(rest.pop("learn", ()))
         super().__init__(
             torch.inf, channels=channels, learn=tuple({*learn} & {"threshold"}), **rest
@@ -121,7 +124,7 @@ class Neuron(LIF):
         return self.in_use.get(equations.THRESHOLD, self.options.v_threshold)
 
     @v_threshold.setter
-    def v_threshold(self, value: float) -> None:
+    def v_threshold(self, value: Any) -> None:
         self.options = replace(self.options, v_threshold=value)
 
     # ---- the equations -------------------------------------------------------------------------

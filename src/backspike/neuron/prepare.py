@@ -40,7 +40,7 @@ def prepare(
     if width is not None and not parametric:
         raise ValueError("width= would get no gradient: wrap the surrogate as Parametric(...)")
     for name, parameter in zip(constants._fields, constants):
-        check_parameter(name, parameter, x)
+        check_parameter(name, parameter, x, neuron.per if name != "width" else None)
     if mask is None and mask_p is not None:
         raise ValueError("mask_p= needs a Masked surrogate")
     if mask is not None and seed is None and torch.is_grad_enabled():
@@ -83,7 +83,8 @@ def check_neuron(neuron: options.LIF, tau: float | Tensor, v_threshold: float | 
         ("v_reset", v_reset),
         ("reset_gradient", neuron.reset_gradient),
     ):
-        _check_number(name, value, or_none=name == "v_reset")
+        if not (isinstance(value, Tensor) and name in options.VARYING):
+            _check_number(name, value, or_none=name == "v_reset")
     if not isinstance(tau, Tensor):
         check_tau(tau, neuron.decay_input)
     if not isinstance(v_threshold, Tensor) and not v_threshold > 0:
@@ -102,7 +103,7 @@ def check_neuron(neuron: options.LIF, tau: float | Tensor, v_threshold: float | 
 
 
 def _check_number(name: str, value: object, or_none: bool) -> None:
-    if not (isinstance(value, (Real, Tensor)) or (or_none and value is None)):
+    if not (isinstance(value, Real) or (or_none and value is None)):
         soft = ", or None for the soft reset" * or_none
         raise TypeError(f"{name} must be a number{soft}, got {value!r}")
 
@@ -153,7 +154,11 @@ def check_input(x: Tensor, v0: Tensor | None, repeats: int = 1, states: int = 1)
         )
 
 
-def check_parameter(name: str, p: float | Tensor | None, x: Tensor) -> None:
+def check_parameter(name: str, p: float | Tensor | None, x: Tensor, per: str | None = None) -> None:
+    """Raise ValueError unless p is a number, 0-dim, `[C]`, or has the shape x.shape[2:].
+
+    per="neuron": only the last.
+    """
     if not isinstance(p, Tensor) or p.dim() == 0:
         return
     if x.dim() < 3:
@@ -161,8 +166,9 @@ def check_parameter(name: str, p: float | Tensor | None, x: Tensor) -> None:
             f"{name} of shape {list(p.shape)} is per channel, so x must be [T, B, C, ...], "
             f"got shape {list(x.shape)}"
         )
-    if p.dim() != 1 or p.shape[0] != x.shape[2]:
+    sample = x.shape[2:]
+    if p.shape != sample and (per == "neuron" or p.shape != sample[:1]):
         raise ValueError(
-            f"{name} must be 0-dim or [C] with C = {x.shape[2]} (dimension 2 of x), "
-            f"got shape {list(p.shape)}"
+            f"{name} must be 0-dim or [C] with C = {x.shape[2]} (dimension 2 of x), or have a "
+            f"value for each neuron of a sample, {list(sample)}; got shape {list(p.shape)}"
         )

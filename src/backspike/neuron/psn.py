@@ -49,7 +49,7 @@ class PSN(LIF):
         order: int | None = None,
         *,
         masking: float = 1.0,
-        v_threshold: float = Options.v_threshold,
+        v_threshold: float = 1.0,
         surrogate: Surrogate = Options.surrogate,
         channels: int | None = None,
         backend: str = Options.backend,

@@ -84,6 +84,10 @@ class Recurrent(Streaming):
             return f"backend {neuron.options.backend!r} was requested"
         if type(layer) is not nn.Linear or type(layer.weight) not in (Tensor, nn.Parameter):
             return f"the layer is a {type(layer).__name__}, not a plain nn.Linear"
+        if len(neuron.shape) > 1:
+            return "the constants differ from neuron to neuron in space"
+        if isinstance(neuron, CubaLIF) and torch.as_tensor(neuron.tau_synapse_in_use()).dim():
+            return "tau_synapse differs from neuron to neuron"
         if has_hooks(layer):
             return "the layer has hooks"
         if x.dtype != layer.weight.dtype and not torch.is_autocast_enabled(x.device.type):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .arguments import LayerArguments
+    from .constants import Value
 
 
 class Shift(NamedTuple):
@@ -42,12 +43,12 @@ class Shifted(LIF):
 
     def __init__(
         self,
-        tau: float = 2.0,
+        tau: Value = 2.0,
         *,
         scale: float = 1.0,
         shift: float = 0.0,
         start: float | None = None,
-        channels: int | None = None,
+        channels: int | tuple[int, ...] | None = None,
         **rest: Unpack[LayerArguments],
     ) -> None:
         super().__init__(tau, channels=channels, **rest)
@@ -92,9 +93,9 @@ class DelayedReset(Shifted):
 
     def __init__(
         self,
-        tau: float = 2.0,
+        tau: Value = 2.0,
         *,
-        channels: int | None = None,
+        channels: int | tuple[int, ...] | None = None,
         scale: float = 1.0,
         **rest: Unpack[LayerArguments],
     ) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
+from ..distribution import Distribution, ms
 from ..errors import RecipeError, nearest
 from ..options import Own
 from .source import text as repr_text
@@ -83,7 +84,9 @@ def to_fields(recipe: Recipe) -> dict[str, Any]:
 def _text(value: Any) -> Any:
     if isinstance(value, float) and math.isinf(value):
         return repr(value)
-    plain = value is None or isinstance(value, str | bool | int | float)
+    plain = value is None or (
+        isinstance(value, str | bool | int | float) and not isinstance(value, ms)
+    )
     return value if plain else repr_text(value)
 
 
@@ -117,7 +120,10 @@ def with_field(owner: Any, path: list[str], value: Any, whole: str, own: Mapping
         try:
             new = parse(value, own, whole)
         except RecipeError:
-            if all(kind in (int, float, bool, type(None)) for kind in get_args(hint) or (hint,)):
+            simple = {int, float, bool, type(None)} | (
+                {Distribution} if "(" not in value else set()
+            )
+            if simple >= {*(get_args(hint) or (hint,))}:
                 raise RecipeError(f"{whole} must be {describe(hint)}, got {value!r}") from None
             if hint == tuple[str, ...]:
                 raise RecipeError(

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..data import augment as _augment
 from ..data import mixing as _mixing
+from ..distribution import Distribution, center
 from ..errors import RecipeError
 from ..models import ConvNet, Model
+from ..options import VARYING
 from .fields import settings, to_fields, with_field, with_stored
 from .source import Source, call, parameters
 from .source import text as repr_text
@@ -317,8 +319,15 @@ class Recipe:
                 "below 1 with rescale",
                 self.mask_p_end,
             )
-        if not neuron.tau > 1:
+        if not center(neuron.tau) > 1:
             raise RecipeError(f"neuron.tau must be above 1 timestep, got {neuron.tau}")
+        for name in VARYING:
+            drawn = isinstance(getattr(neuron, name, None), Distribution)
+            if drawn and neuron.per == "layer":
+                raise RecipeError(
+                    f"neuron.{name} is drawn for each channel or neuron: set neuron.per to "
+                    "channel or neuron"
+                )
 
     def _check_schedule(self) -> None:
         _require(
@@ -374,7 +383,7 @@ class Recipe:
         """The model, built with its neurons and norms: `[T, B, ...] -> [T, B, K]`."""
         norm = None
         if self.norm is not None and isinstance(self.neuron, Neuron):
-            norm = self.norm.layers(self.T, self.neuron.v_threshold)
+            norm = self.norm.layers(self.T, center(self.neuron.v_threshold))
         if isinstance(self.model, Model):
             return self.model.build(self.neuron, *([norm] if norm else []))
         from torch import nn

@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 from types import ModuleType
 from typing import Any
 
+from .. import distribution
 from ..data import augment as _augment
 from ..data import autoaugment as _autoaugment
 from ..data import mixing as _mixing
@@ -26,11 +27,11 @@ def _defined_in(module: ModuleType) -> list[Any]:
 VALUES: dict[str, Callable[..., Any]] = {
     c.__name__: c
     for c in (
-        *(*FAMILIES, Masked, Parametric),
+        *(*FAMILIES, Masked, Parametric, *distribution.FAMILIES),
         *(*NETWORKS, *_defined_in(values)),
         *(*_defined_in(_augment), *_defined_in(_autoaugment), *_defined_in(_mixing)),
     )
-} | {"LIF": values.Neuron}
+} | {"LIF": values.Neuron, "ms": distribution.ms}
 
 
 def parse(

@@ -64,6 +64,7 @@ _WORDS = {
 }
 
 EXAMPLES = {
+    "Distribution": "Gamma(mean=20.0, shape=3.0)",
     "Surrogate": "Triangle(alpha=2.0)",
     "Model": "ConvNet('32-P-64-P')",
     "Norm": "TDBN()",

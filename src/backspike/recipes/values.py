@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from .. import options
+from ..distribution import Distribution
 
 if TYPE_CHECKING:
     from torch import Tensor, nn, optim
@@ -21,11 +22,16 @@ if TYPE_CHECKING:
 class Neuron(options.LIF):
     """The arguments of `bs.LIF` for every spiking layer. Calling it with `channels=` builds one.
 
-    Other kinds of neurons are subclasses with the same names as in `bs`.
+    Other kinds of neurons are subclasses with the same names as in `bs`. per=None learns one value
+    per layer, or per channel where values are drawn.
     """
+
+    unsaid: ClassVar[str | None] = "layer"  # what per=None means
 
     def __call__(self, channels: int | None = None) -> nn.Module:
         own = {f.name: getattr(self, f.name) for f in fields(self)}
+        drawn = any(isinstance(value, Distribution) for value in own.values())
+        own["per"] = self.per or (None if drawn else self.unsaid)
         return self.layer()(**own, channels=channels)
 
     @staticmethod
@@ -71,7 +77,12 @@ class CLIF(options.CLIF, Neuron):
 
 @dataclass(frozen=True)
 class AdaptiveLIF(options.AdaptiveLIF, Neuron):
-    """`bs.AdaptiveLIF`: an adaptation current, driven by the membrane and the spikes."""
+    """`bs.AdaptiveLIF`: an adaptation current, driven by the membrane and the spikes.
+
+    per=None learns one value per channel.
+    """
+
+    unsaid: ClassVar[str | None] = None
 
     @staticmethod
     def layer() -> Callable[..., nn.Module]:

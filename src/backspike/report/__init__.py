@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ..system.table import Table, left
-from .activity import energy_section, firing, membranes, potentials, support, watch, widths
+from .activity import (
+    constants,
+    energy_section,
+    firing,
+    membranes,
+    potentials,
+    support,
+    watch,
+    widths,
+)
 from .compare import compare
 from .page import Page, Part, Section, bold, code, write_page
 from .read import load_run
@@ -89,7 +98,7 @@ def _glossary(run: RunData) -> Section:
 
 _SECTIONS = (
     *(curves, readout, over_time, early_exit, confusion, firing, energy_section, membranes),
-    *(potentials, support, widths, watch, samples, _recipe, _environment, _glossary),
+    *(potentials, support, widths, constants, watch, samples, _recipe, _environment, _glossary),
 )
 
 

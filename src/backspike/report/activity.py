@@ -13,7 +13,7 @@ from ..system.table import Column, Table, left, right
 from .chart import Line, colour, draw_chart, draw_svg, ramp
 from .format import as_percent, count, joules, plain_number, three_digits
 from .page import Figure, Key, Mark, Part, Section, Text, bold, code, grid, heat_table, strong
-from .run_data import Array, RunData, as_dict, layer_names, number
+from .run_data import Array, RunData, as_dict, layer_names, number, numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -370,6 +370,50 @@ def spans(numbers: Sequence[int]) -> str:
         if len(numbers) == 1
         else f"{numbers[0]} to {numbers[-1]} ({len(numbers)} times)"
     )
+
+
+def constants(run: RunData) -> Section:
+    before = as_dict(run.initial.get("constants"))
+    after = as_dict(run.epochs[-1].get("constants")) if run.epochs else {}
+    figures = [
+        _constant(i, name, as_dict(before.get(name)), as_dict(now))
+        for i, (name, now) in enumerate(after.items())
+        if _is_histogram(now)
+    ]
+    if not figures:
+        return Section("constants", "")
+    text = (
+        "The values of constants that differ between the channels or neurons of a layer, after the "
+        "last epoch. Time constants are in timesteps."
+    )
+    known = any(map(_is_histogram, before.values()))
+    keys = [Key("last epoch", "var(--hist)", "block"), *[Key("before", "var(--ink)")] * known]
+    return Section(
+        "constants", "Constants of the neurons", text, [Part("legend", keys), *grid(*figures)]
+    )
+
+
+def _is_histogram(h: Any) -> bool:
+    edges, counts = (numbers(as_dict(h).get(key)) for key in ("edges", "counts"))
+    return len(counts) > 0 and len(edges) == len(counts) + 1 and edges == sorted(edges)
+
+
+def _constant(index: int, name: str, before: dict[str, Any], after: dict[str, Any]) -> Figure:
+    def plot(ax: Axes) -> None:
+        ax.stairs(_density(after), after["edges"], fill=True, color=colour("hist"), linewidth=0)
+        if _is_histogram(before):
+            ax.stairs(_density(before), before["edges"], color=colour("ink"), linewidth=0.9)
+        ax.set_yticks([])
+
+    edges = after["edges"]
+    alt = f"Histogram of {name}: from {edges[0]:.3g} to {edges[-1]:.3g}"
+    drawn = draw_svg(f"constant-{index}", alt, plot, left=0.04)
+    return Figure(f"constant-{index}", name, drawn)
+
+
+def _density(h: dict[str, Any]) -> np.ndarray:
+    counts, edges = np.array(h["counts"], float), np.array(h["edges"], float)
+    return counts / (counts.sum() or 1) / np.maximum(np.diff(edges), 1e-12)
 
 
 def widths(run: RunData) -> Section:

@@ -353,6 +353,8 @@ class Compiled:
             return self.why_no_synapse(m.layer, value) or self.why_no_neuron(m.neuron, value)
         if m.backend not in ("auto", "cpu"):
             return f"backend {m.backend!r} was requested"
+        if len(getattr(m, "shape", ())) > 1:
+            return "its constants differ from neuron to neuron"
         if isinstance(m, MPBN) and not m.folds():
             return "its norm cannot be folded into the threshold"
         return ""

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..analysis import activity, vitals
 from ..analysis.diagnosis import diagnose
@@ -37,7 +37,14 @@ def initial(setup: Setup) -> dict[str, Any]:
         with torch.no_grad():
             o = model(x)
             loss = float(setup.recipe.loss_value(o, setup.network.readout(o), y))
-    return {"event": "initial", "loss": loss, "membrane_counts": counts, **probed}
+    event = {"event": "initial", "loss": loss, "membrane_counts": counts, **probed}
+    return event | _constants(model)
+
+
+def _constants(model: nn.Module) -> dict[str, Any]:
+    """The histograms of constants that differ within a layer, if there are any."""
+    found = activity.constants(model)
+    return {"constants": found} if found else {}
 
 
 def epoch(setup: Setup, step: Step, progress: Progress) -> dict[str, Any]:
@@ -59,6 +66,7 @@ def epoch(setup: Setup, step: Step, progress: Progress) -> dict[str, Any]:
         "samples_per_second": step.samples / max(progress.epoch_seconds, 1e-9),
         "readout_weights": readout.weights.tolist() if isinstance(readout, TWO) else None,
         "widths": activity.widths(model),
+        **_constants(model),
         **step.scaling(),
     }
     if not setup.ranks.first:

@@ -19,7 +19,7 @@ from ...options import LIF
 from ...surrogate import is_family
 from .. import ops
 from ..autograd import Context, refuse_double_backward
-from ..call import Call, Moments, Record, Result, as_tensor
+from ..call import Call, Moments, Record, Result, as_tensor, learns
 from ..coefficients import state_dtype
 from ..pack import Packed, count, pack
 from . import library, sparse
@@ -98,7 +98,7 @@ def run(call: Call, loop: Loop) -> tuple[Result, Tensor | None]:
     weight, bias, before, synapse = loop
     lam, gain, i0 = synapse or (1.0, 1.0, None)
     inputs = (weight, bias, i0, lam, gain, *call.inputs)
-    if torch.is_grad_enabled() and any(isinstance(p, Tensor) and p.requires_grad for p in inputs):
+    if torch.is_grad_enabled() and any(map(learns, inputs)):
         spikes, state, membrane, moments, i = _Recurrent.apply(
             call, before, synapse is not None, *inputs
         )
@@ -180,7 +180,7 @@ class _Forward:
             )
         )  # fmt: skip
         T, N = x.shape[0], x[0].numel()
-        learns_tau = isinstance(call.tau, Tensor) and neuron.decay_input
+        learns_tau = learns(call.tau) and neuron.decay_input
         kept = saves and (synapse is not None or learns_tau)
         self.current = torch.empty_like(out.spikes) if kept else None
         self.i = (
