@@ -155,7 +155,7 @@ def test_an_option_of_a_verb_is_never_a_field(verb):
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("train", "resume")])
 def test_torchrun_is_only_for_training(verb, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    words = {"export": "x --to nir", "predict": "x y", "stream": "x --events y"}
+    words = {"export": "x --to nir", "predict": "x y", "course": "x", "stream": "x --events y"}
     words |= dict.fromkeys(("card", "doctor", "eval", "report"), "x")
     assert main([verb, *words.get(verb, "").split()]) == 2
     assert f"run backspike {verb} without it" in output(capsys)[1]

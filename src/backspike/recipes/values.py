@@ -30,8 +30,9 @@ class Neuron(options.LIF):
 
     def __call__(self, channels: int | None = None) -> nn.Module:
         own = {f.name: getattr(self, f.name) for f in fields(self)}
-        drawn = any(isinstance(value, Distribution) for value in own.values())
-        own["per"] = self.per or (None if drawn else self.unsaid)
+        if "per" in own:
+            drawn = any(isinstance(value, Distribution) for value in own.values())
+            own["per"] = self.per or (None if drawn else self.unsaid)
         return self.layer()(**own, channels=channels)
 
     @staticmethod
