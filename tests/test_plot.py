@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import backspike as bs
-from backspike import plot
+from backspike.report import plot
 
 matplotlib.use("Agg")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .foreign_names import hint
+from .neuron.foreign_names import hint
 from .version import __version__ as __version__
 
 _SUBMODULES = {
@@ -20,7 +20,7 @@ _SUBMODULES = {
     "models": "models",
     "nir": "exchange.nir",
     "onnx": "exchange.onnx",
-    "plot": "plot",
+    "plot": "report.plot",
     "readout": "readout",
     "recipes": "recipes",
     "study": "study",
@@ -39,7 +39,7 @@ _NAMES = {
         "Surrogate",
         "Triangle",
     ),
-    "distribution": ("Gamma", "Normal", "Uniform", "UniformDecay", "ms"),
+    "options.distribution": ("Gamma", "Normal", "Uniform", "UniformDecay", "ms"),
     "neuron.lif": ("IF", "LIF", "PLIF", "Output", "check_gradients", "lif"),
     "neuron.adaptive": ("AdaptiveLIF",),
     "neuron.clif": ("CLIF",),
@@ -88,16 +88,10 @@ if TYPE_CHECKING:
     from . import data as data
     from . import loss as loss
     from . import models as models
-    from . import plot as plot
     from . import readout as readout
     from . import recipes as recipes
     from . import study as study
     from .data import encode as encode
-    from .distribution import Gamma as Gamma
-    from .distribution import Normal as Normal
-    from .distribution import Uniform as Uniform
-    from .distribution import UniformDecay as UniformDecay
-    from .distribution import ms as ms
     from .doctor.examine import examine as examine
     from .exchange import nir as nir
     from .exchange import onnx as onnx
@@ -142,7 +136,13 @@ if TYPE_CHECKING:
     from .neuron.psn import PSN as PSN
     from .neuron.recurrent import Recurrent as Recurrent
     from .neuron.streaming import streaming as streaming
+    from .options.distribution import Gamma as Gamma
+    from .options.distribution import Normal as Normal
+    from .options.distribution import Uniform as Uniform
+    from .options.distribution import UniformDecay as UniformDecay
+    from .options.distribution import ms as ms
     from .recipes.recipe import Recipe as Recipe
+    from .report import plot as plot
     from .report.summary import summary as summary
     from .streams.plan import stream as stream
     from .surrogate import ATan as ATan

@@ -33,6 +33,13 @@ def weights(run):
     return checkpoint.read(Run.open(run), "last.ckpt")["network"]
 
 
+def change_checkpoint(run, change):
+    """Replace `last.ckpt` of the run by its state after `change(state)`."""
+    state = checkpoint.read(run, "last.ckpt")
+    change(state)
+    run.write("last.ckpt", checkpoint.to_bytes(state))
+
+
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 

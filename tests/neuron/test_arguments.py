@@ -13,8 +13,8 @@ from torch import nn
 
 import backspike as bs
 from backspike import options
-from backspike.foreign_names import INSTEAD
 from backspike.neuron import arguments
+from backspike.neuron.foreign_names import INSTEAD
 
 X = torch.rand(4, 3, 2, 5, generator=torch.Generator().manual_seed(0))
 

@@ -250,7 +250,12 @@ def with_a_port(folder):
 
 
 def test_a_rank_that_joins_the_next_group_early_waits_for_the_others(tmp_path):
-    torch.multiprocessing.spawn(join_two_groups, (with_a_port(tmp_path),), nprocs=2)
+    ranks = torch.multiprocessing.spawn(
+        join_two_groups, (with_a_port(tmp_path),), nprocs=2, join=False
+    ).processes
+    for rank in ranks:
+        rank.join(60)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
 
 
 def lose_the_other_rank(rank, folder):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.training import Stop, epochs, fit, same, stop_after, tiny, weights
+from helpers.training import Stop, change_checkpoint, epochs, fit, same, stop_after, tiny, weights
 
 from backspike import train
 from backspike.errors import RunError
@@ -113,9 +113,6 @@ def test_a_hostile_state_of_the_scaler_is_refused(tmp_path, change):
             tmp_path / "run",
             listen=stop_after(3),
         )
-    run = Run.open(tmp_path / "run")
-    state = checkpoint.read(run, "last.ckpt")
-    change(state)
-    run.write("last.ckpt", checkpoint.to_bytes(state))
+    change_checkpoint(Run.open(tmp_path / "run"), change)
     with pytest.raises(RunError, match="damaged"):
         train.resume(tmp_path / "run", report=False)

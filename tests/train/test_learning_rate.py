@@ -3,14 +3,26 @@
 import numpy as np
 import pytest
 import torch
-from helpers.training import Own, Points, Stop, epochs, fit, own, same, stop_after, tiny, weights
+from helpers.training import (
+    Own,
+    Points,
+    Stop,
+    change_checkpoint,
+    epochs,
+    fit,
+    own,
+    same,
+    stop_after,
+    tiny,
+    weights,
+)
 from torch.optim import lr_scheduler
 
 from backspike import train
 from backspike.errors import RecipeError, RunError
 from backspike.recipes.values import Mean
 from backspike.run import Run
-from backspike.train import checkpoint, learning_rate
+from backspike.train import learning_rate
 
 FOUR = {"epochs": 4, "warmup_epochs": 0.0, "optimizer.lr": 0.01}
 
@@ -230,10 +242,7 @@ def test_a_hostile_state_of_a_scheduler_is_refused(tmp_path, change):
             tmp_path / "run",
             listen=stop_after(5),
         )
-    run = Run.open(tmp_path / "run")
-    state = checkpoint.read(run, "last.ckpt")
-    change(state)
-    run.write("last.ckpt", checkpoint.to_bytes(state))
+    change_checkpoint(Run.open(tmp_path / "run"), change)
     with pytest.raises(RunError, match="damaged"):
         train.resume(tmp_path / "run", report=False)
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data.formats import one_line
-from ..distribution import ms
 from ..errors import ExchangeError
 from ..neuron.lif import LIF
+from ..options.distribution import ms
 from ..recipes.recipe import Recipe
 from ..system import disk
 from ..system.files import cannot_write

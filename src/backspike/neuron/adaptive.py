@@ -116,18 +116,10 @@ class AdaptiveLIF(LIF):
             (self.options.b if b is None else b) / tau,
         )
 
-    def prepare(
-        self,
-        x: Tensor,
-        v0: Tensor | None,
-        repeats: int = 1,
-        record: kernel.Record = kernel.Record(),  # noqa: B008  (a named tuple)
-        constants: kernel.Constants | None = None,
-    ) -> kernel.Call:
-        call = super().prepare(x, v0, repeats, record, constants)
+    def complete(self, call: kernel.Call) -> kernel.Call:
         adaptation = self.adaptation()
         for p in adaptation:
-            check_parameter("a learned constant of the adaptation", p, x, self.per)
+            check_parameter("a learned constant of the adaptation", p, call.x, self.per)
         return replace(call, adaptation=adaptation)
 
     def _bounded_a(self, a: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A neuron's options as arguments and attributes, read from their dataclass in `options.py`."""
+"""A neuron's options as arguments and attributes, read from their dataclass in `options/`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, TypedDict, TypeVar
 
 from torch import Tensor
 
-from ..distribution import Distribution
 from ..errors import nearest
-from ..foreign_names import hint
 from ..options import LIF as Options
+from ..options.distribution import Distribution
 from ..surrogate import Surrogate
+from .foreign_names import hint
 
 Kind = TypeVar("Kind", bound=Options)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -21,7 +21,7 @@ Layer = TypeVar("Layer", bound=type)
 
 
 # `**rest` of `bs.lif` and of the layers, for type checkers and editors, which cannot see signatures
-# made at run time. A test keeps names and types equal to the fields in `options.py`.
+# made at run time. A test keeps names and types equal to the fields in `options/`.
 
 
 class FunctionArguments(TypedDict, total=False):

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..distribution import Distribution, Given
 from ..options import LIF as Options
 from ..options import PER, VARYING
+from ..options.distribution import Distribution, Given
 
 Value = float | Tensor | Distribution
 

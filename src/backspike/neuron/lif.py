@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernel
-from ..distribution import Distribution
 from ..kernel.mask import draw_seed, draw_seeds
 from ..options import LIF as Options
 from ..options import PLIF as ParametricOptions
 from ..options import VARYING
+from ..options.distribution import Distribution
 from ..surrogate import Parametric, unwrap
 from .arguments import has, options, takes
 from .constants import Value, initial_values, learned, limits, take_tensors, values_shape
@@ -291,7 +291,11 @@ class LIF(Streaming, _Attributes):
         """Build the call for input x from state v0. constants: replace those of the layer."""
         constants = constants or self.constants()
         mask = self.mask_seed(), self.mask_p
-        return prepare(x, v0, self.options, constants, *mask, repeats, record)
+        return self.complete(prepare(x, v0, self.options, constants, *mask, repeats, record))
+
+    def complete(self, call: kernel.Call) -> kernel.Call:
+        """The call with what a kind of neuron adds to it."""
+        return call
 
     def mask_seed(self) -> Tensor | None:
         return self.seed if torch.is_grad_enabled() else None

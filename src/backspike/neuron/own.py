@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 
 from .. import kernel
 from ..errors import Unsupported, nearest
-from ..foreign_names import hint
 from ..kernel import equations
 from ..kernel.coefficients import over_channels, state_dtype
 from ..options import Own
+from .foreign_names import hint
 from .lif import LIF, Output, names
 from .prepare import check_input, check_parameter
 
@@ -91,6 +92,8 @@ class Neuron(LIF):
         kind = type(self).__name__
         if not self.states:
             raise TypeError(f'{kind} needs states, such as states = {{"v": 0.0}}')
+        if type(self).step is Neuron.step:
+            raise TypeError(f"{kind} needs a method step(self, x, *states)")
         for name in rest:
             if name not in (known := {*OPTIONS, *self.defaults}):
                 instead = hint(name) or nearest(name, sorted(known))
@@ -129,9 +132,9 @@ class Neuron(LIF):
 
     # ---- the equations -------------------------------------------------------------------------
 
+    @abstractmethod
     def step(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """One timestep: the spike variable, and the states before the reset, each `[B, ...]`."""
-        raise NotImplementedError(f"{type(self).__name__} needs a method step(self, x, *states)")
 
     def reset(self, s: Tensor, *states: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The states after the reset; without one of its own, a neuron has none."""

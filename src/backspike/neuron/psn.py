@@ -95,16 +95,9 @@ class PSN(LIF):
         out = kernel.dispatch(self.options.backend, call)
         return Output(out.spikes, state, out.membrane), out.moments
 
-    def prepare(
-        self,
-        x: Tensor,
-        v0: Tensor | None,
-        repeats: int = 1,
-        record: kernel.Record = kernel.Record(),  # noqa: B008  (a named tuple)
-        constants: kernel.Constants | None = None,
-    ) -> kernel.Call:
-        """The call for the membranes x: with lam = 0 and gain = 1, `LIF` has u[t] = x[t]."""
-        return replace(super().prepare(x, v0, repeats, record, constants), tau=1.0)
+    def complete(self, call: kernel.Call) -> kernel.Call:
+        """The call for membranes: with lam = 0 and gain = 1, `LIF` has u[t] = x[t]."""
+        return replace(call, tau=1.0)
 
     def _mix(self, x: Tensor) -> Tensor:
         if len(x) != self.T:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..foreign_names import hint
+from .foreign_names import hint
 
 
 class Streaming(nn.Module):

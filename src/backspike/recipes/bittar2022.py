@@ -18,8 +18,8 @@ on a plateau of the test set, which it also uses for validation. The data are th
 
 from __future__ import annotations
 
-from ..distribution import UniformDecay
 from ..models import MLP
+from ..options.distribution import UniformDecay
 from ..surrogate import Rectangle
 from .recipe import Recipe
 from .values import PLIF, AdamW

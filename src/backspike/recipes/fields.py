@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
-from ..distribution import Distribution, ms
 from ..errors import RecipeError, nearest
 from ..options import Own
+from ..options.distribution import Distribution, ms
 from .source import text as repr_text
 from .text import VALUES, options_in, parse
 from .types import describe, fits, hints, is_text

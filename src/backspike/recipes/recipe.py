@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..data import augment as _augment
 from ..data import mixing as _mixing
-from ..distribution import Distribution, center
 from ..errors import RecipeError
 from ..models import ConvNet, Model
 from ..options import VARYING
+from ..options.distribution import Distribution, center
 from .fields import settings, to_fields, with_field, with_stored
 from .source import Source, call, parameters
 from .source import text as repr_text

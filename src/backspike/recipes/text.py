@@ -9,12 +9,12 @@ from dataclasses import fields, is_dataclass
 from types import ModuleType
 from typing import Any
 
-from .. import distribution
 from ..data import augment as _augment
 from ..data import autoaugment as _autoaugment
 from ..data import mixing as _mixing
 from ..errors import RecipeError, nearest
 from ..models import NETWORKS
+from ..options import distribution
 from ..surrogate import FAMILIES, Masked, Parametric
 from . import values
 

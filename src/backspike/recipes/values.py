@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from .. import options
-from ..distribution import Distribution
+from ..options.distribution import Distribution
 
 if TYPE_CHECKING:
     from torch import Tensor, nn, optim

@@ -121,13 +121,8 @@ def set_up(
     if recipe.start_from and not has_checkpoint:
         weights = load_weights(network, recipe.start_from)
     frozen_norms = freeze(network.model, recipe.freeze)
-    training = Batches(sets.train, recipe, target)
-    if not len(training):
-        raise RunError("drop_last leaves no batch of the training data; use a smaller batch_size")
-    held_out = [
-        None if d is None else Batches(d, recipe, target) for d in (sets.validation, sets.test)
-    ]
-    batches = [training, *(b for b in held_out if b)]
+    training, *held_out = parts = _batches(recipe, sets, target)
+    batches = [b for b in parts if b]
     x, classes = try_sample(network, training, sets.num_classes)
     training.check_augmentation(x)
     for b in batches:
@@ -140,11 +135,6 @@ def set_up(
     if recipe.channels_last:
         to_channels_last(network)
     _check_shares(training, recipe, ranks)
-    if recipe.patience and sets.validation is None:
-        raise RunError(
-            "patience counts epochs without a better validation accuracy; "
-            "give validation=, or set patience=0"
-        )
     if try_step:
         _try_step(recipe, network, training)
     with _build_errors():
@@ -179,6 +169,24 @@ def set_up(
         + ["data"] * (train is not None)
         + ["scheduler"] * (scheduler is not None),
     )
+
+
+def _batches(
+    recipe: Recipe, sets: data.Splits | OwnData, device: torch.device
+) -> tuple[Batches, Batches | None, Batches | None]:
+    """The batches for training, validation and testing. Raises RunError."""
+    if recipe.patience and sets.validation is None:
+        raise RunError(
+            "patience counts epochs without a better validation accuracy; "
+            "give validation=, or set patience=0"
+        )
+    training = Batches(sets.train, recipe, device)
+    if not len(training):
+        raise RunError("drop_last leaves no batch of the training data; use a smaller batch_size")
+    validation, test = (
+        None if d is None else Batches(d, recipe, device) for d in (sets.validation, sets.test)
+    )
+    return training, validation, test
 
 
 def _class_weights(recipe: Recipe, train: Batches, classes: int) -> Recipe:

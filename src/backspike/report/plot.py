@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .neuron.lif import Output
-from .readout import TWO
-from .surrogate import Masked, Surrogate
+from ..neuron.lif import Output
+from ..readout import TWO
+from ..surrogate import Masked, Surrogate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ..surrogate import ATan, Masked, Parametric, Rectangle, Surrogate, unwrap
 from .distribution import Distribution
-from .surrogate import ATan, Masked, Parametric, Rectangle, Surrogate, unwrap
 
 PER = ("layer", "channel", "neuron")
 VARYING = ("tau", "tau_synapse", "v_threshold")  # options that may hold a value per neuron

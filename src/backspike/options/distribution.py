@@ -7,6 +7,7 @@ stand in recipes. This file does not import torch.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _ROUNDS = 1000  # of drawing again what a constant does not allow
 
 
-class Distribution:
+class Distribution(ABC):
     """A distribution of numbers, one for each channel or neuron of a layer."""
 
     @property
@@ -25,13 +26,13 @@ class Distribution:
         return -math.inf, math.inf
 
     @property
+    @abstractmethod
     def center(self) -> float:
         """The mean of the distribution."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """n independent values, in float64."""
-        raise NotImplementedError
 
     def draw(self, n: int, above: float, seed: int) -> np.ndarray:
         """n values above a limit. Values that are not are drawn again.
