@@ -78,10 +78,10 @@ READERS: dict[str, tuple[Callable[..., Events], bytes, Callable[[Events, bytes],
 
 
 @functools.cache
-def _folder() -> Path:
+def folder() -> Path:
     """A folder that is deleted with the process."""
-    _folder.kept = tempfile.TemporaryDirectory()  # type: ignore[attr-defined]
-    return Path(_folder.kept.name)  # type: ignore[attr-defined]
+    folder.kept = tempfile.TemporaryDirectory()  # type: ignore[attr-defined]
+    return Path(folder.kept.name)  # type: ignore[attr-defined]
 
 
 def hdf5_files() -> list[bytes]:
@@ -100,7 +100,7 @@ def hdf5_files() -> list[bytes]:
 def read_hdf5(data: bytes) -> None:
     """An endless loop in HDF5 is refused, here after fewer seconds than by default."""
     hdf5.SECONDS = 4
-    path = _folder() / "f.h5"
+    path = folder() / "f.h5"
     path.write_bytes(data)
     assert len(hdf5.decode_columns(path)) <= 1100 * len(data)
 
@@ -115,8 +115,8 @@ def lists() -> list[bytes]:
 
 def read_list(data: bytes) -> None:
     for name in "abcde":
-        (_folder() / f"{name}.dat").touch()
-    path = _folder() / "recordings.csv"
+        (folder() / f"{name}.dat").touch()
+    path = folder() / "recordings.csv"
     path.write_bytes(data)
     found = list_folder(path, lambda name: True)
     parts, classes = split_by_file(found)

@@ -18,7 +18,6 @@ import random
 import shutil
 import struct
 import tarfile
-import tempfile
 import wave
 import zipfile
 from collections.abc import Callable, Iterator
@@ -159,13 +158,6 @@ def _edits() -> list[bytes]:
 # ---- data ------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _folder() -> Path:
-    """A folder that is deleted with the process."""
-    _folder.kept = tempfile.TemporaryDirectory()  # type: ignore[attr-defined]
-    return Path(_folder.kept.name)  # type: ignore[attr-defined]
-
-
 def _picture(kind: str) -> bytes:
     from PIL import Image
 
@@ -260,7 +252,7 @@ def _spoken() -> bytes:
 def _read_spoken(data: bytes) -> None:
     """An endless loop in HDF5 is refused, here after fewer seconds than by default."""
     hdf5.SECONDS = 4
-    path = _folder() / "f.h5"
+    path = event_files.folder() / "f.h5"
     path.write_bytes(data)
     for events in hdf5.decode(path, range(len(hdf5.labels(path, 20)))):
         assert len(events.t) <= 1100 * len(data)
@@ -269,7 +261,7 @@ def _read_spoken(data: bytes) -> None:
 def _frames() -> list[bytes]:
     from backspike.data import packed
 
-    path = _folder() / "good.npy"
+    path = event_files.folder() / "good.npy"
     packed.write(path, (3, 2, 5), [(0, np.arange(30, dtype=np.uint8).reshape(3, 2, 5))])
     return [path.read_bytes()]
 
@@ -277,7 +269,7 @@ def _frames() -> list[bytes]:
 def _read_frames(data: bytes) -> None:
     from backspike.data import packed
 
-    path = _folder() / "f.npy"
+    path = event_files.folder() / "f.npy"
     path.write_bytes(data)
     assert packed.read(path, (3, 2, 5)).tolist() == np.arange(30).reshape(3, 2, 5).tolist()
 
@@ -294,7 +286,7 @@ def _read_names(data: bytes) -> None:
     from backspike.data import picture_folder, source
     from backspike.data.source import Place
 
-    root = _folder() / "pictures"
+    root = event_files.folder() / "pictures"
     for part in ("train", "val"):
         (root / part).mkdir(parents=True)
     try:
@@ -331,7 +323,7 @@ def _read_sums(data: bytes) -> None:
     from backspike.data import simulated
     from backspike.data.simulate import Camera
 
-    root = _folder() / "sums"
+    root = event_files.folder() / "sums"
     root.mkdir(exist_ok=True)
     (root / "00007.bin").write_bytes(b"12345")
     (root / simulated.SUMS).write_bytes(data)
@@ -380,9 +372,9 @@ def _recipe_files() -> list[bytes]:
 def _read_recipe(data: bytes) -> None:
     from backspike.run import Run
 
-    (_folder() / "recipe.json").write_bytes(data)
-    recipe = Run.open(_folder()).recipe()
-    Run.open(_folder()).own()
+    (event_files.folder() / "recipe.json").write_bytes(data)
+    recipe = Run.open(event_files.folder()).recipe()
+    Run.open(event_files.folder()).own()
     assert type(recipe).from_dict(recipe.to_dict()) == recipe
 
 
@@ -435,14 +427,14 @@ def _trained() -> Path:
             "neuron.learn": "('tau',)",
         }
     )
-    path = _folder() / "trained"
+    path = event_files.folder() / "trained"
     bs.fit(recipe, path, report=False)
 
     def listen(event: dict[str, Any]) -> None:
         if event["event"] == "batch" and event["epoch"] == 1 and event["batch"] == 2:
             raise KeyboardInterrupt
 
-    other = _folder() / "stopped"
+    other = event_files.folder() / "stopped"
     with contextlib.suppress(KeyboardInterrupt):
         bs.fit(recipe.replace({"checkpoint_seconds": 0.0}), other, listen=listen, report=False)
     return path
@@ -451,7 +443,7 @@ def _trained() -> Path:
 @functools.cache
 def _spoiled() -> Path:
     """A copy of the trained run for the targets that damage it; others read the original."""
-    return shutil.copytree(_trained(), _folder() / "spoiled")
+    return shutil.copytree(_trained(), event_files.folder() / "spoiled")
 
 
 @functools.cache
@@ -460,7 +452,7 @@ def _training() -> Any:
     from backspike.run import Run
 
     _trained()
-    run = Run.open(_folder() / "stopped")
+    run = Run.open(event_files.folder() / "stopped")
     recipe = run.recipe()
     return trainer.Trainer(run, setup.set_up(recipe, device="cpu"))
 
@@ -468,7 +460,7 @@ def _training() -> Any:
 @functools.cache
 def _checkpoint() -> bytes:
     _training()
-    return (_folder() / "stopped" / "last.ckpt").read_bytes()
+    return (event_files.folder() / "stopped" / "last.ckpt").read_bytes()
 
 
 @functools.cache
@@ -583,7 +575,7 @@ def _arrays() -> list[bytes]:
 
 
 def _read_arrays(data: bytes) -> None:
-    path = _folder() / "f.npz"
+    path = event_files.folder() / "f.npz"
     path.write_bytes(data)
     for array in read.read_run_arrays(path).values():
         assert array.nbytes <= 1100 * len(data)
@@ -649,7 +641,7 @@ def _report_edited(data: bytes) -> None:
     texts, arrays = _finished()
     both = edited({"texts": texts, "arrays": dict(arrays)}, data, _hostile_array)
     texts, arrays = both.get("texts"), both.get("arrays")
-    path = _folder() / "edited"
+    path = event_files.folder() / "edited"
     path.mkdir(exist_ok=True)
     texts = texts if isinstance(texts, dict) else {}
     for name in ("recipe.json", "env.json"):
@@ -703,7 +695,7 @@ def _archives() -> list[bytes]:
 
 
 def _unpack(data: bytes) -> None:
-    folder = _folder() / "archive"
+    folder = event_files.folder() / "archive"
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "inside").mkdir(parents=True)
     kind, content = data[:1], data[1:]

@@ -76,6 +76,6 @@ def test_nir_files_have_the_timestep_of_the_network(tmp_path):
     assert bs.nir.write(model, tmp_path / "a.nir", sample).dt == 0.0005
     node = next(n for n in nir.read(tmp_path / "a.nir").nodes.values() if hasattr(n, "v_leak"))
     assert node.tau == pytest.approx(float(bs.ms(20, dt=0.5)) * 0.0005)
-    model.append(bs.LIF(bs.ms(20, dt=1)))
+    model.append(bs.Integrator(bs.ms(20, dt=1)))
     with pytest.raises(ExchangeError, match="different dt"):
         bs.nir.write(model, tmp_path / "b.nir", sample)

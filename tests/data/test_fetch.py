@@ -236,6 +236,13 @@ def test_a_part_of_another_file_is_not_continued(server, tmp_path):
     assert (tmp_path / "toy" / "a.npy").read_bytes() == CONTENT
 
 
+def test_a_part_that_is_complete_is_not_downloaded_again(server, tmp_path):
+    (tmp_path / ".toy-a.npy.part").write_bytes(CONTENT)
+    fetch.get(source(server, "good"), tmp_path)
+    assert (tmp_path / "toy" / "a.npy").read_bytes() == CONTENT
+    assert server.requests == []
+
+
 def test_an_answer_with_another_range_is_refused(server, tmp_path):
     (tmp_path / ".toy-a.npy.part").write_bytes(CONTENT[:1000])
     with pytest.raises(DataError, match=r"answers with another range than asked for \('bytes 0-"):

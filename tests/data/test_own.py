@@ -245,6 +245,24 @@ def test_an_own_read_function_and_its_changes(tmp_path):
             data.recordings("own", read, sensor=(2, 5))
 
 
+def test_another_sensor_or_another_bound_value_gives_other_frames(tmp_path):
+    for i in range(6):
+        write(tmp_path / "own" / "a" / str(i), b"")
+
+    def reader(column):
+        return lambda path: {"x": [column], "y": [0], "t": [0], "p": [1]}
+
+    def sum_by_column(column, width):
+        sets = data.recordings("own", reader(column), sensor=(8, width), size=8, T=1)
+        return np.asarray(sets.train.x).sum((0, 1, 2, 3)).nonzero()[0].tolist()
+
+    assert sum_by_column(6, 8) == [6]
+    assert sum_by_column(6, 16) == [3]
+    assert sum_by_column(2, 8) == [2]
+    with pytest.raises(DataError, match="sensor"):
+        data.recordings("own", reader(9), sensor=(8, 8), size=8, T=1)
+
+
 def test_recordings_are_read_once(tmp_path):
     calls = []
 

@@ -12,6 +12,7 @@ from torch import nn
 
 import backspike as bs
 from backspike.errors import RecipeError
+from backspike.neuron.shifted import DelayedReset
 
 SHAPE = (3, 4, 5)
 EACH = [name for name in bs.backends() if name != "triton"]
@@ -132,6 +133,15 @@ def test_a_given_tensor_is_copied():
         (lambda: bs.LIF(torch.ones(3) * 2, channels=4), r"shape \[3\], but"),
         (lambda: bs.PLIF(torch.ones(3) * 2, per="layer"), "per='layer'"),
         (lambda: bs.LIF(bs.Gamma(20)), "channels="),
+        (
+            lambda: bs.LIF(torch.tensor([3.0, torch.inf]), decay_input=True),
+            "all values of tau must be finite",
+        ),
+        (lambda: bs.LIF(torch.tensor([3.0, torch.inf]), learn="tau"), "must be finite"),
+        (
+            lambda: DelayedReset(bs.Gamma(9), per="neuron", channels=(2, 3, 3)),
+            "constants per layer or channel",
+        ),
         (lambda: bs.LIF(learn="tau", per="neuron"), "needs channels="),
         (lambda: bs.LIF(per="row"), "per must be one of layer, channel, neuron"),
         (lambda: bs.LIF(bs.Gamma(0.01, 50), channels=9), "hardly any values above 1"),
@@ -154,6 +164,11 @@ def test_what_would_be_lost_is_refused(make, words):
     with pytest.raises((ValueError, TypeError, AttributeError), match=words) as e:
         make()
     assert "\n" not in str(e.value)
+
+
+def test_plif_learns_one_tau_unless_its_constants_vary():
+    assert bs.PLIF(torch.tensor(3.0), channels=4).log_tau_minus_1.shape == ()
+    assert bs.PLIF(v_threshold=torch.ones(4)).log_tau_minus_1.shape == (4,)
 
 
 def test_learned_constants_have_the_shape_that_per_says():

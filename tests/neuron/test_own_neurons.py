@@ -299,6 +299,11 @@ def subclass(**body):
             TypeError,
             "Mine: 'forward' is the name of something that every layer has",
         ),
+        (
+            lambda: subclass(__annotations__={"threshold": float}, threshold=1.0),
+            TypeError,
+            "Mine: 'threshold' is the name of something that every layer has",
+        ),
         (lambda: subclass(__annotations__={"c": float}), TypeError, "constant c needs a default"),
         (
             lambda: subclass(step=lambda self, x, v: v)()(X),
@@ -366,4 +371,6 @@ def test_the_multiplications_of_a_step_are_counted():
     assert _multiplications(LIF()) == 1
     assert _multiplications(LIF(learn="tau", channels=3)) == 1
     assert _multiplications(bs.QIF()) == 3
+    square = subclass(step=lambda self, x, v: (torch.addcmul(v, x, x), torch.lerp(v, x, 0.5)))
+    assert _multiplications(square()) == 2
     assert _multiplications(bs.AdEx()) == 9

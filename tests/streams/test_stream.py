@@ -76,7 +76,8 @@ NETWORKS = {
         lambda: nn.Sequential(
             bs.OverTime(nn.Conv1d(3, 8, 5, stride=2, padding=2, groups=1), nn.BatchNorm1d(8)),
             bs.CubaLIF(), bs.OverTime(nn.MaxPool1d(2), nn.Conv1d(8, 16, 3), nn.AvgPool1d(2)),
-            bs.LIF(v_threshold=0.25), bs.OverTime(nn.Dropout(0.5), nn.Flatten()), nn.Linear(16, 3),
+            bs.LIF(v_threshold=0.25), bs.OverTime(nn.Dropout(0.5), nn.Flatten()),
+            bs.Dropout(0.5), nn.Linear(16, 3),
             bs.Integrator(tau=2.0, decay_input=False),
         ),
         (3, 17),

@@ -131,9 +131,10 @@ class _Counter:
         self.fired = True
         t = self.tallies.setdefault(name, _Tally("neurons"))
         t.rows += self.T * self.B
-        states, each = 1, 1  # leak and input: one multiply-accumulate
         if isinstance(layer, Neuron):
-            states, each = len(layer.states), _multiplications(layer)
+            states, each = len(layer.states), float(_multiplications(layer))
+        else:
+            states, each = layer.operations(self.T)
         t.dense += each * out.spikes.numel()
         t.products += each * out.spikes.numel()
         t.additions = math.nan
@@ -216,21 +217,10 @@ def _connections(m: Any, counts: Tensor) -> float:
     return float(reached.sum(dtype=torch.float64)) * (m.out_channels // m.groups)
 
 
-# what costs less than a multiplication, or nothing
+# what costs less than a multiplication; and the beginnings of what costs nothing
 _CHEAP = (
-    "add",
-    "sub",
-    "rsub",
-    "neg",
-    "abs",
-    "gt",
-    "ge",
-    "lt",
-    "le",
-    "where",
-    "clamp",
-    "max",
-    "min",
+    *("add", "sub", "rsub", "neg", "abs", "gt", "ge", "lt", "le", "where"),
+    *("clamp", "clamp_min", "clamp_max", "max", "min", "maximum", "minimum"),
 )
 _FREE = ("_to_copy", "view", "detach", "clone", "zeros", "empty", "fill", "select", "slice")
 
@@ -247,7 +237,8 @@ def _multiplications(layer: Neuron) -> int:
             out = func(*args, **(kwargs or {}))
             # constants have a number for each channel at most
             large = isinstance(out, Tensor) and out.numel() > (layer.channels or 1)
-            count += large and not func.__name__.startswith(_CHEAP + _FREE)
+            name = func.__name__.partition(".")[0].rstrip("_")
+            count += large and name not in _CHEAP and not name.startswith(_FREE)
             return out
 
     layer = copy.deepcopy(layer).cpu()

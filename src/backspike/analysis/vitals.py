@@ -161,9 +161,11 @@ def _unmasked(spiking: dict[str, LIF]) -> Iterator[bool]:
     before = [p.clone() for p in masks]
     for p in masks:
         p.zero_()
-    yield bool(masks)
-    for p, value in zip(masks, before):
-        p.copy_(value)
+    try:
+        yield bool(masks)
+    finally:
+        for p, value in zip(masks, before):
+            p.copy_(value)
 
 
 @contextmanager
@@ -172,9 +174,11 @@ def _detached_resets(spiking: dict[str, LIF]) -> Iterator[bool]:
     before = {name: layer.options for name, layer in spiking.items()}
     for layer in spiking.values():
         layer.options = replace(layer.options, reset_gradient=0.0)
-    yield any(options.reset_gradient > 0 for options in before.values())
-    for name, options in before.items():
-        spiking[name].options = options
+    try:
+        yield any(options.reset_gradient > 0 for options in before.values())
+    finally:
+        for name, options in before.items():
+            spiking[name].options = options
 
 
 def _weight(

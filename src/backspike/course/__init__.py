@@ -11,18 +11,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..system.files import write_atomic
+from ..system.files import cannot_write, write_atomic
 
 CHAPTERS = tuple(sorted(Path(__file__).parent.glob("*.md")))
 SOLUTION = "solution"  # the tag of cells that solve an exercise
 
 _FRONT = re.compile(r"\A---\n.*?\n---\n", re.S)
 _CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(?::tags: \[([^\]\n]*)\]\n)?(.*?)\n```$", re.M | re.S)
-_INSTALL = """# on a hosted notebook, this installs the library
+_INSTALLED = """# on a hosted notebook, install the library first
 import importlib.util
 
 if importlib.util.find_spec("backspike") is None:
-    %pip install --quiet "backspike[nir]\""""
+    raise SystemExit("install backspike first: docs/install.md says how")"""
 
 
 def cells(text: str) -> list[tuple[str, str, list[str]]]:
@@ -40,11 +40,11 @@ def cells(text: str) -> list[tuple[str, str, list[str]]]:
 def notebook(text: str, solutions: bool = False) -> dict[str, Any]:
     """A chapter as a Jupyter notebook (nbformat 4.5), not yet run.
 
-    The first cell installs the library where it is missing. Without `solutions`, the cells that
+    The first cell says so where the library is missing. Without `solutions`, the cells that
     solve an exercise are left to the reader; with them, they are folded.
     """
     made: list[dict[str, Any]] = []
-    for kind, source, tags in [("code", _INSTALL, []), *cells(text)]:
+    for kind, source, tags in [("code", _INSTALLED, []), *cells(text)]:
         metadata: dict[str, Any] = {"tags": tags} if tags else {}
         if SOLUTION in tags and not solutions:
             source, metadata = "# your code", {}
@@ -65,7 +65,10 @@ def write(folder: str | Path, solutions: bool = False, force: bool = False) -> l
     Raises RunError if the folder cannot be written.
     """
     folder, paths = Path(folder), []
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise cannot_write(folder, e) from e
     for chapter in CHAPTERS:
         path = folder / f"{chapter.stem}.ipynb"
         paths.append(path)

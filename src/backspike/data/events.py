@@ -34,12 +34,14 @@ class Recordings:
     """Reads an event set: counts [N, T, 2, H, W], or [N, T, channels] if events have no pixel.
 
     samples: `samples(source, folder)` lists the samples; events: `events(path, samples, **options)`
-    reads those in one file. version: of a user's own reader, whose change causes new frames.
+    reads those in one file. version: of a user's own sensor and reader, whose change causes new
+    frames. alone: the reader is the user's and runs in this process alone.
     """
 
     samples: Callable[[Source, Path], Samples]
     events: Reader
     version: str = ""
+    alone: bool = False
 
     def __call__(
         self,
@@ -58,7 +60,7 @@ class Recordings:
         chosen = " ".join(map(str, options.values())) or "True"
         key = cache_key(place.folder, flat, f"{shape} {by} {chosen} 2{self.version}")
         read = functools.partial(self.events, **options)
-        binning = Binning(source.name, flat, count, read, alone=bool(self.version))
+        binning = Binning(source.name, flat, count, read, alone=self.alone)
         x = cached(
             f"{source.name}-frames-{key}.npy",
             read=functools.partial(packed.read, shape=(len(flat), *shape)),

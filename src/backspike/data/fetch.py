@@ -112,6 +112,8 @@ def _get_item(source: Source, item: Item, top: Path, folder: Path, tell: Tell) -
 
 def _download(source: Source, file: File | Archive, part: Path, tell: Tell) -> None:
     """Completes `part` from the first address that works."""
+    if file.md5 is not None and part.exists() and _md5_of(part) == file.md5:
+        return  # an earlier attempt ended before the file got its name
     problems = []
     for url in file.urls:
         if file.md5 is None:  # another server may have another file
@@ -142,7 +144,7 @@ def _from_address(source: Source, file: File | Archive, url: str, part: Path, te
             _continue(source, file, url, part, tell)
             break
         except _Failed as e:
-            if not e.again or (attempt == ATTEMPTS - 1 or _size(part) == before):
+            if not e.again or attempt == ATTEMPTS - 1 or _size(part) == before:
                 raise
     md5 = _md5_of(part)
     if file.md5 not in (None, md5):

@@ -140,7 +140,8 @@ def split_by_file(found: list[Found]) -> tuple[list[list[Found]], tuple[str, ...
     given = {f.part for f in files.values()}
     if None in given and len(given) > 1:
         raise DataError("some files have a part and others have none")
-    y = np.array([classes.index(f.category) for f in files.values()])
+    label = {c: i for i, c in enumerate(classes)}
+    y = np.array([label[f.category] for f in files.values()])
     part = np.array([f.part or 0 for f in files.values()])
     if None in given:
         part = _hold_out(y, part, 2, 5)

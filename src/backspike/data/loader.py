@@ -123,10 +123,12 @@ def draw(sampler: Any, seed: int, epoch: int) -> Tensor:
 def _global_generators() -> Iterator[None]:
     """Restores Python's, NumPy's and torch's generators on the CPU."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng([]):
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)  # noqa: NPY002
+    try:
+        with torch.random.fork_rng([]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -149,11 +151,11 @@ def labels_of(data: Any) -> Tensor:
     if isinstance(data, Split):
         return torch.from_numpy(np.array(data.y))
     if isinstance(data, TensorDataset):
-        return data.tensors[-1].long()
+        return data.tensors[-1].long().cpu()
     if isinstance(data, Subset):
         return labels_of(data.dataset)[torch.as_tensor(list(data.indices), dtype=torch.int64)]
     targets = getattr(data, "targets", None)
     if targets is not None and len(targets) == len(data):
-        return torch.as_tensor(targets).long()
+        return torch.as_tensor(targets).long().cpu()
     with _global_generators():
         return torch.tensor([int(data[i][1]) for i in range(len(data))], dtype=torch.int64)

@@ -33,6 +33,7 @@ from .split import Split, Splits
 Read = Callable[[Path], Any]
 CREDIT = "own data"
 LARGEST_SIDE = 1 << 16
+_PLAIN = (int, float, str, bytes, tuple, Path, type(None))  # do not change between calls
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,22 @@ def recordings(
     root = folder if folder.is_dir() else folder.parent
     found = [f for part in parts for f in part]
     extents = _extents(root, found, read, version) if source.window else {}
+    label = {c: i for i, c in enumerate(classes)}
     numbers = {path: i for i, path in enumerate(sorted({f.path for f in found}))}
     samples = [
         [
-            Sample(f.path, classes.index(f.category), numbers[f.path], span)
+            Sample(f.path, label[f.category], numbers[f.path], span)
             for f in part
             for span in _spans(f, extents, source.window)
         ]
         for part in parts
     ]
-    reader = Recordings(lambda source, folder: samples, partial(_read_spans, read), version)
+    reader = Recordings(
+        lambda source, folder: samples,
+        partial(_read_spans, read),
+        f" {source.shape}{version}",
+        alone=read is not None,
+    )
     train, validation, test = reader(source, Place(folder=root), T, size, by, window=source.window)
     return Splits(source.name, train, validation, test, len(classes), True, "", CREDIT, classes)
 
@@ -121,10 +128,11 @@ def pictures(folder: str | os.PathLike[str], size: int | None = None) -> Splits:
         raise DataError(f"size={size}: pictures are square, with a side of at least 1")
     parts, classes = _listed(folder, PICTURES)
     root = folder if folder.is_dir() else folder.parent
+    label = {c: i for i, c in enumerate(classes)}
     first, splits = 0, []
     for part in parts:
         names = np.array([os.fsencode(os.path.relpath(f.path, root)) for f in part], np.bytes_)
-        y = np.array([classes.index(f.category) for f in part], np.int64)
+        y = np.array([label[f.category] for f in part], np.int64)
         x: Any = Pictures(root, names, size, picture.square)
         splits.append(Split(x, y, np.arange(first, first + len(part))))
         first += len(part)
@@ -159,15 +167,22 @@ def _listed(
 
 
 def _version(read: Read) -> str:
-    """Changes with the code of a user's function: the file that defines it, or its bytecode."""
+    """Changes with a user's function: the file that defines it, and the plain values bound to it."""
     code = getattr(read, "__code__", None)
     if code is None:
         raise DataError(f"read must be a function path -> events, got a {type(read).__name__}")
     try:
         text = Path(inspect.getfile(read)).read_bytes()
-    except OSError:  # typed into an interpreter
-        text = repr((code.co_code, code.co_consts, code.co_names)).encode()
-    return f" {read.__qualname__} {hashlib.sha256(text).hexdigest()}"
+    except OSError:
+        try:
+            text = inspect.getsource(read).encode()  # a notebook
+        except OSError:  # typed into an interpreter
+            text = repr((code.co_code, code.co_consts, code.co_names)).encode()
+    bound = [cell.cell_contents for cell in getattr(read, "__closure__", None) or ()]
+    bound += [*(getattr(read, "__defaults__", None) or ())]
+    bound += (getattr(read, "__kwdefaults__", None) or {}).values()
+    values = repr([v if isinstance(v, _PLAIN) else type(v).__name__ for v in bound])
+    return f" {read.__qualname__} {hashlib.sha256(text + values.encode()).hexdigest()}"
 
 
 def _load(read: Read | None, path: Path) -> Events:

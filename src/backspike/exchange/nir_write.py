@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..data.formats import one_line
 from ..errors import ExchangeError
+from ..neuron.integrator import Integrator
 from ..neuron.lif import LIF
 from ..options.distribution import ms
 from ..recipes.recipe import Recipe
@@ -96,7 +97,8 @@ def write(
 
 def _timestep(model: nn.Module) -> float:
     """dt in seconds. Raises ExchangeError if time constants have different ones."""
-    options = [vars(m.options) for m in model.modules() if isinstance(m, LIF)]
+    kinds = [m for m in model.modules() if isinstance(m, LIF | Integrator)]
+    options = [vars(m.options if isinstance(m, LIF) else m) for m in kinds]
     steps = {v.dt for o in options for v in o.values() if isinstance(v, ms)}
     if len(steps) > 1:
         raise ExchangeError(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import kernel
 from ..options import AdaptiveLIF as Options
 from .arguments import has
+from .constants import learned
 from .lif import LIF
 from .prepare import check_parameter, check_tau
 
@@ -43,7 +44,8 @@ class AdaptiveLIF(LIF):
     learn may also contain "tau_adaptation", "a" and "b"; the parameters are called
     `log_tau_adaptation_minus_1`, `adaptation_a` and `adaptation_b`, one of each per layer, channel
     or neuron as `per` says. Learned values are kept between 0 and 120 (a,
-    which also stays within the stable range, `a_limit`) or 240 (b). The state holds v and w,
+    which also stays within the stable range, `a_limit`) or 240 (b). A learned tau or tau_adaptation
+    may leave the stable range of an a that is not learned. The state holds v and w,
     `[2, B, ...]`. The other arguments are those of `LIF`; reset_gradient does not scale the
     gradient through b s[t].
 
@@ -76,16 +78,15 @@ class AdaptiveLIF(LIF):
                 f"memory={neuron.memory!r} gives no gradient for {', '.join(sorted(own))}, which "
                 "depend on membranes far from the threshold; choose 'bfloat16' or 'recompute'"
             )
-        self.log_tau_adaptation_minus_1 = self._parameter(
-            "tau_adaptation", math.log(neuron.tau_adaptation - 1)
-        )
-        self.adaptation_a = self._parameter("a", neuron.a)
-        self.adaptation_b = self._parameter("b", neuron.b)
+        self.log_tau_adaptation_minus_1 = self._parameter("tau_adaptation", minus_1=True)
+        self.adaptation_a = self._parameter("a")
+        self.adaptation_b = self._parameter("b")
+        self.limits["adaptation_b"] = 0.0, B_MAX
 
-    def _parameter(self, name: str, start: float) -> nn.Parameter | None:
+    def _parameter(self, name: str, minus_1: bool = False) -> nn.Parameter | None:
         if name not in self.options.learn:
             return None
-        return nn.Parameter(torch.full(self.shape, start))
+        return learned(getattr(self.options, name), self.shape, minus_1)
 
     def _check_a(self) -> None:
         neuron, tau = self.options, torch.as_tensor(self.constants().tau).detach().double()
@@ -104,17 +105,23 @@ class AdaptiveLIF(LIF):
         """lam_w, a / tau_adaptation and b / tau_adaptation, in float64 where learned."""
         log_tau, a, b = (
             None if p is None else p.double()
-            for p in (self.log_tau_adaptation_minus_1, self.adaptation_a, self.adaptation_b)
+            for p in (
+                self.log_tau_adaptation_minus_1,
+                self.adaptation_a,
+                self.within_limits("adaptation_b"),
+            )
         )
         tau: float | Tensor = self.options.tau_adaptation if log_tau is None else 1 + log_tau.exp()
         if not torch.is_grad_enabled():  # with gradients, `begin` has clamped the parameters
             a = None if a is None else self._bounded_a(a)
-            b = None if b is None else b.clamp(0, B_MAX)
         return (
             1 - 1 / tau,
             (self.options.a if a is None else a) / tau,
             (self.options.b if b is None else b) / tau,
         )
+
+    def operations(self, T: int) -> tuple[int, float]:
+        return 2, 3.0  # of v with the leak, of w with its leak and with v
 
     def complete(self, call: kernel.Call) -> kernel.Call:
         adaptation = self.adaptation()
@@ -133,8 +140,6 @@ class AdaptiveLIF(LIF):
         super()._clamp_parameters()
         if self.adaptation_a is not None:
             self.adaptation_a.data.copy_(self._bounded_a(self.adaptation_a.data))
-        if self.adaptation_b is not None:
-            self.adaptation_b.data.clamp_(0, B_MAX)
 
 
 def a_limit(

@@ -23,6 +23,11 @@ Value = float | Tensor | Distribution
 _LOWEST = {"tau": 1.0, "tau_synapse": 1.0, "v_threshold": 0.0}
 
 
+def varies(value: object) -> bool:
+    """Whether a value given for an option may differ between channels or neurons."""
+    return isinstance(value, Distribution) or (isinstance(value, Tensor) and value.dim() > 0)
+
+
 def take_tensors(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The arguments with `Given` in place of tensors, and the tensors.
 
@@ -96,6 +101,9 @@ def initial_values(layer: Any, name: str, given: Tensor | None) -> Tensor | None
         values = values.to(torch.get_default_dtype())
     if not values.is_meta and not (values > low).all():
         raise ValueError(f"all values of {name} must be above {low:g}, got {values.min():g}")
+    finite = layer.options.decay_input or name in layer.options.learn
+    if name != "v_threshold" and finite and not values.is_meta and not values.isfinite().all():
+        raise ValueError(f"all values of {name} must be finite where they are learned or scale x")
     return values
 
 

@@ -44,7 +44,7 @@ INSTEAD = {
     "LIFNode": _LAYER.format("LIF"),
     "IFNode": _LAYER.format("IF"),
     "ParametricLIFNode": _LAYER.format("PLIF"),
-    "spikegen": "recipes and bs.data encode; an image repeats over the timesteps",
+    "spikegen": "bs.encode has rate, latency and delta; without it an image repeats over time",
 }
 
 

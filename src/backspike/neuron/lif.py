@@ -26,10 +26,17 @@ from ..kernel.mask import draw_seed, draw_seeds
 from ..options import LIF as Options
 from ..options import PLIF as ParametricOptions
 from ..options import VARYING
-from ..options.distribution import Distribution
 from ..surrogate import Parametric, unwrap
 from .arguments import has, options, takes
-from .constants import Value, initial_values, learned, limits, take_tensors, values_shape
+from .constants import (
+    Value,
+    initial_values,
+    learned,
+    limits,
+    take_tensors,
+    values_shape,
+    varies,
+)
 from .prepare import (
     check_gradients_of,
     check_neuron,
@@ -293,6 +300,10 @@ class LIF(Streaming, _Attributes):
         mask = self.mask_seed(), self.mask_p
         return self.complete(prepare(x, v0, self.options, constants, *mask, repeats, record))
 
+    def operations(self, T: int) -> tuple[int, float]:
+        """States of a neuron, and its multiplications in one of T timesteps."""
+        return 1, 1.0  # leak and input: one multiply-accumulate
+
     def complete(self, call: kernel.Call) -> kernel.Call:
         """The call with what a kind of neuron adds to it."""
         return call
@@ -421,7 +432,7 @@ class PLIF(LIF):
     ) -> None:
         others = (name for name in names(rest.get("learn", ())) if name != "tau")
         rest["learn"] = ("tau", *others)
-        if not isinstance(tau, Tensor | Distribution):
+        if not any(map(varies, (tau, rest.get("v_threshold")))):
             rest["per"] = rest.get("per") or "layer"
         super().__init__(tau, channels=channels, **rest)
 

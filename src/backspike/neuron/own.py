@@ -77,8 +77,9 @@ class Neuron(LIF):
         """constants: an options class that declares them; else the class's annotations do."""
         super().__init_subclass__()
         cls.defaults = {**cls.defaults, **_declared(cls, constants)}
+        taken = {*dir(LIF()), "numbers", "in_use"} - {*_OF_LIF}
         for name in cls.defaults:
-            if hasattr(LIF, name) and name not in _OF_LIF:
+            if name in taken:
                 raise TypeError(
                     f"{cls.__name__}: {name!r} is the name of something that every layer has; "
                     "give the constant another one"
@@ -121,6 +122,8 @@ class Neuron(LIF):
             self.numbers[name] = value = _number(kind, name, value)
             p = nn.Parameter(torch.full(shape, value)) if name in learn else None
             self.register_parameter(f"constant_{name}", p)
+            if p is not None and name in self.bounds:
+                self.limits[f"constant_{name}"] = self.bounds[name]
 
     @property
     def v_threshold(self) -> Any:
@@ -196,10 +199,9 @@ class Neuron(LIF):
         out: dict[str, float | Tensor] = dict(self.numbers)
         for name in self.options.learn:
             if name != "threshold":
-                p = getattr(self, f"constant_{name}")
-                # with gradients, `begin` has clamped it
-                bounded = not torch.is_grad_enabled() and name in self.bounds
-                out[name] = p.clamp(*self.bounds[name]) if bounded else p
+                p = self.within_limits(f"constant_{name}")
+                assert p is not None
+                out[name] = p
         return out
 
     @contextmanager
@@ -217,12 +219,6 @@ class Neuron(LIF):
             zeros = torch.zeros_like(x[0], dtype=dtype)
             out.append(zeros + (over_channels(p, x).to(dtype) if isinstance(p, Tensor) else p))
         return tuple(out)
-
-    def _clamp_parameters(self) -> None:
-        super()._clamp_parameters()
-        for name, (lowest, highest) in self.bounds.items():
-            if name in self.options.learn:
-                getattr(self, f"constant_{name}").data.clamp_(lowest, highest)
 
     def learned(self) -> dict[str, nn.Parameter]:
         """The learned constants, threshold and width, without what a subclass adds."""

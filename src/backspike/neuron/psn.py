@@ -95,6 +95,11 @@ class PSN(LIF):
         out = kernel.dispatch(self.options.backend, call)
         return Output(out.spikes, state, out.membrane), out.moments
 
+    def operations(self, T: int) -> tuple[int, float]:
+        if self.T is None:
+            return len(self.weight), float(len(self.weight))
+        return self.T, float((self._mixing() != 0).sum()) / self.T
+
     def complete(self, call: kernel.Call) -> kernel.Call:
         """The call for membranes: with lam = 0 and gain = 1, `LIF` has u[t] = x[t]."""
         return replace(call, tau=1.0)
@@ -102,12 +107,17 @@ class PSN(LIF):
     def _mix(self, x: Tensor) -> Tensor:
         if len(x) != self.T:
             raise ValueError(f"PSN(T={self.T}) needs an input [{self.T}, B, ...], got {[*x.shape]}")
-        weight: Tensor = self.weight
-        if self.order is not None:
-            band = torch.ones_like(weight).tril().triu(1 - self.order)
-            weight = weight * (self.masking * band + (1 - self.masking))
+        weight = self._mixing()
         u = torch.addmm(self.bias.to(x.dtype)[:, None], weight.to(x.dtype), x.flatten(1))
         return u.view(x.shape)
+
+    def _mixing(self) -> Tensor:
+        """The weights `[T, T]` in use: of membranes (rows) and inputs (columns)."""
+        weight: Tensor = self.weight
+        if self.order is None:
+            return weight
+        band = torch.ones_like(weight).tril().triu(1 - self.order)
+        return weight * (self.masking * band + (1 - self.masking))
 
     def _slide(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
         """The membranes, and the last order - 1 inputs."""

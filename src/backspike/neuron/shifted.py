@@ -101,6 +101,8 @@ class DelayedReset(Shifted):
     ) -> None:
         rest["v_reset"] = None
         super().__init__(tau, channels=channels, scale=scale, **rest)
+        if len(self.shape) > 1:
+            raise ValueError("DelayedReset takes constants per layer or channel, not per neuron")
 
     def prepare(
         self,

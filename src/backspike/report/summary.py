@@ -16,6 +16,8 @@ from ..system.table import Table, left, right
 from .format import as_percent, count, joules, tenths
 from .page import table_html
 
+MATMUL = "matrix product"  # the kind of a row that is no layer
+
 
 @dataclass(frozen=True)
 class Row:
@@ -23,7 +25,7 @@ class Row:
 
     name: str
     kind: str
-    shape: tuple[int, ...] | None  # of its output for one sample and timestep; None: did not run
+    shape: tuple[int, ...] | None  # of its output for one sample and timestep; None: not known
     parameters: int
     spikes: float
     rate: float  # share of its neurons that spike at a timestep
@@ -57,7 +59,7 @@ class Summary:
             [
                 row.name,
                 row.kind,
-                "not run" if row.shape is None else " × ".join(map(str, row.shape)) or "1",
+                _output(row),
                 count(row.parameters) if row.parameters else "",
                 _shown(row.spikes, tenths(row.spikes)),
                 _shown(row.rate, as_percent(row.rate)),
@@ -94,13 +96,19 @@ class Summary:
         return self.to_html()
 
 
+def _output(row: Row) -> str:
+    if row.shape is None:
+        return "" if row.kind == MATMUL else "not run"
+    return " × ".join(map(str, row.shape)) or "1"
+
+
 def summary(model: nn.Module, sample: Tensor) -> Summary:
     """Describe `model` by running one batch: `print(bs.summary(model, x))`.
 
     Shows each layer's output shape for one timestep, parameters, spikes, firing rate and
     operations, and the energy of the arithmetic (constants of Horowitz 2014). A synaptic layer that
     receives spikes needs one addition per spike and connection; other inputs need
-    multiply-accumulates, and so do the neurons, one per timestep. Norms and pools are not counted.
+    multiply-accumulates, and so do the neurons. Norms and pools are not counted.
 
     The model runs in evaluation mode and without gradients; it is left as it was, and no random
     numbers are drawn.
@@ -141,7 +149,7 @@ def summary(model: nn.Module, sample: Tensor) -> Summary:
     layers = [
         _row(name, m, shapes.get(name), known.pop(name, None), T) for name, m in shown.items()
     ]
-    products = [_row(name, None, (), cost, T) for name, cost in known.items()]
+    products = [_row(name, None, None, cost, T) for name, cost in known.items()]
     return Summary(
         T,
         batch,
@@ -169,7 +177,7 @@ def _row(
     spikes = cost.spikes if neurons and cost else math.nan
     return Row(
         name or "(model)",
-        type(m).__name__ if m is not None else "matrix product",
+        type(m).__name__ if m is not None else MATMUL,
         shape,
         sum(p.numel() for p in m.parameters(recurse=False)) if m is not None else 0,
         spikes,

@@ -19,6 +19,7 @@ from ..kernel import ops
 from ..kernel.coefficients import rest
 from ..kernel.cpu.stream import Program, Window
 from ..layers.block import Block
+from ..layers.dropout import Dropout
 from ..layers.mpbn import MPBN
 from ..layers.over_time import BATCH_NORMS, OverTime, fold_norm
 from ..layers.sequential import Sequential
@@ -37,7 +38,8 @@ SYNAPSES = (nn.Linear, nn.Conv1d, nn.Conv2d)
 AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 POOLS = (*AVERAGES, nn.MaxPool1d, nn.MaxPool2d)
 RESIDUAL = (Basic, Bottleneck, SEWBasic, SEWBottleneck, MSBasic)
-SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # in evaluation
+# in evaluation
+SKIPPED = (nn.Identity, Dropout, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 IN_C, NO_C = "in C", "there is no C for it"
 
 

@@ -18,7 +18,7 @@ from ..recipes.recipe import Recipe
 from ..run import Run
 from ..train.failures import first_line
 from ..train.network import Network, trained
-from .plan import stream
+from .plan import Stream, stream
 from .read import read
 
 
@@ -94,13 +94,15 @@ def live(
     if realtime and window is None:
         raise UsageError("--realtime needs --window, the microseconds of a timestep")
     _, made, network = trained(Run.find(run), recipe=recipe)
-    plan, recent = stream(network), Recent(network, made.T)
+    plan: Stream | None = None
+    recent = Recent(network, made.T)
     frames = read(events, stdin, made, window)
     with torch.inference_mode():
         for t, frame in enumerate(_paced(frames, window) if realtime and window else frames):
             x = torch.from_numpy(frame)[None]
             try:
-                plan = plan if t else stream(network, x)  # compiled before the clock runs
+                if plan is None:
+                    plan = stream(network, x)  # compiled before the clock runs
                 start = time.perf_counter()
                 y = plan.step(x)
             except (RuntimeError, ValueError, TypeError) as e:

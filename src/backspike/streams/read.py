@@ -93,15 +93,15 @@ class Counter:
     def cut(self, parts: Iterator[tuple[str, Events]], window: int) -> Iterator[np.ndarray]:
         """A frame for each window, from the first event on. parts: with each its place in the file.
 
-        Raises DataError for an event that is earlier than one before, across parts.
+        Raises DataError for an event before the window of those in earlier parts.
         """
         waiting: list[Events] = []
         end: int | None = None
         for where, part in parts:
-            order = np.argsort(part.t, kind="stable")
-            part = _select(part, order)
             if not len(part):
                 continue
+            if len(part) > 1 and (np.diff(part.t) < 0).any():
+                part = _select(part, np.argsort(part.t, kind="stable"))
             end = int(part.t[0]) + window if end is None else end
             if part.t[0] < end - window:
                 raise DataError(f"{where}: an event at {part.t[0]} us comes after later ones")
@@ -174,5 +174,5 @@ def _event(where: str, line: bytes) -> tuple[str, Events]:
             f"{where}: {line[:60]!r} is not an event: four whole numbers t x y p, "
             "with p 0 or 1 (truncated or damaged)"
         )
-    t, x, y, p = (np.array([int(part)]) for part in match.groups())
+    t, x, y, p = np.array([[int(part)] for part in match.groups()])
     return where, Events(x, y, t, p)

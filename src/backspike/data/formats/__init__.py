@@ -46,3 +46,15 @@ class Events:
 
     def __len__(self) -> int:
         return len(self.t)
+
+
+def fitting(events: Events, what: str, side: int, end: int) -> list[np.ndarray]:
+    """x, y, t, p as int64. Raises DataError for the first event that format `what` cannot hold."""
+    x, y, t, p = (
+        np.asarray(field).astype(np.int64) for field in (events.x, events.y, events.t, events.p)
+    )
+    fits = (x >= 0) & (x < side) & (y >= 0) & (y < side) & (p >= 0) & (p < 2) & (t >= 0) & (t < end)
+    if not fits.all():
+        i = int(np.argmin(fits))
+        raise DataError(f"event {i} does not fit {what}: x={x[i]} y={y[i]} t={t[i]} p={p[i]}")
+    return [x, y, t, p]

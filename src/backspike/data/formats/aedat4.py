@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError
-from . import Events, one_line
+from . import Events, fitting, one_line
 
 VERSION = b"#!AER-DAT4.0\r\n"
 NAMES = ("none", "lz4", "lz4", "zstd", "zstd")
@@ -164,8 +164,6 @@ def encode(events: Events, packet: int = 4096) -> bytes:
     `decode` inverts it. Raises DataError for the first event that does not fit: x or y of 2^15 or
     more, a polarity other than 0 and 1, a time outside [0, 2^62) us.
     """
-    from .dat import fitting
-
     x, y, t, p = fitting(events, "AEDAT 4.0", 1 << 15, 1 << 62)
     rows = np.zeros(len(t), EVENT)
     rows["x"], rows["y"], rows["t"], rows["on"] = x, y, t, p

@@ -9,8 +9,8 @@ back by more than half of that counts as a wrap. Format: Prophesee's description
 import numpy as np
 
 from ...errors import DataError
-from . import Events
-from .prophesee import split_header
+from . import Events, fitting
+from .prophesee import split_header, unwrapped
 
 EVENT_BYTES = 8
 OF_PIXELS = (0, 12)
@@ -52,13 +52,6 @@ def decode(data: bytes, name: str = "<bytes>") -> Events:
     return Events(x, y, t, p.astype(np.uint8))
 
 
-def unwrapped(values: np.ndarray, bits: int) -> np.ndarray:
-    """Counters of so many bits as int64 [N]; a step back by more than half is a wrap."""
-    out = values.astype(np.int64)
-    wraps = np.diff(out, prepend=out[:1]) < -(1 << bits - 1)
-    return out + (np.cumsum(wraps) << bits) if wraps.any() else out
-
-
 def encode(events: Events) -> bytes:
     """The bytes of a `.dat` file; `decode` inverts it.
 
@@ -68,15 +61,3 @@ def encode(events: Events) -> bytes:
     x, y, t, p = fitting(events, "DAT", 1 << 14, 1 << 32)
     words = np.stack([t, p << 28 | y << 14 | x], axis=1).astype("<u4")
     return HEADER + bytes([OF_PIXELS[1], EVENT_BYTES]) + words.tobytes()
-
-
-def fitting(events: Events, what: str, side: int, end: int) -> list[np.ndarray]:
-    """x, y, t, p as int64. Raises DataError for the first event that format `what` cannot hold."""
-    x, y, t, p = (
-        np.asarray(field).astype(np.int64) for field in (events.x, events.y, events.t, events.p)
-    )
-    fits = (x >= 0) & (x < side) & (y >= 0) & (y < side) & (p >= 0) & (p < 2) & (t >= 0) & (t < end)
-    if not fits.all():
-        i = int(np.argmin(fits))
-        raise DataError(f"event {i} does not fit {what}: x={x[i]} y={y[i]} t={t[i]} p={p[i]}")
-    return [x, y, t, p]

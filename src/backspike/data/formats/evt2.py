@@ -10,9 +10,8 @@ is unknown. Format: Prophesee's description of EVT 2.0.
 import numpy as np
 
 from ...errors import DataError
-from . import Events
-from .dat import fitting, unwrapped
-from .prophesee import encoding, split_header
+from . import Events, fitting
+from .prophesee import encoding, split_header, unwrapped
 
 HEADER = b"% evt 2.0\n% format EVT2;height=720;width=1280\n% end\n"
 TIME_HIGH = 8

@@ -12,9 +12,9 @@ Format: Prophesee's description of EVT 3.0.
 import numpy as np
 
 from ...errors import DataError
-from . import Events
-from .dat import fitting, unwrapped
+from . import Events, fitting
 from .evt2 import raw_words
+from .prophesee import unwrapped
 
 HEADER = b"% evt 3.0\n% format EVT3;height=720;width=1280\n% end\n"
 ROW, SINGLE, BASE, TWELVE, EIGHT, LOW, HIGH = 0, 2, 3, 4, 5, 6, 8

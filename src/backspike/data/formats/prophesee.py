@@ -1,4 +1,6 @@
-"""The text header of Prophesee's files: lines that begin with `% `, as in `% evt 3.0`."""
+"""What Prophesee's files share: a header of lines such as `% evt 3.0`, and counters that wrap."""
+
+import numpy as np
 
 END = b"% end"
 
@@ -27,3 +29,10 @@ def encoding(header: dict[str, str]) -> str:
         return header["format"].partition(";")[0].strip().upper()
     version = header.get("evt", "")
     return f"EVT{version.removesuffix('.0').replace('.', '')}" if version else ""
+
+
+def unwrapped(values: np.ndarray, bits: int) -> np.ndarray:
+    """Counters of so many bits as int64 [N]; a step back by more than half is a wrap."""
+    out = values.astype(np.int64)
+    wraps = np.diff(out, prepend=out[:1]) < -(1 << bits - 1)
+    return out + (np.cumsum(wraps) << bits) if wraps.any() else out
