@@ -17,8 +17,7 @@ from typing import Any
 
 from .errors import RecipeError, RunError, nearest, on_command_line, option
 from .models import shipped
-from .recipes import from_file
-from .recipes.recipe import Recipe
+from .recipes.recipe import Recipe, from_source
 from .recipes.source import Source
 from .system import disk, hub
 from .system.files import cannot_write, is_edited, is_sealed, read_json, read_regular, write_atomic
@@ -181,14 +180,13 @@ class Run:
             )
         if not isinstance(own, str):
             return own or Recipe()
-        recipe = from_file(own)
-        assert recipe.source is not None
-        if source and recipe.source.sha256 != source["sha256"]:
+        made_by = Source.read(own)
+        if source and made_by.sha256 != source["sha256"]:
             raise RunError(
-                f"{recipe.source.file} has changed since {self.path} began (recipe.json holds "
+                f"{made_by.file} has changed since {self.path} began (recipe.json holds "
                 f"the text that it had); {_accept(own)}"
             )
-        return recipe
+        return from_source(made_by)
 
     def accept(self, source: Source) -> None:
         """Notes in recipe.json that the run goes on with this file, which has changed."""

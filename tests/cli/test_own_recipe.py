@@ -16,9 +16,10 @@ import backspike as bs
 from backspike import cli, report
 from backspike.errors import BackspikeError, RecipeError, RunError, StudyError
 from backspike.recipes import source
+from backspike.recipes.values import TWO
 from backspike.report import card
 from backspike.run import Run
-from backspike.study import runner
+from backspike.study import runner, shipped
 
 
 def main(words):
@@ -245,7 +246,8 @@ def test_a_file_edited_in_between_is_refused(mine, tmp_path, capsys):
     out, word = tmp_path / "run", f"{mine}:recipe"
     with pytest.raises(Stop):
         bs.fit(word, out, listen=stop_after(7), report=False)
-    edit(mine)
+    ran = tmp_path / "ran"  # only code that is accepted may run
+    mine.write_text(mine.read_text() + f"\nopen({str(ran)!r}, 'w').close()\n# edited\n")
     for verb in ("resume", "eval", "doctor", "export"):
         more = ["--to", "nir"] if verb == "export" else []
         for named in (["--recipe", word], ["--trust"]):
@@ -256,11 +258,13 @@ def test_a_file_edited_in_between_is_refused(mine, tmp_path, capsys):
     for call in (bs.load, bs.resume, bs.evaluate, bs.examine):
         with pytest.raises(RunError, match=r"recipe=bs\.recipes\.from_file"):
             call(out, recipe=word)
+    assert not ran.exists()
     before = json.loads((out / "recipe.json").read_text())["source"]
     assert main(["resume", str(out), "--recipe", word, "--accept-change"]) == 0
     after = json.loads((out / "recipe.json").read_text())["source"]
     assert after["earlier"] == [before["sha256"]]
     assert after["text"].endswith("# edited\n")
+    assert ran.exists()
     assert main(["eval", str(out), "--recipe", word]) == 0
 
 
@@ -412,6 +416,53 @@ def test_a_study_takes_a_model_and_data(mine, tmp_path, jobs):
     bs.study.run(study, tmp_path / "b", jobs=jobs, model=names["make_network"], **sets)
     recipe = json.loads((tmp_path / "b/runs/fast/1/recipe.json").read_text())
     assert (recipe["own"], recipe["fields"]["model"]) == (["data"], "make_network")
+
+
+def test_an_interrupted_study_with_a_function_continues(mine, tmp_path, monkeypatch):
+    names = vars(bs.recipes.from_file(str(mine)).source.module())
+    train, validation, test = names["make_data"]()
+    study = bs.study.Study("one", "", bs.Recipe(epochs=2), (bs.study.Arm("a"),), "a", seeds=1)
+    sets = {"train": train, "validation": validation, "test": test}
+    own = {"model": names["make_network"], **sets}
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "finished", lambda job: False)
+        bs.study.run(study, tmp_path / "s", jobs=1, **own)  # leaves a run with a checkpoint
+        bs.study.run(study, tmp_path / "s", jobs=1, **own)
+    assert len(list((tmp_path / "s/runs/a").iterdir())) == 1
+
+
+def test_the_settings_of_a_loader_are_those_of_a_study(mine, tmp_path):
+    names = vars(bs.recipes.from_file(str(mine)).source.module())
+    train, validation, test = names["make_data"]()
+    study = bs.study.Study("one", "", bs.Recipe(epochs=1), (bs.study.Arm("a"),), "a", seeds=1)
+    loader = torch.utils.data.DataLoader(train, batch_size=20, shuffle=True)
+    own = {"model": names["fixed"](), "train": loader, "validation": validation, "test": test}
+    page = bs.study.run(study, tmp_path / "s", jobs=1, **own)
+    assert page.is_file()
+    stored = json.loads((tmp_path / "s/runs/a/0/recipe.json").read_text())
+    assert stored["fields"]["batch_size"] == 20
+
+
+def test_a_refused_change_leaves_the_other_study_as_it_was(mine, tmp_path):
+    one = bs.study.Study(
+        "one", "", bs.recipes.from_file(str(mine)), (bs.study.Arm("a"),), "a", seeds=1
+    )
+    runner.run(one, tmp_path / "s", jobs=1)
+    before = (tmp_path / "s/study.json").read_bytes()
+    edit(mine)
+    other = bs.study.Study(
+        "two", "", bs.recipes.from_file(str(mine)), (bs.study.Arm("a"),), "a", seeds=1
+    )
+    with pytest.raises(StudyError, match="holds another study"):
+        runner.run(other, tmp_path / "s", jobs=1, accept_change=True)
+    assert (tmp_path / "s/study.json").read_bytes() == before
+
+
+def test_the_arm_two_has_its_readout_with_an_own_recipe(mine):
+    study = shipped.ablation(f"{mine}:plain")
+    readouts = {arm.name: study.recipe(arm).readout for arm in study.arms}
+    assert isinstance(readouts["TWO"], TWO)
+    assert readouts["MSG + TWO"] == readouts["TWO"] != readouts["baseline"]
 
 
 def test_a_study_of_what_cannot_be_copied_says_so(tmp_path):

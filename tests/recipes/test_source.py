@@ -124,6 +124,12 @@ def test_a_pickled_recipe_is_refused_once_its_file_has_changed(mine):
     assert f"{mine} has changed since this program started" in refusal(pickle.loads, packed)
 
 
+def test_a_file_is_read_as_import_reads_it(tmp_path):
+    path = tmp_path / "marked.py"
+    path.write_bytes(b"\xef\xbb\xbfclass A:\n    x: int = 1\n")
+    assert Source.read(f"{path}:A").module().A.__annotations__ == {"x": int}
+
+
 def test_an_edited_file_is_imported_anew(mine):
     assert from_file(str(mine)).epochs == 3
     mine.write_text(mine.read_text().replace("epochs=3", "epochs=4"))

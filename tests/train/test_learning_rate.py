@@ -85,6 +85,13 @@ def test_one_cycle_rises_and_falls_with_every_step(tmp_path, monkeypatch):
     np.testing.assert_allclose(seen[:, 0], expected, rtol=1e-9)
 
 
+def test_no_step_follows_the_last_one(tmp_path, monkeypatch):
+    """A linear OneCycleLR would go on to rates below 0, which no checkpoint may hold."""
+    schedule = "OneCycleLR(anneal_strategy='linear')"
+    _, log = rates(tmp_path, monkeypatch, schedule=schedule)
+    assert all(e["lr"] > 0 for e in log if e["event"] == "epoch")
+
+
 def test_a_plateau_lowers_the_rate_and_progress_does_not(tmp_path, monkeypatch):
     never = "ReduceLROnPlateau(factor=0.5, patience=0, threshold=-10.0)"
     seen, _ = rates(tmp_path / "a", monkeypatch, schedule=never)

@@ -198,6 +198,13 @@ def test_without_a_recipe_the_one_of_the_run_is_used(tmp_path, source, capsys):
     assert "neither a run folder" in capsys.readouterr().err
 
 
+def test_a_run_on_own_data_does_not_name_the_recipe_to_start_with(tmp_path, capsys):
+    fit(own(), tmp_path / "source", Own(), Points())
+    assert main(["train", "--from", str(tmp_path / "source"), "--out", str(tmp_path / "a")]) == 2
+    assert "with your own model and data; name a recipe" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
 def test_recipe_json_holds_the_fields(source, tmp_path):
     fit(tiny(start_from=str(source), freeze="features.0", epochs=1), tmp_path / "run")
     fields = json.loads((tmp_path / "run" / "recipe.json").read_text())["fields"]

@@ -48,7 +48,7 @@ def add_arguments(parser: Parser) -> None:
         "--jobs",
         type=at_least_1,
         metavar="N",
-        help="number of parallel processes (default: one per core, or 1 on a GPU)",
+        help="number of parallel processes (default: one per core, or per GPU of --device)",
     )
     parser.add_device(several=True)
     parser.add_argument("--force", action="store_true", help="replace an existing study")

@@ -110,9 +110,21 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     if options.recipe is not None:
         recipe = read_recipe(options.recipe)
     else:
-        from ..run import Run
+        from ..run import Run, source_name
 
-        recipe = Run.find(options.start_from).recipe()
+        run = Run.find(options.start_from)
+        again = f"backspike train RECIPE --from {options.start_from}"
+        if own := run.own():
+            raise UsageError(
+                f"{run.path} was trained with your own {' and '.join(own)}; name a recipe: {again}"
+            )
+        if source := run.source():
+            name = source_name(source)
+            raise UsageError(
+                f"the recipe of {run.path} comes from a Python file; name it: "
+                f"{again.replace('RECIPE', name)}"
+            )
+        recipe = run.recipe()
     return recipe.replace({"start_from": options.start_from})
 
 

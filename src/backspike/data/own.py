@@ -167,7 +167,7 @@ def _listed(
 
 
 def _version(read: Read) -> str:
-    """Changes with a user's function: the file that defines it, and the plain values bound to it."""
+    """Changes with a user's function: the file that defines it and plain values bound to it."""
     code = getattr(read, "__code__", None)
     if code is None:
         raise DataError(f"read must be a function path -> events, got a {type(read).__name__}")

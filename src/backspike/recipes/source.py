@@ -51,7 +51,7 @@ class Source:
             if path.stat().st_size > LARGEST:
                 raise RecipeError(f"{name}: a file with a recipe has at most {LARGEST} bytes")
             data = path.read_bytes()
-            text = data.decode("utf-8")
+            text = data.decode("utf-8-sig")
         except (OSError, ValueError) as e:
             if isinstance(e, RecipeError):
                 raise
@@ -111,7 +111,7 @@ def _run(source: Source) -> ModuleType:
         sys.path.append(str(path.parent))
     sys.modules[path.stem] = module
     try:
-        exec(compile(source.text, source.file, "exec"), vars(module))
+        exec(compile(source.text, source.file, "exec", dont_inherit=True), vars(module))
     except BaseException as e:
         del sys.modules[path.stem]
         if before is not None:

@@ -103,7 +103,7 @@ def command(study: Study, seeds: int) -> str:
     words = ["backspike", "study", study.name, "--data", data, "--seeds", str(seeds)]
     before = study.shipped.to_dict()["fields"]
     for name, value in study.base.to_dict()["fields"].items():
-        if value != before[name]:
+        if value != before.get(name, ...):
             words += [f"--{name}", str(value)]
     return shlex.join(words)
 

@@ -178,7 +178,7 @@ def gradient_shares(study: Study, outcome: Outcome, samples: int = 16) -> list[d
     from ..train.network import Network, trained
 
     run = Run.open(outcome.folder)
-    _, recipe, network = trained(run, recipe=study.base if study.base.source else None)
+    _, recipe, network = trained(run, recipe=study.base)
     weights = network.state_dict()
     batches = Batches(setup.load_data(recipe).train, recipe, torch.device("cpu"))
     x, y = batches.take(torch.arange(min(samples, len(batches.data))))

@@ -86,6 +86,10 @@ def run(
         model = None
     given = {"model": model, "train": train, "validation": validation, "test": test}
     own = {name: value for name, value in given.items() if value is not None}
+    if train is not None:
+        from ..train.setup import with_loader
+
+        study = replace(study, base=with_loader(study.base, train))
     if accept_change:
         _accept_change(study, out, seeds)
     with folder(out, study.settings(), force):
@@ -158,10 +162,10 @@ def _accept_change(study: Study, out: Path, seeds: int) -> None:
     if study.base.source is None or not file.exists():
         return
     with Run(out).locked():
-        known = _settings(file)
-        if isinstance(known, dict) and "sha256" in known:
-            settings = {**known, "sha256": study.base.source.sha256}
-            write_atomic(file, to_json({"settings": settings}))
+        known, settings = _settings(file), study.settings()
+        if not isinstance(known, dict) or {**known, "sha256": settings["sha256"]} != settings:
+            return  # `folder` says what differs
+        write_atomic(file, to_json({"settings": settings}))
         for arm in study.arms:
             for seed in range(seeds):
                 run = Run(study.job(arm, seed, out).folder)
@@ -201,10 +205,11 @@ def _train(job: Job, own: Mapping[str, Any], device: str | None, listen: Listene
     from .. import train
 
     own = {**own, "report": False, "device": device, "listen": listen}
+    if "model" in own:
+        own["model"] = copy.deepcopy(own["model"])  # all seeds begin with the same weights
     if (job.folder / "recipe.json").is_file() and same_recipe(job):
         if (job.folder / "last.ckpt").is_file():
-            recipe = job.recipe if job.recipe.source else None
-            train.resume(job.folder, recipe=recipe, **own)
+            train.resume(job.folder, recipe=job.recipe, **own)
             return
     elif job.folder.exists():
         # it was killed before its recipe was written
@@ -254,22 +259,17 @@ def _train_all(
             return _in_processes(jobs, _packed(own), min(n, len(jobs)), threads, devices, clock)
         failed: dict[Job, str] = {}
         for job in jobs:
-            error = _attempt(job, copy.deepcopy(own), devices[0], partial(clock.hear, job))
+            error = _attempt(job, own, devices[0], partial(clock.hear, job))
             failed |= clock.over(job, error)
         return failed
 
 
 def _packed(own: Mapping[str, Any]) -> bytes:
     """The user's model and data for other processes. Raises StudyError if they cannot be sent."""
-    for name, value in own.items():
-        try:
-            workers.pack(value)
-        except ValueError as e:
-            raise StudyError(
-                f"{name}= cannot be used in several processes: {e}, or run one after another with "
-                f"{option('jobs', 1)}"
-            ) from e
-    return workers.pack(own)
+    try:
+        return workers.pack(own, "cannot be used in several processes")
+    except ValueError as e:
+        raise StudyError(f"{e}, or run one after another with {option('jobs', 1)}") from e
 
 
 def _in_processes(

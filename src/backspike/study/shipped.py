@@ -17,7 +17,7 @@ from ..errors import StudyError, nearest
 from ..models import ConvNet, Model
 from ..recipes.recipe import Recipe, from_source
 from ..recipes.source import Source, text
-from ..recipes.values import PDA, SGS, Mean
+from ..recipes.values import PDA, SGS, TWO, Mean
 from ..surrogate import ATan, Masked, Parametric, Surrogate, Triangle
 from .spec import Arm, Study
 
@@ -65,10 +65,16 @@ def plain(data: str) -> Recipe:
     return _recipe(data)[0].replace(changes)
 
 
+def _two(data: str) -> TWO:
+    """The readout TWO of the data set's recipe, or of its own if a user's recipe has another."""
+    readout = _recipe(data)[0].readout
+    return readout if isinstance(readout, TWO) else TWO(start_epoch=1)  # such runs may be short
+
+
 def ablation(data: str) -> Study:
     """MSG, TWO and both against neither (paper A)."""
     masked = {"neuron.surrogate": Masked(TRIANGLE, p=0.5)}
-    two = {"readout": _recipe(data)[0].readout}
+    two = {"readout": _two(data)}
     arms = (
         Arm("baseline"),
         Arm("TWO", two),
@@ -203,7 +209,7 @@ def _parts(data: str, *parts: str) -> dict[str, object]:
     return {
         "neuron.surrogate": Masked(surrogate, p=0.5) if "MSG" in parts else surrogate,
         "neuron.reset_gradient": 1.0 if "TSBP" in parts else 0.0,
-        "readout": _recipe(data)[0].readout if "TWO" in parts else Mean(),
+        "readout": _two(data) if "TWO" in parts else Mean(),
         "potential": PDA(strength=1e-2) if "PDA" in parts else None,
         "scaling": SGS(alpha=0.5) if "SGS" in parts else None,
     }

@@ -169,21 +169,26 @@ def run(
             worker.end(patience)
 
 
-def pack(value: Any) -> bytes:
-    """A value of the user's for a worker, which calls `unpack`. Raises ValueError, saying why not.
+def pack(arguments: Mapping[str, Any], problem: str) -> bytes:
+    """Arguments of the user's for a worker, which calls `unpack`.
 
+    Raises ValueError "NAME= `problem`: reason" for one that cannot be sent.
     The pipe itself would send tensors as shared memory, which only `multiprocessing` can open.
     """
-    try:
-        packed = pickle.dumps(value)
-    except Exception as e:  # anybody's class may raise anything
-        raise ValueError(f"it cannot be sent to another process ({e})") from e
-    if b"__main__" in packed:
-        raise ValueError(
-            "it is defined in the script or notebook itself, which another process does not run; "
-            "move it into a file of its own and import it"
-        )
-    return packed
+    packed = {}
+    for name, value in arguments.items():
+        try:
+            packed[name] = pickle.dumps(value)
+        except Exception as e:  # anybody's class may raise anything
+            raise ValueError(
+                f"{name}= {problem}: it cannot be sent to another process ({e})"
+            ) from e
+        if b"__main__" in packed[name]:
+            raise ValueError(
+                f"{name}= {problem}: it is defined in the script or notebook itself, which another "
+                "process does not run; move it into a file of its own and import it"
+            )
+    return pickle.dumps(packed)
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -225,9 +230,9 @@ def serve(answer: Callable[..., Any] = lambda function, *args: function(*args)) 
             _to_parent.send(reply)
 
 
-def unpack(packed: bytes) -> Any:
-    """Runs in the worker: the value that the parent has packed."""
-    return pickle.loads(packed)
+def unpack(packed: bytes) -> dict[str, Any]:
+    """Runs in the worker: the arguments that the parent has packed."""
+    return {name: pickle.loads(value) for name, value in pickle.loads(packed).items()}
 
 
 def emit(event: Any) -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from .. import recipes
-from ..data.loader import take_apart
 from ..errors import RunError, option
 from ..recipes.recipe import Recipe
 from ..run import Elsewhere, Run
@@ -26,7 +23,7 @@ from .failures import explain_failures
 from .learning_rate import OwnScheduler
 from .network import check_own, check_size
 from .progress import shown
-from .setup import Setup, set_up
+from .setup import Setup, set_up, with_loader
 from .trainer import Result, Trainer
 
 
@@ -72,10 +69,7 @@ def fit(
     with a one-line message, and KeyboardInterrupt after saving a checkpoint.
     """
     recipe = recipes.find(recipe) if isinstance(recipe, str) else recipe
-    if isinstance(train, DataLoader) and isinstance(recipe, Recipe):
-        take_apart(train)  # raises for loaders that cannot be used
-        assert train.batch_size is not None
-        recipe = replace(recipe, batch_size=train.batch_size, workers=train.num_workers)
+    recipe = with_loader(recipe, train)
     with distributed.process_group(device) as ranks, explain_failures(recipe):
         run = open_folder(ranks, lambda: Run.free(out, force))
         # everything is built and tried before an old run is deleted

@@ -75,7 +75,7 @@ class Formula:
         """Sets the rates of step `number`."""
         set_learning_rate(self.optimizer, self.value(number), self.device)
 
-    def after_step(self) -> None:
+    def after_step(self, number: int) -> None:
         pass
 
     def end_epoch(self, loss: float) -> None:
@@ -93,9 +93,10 @@ class Formula:
 
 
 class Scheduled:
-    """Schedulers of torch, each stepped after every batch or every epoch."""
+    """Schedulers of torch, each stepped after every batch or epoch. steps: of the training."""
 
-    def __init__(self, optimizer: Optimizer, schedulers: list[tuple[Any, str]]) -> None:
+    def __init__(self, optimizer: Optimizer, schedulers: list[tuple[Any, str]], steps: int) -> None:
+        self.steps = steps
         self.optimizer = optimizer
         self.schedulers = schedulers
         self.changes_momentum = any(getattr(s, "cycle_momentum", False) for s, _ in schedulers)
@@ -103,8 +104,10 @@ class Scheduled:
     def before_step(self, number: int) -> None:
         pass
 
-    def after_step(self) -> None:
-        """Steps what is stepped after every batch."""
+    def after_step(self, number: int) -> None:
+        """Steps what is stepped after every batch, unless step `number` is the last one."""
+        if number + 1 == self.steps:
+            return  # OneCycleLR would leave its range
         with warnings.catch_warnings():
             # the optimizer may have been called by a CUDA graph, or not at all by GradScaler
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
@@ -196,7 +199,7 @@ def build(
             schedulers.append((linear, "batch"))
         main = recipe.schedule.build(optimizer, recipe.epochs * per_epoch)
         schedulers.append((main, _unit(main)))
-    scheduled = Scheduled(optimizer, schedulers)
+    scheduled = Scheduled(optimizer, schedulers, recipe.epochs * per_epoch)
     _check_storable(scheduled)
     return scheduled
 

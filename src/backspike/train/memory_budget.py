@@ -110,9 +110,13 @@ def plan_memory(
     """
     own = _packed(model=model, train=train, validation=validation, test=test)
     size = parse_size(budget) if isinstance(budget, str) else budget
+    if train is not None:
+        from .setup import with_loader
+
+        recipe = with_loader(recipe, train)
     recipe = replace(recipe, memory_limit=size)
     notify = listen or (lambda event: None)
-    if (least := _least(recipe, device)) > HEADROOM * size:
+    if model is None and (least := _least(recipe, device)) > HEADROOM * size:
         raise RunError(_hopeless(size, least))
     rehearsals: list[Rehearsal] = []
 
@@ -126,7 +130,7 @@ def plan_memory(
 
     before = rehearse(recipe)
     fixed = model is not None or recipe.own_neurons
-    steps = _in_parts(recipe, size, rehearse, None) if fixed else _ladder(recipe, size, rehearse)
+    steps = (_in_parts if fixed else _ladder)(recipe, size, rehearse, before)
     for found in chain([before], steps):
         if found.fits(size):
             plan = Plan(size, before, found)
@@ -137,10 +141,10 @@ def plan_memory(
 
 
 def _ladder(
-    recipe: Recipe, budget: int, rehearse: Callable[[Recipe], Rehearsal]
+    recipe: Recipe, budget: int, rehearse: Callable[[Recipe], Rehearsal], found: Rehearsal
 ) -> Iterator[Rehearsal]:
-    """Rehearsals, the fastest settings first."""
-    now, found = _memory(recipe), None
+    """Rehearsals, the fastest settings first. found: the one of the recipe as it is."""
+    now = _memory(recipe)
     for memory in LADDER[LADDER.index(now) + 1 :] if now in LADDER else ():
         recipe = recipe.replace({"neuron.memory": memory})
         yield (found := rehearse(recipe))
@@ -153,7 +157,7 @@ def _memory(recipe: Recipe) -> str | None:
 
 
 def _in_parts(
-    recipe: Recipe, budget: int, rehearse: Callable[[Recipe], Rehearsal], whole: Rehearsal | None
+    recipe: Recipe, budget: int, rehearse: Callable[[Recipe], Rehearsal], whole: Rehearsal
 ) -> Iterator[Rehearsal]:
     """Rehearsals with smaller and smaller parts, from the size that two rehearsals predict."""
     size = recipe.part_size
@@ -273,12 +277,10 @@ def size_text(size: float) -> str:
 def _packed(**own: Any) -> bytes | None:
     """The user's own model and data for another process; None without any. Raises RunError."""
     given = {name: value for name, value in own.items() if value is not None}
-    for name, value in given.items():
-        try:
-            workers.pack(value)
-        except ValueError as e:
-            raise RunError(f"{name}= cannot be rehearsed in another process: {e}") from e
-    return workers.pack(given) if given else None
+    try:
+        return workers.pack(given, "cannot be rehearsed in another process") if given else None
+    except ValueError as e:
+        raise RunError(str(e)) from e
 
 
 def _rehearse(
@@ -338,10 +340,12 @@ def _measure_least(recipe: Recipe, device: str | None) -> int:
     from .failures import first_line
     from .schedule import parameter_groups
     from .setup import choose_device
+    from .start_from import freeze
 
     try:
         with torch.device("meta"):
             model = recipe.network()
+            freeze(model, recipe.freeze)
             optimizer = recipe.optimizer.build(parameter_groups(model, recipe))
     except (ValueError, TypeError, RuntimeError) as e:
         raise RunError(f"the recipe cannot be built: {first_line(e)}") from None

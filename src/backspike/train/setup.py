@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from .. import data
 from ..data.batches import Batches
-from ..data.loader import held_out
+from ..data.loader import held_out, take_apart
 from ..errors import RecipeError, RunError, option
 from ..layers.norm import sync_batch_norm
 from ..methods.weight_mask import mask_weight_gradients
@@ -94,6 +95,15 @@ def replaced_fields(fields: Iterable[str], what: str) -> list[str]:
     return [name for name in fields if name.split(".")[0] in _REPLACED[what]]
 
 
+def with_loader(recipe: Recipe, train: Any) -> Recipe:
+    """The recipe with the settings of a DataLoader, if `train` is one. Raises RunError."""
+    if not isinstance(train, DataLoader) or not isinstance(recipe, Recipe):
+        return recipe
+    take_apart(train)  # raises for loaders that cannot be used
+    assert train.batch_size is not None
+    return replace(recipe, batch_size=train.batch_size, workers=train.num_workers)
+
+
 def set_up(
     recipe: Recipe,
     model: nn.Module | None = None,
@@ -140,9 +150,9 @@ def set_up(
     with _build_errors():
         averaged = copy.deepcopy(network) if recipe.ema else None
         optimizer = recipe.optimizer.build(parameter_groups(network.model, recipe))
-        records = _records_steps(recipe, target)
-        on_device = target if records or target.type == "cuda" else None
+        on_device = target if target.type == "cuda" else None
         rates = learning_rate.build(recipe, optimizer, len(training), on_device, scheduler)
+        records = _records_steps(recipe, target, rates.changes_momentum)
         # these hook into the network, but not into its averaged copy
         potential, scaling = _add_methods(recipe, network.model)
     seed_rank(recipe, ranks, step=0)
@@ -164,7 +174,7 @@ def set_up(
         weights=weights,
         potential=potential,
         scaling=scaling,
-        record_steps=records and not rates.changes_momentum,
+        record_steps=records,
         own=["model"] * (model is not None)
         + ["data"] * (train is not None)
         + ["scheduler"] * (scheduler is not None),
@@ -302,7 +312,7 @@ def seed_rank(recipe: Recipe, ranks: Ranks, step: int) -> None:
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
 
-def _records_steps(recipe: Recipe, device: torch.device) -> bool:
+def _records_steps(recipe: Recipe, device: torch.device, changes_momentum: bool) -> bool:
     if recipe.cuda_graph is False:
         return False
     why = None
@@ -318,6 +328,8 @@ def _records_steps(recipe: Recipe, device: torch.device) -> bool:
         why = "cannot record a step that runs in chunks of time; leave it out"
     elif recipe.precision == "float16":
         why = "cannot record float16, whose gradient scaler decides on the host; use bfloat16"
+    elif changes_momentum:
+        why = "cannot record a scheduler that changes the momentum; set cycle_momentum=False"
     if why and recipe.cuda_graph:
         raise RunError(f"{option('cuda_graph')} {why}")
     if why and device.type == "cuda":
