@@ -300,3 +300,11 @@ def test_running_out_of_memory_is_explained_and_the_checkpoint_is_intact(
     assert Run.open(tmp_path / "run").has("last.ckpt")
     bs.resume(tmp_path / "run", report=False)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_a_scheduler_of_the_momentum_cannot_be_recorded(tmp_path, monkeypatch):
+    as_on_a_gpu(monkeypatch)
+    options = {"schedule": "OneCycleLR()", "warmup_epochs": 0.0, "neuron.backend": "eager"}
+    with pytest.raises(RunError, match="set cycle_momentum=False"):
+        fit(tiny(**options, cuda_graph=True), tmp_path / "run")
+    fit(tiny(**options), tmp_path / "run")

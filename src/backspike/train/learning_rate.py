@@ -105,14 +105,13 @@ class Scheduled:
         pass
 
     def after_step(self, number: int) -> None:
-        """Steps what is stepped after every batch, unless step `number` is the last one."""
-        if number + 1 == self.steps:
-            return  # OneCycleLR would leave its range
+        """Steps what is stepped after every batch; OneCycleLR would leave its range at the end."""
+        last = number + 1 == self.steps
         with warnings.catch_warnings():
             # the optimizer may have been called by a CUDA graph, or not at all by GradScaler
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             for scheduler, every in self.schedulers:
-                if every == "batch":
+                if every == "batch" and not (last and hasattr(scheduler, "total_steps")):
                     scheduler.step()
 
     def end_epoch(self, loss: float) -> None:

@@ -150,9 +150,12 @@ def set_up(
     with _build_errors():
         averaged = copy.deepcopy(network) if recipe.ema else None
         optimizer = recipe.optimizer.build(parameter_groups(network.model, recipe))
-        on_device = target if target.type == "cuda" else None
+        records = _records_steps(recipe, target)
+        on_device = target if records or target.type == "cuda" else None
         rates = learning_rate.build(recipe, optimizer, len(training), on_device, scheduler)
-        records = _records_steps(recipe, target, rates.changes_momentum)
+        if records and rates.changes_momentum:
+            why = "cannot record a scheduler that changes the momentum; set cycle_momentum=False"
+            records = _not_recorded(recipe, target, why)
         # these hook into the network, but not into its averaged copy
         potential, scaling = _add_methods(recipe, network.model)
     seed_rank(recipe, ranks, step=0)
@@ -312,7 +315,7 @@ def seed_rank(recipe: Recipe, ranks: Ranks, step: int) -> None:
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
 
-def _records_steps(recipe: Recipe, device: torch.device, changes_momentum: bool) -> bool:
+def _records_steps(recipe: Recipe, device: torch.device) -> bool:
     if recipe.cuda_graph is False:
         return False
     why = None
@@ -328,13 +331,15 @@ def _records_steps(recipe: Recipe, device: torch.device, changes_momentum: bool)
         why = "cannot record a step that runs in chunks of time; leave it out"
     elif recipe.precision == "float16":
         why = "cannot record float16, whose gradient scaler decides on the host; use bfloat16"
-    elif changes_momentum:
-        why = "cannot record a scheduler that changes the momentum; set cycle_momentum=False"
-    if why and recipe.cuda_graph:
+    return why is None or _not_recorded(recipe, device, why)
+
+
+def _not_recorded(recipe: Recipe, device: torch.device, why: str) -> bool:
+    if recipe.cuda_graph:
         raise RunError(f"{option('cuda_graph')} {why}")
-    if why and device.type == "cuda":
+    if device.type == "cuda":
         logger.info("steps are not recorded as a CUDA graph: it %s", why)
-    return why is None
+    return False
 
 
 def data_sets(recipe: Recipe, train: Any, validation: Any, test: Any) -> data.Splits | OwnData:
