@@ -258,7 +258,7 @@ def test_invalid_studies_are_rejected():
     assert _small().replace({"epochs": "3"}).base.epochs == 3
 
 
-@pytest.mark.parametrize("data", ["digits", "digits-dvs", "mnist"])
+@pytest.mark.parametrize("data", ["digits", "digits-dvs", "mnist", "cifar10"])
 @pytest.mark.parametrize("name", [n for n in shipped.NAMES if n != "tsbp-toy"])
 def test_shipped_studies_are_consistent(name, data):
     found = shipped.get(name, data)
@@ -269,10 +269,15 @@ def test_shipped_studies_are_consistent(name, data):
     json.dumps(found.settings())
     texts = [json.dumps(fields) for fields in found.settings()["arms"].values()]
     assert len(set(texts)) == len(texts), "two arms are the same"
-    side = {"digits": 8, "digits-dvs": 17, "mnist": 28}[data]
+    channels, side = {
+        "digits": (1, 8),
+        "digits-dvs": (2, 17),
+        "mnist": (1, 28),
+        "cifar10": (3, 32),
+    }[data]
     for recipe in {found.recipe(arm).model: found.recipe(arm) for arm in found.arms}.values():
         network = recipe.network()
-        x = torch.zeros(recipe.T, 2, 2 if data == "digits-dvs" else 1, side, side)
+        x = torch.zeros(recipe.T, 2, channels, side, side)
         assert network(x).shape == (recipe.T, 2, 10)
 
 

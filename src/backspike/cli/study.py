@@ -30,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
         "--data",
         default="digits",
         metavar="NAME",
-        help="digits (default), digits-dvs, mnist, or a function in a Python file of yours that "
+        help="digits (default), digits-dvs, mnist, cifar10, or a function in a Python file that "
         "returns a bs.Recipe, mine.py:recipe",
     )
     parser.add_argument(

@@ -32,6 +32,7 @@ class _Size(NamedTuple):
     even: Model | Callable
     epochs: int = 0
     limit: int = 0
+    recipe: str = ""  # if its name is not that of the data set
 
 
 _SIZES = {
@@ -43,6 +44,13 @@ _SIZES = {
         0,
     ),
     "mnist": _Size(ConvNet("8-P-16-P", size=28), ConvNet("8-8-P-16-16-P", size=28), 5, 5000),
+    "cifar10": _Size(
+        ConvNet("32-P-64-P-128-P", in_channels=3, size=32),
+        ConvNet("32-32-P-64-64-P-128-128-P", in_channels=3, size=32),
+        15,
+        0,
+        "cifar10-small",
+    ),
 }
 TRIANGLE = Triangle(alpha=2.0)
 
@@ -53,7 +61,8 @@ def _recipe(data: str) -> tuple[Recipe, _Size]:
         recipe = recipes.from_file(data)
         return recipe, _Size(recipe.model, recipe.model)
     size = _SIZES[data]
-    return recipes.get(data).replace({"epochs": size.epochs, "limit": size.limit}), size
+    recipe = recipes.get(size.recipe or data)
+    return recipe.replace({"epochs": size.epochs, "limit": size.limit}), size
 
 
 def plain(data: str) -> Recipe:
