@@ -48,6 +48,7 @@ _NAMES = {
     "neuron.own": ("Neuron",),
     "neuron.biological": ("AdEx", "BRF", "EIF", "Izhikevich", "QIF"),
     "neuron.psn": ("PSN",),
+    "neuron.refractory": ("RefractoryCubaLIF", "RefractoryLIF"),
     "neuron.streaming": ("streaming",),
     "neuron.recurrent": ("Recurrent",),
     "neuron.hooks": ("record",),
@@ -135,6 +136,8 @@ if TYPE_CHECKING:
     from .neuron.own import Neuron as Neuron
     from .neuron.psn import PSN as PSN
     from .neuron.recurrent import Recurrent as Recurrent
+    from .neuron.refractory import RefractoryCubaLIF as RefractoryCubaLIF
+    from .neuron.refractory import RefractoryLIF as RefractoryLIF
     from .neuron.streaming import streaming as streaming
     from .options.distribution import Gamma as Gamma
     from .options.distribution import Normal as Normal

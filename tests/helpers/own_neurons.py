@@ -96,10 +96,22 @@ PAIRS = {
         },
     ),
 }
+
+
+class Rising(bs.RefractoryLIF):
+    threshold_rise: float = 0.4
+
+
+class RisingCuba(bs.RefractoryCubaLIF):
+    threshold_rise: float = 0.4
+
+
 SHIPPED = {
     "QIF": (bs.QIF, 1.0),
     "EIF": (bs.EIF, 1.0),
     "AdEx": (bs.AdEx, 2.0),
     "Izhikevich": (bs.Izhikevich, 2.0),
     "BRF": (bs.BRF, 60.0),  # the size of an input that makes it fire
+    "RefractoryLIF": (Rising, 1.0),
+    "RefractoryCubaLIF": (RisingCuba, 0.6),
 }

@@ -292,6 +292,9 @@ def subclass(**body):
         (lambda: bs.AdEx()(X, X[0]), ValueError, r"the 2 states of this neuron, \[2, 3, 2, 5\]"),
         (lambda: bs.AdEx(channels=3, learn="a")(X), ValueError, r"a must be 0-dim or \[C\]"),
         (lambda: bs.BRF(omega=100.0), ValueError, "dt omega must be below 1"),
+        (lambda: bs.RefractoryLIF(v_reset=1.0), ValueError, "v_reset must be below v_threshold"),
+        (lambda: bs.RefractoryLIF(refractory=-1), ValueError, "refractory must be at least 0"),
+        (lambda: bs.RefractoryCubaLIF(threshold_rise=-1), ValueError, "CubaLIF: threshold_rise"),
         (lambda: bs.Neuron(), TypeError, "needs states, such as"),
         (lambda: subclass()(), TypeError, r"needs a method step\(self, x"),
         (

@@ -11,7 +11,7 @@ from backspike.errors import RecipeError
 from backspike.recipes import values
 from backspike.recipes.recipe import Recipe
 
-KINDS = ("QIF", "EIF", "AdEx", "Izhikevich", "BRF")
+KINDS = ("QIF", "EIF", "AdEx", "Izhikevich", "BRF", "RefractoryLIF", "RefractoryCubaLIF")
 QUICK = {"report": False, "progress": False}
 TEXT = """
 import torch

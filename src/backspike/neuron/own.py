@@ -50,7 +50,8 @@ class Neuron(LIF):
 
     learn: names of constants, and "threshold". The parameters are called `constant_<name>` and
     `threshold`; with `channels`, a constant is learned for each channel (dimension 2 of x).
-    `bounds`, a dict on the class, keeps learned constants within (lowest, highest).
+    `bounds`, a dict on the class, keeps learned constants within (lowest, highest); `fixed` names
+    those that cannot be learned.
     reset_gradient scales the gradient through the s in `reset`, and not that in `adapt`.
     memory: "exact" saves the states of every timestep; "recompute" and "checkpoint" those of about
     every sqrt(T)-th, and compute the others again. Gradients are exact either way.
@@ -64,6 +65,7 @@ class Neuron(LIF):
 
     states: ClassVar[Mapping[str, float | str]] = {}  # type: ignore[assignment]
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    fixed: ClassVar[tuple[str, ...]] = ()  # constants that cannot be learned
     channels: int | None
     defaults: ClassVar[dict[str, float]] = {}  # of the constants
 
@@ -86,7 +88,7 @@ class Neuron(LIF):
                 )
         for name in cls.defaults:
             setattr(cls, name, _constant(name))
-        cls.learnable = ("threshold", *cls.defaults)
+        cls.learnable = ("threshold", *(name for name in cls.defaults if name not in cls.fixed))
         cls.__signature__ = _signature(cls)  # type: ignore[attr-defined]
 
     def __init__(self, *, channels: int | None = None, **rest: Any) -> None:

@@ -193,3 +193,22 @@ class BRF(Own):
     damping: float = 1.0
     gamma: float = 0.9
     dt: float = 0.01
+
+
+@dataclass(frozen=True)
+class RefractoryLIF(Own):
+    """Constants of the LIF neuron with refractory periods, in timesteps."""
+
+    tau: float = 10.0  # type: ignore[misc]
+    v_reset: float = 0.0  # type: ignore[misc]
+    refractory: float = 2.0
+    threshold_rise: float = 0.0
+    tau_rise: float = 10.0
+    gain: float = 1.0
+
+
+@dataclass(frozen=True)
+class RefractoryCubaLIF(RefractoryLIF):
+    """Constants of the current-based LIF neuron with refractory periods, in timesteps."""
+
+    tau_synapse: float = 5.0

@@ -121,8 +121,8 @@ class Recipe:
     neuron: Neuron | Callable = _field(
         Neuron(),
         "the neuron of every layer: LIF, PLIF, CubaLIF, AdaptiveLIF, CLIF, MPBN, QIF, EIF, AdEx, "
-        "Izhikevich or BRF, with its options in brackets; options that are not given keep their "
-        "values",
+        "Izhikevich, BRF, RefractoryLIF or RefractoryCubaLIF, with its options in brackets; "
+        "options that are not given keep their values",
     )
     norm: Norm | None = _field(None, f"{_calls(Norm)} instead of BatchNorm; None: as in the model")
     readout: Readout = _field(Mean(), f"how outputs over time become logits: {_calls(Readout)}")

@@ -148,6 +148,28 @@ class BRF(options.BRF, Neuron):
 
 
 @dataclass(frozen=True)
+class RefractoryLIF(options.RefractoryLIF, Neuron):
+    """`bs.RefractoryLIF`: absolute and relative refractory periods."""
+
+    @staticmethod
+    def layer() -> Callable[..., nn.Module]:
+        from ..neuron.refractory import RefractoryLIF
+
+        return RefractoryLIF
+
+
+@dataclass(frozen=True)
+class RefractoryCubaLIF(options.RefractoryCubaLIF, Neuron):
+    """`bs.RefractoryCubaLIF`: the same behind a first-order synapse."""
+
+    @staticmethod
+    def layer() -> Callable[..., nn.Module]:
+        from ..neuron.refractory import RefractoryCubaLIF
+
+        return RefractoryCubaLIF
+
+
+@dataclass(frozen=True)
 class MPBN(options.MPBN, Neuron):
     """`bs.MPBN`: BatchNorm of the membrane potential before the threshold."""
 
