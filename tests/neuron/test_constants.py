@@ -52,6 +52,31 @@ def test_every_neuron_has_its_own_tau_and_threshold(backend, v_reset, decay):
     assert 0.05 < spikes.mean() < 0.95
 
 
+@pytest.mark.parametrize("decay", [False, True])
+def test_a_reset_per_neuron_is_a_threshold_per_neuron(decay):
+    x, tau, theta, r = currents(), values(2, 9), values(0.5, 1.2, seed=3), values(-0.4, 0.4, seed=4)
+    spikes = torch.zeros_like(x)
+    for index in np.ndindex(*SHAPE):
+        at = (slice(None), slice(None), *index)
+        lif = bs.LIF(
+            float(tau[index]),
+            v_threshold=float(theta[index]),
+            v_reset=float(r[index]),
+            decay_input=decay,
+        )
+        spikes[at] = lif(x[at])
+    layer = bs.LIF(tau, v_threshold=theta - r, v_reset=0.0, decay_input=decay)
+    assert torch.equal(layer(x), spikes)
+    assert 0.02 < spikes.mean() < 0.9
+
+
+@pytest.mark.parametrize("given", [torch.zeros(3), bs.Normal(0.0, 1.0)])
+def test_a_reset_per_neuron_is_refused_with_the_way_out(given):
+    for make in (bs.LIF, bs.CubaLIF, bs.PLIF):
+        with pytest.raises(TypeError, match="give v_threshold one value per channel or neuron"):
+            make(v_reset=given)
+
+
 def gradients(backend, x, shape, kind=bs.LIF, **options):
     learn = [name for name in ("tau", "threshold", "tau_synapse") if name in kind.learnable]
     taus = {"tau_synapse": values(1.5, 4, shape, 7)} if kind is bs.CubaLIF else {}

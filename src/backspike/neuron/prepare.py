@@ -103,6 +103,11 @@ def check_neuron(neuron: options.LIF, tau: float | Tensor, v_threshold: float | 
 
 
 def _check_number(name: str, value: object, or_none: bool) -> None:
+    if name == "v_reset" and isinstance(value, Tensor | options.distribution.Distribution):
+        raise TypeError(
+            "v_reset must be a number: v_reset is also the resting potential, so only the distance "
+            "v_threshold - v_reset matters; give v_threshold one value per channel or neuron"
+        )
     if not (isinstance(value, Real) or (or_none and value is None)):
         soft = ", or None for the soft reset" * or_none
         raise TypeError(f"{name} must be a number{soft}, got {value!r}")
