@@ -86,6 +86,12 @@ def put(name, root):
 
         for part, n in (("train", 40), ("test", 20)):
             spoken(root / "SHD", "shd", part, n, 20)
+    elif name == "ssc":
+        pytest.importorskip("h5py")
+        from helpers.recordings import spoken
+
+        for part, n in (("train", 70), ("valid", 35), ("test", 36)):
+            spoken(root / "SSC", "ssc", part, n, 35)
     elif name == "yinyang":
         yinyang(root / "yinyang")
     elif name == "spoken-digits":

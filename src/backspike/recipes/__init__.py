@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..errors import RecipeError, nearest
 from . import li2024, wang2023, yang2020
-from .bittar2022 import shd
+from .bittar2022 import shd, ssc
 from .li2024 import (
     ablated,
     cifar10,
@@ -82,6 +82,7 @@ NAMES = {
     "cifar10-resnet20": Shipped(cifar10_resnet20),
     "cifar10-resnet32": Shipped(cifar10_resnet32),
     "shd": Shipped(shd),
+    "ssc": Shipped(ssc),
     "smnist": Shipped(smnist),
     "smnist-pixels": Shipped(smnist_pixels),
     "psmnist": Shipped(psmnist),
