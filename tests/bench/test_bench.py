@@ -369,6 +369,7 @@ def test_the_error_says_why_a_worker_died(monkeypatch, text, message):
     assert worker.process.returncode is not None
 
 
+@pytest.mark.slow
 def test_one_row_may_fail_without_the_others(monkeypatch):
     """The gate expects a wrong neuron of the plain loop, and one of our workers is killed."""
     ask, compare = workers.Worker.ask, gate._exact

@@ -114,6 +114,7 @@ def test_report_card_and_comparison_need_no_code(run, tmp_path):
     assert "make_network" in card.write([run], tmp_path / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_memory_of_the_file_is_rehearsed(tmp_path, capsys):
     out = str(tmp_path / "run")
     words = ["train", EXAMPLE_RECIPE, "--epochs", "1", "--memory", "3GB", "--out", out, "--json"]
@@ -399,7 +400,7 @@ def test_what_a_script_defines_itself_cannot_go_to_another_process(tmp_path):
     assert "model= cannot be rehearsed in another process: it is defined in the scr" in done.stderr
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_study_takes_a_model_and_data(mine, tmp_path, jobs):
     names = vars(bs.recipes.from_file(str(mine)).source.module())
     train, validation, test = names["make_data"]()

@@ -39,6 +39,11 @@ SLOW = (
     "cifar10-resnet19",
     "cifar10-tsbp",
     "cifar10-resnet32",
+    "cifar10-vgg16",
+    "cifar100-resnet19",
+    "dvs128-gesture",
+    "n-caltech101",
+    "ssc",
 )
 ROWS = ("-baseline", "-two", "-msg")
 

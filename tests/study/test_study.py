@@ -553,7 +553,7 @@ def test_a_killed_study_continues_to_the_same_results(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
-@pytest.mark.parametrize("how", ["Ctrl-C", "kill"])
+@pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("kill", marks=pytest.mark.slow)])
 def test_a_stopped_study_ends_its_processes_and_says_how_to_continue(how, tmp_path):
     words = [
         "study",

@@ -74,6 +74,7 @@ def accuracy(name):
     return next(p.accuracy for p in bs.models.pretrained() if p.name == name)
 
 
+@pytest.mark.slow
 def test_only_the_recipe_and_the_weights_are_downloaded(tmp_path):
     files = {**FILES, "last.ckpt": b"a pickle", "code.py": b"raise SystemExit", "a/b": b""}
     with served("user/digits", files) as (address, given):

@@ -650,7 +650,7 @@ class Deadly(Points):
         return super().__getitem__(i)
 
 
-@pytest.mark.parametrize("where", ["train", "validation"])
+@pytest.mark.parametrize("where", ["train", pytest.param("validation", marks=pytest.mark.slow)])
 def test_a_killed_worker_gives_one_line_and_the_run_resumes(where, tmp_path):
     recipe, file = own(workers=2, **EXACT), tmp_path / "deadly"
     sets = {"train": Points(64), "validation": Points(64), "test": Points(8)}

@@ -270,7 +270,10 @@ def test_the_command_line_trains_the_chosen_settings(machine, capsys, tmp_path, 
 
 
 @linux
-@pytest.mark.parametrize(("optimizer", "numbers"), [("AdamW(lr=0.1)", 5), ("SGD(lr=0.1)", 4)])
+@pytest.mark.parametrize(
+    ("optimizer", "numbers"),
+    [("AdamW(lr=0.1)", 5), pytest.param("SGD(lr=0.1)", 4, marks=pytest.mark.slow)],
+)
 def test_the_lower_bound_counts_weights_gradients_optimizer_and_average(optimizer, numbers):
     """AdamW keeps two numbers per weight, SGD one; the averaged weights are another one."""
 
@@ -348,7 +351,12 @@ print(found.peak)
 
 @linux
 @pytest.mark.parametrize(
-    ("layout", "runs"), [("4-P-4-P", True), ("512-512-P-P", False), ("2000-9000-P-P", False)]
+    ("layout", "runs"),
+    [
+        ("4-P-4-P", True),
+        ("512-512-P-P", False),
+        pytest.param("2000-9000-P-P", False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_network_that_cannot_run_does_not_fit(layout, runs):
     """In the step, or while the network is built."""

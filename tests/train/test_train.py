@@ -216,7 +216,9 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(tmp_path):
     assert epochs(tmp_path / "whole") == epochs(tmp_path / "run")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_continue(tmp_path, number):
     run = tmp_path / "run"
     words, environment = command("train", "--out", run, *FIELDS, "--epochs=500")
