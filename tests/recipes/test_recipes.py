@@ -29,7 +29,7 @@ def own_cache(tmp_path, monkeypatch):
 # official layouts with few samples
 
 
-# of the slow networks, one recipe per kind of data runs with the quick tests
+# of the slow networks, few run with the quick tests
 SLOW = (
     "imagenet",
     "cifar10",
@@ -41,7 +41,6 @@ SLOW = (
     "cifar10-resnet32",
     "cifar10-vgg16",
     "cifar100-resnet19",
-    "dvs128-gesture",
     "n-caltech101",
     "ssc",
 )
