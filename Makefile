@@ -2,6 +2,7 @@
 # make test      test suite
 # make check     style, import layers and types
 # make install   only .venv and the package
+# make docs      the documentation as a site, into build/docs (installs the extra docs first)
 # make notebooks   the course as Jupyter notebooks with solutions, into notebooks/
 # make pretrained  trains the networks that ship in the package, and writes their cards
 # make wheel     sdist and a wheel for this machine, into dist/
@@ -15,12 +16,12 @@ BIN := $(VENV)/bin
 CPU := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c requirements/cpu.txt)
 
 KERNEL := $(wildcard src/backspike/kernel/csrc/*.[ch])
-PYTHON_FILES := src tests examples benchmarks fuzz setup.py
+PYTHON_FILES := src tests examples benchmarks fuzz docs/conf.py docs/backspike_site setup.py
 
 # the wheels' tools stay out of the package's environment
 TOOLS := $(abspath $(VENV)-wheels)
 
-.PHONY: demo install install-dev test slow check notebooks pretrained wheel wheels sanitize clean
+.PHONY: demo install install-dev test slow check docs notebooks pretrained wheel wheels sanitize clean
 demo: install
 	$(BIN)/backspike train
 
@@ -53,6 +54,14 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check $(PYTHON_FILES)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet $(CPU) -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
+	@echo "open build/docs/index.html"
 
 notebooks: $(VENV)/.installed
 	$(BIN)/backspike course notebooks --solutions --force

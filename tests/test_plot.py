@@ -75,7 +75,7 @@ def test_surrogates_are_drawn_as_they_are():
     z, h = (np.asarray(v) for v in ax.lines[0].get_data())
     assert h == pytest.approx(np.maximum(0, 2 - 4 * abs(z)), abs=1e-6)
     assert np.asarray(ax.lines[1].get_ydata()) == pytest.approx(0.25 * h)
-    assert ax.get_legend().get_texts()[0].get_text() == repr(triangle)
+    assert ax.get_legend().get_texts()[0].get_text() == "Triangle(alpha=2.0)"
     rescaled = plot.surrogate(bs.Masked(triangle, p=0.75, rescale=True))
     assert np.asarray(rescaled.lines[0].get_ydata()) == pytest.approx(h)
     narrow = bs.Triangle(alpha=4.0)

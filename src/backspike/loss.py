@@ -1,6 +1,6 @@
 """Losses on outputs over time: `loss(y_seq, target)` with y_seq `[T, B, K]`.
 
-target: classes `[B]`, or class probabilities `[B, K]`. All raise ValueError for other shapes.
+target: classes `[B]`, or class probabilities `[B, K]`.
 `cross_entropy` and `tet` are for real outputs, `spike_count_cross_entropy` and `spike_count_mse`
 for spikes of the last layer. `firing_rate_penalty` is added to any of them and has no target.
 """
@@ -21,6 +21,9 @@ def cross_entropy(
     """Cross-entropy of the mean over time. weight: of each class, as in `of_logits`.
 
     With another readout, apply `of_logits` to its logits.
+
+    y_seq: `[T, B, K]`, outputs of the last layer. target: classes `[B]`, or probabilities `[B, K]`.
+    Raises ValueError for other shapes.
     """
     _check(y_seq, target)
     return of_logits(y_seq.mean(0), target, label_smoothing, weight)
@@ -62,6 +65,9 @@ def tet(
 
     The loss of each timestep, averaged: (1 - lam) mean_t CE(o[t], y) + lam mean_t MSE(o[t], phi).
     The second term suppresses outliers. weight: of each class, as in `of_logits`.
+
+    y_seq: `[T, B, K]`, outputs of the last layer. target: classes `[B]`, or probabilities `[B, K]`.
+    Raises ValueError for other shapes.
     """
     _check(y_seq, target)
     each = of_logits(y_seq.flatten(0, 1), torch.cat([target] * len(y_seq)), label_smoothing, weight)
@@ -74,6 +80,9 @@ def spike_count_cross_entropy(
     """Cross-entropy with the number of spikes of each neuron as its logit, sum_t s[t].
 
     The target's neuron learns to spike most. weight: of each class, as in `of_logits`.
+
+    y_seq: `[T, B, K]`, spikes of the last layer. target: classes `[B]`, or probabilities `[B, K]`.
+    Raises ValueError for other shapes.
     """
     _check(y_seq, target)
     return of_logits(y_seq.sum(0), target, label_smoothing, weight)
@@ -84,7 +93,11 @@ def spike_count_mse(
 ) -> Tensor:
     """Mean squared error of the firing rates.
 
-    The desired rates are `correct` for the target class and `wrong` for the others.
+    The desired rates are `correct` for the target class and `wrong` for the others, in spikes per
+    timestep.
+
+    y_seq: `[T, B, K]`, spikes of the last layer. target: classes `[B]`, or probabilities `[B, K]`.
+    Raises ValueError for other shapes.
     """
     _check(y_seq, target)
     rate = y_seq.mean(0)

@@ -13,14 +13,14 @@ from .system import distributed
 
 
 class Mean(nn.Module):
-    """logits = (1/T) sum_t o[t]."""
+    """logits = (1/T) sum_t o[t], `[T, B, K] -> [B, K]`."""
 
     def forward(self, o: Tensor) -> Tensor:
         return o.mean(0)
 
 
 class Last(nn.Module):
-    """logits = o[T-1]."""
+    """logits = o[T-1], `[T, B, K] -> [B, K]`."""
 
     def forward(self, o: Tensor) -> Tensor:
         return o[-1]

@@ -140,7 +140,10 @@ class Rectangle(Family):
 
 @dataclass(frozen=True)
 class Sigmoid(Family):
-    """Derivative of the logistic function, area 1: h = alpha sig(alpha z) (1 - sig(alpha z))."""
+    """Derivative of the logistic function, area 1: h = alpha sig(alpha z) (1 - sig(alpha z)).
+
+    Wu et al. 2018, their h3.
+    """
 
     code: ClassVar[int] = 4
     alpha: float = 4.0
@@ -204,7 +207,7 @@ class PiecewiseExponential(Family):
 
 @dataclass(frozen=True)
 class Erf(Family):
-    """Gaussian of area 1: h = (alpha/sqrt(pi)) exp(-(alpha z)^2)."""
+    """Gaussian of area 1: h = (alpha/sqrt(pi)) exp(-(alpha z)^2) (Wu et al. 2018, their h4)."""
 
     code: ClassVar[int] = 7
     alpha: float = 2.0
@@ -268,6 +271,8 @@ class Parametric:
     here: it is the parameter `LIF.log_width`, one per layer or, with `per_channel`, one per
     channel. The methods of this class use width 1. `Parametric(Masked(base))` becomes
     `Masked(Parametric(base))`, the canonical order.
+
+    Raises TypeError if base is no surrogate, and ValueError if it is `Parametric` already.
     """
 
     base: Surrogate
@@ -301,6 +306,9 @@ class Masked:
     is a second, narrow surrogate that dropped elements use instead of zero. `rescale` divides the
     remaining elements by 1 - p. The mask is applied by `lif` (`bs.dropped` shows it), so
     `derivative` is the one of the base.
+
+    Raises TypeError if base or replace is no surrogate. Raises ValueError if one of them is masked
+    already, for a p outside [0, 1], and for a rescale with p=1 or replace.
     """
 
     base: Surrogate

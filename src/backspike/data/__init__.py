@@ -75,7 +75,7 @@ def load(
 
     Sets too large for memory are decoded on access. `Source.options` names the options that a set
     takes. Raises DataError for an unknown name, for another set's options, and for missing or
-    damaged files.
+    damaged files, and TypeError for an option that no set has.
     """
     entry = source(name)
     chosen = _choose_options(entry, {"T": T, "size": size, "by": by, **options})
@@ -102,12 +102,18 @@ def source(name: str) -> Source:
 
 
 def found(name: str, root: str | os.PathLike[str] | None = None) -> tuple[Path, Layout] | None:
-    """`Source.found` of data set `name`: the folder of its files, and their layout."""
+    """`Source.found` of data set `name`: the folder of its files, and their layout.
+
+    Raises DataError if there is no such set.
+    """
     return source(name).found(root)
 
 
 def check(name: str, root: str | os.PathLike[str] | None = None) -> list[tuple[Path, str]]:
-    """`Source.check` of data set `name`: (path, state) of each file."""
+    """`Source.check` of data set `name`: (path, state) of each file.
+
+    Raises DataError if there is no such set.
+    """
     return source(name).check(root)
 
 

@@ -53,6 +53,7 @@ def channels(
 
     window: the duration in microseconds, from time zero, that `by="time"` divides; later events
     count in the last bin. Bins then have the same duration in all recordings.
+    Raises DataError for an event whose channel is not below `sensor`.
     """
     _check(events, 1, sensor)
     size = size or sensor

@@ -25,7 +25,10 @@ from .formats import Events
 
 @dataclass(frozen=True)
 class Onsets:
-    """Encodes sound. bands: their number; hop, window: seconds; depth, step: decibels; low: Hz."""
+    """Encodes sound, `onsets(sound, rate)`: a sound [N] becomes events of 2 x bands channels.
+
+    bands: their number. hop, window: seconds. depth, step: decibels. low: Hz.
+    """
 
     bands: int = 40
     hop: float = 0.005

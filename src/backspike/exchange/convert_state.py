@@ -27,7 +27,8 @@ def convert_state_dict(
     net: a network of backspike with the same layers and constants, written by hand or made by
     `bs.convert`. keys: for each module of theirs, the name of ours, such as {"fc1": "0.0",
     "lif1": "1"}; by default, layers and neurons are matched in their order.
-    Learned constants become ours (beta = 1 - 1/tau); fixed ones must be equal to those of `net`.
+    Learned constants become ours (beta = 1 - 1/tau); fixed ones must be equal to those of `net`,
+    and every tensor must have the shape of ours.
 
     Raises ExchangeError, one line, naming the entry that does not fit.
     """

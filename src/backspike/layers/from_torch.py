@@ -49,6 +49,7 @@ def from_torch(
     output over T timesteps of the same input approaches the original's; `result.calibration` has
     the thresholds and the loss of every layer at `timesteps`: print it. The state dict has a
     buffer `amplitude` for each neuron besides the original's entries. The result can be trained.
+    Percentiles: Rueckauer et al. 2017; half a threshold at the start: Bu et al. 2022.
 
     Raises ValueError naming a module that cannot be converted, or if nothing would spike.
     """

@@ -19,6 +19,8 @@ class MLP:
     recurrent: feed the spikes of each layer back to it one timestep later (`bs.Recurrent`), with
     weights initialised orthogonally.
     dropout: the probability of dropping a spike after each layer, drawn anew at every timestep.
+
+    Raises ValueError for a size below 1 or a dropout outside [0, 1).
     """
 
     num_classes: int = 20

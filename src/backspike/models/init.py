@@ -35,6 +35,8 @@ def fluctuation_driven(
 ) -> dict[str, str]:
     """Draws the weights of all linear and convolutional layers that feed a spiking layer.
 
+    Rossbroich, Gygax & Zenke 2022, arXiv 2206.10226; docs/methods.md, section 15.
+
     Afterwards, for this sample, the membrane u that a neuron would have if it never fired has
 
         E[u] = mu (about),   sqrt(E[(u - mu)^2]) = sigma,   sigma = (v_threshold - mu) / xi

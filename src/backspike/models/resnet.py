@@ -35,19 +35,28 @@ class _WithStem(_ResNet):
 
 
 class ResNet18(_WithStem):
-    """ResNet18, neuron after the addition. stem: "imagenet", or "cifar" for small images."""
+    """ResNet18 of He et al. 2016 (arXiv 1512.03385), with neurons in place of ReLUs.
+
+    stem: "imagenet", or "cifar" for small images.
+    """
 
     depths = (2, 2, 2, 2)
 
 
 class ResNet34(_WithStem):
-    """ResNet34, neuron after the addition. stem: "imagenet", or "cifar" for small images."""
+    """ResNet34 of He et al. 2016 (arXiv 1512.03385), with neurons in place of ReLUs.
+
+    stem: "imagenet", or "cifar" for small images.
+    """
 
     depths = (3, 4, 6, 3)
 
 
 class ResNet50(_WithStem):
-    """ResNet50, neuron after the addition. stem: "imagenet", or "cifar" for small images."""
+    """ResNet50 of He et al. 2016 (arXiv 1512.03385), with neurons in place of ReLUs.
+
+    stem: "imagenet", or "cifar" for small images.
+    """
 
     block = "Bottleneck"
     depths = (3, 4, 6, 3)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Spikformer(Network):
-    """Spikformer-4-384, for 32x32 images, which it splits into 8x8 tokens.
+    """Spikformer-4-384 (Zhou et al. 2022, arXiv 2209.15425), for 32x32 images in 8x8 tokens.
 
     dim: features per token. depth: number of encoders. heads: number of attention heads.
     """

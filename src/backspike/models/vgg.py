@@ -65,7 +65,9 @@ class CIFARNet(_FixedLayout):
 
 @dataclass(frozen=True)
 class VGG11(_FixedLayout):
-    """VGG11 with average pools and linear layers of 512, 512 and `num_classes` features.
+    """VGG11 of Simonyan & Zisserman 2015 (arXiv 1409.1556), with average pools.
+
+    Its linear layers have 512, 512 and `num_classes` features.
 
     size: height and width of the image.
     """

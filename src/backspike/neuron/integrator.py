@@ -37,9 +37,11 @@ class Integrator(Streaming):
     """A readout layer of neurons that never spike.
 
     `layer(x)` returns the membrane potentials, `[T, B, ...] -> [T, B, ...]`; `layer(x, v0)` returns
-    a `bs.Output` without spikes. tau=None: u[t] = u[t-1] + x[t]; with tau: the leak of `LIF`.
+    a `bs.Output` without spikes.
+    tau: in timesteps, with the leak of `LIF` (docs/methods.md, section 1). None: no leak,
+    u[t] = u[t-1] + x[t].
 
-    Raises ValueError for a tau that is not above 1.
+    Raises TypeError for a tau that is no number, and ValueError for one that is not above 1.
     """
 
     def __init__(

@@ -145,7 +145,7 @@ class Watcher:
 
 @has(Options)
 class LIF(Streaming, _Attributes):
-    """A layer of leaky integrate-and-fire neurons.
+    """A layer of leaky integrate-and-fire neurons (Lapicque 1907; docs/methods.md, section 1).
 
     `layer(x)` returns spikes, `[T, B, ...] -> [T, B, ...]`; `layer(x, v0)` returns a `bs.Output`.
 

@@ -63,7 +63,7 @@ DATA_OPTIONS = ("root", "limit", "size", "upright", "speaker", "by", "sensor", "
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that defines a training run.
+    """Everything that defines a training run. Its `window` is in microseconds.
 
     Functions return recipes (`bs.recipes.digits()`); `dataclasses.replace` makes variants.
 

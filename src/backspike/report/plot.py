@@ -98,11 +98,11 @@ def surrogate(
             y = one.derivative(z) * left
             if isinstance(one, Masked) and one.replace is not None:
                 y = y + one.p * one.replace.derivative(z)
-        ax.plot(z, y, label=repr(one))
+        ax.plot(z, y, label=repr(one).replace(", scale=1.0", ""))
     if primitive:
         ax.plot(z, (z >= 0).float(), color="0.5", linestyle="--", linewidth=1, label="spike")
     ax.set(xlabel="z = u - threshold", ylabel="smooth step" if primitive else "h(z)")
-    ax.legend(frameon=False, fontsize="small")
+    ax.legend(frameon=False, fontsize="small", loc="upper left")
     return ax
 
 
