@@ -32,6 +32,8 @@ NEURONS = {
     "AdEx": ("bs.AdEx()", 1.0),
     "Izhikevich": ("bs.Izhikevich()", 1.0),
     "BRF": ("bs.BRF(omega=10.0, dt=0.05)", 20.0),
+    "RefractoryLIF": ("bs.RefractoryLIF(refractory=5, threshold_rise=0.3)", 0.25),
+    "RefractoryCubaLIF": ("bs.RefractoryCubaLIF(refractory=5)", 0.05),
     "Recurrent": ("bs.Recurrent(torch.nn.Hardtanh(0.0, 0.3), bs.LIF(tau=10.0))", 0.15),
     "PSN": ("bs.PSN(order=20)", 0.8),
     "MPBN": ("bs.MPBN(tau=10.0, channels=1)", 0.25),

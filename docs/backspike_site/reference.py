@@ -15,7 +15,7 @@ PAGES = {
     "neurons": {
         "The neuron": "lif LIF IF PLIF Output",
         "Kinds of neurons": "AdaptiveLIF CLIF CubaLIF MPBN PSN Integrator Recurrent",
-        "By their equations": "Neuron QIF EIF AdEx Izhikevich BRF",
+        "By their equations": "Neuron QIF EIF AdEx Izhikevich BRF RefractoryLIF RefractoryCubaLIF",
         "Constants": "ms Gamma Normal Uniform UniformDecay",
         "Streaming": "streaming",
     },
