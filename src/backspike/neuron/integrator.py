@@ -16,7 +16,6 @@ from .lif import Output, compute
 from .prepare import check_tau, check_tensor, prepare
 from .streaming import Streaming
 
-
 # By decay_input. No potential reaches an infinite threshold, and a rectangle is zero there.
 # Made here, because torch.compile of 2.12 and older cannot trace how they are made.
 _NEURONS = {
