@@ -20,7 +20,9 @@ from backspike.data.formats import (
     event_file,
     evt2,
     evt3,
+    hdf5,
 )
+from backspike.system import workers
 
 needs_h5py = pytest.mark.skipif(
     importlib.util.find_spec("h5py") is None, reason="no h5py: pip install 'backspike[events]'"
@@ -328,6 +330,38 @@ def test_hdf5_fields_and_damage(tmp_path):
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(DataError, match=r"a\.hdf5: truncated or damaged HDF5 file"):
         data.read_events(path)
+
+
+@needs_h5py
+def test_one_process_reads_many_hdf5_files(tmp_path, monkeypatch):
+    import h5py
+
+    def save(name, first):
+        with h5py.File(tmp_path / name, "w") as file:
+            for axis, column in zip("xytp", WANTED):
+                file[axis] = [first, *column[1:]] if axis == "x" else column
+
+    started = []
+
+    class Counted(workers.Worker):
+        def __init__(self, **options):
+            started.append(self)
+            super().__init__(**options)
+
+    monkeypatch.setattr(hdf5, "Worker", Counted)
+    with hdf5.one_worker():
+        for i in range(3):
+            save("a.h5", i)  # the same name, with other content
+            assert data.read_events(tmp_path / "a.h5").x[0] == i
+        assert len(started) == 1
+        (tmp_path / "b.h5").write_bytes(b"damaged")
+        with pytest.raises(DataError, match=r"b\.h5"):
+            data.read_events(tmp_path / "b.h5")
+        assert data.read_events(tmp_path / "a.h5").x[0] == 2
+    assert len(started) == 2
+    assert all(worker.process.returncode is not None for worker in started)
+    data.read_events(tmp_path / "a.h5")
+    assert started[2].process.returncode is not None
 
 
 def test_missing_files_and_folders_are_one_line(tmp_path):

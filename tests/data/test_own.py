@@ -11,7 +11,7 @@ import backspike as bs
 from backspike import data
 from backspike.cli import main
 from backspike.data import DataError, Events, frames
-from backspike.data.formats import aedat4, dat, evt3
+from backspike.data.formats import aedat4, dat, evt3, hdf5
 from backspike.data.own import windows
 
 
@@ -51,6 +51,24 @@ def test_a_folder_for_each_class(tmp_path):
             np.testing.assert_array_equal(x, frames(made[y, id % 10], 3, (30, 40), (15, 20)))
     ids = [i for split in splits(sets) for i in split.ids]
     assert sorted(ids) == list(range(20))
+
+
+def test_recordings_in_hdf5_files_are_read_in_one_process(tmp_path, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    for c in ("left", "right"):
+        (tmp_path / "own" / c).mkdir(parents=True)
+        for i in range(4):
+            events = some_events(i, 50, 30, 40, 50_000)
+            with h5py.File(tmp_path / "own" / c / f"{i}.h5", "w") as file:
+                for axis in "xytp":
+                    file[axis] = getattr(events, axis)
+    started = []
+    start = hdf5.Worker
+    monkeypatch.setattr(hdf5, "Worker", lambda **options: started.append(1) or start(**options))
+    sets = data.recordings("own", sensor=(30, 40), T=3)
+    assert sum(len(split) for split in splits(sets)) == 8
+    assert int(sets.test.x.sum()) == 50 * len(sets.test)
+    assert len(started) <= 3  # one for each part
 
 
 def test_the_name_in_a_recipe_gives_the_same(tmp_path):

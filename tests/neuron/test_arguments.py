@@ -222,6 +222,11 @@ def test_a_parameter_per_channel_needs_the_time_axis():
     ("call", "error", "text"),
     [
         (lambda: bs.LIF(beta=0.9), TypeError, "LIF has no argument 'beta'; give tau = 1 / (1 -"),
+        (
+            lambda: bs.Integrator(beta=0.9),
+            TypeError,
+            "Integrator has no argument 'beta'; give tau = 1 / (1 -",
+        ),
         (lambda: bs.IF(threshold=0.5), TypeError, "IF has no argument 'threshold'; it is called"),
         (lambda: bs.CLIF(detach_reset=True), TypeError, "'detach_reset'; give reset_gradient=0.0"),
         (lambda: bs.CubaLIF(alpha=0.8), TypeError, "'alpha'; give tau_synapse = 1 / (1 - alpha)"),

@@ -248,11 +248,15 @@ def _steps(case: Case) -> Iterator[Finding]:
     distance = largest * case.steps / 2
     if distance < NEAR and case.steps:
         right = min(0.05, max(0.01, 2 * RIGHT_DISTANCE / case.steps))
-        higher = tidy(lr * right / largest) if largest > 0 else 1e-3
         found = (
             f"a step changes the weights by at most {largest:.1g} of their size, and all "
             f"{case.steps:,} steps, even in one direction, by {distance:.1g}"
         )
+        if max(largest, right) * case.steps / 2 < NEAR:
+            epochs = math.ceil(case.recipe.epochs * RIGHT_DISTANCE / distance)
+            yield Finding("too few steps", [], found, f"train {epochs} epochs", {"epochs": epochs})
+            return
+        higher = tidy(lr * right / largest) if largest > 0 else 1e-3
         advice = f"raise the learning rate from {lr:g} to {higher:g}"
         yield Finding("steps too small", [], found, advice, {"optimizer.lr": higher})
 

@@ -4,13 +4,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
 from ..system import workers
 from ..system.machine import ONE_THREAD, processors
-from .formats import Events
+from .formats import Events, hdf5
 from .packed import narrowest
 from .samples import Reader, Sample
 
@@ -35,15 +36,19 @@ class Binning:
 
     def rows(self) -> np.ndarray:
         """The rows of all samples. Raises DataError with the name of a damaged or missing file."""
-        out = []
-        for path, group in groupby(self.samples, key=lambda sample: sample.path):
-            try:
-                out += [narrowest(self.count(events)) for events in self.read(path, list(group))]
-            except OSError as error:
-                raise DataError(f"{path} cannot be read: {error.strerror}") from error
-            except DataError as error:
-                raise error if str(path) in str(error) else DataError(f"{path}: {error}") from error
+        out: list[np.ndarray] = []
+        with hdf5.one_worker():
+            for path, group in groupby(self.samples, key=lambda sample: sample.path):
+                out += self._of_file(path, list(group))
         return np.stack(out)
+
+    def _of_file(self, path: Path, samples: Sequence[Sample]) -> list[np.ndarray]:
+        try:
+            return [narrowest(self.count(events)) for events in self.read(path, samples)]
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        except DataError as error:
+            raise error if str(path) in str(error) else DataError(f"{path}: {error}") from error
 
 
 def bin_rows(binning: Binning, row_bytes: int) -> Iterator[tuple[int, np.ndarray]]:

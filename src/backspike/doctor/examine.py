@@ -176,7 +176,7 @@ def _command(
     """How to examine again with other fields: on the command line, or else in Python."""
     if fields is not None:
         words = ["doctor", subject] if run is None else run.command("doctor")
-        return f"try: backspike {shlex.join(words)} {to_flags(fields)}"
+        return f"try: backspike {shlex.join(words)} {to_flags(fields)}".rstrip()
     first = "recipe" if run is None else repr(subject)
     data = ", train=train" if own_data else ""
     return f"try in Python: bs.examine({first}{data}, changes={dict(changes)!r})"
@@ -193,15 +193,26 @@ def _fields(
             start = from_source(start.source) if run is None else start
         else:
             start = recipes.get(start.name) if run is None else run.recipe()
-        before, after = start.to_dict()["fields"], recipe.to_dict()["fields"]
-        fields = {name: value for name, value in after.items() if before.get(name, ...) != value}
-        fields = {**({"name": recipe.name} if recipe.name != start.name else {}), **fields}
-        fields = {name: value for name, value in fields.items() if name not in advised}
-        fields |= advised
+        wanted = recipe.replace(dict(advised))
+        before, after = start.to_dict()["fields"], wanted.to_dict()["fields"]
+        fields = {"name": wanted.name} if wanted.name != start.name else {}
+        for name, value in after.items():
+            if before.get(name, ...) != value:
+                fields |= _within(start, advised, name, value)
         parsed = start.replace({name: flag_text(value) for name, value in fields.items()})
-        return fields if parsed == recipe.replace(dict(advised)) else None
+        return fields if parsed == wanted else None
     except (RecipeError, RunError):
         return None
+
+
+def _within(start: Recipe, advised: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """The advised changes within the field `name` if they suffice for its value, else the field."""
+    changes = {n: v for n, v in advised.items() if n.startswith(f"{name}.")}
+    try:
+        enough = start.replace(changes).to_dict()["fields"].get(name) == value
+    except RecipeError:  # the field of `start` is of another class
+        enough = False
+    return changes if enough else {name: value}
 
 
 def lines(examination: Examination) -> list[str]:

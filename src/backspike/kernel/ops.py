@@ -37,8 +37,11 @@ library = torch.library.Library("backspike", "FRAGMENT")
 
 def without_formula(neuron: LIF, kinds: Collection[type]) -> str | None:
     """The name of a surrogate of this neuron that is not of these classes, or None."""
-    surrogates = (neuron.base, neuron.replace)
-    return next((type(s).__name__ for s in surrogates if not (s is None or type(s) in kinds)), None)
+    for surrogate in (neuron.base, neuron.replace):
+        # torch.compile of 2.11 and older cannot trace `in` with classes
+        if surrogate is not None and not any(type(surrogate) is kind for kind in kinds):
+            return type(surrogate).__name__
+    return None
 
 
 def constants(call: Call) -> Tensor:
@@ -93,7 +96,7 @@ def encode(call: Call) -> tuple[list[int], list[float]]:
     for surrogate in (neuron.base, neuron.replace):
         flags.append(0 if surrogate is None else surrogate.code)  # type: ignore[attr-defined]
         if surrogate is not None:
-            numbers += [float(value) for value in vars(surrogate).values()]
+            numbers += [float(getattr(surrogate, f.name)) for f in fields(surrogate)]
     return flags, numbers
 
 

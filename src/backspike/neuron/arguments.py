@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields, replace
 from inspect import Parameter, signature
 from typing import Any, TypedDict, TypeVar
@@ -60,12 +60,16 @@ class AdaptiveArguments(LayerArguments, total=False):
 
 def options(kind: type[Kind], where: str, **given: Any) -> Kind:
     """The options; TypeError that says what to give instead for one that does not exist."""
-    known = {f.name for f in fields(kind)}
+    check_names(where, given, {f.name for f in fields(kind)})
+    return kind(**given)
+
+
+def check_names(where: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raises TypeError that says what to give instead of a name that is not known."""
     for name in given:
         if name not in known:
             instead = hint(name) or nearest(name, sorted(known))
             raise TypeError(f"{where} has no argument {name!r}{instead}")
-    return kind(**given)
 
 
 def takes(kind: type[Options], without: Collection[str] = ()) -> Callable[[F], F]:

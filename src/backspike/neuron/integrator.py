@@ -11,9 +11,17 @@ from torch import Tensor
 from .. import kernel
 from ..options import LIF as Options
 from ..surrogate import Rectangle
+from .arguments import check_names
 from .lif import Output, compute
 from .prepare import check_tau, check_tensor, prepare
 from .streaming import Streaming
+
+# By decay_input. No potential reaches an infinite threshold, and a rectangle is zero there.
+# Made here, because torch.compile of 2.12 and older cannot trace how they are made.
+_NEURONS = {
+    decay: Options(v_reset=0.0, decay_input=decay, surrogate=Rectangle(), reset_gradient=0.0)
+    for decay in (True, False)
+}
 
 
 def integrate(
@@ -25,12 +33,8 @@ def integrate(
 
 
 def _prepare(x: Tensor, v0: Tensor | None, tau: float | Tensor, decay_input: bool) -> kernel.Call:
-    # no potential reaches an infinite threshold, and a rectangle is zero there
-    neuron = Options(
-        v_reset=0.0, decay_input=decay_input, surrogate=Rectangle(), reset_gradient=0.0
-    )
     constants = kernel.Constants(tau, math.inf)
-    return prepare(x, v0, neuron, constants, record=kernel.Record(membrane=True))
+    return prepare(x, v0, _NEURONS[decay_input], constants, record=kernel.Record(membrane=True))
 
 
 class Integrator(Streaming):
@@ -41,13 +45,20 @@ class Integrator(Streaming):
     tau: in timesteps, with the leak of `LIF` (docs/methods.md, section 1). None: no leak,
     u[t] = u[t-1] + x[t].
 
-    Raises TypeError for a tau that is no number, and ValueError for one that is not above 1.
+    Raises TypeError for an unknown argument and for a tau that is no number, ValueError for one
+    that is not above 1.
     """
 
     def __init__(
-        self, tau: float | None = None, *, decay_input: bool = True, backend: str = "auto"
+        self,
+        tau: float | None = None,
+        *,
+        decay_input: bool = True,
+        backend: str = "auto",
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        check_names("Integrator", unknown, ("tau", "decay_input", "backend"))
         self.tau = tau
         self.decay_input = decay_input
         self.backend = backend

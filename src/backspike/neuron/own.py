@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernel
-from ..errors import Unsupported, nearest
+from ..errors import Unsupported
 from ..kernel import equations
 from ..kernel.coefficients import over_channels, state_dtype
 from ..options import Own
-from .foreign_names import hint
+from .arguments import check_names
 from .lif import LIF, Output, names
 from .prepare import check_input, check_parameter
 
@@ -97,10 +97,7 @@ class Neuron(LIF):
             raise TypeError(f'{kind} needs states, such as states = {{"v": 0.0}}')
         if type(self).step is Neuron.step:
             raise TypeError(f"{kind} needs a method step(self, x, *states)")
-        for name in rest:
-            if name not in (known := {*OPTIONS, *self.defaults}):
-                instead = hint(name) or nearest(name, sorted(known))
-                raise TypeError(f"{kind} has no argument {name!r}{instead}")
+        check_names(kind, rest, {*OPTIONS, *self.defaults})
         numbers = {name: rest.pop(name, default) for name, default in self.defaults.items()}
         if "v_threshold" in rest:
             rest["v_threshold"] = _number(kind, "v_threshold", rest["v_threshold"])

@@ -34,7 +34,7 @@ def decode(data: bytes, name: str = "<bytes>") -> Events:
     high = unwrapped(words[at_high] & 0x0FFFFFFF, 28)
     (at,) = np.nonzero(kind <= 1)
     # the number of the last word of type 8 before each event; -1: there is none
-    last = np.searchsorted(at_high, at) - 1
+    last = np.cumsum(kind == TIME_HIGH)[at] - 1
     at, last = at[last >= 0], last[last >= 0]
     event = words[at]
     t = (high[last] << LOW_BITS) | (event >> 22 & 0x3F)

@@ -74,7 +74,7 @@ def _times(words: np.ndarray, kind: np.ndarray, at: np.ndarray) -> np.ndarray:
     sets_low = kind == LOW
     sets_low[at_high[changed]] = True
     low = np.where(kind == HIGH, 0, words & 0xFFF)
-    last = np.searchsorted(at_high, at) - 1
+    last = np.cumsum(kind == HIGH)[at] - 1
     t = high[last] << 12 if len(high) else np.zeros(len(at), np.int64)
     return np.where(last >= 0, t | _last(sets_low, low, at), -1)
 
@@ -82,9 +82,9 @@ def _times(words: np.ndarray, kind: np.ndarray, at: np.ndarray) -> np.ndarray:
 def _last(sets: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:
     """The value of the last word before `at` that `sets` it, int64; -1: there is none."""
     (places,) = np.nonzero(sets)
-    last = np.searchsorted(places, at) - 1
     if not len(places):
         return np.full(len(at), -1, np.int64)
+    last = np.cumsum(sets)[at] - 1
     return np.where(last >= 0, values[places[last]].astype(np.int64), -1)
 
 

@@ -11,6 +11,7 @@ worker that has SECONDS for each answer.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -193,19 +194,51 @@ def _read(path: Path, member: Any, what: Any) -> Any:
 def _reader(path: Path) -> Iterator[Callable[..., Any]]:
     """Yields a function that calls functions of this module on `path`, in a worker.
 
-    The worker keeps the file open.
+    The worker keeps the file open until the block ends.
     """
     if path.exists() and not path.is_file():
         raise DataError(f"{path} is not a regular file")
     _h5py(path)
-    with Worker(env=environment(**ONE_THREAD), quiet=True) as worker:
+    kept = _kept.get()
+    worker = kept.pop() if kept else Worker(env=environment(**ONE_THREAD), quiet=True)
 
-        def ask(function: Callable[..., Any], *args: Any) -> Any:
-            try:
-                return worker.call(function, path, *args, timeout=SECONDS)
-            except WorkerFailed as error:
-                raise DataError(
-                    f"{path}: damaged HDF5 file (the process that reads it {error})"
-                ) from None
+    def ask(function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return worker.call(function, path, *args, timeout=SECONDS)
+        except WorkerFailed as error:
+            raise DataError(
+                f"{path}: damaged HDF5 file (the process that reads it {error})"
+            ) from None
 
+    try:
         yield ask
+        ask(_close)
+    except BaseException:
+        worker.end()
+        raise
+    if kept is None:
+        worker.end()
+    else:
+        kept.append(worker)
+
+
+def _close(path: Path) -> None:
+    _opened.cache_clear()
+    _member.cache_clear()
+
+
+# workers that wait for the next file, within `one_worker`
+_kept: ContextVar[list[Worker] | None] = ContextVar("_kept", default=None)
+
+
+@contextmanager
+def one_worker() -> Iterator[None]:
+    """One worker reads all files in this block, instead of one worker each: starting takes long."""
+    workers: list[Worker] = []
+    token = _kept.set(workers)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+        for worker in workers:
+            worker.end()
