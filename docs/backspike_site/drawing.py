@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -22,6 +23,12 @@ STYLE = {
 }
 SYNAPSE, NEURON, OTHER = "#4c8ed9", "#e8903a", "#9aa0a6"
 LEGEND = {"synapses": SYNAPSE, "neurons": NEURON, "pools and others": OTHER}
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure; the same figure gives the same file."""
+    with rc_context(STYLE):
+        figure.savefig(path, metadata={"Date": None})
 
 
 def trace(x: Tensor, membrane: Tensor, spikes: Tensor, threshold: bool) -> Figure:

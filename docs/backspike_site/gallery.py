@@ -155,15 +155,14 @@ def recipes(folder: Path) -> str:
     for name, shipped in NAMES.items():
         recipe = shipped.make()
         network = type(recipe.model).__name__
-        what = [f"`{name}`", shipped.about, f"`{recipe.data}`", recipe.T]
         link = f"[{network}](networks.md#{network.lower()})"
-        rows.append([*what, link, shipped.here or "not run", shipped.reported or "unknown"])
-    head = ["recipe", "what it is", "data", "T", "network", "here", "paper"]
-    return table(head, rows, "lllrlll")
+        about = f"{shipped.about} `{recipe.data}`, {link}, T = {recipe.T}."
+        rows.append([f"`{name}`", about, shipped.here or "not run", shipped.reported or "unknown"])
+    return table(["recipe", "what it is", "here", "paper"], rows, "llll")
 
 
 def _section(folder: Path, name: str, how: str, figure: Figure, alt: str, note: str = "") -> str:
-    figure.savefig(folder / f"{name}.svg")
+    drawing.save(figure, folder / f"{name}.svg")
     kind = getattr(bs, name, None) or getattr(bs.models, name)
     about, equations = described(kind)
     equations = equations or described(EQUATIONS.get(name))[1]
