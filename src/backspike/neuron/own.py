@@ -17,6 +17,7 @@ from .. import kernel
 from ..errors import Unsupported, nearest
 from ..kernel import equations
 from ..kernel.coefficients import over_channels, state_dtype
+from ..kernel.own import run as compiled
 from ..options import Own
 from .foreign_names import hint
 from .lif import LIF, Output, names
@@ -25,6 +26,7 @@ from .prepare import check_input, check_parameter
 OPTIONS = tuple(f.name for f in fields(Own))
 MEMORIES = ("exact", "recompute", "checkpoint")
 REASON = "equations of its own run in torch, one timestep after the other"
+COMPILED = "compiled from its equations"
 _OF_LIF = ("tau", "v_reset", "decay_input")  # which mean nothing here, unless declared
 
 
@@ -54,7 +56,8 @@ class Neuron(LIF):
     reset_gradient scales the gradient through the s in `reset`, and not that in `adapt`.
     memory: "exact" saves the states of every timestep; "recompute" and "checkpoint" those of about
     every sqrt(T)-th, and compute the others again. Gradients are exact either way.
-    backend: "auto", which is "eager", or "reference", a graph of autograd over all timesteps.
+    backend: "cpu", compiled C; "eager", torch; "reference", a graph of autograd over all timesteps;
+    or "auto", which compiles what it can and takes "eager" for the rest. `bs.explain` says why.
     The state is that of `bs.LIF` with one state, and `[states, B, ...]` with more.
 
     Raises TypeError or ValueError naming the argument, or the method that returned something else
@@ -152,33 +155,69 @@ class Neuron(LIF):
     def compute(
         self, x: Tensor, v0: Tensor | None, repeats: int = 1, want_state: bool = True
     ) -> tuple[Output, kernel.Moments | None]:
-        backend, n = self.runs_on()[0], len(self.states)
+        n = len(self.states)
         check_input(x, v0, repeats, states=n)
         if x.dim() < 2:
             raise ValueError(f"{type(self).__name__} needs x [T, B, ...], got {list(x.shape)}")
         x = x.expand(repeats, *x.shape[1:]) if repeats > 1 else x
-        call = self.prepare(x, None, record=self.record())
+        v0 = None if v0 is None else v0.to(state_dtype(x)).view(n, *x.shape[1:])
+        call = replace(self.prepare(x, None, record=self.record(want_state)), v0=v0)
         own = self._equations(call)
-        if v0 is None:
-            states = self._at_rest(own, x)
+        prepared = self._compiled(own, call)
+        if isinstance(prepared, str):
+            states = self._at_rest(own, x) if v0 is None else tuple(v0)
+            if self.options.backend == "reference":
+                result, last = equations.definition(own, call, states)
+            else:
+                every = equations.states_every(len(x), self.options.memory)
+                result, last = equations.run(own, call, states, every)
+            state = torch.stack(last)
         else:
-            states = tuple(v0.to(state_dtype(x)).view(n, *x.shape[1:]))
-        if backend == "reference":
-            result, last = equations.definition(own, call, states)
-        else:
-            every = equations.states_every(len(x), self.options.memory)
-            result, last = equations.run(own, call, states, every)
-        state = torch.stack(last) if n > 1 else last[0]
+            result, state = compiled.run(prepared, x.shape)
+        state = state if n > 1 or not state.numel() else state[0]
         return Output(result.spikes, state, result.membrane), result.moments
 
-    def runs_on(self) -> tuple[str, str]:
-        """The backend and the reason for it. Raises `bs.Unsupported` if it cannot be used."""
+    def _compiled(self, own: equations.Equations, call: kernel.Call) -> compiled.Prepared | str:
+        """The call as the compiled equations take it, or why they do not run it.
+
+        Raises `bs.Unsupported` if the backend that was asked for does not run it.
+        """
         backend = self.options.backend
-        if backend in ("auto", "eager"):
-            return "eager", REASON
-        if backend == "reference":
-            return backend, "requested"
-        raise Unsupported(f"backend {backend!r}: {REASON}; use backend='auto'")
+        if backend not in ("auto", "cpu", "eager", "reference"):
+            raise Unsupported(f"backend {backend!r}: {REASON}; use backend='auto'")
+        if backend in ("eager", "reference"):
+            return "requested"
+        try:
+            return compiled.prepare(own, call, tuple(self.states.values()))
+        except Unsupported as error:
+            if backend == "cpu":
+                raise Unsupported(f"backend 'cpu': {error}; use backend='auto'") from error
+            return f"{REASON}: {error}"
+
+    def runs_on(self, device: torch.device | None = None) -> tuple[str, str]:
+        """The backend and the reason for it. Raises `bs.Unsupported` if it cannot be used."""
+        call = self._example(device)
+        prepared = self._compiled(self._equations(call), call)
+        if isinstance(prepared, str):
+            return self.options.backend.replace("auto", "eager"), prepared
+        return "cpu", COMPILED
+
+    def saves(self, device: torch.device | None = None) -> str:
+        """What is saved for backward, in words."""
+        call = self._example(device)
+        prepared = self._compiled(self._equations(call), call)
+        few = self.options.memory != "exact"
+        if isinstance(prepared, str):
+            some = "its input, and the states of about every sqrt(T)-th timestep"
+            return some if few else "the states"
+        return compiled.describe(prepared.plan, tuple(self.states))
+
+    def _example(self, device: torch.device | None) -> kernel.Call:
+        """A call for two neurons in each channel, in training."""
+        x = torch.zeros(1, 2, self.channels or 1, 2, device=device)
+        with torch.no_grad():  # draws no seed
+            call = self.prepare(x, None)
+        return replace(call, x=x.requires_grad_())
 
     def _equations(self, call: kernel.Call) -> equations.Equations:
         constants = self.constants_in_use()
