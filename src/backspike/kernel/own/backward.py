@@ -14,9 +14,9 @@ backward pass needs can be computed again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
-from ...errors import Unsupported
 from .graph import Graph
 from .rules import differentiate
 from .trace import Trace
@@ -31,7 +31,9 @@ class Options(NamedTuple):
     width: int = -1  # the coefficient that is the width of the surrogate, or -1
     attached: bool = False  # whether gradient flows through the spike in `reset`
     direct: bool = False  # whether the membrane has a gradient of its own
-    surrogate: int = 0  # its code, if h is computed with the rest; 0: h is in a row of its own
+    base: int = 0  # the codes of the surrogates
+    replacement: int = 0
+    masked: bool = False
 
 
 class Backward(NamedTuple):
@@ -45,6 +47,8 @@ class Backward(NamedTuple):
     saved: list[bool]  # which of them it saves
     needs_x: bool
     before: tuple[int, ...]  # which of the states before the timestep are needed
+    own: int | None  # with a mask: the base surrogate's derivative
+    full: int | None  # and that of its replacement
 
 
 def rows(trace: Trace) -> list[int]:
@@ -59,8 +63,6 @@ def inputs(graph: Graph, trace: Trace, i: int) -> tuple[int, ...]:
         return (trace.middle[of[0]],)
     if op == "spike":
         return trace.u, graph("coefficient", THRESHOLD)
-    if op == "h":
-        return (graph("sub", trace.u, graph("coefficient", THRESHOLD)),)
     return graph.inputs(i)
 
 
@@ -75,12 +77,13 @@ def needed(graph: Graph, trace: Trace, targets: Iterable[int], known: Iterable[i
     return found
 
 
-def check(trace: Trace) -> None:
-    """Raise Unsupported if reset or adapt use more than their arguments."""
-    graph, known = Graph(trace.nodes), [Graph(trace.nodes)("middle", i) for i in range(len(trace.middle))]
-    found = needed(graph, trace, trace.after, [*known, trace.u])
-    if any(graph.nodes[i][0] in ("x", "state") for i in found - {*known, trace.u}):
-        raise Unsupported("reset or adapt uses more than its arguments")
+@lru_cache(maxsize=256)
+def uses_only_arguments(trace: Trace) -> bool:
+    """Whether reset and adapt use nothing that `step` computed but their arguments."""
+    graph = Graph(trace.nodes)
+    known = {trace.u, *(graph("middle", i) for i in range(len(trace.middle)))}
+    found = needed(graph, trace, trace.after, known) - known
+    return not any(graph.nodes[i][0] in ("x", "state") for i in found)
 
 
 def differentiated(trace: Trace, options: Options) -> Backward:
@@ -88,7 +91,11 @@ def differentiated(trace: Trace, options: Options) -> Backward:
     n, u = Graph(trace.nodes), trace.u
     ends = _summed(n, [(a, n("c", i)) for i, a in enumerate(trace.after)])
     theta = n("coefficient", THRESHOLD)
-    z, h = n("sub", u, theta), n("h")
+    z = n("sub", u, theta)
+    width = n("coefficient", options.width) if options.width >= 0 else None
+    own = n("base", z) if width is None else n("div", n("base", n("div", z, width)), width)
+    full = n("replacement", z) if options.replacement else None
+    h, h_base = (n("h"), n("own")) if options.masked else (own, own)
     found = differentiate(n, ends)
     total = n("g")
     if (of_adapt := found.get(n("spike", 1))) is not None:
@@ -109,11 +116,12 @@ def differentiated(trace: Trace, options: Options) -> Backward:
         if i == THRESHOLD:
             terms[place] = _sum(n, [a for a in (terms[place], n("neg", du)) if a is not None])
         if i == options.width:
-            wide = n("div", z, n("coefficient", i))
-            terms[place] = n("mul", n("neg", n("mul", wide, total)), n("own"))
+            terms[place] = n("mul", n("neg", n("mul", n("div", z, n("coefficient", i)), total)), h_base)
     states = [leaves.get(n("state", i)) for i in range(len(trace.middle))]
     gx = leaves.get(n("x"))
-    return Backward(n, gx, states, terms, rows(trace), *_saved(n, trace, [gx, *states, *terms]))
+    saved = _saved(n, trace, [gx, *states, *terms])
+    slopes = (own, full) if options.masked else (None, None)
+    return Backward(n, gx, states, terms, rows(trace), *saved, *slopes)
 
 
 def _sum(n: Graph, parts: Sequence[int]) -> int | None:

@@ -58,10 +58,14 @@ def backward_text(layer: Layer, options: Options) -> str:
         {f"before[{i}][i]": trace.after[i] for i in back.before},
     )
     states = "REAL (*v)[BLOCK]"
-    variable = write.function(
-        "variable",
-        f"REAL (*k)[BLOCK], {r}, {states}, const REAL *x, REAL *u, int n",
-        {} if options.surrogate else {"u[i]": trace.u},
+    slopes = write.function(
+        "slopes",
+        f"const Job *j, REAL (*k)[BLOCK], {r}, {states}, const REAL *x, REAL *own, REAL *full, int n",
+        {
+            place: node
+            for place, node in (("own[i]", back.own), ("full[i]", back.full))
+            if node is not None
+        },
     )
     retreat = write.function(
         "retreat",
@@ -73,7 +77,7 @@ def backward_text(layer: Layer, options: Options) -> str:
             **{f"d[{i}][i]": node for i, node in enumerate(back.states)},
         },
     )
-    return _text(layer, options, defines, before + variable + retreat)
+    return _text(layer, options, defines, before + slopes + retreat)
 
 
 def _text(layer: Layer, options: Options, defines: str, functions: str) -> str:
@@ -96,8 +100,9 @@ def _text(layer: Layer, options: Options, defines: str, functions: str) -> str:
         "ROWS": len(all_rows),
         "LEARNED": len(learned),
         "THRESHOLD": THRESHOLD,
-        "WIDTH_ROW": options.width,
-        "DERIVATIVES": int(not options.surrogate),
+        "BASE": options.base,
+        "REPLACEMENT": options.replacement,
+        "MASKED": int(options.masked),
     }
     return "".join(
         (
@@ -146,8 +151,12 @@ class _Writer:
         stores = "".join(
             f"        {place} = {self._stored(place, i)};\n" for place, i in results.items()
         )
-        if any(graph.nodes[i] == ("h",) for i in order) and self.options.surrogate:
-            pointers += "    CONSTANTS_OF(&j->surrogate);\n"
+        for op, field in (("base", "surrogate"), ("replacement", "replace")):
+            if any(graph.nodes[i][0] == op for i in order):
+                pointers += "".join(
+                    f"    const REAL {op}_{letter} = (REAL)j->{field}.constants[{number}];\n"
+                    for number, letter in enumerate("abc")
+                )
         body = f"{pointers}{''.join(outside)}    SIMD EACH {{\n{''.join(inside)}{stores}    }}\n"
         return f"\nALWAYS void NAME({name})({arguments}) {{\n{body if results else ''}}}\n"
 
@@ -167,7 +176,7 @@ class _Writer:
             return self.kept[i]
         arguments = [f"n{a}" for a in inputs(self.graph, self.layer.trace, i)]
         match op:
-            case "x" | "g" | "gu" | "own":
+            case "x" | "g" | "gu" | "h" | "own":
                 return f"{op}[i]"
             case "state":
                 return f"v[{of[0]}][i]"
@@ -184,8 +193,4 @@ class _Writer:
                 return f"(REAL){of[0]}"
             case "rho":
                 return "(REAL)j->rho"
-            case "h" if self.options.surrogate:
-                return f"NAME(h)({self.options.surrogate}, a, b, c, {arguments[0]})"
-            case "h":
-                return "h[i]"
         return RULES[op].c.format(*arguments)

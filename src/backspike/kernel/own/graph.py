@@ -9,8 +9,8 @@ and which one it is:
                          all samples and timesteps        ("number", 2)   an integer
 
 and in the backward pass ("c", i), the gradient of a state after the step, ("g",) and ("gu",), those
-of spikes and membrane, ("h",), the surrogate derivative with its mask, ("own",), that of the base
-alone, and ("rho",), the factor of the reset gradient.
+of spikes and membrane, ("rho",), the factor of the reset gradient, and, if there is a mask, ("h",),
+the surrogate derivative, and ("own",), the part of it from the base surrogate.
 """
 
 from __future__ import annotations

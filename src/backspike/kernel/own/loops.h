@@ -2,12 +2,12 @@
 
      advance    u, the spikes and the states after it, from x and the states
      before     the states before a timestep, from what was saved of the one before it
-     variable   u, from what was saved
+     slopes     the surrogate derivatives, before the mask (MASKED, REPLACEMENT)
      retreat    the gradients of x and of the states, and of coefficients as terms of sums
 
    and the numbers COEFFICIENTS, STATES, ROWS (that advance computes and may be saved, u first) and
-   LEARNED (coefficients with gradients). BEFORE, NEEDS_X, DERIVATIVES: whether the backward pass
-   needs `before`, x, and h in a row of its own. varies: which coefficients differ between channels.
+   LEARNED (coefficients with gradients). BEFORE, NEEDS_X: whether the backward pass needs the states
+   before a timestep, and x. BASE, REPLACEMENT: the codes of the surrogates. varies: which coefficients differ between channels.
    rest: for each state its coefficient at rest. learned: the coefficients with gradients; at_rest:
    for each state its place among them, or -1.
 
@@ -132,11 +132,11 @@ static void NAME(step_back)(const Job *j, int64_t t, NAME(Own) *b, double *sums)
     } else if (BEFORE) {
         NAME(begin)(j, b, b->before);
     }
-    if (DERIVATIVES) {
-        const REAL *theta = b->k[THRESHOLD], *u = b->row[0];
-        NAME(variable)(b->k, rows, b->before, x, b->row[0], n);
-        NAME(derivative)(&j->surrogate, u, theta, WIDTH_ROW < 0 ? 0 : b->k[WIDTH_ROW < 0 ? 0 : WIDTH_ROW], b->own, n);
-        h = NAME(masked)(j, t * j->N + b->base, b->where, u, theta, b->own, b->full, n);
+    if (MASKED) {
+        REAL *full = REPLACEMENT ? b->full : 0;
+        NAME(slopes)(j, b->k, rows, b->before, x, b->own, full, n);
+        NAME(mask)(j, t * j->N + b->base, b->where, b->own, full, n);
+        h = full ? full : b->own;
     }
     const REAL *g = NAME(load)(j->p_g, t * j->g_stride + b->o, b->g, n);
     const REAL *gu = j->p_gu ? (const REAL *)j->p_gu + t * j->gu_stride + b->o : NAME(zero);

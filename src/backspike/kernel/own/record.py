@@ -12,7 +12,7 @@ from ...errors import Unsupported
 from ..call import Call
 from ..coefficients import over_channels, state_dtype
 from ..equations import THRESHOLD, Equations, context, values_in_use
-from .backward import check
+from .backward import uses_only_arguments
 from .trace import Trace, Tracer, trace
 
 Rest = Sequence[float | str]  # the states at rest: numbers, or names of constants
@@ -69,5 +69,6 @@ def _record(equations: Equations, call: Call, rest: Rest) -> Recording:
     except Exception as error:  # whatever the methods do with proxies
         line = str(error).partition("\n")[0]
         raise Unsupported(f"its methods cannot be traced ({line})") from error
-    check(recorded)
+    if not uses_only_arguments(recorded):
+        raise Unsupported("reset or adapt uses more than its arguments")
     return Recording(recorded, tracer.coefficients, places, width)

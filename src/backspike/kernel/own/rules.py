@@ -121,6 +121,9 @@ RULES = {
         )
     },
     "not": Rule("!{0}", None, condition=True),
+    # the surrogate derivatives, which only backward passes contain
+    "base": Rule("NAME(h)(BASE, base_a, base_b, base_c, {0})"),
+    "replacement": Rule("NAME(h)(REPLACEMENT, replacement_a, replacement_b, replacement_c, {0})"),
 }
 
 

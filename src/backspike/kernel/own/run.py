@@ -108,13 +108,15 @@ def _check(call: Call) -> None:
 
 
 def _options(call: Call, learned: tuple[int, ...], width: int) -> Options:
-    alone = call.width is None and call.seed is None
+    neuron, masked = call.neuron, call.seed is not None
     return Options(
         learned,
         width,
-        attached=call.neuron.reset_gradient != 0,
+        attached=neuron.reset_gradient != 0,
         direct=call.record.membrane or call.record.moments,
-        surrogate=call.neuron.base.code if alone else 0,  # type: ignore[attr-defined]
+        base=neuron.base.code,  # type: ignore[attr-defined]
+        replacement=neuron.replace.code if masked and neuron.replace else 0,  # type: ignore[attr-defined]
+        masked=masked,
     )
 
 
