@@ -29,8 +29,6 @@ IF_ACCEPTED = ("-fno-thread-jumps", "-fPIC")
 # gcc comes with its runtime, which torch on Linux uses as well; clang's is csrc/openmp.c
 GCC_ONLY = "#ifdef __clang__\n#error\n#endif\n"
 OWN_OPENMP = ("-Xclang", "-fopenmp", "-DOWN_OPENMP")
-# processor levels of x86-64, and zig's spelling
-LEVELS = {"v3": ("-march=x86-64-v3", "-march=x86_64_v3"), "v4": ("-march=x86-64-v4", "-march=x86_64_v4")}
 
 
 def find() -> list[str] | None:
@@ -66,8 +64,8 @@ def accepted(compiler: list[str]) -> tuple[list[str], list[str]]:
 
 
 def level_flags(compiler: list[str], level: str) -> list[str]:
-    """The flags for a processor level: "v3", "v4", or "baseline", which needs none."""
-    if level not in LEVELS:
+    """The flags for a processor level: "v3" or "v4" of x86-64, or "baseline", which needs none."""
+    if level == "baseline":
         return []
-    ours, zigs = LEVELS[level]
-    return [ours if works(compiler, [ours]) else zigs]
+    ours = works(compiler, ["-march=x86-64-v3"])  # else in zig's spelling
+    return [f"-march=x86-64-{level}" if ours else f"-march=x86_64_{level}"]

@@ -116,7 +116,9 @@ def differentiated(trace: Trace, options: Options) -> Backward:
         if i == THRESHOLD:
             terms[place] = _sum(n, [a for a in (terms[place], n("neg", du)) if a is not None])
         if i == options.width:
-            terms[place] = n("mul", n("neg", n("mul", n("div", z, n("coefficient", i)), total)), h_base)
+            terms[place] = n(
+                "mul", n("neg", n("mul", n("div", z, n("coefficient", i)), total)), h_base
+            )
     states = [leaves.get(n("state", i)) for i in range(len(trace.middle))]
     gx = leaves.get(n("x"))
     saved = _saved(n, trace, [gx, *states, *terms])

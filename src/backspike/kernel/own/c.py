@@ -6,7 +6,7 @@ wrote is copied into it. The sources are those of this folder and of kernel/csrc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -60,7 +60,8 @@ def backward_text(layer: Layer, options: Options) -> str:
     states = "REAL (*v)[BLOCK]"
     slopes = write.function(
         "slopes",
-        f"const Job *j, REAL (*k)[BLOCK], {r}, {states}, const REAL *x, REAL *own, REAL *full, int n",
+        f"const Job *j, REAL (*k)[BLOCK], {r}, {states}, const REAL *x, "
+        "REAL *own, REAL *full, int n",
         {
             place: node
             for place, node in (("own[i]", back.own), ("full[i]", back.full))
@@ -69,8 +70,8 @@ def backward_text(layer: Layer, options: Options) -> str:
     )
     retreat = write.function(
         "retreat",
-        f"const Job *j, REAL (*k)[BLOCK], {r}, {states}, const REAL *x, const REAL *g, const REAL *gu, "
-        "const REAL *h, const REAL *own, REAL (*d)[BLOCK], REAL *gx, REAL (*term)[BLOCK], int n",
+        f"const Job *j, REAL (*k)[BLOCK], {r}, {states}, const REAL *x, const REAL *g, "
+        "const REAL *gu, const REAL *h, const REAL *own, REAL (*d)[BLOCK], REAL *gx, REAL (*term)[BLOCK], int n",
         {
             "gx[i]": back.gx,
             **{f"term[{i}][i]": node for i, node in enumerate(back.terms)},
@@ -125,7 +126,9 @@ def _text(layer: Layer, options: Options, defines: str, functions: str) -> str:
 
 
 def _array(name: str, values: Iterable[int]) -> str:
-    return f"static const int {name}[] __attribute__((unused)) = {{{', '.join(map(str, values))}}};\n"
+    return (
+        f"static const int {name}[] __attribute__((unused)) = {{{', '.join(map(str, values))}}};\n"
+    )
 
 
 class _Writer:

@@ -1,8 +1,8 @@
 /* The functions that a timestep may call, each vectorised by compilers where libm is not needed.
    Included after step.h. */
 
-#define OF_LIBM(f) \
-    ALWAYS REAL NAME(f)(REAL x) { return sizeof(REAL) == 8 ? (REAL)f(x) : (REAL)f##f((float)x); }
+#define OF_LIBM(of) \
+    ALWAYS REAL NAME(of)(REAL x) { return sizeof(REAL) == 8 ? (REAL)of(x) : (REAL)of##f((float)x); }
 OF_LIBM(expm1)
 OF_LIBM(log)
 OF_LIBM(log1p)
@@ -39,3 +39,4 @@ ALWAYS REAL NAME(exp)(REAL x) {
 }
 
 ALWAYS REAL NAME(sigmoid)(REAL x) { return 1 / (1 + NAME(exp)(-x)); }
+ALWAYS REAL NAME(softplus)(REAL x) { return x > 20 ? x : NAME(log1p)(NAME(exp)(x)); }

@@ -85,6 +85,10 @@ def _of_atan(n: Graph, g: int, y: int, a: int) -> tuple[int]:
     return (n("div", g, n("add", n("mul", a, a), n("number", 1))),)
 
 
+def _of_softplus(n: Graph, g: int, y: int, a: int) -> tuple[int]:
+    return (n("where", n("gt", a, n("number", 20)), g, n("mul", g, n("sigmoid", a))),)
+
+
 RULES = {
     "add": Rule("{0} + {1}", lambda n, g, y, a, b: (g, g)),
     "sub": Rule("{0} - {1}", lambda n, g, y, a, b: (g, n("neg", g))),
@@ -105,6 +109,7 @@ RULES = {
     "tanh": Rule("NAME(tanh)({0})", _factor(_of_tanh)),
     "atan": Rule("NAME(atan)({0})", _of_atan),
     "sigmoid": Rule("NAME(sigmoid)({0})", _factor(_of_sigmoid)),
+    "softplus": Rule("NAME(softplus)({0})", _of_softplus),
     "abs": Rule("NAME(abs)({0})", _factor(lambda n, y, a: n("sign", a))),
     "sign": Rule("(REAL)(({0} > 0) - ({0} < 0))", lambda n, g, y, a: (None,)),
     "floor": Rule("NAME(floor)({0})", lambda n, g, y, a: (None,)),

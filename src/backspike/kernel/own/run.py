@@ -88,9 +88,7 @@ def prepare(equations: Equations, call: Call, rest: Rest) -> Prepared:
         back = _differentiated(recording.trace, options)
         retreat = function(backward_text(layer, options), "backward")
     recomputes = call.neuron.saves == "recompute"
-    plan = Plan(
-        layer, options, back, recomputes, ops.encode(call), call.record, advance, retreat
-    )
+    plan = Plan(layer, options, back, recomputes, ops.encode(call), call.record, advance, retreat)
     return Prepared(plan, call, coefficients)
 
 
@@ -148,7 +146,7 @@ def describe(plan: Plan, states: Sequence[str]) -> str:
     return ", ".join([*found, *["its input"] * plan.saves_x]) or "nothing"
 
 
-# ------------------------------------------------------------------------------------------- the run
+# ------------------------------------------------------------------------------------------ the run
 
 
 def run(prepared: Prepared, shape: torch.Size) -> tuple[Result, Tensor]:
@@ -180,9 +178,7 @@ class _Outputs(NamedTuple):
     kept: Tensor | None  # the saved rows, [saved, T N]
 
 
-def _forward(
-    plan: Plan, x: Tensor, v0: Tensor | None, table: Tensor, masked: bool
-) -> _Outputs:
+def _forward(plan: Plan, x: Tensor, v0: Tensor | None, table: Tensor, masked: bool) -> _Outputs:
     record, dtype, saves = plan.record, state_dtype(x), plan.saves
     if x.dtype == torch.float16:
         out = _forward(plan, x.float(), v0, table, masked)

@@ -72,7 +72,13 @@ class Tracer(fx.proxy.TracerBase):
         return Row(self.graph(*node), self)
 
     def create_proxy(
-        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *_: Any, **__: Any
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *_: Any,
+        **__: Any,
     ) -> Row:
         table: dict[Any, Callable[..., Row]] = METHODS if kind == "call_method" else FUNCTIONS
         rule = table.get(target)
@@ -194,9 +200,7 @@ def _relu(t: Tracer, input: Any) -> Row:
 def _softplus(t: Tracer, input: Any, beta: float = 1, threshold: float = 20) -> Row:
     if beta != 1 or threshold != 20:
         raise Unsupported("there is no rule for softplus with another beta or threshold")
-    a, graph = t.real(input), t.graph
-    smooth = graph("log1p", graph("exp", a))
-    return t.row("where", graph("gt", a, graph("number", 20)), a, smooth)
+    return _one("softplus")(t, input)
 
 
 def _to(t: Tracer, input: Any, dtype: Any) -> Row:
@@ -300,5 +304,7 @@ def trace(
 def _rows(tracer: Tracer, method: str, value: Any, n: int) -> list[Row]:
     out = [value] if isinstance(value, Row) else value
     if not (isinstance(out, tuple | list) and len(out) == n and all(map(tracer.is_real, out))):
-        raise Unsupported(f"{method} returns something else than {n} rows that depend on its arguments")
+        raise Unsupported(
+            f"{method} returns something else than {n} rows that depend on its arguments"
+        )
     return list(out)
