@@ -11,9 +11,11 @@ from torch import nn
 from torch.nn import functional
 
 import backspike as bs
+from backspike.kernel import compiler
 from backspike.kernel.cpu import library
 from backspike.kernel.own import rules, trace
 
+pytestmark = pytest.mark.skipif(compiler.find() is None, reason="there is no C compiler here")
 r = torch.Generator().manual_seed(9)
 
 

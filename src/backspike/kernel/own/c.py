@@ -71,7 +71,8 @@ def backward_text(layer: Layer, options: Options) -> str:
     retreat = write.function(
         "retreat",
         f"const Job *j, REAL (*k)[BLOCK], {r}, {states}, const REAL *x, const REAL *g, "
-        "const REAL *gu, const REAL *h, const REAL *own, REAL (*d)[BLOCK], REAL *gx, REAL (*term)[BLOCK], int n",
+        "const REAL *gu, const REAL *h, const REAL *own, REAL (*d)[BLOCK], REAL *gx, "
+        "REAL (*term)[BLOCK], int n",
         {
             "gx[i]": back.gx,
             **{f"term[{i}][i]": node for i, node in enumerate(back.terms)},
