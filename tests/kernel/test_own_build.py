@@ -66,7 +66,7 @@ def test_processes_that_start_at_once_share_whole_entries(folder):
     results = [finish(process) for process in [start(), start()]]
     assert results[0] == results[1]
     assert results[0][0] == "cpu"
-    entries = [path for path in folder.iterdir()]
+    entries = list(folder.iterdir())
     assert len(entries) == 2  # forward and backward
     for entry in entries:
         names = {path.name for path in entry.iterdir()}

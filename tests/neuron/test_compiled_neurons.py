@@ -166,7 +166,7 @@ def test_each_rule_is_used_by_the_test_above():
         tracer = trace.Tracer(torch.float64)
         c, x, v = torch.tensor(0.7), tracer.row("x"), tracer.row("state", 0)
         step(c, x, v)
-        used |= {node[0] for node in tracer.graph.nodes}
+        used |= {node[0] for node in tracer.nodes.nodes}
     unused = {*rules.RULES} - used - {"base", "replacement", "xor"}
     assert unused == set()
 

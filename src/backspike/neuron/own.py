@@ -202,7 +202,7 @@ class Neuron(LIF):
             return self.options.backend.replace("auto", "eager"), prepared
         return "cpu", COMPILED
 
-    def saves(self, device: torch.device | None = None) -> str:
+    def describe_saved(self, device: torch.device | None = None) -> str:
         """What is saved for backward, in words."""
         call = self._example(device)
         prepared = self._compiled(self._equations(call), call)

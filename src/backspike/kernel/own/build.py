@@ -26,13 +26,13 @@ SECONDS = 600  # a compiler that takes longer is stopped
 CURE = "install gcc or clang, or name one with CC="
 
 
-def function(text: str, name: str) -> Callable[[Any], int]:
+def function(text: str, name: str) -> Callable[[Any], object]:
     """The function of this name in a C source. Raises Unsupported if it cannot be compiled."""
     return _function(text, name, active_level())
 
 
 @lru_cache(maxsize=1024)
-def _function(text: str, name: str, level: str) -> Callable[[Any], int]:
+def _function(text: str, name: str, level: str) -> Callable[[Any], object]:
     c_function = getattr(_library(text, level), name)
     c_function.restype, c_function.argtypes = None, [ctypes.POINTER(Job)]
     return c_function

@@ -145,7 +145,8 @@ class _Writer:
         trace, graph = self.layer.trace, self.graph
         targets = [i for i in results.values() if i is not None]
         order = sorted(needed(graph, trace, targets, self.kept))
-        outside, inside = [], []
+        outside: list[str] = []
+        inside: list[str] = []
         for i in order:
             line = f"{'int' if is_condition(graph, i) else 'REAL'} n{i} = {self._value(i)};"
             fixed = self._is_fixed(i)

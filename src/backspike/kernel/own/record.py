@@ -56,7 +56,7 @@ def _same(a: float | Tensor, b: float | Tensor) -> bool:
 def _record(equations: Equations, call: Call, rest: Rest) -> Recording:
     tracer, width = Tracer(state_dtype(call.x)), -1
     values = values_in_use(equations.constants, call.x)
-    tracer.graph("coefficient", tracer.coefficient(values[THRESHOLD]))
+    tracer.nodes("coefficient", tracer.coefficient(values[THRESHOLD]))
     places = tuple(tracer.coefficient(values[p] if isinstance(p, str) else p) for p in rest)
     if call.width is not None:
         width = tracer.coefficient(over_channels(call.width, call.x).to(tracer.dtype))

@@ -32,10 +32,11 @@ class Plan(NamedTuple):
     options: Options
     back: Backward | None  # None: nothing requires a gradient
     recomputes: bool  # the backward pass computes the forward pass again
-    encoded: tuple[list[int], list[float]]  # the neuron, by `ops.encode`
+    flags: list[int]  # of `ops.encode`
+    numbers: list[float]
     record: Record
-    advance: Callable[[Any], None]
-    retreat: Callable[[Any], None] | None
+    advance: Callable[[Any], object]
+    retreat: Callable[[Any], object] | None
 
     @property
     def saves(self) -> list[bool]:
@@ -51,7 +52,7 @@ class Plan(NamedTuple):
     @property
     def saves_v0(self) -> bool:
         """Whether it saves the first states."""
-        return self.back is not None and (self.recomputes or self.back.before)
+        return self.back is not None and (self.recomputes or bool(self.back.before))
 
 
 class Prepared(NamedTuple):
@@ -88,7 +89,7 @@ def prepare(equations: Equations, call: Call, rest: Rest) -> Prepared:
         back = _differentiated(recording.trace, options)
         retreat = function(backward_text(layer, options), "backward")
     recomputes = call.neuron.saves == "recompute"
-    plan = Plan(layer, options, back, recomputes, ops.encode(call), call.record, advance, retreat)
+    plan = Plan(layer, options, back, recomputes, *ops.encode(call), call.record, advance, retreat)
     return Prepared(plan, call, coefficients)
 
 
@@ -193,7 +194,7 @@ def _forward(plan: Plan, x: Tensor, v0: Tensor | None, table: Tensor, masked: bo
         state = layout.empty((len(plan.layer.rest), *x.shape[1:]), strides, dtype, x.device)
     if any(saves):
         kept = x.new_empty((sum(saves), x.numel()), dtype=dtype)
-    job = library.make_job(x.shape, table, strides, *plan.encoded, x.element_size())
+    job = library.make_job(x.shape, table, strides, plan.flags, plan.numbers, x.element_size())
     job.x_stride, job.keeps = x.stride(0), _bits(saves)
     library.set_pointers(job, x=x, v0=v0, s=spikes, u=membrane, kept=kept)
     library.set_pointers(job, v=state if record.state else None)
@@ -244,7 +245,7 @@ class _Compiled(torch.autograd.Function):
         states = (len(plan.layer.rest), *ctx.shape[1:])
         gx = layout.empty(ctx.shape, strides, dtype, table.device) if needs_x else None
         g_v0 = layout.empty(states, strides, table.dtype, table.device) if needs_v0 else None
-        job = library.make_job(ctx.shape, table, strides, *plan.encoded, dtype.itemsize)
+        job = library.make_job(ctx.shape, table, strides, plan.flags, plan.numbers, dtype.itemsize)
         library.set_mask(job, seed, p)
         job.keeps, job.repeated = _bits(plan.saves), ctx.has_v0
         job.x_stride, job.g_stride, job.gu_stride = (

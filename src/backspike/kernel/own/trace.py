@@ -34,6 +34,8 @@ class Trace(NamedTuple):
 class Row(fx.Proxy):
     """A value for each element of a timestep, in the dtype of the states."""
 
+    tracer: Tracer
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the states."""
@@ -48,11 +50,11 @@ class Row(fx.Proxy):
     def __torch_function__(
         cls,
         function: Callable[..., Any],
-        types: tuple[type, ...],
-        args: tuple[Any, ...] = (),
+        types: Any,
+        args: Any = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
+        args, kwargs = args or (), kwargs or {}
         tracer = next(a.tracer for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy))
         method = torch.overrides.is_tensor_method_or_property(function)
         kind, target = ("call_method", function.__name__) if method else ("call_function", function)
@@ -63,13 +65,17 @@ class Tracer(fx.proxy.TracerBase):
     """Makes a node of each operation on a `Row`. coefficients: tensors and numbers, in order."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype, self.graph = dtype, Graph()
+        self.dtype, self.nodes = dtype, Graph()
         self.coefficients: list[float | Tensor] = []
         self.found: dict[int, int] = {}  # of the tensors by their id
 
     def row(self, *node: Any) -> Row:
         """The row that this node computes."""
-        return Row(self.graph(*node), self)
+        return self.proxy_of(self.nodes(*node))
+
+    def proxy_of(self, i: int) -> Row:
+        """A node as a row."""
+        return Row(i, self)  # type: ignore[arg-type]  # fx has nodes of its own
 
     def create_proxy(
         self,
@@ -94,9 +100,9 @@ class Tracer(fx.proxy.TracerBase):
         if isinstance(a, Row):
             return int(a.node)  # type: ignore[call-overload]
         if isinstance(a, int) and abs(a) < SMALL:
-            return self.graph("number", int(a))
+            return self.nodes("number", int(a))
         if isinstance(a, int | float | Tensor):
-            return self.graph("coefficient", self.coefficient(a))
+            return self.nodes("coefficient", self.coefficient(a))
         raise Unsupported(f"there is no rule for an argument such as {type(a).__name__}")
 
     def coefficient(self, a: float | Tensor) -> int:
@@ -114,17 +120,17 @@ class Tracer(fx.proxy.TracerBase):
     def real(self, a: Any) -> int:
         """The node of an argument as a real number: 1 and 0 for a condition."""
         i = self.node(a)
-        return self.graph("real", i) if is_condition(self.graph, i) else i
+        return self.nodes("real", i) if is_condition(self.nodes, i) else i
 
     def truth(self, a: Any) -> int:
         """The node of a condition."""
-        if isinstance(a, Row) and is_condition(self.graph, i := self.node(a)):
+        if isinstance(a, Row) and is_condition(self.nodes, i := self.node(a)):
             return i
         raise Unsupported("a condition is no comparison of a row")
 
     def is_real(self, a: Any) -> bool:
         """Whether this is a row of real numbers, which gives the result its dtype."""
-        return isinstance(a, Row) and not is_condition(self.graph, self.node(a))
+        return isinstance(a, Row) and not is_condition(self.nodes, self.node(a))
 
 
 # ------------------------------------------------------------------ what a call of torch stands for
@@ -163,8 +169,8 @@ def _pow(t: Tracer, input: Any, exponent: Any) -> Row:
     number = isinstance(exponent, int | float)
     if not (number and t.is_real(input)) or exponent not in (0.5, 1, 2, 3, -0.5, -1, -2):
         return _elementwise("pow")(t, input, exponent)
-    a, one = t.node(input), t.graph("number", 1)
-    square = t.graph("mul", a, a) if abs(exponent) in (2, 3) else a
+    a, one = t.node(input), t.nodes("number", 1)
+    square = t.nodes("mul", a, a) if abs(exponent) in (2, 3) else a
     nodes: dict[float, tuple[Any, ...]] = {
         0.5: ("sqrt", a),
         2: ("mul", a, a),
@@ -178,12 +184,12 @@ def _pow(t: Tracer, input: Any, exponent: Any) -> Row:
 
 def _clamp(t: Tracer, input: Any, min: Any = None, max: Any = None) -> Row:
     """With the gradient of torch's clamp, which is not that of maximum at the bounds."""
-    y, graph = t.real(input), t.graph
+    y, graph = t.real(input), t.nodes
     for bound, beyond in ((min, "lt"), (max, "gt")):
         if bound is not None:
             b = t.real(bound)
             y = graph("where", graph(beyond, y, b), b, y)
-    return Row(y, t)
+    return t.proxy_of(y)
 
 
 def _where(t: Tracer, condition: Any, input: Any, other: Any) -> Row:
@@ -193,8 +199,8 @@ def _where(t: Tracer, condition: Any, input: Any, other: Any) -> Row:
 
 
 def _relu(t: Tracer, input: Any) -> Row:
-    zero = t.graph("number", 0)
-    return t.row("where", t.graph("gt", t.real(input), zero), t.real(input), zero)
+    zero = t.nodes("number", 0)
+    return t.row("where", t.nodes("gt", t.real(input), zero), t.real(input), zero)
 
 
 def _softplus(t: Tracer, input: Any, beta: float = 1, threshold: float = 20) -> Row:
@@ -206,7 +212,7 @@ def _softplus(t: Tracer, input: Any, beta: float = 1, threshold: float = 20) -> 
 def _to(t: Tracer, input: Any, dtype: Any) -> Row:
     if dtype != t.dtype:
         raise Unsupported(f"a row is converted to {dtype}")
-    return Row(t.real(input), t)
+    return t.proxy_of(t.real(input))
 
 
 def _filled(value: int) -> Callable[..., Row]:
@@ -298,7 +304,7 @@ def trace(
     for i, (name, method) in enumerate((("reset", reset), ("adapt", adapt))):
         after = _rows(tracer, name, method(tracer.row("spike", i), *after), states)
     nodes = (tuple(map(tracer.node, rows)) for rows in (middle, after))
-    return Trace(tuple(tracer.graph.nodes), tracer.node(u), *nodes)
+    return Trace(tuple(tracer.nodes.nodes), tracer.node(u), *nodes)
 
 
 def _rows(tracer: Tracer, method: str, value: Any, n: int) -> list[Row]:
