@@ -7,7 +7,7 @@
 `definition` builds an autograd graph over all T, as `reference.py` does. `run` saves states, and
 not their graph: its backward pass takes one timestep after the other, from the last to the first,
 computes the step again from the states before it and differentiates it by autograd. It adds the
-surrogate, the mask and reset_gradient by hand, as `eager.py` does.
+surrogate, the mask and reset_gradient by hand, as `eager.py` does. `own/` compiles the same.
 """
 
 from __future__ import annotations

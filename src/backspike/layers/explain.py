@@ -110,7 +110,7 @@ def _details(
         return ""
     saved = f"saves {_SAVED[layer.memory]}{_varying(layer)}"
     if isinstance(layer, Neuron):
-        saved = f"saves {layer.describe_saved()}"
+        saved = f"saves {layer.describe_saved(backend)}"
     if block is None:
         return saved
     if reason := why_called(layer):

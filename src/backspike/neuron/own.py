@@ -202,15 +202,14 @@ class Neuron(LIF):
             return self.options.backend.replace("auto", "eager"), prepared
         return "cpu", COMPILED
 
-    def describe_saved(self, device: torch.device | None = None) -> str:
-        """What is saved for backward, in words."""
-        call = self._example(device)
-        prepared = self._compiled(self._equations(call), call)
-        few = self.options.memory != "exact"
-        if isinstance(prepared, str):
-            some = "its input, and the states of about every sqrt(T)-th timestep"
-            return some if few else "the states"
-        return compiled.describe(prepared.plan, tuple(self.states))
+    def describe_saved(self, backend: str) -> str:
+        """What a backend saves for backward, in words."""
+        if backend == "cpu":
+            call = self._example(torch.device("cpu"))
+            prepared = compiled.prepare(self._equations(call), call, tuple(self.states.values()))
+            return compiled.describe(prepared.plan, tuple(self.states))
+        some = "its input, and the states of about every sqrt(T)-th timestep"
+        return "the states" if self.options.memory == "exact" else some
 
     def _example(self, device: torch.device | None) -> kernel.Call:
         """A call for two neurons in each channel, in training."""
