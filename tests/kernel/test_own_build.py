@@ -34,11 +34,11 @@ print(*layer.runs_on(), x.grad.sum().item(), sep="|")
 def folder(tmp_path, monkeypatch):
     """An empty cache that this process has not used."""
     monkeypatch.setenv("BACKSPIKE_CACHE", str(tmp_path / "cache"))
-    for kept in (build._library, build._function, build._flags):
-        kept.cache_clear()
+    build._library.cache_clear()
+    build._flags.cache_clear()
     yield tmp_path / "cache/neurons"
-    for kept in (build._library, build._function, build._flags):
-        kept.cache_clear()
+    build._library.cache_clear()
+    build._flags.cache_clear()
 
 
 def start(**environment):
@@ -133,7 +133,6 @@ def test_a_library_of_another_user_is_not_loaded(folder, caplog):
     layer = bs.QIF(backend="cpu")
     want = layer(x := torch.rand(3, 2))
     build._library.cache_clear()
-    build._function.cache_clear()
     (path,) = libraries(folder)
     os.chown(path, 12345, -1)
     assert torch.equal(layer(x), want)

@@ -429,6 +429,18 @@ def alpha(self, x, v):
     return u, u
 
 
+def without_gradients(self, x, v):
+    with torch.no_grad():
+        w = v * 0.5
+    return w + x, w + x
+
+
+def long(self, x, v):
+    for _ in range(1100):
+        v = v * 0.5 + x
+    return v, v
+
+
 def stash(self, x, v):
     self.x = x
     return v + x, v + x
@@ -448,6 +460,8 @@ def unstash(self, s, v):
         (subclass(step=other_dtype), "a tensor of torch.float64 is used"),
         (subclass(step=by_sample), r"a tensor of the shape \[3, 1, 1\] differs between samples"),
         (subclass(step=alpha), "there is no rule for these arguments"),
+        (subclass(step=without_gradients), "it switches gradients on or off"),
+        (subclass(step=long), "a timestep has more than 1000 operations"),
         (subclass(step=stash, reset=unstash), "reset or adapt uses more than its arguments"),
         (subclass(step=lambda self, x, v: (v, 1.0)), "step returns something else than 2 rows"),
     ],

@@ -80,7 +80,7 @@ class Neuron(LIF):
         """constants: an options class that declares them; else the class's annotations do."""
         super().__init_subclass__()
         cls.defaults = {**cls.defaults, **_declared(cls, constants)}
-        taken = {*dir(LIF()), "numbers", "in_use"} - {*_OF_LIF}
+        taken = {*dir(LIF()), "numbers", "in_use", "not_compiled"} - {*_OF_LIF}
         for name in cls.defaults:
             if name in taken:
                 raise TypeError(
@@ -120,6 +120,7 @@ class Neuron(LIF):
         self.options = replace(self.options, learn=learn)
         self.numbers: dict[str, float] = {}
         self.in_use: Mapping[str, Tensor] = {}  # the constants as the equations see them
+        self.not_compiled: dict[tuple[object, ...], str] = {}  # the reasons, by kinds of input
         shape = () if channels is None else (channels,)
         for name, value in numbers.items():
             self.numbers[name] = value = _number(kind, name, value)
@@ -182,17 +183,23 @@ class Neuron(LIF):
 
         Raises `bs.Unsupported` if the backend that was asked for does not run it.
         """
-        backend = self.options.backend
+        backend, x = self.options.backend, call.x
         if backend not in ("auto", "cpu", "eager", "reference"):
             raise Unsupported(f"backend {backend!r}: {REASON}; use backend='auto'")
         if backend in ("eager", "reference"):
             return "requested"
+        if backend == "auto" and torch.compiler.is_compiling():
+            return f"{REASON}: torch.compile compiles them"
+        kind = x.device.type, x.dtype, x.dim()
+        if backend == "auto" and kind in self.not_compiled:  # it is not tried again
+            return self.not_compiled[kind]
         try:
             return compiled.prepare(own, call, tuple(self.states.values()))
         except Unsupported as error:
             if backend == "cpu":
                 raise Unsupported(f"backend 'cpu': {error}; use backend='auto'") from error
-            return f"{REASON}: {error}"
+            self.not_compiled[kind] = reason = f"{REASON}: {error}"
+            return reason
 
     def runs_on(self, device: torch.device | None = None) -> tuple[str, str]:
         """The backend and the reason for it. Raises `bs.Unsupported` if it cannot be used."""

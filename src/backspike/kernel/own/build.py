@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,26 +29,26 @@ CURE = "install gcc or clang, or name one with CC="
 
 def function(text: str, name: str) -> Callable[[Any], object]:
     """The function of this name in a C source. Raises Unsupported if it cannot be compiled."""
-    return _function(text, name, active_level())
-
-
-@lru_cache(maxsize=1024)
-def _function(text: str, name: str, level: str) -> Callable[[Any], object]:
-    c_function = getattr(_library(text, level), name)
+    library = _library(text, active_level())
+    if isinstance(library, str):
+        raise Unsupported(library)
+    c_function = getattr(library, name)
     c_function.restype, c_function.argtypes = None, [ctypes.POINTER(Job)]
     return c_function
 
 
 @lru_cache(maxsize=1024)
-def _library(text: str, level: str) -> ctypes.CDLL:
-    from ...data import cache as folder  # imports NumPy's readers, which most programs do not need
+def _library(text: str, level: str) -> ctypes.CDLL | str:
+    """The library, or why there is none; a compiler that failed is not asked again."""
+    from ...data import cache as folder  # imports readers that most programs do not need
 
-    digest = hashlib.sha256("\n".join((text, *_headers(), level, sys.platform)).encode())
+    machine = platform.machine(), sys.platform
+    digest = hashlib.sha256("\n".join((text, *_headers(), level, *machine)).encode())
     entry = f"neurons/{digest.hexdigest()[:32]}"
     try:
         return folder.cached(entry, _read, lambda path: _write(path, text, level))
-    except DataError as error:
-        raise Unsupported(str(error)) from error
+    except (DataError, Unsupported) as error:
+        return str(error)
 
 
 @cache

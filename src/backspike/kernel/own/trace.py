@@ -19,6 +19,7 @@ from ...errors import Unsupported
 from .graph import Graph, Node
 from .rules import is_condition
 
+LONGEST = 1000  # operations of a timestep, whose values are on the stack
 SMALL = 1 << 20  # integers below are written into the code, others are coefficients
 
 
@@ -68,6 +69,7 @@ class Tracer(fx.proxy.TracerBase):
         self.dtype, self.nodes = dtype, Graph()
         self.coefficients: list[float | Tensor] = []
         self.found: dict[int, int] = {}  # of the tensors by their id
+        self.gradients = torch.is_grad_enabled()
 
     def row(self, *node: Any) -> Row:
         """The row that this node computes."""
@@ -90,6 +92,10 @@ class Tracer(fx.proxy.TracerBase):
         rule = table.get(target)
         if rule is None:
             raise Unsupported(f"there is no rule for {getattr(target, '__name__', target)}")
+        if torch.is_grad_enabled() != self.gradients:
+            raise Unsupported("it switches gradients on or off")
+        if len(self.nodes.nodes) > LONGEST:
+            raise Unsupported(f"a timestep has more than {LONGEST} operations")
         try:
             return rule(self, *args, **kwargs)
         except TypeError as error:
