@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from numbers import Real
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -17,7 +18,9 @@ from .. import kernel
 from ..errors import Unsupported, nearest
 from ..kernel import equations
 from ..kernel.coefficients import over_channels, state_dtype
+from ..kernel.own import native
 from ..kernel.own import run as compiled
+from ..kernel.own.plan import Prepared, describe
 from ..options import Own
 from .foreign_names import hint
 from .lif import LIF, Output, names
@@ -56,8 +59,9 @@ class Neuron(LIF):
     reset_gradient scales the gradient through the s in `reset`, and not that in `adapt`.
     memory: "exact" saves the states of every timestep; "recompute" and "checkpoint" those of about
     every sqrt(T)-th, and compute the others again. Gradients are exact either way.
-    backend: "cpu", compiled C; "eager", torch; "reference", a graph of autograd over all timesteps;
-    or "auto", which compiles what it can and takes "eager" for the rest. `bs.explain` says why.
+    backend: "cpu", compiled C; "triton", for GPUs; "eager", torch; "reference", a graph of autograd
+    over all timesteps; or "auto": "cpu" if that can be compiled, else "eager". `bs.explain` says
+    why.
     The state is that of `bs.LIF` with one state, and `[states, B, ...]` with more.
 
     Raises TypeError or ValueError naming the argument, or the method that returned something else
@@ -174,18 +178,16 @@ class Neuron(LIF):
                 result, last = equations.run(own, call, states, every)
             state = torch.stack(last)
         else:
-            result, state = compiled.run(prepared, x.shape)
+            result, state = compiled.run(prepared, x.shape, self._backend())
         state = state if n > 1 or not state.numel() else state[0]
         return Output(result.spikes, state, result.membrane), result.moments
 
-    def _compiled(self, own: equations.Equations, call: kernel.Call) -> compiled.Prepared | str:
+    def _compiled(self, own: equations.Equations, call: kernel.Call) -> Prepared | str:
         """The call as the compiled equations take it, or why they do not run it.
 
         Raises `bs.Unsupported` if the backend that was asked for does not run it.
         """
         backend, x = self.options.backend, call.x
-        if backend not in ("auto", "cpu", "eager", "reference"):
-            raise Unsupported(f"backend {backend!r}: {REASON}; use backend='auto'")
         if backend in ("eager", "reference"):
             return "requested"
         if backend == "auto" and torch.compiler.is_compiling():
@@ -194,12 +196,22 @@ class Neuron(LIF):
         if backend == "auto" and kind in self.not_compiled:  # it is not tried again
             return self.not_compiled[kind]
         try:
-            return compiled.prepare(own, call, tuple(self.states.values()))
+            return compiled.prepare(own, call, tuple(self.states.values()), self._backend())
         except Unsupported as error:
-            if backend == "cpu":
-                raise Unsupported(f"backend 'cpu': {error}; use backend='auto'") from error
+            if backend != "auto":
+                raise Unsupported(f"backend {backend!r}: {error}; use backend='auto'") from error
             self.not_compiled[kind] = reason = f"{REASON}: {error}"
             return reason
+
+    def _backend(self) -> ModuleType:
+        """The module of the compiled backend that is in question."""
+        if self.options.backend != "triton":
+            return native
+        if "triton" not in kernel.backends():
+            raise Unsupported(f"there is no Triton here, and {REASON}")
+        from ..kernel.triton import own
+
+        return own
 
     def runs_on(self, device: torch.device | None = None) -> tuple[str, str]:
         """The backend and the reason for it. Raises `bs.Unsupported` if it cannot be used."""
@@ -207,14 +219,15 @@ class Neuron(LIF):
         prepared = self._compiled(self._equations(call), call)
         if isinstance(prepared, str):
             return self.options.backend.replace("auto", "eager"), prepared
-        return "cpu", COMPILED
+        return self.options.backend.replace("auto", "cpu"), COMPILED
 
     def describe_saved(self, backend: str) -> str:
         """What a backend saves for backward, in words."""
+        call = self._example(None)
         if backend == "cpu":
-            call = self._example(torch.device("cpu"))
-            prepared = compiled.prepare(self._equations(call), call, tuple(self.states.values()))
-            return compiled.describe(prepared.plan, tuple(self.states))
+            prepared = self._compiled(self._equations(call), call)
+            assert not isinstance(prepared, str)
+            return describe(prepared.plan, tuple(self.states))
         some = "its input, and the states of about every sqrt(T)-th timestep"
         return "the states" if self.options.memory == "exact" else some
 
