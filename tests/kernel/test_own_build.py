@@ -156,6 +156,20 @@ def test_each_level_has_a_library_of_its_own(folder):
     assert len(libraries(folder)) == len(library.levels())
 
 
+def test_torch_compile_takes_the_equations_as_they_are():
+    """In a process of its own: here, torch.empty_like is replaced."""
+    program = """
+import torch
+import backspike as bs
+layer, x = bs.QIF(), torch.rand(4, 2, 3)
+y = torch.compile(layer, fullgraph=True, backend="eager")(x)
+assert torch.equal(y, layer(x))
+assert layer.runs_on()[0] == "cpu"
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_package_without_sources_names_what_is_missing(folder, tmp_path, monkeypatch):
     """As a broken installation."""
     other = tmp_path / "own"

@@ -506,9 +506,3 @@ def test_a_changed_number_takes_effect_and_is_not_compiled_again():
     assert not torch.equal(layer(x), once)
     assert torch.equal(layer(x), Scaled(backend="eager").train()(x * 0.3))
     assert build._library.cache_info().misses == known
-
-
-def test_torch_compile_takes_the_equations_as_they_are():
-    layer, x = LIF(), torch.rand(4, 2, 3)
-    compiled = torch.compile(layer, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(x), layer(x))
