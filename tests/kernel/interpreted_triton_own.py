@@ -1,4 +1,4 @@
-"""Neurons with equations of their own in Triton's interpreter; test_triton_own.py runs this file."""
+"""Own neurons in Triton's interpreter; test_triton_own.py runs this file."""
 
 import pytest
 import torch

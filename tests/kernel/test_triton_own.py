@@ -1,4 +1,4 @@
-"""Neurons with equations of their own in Triton, interpreted and compiled for a GPU. None is needed.
+"""Own neurons in Triton, interpreted, and compiled for a GPU, of which none is needed.
 
 Both run in processes of their own, because Triton decides on import whether to interpret kernels.
 """
