@@ -78,7 +78,7 @@ ALLOWED = {
     "kernel/dispatch.py": {"importlib"},  # checks whether Triton is installed
     # compiles C that c.py wrote and loads it; see test_compiled_neurons_contain_no_foreign_text
     "kernel/own/build.py": {"ctypes", "subprocess"},
-    "kernel/own/run.py": {"ctypes"},  # passes arguments to it
+    "kernel/own/native.py": {"ctypes"},  # passes arguments to it
     "kernel/pack.py": {"ctypes"},
     "recipes/source.py": {"compile", "exec"},  # a Python file that the user names
     "study/spec.py": {"json.loads"},  # reads the output of json.dumps

@@ -113,7 +113,8 @@ def _lowered(
     order = sorted(needed(graph, trace, targets, slots))
     is_leaf = {i: i in slots or graph.nodes[i][0] in LEAVES - {"middle", "spike"} for i in order}
     leaves = [i for i in order if is_leaf[i]]
-    at, operations = {i: place for place, i in enumerate(leaves)}, []
+    at = {i: place for place, i in enumerate(leaves)}
+    operations: list[tuple[Any, ...]] = []
     for i in order:
         if is_leaf[i]:
             continue

@@ -6,6 +6,7 @@ positions of its inputs among the values so far; these begin with the leaves tha
 """
 
 # ruff: noqa: RUF005  (kernels have no unpacking)
+# mypy: disable-error-code="assignment,var-annotated"
 
 from __future__ import annotations
 
