@@ -506,3 +506,13 @@ def test_a_changed_number_takes_effect_and_is_not_compiled_again():
     assert not torch.equal(layer(x), once)
     assert torch.equal(layer(x), Scaled(backend="eager").train()(x * 0.3))
     assert build._library.cache_info().misses == known
+
+
+def test_explain_speaks_of_the_shapes_that_the_layer_saw():
+    x = torch.rand(3, 2, 4, 7)
+    layer = Varied(x.shape[2:])
+    with torch.no_grad():
+        assert "eager" in bs.explain(layer)  # an example has two neurons in each channel
+        layer(x)
+        assert "compiled from its equations" in bs.explain(layer)
+        assert "saves v, its input" in bs.explain(layer)

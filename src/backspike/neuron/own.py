@@ -84,7 +84,7 @@ class Neuron(LIF):
         """constants: an options class that declares them; else the class's annotations do."""
         super().__init_subclass__()
         cls.defaults = {**cls.defaults, **_declared(cls, constants)}
-        taken = {*dir(LIF()), "numbers", "in_use", "not_compiled"} - {*_OF_LIF}
+        taken = {*dir(LIF()), "numbers", "in_use", "not_compiled", "last_step"} - {*_OF_LIF}
         for name in cls.defaults:
             if name in taken:
                 raise TypeError(
@@ -125,6 +125,7 @@ class Neuron(LIF):
         self.numbers: dict[str, float] = {}
         self.in_use: Mapping[str, Tensor] = {}  # the constants as the equations see them
         self.not_compiled: dict[tuple[object, ...], str] = {}  # the reasons, by kinds of input
+        self.last_step: torch.Size | None = None  # the shape of a timestep of the last input
         shape = () if channels is None else (channels,)
         for name, value in numbers.items():
             self.numbers[name] = value = _number(kind, name, value)
@@ -192,7 +193,7 @@ class Neuron(LIF):
             return "requested"
         if backend == "auto" and torch.compiler.is_compiling():
             return f"{REASON}: torch.compile compiles them"
-        kind = x.device.type, x.dtype, x.dim()
+        kind, self.last_step = (x.device.type, x.dtype, x.shape[1:]), x.shape[1:]
         if backend == "auto" and kind in self.not_compiled:  # it is not tried again
             return self.not_compiled[kind]
         try:
@@ -213,6 +214,7 @@ class Neuron(LIF):
 
         return own
 
+    @torch.enable_grad()
     def runs_on(self, device: torch.device | None = None) -> tuple[str, str]:
         """The backend and the reason for it. Raises `bs.Unsupported` if it cannot be used."""
         call = self._example(device)
@@ -221,6 +223,7 @@ class Neuron(LIF):
             return self.options.backend.replace("auto", "eager"), prepared
         return self.options.backend.replace("auto", "cpu"), COMPILED
 
+    @torch.enable_grad()
     def describe_saved(self, backend: str) -> str:
         """What a backend saves for backward, in words."""
         call = self._example(None)
@@ -232,8 +235,9 @@ class Neuron(LIF):
         return "the states" if self.options.memory == "exact" else some
 
     def _example(self, device: torch.device | None) -> kernel.Call:
-        """A call for two neurons in each channel, in training."""
-        x = torch.zeros(1, 2, self.channels or 1, 2, device=device)
+        """A call such as the last one, or for two neurons in each channel, in training."""
+        step = self.last_step or (2, self.channels or 1, 2)
+        x = torch.zeros(1, *step, device=device)
         with torch.no_grad():  # draws no seed
             call = self.prepare(x, None)
         return replace(call, x=x.requires_grad_())
