@@ -252,13 +252,13 @@ def backward(
             "OTHER": type(other).__name__ if plan.options.replacement else None,
         },
     )
-    C = table.shape[1] if len(shape) > 2 else 1
-    per_channel = sums.view(len(learned), shape[1], -1, math.prod(shape[3:])).sum((1, 3))
-    varies = torch.tensor([plan.layer.varies[i] for i in learned], device=like.device)
-    if C > 1:
-        total = per_channel.sum(1, keepdim=True).expand_as(per_channel)
-        return Gradients(gx, g_v0, torch.where(varies.view(-1, 1), per_channel, total))
-    return Gradients(gx, g_v0, per_channel.sum(1, keepdim=True))
+    sample = shape[2] if len(shape) > 2 else 1, math.prod(shape[3:])
+    sums = sums.view(len(learned), shape[1], *sample).sum((1, 3))  # [learned, C]
+    total = sums.sum(1, keepdim=True)
+    if table.shape[1] == 1:
+        return Gradients(gx, g_v0, total)
+    varies = torch.tensor([[plan.layer.varies[i]] for i in learned], device=like.device)
+    return Gradients(gx, g_v0, torch.where(varies, sums, total) if learned else sums)
 
 
 def _tuple(program: Program | None) -> tuple[Any, ...] | None:
