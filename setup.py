@@ -7,13 +7,13 @@ CC, CFLAGS and LDFLAGS are read from the environment. If CC compiles for another
 BACKSPIKE_PLATFORM to the platform of the wheel (`make wheels` does); then all must be compiled.
 """
 
+import importlib.util
 import os
 import platform
 import shlex
 import shutil
 import subprocess
 import sysconfig
-import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,47 +23,25 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
+# flags and how the compiler is found, as for what the package compiles later
+spec = importlib.util.spec_from_file_location("compiler", "src/backspike/kernel/compiler.py")
+compiler = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(compiler)
+
 SOURCES, HEADERS = (
     sorted(map(str, Path("src/backspike/kernel/csrc").glob(f"*.{ending}"))) for ending in "ch"
 )
 # kernel/cpu/library.py compares it, to find libraries that were compiled from other sources
 DIGEST = zlib.crc32(b"".join(Path(name).read_bytes() for name in SOURCES + HEADERS))
-# no fused multiply-add and no fast-math: they would change membrane potentials, and thus spikes
-FLAGS = [
-    "-std=gnu11",
-    "-O3",
-    "-g0",
-    "-fno-fast-math",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    f"-DDIGEST={DIGEST}u",
-]
-# The first: otherwise gcc threads the conditions in a loop into branches, which it then vectorises
-# badly. The second: there is no such thing on Windows.
-IF_ACCEPTED = ["-fno-thread-jumps", "-fPIC"]
-# gcc comes with its runtime, which torch on Linux uses as well; clang's is openmp.c
-GCC_ONLY = "#ifdef __clang__\n#error\n#endif\n"
-OWN_OPENMP = ["-Xclang", "-fopenmp", "-DOWN_OPENMP"]
+FLAG = f"-DDIGEST={DIGEST}u"
 
 CURE = "install gcc or clang, or name one with CC=, and install again"
 TARGET = os.environ.get("BACKSPIKE_PLATFORM", "")
 PLATFORM = TARGET or sysconfig.get_platform()
 ENDING = {"win": ".dll", "mac": ".dylib"}.get(PLATFORM[:3], ".so")  # as in kernel/cpu/library.py
-LEVELS = {"_lif": []}
+LEVELS = {"_lif": "baseline"}
 if (TARGET or platform.machine().lower()).endswith(("x86_64", "amd64")):
-    LEVELS |= {"_lif_v3": ["-march=x86-64-v3"], "_lif_v4": ["-march=x86-64-v4"]}
-
-
-def find_compiler():
-    """The command of the C compiler with CFLAGS, or None if there is none."""
-    chosen = os.environ.get("CC")
-    usual = (sysconfig.get_config_var("CC"), "cc", "gcc", "clang")
-    for command in [chosen] if chosen else filter(None, usual):
-        words = shlex.split(command)
-        if shutil.which(words[0]):
-            return [*words, *shlex.split(os.environ.get("CFLAGS", ""))]
-    return None
+    LEVELS |= {"_lif_v3": "v3", "_lif_v4": "v4"}
 
 
 class Build(build_ext):
@@ -73,31 +51,32 @@ class Build(build_ext):
         return str(Path(*name.split("."))) + ENDING
 
     def build_extensions(self):
-        compiler = find_compiler()
-        if compiler is None:
+        command = compiler.find()
+        if command is None:
             self.leave_out(f"there is no C compiler: the kernels are left out; {CURE}")
             return
-        flags = [*FLAGS, *(flag for flag in IF_ACCEPTED if works(compiler, [flag]))]
-        openmp = ["-fopenmp"] if works(compiler, ["-fopenmp"], GCC_ONLY) else []
-        if not openmp and works(compiler, OWN_OPENMP):
-            flags += OWN_OPENMP
-        if not works(compiler, LEVELS.get("_lif_v3", [])):  # zig's spelling
-            LEVELS.update(_lif_v3=["-march=x86_64_v3"], _lif_v4=["-march=x86_64_v4"])
+        flags, openmp = compiler.accepted(command)
+        flags = [*flags, FLAG, *openmp]
+        of_level = {name: compiler.level_flags(command, level) for name, level in LEVELS.items()}
         jobs = [(level, source) for level in LEVELS for source in SOURCES]
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
         self.announce(f"compiling {len(jobs)} C files, {processors} at a time", level=3)
         with ThreadPoolExecutor(processors) as pool:
-            objects = list(pool.map(lambda job: self.compile(compiler, flags + openmp, *job), jobs))
-        link = [*compiler, *shlex.split(os.environ.get("LDFLAGS", "")), *openmp, "-shared"]
+            objects = list(
+                pool.map(
+                    lambda job: self.compile([*command, *flags, *of_level[job[0]]], *job), jobs
+                )
+            )
+        link = [*command, *shlex.split(os.environ.get("LDFLAGS", "")), *openmp, "-shared"]
         for extension in self.extensions:
             level = extension.name.rpartition(".")[2]
             self.link(link, [o for (of, _), o in zip(jobs, objects) if of == level], extension.name)
 
-    def compile(self, compiler, flags, level, source):
+    def compile(self, command, level, source):
         """Compiles a source for a level and returns the object file, or None if that failed."""
         target = Path(self.build_temp, level, f"{Path(source).stem}.o")
         target.parent.mkdir(parents=True, exist_ok=True)
-        words = [*compiler, *flags, *LEVELS[level], "-c", source, "-o", str(target)]
+        words = [*command, "-c", source, "-o", str(target)]
         return str(target) if self.succeeds(words) else None
 
     def link(self, command, objects, name):
@@ -123,15 +102,6 @@ class Build(build_ext):
         done = subprocess.run(words, capture_output=True, text=True)
         self.announce(f"{shlex.join(words)}\n{done.stderr}", level=2 if done.returncode else 1)
         return done.returncode == 0
-
-
-def works(compiler, flags, code=""):
-    """Whether the compiler accepts the flags without a warning, and the code with them."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "try.c")
-        source.write_text(f"{code}int main(void) {{ return 0; }}\n")
-        words = [*compiler, *flags, "-Werror", "-c", str(source), "-o", str(Path(folder, "try.o"))]
-        return subprocess.run(words, capture_output=True).returncode == 0
 
 
 class Wheel(bdist_wheel):

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+import re
 from typing import ClassVar
 
 import pytest
@@ -49,7 +50,7 @@ def close(got, want):
 
 @each_pair
 @each_memory
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "eager", "reference"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -63,6 +64,8 @@ def close(got, want):
 )
 def test_the_built_in_neurons_can_be_written(kind, memory, backend, options):
     """Spikes bit for bit, in both types; gradients to 1e-12 in float64."""
+    if backend not in bs.backends():
+        pytest.skip("there is no C kernel here")
     built_in, own, names = PAIRS[kind]
     if kind == "CubaLIF" and "temporal_gradient" in options:
         options = {**options, "temporal_gradient": True}  # there, it applies to the membrane alone
@@ -84,13 +87,14 @@ def test_the_built_in_neurons_can_be_written(kind, memory, backend, options):
 
 @each_shipped
 @each_memory
-def test_the_backward_pass_is_that_of_autograd_over_all_timesteps(kind, memory):
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_the_backward_pass_is_that_of_autograd_over_all_timesteps(kind, memory, backend):
     make, size = SHIPPED[kind]
     x = size * torch.rand(30, 3, 2, 5, generator=r, dtype=torch.float64)
     g = torch.randn(30, 3, 2, 5, generator=r, dtype=torch.float64)
     options = {"channels": 2, "learn": make.learnable, "reset_gradient": 0.5}
     options["surrogate"] = bs.Masked(bs.Parametric(bs.SuperSpike(4.0)), p=0.2)
-    layers = make(**options, memory=memory), make(**options, backend="reference")
+    layers = make(**options, memory=memory, backend=backend), make(**options, backend="reference")
     got, want = (outcome(layer.double(), x, g=g) for layer in layers)
     assert want["s"].sum() > 5
     for name in want:
@@ -142,7 +146,9 @@ def bytes_saved(layer, x):
 
 def test_few_states_are_saved_with_recompute():
     x = torch.rand(100, 4, 50)
-    exact, few = (bytes_saved(bs.AdEx(memory=m), x) for m in ("exact", "recompute"))
+    exact, few = (
+        bytes_saved(bs.AdEx(memory=m, backend="eager"), x) for m in ("exact", "recompute")
+    )
     step = x[0].numel() * 4
     assert exact == 2 * 101 * step  # v and w before each timestep, and the last ones
     assert few == 2 * 11 * step
@@ -172,8 +178,7 @@ def test_a_network_trains_with_everything_that_watches_layers():
         *("1.constant_b", "1.threshold", "1.log_width", "2.neuron.constant_tau"),
     }
     text = bs.explain(model)
-    assert "equations of its own run in torch" in text
-    assert "saves the states" in text
+    assert re.search(r"AdEx +cpu +compiled from its equations +saves v;", text)
     assert "step by step: a LIF has no such kernel" in text
 
 

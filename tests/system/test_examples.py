@@ -71,7 +71,7 @@ def test_code_about_neurons_of_ones_own_runs(capsys):
     for code in blocks("docs/own-neurons.md"):
         exec(code, variables)
     shown = capsys.readouterr().out
-    assert re.search("Fatigue +eager +equations of its own", shown)
+    assert re.search("Fatigue +cpu +compiled from its equations +saves v", shown)
     assert float(shown.split()[-3]) > 3
     assert variables["recipe"]().network()
 

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from backspike.cli import main
 from backspike.data import DataError
 from backspike.data.formats import image_batch, picture
 from backspike.errors import RecipeError, RunError
+from backspike.kernel.own import c
 from backspike.recipes.recipe import Recipe
 from backspike.recipes.text import parse
 from backspike.run import Run
@@ -65,6 +67,7 @@ ALLOWED = {
     "doctor/examine.py": {"html"},  # escapes text for notebooks
     "exchange/nir_file.py": {"h5py"},  # in a worker, sizes checked first
     "exchange/nir_write.py": {"h5py"},  # to write
+    "kernel/compiler.py": {"subprocess"},  # asks the C compiler which flags it accepts
     "kernel/cpu/conv.py": {"ctypes"},  # our own kernels, as in the next line
     "kernel/cpu/library.py": {"ctypes"},
     "kernel/cpu/norm.py": {"ctypes"},
@@ -73,6 +76,9 @@ ALLOWED = {
     "kernel/cpu/sparse.py": {"ctypes"},
     "kernel/cpu/stream.py": {"ctypes"},
     "kernel/dispatch.py": {"importlib"},  # checks whether Triton is installed
+    # compiles C that c.py wrote and loads it; see test_compiled_neurons_contain_no_foreign_text
+    "kernel/own/build.py": {"ctypes", "subprocess"},
+    "kernel/own/native.py": {"ctypes"},  # passes arguments to it
     "kernel/pack.py": {"ctypes"},
     "recipes/source.py": {"compile", "exec"},  # a Python file that the user names
     "study/spec.py": {"json.loads"},  # reads the output of json.dumps
@@ -149,6 +155,32 @@ def test_the_listed_calls_are_safe():
         assert not list(calls(path, ".extractall"))
         assert all(options == {"filter": "'data'"} for options in calls(path, ".extract"))
     assert list(calls(SOURCE / "data/formats/picture.py", "Image.open")) == [{"formats": "FORMATS"}]
+
+
+def test_compiled_neurons_contain_no_foreign_text():
+    """The C of a neuron consists of our own words and of numbers, whatever its names are."""
+
+    def step(self, x, state):
+        u = state * self.strange_name + torch.exp(x) * 0.1234567
+        return u, u
+
+    def make(name):
+        body = {"states": {"strange_state": 0.0}, "step": step, name: 0.5}
+        return type("StrangeKind", (bs.Neuron,), {**body, "__annotations__": {name: float}})
+
+    layer = make("strange_name")(learn="strange_name")
+    call = layer._example(None)
+    plan = layer._compiled(layer._equations(call), call).plan
+    text = c.forward_text(plan.layer) + c.backward_text(plan.layer, plan.options)
+    assert "NAME(exp)" in text
+    assert "trange" not in text
+    assert "1234567" not in text
+    words = {*re.findall(r"[A-Za-z_][A-Za-z_0-9]*", text)}
+    ours = set()
+    for file in (SOURCE / "kernel/own").iterdir():
+        if file.suffix in (".py", ".h"):
+            ours |= {*re.findall(r"[A-Za-z_][A-Za-z_0-9]*", file.read_text())}
+    assert {word for word in words - ours if not re.fullmatch(r"[nr][0-9]+", word)} == {"_float32"}
 
 
 # ---- run folders ---------------------------------------------------------------------------------

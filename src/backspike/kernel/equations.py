@@ -7,7 +7,7 @@
 `definition` builds an autograd graph over all T, as `reference.py` does. `run` saves states, and
 not their graph: its backward pass takes one timestep after the other, from the last to the first,
 computes the step again from the states before it and differentiates it by autograd. It adds the
-surrogate, the mask and reset_gradient by hand, as `eager.py` does.
+surrogate, the mask and reset_gradient by hand, as `eager.py` does. `own/` compiles the same.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def definition(equations: Equations, call: Call, states: States) -> tuple[Result
     """The outputs of the call from these states, and the last states, as autograd sees them."""
     neuron, dtype, out = call.neuron, state_dtype(call.x), []
     theta = over_channels(call.theta, call.x)
-    with _context(equations, call, _values(equations.constants, call.x)):
+    with context(equations, call, values_in_use(equations.constants, call.x)):
         for t, x in enumerate(call.x):
             if not neuron.temporal_gradient:
                 states = tuple(s.detach() for s in states)
@@ -56,7 +56,7 @@ def definition(equations: Equations, call: Call, states: States) -> tuple[Result
             states = _end(equations, s_reset, s, middle)
             out.append((s, u))
     spikes, membrane = (torch.stack(sequence) for sequence in zip(*out))
-    return _result(spikes.to(call.x.dtype), membrane, call), states
+    return result(spikes.to(call.x.dtype), membrane, call), states
 
 
 def run(equations: Equations, call: Call, states: States, every: int) -> tuple[Result, States]:
@@ -68,23 +68,23 @@ def run(equations: Equations, call: Call, states: States, every: int) -> tuple[R
         spikes, membrane, *last = _Run.apply(equations, call, every, tuple(learned), *inputs)
     else:
         spikes, membrane, last, _ = _forward(equations, call, states, len(call.x))
-    return _result(spikes, membrane, call), tuple(last)
+    return result(spikes, membrane, call), tuple(last)
 
 
-def _result(spikes: Tensor, membrane: Tensor | None, call: Call) -> Result:
+def result(spikes: Tensor, membrane: Tensor | None, call: Call) -> Result:
     record, none = call.record, spikes.new_empty(0)
     moments = membrane_moments(membrane) if record.moments and membrane is not None else None
     return Result(spikes, none, membrane if record.membrane else None, moments)
 
 
 @contextmanager
-def _context(equations: Equations, call: Call, values: Mapping[str, Tensor]) -> Iterator[None]:
+def context(equations: Equations, call: Call, values: Mapping[str, Tensor]) -> Iterator[None]:
     """The equations see these values, and compute in the dtype of the states."""
     with torch.autocast(call.x.device.type, enabled=False), equations.use(values):
         yield
 
 
-def _values(constants: Mapping[str, float | Tensor], x: Tensor) -> dict[str, Tensor]:
+def values_in_use(constants: Mapping[str, float | Tensor], x: Tensor) -> dict[str, Tensor]:
     """The constants as tensors that leave the dtype of a state as it is.
 
     0-dim ones are in float64, so that what is computed from them is rounded once, at the state.
@@ -148,7 +148,7 @@ def _forward(
     if record.membrane or record.moments:
         membrane = torch.empty_like(spikes, dtype=dtype)
     theta = _threshold(call)
-    with torch.no_grad(), _context(equations, call, _values(equations.constants, x)):
+    with torch.no_grad(), context(equations, call, values_in_use(equations.constants, x)):
         for t in range(len(x)):
             if t % every == 0:
                 saved.append(states)
@@ -239,8 +239,8 @@ class _Backward:
     def _recompute(self, states: States, steps: range) -> list[States]:
         """The states before each of these timesteps."""
         out, theta = [states], _threshold(self.call)
-        values = _values(self.equations.constants, self.x)
-        with torch.no_grad(), _context(self.equations, self.call, values):
+        values = values_in_use(self.equations.constants, self.x)
+        with torch.no_grad(), context(self.equations, self.call, values):
             for t in steps[:-1]:
                 u, middle = _step(self.equations, self._x(t), out[-1])
                 s = _fire(u, theta)
@@ -265,7 +265,7 @@ class _Backward:
         neuron, equations = self.call.neuron, self.equations
         values = dict(self.equations.constants) | self.leaves
         parameters = [*self.leaves.values(), *equations.parameters]
-        with torch.enable_grad(), _context(equations, self.call, _values(values, self.x)):
+        with torch.enable_grad(), context(equations, self.call, values_in_use(values, self.x)):
             x = self._x(t).detach().requires_grad_()
             before = tuple(s.detach().requires_grad_() for s in states)
             u, middle = _step(equations, x, before)
@@ -343,7 +343,7 @@ def _gradients(
 
 def step_once(equations: Equations, x: Tensor, states: States) -> None:
     """Run `step` on x[0], and nothing else."""
-    with equations.use(_values(equations.constants, x)):
+    with equations.use(values_in_use(equations.constants, x)):
         _step(equations, x[0], states)
 
 

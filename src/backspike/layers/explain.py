@@ -31,8 +31,6 @@ _SAVED = {
     "recompute": "its input",
     "checkpoint": "its input",
 }
-_SAVED_STATES = {"exact": "the states"}
-_SOME_STATES = "its input, and the states of about every sqrt(T)-th timestep"
 
 
 def explain(model: nn.Module) -> str:
@@ -80,7 +78,7 @@ def _blocks(model: nn.Module) -> dict[nn.Module | None, Block]:
 
 def _backend(layer: LIF | Integrator, device: torch.device) -> tuple[str, str]:
     if isinstance(layer, Neuron):
-        return layer.runs_on()
+        return layer.runs_on(device)
     channels = getattr(layer, "channels", None) or 1
     sample = (channels,) if isinstance(channels, int) else channels
     x = torch.zeros(1, 1, *sample, device=device)
@@ -112,7 +110,7 @@ def _details(
         return ""
     saved = f"saves {_SAVED[layer.memory]}{_varying(layer)}"
     if isinstance(layer, Neuron):
-        saved = f"saves {_SAVED_STATES.get(layer.memory, _SOME_STATES)}"
+        saved = f"saves {layer.describe_saved(backend)}"
     if block is None:
         return saved
     if reason := why_called(layer):

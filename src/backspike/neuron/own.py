@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from numbers import Real
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -17,6 +18,9 @@ from .. import kernel
 from ..errors import Unsupported
 from ..kernel import equations
 from ..kernel.coefficients import over_channels, state_dtype
+from ..kernel.own import native
+from ..kernel.own import run as compiled
+from ..kernel.own.plan import Prepared, describe
 from ..options import Own
 from .arguments import check_names
 from .lif import LIF, Output, names
@@ -25,6 +29,7 @@ from .prepare import check_input, check_parameter
 OPTIONS = tuple(f.name for f in fields(Own))
 MEMORIES = ("exact", "recompute", "checkpoint")
 REASON = "equations of its own run in torch, one timestep after the other"
+COMPILED = "compiled from its equations"
 _OF_LIF = ("tau", "v_reset", "decay_input")  # which mean nothing here, unless declared
 
 
@@ -55,7 +60,9 @@ class Neuron(LIF):
     reset_gradient scales the gradient through the s in `reset`, and not that in `adapt`.
     memory: "exact" saves the states of every timestep; "recompute" and "checkpoint" those of about
     every sqrt(T)-th, and compute the others again. Gradients are exact either way.
-    backend: "auto", which is "eager", or "reference", a graph of autograd over all timesteps.
+    backend: "cpu", compiled C; "triton", for GPUs; "eager", torch; "reference", a graph of autograd
+    over all timesteps; or "auto": "cpu" if that can be compiled, else "eager". `bs.explain` says
+    why.
     The state is that of `bs.LIF` with one state, and `[states, B, ...]` with more.
 
     Raises TypeError or ValueError naming the argument, or the method that returned something else
@@ -79,7 +86,7 @@ class Neuron(LIF):
         """constants: an options class that declares them; else the class's annotations do."""
         super().__init_subclass__()
         cls.defaults = {**cls.defaults, **_declared(cls, constants)}
-        taken = {*dir(LIF()), "numbers", "in_use"} - {*_OF_LIF}
+        taken = {*dir(LIF()), "numbers", "in_use", "not_compiled", "last_step"} - {*_OF_LIF}
         for name in cls.defaults:
             if name in taken:
                 raise TypeError(
@@ -116,6 +123,8 @@ class Neuron(LIF):
         self.options = replace(self.options, learn=learn)
         self.numbers: dict[str, float] = {}
         self.in_use: Mapping[str, Tensor] = {}  # the constants as the equations see them
+        self.not_compiled: dict[tuple[object, ...], str] = {}  # the reasons, by kinds of input
+        self.last_step: torch.Size | None = None  # the shape of a timestep of the last input
         shape = () if channels is None else (channels,)
         for name, value in numbers.items():
             self.numbers[name] = value = _number(kind, name, value)
@@ -151,33 +160,86 @@ class Neuron(LIF):
     def compute(
         self, x: Tensor, v0: Tensor | None, repeats: int = 1, want_state: bool = True
     ) -> tuple[Output, kernel.Moments | None]:
-        backend, n = self.runs_on()[0], len(self.states)
+        n = len(self.states)
         check_input(x, v0, repeats, states=n)
         if x.dim() < 2:
             raise ValueError(f"{type(self).__name__} needs x [T, B, ...], got {list(x.shape)}")
         x = x.expand(repeats, *x.shape[1:]) if repeats > 1 else x
-        call = self.prepare(x, None, record=self.record())
+        v0 = None if v0 is None else v0.to(state_dtype(x)).view(n, *x.shape[1:])
+        call = replace(self.prepare(x, None, record=self.record(want_state)), v0=v0)
         own = self._equations(call)
-        if v0 is None:
-            states = self._at_rest(own, x)
+        prepared = self._compiled(own, call)
+        if isinstance(prepared, str):
+            states = self._at_rest(own, x) if v0 is None else tuple(v0)
+            if self.options.backend == "reference":
+                result, last = equations.definition(own, call, states)
+            else:
+                every = equations.states_every(len(x), self.options.memory)
+                result, last = equations.run(own, call, states, every)
+            state = torch.stack(last)
         else:
-            states = tuple(v0.to(state_dtype(x)).view(n, *x.shape[1:]))
-        if backend == "reference":
-            result, last = equations.definition(own, call, states)
-        else:
-            every = equations.states_every(len(x), self.options.memory)
-            result, last = equations.run(own, call, states, every)
-        state = torch.stack(last) if n > 1 else last[0]
+            result, state = compiled.run(prepared, x.shape, self._backend())
+        state = state if n > 1 or not state.numel() else state[0]
         return Output(result.spikes, state, result.membrane), result.moments
 
-    def runs_on(self) -> tuple[str, str]:
+    def _compiled(self, own: equations.Equations, call: kernel.Call) -> Prepared | str:
+        """The call as the compiled equations take it, or why they do not run it.
+
+        Raises `bs.Unsupported` if the backend that was asked for does not run it.
+        """
+        backend, x = self.options.backend, call.x
+        if backend in ("eager", "reference"):
+            return "requested"
+        if backend == "auto" and torch.compiler.is_compiling():
+            return f"{REASON}: torch.compile compiles them"
+        kind, self.last_step = (x.device.type, x.dtype, x.shape[1:]), x.shape[1:]
+        if backend == "auto" and kind in self.not_compiled:  # it is not tried again
+            return self.not_compiled[kind]
+        try:
+            return compiled.prepare(own, call, tuple(self.states.values()), self._backend())
+        except Unsupported as error:
+            if backend != "auto":
+                raise Unsupported(f"backend {backend!r}: {error}; use backend='auto'") from error
+            self.not_compiled[kind] = reason = f"{REASON}: {error}"
+            return reason
+
+    def _backend(self) -> ModuleType:
+        """The module of the compiled backend that is in question."""
+        if self.options.backend != "triton":
+            return native
+        if "triton" not in kernel.backends():
+            raise Unsupported(f"there is no Triton here, and {REASON}")
+        from ..kernel.triton import own
+
+        return own
+
+    @torch.enable_grad()
+    def runs_on(self, device: torch.device | None = None) -> tuple[str, str]:
         """The backend and the reason for it. Raises `bs.Unsupported` if it cannot be used."""
-        backend = self.options.backend
-        if backend in ("auto", "eager"):
-            return "eager", REASON
-        if backend == "reference":
-            return backend, "requested"
-        raise Unsupported(f"backend {backend!r}: {REASON}; use backend='auto'")
+        call = self._example(device)
+        prepared = self._compiled(self._equations(call), call)
+        if isinstance(prepared, str):
+            return self.options.backend.replace("auto", "eager"), prepared
+        return self.options.backend.replace("auto", "cpu"), COMPILED
+
+    @torch.enable_grad()
+    def describe_saved(self, backend: str) -> str:
+        """What a backend saves for backward, in words."""
+        call = self._example(None)
+        if backend == "cpu":
+            prepared = self._compiled(self._equations(call), call)
+            assert not isinstance(prepared, str)
+            return describe(prepared.plan, tuple(self.states))
+        some = "its input, and the states of about every sqrt(T)-th timestep"
+        return "the states" if self.options.memory == "exact" else some
+
+    def _example(self, device: torch.device | None) -> kernel.Call:
+        """A call such as the last one, or for two neurons in each channel, in training."""
+        step = self.last_step or (2, self.channels or 1, 2)
+        x = torch.zeros(1, *step, device=device)
+        with torch.no_grad():  # draws no seed
+            call = self.prepare(x, None)
+        return replace(call, x=x.requires_grad_())
 
     def _equations(self, call: kernel.Call) -> equations.Equations:
         constants = self.constants_in_use()

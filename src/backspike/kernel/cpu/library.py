@@ -23,7 +23,7 @@ GRAIN = 16384  # elements times timesteps per thread, below which another thread
 _LEVELS = {"AVX512": ("_lif_v4", "_lif_v3", "_lif"), "AVX2": ("_lif_v3", "_lif")}
 _LEVEL_NAMES = {"_lif_v4": "v4", "_lif_v3": "v3", "_lif": "baseline"}
 # setup.py names the files; they use no part of Python, so one serves every version
-_ENDING = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+ENDING = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 STREAM = 1 << 24  # results of at least this many bytes bypass the cache when written
 SUFFIX = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -59,7 +59,7 @@ class Job(ctypes.Structure):
 
 
 def _file(name: str) -> Path:
-    return Path(__file__).parents[1] / f"{name}{_ENDING}"
+    return Path(__file__).parents[1] / f"{name}{ENDING}"
 
 
 def _names() -> tuple[str, ...]:
@@ -110,7 +110,7 @@ def missing() -> str | None:
     )
 
 
-_c = next((library for _, library in _built()), None)
+_level, _c = next(_built(), (None, None))
 
 
 def levels() -> tuple[str, ...]:
@@ -124,12 +124,19 @@ def level(name: str) -> Iterator[None]:
 
     For checks: it is not safe while other threads compute.
     """
-    global _c
-    before, _c = _c, {_LEVEL_NAMES[n]: library for n, library in _built()}[name]
+    global _level, _c
+    before = _level, _c
+    _level, _c = {_LEVEL_NAMES[n]: (n, library) for n, library in _built()}[name]
     try:
         yield
     finally:
-        _c = before
+        _level, _c = before
+
+
+def active_level() -> str:
+    """The level of the library in use, or the best of this processor if there is no library."""
+    best, *_ = _LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("_lif",))
+    return _LEVEL_NAMES[_level or best]
 
 
 def available() -> bool:

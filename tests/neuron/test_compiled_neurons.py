@@ -1,0 +1,518 @@
+"""Neurons with equations of their own, compiled: every rule, option and shape against torch."""
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from helpers.own_neurons import LIF, SHIPPED
+from helpers.surrogates import FAMILIES
+from torch import nn
+from torch.nn import functional
+
+import backspike as bs
+from backspike.kernel import compiler
+from backspike.kernel.cpu import library
+from backspike.kernel.own import rules, trace
+
+pytestmark = pytest.mark.skipif(compiler.find() is None, reason="there is no C compiler here")
+r = torch.Generator().manual_seed(9)
+
+
+def subclass(**body):
+    return type("Mine", (bs.Neuron,), {"states": {"v": 0.0}, **body})
+
+
+def outcome(layer, x, g, v0=None):
+    """Spikes, membrane, last state and the gradients of everything that has one."""
+    torch.manual_seed(3)
+    x = x.clone().requires_grad_()
+    v0 = None if v0 is None else v0.clone().requires_grad_()
+    with bs.record(layer) as seen:
+        layer(x, v0)
+    out = seen[""]
+    loss = (out.spikes * g).sum() + (out.membrane * g.flip(0)).sum() + out.state.square().sum()
+    leaves = [x, *([] if v0 is None else [v0]), *layer.parameters()]
+    found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    grads = [torch.zeros_like(p) if g is None else g for g, p in zip(found, leaves)]
+    return [a.detach() for a in (out.spikes, out.membrane, out.state, *grads)]
+
+
+def assert_close(got, want, tolerance=1e-12):
+    assert torch.equal(got[0], want[0])
+    for i, (a, b) in enumerate(zip(got, want, strict=True)):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        size = max(1.0, float(b.abs().max()))
+        assert float((a - b).abs().max()) <= tolerance * size, i
+
+
+def beside_torch(kind, x, dtype=torch.float64, tolerance=1e-12, v0=None, **options):
+    """Run a kind of neuron compiled and in torch, and compare."""
+    compiled, eager = (kind(backend=b, **options).to(dtype) for b in ("cpu", "eager"))
+    eager.load_state_dict(compiled.state_dict())
+    g = torch.randn(x.shape, generator=r, dtype=torch.float64).to(dtype)
+    got, want = (outcome(layer, x, g, v0) for layer in (compiled, eager))
+    assert_close(got, want, tolerance)
+    assert 0 < got[0].mean() < 1
+    return got
+
+
+X = torch.randn(9, 3, 4, 5, generator=r, dtype=torch.float64) * 0.7 + 0.4
+
+# ---- the rules -----------------------------------------------------------------------------------
+
+STEPS = {
+    "arithmetic": lambda c, x, v: (
+        (
+            (v - x) * c
+            + x / c
+            - c / (2 + v * v)
+            + (3 - v) * 0.1
+            + torch.add(x, v) * torch.neg(v)
+            - -x
+        )
+        * 0.3
+    ),
+    "names": lambda c, x, v: (
+        (
+            torch.subtract(v, x).mul(c)
+            + x.div(c)
+            + torch.rsub(v, 2)
+            + v.square()
+            + torch.multiply(x, c)
+        )
+        / (v.detach() * v.detach() + 2)
+        + v.clone()
+        + x.reciprocal() * 0.01
+    ),
+    "powers": lambda c, x, v: (
+        (
+            (x * x + 0.5) ** 0.5
+            + x**2
+            + 0.1 * v**3
+            + (v * v + 1) ** -1
+            + (x * x + 1).pow(-2)
+            + (v * v + 1) ** -0.5
+            + torch.pow(x * x + 0.3, c)
+            + torch.pow(c, v)
+            + 0.1 * (v * v + 1) ** 1.7
+            - v**1
+        )
+        * 0.3
+    ),
+    "functions": lambda c, x, v: (
+        (
+            torch.exp(-v * v)
+            + torch.expm1(0.1 * x)
+            + (x * x + 0.2).log()
+            + torch.log1p(v * v)
+            + torch.sqrt(x * x + c)
+            + (v * v + c).rsqrt()
+            + torch.sin(x)
+            + torch.cos(v)
+            + torch.tanh(c * x)
+            + torch.atan(v)
+            + torch.sigmoid(v - c)
+            + functional.softplus(x)
+            + functional.softplus(40 * x) * 0.01
+        )
+        * 0.3
+    ),
+    "choices": lambda c, x, v: (
+        (
+            torch.where(v > c, x, 2 * x)
+            + torch.where(x.le(0.5) & (v < 1) | ~(x >= 0), torch.zeros_like(x), x * v)
+            + torch.where(torch.logical_and(x != 0.1, x == x), c, v)
+            + (v > 0.2) * x
+            + (x > 1).to(x.dtype)
+            + torch.relu(v - 0.1)
+            + torch.ones_like(v) * 0.1
+        )
+        * 0.4
+    ),
+    "bounds": lambda c, x, v: (
+        (
+            x.clamp(-0.5, 0.9)
+            + torch.clamp(v, min=-0.2)
+            + x.clamp(max=c)
+            + torch.maximum(x, v)
+            + torch.minimum(x * c, v)
+            + torch.maximum(x, x * 1)
+            + (x - v).abs()
+            + torch.sign(v) * x
+            + torch.floor(v * 3) * x
+            + v.clip(-1, 1)
+        )
+        * 0.4
+    ),
+}
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_every_rule_gives_the_values_and_gradients_of_torch(steps):
+    def step(self, x, v):
+        u = STEPS[steps](self.c, x, v)
+        return u, u * 0.5
+
+    kind = subclass(step=step, c=0.7, __annotations__={"c": float})
+    beside_torch(kind, X, learn="c", channels=4, surrogate=bs.SuperSpike(2.0))
+    beside_torch(kind, X.float(), torch.float32, 3e-5, learn="c", surrogate=bs.SuperSpike(2.0))
+
+
+def test_each_rule_is_used_by_the_test_above():
+    used = set()
+    for step in STEPS.values():
+        tracer = trace.Tracer(torch.float64)
+        c, x, v = torch.tensor(0.7), tracer.row("x"), tracer.row("state", 0)
+        step(c, x, v)
+        used |= {node[0] for node in tracer.nodes.nodes}
+    unused = {*rules.RULES} - used - {"base", "replacement", "xor"}
+    assert unused == set()
+
+
+def test_exp_is_exact_to_a_few_units_in_the_last_place():
+    class Exp(bs.Neuron):
+        states: ClassVar = {"v": 0.0}
+
+        def step(self, x, v):
+            u = torch.exp(x)
+            return u, u
+
+    for dtype, ulp in ((torch.float32, 2.0**-23), (torch.float64, 2.0**-52)):
+        limit = 88.7 if dtype == torch.float32 else 709.7
+        x = torch.linspace(-limit * 0.98, limit, 40001, dtype=dtype).view(1, 1, -1)
+        want = torch.from_numpy(np.exp(x.numpy().astype(np.longdouble)).astype(x.numpy().dtype))
+        with bs.record(layer := Exp(backend="cpu")) as seen:
+            layer(x)
+        assert ((seen[""].membrane - want) / want).abs().max() < 3 * ulp
+        ends = torch.tensor(
+            [-2000, -limit * 1.1, -torch.inf, torch.inf, limit * 1.01, torch.nan, 0]
+        )
+        with bs.record(layer) as seen:
+            layer(ends.to(dtype).view(1, 1, -1))
+        got = seen[""].membrane.flatten()
+        assert got.isnan().tolist() == [False] * 5 + [True, False]
+        assert got[3:5].tolist() == [torch.inf] * 2
+        assert got[6] == 1
+        assert torch.equal(got[:3], ends[:3].to(dtype).exp())
+
+
+# ---- surrogates, masks, memory -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("surrogate", FAMILIES, ids=lambda s: type(s).__name__)
+def test_every_surrogate_masked_or_not(surrogate):
+    beside_torch(LIF, X, surrogate=surrogate, learn=("tau", "threshold"))
+    other = bs.Masked(bs.Triangle(1.0), p=0.4, replace=surrogate)
+    beside_torch(LIF, X, surrogate=other, reset_gradient=1.0)
+
+
+@pytest.mark.parametrize("kind", SHIPPED)
+@pytest.mark.parametrize("memory", ["exact", "recompute", "checkpoint"])
+@pytest.mark.parametrize("start", [False, True], ids=["rest", "v0"])
+def test_the_shipped_neurons_are_those_of_torch(kind, memory, start):
+    make, size = SHIPPED[kind]
+    x = size * torch.rand(40, 3, 2, 5, generator=r, dtype=torch.float64)
+    states = [torch.rand(3, 2, 5, generator=r, dtype=torch.float64) for _ in make.states]
+    if kind in ("AdEx", "Izhikevich"):
+        states[0] -= 65
+    if kind == "Izhikevich":
+        states[1] -= 14
+    v0 = None if not start else torch.stack(states) if len(states) > 1 else states[0]
+    surrogate = bs.Masked(bs.Parametric(bs.SuperSpike(4.0), per_channel=True), p=0.2, rescale=True)
+    options = {"channels": 2, "learn": make.learnable, "surrogate": surrogate, "memory": memory}
+    beside_torch(make, x, v0=v0, reset_gradient=0.5, **options)
+
+
+@pytest.mark.parametrize("kind", ["QIF", "Izhikevich", "BRF"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_without_exp_all_bits_are_those_of_torch_in_lower_precision(kind, dtype):
+    make, size = SHIPPED[kind]
+    x = (size * torch.rand(60, 3, 2, 5, generator=r)).to(dtype)
+    found = []
+    for backend in ("cpu", "eager"):
+        layer, x_ = make(backend=backend), x.clone().requires_grad_()
+        with bs.record(layer) as seen:
+            layer(x_).float().cumsum(0).sum().backward()
+        found.append((seen[""].spikes, seen[""].membrane, seen[""].state, x_.grad))
+    assert found[0][0].sum() > 20
+    for a, b in zip(*found):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+def bytes_saved(layer, x):
+    sizes = {}
+
+    def pack(t):
+        sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        layer(x)
+    return sum(size for size in sizes.values() if size > 1000), {*sizes}
+
+
+@pytest.mark.parametrize(
+    ("layer", "rows", "words"),
+    [
+        (LIF(), 1, "saves v"),
+        (LIF(learn="tau"), 1, "saves v"),
+        (bs.AdEx(), 1, "saves v"),
+        (bs.AdEx(learn="a"), 1, "saves v"),
+        (bs.AdEx(learn="tau_w"), 2, "saves v, w"),
+        (bs.Izhikevich(), 1, "saves v"),
+        (bs.BRF(), 3, "saves v, w, q"),
+        (bs.QIF(learn="gain"), 1, "saves v, its input"),
+        (bs.AdEx(memory="recompute"), 0, "saves its input"),
+    ],
+    ids=repr,
+)
+def test_no_more_is_saved_than_the_backward_pass_needs(layer, rows, words):
+    x = torch.rand(50, 4, 60, requires_grad=True)
+    size, where = bytes_saved(layer, x)
+    keeps_x = x.untyped_storage().data_ptr() in where
+    assert (size - keeps_x * 4 * x.numel()) / (4 * x.numel()) == rows
+    assert keeps_x == ("its input" in words)
+    assert words in bs.explain(layer)
+
+
+# ---- shapes, layouts, threads --------------------------------------------------------------------
+
+
+class Varied(bs.Neuron):
+    """Constants of each kind: of a layer, of channels and of neurons."""
+
+    states: ClassVar = {"v": "start", "w": 0.0}
+    start: float = 0.1
+    lam: float = 0.8
+
+    def __init__(self, shape, **options):
+        super().__init__(**options)
+        self.weight = nn.Parameter(
+            torch.linspace(0.5, 1.5, shape[0]).view(-1, *[1] * (len(shape) - 1))
+        )
+        self.own = nn.Parameter(torch.linspace(-0.2, 0.3, shape.numel()).view(shape))
+
+    def step(self, x, v, w):
+        u = self.lam * v + self.weight.to(x.dtype) * x - w
+        return u, u, 0.9 * w + self.own.to(x.dtype) * v
+
+    def reset(self, s, v, w):
+        return v - s * self.v_threshold, w + 0.1 * s
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 4, 5, 3), (6, 3, 4, 7), (6, 3, 4)], ids=str)
+@pytest.mark.parametrize("learn", [("lam", "start"), ("lam", "start", "threshold")], ids=len)
+def test_constants_of_layers_channels_and_neurons_have_exact_gradients(shape, learn):
+    x = torch.randn(shape, generator=r, dtype=torch.float64) + 0.5
+
+    def make(**options):
+        torch.manual_seed(0)
+        return Varied(x.shape[2:], **options)
+
+    for channels in (None, 4):
+        options = {"learn": learn, "channels": channels, "surrogate": bs.Masked(bs.ATan(), p=0.3)}
+        got = beside_torch(make, x, reset_gradient=0.3, **options)
+        assert all(g.abs().sum() > 0 for g in got[3:])
+
+
+def test_memory_layouts_and_strides_change_nothing():
+    x = torch.randn(5, 3, 4, 6, 7, generator=r, dtype=torch.float64)
+    g = torch.randn(5, 3, 4, 6, 7, generator=r, dtype=torch.float64)
+    layer = bs.AdEx(
+        backend="cpu", current=3000.0, learn=("a", "b"), channels=4, surrogate=bs.Masked(bs.ATan())
+    ).double()
+    want = outcome(layer, x, g)
+    last = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (5, 3))
+    got = outcome(layer, last, g)
+    assert_close(got, want)
+    assert torch.equal(got[1], want[1])
+    slow = torch.empty(7, 6, 4, 3, 5, dtype=torch.float64).permute(4, 3, 2, 1, 0).copy_(x)
+    assert_close(outcome(layer, slow, g), want)
+    layer(last).permute(0, 1, 3, 4, 2).contiguous().sum().backward()
+
+
+@pytest.mark.parametrize(
+    "shape", [(4, 3), (4, 0, 5), (1, 2, 3), (3, 1, 300), (2, 5, 1, 1)], ids=str
+)
+def test_small_and_empty_inputs(shape):
+    x = torch.rand(shape, dtype=torch.float64, requires_grad=True)
+    found = []
+    for backend in ("cpu", "eager"):
+        layer = LIF(backend=backend, learn="tau").double()
+        y = layer(x)
+        found.append((y, *torch.autograd.grad(y.square().sum(), [x, layer.constant_tau])))
+    for a, b in zip(*found):
+        assert torch.equal(a.nan_to_num(9), b.nan_to_num(9)) or (a - b).abs().max() < 1e-12
+
+
+def test_the_bits_are_the_same_on_any_number_of_threads_and_level():
+    x = torch.randn(6, 40, 16, 30, generator=r)
+    g = torch.randn(6, 40, 16, 30, generator=r)
+    learn = ("a", "b", "threshold")
+    layers = [
+        bs.AdEx(backend="cpu", current=3000.0, learn=learn, channels=channels, memory=memory)
+        for channels in (None, 16)
+        for memory in ("exact", "recompute")
+    ]
+    before = torch.get_num_threads()
+    for layer in layers:
+        want = outcome(layer, x, g)
+        try:
+            for threads in (2, 5):
+                torch.set_num_threads(threads)
+                assert all(map(torch.equal, outcome(layer, x, g), want))
+        finally:
+            torch.set_num_threads(before)
+        for name in library.levels():
+            with library.level(name):
+                got = outcome(layer, x, g)
+            assert all(map(torch.equal, got, want)), name
+
+
+def test_infinite_and_missing_numbers_spread_as_in_torch():
+    x = torch.ones(5, 1, 4)
+    x[1] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.0])
+    for kind in (LIF, bs.QIF):
+        a, b = (kind(backend=backend)(x) for backend in ("cpu", "eager"))
+        assert torch.equal(a.isnan(), b.isnan())
+        assert torch.equal(a.nan_to_num(7), b.nan_to_num(7))
+        assert a.isnan().sum() > 3
+
+
+def test_large_results_are_streamed_with_the_same_bits(monkeypatch):
+    x, g = (torch.randn(4, 5, 700, generator=r) for _ in range(2))
+    layer = bs.Izhikevich(backend="cpu", learn="a")
+    want = outcome(layer, x, g)
+    monkeypatch.setattr(library, "STREAM", 1)
+    assert all(map(torch.equal, outcome(layer, x, g), want))
+
+
+# ---- what is not compiled ------------------------------------------------------------------------
+
+
+def branch(self, x, v):
+    u = v + x if x.mean() > 0 else v - x
+    return u, u
+
+
+def cumsum(self, x, v):
+    u = v + x.cumsum(-1)
+    return u, u
+
+
+def noise(self, x, v):
+    u = v + x + torch.randn(())
+    return u, u
+
+
+def counter(self, x, v):
+    self.n = getattr(self, "n", 0) + 1
+    u = v + x * self.n
+    return u, u
+
+
+def other_dtype(self, x, v):
+    u = v + x * torch.ones(5, dtype=torch.float64)
+    return u.to(v.dtype), u.to(v.dtype)
+
+
+def by_sample(self, x, v):
+    u = v + x * torch.ones(3, 1, 1)
+    return u, u
+
+
+def alpha(self, x, v):
+    u = torch.add(v, x, alpha=2)
+    return u, u
+
+
+def without_gradients(self, x, v):
+    with torch.no_grad():
+        w = v * 0.5
+    return w + x, w + x
+
+
+def long(self, x, v):
+    for _ in range(1100):
+        v = v * 0.5 + x
+    return v, v
+
+
+def stash(self, x, v):
+    self.x = x
+    return v + x, v + x
+
+
+def unstash(self, s, v):
+    return v - s * self.x
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (subclass(step=branch), "its methods cannot be traced|there is no rule for mean"),
+        (subclass(step=cumsum), "there is no rule for cumsum"),
+        (subclass(step=noise), "its methods do not compute the same each time"),
+        (subclass(step=counter), "its methods do not compute the same each time"),
+        (subclass(step=other_dtype), "a tensor of torch.float64 is used"),
+        (subclass(step=by_sample), r"a tensor of the shape \[3, 1, 1\] differs between samples"),
+        (subclass(step=alpha), "there is no rule for these arguments"),
+        (subclass(step=without_gradients), "it switches gradients on or off"),
+        (subclass(step=long), "a timestep has more than 1000 operations"),
+        (subclass(step=stash, reset=unstash), "reset or adapt uses more than its arguments"),
+        (subclass(step=lambda self, x, v: (v, 1.0)), "step returns something else than 2 rows"),
+    ],
+)
+def test_what_has_no_rule_runs_in_torch_and_is_named(kind, words):
+    with pytest.raises(bs.Unsupported, match=f"backend 'cpu': {words}.*; use backend='auto'"):
+        kind(backend="cpu")(torch.rand(4, 3, 2, 5))
+    backend, why = kind().runs_on()
+    assert backend == "eager" or "samples" in words  # a batch of another size
+    if words.startswith("there is no rule for cumsum"):
+        assert "run in torch, one timestep after the other: there is no rule for cumsum" in why
+        assert kind()(torch.rand(4, 3, 2, 5)).sum() > 0
+
+
+def test_a_surrogate_of_ones_own_runs_in_torch():
+    class Mine:
+        def derivative(self, z):
+            return 1 / (1 + z * z)
+
+        def primitive(self, z):
+            return z.atan()
+
+    layer = LIF(surrogate=Mine())
+    assert layer.runs_on()[0] == "eager"
+    assert "there is no formula in C for Mine" in bs.explain(layer)
+
+
+def test_a_changed_number_takes_effect_and_is_not_compiled_again():
+    class Scaled(LIF):
+        factor = 1.0
+
+        def step(self, x, v):
+            u = v * 0.5 + x * self.factor
+            return u, u
+
+    layer, x = Scaled(backend="cpu"), torch.rand(6, 2, 3)
+    from backspike.kernel.own import build
+
+    once = layer(x)
+    known = build._library.cache_info().misses
+    layer.factor = 0.3
+    assert not torch.equal(layer(x), once)
+    assert torch.equal(layer(x), Scaled(backend="eager").train()(x * 0.3))
+    assert build._library.cache_info().misses == known
+
+
+def test_explain_speaks_of_the_shapes_that_the_layer_saw():
+    x = torch.rand(3, 2, 4, 7)
+    layer = Varied(x.shape[2:])
+    with torch.no_grad():
+        assert "eager" in bs.explain(layer)  # an example has two neurons in each channel
+        layer(x)
+        assert "compiled from its equations" in bs.explain(layer)
+        assert "saves v, its input" in bs.explain(layer)
