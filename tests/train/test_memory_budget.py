@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib import import_module
 
 import pytest
@@ -14,9 +14,8 @@ import backspike as bs
 from backspike.cli import main
 from backspike.data.batches import _place
 from backspike.errors import RecipeError, RunError
-from backspike.train import memory_budget
+from backspike.train import memory_budget, setup
 from backspike.train.memory_budget import Rehearsal, parse_size, plan_memory, size_text
-from backspike.train.setup import limit_memory
 
 linux = pytest.mark.skipif(
     sys.platform != "linux", reason="measures and limits a process through /proc"
@@ -84,11 +83,32 @@ def test_the_limit_governs_where_data_lie(gpu, gigabytes, limit, moved):
     assert (_place(x, device, limit * 10**9) == "cuda") == moved
 
 
-def test_a_limit_is_set_for_the_gpu(gpu):
-    limit_memory(recipe(memory_limit=20 * 10**9), torch.device("cuda"))
-    limit_memory(recipe(), torch.device("cuda"))
-    limit_memory(recipe(memory_limit=20 * 10**9), torch.device("cpu"))
-    assert gpu == [0.25]
+def test_a_limit_holds_on_the_gpu_until_the_training_ends(gpu, monkeypatch):
+    monkeypatch.setattr(setup, "choose_device", torch.device)
+    with setup.limited_on_gpu(recipe(), "cuda"):
+        pass
+    with setup.limited_on_gpu(recipe(memory_limit=20 * 10**9), "cpu"):
+        pass
+    assert gpu == []
+    with suppress(RunError), setup.limited_on_gpu(recipe(memory_limit=20 * 10**9), "cuda"):
+        assert gpu == [0.25]
+        raise RunError("out of memory")
+    assert gpu == [0.25, 1.0]
+
+
+def test_a_training_lifts_its_limit_also_when_it_fails(gpu, monkeypatch, tmp_path):
+    """On the CPU, as if it were a GPU."""
+    within = []
+
+    def fail(*arguments, **options):
+        within.extend(gpu)
+        raise RunError("stop")
+
+    monkeypatch.setattr(setup, "choose_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr(import_module("backspike.train.fit"), "set_up", fail)
+    with pytest.raises(RunError, match="stop"):
+        bs.fit(recipe(memory_limit=20 * 10**9), tmp_path / "run")
+    assert (within, gpu) == ([0.25], [0.25, 1.0])
 
 
 CAPPED = """
