@@ -15,6 +15,7 @@ from backspike.cli import main
 from backspike.data.batches import _place
 from backspike.errors import RecipeError, RunError
 from backspike.train import memory_budget, setup
+from backspike.train.failures import explain_failures
 from backspike.train.memory_budget import Rehearsal, parse_size, plan_memory, size_text
 
 linux = pytest.mark.skipif(
@@ -142,6 +143,28 @@ def test_a_process_cannot_take_more_than_its_limit(tmp_path):
     assert refused == "refused"
     assert "and its limit is 1,000,000; run in a new process" in larger
     assert not (tmp_path / "run").exists()
+
+
+PRODUCT = """
+import numpy as np
+from backspike.system.memory_limit import memory_limit
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+resident = 1024 * int(status["VmRSS"].split()[0])
+with memory_limit(resident + 10_000_000):
+    print(int((np.ones((128, 128)) @ np.ones((128, 128))).sum()))
+"""
+
+
+@linux
+def test_a_matrix_product_of_numpy_fits_within_any_limit():
+    """OpenBLAS would end the process if it had to allocate 32 MB of buffers there."""
+    done = subprocess.run([sys.executable, "-c", PRODUCT], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{128**3}\n", "")
+
+
+def test_what_onednn_says_without_memory_is_explained():
+    with pytest.raises(RunError, match="out of memory with"), explain_failures(recipe()):
+        raise RuntimeError("could not create a primitive")
 
 
 # ---- the choice, with a formula for the machine --------------------------------------------------
@@ -351,7 +374,8 @@ def test_a_training_stays_within_its_budget(tmp_path, monkeypatch):
     (folder / "recipe.json").write_text(json.dumps(plan.recipe.to_dict()))
     words = [sys.executable, "-c", TRAIN, str(folder), str(tmp_path / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert int(done.stdout) <= budget
 
 
