@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib import import_module
 
 import pytest
@@ -14,9 +14,9 @@ import backspike as bs
 from backspike.cli import main
 from backspike.data.batches import _place
 from backspike.errors import RecipeError, RunError
-from backspike.train import memory_budget
+from backspike.train import memory_budget, setup
+from backspike.train.failures import explain_failures
 from backspike.train.memory_budget import Rehearsal, parse_size, plan_memory, size_text
-from backspike.train.setup import limit_memory
 
 linux = pytest.mark.skipif(
     sys.platform != "linux", reason="measures and limits a process through /proc"
@@ -84,11 +84,32 @@ def test_the_limit_governs_where_data_lie(gpu, gigabytes, limit, moved):
     assert (_place(x, device, limit * 10**9) == "cuda") == moved
 
 
-def test_a_limit_is_set_for_the_gpu(gpu):
-    limit_memory(recipe(memory_limit=20 * 10**9), torch.device("cuda"))
-    limit_memory(recipe(), torch.device("cuda"))
-    limit_memory(recipe(memory_limit=20 * 10**9), torch.device("cpu"))
-    assert gpu == [0.25]
+def test_a_limit_holds_on_the_gpu_until_the_training_ends(gpu, monkeypatch):
+    monkeypatch.setattr(setup, "choose_device", torch.device)
+    with setup.limited_on_gpu(recipe(), "cuda"):
+        pass
+    with setup.limited_on_gpu(recipe(memory_limit=20 * 10**9), "cpu"):
+        pass
+    assert gpu == []
+    with suppress(RunError), setup.limited_on_gpu(recipe(memory_limit=20 * 10**9), "cuda"):
+        assert gpu == [0.25]
+        raise RunError("out of memory")
+    assert gpu == [0.25, 1.0]
+
+
+def test_a_training_lifts_its_limit_also_when_it_fails(gpu, monkeypatch, tmp_path):
+    """On the CPU, as if it were a GPU."""
+    within = []
+
+    def fail(*arguments, **options):
+        within.extend(gpu)
+        raise RunError("stop")
+
+    monkeypatch.setattr(setup, "choose_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr(import_module("backspike.train.fit"), "set_up", fail)
+    with pytest.raises(RunError, match="stop"):
+        bs.fit(recipe(memory_limit=20 * 10**9), tmp_path / "run")
+    assert (within, gpu) == ([0.25], [0.25, 1.0])
 
 
 CAPPED = """
@@ -122,6 +143,28 @@ def test_a_process_cannot_take_more_than_its_limit(tmp_path):
     assert refused == "refused"
     assert "and its limit is 1,000,000; run in a new process" in larger
     assert not (tmp_path / "run").exists()
+
+
+PRODUCT = """
+import numpy as np
+from backspike.system.memory_limit import memory_limit
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+resident = 1024 * int(status["VmRSS"].split()[0])
+with memory_limit(resident + 10_000_000):
+    print(int((np.ones((128, 128)) @ np.ones((128, 128))).sum()))
+"""
+
+
+@linux
+def test_a_matrix_product_of_numpy_fits_within_any_limit():
+    """OpenBLAS would end the process if it had to allocate 32 MB of buffers there."""
+    done = subprocess.run([sys.executable, "-c", PRODUCT], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{128**3}\n", "")
+
+
+def test_what_onednn_says_without_memory_is_explained():
+    with pytest.raises(RunError, match="out of memory with"), explain_failures(recipe()):
+        raise RuntimeError("could not create a primitive")
 
 
 # ---- the choice, with a formula for the machine --------------------------------------------------
@@ -334,7 +377,8 @@ def test_a_training_stays_within_its_budget(tmp_path, monkeypatch):
     (folder / "recipe.json").write_text(json.dumps(plan.recipe.to_dict()))
     words = [sys.executable, "-c", TRAIN, str(folder), str(tmp_path / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert int(done.stdout) <= budget
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 from ..errors import RunError, option
 
 
@@ -22,6 +24,9 @@ def memory_limit(size: int) -> Iterator[None]:
     try:
         import resource
 
+        # OpenBLAS allocates its buffers at the first large product and ends a process that has no
+        # room for them
+        np.ones((256, 256)) @ np.ones((256, 256))
         with open("/proc/self/status") as f:
             kilobytes = dict(line.split(":", 1) for line in f)
         resident, data = (1024 * int(kilobytes[k].split()[0]) for k in ("VmRSS", "VmData"))

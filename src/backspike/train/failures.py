@@ -23,7 +23,8 @@ def first_line(e: BaseException) -> str:
 
 def out_of_memory(e: BaseException) -> bool:
     """Whether this error, or its cause, means that memory ran out."""
-    if isinstance(e, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(e):
+    texts = ("allocate memory", "could not create a primitive")  # of torch, of oneDNN
+    if isinstance(e, torch.OutOfMemoryError | MemoryError) or any(t in str(e) for t in texts):
         return True
     return e.__cause__ is not None and out_of_memory(e.__cause__)
 

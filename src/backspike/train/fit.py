@@ -23,7 +23,7 @@ from .failures import explain_failures
 from .learning_rate import OwnScheduler
 from .network import check_own, check_size
 from .progress import shown
-from .setup import Setup, set_up, with_loader
+from .setup import Setup, limited_on_gpu, set_up, with_loader
 from .trainer import Result, Trainer
 
 
@@ -70,7 +70,11 @@ def fit(
     """
     recipe = recipes.find(recipe) if isinstance(recipe, str) else recipe
     recipe = with_loader(recipe, train)
-    with distributed.process_group(device) as ranks, explain_failures(recipe):
+    with (
+        distributed.process_group(device) as ranks,
+        explain_failures(recipe),
+        limited_on_gpu(recipe, device),
+    ):
         run = open_folder(ranks, lambda: Run.free(out, force))
         # everything is built and tried before an old run is deleted
         setup = set_up(
@@ -108,7 +112,7 @@ def resume(
         if done := ranks.on_rank0(lambda: finished_result(folder, listen, report)):
             return done
         ranks.on_rank0(lambda: check_own(folder, model=model, data=train, scheduler=scheduler))
-        with folder.locked(), explain_failures(stored):
+        with folder.locked(), explain_failures(stored), limited_on_gpu(stored, device):
             saved = ranks.on_rank0(lambda: [folder.path / c for c in CHECKPOINTS if folder.has(c)])
             if model is None and saved:
                 ranks.on_rank0(lambda: check_size(stored, *saved))
@@ -135,7 +139,7 @@ def resume(
 
 
 def limited(setup: Setup) -> AbstractContextManager[None]:
-    """The recipe's memory limit for this process. On a GPU, `set_up` has set it for the device."""
+    """The recipe's memory limit for this process; for a GPU see `limited_on_gpu`."""
     return memory_limit(setup.recipe.memory_limit if setup.device.type == "cpu" else 0)
 
 

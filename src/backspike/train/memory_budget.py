@@ -307,12 +307,14 @@ def _measure(
 
     from ..data import DataError
     from . import failures, trainer
+    from .setup import limited_on_gpu
 
     if threads:
         torch.set_num_threads(threads)
     try:
         given = workers.unpack(own) if own else {}
-        seconds, batch_norm = trainer.rehearse(recipe, STEPS, device, **given)
+        with limited_on_gpu(recipe, device):
+            seconds, batch_norm = trainer.rehearse(recipe, STEPS, device, **given)
     except (RunError, DataError, ValueError, RuntimeError, MemoryError) as e:
         if failures.out_of_memory(e):
             return Rehearsal(recipe, None, None)

@@ -124,7 +124,6 @@ def set_up(
     _check_types(recipe, model)
     sets = data_sets(recipe, train, validation, test)
     target, ranks = choose_device(device), distributed.current()
-    limit_memory(recipe, target)
     torch.manual_seed(recipe.seed)
     network = _build_network(recipe, model, target, ranks)
     weights = None
@@ -218,11 +217,20 @@ def _class_weights(recipe: Recipe, train: Batches, classes: int) -> Recipe:
     return recipe
 
 
-def limit_memory(recipe: Recipe, device: torch.device) -> None:
-    """Lets torch allocate no more on a GPU than the recipe's `memory_limit`."""
-    if recipe.memory_limit and device.type == "cuda":
-        whole = torch.cuda.mem_get_info(device)[1]
-        torch.cuda.set_per_process_memory_fraction(min(1.0, recipe.memory_limit / whole), device)
+@contextmanager
+def limited_on_gpu(recipe: Recipe, device: str | torch.device | None) -> Iterator[None]:
+    """Within it, torch allocates no more on a GPU than the recipe's `memory_limit`."""
+    limit = recipe.memory_limit if isinstance(recipe, Recipe) else 0  # set_up refuses others
+    target = choose_device(device)
+    if not limit or target.type != "cuda":
+        yield
+        return
+    whole = torch.cuda.mem_get_info(target)[1]
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole), target)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, target)
 
 
 def _check_types(recipe: Any, model: Any) -> None:
