@@ -398,3 +398,15 @@ def test_explain_speaks_of_the_shapes_that_the_layer_saw():
         layer(x)
         assert "compiled from its equations" in bs.explain(layer)
         assert "saves v, its input" in bs.explain(layer)
+
+
+def test_a_given_state_gives_no_gradient_to_the_states_at_rest():
+    x, v0 = X[:4], torch.rand(3, 4, 5, generator=r, dtype=torch.float64)
+    found = []
+    for backend in ("cpu", "eager"):
+        layer = bs.QIF(backend=backend, learn=("v_rest", "gain")).double()
+        layer(x, v0).spikes.cumsum(0).sum().backward()
+        found.append([p.grad for p in layer.parameters()])
+    for a, b in zip(*found):
+        assert a.abs() > 0
+        assert (a - b).abs() < 1e-12 * b.abs()
