@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import options
-from ..kernel import Moments
-from ..kernel.cpu import recurrent
+from ..kernel import Moments, recurrent
 from .cuba import CubaLIF
 from .hooks import has_hooks
 from .lif import LIF, Output
@@ -80,8 +79,6 @@ class Recurrent(Streaming):
         computes = {kind for kind in type(neuron).__mro__ if "compute" in vars(kind)}
         if computes - {LIF, CubaLIF} or isinstance(neuron.options, options.CLIF):
             return f"a {type(neuron).__name__} has no such kernel"
-        if neuron.options.backend not in ("auto", "cpu"):
-            return f"backend {neuron.options.backend!r} was requested"
         if type(layer) is not nn.Linear or type(layer.weight) not in (Tensor, nn.Parameter):
             return f"the layer is a {type(layer).__name__}, not a plain nn.Linear"
         if len(neuron.shape) > 1:
