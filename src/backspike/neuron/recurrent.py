@@ -30,9 +30,10 @@ class Recurrent(Streaming):
     masked surrogate draws a new seed at each timestep; SGS scales neither `layer` nor the layer
     that feeds `neuron`.
 
-    On the CPU, an `nn.Linear` around a LIF, IF, PLIF, CubaLIF or AdaptiveLIF runs over all T in one
-    kernel, which adds the rows of the weight at the spikes; `memory="recompute"` then saves as much
-    as "exact". Everything else takes T calls of `layer` and of the neuron, one after the other;
+    An `nn.Linear` around a LIF, IF, PLIF, CubaLIF or (on the CPU) AdaptiveLIF runs over all T in
+    one kernel; `memory="recompute"` then saves as much as "exact". On the CPU the kernel adds the
+    rows of the weight at the spikes. On a GPU it takes up to 362 neurons in float32 and 512 in
+    16 bits. Everything else takes T calls of `layer` and of the neuron, one after the other;
     `bs.explain` says which way is taken, and why.
 
     Raises TypeError if `neuron` is no spiking layer or `layer` contains one.

@@ -307,11 +307,11 @@ def on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
 
 
 def launch(
-    kernel: triton.JITFunction, grid: Grid, broken: list[str] = _broken, **arguments: object
+    kernel: triton.JITFunction, grid: Grid, broken: list[str] | None = None, **arguments: object
 ) -> None:
     """Launch a kernel; raises `Unsupported` if it does not compile on this machine.
 
-    broken: gets the reason, after which the caller must refuse.
+    broken: gets the reason, after which the caller must refuse; None: the list of this file.
     """
     if not grid.N:
         return
@@ -333,7 +333,7 @@ def launch(
                 raise
             message = (getattr(error, "error_message", None) or str(error)).strip().split("\n")[0]
             reason = f"its kernel does not compile here ({type(error).__name__}: {message})"
-            broken.append(reason)
+            (_broken if broken is None else broken).append(reason)
             raise Unsupported(
                 f"backend 'triton': {reason}; use backend='eager', or another version of Triton"
             ) from error
