@@ -3,6 +3,8 @@
 test_triton.py runs this file with TRITON_INTERPRET=1 in a separate process.
 """
 
+import math
+
 import pytest
 import torch
 from helpers.recurrent import OPTIONS, assert_gradients_equal, drive, gradients, make
@@ -47,13 +49,23 @@ def test_the_kernel_equals_autograd_through_the_reference(kind, options):
     ("kind", "options"),
     [
         (bs.PLIF, {"learn": ("tau", "threshold")}),
-        (bs.PLIF, {"channels": 5, "v_reset": None, "surrogate": Masked(Triangle(), p=0.5)}),
+        (bs.PLIF, {"v_reset": None, "surrogate": Masked(Triangle(), p=0.5)}),
         (bs.CubaLIF, {"learn": ("tau", "tau_synapse")}),
         (bs.CubaLIF, {"learn": ("tau_synapse",), "decay_input": False, "v_reset": -0.1}),
     ],
 )
 def test_learned_constants(kind, options):
     assert_gradients_equal(*both(5, kind, *drive(6, 3, 5), **options))
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 5), (6, 3, 5, 4)])
+def test_learned_constants_of_each_channel(shape):
+    """Channels are the neurons of the linear layer, or come before them."""
+    x, g = drive(6, 3, math.prod(shape[2:]))
+    constants = {"tau": torch.linspace(2.0, 4.0, 5), "learn": ("tau", "threshold")}
+    got, want = both(shape[-1], bs.LIF, x.view(shape), g.view(shape), **constants)
+    assert got[-1].shape == (5,)
+    assert_gradients_equal(got, want)
 
 
 @pytest.mark.parametrize("memory", ["bfloat16", "8bit", "1bit"])
@@ -86,12 +98,12 @@ def test_gradients_reach_the_recorded_membrane_its_moments_and_the_state(kind):
     assert_gradients_equal(*results)
 
 
-@pytest.mark.parametrize("kind", [bs.LIF, bs.CubaLIF])
-def test_a_streamed_chunk_continues_from_the_spikes_before(kind):
+@pytest.mark.parametrize(("kind", "learn"), [(bs.LIF, ()), (bs.CubaLIF, ("tau", "tau_synapse"))])
+def test_a_streamed_chunk_continues_from_the_spikes_before(kind, learn):
     x, g = drive(6, 5, 9)
     results = []
     for backend in ("triton", "reference"):
-        layer = make(9, kind, backend=backend)
+        layer = make(9, kind, backend=backend, learn=learn)
         with bs.streaming(layer):
             layer(x[:3])
             results.append(gradients(layer, x[3:], g[3:]))

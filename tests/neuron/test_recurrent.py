@@ -87,7 +87,7 @@ def test_gradients_reach_the_recorded_membrane_and_its_moments(kind):
     assert_gradients_equal(*results)
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("kind", [*KINDS.values(), partial(bs.CubaLIF, learn=("tau_synapse",))])
 def test_a_streamed_chunk_has_the_gradients_of_its_own_input(kind):
     x, g = drive(8, 5, 9)
     results = []
