@@ -596,6 +596,13 @@ def test_decisions_have_hysteresis():
         assert made.forward == made.weight == "dense"
 
 
+def test_a_way_that_a_smaller_batch_does_not_offer_is_left():
+    made = sparsity.SparsityPlan().decide(torch.float32, 1024, 1024, 256, 0.5, None)
+    assert (made.forward, made.weight) == ("lookup", "lookup")
+    made.decide(torch.float32, 128, 128, 256, 0.5, None)
+    assert (made.forward, made.weight) == ("dense", "dense")
+
+
 def test_limits_depend_on_size_dtype_and_processor(monkeypatch):
     for M, K, ways in (
         (1024, 1024, ("lookup", "lookup")),
