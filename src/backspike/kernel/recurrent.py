@@ -115,8 +115,8 @@ def refuses(x: Tensor, weight: Tensor, neuron: LIF) -> str | None:
         return "the layer does not keep the last dimension of the input"
     if not x.numel():
         return "the input is empty"
-    reason: str | None = _kernels(name).refuses(x, weight, neuron)
-    return reason
+    why: str | None = _kernels(name).refuses(x, weight, neuron)
+    return why
 
 
 def run(call: Call, loop: Loop) -> tuple[Result, Tensor | None]:
@@ -240,7 +240,7 @@ class _Recurrent(torch.autograd.Function):
         )  # fmt: skip
         rows = found.x.view(-1, packed.shape[-1])
         of_lam = of_gain = None
-        if synapse is not None and any(needs[3:5]):
+        if synapse is not None and needs[3]:
             of_lam, of_gain = _synapse_gradients(synapse, current, found.x)
         learned = [
             ops.reduce_to(row, parameter) if needed else None
@@ -254,8 +254,8 @@ class _Recurrent(torch.autograd.Function):
             _weight_gradient(rows, before, packed).to(weight) if needs[0] else None,
             rows.sum(0).to(bias) if needs[1] else None,
             found.i0 if needs[2] else None,
-            of_lam.to(lam) if needs[3] else None,
-            of_gain.to(gain) if needs[4] else None,
+            of_lam,
+            of_gain,
             found.x if needs[5] else None,
             found.v0,
             *learned,
@@ -285,15 +285,19 @@ def _weight_gradient(rows: Tensor, before: Tensor | None, packed: Packed) -> Ten
 
 def _synapse_gradients(
     synapse: Synapse, current: Tensor | None, gx: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The gradients of lam and gain, from those of x, gain times those of i."""
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of lam and gain, where they are tensors; that of i is gx / gain."""
     assert current is not None
     lam, gain = (torch.as_tensor(a).double() for a in synapse[:2])
     i = current.double()
     before = torch.zeros_like(i[:1]) if synapse.i0 is None else synapse.i0[None].double()
     before = torch.cat((before, i[:-1]))
     gi = gx.double() / gain
-    return (gi * before).sum(), (gi * (i - lam * before)).sum() / gain
+    sums = (gi * before).sum(), (gi * (i - lam * before)).sum() / gain
+    of_lam, of_gain = (
+        total.to(p) if isinstance(p, Tensor) else None for total, p in zip(sums, synapse)
+    )
+    return of_lam, of_gain
 
 
 def _kernels(name: str) -> ModuleType:

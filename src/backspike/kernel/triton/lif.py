@@ -219,6 +219,7 @@ class Grid:
     warps = 4
 
     def __init__(self, shape: Sequence[int], strides: Sequence[int], tiled: bool) -> None:
+        self.broken = _broken  # why kernels do not compile
         self.strides = strides
         self.T = shape[0]
         self.N = math.prod(shape[1:])
@@ -306,12 +307,10 @@ def on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
         return torch.tensor(values, dtype=dtype, device=device)
 
 
-def launch(
-    kernel: triton.JITFunction, grid: Grid, broken: list[str] | None = None, **arguments: object
-) -> None:
+def launch(kernel: triton.JITFunction, grid: Grid, **arguments: object) -> None:
     """Launch a kernel; raises `Unsupported` if it does not compile on this machine.
 
-    broken: gets the reason, after which the caller must refuse; None: the list of this file.
+    `grid.broken` then gets the reason.
     """
     if not grid.N:
         return
@@ -333,7 +332,7 @@ def launch(
                 raise
             message = (getattr(error, "error_message", None) or str(error)).strip().split("\n")[0]
             reason = f"its kernel does not compile here ({type(error).__name__}: {message})"
-            (_broken if broken is None else broken).append(reason)
+            grid.broken.append(reason)
             raise Unsupported(
                 f"backend 'triton': {reason}; use backend='eager', or another version of Triton"
             ) from error

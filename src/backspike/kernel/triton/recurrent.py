@@ -63,9 +63,10 @@ def _try_to_compile(device: torch.device, dtype: torch.dtype, n: int) -> None:
 class _Samples(lif.Grid):
     """Each program has some samples and all their neurons."""
 
-    def __init__(self, shape: torch.Size) -> None:
+    def __init__(self, shape: torch.Size, dtype: torch.dtype) -> None:
         super().__init__(shape, torch.empty(shape[1:], device="meta").stride(), tiled=False)
         self.n = shape[-1]
+        self.broken = _broken[dtype, self.n]
         self.rows, self.columns = _SAMPLES, max(triton.next_power_of_2(self.n), 16)
         self.programs = triton.cdiv(self.N // self.n, self.rows)
         self.warps = max(4, self.columns // 32)
@@ -175,7 +176,7 @@ def _launch(
     p: Tensor | None = None,
     **arguments: object,
 ) -> None:
-    grid, device = _Samples(shape), loop.weight.device
+    grid, device = _Samples(shape, dtype), loop.weight.device
     synapse = None
     if loop.synapse is not None:
         synapse = ops.constants_table(loop.synapse[:2], neuron.constants.dtype, device)
@@ -183,7 +184,6 @@ def _launch(
     lif.launch(
         kernel,
         grid,
-        _broken[dtype, grid.n],
         **lif.kernel_arguments(grid, device, neuron, memory, seed, p),
         **arguments,
         p_synapse=synapse,
