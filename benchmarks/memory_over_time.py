@@ -56,8 +56,8 @@ def checkpoints(model: nn.Module, x: Tensor, y: Tensor) -> None:
 
 def sltt(model: nn.Module, x: Tensor, y: Tensor) -> None:
     with bs.streaming(model):
-        for x_t in x.split(1):
-            cross_entropy(model(x_t)[0], y).backward()
+        for t in range(len(x)):  # `x.split(1)` would hold T tensors
+            cross_entropy(model(x[t : t + 1])[0], y).backward()
 
 
 def ottt(model: nn.Module, x: Tensor, y: Tensor) -> None:
