@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.ticker import NullLocator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -114,6 +115,7 @@ def picture(rows: list[dict[str, Any]]) -> bytes:
         axes(ax, "timesteps T", log_x=True)
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.yaxis.set_minor_locator(NullLocator())
 
     title = "Peak memory of a training step, MB"
     return Picture("memory-over-time", title, [(r, i) for i, r in enumerate(RULES)], plot).file()
