@@ -50,6 +50,7 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
     backend = "triton" if "triton" in bs.backends() else "cpu"
     parts: list[Callable[..., Iterator[dict[str, Any]]]] = [
         check_neurons,
+        check_recurrent,
         check_norms,
         check_bits,
         check_waiting,
@@ -133,6 +134,51 @@ def _lif(
     spikes.backward(g)
     assert x.grad is not None
     return spikes.detach(), x.grad
+
+
+def check_recurrent(
+    device: torch.device, backend: str, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Recurrent layers in one kernel against the reference, with learned constants.
+
+    In float64 spikes must be equal, and gradients up to rounding; in narrower types spikes differ
+    where the order of a sum moves a membrane across the threshold.
+    """
+    kinds: dict[str, Callable[..., Any]] = {"PLIF": bs.PLIF, "CubaLIF": bs.CubaLIF}
+    masked = bs.Masked(bs.ATan(), p=0.3)
+    dtypes = [torch.float64] if options.tiny else list(TOLERANCE)
+    sizes = [(5, 17, 18)] if options.tiny else [(20, 33, 100), (50, 128, 128), (10, 20, 362)]
+    for (name, kind), dtype, (T, B, n) in itertools.product(kinds.items(), dtypes, sizes):
+        if n > 256 and dtype == torch.float64:
+            continue  # too wide for one program
+        found, ways = [], []
+        for chosen in (backend, "reference"):
+            torch.manual_seed(5)
+            neuron = kind(v_threshold=0.5, v_reset=None, surrogate=masked, backend=chosen)
+            layer = bs.Recurrent(torch.nn.Linear(n, n), neuron).to(device, dtype)
+            x, g = (grid((T, B, n), seed, device).to(dtype) for seed in (6, 7))
+            ways.append(layer.why_step_by_step(x))
+            torch.manual_seed(8)  # of the masks
+            s = layer(x.requires_grad_())
+            s.backward(g)
+            gradients = (x.grad, *(p.grad for p in layer.parameters()))
+            found.append([s.detach().double(), *(a.double() for a in gradients if a is not None)])
+        different = float((found[0][0] != found[1][0]).double().mean())
+        error = max(
+            float((a - b).norm() / b.norm().clamp(min=1e-30))
+            for a, b in zip(found[0][1:], found[1][1:])
+        )
+        exact = dtype == torch.float64
+        close = different <= (0 if exact else 1e-3 if dtype == torch.float32 else 0.07)
+        passed = ways[0] is None and close and (not exact or error < TOLERANCE[dtype])
+        text = f"{different:.2%} of the spikes differ, gradients off by {error:.1e} at most"
+        yield {
+            "name": f"{backend}: recurrent {name}, {n} neurons, {dtype}".replace("torch.", ""),
+            "passed": passed,
+            "said": text if ways[0] is None else f"step by step: {ways[0]}",
+            "error": error,
+            "different": different,
+        }
 
 
 def check_norms(

@@ -2,7 +2,7 @@
 
 test_triton.py runs this file in a separate process, because Triton decides on import whether to
 interpret kernels. Prints a line of JSON per kernel. Arguments: the compute capability, "fused" or
-"separate" for multiply-adds, and "few" or "many" cases.
+"separate" for multiply-adds, and "few", "many" or "recurrent" cases.
 """
 
 import json
@@ -30,6 +30,7 @@ from backspike import (
     Triangle,
 )
 from backspike.kernel.triton import lif as kernels
+from backspike.kernel.triton import recurrent
 from backspike.neuron.lif import compute
 
 TYPES = {
@@ -97,10 +98,19 @@ MANY = {
 }
 
 
+# dtype and width of a recurrent layer
+RECURRENT = {
+    "recurrent, float32": (torch.float32, 128),
+    "recurrent, float32, widest": (torch.float32, 362),
+    "recurrent, bfloat16, widest": (torch.bfloat16, 512),
+    "recurrent, float64, widest": (torch.float64, 256),
+}
+
+
 def compile_for(sm, fusion, case):
     """A replacement for `kernels.launch` that compiles the kernel instead."""
 
-    def launch(kernel, grid, **arguments):
+    def launch(kernel, grid, *_, **arguments):
         arguments |= {"ROWS": grid.rows, "COLUMNS": grid.columns}
         signature, constants, attributes = {}, {}, {}
         for i, parameter in enumerate(kernel.params):
@@ -118,11 +128,12 @@ def compile_for(sm, fusion, case):
             if isinstance(a, torch.Tensor) or a % 16 == 0:  # as Triton's launcher does
                 attributes[(i,)] = [["tt.divisibility", 16]]
         source = ASTSource(kernel, signature, constants, attributes)
-        options = {"num_warps": 4, "enable_fp_fusion": fusion}
+        options = {"num_warps": grid.warps, "enable_fp_fusion": fusion}
         compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
         report = {"case": case, "kernel": kernel.__name__, "bytes": len(compiled.asm["cubin"])}
         for language, fused in (("ptx", r"\b(?:fma|mad)\.rn"), ("sass", r"\b[FDH]FMA\b")):
             report[language] = len(re.findall(fused, compiled.asm[language]))
+        report["shared"] = compiled.metadata.shared
         report["wide"] = bool(re.search(r"(?:ld|st)\.global[.\w]*\.v2", compiled.asm["ptx"]))
         print(json.dumps(report), flush=True)
 
@@ -154,10 +165,21 @@ def run(shape=(4, 2, 64, 16, 16), dtype=torch.float32, learn=None, layout=None, 
     torch.autograd.backward(*zip(*leaves))
 
 
+def run_recurrent(dtype, n):
+    neuron = bs.CubaLIF(
+        backend="triton", surrogate=Masked(ATan()), learn=("tau", "tau_synapse", "threshold")
+    )
+    layer = bs.Recurrent(torch.nn.Linear(n, n), neuron).to(dtype)
+    layer(torch.zeros(3, 20, n, dtype=dtype, requires_grad=True)).sum().backward()
+
+
 if __name__ == "__main__":
     sm, fusion, names = int(sys.argv[1]), sys.argv[2] == "fused", sys.argv[3]
-    kernels.refuses = lambda call: None
+    kernels.refuses = recurrent.refuses = lambda *_: None
     import_module("backspike.kernel.dispatch")._BACKENDS.setdefault("triton", kernels)
-    for case, options in {"few": FEW, "many": FEW | MANY}[names].items():
+    for case, options in {"few": FEW, "many": FEW | MANY, "recurrent": {}}[names].items():
         kernels.launch = compile_for(sm, fusion, case)
         run(**options)
+    for case, options in RECURRENT.items() if names == "recurrent" else ():
+        kernels.launch = compile_for(sm, fusion, case)
+        run_recurrent(*options)

@@ -45,6 +45,17 @@ def test_kernels_in_the_interpreter():
     assert " passed" in run_interpreted("-m", "not slow", str(TESTS / "interpreted_triton.py"))
 
 
+def test_recurrent_layers_in_the_interpreter():
+    file = TESTS / "interpreted_triton_recurrent.py"
+    assert " passed" in run_interpreted("-m", "not slow", str(file))
+
+
+@pytest.mark.slow
+def test_all_recurrent_layers_in_the_interpreter():
+    file = TESTS / "interpreted_triton_recurrent.py"
+    assert " passed" in run_interpreted("-m", "slow", str(file))
+
+
 @pytest.mark.slow
 def test_all_cases_in_the_interpreter():
     assert " passed" in run_interpreted("-m", "slow", str(TESTS / "interpreted_triton.py"))
@@ -68,7 +79,8 @@ def test_shared_backend_tests_in_the_interpreter():
 def run_compiled(folder, *arguments):
     """The output of compiled_triton.py, a dict per kernel."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(folder), "PYTHONPATH": str(TESTS.parent)}
+    path = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    environment |= {"TRITON_CACHE_DIR": str(folder), "PYTHONPATH": path}
     command = [sys.executable, str(TESTS / "compiled_triton.py"), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-5000:]
@@ -98,6 +110,16 @@ def test_kernels_compile_for_a_gpu(tmp_path):
 @pytest.mark.parametrize("sm", ["80", "90", "100"])
 def test_all_variants_compile_for_several_gpus(tmp_path, sm):
     check_kernels(run_compiled(tmp_path, sm, "separate", "many"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sm", ["80", "90"])
+def test_recurrent_kernels_compile_for_several_gpus(tmp_path, sm):
+    """And fit into the shared memory that every GPU of these years has, 99 KB."""
+    found = run_compiled(tmp_path, sm, "separate", "recurrent")
+    assert {k["kernel"] for k in found} == {"recurrent_fwd_kernel", "recurrent_bwd_kernel"}
+    assert len(found) == 8
+    assert all(k["shared"] <= 99 * 1024 for k in found)
 
 
 @pytest.mark.slow

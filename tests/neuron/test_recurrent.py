@@ -6,66 +6,21 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.recurrent import OPTIONS, assert_gradients_equal, drive, gradients, make
 from torch import nn
 
 import backspike as bs
 from backspike.kernel.cpu import library
-from backspike.surrogate import ATan, Masked, Parametric, Rectangle, SuperSpike, Triangle
+from backspike.surrogate import Masked, Rectangle, Triangle
 
 ADAPTIVE = partial(bs.AdaptiveLIF, tau_adaptation=4.0, a=0.8, b=1.5)
 KINDS = {"LIF": bs.LIF, "IF": bs.IF, "PLIF": bs.PLIF, "CubaLIF": bs.CubaLIF}
 KINDS |= {"AdaptiveLIF": ADAPTIVE}
-OPTIONS = {
-    "defaults": {},
-    "soft reset": {"v_reset": None},
-    "reset to -0.2": {"v_reset": -0.2},
-    "detached reset": {"reset_gradient": 0.0, "surrogate": SuperSpike()},
-    "no temporal gradient": {"temporal_gradient": False},
-    "undecayed input": {"decay_input": False},
-    "compact surrogate": {"surrogate": Triangle(1.0)},
-    "narrow surrogate": {"surrogate": Rectangle(0.02)},
-    "masked": {"surrogate": Masked(Rectangle(1.0), p=0.5)},
-    "masked and rescaled": {"surrogate": Masked(ATan(), p=0.3, rescale=True)},
-    "mask with replacement": {"surrogate": Masked(Triangle(), p=0.5, replace=ATan())},
-    "learned width": {"surrogate": Parametric(Triangle())},
-    "learned threshold": {"learn": "threshold", "v_reset": None},
-    "computed again": {"memory": "recompute"},
-}
-
-
-def make(n, kind, **options):
-    torch.manual_seed(1)
-    layer = bs.Recurrent(nn.Linear(n, n), kind(v_threshold=0.3, **options)).double()
-    with torch.no_grad():
-        layer.layer.weight *= 1.5
-    return layer
-
-
-def drive(T, B, n):
-    generator = torch.Generator().manual_seed(2)
-    x = torch.rand(T, B, n, dtype=torch.float64, generator=generator)
-    return x, torch.randn(T, B, n, dtype=torch.float64, generator=generator)
-
-
-def gradients(layer, x, g):
-    """Spikes, and the gradients of the input and of all parameters."""
-    layer.zero_grad()
-    x = x.clone().requires_grad_()
-    torch.manual_seed(3)
-    s = layer(x)
-    s.backward(g)
-    return [s.detach(), x.grad, *(p.grad.clone() for p in layer.parameters())]
 
 
 def step_by_step(layer):
     """The same layer with a hook, which the kernel does not run."""
     return layer.layer.register_forward_hook(lambda *_: None)
-
-
-def assert_gradients_equal(got, want, tolerance=1e-12):
-    assert len(got) == len(want)
-    for a, b in zip(got, want):
-        assert (a - b).abs().max() <= tolerance * b.abs().max()
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -132,7 +87,7 @@ def test_gradients_reach_the_recorded_membrane_and_its_moments(kind):
     assert_gradients_equal(*results)
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("kind", [*KINDS.values(), partial(bs.CubaLIF, learn=("tau_synapse",))])
 def test_a_streamed_chunk_has_the_gradients_of_its_own_input(kind):
     x, g = drive(8, 5, 9)
     results = []

@@ -43,6 +43,16 @@ def backends() -> tuple[str, ...]:
     return tuple(_BACKENDS)
 
 
+def fastest(device: torch.device) -> str:
+    """The backend that "auto" tries first on this device."""
+    return "triton" if device.type == "cuda" else "cpu"
+
+
+def unavailable(name: str) -> str | None:
+    """Why this backend cannot be loaded here; None if it can."""
+    return None if name in _BACKENDS else _UNAVAILABLE.get(name, "there is no GPU")
+
+
 def choose(backend: str, call: Call) -> tuple[str, str]:
     """The backend that runs this call, and the reason for choosing it.
 
@@ -57,10 +67,9 @@ def choose(backend: str, call: Call) -> tuple[str, str]:
         if reason := _BACKENDS[backend].refuses(call):
             raise Unsupported(f"backend {backend!r}: {reason}; use backend='auto'")
         return backend, "requested"
-    fastest = "triton" if call.x.device.type == "cuda" else "cpu"
     reasons: list[str] = []
-    for name in (fastest, "eager", "reference"):
-        reason = _BACKENDS[name].refuses(call) if name in _BACKENDS else _UNAVAILABLE[name]
+    for name in (fastest(call.x.device), "eager", "reference"):
+        reason = unavailable(name) or _BACKENDS[name].refuses(call)
         if reason is None:
             return name, "; ".join(reasons) or _FASTEST
         reasons.append(f"{name}: {reason}")

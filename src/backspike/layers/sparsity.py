@@ -130,9 +130,10 @@ def _way(now: str, limits: list[tuple[str, float]], density: float | None) -> st
     """The first way whose limit exceeds the density, with hysteresis towards the current one."""
     if density is None:
         return "dense"
-    ways = [way for way, _ in limits] + ["dense"]
+    ways = [way for way, _ in limits]
+    current = ways.index(now) if now in ways else len(ways)  # dense, or not offered at this size
     for i, (way, limit) in enumerate(limits):
-        if density < limit * (1 + MARGIN if ways.index(now) <= i else 1 - MARGIN):
+        if density < limit * (1 + MARGIN if current <= i else 1 - MARGIN):
             return way
     return "dense"
 

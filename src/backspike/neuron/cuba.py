@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import kernel
 from ..kernel.coefficients import leak, state_dtype
-from ..kernel.cpu.recurrent import Synapse
+from ..kernel.recurrent import Synapse
 from ..options import CubaLIF as Options
 from .arguments import has
 from .integrator import integrate

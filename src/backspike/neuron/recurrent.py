@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import options
-from ..kernel import Moments
-from ..kernel.cpu import recurrent
+from ..kernel import Moments, recurrent
 from .cuba import CubaLIF
 from .hooks import has_hooks
 from .lif import LIF, Output
@@ -31,9 +30,10 @@ class Recurrent(Streaming):
     masked surrogate draws a new seed at each timestep; SGS scales neither `layer` nor the layer
     that feeds `neuron`.
 
-    On the CPU, an `nn.Linear` around a LIF, IF, PLIF, CubaLIF or AdaptiveLIF runs over all T in one
-    kernel, which adds the rows of the weight at the spikes; `memory="recompute"` then saves as much
-    as "exact". Everything else takes T calls of `layer` and of the neuron, one after the other;
+    An `nn.Linear` around a LIF, IF, PLIF, CubaLIF or (on the CPU) AdaptiveLIF runs over all T in
+    one kernel; `memory="recompute"` then saves as much as "exact". On the CPU the kernel adds the
+    rows of the weight at the spikes. On a GPU it takes up to 362 neurons in float32 and 512 in
+    16 bits. Everything else takes T calls of `layer` and of the neuron, one after the other;
     `bs.explain` says which way is taken, and why.
 
     Raises TypeError if `neuron` is no spiking layer or `layer` contains one.
@@ -80,8 +80,6 @@ class Recurrent(Streaming):
         computes = {kind for kind in type(neuron).__mro__ if "compute" in vars(kind)}
         if computes - {LIF, CubaLIF} or isinstance(neuron.options, options.CLIF):
             return f"a {type(neuron).__name__} has no such kernel"
-        if neuron.options.backend not in ("auto", "cpu"):
-            return f"backend {neuron.options.backend!r} was requested"
         if type(layer) is not nn.Linear or type(layer.weight) not in (Tensor, nn.Parameter):
             return f"the layer is a {type(layer).__name__}, not a plain nn.Linear"
         if len(neuron.shape) > 1:

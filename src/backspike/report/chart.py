@@ -219,6 +219,8 @@ class Picture(NamedTuple):
         def plot(ax: Axes) -> None:
             self.plot(ax)
             ax.set_title(math_free(self.title), fontsize=11.5, loc="left")
+            left, bottom, width, height = ax.get_position().bounds
+            ax.set_position((left, bottom, width, height - 0.06))  # the title is above the axes
             handles = [
                 Line2D([], [], color=ink(number), label=math_free(text))
                 for text, number in self.lines

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache, lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ...errors import Unsupported
 from ...options import CLIF, LIF, AdaptiveLIF
-from .. import layout, norm_ops, ops
+from .. import layout, ops
 from ..call import Call, Record, Result
 from ..saved import pack
 from . import step
@@ -35,14 +36,8 @@ _FEW = 1 << 18
 
 def refuses(call: Call) -> str | None:
     """Why the Triton kernel cannot run the call; None if it can."""
-    kind = "cpu" if INTERPRETED.value else "cuda"
-    if call.x.device.type != kind:
-        where = (
-            "it runs in Triton's interpreter, on the CPU"
-            if INTERPRETED.value
-            else "it runs on a GPU"
-        )
-        return f"{where}, but the input is on {call.x.device}"
+    if reason := wrong_device(call.x):
+        return reason
     if call.v0 is not None and call.v0.device != call.x.device:
         return f"the input is on {call.x.device}, but v0 is on {call.v0.device}"
     if isinstance(call.neuron, CLIF):
@@ -52,9 +47,17 @@ def refuses(call: Call) -> str | None:
     name = ops.without_formula(call.neuron, step.CASES)
     if name is not None:
         return f"it has no formula in Triton for {name}"
-    if kind == "cuda" and not torch.compiler.is_compiling():
+    if call.x.device.type == "cuda" and not torch.compiler.is_compiling():
         _try_to_compile(call.x.device)
     return _broken[0] if _broken else None
+
+
+def wrong_device(x: Tensor) -> str | None:
+    """Why no Triton kernel can read x where it is; None if they can."""
+    if x.device.type == ("cpu" if INTERPRETED.value else "cuda"):
+        return None
+    where = "in Triton's interpreter, on the CPU" if INTERPRETED.value else "on a GPU"
+    return f"it runs {where}, but the input is on {x.device}"
 
 
 @cache
@@ -143,7 +146,7 @@ def _backward(a: ops.BackwardInputs) -> list[Tensor]:
         x_stride=0 if x is None or a.repeats > 1 else x.stride(0),
         g_stride=0 if g is None else g.stride(0),
         gu_stride=0 if g_u is None else g_u.stride(0),
-        FORM=_form(memory, a),
+        FORM=form(memory, a),
     )
     if partial is not None:
         torch.sum(partial, 0, out=out.sums)
@@ -172,15 +175,38 @@ def _launch_forward(
         p_x=x,
         p_v0=v0,
         x_stride=x.stride(0) if a.repeats == 1 else 0,
-        FORM=_form(memory, a),
+        FORM=form(memory, a),
     )
 
 
-def _form(memory: str | None, a: ops.ForwardInputs | ops.BackwardInputs) -> str | None:
+def form(memory: str | None, a: Encoded) -> str | None:
     """What the kernels are told about `memory`: for 8 bits, which of the codes."""
     if memory != "8bit":
         return memory
     return "logarithmic" if ops.eight_bits(tuple(a.flags), tuple(a.numbers))[1] else "uniform"
+
+
+class Encoded(Protocol):
+    """A neuron as numbers, see `ops.encode`: what the arguments of all operators contain."""
+
+    @property
+    def constants(self) -> Tensor: ...
+
+    @property
+    def flags(self) -> list[int]: ...
+
+    @property
+    def numbers(self) -> list[float]: ...
+
+
+class EncodedBackward(Encoded, Protocol):
+    """And which of its constants are learned."""
+
+    @property
+    def learns(self) -> int: ...
+
+    @property
+    def repeats(self) -> int: ...
 
 
 class Grid:
@@ -190,7 +216,10 @@ class Grid:
     channels, so that it can sum per channel.
     """
 
+    warps = 4
+
     def __init__(self, shape: Sequence[int], strides: Sequence[int], tiled: bool) -> None:
+        self.broken = _broken  # why kernels do not compile
         self.strides = strides
         self.T = shape[0]
         self.N = math.prod(shape[1:])
@@ -208,7 +237,7 @@ class Grid:
             self.programs = self.blocks * triton.cdiv(self.C, self.columns)
 
 
-def backward_flags(a: ops.BackwardInputs | norm_ops.BackwardInputs) -> dict[str, bool]:
+def backward_flags(a: EncodedBackward) -> dict[str, bool]:
     """The flags that all backward kernels take."""
     return {
         "RESET_GRADIENT": a.numbers[1] != 0,
@@ -224,7 +253,7 @@ def backward_flags(a: ops.BackwardInputs | norm_ops.BackwardInputs) -> dict[str,
 def kernel_arguments(
     grid: Grid,
     device: torch.device,
-    a: ops.ForwardInputs | ops.BackwardInputs | norm_ops.ForwardInputs | norm_ops.BackwardInputs,
+    a: Encoded,
     memory: str | None = None,
     seed: Tensor | None = None,
     p: Tensor | None = None,
@@ -238,14 +267,10 @@ def kernel_arguments(
     surrogate, replacement = ops.surrogates(*encoded)
     for s in (surrogate, replacement):
         values += () if s is None else (*s.constants(), 0.0, 0.0)[:3]
-    if constants.device != device:
-        constants = on_device(tuple(constants.flatten().tolist()), constants.dtype, device).view(
-            constants.shape
-        )
     if p is not None and p.device != device:
         p = on_device((float(p),), torch.float64, device)
     return {
-        "p_constants": constants.contiguous(),
+        "p_constants": moved(constants, device).contiguous(),
         "p_numbers": on_device(tuple(values), constants.dtype, device),
         "p_seed": seed,
         "p_p": p,
@@ -264,6 +289,13 @@ def kernel_arguments(
     }
 
 
+def moved(table: Tensor, device: torch.device) -> Tensor:
+    """A small table on the device; one of fixed numbers is still on the CPU."""
+    if table.device == device:
+        return table
+    return on_device(tuple(table.flatten().tolist()), table.dtype, device).view(table.shape)
+
+
 @lru_cache(maxsize=1024)
 def on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of these values on the device.
@@ -276,13 +308,16 @@ def on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
 
 
 def launch(kernel: triton.JITFunction, grid: Grid, **arguments: object) -> None:
-    """Launch a kernel; raises `Unsupported` if it does not compile on this machine."""
+    """Launch a kernel; raises `Unsupported` if it does not compile on this machine.
+
+    `grid.broken` then gets the reason.
+    """
     if not grid.N:
         return
     options = {
         "ROWS": grid.rows,
         "COLUMNS": grid.columns,
-        "num_warps": 4,
+        "num_warps": grid.warps,
         "enable_fp_fusion": False,
     }
     # the interpreter computes in numpy, which warns where a GPU silently produces infinity
@@ -297,7 +332,7 @@ def launch(kernel: triton.JITFunction, grid: Grid, **arguments: object) -> None:
                 raise
             message = (getattr(error, "error_message", None) or str(error)).strip().split("\n")[0]
             reason = f"its kernel does not compile here ({type(error).__name__}: {message})"
-            _broken.append(reason)
+            grid.broken.append(reason)
             raise Unsupported(
                 f"backend 'triton': {reason}; use backend='eager', or another version of Triton"
             ) from error

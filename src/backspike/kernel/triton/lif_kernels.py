@@ -39,7 +39,7 @@ def _elements(N, C, inner, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _constant(p_constants, row: tl.constexpr, channel, C, PER_CHANNEL: tl.constexpr):
+def constant(p_constants, row: tl.constexpr, channel, C, PER_CHANNEL: tl.constexpr):
     if PER_CHANNEL:
         value = tl.load(p_constants + row * C + channel)
     else:
@@ -48,10 +48,10 @@ def _constant(p_constants, row: tl.constexpr, channel, C, PER_CHANNEL: tl.conste
 
 
 @triton.jit
-def _width(p_constants, channel, C, PER_CHANNEL: tl.constexpr, PARAMETRIC: tl.constexpr):
+def width_in_use(p_constants, channel, C, PER_CHANNEL: tl.constexpr, PARAMETRIC: tl.constexpr):
     w = None
     if PARAMETRIC:
-        w = _constant(p_constants, WIDTH, channel, C, PER_CHANNEL)
+        w = constant(p_constants, WIDTH, channel, C, PER_CHANNEL)
     return w
 
 
@@ -122,6 +122,134 @@ def _decode(p_saved, at, inside, w, theta, p_numbers, FORM: tl.constexpr):
 
 
 @triton.jit
+def encode(
+    p_saved,
+    at,
+    inside,
+    u,
+    fired,
+    w,
+    theta,
+    p_numbers,
+    FORM: tl.constexpr,
+    DECODES: tl.constexpr,
+):
+    """Stores the code of u in the forms that have one; returns u, with DECODES as backward sees it.
+
+    DECODES: whether the caller needs the latter.
+    """
+    decoded = u
+    if FORM == "bfloat16":
+        code = step.encode_bfloat16(u - theta, fired)
+        tl.store(p_saved + at, code, mask=inside)
+        if DECODES:
+            decoded, _ = step.decode_bfloat16(code, theta, tl.load(p_numbers + BELOW))
+    elif FORM == "uniform" or FORM == "logarithmic":
+        z = u - theta
+        if w is not None:
+            z = z / w
+        code = step.encode_8bit(z, fired, tl.load(p_numbers + PER_UNIT), FORM)
+        tl.store(p_saved + at, code, mask=inside)
+        if DECODES:
+            decoded, _ = step.decode_8bit(
+                code, w, theta, tl.load(p_numbers + BELOW), tl.load(p_numbers + UNIT), FORM
+            )
+    return decoded
+
+
+@triton.jit
+def step_back(
+    t,
+    o,
+    inside,
+    index,
+    g,
+    c,
+    d_tau,
+    d_theta,
+    d_width,
+    lam,
+    gain,
+    theta,
+    w,
+    p_numbers,
+    p_seed,
+    p_p,
+    p_saved,
+    p_x,
+    p_v0,
+    p_gu,
+    p_line,
+    T,
+    N,
+    C,
+    channel,
+    x_stride,
+    gu_stride,
+    SOFT: tl.constexpr,
+    RESET_GRADIENT: tl.constexpr,
+    DECAY_INPUT: tl.constexpr,
+    TEMPORAL: tl.constexpr,
+    LEARNS_TAU: tl.constexpr,
+    LEARNS_THETA: tl.constexpr,
+    LEARNS_WIDTH: tl.constexpr,
+    RESCALE: tl.constexpr,
+    FAMILY: tl.constexpr,
+    REPLACEMENT: tl.constexpr,
+    FORM: tl.constexpr,
+):
+    """Step t of the backward pass for the elements at o, which g reaches.
+
+    index: their positions for the mask; c: the gradient of v. Returns the gradient of x, c of the
+    step before, and the sums of the learned constants.
+    """
+    v_reset, rho = tl.load(p_numbers + V_RESET), tl.load(p_numbers + RHO)
+    zero = tl.zeros(o.shape, p_numbers.dtype.element_ty)
+    row = tl.cast(t, tl.int64)
+    at = row * N + o
+    if FORM == "1bit":  # Rectangle with the soft reset: h alone is enough
+        byte = tl.load(p_saved + row * tl.cdiv(N, 8) + o // 8, mask=inside, other=0).to(tl.int32)
+        u, fired = zero, inside
+        h_base = tl.where(
+            (byte >> (o % 8).to(tl.int32)) & 1 != 0, tl.load(p_numbers + BASE + 1), zero
+        )
+    else:
+        u, fired = _decode(p_saved, at, inside, w, theta, p_numbers, FORM)
+        h_base = step.derivative(u - theta, w, p_numbers + BASE, FAMILY)
+    h, h_base = masked_derivative(
+        h_base, u, theta, index, p_seed, p_p, p_numbers, RESCALE, REPLACEMENT
+    )
+    G = step.spike_gradient(g, c, u, theta, v_reset, rho, SOFT, RESET_GRADIENT)
+    delta = step.membrane_gradient(G * h, c, fired, SOFT)
+    if p_gu is not None:
+        delta += tl.load(p_gu + row * gu_stride + o, mask=inside, other=0.0)
+    if p_line is not None:
+        delta += u * tl.load(p_line + (T + t) * C + channel) + tl.load(p_line + t * C + channel)
+    if LEARNS_THETA:
+        d_theta -= G * h
+        if SOFT:
+            d_theta -= tl.where(fired, c, 0.0)
+    if LEARNS_WIDTH:
+        d_width -= ((u - theta) / w) * G * h_base
+    if LEARNS_TAU:
+        v, rest = initial_membrane(p_v0, p_numbers, o, inside, SOFT), zero
+        if t > 0:
+            before, fired_before = _decode(p_saved, at - N, inside, w, theta, p_numbers, FORM)
+            v = step.reset(before, fired_before, theta, v_reset, SOFT)
+        if not SOFT:
+            rest += v_reset
+        distance = v - rest
+        if DECAY_INPUT:
+            distance -= tl.load(p_x + row * x_stride + o, mask=inside, other=0.0).to(zero.dtype)
+        d_tau += delta * distance
+    if TEMPORAL:
+        c = delta * lam
+    else:
+        c = zero
+    return delta * gain, c, d_tau, d_theta, d_width
+
+
+@triton.jit
 def lif_fwd_kernel(
     p_constants,  # [5, C] or [5, 1]
     p_numbers,  # see triton/step.py
@@ -156,11 +284,11 @@ def lif_fwd_kernel(
     """Element i of a timestep has channel i // inner % C. Outputs that are not needed are None."""
     o, inside, block, column = _elements(N, C, inner, ROWS, COLUMNS)
     channel, logical = o // inner % C, _logical(o, C, area, CHANNELS_LAST)
-    lam = _constant(p_constants, LAM, channel, C, PER_CHANNEL)
-    offset = _constant(p_constants, OFFSET, channel, C, PER_CHANNEL)
-    gain = _constant(p_constants, GAIN, channel, C, PER_CHANNEL)
-    theta = _constant(p_constants, THETA, channel, C, PER_CHANNEL)
-    w = _width(p_constants, channel, C, PER_CHANNEL, PARAMETRIC)
+    lam = constant(p_constants, LAM, channel, C, PER_CHANNEL)
+    offset = constant(p_constants, OFFSET, channel, C, PER_CHANNEL)
+    gain = constant(p_constants, GAIN, channel, C, PER_CHANNEL)
+    theta = constant(p_constants, THETA, channel, C, PER_CHANNEL)
+    w = width_in_use(p_constants, channel, C, PER_CHANNEL, PARAMETRIC)
     v_reset = tl.load(p_numbers + V_RESET)
     v = initial_membrane(p_v0, p_numbers, o, inside, SOFT)
     for t in range(T):
@@ -183,23 +311,10 @@ def lif_fwd_kernel(
             )
         if p_u is not None:
             tl.store(p_u + at, u, mask=inside)
-        decoded = u
-        if FORM == "bfloat16":
-            code = step.encode_bfloat16(u - theta, fired)
-            tl.store(p_saved + at, code, mask=inside)
-            if p_active is not None:
-                decoded, _ = step.decode_bfloat16(code, theta, tl.load(p_numbers + BELOW))
-        elif FORM == "uniform" or FORM == "logarithmic":
-            z = u - theta
-            if PARAMETRIC:
-                z = z / w
-            code = step.encode_8bit(z, fired, tl.load(p_numbers + PER_UNIT), FORM)
-            tl.store(p_saved + at, code, mask=inside)
-            if p_active is not None:
-                decoded, _ = step.decode_8bit(
-                    code, w, theta, tl.load(p_numbers + BELOW), tl.load(p_numbers + UNIT), FORM
-                )
-        elif FORM == "1bit":
+        decoded = encode(
+            p_saved, at, inside, u, fired, w, theta, p_numbers, FORM, p_active is not None
+        )
+        if FORM == "1bit":
             h = step.derivative(u - theta, None, p_numbers + BASE, FAMILY)
             bits = ((h != 0) & inside).to(tl.int32).reshape(ROWS // 8, 8) << tl.arange(0, 8)[
                 None, :
@@ -284,68 +399,32 @@ def lif_bwd_kernel(
     """REPEATED: the gradient of x is summed over T."""
     o, inside, block, column = _elements(N, C, inner, ROWS, COLUMNS)
     channel, logical = o // inner % C, _logical(o, C, area, CHANNELS_LAST)
-    lam = _constant(p_constants, LAM, channel, C, PER_CHANNEL)
-    gain = _constant(p_constants, GAIN, channel, C, PER_CHANNEL)
-    theta = _constant(p_constants, THETA, channel, C, PER_CHANNEL)
-    w = _width(p_constants, channel, C, PER_CHANNEL, PARAMETRIC)
-    v_reset, rho = tl.load(p_numbers + V_RESET), tl.load(p_numbers + RHO)
+    lam = constant(p_constants, LAM, channel, C, PER_CHANNEL)
+    gain = constant(p_constants, GAIN, channel, C, PER_CHANNEL)
+    theta = constant(p_constants, THETA, channel, C, PER_CHANNEL)
+    w = width_in_use(p_constants, channel, C, PER_CHANNEL, PARAMETRIC)
     zero = tl.zeros(o.shape, p_numbers.dtype.element_ty)
     c, gx_sum, d_tau, d_theta, d_width = zero, zero, zero, zero, zero
     if p_gv is not None:
         c = tl.load(p_gv + o, mask=inside, other=0.0)
-    for step_back in range(T):
-        t = T - 1 - step_back
+    for steps in range(T):
+        t = T - 1 - steps
         row = tl.cast(t, tl.int64)
-        at = row * N + o
-        if FORM == "1bit":  # Rectangle with the soft reset: h alone is enough
-            byte = tl.load(p_saved + row * tl.cdiv(N, 8) + o // 8, mask=inside, other=0).to(
-                tl.int32
-            )
-            u, fired = zero, inside
-            h_base = tl.where(
-                (byte >> (o % 8).to(tl.int32)) & 1 != 0, tl.load(p_numbers + BASE + 1), zero
-            )
-        else:
-            u, fired = _decode(p_saved, at, inside, w, theta, p_numbers, FORM)
-            h_base = step.derivative(u - theta, w, p_numbers + BASE, FAMILY)
-        h, h_base = masked_derivative(
-            h_base, u, theta, row * N + logical, p_seed, p_p, p_numbers, RESCALE, REPLACEMENT
-        )
         g = zero
         if p_g is not None:
             g = tl.load(p_g + row * g_stride + o, mask=inside, other=0.0).to(zero.dtype)
-        G = step.spike_gradient(g, c, u, theta, v_reset, rho, SOFT, RESET_GRADIENT)
-        delta = step.membrane_gradient(G * h, c, fired, SOFT)
-        if p_gu is not None:
-            delta += tl.load(p_gu + row * gu_stride + o, mask=inside, other=0.0)
-        if p_line is not None:
-            delta += u * tl.load(p_line + (T + t) * C + channel) + tl.load(p_line + t * C + channel)
-        if LEARNS_THETA:
-            d_theta -= G * h
-            if SOFT:
-                d_theta -= tl.where(fired, c, 0.0)
-        if LEARNS_WIDTH:
-            d_width -= ((u - theta) / w) * G * h_base
-        if LEARNS_TAU:
-            v, rest = initial_membrane(p_v0, p_numbers, o, inside, SOFT), zero
-            if t > 0:
-                before, fired_before = _decode(p_saved, at - N, inside, w, theta, p_numbers, FORM)
-                v = step.reset(before, fired_before, theta, v_reset, SOFT)
-            if not SOFT:
-                rest += v_reset
-            distance = v - rest
-            if DECAY_INPUT:
-                distance -= tl.load(p_x + row * x_stride + o, mask=inside, other=0.0).to(zero.dtype)
-            d_tau += delta * distance
+        gx, c, d_tau, d_theta, d_width = step_back(
+            t, o, inside, row * N + logical, g, c, d_tau, d_theta, d_width, lam, gain, theta, w,
+            p_numbers, p_seed, p_p, p_saved, p_x, p_v0, p_gu, p_line, T, N, C, channel,
+            x_stride, gu_stride, SOFT, RESET_GRADIENT, DECAY_INPUT, TEMPORAL, LEARNS_TAU,
+            LEARNS_THETA, LEARNS_WIDTH, RESCALE, FAMILY, REPLACEMENT, FORM,
+        )  # fmt: skip
         if p_gx is not None:
             if REPEATED:
-                gx_sum += delta * gain
+                gx_sum += gx
             else:
-                tl.store(p_gx + at, step.round_to(delta * gain, p_gx.dtype.element_ty), mask=inside)
-        if TEMPORAL:
-            c = delta * lam
-        else:
-            c = zero
+                at = row * N + o
+                tl.store(p_gx + at, step.round_to(gx, p_gx.dtype.element_ty), mask=inside)
     if p_gv0 is not None:
         tl.store(p_gv0 + o, c, mask=inside)
     if REPEATED and p_gx is not None:
