@@ -39,6 +39,11 @@ def has_vnni() -> bool:
     return bool(getattr(torch.cpu, "_is_vnni_supported", bool)())
 
 
+def block() -> int:
+    """The output channels that the library computes together: 64 (AVX-512), 16 (AVX2) or 8."""
+    return int(function("winograd_block")())
+
+
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
     """The convolution of x `[images, C, H, W]` with a weight `[N, C, 3, 3]` and a bias `[N]`.
 

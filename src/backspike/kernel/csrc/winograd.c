@@ -63,6 +63,7 @@ static const float SHRINK[NORMS] = {1 / 5.078125f, 1 / 5.6875f, 1 / 3.90625f};
 static float shrink(int p) { return SHRINK[NORM[p / 6]] * SHRINK[NORM[p % 6]]; }
 
 int64_t winograd_job_size(void) { return sizeof(Winograd); }
+int64_t winograd_block(void) { return LANES; }
 
 ALWAYS Vector all(float x) { return x - (Vector){0}; }
 ALWAYS Vector either(Ints first, Vector a, Vector b) { return (Vector)(((Ints)a & first) | ((Ints)b & ~first)); }
