@@ -154,7 +154,7 @@ def test_numbers_that_are_not_finite_are_refused(bad, dtype):
 
 def test_weights_that_differ_too_much_are_refused():
     """Where the large weight meets no input, the small ones are all that is left."""
-    x, weight, _, g = draw((2, 64, 64, 8, 8))
+    x, weight, *_ = draw((2, 64, 64, 8, 8))
     x[:, 7] = 0
     for factor in (1, 10, 100, 1000, 10000):
         weight[:, 7] = 0

@@ -9,9 +9,9 @@ from helpers.training import Stop, fit, same, stop_after, tiny, weights
 from torch import nn
 
 import backspike as bs
+from backspike.errors import RecipeError
 from backspike.kernel.cpu import library, winograd
 from backspike.kernel.cpu.conv import Geometry
-from backspike.errors import RecipeError
 from backspike.layers import sparsity, synapse
 from backspike.layers.fast_convolution import Costs, costs
 from backspike.models.residual import SEWBasic
@@ -180,7 +180,7 @@ def test_odd_sizes_and_few_channels_cost_more():
 
 def test_events_are_left_where_the_fast_way_is_cheaper():
     """Half the dense time halves the density up to which events are faster, with hysteresis."""
-    forward, weight = sparsity.EVENTS_BELOW[torch.float32]
+    forward = sparsity.EVENTS_BELOW[torch.float32][0]
     plan, half = sparsity.SparsityPlan(), Costs(0.5, 0.5)
     for part, way in ((1.2, "winograd"), (0.95, "winograd"), (0.85, "gather"), (1.05, "gather")):
         plan.decide_events(torch.float32, True, part * forward / 2, half)
@@ -196,35 +196,33 @@ def test_events_are_left_where_the_fast_way_is_cheaper():
 # ----------------------------------------------------------------------------------------- networks
 
 
-def network(memory="exact"):
+def network():
     torch.manual_seed(3)
-    block = SEWBasic(64, 64, 1, lambda channels: bs.LIF(memory=memory, v_reset=0.0))
+    block = SEWBasic(64, 64, 1, lambda channels: bs.LIF())
     front = bs.OverTime(nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64))
     head = bs.OverTime(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5))
-    model = bs.Sequential(front, bs.LIF(memory=memory), block, head).to(memory_format=LAST)
+    model = bs.Sequential(front, bs.LIF(), block, head).to(memory_format=LAST)
     bs.set_convolution(model, "fast")
     return model
 
 
-@pytest.mark.parametrize("memory", ["exact", "checkpoint"])
-def test_a_network_chooses_explains_and_copies(memory, monkeypatch):
+def test_a_network_chooses_explains_and_copies(monkeypatch):
+    monkeypatch.setattr(sparsity, "EVENTS_BELOW", dict.fromkeys(winograd.DTYPES, (-1.0, -1.0)))
     calls = []
     convolve = winograd.convolve
     monkeypatch.setattr(winograd, "convolve", lambda *a: calls.append(a[0].shape) or convolve(*a))
-    model = network(memory)
+    model = network()
     x = torch.randn(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(4))
     model(x).square().mean().backward()
-    assert len(calls) == (2 if memory == "exact" else 4)
-    if memory == "exact":
-        assert "forward fast (spikes" in (text := bs.explain(model))
-        assert "input gradient fast; calculated" in text
-        assert [p.forward for _, p in sparsity.plans(model)].count("winograd") == 2
-    twin = copy.deepcopy(model)
-    calls.clear()
-    twin.eval()
+    assert len(calls) == 2
+    assert [p.forward for _, p in sparsity.plans(model)] == ["winograd", "winograd"]
+    text = bs.explain(model)
+    assert "forward fast (spikes" in text
+    assert "input gradient fast; calculated" in text
+    twin = copy.deepcopy(model).eval()
     with torch.no_grad():
         twin(x)
-    assert len(calls) == 2
+    assert len(calls) == 4
 
 
 def test_gradients_of_a_network_are_as_close_as_in_bfloat16(monkeypatch):
@@ -247,7 +245,7 @@ def test_gradients_of_a_network_are_as_close_as_in_bfloat16(monkeypatch):
 
 
 def test_a_fast_run_and_its_resume_are_the_same(tmp_path, always_fast):
-    model = "ConvNet('16-32-P-32')"
+    model = "ConvNet('16-32-P-32', size=8)"
     recipe = tiny(convolution="fast", model=model, precision="float32", checkpoint_seconds=0)
     fit(recipe, tmp_path / "whole")
     with pytest.raises(Stop):

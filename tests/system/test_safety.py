@@ -72,6 +72,7 @@ ALLOWED = {
     "kernel/cpu/recurrent.py": {"ctypes"},
     "kernel/cpu/sparse.py": {"ctypes"},
     "kernel/cpu/stream.py": {"ctypes"},
+    "kernel/cpu/winograd.py": {"ctypes"},
     "kernel/dispatch.py": {"importlib"},  # checks whether Triton is installed
     "kernel/pack.py": {"ctypes"},
     "recipes/source.py": {"compile", "exec"},  # a Python file that the user names

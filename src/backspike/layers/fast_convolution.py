@@ -42,7 +42,8 @@ class Rates:
 # Measured on one core of Zen 4 (VNNI, avx512_bf16) beside bfloat16, whose products take as long:
 # 2.13 times as fast for 64 channels of 32x32, 2.54 for 128 of 16x16, 2.23 for 256 of 8x8, 1.4 for
 # 512 of 4x4; the constants give 2.13, 2.59, 2.42 and 1.41. float32 takes twice as long there.
-# AVX2: on a Xeon core beside float32, 2.4, 2.65, 2.3 and 1.85; the constants give 2.4, 2.6, 2.3, 1.9.
+# AVX2: on a Xeon core beside float32, 2.4, 2.65, 2.3 and 1.85; the constants give 2.4, 2.6, 2.3 and
+# 1.9. AVX-512 without VNNI: 2.1, 1.9, 1.65 and 2.2 there.
 BFLOAT16, VNNI, OTHERS = Rates(1.0, 1000, 4000), Rates(0.5, 500, 2000), Rates(1.2, 500, 2000)
 
 

@@ -66,7 +66,7 @@ class Settings:
     heap: what glibc does with freed memory: "kept", "lean" (returned at once), or "" (its default).
     backend: of bs.LIF, or of SpikingJelly's neurons. memory: of bs.LIF. part: for the library
     "limits", "copy" or "products". streaming: use `bs.streaming` instead of
-    `bs.stream` (ours only). graph: record the iteration as a CUDA graph (ours only).
+    `bs.stream` (ours only). fast: convolutions by Winograd's algorithm (ours only). graph: record the iteration as a CUDA graph (ours only).
     """
 
     library: str
@@ -79,6 +79,7 @@ class Settings:
     device: str = "cpu"
     graph: bool = False
     streaming: bool = False
+    fast: bool = False
 
 
 @dataclass(frozen=True)

@@ -73,10 +73,11 @@ ALWAYS Vector magnitude(Vector x) { return (Vector)((Ints)x & 0x7fffffff); }
 ALWAYS Vector larger(Vector a, Vector b) { return either((Ints)a > (Ints)b, a, b); }
 
 static float largest(Vector x) {
-    float most = 0;
+    const Ints bits = (Ints)x;
+    union { int32_t bits; float value; } most = {0};
     for (int i = 0; i < FLOATS; i++)
-        if (!(x[i] <= most)) most = x[i];
-    return most;
+        if (bits[i] > most.bits) most.bits = bits[i];
+    return most.value;
 }
 
 /* a b + c, fused where all processors of the level can. */
