@@ -150,6 +150,7 @@ def test_numbers_that_are_not_finite_are_refused(bad, dtype):
         x, weight, _, g = draw(shape, dtype)
         weight[place] = bad
         assert both(x, weight, None, g) == (None, None)
+    assert both(x, torch.full_like(weight, bad), None, g) == (None, None)
 
 
 def test_weights_that_differ_too_much_are_refused():

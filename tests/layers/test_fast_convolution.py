@@ -215,7 +215,7 @@ def test_a_network_chooses_explains_and_copies(monkeypatch):
     x = torch.randn(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(4))
     model(x).square().mean().backward()
     assert len(calls) == 2
-    assert [p.forward for _, p in sparsity.plans(model)] == ["winograd", "winograd"]
+    assert [p.forward for _, p in sparsity.plans(model)].count("winograd") == 2
     text = bs.explain(model)
     assert "forward fast (spikes" in text
     assert "input gradient fast; calculated" in text

@@ -24,7 +24,7 @@ class _Job(ctypes.Structure):
     """The struct Winograd of winograd.c, where the fields are documented."""
 
     _fields_ = [
-        *fields(ctypes.c_int64, "images C H W N w_n w_c w_h w_w half vnni threads"),
+        *fields(ctypes.c_int64, "images C H W N w_n w_c w_h w_w half turned vnni threads"),
         *fields(ctypes.c_void_p, "p_x p_w p_bias p_y p_panel p_scratch"),
     ]
 
@@ -72,12 +72,9 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False) -
     x = x.contiguous(memory_format=torch.channels_last)
     threads = min(torch.get_num_threads(), 1 + 36 * images * H * W // 16 * N * C // _GRAIN)
     job = _Job(images=images, C=C, H=H, W=W, N=N, threads=threads)
-    job.half, job.vnni = x.dtype == torch.bfloat16, has_vnni()
+    job.half, job.turned, job.vnni = x.dtype == torch.bfloat16, turned, has_vnni()
     job.p_x, job.p_w, job.p_y = pointer(x), pointer(weight), pointer(y)
     job.w_n, job.w_c, job.w_h, job.w_w = weight.stride()
-    if turned:
-        job.p_w += 4 * 2 * (job.w_h + job.w_w)
-        job.w_h, job.w_w = -job.w_h, -job.w_w
     bias = None if bias is None else bias.float().contiguous()
     panel = _bytes(function("winograd_panel")(ctypes.byref(job)))
     scratch = _bytes(threads * function("winograd_scratch")(ctypes.byref(job)))

@@ -40,7 +40,8 @@ typedef int32_t Ints __attribute__((vector_size(4 * FLOATS)));
 typedef struct {
     int64_t images, C, H, W, N;
     int64_t w_n, w_c, w_h, w_w;  /* strides of the weight [N, C, 3, 3], in elements */
-    int64_t half, vnni, threads; /* half: x and y are bfloat16; vnni: the processor has AVX-512 VNNI */
+    int64_t half, turned;        /* half: x and y are bfloat16; turned: the weight is turned by 180 degrees */
+    int64_t vnni, threads;       /* vnni: the processor has AVX-512 VNNI */
     const void *p_x;             /* [images, H, W, C] */
     const float *p_w, *p_bias;   /* bias: or null */
     void *p_y;                   /* [images, H, W, N] */
@@ -190,9 +191,11 @@ static int lay_part(const Winograd *j, int64_t n0, int64_t cut, Vector *w, Vecto
     int suits = 1;
     memset(w, 0, PART * 9 * sizeof *w);
     for (int64_t c = 0; c < channels; c++)
-        for (int tap = 0; tap < 9; tap++)
-            for (int64_t n = 0; n < outputs; n++)
-                ((float *)(w + 9 * c + tap))[n] = j->p_w[(n0 + n) * j->w_n + (c0 + c) * j->w_c + tap / 3 * j->w_h + tap % 3 * j->w_w];
+        for (int tap = 0; tap < 9; tap++) {
+            const float *from = j->p_w + n0 * j->w_n + (c0 + c) * j->w_c + tap / 3 * j->w_h + tap % 3 * j->w_w;
+            float *to_tap = (float *)(w + 9 * c + (j->turned ? 8 - tap : tap));
+            for (int64_t n = 0; n < outputs; n++) to_tap[n] = from[n * j->w_n];
+        }
     for (int64_t c = 0; c < deep; c++) transform_weight(w + 9 * c, u + POSITIONS * c);
     for (int p = 0; p < POSITIONS; p++) {
         const Vector scale = weight_scales(u + p, deep), back = 1 / (scale * shrink(p));
