@@ -255,6 +255,8 @@ def _build_network(
         if recipe.sync_norm and ranks.size > 1:
             sync_batch_norm(network)
         set_convolution(network, recipe.convolution)
+        if recipe.convolution == "fast" and device.type != "cpu":
+            logger.info("convolution fast has no effect on %s, only on a CPU", device.type)
         network = network.to(device)
         ranks.broadcast(network)
     return network
