@@ -137,8 +137,8 @@ def test_numbers_that_are_not_finite_are_computed_as_torch_does(place, always_fa
 # -------------------------------------------------------------------------------------------- costs
 
 
-# channels, side, images; as many times as fast as oneDNN's bfloat16 on a core of Zen 4
-MEASURED = [(64, 32, 64, 2.13), (128, 16, 64, 2.54), (256, 8, 64, 2.23), (512, 4, 64, 1.4)]
+# channels, side, images; as many times as fast as torch's bfloat16, see `fast_convolution.py`
+MEASURED = [(64, 32, 64, 1.77), (128, 16, 64, 2.03), (256, 8, 64, 2.04), (512, 4, 64, 1.16)]
 
 
 @pytest.mark.skipif(winograd.available() and winograd.block() < 64, reason="needs AVX-512")
@@ -148,7 +148,7 @@ def test_the_cost_model_matches_what_was_measured(C, side, images, gain, monkeyp
     layer = layer_of(C, C)
     made = costs(layer, images, (side, side), torch.bfloat16, SAME)
     assert 1 / made.forward == pytest.approx(gain, rel=0.1)
-    assert costs(layer, images, (side, side), torch.float32, SAME).forward == made.forward / 2
+    assert costs(layer, images, (side, side), torch.float32, SAME).forward < made.forward
 
 
 def test_the_tile_multiplication_of_amx_is_left_to_onednn(monkeypatch):
