@@ -39,12 +39,12 @@ class Rates:
     weight: float
 
 
-# How many times as fast as torch, for 64 channels of 32x32, 128 of 16x16, 256 of 8x8, 512 of 4x4, on
-# one core. BFLOAT16 (VNNI and avx512_bf16), calculated: a prototype beside torch on Zen 4 (2.13,
-# 2.54, 2.23, 1.4) times the prototype beside this kernel on a Xeon (0.83, 0.80, 0.91, 0.83), which is
-# 1.8, 2.0, 2.0, 1.2; the constants give 1.8, 2.2, 2.1, 1.2. The others were measured beside float32
-# on a busy Xeon: VNNI 2.6, 3.0, 2.4, 2.6, with 2.6, 3.3, 3.2, 2.0 from the constants; AVX2 2.4, 2.65,
-# 2.3, 1.85, with 2.4, 2.6, 2.3, 1.9; AVX-512 without VNNI 2.1, 1.9, 1.65, 2.2.
+# How many times as fast as torch, for 64 channels of 32x32, 128 of 16x16, 256 of 8x8 and 512 of 4x4
+# on one core. BFLOAT16 (VNNI and avx512_bf16) is calculated: a prototype beside torch on Zen 4
+# (2.13, 2.54, 2.23, 1.4) times the prototype beside this kernel on a Xeon (0.83, 0.80, 0.91, 0.83)
+# is 1.8, 2.0, 2.0, 1.2; the constants give 1.8, 2.2, 2.1, 1.2. The others were measured beside
+# float32 on a busy Xeon: VNNI 2.6, 3.0, 2.4, 2.6 (from the constants 2.6, 3.3, 3.2, 2.0), AVX2
+# 2.4, 2.65, 2.3, 1.85 (2.4, 2.6, 2.3, 1.9), AVX-512 without VNNI 2.1, 1.9, 1.65, 2.2.
 BFLOAT16, VNNI, OTHERS = Rates(1.1, 1300, 5000), Rates(0.8, 800, 2500), Rates(1.2, 500, 2000)
 
 
