@@ -58,6 +58,7 @@ _NAMES = {
     "layers.over_time": ("OverTime",),
     "layers.norm": ("TDBN", "TEBN"),
     "layers.mpbn": ("MPBN",),
+    "layers.fast_convolution": ("set_convolution",),
     "layers.from_torch": ("from_torch",),
     "layers.block": ("block",),
     "layers.explain": ("explain",),
@@ -105,6 +106,7 @@ if TYPE_CHECKING:
     from .layers.delay import Delay as Delay
     from .layers.dropout import Dropout as Dropout
     from .layers.explain import explain as explain
+    from .layers.fast_convolution import set_convolution as set_convolution
     from .layers.from_torch import from_torch as from_torch
     from .layers.mpbn import MPBN as MPBN
     from .layers.norm import TDBN as TDBN

@@ -25,7 +25,7 @@ from torch import nn
 
 import backspike as bs
 from backspike.kernel import cpu, pack
-from backspike.kernel.cpu import conv, library, pool, sparse, stream
+from backspike.kernel.cpu import conv, library, pool, sparse, stream, winograd
 from backspike.models.residual import MSBasic
 
 CSRC = Path(cpu.__file__).parents[1] / "csrc"
@@ -106,6 +106,14 @@ def use_sparse(dtype):
         events.weight_gradient(torch.randn(y.shape, generator=r).to(y), weight, geometry)
 
 
+def use_winograd(dtype):
+    r = torch.Generator().manual_seed(7)
+    weight, x = torch.randn(19, 70, 3, 3, generator=r), torch.randn(3, 70, 9, 6, generator=r)
+    y = winograd.convolve(x.to(dtype), weight, torch.randn(19, generator=r))
+    assert winograd.input_gradient(y, weight) is not None
+    assert winograd.convolve(x.to(dtype) / 0, weight) is None
+
+
 def use_recurrence(dtype):
     x = torch.randn(5, 9, 20, generator=torch.Generator().manual_seed(5)).to(dtype) + 0.5
     narrow, masked = bs.Triangle(4.0), bs.Masked(bs.ATan(), p=0.4)
@@ -148,7 +156,7 @@ def recording(tmp_path_factory):
     path = tmp_path_factory.mktemp("calls") / "calls"
     with library.level("baseline"), recorded() as calls:
         torch.set_num_threads(3)
-        library.GRAIN = conv._GRAIN = sparse._GRAIN = pack._GRAIN = 64
+        library.GRAIN = conv._GRAIN = sparse._GRAIN = pack._GRAIN = winograd._GRAIN = 64
         torch.manual_seed(0)
         for dtype in DTYPES:
             use_neurons(dtype)
@@ -156,6 +164,7 @@ def recording(tmp_path_factory):
             use_recurrence(dtype)
         for dtype in sparse.DTYPES:
             use_sparse(dtype)
+            use_winograd(dtype)
         for dtype in stream.DTYPES:
             use_streams(dtype)
         use_packs()

@@ -6,7 +6,8 @@ spikes of a single neuron layer and the gradients of a whole network. A bfloat16
 first compared in float32, with a tight limit. In bfloat16, rounding flips single spikes in any
 implementation, more so in deep networks and with narrow surrogates. There the error may be little
 larger than that of the plain loop under torch's autocast, averaged over several draws of weights
-and data.
+and data. Fast convolutions, which small networks are too narrow for, are compared on the numbers of
+a trained network (`operands.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .operands import why_not_accurate
 from .plan import Implementation
 from .worker import networks
 from .worker.libraries import plain
@@ -62,6 +64,8 @@ def judge(worker: Worker, implementation: Implementation, work: Workload, folder
     """Checks one implementation on the small workload. Raises WorkerFailed if it cannot run it."""
     settings, small, file = implementation.settings, work.small(), folder / "computed.pt"
     verdict = _exact(worker, replace(settings, bfloat16=False), small, file)
+    if settings.fast and verdict.passed:
+        verdict = replace(verdict, reason=why_not_accurate())
     return (
         _rounded(worker, settings, small, file) if settings.bfloat16 and verdict.passed else verdict
     )

@@ -217,6 +217,12 @@ def _ours(work: Workload) -> list[Implementation]:
         ]
     bfloat16 = replace(exact, bfloat16=True, channels_last=work.size > 0)
     checkpoint = replace(bfloat16, memory="checkpoint")
+    if work.size:
+        fast = replace(exact, channels_last=True, fast=True)
+        made += [
+            Implementation("backspike, fast convolutions", fast),
+            Implementation("backspike, bf16, fast convolutions", replace(fast, bfloat16=True)),
+        ]
     return [
         *made,
         Implementation("backspike, bf16", bfloat16),

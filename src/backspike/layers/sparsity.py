@@ -1,15 +1,16 @@
-"""Decide from measured densities whether a synaptic layer computes sparsely or densely."""
+"""Decide from measured densities how a synaptic layer computes: sparsely, densely or fast."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..kernel.cpu import sparse
+from .fast_convolution import FAST_BELOW, Costs
 
 # Densities below which a way of computing is the fastest. Measured on a Zen 4 core (avx512_bf16)
 # with 2048 samples, 1024 inputs and 1024 outputs, in ms for float32 / bfloat16: dense 47 / 20;
@@ -35,10 +36,11 @@ EVENTS_BELOW = {torch.float32: (0.4, 0.5), torch.bfloat16: (0.25, 0.2)}
 VALUED = 0.75
 FEWEST_CHANNELS = 16
 _WAYS = {
-    "forward": ("dense", "gather", "lookup"),
+    "forward": ("dense", "gather", "lookup", "winograd"),
     "weight": ("dense", "gather", "lookup"),
-    "input": ("dense", "sample"),
+    "input": ("dense", "sample", "winograd"),
 }
+_STATE = (*_WAYS, "spikes", "h")
 
 
 @dataclass
@@ -49,6 +51,7 @@ class SparsityPlan:
     gradient, out of `_WAYS`.
     spikes: fraction of inputs that are nonzero; None if the inputs are not spikes.
     h: fraction of the preceding neurons with a nonzero surrogate derivative; None if unknown.
+    why: for a convolution that may be fast, why it is or is not.
 
     Decisions have hysteresis, so that a density near a limit does not switch at every step; an
     exact resume therefore needs `load(state())`.
@@ -59,27 +62,26 @@ class SparsityPlan:
     input: str = "dense"
     spikes: float | None = None
     h: float | None = None
+    why: str = field(default="", compare=False)
 
     def state(self) -> dict[str, str | float | None]:
-        return asdict(self)
+        return {name: getattr(self, name) for name in _STATE}
 
     def load(self, state: dict[str, Any]) -> None:
-        for field in fields(self):
-            value = state[field.name]
-            if (
-                value not in _WAYS[field.name]
-                if field.name in _WAYS
-                else not isinstance(value, float | None)
-            ):
-                raise ValueError(f"sparsity plan: {field.name} is {value!r}")
-            setattr(self, field.name, value)
+        for name in _STATE:
+            value = state[name]
+            if value not in _WAYS[name] if name in _WAYS else not isinstance(value, float | None):
+                raise ValueError(f"sparsity plan: {name} is {value!r}")
+            setattr(self, name, value)
 
     def __str__(self) -> str:
         words = {"dense": "dense", "gather": "sparse", "lookup": "by lookup", "sample": "sampled"}
+        words["winograd"] = "fast"
         spikes = "no spikes" if self.spikes is None else f"spikes {_percent(self.spikes)}"
         h = "" if self.h is None else f" (h {_percent(self.h)})"
         products = f"forward {words[self.forward]} ({spikes}), weight gradient {words[self.weight]}"
-        return f"{products}, input gradient {words[self.input]}{h}"
+        why = f"; {self.why}" if self.why else ""
+        return f"{products}, input gradient {words[self.input]}{h}{why}"
 
     def decide(
         self, dtype: torch.dtype, M: int, K: int, N: int, spikes: float | None, h: float | None
@@ -101,15 +103,31 @@ class SparsityPlan:
         self.spikes, self.h = spikes, h
         return self
 
-    def decide_events(self, dtype: torch.dtype, binary: bool, spikes: float | None) -> SparsityPlan:
-        """Decide for a convolution that is large enough (see `synapse._window`); returns self."""
+    def decide_events(
+        self, dtype: torch.dtype, binary: bool, spikes: float | None, costs: Costs | None = None
+    ) -> SparsityPlan:
+        """Decide for a convolution that is large enough (see `synapse._window`); returns self.
+
+        costs: of Winograd's algorithm, if it may be used.
+        """
         part = TILED if dtype == torch.bfloat16 and _multiplies_tiles() else 1.0
         part *= 1.0 if binary else VALUED
-        forward, weight = EVENTS_BELOW[dtype]
-        self.forward = _way(self.forward, [("gather", forward * part)], spikes)
-        self.weight = _way(self.weight, [("gather", weight * part)], spikes)
-        self.spikes = spikes
+        forward, weight = (part * limit for limit in EVENTS_BELOW[dtype])
+        costs = costs or Costs()
+        fast = costs.forward < FAST_BELOW
+        # the time of events grows with the density and is the dense time at the limit
+        limit = forward * costs.forward if fast else forward
+        dense = "winograd" if fast else "dense"
+        self.forward = _way(self.forward, [("gather", limit)], spikes, dense)
+        self.weight = _way(self.weight, [("gather", weight)], spikes)
+        self.input = "winograd" if costs.input < FAST_BELOW else "dense"
+        self.spikes, self.why = spikes, costs.why
         return self
+
+    def refuse(self, product: str) -> None:
+        """Note that Winograd's algorithm refused the numbers of "forward" or "input"."""
+        setattr(self, product, "dense")
+        self.why = "dense where numbers are not finite or differ too much"
 
 
 def worth_it(dtype: torch.dtype, M: int, K: int, N: int) -> bool:
@@ -126,16 +144,18 @@ def _multiplies_tiles() -> bool:
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
-def _way(now: str, limits: list[tuple[str, float]], density: float | None) -> str:
+def _way(
+    now: str, limits: list[tuple[str, float]], density: float | None, otherwise: str = "dense"
+) -> str:
     """The first way whose limit exceeds the density, with hysteresis towards the current one."""
     if density is None:
-        return "dense"
+        return otherwise
     ways = [way for way, _ in limits]
     current = ways.index(now) if now in ways else len(ways)  # dense, or not offered at this size
     for i, (way, limit) in enumerate(limits):
         if density < limit * (1 + MARGIN if current <= i else 1 - MARGIN):
             return way
-    return "dense"
+    return otherwise
 
 
 def _percent(fraction: float) -> str:

@@ -4,7 +4,8 @@ They equal `layer(x)` but save and compute less. Inputs that are spikes are save
 bits (`kernel/pack.py`), the weight is cast again in backward instead of being saved twice, and
 gradients that nobody needs are not computed. On the CPU, linear layers and Conv2d can add the
 weights selected by spikes instead of multiplying, and a linear layer can compute the gradient of
-its input only where the preceding neuron needs it; a `SparsityPlan` decides.
+its input only where the preceding neuron needs it; a `SparsityPlan` decides, also whether a 3x3
+convolution that may be fast is computed by Winograd's algorithm (`fast_convolution.py`).
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernel.coefficients import state_dtype
-from ..kernel.cpu import conv, library, sparse
+from ..kernel.cpu import conv, library, sparse, winograd
 from ..kernel.cpu.conv import Geometry
 from ..kernel.pack import Packed, count, pack
 from ..neuron.hooks import has_hooks
 from . import sparsity
+from .fast_convolution import Costs, costs
 from .sparsity import SparsityPlan, plan_of, worth_it
 
 # ------------------------------------------------------------------------------------ the functions
@@ -32,7 +34,7 @@ def convolution(x: Tensor, layer: nn.Module, bits: Tensor | None = None) -> Tens
     """`layer(x)` for a Conv1d, Conv2d or Conv3d and x `[N, C, ...]`, saving x as bits if possible.
 
     A Conv2d follows its sparsity plan; without gradients, it decides from this x alone and leaves
-    the plan unchanged. The sparse way returns a channels-last output.
+    the plan unchanged. The sparse and the fast way return a channels-last output.
     The layer is simply called if it is of another type, has hooks, pads with anything but zeros, is
     being compiled, or is not on the CPU and x comes without bits.
     bits: x as bits, if the kernel that computed x wrote them (`Result.bits`).
@@ -59,19 +61,22 @@ def convolution(x: Tensor, layer: nn.Module, bits: Tensor | None = None) -> Tens
         dtype,
         window,
         plan_of(layer) if window else None,
+        _costs(x, layer, dtype, window),
     )
 
 
-def infer(x: Tensor, layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
+def infer(x: Tensor, layer: Any, weight: Tensor, bias: Tensor | None) -> Any:
     """The convolution of x, without gradients, with this weight and bias instead of its own."""
     dtype = _compute_dtype(x)
     if window := _window(x, layer, dtype):
         packed = pack(x)
-        plan = SparsityPlan().decide_events(dtype, packed.bits == 1, packed.density)
-        if _adds(plan.forward, weight):
-            return _as_events(_last(packed, x)).convolved(weight.to(dtype), bias, window)
-    y: Tensor = layer._conv_forward(x, weight, bias)
-    return y
+        fast = _costs(x, layer, dtype, window)
+        plan = SparsityPlan().decide_events(dtype, packed.bits == 1, packed.density, fast)
+        packed = _last(packed, x) if plan.forward == "gather" else packed
+        y = _convolved(plan, packed, x, weight, bias, dtype, window)
+        if y is not None:
+            return y
+    return layer._conv_forward(x, weight, bias)
 
 
 def _window(x: Tensor, layer: Any, dtype: torch.dtype) -> Geometry | None:
@@ -102,6 +107,11 @@ def _window(x: Tensor, layer: Any, dtype: torch.dtype) -> Geometry | None:
     size = window.outputs(x.shape[2:], layer.kernel_size)
     large = math.prod(size) * len(x) * layer.weight.numel() >= sparsity.WORTH_IT
     return window if min(size) > 0 and large else None
+
+
+def _costs(x: Tensor, layer: Any, dtype: torch.dtype, window: Geometry | None) -> Costs | None:
+    """The costs of Winograd's algorithm, if the layer may use it."""
+    return costs(layer, len(x), (x.shape[2], x.shape[3]), dtype, window) if window else None
 
 
 def linear(
@@ -185,7 +195,7 @@ def _adds(way: str, weight: Tensor) -> bool:
 
     Not if a weight is NaN or infinite: it makes an output NaN even where no spike selects it.
     """
-    return way != "dense" and bool(weight.detach().sum().isfinite())
+    return way in ("gather", "lookup") and bool(weight.detach().sum().isfinite())
 
 
 def _added(
@@ -193,6 +203,29 @@ def _added(
 ) -> Tensor:
     y = _as_spikes(packed).times(weight, bias, way)  # type: ignore[arg-type]
     return torch.ops.aten._unsafe_view(y, (*shape[:-1], weight.shape[0]))
+
+
+def _convolved(
+    plan: SparsityPlan,
+    packed: Packed,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    window: Geometry,
+) -> Tensor | None:
+    """The convolution of x, sparse or fast; None if the plan is dense or the numbers do not suit.
+
+    packed: x, in channels-last order if the plan is sparse.
+    """
+    if _adds(plan.forward, weight):
+        return _as_events(packed).convolved(weight.to(dtype), bias, window)
+    if plan.forward != "winograd":
+        return None
+    y = winograd.convolve(x.to(dtype), weight, bias)
+    if y is None:
+        plan.refuse("forward")
+    return y
 
 
 def _spikes(packed: Packed) -> float | None:
@@ -261,23 +294,25 @@ class _Convolution(torch.autograd.Function):
         dtype: torch.dtype,
         window: Geometry | None,
         plan: SparsityPlan | None,
+        costs: Costs | None,
     ) -> Tensor:
         packed = _pack(x, dtype, bits) if weight.requires_grad or plan else None
-        ways = ("dense", "dense")
         if packed and plan:
-            plan.decide_events(dtype, packed.bits == 1, packed.density)
-            ways = plan.forward, plan.weight
-            packed = _last(packed, x) if "gather" in ways else packed
+            plan.decide_events(dtype, packed.bits == 1, packed.density, costs)
+            packed = _last(packed, x) if "gather" in (plan.forward, plan.weight) else packed
         _save(ctx, packed if weight.requires_grad else None, weight)
         ctx.geometry = geometry
         ctx.window = window
         ctx.dtype = dtype
         ctx.x_layout = x.shape, x.stride()
-        ctx.way = ways[1]
+        ctx.plan = plan
+        ctx.ways = (plan.weight, plan.input) if plan else ("dense", "dense")
         ctx.bias_sizes = None if bias is None else bias.shape
         with torch.autocast(x.device.type, enabled=False):
-            if packed and window and _adds(ways[0], weight):
-                return _as_events(packed).convolved(weight.to(dtype), bias, window)
+            if packed and plan and window:
+                y = _convolved(plan, packed, x, weight, bias, dtype, window)
+                if y is not None:
+                    return y
             bias = None if bias is None else bias.to(dtype)
             return torch.ops.aten.convolution(x.to(dtype), weight.to(dtype), bias, *geometry)
 
@@ -285,9 +320,14 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor | None) -> Any:
         packed, (weight,) = _saved(ctx)
         if g is None:
-            return (None,) * 8
-        needs, gathered = list(ctx.needs_input_grad[:3]), None
-        if packed and needs[1] and ctx.way == "gather":
+            return (None,) * 9
+        needs, gathered, fast = list(ctx.needs_input_grad[:3]), None, None
+        if needs[0] and ctx.ways[1] == "winograd":
+            fast = winograd.input_gradient(g, weight)
+            needs[0] = fast is None
+            if fast is None:
+                ctx.plan.refuse("input")
+        if packed and needs[1] and ctx.ways[0] == "gather":
             gathered = _as_events(packed).weight_gradient(
                 g.contiguous(memory_format=torch.channels_last), weight, ctx.window
             )
@@ -302,7 +342,8 @@ class _Convolution(torch.autograd.Function):
             args = g, x, weight.to(ctx.dtype), ctx.bias_sizes, *ctx.geometry, needs
             gx, gw, gb = torch.ops.aten.convolution_backward(*args) if any(needs) else (None,) * 3
         # autograd casts the gradients to the dtypes of their tensors
-        return gx, gw if gathered is None else gathered, gb, *(None,) * 5
+        gx, gw = (gx if fast is None else fast), (gw if gathered is None else gathered)
+        return gx, gw, gb, *(None,) * 6
 
 
 class _Linear(torch.autograd.Function):

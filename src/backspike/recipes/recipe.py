@@ -201,6 +201,11 @@ class Recipe:
     channels_last: bool | None = _field(
         None, "channels-last memory layout of images and convolutions; None: where it is faster"
     )
+    convolution: str = _field(
+        "exact",
+        "3x3 convolutions on a CPU: exact, as torch computes them, or fast: Winograd's algorithm "
+        "in 16-bit integers where it is faster, about as accurate as bfloat16",
+    )
     cuda_graph: bool | None = _field(
         None, "on a GPU, record a step once and replay it; None: if the step can be recorded"
     )
@@ -272,6 +277,8 @@ class Recipe:
             "auto, float32, bfloat16 or float16",
             self.precision,
         )
+        ways = ("exact", "fast")
+        _require(self.convolution in ways, "convolution", "exact or fast", self.convolution)
         _require(self.optimizer.lr > 0, "optimizer.lr", "positive", self.optimizer.lr)
         self._check_rule()
         if self.mask_p_end is not None:

@@ -203,6 +203,13 @@ def precision(data: str) -> Study:
     return Study("", "", base, arms, "float32", ("dots", "curves", "firing"), seeds=10)
 
 
+def convolution(data: str) -> Study:
+    """Convolutions as torch computes them and fast (Winograd, 16 bits): the cost in accuracy."""
+    base, _ = _recipe(data)
+    arms = (Arm("exact"), Arm("fast", {"convolution": "fast"}))
+    return Study("", "", base, arms, "exact", ("dots", "curves", "firing"), seeds=6)
+
+
 def everything(data: str) -> Study:
     """All methods of the four papers together, and each left out in turn."""
     parts = ("MSG", "TWO", "PSG", "PDA", "SGS", "TSBP")
@@ -233,6 +240,7 @@ NAMES: dict[str, Callable[[str], Study | Experiment]] = {
     "psg-pda": psg_pda,
     "gradient-scaling": gradient_scaling,
     "precision": precision,
+    "convolution": convolution,
     "everything": everything,
 }
 

@@ -11,6 +11,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from ..errors import RunError
+from ..layers.fast_convolution import set_convolution
 from ..recipes.recipe import Recipe
 from ..run import Run
 from ..system import distributed
@@ -89,6 +90,7 @@ def trained(
         if difference := mismatch(network, weights):
             raise ValueError(difference)
         network.load_state_dict(weights)
+        set_convolution(network, recipe.convolution)
     except RunError:
         raise
     except Exception as e:  # a damaged file can raise almost anything

@@ -18,6 +18,7 @@ from .. import data
 from ..data.batches import Batches
 from ..data.loader import held_out, take_apart
 from ..errors import RecipeError, RunError, option
+from ..layers.fast_convolution import set_convolution
 from ..layers.norm import sync_batch_norm
 from ..methods.weight_mask import mask_weight_gradients
 from ..neuron.lif import check_gradients
@@ -264,6 +265,9 @@ def _build_network(
         network = Network(model or recipe.network(), recipe.readout.build(recipe.T))
         if recipe.sync_norm and ranks.size > 1:
             sync_batch_norm(network)
+        set_convolution(network, recipe.convolution)
+        if recipe.convolution == "fast" and device.type != "cpu":
+            logger.info("convolution fast has no effect on %s, only on a CPU", device.type)
         network = network.to(device)
         ranks.broadcast(network)
     return network

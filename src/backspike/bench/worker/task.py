@@ -65,8 +65,9 @@ class Settings:
 
     heap: what glibc does with freed memory: "kept", "lean" (returned at once), or "" (its default).
     backend: of bs.LIF, or of SpikingJelly's neurons. memory: of bs.LIF. part: for the library
-    "limits", "copy" or "products". streaming: use `bs.streaming` instead of
-    `bs.stream` (ours only). graph: record the iteration as a CUDA graph (ours only).
+    "limits", "copy" or "products". Ours only: streaming: use `bs.streaming` instead of
+    `bs.stream`. graph: record the iteration as a CUDA graph. fast: 3x3 convolutions by Winograd's
+    algorithm.
     """
 
     library: str
@@ -79,6 +80,7 @@ class Settings:
     device: str = "cpu"
     graph: bool = False
     streaming: bool = False
+    fast: bool = False
 
 
 @dataclass(frozen=True)

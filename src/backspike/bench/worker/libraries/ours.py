@@ -52,6 +52,7 @@ class Parts:
         return SEWBasic(inputs, outputs, stride, lambda channels: self.neuron(None))
 
     def finish(self, model: nn.Module) -> nn.Module:
+        bs.set_convolution(model, "fast" if self.settings.fast else "exact")
         return model
 
     def reset(self, model: nn.Module) -> None:

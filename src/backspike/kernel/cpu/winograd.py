@@ -1,0 +1,86 @@
+"""Convolutions 3x3 of stride 1 and padding 1 on the CPU, with a quarter of the multiplications.
+
+`convolve` and `input_gradient` compute by Winograd's F(4x4, 3x3) in 16-bit integers; winograd.c
+has the method. Errors are those of bfloat16, also for float32 inputs. The order of all sums does
+not depend on the number of threads. Inputs with numbers that differ too much are refused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from . import library
+from .library import fields, function
+from .sparse import pointer
+
+DTYPES = (torch.float32, torch.bfloat16)
+_GRAIN = 1 << 16  # multiplications per thread, below which another thread does not pay
+
+
+class _Job(ctypes.Structure):
+    """The struct Winograd of winograd.c, where the fields are documented."""
+
+    _fields_ = [
+        *fields(ctypes.c_int64, "images C H W N w_n w_c w_h w_w half turned vnni threads"),
+        *fields(ctypes.c_void_p, "p_x p_w p_bias p_y p_panel p_scratch"),
+    ]
+
+
+def available() -> bool:
+    """Whether the compiled library has these functions, with the struct defined here."""
+    return library.available() and function("winograd_job_size")() == ctypes.sizeof(_Job)
+
+
+def has_vnni() -> bool:
+    """Whether the processor adds products of 16-bit integers in one instruction (AVX-512 VNNI)."""
+    return bool(getattr(torch.cpu, "_is_vnni_supported", bool)())
+
+
+def block() -> int:
+    """The output channels that the library computes together: 64 (AVX-512), 16 (AVX2) or 8."""
+    return int(function("winograd_block")())
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """The convolution of x `[images, C, H, W]` with a weight `[N, C, 3, 3]` and a bias `[N]`.
+
+    Its shape is `[images, N, H, W]`, channels-last, in the dtype of x. None if the numbers of x or
+    of the weight differ too much, or are not finite.
+    """
+    return _run(x, weight.float(), bias)
+
+
+def input_gradient(g: Tensor, weight: Tensor) -> Tensor | None:
+    """The gradient `[images, C, H, W]` of x in `convolve`, for that of the output.
+
+    In the layout and dtype of `convolve`, and None in the same cases.
+    """
+    return _run(g, weight.float().transpose(0, 1), None, turned=True)
+
+
+def _run(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False) -> Tensor | None:
+    """turned: rows and columns of the weight count from the other end."""
+    images, C, H, W = x.shape
+    N = len(weight)
+    shape = (images, N, H, W)
+    y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last, device="cpu")
+    if not x.numel() * y.numel():
+        return y.copy_(torch.zeros(N, 1, 1) if bias is None else bias.view(N, 1, 1))
+    x = x.contiguous(memory_format=torch.channels_last)
+    threads = min(torch.get_num_threads(), 1 + 36 * images * H * W // 16 * N * C // _GRAIN)
+    job = _Job(images=images, C=C, H=H, W=W, N=N, threads=threads)
+    job.half, job.turned, job.vnni = x.dtype == torch.bfloat16, turned, has_vnni()
+    job.p_x, job.p_w, job.p_y = pointer(x), pointer(weight), pointer(y)
+    job.w_n, job.w_c, job.w_h, job.w_w = weight.stride()
+    bias = None if bias is None else bias.float().contiguous()
+    panel = _bytes(function("winograd_panel")(ctypes.byref(job)))
+    scratch = _bytes(threads * function("winograd_scratch")(ctypes.byref(job)))
+    job.p_bias, job.p_panel, job.p_scratch = map(pointer, (bias, panel, scratch))
+    return y if function("winograd_convolve")(ctypes.byref(job)) else None
+
+
+def _bytes(n: int) -> Tensor:
+    return torch.empty(n, dtype=torch.uint8, device="cpu")

@@ -1,0 +1,262 @@
+"""Which convolutions Winograd's algorithm computes, and what networks make of it."""
+
+import copy
+import math
+
+import pytest
+import torch
+from helpers.training import Stop, fit, same, stop_after, tiny, weights
+from torch import nn
+
+import backspike as bs
+from backspike.errors import RecipeError
+from backspike.kernel.cpu import library, winograd
+from backspike.kernel.cpu.conv import Geometry
+from backspike.layers import sparsity, synapse
+from backspike.layers.fast_convolution import Costs, costs
+from backspike.models.residual import SEWBasic
+from backspike.run import Run
+from backspike.train import checkpoint
+from backspike.train.fit import resume
+
+LAST = torch.channels_last
+SAME = Geometry((1, 1), (1, 1), (1, 1))
+pytestmark = pytest.mark.skipif(
+    not library.available() or winograd.block() < 16, reason="needs the C kernel with AVX2"
+)
+
+
+@pytest.fixture(autouse=True)
+def zen(monkeypatch):
+    """A processor with AVX-512 VNNI and bfloat16, without tile multiplication."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+
+
+@pytest.fixture
+def always_fast(monkeypatch):
+    """Every supported convolution is computed by Winograd's algorithm, whatever its size."""
+    monkeypatch.setattr(sparsity, "WORTH_IT", 0)
+    monkeypatch.setattr(sparsity, "FAST_BELOW", 1e9)
+    monkeypatch.setattr(sparsity, "EVENTS_BELOW", dict.fromkeys(winograd.DTYPES, (-1.0, -1.0)))
+
+
+def layer_of(C=64, N=64, how="fast", **options):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(C, N, 3, **{"padding": 1, **options})
+    bs.set_convolution(layer, how)
+    return layer
+
+
+def spikes(*shape, density=0.3):
+    r = torch.Generator().manual_seed(1)
+    return (torch.rand(shape, generator=r) < density).float().contiguous(memory_format=LAST)
+
+
+def gradients(layer, x, autocast=False, call=synapse.convolution):
+    layer.zero_grad()
+    x = x.detach().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = call(x, layer)
+    g = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
+    y.backward(g.to(y.dtype))
+    return [y.detach(), x.grad, *(p.grad for p in layer.parameters())]
+
+
+def difference(a, b):
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("format", [torch.contiguous_format, LAST], ids=str)
+def test_a_fast_layer_matches_torch(format, autocast, always_fast):
+    layer, x = layer_of(20, 34), spikes(4, 20, 9, 8).contiguous(memory_format=format)
+    got = gradients(layer, x, autocast)
+    want = gradients(layer, x, call=lambda x, layer: layer(x))
+    plan = sparsity.plan_of(layer)
+    assert (plan.forward, plan.weight, plan.input) == ("winograd", "dense", "winograd")
+    assert got[0].dtype == (torch.bfloat16 if autocast else torch.float32)
+    for a, b in zip(got[:2], want[:2]):
+        assert 0 < difference(a, b) < (2.5e-3 if autocast else 1.2e-3)
+    for a, b in zip(got[2:], want[2:]):
+        assert difference(a, b) < (1e-2 if autocast else 1e-5)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert torch.equal(synapse.convolution(x, layer), got[0])
+
+
+def test_exact_is_the_default_and_can_be_set_again(always_fast):
+    layer, x = nn.Conv2d(64, 64, 3, padding=1), spikes(2, 64, 8, 8)
+    want = gradients(layer, x, call=lambda x, layer: layer(x))
+    for how in (None, "fast", "exact"):
+        if how:
+            bs.set_convolution(layer, how)
+        same = [torch.equal(a, b) for a, b in zip(gradients(layer, x), want)]
+        assert all(same) == (how != "fast")
+    with pytest.raises(ValueError, match="exact or fast, got 'quick'"):
+        bs.set_convolution(layer, "quick")
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        (layer_of(stride=2), "only 3x3 with stride 1 and padding 1"),
+        (layer_of(padding=0), "only 3x3 with stride 1 and padding 1"),
+        (layer_of(padding=2, dilation=2), "only 3x3 with stride 1 and padding 1"),
+    ],
+    ids=["stride", "padding", "dilation"],
+)
+def test_other_convolutions_stay_exact(layer, why, always_fast):
+    x = spikes(2, 64, 8, 8)
+    for a, b in zip(gradients(layer, x), gradients(layer, x, call=lambda x, layer: layer(x))):
+        assert torch.equal(a, b)
+    assert why in str(sparsity.plan_of(layer))
+
+
+@pytest.mark.parametrize("place", ["x", "weight", "g"])
+def test_numbers_that_are_not_finite_are_computed_as_torch_does(place, always_fast):
+    layer, x = layer_of(), spikes(2, 64, 8, 8)
+    with torch.no_grad():
+        if place == "weight":
+            layer.weight[3, 4, 1, 1] = math.inf
+        elif place == "x":
+            x[0, 0, 0, 0] = math.nan
+    y, z = x.clone().requires_grad_(), x.clone().requires_grad_()
+    got, want = synapse.convolution(y, layer), layer(z)
+    g = torch.ones_like(got)
+    g[0, 0, 0, 0] = math.nan if place == "g" else 1
+    got.backward(g)
+    want.backward(g)
+    assert torch.equal(y.grad.isfinite(), z.grad.isfinite())
+    assert torch.equal(got.isfinite(), want.isfinite())
+    plan = sparsity.plan_of(layer)
+    assert plan.forward == ("winograd" if place == "g" else "dense")
+    assert plan.input == ("winograd" if place == "x" else "dense")
+    assert "dense where numbers are not finite" in str(plan)
+
+
+# -------------------------------------------------------------------------------------------- costs
+
+
+# channels, side, images; as many times as fast as torch's bfloat16, see `fast_convolution.py`
+MEASURED = [(64, 32, 64, 1.77), (128, 16, 64, 2.03), (256, 8, 64, 2.04), (512, 4, 64, 1.16)]
+
+
+@pytest.mark.skipif(winograd.available() and winograd.block() < 64, reason="needs AVX-512")
+@pytest.mark.parametrize(("C", "side", "images", "gain"), MEASURED)
+def test_the_cost_model_matches_what_was_measured(C, side, images, gain, monkeypatch):
+    monkeypatch.setattr(winograd, "has_vnni", lambda: True)
+    layer = layer_of(C, C)
+    made = costs(layer, images, (side, side), torch.bfloat16, SAME)
+    assert 1 / made.forward == pytest.approx(gain, rel=0.1)
+    assert costs(layer, images, (side, side), torch.float32, SAME).forward < made.forward
+
+
+def test_the_tile_multiplication_of_amx_is_left_to_onednn(monkeypatch):
+    layer = layer_of()
+    sizes = 64, (32, 32)
+    assert costs(layer, *sizes, torch.bfloat16, SAME).forward < 0.9
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    made = costs(layer, *sizes, torch.bfloat16, SAME)
+    assert (made.forward, made.input) == (math.inf, math.inf)
+    assert "AMX" in made.why
+    assert costs(layer, *sizes, torch.float32, SAME).forward < 0.9
+
+
+def test_a_processor_without_avx2_stays_exact():
+    with library.level("baseline"):
+        made = costs(layer_of(), 64, (32, 32), torch.float32, SAME)
+    assert made == Costs(why="fast only with AVX2 or AVX-512")
+
+
+def test_odd_sizes_and_few_channels_cost_more():
+    def cost(C, N, size, images=64):
+        return costs(layer_of(C, N), images, size, torch.float32, SAME).forward
+
+    assert cost(64, 64, (32, 32)) < cost(64, 64, (33, 33)) < cost(64, 64, (29, 29))
+    assert cost(64, 64, (32, 32)) < cost(48, 50, (32, 32)) < cost(16, 16, (32, 32))
+    assert cost(512, 512, (4, 4)) < cost(512, 512, (4, 4), images=4)
+    assert cost(16, 64, (5, 5), images=1) > 0.9
+
+
+def test_events_are_left_where_the_fast_way_is_cheaper():
+    """Half the dense time halves the density up to which events are faster, with hysteresis."""
+    forward = sparsity.EVENTS_BELOW[torch.float32][0]
+    plan, half = sparsity.SparsityPlan(), Costs(0.5, 0.5)
+    for part, way in ((1.2, "winograd"), (0.95, "winograd"), (0.85, "gather"), (1.05, "gather")):
+        plan.decide_events(torch.float32, True, part * forward / 2, half)
+        assert (plan.forward, plan.input) == (way, "winograd")
+    plan.decide_events(torch.float32, True, 1.2 * forward / 2, half)
+    assert (plan.forward, plan.weight) == ("winograd", "gather")
+    plan.decide_events(torch.float32, True, None, half)
+    assert (plan.forward, plan.weight) == ("winograd", "dense")
+    plan.decide_events(torch.float32, True, 0.9, Costs(0.95, 2.0))
+    assert (plan.forward, plan.input) == ("dense", "dense")
+
+
+# ----------------------------------------------------------------------------------------- networks
+
+
+def network():
+    torch.manual_seed(3)
+    block = SEWBasic(64, 64, 1, lambda channels: bs.LIF())
+    front = bs.OverTime(nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64))
+    head = bs.OverTime(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5))
+    model = bs.Sequential(front, bs.LIF(), block, head).to(memory_format=LAST)
+    bs.set_convolution(model, "fast")
+    return model
+
+
+def test_a_network_chooses_explains_and_copies(monkeypatch):
+    monkeypatch.setattr(sparsity, "EVENTS_BELOW", dict.fromkeys(winograd.DTYPES, (-1.0, -1.0)))
+    calls = []
+    convolve = winograd.convolve
+    monkeypatch.setattr(winograd, "convolve", lambda *a: calls.append(a[0].shape) or convolve(*a))
+    model = network()
+    x = torch.randn(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+    model(x).square().mean().backward()
+    assert len(calls) == 2
+    assert [p.forward for _, p in sparsity.plans(model)].count("winograd") == 2
+    text = bs.explain(model)
+    assert "forward fast (spikes" in text
+    assert "input gradient fast; calculated" in text
+    twin = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        twin(x)
+    assert len(calls) == 4
+
+
+def test_gradients_of_a_network_are_as_close_as_in_bfloat16(monkeypatch):
+    """To those of float32 on the same spikes, which one threshold decides for all."""
+    monkeypatch.setattr(sparsity, "EVENTS_BELOW", dict.fromkeys(winograd.DTYPES, (-1.0, -1.0)))
+    torch.manual_seed(5)
+    convolutions = [nn.Conv2d(64, 64, 3, padding=1, bias=False) for _ in range(3)]
+    model = bs.OverTime(*convolutions).to(memory_format=LAST)
+    x = spikes(8, 64, 16, 16)[None]
+    results = []
+    for how, autocast in (("exact", False), ("exact", True), ("fast", False), ("fast", True)):
+        bs.set_convolution(model, how)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            model(x).float().sin().sum().backward()
+        results.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    exact, bfloat16, fast, fast_bfloat16 = results
+    assert 0 < difference(fast, exact) < 0.5 * difference(bfloat16, exact)
+    assert difference(fast_bfloat16, exact) < 1.05 * difference(bfloat16, exact)
+
+
+def test_a_fast_run_and_its_resume_are_the_same(tmp_path, always_fast):
+    model = "ConvNet('16-32-P-32', size=8)"
+    recipe = tiny(convolution="fast", model=model, precision="float32", checkpoint_seconds=0)
+    fit(recipe, tmp_path / "whole")
+    with pytest.raises(Stop):
+        fit(recipe, tmp_path / "parts", listen=stop_after(5))
+    stored = checkpoint.read(Run.open(tmp_path / "parts"), "last.ckpt")["ranks"][0]["products"]
+    assert "winograd" in {plan["forward"] for plan in stored.values()}
+    resume(tmp_path / "parts", report=False)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    fit(recipe.replace({"convolution": "exact"}), tmp_path / "exact")
+    assert not same(weights(tmp_path / "whole"), weights(tmp_path / "exact"))
+    loaded = bs.load(tmp_path / "parts")
+    assert {m.convolution for m in loaded.modules() if isinstance(m, nn.Conv2d)} == {"fast"}
+    with pytest.raises(RecipeError, match="convolution must be exact or fast, got quick"):
+        tiny(convolution="quick")
