@@ -282,27 +282,6 @@ def linear_case(M, K, N, density, bias=True, lead=(), dtype=torch.float32, seed=
     return x.view(*(lead or (M,)), K).requires_grad_(), layer, g.view(*(lead or (M,)), N)
 
 
-@pytest.mark.parametrize("same", [2, 12])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("outputs", [10, 96])
-def test_a_gradient_that_is_the_same_at_all_timesteps_is_multiplied_once(outputs, dtype, same):
-    """As behind a mean over time; of 12 timesteps, the first `same` are alike."""
-    x, layer, g = linear_case(12 * 64, 128, outputs, 0.3, lead=(12, 64), dtype=dtype)
-    g[:same] = g[0].clone()
-    got = gradients(synapse.linear, layer, x, g=g)
-    assert not gradients(synapse.linear, layer, x, g=torch.zeros_like(g))[1].any()
-    want = gradients(itself, layer.double(), x.detach().double().requires_grad_(), g=g.double())
-    bound = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
-    for a, b in zip(got, want):
-        assert (a.double() - b).abs().max() <= bound * b.abs().max()
-    x = x.detach().requires_grad_()
-    strides = []
-    passed = x * 1.0
-    passed.register_hook(lambda gx: strides.append(gx.stride(0)))
-    synapse.linear(passed, layer.to(dtype)).backward(g)
-    assert (strides[0] == 0) == (same == 12)
-
-
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize("bias", [True, False])

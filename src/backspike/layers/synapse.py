@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernel.coefficients import state_dtype
 from ..kernel.cpu import conv, library, sparse, winograd
 from ..kernel.cpu.conv import Geometry
 from ..kernel.pack import Packed, count, pack
@@ -382,39 +381,18 @@ class _Linear(torch.autograd.Function):
         packed, (weight, active) = _saved(ctx)
         if g is None:
             return (None,) * 7
+        g = g.reshape(-1, g.shape[-1])
         (way, input), needs = ctx.ways, ctx.needs_input_grad
-        T = _same_over_time(g)
-        each = g[: len(g) // T]  # all that differs
-        rows, once = g.reshape(-1, g.shape[-1]), each.reshape(-1, g.shape[-1])
         gx = gw = gb = None
         with torch.autocast(g.device.type, enabled=False):
             if needs[0]:
                 w = weight.to(ctx.dtype)
-                if T == 1 and input == "sample":
-                    gx = sparse.sampled(rows, w, active).view(ctx.shape)
-                else:
-                    gx = (once @ w).view(*each.shape[:-1], w.shape[1]).expand(ctx.shape)
+                gx = (sparse.sampled(g, w, active) if input == "sample" else g @ w).view(ctx.shape)
             if needs[1] and packed is not None:
-                if T > 1 and way == "dense":
-                    inputs, exact = packed.unpack(ctx.dtype), state_dtype(g)
-                    sums = inputs.view(T, len(once), -1).sum(0, dtype=exact)
-                    gw = once.to(exact).t() @ sums
-                else:
-                    gw = _weight_gradient(packed, rows, ctx.dtype, way)
+                gw = _weight_gradient(packed, g, ctx.dtype, way)
             if needs[2]:
-                gb = T * once.sum(0)
+                gb = g.sum(0)
         return gx, gw, gb, *(None,) * 4
-
-
-def _same_over_time(g: Tensor) -> int:
-    """How many timesteps have the same gradient: all T after a mean over time, or 1.
-
-    Then a product with one of them is enough. Values are compared, which costs little beside the
-    product, but on a GPU would wait for the device.
-    """
-    if g.device.type != "cpu" or g.dim() < 3 or len(g) < 2 or not torch.equal(g[0], g[1]):
-        return 1
-    return len(g) if torch.equal(g, g[:1].expand_as(g)) else 1
 
 
 def _weight_gradient(packed: Packed, g: Tensor, dtype: torch.dtype, way: str) -> Tensor:

@@ -24,7 +24,7 @@ from ..own.graph import LEAVES, Graph
 from ..own.plan import Gradients, Outputs, Plan, Saved
 from ..own.trace import Trace
 from . import step
-from .lif import launch, on_device
+from .lif import Grid, launch, on_device
 from .own_kernels import own_backward, own_forward
 from .step import INTERPRETED
 
@@ -53,11 +53,12 @@ class Programs(NamedTuple):
     retreat: Program | None = None
 
 
-class _Grid(NamedTuple):
-    N: int
-    programs: int
-    rows: int = 0
-    columns: int = 0
+class _Grid(Grid):
+    """Blocks of BLOCK adjacent elements of a timestep."""
+
+    def __init__(self, N: int) -> None:
+        super().__init__((1, N), (1,), tiled=False)
+        self.rows, self.programs = BLOCK, triton.cdiv(N, BLOCK)
 
 
 def check(call: Call) -> None:
@@ -161,7 +162,7 @@ def _common(plan: Plan, table: Tensor, shape: torch.Size, p: Tensor | None) -> d
 def _launch(kernel: Any, arguments: dict[str, Any]) -> None:
     N = arguments["N"]
     if N:
-        launch(kernel, _Grid(N, triton.cdiv(N, BLOCK)), **arguments)  # type: ignore[arg-type]
+        launch(kernel, _Grid(N), **arguments)
 
 
 def forward(plan: Plan, x: Tensor, v0: Tensor | None, table: Tensor, masked: bool) -> Outputs:
