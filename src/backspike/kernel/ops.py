@@ -96,8 +96,8 @@ def encode(call: Call) -> tuple[list[int], list[float]]:
     for surrogate in (neuron.base, neuron.replace):
         flags.append(0 if surrogate is None else surrogate.code)  # type: ignore[attr-defined]
         if surrogate is not None:
-            names = [f.name for f in fields(surrogate)]  # type: ignore[arg-type]
-            numbers += [float(getattr(surrogate, name)) for name in names]
+            values = fields(surrogate)  # type: ignore[arg-type]
+            numbers += [float(getattr(surrogate, f.name)) for f in values]
     return flags, numbers
 
 
