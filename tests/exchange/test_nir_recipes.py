@@ -54,13 +54,15 @@ def test_the_page_tells_which_recipes_are_exported():
 @pytest.mark.parametrize("name", ["digits", "digits-dvs"])
 def test_a_run_trained_to_its_end(name, tmp_path):
     """Its file gives all spikes of 16 samples, and in float32 the same answers."""
-    bs.fit(bs.recipes.get(name), tmp_path / "run", report=False)
+    recipe = bs.recipes.get(name)
+    bs.fit(recipe, tmp_path / "run", report=False)
     made = bs.nir.write(tmp_path / "run", tmp_path / "a.nir")
     assert made.spikes > 10_000
     network, graph = bs.load(tmp_path / "run"), bs.nir.read(tmp_path / "a.nir")
-    data = bs.data.load(name, T=4, size=17) if name == "digits-dvs" else bs.data.load(name)
+    events = {"T": recipe.T, "size": recipe.size} if name == "digits-dvs" else {}
+    data = bs.data.load(name, **events)
     x = torch.stack([torch.as_tensor(data.test[i][0]) for i in range(100)]).float()
-    x = x.transpose(0, 1) if name == "digits-dvs" else (x / 255).expand(4, *x.shape)
+    x = x.transpose(0, 1) if events else (x / 255).expand(recipe.T, *x.shape)
     with torch.no_grad():
         same = graph.readout(graph(x)).argmax(1) == network(x).argmax(1)
     assert same.float().mean() >= 0.99
