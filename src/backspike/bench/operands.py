@@ -12,6 +12,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 from ..data.batches import Batches
 from ..kernel.cpu import winograd
@@ -55,7 +56,7 @@ class Operands:
         x, weight, g = (t.to(dtype) for t in (self.x, self.weight, self.g))
         return {
             "output": F.conv2d(x, weight, padding=1),
-            "input gradient": nn.grad.conv2d_input(x.shape, weight, g, padding=1),
+            "input gradient": conv2d_input(x.shape, weight, g, padding=1),
         }
 
 

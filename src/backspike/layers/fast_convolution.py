@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
@@ -17,7 +16,6 @@ from torch import nn
 from ..kernel.cpu import winograd
 from ..kernel.cpu.conv import Geometry
 
-How = Literal["exact", "fast"]
 WAYS = ("exact", "fast")
 # Winograd is chosen if it takes at most this part of the dense time.
 FAST_BELOW = 0.9
@@ -60,7 +58,7 @@ class Costs:
     why: str = ""
 
 
-def set_convolution(model: nn.Module, how: How) -> None:
+def set_convolution(model: nn.Module, how: str) -> None:
     """Choose how the 3x3 convolutions of the model are computed on a CPU.
 
     exact: as torch does. fast: by Winograd's algorithm in 16-bit integers where stride and padding
