@@ -29,6 +29,7 @@ PAGES = {
         "Layers over time": "OverTime Sequential block Dropout Delay",
         "Norms": "TDBN TEBN",
         "Networks of torch": "from_torch",
+        "Fast convolutions": "set_convolution",
     },
     "methods": {
         "Methods": "mask_weight_gradients PotentialAdjustment scale_gradients",

@@ -81,6 +81,7 @@ ALLOWED = {
     "kernel/own/build.py": {"ctypes", "subprocess"},
     "kernel/own/native.py": {"ctypes"},  # passes arguments to it
     "kernel/pack.py": {"ctypes"},
+    "kernel/recurrent.py": {"importlib"},  # imports one of our own backends
     "recipes/source.py": {"compile", "exec"},  # a Python file that the user names
     "study/spec.py": {"json.loads"},  # reads the output of json.dumps
     "system/files.py": {"json.loads", "zipfile"},  # read_json and read_arrays, with bounds
