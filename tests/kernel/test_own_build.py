@@ -76,7 +76,13 @@ def test_processes_that_start_at_once_share_whole_entries(folder):
     assert [path.stat().st_mtime_ns for path in libraries(folder)] == times
 
 
-@pytest.mark.parametrize("damage", ["half", "empty", "missing", "changed", "no sum"])
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["changed", *(pytest.param(d, marks=slow) for d in ("half", "empty", "missing", "no sum"))],
+)
 def test_a_damaged_entry_is_compiled_anew(folder, damage):
     want = finish(start())
     for path in libraries(folder):
