@@ -174,6 +174,20 @@ def test_a_scheduler_of_ones_own_is_used_and_resumed(tmp_path, scheduler, expect
     assert "schedule=" not in env["command"]
 
 
+def one_cycle(optimizer, steps):
+    return lr_scheduler.OneCycleLR(optimizer, 0.1, steps, anneal_strategy="linear")
+
+
+def test_a_one_cycle_of_ones_own_may_be_longer_than_the_training_but_not_shorter(tmp_path):
+    data = {"model": Own(), "train": Points(), "test": Points(32)}
+    with pytest.raises(RunError, match="ends after total_steps=15, but the training has 16 steps"):
+        fit(own(), tmp_path / "run", **data, scheduler=lambda o: one_cycle(o, 15))
+    for steps in (16, 20):
+        out = tmp_path / str(steps)
+        result = fit(own(), out, **data, scheduler=lambda o, steps=steps: one_cycle(o, steps))
+        assert min(result.history["lr"]) > 0
+
+
 class Unstorable(lr_scheduler.LRScheduler):
     def __init__(self, optimizer):
         self.paths = [object()]

@@ -75,7 +75,7 @@ class Formula:
         """Sets the rates of step `number`."""
         set_learning_rate(self.optimizer, self.value(number), self.device)
 
-    def after_step(self, number: int) -> None:
+    def after_step(self) -> None:
         pass
 
     def end_epoch(self, loss: float) -> None:
@@ -93,10 +93,9 @@ class Formula:
 
 
 class Scheduled:
-    """Schedulers of torch, each stepped after every batch or epoch. steps: of the training."""
+    """Schedulers of torch, each stepped after every batch or every epoch."""
 
-    def __init__(self, optimizer: Optimizer, schedulers: list[tuple[Any, str]], steps: int) -> None:
-        self.steps = steps
+    def __init__(self, optimizer: Optimizer, schedulers: list[tuple[Any, str]]) -> None:
         self.optimizer = optimizer
         self.schedulers = schedulers
         self.changes_momentum = any(getattr(s, "cycle_momentum", False) for s, _ in schedulers)
@@ -104,14 +103,14 @@ class Scheduled:
     def before_step(self, number: int) -> None:
         pass
 
-    def after_step(self, number: int) -> None:
-        """Steps what is stepped after every batch; OneCycleLR would leave its range at the end."""
-        last = number + 1 == self.steps
+    def after_step(self) -> None:
+        """Steps what is stepped after every batch, and OneCycleLR only within its total_steps."""
         with warnings.catch_warnings():
             # the optimizer may have been called by a CUDA graph, or not at all by GradScaler
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             for scheduler, every in self.schedulers:
-                if every == "batch" and not (last and hasattr(scheduler, "total_steps")):
+                total = getattr(scheduler, "total_steps", math.inf)
+                if every == "batch" and scheduler.last_epoch + 1 < total:
                     scheduler.step()
 
     def end_epoch(self, loss: float) -> None:
@@ -185,7 +184,7 @@ def build(
                 "scheduler= replaces the recipe's learning rates: set warmup_epochs=0, and put a "
                 "warm-up into your scheduler (torch.optim.lr_scheduler.SequentialLR)"
             )
-        schedulers.append(_made(own, optimizer))
+        schedulers.append(_made(own, optimizer, recipe.epochs * per_epoch))
     else:
         assert not isinstance(recipe.schedule, str)
         warmup = round(recipe.warmup_epochs * per_epoch)
@@ -198,12 +197,12 @@ def build(
             schedulers.append((linear, "batch"))
         main = recipe.schedule.build(optimizer, recipe.epochs * per_epoch)
         schedulers.append((main, _unit(main)))
-    scheduled = Scheduled(optimizer, schedulers, recipe.epochs * per_epoch)
+    scheduled = Scheduled(optimizer, schedulers)
     _check_storable(scheduled)
     return scheduled
 
 
-def _made(own: OwnScheduler, optimizer: Optimizer) -> tuple[Any, str]:
+def _made(own: OwnScheduler, optimizer: Optimizer, steps: int) -> tuple[Any, str]:
     made = own(optimizer)
     scheduler, every = made if isinstance(made, tuple) and len(made) == 2 else (made, _unit(made))
     kinds = lr_scheduler.LRScheduler | lr_scheduler.ReduceLROnPlateau
@@ -214,6 +213,11 @@ def _made(own: OwnScheduler, optimizer: Optimizer) -> tuple[Any, str]:
         )
     if scheduler.optimizer is not optimizer:
         raise RunError("scheduler= must schedule the optimizer that it is given, not another one")
+    if getattr(scheduler, "total_steps", steps) < steps:
+        raise RunError(
+            f"the scheduler ends after total_steps={scheduler.total_steps}, but the training has "
+            f"{steps} steps"
+        )
     return scheduler, every
 
 

@@ -67,7 +67,7 @@ class Step:
         setup.rates.before_step(self.number)
         self.parts = parts
         (self.replayed or self.compute)(x, y)
-        setup.rates.after_step(self.number)
+        setup.rates.after_step()
         self.number += 1
         self.samples += sum(parts)
         if self.waits or self.number % READ_EVERY == 0:
