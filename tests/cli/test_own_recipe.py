@@ -375,6 +375,7 @@ def test_a_recipe_with_functions_and_without_a_file(mine, tmp_path):
 ALL_NAMES = ("make_network", "make_data", "make_neuron", "loss", "shake", "Louder")
 
 
+@pytest.mark.slow
 def test_plan_memory_takes_a_model_and_data(mine):
     recipe = bs.recipes.from_file(f"{mine}:plain")
     names = vars(recipe.source.module())

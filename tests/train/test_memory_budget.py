@@ -313,10 +313,8 @@ def test_the_command_line_trains_the_chosen_settings(machine, capsys, tmp_path, 
 
 
 @linux
-@pytest.mark.parametrize(
-    ("optimizer", "numbers"),
-    [("AdamW(lr=0.1)", 5), pytest.param("SGD(lr=0.1)", 4, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "numbers"), [("AdamW(lr=0.1)", 5), ("SGD(lr=0.1)", 4)])
 def test_the_lower_bound_counts_weights_gradients_optimizer_and_average(optimizer, numbers):
     """AdamW keeps two numbers per weight, SGD one; the averaged weights are another one."""
 
@@ -397,7 +395,7 @@ print(found.peak)
 @pytest.mark.parametrize(
     ("layout", "runs"),
     [
-        ("4-P-4-P", True),
+        pytest.param("4-P-4-P", True, marks=pytest.mark.slow),
         ("512-512-P-P", False),
         pytest.param("2000-9000-P-P", False, marks=pytest.mark.slow),
     ],

@@ -213,10 +213,9 @@ def _made(own: OwnScheduler, optimizer: Optimizer, steps: int) -> tuple[Any, str
         )
     if scheduler.optimizer is not optimizer:
         raise RunError("scheduler= must schedule the optimizer that it is given, not another one")
-    if getattr(scheduler, "total_steps", steps) < steps:
+    if (total := getattr(scheduler, "total_steps", steps)) < steps:
         raise RunError(
-            f"the scheduler ends after total_steps={scheduler.total_steps}, but the training has "
-            f"{steps} steps"
+            f"the scheduler ends after total_steps={total}, but the training has {steps} steps"
         )
     return scheduler, every
 
