@@ -305,8 +305,9 @@ class _Backward:
             torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(after, self.last)
         ):
             raise RuntimeError(
-                f"{self.equations.kind.__name__} computed other states in backward than in forward: its "
-                "methods must draw no random numbers, and nothing that they use may change"
+                f"{self.equations.kind.__name__} computed other states in backward than in "
+                "forward: its methods must draw no random numbers, and nothing that they use may "
+                "change"
             )
 
     def _add(self, gradients: Sequence[Tensor | None]) -> None:

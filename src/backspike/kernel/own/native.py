@@ -38,7 +38,7 @@ def functions(
 ) -> tuple[Function, Function | None]:
     """The functions of both directions. Raises Unsupported if they cannot be compiled."""
     if len(rows(layer.trace)) > ROWS:
-        raise Unsupported(f"a neuron has more than {ROWS - 1} states")
+        raise Unsupported(f"its spike variable and states are more than {ROWS} values")
     backward = None if back is None else function(backward_text(layer, options), "backward")
     return function(forward_text(layer), "forward"), backward
 
