@@ -1,9 +1,50 @@
-"""Shared by the tests: the built-in neurons, written as `bs.Neuron`."""
+"""Shared by the tests: the built-in neurons, written as `bs.Neuron`, and comparisons with torch."""
 
 import math
 from typing import ClassVar
 
+import torch
+
 import backspike as bs
+
+
+def outcome(layer, x, g, v0=None):
+    """Spikes, membrane, last state and the gradients of everything that has one."""
+    torch.manual_seed(3)
+    x = x.clone().requires_grad_()
+    v0 = None if v0 is None else v0.clone().requires_grad_()
+    with bs.record(layer) as seen:
+        layer(x, v0)
+    out = seen[""]
+    loss = (out.spikes * g).sum() + (out.membrane * g.flip(0)).sum() + out.state.square().sum()
+    leaves = [x, *([] if v0 is None else [v0]), *layer.parameters()]
+    found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    grads = [torch.zeros_like(p) if g is None else g for g, p in zip(found, leaves)]
+    return [a.detach() for a in (out.spikes, out.membrane, out.state, *grads)]
+
+
+def beside_torch(kind, x, backend="cpu", v0=None, **options):
+    """The outcomes of a kind of neuron on a backend and in torch, for an x that makes it fire."""
+    layers = [kind(backend=b, **options) for b in (backend, "eager")]
+    layers = [layer.double() if x.dtype == torch.float64 else layer for layer in layers]
+    layers[1].load_state_dict(layers[0].state_dict())
+    g = torch.randn(x.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    got, want = (outcome(layer, x, g.to(x.dtype), v0) for layer in layers)
+    assert 0 < got[0].float().mean() < 1
+    return got, want
+
+
+def deviation(got, want):
+    """The largest difference of two outcomes, relative to results above 1.
+
+    Infinite if spikes, shapes or dtypes differ.
+    """
+    pairs = [*zip(got, want, strict=True)]
+    alike = all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
+    if not alike or not torch.equal(got[0], want[0]):
+        return math.inf
+    parts = [(a - b).abs().max().double() / b.abs().max().clamp(min=1) for a, b in pairs]
+    return float(torch.stack(parts).max())
 
 
 class LIF(bs.Neuron):

@@ -112,6 +112,7 @@ def compile_for(sm, fusion, case):
 
     def launch(kernel, grid, *_, **arguments):
         arguments |= {"ROWS": grid.rows, "COLUMNS": grid.columns}
+        assert {*arguments} == {*kernel.arg_names}  # on a GPU, others are an error
         signature, constants, attributes = {}, {}, {}
         for i, parameter in enumerate(kernel.params):
             a, name = arguments[parameter.name], parameter.name

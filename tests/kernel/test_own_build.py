@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -34,11 +33,15 @@ print(*layer.runs_on(), x.grad.sum().item(), sep="|")
 def folder(tmp_path, monkeypatch):
     """An empty cache that this process has not used."""
     monkeypatch.setenv("BACKSPIKE_CACHE", str(tmp_path / "cache"))
-    build._library.cache_clear()
-    build._flags.cache_clear()
+    forget()
     yield tmp_path / "cache/neurons"
-    build._library.cache_clear()
-    build._flags.cache_clear()
+    forget()
+
+
+def forget():
+    """Whatever this process knows of compilers and libraries."""
+    for function in (build._library, build._flags, build._ingredients):
+        function.cache_clear()
 
 
 def start(**environment):
@@ -127,6 +130,33 @@ def test_a_compiler_that_fails_is_named(folder, tmp_path):
     assert [*folder.iterdir()] == []
 
 
+def test_a_compiler_that_is_no_program_is_named(folder, tmp_path):
+    path = tmp_path / "cc"
+    path.write_text("not a program")
+    path.chmod(0o755)
+    backend, why, *_ = finish(start(CC=str(path)))
+    assert backend == "eager"
+    assert f"the C compiler {path} failed: " in why
+    assert "cache" not in why
+
+
+@pytest.mark.parametrize("changed", ["a flag", "a header"])
+def test_other_flags_or_headers_make_another_library(folder, tmp_path, monkeypatch, changed):
+    layer, x = bs.QIF(backend="cpu"), torch.rand(3, 2)
+    want = layer(x)
+    forget()
+    if changed == "a flag":
+        monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-DANOTHER"))
+    else:
+        own = tmp_path / "own"
+        shutil.copytree(build.FOLDERS[1], own)
+        header = own / "loops.h"
+        header.write_text(f"{header.read_text()}\n/* of another version */\n")
+        monkeypatch.setattr(build, "FOLDERS", (build.FOLDERS[0], own))
+    assert torch.equal(layer(x), want)
+    assert len(libraries(folder)) == 2
+
+
 def test_a_cache_that_cannot_be_written_is_replaced_for_this_run(folder):
     folder.parent.write_text("a file")
     backend, *_, errors = finish(start())
@@ -181,9 +211,5 @@ def test_a_package_without_sources_names_what_is_missing(folder, tmp_path, monke
     other = tmp_path / "own"
     other.mkdir()
     monkeypatch.setattr(build, "FOLDERS", (other, other))
-    build._headers.cache_clear()
-    layer = bs.QIF()
-    assert "lif.h" in layer.runs_on()[1]
-    build._headers.cache_clear()
-    shutil.rmtree(other)
-    assert Path(build.__file__).exists()
+    build._ingredients.cache_clear()
+    assert "lif.h" in bs.QIF().runs_on()[1]

@@ -3,6 +3,7 @@
 Both run in processes of their own, because Triton decides on import whether to interpret kernels.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -50,8 +51,8 @@ def test_kernels_compile_for_a_gpu(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-5000:]
-    found = [line.split() for line in done.stdout.splitlines()]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(found) == 2 * (3 + len(SHIPPED))
-    assert {name for name, *_ in found} == {"own_forward", "own_backward"}
-    assert all(int(size) > 1000 for _, size, _ in found)
-    assert not [name for name, _, fused in found if int(fused)]
+    assert {k["kernel"] for k in found} == {"own_forward", "own_backward"}
+    assert all(k["bytes"] > 1000 for k in found)
+    assert not [k for k in found if k["ptx"]]

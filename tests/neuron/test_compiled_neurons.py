@@ -1,14 +1,17 @@
 """Neurons with equations of their own, compiled: every rule, option and shape against torch."""
 
+import sys
+import threading
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from helpers.own_neurons import LIF, SHIPPED
+from helpers.own_neurons import LIF, SHIPPED, beside_torch, deviation, outcome
 from helpers.surrogates import FAMILIES
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 import backspike as bs
 from backspike.kernel import compiler
@@ -21,41 +24,6 @@ r = torch.Generator().manual_seed(9)
 
 def subclass(**body):
     return type("Mine", (bs.Neuron,), {"states": {"v": 0.0}, **body})
-
-
-def outcome(layer, x, g, v0=None):
-    """Spikes, membrane, last state and the gradients of everything that has one."""
-    torch.manual_seed(3)
-    x = x.clone().requires_grad_()
-    v0 = None if v0 is None else v0.clone().requires_grad_()
-    with bs.record(layer) as seen:
-        layer(x, v0)
-    out = seen[""]
-    loss = (out.spikes * g).sum() + (out.membrane * g.flip(0)).sum() + out.state.square().sum()
-    leaves = [x, *([] if v0 is None else [v0]), *layer.parameters()]
-    found = torch.autograd.grad(loss, leaves, allow_unused=True)
-    grads = [torch.zeros_like(p) if g is None else g for g, p in zip(found, leaves)]
-    return [a.detach() for a in (out.spikes, out.membrane, out.state, *grads)]
-
-
-def assert_close(got, want, tolerance=1e-12):
-    assert torch.equal(got[0], want[0])
-    for i, (a, b) in enumerate(zip(got, want, strict=True)):
-        assert a.shape == b.shape
-        assert a.dtype == b.dtype
-        size = max(1.0, float(b.abs().max()))
-        assert float((a - b).abs().max()) <= tolerance * size, i
-
-
-def beside_torch(kind, x, dtype=torch.float64, tolerance=1e-12, v0=None, **options):
-    """Run a kind of neuron compiled and in torch, and compare."""
-    compiled, eager = (kind(backend=b, **options).to(dtype) for b in ("cpu", "eager"))
-    eager.load_state_dict(compiled.state_dict())
-    g = torch.randn(x.shape, generator=r, dtype=torch.float64).to(dtype)
-    got, want = (outcome(layer, x, g, v0) for layer in (compiled, eager))
-    assert_close(got, want, tolerance)
-    assert 0 < got[0].mean() < 1
-    return got
 
 
 X = torch.randn(9, 3, 4, 5, generator=r, dtype=torch.float64) * 0.7 + 0.4
@@ -156,8 +124,10 @@ def test_every_rule_gives_the_values_and_gradients_of_torch(steps):
         return u, u * 0.5
 
     kind = subclass(step=step, c=0.7, __annotations__={"c": float})
-    beside_torch(kind, X, learn="c", channels=4, surrogate=bs.SuperSpike(2.0))
-    beside_torch(kind, X.float(), torch.float32, 3e-5, learn="c", surrogate=bs.SuperSpike(2.0))
+    surrogate = bs.SuperSpike(2.0)
+    varied = beside_torch(kind, X, learn="c", channels=4, surrogate=surrogate)
+    assert deviation(*varied) <= 1e-12
+    assert deviation(*beside_torch(kind, X.float(), learn="c", surrogate=surrogate)) <= 3e-5
 
 
 def test_each_rule_is_used_by_the_test_above():
@@ -203,9 +173,10 @@ def test_exp_is_exact_to_a_few_units_in_the_last_place():
 
 @pytest.mark.parametrize("surrogate", FAMILIES, ids=lambda s: type(s).__name__)
 def test_every_surrogate_masked_or_not(surrogate):
-    beside_torch(LIF, X, surrogate=surrogate, learn=("tau", "threshold"))
+    learned = beside_torch(LIF, X, surrogate=surrogate, learn=("tau", "threshold"))
+    assert deviation(*learned) <= 1e-12
     other = bs.Masked(bs.Triangle(1.0), p=0.4, replace=surrogate)
-    beside_torch(LIF, X, surrogate=other, reset_gradient=1.0)
+    assert deviation(*beside_torch(LIF, X, surrogate=other, reset_gradient=1.0)) <= 1e-12
 
 
 @pytest.mark.parametrize("kind", SHIPPED)
@@ -222,7 +193,7 @@ def test_the_shipped_neurons_are_those_of_torch(kind, memory, start):
     v0 = None if not start else torch.stack(states) if len(states) > 1 else states[0]
     surrogate = bs.Masked(bs.Parametric(bs.SuperSpike(4.0), per_channel=True), p=0.2, rescale=True)
     options = {"channels": 2, "learn": make.learnable, "surrogate": surrogate, "memory": memory}
-    beside_torch(make, x, v0=v0, reset_gradient=0.5, **options)
+    assert deviation(*beside_torch(make, x, v0=v0, reset_gradient=0.5, **options)) <= 1e-12
 
 
 @pytest.mark.parametrize("kind", ["QIF", "Izhikevich", "BRF"])
@@ -278,6 +249,18 @@ def test_no_more_is_saved_than_the_backward_pass_needs(layer, rows, words):
     assert words in bs.explain(layer)
 
 
+@pytest.mark.parametrize("memory", ["exact", "recompute"])
+def test_within_a_checkpoint_the_gradients_are_the_same(memory):
+    layer = bs.QIF(backend="cpu", memory=memory, learn="gain").double()
+    x = X.clone().requires_grad_()
+    leaves = [x, *layer.parameters()]
+    want = torch.autograd.grad(layer(x).cumsum(0).sum(), leaves)
+    again = checkpoint(layer, x, use_reentrant=False)
+    got = torch.autograd.grad(again.cumsum(0).sum(), leaves)
+    assert want[0].abs().sum() > 0
+    assert all(map(torch.equal, got, want))
+
+
 # ---- shapes, layouts, threads --------------------------------------------------------------------
 
 
@@ -314,7 +297,8 @@ def test_constants_of_layers_channels_and_neurons_have_exact_gradients(shape, le
 
     for channels in (None, 4):
         options = {"learn": learn, "channels": channels, "surrogate": bs.Masked(bs.ATan(), p=0.3)}
-        got = beside_torch(make, x, reset_gradient=0.3, **options)
+        got, want = beside_torch(make, x, reset_gradient=0.3, **options)
+        assert deviation(got, want) <= 1e-12
         assert all(g.abs().sum() > 0 for g in got[3:])
 
 
@@ -327,10 +311,10 @@ def test_memory_layouts_and_strides_change_nothing():
     want = outcome(layer, x, g)
     last = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (5, 3))
     got = outcome(layer, last, g)
-    assert_close(got, want)
+    assert deviation(got, want) <= 1e-12
     assert torch.equal(got[1], want[1])
     slow = torch.empty(7, 6, 4, 3, 5, dtype=torch.float64).permute(4, 3, 2, 1, 0).copy_(x)
-    assert_close(outcome(layer, slow, g), want)
+    assert deviation(outcome(layer, slow, g), want) <= 1e-12
     layer(last).permute(0, 1, 3, 4, 2).contiguous().sum().backward()
 
 
@@ -370,6 +354,40 @@ def test_the_bits_are_the_same_on_any_number_of_threads_and_level():
             with library.level(name):
                 got = outcome(layer, x, g)
             assert all(map(torch.equal, got, want)), name
+
+
+@pytest.mark.parametrize("states", [31, 33, 62])
+def test_a_neuron_may_have_many_states(states):
+    def step(self, x, *v):
+        new = [v[0] * 0.5 + x]
+        for a in v[1:]:
+            new.append(a * a * 0.5 + new[-1])
+        return new[-1] * new[0], *new
+
+    kind = subclass(states={f"v{i}": 0.0 for i in range(states)}, step=step)
+    x = torch.rand(5, 2, 3, generator=r, dtype=torch.float64) * 0.3
+    assert deviation(*beside_torch(kind, x)) <= 1e-12
+
+
+def test_threads_do_not_disturb_each_other():
+    layer, x, got = bs.AdEx(learn="a"), 2 * torch.rand(5, 2, 8, generator=r), []
+    want = layer(x).detach()
+
+    def run():
+        for _ in range(100):
+            got.append(layer(x).detach())
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=run) for _ in range(3)]
+        [t.start() for t in threads], [t.join() for t in threads]
+    finally:
+        sys.setswitchinterval(before)
+    assert len(got) == 300
+    assert all(torch.equal(a, want) for a in got)
+    assert layer.not_compiled == {}
+    assert layer.a is layer.constant_a
 
 
 def test_infinite_and_missing_numbers_spread_as_in_torch():

@@ -98,6 +98,42 @@ def test_what_has_no_rule_runs_in_torch_and_is_named(kind, words):
         assert kind()(torch.rand(4, 3, 2, 5)).sum() > 0
 
 
+def test_a_neuron_of_too_many_states_runs_in_torch():
+    def step(self, x, *v):
+        return v[0] + x, *(a + x for a in v)
+
+    kind = subclass(states={f"v{i}": 0.0 for i in range(64)}, step=step)
+    assert kind().runs_on()[1].endswith("its spike variable and states are more than 63 values")
+    assert kind()(torch.rand(4, 3, 2)).sum() > 0
+
+
+def test_a_subclass_whose_helper_draws_random_numbers_runs_in_torch():
+    class Steady(bs.Neuron):
+        states = {"v": 0.0}  # noqa: RUF012
+
+        def factor(self):
+            return torch.ones(())
+
+        def step(self, x, v):
+            u = v + x * self.factor()
+            return u, u
+
+    class Random(Steady):
+        def factor(self):
+            return torch.rand(())
+
+    assert Steady().runs_on()[0] == "cpu"
+    assert "do not compute the same each time" in Random().runs_on()[1]
+
+
+def test_explain_compiles_nothing_anew_for_the_dtype_in_use():
+    layer = LIF(backend="cpu")
+    layer(torch.rand(4, 3, 2, dtype=torch.bfloat16, requires_grad=True))
+    known = build._library.cache_info().misses
+    assert "saves v" in bs.explain(layer)
+    assert build._library.cache_info().misses == known
+
+
 def test_a_surrogate_of_ones_own_runs_in_torch():
     class Mine:
         def derivative(self, z):

@@ -312,6 +312,11 @@ def subclass(**body):
             TypeError,
             "Mine: 'threshold' is the name of something that every layer has",
         ),
+        (
+            lambda: subclass(__annotations__={"adapt": float}, adapt=1.0),
+            TypeError,
+            "Mine: 'adapt' is the name of something that every layer has",
+        ),
         (lambda: subclass(__annotations__={"c": float}), TypeError, "constant c needs a default"),
         (
             lambda: subclass(step=lambda self, x, v: v)()(X),

@@ -51,7 +51,10 @@ def works(compiler: list[str], flags: tuple[str, ...] | list[str], code: str = "
         source = Path(folder, "try.c")
         source.write_text(f"{code}int main(void) {{ return 0; }}\n")
         words = [*compiler, *flags, "-Werror", "-c", str(source), "-o", str(Path(folder, "try.o"))]
-        return subprocess.run(words, capture_output=True).returncode == 0
+        try:
+            return subprocess.run(words, capture_output=True).returncode == 0
+        except OSError:  # it is no program of this machine
+            return False
 
 
 def accepted(compiler: list[str]) -> tuple[list[str], list[str]]:

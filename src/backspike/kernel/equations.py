@@ -33,7 +33,7 @@ States = tuple[Tensor, ...]
 class Equations(NamedTuple):
     """The equations of a neuron, and what they contain."""
 
-    name: str  # of the neuron, for messages
+    kind: type  # the class of the neuron
     step: Callable[..., Any]  # (x, *states) -> (u, *states)
     reset: Callable[..., Any]  # (s, *states) -> states
     adapt: Callable[..., Any]  # (s, *states) -> states
@@ -122,7 +122,7 @@ def _tensors(equations: Equations, method: str, value: Any, n: int, like: Tensor
         got = [f"{list(a.shape)} {a.dtype}" if isinstance(a, Tensor) else repr(a) for a in parts]
         what = "the spike variable and the states" if method == "step" else "the states"
         raise ValueError(
-            f"{equations.name}.{method} must return {what}, {n} tensors of shape "
+            f"{equations.kind.__name__}.{method} must return {what}, {n} tensors of shape "
             f"{list(like.shape)} and {like.dtype}, got {', '.join(got) or 'nothing'}"
         )
     return tuple(out)
@@ -305,8 +305,9 @@ class _Backward:
             torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(after, self.last)
         ):
             raise RuntimeError(
-                f"{self.equations.name} computed other states in backward than in forward: its "
-                "methods must draw no random numbers, and nothing that they use may change"
+                f"{self.equations.kind.__name__} computed other states in backward than in "
+                "forward: its methods must draw no random numbers, and nothing that they use may "
+                "change"
             )
 
     def _add(self, gradients: Sequence[Tensor | None]) -> None:

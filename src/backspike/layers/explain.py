@@ -51,7 +51,7 @@ def explain(model: nn.Module) -> str:
     for layer, name in names.items():
         if isinstance(layer, LIF | Integrator):
             backend, why = _backend(layer, device)
-            details = _details(layer, blocks.get(layer), backend, names)
+            details = _details(layer, blocks.get(layer), backend, device, names)
             if layer in loops:
                 details += f"; {_loop(loops[layer])}"
             rows.append((name, type(layer).__name__, backend, why, details))
@@ -103,14 +103,18 @@ def _loop(layer: Recurrent) -> str:
 
 
 def _details(
-    layer: LIF | Integrator, block: Block | None, backend: str, names: dict[nn.Module, str]
+    layer: LIF | Integrator,
+    block: Block | None,
+    backend: str,
+    device: torch.device,
+    names: dict[nn.Module, str],
 ) -> str:
     """What is saved for backward, what is fused with the neuron, and why the rest is not."""
     if not isinstance(layer, LIF):
         return ""
     saved = f"saves {_SAVED[layer.memory]}{_varying(layer)}"
     if isinstance(layer, Neuron):
-        saved = f"saves {layer.describe_saved(backend)}"
+        saved = f"saves {layer.describe_saved(device)}"
     if block is None:
         return saved
     if reason := why_called(layer):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from numbers import Real
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -31,6 +32,16 @@ MEMORIES = ("exact", "recompute", "checkpoint")
 REASON = "equations of its own run in torch, one timestep after the other"
 COMPILED = "compiled from its equations"
 _OF_LIF = ("tau", "v_reset", "decay_input")  # which mean nothing here, unless declared
+
+
+class _Current(threading.local):
+    """The layer whose equations this thread computes, and its constants as tensors."""
+
+    layer: Neuron | None = None
+    values: Mapping[str, Tensor] = MappingProxyType({})
+
+
+_current = _Current()
 
 
 class Neuron(LIF):
@@ -86,7 +97,7 @@ class Neuron(LIF):
         """constants: an options class that declares them; else the class's annotations do."""
         super().__init_subclass__()
         cls.defaults = {**cls.defaults, **_declared(cls, constants)}
-        taken = {*dir(LIF()), "numbers", "in_use", "not_compiled", "last_step"} - {*_OF_LIF}
+        taken = {*dir(LIF()), *dir(Neuron), "numbers", "not_compiled", "last_input"} - {*_OF_LIF}
         for name in cls.defaults:
             if name in taken:
                 raise TypeError(
@@ -122,9 +133,9 @@ class Neuron(LIF):
             )
         self.options = replace(self.options, learn=learn)
         self.numbers: dict[str, float] = {}
-        self.in_use: Mapping[str, Tensor] = {}  # the constants as the equations see them
         self.not_compiled: dict[tuple[object, ...], str] = {}  # the reasons, by kinds of input
-        self.last_step: torch.Size | None = None  # the shape of a timestep of the last input
+        # the shape of a timestep of the last input, and its dtype
+        self.last_input: tuple[torch.Size, torch.dtype] | None = None
         shape = () if channels is None else (channels,)
         for name, value in numbers.items():
             self.numbers[name] = value = _number(kind, name, value)
@@ -132,6 +143,11 @@ class Neuron(LIF):
             self.register_parameter(f"constant_{name}", p)
             if p is not None and name in self.bounds:
                 self.limits[f"constant_{name}"] = self.bounds[name]
+
+    @property
+    def in_use(self) -> Mapping[str, Tensor]:
+        """The constants as tensors, while this thread computes the equations; else nothing."""
+        return _current.values if _current.layer is self else {}
 
     @property
     def v_threshold(self) -> Any:
@@ -192,7 +208,8 @@ class Neuron(LIF):
             return "requested"
         if backend == "auto" and torch.compiler.is_compiling():
             return f"{REASON}: torch.compile compiles them"
-        kind, self.last_step = (x.device.type, x.dtype, x.shape[1:]), x.shape[1:]
+        self.last_input = x.shape[1:], x.dtype
+        kind = x.device.type, *self.last_input
         if backend == "auto" and kind in self.not_compiled:  # it is not tried again
             return self.not_compiled[kind]
         try:
@@ -223,20 +240,19 @@ class Neuron(LIF):
         return self.options.backend.replace("auto", "cpu"), COMPILED
 
     @torch.enable_grad()
-    def describe_saved(self, backend: str) -> str:
-        """What a backend saves for backward, in words."""
-        call = self._example(None)
-        if backend == "cpu":
-            prepared = self._compiled(self._equations(call), call)
-            assert not isinstance(prepared, str)
+    def describe_saved(self, device: torch.device | None = None) -> str:
+        """What is saved for backward, in words. Raises `bs.Unsupported` as `runs_on` does."""
+        call = self._example(device)
+        prepared = self._compiled(self._equations(call), call)
+        if not isinstance(prepared, str):
             return describe(prepared.plan, tuple(self.states))
         some = "its input, and the states of about every sqrt(T)-th timestep"
         return "the states" if self.options.memory == "exact" else some
 
     def _example(self, device: torch.device | None) -> kernel.Call:
         """A call such as the last one, or for two neurons in each channel, in training."""
-        step = self.last_step or (2, self.channels or 1, 2)
-        x = torch.zeros(1, *step, device=device)
+        step, dtype = self.last_input or ((2, self.channels or 1, 2), torch.float32)
+        x = torch.zeros(1, *step, dtype=dtype, device=device)
         with torch.no_grad():  # draws no seed
             call = self.prepare(x, None)
         return replace(call, x=x.requires_grad_())
@@ -248,7 +264,7 @@ class Neuron(LIF):
         ours = {*self.learned(), *(f"constant_{name}" for name in self.defaults)}
         others = [p for name, p in self.named_parameters() if name not in ours and p.requires_grad]
         return equations.Equations(
-            type(self).__name__,
+            type(self),
             *(self.step, self.reset, self.adapt),
             {**constants, equations.THRESHOLD: call.theta},
             self._use,
@@ -267,11 +283,12 @@ class Neuron(LIF):
 
     @contextmanager
     def _use(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        before, self.in_use = self.in_use, values
+        before = _current.layer, _current.values
+        _current.layer, _current.values = self, values
         try:
             yield
         finally:
-            self.in_use = before
+            _current.layer, _current.values = before
 
     def _at_rest(self, own: equations.Equations, x: Tensor) -> tuple[Tensor, ...]:
         dtype, out = state_dtype(x), []

@@ -24,6 +24,7 @@ from ..cpu.library import ENDING, Job, active_level
 from .c import FOLDERS, HEADERS
 
 SECONDS = 600  # a compiler that takes longer is stopped
+OPENMP = "openmp.c"
 CURE = "install gcc or clang, or name one with CC="
 
 
@@ -43,7 +44,7 @@ def _library(text: str, level: str) -> ctypes.CDLL | str:
     from ...data import cache as folder  # imports readers that most programs do not need
 
     machine = platform.machine(), sys.platform
-    digest = hashlib.sha256("\n".join((text, *_headers(), level, *machine)).encode())
+    digest = hashlib.sha256("\n".join((text, *_ingredients(), level, *machine)).encode())
     entry = f"neurons/{digest.hexdigest()[:32]}"
     try:
         return folder.cached(entry, _read, lambda path: _write(path, text, level))
@@ -52,10 +53,10 @@ def _library(text: str, level: str) -> ctypes.CDLL | str:
 
 
 @cache
-def _headers() -> tuple[str, ...]:
-    return tuple(
-        path.read_text() for name in HEADERS for f in FOLDERS if (path := f / name).is_file()
-    )
+def _ingredients() -> tuple[str, ...]:
+    """What every library is compiled from and with, besides its text."""
+    paths = (folder / name for name in (*HEADERS, OPENMP) for folder in FOLDERS)
+    return *compiler.FLAGS, *(path.read_text() for path in paths if path.is_file())
 
 
 def _read(path: Path) -> ctypes.CDLL:
@@ -77,7 +78,7 @@ def _write(path: Path, text: str, level: str) -> None:
     source.write_text(text)
     sources = [str(source)]
     if "-DOWN_OPENMP" in flags:
-        sources.append(str(FOLDERS[0] / "openmp.c"))
+        sources.append(str(FOLDERS[0] / OPENMP))
     words = [*command, *flags, *openmp, *compiler.level_flags(command, level), "-shared"]
     words += [f"-I{folder}" for folder in FOLDERS] + sources + ["-o", str(library), "-lm"]
     try:

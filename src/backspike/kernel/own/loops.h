@@ -55,7 +55,7 @@ static inline void NAME(begin)(const Job *j, const NAME(Own) *b, REAL (*v)[BLOCK
 static inline REAL *NAME(saved)(const Job *j, int i, int64_t t, const NAME(Own) *b) {
     if (b->past) return b->past + (t * ROWS + i) * BLOCK;
     if (!(j->keeps >> i & 1)) return 0;
-    const int64_t slot = __builtin_popcountll((uint64_t)j->keeps & ((1u << i) - 1));
+    const int64_t slot = __builtin_popcountll((uint64_t)j->keeps & (((uint64_t)1 << i) - 1));
     return (REAL *)j->p_kept + (slot * j->T + t) * j->N + b->o;
 }
 

@@ -20,6 +20,7 @@ from .c import BLOCK, Layer, backward_text, forward_text
 from .plan import Gradients, Outputs, Plan, Saved
 
 Function = Callable[[Any], object]
+ROWS = 63  # that a timestep may have: their flags are the bits of an integer
 
 
 def check(call: Call) -> None:
@@ -36,6 +37,8 @@ def functions(
     layer: Layer, options: Options, back: Backward | None
 ) -> tuple[Function, Function | None]:
     """The functions of both directions. Raises Unsupported if they cannot be compiled."""
+    if len(rows(layer.trace)) > ROWS:
+        raise Unsupported(f"its spike variable and states are more than {ROWS} values")
     backward = None if back is None else function(backward_text(layer, options), "backward")
     return function(forward_text(layer), "forward"), backward
 

@@ -27,7 +27,8 @@ class Recording(NamedTuple):
     width: int  # that of the width, or -1
 
 
-_steady: dict[tuple[object, Trace], bool] = {}  # whether a second recording equalled the first
+# by the class and the first recording: whether a second one equalled it
+_steady: dict[tuple[type, Trace], bool] = {}
 
 
 def record_timestep(equations: Equations, call: Call, rest: Rest) -> Recording:
@@ -36,7 +37,7 @@ def record_timestep(equations: Equations, call: Call, rest: Rest) -> Recording:
     Raises Unsupported if it cannot be recorded, or if a second recording differs from the first.
     """
     recording = _record(equations, call, rest)
-    key = getattr(equations.step, "__func__", equations.step), recording.trace
+    key = equations.kind, recording.trace
     if key not in _steady:
         with torch.no_grad():
             again = _record(equations, call, rest)

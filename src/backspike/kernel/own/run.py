@@ -84,9 +84,10 @@ class _Compiled(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         refuse_double_backward("a neuron with equations of its own")
         *tensors, needs_x, needs_v0 = ctx.needs_input_grad[:7]
-        kept, learned = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        x, v0, kept, table, seed, p, *learned = ctx.saved_tensors  # once, for checkpoint
         saved = Saved(
-            *(*kept, ctx.shape, ctx.strides, ctx.dtype, ctx.at_rest, needs_x, needs_v0),
+            *(x, v0, kept, table, seed, p),
+            *(ctx.shape, ctx.strides, ctx.dtype, ctx.at_rest, needs_x, needs_v0),
         )
         gx, g_v0, sums = ctx.backend.backward(ctx.plan, saved, g, g_u, g_state)
         gradients = (

@@ -221,18 +221,6 @@ def _to(t: Tracer, input: Any, dtype: Any) -> Row:
     return t.proxy_of(t.real(input))
 
 
-def _filled(value: int) -> Callable[..., Row]:
-    return lambda t, input: t.row("number", value)
-
-
-def _squared(t: Tracer, input: Any) -> Row:
-    return _two("mul")(t, input, input)
-
-
-def _reciprocal(t: Tracer, input: Any) -> Row:
-    return _two("div")(t, 1, input)
-
-
 _ONE = "neg exp expm1 log log1p sqrt rsqrt sin cos tanh atan sigmoid abs sign floor detach"
 _TWO = "add sub mul div maximum minimum lt le gt ge eq ne"
 _ALSO = {  # torch's other names

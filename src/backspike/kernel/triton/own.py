@@ -54,10 +54,11 @@ class Programs(NamedTuple):
 
 
 class _Grid(Grid):
-    """Blocks of BLOCK adjacent elements of a timestep."""
+    """BLOCK adjacent elements of a timestep for each program."""
 
     def __init__(self, N: int) -> None:
         super().__init__((1, N), (1,), tiled=False)
+        self.broken = []  # a failure says nothing of other equations
         self.rows, self.programs = BLOCK, triton.cdiv(N, BLOCK)
 
 
@@ -155,14 +156,7 @@ def _common(plan: Plan, table: Tensor, shape: torch.Size, p: Tensor | None) -> d
         "STRIDE": table.shape[1] > 1,
         "REST": plan.layer.rest,
         "STATES": len(plan.layer.rest),
-        "BLOCK": BLOCK,
     }
-
-
-def _launch(kernel: Any, arguments: dict[str, Any]) -> None:
-    N = arguments["N"]
-    if N:
-        launch(kernel, _Grid(N), **arguments)
 
 
 def forward(plan: Plan, x: Tensor, v0: Tensor | None, table: Tensor, masked: bool) -> Outputs:
@@ -182,24 +176,18 @@ def forward(plan: Plan, x: Tensor, v0: Tensor | None, table: Tensor, masked: boo
 
 
 def _forward(plan: Plan, x: Tensor, v0: Tensor | None, table: Tensor, out: Outputs) -> None:
-    program = plan.functions.forward
-    _launch(
+    launch(
         own_forward,
-        {
-            **_common(plan, table, x.shape, None),
-            "p_x": x,
-            "p_v0": None if v0 is None else v0.contiguous(),
-            "p_s": out.spikes,
-            "p_u": out.membrane,
-            "p_v": out.state if out.state.numel() else None,
-            "p_kept": out.kept,
-            "LEAVES": program.leaves,
-            "LEAF_COUNT": program.leaf_count,
-            "PROGRAM": program.operations,
-            "LENGTH": program.length,
-            "RESULTS": program.results,
-            "SLOTS": 0 if out.kept is None else len(out.kept),
-        },
+        _Grid(math.prod(x.shape[1:])),
+        **_common(plan, table, x.shape, None),
+        p_x=x,
+        p_v0=None if v0 is None else v0.contiguous(),
+        p_s=out.spikes,
+        p_u=out.membrane,
+        p_v=out.state if out.state.numel() else None,
+        p_kept=out.kept,
+        PROGRAM=tuple(plan.functions.forward),
+        SLOTS=0 if out.kept is None else len(out.kept),
     )
 
 
@@ -226,32 +214,31 @@ def backward(
     at_rest = tuple(
         learned.index(i) if saved.at_rest and i in learned else -1 for i in plan.layer.rest
     )
-    _launch(
+    launch(
         own_backward,
-        {
-            **_common(plan, table, shape, p),
-            "p_seed": seed,
-            "p_p": None if p is None else p.to(like.device),
-            "p_x": None if x is None else x.contiguous(),
-            "p_v0": None if v0 is None else v0.contiguous(),
-            "p_kept": kept,
-            "p_g": None if g is None else g.contiguous(),
-            "p_gu": None if g_u is None else g_u.contiguous(),
-            "p_gv": None if g_state is None else g_state.contiguous(),
-            "p_gx": gx,
-            "p_gv0": g_v0,
-            "p_sums": sums,
-            "AT_REST": at_rest,
-            "SLOTS": programs.saved,
-            "LEARNED": len(learned),
-            "BEFORE": _tuple(programs.before),
-            "SLOPES": _tuple(programs.slopes),
-            "RETREAT": _tuple(programs.retreat),
-            "TEMPORAL": bool(plan.flags[2]),
-            "RESCALE": bool(plan.flags[3]),
-            "FAMILY": type(base).__name__,
-            "OTHER": type(other).__name__ if plan.options.replacement else None,
-        },
+        _Grid(N),
+        **_common(plan, table, shape, p),
+        p_seed=seed,
+        p_p=None if p is None else p.to(like.device),
+        p_x=None if x is None else x.contiguous(),
+        p_v0=None if v0 is None else v0.contiguous(),
+        p_kept=kept,
+        p_g=None if g is None else g.contiguous(),
+        p_gu=None if g_u is None else g_u.contiguous(),
+        p_gv=None if g_state is None else g_state.contiguous(),
+        p_gx=gx,
+        p_gv0=g_v0,
+        p_sums=sums,
+        AT_REST=at_rest,
+        SLOTS=programs.saved,
+        LEARNED=len(learned),
+        BEFORE=_tuple(programs.before),
+        SLOPES=_tuple(programs.slopes),
+        RETREAT=_tuple(programs.retreat),
+        TEMPORAL=bool(plan.flags[2]),
+        RESCALE=bool(plan.flags[3]),
+        FAMILY=type(base).__name__,
+        OTHER=type(other).__name__ if plan.options.replacement else None,
     )
     sample = shape[2] if len(shape) > 2 else 1, math.prod(shape[3:])
     sums = sums.view(len(learned), shape[1], *sample).sum((1, 3))  # [learned, C]

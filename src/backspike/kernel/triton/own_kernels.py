@@ -1,8 +1,9 @@
 """The timestep of a neuron with equations of its own, in Triton.
 
 A recording (kernel/own) arrives as tuples of constants, which the kernels below take apart while
-they are compiled, so no text is written. A program is a tuple of operations, each a name and the
-positions of its inputs among the values so far; these begin with the leaves that the program needs.
+they are compiled, so no text is written. A program is a tuple: the leaves that it needs, their
+number, its operations, their number, and the places of the results. An operation is a name and the
+places of its inputs among the values so far, which begin with the leaves.
 """
 
 # ruff: noqa: RUF005  (kernels have no unpacking)
@@ -111,27 +112,6 @@ def _two(OP: tl.constexpr, a, b):
 
 
 @triton.jit
-def _evaluate(
-    values,
-    PROGRAM: tl.constexpr,
-    N: tl.constexpr,
-    p_numbers,
-    FAMILY: tl.constexpr,
-    OTHER: tl.constexpr,
-):
-    """The leaves, and the values of the N operations of a program."""
-    for i in tl.static_range(N):
-        if PROGRAM[i][0] == "where":
-            y = tl.where(values[PROGRAM[i][1]], values[PROGRAM[i][2]], values[PROGRAM[i][3]])
-        elif PROGRAM[i][2] < 0:
-            y = _one(PROGRAM[i][0], values[PROGRAM[i][1]], p_numbers, FAMILY, OTHER)
-        else:
-            y = _two(PROGRAM[i][0], values[PROGRAM[i][1]], values[PROGRAM[i][2]])
-        values = values + (y,)
-    return values
-
-
-@triton.jit
 def _coefficients(
     p_table, channel, C, zero, VARIES: tl.constexpr, N: tl.constexpr, STRIDE: tl.constexpr
 ):
@@ -220,6 +200,42 @@ def _leaves(
 
 
 @triton.jit
+def _computed(
+    coefficients,
+    states,
+    kept,
+    x,
+    c,
+    g,
+    gu,
+    h,
+    own,
+    rho,
+    zero,
+    p_numbers,
+    PROGRAM: tl.constexpr,
+    FAMILY: tl.constexpr,
+    OTHER: tl.constexpr,
+):
+    """The leaves of a program, and the values of its operations."""
+    values = _leaves(
+        coefficients, states, kept, x, c, g, gu, h, own, rho, zero, PROGRAM[0], PROGRAM[1]
+    )
+    OPERATIONS: tl.constexpr = PROGRAM[2]
+    for i in tl.static_range(PROGRAM[3]):
+        if OPERATIONS[i][0] == "where":
+            y = tl.where(
+                values[OPERATIONS[i][1]], values[OPERATIONS[i][2]], values[OPERATIONS[i][3]]
+            )
+        elif OPERATIONS[i][2] < 0:
+            y = _one(OPERATIONS[i][0], values[OPERATIONS[i][1]], p_numbers, FAMILY, OTHER)
+        else:
+            y = _two(OPERATIONS[i][0], values[OPERATIONS[i][1]], values[OPERATIONS[i][2]])
+        values = values + (y,)
+    return values
+
+
+@triton.jit
 def _row(p, at, inside, zero):
     """A row in the dtype of the states, or zeros."""
     row = zero
@@ -255,30 +271,23 @@ def own_forward(
     STRIDE: tl.constexpr,
     REST: tl.constexpr,
     STATES: tl.constexpr,
-    LEAVES: tl.constexpr,
-    LEAF_COUNT: tl.constexpr,
-    PROGRAM: tl.constexpr,
-    LENGTH: tl.constexpr,
-    RESULTS: tl.constexpr,  # the places of u, the spike, what is saved, the states after
+    PROGRAM: tl.constexpr,  # results: u, the spike, what is saved, the states after
     SLOTS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """All timesteps of BLOCK neurons."""
-    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    """All timesteps of ROWS neurons."""
+    RESULTS: tl.constexpr = PROGRAM[4]
+    o = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside, wide = o < N, o * 0 + N  # in 64 bits
-    zero = tl.zeros((BLOCK,), p_numbers.dtype.element_ty)
+    zero = tl.zeros((ROWS,), p_numbers.dtype.element_ty)
     k = _coefficients(p_table, o // area % C, C, zero, VARIES, COEFFICIENTS, STRIDE)
     states = _rest(p_v0, k, o, inside, N, REST, STATES)
     for t in range(T):
         at = wide * t + o
         x = _row(p_x, at, inside, zero)
-        values = _evaluate(
-            _leaves(k, states, (), x, (), zero, zero, zero, zero, 0, zero, LEAVES, LEAF_COUNT),
-            PROGRAM,
-            LENGTH,
-            p_numbers,
-            None,
-            None,
+        values = _computed(
+            k, states, (), x, (), zero, zero, zero, zero, 0, zero, p_numbers, PROGRAM, None, None
         )
         spike = values[RESULTS[1]]
         tl.store(p_s + at, step.round_to(spike, p_s.dtype.element_ty), mask=inside)
@@ -290,6 +299,53 @@ def own_forward(
     if p_v is not None:
         for i in tl.static_range(STATES):
             tl.store(p_v + i * N + o, states[i], mask=inside)
+
+
+@triton.jit
+def _states_before(
+    earlier, later, first, k, zero, p_numbers, BEFORE: tl.constexpr, STATES: tl.constexpr
+):
+    """The states before a timestep: from what was saved of the one before, or the first ones."""
+    values = _computed(
+        k, (), earlier, zero, (), zero, zero, zero, zero, 0, zero, p_numbers, BEFORE, None, None
+    )
+    found = _pick(values, BEFORE[4], STATES, zero)
+    states = ()
+    for i in tl.static_range(STATES):
+        states = states + (tl.where(later, found[i], first[i]),)
+    return states
+
+
+@triton.jit
+def _masked(
+    k,
+    states,
+    kept,
+    x,
+    at,
+    zero,
+    p_seed,
+    p_p,
+    p_numbers,
+    SLOPES: tl.constexpr,
+    RESCALE: tl.constexpr,
+    FAMILY: tl.constexpr,
+    OTHER: tl.constexpr,
+):
+    """The masked surrogate derivative, and the part of it from the base surrogate."""
+    values = _computed(
+        k, states, kept, x, (), zero, zero, zero, zero, 0, zero, p_numbers, SLOPES, FAMILY, OTHER
+    )
+    own = values[SLOPES[4][0]]
+    limit = step.drop_limit(tl.load(p_p).to(tl.float64))
+    drop = step.dropped(at, tl.load(p_seed), limit)
+    if RESCALE:
+        own = own / tl.load(p_numbers + KEEP)
+    own = tl.where(drop, 0.0, own)
+    h = own
+    if OTHER is not None:
+        h = tl.where(drop, values[SLOPES[4][1]], own)
+    return h, own
 
 
 @triton.jit
@@ -319,19 +375,20 @@ def own_backward(
     STATES: tl.constexpr,
     SLOTS: tl.constexpr,
     LEARNED: tl.constexpr,
-    BEFORE: tl.constexpr,  # (leaves, their number, program, its length, results), or None
-    SLOPES: tl.constexpr,
-    RETREAT: tl.constexpr,
+    BEFORE: tl.constexpr,  # a program or None; results: the states before
+    SLOPES: tl.constexpr,  # a program or None; results: the surrogate derivatives
+    RETREAT: tl.constexpr,  # results: the gradients of x, of the coefficients and of the states
     TEMPORAL: tl.constexpr,
     RESCALE: tl.constexpr,
     FAMILY: tl.constexpr,
     OTHER: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """The gradients of BLOCK neurons, from the last timestep to the first."""
-    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    """The gradients of ROWS neurons, from the last timestep to the first."""
+    o = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside, wide = o < N, o * 0 + N  # in 64 bits
-    zero = tl.zeros((BLOCK,), p_numbers.dtype.element_ty)
+    zero = tl.zeros((ROWS,), p_numbers.dtype.element_ty)
     none = zero.to(tl.float64)
     k = _coefficients(p_table, o // area % C, C, zero, VARIES, COEFFICIENTS, STRIDE)
     rho = tl.load(p_numbers + RHO)
@@ -353,44 +410,26 @@ def own_backward(
         if BEFORE is not None:
             later = o * 0 + t > 0
             earlier = _saved(p_kept, t - 1, o, inside & later, T, wide, SLOTS)
-            values = _evaluate(
-                _leaves(k, (), earlier, x, (), g, gu, zero, zero, rho, zero, BEFORE[0], BEFORE[1]),
-                BEFORE[2],
-                BEFORE[3],
-                p_numbers,
-                FAMILY,
-                OTHER,
-            )
-            found, first = _pick(values, BEFORE[4], STATES, zero), states
-            states = ()
-            for i in tl.static_range(STATES):
-                states = states + (tl.where(later, found[i], first[i]),)
+            states = _states_before(earlier, later, states, k, zero, p_numbers, BEFORE, STATES)
         h, own = zero, zero
         if SLOPES is not None:
-            values = _evaluate(
-                _leaves(k, states, kept, x, (), g, gu, zero, zero, rho, zero, SLOPES[0], SLOPES[1]),
-                SLOPES[2],
-                SLOPES[3],
+            h, own = _masked(
+                k,
+                states,
+                kept,
+                x,
+                at,
+                zero,
+                p_seed,
+                p_p,
                 p_numbers,
+                SLOPES,
+                RESCALE,
                 FAMILY,
                 OTHER,
             )
-            own = values[SLOPES[4][0]]
-            limit = step.drop_limit(tl.load(p_p).to(tl.float64))
-            drop = step.dropped(at, tl.load(p_seed), limit)
-            if RESCALE:
-                own = own / tl.load(p_numbers + KEEP)
-            own = tl.where(drop, 0.0, own)
-            h = own
-            if OTHER is not None:
-                h = tl.where(drop, values[SLOPES[4][1]], own)
-        values = _evaluate(
-            _leaves(k, states, kept, x, c, g, gu, h, own, rho, zero, RETREAT[0], RETREAT[1]),
-            RETREAT[2],
-            RETREAT[3],
-            p_numbers,
-            FAMILY,
-            OTHER,
+        values = _computed(
+            k, states, kept, x, c, g, gu, h, own, rho, zero, p_numbers, RETREAT, FAMILY, OTHER
         )
         if p_gx is not None:
             gx = zero if RETREAT[4][0] < 0 else values[RETREAT[4][0]]
