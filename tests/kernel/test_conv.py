@@ -175,7 +175,7 @@ def always_sparse(monkeypatch):
     """Every supported convolution is computed sparsely, whatever its size and density."""
     monkeypatch.setattr(sparsity, "WORTH_IT", 0)
     monkeypatch.setattr(sparsity, "FEWEST_CHANNELS", 1)
-    monkeypatch.setattr(sparsity, "_multiplies_tiles", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(sparsity, "EVENTS_BELOW", dict.fromkeys(sparse.DTYPES, (2.0, 2.0)))
 
 
@@ -312,7 +312,7 @@ def test_small_and_narrow_convolutions_have_no_plan():
 
 
 def test_plans_change_with_hysteresis(monkeypatch):
-    monkeypatch.setattr(sparsity, "_multiplies_tiles", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     for dtype in sparse.DTYPES:
         plan, (forward, weight) = sparsity.SparsityPlan(), sparsity.EVENTS_BELOW[dtype]
         for part, way in (

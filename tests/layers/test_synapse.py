@@ -38,7 +38,7 @@ HOWS = ["gather", "lookup"]
 @pytest.fixture(autouse=True)
 def no_tiles(monkeypatch):
     """The density limits of most processors, without AMX."""
-    monkeypatch.setattr(sparsity, "_multiplies_tiles", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
 
 
 def draw(M, K, N, density, dtype=torch.float32, seed=0):
@@ -611,7 +611,7 @@ def test_limits_depend_on_size_dtype_and_processor(monkeypatch):
     ):
         made = sparsity.SparsityPlan().decide(torch.float32, M, K, 256, 0.5, 0.5)
         assert (made.forward, made.weight, made.input) == (*ways, "dense")
-    monkeypatch.setattr(sparsity, "_multiplies_tiles", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     for dtype, density, ways in (
         (torch.float32, 0.1, ("gather", "gather", "sample")),
         (torch.bfloat16, 0.1, ("dense", "dense", "dense")),

@@ -167,6 +167,12 @@ def test_what_onednn_says_without_memory_is_explained():
         raise RuntimeError("could not create a primitive")
 
 
+def test_what_onednn_does_not_support_is_not_taken_for_missing_memory():
+    text = "could not create a primitive descriptor for the matmul primitive."
+    with pytest.raises(RuntimeError, match=text), explain_failures(recipe()):
+        raise RuntimeError(text)
+
+
 # ---- the choice, with a formula for the machine --------------------------------------------------
 
 FIXED = 300e6

@@ -16,12 +16,12 @@ from torch.nn.grad import conv2d_input
 
 from ..data.batches import Batches
 from ..kernel.cpu import winograd
+from ..layers import sparsity
 from ..neuron.hooks import on_call
 from ..run import Run
 from ..train.network import trained
 from ..train.setup import load_data
 
-FEWEST_CHANNELS = 16
 SAMPLES = 64
 # torch rounds the weights, too, so it is further from the exact result
 LIMIT = 1.0
@@ -29,8 +29,11 @@ LIMIT = 1.0
 
 @dataclass(frozen=True)
 class Operands:
-    """Of a 3x3 convolution with stride and padding 1: x `[images, C, H, W]`, weight
-    `[N, C, 3, 3]` and the gradient of the output g `[images, N, H, W]`, float32."""
+    """The numbers of a 3x3 convolution with stride and padding 1, in float32.
+
+    x: `[images, C, H, W]`. weight: `[N, C, 3, 3]`. g: the gradient of the output,
+    `[images, N, H, W]`.
+    """
 
     x: Tensor
     weight: Tensor
@@ -46,9 +49,8 @@ class Operands:
 
     def fast(self, dtype: torch.dtype) -> dict[str, Tensor | None]:
         """The same by Winograd's algorithm."""
-        output = winograd.convolve(self.x.to(dtype), self.weight)
         return {
-            "output": output,
+            "output": winograd.convolve(self.x.to(dtype), self.weight),
             "input gradient": winograd.input_gradient(self.g.to(dtype), self.weight),
         }
 
@@ -61,9 +63,9 @@ class Operands:
 
 
 def operands(run: str, images: int) -> dict[str, Operands]:
-    """Those of a training step of a run, or of a network of the package; by the layer's name.
+    """The operands of a training step of a run or of a network of the package, by layer name.
 
-    Of so many images, with the largest gradients.
+    images: how many images of each layer to take, those with the largest gradients.
     """
     _, recipe, network = trained(Run.find(run))
     x, y = Batches(load_data(recipe).train, recipe, torch.device("cpu")).take(torch.arange(SAMPLES))
@@ -92,7 +94,7 @@ def _last(x: Tensor) -> Tensor:
 
 def _may_be_fast(layer: nn.Conv2d) -> bool:
     same = layer.kernel_size == (3, 3) and layer.stride == layer.padding == layer.dilation == (1, 1)
-    return same and layer.groups == 1 and min(layer.weight.shape[:2]) >= FEWEST_CHANNELS
+    return same and layer.groups == 1 and min(layer.weight.shape[:2]) >= sparsity.FEWEST_CHANNELS
 
 
 def error(got: Tensor, want: Tensor) -> float:

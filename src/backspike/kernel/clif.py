@@ -136,12 +136,7 @@ class _CLIF(torch.autograd.Function):
             gx, g_v0, sums = torch.ops.backspike.clif_backward(
                 *saved[:6], *incoming, ctx.shape, ctx.strides, *ctx.encoded, learns, ctx.x_dtype
             )
-        grads = [
-            ops.reduce_to(row, p) if needed else None
-            for row, p, needed in zip(sums, parameters, needs)
-        ]
-        if needs[0]:
-            grads[0] = ops.reduce_to(sums[0] / parameters[0].double() ** 2, parameters[0])
+        grads = ops.learned_gradients(sums, parameters, needs)
         return None, None, gx if needs_x else None, g_v0 if needs_v0 else None, *grads
 
 

@@ -277,12 +277,7 @@ class _NormLIF(torch.autograd.Function):
             y, v0, rows, constants, seed, p, g, g_v, line,
             *ctx.encoded, training, pool, repeats, learns, needs_v0,
         )  # fmt: skip
-        rows_of_sums = [*sums, gx_sums[1] * rows[2], gx_sums[0]]
-        grads = [
-            ops.reduce_to(row, parameter) if needed else None
-            for row, parameter, needed in zip(rows_of_sums, parameters, needs)
-        ]
-        if needs[0]:
-            grads[0] = ops.reduce_to(sums[0] / parameters[0].double() ** 2, parameters[0])
+        sums = [*sums, gx_sums[1] * rows[2], gx_sums[0]]
+        grads = ops.learned_gradients(sums, parameters, needs)
         inputs = dy if needs_y else None, g_v0 if needs_v0 else None
         return None, None, None, None, *inputs, *grads, g if needs_add else None

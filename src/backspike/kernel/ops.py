@@ -212,16 +212,8 @@ class _LIF(torch.autograd.Function):
             ctx.repeats, ctx.form, learns, ctx.x_dtype, needs_x, needs_v0,
         )  # fmt: skip
         gx, g_v0 = outputs[0] if needs_x else None, outputs[int(needs_x)] if needs_v0 else None
-        grads: list[Tensor | None] = [None] * len(needs)
-        if learns:
-            sums = outputs[-1]
-            grads = [
-                reduce_to(row, parameter) if needed else None
-                for row, parameter, needed in zip(sums, parameters, needs)
-            ]
-        if needs[0]:
-            grads[0] = reduce_to(sums[0] / parameters[0].to(sums) ** 2, parameters[0])
-        return None, None, gx, g_v0, *grads
+        sums = outputs[-1] if learns else None
+        return None, None, gx, g_v0, *learned_gradients(sums, parameters, needs)
 
 
 def writes_bits(name: str, shape: Sequence[int], moments: bool) -> bool:
@@ -236,6 +228,26 @@ def moment_gradient(g_moments: Tensor, shape: Sequence[int], dtype: torch.dtype)
     """a and b, `[2, T, C]`: the gradient of the moments reaches u as gu = a + b u."""
     n = max(math.prod(shape[1:]) // max(g_moments.shape[2], 1), 1)
     return torch.stack((g_moments[0] / n, g_moments[1] * (2 / n))).to(dtype)
+
+
+def learned_gradients(
+    sums: Iterable[Tensor] | None, parameters: Sequence[Tensor | None], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients of tau and the other parameters, where they are needed.
+
+    sums: a row for each parameter, that of tau times tau^2; None if no gradient is needed.
+    """
+    if sums is None:
+        return [None] * len(needs)
+    grads: list[Tensor | None] = []
+    for row, parameter, needed in zip(sums, parameters, needs):
+        if not needed or parameter is None:
+            grads.append(None)
+        elif not grads:
+            grads.append(reduce_to(row / parameter.to(row) ** 2, parameter))
+        else:
+            grads.append(reduce_to(row, parameter))
+    return grads
 
 
 def reduce_to(row: Tensor, parameter: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 `run` computes the same as `bs.lif` on x[t] + weight @ s[t-1] + bias, with exact gradients along
 both paths. The kernels are those of `cpu/recurrent.py` and `triton/recurrent.py`, modules with
-`refuses`, `forward` and `backward`; what surrounds them is here.
+`refuses`, `forward` and `backward`; what surrounds them is here. The timesteps of all states and
+sequences that they get are contiguous.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .call import Call, Moments, Result, as_tensor, learns
 from .coefficients import state_dtype
 from .cpu import sparse
 from .dispatch import fastest, unavailable
+from .layout import MaybeTensor
 from .pack import Packed, count, pack
 
 # The weight gradient adds rows at the spikes below this rate, and above it looks up sums of rows if
@@ -94,12 +96,12 @@ class Gradients(NamedTuple):
     x: Tensor
     v0: Tensor | None
     i0: Tensor | None
-    sums: Tensor  # [3, C], or [6, C] with adaptation, in float64
+    sums: Tensor | None  # [3, C], or [6, C] with adaptation, in float64; None if nothing is learned
 
 
 def refuses(x: Tensor, weight: Tensor, neuron: LIF) -> str | None:
     """Why no kernel can run this layer on x; None if one can."""
-    name = fastest(x.device) if neuron.backend == "auto" else neuron.backend
+    name = _backend(x, neuron)
     if name not in ("cpu", "triton"):
         return f"backend {name!r} was requested"
     if reason := unavailable(name):
@@ -124,11 +126,11 @@ def run(call: Call, loop: Loop) -> tuple[Result, Tensor | None]:
 
     call.seed: one seed for each timestep, `[T]`, or None. The layer acts on the last dimension.
     """
-    name = fastest(call.x.device) if call.neuron.backend == "auto" else call.neuron.backend
+    name = _backend(call.x, call.neuron)
     if call.x.dtype == torch.float16 and name == "cpu":
         result, i = run(replace(call, x=call.x.float()), loop)
         return result._replace(spikes=result.spikes.half()), i
-    call.x = call.x if call.x[0].is_contiguous() else call.x.contiguous()
+    call.x = _in_time(call.x)
     weight, bias, before, synapse = loop
     lam, gain, i0 = synapse or (1.0, 1.0, None)
     inputs = (weight, bias, i0, lam, gain, *call.inputs)
@@ -138,7 +140,7 @@ def run(call: Call, loop: Loop) -> tuple[Result, Tensor | None]:
         )
     else:
         call = replace(call, neuron=replace(call.neuron, memory="exact"))
-        done: Forward = _kernels(name).forward(call, loop, False)
+        done = _forward(name, call, loop, saves=False)
         out, i = done.out, done.i
         spikes, state, membrane, moments = out.spikes, out.state, out.membrane, out.moments
     return Result(
@@ -189,7 +191,7 @@ class _Recurrent(torch.autograd.Function):
         *inputs: float | Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         loop = Loop(weight, bias, before, Synapse(lam, gain, i0) if filtered else None)
-        done: Forward = _kernels(name).forward(call, loop, True)
+        done = _forward(name, call, loop, saves=True)
         out = done.out
         packed = pack(out.spikes)
         ctx.save_for_backward(
@@ -232,23 +234,18 @@ class _Recurrent(torch.autograd.Function):
         synapse = Synapse(lam, gain, i0) if ctx.filtered else None
         found: Gradients = _kernels(ctx.name).backward(
             Upstream(
-                replace(ctx.call, v0=v0, seed=seed, p=p), Loop(weight, None, before, synapse),
+                replace(ctx.call, v0=_in_order(v0), seed=seed, p=p),
+                Loop(weight, None, before, synapse),
                 packed.shape, packed.dtype, saved_u, current, active, constants,
                 ctx.encoded, ctx.form, sum(1 << i for i, needed in enumerate(needs[7:]) if needed),
-                needs[6], g, g_v, g_u if record.membrane else None, line, g_i,
+                needs[6], _in_time(g), _in_order(g_v), _in_time(g_u if record.membrane else None),
+                line, _in_order(g_i),
             )
         )  # fmt: skip
         rows = found.x.view(-1, packed.shape[-1])
         of_lam = of_gain = None
         if synapse is not None and needs[3]:
             of_lam, of_gain = _synapse_gradients(synapse, current, found.x)
-        learned = [
-            ops.reduce_to(row, parameter) if needed else None
-            for row, parameter, needed in zip(found.sums, parameters, needs[7:])
-        ]
-        if needs[7]:
-            tau = parameters[0]
-            learned[0] = ops.reduce_to(found.sums[0] / tau.to(found.sums) ** 2, tau)
         return (
             None, None, None, None,
             _weight_gradient(rows, before, packed).to(weight) if needs[0] else None,
@@ -258,7 +255,7 @@ class _Recurrent(torch.autograd.Function):
             of_gain,
             found.x if needs[5] else None,
             found.v0,
-            *learned,
+            *ops.learned_gradients(found.sums, parameters, needs[7:]),
         )  # fmt: skip
 
 
@@ -300,6 +297,33 @@ def _synapse_gradients(
     return of_lam, of_gain
 
 
+def _backend(x: Tensor, neuron: LIF) -> str:
+    return fastest(x.device) if neuron.backend == "auto" else neuron.backend
+
+
 def _kernels(name: str) -> ModuleType:
     """The module with the kernels of this backend."""
     return import_module(f".{name}.recurrent", __package__)
+
+
+def _forward(name: str, call: Call, loop: Loop, saves: bool) -> Forward:
+    """The forward pass of this backend; saves: keeps what backward needs."""
+    before, synapse = loop.before, loop.synapse
+    if before is not None:
+        before = before.to(call.x.dtype).contiguous()
+    if synapse is not None:
+        synapse = synapse._replace(i0=_in_order(synapse.i0))
+    call = replace(call, v0=_in_order(call.v0))
+    done: Forward = _kernels(name).forward(
+        call, loop._replace(before=before, synapse=synapse), saves
+    )
+    return done
+
+
+def _in_order(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _in_time(x: MaybeTensor) -> MaybeTensor:
+    """x `[T, ...]` with contiguous timesteps; equal timesteps are not copied."""
+    return x if x is None or x[0].is_contiguous() else x.contiguous()

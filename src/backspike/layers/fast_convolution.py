@@ -92,11 +92,16 @@ def costs(
     return Costs(forward, input, gains)
 
 
+def multiplies_tiles(dtype: torch.dtype) -> bool:
+    """Whether torch multiplies in this dtype by the tile multiplication of the processor (AMX)."""
+    return dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+
+
 def _rates(dtype: torch.dtype) -> Rates | str:
     """The rates on this processor, or why the algorithm is not used on it."""
     if not winograd.available() or winograd.block() < 16:
         return "fast only with AVX2 or AVX-512"
-    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+    if multiplies_tiles(dtype):
         return "the tile multiplication of this processor (AMX) is faster in bfloat16"
     if winograd.block() < 64 or not winograd.has_vnni():
         return OTHERS
@@ -107,7 +112,7 @@ def _rates(dtype: torch.dtype) -> Rates | str:
 def _cost(C: int, N: int, images: int, size: tuple[int, int], rates: Rates) -> float:
     """The time of a convolution of C to N channels as a part of the dense time."""
     block = winograd.block()
-    unit = max(block // 2, 16)  # of input channels
+    unit = max(block // 2, 16)  # input channels that are transformed together: two vectors
     deep, wide = _up(C, unit), _up(N, block)
     tiles = images * math.prod(-(-n // _TILE) for n in size)
     products = _POSITIONS * tiles * deep * wide * rates.product

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..kernel.cpu import sparse
-from .fast_convolution import FAST_BELOW, Costs
+from .fast_convolution import FAST_BELOW, Costs, multiplies_tiles
 
 # Densities below which a way of computing is the fastest. Measured on a Zen 4 core (avx512_bf16)
 # with 2048 samples, 1024 inputs and 1024 outputs, in ms for float32 / bfloat16: dense 47 / 20;
@@ -90,7 +90,7 @@ class SparsityPlan:
         if not worth_it(dtype, M, K, N):
             self.forward = self.weight = self.input = "dense"
         else:
-            tiled = dtype == torch.bfloat16 and _multiplies_tiles()
+            tiled = multiplies_tiles(dtype)
             part = TILED if tiled else 1.0
             gather, lookup = ("gather", GATHER_BELOW * part), ("lookup", 2.0)
             self.forward = _way(
@@ -110,7 +110,7 @@ class SparsityPlan:
 
         costs: of Winograd's algorithm, if it may be used.
         """
-        part = TILED if dtype == torch.bfloat16 and _multiplies_tiles() else 1.0
+        part = TILED if multiplies_tiles(dtype) else 1.0
         part *= 1.0 if binary else VALUED
         forward, weight = (part * limit for limit in EVENTS_BELOW[dtype])
         costs = costs or Costs()
@@ -138,10 +138,6 @@ def worth_it(dtype: torch.dtype, M: int, K: int, N: int) -> bool:
         and dtype in sparse.DTYPES
         and sparse.available()
     )
-
-
-def _multiplies_tiles() -> bool:
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 def _way(

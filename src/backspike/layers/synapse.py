@@ -64,7 +64,7 @@ def convolution(x: Tensor, layer: nn.Module, bits: Tensor | None = None) -> Tens
     )
 
 
-def infer(x: Tensor, layer: Any, weight: Tensor, bias: Tensor | None) -> Any:
+def infer(x: Tensor, layer: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The convolution of x, without gradients, with this weight and bias instead of its own."""
     dtype = _compute_dtype(x)
     if window := _window(x, layer, dtype):
@@ -75,7 +75,8 @@ def infer(x: Tensor, layer: Any, weight: Tensor, bias: Tensor | None) -> Any:
         y = _convolved(plan, packed, x, weight, bias, dtype, window)
         if y is not None:
             return y
-    return layer._conv_forward(x, weight, bias)
+    dense: Tensor = layer._conv_forward(x, weight, bias)
+    return dense
 
 
 def _window(x: Tensor, layer: Any, dtype: torch.dtype) -> Geometry | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,8 +24,9 @@ def first_line(e: BaseException) -> str:
 
 def out_of_memory(e: BaseException) -> bool:
     """Whether this error, or its cause, means that memory ran out."""
-    texts = ("allocate memory", "could not create a primitive")  # of torch, of oneDNN
-    if isinstance(e, torch.OutOfMemoryError | MemoryError) or any(t in str(e) for t in texts):
+    # oneDNN's "primitive descriptor" cannot be created for what it does not support
+    text = r"allocate memory|could not create a primitive(?! descriptor)"
+    if isinstance(e, torch.OutOfMemoryError | MemoryError) or re.search(text, str(e)):
         return True
     return e.__cause__ is not None and out_of_memory(e.__cause__)
 

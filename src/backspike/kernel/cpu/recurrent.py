@@ -56,7 +56,7 @@ def forward(call: Call, loop: Loop, saves: bool) -> Forward:
     library.set_form(job.neuron, max(done.form, 0), *done.encoded)
     partial = library.partial_sums(job.neuron, out.moments)
     neuron_tensors = {
-        "v0": _in_order(call.v0), "s": out.spikes, "u": out.membrane, "kept": out.saved_u,
+        "v0": call.v0, "s": out.spikes, "u": out.membrane, "kept": out.saved_u,
         "v": out.state if call.record.state else None, "active": done.active, "partial": partial,
         "sums": out.moments,
     }  # fmt: skip
@@ -66,9 +66,8 @@ def forward(call: Call, loop: Loop, saves: bool) -> Forward:
         _set_synapse(job, synapse)
     job.input_stride = x.stride(0) if T > 1 else 0
     tensors = {
-        "input": x, "before": None if before is None else _in_order(before.to(x.dtype)),
-        "bias": offsets, "panels": panels, "current": done.current, "i": done.i,
-        "i0": None if synapse is None else _in_order(synapse.i0),
+        "input": x, "before": before, "bias": offsets, "panels": panels, "current": done.current,
+        "i": done.i, "i0": None if synapse is None else synapse.i0,
     }  # fmt: skip
     _run("recurrent_forward", x.dtype, job, neuron_tensors, tensors)
     if out.moments is not None:
@@ -85,27 +84,26 @@ def backward(a: Upstream) -> Gradients:
     synapse = a.loop.synapse
     gi0 = None if synapse is None else torch.empty(step, dtype=constants.dtype, device="cpu")
     shape = len(constants) - 2, constants.shape[1]
-    sums = torch.zeros(shape, dtype=torch.float64, device="cpu")
+    sums = torch.zeros(shape, dtype=torch.float64, device="cpu") if a.learns else None
     job = _job(a.call, gx, constants, a.encoded, a.shape[-1])
     library.set_form(job.neuron, a.form, *a.encoded)
     job.neuron.learns = a.learns
-    g, g_u = _in_time(a.g), _in_time(a.g_u)
-    job.neuron.g_stride, job.neuron.gu_stride = (0 if b is None else b.stride(0) for b in (g, g_u))
-    learned = sums if a.learns else None
-    partial = library.partial_sums(job.neuron, learned)
+    job.neuron.g_stride, job.neuron.gu_stride = (
+        0 if b is None else b.stride(0) for b in (a.g, a.g_u)
+    )
+    partial = library.partial_sums(job.neuron, sums)
     exact = a.form == 0
     neuron_tensors = {
-        "v0": _in_order(a.call.v0), "g": g, "gu": g_u, "gv": _in_order(a.g_v), "line": a.line,
-        "gx": gx, "gv0": gv0, "u": a.saved_u if exact else None,
-        "kept": None if exact else a.saved_u, "active": a.active, "partial": partial,
-        "sums": learned,
+        "v0": a.call.v0, "g": a.g, "gu": a.g_u, "gv": a.g_v, "line": a.line, "gx": gx, "gv0": gv0,
+        "u": a.saved_u if exact else None, "kept": None if exact else a.saved_u,
+        "active": a.active, "partial": partial, "sums": sums,
     }  # fmt: skip
     weight = a.loop.weight.to(constants.dtype)
     if synapse is not None:
         _set_synapse(job, synapse)
     tensors = {
         "panels": _panels(weight), "current": a.current, "i": gi0,
-        "turned": None if a.active is None else weight.t().contiguous(), "i0": _in_order(a.g_i),
+        "turned": None if a.active is None else weight.t().contiguous(), "i0": a.g_i,
     }  # fmt: skip
     _run("recurrent_backward", a.dtype, job, neuron_tensors, tensors)
     return Gradients(gx, gv0, gi0, sums)
@@ -166,12 +164,3 @@ def _panels(x: Tensor) -> Tensor:
     """The matrix `[rows, n]` as panels of columns, `[panels, rows, columns]`."""
     columns = library.function("recurrent_columns")()
     return _padded(x).view(len(x), -1, columns).transpose(0, 1).contiguous()
-
-
-def _in_order(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
-
-
-def _in_time(x: Tensor | None) -> Tensor | None:
-    """x `[T, ...]` with contiguous timesteps; equal timesteps are not copied."""
-    return x if x is None or x[0].is_contiguous() else x.contiguous()

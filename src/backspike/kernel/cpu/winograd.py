@@ -36,7 +36,7 @@ def available() -> bool:
 
 def has_vnni() -> bool:
     """Whether the processor adds products of 16-bit integers in one instruction (AVX-512 VNNI)."""
-    return bool(getattr(torch.cpu, "_is_vnni_supported", bool)())
+    return torch.cpu._is_vnni_supported()
 
 
 def block() -> int:

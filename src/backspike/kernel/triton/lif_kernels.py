@@ -39,7 +39,7 @@ def _elements(N, C, inner, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def constant(p_constants, row: tl.constexpr, channel, C, PER_CHANNEL: tl.constexpr):
+def _constant(p_constants, row: tl.constexpr, channel, C, PER_CHANNEL: tl.constexpr):
     if PER_CHANNEL:
         value = tl.load(p_constants + row * C + channel)
     else:
@@ -48,10 +48,20 @@ def constant(p_constants, row: tl.constexpr, channel, C, PER_CHANNEL: tl.constex
 
 
 @triton.jit
+def constants(p_constants, channel, C, PER_CHANNEL: tl.constexpr):
+    """(lam, offset, gain, theta)"""
+    lam = _constant(p_constants, LAM, channel, C, PER_CHANNEL)
+    offset = _constant(p_constants, OFFSET, channel, C, PER_CHANNEL)
+    gain = _constant(p_constants, GAIN, channel, C, PER_CHANNEL)
+    theta = _constant(p_constants, THETA, channel, C, PER_CHANNEL)
+    return lam, offset, gain, theta
+
+
+@triton.jit
 def width_in_use(p_constants, channel, C, PER_CHANNEL: tl.constexpr, PARAMETRIC: tl.constexpr):
     w = None
     if PARAMETRIC:
-        w = constant(p_constants, WIDTH, channel, C, PER_CHANNEL)
+        w = _constant(p_constants, WIDTH, channel, C, PER_CHANNEL)
     return w
 
 
@@ -250,6 +260,22 @@ def step_back(
 
 
 @triton.jit
+def _store_bits(p_bits, row, N, block, marks, ROWS: tl.constexpr):
+    """Store the marks of a block of a timestep as bits; p_bits: [T, bytes of a timestep]."""
+    size = tl.cdiv(N, 8)
+    bits = marks.to(tl.int32).reshape(ROWS // 8, 8) << tl.arange(0, 8)[None, :]
+    byte = block * (ROWS // 8) + tl.arange(0, ROWS // 8)
+    tl.store(p_bits + row * size + byte, tl.sum(bits, axis=1).to(tl.uint8), mask=byte < size)
+
+
+@triton.jit
+def _store_sum(p_sum, x, inside, column, width):
+    """Store the sum of x over the block, per channel if it is a tile, in float64."""
+    total = tl.sum(tl.where(inside, x, 0.0).to(tl.float64), axis=0)
+    tl.store(p_sum, total, mask=column < width)
+
+
+@triton.jit
 def lif_fwd_kernel(
     p_constants,  # [5, C] or [5, 1]
     p_numbers,  # see triton/step.py
@@ -284,10 +310,7 @@ def lif_fwd_kernel(
     """Element i of a timestep has channel i // inner % C. Outputs that are not needed are None."""
     o, inside, block, column = _elements(N, C, inner, ROWS, COLUMNS)
     channel, logical = o // inner % C, _logical(o, C, area, CHANNELS_LAST)
-    lam = constant(p_constants, LAM, channel, C, PER_CHANNEL)
-    offset = constant(p_constants, OFFSET, channel, C, PER_CHANNEL)
-    gain = constant(p_constants, GAIN, channel, C, PER_CHANNEL)
-    theta = constant(p_constants, THETA, channel, C, PER_CHANNEL)
+    lam, offset, gain, theta = constants(p_constants, channel, C, PER_CHANNEL)
     w = width_in_use(p_constants, channel, C, PER_CHANNEL, PARAMETRIC)
     v_reset = tl.load(p_numbers + V_RESET)
     v = initial_membrane(p_v0, p_numbers, o, inside, SOFT)
@@ -302,13 +325,7 @@ def lif_fwd_kernel(
             s = step.round_to(tl.where(fired, 1.0, doubt), p_s.dtype.element_ty)
             tl.store(p_s + at, s, mask=inside)
         if p_bits is not None:
-            bits = (fired & inside).to(tl.int32).reshape(ROWS // 8, 8) << tl.arange(0, 8)[None, :]
-            byte = block * (ROWS // 8) + tl.arange(0, ROWS // 8)
-            tl.store(
-                p_bits + row * (N // 8) + byte,
-                tl.sum(bits, axis=1).to(tl.uint8),
-                mask=byte < N // 8,
-            )
+            _store_bits(p_bits, row, N, block, fired & inside, ROWS)
         if p_u is not None:
             tl.store(p_u + at, u, mask=inside)
         decoded = encode(
@@ -316,16 +333,7 @@ def lif_fwd_kernel(
         )
         if FORM == "1bit":
             h = step.derivative(u - theta, None, p_numbers + BASE, FAMILY)
-            bits = ((h != 0) & inside).to(tl.int32).reshape(ROWS // 8, 8) << tl.arange(0, 8)[
-                None, :
-            ]
-            byte = block * (ROWS // 8) + tl.arange(0, ROWS // 8)
-            bytes_of_a_step = tl.cdiv(N, 8)
-            tl.store(
-                p_saved + row * bytes_of_a_step + byte,
-                tl.sum(bits, axis=1).to(tl.uint8),
-                mask=byte < bytes_of_a_step,
-            )
+            _store_bits(p_saved, row, N, block, (h != 0) & inside, ROWS)
         if p_active is not None:
             h_base = step.derivative(decoded - theta, w, p_numbers + BASE, FAMILY)
             h, _ = masked_derivative(
@@ -342,14 +350,8 @@ def lif_fwd_kernel(
             tl.store(p_active + at, (h != 0).to(tl.uint8), mask=inside)
         if p_partial is not None:
             p_sum = p_partial + (block * 2 * T + t) * C + column
-            tl.store(
-                p_sum, tl.sum(tl.where(inside, u, 0.0).to(tl.float64), axis=0), mask=column < C
-            )
-            tl.store(
-                p_sum + T * C,
-                tl.sum(tl.where(inside, u * u, 0.0).to(tl.float64), axis=0),
-                mask=column < C,
-            )
+            _store_sum(p_sum, u, inside, column, C)
+            _store_sum(p_sum + T * C, u * u, inside, column, C)
     if p_v is not None:
         tl.store(p_v + o, v, mask=inside)
 
@@ -399,9 +401,7 @@ def lif_bwd_kernel(
     """REPEATED: the gradient of x is summed over T."""
     o, inside, block, column = _elements(N, C, inner, ROWS, COLUMNS)
     channel, logical = o // inner % C, _logical(o, C, area, CHANNELS_LAST)
-    lam = constant(p_constants, LAM, channel, C, PER_CHANNEL)
-    gain = constant(p_constants, GAIN, channel, C, PER_CHANNEL)
-    theta = constant(p_constants, THETA, channel, C, PER_CHANNEL)
+    lam, _, gain, theta = constants(p_constants, channel, C, PER_CHANNEL)
     w = width_in_use(p_constants, channel, C, PER_CHANNEL, PARAMETRIC)
     zero = tl.zeros(o.shape, p_numbers.dtype.element_ty)
     c, gx_sum, d_tau, d_theta, d_width = zero, zero, zero, zero, zero
@@ -433,23 +433,11 @@ def lif_bwd_kernel(
         width = C if PER_CHANNEL else 1
         p_sum = p_partial + block * 3 * width + column
         if LEARNS_TAU:
-            tl.store(
-                p_sum,
-                tl.sum(tl.where(inside, d_tau, 0.0).to(tl.float64), axis=0),
-                mask=column < width,
-            )
+            _store_sum(p_sum, d_tau, inside, column, width)
         if LEARNS_THETA:
-            tl.store(
-                p_sum + width,
-                tl.sum(tl.where(inside, d_theta, 0.0).to(tl.float64), axis=0),
-                mask=column < width,
-            )
+            _store_sum(p_sum + width, d_theta, inside, column, width)
         if LEARNS_WIDTH:
-            tl.store(
-                p_sum + 2 * width,
-                tl.sum(tl.where(inside, d_width, 0.0).to(tl.float64), axis=0),
-                mask=column < width,
-            )
+            _store_sum(p_sum + 2 * width, d_width, inside, column, width)
 
 
 @triton.jit

@@ -99,11 +99,11 @@ def forward(call: Call, loop: Loop, saves: bool) -> Forward:
         _Neuron(table, *done.encoded),
         memory,
         p_x=x,
-        p_v0=_in_order(call.v0),
-        p_before=None if loop.before is None else _in_order(loop.before.to(x.dtype)),
-        p_bias=None if loop.bias is None else _in_order(loop.bias.detach().to(table.dtype)),
+        p_v0=call.v0,
+        p_before=loop.before,
+        p_bias=None if loop.bias is None else loop.bias.detach().to(table.dtype).contiguous(),
         p_matrix=loop.weight.detach().t().to(x.dtype).contiguous(),
-        p_i0=None if synapse is None else _in_order(synapse.i0),
+        p_i0=None if synapse is None else synapse.i0,
         p_s=out.spikes,
         p_u=out.membrane,
         p_v=out.state if call.record.state else None,
@@ -129,8 +129,7 @@ def backward(a: Upstream) -> Gradients:
     gx = torch.empty(a.shape, dtype=a.dtype, device=a.saved_u.device)
     gv0 = torch.empty(step_shape, **like) if a.needs_v0 else None
     gi0 = None if synapse is None else torch.empty(step_shape, **like)
-    sums = torch.zeros(3, *step_shape, **like)
-    g, g_u = _in_time(a.g), _in_time(a.g_u)
+    sums = torch.zeros(3, *step_shape, **like) if a.learns else None
     neuron = _Neuron(table, *a.encoded, a.learns)
     _launch(
         recurrent_bwd_kernel,
@@ -144,25 +143,26 @@ def backward(a: Upstream) -> Gradients:
         **lif.backward_flags(neuron),
         p_saved=a.saved_u,
         p_current=a.current,
-        p_v0=_in_order(a.call.v0),
+        p_v0=a.call.v0,
         p_matrix=a.loop.weight.to(a.dtype).contiguous(),
-        p_g=g,
-        p_gu=g_u,
-        p_gv=_in_order(a.g_v),
-        p_gi=_in_order(a.g_i),
+        p_g=a.g,
+        p_gu=a.g_u,
+        p_gv=a.g_v,
+        p_gi=a.g_i,
         p_line=a.line,
         p_gx=gx,
         p_gv0=gv0,
         p_gi0=gi0,
         p_sums=sums,
-        g_stride=0 if g is None else g.stride(0),
-        gu_stride=0 if g_u is None else g_u.stride(0),
+        g_stride=0 if a.g is None else a.g.stride(0),
+        gu_stride=0 if a.g_u is None else a.g_u.stride(0),
     )
-    sums = sums.double()
-    if table.shape[1] > 1:  # over samples and space, per channel
-        sums = sums.flatten(3).sum(3) if sums.dim() > 3 else sums
-        return Gradients(gx, gv0, gi0, sums.sum(1))
-    return Gradients(gx, gv0, gi0, sums.flatten(1).sum(1, keepdim=True))
+    if sums is not None and table.shape[1] > 1:  # over samples and space, per channel
+        dims = [d for d in range(1, sums.dim()) if d != 2]
+        sums = sums.sum(dims, dtype=torch.float64)
+    elif sums is not None:
+        sums = sums.flatten(1).sum(1, keepdim=True, dtype=torch.float64)
+    return Gradients(gx, gv0, gi0, sums)
 
 
 def _launch(
@@ -191,12 +191,3 @@ def _launch(
         FORM=lif.form(memory, neuron),
         DEPTH=_DEPTH,
     )
-
-
-def _in_order(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
-
-
-def _in_time(x: Tensor | None) -> Tensor | None:
-    """x `[T, ...]` with contiguous timesteps; equal timesteps are not copied."""
-    return x if x is None or x[0].is_contiguous() else x.contiguous()

@@ -12,17 +12,7 @@ import triton
 import triton.language as tl
 
 from . import step
-from .lif_kernels import (
-    GAIN,
-    LAM,
-    OFFSET,
-    THETA,
-    constant,
-    encode,
-    initial_membrane,
-    step_back,
-    width_in_use,
-)
+from .lif_kernels import constants, encode, initial_membrane, step_back, width_in_use
 from .step import BASE, INTERPRETED, V_RESET
 
 
@@ -100,10 +90,7 @@ def recurrent_fwd_kernel(
     """N = samples x n. Outputs that are not needed are None."""
     o, inside = _elements(N, n, ROWS, COLUMNS)
     channel = o // inner % C
-    lam = constant(p_constants, LAM, channel, C, PER_CHANNEL)
-    offset = constant(p_constants, OFFSET, channel, C, PER_CHANNEL)
-    gain = constant(p_constants, GAIN, channel, C, PER_CHANNEL)
-    theta = constant(p_constants, THETA, channel, C, PER_CHANNEL)
+    lam, offset, gain, theta = constants(p_constants, channel, C, PER_CHANNEL)
     w = width_in_use(p_constants, channel, C, PER_CHANNEL, PARAMETRIC)
     v_reset = tl.load(p_numbers + V_RESET)
     v = initial_membrane(p_v0, p_numbers, o, inside, SOFT)
@@ -196,9 +183,7 @@ def recurrent_bwd_kernel(
     """Every timestep has a mask of its own, whose index begins at 0."""
     o, inside = _elements(N, n, ROWS, COLUMNS)
     channel = o // inner % C
-    lam = constant(p_constants, LAM, channel, C, PER_CHANNEL)
-    gain = constant(p_constants, GAIN, channel, C, PER_CHANNEL)
-    theta = constant(p_constants, THETA, channel, C, PER_CHANNEL)
+    lam, _, gain, theta = constants(p_constants, channel, C, PER_CHANNEL)
     w = width_in_use(p_constants, channel, C, PER_CHANNEL, PARAMETRIC)
     zero = tl.zeros((ROWS, COLUMNS), p_numbers.dtype.element_ty)
     c, gi, fed_back, d_tau, d_theta, d_width = zero, zero, zero, zero, zero, zero
