@@ -1,6 +1,5 @@
 """The site: `make docs` builds it from this folder, without a network."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -27,14 +26,13 @@ extensions = [
 ]
 exclude_patterns = ["_made", "backspike_site"]
 root_doc = "index"
-templates_path = ["_templates"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 myst_links_external_new_tab = True
 
 # the course runs when the site is built; what did not change is taken from the cache
-nb_execution_mode = os.environ.get("BACKSPIKE_DOCS_RUN", "cache")
+nb_execution_mode = "cache"
 nb_execution_cache_path = str(Path(__file__).parents[1] / "build/docs-cache")
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600

@@ -86,7 +86,7 @@ def surrogates(folder: Path) -> str:
         variants = [kind(**{parameter: factor * value}) for factor in (1.0, 0.5, 2.0)]
         figure = drawing.surrogates(variants)
         how = f"bs.{kind.__name__}({parameter}={value:g})"
-        parts.append(_section(folder, kind.__name__, how, figure, f"{kind.__name__}"))
+        parts.append(_section(folder, kind.__name__, how, figure, kind.__name__))
     base = bs.Triangle(alpha=1.0)
     wrapped = {
         "Masked": (f"bs.Masked({base!r}, p=0.5)", [base, bs.Masked(base, 0.5)]),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backspike.models import shipped as packaged
-from backspike.recipes import NAMES
+from backspike.recipes import GRADES, NAMES
 from backspike.system.files import read_json
 
 from .markdown import table
@@ -141,8 +141,6 @@ def _runs() -> list[dict[str, Any]]:
 
 
 def _papers() -> list[dict[str, Any]]:
-    from backspike.recipes import GRADES
-
     found = []
     for name, entry in NAMES.items():
         if entry.reported:

@@ -1,4 +1,4 @@
-"""The course: six chapters as Jupyter notebooks, from one neuron to a network on a chip.
+"""The course: six chapters as Jupyter notebooks, from one neuron to a network exported for a chip.
 
 The chapters are text files in this folder, in the notebook format of MyST, so that changes can be
 read and the documentation can execute them. `write` turns them into notebooks.
