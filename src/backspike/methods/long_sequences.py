@@ -34,7 +34,7 @@ def backward_in_chunks(
 
     x: `[T, B, ...]`; no gradient is computed for it. model: to `[T, B, ...]`.
     loss: a function of the outputs of all T timesteps; a scalar. It may contain any readout.
-    size: timesteps in a chunk. None: the square root of T, rounded up.
+    size: timesteps in a chunk. None: about twice the square root of T.
     truncate=False: exact gradients. The states between the chunks are saved, so that memory grows
         with sqrt(T) for the default size.
     truncate=True: truncated back-propagation through time. No gradient passes from a chunk into the
@@ -55,7 +55,7 @@ def backward_in_chunks(
         raise ValueError(f"backward_in_chunks: size must be at least 1, got {size}")
     if not x.dim() or not len(x):
         raise ValueError(f"backward_in_chunks: x must be [T, B, ...], got shape {list(x.shape)}")
-    chunks = x.split(size or math.isqrt(len(x) - 1) + 1)
+    chunks = x.split(size or 2 * math.isqrt(len(x) - 1) + 1)
     seeds: list[int] = torch.randint(2**63 - 1, (len(chunks),)).tolist()
     o, states = _first_pass(model, chunks, seeds, save_states=not truncate)
     o.requires_grad_()

@@ -24,7 +24,8 @@ _LEVELS = {"AVX512": ("_lif_v4", "_lif_v3", "_lif"), "AVX2": ("_lif_v3", "_lif")
 _LEVEL_NAMES = {"_lif_v4": "v4", "_lif_v3": "v3", "_lif": "baseline"}
 # setup.py names the files; they use no part of Python, so one serves every version
 ENDING = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
-STREAM = 1 << 24  # results of at least this many bytes bypass the cache when written
+# Results of at least this many bytes fill the second-level cache, and are written past it.
+STREAM = 1 << 21
 SUFFIX = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
