@@ -5,7 +5,8 @@
 Three seeds of each recipe are trained in float32 into runs/pretrained; a run that is complete is
 not repeated, and one that was stopped continues. The run with the best validation accuracy (of
 equal ones, the first seed) is copied to src/backspike/models/weights/RECIPE, with a card that
-gives the accuracy of all three. MNIST needs its files (see: backspike data mnist).
+gives the accuracy of all three. MNIST and spoken digits need their files (see: backspike data
+mnist).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from backspike.run import Run
 
-RECIPES = ("digits", "digits-dvs", "mnist")
+RECIPES = ("digits", "digits-dvs", "mnist", "spoken-digits")
 SEEDS = (0, 1, 2)
 OUT = Path("runs/pretrained")
 PACKAGE = Path(__file__).parents[1] / "src/backspike/models/weights"
