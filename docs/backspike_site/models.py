@@ -17,7 +17,7 @@ RUNS = Path(__file__).parents[1] / "results/sequence-accuracy.jsonl"
 # of a model card, which has the accuracy of every seed and of all
 SEED = re.compile(r"^\| (\d+) \| [\d.]+ % \|", re.M)
 OVER_SEEDS = re.compile(r"the test accuracy is ([\d.]+) % ± ([\d.]+) %")
-LAYOUT = re.compile(r"layout='([^']+)'")
+LAYOUT = re.compile(r"layout='([^']+)'|hidden=\(([\d, ]+)\)")
 
 
 def rows() -> dict[str, list[dict[str, Any]]]:
@@ -98,7 +98,7 @@ def _shipped(name: str, folder: Path) -> dict[str, Any]:
     done = read_json((folder / "log.jsonl").read_bytes().splitlines()[-1])
     card = (folder / "README.md").read_text("utf-8")
     ((mean, std),) = OVER_SEEDS.findall(card)
-    (layout,) = LAYOUT.findall(recipe["fields"]["model"])
+    (layout,) = map("".join, LAYOUT.findall(recipe["fields"]["model"]))
     return {
         "name": name,
         "data": recipe["fields"]["data"],
