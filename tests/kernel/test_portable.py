@@ -25,7 +25,7 @@ from torch import nn
 
 import backspike as bs
 from backspike.kernel import cpu, pack
-from backspike.kernel.cpu import conv, library, pool, sparse, stream, winograd
+from backspike.kernel.cpu import conv, conv_lookup, library, pool, sparse, stream, winograd
 from backspike.models.residual import MSBasic
 
 CSRC = Path(cpu.__file__).parents[1] / "csrc"
@@ -114,6 +114,15 @@ def use_winograd(dtype):
     assert winograd.convolve(x.to(dtype) / 0, weight) is None
 
 
+def use_lookup(dtype):
+    r = torch.Generator().manual_seed(8)
+    packed = pack.pack((torch.rand(3, 9, 6, 37, generator=r) < 0.3).float())
+    spikes = conv.Events(packed.codes, packed.bits, torch.Size((3, 37, 9, 6)))
+    g, weight = torch.randn(3, 19, 9, 6, generator=r).to(dtype), torch.empty(19, 37, 3, 3)
+    assert conv_lookup.weight_gradient(spikes, g, weight, 1) is not None
+    assert conv_lookup.weight_gradient(spikes, g / 0, weight, 1) is None
+
+
 def use_recurrence(dtype):
     x = torch.randn(5, 9, 20, generator=torch.Generator().manual_seed(5)).to(dtype) + 0.5
     narrow, masked = bs.Triangle(4.0), bs.Masked(bs.ATan(), p=0.4)
@@ -157,6 +166,7 @@ def recording(tmp_path_factory):
     with library.level("baseline"), recorded() as calls:
         torch.set_num_threads(3)
         library.GRAIN = conv._GRAIN = sparse._GRAIN = pack._GRAIN = winograd._GRAIN = 64
+        conv_lookup._GRAIN = 64
         torch.manual_seed(0)
         for dtype in DTYPES:
             use_neurons(dtype)
@@ -165,6 +175,7 @@ def recording(tmp_path_factory):
         for dtype in sparse.DTYPES:
             use_sparse(dtype)
             use_winograd(dtype)
+            use_lookup(dtype)
         for dtype in stream.DTYPES:
             use_streams(dtype)
         use_packs()

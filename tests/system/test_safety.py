@@ -75,6 +75,7 @@ ALLOWED = {
     "kernel/cpu/recurrent.py": {"ctypes"},
     "kernel/cpu/sparse.py": {"ctypes"},
     "kernel/cpu/stream.py": {"ctypes"},
+    "kernel/cpu/conv_lookup.py": {"ctypes"},
     "kernel/cpu/winograd.py": {"ctypes"},
     "kernel/dispatch.py": {"importlib"},  # checks whether Triton is installed
     # compiles C that c.py wrote and loads it; see test_compiled_neurons_contain_no_foreign_text

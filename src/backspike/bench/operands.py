@@ -12,17 +12,19 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from ..data.batches import Batches
-from ..kernel.cpu import winograd
+from ..kernel.cpu import conv_lookup, winograd
+from ..kernel.cpu.conv import Events
+from ..kernel.pack import pack
 from ..layers import sparsity
 from ..neuron.hooks import on_call
 from ..run import Run
 from ..train.network import trained
 from ..train.setup import load_data
 
-SAMPLES = 64
+SAMPLES, SEED = 64, 1
 # torch rounds the weights, too, so it is further from the exact result
 LIMIT = 1.0
 
@@ -40,7 +42,10 @@ class Operands:
     g: Tensor
 
     def exact(self) -> dict[str, Tensor]:
-        """The output and the gradient of x in float64."""
+        """The output and the gradients of x and of the weight in float64.
+
+        The gradient of the weight is that for spikes as input, where x is not zero.
+        """
         return self._torch(torch.float64)
 
     def bfloat16(self) -> dict[str, Tensor]:
@@ -48,17 +53,28 @@ class Operands:
         return self._torch(torch.bfloat16)
 
     def fast(self, dtype: torch.dtype) -> dict[str, Tensor | None]:
-        """The same by Winograd's algorithm."""
-        return {
+        """The same by the fast ways; the gradient of the weight only with AVX-512."""
+        products = {
             "output": winograd.convolve(self.x.to(dtype), self.weight),
             "input gradient": winograd.input_gradient(self.g.to(dtype), self.weight),
         }
+        if conv_lookup.available():
+            products["weight gradient"] = conv_lookup.weight_gradient(
+                self.events(), self.g.to(dtype), self.weight, SEED
+            )
+        return products
+
+    def events(self) -> Events:
+        """Where x is not zero, as bits."""
+        packed = pack((self.x != 0).float())
+        return Events(packed.codes, packed.bits, packed.shape)
 
     def _torch(self, dtype: torch.dtype) -> dict[str, Tensor]:
         x, weight, g = (t.to(dtype) for t in (self.x, self.weight, self.g))
         return {
             "output": F.conv2d(x, weight, padding=1),
             "input gradient": conv2d_input(x.shape, weight, g, padding=1),
+            "weight gradient": conv2d_weight((x != 0).to(dtype), weight.shape, g, padding=1),
         }
 
 

@@ -1,8 +1,9 @@
-"""Which 3x3 convolutions Winograd's algorithm computes faster, by a cost model.
+"""Which 3x3 convolutions are computed faster than by torch, by a cost model.
 
-`set_convolution(model, "fast")` allows the algorithm (`kernel/cpu/winograd.py`). What it costs is
-calculated from shapes, dtype and processor with constants that were measured once, so that a run
-and its resume always compute in the same way.
+`set_convolution(model, "fast")` allows two algorithms: Winograd's (`kernel/cpu/winograd.py`) for
+the output and the gradient of the input, and looking up (`kernel/cpu/conv_lookup.py`) for the
+gradient of the weight. What they cost is calculated from shapes, dtype and processor with constants
+that were measured once, so that a run and its resume always compute in the same way.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..kernel.cpu import winograd
+from ..kernel.cpu import conv_lookup, winograd
 from ..kernel.cpu.conv import Geometry
 
 WAYS = ("exact", "fast")
-# Winograd is chosen if it takes at most this part of the dense time.
+# A fast way is chosen if it takes at most this part of the dense time.
 FAST_BELOW = 0.9
 _NEEDED = Geometry(stride=(1, 1), padding=(1, 1), dilation=(1, 1))
 _TILE = 4  # outputs of a tile in each direction
 _POSITIONS = 36  # products of a tile
+_TOGETHER = 16  # channels, of inputs or outputs
 
 
 @dataclass(frozen=True)
@@ -30,42 +32,58 @@ class Rates:
 
     product: of a product of transformed numbers. tile: of transforming a channel of a tile, of
     inputs or outputs. weight: of transforming the weights of a pair of channels.
+    look: of looking up for an octet, a tap and a pair of channels. octet: of the tables of an
+    output for an octet, and of the places of an input in them. sums: of the sums of a pair of
+    channels.
     """
 
     product: float
     tile: float
     weight: float
+    look: float
+    octet: float
+    sums: float
 
 
 # How many times as fast as torch, for 64 channels of 32x32, 128 of 16x16, 256 of 8x8 and 512 of 4x4
-# on one core. BFLOAT16 (VNNI and avx512_bf16) is calculated: a prototype beside torch on Zen 4
-# (2.13, 2.54, 2.23, 1.4) times the prototype beside this kernel on a Xeon (0.83, 0.80, 0.91, 0.83)
-# is 1.8, 2.0, 2.0, 1.2; the constants give 1.8, 2.2, 2.1, 1.2. The others were measured beside
-# float32 on a busy Xeon: VNNI 2.6, 3.0, 2.4, 2.6 (from the constants 2.6, 3.3, 3.2, 2.0), AVX2
-# 2.4, 2.65, 2.3, 1.85 (2.4, 2.6, 2.3, 1.9), AVX-512 without VNNI 2.1, 1.9, 1.65, 2.2.
-BFLOAT16, VNNI, OTHERS = Rates(1.1, 1300, 5000), Rates(0.8, 800, 2500), Rates(1.2, 500, 2000)
+# on one core, 64 images. Winograd: BFLOAT16 (VNNI and avx512_bf16) is calculated: a prototype
+# beside torch on Zen 4 (2.13, 2.54, 2.23, 1.4) times the prototype beside this kernel on a Xeon
+# (0.83, 0.80, 0.91, 0.83) is 1.8, 2.0, 2.0, 1.2; the constants give 1.8, 2.2, 2.1, 1.2. The others
+# were measured beside float32 on a busy Xeon: VNNI 2.6, 3.0, 2.4, 2.6 (from the constants 2.6, 3.3,
+# 3.2, 2.0), AVX2 2.4, 2.65, 2.3, 1.85 (2.4, 2.6, 2.3, 1.9), AVX-512 without VNNI 2.1, 1.9, 1.65,
+# 2.2.
+# Looking up: BFLOAT16 is calculated in the same way, 2.49, 2.29, 2.48, 2.54 times 0.97, 0.99, 1.01,
+# 0.98 is 2.4, 2.3, 2.5, 2.5 (from the constants 2.4 for all). VNNI was measured beside float32 on a
+# quiet Xeon (Sapphire Rapids), medians of two runs: 1.6, 1.8, 2.2, 3.0 (1.7, 1.95, 2.1, 2.2); on
+# two cores 1.4, 1.7, 1.9, 1.8. Without VNNI the same took 1.25 times as long.
+BFLOAT16 = Rates(1.1, 1300, 5000, 3.2, 50, 100)
+VNNI = Rates(0.8, 800, 2500, 3.4, 400, 100)
+OTHERS = Rates(1.2, 500, 2000, 4.25, 500, 125)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Times of Winograd's algorithm as parts of the dense time; infinite if it cannot be used.
+    """Times of the fast ways as parts of the dense time; infinite if they cannot be used.
 
-    forward, input: of the output and of the gradient of the input. why: a reason for both.
+    forward, input, weight: of the output, of the gradient of the input, and of the gradient of the
+    weight if the input is spikes. why: a reason for all.
     """
 
     forward: float = math.inf
     input: float = math.inf
+    weight: float = math.inf
     why: str = ""
 
 
 def set_convolution(model: nn.Module, how: str) -> None:
     """Choose how the 3x3 convolutions of the model are computed on a CPU.
 
-    exact: as torch does. fast: by Winograd's algorithm in 16-bit integers where stride and padding
-    are 1 and a cost model says that it is faster; forward and gradient of the input. The errors are
-    those of bfloat16 or smaller, also in float32. Only convolutions inside `bs.OverTime`,
-    `bs.Sequential`, `bs.block` and the networks of `bs.models` follow this; `bs.explain` shows how
-    each was computed last. Raises ValueError.
+    exact: as torch does. fast: where stride and padding are 1 and a cost model says that it is
+    faster, by Winograd's algorithm in 16-bit integers (output and gradient of the input), and by
+    sums of the output gradient that the spikes look up (gradient of the weight, with AVX-512). The
+    errors are those of bfloat16 or smaller, also in float32. Only convolutions inside
+    `bs.OverTime`, `bs.Sequential`, `bs.block` and the networks of `bs.models` follow this;
+    `bs.explain` shows how each was computed last. Raises ValueError.
     """
     if how not in WAYS:
         raise ValueError(f"a convolution is exact or fast, got {how!r}")
@@ -87,9 +105,11 @@ def costs(
         return Costs(why=rates)
     C, N = layer.in_channels, layer.out_channels
     each = images, size, rates
-    forward, input = _cost(C, N, *each), _cost(N, C, *each)
+    forward, input, weight = _cost(C, N, *each), _cost(N, C, *each), _lookup_cost(C, N, *each)
     gains = f"calculated {1 / forward:.1f} and {1 / input:.1f} times as fast as dense"
-    return Costs(forward, input, gains)
+    if weight < math.inf:
+        gains += f", the weight gradient of spikes {1 / weight:.1f} times"
+    return Costs(forward, input, weight, gains)
 
 
 def multiplies_tiles(dtype: torch.dtype) -> bool:
@@ -118,6 +138,18 @@ def _cost(C: int, N: int, images: int, size: tuple[int, int], rates: Rates) -> f
     products = _POSITIONS * tiles * deep * wide * rates.product
     transforms = tiles * (deep + wide) * rates.tile + deep * wide * rates.weight
     return (products + transforms) / (9 * images * math.prod(size) * C * N)
+
+
+def _lookup_cost(C: int, N: int, images: int, size: tuple[int, int], rates: Rates) -> float:
+    """The same for the gradient of the weight by looking up."""
+    if not conv_lookup.available():
+        return math.inf
+    octets = images * min(
+        math.prod(-(-n // side) for n, side in zip(size, sides)) for sides in ((1, 8), (2, 4))
+    )
+    deep, wide = _up(C, _TOGETHER), _up(N, _TOGETHER)
+    looked = 9 * octets * deep * wide * rates.look + octets * (deep + wide) * rates.octet
+    return (looked + deep * wide * rates.sums) / (9 * images * math.prod(size) * C * N)
 
 
 def _up(n: int, multiple: int) -> int:

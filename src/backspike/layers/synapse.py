@@ -5,7 +5,7 @@ bits (`kernel/pack.py`), the weight is cast again in backward instead of being s
 gradients that nobody needs are not computed. On the CPU, linear layers and Conv2d can add the
 weights selected by spikes instead of multiplying, and a linear layer can compute the gradient of
 its input only where the preceding neuron needs it; a `SparsityPlan` decides, also whether a 3x3
-convolution that may be fast is computed by Winograd's algorithm (`fast_convolution.py`).
+convolution that may be fast is computed by a fast way (`fast_convolution.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernel.cpu import conv, library, sparse, winograd
+from ..kernel.cpu import conv, conv_lookup, library, sparse, winograd
 from ..kernel.cpu.conv import Geometry
+from ..kernel.mask import draw_seed
 from ..kernel.pack import Packed, count, pack
 from ..neuron.hooks import has_hooks
 from . import sparsity
@@ -110,7 +111,7 @@ def _window(x: Tensor, layer: Any, dtype: torch.dtype) -> Geometry | None:
 
 
 def _costs(x: Tensor, layer: Any, dtype: torch.dtype, window: Geometry | None) -> Costs | None:
-    """The costs of Winograd's algorithm, if the layer may use it."""
+    """The costs of the fast ways, if the layer may use them."""
     return costs(layer, len(x), (x.shape[2], x.shape[3]), dtype, window) if window else None
 
 
@@ -299,7 +300,7 @@ class _Convolution(torch.autograd.Function):
         packed = _pack(x, dtype, bits) if weight.requires_grad or plan else None
         if packed and plan:
             plan.decide_events(dtype, packed.bits == 1, packed.density, costs)
-            packed = _last(packed, x) if "gather" in (plan.forward, plan.weight) else packed
+            packed = _last(packed, x) if plan.reads_events() else packed
         _save(ctx, packed if weight.requires_grad else None, weight)
         ctx.geometry = geometry
         ctx.window = window
@@ -307,6 +308,8 @@ class _Convolution(torch.autograd.Function):
         ctx.x_layout = x.shape, x.stride()
         ctx.plan = plan
         ctx.ways = (plan.weight, plan.input) if plan else ("dense", "dense")
+        rounds = weight.requires_grad and ctx.ways[0] == "lookup"
+        ctx.seed = int(draw_seed(x.device)) if rounds else 0
         ctx.bias_sizes = None if bias is None else bias.shape
         with torch.autocast(x.device.type, enabled=False):
             if packed and plan and window:
@@ -321,17 +324,22 @@ class _Convolution(torch.autograd.Function):
         packed, (weight,) = _saved(ctx)
         if g is None:
             return (None,) * 9
-        needs, gathered, fast = list(ctx.needs_input_grad[:3]), None, None
+        needs, by_events, fast = list(ctx.needs_input_grad[:3]), None, None
         if needs[0] and ctx.ways[1] == "winograd":
             fast = winograd.input_gradient(g, weight)
             needs[0] = fast is None
             if fast is None:
                 ctx.plan.refuse("input")
-        if packed and needs[1] and ctx.ways[0] == "gather":
-            gathered = _as_events(packed).weight_gradient(
-                g.contiguous(memory_format=torch.channels_last), weight, ctx.window
-            )
-            needs[1] = False
+        if packed and needs[1] and ctx.ways[0] != "dense":
+            events = _as_events(packed)
+            if ctx.ways[0] == "gather":
+                last = g.contiguous(memory_format=torch.channels_last)
+                by_events = events.weight_gradient(last, weight, ctx.window)
+            else:
+                by_events = conv_lookup.weight_gradient(events, g, weight, ctx.seed)
+            needs[1] = by_events is None
+            if by_events is None:
+                ctx.plan.refuse("weight")
         # without the gradient of the weight only shape and strides of x are read
         x = (
             packed.unpack(ctx.dtype)
@@ -342,7 +350,7 @@ class _Convolution(torch.autograd.Function):
             args = g, x, weight.to(ctx.dtype), ctx.bias_sizes, *ctx.geometry, needs
             gx, gw, gb = torch.ops.aten.convolution_backward(*args) if any(needs) else (None,) * 3
         # autograd casts the gradients to the dtypes of their tensors
-        gx, gw = (gx if fast is None else fast), (gw if gathered is None else gathered)
+        gx, gw = (gx if fast is None else fast), (gw if by_events is None else by_events)
         return gx, gw, gb, *(None,) * 6
 
 

@@ -203,8 +203,8 @@ class Recipe:
     )
     convolution: str = _field(
         "exact",
-        "3x3 convolutions on a CPU: exact, as torch computes them, or fast: Winograd's algorithm "
-        "in 16-bit integers where it is faster, about as accurate as bfloat16",
+        "3x3 convolutions on a CPU: exact, as torch computes them, or fast: with less arithmetic, "
+        "in 16-bit integers, where it is faster, about as accurate as bfloat16",
     )
     cuda_graph: bool | None = _field(
         None, "on a GPU, record a step once and replay it; None: if the step can be recorded"

@@ -66,8 +66,8 @@ class Settings:
     heap: what glibc does with freed memory: "kept", "lean" (returned at once), or "" (its default).
     backend: of bs.LIF, or of SpikingJelly's neurons. memory: of bs.LIF. part: for the library
     "limits", "copy" or "products". Ours only: streaming: use `bs.streaming` instead of
-    `bs.stream`. graph: record the iteration as a CUDA graph. fast: 3x3 convolutions by Winograd's
-    algorithm.
+    `bs.stream`. graph: record the iteration as a CUDA graph. fast: 3x3 convolutions with less
+    arithmetic, see `bs.set_convolution`.
     """
 
     library: str

@@ -9,6 +9,10 @@
 
 #include "bits.h"
 
+#if defined(__AVX512BW__) && (defined(__clang__) || __GNUC__ >= 8)
+#define VNNI __attribute__((target("avx512vnni")))
+#endif
+
 enum {
     UNIT = 2 * FLOATS,           /* output channels that are read at once, as two vectors */
     WIDEST = 4,                  /* units of a block of the forward pass */

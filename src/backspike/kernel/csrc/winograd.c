@@ -17,10 +17,6 @@
 
 #include "conv.h"
 
-#if defined(__AVX512BW__) && (defined(__clang__) || __GNUC__ >= 8)
-#define VNNI __attribute__((target("avx512vnni")))
-#endif
-
 enum {
     PART = 64,                   /* inputs of a sum of integers; with more, weights would be coarser */
     TALL = 6,                    /* tiles of a product in registers, */
