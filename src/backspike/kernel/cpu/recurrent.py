@@ -16,6 +16,7 @@ from ...options import LIF
 from ...surrogate import is_family
 from .. import ops
 from ..call import Call
+from ..pack import Packed
 from ..recurrent import Forward, Gradients, Loop, Synapse, Upstream, allocate
 from . import library
 
@@ -29,7 +30,7 @@ class _Job(ctypes.Structure):
         *library.fields(ctypes.c_double, "lam_s gain_s"),
         *library.fields(ctypes.c_void_p, "p_seeds p_input"),
         ("input_stride", ctypes.c_int64),
-        *library.fields(ctypes.c_void_p, "p_before p_bias p_panels p_turned p_current p_i0 p_i"),
+        *library.fields(ctypes.c_void_p, "p_before p_bias p_panels p_turned p_bits p_current p_i0 p_i"),
         ("p_scratch", ctypes.c_void_p),
     ]
 
@@ -62,14 +63,18 @@ def forward(call: Call, loop: Loop, saves: bool) -> Forward:
     }  # fmt: skip
     panels = _panels(weight.detach().to(constants.dtype).t())
     offsets = None if bias is None else _padded(bias.detach().to(constants.dtype))
+    bits = torch.empty(x.numel() // 8, dtype=torch.uint8) if saves and x.shape[-1] % 8 == 0 else None
     if synapse is not None:
         _set_synapse(job, synapse)
     job.input_stride = x.stride(0) if T > 1 else 0
     tensors = {
         "input": x, "before": before, "bias": offsets, "panels": panels, "current": done.current,
-        "i": done.i, "i0": None if synapse is None else synapse.i0,
+        "bits": bits, "i": done.i, "i0": None if synapse is None else synapse.i0,
     }  # fmt: skip
-    _run("recurrent_forward", x.dtype, job, neuron_tensors, tensors)
+    fired = _run("recurrent_forward", x.dtype, job, neuron_tensors, tensors)
+    if bits is not None and fired >= 0:
+        shape = out.spikes.shape, out.spikes.stride()
+        done.packed = Packed(bits, 1, *shape, x.dtype, fired)
     if out.moments is not None:
         out.moments.div_(N // max(job.neuron.C, 1))
     return done
@@ -145,13 +150,13 @@ def _run(
     job: _Job,
     neuron_tensors: dict[str, Tensor | None],
     tensors: dict[str, Tensor | None],
-) -> None:
+) -> int:
     library.set_pointers(job.neuron, **neuron_tensors)
     library.set_pointers(job, **tensors)
     size = library.function("recurrent_scratch")(ctypes.byref(job))
     scratch = torch.empty(job.neuron.threads, size, dtype=torch.uint8, device="cpu")
     job.p_scratch = scratch.data_ptr()
-    library.function(name, dtype)(ctypes.byref(job))
+    return library.function(name, dtype)(ctypes.byref(job))
 
 
 def _padded(x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Products of a matrix of spikes, packed as bits, with a dense matrix, on the CPU.
 
 `Spikes` is a matrix of bits `[M, K]` that computes the output of a linear layer and the gradient of
-its weight. `how` selects whether the rows at the spikes are gathered (work proportional to the
-number of spikes) or their sums are looked up in small tables (the same work at any density).
+its weight. `how` selects whether the rows at the spikes are added (work proportional to the number
+of spikes) or their sums are looked up in small tables (the same work at any density).
 `sampled` computes the gradient of the input only where bits are set. All sums are in float32, in an
 order that does not depend on the number of threads. Matrices are float32 or bfloat16.
 """
@@ -10,7 +10,7 @@ order that does not depend on the number of threads. Matrices are float32 or bfl
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -40,7 +40,7 @@ class _Bits(ctypes.Structure):
 class _Product(ctypes.Structure):
     _fields_ = [
         *fields(ctypes.c_int64, "R C N threads a_row a_column a_half y_row y_column y_half"),
-        *fields(ctypes.c_void_p, "p_start p_index p_words p_a p_bias p_y p_scratch"),
+        *fields(ctypes.c_void_p, "p_start p_index p_words p_a p_bias p_total p_y p_scratch"),
     ]
 
 
@@ -55,13 +55,27 @@ class _Sampled(ctypes.Structure):
 class Spikes:
     """A matrix of zeros and ones `[M, K]` as bits, of which `ones` are set.
 
-    bits: uint8; bit i of byte k is element 8 k + i in C order.
+    bits: uint8; bit i of byte k is element 8 k + i in C order. lists: of the bits of each row, as
+    `listed` makes them; None to make them for each product. With lists of few spikes, gather needs
+    no bits.
     """
 
-    bits: Tensor
+    bits: Tensor | None
     M: int
     K: int
     ones: int
+    lists: tuple[Tensor, Tensor] | None = None
+
+    def listed(self) -> Spikes:
+        """The same matrix with lists, for several products."""
+        if self.lists is not None:
+            return self
+        start = torch.empty(self.M + 1, dtype=torch.int64, device="cpu")
+        index = torch.empty(self.ones, dtype=torch.int32, device="cpu")
+        bits = self._job(False)
+        bits.p_start, bits.p_index = pointer(start), pointer(index)
+        function("sparse_lists")(ctypes.byref(bits))
+        return replace(self, lists=(start, index))
 
     def times(self, weight: Tensor, bias: Tensor | None, how: How) -> Tensor:
         """spikes @ weight.T + bias: `[M, N]` in the dtype of the weight `[N, K]`."""
@@ -71,14 +85,25 @@ class Spikes:
 
     def weight_gradient(self, g: Tensor, how: How) -> Tensor:
         """g.T @ spikes: float32 `[N, K]` for g `[M, N]`."""
+        return self.gradients(g, how, bias=False)[0]
+
+    def gradients(self, g: Tensor, how: How, bias: bool) -> tuple[Tensor, Tensor | None]:
+        """The weight gradient and, if bias, the sum of g over its rows: float32 `[N]`."""
         out = torch.empty(g.shape[1], self.K, device="cpu")
-        self._product(how, True, g, g.stride(), out, out.stride()[::-1], None)
-        return out
+        total = torch.empty(g.shape[1], device="cpu") if bias and how == "gather" else None
+        self._product(how, True, g, g.stride(), out, out.stride()[::-1], None, total)
+        return out, g.sum(0) if bias and total is None else total
 
     @property
-    def _few(self) -> bool:
-        """Whether so few bits are set that the weight gradient should be scattered."""
+    def few(self) -> bool:
+        """Whether so few bits are set that the weight gradient needs only the lists."""
         return self.ones < SCATTER_BELOW * self.M * self.K
+
+    def _job(self, transposed: bool) -> _Bits:
+        threads = _threads(self.M * self.K // 8)
+        return _Bits(
+            M=self.M, K=self.K, transposed=transposed, threads=threads, p_bits=pointer(self.bits)
+        )
 
     def _product(
         self,
@@ -89,8 +114,9 @@ class Spikes:
         y: Tensor,
         y_stride: tuple[int, ...],
         bias: Tensor | None,
+        total: Tensor | None = None,
     ) -> None:
-        """y [R, N] = bits [R, C] @ a [C, N] + bias.
+        """y [R, N] = bits [R, C] @ a [C, N] + bias; total: gets the sum of a over its rows.
 
         a_stride and y_stride are the strides of a and y when seen as these matrices.
         """
@@ -98,25 +124,24 @@ class Spikes:
         N = a.numel() // max(C, 1)
         if not R * C * N:
             y.copy_(torch.zeros((), device="cpu") if bias is None else bias)
+            if total is not None:
+                total.zero_()
             return
         job = _Product(R=R, C=C, N=N, threads=_threads(R * C * N // 8), p_a=pointer(a))
         bias = None if bias is None else bias.float().contiguous()
-        job.p_y, job.p_bias = pointer(y), pointer(bias)
+        job.p_y, job.p_bias, job.p_total = pointer(y), pointer(bias), pointer(total)
         (job.a_row, job.a_column), (job.y_row, job.y_column) = a_stride, y_stride
         job.a_half, job.y_half = a.dtype == torch.bfloat16, y.dtype == torch.bfloat16
-        way = "scatter" if transposed and how == "gather" and self._few else how
-        bits = _Bits(M=self.M, K=self.K, transposed=transposed, threads=job.threads)
-        bits.transposed, bits.p_bits = transposed and way != "scatter", pointer(self.bits)
-        if way == "lookup" or bits.transposed:
+        way = how if how == "lookup" or not transposed else "scatter" if self.few else "collect"
+        if way in ("lookup", "collect"):
             steps = -(-C // int(function("sparse_step")()))
-            words = torch.empty(steps, R, dtype=torch.int32, device="cpu")
+            words, bits = torch.empty(steps, R, dtype=torch.int32, device="cpu"), self._job(transposed)
             bits.p_words = job.p_words = pointer(words)
             function("sparse_words")(ctypes.byref(bits))
-        if way != "lookup":
-            start = torch.empty((C if way == "scatter" else R) + 1, dtype=torch.int64, device="cpu")
-            index = torch.empty(self.ones, dtype=torch.int32, device="cpu")
-            bits.p_start, bits.p_index = job.p_start, job.p_index = pointer(start), pointer(index)
-            function("sparse_lists")(ctypes.byref(bits))
+        else:
+            lists = self.listed().lists
+            assert lists is not None
+            job.p_start, job.p_index = map(pointer, lists)
         size = function(f"sparse_{way}_scratch")(ctypes.byref(job))
         scratch = torch.empty(size, device="cpu")
         job.p_scratch = pointer(scratch)
