@@ -52,7 +52,7 @@ class Packed:
         return x
 
     def total(self, T: int) -> Tensor:
-        """The sum over the first dimension of the tensor as `[T, n]`: `[n]`, at least in float32."""
+        """The sum over T of the tensor as `[T, n]`: `[n]`, at least in float32."""
         n = self.shape.numel() // T
         if self.bits != 1 or n % 8 or self.codes.device.type != "cpu":
             wide = torch.promote_types(self.dtype, torch.float32)

@@ -260,7 +260,7 @@ class _Recurrent(torch.autograd.Function):
         return (
             None, None, None, None,
             None if of_weight is None else of_weight.to(weight),
-            of_bias.to(weight) if needs[1] else None,
+            of_bias.to(bias) if of_bias is not None and needs[1] else None,
             found.i0 if needs[2] else None,
             of_lam,
             of_gain,

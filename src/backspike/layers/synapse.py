@@ -368,23 +368,18 @@ class _Linear(torch.autograd.Function):
         active = active if x.requires_grad and sparse.available() else None
         h = None if active is None else count(active) / max(x.numel(), 1)
         plan.decide(dtype, len(x2), weight.shape[1], weight.shape[0], _spikes(packed), h)
-        adds, listed = _adds(plan.forward, weight), False
-        if adds:
-            spikes = _as_spikes(packed)
-            listed = plan.forward == plan.weight == "gather" and spikes.few
-            spikes = spikes.listed() if listed else spikes
-        _save(
-            ctx,
-            replace(packed, codes=None) if listed else packed if weight.requires_grad else None,
-            weight,
-            active if plan.input == "sample" else None,
-            *(spikes.lists if listed and weight.requires_grad else (None, None)),
-        )
+        spikes = _as_spikes(packed) if _adds(plan.forward, weight) else None
+        saved, lists = packed if weight.requires_grad else None, None
+        if saved and spikes and plan.forward == plan.weight == "gather" and spikes.few:
+            spikes = spikes.listed()
+            saved, lists = replace(packed, codes=None), spikes.lists  # type: ignore[arg-type]
+        active = active if plan.input == "sample" else None
+        _save(ctx, saved, weight, active, *(lists or (None, None)))
         ctx.ways = plan.weight, plan.input
         ctx.dtype = dtype
         ctx.shape = x.shape
         with torch.autocast(x.device.type, enabled=False):
-            if adds:
+            if spikes:
                 return _in_shape(spikes.times(weight.to(dtype), bias, plan.forward), x.shape)  # type: ignore[arg-type]
             return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
@@ -399,8 +394,7 @@ class _Linear(torch.autograd.Function):
             w = weight.to(ctx.dtype)
             if lists[0] is None and _repeats(g):
                 T, g = len(g), g[0].reshape(-1, g.shape[-1])
-                if needs[0]:
-                    gx = (g @ w).view(ctx.shape[1:]).expand(ctx.shape)
+                gx = (g @ w).view(ctx.shape[1:]).expand(ctx.shape) if needs[0] else None
                 if needs[1] and packed is not None:
                     total = packed.total(T).view(len(g), -1)
                     gw = g.t().to(total) @ total
@@ -422,6 +416,7 @@ class _Linear(torch.autograd.Function):
 def _repeats(g: Tensor) -> bool:
     """Whether the gradient g `[T, B, ..., N]` is the same at all timesteps.
 
-    It is if the loss is one of the mean of the outputs over T.
+    This is so if the loss depends on the mean of the outputs over T. The products then need only
+    one timestep of g, and the sum of the inputs over T.
     """
     return g.dim() > 2 and len(g) > 1 and torch.equal(g[0], g[-1]) and torch.equal(g[1:], g[:-1])

@@ -20,6 +20,10 @@ from ..pack import Packed
 from ..recurrent import Forward, Gradients, Loop, Synapse, Upstream, allocate
 from . import library
 
+# Results of at least this many bytes bypass the cache, as they are read only after the whole pass.
+# Forward, 6.5 MB of spikes and as many of membranes on two Xeon cores: 1.8 instead of 2.4 ms.
+STREAM = 1 << 22
+
 
 class _Job(ctypes.Structure):
     """The struct Recurrent of recurrent.c, where the fields are documented."""
@@ -30,7 +34,9 @@ class _Job(ctypes.Structure):
         *library.fields(ctypes.c_double, "lam_s gain_s"),
         *library.fields(ctypes.c_void_p, "p_seeds p_input"),
         ("input_stride", ctypes.c_int64),
-        *library.fields(ctypes.c_void_p, "p_before p_bias p_panels p_turned p_bits p_current p_i0 p_i"),
+        *library.fields(
+            ctypes.c_void_p, "p_before p_bias p_panels p_turned p_bits p_current p_i0 p_i"
+        ),
         ("p_scratch", ctypes.c_void_p),
     ]
 
@@ -63,7 +69,9 @@ def forward(call: Call, loop: Loop, saves: bool) -> Forward:
     }  # fmt: skip
     panels = _panels(weight.detach().to(constants.dtype).t())
     offsets = None if bias is None else _padded(bias.detach().to(constants.dtype))
-    bits = torch.empty(x.numel() // 8, dtype=torch.uint8) if saves and x.shape[-1] % 8 == 0 else None
+    bits = (
+        torch.empty(x.numel() // 8, dtype=torch.uint8) if saves and x.shape[-1] % 8 == 0 else None
+    )
     if synapse is not None:
         _set_synapse(job, synapse)
     job.input_stride = x.stride(0) if T > 1 else 0
@@ -131,7 +139,7 @@ def _job(
     # the weight should be read rarely if it is larger than the cache
     rows = 8 if n <= 256 else 16 if n <= 512 else 32
     neuron.chunks = -(-samples // rows)
-    neuron.streams = 0
+    neuron.streams = x.numel() * x.element_size() >= STREAM
     neuron.threads = min(neuron.threads, neuron.chunks)
     if call.seed is not None:
         library.set_mask(neuron, call.seed[0], call.p)

@@ -135,7 +135,10 @@ class Spikes:
         way = how if how == "lookup" or not transposed else "scatter" if self.few else "collect"
         if way in ("lookup", "collect"):
             steps = -(-C // int(function("sparse_step")()))
-            words, bits = torch.empty(steps, R, dtype=torch.int32, device="cpu"), self._job(transposed)
+            words, bits = (
+                torch.empty(steps, R, dtype=torch.int32, device="cpu"),
+                self._job(transposed),
+            )
             bits.p_words = job.p_words = pointer(words)
             function("sparse_words")(ctypes.byref(bits))
         else:

@@ -57,24 +57,26 @@ static inline uint64_t ones_of(const void *x, int size, uint64_t one, uint64_t *
 }
 
 /* Writes base + the places of the bits in w, and up to EXTRA more; returns the end of the list. A loop
-   that ends with the last bit is mispredicted nearly every time, so some indices are written, needed
+   that ends with the last bit is mispredicted nearly every time, so FEW indices are written, needed
    or not. */
 static inline int32_t *list_ones(uint64_t w, int32_t base, int32_t *index) {
-#ifdef __AVX512BW__
-    const __m512i places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (int i = 0; i < 64; i += 16) {
-        const __mmask16 some = (__mmask16)(w >> i);
-        _mm512_storeu_si512(index, _mm512_maskz_compress_epi32(some, _mm512_add_epi32(places, _mm512_set1_epi32(base + i))));
-        index += __builtin_popcount(some);
-    }
-    return index;
-#else
+    enum { FEW = 4 };
     int32_t *const next = index + __builtin_popcountll(w);
+#ifdef __AVX512BW__
+    if (next - index > FEW) {
+        const __m512i places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        for (int i = 0; i < 64; i += 16) {
+            const __mmask16 some = (__mmask16)(w >> i);
+            _mm512_storeu_si512(index, _mm512_maskz_compress_epi32(some, _mm512_add_epi32(places, _mm512_set1_epi32(base + i))));
+            index += __builtin_popcount(some);
+        }
+        return next;
+    }
+#endif
     /* the highest bit, because ctz of 0 is undefined */
-    for (int i = 0; i < 4; i++, w &= w - 1) *index++ = base + __builtin_ctzll(w | (uint64_t)1 << 63);
+    for (int i = 0; i < FEW; i++, w &= w - 1) *index++ = base + __builtin_ctzll(w | (uint64_t)1 << 63);
     for (; index < next; w &= w - 1) *index++ = base + __builtin_ctzll(w);
     return next;
-#endif
 }
 
 #endif
