@@ -93,7 +93,7 @@ def use_sparse(dtype):
         spikes = sparse.Spikes(packed.codes, 150, 100, packed.nonzero)
         for how in ("gather", "lookup"):
             spikes.times(weight, bias, how)
-            spikes.gradients(g, how, bias=True)
+            spikes.gradients(g, how)
     sparse.sampled(g, weight, spikes.bits, torch.float32)
     for step in (1, 2):
         codes = torch.randint(0, 5, (3, 9, 8, 7), generator=r) / (4 if step == 2 else 1) % 2

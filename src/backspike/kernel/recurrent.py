@@ -270,9 +270,13 @@ class _Recurrent(torch.autograd.Function):
         )  # fmt: skip
 
 
-def _layer_gradients(
-    rows: Tensor, before: Tensor | None, packed: Packed
-) -> tuple[Tensor, Tensor | None]:
+def _how(density: float, n: int) -> sparse.How | None:
+    if density < GATHERED_BELOW:
+        return "gather"
+    return "lookup" if n >= LOOKED_UP_FROM else None
+
+
+def _layer_gradients(rows: Tensor, before: Tensor | None, packed: Packed) -> tuple[Tensor, Tensor]:
     """The gradients of the weight, the sum over t of gx[t].T @ s[t-1], and of the bias.
 
     rows: gx, `[T samples, n]`.
@@ -280,16 +284,15 @@ def _layer_gradients(
     T, n = packed.shape[0], packed.shape[-1]
     samples = len(rows) // T
     first, later, bits = rows[:samples], rows[samples:], (len(rows) - samples) * n
-    density, total = packed.density, None
-    way = "dense"
+    density, how = packed.density, None
     if density is not None and packed.bits == 1 and bits % 8 == 0 and rows.dtype in sparse.DTYPES:
-        way = "gather" if density < GATHERED_BELOW else "lookup" if n >= LOOKED_UP_FROM else way
-    if way == "dense" or T == 1:
+        how = _how(density, n)
+    if how is None or T == 1:
         gradient, total = later.t() @ packed.unpack().view(-1, n)[: len(later)], later.sum(0)
     else:
         codes = packed.codes[: bits // 8]
         spikes = sparse.Spikes(codes, len(later), n, count(codes))
-        gradient, total = spikes.gradients(later, way, bias=True)
+        gradient, total = spikes.gradients(later, how)
     if before is not None:
         gradient += first.t() @ before.reshape(-1, n).to(rows)
     return gradient, total + first.sum(0)

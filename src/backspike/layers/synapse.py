@@ -406,8 +406,12 @@ class _Linear(torch.autograd.Function):
                 if way == "dense":
                     gw = g.t() @ packed.unpack(ctx.dtype)
                 else:
-                    spikes = replace(_as_spikes(packed), lists=None if lists[0] is None else lists)
-                    gw, gb = spikes.gradients(g.contiguous(), way, needs[2])
+                    known: Any = None if lists[0] is None else tuple(lists)
+                    spikes, g = replace(_as_spikes(packed), lists=known), g.contiguous()
+                    if needs[2]:
+                        gw, gb = spikes.gradients(g, way)
+                    else:
+                        gw = spikes.weight_gradient(g, way)
             if needs[2] and gb is None:
                 gb = g.sum(0)
         return gx, gw, gb, *(None,) * 4

@@ -83,16 +83,21 @@ class Spikes:
         self._product(how, False, weight, weight.stride()[::-1], y, y.stride(), bias)
         return y
 
-    def weight_gradient(self, g: Tensor, how: How) -> Tensor:
-        """g.T @ spikes: float32 `[N, K]` for g `[M, N]`."""
-        return self.gradients(g, how, bias=False)[0]
+    def weight_gradient(self, g: Tensor, how: How, total: Tensor | None = None) -> Tensor:
+        """g.T @ spikes: float32 `[N, K]` for g `[M, N]`.
 
-    def gradients(self, g: Tensor, how: How, bias: bool) -> tuple[Tensor, Tensor | None]:
-        """The weight gradient and, if bias, the sum of g over its rows: float32 `[N]`."""
+        total: gets the sum of g over its rows, float32 `[N]`; not with lookup.
+        """
         out = torch.empty(g.shape[1], self.K, device="cpu")
-        total = torch.empty(g.shape[1], device="cpu") if bias and how == "gather" else None
         self._product(how, True, g, g.stride(), out, out.stride()[::-1], None, total)
-        return out, g.sum(0) if bias and total is None else total
+        return out
+
+    def gradients(self, g: Tensor, how: How) -> tuple[Tensor, Tensor]:
+        """The gradients of weight and bias: g.T @ spikes `[N, K]`, and the sum of g `[N]`."""
+        if how == "lookup":
+            return self.weight_gradient(g, how), g.sum(0)
+        total = torch.empty(g.shape[1], device="cpu")
+        return self.weight_gradient(g, how, total), total
 
     @property
     def few(self) -> bool:
