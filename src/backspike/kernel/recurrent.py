@@ -28,8 +28,8 @@ from .pack import Packed, count, pack
 
 # The weight gradient adds rows at the spikes below this rate, and above it looks up sums of rows if
 # there are so many neurons. Measured on one Xeon core for 12,700 samples of 128 neurons, in ms:
-# adding rows 1.5 at 5 % and 2.5 at 17 %, looking up 2.6, dense 4.2; of 512: 13 and 36, 26, 50.
-GATHERED_BELOW = 0.13
+# adding rows 1.7 at 10 % and 2.1 at 25 %, looking up 3.7, dense 4.2; of 512: 14 and 24, 28, 50.
+GATHERED_BELOW = 0.28
 LOOKED_UP_FROM = 96
 
 
