@@ -21,10 +21,10 @@ from .library import fields, function
 
 How = Literal["gather", "lookup"]
 DTYPES = (torch.float32, torch.bfloat16)
-# The weight gradient of 12,800 samples, 700 inputs and 128 outputs, in ms on a Xeon core: scattered
-# 5.2 at 2 % and 7.9 at 4 %, half of it for the lists, unless the output made them; collected 5.0 and
-# 6.0. Of 2,048 samples, 1,024 inputs and outputs: scattered 7.5 and 11.9, collected 8.3 and 7.1.
-# Both give the same bits.
+# The weight gradient of 12,800 samples, 700 inputs and 128 outputs, in ms on a Xeon core:
+# scattered 5.2 at 2 % and 7.9 at 4 %, half of it for the lists, unless the output made them;
+# collected 5.0 and 6.0. Of 2,048 samples, 1,024 inputs and outputs: scattered 7.5 and 11.9,
+# collected 8.3 and 7.1. Both give the same bits.
 SCATTER_BELOW = 0.03
 _GRAIN = 1 << 18  # operations per thread, below which another thread does not pay
 
