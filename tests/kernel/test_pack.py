@@ -148,3 +148,15 @@ def test_results_do_not_depend_on_the_number_of_threads():
     finally:
         torch.set_num_threads(before)
     assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("T", [1, 255, 600])
+@pytest.mark.parametrize("n", [8, 104, 13])
+@pytest.mark.parametrize("divisor", [1, 4])
+def test_the_total_over_time_is_exact(divisor, n, T):
+    r = torch.Generator().manual_seed(n)
+    x = torch.randint(0, 2, (T, n), generator=r).float() / divisor
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        total = pack(x.to(dtype)).total(T)
+        assert total.dtype == torch.promote_types(dtype, torch.float32)
+        assert torch.equal(total.double(), x.double().sum(0))

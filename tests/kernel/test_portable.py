@@ -93,7 +93,7 @@ def use_sparse(dtype):
         spikes = sparse.Spikes(packed.codes, 150, 100, packed.nonzero)
         for how in ("gather", "lookup"):
             spikes.times(weight, bias, how)
-            spikes.weight_gradient(g, how)
+            spikes.gradients(g, how)
     sparse.sampled(g, weight, spikes.bits, torch.float32)
     for step in (1, 2):
         codes = torch.randint(0, 5, (3, 9, 8, 7), generator=r) / (4 if step == 2 else 1) % 2
@@ -134,6 +134,7 @@ def use_recurrence(dtype):
         bs.AdaptiveLIF(v_threshold=0.3, learn=learn),
     ):
         backward(bs.Recurrent(nn.Linear(20, 20), neuron).to(dtype), x)
+        backward(bs.Recurrent(nn.Linear(16, 16), neuron).to(dtype), x[..., :16].contiguous())
 
 
 def use_streams(dtype):
@@ -155,6 +156,7 @@ def use_packs():
         for divisor, count in ((1, 2), (4, 16), (4, 256)):
             x = torch.arange(10000).remainder(count).to(dtype) / divisor
             assert torch.equal(pack.pack(x).unpack(), x)
+        assert pack.pack(x.bool().float()).total(5).shape == (2000,)
         pack.pack(torch.full((9000,), 0.3).to(dtype))
 
 

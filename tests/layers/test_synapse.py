@@ -8,6 +8,7 @@ import itertools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 
 from backspike.kernel.call import Result, SpikeInfo
 from backspike.kernel.cpu import library, sparse
-from backspike.kernel.pack import pack
+from backspike.kernel.pack import Packed, pack
 from backspike.layers import sparsity, synapse
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")
@@ -124,13 +125,36 @@ def test_results_are_bit_identical_for_any_number_of_threads(dtype):
             for size, density in itertools.product(sizes, (0.02, 0.2)):
                 _, spikes, weight, bias, g = draw(*size, density, dtype)
                 rows += [spikes.times(weight, bias, how) for how in HOWS]
-                rows += [spikes.weight_gradient(g, how) for how in HOWS]
+                rows += [
+                    t for how in HOWS for t in spikes.gradients(g, how)[: 1 + (how == "gather")]
+                ]
                 rows.append(sparse.sampled(g, weight, spikes.bits))
             results.append(rows)
     finally:
         torch.set_num_threads(before)
     for rows in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(rows, results[0]))
+
+
+@pytest.mark.parametrize("dtype", sparse.DTYPES)
+@pytest.mark.parametrize("density", [0.02, 0.2])
+def test_the_gradient_of_the_bias_comes_with_that_of_the_weight(density, dtype, tolerance):
+    for how, size in itertools.product(HOWS, ((700, 300, 130), (61, 70, 20))):
+        _, spikes, _, _, g = draw(*size, density, dtype)
+        weight, bias = spikes.gradients(g, how)
+        assert torch.equal(weight, spikes.weight_gradient(g, how))
+        near(bias, g.double().sum(0), torch.float32 if how == "gather" else dtype, tolerance)
+
+
+def test_lists_of_few_spikes_replace_their_bits():
+    _, spikes, weight, bias, g = draw(700, 300, 130, 0.02)
+    listed = replace(spikes.listed(), bits=None)
+    start, index = listed.lists
+    assert torch.equal(listed.listed().lists[0], start)
+    assert torch.equal(listed.times(weight, bias, "gather"), spikes.times(weight, bias, "gather"))
+    got, want = (a.weight_gradient(g, "gather") for a in (listed, spikes))
+    assert torch.equal(got, want)
+    assert (len(start), len(index)) == (701, spikes.ones)
 
 
 def test_scattered_and_gathered_weight_gradients_are_bit_identical(monkeypatch):
@@ -303,6 +327,22 @@ def test_linear_layers_match_torch(density, bias, autocast, tolerance):
     )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         near(synapse.linear(x, layer), want[0].double(), dtype, tolerance)
+
+
+@pytest.mark.parametrize("T", [2, 300])
+@pytest.mark.parametrize("inputs", [24, 30, 256])
+@pytest.mark.parametrize("spikes", [True, False])
+def test_a_gradient_that_repeats_over_time_is_used_once(spikes, inputs, T, monkeypatch):
+    x, layer, _ = linear_case(T * 9, inputs, 20, 0.1, lead=(T, 9))
+    x = x if spikes else (x.detach() + 0.3).requires_grad_()
+    got, calls = [], []
+    monkeypatch.setattr(Packed, "total", lambda p, T, f=Packed.total: calls.append(T) or f(p, T))
+    for call in (synapse.linear, itself):
+        for loss in (lambda y: y.mean(0).pow(2).sum(), lambda y: y[1:].pow(2).sum()):
+            got.append(torch.autograd.grad(loss(call(x, layer)), [x, *layer.parameters()]))
+    assert calls == [T]  # only in the first of the four
+    for a, b in zip(got[0] + got[1], got[2] + got[3], strict=True):
+        near(a, b.double(), torch.float32, {torch.float32: 1e-5})
 
 
 @pytest.mark.parametrize("input", INPUTS)

@@ -11,6 +11,7 @@ from torch import nn
 
 import backspike as bs
 from backspike.kernel.cpu import library
+from backspike.kernel.pack import pack
 from backspike.surrogate import Masked, Rectangle, Triangle
 
 ADAPTIVE = partial(bs.AdaptiveLIF, tau_adaptation=4.0, a=0.8, b=1.5)
@@ -138,6 +139,24 @@ def test_narrow_types_differ_only_where_the_membrane_is_at_the_threshold(dtype):
     assert equal > (0.999 if dtype == torch.float32 else 0.93)
     if dtype == torch.float32:
         assert_gradients_equal([a.double() for a in got[1:]], want[1:], 0.05)
+
+
+@pytest.mark.parametrize("n", [9, 16, 72, 128])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_kernel_writes_the_spikes_as_bits_too(dtype, n):
+    layer, (x, _) = make(n, bs.LIF).to(dtype), drive(7, 19, n)
+    spikes, info = layer.run(x.to(dtype))
+    assert 0 < spikes.mean() < 1
+    if n % 8:
+        assert info.bits_of(spikes) is None or torch.equal(info.bits, pack(spikes).codes)
+    else:
+        assert torch.equal(info.bits_of(spikes), pack(spikes).codes)
+    x[3, 2, 1] = torch.nan  # a bit cannot say this
+    spikes, info = layer.run(x.to(dtype))
+    assert spikes.isnan().any()
+    assert info.bits is None
+    with torch.no_grad():
+        assert layer.run(x.to(dtype))[1].bits is None
 
 
 def test_autocast_computes_in_the_type_of_the_input():

@@ -51,6 +51,18 @@ class Packed:
         )
         return x
 
+    def total(self, T: int) -> Tensor:
+        """The sum over T of the tensor as `[T, n]`: `[n]`, at least in float32."""
+        n = self.shape.numel() // T
+        if self.bits != 1 or n % 8 or self.codes.device.type != "cpu":
+            wide = torch.promote_types(self.dtype, torch.float32)
+            return self.unpack(wide).view(T, n).sum(0)
+        x = torch.empty(n, device="cpu")
+        library.function("pack_total")(
+            _pointer(self.codes), _number(T), _number(n), _pointer(x), _threads(T * n)
+        )
+        return x.to(torch.promote_types(self.dtype, torch.float32))
+
     @property
     def density(self) -> float | None:
         """The fraction of nonzero elements; None if the tensor did not fit."""

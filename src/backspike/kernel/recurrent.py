@@ -28,8 +28,8 @@ from .pack import Packed, count, pack
 
 # The weight gradient adds rows at the spikes below this rate, and above it looks up sums of rows if
 # there are so many neurons. Measured on one Xeon core for 12,700 samples of 128 neurons, in ms:
-# adding rows 1.5 at 5 % and 2.5 at 17 %, looking up 2.6, dense 4.2; of 512: 13 and 36, 26, 50.
-GATHERED_BELOW = 0.13
+# adding rows 1.7 at 10 % and 2.1 at 25 %, looking up 3.7, dense 4.2; of 512: 14 and 24, 28, 50.
+GATHERED_BELOW = 0.28
 LOOKED_UP_FROM = 96
 
 
@@ -65,6 +65,7 @@ class Forward:
     form: int  # an index into SAVED_FORMS, or -1 to save nothing
     # [T, ...] bits: whether the gradient of a spike is needed, if the kernel computes that
     active: Tensor | None = None
+    packed: Packed | None = None  # the spikes, if the kernel packs them
 
 
 @dataclass
@@ -135,19 +136,20 @@ def run(call: Call, loop: Loop) -> tuple[Result, Tensor | None]:
     lam, gain, i0 = synapse or (1.0, 1.0, None)
     inputs = (weight, bias, i0, lam, gain, *call.inputs)
     if torch.is_grad_enabled() and any(map(learns, inputs)):
-        spikes, state, membrane, moments, i = _Recurrent.apply(
+        spikes, state, membrane, moments, i, bits = _Recurrent.apply(
             name, call, before, synapse is not None, *inputs
         )
     else:
         call = replace(call, neuron=replace(call.neuron, memory="exact"))
         done = _forward(name, call, loop, saves=False)
-        out, i = done.out, done.i
+        out, i, bits = done.out, done.i, None
         spikes, state, membrane, moments = out.spikes, out.state, out.membrane, out.moments
     return Result(
         spikes,
         state,
         membrane if call.record.membrane else None,
         Moments(*moments) if moments is not None else None,
+        bits=bits,
     ), i
 
 
@@ -193,7 +195,7 @@ class _Recurrent(torch.autograd.Function):
         loop = Loop(weight, bias, before, Synapse(lam, gain, i0) if filtered else None)
         done = _forward(name, call, loop, saves=True)
         out = done.out
-        packed = pack(out.spikes)
+        packed = done.packed or pack(out.spikes)
         ctx.save_for_backward(
             weight, bias, before, i0, call.v0, as_tensor(lam), as_tensor(gain),
             *map(as_tensor, inputs[2:]),
@@ -208,7 +210,10 @@ class _Recurrent(torch.autograd.Function):
         ctx.numbers = tuple(p for p in (lam, gain) if not isinstance(p, Tensor))
         ctx.name, ctx.filtered, ctx.form, ctx.encoded = name, filtered, done.form, done.encoded
         ctx.set_materialize_grads(False)
-        return out.spikes, out.state, out.membrane, out.moments, done.i
+        bits = packed.codes if packed.bits == 1 else None
+        if bits is not None:
+            ctx.mark_non_differentiable(bits)
+        return out.spikes, out.state, out.membrane, out.moments, done.i, bits
 
     @staticmethod
     def backward(
@@ -218,6 +223,7 @@ class _Recurrent(torch.autograd.Function):
         g_u: Tensor | None,
         g_moments: Tensor | None,
         g_i: Tensor | None,
+        _: None,
     ) -> tuple[Tensor | None, ...]:
         refuse_double_backward("Recurrent")
         (
@@ -227,7 +233,7 @@ class _Recurrent(torch.autograd.Function):
         numbers = iter(ctx.numbers)
         lam, gain = (next(numbers) if a is None else a.detach() for a in (lam, gain))
         packed, record = replace(ctx.packed, codes=codes), ctx.call.record
-        _, _, _, _, *needs = ctx.needs_input_grad
+        needs = ctx.needs_input_grad[4:]
         line = None
         if record.moments and g_moments is not None:
             line = ops.moment_gradient(g_moments, packed.shape, constants.dtype)
@@ -246,10 +252,15 @@ class _Recurrent(torch.autograd.Function):
         of_lam = of_gain = None
         if synapse is not None and needs[3]:
             of_lam, of_gain = _synapse_gradients(synapse, current, found.x)
+        of_weight = of_bias = None
+        if needs[0]:
+            of_weight, of_bias = _layer_gradients(rows, before, packed)
+        elif needs[1]:
+            of_bias = rows.sum(0)
         return (
             None, None, None, None,
-            _weight_gradient(rows, before, packed).to(weight) if needs[0] else None,
-            rows.sum(0).to(bias) if needs[1] else None,
+            None if of_weight is None else of_weight.to(weight),
+            of_bias.to(bias) if of_bias is not None and needs[1] else None,
             found.i0 if needs[2] else None,
             of_lam,
             of_gain,
@@ -259,25 +270,32 @@ class _Recurrent(torch.autograd.Function):
         )  # fmt: skip
 
 
-def _weight_gradient(rows: Tensor, before: Tensor | None, packed: Packed) -> Tensor:
-    """The sum over t of gx[t].T @ s[t-1]; rows: gx, `[T samples, n]`."""
+def _how(density: float, n: int) -> sparse.How | None:
+    if density < GATHERED_BELOW:
+        return "gather"
+    return "lookup" if n >= LOOKED_UP_FROM else None
+
+
+def _layer_gradients(rows: Tensor, before: Tensor | None, packed: Packed) -> tuple[Tensor, Tensor]:
+    """The gradients of the weight, the sum over t of gx[t].T @ s[t-1], and of the bias.
+
+    rows: gx, `[T samples, n]`.
+    """
     T, n = packed.shape[0], packed.shape[-1]
     samples = len(rows) // T
-    gradient = rows.new_zeros(n, n)
-    if before is not None:
-        gradient += rows[:samples].t() @ before.reshape(-1, n).to(rows)
-    if T == 1:
-        return gradient
-    later, bits = rows[samples:], (len(rows) - samples) * n
-    density = packed.density
-    if packed.bits == 1 and bits % 8 == 0 and rows.dtype in sparse.DTYPES:
+    first, later, bits = rows[:samples], rows[samples:], (len(rows) - samples) * n
+    density, how = packed.density, None
+    if density is not None and packed.bits == 1 and bits % 8 == 0 and rows.dtype in sparse.DTYPES:
+        how = _how(density, n)
+    if how is None or T == 1:
+        gradient, total = later.t() @ packed.unpack().view(-1, n)[: len(later)], later.sum(0)
+    else:
         codes = packed.codes[: bits // 8]
         spikes = sparse.Spikes(codes, len(later), n, count(codes))
-        if density is not None and density < GATHERED_BELOW:
-            return gradient + spikes.weight_gradient(later, "gather")
-        if n >= LOOKED_UP_FROM:
-            return gradient + spikes.weight_gradient(later, "lookup")
-    return gradient + later.t() @ packed.unpack().view(-1, n)[: len(later)]
+        gradient, total = spikes.gradients(later, how)
+    if before is not None:
+        gradient += first.t() @ before.reshape(-1, n).to(rows)
+    return gradient, total + first.sum(0)
 
 
 def _synapse_gradients(

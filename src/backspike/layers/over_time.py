@@ -104,7 +104,9 @@ def apply_once(
     x = x[:1] if repeats > 1 else x
     if not layers:
         return x, repeats
-    B, x = x.shape[1], usual_strides(x.flatten(0, 1))
+    # linear layers take [T, B, ...], where a gradient can be seen to repeat over T
+    folds = not all(is_plain(layer, (nn.Linear,)) for layer in layers)
+    B, x = x.shape[1], usual_strides(x.flatten(0, 1)) if folds else x
     first = first_linear(layers)
     for layer, norm in _with_norms(layers):
         if repeats > 1 and not _same_at_every_timestep(layer, x):
@@ -119,7 +121,7 @@ def apply_once(
             x = synapse.convolution(x, layer, info.bits_of(x))
         else:
             x = _apply(layer, x, repeats)
-    return usual_strides(x).unflatten(0, (T // repeats, B)), repeats
+    return (usual_strides(x).unflatten(0, (T // repeats, B)) if folds else x), repeats
 
 
 def check_input(x: Tensor, layers: Sequence[nn.Module]) -> None:

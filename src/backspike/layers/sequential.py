@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..kernel.call import SpikeInfo
 from ..neuron.lif import LIF
+from ..neuron.recurrent import Recurrent
 from .block import Block
 from .over_time import (
     BATCH_NORMS,
@@ -61,7 +62,9 @@ class Called:
 
     module: nn.Module
 
-    def step(self, x: Any, info: SpikeInfo | None) -> tuple[Any, None]:
+    def step(self, x: Any, info: SpikeInfo | None) -> tuple[Any, SpikeInfo | None]:
+        if isinstance(self.module, Recurrent) and is_plain(self.module, (Recurrent,)):
+            return self.module.run(x)
         return self.module(x), None
 
 

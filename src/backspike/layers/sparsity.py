@@ -25,7 +25,8 @@ LOOKUP_ROWS = 256  # with fewer rows the tables do not pay off
 TILED = 0.25
 MARGIN = 0.1  # hysteresis: a way is left once its limit is exceeded by this fraction
 WORTH_IT = 1 << 22  # multiplications of a dense layer; below, the overhead exceeds the gain
-FEWEST = 64  # rows and columns; narrower matrices leave SIMD lanes empty
+FEWEST = 64  # rows and inputs, below which the overhead exceeds the gain
+FEWEST_OUTPUTS = 16  # fewer leave SIMD lanes empty
 
 # The same for convolutions: forward, weight gradient. Measured on two shared Zen 4 cores, so only
 # ratios count: 3x3, 64 images of 64 channels at 32x32, in ms, bfloat16: dense 19.0, 25.7; sparse
@@ -143,7 +144,8 @@ class SparsityPlan:
 def worth_it(dtype: torch.dtype, M: int, K: int, N: int) -> bool:
     """Whether a layer of this size can be faster sparse than dense at all."""
     return (
-        min(M, K, N) >= FEWEST
+        min(M, K) >= FEWEST
+        and N >= FEWEST_OUTPUTS
         and M * K * N >= WORTH_IT
         and dtype in sparse.DTYPES
         and sparse.available()

@@ -202,8 +202,12 @@ def _adds(way: str, weight: Tensor) -> bool:
 def _added(
     packed: Packed, weight: Tensor, bias: Tensor | None, way: str, shape: torch.Size
 ) -> Tensor:
-    y = _as_spikes(packed).times(weight, bias, way)  # type: ignore[arg-type]
-    return torch.ops.aten._unsafe_view(y, (*shape[:-1], weight.shape[0]))
+    return _in_shape(_as_spikes(packed).times(weight, bias, way), shape)  # type: ignore[arg-type]
+
+
+def _in_shape(y: Tensor, shape: torch.Size) -> Tensor:
+    """The output y `[M, N]` for an input of this shape."""
+    return torch.ops.aten._unsafe_view(y, (*shape[:-1], y.shape[1]))
 
 
 def _convolved(
@@ -275,7 +279,8 @@ def _pack(x: Tensor, dtype: torch.dtype, bits: Tensor | None) -> Packed:
     Packed codes represent x exactly in any dtype.
     """
     if bits is not None:
-        return Packed(bits, 1, x.shape, x.stride(), x.dtype, None)
+        nonzero = count(bits) if bits.device.type == "cpu" else None
+        return Packed(bits, 1, x.shape, x.stride(), x.dtype, nonzero)
     packed = pack(x)
     if packed.bits or packed.dtype == dtype:
         return packed
@@ -371,40 +376,59 @@ class _Linear(torch.autograd.Function):
         active = active if x.requires_grad and sparse.available() else None
         h = None if active is None else count(active) / max(x.numel(), 1)
         plan.decide(dtype, len(x2), weight.shape[1], weight.shape[0], _spikes(packed), h)
-        _save(
-            ctx,
-            packed if weight.requires_grad else None,
-            weight,
-            active if plan.input == "sample" else None,
-        )
+        spikes = _as_spikes(packed) if _adds(plan.forward, weight) else None
+        saved, lists = packed if weight.requires_grad else None, None
+        if saved and spikes and plan.forward == plan.weight == "gather" and spikes.few:
+            spikes = spikes.listed()
+            saved, lists = replace(packed, codes=None), spikes.lists  # type: ignore[arg-type]
+        active = active if plan.input == "sample" else None
+        _save(ctx, saved, weight, active, *(lists or (None, None)))
         ctx.ways = plan.weight, plan.input
         ctx.dtype = dtype
         ctx.shape = x.shape
         with torch.autocast(x.device.type, enabled=False):
-            if _adds(plan.forward, weight):
-                return _added(packed, weight.to(dtype), bias, plan.forward, x.shape)
+            if spikes:
+                return _in_shape(spikes.times(weight.to(dtype), bias, plan.forward), x.shape)  # type: ignore[arg-type]
             return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
-        packed, (weight, active) = _saved(ctx)
+        packed, (weight, active, *lists) = _saved(ctx)
         if g is None:
             return (None,) * 7
-        g = g.reshape(-1, g.shape[-1])
         (way, input), needs = ctx.ways, ctx.needs_input_grad
         gx = gw = gb = None
         with torch.autocast(g.device.type, enabled=False):
+            w = weight.to(ctx.dtype)
+            if lists[0] is None and _repeats(g):
+                T, g = len(g), g[0].reshape(-1, g.shape[-1])
+                gx = (g @ w).view(ctx.shape[1:]).expand(ctx.shape) if needs[0] else None
+                if needs[1] and packed is not None:
+                    total = packed.total(T).view(len(g), -1)
+                    gw = g.t().to(total) @ total
+                return gx, gw, T * g.sum(0) if needs[2] else None, *(None,) * 4
+            g = g.reshape(-1, g.shape[-1])
             if needs[0]:
-                w = weight.to(ctx.dtype)
                 gx = (sparse.sampled(g, w, active) if input == "sample" else g @ w).view(ctx.shape)
             if needs[1] and packed is not None:
-                gw = _weight_gradient(packed, g, ctx.dtype, way)
-            if needs[2]:
+                if way == "dense":
+                    gw = g.t() @ packed.unpack(ctx.dtype)
+                else:
+                    known: Any = None if lists[0] is None else tuple(lists)
+                    spikes, g = replace(_as_spikes(packed), lists=known), g.contiguous()
+                    if needs[2]:
+                        gw, gb = spikes.gradients(g, way)
+                    else:
+                        gw = spikes.weight_gradient(g, way)
+            if needs[2] and gb is None:
                 gb = g.sum(0)
         return gx, gw, gb, *(None,) * 4
 
 
-def _weight_gradient(packed: Packed, g: Tensor, dtype: torch.dtype, way: str) -> Tensor:
-    if way == "dense":
-        return g.t() @ packed.unpack(dtype)
-    return _as_spikes(packed).weight_gradient(g.contiguous(), way)  # type: ignore[arg-type]
+def _repeats(g: Tensor) -> bool:
+    """Whether the gradient g `[T, B, ..., N]` is the same at all timesteps.
+
+    This is so if the loss depends on the mean of the outputs over T. The products then need only
+    one timestep of g, and the sum of the inputs over T.
+    """
+    return g.dim() > 2 and len(g) > 1 and torch.equal(g[0], g[-1]) and torch.equal(g[1:], g[:-1])

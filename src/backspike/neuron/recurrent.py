@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from .. import options
 from ..kernel import Moments, recurrent
+from ..kernel.call import SpikeInfo
 from .cuba import CubaLIF
 from .hooks import has_hooks
 from .lif import LIF, Output
@@ -54,6 +55,10 @@ class Recurrent(Streaming):
         self.neuron = neuron
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)[0]
+
+    def run(self, x: Tensor) -> tuple[Tensor, SpikeInfo | None]:
+        """The spikes, and what the kernel returned about them, if one ran."""
         check_input(x, None)
         if self.why_step_by_step(x) is None:
             return self._run_kernel(x)
@@ -72,7 +77,7 @@ class Recurrent(Streaming):
         return self._end(
             Output(torch.cat(spikes), v, torch.cat(membranes) if membranes else None),
             Moments(*map(torch.cat, zip(*moments))) if moments else None,
-        )
+        ), None
 
     def why_step_by_step(self, x: Tensor) -> str | None:
         """Why this input runs one timestep after the other; None if one kernel runs all of them."""
@@ -92,7 +97,7 @@ class Recurrent(Streaming):
             return "input and weight have different types"
         return recurrent.refuses(x, layer.weight, neuron.options)
 
-    def _run_kernel(self, x: Tensor) -> Tensor:
+    def _run_kernel(self, x: Tensor) -> tuple[Tensor, SpikeInfo]:
         neuron, layer = self.neuron, self.layer
         seeds = neuron.begin(x.device, len(x))
         s, state = self.initial_state(None, x) or (None, None)
@@ -106,7 +111,8 @@ class Recurrent(Streaming):
             recurrent.Loop(layer.weight, layer.bias, s, synapse),  # type: ignore[arg-type]
         )
         v = result.state if i is None else torch.stack((result.state, i))
-        return self._end(Output(result.spikes, v, result.membrane), result.moments)
+        spikes = self._end(Output(result.spikes, v, result.membrane), result.moments)
+        return spikes, SpikeInfo.from_result(result)
 
     def _end(self, out: Output, moments: Moments | None) -> Tensor:
         self.neuron.see(out, moments)

@@ -16,8 +16,13 @@ from ...options import LIF
 from ...surrogate import is_family
 from .. import ops
 from ..call import Call
+from ..pack import Packed
 from ..recurrent import Forward, Gradients, Loop, Synapse, Upstream, allocate
 from . import library
+
+# Results of at least this many bytes bypass the cache, as they are read only after the whole pass.
+# Forward, 6.5 MB of spikes and as many of membranes on two Xeon cores: 1.8 instead of 2.4 ms.
+STREAM = 1 << 22
 
 
 class _Job(ctypes.Structure):
@@ -29,7 +34,9 @@ class _Job(ctypes.Structure):
         *library.fields(ctypes.c_double, "lam_s gain_s"),
         *library.fields(ctypes.c_void_p, "p_seeds p_input"),
         ("input_stride", ctypes.c_int64),
-        *library.fields(ctypes.c_void_p, "p_before p_bias p_panels p_turned p_current p_i0 p_i"),
+        *library.fields(
+            ctypes.c_void_p, "p_before p_bias p_panels p_turned p_bits p_current p_i0 p_i"
+        ),
         ("p_scratch", ctypes.c_void_p),
     ]
 
@@ -62,14 +69,20 @@ def forward(call: Call, loop: Loop, saves: bool) -> Forward:
     }  # fmt: skip
     panels = _panels(weight.detach().to(constants.dtype).t())
     offsets = None if bias is None else _padded(bias.detach().to(constants.dtype))
+    bits = (
+        torch.empty(x.numel() // 8, dtype=torch.uint8) if saves and x.shape[-1] % 8 == 0 else None
+    )
     if synapse is not None:
         _set_synapse(job, synapse)
     job.input_stride = x.stride(0) if T > 1 else 0
     tensors = {
         "input": x, "before": before, "bias": offsets, "panels": panels, "current": done.current,
-        "i": done.i, "i0": None if synapse is None else synapse.i0,
+        "bits": bits, "i": done.i, "i0": None if synapse is None else synapse.i0,
     }  # fmt: skip
-    _run("recurrent_forward", x.dtype, job, neuron_tensors, tensors)
+    fired = _run("recurrent_forward", x.dtype, job, neuron_tensors, tensors)
+    if bits is not None and fired >= 0:
+        shape = out.spikes.shape, out.spikes.stride()
+        done.packed = Packed(bits, 1, *shape, x.dtype, fired)
     if out.moments is not None:
         out.moments.div_(N // max(job.neuron.C, 1))
     return done
@@ -126,7 +139,7 @@ def _job(
     # the weight should be read rarely if it is larger than the cache
     rows = 8 if n <= 256 else 16 if n <= 512 else 32
     neuron.chunks = -(-samples // rows)
-    neuron.streams = 0
+    neuron.streams = x.numel() * x.element_size() >= STREAM
     neuron.threads = min(neuron.threads, neuron.chunks)
     if call.seed is not None:
         library.set_mask(neuron, call.seed[0], call.p)
@@ -145,13 +158,13 @@ def _run(
     job: _Job,
     neuron_tensors: dict[str, Tensor | None],
     tensors: dict[str, Tensor | None],
-) -> None:
+) -> int:
     library.set_pointers(job.neuron, **neuron_tensors)
     library.set_pointers(job, **tensors)
     size = library.function("recurrent_scratch")(ctypes.byref(job))
     scratch = torch.empty(job.neuron.threads, size, dtype=torch.uint8, device="cpu")
     job.p_scratch = scratch.data_ptr()
-    library.function(name, dtype)(ctypes.byref(job))
+    return library.function(name, dtype)(ctypes.byref(job))
 
 
 def _padded(x: Tensor) -> Tensor:

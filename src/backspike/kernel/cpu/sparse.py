@@ -1,8 +1,8 @@
 """Products of a matrix of spikes, packed as bits, with a dense matrix, on the CPU.
 
 `Spikes` is a matrix of bits `[M, K]` that computes the output of a linear layer and the gradient of
-its weight. `how` selects whether the rows at the spikes are gathered (work proportional to the
-number of spikes) or their sums are looked up in small tables (the same work at any density).
+its weight. `how` selects whether the rows at the spikes are added (work proportional to the number
+of spikes) or their sums are looked up in small tables (the same work at any density).
 `sampled` computes the gradient of the input only where bits are set. All sums are in float32, in an
 order that does not depend on the number of threads. Matrices are float32 or bfloat16.
 """
@@ -10,7 +10,7 @@ order that does not depend on the number of threads. Matrices are float32 or bfl
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -21,9 +21,10 @@ from .library import fields, function
 
 How = Literal["gather", "lookup"]
 DTYPES = (torch.float32, torch.bfloat16)
-# The weight gradient of 12,800 samples, 700 inputs and 128 outputs, in ms on a busy Xeon core:
-# scattered 3.4 at 2 % and 6.0 at 4 %, gathered 5 and 6; of 2,048 samples, 1,024 inputs and outputs
-# scattered 5.4 and 9.1, gathered 6.1 and 6.9. Both give the same bits.
+# The weight gradient of 12,800 samples, 700 inputs and 128 outputs, in ms on a Xeon core:
+# scattered 5.2 at 2 % and 7.9 at 4 %, half of it for the lists, unless the output made them;
+# collected 5.0 and 6.0. Of 2,048 samples, 1,024 inputs and outputs: scattered 7.5 and 11.9,
+# collected 8.3 and 7.1. Both give the same bits.
 SCATTER_BELOW = 0.03
 _GRAIN = 1 << 18  # operations per thread, below which another thread does not pay
 
@@ -40,7 +41,7 @@ class _Bits(ctypes.Structure):
 class _Product(ctypes.Structure):
     _fields_ = [
         *fields(ctypes.c_int64, "R C N threads a_row a_column a_half y_row y_column y_half"),
-        *fields(ctypes.c_void_p, "p_start p_index p_words p_a p_bias p_y p_scratch"),
+        *fields(ctypes.c_void_p, "p_start p_index p_words p_a p_bias p_total p_y p_scratch"),
     ]
 
 
@@ -55,13 +56,27 @@ class _Sampled(ctypes.Structure):
 class Spikes:
     """A matrix of zeros and ones `[M, K]` as bits, of which `ones` are set.
 
-    bits: uint8; bit i of byte k is element 8 k + i in C order.
+    bits: uint8; bit i of byte k is element 8 k + i in C order. lists: of the bits of each row, as
+    `listed` makes them; None to make them for each product. With lists of few spikes, gather needs
+    no bits.
     """
 
-    bits: Tensor
+    bits: Tensor | None
     M: int
     K: int
     ones: int
+    lists: tuple[Tensor, Tensor] | None = None
+
+    def listed(self) -> Spikes:
+        """The same matrix with lists, for several products."""
+        if self.lists is not None:
+            return self
+        start = torch.empty(self.M + 1, dtype=torch.int64, device="cpu")
+        index = torch.empty(self.ones, dtype=torch.int32, device="cpu")
+        bits = self._job(False)
+        bits.p_start, bits.p_index = pointer(start), pointer(index)
+        function("sparse_lists")(ctypes.byref(bits))
+        return replace(self, lists=(start, index))
 
     def times(self, weight: Tensor, bias: Tensor | None, how: How) -> Tensor:
         """spikes @ weight.T + bias: `[M, N]` in the dtype of the weight `[N, K]`."""
@@ -69,16 +84,32 @@ class Spikes:
         self._product(how, False, weight, weight.stride()[::-1], y, y.stride(), bias)
         return y
 
-    def weight_gradient(self, g: Tensor, how: How) -> Tensor:
-        """g.T @ spikes: float32 `[N, K]` for g `[M, N]`."""
+    def weight_gradient(self, g: Tensor, how: How, total: Tensor | None = None) -> Tensor:
+        """g.T @ spikes: float32 `[N, K]` for g `[M, N]`.
+
+        total: gets the sum of g over its rows, float32 `[N]`; not with lookup.
+        """
         out = torch.empty(g.shape[1], self.K, device="cpu")
-        self._product(how, True, g, g.stride(), out, out.stride()[::-1], None)
+        self._product(how, True, g, g.stride(), out, out.stride()[::-1], None, total)
         return out
 
+    def gradients(self, g: Tensor, how: How) -> tuple[Tensor, Tensor]:
+        """The gradients of weight and bias: g.T @ spikes `[N, K]`, and the sum of g `[N]`."""
+        if how == "lookup":
+            return self.weight_gradient(g, how), g.sum(0)
+        total = torch.empty(g.shape[1], device="cpu")
+        return self.weight_gradient(g, how, total), total
+
     @property
-    def _few(self) -> bool:
-        """Whether so few bits are set that the weight gradient should be scattered."""
+    def few(self) -> bool:
+        """Whether so few bits are set that the weight gradient needs only the lists."""
         return self.ones < SCATTER_BELOW * self.M * self.K
+
+    def _job(self, transposed: bool) -> _Bits:
+        threads = _threads(self.M * self.K // 8)
+        return _Bits(
+            M=self.M, K=self.K, transposed=transposed, threads=threads, p_bits=pointer(self.bits)
+        )
 
     def _product(
         self,
@@ -89,8 +120,9 @@ class Spikes:
         y: Tensor,
         y_stride: tuple[int, ...],
         bias: Tensor | None,
+        total: Tensor | None = None,
     ) -> None:
-        """y [R, N] = bits [R, C] @ a [C, N] + bias.
+        """y [R, N] = bits [R, C] @ a [C, N] + bias; total: gets the sum of a over its rows.
 
         a_stride and y_stride are the strides of a and y when seen as these matrices.
         """
@@ -98,25 +130,27 @@ class Spikes:
         N = a.numel() // max(C, 1)
         if not R * C * N:
             y.copy_(torch.zeros((), device="cpu") if bias is None else bias)
+            if total is not None:
+                total.zero_()
             return
         job = _Product(R=R, C=C, N=N, threads=_threads(R * C * N // 8), p_a=pointer(a))
         bias = None if bias is None else bias.float().contiguous()
-        job.p_y, job.p_bias = pointer(y), pointer(bias)
+        job.p_y, job.p_bias, job.p_total = pointer(y), pointer(bias), pointer(total)
         (job.a_row, job.a_column), (job.y_row, job.y_column) = a_stride, y_stride
         job.a_half, job.y_half = a.dtype == torch.bfloat16, y.dtype == torch.bfloat16
-        way = "scatter" if transposed and how == "gather" and self._few else how
-        bits = _Bits(M=self.M, K=self.K, transposed=transposed, threads=job.threads)
-        bits.transposed, bits.p_bits = transposed and way != "scatter", pointer(self.bits)
-        if way == "lookup" or bits.transposed:
+        way = how if how == "lookup" or not transposed else "scatter" if self.few else "collect"
+        if way in ("lookup", "collect"):
             steps = -(-C // int(function("sparse_step")()))
-            words = torch.empty(steps, R, dtype=torch.int32, device="cpu")
+            words, bits = (
+                torch.empty(steps, R, dtype=torch.int32, device="cpu"),
+                self._job(transposed),
+            )
             bits.p_words = job.p_words = pointer(words)
             function("sparse_words")(ctypes.byref(bits))
-        if way != "lookup":
-            start = torch.empty((C if way == "scatter" else R) + 1, dtype=torch.int64, device="cpu")
-            index = torch.empty(self.ones, dtype=torch.int32, device="cpu")
-            bits.p_start, bits.p_index = job.p_start, job.p_index = pointer(start), pointer(index)
-            function("sparse_lists")(ctypes.byref(bits))
+        else:
+            lists = self.listed().lists
+            assert lists is not None
+            job.p_start, job.p_index = map(pointer, lists)
         size = function(f"sparse_{way}_scratch")(ctypes.byref(job))
         scratch = torch.empty(size, device="cpu")
         job.p_scratch = pointer(scratch)

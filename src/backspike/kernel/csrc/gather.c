@@ -1,20 +1,21 @@
-/* Products with the lists of the set bits of a matrix, Y [R, N] = bits [R, C] @ A [C, N] + bias; the
-   work is proportional to the number of set bits.
+/* Products with the set bits of a matrix, Y [R, N] = bits [R, C] @ A [C, N] + bias; the work is
+   proportional to the number of set bits.
 
    `gather` reads the lists of the rows of bits and adds, for a row of Y, the rows of A in its list.
-   `scatter` reads the lists of the columns of bits and adds a row of A to the rows of Y in its list;
-   it writes more, but where the bits are few it needs fewer lists.
-   Both walk over blocks of columns so narrow that the panel, the part of A or of Y whose rows the
-   lists select, stays in the cache. Every element of Y is summed in the order of the rows of A: the
-   same bits for any size of the panel and on any number of threads. */
+   `scatter` reads the lists of the columns of bits and adds a row of A to the rows of Y in its list.
+   `collect` reads the words of the rows of bits, and adds, for a row of Y, the rows of A in two words.
+   All walk over blocks of columns so narrow that the panel, the part of A or of Y whose rows are
+   selected, stays in the cache. Every element of Y is summed in the order of the rows of A: the same
+   bits for each of the three, for any size of the panel and on any number of threads. */
 
 #include "panel.h"
 
 enum {
-    PANEL = 1 << 17,                /* floats of a panel of `gather` at most; of `scatter` if possible */
-    WIDEST = FLOATS == 4 ? 32 : 64, /* columns of a block */
+    PANEL = 1 << 17,       /* floats of a panel of `gather` at most; of the others if possible */
+    WIDEST = 8 * FLOATS,   /* columns of a block */
     NARROWEST = 16,
-    PART = 64,                      /* rows of Y of a task of `gather`, and of A that `scatter` copies */
+    PART = 64,             /* rows of Y of a task of `gather`, */
+    TURN = 2 * STEP,       /* and of A that the others copy at a time */
 };
 
 /* Columns of a block, if the panel has this many rows and there should be this many blocks. */
@@ -41,11 +42,12 @@ int64_t sparse_gather_scratch(const Product *j) {
     return cut.deep * cut.lanes + (cut.several ? j->R * (cut.lanes + 2) : j->threads * PART * cut.lanes);
 }
 int64_t sparse_scatter_scratch(const Product *j) {
-    return j->threads * (j->R + PART) * lanes_of(j, j->R, j->threads);
+    return j->threads * (j->R + TURN) * lanes_of(j, j->R, j->threads);
 }
+int64_t sparse_collect_scratch(const Product *j) { return sparse_scatter_scratch(j); }
 
 /* gather: adds rows c ... beyond - 1 of A, which are in the panel, to the sums of these rows of Y; at[i]
-   is where the list of row first + i continues. scatter: adds these rows of A to those of Y. */
+   is where the list of row first + i continues. scatter, collect: add these rows of A to those of Y. */
 #define WITH_VECTORS(V)                                                                                                \
     static void gather_##V(const Product *j, int64_t first, int64_t rows, int64_t c, int64_t beyond,                   \
                            const float *panel, int64_t *at, float *sums) {                                             \
@@ -71,11 +73,32 @@ int64_t sparse_scatter_scratch(const Product *j) {
                 for (int v = 0; v < V; v++) y[v] += s[v];                                                              \
             }                                                                                                          \
         }                                                                                                              \
+    }                                                                                                                  \
+    static void collect_##V(const Product *j, int64_t first, int64_t rows, const float *a, float *panel) {             \
+        const uint32_t *low = j->p_words + first / STEP * j->R, *high = rows > STEP ? low + j->R : 0;                  \
+        for (int64_t r = 0; r < j->R; r++, panel += V * FLOATS) {                                                      \
+            uint64_t w = low[r] | (high ? (uint64_t)high[r] << STEP : 0);                                              \
+            if (!w) continue;                                                                                          \
+            Vector s[V];                                                                                               \
+            memcpy(s, panel, sizeof s);                                                                                \
+            for (; w; w &= w - 1) {                                                                                    \
+                const Vector *row = (const Vector *)a + __builtin_ctzll(w) * V;                                        \
+                for (int v = 0; v < V; v++) s[v] += row[v];                                                            \
+            }                                                                                                          \
+            memcpy(panel, s, sizeof s);                                                                                \
+        }                                                                                                              \
     }
 WITH_VECTORS(1)
 WITH_VECTORS(2)
 WITH_VECTORS(4)
 WITH_VECTORS(8)
+
+/* Adds the sums of these rows, first summed by themselves, which rounds less. */
+static void add_up(const float *a, int64_t rows, int64_t lanes, float *total) {
+    float sum[WIDEST] = {0};
+    for (int64_t r = 0; r < rows; r++, a += lanes) SIMD for (int64_t i = 0; i < lanes; i++) sum[i] += a[i];
+    SIMD for (int64_t i = 0; i < lanes; i++) total[i] += sum[i];
+}
 
 void sparse_gather(const Product *j) {
     const Cut cut = cut_of(j);
@@ -99,19 +122,30 @@ void sparse_gather(const Product *j) {
     }
 }
 
-void sparse_scatter(const Product *j) {
-    const int64_t lanes = lanes_of(j, j->R, j->threads), vectors = lanes / FLOATS, blocks = (j->N + lanes - 1) / lanes;
+typedef void Add(const Product *, int64_t, int64_t, const float *, float *);
+
+/* Y, a block of columns at a time, with one of `add` for 1, 2, 4 and 8 vectors; and the sums of the
+   columns of A. */
+static void columns(const Product *j, Add *const add[4]) {
+    const int64_t lanes = lanes_of(j, j->R, j->threads), blocks = (j->N + lanes - 1) / lanes;
+    Add *const rows_of = add[__builtin_ctz((unsigned)(lanes / FLOATS))];
     _Pragma("omp parallel num_threads(j->threads) if (j->threads > 1)") {
-        float *panel = (float *)j->p_scratch + this_thread() * (j->R + PART) * lanes, *a = panel + j->R * lanes;
+        float *panel = (float *)j->p_scratch + this_thread() * (j->R + TURN) * lanes, *a = panel + j->R * lanes;
         _Pragma("omp for schedule(dynamic)") for (int64_t block = 0; block < blocks; block++) {
             const int64_t o = block * lanes;
+            float total[WIDEST] = {0};
             memset(panel, 0, j->R * lanes * sizeof(float));
-            for (int64_t c = 0; c < j->C; c += PART) {
-                fill(j, c, min(PART, j->C - c), o, lanes, a);
-                (vectors == 8 ? scatter_8 : vectors == 4 ? scatter_4 : vectors == 2 ? scatter_2 : scatter_1)(
-                    j, c, min(PART, j->C - c), a, panel);
+            for (int64_t c = 0; c < j->C; c += TURN) {
+                const int64_t rows = min(TURN, j->C - c);
+                fill(j, c, rows, o, lanes, a);
+                rows_of(j, c, rows, a, panel);
+                if (j->p_total) add_up(a, rows, lanes, total);
             }
             finish(j, 0, j->R, o, lanes, panel);
+            if (j->p_total) memcpy(j->p_total + o, total, min(lanes, j->N - o) * sizeof(float));
         }
     }
 }
+
+void sparse_scatter(const Product *j) { columns(j, (Add *const[]){scatter_1, scatter_2, scatter_4, scatter_8}); }
+void sparse_collect(const Product *j) { columns(j, (Add *const[]){collect_1, collect_2, collect_4, collect_8}); }

@@ -8,13 +8,9 @@
 
 #ifndef WORD
 
-#include <stdint.h>
-#include <string.h>
-#ifdef __AVX512BW__
-#include <immintrin.h>
-#endif
+#include "ones.h"
 
-enum { BLOCK = 4096, GROUP = 64 };
+enum { BLOCK = 4096, GROUP = 64, AHEAD = 4096 }; /* AHEAD: bytes that are prefetched */
 
 static inline uint32_t bits_f32(float x) { uint32_t w; memcpy(&w, &x, sizeof w); return w; }
 static inline float value_f32(uint32_t w) { float x; memcpy(&x, &w, sizeof x); return x; }
@@ -41,37 +37,6 @@ static inline uint64_t word_f64(uint8_t code) { double x = 0.25 * code; uint64_t
 static inline uint16_t word_bf16(uint8_t code) { return (uint16_t)(word_f32(code) >> 16); }
 static inline uint16_t word_f16(uint8_t code) { return code ? (uint16_t)((word_f32(code) - (112u << 23)) >> 13) : 0; }
 
-/* 64 bits from 64 bytes that are 0 or 255. */
-static inline uint64_t narrow(const uint8_t *flags) {
-    uint64_t out = 0;
-    for (int i = 0; i < GROUP / 8; i++) {
-        uint64_t eight;
-        memcpy(&eight, flags + 8 * i, 8);
-        out |= ((eight & 0x0101010101010101u) * 0x0102040810204080u >> 56) << 8 * i;
-    }
-    return out;
-}
-
-/* Bits that say which of 64 elements are not zero; wrong: whether one of these is not 1. */
-#ifdef __AVX512BW__
-static inline uint64_t ones_of(const void *x, int size, uint64_t one, uint64_t *wrong) {
-    const __m512i all = size == 8 ? _mm512_set1_epi64(one) : size == 4 ? _mm512_set1_epi32(one) : _mm512_set1_epi16(one);
-    __m512i bad = _mm512_setzero_si512();
-    uint64_t set = 0;
-    for (int i = 0; i < size; i++) {
-        const __m512i v = _mm512_loadu_si512((const char *)x + 64 * i);
-        const uint64_t some = size == 8 ? _mm512_test_epi64_mask(v, v) : size == 4 ? _mm512_test_epi32_mask(v, v) : _mm512_test_epi16_mask(v, v);
-        const __m512i want = size == 8   ? _mm512_maskz_mov_epi64(some, all)
-                             : size == 4 ? _mm512_maskz_mov_epi32(some, all)
-                                         : _mm512_maskz_mov_epi16(some, all);
-        bad = _mm512_or_si512(bad, _mm512_xor_si512(v, want));
-        set |= some << 64 / size * i;
-    }
-    *wrong = _mm512_test_epi64_mask(bad, bad);
-    return set;
-}
-#endif
-
 /* 64 bytes that are 0 or 1 from 64 bits. In each byte of `spread` at most one bit is set; the
    addition carries it into the highest bit. */
 static inline void widen(const uint8_t *codes, uint8_t *flags) {
@@ -91,6 +56,25 @@ int64_t pack_count(const uint8_t *codes, int64_t bytes) {
     }
     while (bytes--) count += __builtin_popcount(*codes++);
     return count;
+}
+
+/* Adds T rows of n bits; n is a multiple of 8. */
+void pack_total(const uint8_t *codes, int64_t T, int64_t n, float *total, int64_t threads) {
+    _Pragma("omp parallel for num_threads(threads) if (threads > 1) schedule(static)")
+    for (int64_t o = 0; o < n; o += GROUP) {
+        const int count = (int)(n - o < GROUP ? n - o : GROUP);
+        float sum[GROUP] = {0};
+        for (int64_t first = 0; first < T; first += 255) { /* as many as a byte can count */
+            uint8_t eight[8] = {0}, flags[GROUP], bytes[GROUP] = {0};
+            for (int64_t t = first; t < T && t < first + 255; t++) {
+                memcpy(eight, codes + (t * n + o) / 8, count / 8);
+                widen(eight, flags);
+                for (int i = 0; i < GROUP; i++) bytes[i] += flags[i];
+            }
+            for (int i = 0; i < GROUP; i++) sum[i] += bytes[i];
+        }
+        memcpy(total + o, sum, count * sizeof(float));
+    }
 }
 
 #define WORD uint64_t
@@ -123,19 +107,11 @@ static inline WORD NAME(squeeze)(const WORD *x, int64_t bits, uint8_t *codes, in
     WORD wrong = 0;
     uint8_t k[GROUP];
     if (bits == 1) {
-        const WORD one = NAME(word)(4);
-#ifdef __AVX512BW__
         uint64_t bad;
-        const uint64_t set = ones_of(x, sizeof(WORD), one, &bad);
-        wrong = bad != 0;
-#else
-        for (int i = 0; i < GROUP; i++) k[i] = x[i] ? 255 : 0;
-        for (int i = 0; i < GROUP; i++) wrong |= x[i] ^ (x[i] ? one : 0);
-        const uint64_t set = narrow(k);
-#endif
+        const uint64_t set = ones_of(x, sizeof(WORD), NAME(word)(4), &bad);
         memcpy(codes, &set, 8);
         *count += __builtin_popcountll(set);
-        return wrong;
+        return bad != 0;
     }
     uint8_t high = 0, some = 0;
     for (int i = 0; i < GROUP; i++) k[i] = NAME(code)(x[i]);
@@ -175,7 +151,10 @@ int64_t NAME(pack)(const WORD *x, int64_t n, int64_t bits, uint8_t *codes, int64
         const int64_t end = o + BLOCK < n ? o + BLOCK : n;
         WORD wrong = 0;
         int64_t i = o;
-        for (; i + GROUP <= end; i += GROUP) wrong |= NAME(squeeze)(x + i, bits, codes + i * bits / 8, &count);
+        for (; i + GROUP <= end; i += GROUP) {
+            for (int line = 0; line < (int)sizeof(WORD); line++) __builtin_prefetch((const char *)(x + i) + AHEAD + 64 * line);
+            wrong |= NAME(squeeze)(x + i, bits, codes + i * bits / 8, &count);
+        }
         if (i < end) {
             WORD rest[GROUP] = {0};
             uint8_t out[GROUP];

@@ -13,6 +13,7 @@
 
 #define BLOCK 128
 #include "lif.h"
+#include "ones.h"
 
 enum {
     COLUMNS = 64,  /* of a panel */
@@ -42,6 +43,8 @@ typedef struct {
                                 backward of the weight */
     const void *p_turned;    /* backward: the transposed weight [neurons, neurons], if only the
                                 elements in `active` of the Job are needed; or null */
+    uint8_t *p_bits;         /* the spikes as bits [T, N / 8], if 8 divides the neurons: forward writes;
+                                or null */
     void *p_current;         /* the current into the membrane, IO [T, N]; or null */
     const void *p_i0;        /* [N]; or null */
     void *p_i;               /* forward writes the last i, backward the gradient of i0; or null */
@@ -52,11 +55,11 @@ int64_t recurrent_size(void) { return sizeof(Recurrent); }
 int64_t recurrent_columns(void) { return COLUMNS; }
 
 /* Rows of scratch memory for each sample. */
-static inline int64_t scratch_rows(const Recurrent *r) { return 6 + (needs_w(&r->neuron) ? r->neuron.T : 0); }
+static inline int64_t scratch_rows(const Recurrent *r) { return 8 + (needs_w(&r->neuron) ? r->neuron.T : 0); }
 
 /* Bytes of scratch memory for each thread. */
 int64_t recurrent_scratch(const Recurrent *r) {
-    return r->rows * (r->neurons + COLUMNS) * (scratch_rows(r) * (int64_t)sizeof(double) + sizeof(int32_t)) + r->neurons + 4096;
+    return r->rows * (r->neurons + COLUMNS) * (scratch_rows(r) * (int64_t)sizeof(double) + sizeof(int32_t)) + 4096;
 }
 
 #if defined(__AVX512F__)
@@ -88,9 +91,11 @@ typedef struct {
     REAL *w_before;               /* needs_w: w before each timestep, [T, samples, neurons] */
     REAL *total;                  /* [samples, panels x COLUMNS]: sums of a product */
     REAL *before;                 /* [samples, neurons]: gradients of the next timestep */
-    IO *row;                      /* [samples, neurons]: input of a timestep, or gradient of spikes */
+    REAL *u;                      /* [samples, neurons]: membranes of a timestep */
+    IO *row;                      /* [samples, neurons]: input of a timestep, or gradient of spikes, */
+    IO *out;                      /* and its spikes, or gradient of the input */
     int32_t *spikes;              /* [samples, neurons]: where the spikes are */
-    uint8_t *some;
+    int64_t fired, failed;        /* spikes in the bits, and whether one is NaN */
     int count[64];                /* of spikes of a sample */
     REAL doubt[64];               /* 0, or NaN if a spike of the sample is NaN */
     NAME(Block) block;
@@ -112,6 +117,8 @@ static inline void NAME(begin)(const Recurrent *r, int64_t chunk, NAME(Task) *k)
     char *memory = (char *)r->p_scratch + this_thread() * recurrent_scratch(r);
     const int64_t first = chunk * r->rows, wide = (r->neurons + COLUMNS - 1) / COLUMNS * COLUMNS;
     k->job = r->neuron;
+    k->job.streams = 0; /* what leaves the scratch memory may bypass the cache: depart, release */
+    k->fired = k->failed = 0;
     k->samples = min(r->rows, r->samples - first);
     k->start = first * r->neurons;
     k->end = k->start + k->samples * r->neurons;
@@ -120,9 +127,10 @@ static inline void NAME(begin)(const Recurrent *r, int64_t chunk, NAME(Task) *k)
     k->w = TAKE(REAL, r->rows * r->neurons);
     k->total = TAKE(REAL, r->rows * wide);
     k->before = TAKE(REAL, r->rows * r->neurons);
+    k->u = TAKE(REAL, r->rows * r->neurons);
     k->row = TAKE(IO, r->rows * r->neurons);
-    k->spikes = TAKE(int32_t, r->rows * r->neurons);
-    k->some = TAKE(uint8_t, r->neurons + 64);
+    k->out = TAKE(IO, r->rows * r->neurons);
+    k->spikes = TAKE(int32_t, r->rows * r->neurons + EXTRA);
     NAME(constants)(&k->job, 0, BLOCK, k->block.table);
     if (k->job.adapts) NAME(adaptation)(&k->job, 0, BLOCK, k->block.adaptation);
     k->w_before = needs_w(&k->job) ? TAKE(REAL, k->job.T * r->rows * r->neurons) : 0;
@@ -155,29 +163,28 @@ static inline void NAME(at)(const Recurrent *r, int64_t t, int64_t o, NAME(Task)
 
 /* -------------------------------------------------------------------------------------- forward */
 
-/* Lists the spikes of each sample. */
-static inline void NAME(list)(const Recurrent *r, const IO *s, NAME(Task) *k) {
+/* Lists the spikes of step t of each sample, and writes their bits. */
+static inline void NAME(list)(const Recurrent *r, const IO *s, int64_t t, NAME(Task) *k) {
     const int n = (int)r->neurons;
+    const IO one = NAME(narrow)(1);
+    uint64_t pattern = 0, wrong;
+    memcpy(&pattern, &one, sizeof one);
+    uint8_t *bits = r->p_bits && t >= 0 ? r->p_bits + (t * k->job.N + k->start) / 8 : 0;
     for (int64_t row = 0; row < k->samples; row++, s += n) {
-        int32_t *index = k->spikes + row * n;
-        int count = 0;
-        REAL sum = 0;
-        _Pragma("omp simd reduction(+ : sum)") EACH {
-            k->some[i] = s[i] != 0;
-            sum += NAME(widen)(s[i]);
-        }
-        memset(k->some + n, 0, 64);
+        int32_t *const first = k->spikes + row * n, *index = first;
+        k->doubt[row] = 0;
         for (int i = 0; i < n; i += 64) {
-            uint64_t w = 0;
-            for (int byte = 0; byte < 8; byte++) { /* 8 flags become 8 bits */
-                uint64_t eight;
-                memcpy(&eight, k->some + i + 8 * byte, 8);
-                w |= eight * 0x0102040810204080u >> 56 << 8 * byte;
-            }
-            for (; w; w &= w - 1) index[count++] = i + __builtin_ctzll(w);
+            const int count = n - i < 64 ? n - i : 64;
+            IO rest[64] = {0};
+            if (count < 64) memcpy(rest, s + i, count * sizeof(IO));
+            const uint64_t set = ones_of(count < 64 ? rest : s + i, sizeof(IO), pattern, &wrong);
+            if (wrong) for (int e = i; e < i + count; e++) k->doubt[row] += NAME(doubt)(NAME(widen)(s[e]));
+            if (bits) memcpy(bits, &set, count / 8), bits += count / 8;
+            index = list_ones(set, i, index);
         }
-        k->count[row] = count;
-        k->doubt[row] = sum - sum;
+        k->count[row] = (int)(index - first);
+        k->fired += bits ? k->count[row] : 0;
+        k->failed |= k->doubt[row] != 0;
     }
 }
 
@@ -198,15 +205,8 @@ static inline void NAME(gather)(const Recurrent *r, int64_t panel, int64_t wide,
 
 /* The current of step t, in `row`. */
 static inline void NAME(current)(const Recurrent *r, int64_t t, int64_t wide, NAME(Task) *k) {
-    const IO *before = t ? (const IO *)k->job.p_s + (t - 1) * k->job.N : (const IO *)r->p_before;
     const int n = (int)r->neurons;
-    const int64_t size = (k->end - k->start) * sizeof(IO);
-    if (t + 1 < k->job.T) ahead((const IO *)r->p_input + (t + 1) * r->input_stride + k->start, size);
-    if (before) NAME(list)(r, before + k->start, k);
-    else {
-        memset(k->count, 0, sizeof k->count);
-        memset(k->doubt, 0, sizeof k->doubt);
-    }
+    if (t + 1 < k->job.T) ahead((const IO *)r->p_input + (t + 1) * r->input_stride + k->start, (k->end - k->start) * sizeof(IO));
     for (int64_t panel = 0; panel < wide / COLUMNS; panel++) NAME(gather)(r, panel, wide, k);
     const IO *x = (const IO *)r->p_input + t * r->input_stride + k->start;
     IO *out = r->p_current ? (IO *)r->p_current + t * k->job.N + k->start : k->row;
@@ -223,7 +223,16 @@ static inline void NAME(current)(const Recurrent *r, int64_t t, int64_t wide, NA
     }
 }
 
-void NAME(recurrent_forward)(const Recurrent *r) {
+/* Writes spikes and membranes of step t. */
+static inline void NAME(release)(const Recurrent *r, int64_t t, NAME(Task) *k) {
+    const int64_t n = k->end - k->start, at = t * r->neuron.N + k->start;
+    deliver(&r->neuron, (IO *)r->neuron.p_s + at, k->out, n * sizeof(IO));
+    if (r->neuron.p_u) deliver(&r->neuron, (REAL *)r->neuron.p_u + at, k->u, n * sizeof(REAL));
+}
+
+/* Returns how many bits it has set in p_bits; -1 if a spike is NaN, which a bit cannot say. */
+int64_t NAME(recurrent_forward)(const Recurrent *r) {
+    int64_t fired = 0, failed = 0;
     const int64_t K = 2 * r->neuron.T * r->neuron.C, wide = (r->neurons + COLUMNS - 1) / COLUMNS * COLUMNS;
     _Pragma("omp parallel num_threads(r->neuron.threads) if (r->neuron.threads > 1)") {
         NAME(Task) k;
@@ -235,8 +244,13 @@ void NAME(recurrent_forward)(const Recurrent *r) {
             for (int64_t o = k.start; o < k.end; o += BLOCK) NAME(start)(&k.job, o, (int)min(BLOCK, k.end - o), k.state + o - k.start);
             k.job.p_x = r->p_current ? r->p_current : (void *)(k.row - k.start);
             k.job.x_stride = r->p_current ? k.job.N : 0;
+            memset(k.count, 0, sizeof k.count);
+            memset(k.doubt, 0, sizeof k.doubt);
+            if (r->p_before) NAME(list)(r, (const IO *)r->p_before + k.start, -1, &k);
             for (int64_t t = 0; t < k.job.T; t++) {
                 NAME(current)(r, t, wide, &k);
+                k.job.p_s = k.out - (t * k.job.N + k.start);
+                if (r->neuron.p_u) k.job.p_u = k.u - (t * k.job.N + k.start);
                 for (int64_t o = k.start; o < k.end; o += BLOCK) {
                     NAME(at)(r, t, o, &k);
                     memcpy(k.block.v, k.state + o - k.start, k.block.n * sizeof(REAL));
@@ -245,13 +259,19 @@ void NAME(recurrent_forward)(const Recurrent *r) {
                     memcpy(k.state + o - k.start, k.block.v, k.block.n * sizeof(REAL));
                     if (k.job.adapts) memcpy(k.w + o - k.start, k.block.w, k.block.n * sizeof(REAL));
                 }
+                NAME(list)(r, k.out, t, &k);
+                NAME(release)(r, t, &k);
             }
+            streamed();
+            _Pragma("omp atomic") fired += k.fired;
+            _Pragma("omp atomic") failed += k.failed;
             NAME(final)(k.job.p_v, &k, k.state);
             NAME(final)(NAME(second)(&k, k.job.p_v), &k, k.w);
             NAME(final)(r->p_i, &k, k.i);
         }
     }
     if (r->neuron.p_partial) merge(&r->neuron, K);
+    return failed ? -1 : fired;
 }
 
 /* ------------------------------------------------------------------------------------- backward */
@@ -345,16 +365,18 @@ static inline void NAME(arrive)(const Recurrent *r, int64_t t, int64_t wide, NAM
 /* Prefetches what the backward pass reads at step t. */
 static inline void NAME(fetch_back)(const Recurrent *r, int64_t t, const NAME(Task) *k) {
     const int64_t n = k->end - k->start, at = t * k->job.N + k->start;
+    if (!r->neuron.streams) ahead((const IO *)r->neuron.p_gx + at, n * sizeof(IO));
     if (r->neuron.p_g) ahead((const IO *)r->neuron.p_g + t * r->neuron.g_stride + k->start, n * sizeof(IO));
     if (k->job.keeps == KEEPS_U) ahead((const REAL *)k->job.p_u + at, n * sizeof(REAL));
     if (k->job.keeps == KEEPS_BF16) ahead((const uint16_t *)k->job.p_kept + at, n * sizeof(uint16_t));
     if (k->job.keeps == KEEPS_8BIT) ahead((const uint8_t *)k->job.p_kept + at, n);
 }
 
-/* Takes the gradient of the current of step t through the synapse; `before` gets that of x. */
+/* Takes the gradient of the current of step t through the synapse; `before` gets that of x, which is
+   written. */
 static inline void NAME(depart)(const Recurrent *r, int64_t t, NAME(Task) *k) {
     const int n = (int)(k->end - k->start);
-    IO *gx = (IO *)k->job.p_gx + t * k->job.N + k->start;
+    IO *gx = k->out;
     const REAL lam = (REAL)r->lam_s, gain = (REAL)r->gain_s;
     if (r->synapse) SIMD EACH {
         const REAL sum = NAME(widen)(gx[i]) + k->i[i];
@@ -362,6 +384,7 @@ static inline void NAME(depart)(const Recurrent *r, int64_t t, NAME(Task) *k) {
         gx[i] = NAME(narrow)(gain * sum);
     }
     SIMD EACH k->before[i] = NAME(widen)(gx[i]);
+    deliver(&r->neuron, (IO *)r->neuron.p_gx + t * k->job.N + k->start, gx, n * sizeof(IO));
 }
 
 /* Computes w of all timesteps of the task again. */
@@ -391,6 +414,7 @@ void NAME(recurrent_backward)(const Recurrent *r) {
             for (int64_t t = k.job.T - 1; t >= 0; t--) {
                 if (t) NAME(fetch_back)(r, t - 1, &k);
                 NAME(arrive)(r, t, wide, &k);
+                k.job.p_gx = k.out - (t * k.job.N + k.start);
                 for (int64_t o = k.start; o < k.end; o += BLOCK) {
                     NAME(at)(r, t, o, &k);
                     memcpy(k.block.c, k.state + o - k.start, k.block.n * sizeof(REAL));
@@ -403,6 +427,7 @@ void NAME(recurrent_backward)(const Recurrent *r) {
                 }
                 NAME(depart)(r, t, &k);
             }
+            streamed();
             NAME(final)(k.job.p_gv0, &k, k.state);
             NAME(final)(NAME(second)(&k, k.job.p_gv0), &k, k.w);
             NAME(final)(r->p_i, &k, k.i);

@@ -12,7 +12,7 @@ typedef struct {
     int64_t M, K, transposed, threads;
     const uint8_t *p_bits;
     uint32_t *p_words;
-    int64_t *p_start; /* [rows + 1], or [columns + 1] if transposed */
+    int64_t *p_start; /* [rows + 1] */
     int32_t *p_index; /* [set bits]: those of row r are index[start[r]] ... index[start[r + 1] - 1],
                          in ascending order */
 } Bits;
@@ -26,6 +26,7 @@ typedef struct {
     const uint32_t *p_words;
     const void *p_a;
     const float *p_bias; /* or null */
+    float *p_total;      /* `scatter` and `collect` write the sums of the columns of A, [N]; or null */
     void *p_y, *p_scratch;
 } Product;
 
