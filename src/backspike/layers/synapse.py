@@ -429,6 +429,8 @@ def _repeats(g: Tensor) -> bool:
     """Whether the gradient g `[T, B, ..., N]` is the same at all timesteps.
 
     This is so if the loss depends on the mean of the outputs over T. The products then need only
-    one timestep of g, and the sum of the inputs over T.
+    one timestep of g, and the sum of the inputs over T. On a GPU, comparing would wait.
     """
-    return g.dim() > 2 and len(g) > 1 and torch.equal(g[0], g[-1]) and torch.equal(g[1:], g[:-1])
+    if g.device.type != "cpu" or g.dim() < 3 or len(g) == 1:
+        return False
+    return torch.equal(g[0], g[-1]) and torch.equal(g[1:], g[:-1])

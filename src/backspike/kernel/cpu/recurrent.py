@@ -20,10 +20,6 @@ from ..pack import Packed
 from ..recurrent import Forward, Gradients, Loop, Synapse, Upstream, allocate
 from . import library
 
-# Results of at least this many bytes bypass the cache, as they are read only after the whole pass.
-# Forward, 6.5 MB of spikes and as many of membranes on two Xeon cores: 1.8 instead of 2.4 ms.
-STREAM = 1 << 22
-
 
 class _Job(ctypes.Structure):
     """The struct Recurrent of recurrent.c, where the fields are documented."""
@@ -139,7 +135,6 @@ def _job(
     # the weight should be read rarely if it is larger than the cache
     rows = 8 if n <= 256 else 16 if n <= 512 else 32
     neuron.chunks = -(-samples // rows)
-    neuron.streams = x.numel() * x.element_size() >= STREAM
     neuron.threads = min(neuron.threads, neuron.chunks)
     if call.seed is not None:
         library.set_mask(neuron, call.seed[0], call.p)
