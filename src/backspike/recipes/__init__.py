@@ -86,10 +86,10 @@ NAMES = {
     "smnist": Shipped(smnist),
     "smnist-pixels": Shipped(smnist_pixels),
     "psmnist": Shipped(psmnist),
-    "psmnist-rows": Shipped(psmnist_rows),
-    "scifar10": Shipped(scifar10),
-    "yinyang": Shipped(yinyang),
-    "spoken-digits": Shipped(spoken_digits),
+    "psmnist-rows": Shipped(psmnist_rows, here="95.5 ± 0.1 %, 3 seeds"),
+    "scifar10": Shipped(scifar10, here="52.3 ± 0.4 %, 3 seeds"),
+    "yinyang": Shipped(yinyang, here="97.2 ± 0.3 %, 3 seeds"),
+    "spoken-digits": Shipped(spoken_digits, here="81.2 ± 3.7 % on another speaker, 3 seeds"),
 }
 __all__ = ["GRADES", "NAMES", "Reported", "Shipped", "find", "from_file", "get", "is_file"]
 
