@@ -66,7 +66,9 @@ def forward(call: Call, loop: Loop, saves: bool) -> Forward:
     panels = _panels(weight.detach().to(constants.dtype).t())
     offsets = None if bias is None else _padded(bias.detach().to(constants.dtype))
     bits = (
-        torch.empty(x.numel() // 8, dtype=torch.uint8) if saves and x.shape[-1] % 8 == 0 else None
+        torch.empty(x.numel() // 8, dtype=torch.uint8, device="cpu")
+        if saves and x.shape[-1] % 8 == 0
+        else None
     )
     if synapse is not None:
         _set_synapse(job, synapse)

@@ -148,7 +148,7 @@ class Program:
             weight=weight.contiguous(),
             bias=None if bias is None else bias.contiguous(),
             padded=padded,
-            scratch=torch.empty(inputs + 16, dtype=torch.int32),
+            scratch=torch.empty(inputs + 16, dtype=torch.int32, device="cpu"),
             other=other,
         )
 

@@ -68,7 +68,7 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False) -
     shape = (images, N, H, W)
     y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last, device="cpu")
     if not x.numel() * y.numel():
-        return y.copy_(torch.zeros(N, 1, 1) if bias is None else bias.view(N, 1, 1))
+        return y.copy_(torch.zeros(N, 1, 1, device="cpu") if bias is None else bias.view(N, 1, 1))
     x = x.contiguous(memory_format=torch.channels_last)
     threads = min(torch.get_num_threads(), 1 + 36 * images * H * W // 16 * N * C // _GRAIN)
     job = _Job(images=images, C=C, H=H, W=W, N=N, threads=threads)
