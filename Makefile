@@ -44,7 +44,7 @@ $(VENV)/.installed-dev: pyproject.toml setup.py $(KERNEL) requirements/cpu.txt
 install-dev: $(VENV)/.installed-dev
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal
+	$(BIN)/python -m pytest -q -m "not slow" -n 2
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m slow

@@ -404,7 +404,7 @@ class _Linear(torch.autograd.Function):
                 T, g = len(g), g[0].reshape(-1, g.shape[-1])
                 gx = (g @ w).view(ctx.shape[1:]).expand(ctx.shape) if needs[0] else None
                 if needs[1] and packed is not None:
-                    total = packed.total(T).view(len(g), -1)
+                    total = packed.total(T).view(len(g), weight.shape[1])
                     gw = g.t().to(total) @ total
                 return gx, gw, T * g.sum(0) if needs[2] else None, *(None,) * 4
             g = g.reshape(-1, g.shape[-1])
