@@ -43,7 +43,7 @@ def weight_gradient(x: Events, g: Tensor, weight: Tensor, seed: int) -> Tensor |
     not finite.
     """
     assert x.bits == 1
-    gw = torch.empty_strided(weight.shape, weight.stride())
+    gw = torch.empty_strided(weight.shape, weight.stride(), device="cpu")
     if not g.numel() * gw.numel():
         return gw.zero_()
     g = g.contiguous(memory_format=torch.channels_last)
