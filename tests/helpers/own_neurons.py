@@ -9,7 +9,7 @@ import backspike as bs
 
 
 def outcome(layer, x, g, v0=None):
-    """Spikes, membrane, last state and the gradients of everything that has one."""
+    """Spikes s, membrane u, last state v, and the gradients of x, v0 and parameters, by name."""
     torch.manual_seed(3)
     x = x.clone().requires_grad_()
     v0 = None if v0 is None else v0.clone().requires_grad_()
@@ -17,10 +17,14 @@ def outcome(layer, x, g, v0=None):
         layer(x, v0)
     out = seen[""]
     loss = (out.spikes * g).sum() + (out.membrane * g.flip(0)).sum() + out.state.square().sum()
-    leaves = [x, *([] if v0 is None else [v0]), *layer.parameters()]
-    found = torch.autograd.grad(loss, leaves, allow_unused=True)
-    grads = [torch.zeros_like(p) if g is None else g for g, p in zip(found, leaves)]
-    return [a.detach() for a in (out.spikes, out.membrane, out.state, *grads)]
+    leaves = {"x": x} | ({} if v0 is None else {"v0": v0}) | dict(layer.named_parameters())
+    # a first state that nothing reaches has no gradient
+    found = torch.autograd.grad(loss, [*leaves.values()], allow_unused=True)
+    gradients = {
+        name: torch.zeros_like(p) if g is None else g for g, (name, p) in zip(found, leaves.items())
+    }
+    outputs = {"s": out.spikes, "u": out.membrane, "v": out.state}
+    return {name: a.detach() for name, a in (outputs | gradients).items()}
 
 
 def beside_torch(kind, x, backend="cpu", v0=None, **options):
@@ -30,18 +34,18 @@ def beside_torch(kind, x, backend="cpu", v0=None, **options):
     layers[1].load_state_dict(layers[0].state_dict())
     g = torch.randn(x.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     got, want = (outcome(layer, x, g.to(x.dtype), v0) for layer in layers)
-    assert 0 < got[0].float().mean() < 1
+    assert 0 < got["s"].float().mean() < 1
     return got, want
 
 
 def deviation(got, want):
-    """The largest difference of two outcomes, relative to results above 1.
+    """The largest difference of two outcomes, relative to results above 1; 0 if they are the same.
 
-    Infinite if spikes, shapes or dtypes differ.
+    Infinite if spikes, names, shapes or dtypes differ.
     """
-    pairs = [*zip(got, want, strict=True)]
+    pairs = [(got[name], want[name]) for name in want if name in got]
     alike = all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
-    if not alike or not torch.equal(got[0], want[0]):
+    if got.keys() != want.keys() or not alike or not torch.equal(got["s"], want["s"]):
         return math.inf
     parts = [(a - b).abs().max().double() / b.abs().max().clamp(min=1) for a, b in pairs]
     return float(torch.stack(parts).max())

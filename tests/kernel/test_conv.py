@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from helpers.convolutions import all_results
 from helpers.paths import TESTS
+from helpers.threads import on_threads
 from torch import nn
 
 import backspike as bs
@@ -114,18 +115,12 @@ def test_sums_of_multiples_of_a_64th_are_exact():
 @pytest.mark.parametrize("dtype", sparse.DTYPES)
 def test_results_do_not_depend_on_the_number_of_threads(dtype, monkeypatch):
     monkeypatch.setattr(conv, "_GRAIN", 1)
-    cases, before, results = [], torch.get_num_threads(), []
+    cases = []
     for bits, case in itertools.product((1, 4), CASES.values()):
         x, _, *rest = draw(case, bits, dtype=dtype)
         cases.append((x, bits, *rest))
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(all_results(cases))
-    finally:
-        torch.set_num_threads(before)
-    for rows in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(rows, results[0], strict=True))
+    first, *others = on_threads(lambda: all_results(cases))
+    assert all(torch.equal(a, b) for made in others for a, b in zip(made, first, strict=True))
 
 
 LEVEL = """

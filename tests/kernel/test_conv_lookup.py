@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.threads import on_threads
 
 from backspike.kernel.cpu import conv_lookup, library, winograd
 from backspike.kernel.cpu.conv import Events
@@ -192,15 +193,8 @@ def results(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_results_do_not_depend_on_the_number_of_threads(dtype, monkeypatch):
     monkeypatch.setattr(conv_lookup, "_GRAIN", 1)
-    before, made = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            made.append(results(dtype))
-    finally:
-        torch.set_num_threads(before)
-    for others in made[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(others, made[0], strict=True))
+    first, *others = on_threads(lambda: results(dtype))
+    assert all(torch.equal(a, b) for made in others for a, b in zip(made, first, strict=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

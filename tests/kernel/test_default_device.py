@@ -6,6 +6,21 @@ from torch import nn
 
 import backspike as bs
 
+
+def fast():
+    """Many spikes, so that the weight gradient is looked up."""
+    layers = (
+        nn.Unflatten(2, (1, 8, 8)),
+        bs.OverTime(nn.Conv2d(1, 64, 3, padding=1)),
+        bs.LIF(v_threshold=0.2),
+        bs.OverTime(nn.Conv2d(64, 64, 3, padding=1)),
+        bs.LIF(),
+    )
+    model = bs.Sequential(*layers)
+    bs.set_convolution(model, "fast")
+    return model
+
+
 LAYERS = {
     "LIF": lambda: bs.LIF(surrogate=bs.Masked(bs.Triangle(), p=0.5), memory="8bit"),
     "PLIF": lambda: bs.PLIF(learn=("tau", "threshold")),
@@ -24,6 +39,7 @@ LAYERS = {
         bs.OverTime(nn.Conv2d(32, 64, 3), nn.BatchNorm2d(64)),
         bs.LIF(),
     ),
+    "fast convolution": fast,
 }
 
 

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.threads import on_threads
 from torch import nn
 
 from backspike.kernel.cpu import library, winograd
@@ -171,15 +172,10 @@ def test_weights_that_differ_too_much_are_refused():
 @pytest.mark.parametrize("dtype", winograd.DTYPES)
 def test_results_do_not_depend_on_the_number_of_threads(dtype, monkeypatch):
     monkeypatch.setattr(winograd, "_GRAIN", 1)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append([y for shape in SHAPES.values() for y in both(*draw(shape, dtype))])
-    finally:
-        torch.set_num_threads(before)
-    for others in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(others, results[0], strict=True))
+    first, *others = on_threads(
+        lambda: [y for shape in SHAPES.values() for y in both(*draw(shape, dtype))]
+    )
+    assert all(torch.equal(a, b) for made in others for a, b in zip(made, first, strict=True))
 
 
 @pytest.mark.parametrize("dtype", winograd.DTYPES)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from helpers.own_neurons import LIF, PAIRS, SHIPPED, CubaLIF
+from helpers.own_neurons import LIF, PAIRS, SHIPPED, CubaLIF, outcome
 from torch import nn
 
 import backspike as bs
@@ -21,26 +21,6 @@ G = torch.randn(12, 3, 2, 5, generator=r, dtype=torch.float64)
 each_pair = pytest.mark.parametrize("kind", PAIRS)
 each_shipped = pytest.mark.parametrize("kind", SHIPPED)
 each_memory = pytest.mark.parametrize("memory", ["exact", "recompute"])
-
-
-def outcome(layer, x, v0=None, g=G):
-    """Spikes, membrane, state, and the gradients of the input, the state and the parameters."""
-    torch.manual_seed(5)
-    x = x.clone().requires_grad_()
-    v0 = None if v0 is None else v0.clone().requires_grad_()
-    with bs.record(layer) as seen:
-        layer(x, v0)
-    out = seen[""]
-    g = g.to(x.dtype)
-    loss = (out.spikes * g).sum() + (out.membrane * g.flip(0)).sum() + out.state.square().sum()
-    leaves = {"x": x} | ({} if v0 is None else {"v0": v0}) | dict(layer.named_parameters())
-    # a first state that nothing reaches has no gradient
-    found = torch.autograd.grad(loss, [*leaves.values()], allow_unused=True)
-    numbers = {
-        n: torch.zeros_like(p) if g is None else g for g, (n, p) in zip(found, leaves.items())
-    }
-    outputs = {"s": out.spikes, "u": out.membrane, "v": out.state}
-    return {name: p.detach() for name, p in (outputs | numbers).items()}
 
 
 def close(got, want):
@@ -75,7 +55,7 @@ def test_the_built_in_neurons_can_be_written(kind, memory, backend, options):
     states = 1 if kind in ("LIF", "PLIF") else 2
     v0 = torch.rand(*([2] if states == 2 else []), 3, 2, 5, generator=r, dtype=torch.float64)
     for start in (None, v0):
-        want, got = outcome(a, X, start), outcome(b, X, start)
+        want, got = outcome(a, X, G, start), outcome(b, X, G, start)
         assert torch.equal(got["s"], want["s"])
         assert 0.1 < got["s"].mean() < 0.9
         same = {"log_width": "log_width", "s": "s", "u": "u", "v": "v", "x": "x", "v0": "v0"}
@@ -95,7 +75,7 @@ def test_the_backward_pass_is_that_of_autograd_over_all_timesteps(kind, memory, 
     options = {"channels": 2, "learn": make.learnable, "reset_gradient": 0.5}
     options["surrogate"] = bs.Masked(bs.Parametric(bs.SuperSpike(4.0)), p=0.2)
     layers = make(**options, memory=memory, backend=backend), make(**options, backend="reference")
-    got, want = (outcome(layer.double(), x, g=g) for layer in layers)
+    got, want = (outcome(layer.double(), x, g) for layer in layers)
     assert want["s"].sum() > 5
     for name in want:
         assert close(got[name], want[name]), name

@@ -12,8 +12,7 @@
 
 enum {
     PANEL = 1 << 17,       /* floats of a panel of `gather` at most; of the others if possible */
-    WIDEST = 8 * FLOATS,   /* columns of a block */
-    NARROWEST = 16,
+    NARROWEST = 16,        /* columns of a block at least */
     PART = 64,             /* rows of Y of a task of `gather`, */
     TURN = 2 * STEP,       /* and of A that the others copy at a time */
 };

@@ -5,6 +5,8 @@
 
 #include "bits.h"
 
+enum { WIDEST = 8 * FLOATS }; /* columns of a block at most */
+
 /* Copies a block of A as float32. Its columns are adjacent in memory (stride is that of rows), or,
    with _turned, its rows. */
 #define BLOCK_OF(name, IN, CONVERT)                                                                                    \
@@ -35,7 +37,7 @@ static inline void fill(const Product *j, int64_t c, int64_t rows, int64_t o, in
 /* Writes the sums of rows first ... first + rows - 1 of Y, with the bias. */
 static inline void finish(const Product *j, int64_t first, int64_t rows, int64_t o, int64_t lanes, const float *sums) {
     const int64_t columns = min(lanes, j->N - o);
-    float bias[128] = {0};
+    float bias[WIDEST] = {0};
     if (j->p_bias) memcpy(bias, j->p_bias + o, columns * sizeof(float));
     if (j->y_column == 1)
         for (int64_t r = 0; r < rows; r++, sums += lanes) {
