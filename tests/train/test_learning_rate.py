@@ -178,14 +178,20 @@ def one_cycle(optimizer, steps):
     return lr_scheduler.OneCycleLR(optimizer, 0.1, steps, anneal_strategy="linear")
 
 
-def test_a_one_cycle_of_ones_own_may_be_longer_than_the_training_but_not_shorter(tmp_path):
-    data = {"model": Own(), "train": Points(), "test": Points(32)}
-    with pytest.raises(RunError, match="ends after total_steps=15, but the training has 16 steps"):
-        fit(own(), tmp_path / "run", **data, scheduler=lambda o: one_cycle(o, 15))
-    for steps in (16, 20):
-        out = tmp_path / str(steps)
-        result = fit(own(), out, **data, scheduler=lambda o, steps=steps: one_cycle(o, steps))
-        assert min(result.history["lr"]) > 0
+@pytest.mark.parametrize(("every", "needed"), [("batch", 8), ("epoch", 2)])
+def test_a_one_cycle_of_ones_own_may_be_longer_than_the_training_but_not_shorter(
+    tmp_path, every, needed
+):
+    def lowest(steps):
+        data = {"model": Own(), "train": Points(), "test": Points(32)}
+        recipe, out = own().replace({"epochs": 2}), tmp_path / str(steps)
+        result = fit(recipe, out, **data, scheduler=lambda o: (one_cycle(o, steps), every))
+        return min(result.history["lr"])
+
+    with pytest.raises(RunError, match=f"after every {every}: give it total_steps={needed}"):
+        lowest(needed - 1)
+    assert lowest(needed) > 0
+    assert lowest(needed + 4) > 0
 
 
 class Unstorable(lr_scheduler.LRScheduler):

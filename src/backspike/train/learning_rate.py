@@ -104,14 +104,13 @@ class Scheduled:
         pass
 
     def after_step(self) -> None:
-        """Steps what is stepped after every batch, and OneCycleLR only within its total_steps."""
+        """Steps what is stepped after every batch."""
         with warnings.catch_warnings():
             # the optimizer may have been called by a CUDA graph, or not at all by GradScaler
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             for scheduler, every in self.schedulers:
-                total = getattr(scheduler, "total_steps", math.inf)
-                if every == "batch" and scheduler.last_epoch + 1 < total:
-                    scheduler.step()
+                if every == "batch":
+                    _advance(scheduler)
 
     def end_epoch(self, loss: float) -> None:
         """Steps what is stepped after every epoch. loss: of the validation set, if there is one."""
@@ -119,7 +118,7 @@ class Scheduled:
             if every == "epoch" and isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
                 scheduler.step(loss)
             elif every == "epoch":
-                scheduler.step()
+                _advance(scheduler)
 
     def value(self, number: int) -> float:
         """The learning rate of the next step, for weights."""
@@ -148,6 +147,12 @@ class Scheduled:
                     group[name].fill_(value)
                 else:
                     group[name] = value
+
+
+def _advance(scheduler: Any) -> None:
+    """Steps a scheduler; OneCycleLR, after the last step of the training, would leave its range."""
+    if scheduler.last_epoch + 1 < getattr(scheduler, "total_steps", math.inf):
+        scheduler.step()
 
 
 def _plain(value: Any) -> Any:
@@ -184,7 +189,8 @@ def build(
                 "scheduler= replaces the recipe's learning rates: set warmup_epochs=0, and put a "
                 "warm-up into your scheduler (torch.optim.lr_scheduler.SequentialLR)"
             )
-        schedulers.append(_made(own, optimizer, recipe.epochs * per_epoch))
+        times = {"epoch": recipe.epochs, "batch": recipe.epochs * per_epoch}
+        schedulers.append(_made(own, optimizer, times))
     else:
         assert not isinstance(recipe.schedule, str)
         warmup = round(recipe.warmup_epochs * per_epoch)
@@ -202,20 +208,22 @@ def build(
     return scheduled
 
 
-def _made(own: OwnScheduler, optimizer: Optimizer, steps: int) -> tuple[Any, str]:
+def _made(own: OwnScheduler, optimizer: Optimizer, times: dict[str, int]) -> tuple[Any, str]:
+    """The user's scheduler and when it is stepped. times: how often each of these comes."""
     made = own(optimizer)
     scheduler, every = made if isinstance(made, tuple) and len(made) == 2 else (made, _unit(made))
     kinds = lr_scheduler.LRScheduler | lr_scheduler.ReduceLROnPlateau
-    if not isinstance(scheduler, kinds) or every not in ("epoch", "batch"):
+    if not isinstance(scheduler, kinds) or every not in times:
         raise RunError(
             'scheduler= must return a torch scheduler of the optimizer, or (scheduler, "batch") '
             f"for one that is stepped after every batch; it returned {made!r:.80}"
         )
     if scheduler.optimizer is not optimizer:
         raise RunError("scheduler= must schedule the optimizer that it is given, not another one")
-    if (total := getattr(scheduler, "total_steps", steps)) < steps:
+    if (total := getattr(scheduler, "total_steps", times[every])) < times[every]:
         raise RunError(
-            f"the scheduler ends after total_steps={total}, but the training has {steps} steps"
+            f"the scheduler ends after total_steps={total}, but the training steps it after every "
+            f"{every}: give it total_steps={times[every]}"
         )
     return scheduler, every
 
