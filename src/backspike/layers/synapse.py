@@ -23,7 +23,7 @@ from ..kernel.cpu.conv import Geometry
 from ..kernel.mask import draw_seed
 from ..kernel.pack import Packed, count, pack
 from ..neuron.hooks import has_hooks
-from . import sparsity
+from . import sparsity, weight_product
 from .fast_convolution import Costs, costs
 from .sparsity import SparsityPlan, plan_of, worth_it
 
@@ -329,7 +329,7 @@ class _Convolution(torch.autograd.Function):
         packed, (weight,) = _saved(ctx)
         if g is None:
             return (None,) * 9
-        needs, by_events, fast = list(ctx.needs_input_grad[:3]), None, None
+        needs, ours, fast = list(ctx.needs_input_grad[:3]), None, None
         if needs[0] and ctx.ways[1] == "winograd":
             fast = winograd.input_gradient(g, weight)
             needs[0] = fast is None
@@ -339,12 +339,15 @@ class _Convolution(torch.autograd.Function):
             events = _as_events(packed)
             if ctx.ways[0] == "gather":
                 last = g.contiguous(memory_format=torch.channels_last)
-                by_events = events.weight_gradient(last, weight, ctx.window)
+                ours = events.weight_gradient(last, weight, ctx.window)
             else:
-                by_events = conv_lookup.weight_gradient(events, g, weight, ctx.seed)
-            needs[1] = by_events is None
-            if by_events is None:
+                ours = conv_lookup.weight_gradient(events, g, weight, ctx.seed)
+            needs[1] = ours is None
+            if ours is None:
                 ctx.plan.refuse("weight")
+        if packed and needs[1] and ctx.window and weight_product.pays(g, ctx.window):
+            x = packed.unpack(ctx.dtype)
+            ours, needs[1] = weight_product.weight_gradient(x, g, weight, ctx.window), False
         # without the gradient of the weight only shape and strides of x are read
         x = (
             packed.unpack(ctx.dtype)
@@ -355,7 +358,7 @@ class _Convolution(torch.autograd.Function):
             args = g, x, weight.to(ctx.dtype), ctx.bias_sizes, *ctx.geometry, needs
             gx, gw, gb = torch.ops.aten.convolution_backward(*args) if any(needs) else (None,) * 3
         # autograd casts the gradients to the dtypes of their tensors
-        gx, gw = (gx if fast is None else fast), (gw if by_events is None else by_events)
+        gx, gw = (gx if fast is None else fast), (gw if ours is None else ours)
         return gx, gw, gb, *(None,) * 6
 
 

@@ -63,8 +63,8 @@ def forward(call: Call, loop: Loop, saves: bool) -> Forward:
         "v": out.state if call.record.state else None, "active": done.active, "partial": partial,
         "sums": out.moments,
     }  # fmt: skip
-    panels = _panels(weight.detach().to(constants.dtype).t())
-    offsets = None if bias is None else _padded(bias.detach().to(constants.dtype))
+    panels = _panels(weight.detach().to(constants.dtype).contiguous(), turned=True)
+    offsets = None if bias is None else _padded(bias.detach().to(constants.dtype).contiguous())
     bits = (
         torch.empty(x.numel() // 8, dtype=torch.uint8, device="cpu")
         if saves and x.shape[-1] % 8 == 0
@@ -109,7 +109,7 @@ def backward(a: Upstream) -> Gradients:
         "u": a.saved_u if exact else None, "kept": None if exact else a.saved_u,
         "active": a.active, "partial": partial, "sums": sums,
     }  # fmt: skip
-    weight = a.loop.weight.to(constants.dtype)
+    weight = a.loop.weight.to(constants.dtype).contiguous()
     if synapse is not None:
         _set_synapse(job, synapse)
     tensors = {
@@ -164,13 +164,18 @@ def _run(
     return library.function(name, dtype)(ctypes.byref(job))
 
 
-def _padded(x: Tensor) -> Tensor:
-    """x with its last dimension filled up with zeros to whole panels."""
+def _padded(x: Tensor, dim: int = -1) -> Tensor:
+    """x with a dimension, the last or the last but one, filled up with zeros to whole panels."""
     columns = library.function("recurrent_columns")()
-    return F.pad(x, (0, -x.shape[-1] % columns)).contiguous()
+    missing = -x.shape[dim] % columns
+    return F.pad(x, (0, 0) * (-1 - dim) + (0, missing)) if missing else x
 
 
-def _panels(x: Tensor) -> Tensor:
-    """The matrix `[rows, n]` as panels of columns, `[panels, rows, columns]`."""
-    columns = library.function("recurrent_columns")()
-    return _padded(x).view(len(x), -1, columns).transpose(0, 1).contiguous()
+def _panels(weight: Tensor, turned: bool = False) -> Tensor:
+    """The weight `[n, n]`, or the transposed one, as panels of columns, `[panels, n, columns]`."""
+    columns, n = library.function("recurrent_columns")(), len(weight)
+    if turned:  # one copy: transposing first would take several times as long
+        panels = _padded(weight, -2).view(-1, columns, n).transpose(1, 2)
+    else:
+        panels = _padded(weight).view(n, -1, columns).transpose(0, 1)
+    return panels.contiguous()
