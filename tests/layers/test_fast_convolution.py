@@ -181,6 +181,10 @@ def test_the_tile_multiplication_of_amx_is_left_to_onednn(monkeypatch):
     assert (made.forward, made.input, made.weight) == (math.inf,) * 3
     assert "AMX" in made.why
     assert costs(layer, *sizes, torch.float32, SAME).forward < 0.9
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx512_core_amx")
+    assert "AMX" in costs(layer, *sizes, torch.bfloat16, SAME).why
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    assert costs(layer, *sizes, torch.bfloat16, SAME).forward < 0.9
 
 
 def test_a_processor_without_avx2_stays_exact():

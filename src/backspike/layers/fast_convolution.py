@@ -9,6 +9,7 @@ that were measured once, so that a run and its resume always compute in the same
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -113,8 +114,13 @@ def costs(
 
 
 def multiplies_tiles(dtype: torch.dtype) -> bool:
-    """Whether torch multiplies in this dtype by the tile multiplication of the processor (AMX)."""
-    return dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+    """Whether torch multiplies in this dtype by the tile multiplication of the processor (AMX).
+
+    The environment variable ONEDNN_MAX_CPU_ISA can forbid it, as in a comparison of processors.
+    """
+    highest = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    allowed = highest in ("", "ALL", "DEFAULT") or "AMX" in highest
+    return allowed and dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
 
 
 def _rates(dtype: torch.dtype) -> Rates | str:
