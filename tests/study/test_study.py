@@ -281,6 +281,15 @@ def test_shipped_studies_are_consistent(name, data):
         assert network(x).shape == (recipe.T, 2, 10)
 
 
+def test_all_methods_share_the_baseline_and_the_runs_of_the_ablation():
+    found, part = shipped.get("methods", "cifar10"), shipped.get("ablation", "cifar10")
+    assert (found.base, found.baseline) == (part.base, part.baseline)
+    assert found.arms[:4] == part.arms
+    others = [found.base.replace(arm.changes) for arm in found.arms[1:]]
+    assert found.base not in others
+    assert len({r.neuron.reset_gradient for r in others}) == 2
+
+
 def test_shipped_baselines_use_no_method():
     for name in ("ablation", "psg-pda", "gradient-scaling"):
         found = shipped.get(name)

@@ -210,6 +210,24 @@ def convolution(data: str) -> Study:
     return Study("", "", base, arms, "exact", ("dots", "curves", "firing"), seeds=6)
 
 
+def methods(data: str) -> Study:
+    """Each method of papers A to C alone against one baseline, and all of them together."""
+    alone = ablation(data)
+    psg, pda = {"neuron.surrogate": Parametric(TRIANGLE)}, {"potential": PDA(strength=1e-2)}
+    more = (
+        *(Arm(f"MSG p={p:g}", {"neuron.surrogate": Masked(TRIANGLE, p=p)}) for p in (0.25, 0.75)),
+        Arm("STBP", {"neuron.reset_gradient": 0.0}),
+        Arm("TSBP", {"neuron.reset_gradient": 1.0}),
+        Arm("PSG", psg),
+        Arm("PDA", pda),
+        Arm("PSG + PDA", {**psg, **pda}),
+        Arm("all", _parts(data, "MSG", "TWO", "PSG", "PDA", "TSBP")),
+    )
+    # of STBP and TSBP, the baseline is one
+    others = [arm for arm in more if alone.base.replace(arm.changes) != alone.base]
+    return dataclasses.replace(alone, arms=(*alone.arms, *others), seeds=6)
+
+
 def everything(data: str) -> Study:
     """All methods of the four papers together, and each left out in turn."""
     parts = ("MSG", "TWO", "PSG", "PDA", "SGS", "TSBP")
@@ -241,6 +259,7 @@ NAMES: dict[str, Callable[[str], Study | Experiment]] = {
     "gradient-scaling": gradient_scaling,
     "precision": precision,
     "convolution": convolution,
+    "methods": methods,
     "everything": everything,
 }
 
