@@ -224,7 +224,7 @@ def methods(data: str) -> Study:
         Arm("all", _parts(data, "MSG", "TWO", "PSG", "PDA", "TSBP")),
     )
     # of STBP and TSBP, the baseline is one
-    others = [arm for arm in more if alone.base.replace(arm.changes) != alone.base]
+    others = [arm for arm in more if alone.base.replace({**arm.changes}) != alone.base]
     return dataclasses.replace(alone, arms=(*alone.arms, *others), seeds=6)
 
 
