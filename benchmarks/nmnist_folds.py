@@ -9,7 +9,6 @@ is tested. Runs that are finished are not repeated, so the command continues aft
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,10 @@ import backspike as bs
 from backspike import Masked, Triangle
 from backspike.recipes.values import TWO, Mean
 from backspike.run import Run
-from backspike.study.statistics import paired
+from backspike.study.spec import Job, finished
+from backspike.study.statistics import difference_cell, p_value, paired, percent
+from backspike.system.files import to_json, write_atomic
+from backspike.system.table import Table, left, right
 
 ARMS = {
     "baseline": (None, Mean()),
@@ -29,7 +31,7 @@ ARMS = {
     "MSG p=0.75": (0.75, Mean()),
     "MSG p=0.5 + TWO": (0.5, TWO(start_epoch=1)),
 }
-MEASURED = ("training", "left out", "the 100")
+MEASURED = ("training", "left out", "test")
 
 
 def main() -> None:
@@ -49,17 +51,17 @@ def main() -> None:
             for some in (fold_of != fold, fold_of == fold)
         )
         for arm in ARMS:
-            folder = options.out / "runs" / arm / str(fold)
-            if not _finished(folder):
-                recipe = _recipe(arm, fold, options.epochs)
-                bs.fit(recipe, folder, train=rest, test=left_out, force=True, report=False)
-            found[arm].append(_measured(folder, sets.test))
+            recipe = _recipe(arm, fold, options.epochs)
+            job = Job(arm, fold, recipe, options.out / "runs" / arm / str(fold))
+            if not finished(job):
+                bs.fit(recipe, job.folder, train=rest, test=left_out, force=True, report=False)
+            found[arm].append(_measured(Run.open(job.folder), sets.test))
             figures = ", ".join(f"{k} {100 * v:.1f} %" for k, v in found[arm][-1].items())
             print(f"fold {fold}, {arm}: {figures}", flush=True)
     stored = {"folds": options.folds, "epochs": options.epochs, "arms": found}
-    (options.out / "folds.json").write_text(json.dumps(stored, indent=1) + "\n")
+    write_atomic(options.out / "folds.json", to_json(stored))
     print(f"\n{len(y)} recordings, {options.folds} folds, {options.epochs} epochs", end="")
-    print(f", torch {torch.__version__}\n\n{_table(found)}")
+    print(f", torch {torch.__version__}\n\n{_table(found).to_markdown()}")
 
 
 def _recipe(arm: str, fold: int, epochs: int) -> bs.Recipe:
@@ -69,42 +71,28 @@ def _recipe(arm: str, fold: int, epochs: int) -> bs.Recipe:
     return bs.recipes.get("digits-dvs").replace({**changes, "epochs": epochs, "seed": fold})
 
 
-def _finished(folder: Path) -> bool:
-    return (folder / "recipe.json").exists() and any(
-        event.get("event") == "done" for event in Run.open(folder).log()
-    )
-
-
-def _measured(folder: Path, test: bs.data.Split) -> dict[str, float]:
-    """Accuracies of the last epoch: in training, on the recordings left out, and on the 100."""
-    events = Run.open(folder).log()
-    done = next(e for e in events if e["event"] == "done")
-    last = [e for e in events if e["event"] == "epoch"][-1]
-    of_test = bs.evaluate(folder, test=test)["test_accuracy"]
-    values = last["train_accuracy"], done["test_accuracy_last"], of_test
+def _measured(run: Run, test: bs.data.Split) -> dict[str, float]:
+    """Accuracies after the last epoch: in training, on the recordings left out, and on the test."""
+    last = [event for event in run.log() if event["event"] == "epoch"][-1]
+    of_test = bs.evaluate(run.path, test=test)["test_accuracy"]
+    values = last["train_accuracy"], run.done()["test_accuracy_last"], of_test
     return dict(zip(MEASURED, values, strict=True))
 
 
-def _table(found: dict[str, list[dict[str, float]]]) -> str:
-    head = [f"{name}, %" for name in MEASURED]
-    lines = [
-        f"| arm | {' | '.join(head)} | left out against the baseline, points [95 % CI] | p |",
-        "|---|" + "---:|" * (len(MEASURED) + 2),
-    ]
-    beside = [run["left out"] for run in found["baseline"]]
+def _table(found: dict[str, list[dict[str, float]]]) -> Table:
+    columns = left("arm") + right(*(f"{name}, %" for name in MEASURED))
+    columns += right("left out against the baseline, points [95 % CI]", "p")
+    rows = []
     for arm, runs in found.items():
-        means = " | ".join(_mean([run[name] for run in runs]) for name in MEASURED)
-        difference, p = "–", "–"
-        if arm != "baseline":
-            d = paired([run["left out"] for run in runs], beside)
-            difference = f"{100 * d.mean:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
-            p = f"{d.p:.3f}"
-        lines.append(f"| {arm} | {means} | {difference} | {p} |")
-    return "\n".join(lines)
+        d = paired(*([run["left out"] for run in found[name]] for name in (arm, "baseline")))
+        differs = (difference_cell(d._asdict()), p_value(d.p)) if arm != "baseline" else ("–", "–")
+        means = (_mean([run[name] for run in runs]) for name in MEASURED)
+        rows.append((arm, *means, *differs))
+    return Table(columns, rows)
 
 
 def _mean(values: list[float]) -> str:
-    return f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"
+    return f"{percent(np.mean(values), 1)} ± {percent(np.std(values, ddof=1), 1)}"
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ NEURONS = {"LIF": (LIF, 2.0), **SHIPPED}
 )
 def test_all_gradients_are_those_of_torch(kind, options):
     make, size = NEURONS[kind]
-    x = size * torch.rand(9, 3, 2, 5, generator=r, dtype=torch.float64)
+    x = size * torch.rand(16, 3, 2, 5, generator=r, dtype=torch.float64)
     found = beside_torch(make, x, "triton", learn=make.learnable, **options)
     assert deviation(*found) <= 1e-12
 
@@ -36,7 +36,7 @@ def test_all_gradients_are_those_of_torch(kind, options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_lower_precisions(kind, dtype):
     make, size = NEURONS[kind]
-    x = (size * torch.rand(9, 2, 3, 5, generator=r)).to(dtype)
+    x = (size * torch.rand(20, 2, 3, 5, generator=r)).to(dtype)
     assert deviation(*beside_torch(make, x, "triton")) <= (1e-5 if dtype == torch.float32 else 1e-2)
 
 

@@ -8,6 +8,7 @@ import backspike as bs
 from backspike.kernel.cpu import library
 from backspike.kernel.cpu.conv import Geometry
 from backspike.layers import weight_product
+from backspike.layers.sparsity import plan_of
 
 r = torch.Generator().manual_seed(5)
 SHAPES = [
@@ -69,10 +70,12 @@ def test_a_layer_with_small_outputs_is_as_exact_as_with_torch(tiles, monkeypatch
 
     weight, bias = gradients()
     assert tiles == [(128, 80, 4, 4)]
+    assert "weight gradient as one product" in str(plan_of(layer[0]))
     tiles.clear()
     monkeypatch.setattr(weight_product, "multiplies_tiles", lambda dtype: False)
     beside = gradients()[0]
     assert not tiles
+    assert "weight gradient dense" in str(plan_of(layer[0]))
     rounded = x.bfloat16().double().flatten(0, 1), g.double().flatten(0, 1)
     exact = _exact(*rounded, layer[0].weight.detach().double(), (1, 1), (1, 1))
     error, of_torch = ((w - exact).norm() / exact.norm() for w in (weight, beside))

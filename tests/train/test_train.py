@@ -201,7 +201,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(tmp_path):
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
     wait_for_batches(tmp_path / "run", 0, process)
     random = np.random.default_rng()
-    for _ in range(2):
+    for _ in range(3):
         time.sleep(random.uniform(0, 0.3))
         before = (tmp_path / "run/last.ckpt").stat().st_mtime_ns
         process.send_signal(signal.SIGKILL)

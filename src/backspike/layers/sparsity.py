@@ -41,7 +41,7 @@ FEWEST_CHANNELS = 16
 LOOKUP_FROM = 0.15
 _WAYS = {
     "forward": ("dense", "gather", "lookup", "winograd"),
-    "weight": ("dense", "gather", "lookup"),
+    "weight": ("dense", "gather", "lookup", "product"),
     "input": ("dense", "sample", "winograd"),
 }
 _STATE = (*_WAYS, "spikes", "h")
@@ -80,7 +80,7 @@ class SparsityPlan:
 
     def __str__(self) -> str:
         words = {"dense": "dense", "gather": "sparse", "lookup": "by lookup", "sample": "sampled"}
-        words["winograd"] = "fast"
+        words |= {"winograd": "fast", "product": "as one product"}
         spikes = "no spikes" if self.spikes is None else f"spikes {_percent(self.spikes)}"
         h = "" if self.h is None else f" (h {_percent(self.h)})"
         products = f"forward {words[self.forward]} ({spikes}), weight gradient {words[self.weight]}"
@@ -108,11 +108,17 @@ class SparsityPlan:
         return self
 
     def decide_events(
-        self, dtype: torch.dtype, binary: bool, spikes: float | None, costs: Costs | None = None
+        self,
+        dtype: torch.dtype,
+        binary: bool,
+        spikes: float | None,
+        costs: Costs | None = None,
+        product: bool = False,
     ) -> SparsityPlan:
         """Decide for a convolution that is large enough (see `synapse._window`); returns self.
 
-        costs: of the fast ways, if they may be used.
+        costs: of the fast ways, if they may be used. product: whether one matrix product is the
+        fastest dense way of the weight gradient.
         """
         part = TILED if multiplies_tiles(dtype) else 1.0
         part *= 1.0 if binary else VALUED
@@ -126,14 +132,15 @@ class SparsityPlan:
         if binary and costs.weight < FAST_BELOW:
             self.weight = _way(self.weight, [("gather", LOOKUP_FROM)], spikes, "lookup")
         else:
-            self.weight = _way(self.weight, [("gather", weight)], spikes)
+            dense = "product" if product else "dense"
+            self.weight = _way(self.weight, [("gather", weight)], spikes, dense)
         self.input = "winograd" if costs.input < FAST_BELOW else "dense"
         self.spikes, self.why = spikes, costs.why
         return self
 
     def reads_events(self) -> bool:
         """Whether a convolution reads its input as spikes in channels-last order."""
-        return self.forward == "gather" or self.weight != "dense"
+        return self.forward == "gather" or self.weight in ("gather", "lookup")
 
     def refuse(self, product: str) -> None:
         """Note that the fast way refused the numbers of "forward", "weight" or "input"."""

@@ -304,7 +304,8 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         packed = _pack(x, dtype, bits) if weight.requires_grad or plan else None
         if packed and plan:
-            plan.decide_events(dtype, packed.bits == 1, packed.density, costs)
+            product = window is not None and weight_product.pays(x, weight, dtype, window)
+            plan.decide_events(dtype, packed.bits == 1, packed.density, costs, product)
             packed = _last(packed, x) if plan.reads_events() else packed
         _save(ctx, packed if weight.requires_grad else None, weight)
         ctx.geometry = geometry
@@ -336,18 +337,17 @@ class _Convolution(torch.autograd.Function):
             if fast is None:
                 ctx.plan.refuse("input")
         if packed and needs[1] and ctx.ways[0] != "dense":
-            events = _as_events(packed)
-            if ctx.ways[0] == "gather":
+            if ctx.ways[0] == "product":
+                x = packed.unpack(ctx.dtype)
+                ours = weight_product.weight_gradient(x, g, weight, ctx.window)
+            elif ctx.ways[0] == "gather":
                 last = g.contiguous(memory_format=torch.channels_last)
-                ours = events.weight_gradient(last, weight, ctx.window)
+                ours = _as_events(packed).weight_gradient(last, weight, ctx.window)
             else:
-                ours = conv_lookup.weight_gradient(events, g, weight, ctx.seed)
+                ours = conv_lookup.weight_gradient(_as_events(packed), g, weight, ctx.seed)
             needs[1] = ours is None
             if ours is None:
                 ctx.plan.refuse("weight")
-        if packed and needs[1] and ctx.window and weight_product.pays(g, ctx.window):
-            x = packed.unpack(ctx.dtype)
-            ours, needs[1] = weight_product.weight_gradient(x, g, weight, ctx.window), False
         # without the gradient of the weight only shape and strides of x are read
         x = (
             packed.unpack(ctx.dtype)

@@ -1,14 +1,17 @@
 """The weight gradient of a convolution as one matrix product, where torch's own way is slow.
 
-For small images on a processor that multiplies tiles (AMX), oneDNN computes this gradient at a
-tenth to a third of the speed of a matrix product. So the input is spread into columns, the elements
-that each output reads, and multiplied by the gradient of the output. Measured in bfloat16 on a Xeon
-(Sapphire Rapids), ms of oneDNN / product on one thread: 512 to 512 channels, 3x3, 64 images of 4x4
-42 / 9.4, of 7x7 59 / 37, of 8x8 64 / 62; 128 to 256, 256 images of 4x4 16.0 / 4.7; 256 to 512,
-stride 2, 8x8 to 4x4 26 / 4.9. Without tiles the product takes 1.1 to 1.3 times as long.
+On a processor that multiplies tiles (AMX), oneDNN's weight gradient of a convolution with small
+outputs takes several times as long as a matrix product of that size. So the input is spread into
+columns, the elements that each output reads, and multiplied by the gradient of the output. Measured
+in bfloat16 on a Xeon (Sapphire Rapids), ms of oneDNN / product on one thread: 512 to 512 channels,
+3x3, 64 images of 4x4 42 / 9.4, of 7x7 59 / 37, of 8x8 64 / 62; 128 to 256, 256 images of 4x4
+16.0 / 4.7; 256 to 512, stride 2, 8x8 to 4x4 26 / 4.9. Without tiles the product takes 1.1 to 1.2
+times as long as oneDNN for images of 4x4.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +20,14 @@ from torch import Tensor
 from ..kernel.cpu.conv import Geometry
 from .fast_convolution import multiplies_tiles
 
-POSITIONS = 49  # of an output image at most
+PIXELS = 49  # of an output image at most
 BYTES = 1 << 24  # of columns at a time
 
 
-def pays(g: Tensor, window: Geometry) -> bool:
-    """Whether the product is faster for the output gradient g `[N, C, H, W]`."""
-    small = g.shape[2] * g.shape[3] <= POSITIONS
-    return small and window.dilation == (1, 1) and multiplies_tiles(g.dtype)
+def pays(x: Tensor, weight: Tensor, dtype: torch.dtype, window: Geometry) -> bool:
+    """Whether the product is faster for the input x `[N, K, H, W]`, if computed in this dtype."""
+    small = math.prod(window.outputs(x.shape[2:], weight.shape[2:])) <= PIXELS
+    return small and window.dilation == (1, 1) and multiplies_tiles(dtype)
 
 
 def weight_gradient(x: Tensor, g: Tensor, weight: Tensor, window: Geometry) -> Tensor:

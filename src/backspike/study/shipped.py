@@ -212,20 +212,16 @@ def convolution(data: str) -> Study:
 
 def methods(data: str) -> Study:
     """Each method of papers A to C alone against one baseline, and all of them together."""
-    alone = ablation(data)
-    psg, pda = {"neuron.surrogate": Parametric(TRIANGLE)}, {"potential": PDA(strength=1e-2)}
-    more = (
+    paper_a = ablation(data)
+    others = (
         *(Arm(f"MSG p={p:g}", {"neuron.surrogate": Masked(TRIANGLE, p=p)}) for p in (0.25, 0.75)),
-        Arm("STBP", {"neuron.reset_gradient": 0.0}),
-        Arm("TSBP", {"neuron.reset_gradient": 1.0}),
-        Arm("PSG", psg),
-        Arm("PDA", pda),
-        Arm("PSG + PDA", {**psg, **pda}),
+        *reset_gradient(data).arms[1:],
+        *psg_pda(data).arms[1:],
         Arm("all", _parts(data, "MSG", "TWO", "PSG", "PDA", "TSBP")),
     )
-    # of STBP and TSBP, the baseline is one
-    others = [arm for arm in more if alone.base.replace({**arm.changes}) != alone.base]
-    return dataclasses.replace(alone, arms=(*alone.arms, *others), seeds=6)
+    base = paper_a.base  # it is either STBP or TSBP
+    more = [arm for arm in others if base.replace(dict(arm.changes)) != base]
+    return dataclasses.replace(paper_a, arms=(*paper_a.arms, *more), seeds=6)
 
 
 def everything(data: str) -> Study:

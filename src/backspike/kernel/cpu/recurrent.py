@@ -165,7 +165,7 @@ def _run(
 
 
 def _padded(x: Tensor, dim: int = -1) -> Tensor:
-    """x with a dimension, the last or the last but one, filled up with zeros to whole panels."""
+    """x with zeros at the end of dimension -1 or -2, so that its size is that of whole panels."""
     columns = library.function("recurrent_columns")()
     missing = -x.shape[dim] % columns
     return F.pad(x, (0, 0) * (-1 - dim) + (0, missing)) if missing else x
