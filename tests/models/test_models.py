@@ -66,6 +66,18 @@ def test_parameter_counts_match_the_papers(value, count):
         assert parameters(value.build(bs.LIF)) == count
 
 
+@pytest.mark.parametrize("network", [ResNet18, ResNet50, SEWResNet34, SEWResNet50, MSResNet18])
+def test_half_the_width_halves_every_number_of_channels(network):
+    with torch.device("meta"):
+        whole, half = (network(10, 3, width=width).build(bs.LIF) for width in (64, 32))
+    small = dict(half.named_parameters())
+    fixed = {("conv1.weight", 1), ("fc.weight", 0), ("fc.bias", 0)}  # input channels and classes
+    for name, p in whole.named_parameters():
+        for axis, size in enumerate(p.shape[:2]):
+            expected = size if (name, axis) in fixed else size // 2
+            assert small[name].shape[axis] == expected, name
+
+
 SMALL = [
     *(
         ConvNet("4-P-6", 3, 2, 9),
@@ -225,6 +237,7 @@ def test_wrong_input_and_layouts_are_refused():
         (ConvNet, {"hidden": (64, 0)}),
         (VGG16, {"size": 0}),
         (ResNet18, {"num_classes": 0}),
+        (SEWResNet18, {"width": 0}),
         (Spikformer, {"depth": 0}),
         (MLP, {"in_channels": -1}),
     ],

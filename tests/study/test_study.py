@@ -1,5 +1,6 @@
 """Studies: statistics agree with exact values, runs survive a kill, tables show the results."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -25,7 +26,7 @@ from backspike.errors import StudyError
 from backspike.models import ConvNet
 from backspike.recipes.values import Mean
 from backspike.run import Run
-from backspike.study import figures, page, progress, results, runner, shipped, statistics
+from backspike.study import figures, included, page, progress, results, runner, shipped, statistics
 from backspike.study.spec import Arm, Study
 from backspike.surrogate import Triangle
 
@@ -426,6 +427,74 @@ def test_more_seeds_extend_the_same_study(copy):
     assert [row["n"] for row in _results(copy)["arms"]] == [2, 2]
 
 
+# ---- runs from elsewhere ---------------------------------------------------------------------
+
+
+def _without_figures(out):
+    stored = _results(out)
+    return {key: stored[key] for key in ("runs", "arms", "conclusions", "seeds")}
+
+
+def test_included_runs_count_and_only_the_missing_ones_are_trained(copy, tmp_path):
+    expected, elsewhere = _without_figures(copy), copy / "study.json"
+    stored = json.loads(elsewhere.read_text())
+    stored["runs"] = [run for run in stored["runs"] if run["seed"] == 0]
+    (tmp_path / "first.json").write_text(json.dumps(stored))
+    out = tmp_path / "second"
+    runner.run(_small(), out, seeds=2, jobs=1, include=tmp_path / "first.json")
+    assert list(_stamps(out)) == [Path("runs/masked/1"), Path("runs/plain/1")]
+    assert _without_figures(out) == expected
+    table = (out / "table.md").read_text()
+    assert "2 of 4 runs are included from a study.json" in table
+    # it can be included again, then without any folder
+    runner.run(_small(), tmp_path / "third", seeds=2, jobs=1, include=out / "study.json")
+    assert not _stamps(tmp_path / "third")
+    assert _without_figures(tmp_path / "third") == expected
+    assert (tmp_path / "third" / "figures" / "dots.svg").is_file()
+
+
+def test_arms_of_a_study_with_another_name_are_included(copy, tmp_path):
+    more = (*_small().arms[:1], Arm("two epochs", {"neuron.reset_gradient": 0.0}))
+    wider = dataclasses.replace(_small(arms=more), name="wider", baseline=more[0].name)
+    out = tmp_path / "wider"
+    runner.run(wider, out, seeds=1, jobs=1, include=copy / "study.json")
+    assert list(_stamps(out)) == [Path("runs/two epochs/0")]
+    assert [row["n"] for row in _results(out)["arms"]] == [1, 1]
+
+
+def test_a_field_younger_than_the_included_file_had_its_default(copy, tmp_path):
+    stored = json.loads((copy / "study.json").read_text())
+    del stored["settings"]["base"]["clip"]
+    (tmp_path / "old.json").write_text(json.dumps(stored))
+    included.read(tmp_path / "old.json", _small())
+    with pytest.raises(StudyError, match=r"clip was 0\.0 and is 1\.0"):
+        included.read(tmp_path / "old.json", _small().replace({"clip": 1.0}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["settings"]["base"].update(epochs=7), "epochs was 7 and is 1"),
+        (lambda s: s["settings"]["arms"]["masked"].update(epochs=7), None),
+        (lambda s: s["settings"].update(arms={}), "no finished run of an arm of small"),
+        (lambda s: s.pop("runs"), "no study.json of a finished study .'runs' is missing"),
+        (lambda s: s["runs"][0].pop("best"), "'best' is missing"),
+        (lambda s: s["runs"][0].update(best="0.9"), "best of plain seed 0 is not a number"),
+        (lambda s: s.update(runs=[3]), "no study.json of a finished study"),
+    ],
+)
+def test_other_settings_and_damage_in_an_included_file(copy, tmp_path, change, message):
+    stored = json.loads((copy / "study.json").read_text())
+    change(stored)
+    (tmp_path / "s.json").write_text(json.dumps(stored))
+    if message is None:  # the other arm is still the same
+        assert {arm for arm, _ in included.read(tmp_path / "s.json", _small())} == {"plain"}
+        return
+    with pytest.raises(StudyError, match=message) as caught:
+        included.read(tmp_path / "s.json", _small())
+    assert "\n" not in str(caught.value)
+
+
 def test_another_study_in_the_folder_is_rejected_without_force(copy, tmp_path):
     with pytest.raises(StudyError, match=r"other settings \(epochs was 1 and is 2\).*force=True"):
         runner.run(_small(epochs=2), copy, seeds=2)
@@ -777,12 +846,24 @@ def test_the_command_lists_studies(capsys):
         (["ablation", "--data", "imagenet"], "there are no studies for the data set 'imagenet'"),
         (["ablation", "--epochs", "many"], "epochs must be a whole number"),
         (["tsbp-toy", "--epochs", "3"], "leave --epochs out"),
+        (["tsbp-toy", "--include", "study.json"], "leave --include out"),
         (["ablation", "--seeds", "x"], "must be a whole number"),
     ],
 )
 def test_wrong_commands_are_errors_in_one_line(words, text, capsys):
     assert cli.main(["study", *words]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_the_command_includes_runs(copy, tmp_path, capsys):
+    words = ["study", "ablation", "--out", str(tmp_path / "new")]
+    for file, text in ((tmp_path / "none.json", "No such file"), (copy / "study.json", "")):
+        assert cli.main([*words, "--include", str(file)]) == 1
+        error = capsys.readouterr().err
+        assert text in error
+        assert str(file) in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_command_runs_a_study_and_prints_how_to_reproduce_it(tmp_path, capsys, monkeypatch):

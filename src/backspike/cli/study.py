@@ -16,7 +16,7 @@ def add_arguments(parser: Parser) -> None:
     parser.takes_fields = True
     parser.usage = (
         "backspike study [NAME] [--data NAME] [--seeds N] [--jobs N] [--out DIR] "
-        "[--device DEVICE] [--force] [--json] [--FIELD VALUE ...]"
+        "[--include FILE] [--device DEVICE] [--force] [--json] [--FIELD VALUE ...]"
     )
     parser.epilog = "FIELD is a field of a recipe, for example --epochs 5 or --limit 500."
     parser.add_argument(
@@ -50,6 +50,12 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="number of parallel processes (default: one per core, or per GPU of --device)",
     )
+    parser.add_argument(
+        "--include",
+        metavar="FILE",
+        help="a study.json of the same arms from elsewhere, whose runs count and are not trained "
+        "again",
+    )
     parser.add_device(several=True)
     parser.add_argument("--force", action="store_true", help="replace an existing study")
     parser.add_argument(
@@ -77,6 +83,8 @@ def run(options: argparse.Namespace) -> int:
         if isinstance(study, Study):
             change_fields(study.base, options.fields)  # names similar fields
             study = study.replace(options.fields)
+        elif options.include:
+            raise UsageError(f"{options.name} has no arms and seeds; leave --include out")
         elif options.fields:
             raise UsageError(
                 f"{options.name} trains no recipe; leave --{next(iter(options.fields))} out"
@@ -101,6 +109,7 @@ def run(options: argparse.Namespace) -> int:
                     device=options.device,
                     listen=listen,
                     accept_change=options.accept_change,
+                    include=options.include,
                 )
             else:
                 from ..study import single_neuron

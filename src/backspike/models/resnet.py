@@ -25,19 +25,23 @@ class _ResNet(Network):
 
         block = getattr(residual, self.block)
         options = vars(self) | {"hidden": self.hidden}
-        return residual.ResNet(block, self.depths, self.widths, neuron, norm, **options)
+        width = options.pop("width", None)
+        widths = tuple(width << i for i in range(len(self.depths))) if width else self.widths
+        return residual.ResNet(block, self.depths, widths, neuron, norm, **options)
 
 
 @dataclass(frozen=True)
 class _WithStem(_ResNet):
     stem: str = "imagenet"
     zero_init_residual: bool = False
+    width: int = 64
 
 
 class ResNet18(_WithStem):
     """ResNet18 of He et al. 2016 (arXiv 1512.03385), with neurons in place of ReLUs.
 
-    stem: "imagenet", or "cifar" for small images.
+    stem: "imagenet", or "cifar" for small images. width: channels of the first stage; each later
+    stage doubles them.
     """
 
     depths = (2, 2, 2, 2)
@@ -46,7 +50,8 @@ class ResNet18(_WithStem):
 class ResNet34(_WithStem):
     """ResNet34 of He et al. 2016 (arXiv 1512.03385), with neurons in place of ReLUs.
 
-    stem: "imagenet", or "cifar" for small images.
+    stem: "imagenet", or "cifar" for small images. width: channels of the first stage; each later
+    stage doubles them.
     """
 
     depths = (3, 4, 6, 3)
@@ -55,7 +60,8 @@ class ResNet34(_WithStem):
 class ResNet50(_WithStem):
     """ResNet50 of He et al. 2016 (arXiv 1512.03385), with neurons in place of ReLUs.
 
-    stem: "imagenet", or "cifar" for small images.
+    stem: "imagenet", or "cifar" for small images. width: channels of the first stage; each later
+    stage doubles them.
     """
 
     block = "Bottleneck"
@@ -63,7 +69,11 @@ class ResNet50(_WithStem):
 
 
 class SEWResNet18(_WithStem):
-    """SEW-ResNet18 (Fang et al. 2021). stem: "imagenet", or "cifar" for small images."""
+    """SEW-ResNet18 (Fang et al. 2021).
+
+    stem: "imagenet", or "cifar" for small images. width: channels of the first stage; each later
+    stage doubles them.
+    """
 
     block = "SEWBasic"
     depths = (2, 2, 2, 2)
@@ -72,7 +82,8 @@ class SEWResNet18(_WithStem):
 class SEWResNet34(_WithStem):
     """SEW-ResNet34 (Fang et al. 2021), used for ImageNet by Li et al. 2024.
 
-    stem: "imagenet", or "cifar" for small images.
+    stem: "imagenet", or "cifar" for small images. width: channels of the first stage; each later
+    stage doubles them.
     """
 
     block = "SEWBasic"
@@ -80,7 +91,11 @@ class SEWResNet34(_WithStem):
 
 
 class SEWResNet50(_WithStem):
-    """SEW-ResNet50 (Fang et al. 2021). stem: "imagenet", or "cifar" for small images."""
+    """SEW-ResNet50 (Fang et al. 2021).
+
+    stem: "imagenet", or "cifar" for small images. width: channels of the first stage; each later
+    stage doubles them.
+    """
 
     block = "SEWBottleneck"
     depths = (3, 4, 6, 3)
@@ -89,7 +104,8 @@ class SEWResNet50(_WithStem):
 class MSResNet18(_WithStem):
     """MS-ResNet18 (Hu et al. 2021) with torchvision's shortcuts.
 
-    stem: "imagenet", or "cifar" for small images.
+    stem: "imagenet", or "cifar" for small images. width: channels of the first stage; each later
+    stage doubles them.
     """
 
     block = "MSBasic"

@@ -21,6 +21,7 @@ from ..system.files import to_json, write_atomic
 from ..system.table import Table, left, right
 from ..version import __version__
 from .figures import FIGURES, gradient_pictures
+from .included import Included
 from .results import KINDS, Outcome, gradient_shares, summary
 from .spec import Job, Study, finished
 from .statistics import (
@@ -35,26 +36,37 @@ from .statistics import (
 )
 
 
-def write(study: Study, out: Path, seeds: int, failed: Mapping[Job, str] | None = None) -> Path:
+def write(
+    study: Study,
+    out: Path,
+    seeds: int,
+    failed: Mapping[Job, str] | None = None,
+    include: Mapping[tuple[str, int], Included] | None = None,
+) -> Path:
     """Writes all files from the finished run folders and returns the path of the page.
 
-    failed: what went wrong, by job. Raises StudyError if no run has finished or one is damaged.
+    failed: what went wrong, by job. include: further runs by arm and seed; where there is a folder
+    as well, the folder counts. Raises StudyError if no run has finished or one is damaged.
     """
-    outcomes = []
+    outcomes: list[Outcome] = []
+    results: list[Outcome | Included] = []
     for arm in study.arms:
         for seed in range(seeds):
             job = study.job(arm, seed, out)
             if finished(job):
                 outcomes.append(Outcome.read(job))
-    if not outcomes:
+                results.append(outcomes[-1])
+            elif run := (include or {}).get((arm.name, seed)):
+                results.append(run)
+    if not results:
         raise StudyError(
             f"no run of {study.name} has finished"
             + (f": {next(iter(failed.values()))}" if failed else "")
         )
-    rows = summary(study, outcomes)
-    pictures = [
-        p for name in study.figures if name in FIGURES for p in FIGURES[name](study, rows, outcomes)
-    ]
+    rows = summary(study, results)
+    # without a folder only numbers are known
+    drawn = [name for name in study.figures if name in FIGURES and (outcomes or name == "dots")]
+    pictures = [p for name in drawn for p in FIGURES[name](study, rows, outcomes)]
     shares = None
     baseline = [o for o in outcomes if o.arm == study.baseline]
     # these need the network and the data, which the caller may have given to `run`
@@ -67,7 +79,7 @@ def write(study: Study, out: Path, seeds: int, failed: Mapping[Job, str] | None 
         "version": __version__,
         "seeds": seeds,
         "smallest_p": smallest_p(seeds),
-        "runs": [{"arm": o.arm, "seed": o.seed, **o.numbers(), **o.done} for o in outcomes],
+        "runs": [result.entry for result in results],
         "arms": rows,
         "gradient_shares": shares,
         "failed": list((failed or {}).values()),
@@ -76,17 +88,22 @@ def write(study: Study, out: Path, seeds: int, failed: Mapping[Job, str] | None 
     if failed:
         missing = f"{len(failed)} runs failed and are missing: {'; '.join(failed.values())}."
         conclusions.insert(0, missing)
-    env = Run(outcomes[0].folder).read_json("env.json")
+    data_note = Run(outcomes[0].folder).read_json("env.json").get("data_note") if outcomes else ""
+    machines = dict.fromkeys(result.machine or "an unknown machine" for result in results)
     notes = [
         "Mean ± standard deviation over seeds; difference from the compared arm, paired by seed, "
         "in percentage points, with its 95 % confidence interval (t); p of the two-sided sign-flip "
         "test over all sign patterns.",
         f"Test set of {to_fields(study.base)['data']}"
-        + (f" ({env['data_note']})" if env.get("data_note") else "")
-        + f", {study.base.epochs} epochs; {env.get('device')}, {env.get('cpu')}, "
-        f"{env.get('threads')} threads per run, torch {env.get('torch')}.",
+        + (f" ({data_note})" if data_note else "")
+        + f", {study.base.epochs} epochs; {'; '.join(machines)}.",
         f"Command: {command(study, seeds)}",
     ]
+    if others := len(results) - len(outcomes):
+        notes.append(
+            f"{others} of {len(results)} runs are included from a study.json; figures over epochs "
+            "and layers show only the others."
+        )
     arms = [(name, changes(fields)) for name, fields in settings["arms"].items()]
     title = f"{study.name} on {to_fields(study.base)['data']}"
     return publish(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -26,6 +26,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..neuron.lif import LIF, Output
+
+
+NUMBERS = ("last", "best", "spikes_per_image", "firing_rate", "seconds_per_epoch")
+
+
+class Result(Protocol):
+    """What tables need to know of a finished run; `numbers` has the keys `NUMBERS`."""
+
+    @property
+    def arm(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    def numbers(self) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,21 @@ class Outcome:
             "seconds_per_epoch": statistics.median(e["seconds"] for e in self.epochs),
         }
 
+    @cached_property
+    def machine(self) -> str:
+        """Where it was trained."""
+        env = Run(self.folder).read_json("env.json")
+        return (
+            f"{env.get('device')}, {env.get('cpu')}, {env.get('threads')} threads per run, "
+            f"torch {env.get('torch')}"
+        )
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """Its part of study.json."""
+        of = {"arm": self.arm, "seed": self.seed, "machine": self.machine}
+        return {**of, **self.numbers(), **self.done}
+
     def series(self, key: str) -> np.ndarray:
         """A number of every epoch; nan where the log has none."""
         return np.array([math.nan if e.get(key) is None else e[key] for e in self.epochs], float)
@@ -96,33 +126,33 @@ def _damage(done: dict[str, Any], epochs: list[dict[str, Any]]) -> str:
     if not epochs:
         return "it has no epochs"
     for name in ("test_accuracy", "test_accuracy_last"):
-        if not _is_number(done.get(name)):
+        if not is_number(done.get(name)):
             return f"the event done has no {name}"
     series = ("loss", "validation_accuracy")
     for i, epoch in enumerate(epochs, 1):
-        if not _is_number(epoch.get("seconds")):
+        if not is_number(epoch.get("seconds")):
             return f"epoch {i} has no seconds"
         for name in series:
-            if epoch.get(name) is not None and not _is_number(epoch[name]):
+            if epoch.get(name) is not None and not is_number(epoch[name]):
                 return f"{name} of epoch {i} is not a number"
         weights, widths = epoch.get("readout_weights"), epoch.get("widths")
-        if not (weights is None or (isinstance(weights, list) and all(map(_is_number, weights)))):
+        if not (weights is None or (isinstance(weights, list) and all(map(is_number, weights)))):
             return f"readout_weights of epoch {i} are not numbers"
         if widths is not None and not (
-            isinstance(widths, dict) and all(map(_is_number, widths.values()))
+            isinstance(widths, dict) and all(map(is_number, widths.values()))
         ):
             return f"widths of epoch {i} are not numbers"
     return ""
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 KINDS = {"last": "last epoch", "best": "best by validation"}
 
 
-def summary(study: Study, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+def summary(study: Study, outcomes: Sequence[Result]) -> list[dict[str, Any]]:
     """Per arm: values by seed, mean, standard deviation, and the paired comparisons."""
     by_arm = {
         arm.name: {o.seed: o.numbers() for o in outcomes if o.arm == arm.name} for arm in study.arms

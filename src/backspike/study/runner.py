@@ -26,6 +26,7 @@ from ..system import heap, workers
 from ..system.events import Listener
 from ..system.files import read_json, read_regular, to_json, write_atomic
 from ..system.machine import processors
+from .included import read as read_included
 from .page import write
 from .progress import Clock
 from .spec import Job, Study, finished, same_recipe
@@ -48,6 +49,7 @@ def run(
     test: Any = None,
     validation: Any = None,
     accept_change: bool = False,
+    include: str | Path | None = None,
 ) -> Path:
     """Trains the missing runs of a study, writes its files and returns the path of `study.html`.
 
@@ -71,10 +73,12 @@ def run(
             and a module are copied to each, so their classes must be in a file that can be
             imported.
         accept_change: continue with the Python file that makes the recipe although it has changed.
+        include: a study.json of the same arms from elsewhere, whose runs count and are not trained
+            again; for figures over epochs and layers, their folders are needed.
 
     Raises:
-        StudyError: the folder cannot be used, a run failed, your own model or data cannot be copied
-            to other processes, or the Python file has changed.
+        StudyError: the folder or `include` cannot be used, a run failed, your own model or data
+            cannot be copied to other processes, or the Python file has changed.
         KeyboardInterrupt: Ctrl-C, after a checkpoint of every active run.
     """
     seeds = study.seeds if seeds is None else seeds
@@ -92,9 +96,10 @@ def run(
         study = replace(study, base=with_loader(study.base, train))
     if accept_change:
         _accept_change(study, out, seeds)
+    included = read_included(include, study) if include else {}
     with folder(out, study.settings(), force):
         wanted = [study.job(arm, seed, out) for seed in range(seeds) for arm in study.arms]
-        left = [job for job in wanted if not finished(job)]
+        left = [j for j in wanted if not finished(j) and (j.arm, j.seed) not in included]
         tell(
             {
                 "event": "study",
@@ -105,7 +110,7 @@ def run(
             }
         )
         failed = _train_all(left, own, jobs, device, tell) if left else {}
-        page = write(study, out, seeds, failed)
+        page = write(study, out, seeds, failed, included)
         tell({"event": "done", "report": str(page), "failed": len(failed)})
         if failed:
             first = next(iter(failed.values()))
