@@ -21,6 +21,7 @@ import torch
 from helpers.paths import TESTS
 from helpers.studies import _small
 
+import backspike as bs
 from backspike import cli
 from backspike.errors import StudyError
 from backspike.models import ConvNet
@@ -768,7 +769,7 @@ def test_the_page_is_self_contained_and_escaped(copy):
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page.replace("xlink:href", "xlink"))
     assert "Masked(base=Triangle(alpha=2.0" in page
     pictures = sorted(p.stem for p in (copy / "figures").iterdir())
-    assert pictures == ["dots", "loss", "seconds", "validation"]
+    assert pictures == ["dots", "loss", "seconds", "training", "validation"]
     assert page.count("<svg") == len(pictures)
     for p in (copy / "figures").iterdir():
         text = p.read_text("utf-8")
@@ -776,6 +777,14 @@ def test_the_page_is_self_contained_and_escaped(copy):
         assert "var(" not in text
         assert "#0100" not in text
     assert "masked" in (copy / "figures" / "loss.svg").read_text("utf-8")
+
+
+def test_without_a_validation_set_there_is_no_picture_of_it(tmp_path):
+    sets = bs.data.load("digits", limit=100)
+    one = _small(arms=(Arm("plain"),)).replace({"limit": 0})
+    runner.run(one, tmp_path / "s", seeds=1, jobs=1, train=sets.train, test=sets.test)
+    drawn = {p.stem for p in (tmp_path / "s" / "figures").iterdir()}
+    assert drawn == {"dots", "training", "loss", "seconds"}
 
 
 def test_every_kind_of_figure_can_be_drawn(tmp_path):
@@ -800,6 +809,7 @@ def test_every_kind_of_figure_can_be_drawn(tmp_path):
         "dots",
         "sweep-last",
         "sweep-best",
+        "training",
         "validation",
         "loss",
         "seconds",

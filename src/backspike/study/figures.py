@@ -82,8 +82,9 @@ def _sweep(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]
 
 
 def _curves(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome]) -> list[Picture]:
-    """Validation accuracy, loss and time per epoch."""
+    """Accuracies, loss and time per epoch; of those that the logs have."""
     shown = (
+        ("training", "Training accuracy", "train_accuracy", True),
         ("validation", "Validation accuracy", "validation_accuracy", True),
         ("loss", "Training loss", "loss", False),
         ("seconds", "Seconds per epoch", "seconds", False),
@@ -91,6 +92,7 @@ def _curves(study: Study, rows: list[dict[str, Any]], outcomes: Sequence[Outcome
     return [
         _by_arm(study, outcomes, name, title, "epoch", methodcaller("series", key), share)
         for name, title, key, share in shown
+        if any(np.isfinite(outcome.series(key)).any() for outcome in outcomes)
     ]
 
 

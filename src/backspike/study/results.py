@@ -128,7 +128,7 @@ def _damage(done: dict[str, Any], epochs: list[dict[str, Any]]) -> str:
     for name in ("test_accuracy", "test_accuracy_last"):
         if not is_number(done.get(name)):
             return f"the event done has no {name}"
-    series = ("loss", "validation_accuracy")
+    series = ("loss", "train_accuracy", "validation_accuracy")
     for i, epoch in enumerate(epochs, 1):
         if not is_number(epoch.get("seconds")):
             return f"epoch {i} has no seconds"
