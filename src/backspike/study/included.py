@@ -52,7 +52,7 @@ def read(file: str | Path, study: Study) -> dict[tuple[str, int], Included]:
     except (ValueError, KeyError, TypeError) as e:
         reason = f"{e} is missing" if isinstance(e, KeyError) else e
         raise StudyError(f"{file} is no study.json of a finished study ({reason})") from e
-    wanted = json.loads(json.dumps(study.settings()))
+    wanted = read_json(json.dumps(study.settings()))
     if settings.get("sha256") != wanted.get("sha256"):
         raise StudyError(f"{file} is of a study by another version of your Python file")
     # a field that is younger than the file had its default value
@@ -71,4 +71,4 @@ def read(file: str | Path, study: Study) -> dict[tuple[str, int], Included]:
 
 
 def _defaults() -> dict[str, Any]:
-    return dict(json.loads(json.dumps(Recipe().to_dict()["fields"])))
+    return dict(read_json(json.dumps(Recipe().to_dict()["fields"])))
