@@ -472,6 +472,17 @@ def test_a_field_younger_than_the_included_file_had_its_default(copy, tmp_path):
         included.read(tmp_path / "old.json", _small().replace({"clip": 1.0}))
 
 
+def test_a_file_of_another_python_file_is_included_only_if_that_is_accepted(copy, tmp_path):
+    stored = json.loads((copy / "study.json").read_text())
+    stored["settings"]["sha256"] = "0"
+    (tmp_path / "s.json").write_text(json.dumps(stored))
+    with pytest.raises(StudyError, match=r"another version.* accept_change=True"):
+        included.read(tmp_path / "s.json", _small())
+    out = tmp_path / "new"
+    runner.run(_small(), out, seeds=2, include=tmp_path / "s.json", accept_change=True)
+    assert not _stamps(out)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -12,7 +12,7 @@ from ..errors import StudyError
 from ..recipes.recipe import Recipe
 from ..system.files import read_json, read_regular
 from .results import NUMBERS, is_number
-from .spec import Study
+from .spec import Study, accept_option
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,13 @@ class Included:
         return str(self.entry.get("machine", ""))
 
 
-def read(file: str | Path, study: Study) -> dict[tuple[str, int], Included]:
+def read(
+    file: str | Path, study: Study, accept_change: bool = False
+) -> dict[tuple[str, int], Included]:
     """The runs of a study.json that this study would train as well, by arm and seed.
 
     An arm is the same if its name and all its fields are; the studies may have different names.
+    accept_change: the Python file that makes the study may have changed.
     Raises StudyError if the file cannot be read, or has no such run.
     """
     try:
@@ -53,8 +56,11 @@ def read(file: str | Path, study: Study) -> dict[tuple[str, int], Included]:
         reason = f"{e} is missing" if isinstance(e, KeyError) else e
         raise StudyError(f"{file} is no study.json of a finished study ({reason})") from e
     wanted = read_json(json.dumps(study.settings()))
-    if settings.get("sha256") != wanted.get("sha256"):
-        raise StudyError(f"{file} is of a study by another version of your Python file")
+    if settings.get("sha256") != wanted.get("sha256") and not accept_change:
+        raise StudyError(
+            f"{file} is of a study by another version of your Python file; to count its runs all "
+            f"the same: {accept_option()}"
+        )
     # a field that is younger than the file had its default value
     base = {**{k: v for k, v in _defaults().items() if k in wanted["base"]}, **base}
     for name in {**base, **wanted["base"]}:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data import DataError
-from ..errors import RecipeError, RunError, StudyError, on_command_line, option
+from ..errors import RecipeError, RunError, StudyError, option
 from ..run import Run
 from ..system import heap, workers
 from ..system.events import Listener
@@ -29,7 +29,7 @@ from ..system.machine import processors
 from .included import read as read_included
 from .page import write
 from .progress import Clock
-from .spec import Job, Study, finished, same_recipe
+from .spec import Job, Study, accept_option, finished, same_recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,7 +74,8 @@ def run(
             imported.
         accept_change: continue with the Python file that makes the recipe although it has changed.
         include: a study.json of the same arms from elsewhere, whose runs count and are not trained
-            again; for figures over epochs and layers, their folders are needed.
+            again (`accept_change` as well if your Python file has changed); figures over epochs
+            and layers need their folders.
 
     Raises:
         StudyError: the folder or `include` cannot be used, a run failed, your own model or data
@@ -96,7 +97,7 @@ def run(
         study = replace(study, base=with_loader(study.base, train))
     if accept_change:
         _accept_change(study, out, seeds)
-    included = read_included(include, study) if include else {}
+    included = read_included(include, study, accept_change) if include else {}
     with folder(out, study.settings(), force):
         wanted = [study.job(arm, seed, out) for seed in range(seeds) for arm in study.arms]
         left = [j for j in wanted if not finished(j) and (j.arm, j.seed) not in included]
@@ -190,10 +191,9 @@ def _difference(known: Any, wanted: dict[str, Any]) -> str:
     if not isinstance(known, dict) or known.get("name") != wanted["name"]:
         return f"another study, {known.get('name') if isinstance(known, dict) else known}"
     if known.get("sha256") != wanted.get("sha256"):
-        accept = option("accept_change", True).replace("_", "-" if on_command_line() else "_")
         return (
             "this study with other settings (its Python file has changed; to continue "
-            f"all the same: {accept})"
+            f"all the same: {accept_option()})"
         )
     old, new = known.get("base"), wanted.get("base", {})
     old = old if isinstance(old, dict) else {}

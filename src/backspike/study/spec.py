@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import StudyError, option
+from ..errors import StudyError, on_command_line, option
 from ..recipes.recipe import OPEN, Recipe
 from ..run import Run
 from ..system.files import read_json, read_regular
@@ -139,6 +139,11 @@ def finished(job: Job) -> bool:
     if not (job.folder / "recipe.json").is_file():
         return False
     return Run.open(job.folder).done() is not None and same_recipe(job)
+
+
+def accept_option() -> str:
+    """How to set `accept_change` here."""
+    return option("accept_change", True).replace("_", "-" if on_command_line() else "_")
 
 
 def same_recipe(job: Job) -> bool:
