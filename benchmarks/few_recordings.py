@@ -1,6 +1,6 @@
 """Does MSG keep a deep network from over-fitting few event recordings?
 
-    backspike study benchmarks/few_recordings.py:arms --seeds 3
+    backspike study benchmarks/few_recordings.py:arms --seeds 2
 
 ResNet18 with the neuron after the addition, at a quarter of its width, learns from 2,000 simulated
 recordings of CIFAR-10 in 5 timesteps. Li et al. 2024 (arXiv 2406.19645), who gain most by MSG with
@@ -49,12 +49,18 @@ def recipe() -> bs.Recipe:
 
 def arms() -> bs.study.Study:
     plain = {"neuron.surrogate": bs.Triangle(alpha=2.0), "readout": Mean(), "precision": "float32"}
-    masked = {"neuron.surrogate": bs.Masked(bs.Triangle(alpha=2.0), p=0.5)}
+    masked, less = (
+        {"neuron.surrogate": bs.Masked(bs.Triangle(alpha=2.0), p=p)} for p in (0.5, 0.1)
+    )
     return bs.study.Study(
         "few-recordings",
         "MSG in a deep network on few simulated event recordings",
         recipe().replace(plain),
-        (bs.study.Arm("baseline"), bs.study.Arm("MSG", masked)),
+        (
+            bs.study.Arm("baseline"),
+            bs.study.Arm("MSG", masked),
+            bs.study.Arm("MSG p=0.1", less),
+        ),
         "baseline",
         ("dots", "curves", "firing"),
     )
