@@ -714,7 +714,8 @@ def test_numbers_are_those_of_the_run_folders(done):
     out = done[0]
     stored = json.loads((out / "study.json").read_text())
     for run in stored["runs"]:
-        folder = out / "runs" / run["arm"] / str(run["seed"])
+        folder = out / run["run"]
+        assert folder == out / "runs" / run["arm"] / str(run["seed"])
         log = Run.open(folder).log()
         assert run["last"] == log[-1]["test_accuracy_last"]
         assert run["best"] == log[-1]["test_accuracy"]

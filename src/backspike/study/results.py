@@ -108,7 +108,7 @@ class Outcome:
     def entry(self) -> dict[str, Any]:
         """Its part of study.json."""
         of = {"arm": self.arm, "seed": self.seed, "machine": self.machine}
-        return {**of, **self.numbers(), **self.done}
+        return {**of, **self.numbers(), **self.done, "run": f"runs/{self.arm}/{self.folder.name}"}
 
     def series(self, key: str) -> np.ndarray:
         """A number of every epoch; nan where the log has none."""
