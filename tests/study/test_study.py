@@ -454,12 +454,21 @@ def test_included_runs_count_and_only_the_missing_ones_are_trained(copy, tmp_pat
     assert (tmp_path / "third" / "figures" / "dots.svg").is_file()
 
 
+def test_what_every_result_must_mention_survives_without_folders(copy, tmp_path):
+    stored = json.loads((copy / "study.json").read_text())
+    for run in stored["runs"]:
+        run["data_note"] = "simulated: by a camera"
+    (tmp_path / "s.json").write_text(json.dumps(stored))
+    runner.run(_small(), tmp_path / "new", seeds=2, jobs=1, include=tmp_path / "s.json")
+    assert "digits (simulated: by a camera)" in (tmp_path / "new" / "table.md").read_text()
+
+
 def test_arms_of_a_study_with_another_name_are_included(copy, tmp_path):
-    more = (*_small().arms[:1], Arm("two epochs", {"neuron.reset_gradient": 0.0}))
+    more = (*_small().arms[:1], Arm("STBP", {"neuron.reset_gradient": 0.0}))
     wider = dataclasses.replace(_small(arms=more), name="wider", baseline=more[0].name)
     out = tmp_path / "wider"
     runner.run(wider, out, seeds=1, jobs=1, include=copy / "study.json")
-    assert list(_stamps(out)) == [Path("runs/two epochs/0")]
+    assert list(_stamps(out)) == [Path("runs/STBP/0")]
     assert [row["n"] for row in _results(out)["arms"]] == [1, 1]
 
 
@@ -492,6 +501,7 @@ def test_a_file_of_another_python_file_is_included_only_if_that_is_accepted(copy
         (lambda s: s.pop("runs"), "no study.json of a finished study .'runs' is missing"),
         (lambda s: s["runs"][0].pop("best"), "'best' is missing"),
         (lambda s: s["runs"][0].update(best="0.9"), "best of plain seed 0 is not a number"),
+        (lambda s: s["runs"][0].update(best=math.nan), "best of plain seed 0 is not a number"),
         (lambda s: s.update(runs=[3]), "no study.json of a finished study"),
     ],
 )
@@ -879,7 +889,10 @@ def test_wrong_commands_are_errors_in_one_line(words, text, capsys):
 
 def test_the_command_includes_runs(copy, tmp_path, capsys):
     words = ["study", "ablation", "--out", str(tmp_path / "new")]
-    for file, text in ((tmp_path / "none.json", "No such file"), (copy / "study.json", "")):
+    for file, text in (
+        (tmp_path / "none.json", "No such file"),
+        (copy / "study.json", "other settings"),
+    ):
         assert cli.main([*words, "--include", str(file)]) == 1
         error = capsys.readouterr().err
         assert text in error

@@ -61,7 +61,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--accept-change",
         action="store_true",
-        help="continue although your Python file has changed since the study was started",
+        help="continue, or include runs, although your Python file has changed since",
     )
 
 

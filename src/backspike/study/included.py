@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import StudyError
 from ..recipes.recipe import Recipe
-from ..system.files import read_json, read_regular
+from ..system.files import read_json, read_regular, to_json
 from .results import NUMBERS, is_number
 from .spec import Study, accept_option
 
@@ -32,6 +32,11 @@ class Included:
         """Where it was trained; "" if the file does not say."""
         return str(self.entry.get("machine", ""))
 
+    @property
+    def data_note(self) -> str:
+        """What every result on its data must mention, such as "simulated"."""
+        return str(self.entry.get("data_note", ""))
+
 
 def read(
     file: str | Path, study: Study, accept_change: bool = False
@@ -48,14 +53,14 @@ def read(
         base, arms = dict(settings["base"]), dict(settings["arms"])
         runs = [Included(str(e["arm"]), int(e["seed"]), dict(e)) for e in entries]
         for run in runs:
-            if wrong := [k for k, v in run.numbers().items() if not is_number(v)]:
+            if wrong := [k for k, v in run.numbers().items() if not _is_finite(v)]:
                 raise ValueError(f"{wrong[0]} of {run.arm} seed {run.seed} is not a number")
     except OSError as e:
         raise StudyError(f"cannot read {file}: {e.strerror or e}") from e
     except (ValueError, KeyError, TypeError) as e:
         reason = f"{e} is missing" if isinstance(e, KeyError) else e
         raise StudyError(f"{file} is no study.json of a finished study ({reason})") from e
-    wanted = read_json(json.dumps(study.settings()))
+    wanted = read_json(to_json(study.settings()))
     if settings.get("sha256") != wanted.get("sha256") and not accept_change:
         raise StudyError(
             f"{file} is of a study by another version of your Python file; to count its runs all "
@@ -76,5 +81,9 @@ def read(
     return found
 
 
+def _is_finite(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value)
+
+
 def _defaults() -> dict[str, Any]:
-    return dict(read_json(json.dumps(Recipe().to_dict()["fields"])))
+    return dict(read_json(to_json(Recipe().to_dict()["fields"])))

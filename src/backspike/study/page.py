@@ -1,7 +1,7 @@
 """The files of a study: study.json, table.md, table.tex, figures/ and study.html.
 
-They are made from the run folders alone: by `write` from the outcomes of arms, by `publish` from
-any tables, sentences and pictures.
+They are made from run folders and included runs: by `write` from the outcomes of arms, by `publish`
+from any tables, sentences and pictures.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def write(
     failed: Mapping[Job, str] | None = None,
     include: Mapping[tuple[str, int], Included] | None = None,
 ) -> Path:
-    """Writes all files from the finished run folders and returns the path of the page.
+    """Writes all files from finished runs and returns the path of the page.
 
     failed: what went wrong, by job. include: further runs by arm and seed; where there is a folder
     as well, the folder counts. Raises StudyError if no run has finished or one is damaged.
@@ -88,7 +88,7 @@ def write(
     if failed:
         missing = f"{len(failed)} runs failed and are missing: {'; '.join(failed.values())}."
         conclusions.insert(0, missing)
-    data_note = Run(outcomes[0].folder).read_json("env.json").get("data_note") if outcomes else ""
+    data_note = next((result.data_note for result in results if result.data_note), "")
     machines = dict.fromkeys(result.machine or "an unknown machine" for result in results)
     notes = [
         "Mean ± standard deviation over seeds; difference from the compared arm, paired by seed, "

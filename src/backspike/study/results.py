@@ -1,6 +1,6 @@
 """The numbers of a study, from its run folders: per run, per arm, and the gradients of figure 1.
 
-Only finished runs count, and only what is in their folders.
+Only finished runs count. Those without a folder are in `included.py`.
 """
 
 from __future__ import annotations
@@ -96,9 +96,19 @@ class Outcome:
         }
 
     @cached_property
+    def env(self) -> dict[str, Any]:
+        """The content of `env.json`."""
+        return Run(self.folder).read_json("env.json")
+
+    @property
+    def data_note(self) -> str:
+        """What every result on its data must mention, such as "simulated"."""
+        return str(self.env.get("data_note") or "")
+
+    @property
     def machine(self) -> str:
         """Where it was trained."""
-        env = Run(self.folder).read_json("env.json")
+        env = self.env
         return (
             f"{env.get('device')}, {env.get('cpu')}, {env.get('threads')} threads per run, "
             f"torch {env.get('torch')}"
@@ -107,8 +117,15 @@ class Outcome:
     @property
     def entry(self) -> dict[str, Any]:
         """Its part of study.json."""
-        of = {"arm": self.arm, "seed": self.seed, "machine": self.machine}
-        return {**of, **self.numbers(), **self.done, "run": f"runs/{self.arm}/{self.folder.name}"}
+        return {
+            "arm": self.arm,
+            "seed": self.seed,
+            "machine": self.machine,
+            "data_note": self.data_note,
+            **self.numbers(),
+            **self.done,
+            "run": f"runs/{self.arm}/{self.folder.name}",
+        }
 
     def series(self, key: str) -> np.ndarray:
         """A number of every epoch; nan where the log has none."""
