@@ -320,9 +320,11 @@ def test_the_command_line_trains_the_chosen_settings(machine, capsys, tmp_path, 
 
 @linux
 @pytest.mark.slow
-@pytest.mark.parametrize(("optimizer", "numbers"), [("AdamW(lr=0.1)", 5), ("SGD(lr=0.1)", 4)])
+@pytest.mark.parametrize(
+    ("optimizer", "numbers"), [("AdamW(lr=0.1)", 5), ("SGD(lr=0.1)", 4), ("Muon()", 4)]
+)
 def test_the_lower_bound_counts_weights_gradients_optimizer_and_average(optimizer, numbers):
-    """AdamW keeps two numbers per weight, SGD one; the averaged weights are another one."""
+    """AdamW keeps two numbers per weight, the others one; the averaged weights are another one."""
 
     def least(width):
         model = f"ConvNet('P-P', size=8, hidden=({width}, {width}))"

@@ -119,8 +119,9 @@ def test_a_mask_of_zero_trains_as_no_mask(tmp_path):
             "loss": "TET()",
         },
         {"class_weights": "balanced", "sampling": "balanced", "freeze": "features.0"},
+        {"optimizer": "Muon(weight_decay=0.1)", "neuron.learn": "('tau',)"},
     ],
-    ids=["plain", "ema+accumulate+anneal", "sgd+bf16+learn", "mixed", "balanced+freeze"],
+    ids=["plain", "ema+accumulate+anneal", "sgd+bf16+learn", "mixed", "balanced+freeze", "muon"],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, changes, batches):
     recipe = tiny(checkpoint_seconds=0, **changes)
@@ -350,6 +351,9 @@ def test_resuming_a_finished_run_returns_its_result_and_writes_a_missing_report(
         {"readout": "TWO(beta=2)"},
         {"loss": "CrossEntropy(label_smoothing=2)"},
         {"optimizer": "SGD(momentum=0, nesterov=True)"},
+        {"optimizer": "Muon(momentum=1.0)"},
+        {"optimizer": "Muon(weight_decay=-0.1)"},
+        {"optimizer": "Muon(sgd_lr=0.0)"},
         {"optimizer": "AdamW(weight_decay=-1)"},
         {"potential": "PDA(target='foo')"},
         {"potential": "PDA(layers=('nowhere',))"},

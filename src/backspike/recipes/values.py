@@ -379,6 +379,30 @@ class SGD(Optimizer):
         return optim.SGD(groups, **vars(self), fused=True)
 
 
+@dataclass(frozen=True)
+class Muon(Optimizer):
+    """Muon for the weights of all layers but the last, SGD for everything else.
+
+    Jordan et al. 2024; docs/methods.md, section 21. A step changes a weight by a matrix whose
+    singular values are all about the learning rate, whatever the size of its gradient.
+
+    momentum, weight_decay: of Muon. sgd_lr: the learning rate of SGD, whose momentum is 0.9.
+    """
+
+    lr: float = 0.03
+    momentum: float = 0.6
+    weight_decay: float = 0.0
+    sgd_lr: float = 0.1
+
+    def build(self, groups: Any) -> optim.Optimizer:
+        from ..methods import muon
+
+        if not self.sgd_lr > 0:
+            raise ValueError(f"Muon: sgd_lr must be positive, got {self.sgd_lr}")
+        parts = muon.split(groups, self.sgd_lr / self.lr)
+        return muon.Muon(parts, self.lr, self.momentum, self.weight_decay)
+
+
 @runtime_checkable
 class Schedule(Protocol):
     """A learning-rate scheduler of torch, by its name there. It counts epochs unless it says so."""

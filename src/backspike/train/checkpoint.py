@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import RecipeError, RunError, option
+from ..methods.muon import Muon
 from ..recipes.recipe import Recipe
 from ..run import Run
 from .failures import first_line, logger
@@ -164,17 +165,18 @@ def checked_numbers(values: Any, *kinds: type) -> list[Any]:
 
 # ---- the optimizer -------------------------------------------------------------------------------
 
-# the state of torch's fused optimizers, which write past the end of a tensor of the wrong size
-_FUSED: dict[type, set[str]] = {
+# the state of each optimizer; torch's fused ones write past the end of a tensor of the wrong size
+_STATE: dict[type, set[str]] = {
     torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
     torch.optim.SGD: {"momentum_buffer"},
+    Muon: {"momentum_buffer"},
 }
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Loads the moments and keeps the parameter groups of the recipe."""
     moments = state["state"]
-    if (names := _FUSED.get(type(optimizer))) is not None:
+    if (names := _STATE.get(type(optimizer))) is not None:
         moments = _checked_moments(optimizer, moments, names)
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
