@@ -17,7 +17,7 @@ SHAPES = {
     **{"digits": (1, 8, 8), "mnist": (1, 28, 28), "shd": (700,)},
     **{"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "imagenet": (3, 224, 224)},
     **{"nmnist": (2, 34, 34), "digits-dvs": (2, 17, 17), "yinyang": (4,), "scifar10": (96,)},
-    **{"spoken-digits": (80,)},
+    **{"spoken-digits": (80,), "ssc": (700,)},
 }
 
 

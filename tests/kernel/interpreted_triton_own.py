@@ -1,4 +1,8 @@
-"""Own neurons in Triton's interpreter; test_triton_own.py runs this file."""
+"""Own neurons in Triton's interpreter; test_triton_own.py runs this file.
+
+The interpreter is slow: all neurons are tested with one set of options, and LIF with all; the other
+combinations are marked slow.
+"""
 
 import pytest
 import torch
@@ -10,30 +14,48 @@ r = torch.Generator().manual_seed(3)
 NEURONS = {"LIF": (LIF, 2.0), **SHIPPED}
 
 
-@pytest.mark.parametrize("kind", NEURONS)
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"surrogate": bs.ATan(), "reset_gradient": 1.0},
-        {
-            "surrogate": bs.Masked(bs.Parametric(bs.Sigmoid()), p=0.3),
-            "channels": 2,
-            "memory": "recompute",
-        },
-        {"surrogate": bs.Masked(bs.Triangle(1.0), p=0.4, replace=bs.Rectangle())},
-        {"surrogate": bs.Masked(bs.ATan(), p=0.3, rescale=True), "temporal_gradient": False},
-    ],
-    ids=["plain", "width", "replace", "no time"],
-)
+OPTIONS = {
+    "width": {
+        "surrogate": bs.Masked(bs.Parametric(bs.Sigmoid()), p=0.3),
+        "channels": 2,
+        "memory": "recompute",
+    },
+    "plain": {"surrogate": bs.ATan(), "reset_gradient": 1.0},
+    "replace": {"surrogate": bs.Masked(bs.Triangle(1.0), p=0.4, replace=bs.Rectangle())},
+    "no time": {
+        "surrogate": bs.Masked(bs.ATan(), p=0.3, rescale=True),
+        "temporal_gradient": False,
+    },
+}
+
+
+def with_slow(kinds, others, always):
+    """All pairs; those without LIF and without `always` are marked slow."""
+    return [
+        pytest.param(
+            kind, other, marks=() if kind == "LIF" or other == always else pytest.mark.slow
+        )
+        for kind in kinds
+        for other in others
+    ]
+
+
+@pytest.mark.parametrize(("kind", "options"), with_slow(NEURONS, OPTIONS, "width"))
 def test_all_gradients_are_those_of_torch(kind, options):
     make, size = NEURONS[kind]
     x = size * torch.rand(16, 3, 2, 5, generator=r, dtype=torch.float64)
-    found = beside_torch(make, x, "triton", learn=make.learnable, **options)
+    found = beside_torch(make, x, "triton", learn=make.learnable, **OPTIONS[options])
     assert deviation(*found) <= 1e-12
 
 
-@pytest.mark.parametrize("kind", ["LIF", "QIF", "Izhikevich", "BRF"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    with_slow(
+        ["LIF", "QIF", "Izhikevich", "BRF"],
+        [torch.float32, torch.bfloat16, torch.float16],
+        torch.float32,
+    ),
+)
 def test_lower_precisions(kind, dtype):
     make, size = NEURONS[kind]
     x = (size * torch.rand(20, 2, 3, 5, generator=r)).to(dtype)

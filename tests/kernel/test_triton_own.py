@@ -17,7 +17,8 @@ from helpers.own_neurons import SHIPPED
 TESTS = Path(__file__).parent
 
 
-def test_kernels_in_the_interpreter():
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_kernels_in_the_interpreter(which):
     file = TESTS / "interpreted_triton_own.py"
     done = subprocess.run(
         [
@@ -25,6 +26,8 @@ def test_kernels_in_the_interpreter():
             "-m",
             "pytest",
             "-q",
+            "-m",
+            which,
             "-p",
             "no:xdist",
             "-p",
