@@ -1,1 +1,1 @@
-"""Training methods that hook into a model: PDA, SGS and masked weight gradients."""
+"""Training methods that hook into a model (PDA, SGS, masked weight gradients), and Muon."""

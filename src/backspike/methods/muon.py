@@ -1,7 +1,7 @@
 """Muon: the momentum of each weight matrix is orthogonalised before it becomes a step.
 
-Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; docs/methods.md, section 21. Vectors,
-such as those of BatchNorm, and the last layer are trained by SGD in the same optimizer.
+Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; docs/methods.md, section 21. All
+other parameters, such as those of BatchNorm, are trained by SGD in the same optimizer.
 `torch.optim.Muon` takes matrices only, and computes in bfloat16 on every processor.
 """
 
@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .weight_mask import WEIGHTED
 
 # a x + b x^3 + c x^5 takes every x in (0, 1] close to 1 when it is repeated; the authors' values
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -32,11 +34,13 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[dict[str, Any]],
-        lr: float = 0.02,
-        momentum: float = 0.95,
+        lr: float,
+        momentum: float,
         weight_decay: float = 0.0,
         ns_steps: int = 5,
     ) -> None:
+        if not 0 <= lr < math.inf:
+            raise ValueError(f"Muon: lr must be a number that is not negative, got {lr}")
         if not 0 <= momentum < 1:
             raise ValueError(f"Muon: momentum must lie in [0, 1), got {momentum}")
         if not weight_decay >= 0:
@@ -83,17 +87,20 @@ class Muon(torch.optim.Optimizer):
         p.sub_(lr * math.sqrt(max(1.0, rows / columns)) * update.view_as(grad))
 
 
-def split(groups: list[dict[str, Any]], sgd_scale: float) -> list[dict[str, Any]]:
-    """The matrices of the first group but the last as a group of their own, then everything else.
+def split(model: nn.Module, groups: list[dict[str, Any]], sgd_scale: float) -> list[dict[str, Any]]:
+    """The matrices as a group of their own, then everything else.
 
-    groups: the weights, then neuron parameters, each with its `lr_scale`. The last matrix is that
-    of the layer that gives the outputs, which Muon does not suit. sgd_scale: the learning rate of
-    SGD as a multiple of Muon's. SGD has a momentum of 0.9 and no weight decay.
+    Matrices are the weights of the linear and convolutional layers in `model`, but for the layer
+    that is defined last: it gives the outputs, which Muon does not suit.
+
+    groups: the weights, then neuron parameters, each with its `lr_scale`. sgd_scale: the learning
+    rate of SGD as a multiple of Muon's. SGD has a momentum of 0.9 and no weight decay.
     """
+    layers = [layer for layer in model.modules() if isinstance(layer, WEIGHTED)]
+    hidden = {id(layer._parameters.get("weight")) for layer in layers[:-1]}
     weights, *others = groups
-    matrices = [p for p in weights["params"] if p.dim() > 1][:-1]
-    ids = {id(p) for p in matrices}
-    rest = [p for p in weights["params"] if id(p) not in ids]
+    matrices = [p for p in weights["params"] if id(p) in hidden]
+    rest = [p for p in weights["params"] if id(p) not in hidden]
     by_sgd = [{**weights, "params": rest}, *others]
     sgd = {"momentum": 0.9, "weight_decay": 0.0}
     out = [
@@ -106,24 +113,50 @@ def split(groups: list[dict[str, Any]], sgd_scale: float) -> list[dict[str, Any]
 def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
     """A matrix with the singular vectors of x `[A, B]` whose singular values are close to 1.
 
-    Newton-Schulz iterations, x <- a x + b (x x^T) x + c (x x^T)^2 x, after division by the norm.
-    Each is a polynomial of the same symmetric matrix times x, so that x is multiplied only once:
-    with x[k] = q[k] x and s[k] = x[k] x[k]^T,
-
-        p = a + b s[k] + c s[k]^2,    q[k+1] = p q[k],    s[k+1] = p^2 s[k].
-
+    Newton-Schulz iterations after division by the norm: x <- a x + b s x + c s^2 x, s = x x^T.
     In bfloat16 on a GPU, otherwise in the type of x.
     """
-    a, b, c = COEFFICIENTS
+    if not x.numel():
+        return x
     wide = x if len(x) <= x.shape[1] else x.T
     wide = wide.bfloat16() if x.is_cuda else wide
-    wide = wide / wide.norm().clamp(min=1e-7)
-    s = wide @ wide.T
+    wide = wide / wide.norm().clamp(min=torch.finfo(wide.dtype).tiny)
+    done = (_by_small_side if _exact(wide) else _iterate)(wide, steps).to(x.dtype)
+    return done if len(x) <= x.shape[1] else done.T
+
+
+def _exact(x: Tensor) -> bool:
+    """Whether products of x have at least the precision of float32, which `_by_small_side` needs.
+
+    It multiplies rounding errors by 12 in each step.
+    """
+    if x.dtype == torch.float32:
+        return torch.get_float32_matmul_precision() == "highest"
+    return x.dtype == torch.float64
+
+
+def _iterate(x: Tensor, steps: int) -> Tensor:
+    a, b, c = COEFFICIENTS
+    for _ in range(steps):
+        s = x @ x.T
+        x = torch.addmm(x, torch.addmm(s, s, s, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def _by_small_side(x: Tensor, steps: int) -> Tensor:
+    """The same with fewer products where x is wide.
+
+    Each iteration is a polynomial of s = x x^T times x, so that x is multiplied only once: with
+    x[k] = q[k] x and s[k] = x[k] x[k]^T,
+
+        p = a + b s[k] + c s[k]^2,    q[k+1] = p q[k],    s[k+1] = p^2 s[k].
+    """
+    a, b, c = COEFFICIENTS
+    s = x @ x.T
     q = one = torch.eye(len(s), dtype=s.dtype, device=s.device)
     for k in range(steps):
         p = torch.addmm(s, s, s, beta=b, alpha=c) + a * one
         q = p if k == 0 else p @ q
         if k < steps - 1:
             s = p @ (p @ s)
-    done = (q @ wide).to(x.dtype)
-    return done if len(x) <= x.shape[1] else done.T
+    return q @ x

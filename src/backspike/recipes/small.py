@@ -106,7 +106,7 @@ def cifar10_10min() -> Recipe:
             reset_gradient=1.0,
             temporal_gradient=True,
         ),
-        optimizer=Muon(lr=0.05),
+        optimizer=Muon(lr=0.05, momentum=0.6, sgd_scale=2.0),
         epochs=10,
         batch_size=256,
         convolution="fast",

@@ -6,6 +6,7 @@ not import torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -346,6 +347,10 @@ class Optimizer(Protocol):
         """The learning rate after warm-up."""
         ...
 
+    def groups(self, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The parameter groups, divided where the optimizer treats layers differently."""
+        return groups
+
     def build(self, groups: Any) -> optim.Optimizer:
         """The torch optimizer for these parameter groups."""
         ...
@@ -381,26 +386,31 @@ class SGD(Optimizer):
 
 @dataclass(frozen=True)
 class Muon(Optimizer):
-    """Muon for the weights of all layers but the last, SGD for everything else.
+    """Muon for the weights of all linear and convolutional layers but the last, SGD for the rest.
 
-    Jordan et al. 2024; docs/methods.md, section 21. A step changes a weight by a matrix whose
-    singular values are all about the learning rate, whatever the size of its gradient.
+    Jordan et al. 2024; docs/methods.md, section 21. A step changes a weight of no more rows than
+    columns by a matrix whose singular values are all about lr, whatever the size of its gradient.
 
-    momentum, weight_decay: of Muon. sgd_lr: the learning rate of SGD, whose momentum is 0.9.
+    momentum, weight_decay: of Muon. sgd_scale: the learning rate of SGD as a multiple of lr; its
+    momentum is 0.9.
     """
 
-    lr: float = 0.03
+    lr: float = 0.05
     momentum: float = 0.6
     weight_decay: float = 0.0
-    sgd_lr: float = 0.1
+    sgd_scale: float = 2.0
+
+    def groups(self, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        from ..methods import muon
+
+        if not 0 < self.sgd_scale < math.inf:
+            raise ValueError(f"Muon: sgd_scale must be positive, got {self.sgd_scale}")
+        return muon.split(model, groups, self.sgd_scale)
 
     def build(self, groups: Any) -> optim.Optimizer:
         from ..methods import muon
 
-        if not self.sgd_lr > 0:
-            raise ValueError(f"Muon: sgd_lr must be positive, got {self.sgd_lr}")
-        parts = muon.split(groups, self.sgd_lr / self.lr)
-        return muon.Muon(parts, self.lr, self.momentum, self.weight_decay)
+        return muon.Muon(groups, self.lr, self.momentum, self.weight_decay)
 
 
 @runtime_checkable

@@ -16,14 +16,17 @@ from .network import Network
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Two groups: weights, and neuron parameters with 0.1 x learning rate and no weight decay."""
+    """Weights, and neuron parameters with 0.1 x learning rate and no weight decay.
+
+    An optimizer may divide these two groups further.
+    """
     own = neuron_parameters(model)
     ids = {id(p) for p in own}
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
     groups: list[dict[str, Any]] = [{"params": weights, "lr_scale": 1.0}]
     if own:
         groups.append({"params": own, "lr_scale": 0.1, "weight_decay": 0.0})
-    return groups
+    return recipe.optimizer.groups(model, groups)
 
 
 def mask_probability(recipe: Recipe, epoch: int) -> float | None:
