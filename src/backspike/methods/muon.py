@@ -24,8 +24,7 @@ class Muon(torch.optim.Optimizer):
     """Muon for the groups with `matrices=True`, SGD with Nesterov momentum for the others.
 
     params: parameter groups; `split` makes them.
-    weight_decay: decoupled as in AdamW for matrices, added to the gradient for SGD.
-    ns_steps: Newton-Schulz iterations.
+    weight_decay: of the matrices, decoupled as in AdamW.
 
     A weight of more than two dimensions counts as a matrix of its first dimension by all others.
     Raises ValueError for a value out of range.
@@ -37,21 +36,15 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float,
         weight_decay: float = 0.0,
-        ns_steps: int = 5,
     ) -> None:
-        if not 0 <= lr < math.inf:
-            raise ValueError(f"Muon: lr must be a number that is not negative, got {lr}")
         if not 0 <= momentum < 1:
             raise ValueError(f"Muon: momentum must lie in [0, 1), got {momentum}")
         if not weight_decay >= 0:
             raise ValueError(f"Muon: weight_decay must not be negative, got {weight_decay}")
-        if ns_steps < 1:
-            raise ValueError(f"Muon: ns_steps must be at least 1, got {ns_steps}")
         defaults = {
             "lr": lr,
             "momentum": momentum,
             "weight_decay": weight_decay,
-            "ns_steps": ns_steps,
             "matrices": False,
         }
         super().__init__(params, defaults)
@@ -69,20 +62,19 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        lr, momentum = group["lr"], group["momentum"]
         state = self.state[p]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
         buffer = state["momentum_buffer"]
         if not group["matrices"]:
-            grad = grad.add(p, alpha=decay) if decay else grad
             buffer.mul_(momentum).add_(grad)
             p.sub_(lr * grad.add(buffer, alpha=momentum))
             return
         buffer.lerp_(grad, 1 - momentum)
-        update = orthogonalise(grad.lerp(buffer, momentum).flatten(1), group["ns_steps"])
-        if decay:
-            p.mul_(1 - lr * decay)
+        update = orthogonalise(grad.lerp(buffer, momentum).flatten(1))
+        if group["weight_decay"]:
+            p.mul_(1 - lr * group["weight_decay"])
         rows, columns = update.shape
         p.sub_(lr * math.sqrt(max(1.0, rows / columns)) * update.view_as(grad))
 
@@ -94,7 +86,7 @@ def split(model: nn.Module, groups: list[dict[str, Any]], sgd_scale: float) -> l
     that is defined last: it gives the outputs, which Muon does not suit.
 
     groups: the weights, then neuron parameters, each with its `lr_scale`. sgd_scale: the learning
-    rate of SGD as a multiple of Muon's. SGD has a momentum of 0.9 and no weight decay.
+    rate of SGD as a multiple of Muon's. The momentum of SGD is 0.9.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, WEIGHTED)]
     hidden = {id(layer._parameters.get("weight")) for layer in layers[:-1]}
@@ -102,10 +94,12 @@ def split(model: nn.Module, groups: list[dict[str, Any]], sgd_scale: float) -> l
     matrices = [p for p in weights["params"] if id(p) in hidden]
     rest = [p for p in weights["params"] if id(p) not in hidden]
     by_sgd = [{**weights, "params": rest}, *others]
-    sgd = {"momentum": 0.9, "weight_decay": 0.0}
     out = [
         {**weights, "params": matrices, "matrices": True},
-        *({**group, **sgd, "lr_scale": group["lr_scale"] * sgd_scale} for group in by_sgd),
+        *(
+            {**group, "momentum": 0.9, "lr_scale": group["lr_scale"] * sgd_scale}
+            for group in by_sgd
+        ),
     ]
     return [group for group in out if group["params"]]
 
@@ -121,17 +115,20 @@ def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
     wide = x if len(x) <= x.shape[1] else x.T
     wide = wide.bfloat16() if x.is_cuda else wide
     wide = wide / wide.norm().clamp(min=torch.finfo(wide.dtype).tiny)
-    done = (_by_small_side if _exact(wide) else _iterate)(wide, steps).to(x.dtype)
+    done = (_by_small_side if _rounds_finely(wide) else _iterate)(wide, steps).to(x.dtype)
     return done if len(x) <= x.shape[1] else done.T
 
 
-def _exact(x: Tensor) -> bool:
+def _rounds_finely(x: Tensor) -> bool:
     """Whether products of x have at least the precision of float32, which `_by_small_side` needs.
 
-    It multiplies rounding errors by 12 in each step.
+    It multiplies rounding errors by 12 in each iteration.
     """
     if x.dtype == torch.float32:
-        return torch.get_float32_matmul_precision() == "highest"
+        try:
+            return torch.get_float32_matmul_precision() == "highest"
+        except RuntimeError:  # it was set by torch.backends, which this function cannot tell
+            return False
     return x.dtype == torch.float64
 
 

@@ -32,10 +32,8 @@ from .values import (
     CrossEntropy,
     Loss,
     Mean,
-    Muon,
     Neuron,
     Norm,
-    OneCycleLR,
     Optimizer,
     Readout,
     Schedule,
@@ -345,13 +343,6 @@ class Recipe:
             f"cosine, constant, {_calls(Schedule)}",
             self.schedule,
         )
-        if isinstance(self.optimizer, Muon) and isinstance(self.schedule, OneCycleLR):
-            _require(
-                not self.schedule.cycle_momentum,
-                "schedule.cycle_momentum",
-                "False with Muon, whose momentum it would replace",
-                True,
-            )
 
     def _check_rule(self) -> None:
         rules = ("bptt", "checkpoint", "sltt", "ottt")

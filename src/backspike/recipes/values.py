@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from .. import options
+from ..errors import option
 from ..options.distribution import Distribution
 
 if TYPE_CHECKING:
@@ -465,7 +466,13 @@ class OneCycleLR(Schedule):
     def build(self, optimizer: optim.Optimizer, steps: int) -> Any:
         from torch.optim import lr_scheduler
 
-        peaks = [float(group["lr"]) for group in optimizer.param_groups]
+        groups = optimizer.param_groups
+        if self.cycle_momentum and len({group.get("momentum") for group in groups}) > 1:
+            raise ValueError(
+                "OneCycleLR would give all parts of the optimizer the same momentum; "
+                f"set {option('schedule.cycle_momentum', False)}"
+            )
+        peaks = [float(group["lr"]) for group in groups]
         return lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=steps, **vars(self))
 
 
