@@ -5,6 +5,7 @@
 # make docs      the documentation as a site, into build/docs (installs the extra docs first)
 # make notebooks   the course as Jupyter notebooks with solutions, into notebooks/
 # make pretrained  trains the networks that ship in the package, and writes their cards
+# make weights   trains the networks that a release carries, into dist/weights (half an hour and more)
 # make wheel     sdist and a wheel for this machine, into dist/
 # make wheels    also wheels for Windows, macOS and Linux on ARM
 # make sanitize  tests of the C kernels under AddressSanitizer and UBSan;
@@ -21,7 +22,7 @@ PYTHON_FILES := src tests examples benchmarks fuzz docs/conf.py docs/backspike_s
 # the wheels' tools stay out of the package's environment
 TOOLS := $(abspath $(VENV)-wheels)
 
-.PHONY: demo install install-dev test slow check docs notebooks pretrained wheel wheels sanitize clean
+.PHONY: demo install install-dev test slow check docs notebooks pretrained weights wheel wheels sanitize clean
 demo: install
 	$(BIN)/backspike train
 
@@ -67,7 +68,10 @@ notebooks: $(VENV)/.installed
 	$(BIN)/backspike course notebooks --solutions --force
 
 pretrained: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/pretrained.py
+	$(BIN)/python benchmarks/pretrained.py package
+
+weights: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/pretrained.py release
 
 $(TOOLS)/.installed: requirements/wheels.txt
 	$(PYTHON) -m venv $(TOOLS)

@@ -111,6 +111,7 @@ def use_winograd(dtype):
     weight, x = torch.randn(19, 70, 3, 3, generator=r), torch.randn(3, 70, 9, 6, generator=r)
     y = winograd.convolve(x.to(dtype), weight, torch.randn(19, generator=r))
     assert winograd.input_gradient(y, weight) is not None
+    assert winograd.weight_gradient(x.to(dtype), y) is not None
     assert winograd.convolve(x.to(dtype) / 0, weight) is None
 
 

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.convolutions import SHAPES, draw, error
 from helpers.threads import on_threads
 from torch import nn
 
@@ -12,29 +13,8 @@ from backspike.kernel.cpu import library, winograd
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="the C kernel was not built here")
 LAST = torch.channels_last
-# images, input channels, output channels, height, width
-SHAPES = {
-    "whole blocks": (2, 64, 64, 8, 8),
-    "two parts, two blocks": (1, 128, 128, 4, 8),
-    "no multiple of anything": (3, 37, 70, 9, 11),
-    "a part and a channel": (2, 65, 5, 7, 4),
-    "one channel, one pixel": (1, 1, 1, 1, 1),
-    "thin": (2, 16, 33, 1, 30),
-    "many tiles of one image": (1, 20, 17, 50, 45),
-}
 # of results in float32, relative to the root mean square: five times the unit of 14 bits
 BOUND = 1.2e-3
-
-
-def draw(shape, dtype=torch.float32, seed=0):
-    """Spikes x, weight, bias and an output gradient with a few large values."""
-    images, C, N, H, W = shape
-    r = torch.Generator().manual_seed(seed)
-    x = torch.randint(0, 9, (images, C, H, W), generator=r).sub(5).clamp(min=0) / 4
-    weight = torch.randn(N, C, 3, 3, generator=r) / C**0.5
-    g = torch.randn(images, N, H, W, generator=r) * torch.randn(images, N, H, W, generator=r).exp()
-    x, g = (a.to(dtype).contiguous(memory_format=LAST) for a in (x, g))
-    return x, weight, torch.randn(N, generator=r), g
 
 
 def exact(x, weight, bias, g):
@@ -45,12 +25,6 @@ def exact(x, weight, bias, g):
 
 def both(x, weight, bias, g):
     return winograd.convolve(x, weight, bias), winograd.input_gradient(g, weight)
-
-
-def error(got, want):
-    assert got.shape == want.shape
-    scale = float(want.square().mean().sqrt())
-    return float((got.double() - want).square().mean().sqrt()) / max(scale, 1e-30)
 
 
 @pytest.mark.parametrize("dtype", winograd.DTYPES)

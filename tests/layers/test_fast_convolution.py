@@ -65,6 +65,11 @@ def gradients(layer, x, autocast=False, call=synapse.convolution):
     return [y.detach(), x.grad, *(p.grad for p in layer.parameters())]
 
 
+def weight_of_spikes():
+    """The fast way of the weight gradient on this processor."""
+    return "lookup" if conv_lookup.available() else "winograd"
+
+
 def difference(a, b):
     return float((a.double() - b.double()).norm() / b.double().norm())
 
@@ -76,7 +81,7 @@ def test_a_fast_layer_matches_torch(format, autocast, always_fast):
     got = gradients(layer, x, autocast)
     want = gradients(layer, x, call=lambda x, layer: layer(x))
     plan = sparsity.plan_of(layer)
-    weight = "lookup" if conv_lookup.available() else "dense"
+    weight = weight_of_spikes()
     assert (plan.forward, plan.weight, plan.input) == ("winograd", weight, "winograd")
     assert got[0].dtype == (torch.bfloat16 if autocast else torch.float32)
     for a, b in zip(got[:2], want[:2]):
@@ -84,6 +89,7 @@ def test_a_fast_layer_matches_torch(format, autocast, always_fast):
     for a, b, bound in zip(got[2:], want[2:], (2e-4, 1e-5)):
         assert difference(a, b) < (1e-2 if autocast else bound)
     assert (difference(got[2], want[2]) > 1e-5) == (weight == "lookup" or autocast)
+    assert difference(got[2], want[2]) > 0
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert torch.equal(synapse.convolution(x, layer), got[0])
 
@@ -137,8 +143,7 @@ def test_numbers_that_are_not_finite_are_computed_as_torch_does(place, always_fa
     plan = sparsity.plan_of(layer)
     assert plan.forward == ("winograd" if place == "g" else "dense")
     assert plan.input == ("winograd" if place == "x" else "dense")
-    looks = place == "weight" and conv_lookup.available()
-    assert plan.weight == ("lookup" if looks else "dense")
+    assert plan.weight == (weight_of_spikes() if place == "weight" else "dense")
     assert "dense where numbers are not finite" in str(plan)
 
 
@@ -169,7 +174,19 @@ def test_the_cost_of_looking_up_matches_what_was_measured(dtype, monkeypatch):
     monkeypatch.setattr(winograd, "has_vnni", lambda: True)
     for C, side, images, gain in LOOKED_UP[dtype]:
         made = costs(layer_of(C, C), images, (side, side), dtype, SAME)
-        assert 1 / made.weight == pytest.approx(gain, rel=0.1)
+        assert 1 / made.lookup == pytest.approx(gain, rel=0.1)
+
+
+# the same for Winograd's weight gradient with AVX2, beside float32
+WEIGHTS = [(64, 32, 64, 3.0), (128, 16, 64, 3.2), (256, 8, 64, 2.9), (512, 4, 64, 2.05)]
+
+
+@pytest.mark.parametrize(("C", "side", "images", "gain"), WEIGHTS)
+def test_the_cost_of_winograds_weight_gradient_matches_what_was_measured(C, side, images, gain):
+    with library.level("v3"):
+        made = costs(layer_of(C, C), images, (side, side), torch.float32, SAME)
+    assert 1 / made.weight == pytest.approx(gain, rel=0.1)
+    assert f"the weight gradient {1 / made.weight:.1f} times" in made.why
 
 
 def test_the_tile_multiplication_of_amx_is_left_to_onednn(monkeypatch):
@@ -178,7 +195,7 @@ def test_the_tile_multiplication_of_amx_is_left_to_onednn(monkeypatch):
     assert costs(layer, *sizes, torch.bfloat16, SAME).forward < 0.9
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     made = costs(layer, *sizes, torch.bfloat16, SAME)
-    assert (made.forward, made.input, made.weight) == (math.inf,) * 3
+    assert (made.forward, made.input, made.weight, made.lookup) == (math.inf,) * 4
     assert "AMX" in made.why
     assert costs(layer, *sizes, torch.float32, SAME).forward < 0.9
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx512_core_amx")
@@ -206,7 +223,7 @@ def test_odd_sizes_and_few_channels_cost_more():
 @pytest.mark.skipif(not conv_lookup.available(), reason="needs AVX-512")
 def test_odd_sizes_and_few_channels_cost_more_to_look_up():
     def cost(C, N, size, images=64):
-        return costs(layer_of(C, N), images, size, torch.float32, SAME).weight
+        return costs(layer_of(C, N), images, size, torch.float32, SAME).lookup
 
     assert cost(64, 64, (32, 32)) == cost(64, 64, (64, 16))
     assert cost(64, 64, (32, 32)) < cost(64, 64, (32, 30)) < cost(64, 64, (32, 25))
@@ -215,12 +232,24 @@ def test_odd_sizes_and_few_channels_cost_more_to_look_up():
     assert cost(512, 512, (4, 4)) < cost(512, 512, (4, 4), images=4)
 
 
-def test_weight_gradients_are_looked_up_with_avx512_alone():
+def test_the_processor_decides_about_the_weight_gradient():
     for level in set(library.levels()) - {"baseline"}:
         with library.level(level):
             made = costs(layer_of(), 64, (32, 32), torch.float32, SAME)
-        assert (made.weight < math.inf) == (level == "v4")
-        assert ("weight gradient" in made.why) == (level == "v4")
+        assert (made.lookup < math.inf) == (level == "v4")
+        assert (made.weight < math.inf) == (level == "v3")
+        assert ("weight gradient of spikes" in made.why) == (level == "v4")
+
+
+def test_odd_sizes_and_few_channels_cost_more_in_the_weight_gradient():
+    def cost(C, N, size, images=64):
+        with library.level("v3"):
+            return costs(layer_of(C, N), images, size, torch.float32, SAME).weight
+
+    assert cost(64, 64, (32, 32)) < cost(64, 64, (33, 33)) < cost(64, 64, (29, 29))
+    assert cost(64, 64, (32, 32)) < cost(60, 50, (32, 32)) < cost(16, 16, (32, 32))
+    assert cost(512, 512, (4, 4)) < cost(512, 512, (4, 4), images=4)
+    assert cost(64, 64, (5, 5), images=1) > 0.9
 
 
 def test_events_are_left_where_the_fast_way_is_cheaper():
@@ -232,11 +261,20 @@ def test_events_are_left_where_the_fast_way_is_cheaper():
         plan.decide_events(torch.float32, True, part * forward / 2, half)
         assert (plan.forward, plan.input) == (way, "winograd")
     for part, way in ((1.2, "lookup"), (0.95, "lookup"), (0.85, "gather"), (1.05, "gather")):
-        plan.decide_events(torch.float32, True, part * sparsity.LOOKUP_FROM, Costs(weight=0.5))
+        plan.decide_events(torch.float32, True, part * sparsity.LOOKUP_FROM, Costs(lookup=0.5))
         assert (plan.forward, plan.weight, plan.input) == ("gather", way, "dense")
     for binary, cost, way in ((True, 0.5, "lookup"), (False, 0.5, "dense"), (True, 0.95, "dense")):
-        plan.decide_events(torch.float32, binary, 0.9, Costs(weight=cost))
+        plan.decide_events(torch.float32, binary, 0.9, Costs(lookup=cost))
         assert plan.weight == way
+    weight, plan = sparsity.EVENTS_BELOW[torch.float32][1], sparsity.SparsityPlan()
+    for part, way in ((1.2, "winograd"), (0.95, "winograd"), (0.85, "gather"), (1.05, "gather")):
+        plan.decide_events(torch.float32, True, part * weight / 2, Costs(weight=0.5))
+        assert plan.weight == way
+    for binary, density in ((False, 0.9), (False, None), (True, None)):
+        plan.decide_events(torch.float32, binary, density, Costs(weight=0.5), product=True)
+        assert plan.weight == "winograd"
+    plan.decide_events(torch.float32, True, 0.9, Costs(weight=0.95))
+    assert plan.weight == "dense"
     plan = sparsity.SparsityPlan(forward="winograd", input="winograd")
     plan.decide_events(torch.float32, True, 1.2 * forward / 2, half)
     assert (plan.forward, plan.weight) == ("winograd", "gather")
@@ -269,8 +307,7 @@ def test_a_network_chooses_explains_and_copies(monkeypatch):
     model(x).square().mean().backward()
     assert len(calls) == 2
     assert [p.forward for _, p in sparsity.plans(model)].count("winograd") == 2
-    looked_up = [p.weight for _, p in sparsity.plans(model)].count("lookup")
-    assert looked_up == (2 if conv_lookup.available() else 0)
+    assert [p.weight for _, p in sparsity.plans(model)].count(weight_of_spikes()) == 2
     text = bs.explain(model)
     assert "forward fast (spikes" in text
     assert "input gradient fast; calculated" in text
@@ -308,7 +345,7 @@ def test_a_fast_run_and_its_resume_are_the_same(tmp_path, always_fast):
     stored = checkpoint.read(Run.open(tmp_path / "parts"), "last.ckpt")["ranks"][0]["products"]
     assert "winograd" in {plan["forward"] for plan in stored.values()}
     weights_by = {plan["weight"] for plan in stored.values()}
-    assert ("lookup" in weights_by) == conv_lookup.available()
+    assert weight_of_spikes() in weights_by
     resume(tmp_path / "parts", report=False)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     fit(recipe.replace({"convolution": "exact"}), tmp_path / "exact")

@@ -53,16 +53,17 @@ class Operands:
         return self._torch(torch.bfloat16)
 
     def fast(self, dtype: torch.dtype) -> dict[str, Tensor | None]:
-        """The same by the fast ways; the gradient of the weight only with AVX-512."""
-        products = {
-            "output": winograd.convolve(self.x.to(dtype), self.weight),
-            "input gradient": winograd.input_gradient(self.g.to(dtype), self.weight),
-        }
+        """The same by the fast ways; the gradient of the weight by the one of this processor."""
+        x, g = self.x.to(dtype), self.g.to(dtype)
         if conv_lookup.available():
-            products["weight gradient"] = conv_lookup.weight_gradient(
-                self.events(), self.g.to(dtype), self.weight, SEED
-            )
-        return products
+            weight = conv_lookup.weight_gradient(self.events(), g, self.weight, SEED)
+        else:
+            weight = winograd.weight_gradient((x != 0).to(dtype), g)
+        return {
+            "output": winograd.convolve(x, self.weight),
+            "input gradient": winograd.input_gradient(g, self.weight),
+            "weight gradient": weight,
+        }
 
     def events(self) -> Events:
         """Where x is not zero, as bits."""

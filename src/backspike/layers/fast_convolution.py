@@ -1,9 +1,9 @@
 """Which 3x3 convolutions are computed faster than by torch, by a cost model.
 
 `set_convolution(model, "fast")` allows two algorithms: Winograd's (`kernel/cpu/winograd.py`) for
-the output and the gradient of the input, and looking up (`kernel/cpu/conv_lookup.py`) for the
-gradient of the weight. What they cost is calculated from shapes, dtype and processor with constants
-that were measured once, so that a run and its resume always compute in the same way.
+the output and the gradients, and looking up (`kernel/cpu/conv_lookup.py`) for the gradient of the
+weight where the input is spikes. What they cost is calculated from shapes, dtype and processor with
+constants that were measured once, so that a run and its resume always compute in the same way.
 """
 
 from __future__ import annotations
@@ -63,16 +63,38 @@ OTHERS = Rates(1.2, 500, 2000, 4.25, 500, 125)
 
 
 @dataclass(frozen=True)
+class WeightRates:
+    """Times of Winograd's gradient of the weight, in multiply-adds of torch's in float32.
+
+    product: of a product of transformed numbers. tile: of transforming a channel of a tile, of
+    inputs or gradients. sums: of the sums of a pair of channels.
+    """
+
+    product: float
+    tile: float
+    sums: float
+
+
+# Measured beside float32 on one busy core (Zen 3), as many times as fast as torch: 32 to 64
+# channels of 16x16 2.2, 64 to 128 of 8x8 2.7, 128 to 256 of 4x4 2.9, 256 images; 64 of 32x32 3.0,
+# 128 of 16x16 3.3, 256 of 8x8 2.7, 512 of 4x4 2.05, 64 images (from the constants 2.5, 2.9, 2.9,
+# 2.9, 3.3, 3.0, 2.0). Not measured with AVX-512, where it is not used.
+AVX2 = WeightRates(0.95, 500, 2200)
+
+
+@dataclass(frozen=True)
 class Costs:
     """Times of the fast ways as parts of the dense time; infinite if they cannot be used.
 
-    forward, input, weight: of the output, of the gradient of the input, and of the gradient of the
-    weight if the input is spikes. why: a reason for all.
+    forward, input, weight: of the output, and of the gradients of the input and of the weight, by
+    Winograd's algorithm. lookup: of looking up the gradient of the weight, if the input is spikes.
+    why: a reason for all.
     """
 
     forward: float = math.inf
     input: float = math.inf
     weight: float = math.inf
+    lookup: float = math.inf
     why: str = ""
 
 
@@ -80,9 +102,10 @@ def set_convolution(model: nn.Module, how: str) -> None:
     """Choose how the 3x3 convolutions of the model are computed on a CPU.
 
     exact: as torch does. fast: where stride and padding are 1 and a cost model says that it is
-    faster, by Winograd's algorithm in 16-bit integers (output and gradient of the input), and by
-    sums of the output gradient that the spikes look up (gradient of the weight, with AVX-512). The
-    errors are those of bfloat16 or smaller, also in float32. Only convolutions inside
+    faster, by Winograd's algorithm: in 16-bit integers (output and gradient of the input), and in
+    float32 (gradient of the weight, with AVX2). With AVX-512, the gradient of the weight is
+    computed by sums of the output gradient that the spikes look up. The errors are those of
+    bfloat16 or smaller, also in float32. Only convolutions inside
     `bs.OverTime`, `bs.Sequential`, `bs.block` and the networks of `bs.models` follow this;
     `bs.explain` shows how each was computed last. Raises ValueError.
     """
@@ -106,11 +129,14 @@ def costs(
         return Costs(why=rates)
     C, N = layer.in_channels, layer.out_channels
     each = images, size, rates
-    forward, input, weight = _cost(C, N, *each), _cost(N, C, *each), _lookup_cost(C, N, *each)
+    forward, input = _cost(C, N, *each), _cost(N, C, *each)
+    weight, lookup = _weight_cost(C, N, images, size), _lookup_cost(C, N, *each)
     gains = f"calculated {1 / forward:.1f} and {1 / input:.1f} times as fast as dense"
     if weight < math.inf:
-        gains += f", the weight gradient of spikes {1 / weight:.1f} times"
-    return Costs(forward, input, weight, gains)
+        gains += f", the weight gradient {1 / weight:.1f} times"
+    if lookup < math.inf:
+        gains += f", the weight gradient of spikes {1 / lookup:.1f} times"
+    return Costs(forward, input, weight, lookup, gains)
 
 
 def multiplies_tiles(dtype: torch.dtype) -> bool:
@@ -146,8 +172,19 @@ def _cost(C: int, N: int, images: int, size: tuple[int, int], rates: Rates) -> f
     return (products + transforms) / (9 * images * math.prod(size) * C * N)
 
 
+def _weight_cost(C: int, N: int, images: int, size: tuple[int, int]) -> float:
+    """The same for the gradient of the weight."""
+    if winograd.block() != _TOGETHER:  # AVX-512
+        return math.inf
+    wide = _up(N, _TOGETHER)
+    tiles = images * math.prod(-(-n // _TILE) for n in size)
+    products = _POSITIONS * tiles * C * wide * AVX2.product
+    transforms = tiles * (C + wide) * AVX2.tile + C * wide * AVX2.sums
+    return (products + transforms) / (9 * images * math.prod(size) * C * N)
+
+
 def _lookup_cost(C: int, N: int, images: int, size: tuple[int, int], rates: Rates) -> float:
-    """The same for the gradient of the weight by looking up."""
+    """The same for looking up the gradient of the weight."""
     if not conv_lookup.available():
         return math.inf
     octets = images * min(

@@ -41,7 +41,7 @@ FEWEST_CHANNELS = 16
 LOOKUP_FROM = 0.15
 _WAYS = {
     "forward": ("dense", "gather", "lookup", "winograd"),
-    "weight": ("dense", "gather", "lookup", "product"),
+    "weight": ("dense", "gather", "lookup", "product", "winograd"),
     "input": ("dense", "sample", "winograd"),
 }
 _STATE = (*_WAYS, "spikes", "h")
@@ -129,8 +129,11 @@ class SparsityPlan:
         limit = forward * costs.forward if fast else forward
         dense = "winograd" if fast else "dense"
         self.forward = _way(self.forward, [("gather", limit)], spikes, dense)
-        if binary and costs.weight < FAST_BELOW:
+        if binary and costs.lookup < FAST_BELOW:
             self.weight = _way(self.weight, [("gather", LOOKUP_FROM)], spikes, "lookup")
+        elif costs.weight < FAST_BELOW:
+            limit = weight * costs.weight
+            self.weight = _way(self.weight, [("gather", limit)], spikes, "winograd")
         else:
             dense = "product" if product else "dense"
             self.weight = _way(self.weight, [("gather", weight)], spikes, dense)

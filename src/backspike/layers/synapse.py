@@ -340,6 +340,8 @@ class _Convolution(torch.autograd.Function):
             if ctx.ways[0] == "product":
                 x = packed.unpack(ctx.dtype)
                 ours = weight_product.weight_gradient(x, g, weight, ctx.window)
+            elif ctx.ways[0] == "winograd":
+                ours = winograd.weight_gradient(packed.unpack(ctx.dtype), g)
             elif ctx.ways[0] == "gather":
                 last = g.contiguous(memory_format=torch.channels_last)
                 ours = _as_events(packed).weight_gradient(last, weight, ctx.window)

@@ -1,8 +1,9 @@
 """Convolutions 3x3 of stride 1 and padding 1 on the CPU, with a quarter of the multiplications.
 
 `convolve` and `input_gradient` compute by Winograd's F(4x4, 3x3) in 16-bit integers; winograd.c
-has the method. Errors are those of bfloat16, also for float32 inputs. The order of all sums does
-not depend on the number of threads. Inputs with numbers that differ too much are refused.
+has the method. Errors are those of bfloat16, also for float32 inputs, and inputs with numbers that
+differ too much are refused. `weight_gradient` computes by its transpose in float32
+(winograd_weight.c). The order of all sums does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -29,9 +30,21 @@ class _Job(ctypes.Structure):
     ]
 
 
+class _WeightJob(ctypes.Structure):
+    """The struct WinogradWeight of winograd_weight.c, where the fields are documented."""
+
+    _fields_ = [
+        *fields(ctypes.c_int64, "images C H W N half threads"),
+        *fields(ctypes.c_void_p, "p_x p_g p_w p_scratch"),
+    ]
+
+
 def available() -> bool:
-    """Whether the compiled library has these functions, with the struct defined here."""
-    return library.available() and function("winograd_job_size")() == ctypes.sizeof(_Job)
+    """Whether the compiled library has these functions, with the structs defined here."""
+    sizes = {"winograd_job_size": _Job, "winograd_weight_job_size": _WeightJob}
+    return library.available() and all(
+        function(name)() == ctypes.sizeof(job) for name, job in sizes.items()
+    )
 
 
 def has_vnni() -> bool:
@@ -61,6 +74,27 @@ def input_gradient(g: Tensor, weight: Tensor) -> Tensor | None:
     return _run(g, weight.float().transpose(0, 1), None, turned=True)
 
 
+def weight_gradient(x: Tensor, g: Tensor) -> Tensor | None:
+    """The gradient of the weight in `convolve`, float32 `[N, C, 3, 3]`.
+
+    x: the input `[images, C, H, W]`. g: the gradient of the output `[images, N, H, W]`, in the
+    dtype of x. None if the result is not finite.
+    """
+    (images, C, H, W), N = x.shape, g.shape[1]
+    result = torch.zeros(3, 3, C, N, device="cpu")
+    if not x.numel() * g.numel():
+        return result.permute(3, 2, 0, 1)
+    x, g = (t.contiguous(memory_format=torch.channels_last) for t in (x, g))
+    threads = _threads(images * H * W, C * N)
+    job = _WeightJob(images=images, C=C, H=H, W=W, N=N, threads=threads)
+    job.half = x.dtype == torch.bfloat16
+    job.p_x, job.p_g, job.p_w = pointer(x), pointer(g), pointer(result)
+    scratch = _bytes(function("winograd_weight_scratch")(ctypes.byref(job)))
+    job.p_scratch = pointer(scratch)
+    function("winograd_weight")(ctypes.byref(job))
+    return result.permute(3, 2, 0, 1) if result.sum().isfinite() else None
+
+
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False) -> Tensor | None:
     """turned: rows and columns of the weight count from the other end."""
     images, C, H, W = x.shape
@@ -70,7 +104,7 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False) -
     if not x.numel() * y.numel():
         return y.copy_(torch.zeros(N, 1, 1, device="cpu") if bias is None else bias.view(N, 1, 1))
     x = x.contiguous(memory_format=torch.channels_last)
-    threads = min(torch.get_num_threads(), 1 + 36 * images * H * W // 16 * N * C // _GRAIN)
+    threads = _threads(images * H * W, N * C)
     job = _Job(images=images, C=C, H=H, W=W, N=N, threads=threads)
     job.half, job.turned, job.vnni = x.dtype == torch.bfloat16, turned, has_vnni()
     job.p_x, job.p_w, job.p_y = pointer(x), pointer(weight), pointer(y)
@@ -80,6 +114,11 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False) -
     scratch = _bytes(threads * function("winograd_scratch")(ctypes.byref(job)))
     job.p_bias, job.p_panel, job.p_scratch = map(pointer, (bias, panel, scratch))
     return y if function("winograd_convolve")(ctypes.byref(job)) else None
+
+
+def _threads(pixels: int, pairs: int) -> int:
+    """pairs: of an input and an output channel."""
+    return min(torch.get_num_threads(), 1 + 36 * pixels // 16 * pairs // _GRAIN)
 
 
 def _bytes(n: int) -> Tensor:

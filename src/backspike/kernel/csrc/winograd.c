@@ -3,8 +3,7 @@
    integers.
 
    4x4 outputs are A' [(G w G') * (B' d B)] A of 6x6 inputs d, the tile: 36 products instead of 144.
-   The polynomials are evaluated at 0, +-3/4, +-3/2 and infinity, which halves the error of the usual
-   0, +-1, +-2. bfloat16, with 8 bits fewer, would be too coarse for the transformed numbers.
+   bfloat16, with 8 bits fewer, would be too coarse for the transformed numbers.
 
    No sum overflows. A sum has PART products. Its inputs, one position of B' d B for PART channels of a
    tile, are scaled so that none exceeds INPUT: below INPUT + 1 as integers. Its weights are scaled so
@@ -15,7 +14,7 @@
    result has the same bits on any number of threads. The input gradient is the same convolution, of
    the output gradient with the weight turned round. */
 
-#include "conv.h"
+#include "winograd.h"
 
 enum {
     PART = 64,                   /* inputs of a sum of integers; with more, weights would be coarser */
@@ -26,7 +25,6 @@ enum {
     ROOM = 5 << 17,              /* fewer if their transformed inputs exceed these bytes, */
     LEAST = 24,                  /* but not fewer than these */
     SKIP = 16,                   /* words between positions, which would else share lines of the cache */
-    POSITIONS = 36,
     VECTORS = PART / FLOATS,     /* of a position of a part */
 };
 
@@ -45,7 +43,6 @@ typedef struct {
 } Winograd;
 
 static const float INPUT = 16380, WEIGHT = 32700, SUM = 130000;
-static const float A = 0.75f, B = 1.5f, A2 = 0.5625f, B2 = 2.25f; /* the points and their squares */
 /* Numbers that count as 0 and numbers that are refused: products could leave the range of float32. */
 static const float TINY = 1e-30f, VAST = 1e15f;
 /* Weights of a sum are refused if the mean of all but the largest fits into it more often than this, as
@@ -62,7 +59,6 @@ static float shrink(int p) { return SHRINK[NORM[p / 6]] * SHRINK[NORM[p % 6]]; }
 int64_t winograd_job_size(void) { return sizeof(Winograd); }
 int64_t winograd_block(void) { return LANES; }
 
-ALWAYS Vector all(float x) { return x - (Vector){0}; }
 ALWAYS Vector either(Ints first, Vector a, Vector b) { return (Vector)(((Ints)a & first) | ((Ints)b & ~first)); }
 ALWAYS Vector magnitude(Vector x) { return (Vector)((Ints)x & 0x7fffffff); }
 
@@ -75,17 +71,6 @@ static float largest(Vector x) {
     for (int i = 0; i < FLOATS; i++)
         if (bits[i] > most.bits) most.bits = bits[i];
     return most.value;
-}
-
-/* a b + c, fused where all processors of the level can. */
-ALWAYS Vector fma_of(Vector a, Vector b, Vector c) {
-#if defined(__AVX512F__)
-    return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__)
-    return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#else
-    return a * b + c;
-#endif
 }
 
 /* The two vectors of a unit; see conv.h. */
@@ -112,7 +97,7 @@ ALWAYS Words pairs(Vector low, Vector high, Vector scale) {
 static int64_t depth(const Winograd *j) { return over(j->C, UNIT) * UNIT; }
 static int64_t cuts(const Winograd *j) { return over(depth(j), PART); }
 static int64_t blocks(const Winograd *j) { return over(j->N, LANES); }
-static int64_t tiles(const Winograd *j) { return j->images * over(j->H, 4) * over(j->W, 4); }
+static int64_t tiles(const Winograd *j) { return tiles_of(j->images, j->H, j->W); }
 
 /* Tiles of a task: a multiple of TALL. */
 static int64_t several(const Winograd *j) {
@@ -207,16 +192,6 @@ static int lay_part(const Winograd *j, int64_t n0, int64_t cut, Vector *w, Vecto
 
 /* --------------------------------------------------------------------------------------- inputs */
 
-ALWAYS void input_line(const Vector *d, Vector *v, int step) { /* B' d */
-    const Vector a = all(A), b = all(B), a2 = all(-A2), b2 = all(-B2);
-    const Vector e = fma_of(b2, d[2], d[4]), f = fma_of(b2, d[1], d[3]);
-    const Vector g = fma_of(a2, d[2], d[4]), h = fma_of(a2, d[1], d[3]);
-    v[0] = fma_of(a2, fma_of(b2, d[0], d[2]), e);
-    v[step] = fma_of(a, f, e), v[2 * step] = fma_of(-a, f, e);
-    v[3 * step] = fma_of(b, h, g), v[4 * step] = fma_of(-b, h, g);
-    v[5 * step] = fma_of(a2, f, fma_of(b2, d[3], d[5]));
-}
-
 /* B' d B of a unit of channels, v [POSITIONS, VECTORS]; pixels: the addresses of the tile's. most: the
    largest number for each pair of norms. */
 ALWAYS void transform_unit(const char *const *pixels, int64_t offset, int half, Vector *v, Vector (*most)[NORMS]) {
@@ -253,19 +228,12 @@ ALWAYS float transform_part(const char *const *pixels, int64_t c, int64_t units,
     return top <= VAST ? top / INPUT : INFINITY;
 }
 
-typedef struct { int64_t image, h, w; } Place; /* the first pixel of a tile's outputs */
-
-static Place place_of(const Winograd *j, int64_t tile) {
-    const int64_t across = over(j->W, 4), each = across * over(j->H, 4);
-    return (Place){tile / each, tile % each / across * 4, tile % across * 4};
-}
-
 /* Whether the inputs of the tiles suit. */
 ALWAYS int transform_tiles(const Winograd *j, int64_t first, int64_t n, const char *zeros, uint32_t *v, float *undo, int half) {
     const int64_t size = half ? 2 : 4, step = input_step(j);
     int suits = 1;
     for (int64_t t = 0; t < n; t++, v += depth(j) / 2) {
-        const Place at = place_of(j, first + t);
+        const Place at = place_in(first + t, j->H, j->W);
         const char *pixels[POSITIONS];
         char last[POSITIONS][PART * 4];
         for (int i = 0; i < POSITIONS; i++) {
@@ -406,7 +374,7 @@ ALWAYS void put_tile(const Winograd *j, Place at, int64_t n, const float *sums, 
 
 static void put_tiles(const Winograd *j, int64_t first, int64_t n, int64_t block, const float *sums) {
     for (int64_t t = 0; t < n; t++, sums += LANES) {
-        const Place at = place_of(j, first + t);
+        const Place at = place_in(first + t, j->H, j->W);
         for (int64_t lane = 0; lane < LANES && block * LANES + lane < j->N; lane += FLOATS) {
             if (j->half) put_tile(j, at, block * LANES + lane, sums + lane, 1);
             else put_tile(j, at, block * LANES + lane, sums + lane, 0);
