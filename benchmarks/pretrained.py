@@ -25,7 +25,7 @@ from backspike.run import Run
 
 GROUPS = {
     "package": ("digits", "digits-dvs", "mnist", "spoken-digits"),  # below a megabyte in all
-    "release": ("cifar10-10min",),
+    "release": ("cifar10-10min", "cifar10-30min"),
 }
 SEEDS = (0, 1, 2)
 OUT = Path("runs/pretrained")
@@ -35,7 +35,9 @@ FILES = ("recipe.json", "env.json", "log.jsonl", "evaluation.npz", "model.safete
 
 
 def backspike(*words: str | Path) -> None:
-    subprocess.run([sys.executable, "-m", "backspike", *map(str, words)], check=True)
+    done = subprocess.run([sys.executable, "-m", "backspike", *map(str, words)])
+    if done.returncode:  # it has said why
+        sys.exit(done.returncode)
 
 
 def train(recipe: str, seed: int) -> Path:

@@ -177,8 +177,8 @@ def test_the_cost_of_looking_up_matches_what_was_measured(dtype, monkeypatch):
         assert 1 / made.lookup == pytest.approx(gain, rel=0.1)
 
 
-# the same for Winograd's weight gradient with AVX2, beside float32
-WEIGHTS = [(64, 32, 64, 3.0), (128, 16, 64, 3.2), (256, 8, 64, 2.9), (512, 4, 64, 2.05)]
+# the same for Winograd's weight gradient with AVX2, beside float32; the last: of one core and two
+WEIGHTS = [(64, 32, 64, 3.0), (128, 16, 64, 3.1), (256, 8, 64, 2.9), (512, 4, 64, 2.0)]
 
 
 @pytest.mark.parametrize(("C", "side", "images", "gain"), WEIGHTS)

@@ -75,10 +75,10 @@ class WeightRates:
     sums: float
 
 
-# Measured beside float32 on one busy core (Zen 3), as many times as fast as torch: 32 to 64
-# channels of 16x16 2.2, 64 to 128 of 8x8 2.7, 128 to 256 of 4x4 2.9, 256 images; 64 of 32x32 3.0,
-# 128 of 16x16 3.3, 256 of 8x8 2.7, 512 of 4x4 2.05, 64 images (from the constants 2.5, 2.9, 2.9,
-# 2.9, 3.3, 3.0, 2.0). Not measured with AVX-512, where it is not used.
+# Measured beside float32 on one core (Zen 3), as many times as fast as torch: 32 to 64 channels of
+# 16x16 2.3, 64 to 128 of 8x8 3.0, 128 to 256 of 4x4 2.8, 256 images; 128 of 16x16 3.1, 256 of 8x8
+# 2.9, 512 of 4x4 2.55, 64 images (from the constants 2.5, 2.9, 2.9; 3.3, 3.0, 2.0); on two cores
+# 2.1, 3.3, 3.3; 3.6, 3.1, 1.4. Not measured with AVX-512, where it is not used.
 AVX2 = WeightRates(0.95, 500, 2200)
 
 
