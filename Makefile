@@ -5,7 +5,7 @@
 # make docs      the documentation as a site, into build/docs (installs the extra docs first)
 # make notebooks   the course as Jupyter notebooks with solutions, into notebooks/
 # make pretrained  trains the networks that ship in the package, and writes their cards
-# make weights   trains the networks that a release carries, into dist/weights (two hours)
+# make weights   trains the networks that a release carries, into build/weights
 # make wheel     sdist and a wheel for this machine, into dist/
 # make wheels    also wheels for Windows, macOS and Linux on ARM
 # make sanitize  tests of the C kernels under AddressSanitizer and UBSan;

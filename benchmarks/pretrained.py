@@ -1,7 +1,7 @@
 """Trains the networks that ship in the package or with a release, and writes their cards.
 
     make pretrained     # those of the package, into src/backspike/models/weights
-    make weights        # those of a release, into dist/weights
+    make weights        # those of a release, into build/weights
     python benchmarks/pretrained.py package|release|RECIPE ...
 
 Three seeds of each recipe are trained in float32 into runs/pretrained; a run that is complete is
@@ -30,7 +30,7 @@ GROUPS = {
 SEEDS = (0, 1, 2)
 OUT = Path("runs/pretrained")
 PACKAGE = Path(__file__).parents[1] / "src/backspike/models/weights"
-RELEASE = Path("dist/weights")
+RELEASE = Path("build/weights")
 FILES = ("recipe.json", "env.json", "log.jsonl", "evaluation.npz", "model.safetensors")
 
 

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.convolutions import SHAPES, draw, error
 from helpers.threads import on_threads
+from helpers.winograd import SHAPES, draw, error
 from torch import nn
 
 from backspike.kernel.cpu import library, winograd

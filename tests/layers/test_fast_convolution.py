@@ -177,15 +177,23 @@ def test_the_cost_of_looking_up_matches_what_was_measured(dtype, monkeypatch):
         assert 1 / made.lookup == pytest.approx(gain, rel=0.1)
 
 
-# the same for Winograd's weight gradient with AVX2, beside float32; the last: of one core and two
-WEIGHTS = [(64, 32, 64, 3.0), (128, 16, 64, 3.1), (256, 8, 64, 2.9), (512, 4, 64, 2.0)]
+# channels of input and output, side, images; times as fast as torch on one core, which vary by 20 %
+WEIGHTS = [
+    (32, 64, 16, 256, 2.2),
+    (64, 128, 8, 256, 2.8),
+    (128, 256, 4, 256, 3.6),
+    (64, 64, 32, 64, 3.3),
+    (128, 128, 16, 64, 3.4),
+    (256, 256, 8, 64, 3.3),
+    (512, 512, 4, 64, 2.0),
+]
 
 
-@pytest.mark.parametrize(("C", "side", "images", "gain"), WEIGHTS)
-def test_the_cost_of_winograds_weight_gradient_matches_what_was_measured(C, side, images, gain):
+@pytest.mark.parametrize(("C", "N", "side", "images", "gain"), WEIGHTS)
+def test_the_cost_of_winograds_weight_gradient_is_near_what_was_measured(C, N, side, images, gain):
     with library.level("v3"):
-        made = costs(layer_of(C, C), images, (side, side), torch.float32, SAME)
-    assert 1 / made.weight == pytest.approx(gain, rel=0.1)
+        made = costs(layer_of(C, N), images, (side, side), torch.float32, SAME)
+    assert 1 / made.weight == pytest.approx(gain, rel=0.2)
     assert f"the weight gradient {1 / made.weight:.1f} times" in made.why
 
 

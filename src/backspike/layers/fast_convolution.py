@@ -25,6 +25,7 @@ _NEEDED = Geometry(stride=(1, 1), padding=(1, 1), dilation=(1, 1))
 _TILE = 4  # outputs of a tile in each direction
 _POSITIONS = 36  # products of a tile
 _TOGETHER = 16  # channels, of inputs or outputs
+_BLOCK = 16  # output channels that winograd_weight.c adds together with AVX2
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ class WeightRates:
 
 
 # Measured beside float32 on one core (Zen 3), as many times as fast as torch: 32 to 64 channels of
-# 16x16 2.3, 64 to 128 of 8x8 3.0, 128 to 256 of 4x4 2.8, 256 images; 128 of 16x16 3.1, 256 of 8x8
-# 2.9, 512 of 4x4 2.55, 64 images (from the constants 2.5, 2.9, 2.9; 3.3, 3.0, 2.0); on two cores
-# 2.1, 3.3, 3.3; 3.6, 3.1, 1.4. Not measured with AVX-512, where it is not used.
+# 16x16 2.2, 64 to 128 of 8x8 2.8, 128 to 256 of 4x4 3.6, 256 images; 64 of 32x32 3.3, 128 of 16x16
+# 3.4, 256 of 8x8 3.3, 512 of 4x4 2.0, 64 images (from the constants 2.5, 3.0, 3.0; 2.9, 3.3, 3.1,
+# 2.0). Not measured with AVX-512, where it is not used.
 AVX2 = WeightRates(0.95, 500, 2200)
 
 
@@ -104,8 +105,8 @@ def set_convolution(model: nn.Module, how: str) -> None:
     exact: as torch does. fast: where stride and padding are 1 and a cost model says that it is
     faster, by Winograd's algorithm: in 16-bit integers (output and gradient of the input), and in
     float32 (gradient of the weight, with AVX2). With AVX-512, the gradient of the weight is
-    computed by sums of the output gradient that the spikes look up. The errors are those of
-    bfloat16 or smaller, also in float32. Only convolutions inside
+    computed by sums of the output gradient that the spikes look up, where the input is spikes. The
+    errors are those of bfloat16 or smaller, also in float32. Only convolutions inside
     `bs.OverTime`, `bs.Sequential`, `bs.block` and the networks of `bs.models` follow this;
     `bs.explain` shows how each was computed last. Raises ValueError.
     """
@@ -174,9 +175,9 @@ def _cost(C: int, N: int, images: int, size: tuple[int, int], rates: Rates) -> f
 
 def _weight_cost(C: int, N: int, images: int, size: tuple[int, int]) -> float:
     """The same for the gradient of the weight."""
-    if winograd.block() != _TOGETHER:  # AVX-512
+    if winograd.block() != _BLOCK:  # with AVX-512
         return math.inf
-    wide = _up(N, _TOGETHER)
+    wide = _up(N, _BLOCK)
     tiles = images * math.prod(-(-n // _TILE) for n in size)
     products = _POSITIONS * tiles * C * wide * AVX2.product
     transforms = tiles * (C + wide) * AVX2.tile + C * wide * AVX2.sums

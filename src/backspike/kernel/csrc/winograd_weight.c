@@ -6,7 +6,8 @@
    follows the sum over all tiles. For each of the 36 positions that sum is a matrix product, of
    inputs [tiles, C] with gradients [tiles, N].
 
-   It is taken chunk by chunk, and in a chunk tile by tile: the same bits on any number of threads. */
+   Tiles are summed chunk by chunk, then the chunks in their order: the same bits on any number of
+   threads. Without chunks, a sum of many tiles would lose several times as much to rounding. */
 
 #include "winograd.h"
 
@@ -14,9 +15,7 @@ enum {
     TALL = 6,              /* input channels of a product in registers, */
     WIDE = 2,              /* and vectors of output channels */
     LANES = WIDE * FLOATS, /* output channels of a block */
-    ROOM = 1 << 19,        /* bytes of a chunk's transformed numbers */
-    LEAST = 32,            /* tiles of a chunk, */
-    MOST = 64,             /* of which a block of gradients fits into L1 */
+    CHUNK = 32,            /* tiles that are transformed before they are multiplied */
     SKIP = 16,             /* floats between tiles, which would else share lines of the cache */
     TRANSFORMED = 4,       /* tiles of a task */
 };
@@ -42,11 +41,8 @@ static int64_t wide(const WinogradWeight *j) { return over(j->N, LANES) * LANES;
 static int64_t input_row(const WinogradWeight *j) { return deep(j) + SKIP; }
 static int64_t gradient_row(const WinogradWeight *j) { return wide(j) + SKIP; }
 
-/* Tiles of a chunk. */
-static int64_t several(const WinogradWeight *j) {
-    const int64_t fit = ROOM / (4 * POSITIONS * (input_row(j) + gradient_row(j)));
-    return min(tiles(j), min(MOST, max(LEAST, fit)));
-}
+/* Tiles of a chunk. The same on all processors, since the sums of a chunk are rounded. */
+static int64_t several(const WinogradWeight *j) { return min(tiles(j), CHUNK); }
 
 /* The scratch: sums [POSITIONS, C, wide], transformed inputs and gradients [POSITIONS, several, row]. */
 static float *inputs_of(const WinogradWeight *j) { return (float *)j->p_scratch + POSITIONS * j->C * wide(j); }
@@ -135,13 +131,14 @@ static void transform(const WinogradWeight *j, int64_t first, int64_t from, int6
 
 /* ------------------------------------------------------------------------------------- products */
 
-/* sums [rows, LANES] += v' m of inputs v [n, rows] and gradients m [n, LANES]. */
-ALWAYS void multiply(const float *v, const float *m, int64_t n, int64_t v_row, int64_t m_row, const int rows, float *sums, int64_t row) {
+/* v' m of inputs v [n, rows] and gradients m [n, LANES], into sums [rows, LANES] or, if it adds, added
+   to them. */
+ALWAYS void multiply(const float *v, const float *m, int64_t n, int64_t v_row, int64_t m_row, const int rows, int adds, float *sums, int64_t row) {
     Vector s[TALL][WIDE];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
-        for (int k = 0; k < WIDE; k++) memcpy(&s[r][k], sums + r * row + k * FLOATS, sizeof **s);
+        for (int k = 0; k < WIDE; k++) s[r][k] = all(0);
     for (int64_t t = 0; t < n; t++, v += v_row, m += m_row) {
         Vector g[WIDE];
 #pragma GCC unroll 2
@@ -154,21 +151,25 @@ ALWAYS void multiply(const float *v, const float *m, int64_t n, int64_t v_row, i
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
-        for (int k = 0; k < WIDE; k++) memcpy(sums + r * row + k * FLOATS, &s[r][k], sizeof **s);
+        for (int k = 0; k < WIDE; k++) {
+            float *to = sums + r * row + k * FLOATS;
+            Vector before;
+            memcpy(&before, to, sizeof before);
+            if (adds) s[r][k] += before;
+            memcpy(to, &s[r][k], sizeof before);
+        }
 }
 
 /* Adds a chunk of n tiles to the sums of a position and a block of output channels. */
-static void add_chunk(const WinogradWeight *j, int64_t task, int64_t n, int first) {
+static void add_chunk(const WinogradWeight *j, int64_t task, int64_t n, int adds) {
     const int64_t p = task % POSITIONS, block = task / POSITIONS, row = wide(j), v_row = input_row(j), m_row = gradient_row(j);
     const float *v = inputs_of(j) + p * several(j) * v_row, *m = gradients_of(j) + p * several(j) * m_row + block * LANES;
     float *sums = (float *)j->p_scratch + p * j->C * row + block * LANES;
-    if (first)
-        for (int64_t c = 0; c < j->C; c++) memset(sums + c * row, 0, LANES * 4);
     int64_t c = 0;
-    for (; c + TALL <= j->C; c += TALL) multiply(v + c, m, n, v_row, m_row, TALL, sums + c * row, row);
-    if (c + 4 <= j->C) multiply(v + c, m, n, v_row, m_row, 4, sums + c * row, row), c += 4;
-    if (c + 2 <= j->C) multiply(v + c, m, n, v_row, m_row, 2, sums + c * row, row), c += 2;
-    if (c < j->C) multiply(v + c, m, n, v_row, m_row, 1, sums + c * row, row);
+    for (; c + TALL <= j->C; c += TALL) multiply(v + c, m, n, v_row, m_row, TALL, adds, sums + c * row, row);
+    if (c + 4 <= j->C) multiply(v + c, m, n, v_row, m_row, 4, adds, sums + c * row, row), c += 4;
+    if (c + 2 <= j->C) multiply(v + c, m, n, v_row, m_row, 2, adds, sums + c * row, row), c += 2;
+    if (c < j->C) multiply(v + c, m, n, v_row, m_row, 1, adds, sums + c * row, row);
 }
 
 /* --------------------------------------------------------------------------------------- result */
@@ -206,7 +207,7 @@ void winograd_weight(const WinogradWeight *j) {
             _Pragma("omp for schedule(dynamic)") for (int64_t task = 0; task < tasks; task++)
                 transform(j, first, task * TRANSFORMED, min(n, (task + 1) * TRANSFORMED));
             _Pragma("omp for schedule(dynamic, 4)") for (int64_t task = 0; task < products; task++)
-                add_chunk(j, task, n, first == 0);
+                add_chunk(j, task, n, first > 0);
         }
     _Pragma("omp parallel for num_threads(j->threads) if (j->threads > 1) schedule(dynamic)")
         for (int64_t c = 0; c < j->C; c++) put_channel(j, c);
