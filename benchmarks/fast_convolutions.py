@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from backspike.bench.operands import SEED, Operands, error, operands
-from backspike.kernel.cpu import conv_lookup, winograd
+from backspike.bench.operands import Operands, error, operands
+from backspike.kernel.cpu import winograd
 from backspike.system.table import Table, left, right
 
 ROUNDS = 5
@@ -42,12 +42,10 @@ def gains(numbers, product):
                 lambda g=g: winograd.input_gradient(g, numbers.weight),
             )
         else:
-            spikes, events = (x != 0).to(dtype), numbers.events()
+            spikes, ours = (x != 0).to(dtype), numbers.weight_gradient(dtype)
             ways = (
                 lambda x=spikes, w=weight, g=g: backward(g, x, w, [False, True, False]),
-                (lambda g=g, x=events: conv_lookup.weight_gradient(x, g, numbers.weight, SEED))
-                if conv_lookup.available()
-                else (lambda g=g, x=spikes: winograd.weight_gradient(x, g)),
+                lambda g=g, ours=ours: ours(g),
             )
         torchs, fast = map(min, zip(*([seconds(way) for way in ways] for _ in range(ROUNDS))))
         yield f"{torchs / fast:.2f}"

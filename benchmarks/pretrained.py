@@ -14,6 +14,7 @@ backspike data mnist).
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import shutil
 import subprocess
@@ -85,6 +86,8 @@ def pack(run: Path, recipe: str) -> None:
 
 
 if __name__ == "__main__":
-    for word in sys.argv[1:] or ["package"]:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", nargs="+", help="package, release or the name of a recipe")
+    for word in parser.parse_args().what:
         for name in GROUPS.get(word, (word,)):
             ship(name)

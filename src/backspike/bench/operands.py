@@ -6,6 +6,7 @@ are alike in a whole channel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -54,21 +55,21 @@ class Operands:
 
     def fast(self, dtype: torch.dtype) -> dict[str, Tensor | None]:
         """The same by the fast ways; the gradient of the weight by the one of this processor."""
-        x, g = self.x.to(dtype), self.g.to(dtype)
-        if conv_lookup.available():
-            weight = conv_lookup.weight_gradient(self.events(), g, self.weight, SEED)
-        else:
-            weight = winograd.weight_gradient((x != 0).to(dtype), g)
+        g = self.g.to(dtype)
         return {
-            "output": winograd.convolve(x, self.weight),
+            "output": winograd.convolve(self.x.to(dtype), self.weight),
             "input gradient": winograd.input_gradient(g, self.weight),
-            "weight gradient": weight,
+            "weight gradient": self.weight_gradient(dtype)(g),
         }
 
-    def events(self) -> Events:
-        """Where x is not zero, as bits."""
-        packed = pack((self.x != 0).float())
-        return Events(packed.codes, packed.bits, packed.shape)
+    def weight_gradient(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor | None]:
+        """A function of g in this dtype: the fast gradient of the weight for spikes as input."""
+        spikes = (self.x != 0).to(dtype)
+        if not conv_lookup.available():
+            return lambda g: winograd.weight_gradient(spikes, g)
+        packed = pack(spikes)
+        events = Events(packed.codes, packed.bits, packed.shape)
+        return lambda g: conv_lookup.weight_gradient(events, g, self.weight, SEED)
 
     def _torch(self, dtype: torch.dtype) -> dict[str, Tensor]:
         x, weight, g = (t.to(dtype) for t in (self.x, self.weight, self.g))

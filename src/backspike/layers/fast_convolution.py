@@ -30,18 +30,26 @@ _BLOCK = 16  # output channels that winograd_weight.c adds together with AVX2
 
 @dataclass(frozen=True)
 class Rates:
-    """Times in multiply-adds of torch's convolution in the same dtype.
+    """Times of Winograd's algorithm in multiply-adds of torch's convolution in the same dtype.
 
     product: of a product of transformed numbers. tile: of transforming a channel of a tile, of
-    inputs or outputs. weight: of transforming the weights of a pair of channels.
-    look: of looking up for an octet, a tap and a pair of channels. octet: of the tables of an
-    output for an octet, and of the places of an input in them. sums: of the sums of a pair of
-    channels.
+    inputs or outputs. weight: of transforming the weights of a pair of channels, or the sums that
+    their gradient is made of.
     """
 
     product: float
     tile: float
     weight: float
+
+
+@dataclass(frozen=True)
+class LookupRates:
+    """Times of looking up, in the same unit.
+
+    look: for an octet, a tap and a pair of channels. octet: of the tables of an output for an
+    octet, and of the places of an input in them. sums: of the sums of a pair of channels.
+    """
+
     look: float
     octet: float
     sums: float
@@ -58,29 +66,15 @@ class Rates:
 # 0.98 is 2.4, 2.3, 2.5, 2.5 (from the constants 2.4 for all). VNNI was measured beside float32 on a
 # quiet Xeon (Sapphire Rapids), medians of two runs: 1.6, 1.8, 2.2, 3.0 (1.7, 1.95, 2.1, 2.2); on
 # two cores 1.4, 1.7, 1.9, 1.8. Without VNNI the same took 1.25 times as long.
-BFLOAT16 = Rates(1.1, 1300, 5000, 3.2, 50, 100)
-VNNI = Rates(0.8, 800, 2500, 3.4, 400, 100)
-OTHERS = Rates(1.2, 500, 2000, 4.25, 500, 125)
-
-
-@dataclass(frozen=True)
-class WeightRates:
-    """Times of Winograd's gradient of the weight, in multiply-adds of torch's in float32.
-
-    product: of a product of transformed numbers. tile: of transforming a channel of a tile, of
-    inputs or gradients. sums: of the sums of a pair of channels.
-    """
-
-    product: float
-    tile: float
-    sums: float
-
-
-# Measured beside float32 on one core (Zen 3), as many times as fast as torch: 32 to 64 channels of
-# 16x16 2.2, 64 to 128 of 8x8 2.8, 128 to 256 of 4x4 3.6, 256 images; 64 of 32x32 3.3, 128 of 16x16
-# 3.4, 256 of 8x8 3.3, 512 of 4x4 2.0, 64 images (from the constants 2.5, 3.0, 3.0; 2.9, 3.3, 3.1,
-# 2.0). Not measured with AVX-512, where it is not used.
-AVX2 = WeightRates(0.95, 500, 2200)
+BFLOAT16 = Rates(1.1, 1300, 5000), LookupRates(3.2, 50, 100)
+VNNI = Rates(0.8, 800, 2500), LookupRates(3.4, 400, 100)
+OTHERS = Rates(1.2, 500, 2000), LookupRates(4.25, 500, 125)
+# Of Winograd's gradient of the weight with AVX2, measured beside float32 on one core (Zen 3), as
+# many times as fast as torch: 32 to 64 channels of 16x16 2.2, 64 to 128 of 8x8 2.8, 128 to 256 of
+# 4x4 3.6, 256 images; 64 of 32x32 3.3, 128 of 16x16 3.4, 256 of 8x8 3.3, 512 of 4x4 2.0, 64 images
+# (from the constants 2.5, 3.0, 3.0; 2.9, 3.3, 3.1, 2.0). Not measured with AVX-512, where it is not
+# used.
+WEIGHT = Rates(0.95, 500, 2200)
 
 
 @dataclass(frozen=True)
@@ -129,9 +123,10 @@ def costs(
     if isinstance(rates, str):
         return Costs(why=rates)
     C, N = layer.in_channels, layer.out_channels
-    each = images, size, rates
-    forward, input = _cost(C, N, *each), _cost(N, C, *each)
-    weight, lookup = _weight_cost(C, N, images, size), _lookup_cost(C, N, *each)
+    transformed, looked_up = rates
+    forward, input = (_cost(*pair, images, size, transformed) for pair in ((C, N), (N, C)))
+    weight = _weight_cost(C, N, images, size)
+    lookup = _lookup_cost(C, N, images, size, looked_up)
     gains = f"calculated {1 / forward:.1f} and {1 / input:.1f} times as fast as dense"
     if weight < math.inf:
         gains += f", the weight gradient {1 / weight:.1f} times"
@@ -150,7 +145,7 @@ def multiplies_tiles(dtype: torch.dtype) -> bool:
     return allowed and dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
 
 
-def _rates(dtype: torch.dtype) -> Rates | str:
+def _rates(dtype: torch.dtype) -> tuple[Rates, LookupRates] | str:
     """The rates on this processor, or why the algorithm is not used on it."""
     if not winograd.available() or winograd.block() < 16:
         return "fast only with AVX2 or AVX-512"
@@ -166,25 +161,27 @@ def _cost(C: int, N: int, images: int, size: tuple[int, int], rates: Rates) -> f
     """The time of a convolution of C to N channels as a part of the dense time."""
     block = winograd.block()
     unit = max(block // 2, 16)  # input channels that are transformed together: two vectors
-    deep, wide = _up(C, unit), _up(N, block)
-    tiles = images * math.prod(-(-n // _TILE) for n in size)
-    products = _POSITIONS * tiles * deep * wide * rates.product
-    transforms = tiles * (deep + wide) * rates.tile + deep * wide * rates.weight
-    return (products + transforms) / (9 * images * math.prod(size) * C * N)
+    return _part(C, N, _up(C, unit), _up(N, block), images, size, rates)
 
 
 def _weight_cost(C: int, N: int, images: int, size: tuple[int, int]) -> float:
     """The same for the gradient of the weight."""
     if winograd.block() != _BLOCK:  # with AVX-512
         return math.inf
-    wide = _up(N, _BLOCK)
+    return _part(C, N, C, _up(N, _BLOCK), images, size, WEIGHT)
+
+
+def _part(
+    C: int, N: int, deep: int, wide: int, images: int, size: tuple[int, int], rates: Rates
+) -> float:
+    """The same where channels are computed as if there were `deep` and `wide`."""
     tiles = images * math.prod(-(-n // _TILE) for n in size)
-    products = _POSITIONS * tiles * C * wide * AVX2.product
-    transforms = tiles * (C + wide) * AVX2.tile + C * wide * AVX2.sums
+    products = _POSITIONS * tiles * deep * wide * rates.product
+    transforms = tiles * (deep + wide) * rates.tile + deep * wide * rates.weight
     return (products + transforms) / (9 * images * math.prod(size) * C * N)
 
 
-def _lookup_cost(C: int, N: int, images: int, size: tuple[int, int], rates: Rates) -> float:
+def _lookup_cost(C: int, N: int, images: int, size: tuple[int, int], rates: LookupRates) -> float:
     """The same for looking up the gradient of the weight."""
     if not conv_lookup.available():
         return math.inf

@@ -47,7 +47,7 @@ NAMES = {
         cifar10_small, here="76.7 % after 10 min (benchmarks/cifar_race.py), 1 seed"
     ),
     "cifar10-10min": Shipped(
-        cifar10_10min, here="81.45 ± 0.45 %, 3 seeds, 9.5-9.7 min each (Zen 3)"
+        cifar10_10min, here="81.45 ± 0.45 %, 3 seeds, 9.5-9.7 min each (Zen 3); now 7.1 min"
     ),
     "cifar10-30min": Shipped(cifar10_30min, here="84.77 and 85.20 %, 2 seeds, 27 min (Zen 3)"),
     "cifar10": Shipped(cifar10, li2024.reported(95.40, 0.12)),

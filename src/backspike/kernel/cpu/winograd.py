@@ -79,8 +79,8 @@ def weight_gradient(x: Tensor, g: Tensor) -> Tensor | None:
 
     x: the input `[images, C, H, W]`. g: the gradient of the output `[images, N, H, W]`, in the
     dtype of x. None if the result is not finite. Errors are relative to the largest input times the
-    largest gradient of a tile. While it computes,
-    it needs four times the memory of the weight in float32 and a few MB.
+    largest gradient of a tile. Needs four times the memory of the weight in float32, and 4.6 kB for
+    each channel.
     """
     assert g.dtype == x.dtype
     (images, C, H, W), N = x.shape, g.shape[1]

@@ -346,7 +346,6 @@ ALWAYS void output_line(const Vector *m, int from, Vector *y, int step) { /* A' 
 }
 
 ALWAYS void write_outputs(const Vector *y, int64_t n, void *to, int half) {
-    typedef uint16_t Halves __attribute__((vector_size(2 * FLOATS)));
     if (half) {
         const Words bits = (Words)*y;
         const Halves rounded = __builtin_convertvector((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16, Halves);

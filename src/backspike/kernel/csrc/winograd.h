@@ -10,6 +10,8 @@
 
 enum { POSITIONS = 36 };
 
+typedef uint16_t Halves __attribute__((vector_size(2 * FLOATS))); /* bfloat16 numbers */
+
 static const float A = 0.75f, B = 1.5f, A2 = 0.5625f, B2 = 2.25f; /* the points and their squares */
 
 ALWAYS Vector all(float x) { return x - (Vector){0}; }

@@ -56,7 +56,6 @@ int64_t winograd_weight_scratch(const WinogradWeight *j) {
 
 /* n <= FLOATS channels of a pixel, then zeros. */
 ALWAYS Vector read_channels(const char *from, int64_t n, int half) {
-    typedef uint16_t Halves __attribute__((vector_size(2 * FLOATS)));
     Halves narrow = {0};
     Vector whole = {0};
     if (half) {
@@ -131,8 +130,8 @@ static void transform(const WinogradWeight *j, int64_t first, int64_t from, int6
 
 /* ------------------------------------------------------------------------------------- products */
 
-/* v' m of inputs v [n, rows] and gradients m [n, LANES], into sums [rows, LANES] or, if it adds, added
-   to them. */
+/* v' m of inputs v [n, rows] and gradients m [n, LANES] becomes the sums [rows, LANES] or, if adds, is
+   added to them. */
 ALWAYS void multiply(const float *v, const float *m, int64_t n, int64_t v_row, int64_t m_row, const int rows, int adds, float *sums, int64_t row) {
     Vector s[TALL][WIDE];
 #pragma GCC unroll 6
@@ -153,15 +152,17 @@ ALWAYS void multiply(const float *v, const float *m, int64_t n, int64_t v_row, i
 #pragma GCC unroll 2
         for (int k = 0; k < WIDE; k++) {
             float *to = sums + r * row + k * FLOATS;
-            Vector before;
-            memcpy(&before, to, sizeof before);
-            if (adds) s[r][k] += before;
-            memcpy(to, &s[r][k], sizeof before);
+            if (adds) {
+                Vector before;
+                memcpy(&before, to, sizeof before);
+                s[r][k] += before;
+            }
+            memcpy(to, &s[r][k], sizeof **s);
         }
 }
 
-/* Adds a chunk of n tiles to the sums of a position and a block of output channels. */
-static void add_chunk(const WinogradWeight *j, int64_t task, int64_t n, int adds) {
+/* The products of a chunk of n tiles for a position and a block of output channels. */
+static void multiply_chunk(const WinogradWeight *j, int64_t task, int64_t n, int adds) {
     const int64_t p = task % POSITIONS, block = task / POSITIONS, row = wide(j), v_row = input_row(j), m_row = gradient_row(j);
     const float *v = inputs_of(j) + p * several(j) * v_row, *m = gradients_of(j) + p * several(j) * m_row + block * LANES;
     float *sums = (float *)j->p_scratch + p * j->C * row + block * LANES;
@@ -207,7 +208,7 @@ void winograd_weight(const WinogradWeight *j) {
             _Pragma("omp for schedule(dynamic)") for (int64_t task = 0; task < tasks; task++)
                 transform(j, first, task * TRANSFORMED, min(n, (task + 1) * TRANSFORMED));
             _Pragma("omp for schedule(dynamic, 4)") for (int64_t task = 0; task < products; task++)
-                add_chunk(j, task, n, first > 0);
+                multiply_chunk(j, task, n, first > 0);
         }
     _Pragma("omp parallel for num_threads(j->threads) if (j->threads > 1) schedule(dynamic)")
         for (int64_t c = 0; c < j->C; c++) put_channel(j, c);
