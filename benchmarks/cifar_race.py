@@ -1,18 +1,20 @@
 """Accuracy on CIFAR-10 after a fixed training time: backspike against SpikingJelly's usual loop.
 
-    python benchmarks/cifar_race.py --peer-python peers/bin/python [--minutes 10] [--slice 20]
-                                    [--seeds 1] [--only backspike]
+    python benchmarks/cifar_race.py --peer-python peers/bin/python [--recipe cifar10-30min]
+                                    [--minutes 10] [--slice 20] [--seeds 1] [--only backspike]
 
-All sides train the network of the recipe `cifar10-small` with its settings, from the same weights,
-on the same batches with the same crops and flips, from tensors in memory. They take turns, a slice
-of time each, so that all meet the same load on the machine. The learning rate follows the clock and
-ends at zero for everyone: a faster side sees more images. backspike trains in the precision that
-its trainer chooses, SpikingJelly as installed and also with bfloat16. The clock stops during
-testing. All 50,000 images train; the test set is evaluated once a minute and decides nothing. The
-data are looked for in BACKSPIKE_DATA, then in ../shared/data.
+All sides train the network of a recipe with its settings, from the same weights, on the same
+batches with the same augmentation, from tensors in memory, with the recipe's optimizer. They take
+turns, a slice of time each, so that all meet the same load on the machine. The learning rate
+follows the clock and ends at zero for everyone: a faster side sees more images. backspike trains in
+the precision that its trainer chooses, and with the recipe's convolutions; SpikingJelly as
+installed and also with bfloat16. The clock stops during testing. All 50,000 images train; the test
+set is evaluated once a minute and decides nothing. The data are looked for in BACKSPIKE_DATA, then
+in ../shared/data.
 
 Each side is a process: this script, started with `--side NAME` by the Python of its environment.
-It answers each JSON line with another. The peer's environment does not have backspike.
+It answers each JSON line with another. The peer's environment needs SpikingJelly and backspike,
+which gives it recipe, augmentation and optimizer.
 """
 
 from __future__ import annotations
@@ -26,42 +28,33 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
+
+if TYPE_CHECKING:
+    from backspike.recipes import Recipe
 
 SIDES = {
     "backspike": "backspike",
     "spikingjelly": "SpikingJelly",
     "spikingjelly-bf16": "SpikingJelly, bf16",
 }
-PAD = 4
+RECIPES = ("cifar10-small", "cifar10-10min", "cifar10-30min", "cifar10-60min")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What every side is given, taken from the recipe."""
+    """What every side is given."""
 
     file: str
-    seed: int
+    recipe: dict[str, Any]  # as Recipe.to_dict
     threads: int
     seconds: float
-    bfloat16: bool
-    channels_last: bool
-    T: int
-    layout: str
-    tau: float
-    v_threshold: float
-    alpha: float
-    batch: int
-    lr: float
-    weight_decay: float
-    smoothing: float
-    warmup: float  # share of the time
 
 
 def main() -> None:
@@ -70,6 +63,7 @@ def main() -> None:
         "--peer-python",
         help="the python of an environment with SpikingJelly; without it backspike runs alone",
     )
+    parser.add_argument("--recipe", choices=RECIPES, default="cifar10-small")
     parser.add_argument("--minutes", type=float, default=10.0, help="training time of each side")
     parser.add_argument("--slice", type=float, default=20.0, help="seconds of training per turn")
     parser.add_argument("--seeds", type=int, default=1)
@@ -88,6 +82,9 @@ def main() -> None:
 
 
 def race(options: argparse.Namespace) -> None:
+    import backspike as bs
+
+    recipe = bs.recipes.get(options.recipe)
     wanted = options.only.split(",") if options.only else list(SIDES)
     pythons = {
         side: sys.executable if side == "backspike" else options.peer_python for side in SIDES
@@ -97,7 +94,8 @@ def race(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = write_data(Path(folder) / "cifar.pt")
         for seed in range(options.seeds):
-            settings = read_settings(file, seed, options.threads, 60 * options.minutes)
+            given = replace(recipe, seed=seed).to_dict()
+            settings = Settings(str(file), given, options.threads, 60 * options.minutes)
             results.append(run_race(sides, settings, options.slice))
             for side, slices in results[-1].items():
                 print(f"seed {seed}, {SIDES[side]}: {describe(slices)}", flush=True)
@@ -130,35 +128,6 @@ def write_data(file: Path) -> Path:
     }
     torch.save(arrays, file)
     return file
-
-
-def read_settings(file: Path, seed: int, threads: int, seconds: float) -> Settings:
-    import backspike as bs
-    from backspike.train.precision import choose
-
-    recipe = bs.recipes.cifar10_small()
-    chosen = choose(
-        recipe, recipe.model.build(recipe.neuron), torch.zeros(recipe.T, 1, 3, 32, 32)
-    ).recipe
-    neuron, optimizer = recipe.neuron, recipe.optimizer
-    return Settings(
-        file=str(file),
-        seed=seed,
-        threads=threads,
-        seconds=seconds,
-        bfloat16=chosen.precision == "bfloat16",
-        channels_last=bool(chosen.channels_last),
-        T=recipe.T,
-        layout=recipe.model.layout,
-        tau=neuron.tau,
-        v_threshold=neuron.v_threshold,
-        alpha=neuron.surrogate.alpha,
-        batch=recipe.batch_size,
-        lr=optimizer.lr,
-        weight_decay=optimizer.weight_decay,
-        smoothing=recipe.loss.label_smoothing,
-        warmup=recipe.warmup_epochs / recipe.epochs,
-    )
 
 
 def run_race(
@@ -237,10 +206,7 @@ def serve(side: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints goes to standard error
     settings = Settings(**json.loads(sys.stdin.readline()))
-    torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)
-    network = Backspike(settings) if side == "backspike" else SpikingJelly(settings, side)
-    training = Training(network, settings)
+    training = Training(side, settings)
     print("{}", file=answers, flush=True)
     for line in sys.stdin:
         answer = training.train_slice(json.loads(line)["seconds"])
@@ -248,30 +214,21 @@ def serve(side: str) -> None:
 
 
 class Backspike:
-    """As its trainer runs it: freed memory kept, a fused optimizer, convolutions channels-last."""
+    """As its trainer runs it: freed memory kept, convolutions channels-last."""
 
-    fused = True
-
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         import backspike as bs
+        from backspike.layers.fast_convolution import set_convolution
+        from backspike.train.network import to_channels_last
+        from backspike.train.precision import choose
 
         bs.keep_heap()
-        self.T, self.bfloat16 = settings.T, settings.bfloat16
-        self.channels_last = settings.channels_last
-        surrogate = bs.Triangle(alpha=settings.alpha)
-
-        def neuron(channels: int) -> nn.Module:
-            return bs.LIF(
-                tau=settings.tau,
-                v_threshold=settings.v_threshold,
-                surrogate=surrogate,
-                channels=channels,
-            )
-
-        self.model: nn.Module = bs.models.convnet(settings.layout, 10, 3, size=32, neuron=neuron)
-        for m in self.model.modules():
-            if isinstance(m, nn.Conv2d) and self.channels_last:
-                m.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.T, self.model = recipe.T, recipe.network()
+        set_convolution(self.model, recipe.convolution)
+        chosen = choose(recipe, self.model, torch.zeros(self.T, 1, 3, 32, 32)).recipe
+        self.bfloat16, self.channels_last = chosen.precision == "bfloat16", chosen.channels_last
+        if self.channels_last:
+            to_channels_last(self.model)
 
     def outputs(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
@@ -287,18 +244,17 @@ class SpikingJelly:
     each batch.
     """
 
-    fused = False
-
-    def __init__(self, settings: Settings, side: str) -> None:
+    def __init__(self, recipe: Recipe, bfloat16: bool) -> None:
         from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
-        self.T, self.bfloat16 = settings.T, side.endswith("bf16")
+        self.T, self.bfloat16 = recipe.T, bfloat16
         self.reset_net = functional.reset_net
+        lif = recipe.neuron
         # its name for the triangle
-        step = surrogate.PiecewiseQuadratic(alpha=settings.alpha)
+        step = surrogate.PiecewiseQuadratic(alpha=lif.surrogate.alpha)
         parts: list[nn.Module] = []
         inputs, size = 3, 32
-        for item in settings.layout.split("-"):
+        for item in recipe.model.layout.split("-"):
             if item == "P":
                 parts.append(layer.AvgPool2d(2))
                 size //= 2
@@ -306,12 +262,14 @@ class SpikingJelly:
             parts += [
                 layer.Conv2d(inputs, int(item), 3, padding=1, bias=False),
                 layer.BatchNorm2d(int(item)),
-            ]
-            parts.append(
                 neuron.LIFNode(
-                    tau=settings.tau, v_threshold=settings.v_threshold, surrogate_function=step
-                )
-            )
+                    tau=lif.tau,
+                    decay_input=lif.decay_input,
+                    v_threshold=lif.v_threshold,
+                    v_reset=lif.v_reset,
+                    surrogate_function=step,
+                ),
+            ]
             inputs = int(item)
         self.model = nn.Sequential(*parts, layer.Flatten(), layer.Linear(inputs * size * size, 10))
         functional.set_step_mode(self.model, step_mode="m")
@@ -325,21 +283,26 @@ class SpikingJelly:
 
 
 class Training:
-    def __init__(self, network: Backspike | SpikingJelly, settings: Settings) -> None:
+    def __init__(self, side: str, settings: Settings) -> None:
+        from backspike.recipes import Recipe
+        from backspike.train.schedule import parameter_groups
+
         data = torch.load(settings.file, weights_only=True)
-        self.network, self.settings = network, settings
         self.x, self.y, self.test_x, self.test_y = (
             data[k] for k in ("train_x", "train_y", "test_x", "test_y")
         )
-        self.generator = torch.Generator().manual_seed(settings.seed)
-        self.optimizer = torch.optim.SGD(
-            network.model.parameters(),
-            lr=settings.lr,
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=settings.weight_decay,
-            fused=network.fused,
+        self.limit, self.recipe = settings.seconds, Recipe.from_dict(settings.recipe)
+        torch.set_num_threads(settings.threads)
+        torch.manual_seed(self.recipe.seed)
+        self.network: Backspike | SpikingJelly
+        if side == "backspike":
+            self.network = Backspike(self.recipe)
+        else:
+            self.network = SpikingJelly(self.recipe, bfloat16=side.endswith("bf16"))
+        self.optimizer = self.recipe.optimizer.build(
+            parameter_groups(self.network.model, self.recipe)
         )
+        torch.manual_seed(self.recipe.seed)  # the same batches and augmentation on all sides
         self.batches: list[Tensor] = []
         self.seconds, self.images, self.tested = 0.0, 0, 0.0
 
@@ -351,24 +314,25 @@ class Training:
             loss = self._step()
             self.seconds = before + time.perf_counter() - start
         done = {"seconds": self.seconds, "images": self.images, "loss": loss}
-        if self.seconds >= min(self.tested + 60, self.settings.seconds):
+        if self.seconds >= min(self.tested + 60, self.limit):
             self.tested = self.seconds
             done["accuracy"] = self._test()
         return done
 
     def _step(self) -> float:
         if not self.batches:
-            order = torch.randperm(len(self.y), generator=self.generator)
-            size = self.settings.batch
+            order, size = torch.randperm(len(self.y)), self.recipe.batch_size
             self.batches = [batch for batch in order.split(size) if len(batch) == size]
         batch = self.batches.pop()
-        x, y = self._augment(self.x[batch].float() / 255), self.y[batch]
+        x, y = self.x[batch].float() / 255, self.y[batch]
+        for change in self.recipe.augment:
+            x = change(x)
+        rate = self._learning_rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = rate * group["lr_scale"]
         self.optimizer.zero_grad()
-        loss = cross_entropy(
-            self.network.outputs(x).mean(0), y, label_smoothing=self.settings.smoothing
-        )
+        logits = self.network.outputs(x).mean(0)
+        loss = cross_entropy(logits, y, label_smoothing=self.recipe.loss.label_smoothing)
         loss.backward()
         self.optimizer.step()
         self.network.reset()
@@ -377,26 +341,11 @@ class Training:
 
     def _learning_rate(self) -> float:
         """Linear warm-up, then a cosine to zero, by the clock."""
-        done, warmup = min(self.seconds / self.settings.seconds, 1.0), self.settings.warmup
+        done, lr = min(self.seconds / self.limit, 1.0), self.recipe.optimizer.lr
+        warmup = self.recipe.warmup_epochs / self.recipe.epochs  # share of the time
         if done < warmup:
-            return self.settings.lr * max(done / warmup, 1e-3)
-        return self.settings.lr * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
-
-    def _augment(self, x: Tensor) -> Tensor:
-        """Random crops after padding by 4 pixels, and random horizontal flips."""
-        B, _, H, W = x.shape
-        rows, columns = (
-            torch.randint(2 * PAD + 1, (B, 1), generator=self.generator) + torch.arange(n)
-            for n in (H, W)
-        )
-        flipped = torch.rand(B, 1, generator=self.generator) < 0.5
-        columns = torch.where(flipped, columns.flip(1), columns)
-        image = torch.arange(B).view(B, 1, 1)
-        return (
-            pad(x, [PAD] * 4)
-            .movedim(1, 3)[image, rows[:, :, None], columns[:, None, :]]
-            .movedim(3, 1)
-        )
+            return lr * max(done / warmup, 1e-3)
+        return lr * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
     @torch.no_grad()
     def _test(self) -> float:

@@ -473,7 +473,8 @@ def test_a_worker_runs_without_backspike(monkeypatch):
     assert answer["heap"] == sys.platform.startswith("linux")
 
 
-def test_each_side_of_the_race_trains_for_its_time(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["cifar10-small", "cifar10-30min"])
+def test_backspike_trains_for_its_time_in_the_race(name, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     race = importlib.import_module("cifar_race")
     y = torch.arange(640) % 10
@@ -482,14 +483,16 @@ def test_each_side_of_the_race_trains_for_its_time(tmp_path, monkeypatch):
         x[y == label, :, :, 3 * label : 3 * label + 4] = 255
     data = {"train_x": x, "train_y": y, "test_x": x[:200], "test_y": y[:200]}
     torch.save(data, tmp_path / "data.pt")
-    settings = race.read_settings(tmp_path / "data.pt", seed=0, threads=1, seconds=2.0)
-    settings = replace(settings, layout="4-P-8-P", bfloat16=False)
+    recipe = bs.recipes.get(name).replace(
+        {"model.layout": "4-P-8-P", "precision": "float32", "batch_size": 128}
+    )
+    settings = race.Settings(str(tmp_path / "data.pt"), recipe.to_dict(), threads=1, seconds=2.0)
     slices = race.run_race({"backspike": sys.executable}, settings, slice=1.0)["backspike"]
     seconds = [s["seconds"] for s in slices]
     assert seconds == sorted(seconds)
     assert seconds[-1] >= 2 > max([0.0, *seconds[:-1]])
     assert ["accuracy" in s for s in slices] == [False] * (len(slices) - 1) + [True]
-    assert slices[-1]["images"] >= settings.batch
+    assert slices[-1]["images"] >= 128
     assert f"{seconds[-1]:.0f} s, " in race.describe(slices)
 
 

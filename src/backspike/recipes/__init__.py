@@ -34,7 +34,15 @@ from .sequences import (
     yinyang,
 )
 from .shipped import GRADES, Reported, Shipped
-from .small import cifar10_10min, cifar10_30min, cifar10_small, digits, digits_dvs, mnist
+from .small import (
+    cifar10_10min,
+    cifar10_30min,
+    cifar10_60min,
+    cifar10_small,
+    digits,
+    digits_dvs,
+    mnist,
+)
 from .source import Source, is_file
 from .wang2023 import cifar10_resnet19, cifar100_resnet19
 from .yang2020 import cifar10_tsbp, mnist_tsbp, nmnist_tsbp
@@ -50,6 +58,7 @@ NAMES = {
         cifar10_10min, here="81.45 ± 0.45 %, 3 seeds, 9.5-9.7 min each (Zen 3); now 7.1 min"
     ),
     "cifar10-30min": Shipped(cifar10_30min, here="84.77 and 85.20 %, 2 seeds, 27 min (Zen 3)"),
+    "cifar10-60min": Shipped(cifar10_60min),
     "cifar10": Shipped(cifar10, li2024.reported(95.40, 0.12)),
     "cifar10-crop-flip": Shipped(cifar10_crop_flip, li2024.reported(94.30, 0.22)),
     "cifar100": Shipped(cifar100, li2024.reported(77.48, 0.14)),

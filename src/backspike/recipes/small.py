@@ -118,3 +118,19 @@ def cifar10_30min() -> Recipe:
             "augment": (Crop(4), Flip(), Cutout(8)),
         }
     )
+
+
+def cifar10_60min() -> Recipe:
+    """CIFAR-10, network of `cifar10-30min` with two timesteps: an hour on two cores, no bfloat16.
+
+    docs/results/cifar10-minutes.md has the experiments behind it.
+    """
+    return cifar10_30min().replace(
+        {
+            "name": "cifar10-60min",
+            "T": 2,
+            "epochs": 32,
+            "warmup_epochs": 3.0,
+            "augment": (Crop(4), Flip(), Cutout(10)),
+        }
+    )
