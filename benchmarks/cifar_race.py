@@ -302,7 +302,7 @@ class Training:
         self.optimizer = self.recipe.optimizer.build(
             parameter_groups(self.network.model, self.recipe)
         )
-        torch.manual_seed(self.recipe.seed)  # the same batches and augmentation on all sides
+        self.random = torch.manual_seed(self.recipe.seed).get_state()  # of batches, augmentation
         self.batches: list[Tensor] = []
         self.seconds, self.images, self.tested = 0.0, 0, 0.0
 
@@ -320,13 +320,7 @@ class Training:
         return done
 
     def _step(self) -> float:
-        if not self.batches:
-            order, size = torch.randperm(len(self.y)), self.recipe.batch_size
-            self.batches = [batch for batch in order.split(size) if len(batch) == size]
-        batch = self.batches.pop()
-        x, y = self.x[batch].float() / 255, self.y[batch]
-        for change in self.recipe.augment:
-            x = change(x)
+        x, y = self._next_batch()
         rate = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
@@ -336,8 +330,20 @@ class Training:
         loss.backward()
         self.optimizer.step()
         self.network.reset()
-        self.images += len(batch)
+        self.images += len(y)
         return loss.item()
+
+    def _next_batch(self) -> tuple[Tensor, Tensor]:
+        torch.set_rng_state(self.random)  # a network may draw random numbers, too
+        if not self.batches:
+            order, size = torch.randperm(len(self.y)), self.recipe.batch_size
+            self.batches = [batch for batch in order.split(size) if len(batch) == size]
+        batch = self.batches.pop()
+        x = self.x[batch].float() / 255
+        for change in self.recipe.augment:
+            x = change(x)
+        self.random = torch.get_rng_state()
+        return x, self.y[batch]
 
     def _learning_rate(self) -> float:
         """Linear warm-up, then a cosine to zero, by the clock."""

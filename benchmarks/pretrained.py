@@ -26,7 +26,7 @@ from backspike.run import Run
 
 GROUPS = {
     "package": ("digits", "digits-dvs", "mnist", "spoken-digits"),  # below a megabyte in all
-    "release": ("cifar10-10min", "cifar10-30min"),
+    "release": ("cifar10-10min", "cifar10-30min", "cifar10-60min"),
 }
 SEEDS = (0, 1, 2)
 OUT = Path("runs/pretrained")

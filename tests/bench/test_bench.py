@@ -473,20 +473,37 @@ def test_a_worker_runs_without_backspike(monkeypatch):
     assert answer["heap"] == sys.platform.startswith("linux")
 
 
-@pytest.mark.parametrize("name", ["cifar10-small", "cifar10-30min"])
-def test_backspike_trains_for_its_time_in_the_race(name, tmp_path, monkeypatch):
+@pytest.fixture
+def race(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    race = importlib.import_module("cifar_race")
+    return importlib.import_module("cifar_race")
+
+
+def _race_settings(race, name, file):
     y = torch.arange(640) % 10
     x = torch.zeros(640, 3, 32, 32, dtype=torch.uint8)
     for label in range(10):
         x[y == label, :, :, 3 * label : 3 * label + 4] = 255
-    data = {"train_x": x, "train_y": y, "test_x": x[:200], "test_y": y[:200]}
-    torch.save(data, tmp_path / "data.pt")
+    torch.save({"train_x": x, "train_y": y, "test_x": x[:200], "test_y": y[:200]}, file)
     recipe = bs.recipes.get(name).replace(
         {"model.layout": "4-P-8-P", "precision": "float32", "batch_size": 128}
     )
-    settings = race.Settings(str(tmp_path / "data.pt"), recipe.to_dict(), threads=1, seconds=2.0)
+    return race.Settings(str(file), recipe.to_dict(), threads=1, seconds=2.0)
+
+
+def test_what_a_network_draws_changes_no_batch_of_the_race(race, tmp_path):
+    settings = _race_settings(race, "cifar10-30min", tmp_path / "data.pt")
+    first, second = (race.Training("backspike", settings) for _ in range(2))
+    for k in range(7):  # beyond an epoch
+        torch.rand(k)
+        (x, y), (same_x, same_y) = first._next_batch(), second._next_batch()
+        assert torch.equal(y, same_y)
+        assert torch.equal(x, same_x)
+
+
+@pytest.mark.parametrize("name", ["cifar10-small", "cifar10-30min"])
+def test_backspike_trains_for_its_time_in_the_race(name, race, tmp_path):
+    settings = _race_settings(race, name, tmp_path / "data.pt")
     slices = race.run_race({"backspike": sys.executable}, settings, slice=1.0)["backspike"]
     seconds = [s["seconds"] for s in slices]
     assert seconds == sorted(seconds)
