@@ -55,7 +55,7 @@ NAMES = {
         cifar10_small, here="76.7 % after 10 min (benchmarks/cifar_race.py), 1 seed"
     ),
     "cifar10-10min": Shipped(
-        cifar10_10min, here="81.45 ± 0.45 %, 3 seeds, 9.5-9.7 min each (Zen 3); now 7.1 min"
+        cifar10_10min, here="81.45 ± 0.29 %, 3 seeds, 5.0-7.1 min each (Zen 3)"
     ),
     "cifar10-30min": Shipped(cifar10_30min, here="85.14 ± 0.35 %, 3 seeds, 23-27 min (Zen 3)"),
     "cifar10-60min": Shipped(cifar10_60min, here="86.72 %, 1 seed, 47 min (Zen 3)"),
