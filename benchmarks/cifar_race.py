@@ -34,7 +34,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 if TYPE_CHECKING:
     from backspike.recipes import Recipe
@@ -61,7 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--peer-python",
-        help="the python of an environment with SpikingJelly; without it backspike runs alone",
+        help="the python of an environment with backspike and SpikingJelly; without it backspike "
+        "runs alone",
     )
     parser.add_argument("--recipe", choices=RECIPES, default="cifar10-small")
     parser.add_argument("--minutes", type=float, default=10.0, help="training time of each side")
@@ -203,9 +203,14 @@ class Worker:
 
 def serve(side: str) -> None:
     """Sets up with the first request, then trains a slice per request."""
+    import backspike as bs
+
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints goes to standard error
     settings = Settings(**json.loads(sys.stdin.readline()))
+    torch.set_num_threads(settings.threads)
+    if side == "backspike":
+        bs.keep_heap()  # as its trainer does
     training = Training(side, settings)
     print("{}", file=answers, flush=True)
     for line in sys.stdin:
@@ -214,17 +219,15 @@ def serve(side: str) -> None:
 
 
 class Backspike:
-    """As its trainer runs it: freed memory kept, convolutions channels-last."""
+    """As its trainer runs it: convolutions channels-last, in the precision of this processor."""
 
     def __init__(self, recipe: Recipe) -> None:
         import backspike as bs
-        from backspike.layers.fast_convolution import set_convolution
         from backspike.train.network import to_channels_last
         from backspike.train.precision import choose
 
-        bs.keep_heap()
         self.T, self.model = recipe.T, recipe.network()
-        set_convolution(self.model, recipe.convolution)
+        bs.set_convolution(self.model, recipe.convolution)
         chosen = choose(recipe, self.model, torch.zeros(self.T, 1, 3, 32, 32)).recipe
         self.bfloat16, self.channels_last = chosen.precision == "bfloat16", chosen.channels_last
         if self.channels_last:
@@ -292,7 +295,6 @@ class Training:
             data[k] for k in ("train_x", "train_y", "test_x", "test_y")
         )
         self.limit, self.recipe = settings.seconds, Recipe.from_dict(settings.recipe)
-        torch.set_num_threads(settings.threads)
         torch.manual_seed(self.recipe.seed)
         self.network: Backspike | SpikingJelly
         if side == "backspike":
@@ -325,8 +327,8 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         self.optimizer.zero_grad()
-        logits = self.network.outputs(x).mean(0)
-        loss = cross_entropy(logits, y, label_smoothing=self.recipe.loss.label_smoothing)
+        o = self.network.outputs(x)
+        loss = self.recipe.loss_value(o, o.mean(0), y)
         loss.backward()
         self.optimizer.step()
         self.network.reset()

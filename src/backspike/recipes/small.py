@@ -121,7 +121,7 @@ def cifar10_30min() -> Recipe:
 
 
 def cifar10_60min() -> Recipe:
-    """CIFAR-10, network of `cifar10-30min` with two timesteps: an hour on two cores, no bfloat16.
+    """CIFAR-10, network of `cifar10-30min`, T = 2: an hour on two cores without bfloat16.
 
     docs/results/cifar10-minutes.md has the experiments behind it.
     """
