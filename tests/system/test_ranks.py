@@ -488,6 +488,32 @@ def test_training_works_without_synchronised_norms(tmp_path):
     assert not torch.equal(*draws)
 
 
+def train_with_silent_layers(rank, folder):
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": (folder / "port").read_text(),
+    }
+    torch.set_num_threads(1)
+    recipe = bs.recipes.digits().replace(EQUAL | {"epochs": 2})
+    bs.fit(recipe, folder / "run", report=False)
+
+
+def test_all_ranks_look_for_silent_layers_behind_norms_over_all_ranks(tmp_path):
+    ranks = torch.multiprocessing.spawn(
+        train_with_silent_layers, (with_a_port(tmp_path),), nprocs=2, join=False
+    ).processes
+    for rank in ranks:
+        rank.join(60)
+    codes = [rank.exitcode for rank in ranks]
+    for rank in ranks:
+        rank.kill()
+    assert codes == [0, 0]
+    initial = next(e for e in Run.open(tmp_path / "run").log() if e["event"] == "initial")
+    assert 0 in initial["firing_rate"].values()
+
+
 LONG = {
     **EQUAL,
     "epochs": 40,

@@ -72,8 +72,11 @@ def _spikes(layer: LIF, out: Output, per_channel: bool, window: float) -> Normal
     """
     s, theta = out.spikes, _threshold(layer, per_channel)
     assert s is not None
-    dims = [d for d in range(1, s.dim()) if not (per_channel and d == 2)]
-    mean = s.detach().mean(dims, dtype=torch.float64).view(s.shape[0], -1)
+    # a count per sample is exact in float32; for float64 torch would copy all spikes
+    dims = [d for d in range(2, s.dim()) if not (per_channel and d == 2)]
+    counts = s.detach().sum(dims, dtype=torch.float32) if dims else s.detach()
+    each = s.shape[2:].numel() // counts.shape[2:].numel()
+    mean = counts.mean(1, dtype=torch.float64).view(len(s), -1) / each
     rate = _mean_over_ranks(layer, out, mean)
     return Normal(theta * rate, theta**2 * rate * (1 - rate))
 

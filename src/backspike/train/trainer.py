@@ -145,7 +145,7 @@ class Trainer:
         self.unheard = listen is None
         self.weights = setup.weights if self.ranks.first else None
         self.watch = events.Watch(setup) if watch else None
-        self.silent: list[str] = []  # layers without a spike before training, on rank 0
+        self.silent: list[str] = []  # layers without a spike before training
         self.untrained_loss: float | None = None  # on rank 0
         self.progress = Progress()
         self.step = Step(setup, self.progress, self._not_recorded)
@@ -156,10 +156,9 @@ class Trainer:
         with self._lost_rank():
             begun = self.ranks.on_rank0(lambda: self.run.has("last.ckpt"))
             watched = None if begun else self._begin()
+            self.silent = self.ranks.on_rank0(lambda: events.silent_layers(self.run.log()))
             if self.ranks.first:
-                log = self.run.log()
-                self.silent = events.silent_layers(log)
-                self.untrained_loss = events.untrained_loss(self.setup, log)
+                self.untrained_loss = events.untrained_loss(self.setup, self.run.log())
             self._say(
                 "start",
                 run=str(self.run.path),
@@ -243,7 +242,9 @@ class Trainer:
         self.progress.batch += 1
         steps = self.setup.recipe.epochs * len(self.setup.train)
         if self.silent and self.step.number == min(events.SILENT_STEPS, steps):
-            self._warn(events.silent(self.setup, self.step, self.silent))
+            # on all ranks, since norms may share their statistics
+            event = events.silent(self.setup, self.step, self.silent)
+            self._warn(event if self.ranks.first else None)
 
     def _warn(self, event: dict[str, Any] | None) -> None:
         """Logs and shows an event with a text that says what to do; does nothing for None."""

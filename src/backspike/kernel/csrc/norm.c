@@ -125,13 +125,20 @@ static inline void NAME(pool_spikes)(int64_t pool, const Block *b, const IO *s, 
 static inline void NAME(advance)(const Norm *m, const Block *b, int64_t t, REAL table[CONSTANTS][BLOCK], const REAL *scale,
                                  const REAL *shift, REAL *x, REAL *v, REAL *u, IO *s) {
     const Job *j = &m->neuron;
-    if (j->per_channel || j->repeated || j->p_partial) {
+    if (j->per_channel || j->repeated) {
         if (!t || !j->repeated) NAME(normalise)(j, b, t, scale, shift, x);
         NAME(fire)(j, table, x, v, u, s, b->count * b->run);
     } else {
         const IO *y = (const IO *)j->p_x + t * j->x_stride;
-        if (j->soft) SEGMENTS NAME(advance_as)(1, j, table, y + b->at[k], scale + i, shift + i, v + i, 0, s + i, b->run);
-        else SEGMENTS NAME(advance_as)(0, j, table, y + b->at[k], scale + i, shift + i, v + i, 0, s + i, b->run);
+#define CASE(SOFT, U)                       \
+    if (!!j->soft == SOFT)                  \
+        SEGMENTS NAME(advance_as)(SOFT, j, table, y + b->at[k], scale + i, shift + i, v + i, U, s + i, b->run);
+        if (j->p_partial) {
+            CASE(0, u + i) CASE(1, u + i)
+        } else {
+            CASE(0, 0) CASE(1, 0)
+        }
+#undef CASE
     }
 }
 

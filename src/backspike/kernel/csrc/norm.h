@@ -82,8 +82,35 @@ static inline void NAME(block_constants)(const Job *j, const Block *b, REAL tabl
         SEGMENTS NAME(spread)(j, j->per_channel, (const REAL *)j->p_constants + which * stride, b->at[k], b->run, table[which] + i);
 }
 
+/* Adds rows, one below the other, to sums[n], which stay in registers. */
+static inline void NAME(add_rows)(const REAL *term, int rows, int n, double *sums) {
+    int k = 0;
+    for (; k + 8 <= n; k += 8) {
+        NAME(Sums) low, high;
+        memcpy(&low, sums + k, sizeof low);
+        memcpy(&high, sums + k + 4, sizeof high);
+        for (int row = 0; row < rows; row++) {
+            low += NAME(four)(term + row * n + k);
+            high += NAME(four)(term + row * n + k + 4);
+        }
+        memcpy(sums + k, &low, sizeof low);
+        memcpy(sums + k + 4, &high, sizeof high);
+    }
+    for (; k < n; k++)
+        for (int row = 0; row < rows; row++) sums[k] += term[row * n + k];
+}
+
+/* sums[channel of element i] += term[i], or all to sums[0] */
 static inline void NAME(add_block)(const Job *j, int64_t per_channel, const Block *b, const REAL *term, double *sums) {
-    SEGMENTS NAME(add)(j, per_channel, term + i, b->at[k], b->run, sums);
+    const int n = b->count * b->run;
+    if (!per_channel) {
+        sums[0] += NAME(total)(term, n);
+    } else if (j->inner == 1) {
+        const int channels = (int)min(b->run, j->C);
+        NAME(add_rows)(term, n / channels, channels, sums + b->at[0] % j->C);
+    } else {
+        SEGMENTS NAME(add)(j, 1, term + i, b->at[k], b->run, sums);
+    }
 }
 
 /* One timestep, starting from y, in one loop: for neurons that all have the same constants. */

@@ -94,14 +94,16 @@ static inline void NAME(send)(const Job *j, const Block *b, int64_t t, const REA
     SEGMENTS NAME(send_run)(y + b->at[k], mean + i, factor ? factor + i : 0, gx + i, a + i, q + i, dy + b->at[k], b->run);
 }
 
-/* One timestep back in one loop: for neurons that have the same constants and learn nothing. */
+/* One timestep back in one loop: for neurons that have the same constants and learn no tau. extra: the
+   direct gradient of u, or null. */
 ALWAYS void NAME(retreat_as)(const int soft, const int attached, const Job *j, REAL table[CONSTANTS][BLOCK], const REAL *u,
-                             const REAL *h, const IO *g, const IO *y, const REAL *mean, const REAL *factor, REAL *c, REAL *a, REAL *q,
-                             IO *dy, int n) {
+                             const REAL *h, const IO *g, const REAL *extra, const IO *y, const REAL *mean, const REAL *factor,
+                             REAL *c, REAL *a, REAL *q, IO *dy, int n) {
     const REAL lam = table[LAM][0], gain = table[GAIN][0], theta = table[THETA][0];
     const REAL rho = (REAL)j->rho, v_reset = (REAL)j->v_reset;
     SIMD EACH {
-        const REAL d = NAME(delta)(soft, attached, NAME(widen)(g[i]), h[i], u[i], theta, c[i], rho, v_reset), gx = d * gain;
+        const REAL back = NAME(delta)(soft, attached, NAME(widen)(g[i]), h[i], u[i], theta, c[i], rho, v_reset);
+        const REAL d = extra ? back + extra[i] : back, gx = d * gain;
         c[i] = d * lam;
         a[i] += gx;
         q[i] += gx * (NAME(widen)(y[i]) - mean[i]);
@@ -110,18 +112,21 @@ ALWAYS void NAME(retreat_as)(const int soft, const int attached, const Job *j, R
 }
 
 static inline void NAME(retreat)(const Job *j, const Block *b, int64_t t, REAL table[CONSTANTS][BLOCK], const REAL *u, const REAL *h,
-                                 const IO *g, const REAL *mean, const REAL *factor, REAL *c, REAL *a, REAL *q, IO *buffer) {
+                                 const IO *g, const REAL *extra, const REAL *mean, const REAL *factor, REAL *c, REAL *a, REAL *q,
+                                 IO *buffer) {
     const IO *y = (const IO *)j->p_x + t * j->x_stride;
     IO *dy = (IO *)j->p_gx + t * j->N;
-#define CASE(SOFT, ATTACHED, FACTOR)                                                                                          \
-    if (!!j->soft == SOFT && (j->rho != 0) == ATTACHED)                                                                       \
-        SEGMENTS NAME(retreat_as)(SOFT, ATTACHED, j, table, u + i, h + i, g + i, y + b->at[k], mean + i, FACTOR, c + i, a + i, \
-                                  q + i, place(j, dy + b->at[k], buffer + i), b->run);
-    if (factor) {
-        CASE(0, 0, factor + i) CASE(0, 1, factor + i) CASE(1, 0, factor + i) CASE(1, 1, factor + i)
-    } else {
-        CASE(0, 0, 0) CASE(0, 1, 0) CASE(1, 0, 0) CASE(1, 1, 0)
-    }
+#define CASE(SOFT, ATTACHED, EXTRA, FACTOR)                                                                        \
+    if (!!j->soft == SOFT && (j->rho != 0) == ATTACHED)                                                            \
+        SEGMENTS NAME(retreat_as)(SOFT, ATTACHED, j, table, u + i, h + i, g + i, EXTRA, y + b->at[k], mean + i, FACTOR, c + i, \
+                                  a + i, q + i, place(j, dy + b->at[k], buffer + i), b->run);
+#define EACH_RESET(EXTRA, FACTOR) \
+    { CASE(0, 0, EXTRA, FACTOR) CASE(0, 1, EXTRA, FACTOR) CASE(1, 0, EXTRA, FACTOR) CASE(1, 1, EXTRA, FACTOR) }
+    if (extra && factor) EACH_RESET(extra + i, factor + i)
+    else if (extra) EACH_RESET(extra + i, 0)
+    else if (factor) EACH_RESET(0, factor + i)
+    else EACH_RESET(0, 0)
+#undef EACH_RESET
 #undef CASE
     if (j->streams) SEGMENTS stream(dy + b->at[k], buffer + i, b->run * sizeof(IO));
     if (!j->temporal) SIMD for (int i = 0; i < BLOCK; i++) c[i] = 0;
@@ -145,6 +150,21 @@ static inline int64_t NAME(locate)(const Job *j, const Block *b, uint32_t *where
     return base;
 }
 
+/* The gradients of theta and of the width, at one timestep. */
+static inline void NAME(learn_block)(const Job *j, const Block *b, const NAME(Step) *p, const REAL *width, REAL *term,
+                                     double *sums) {
+    if (!j->per_channel) {
+        NAME(learn)(j, p, width, 0, b->count * b->run, term, sums);
+        return;
+    }
+    SEGMENTS {
+        const NAME(Step) part = {
+            .u = p->u + i, .g = p->g + i, .theta = p->theta + i, .own = p->own + i, .h = p->h + i, .c = p->c + i
+        };
+        NAME(learn)(j, &part, width ? width + i : 0, b->at[k], b->run, term, sums);
+    }
+}
+
 static void NAME(backward_block)(const Norm *m, const Walk *w, const Block *b, const Block *next, REAL table[CONSTANTS][BLOCK], REAL *cache,
                                  double *learned, double *moved) {
     const Job *j = &m->neuron;
@@ -153,7 +173,7 @@ static void NAME(backward_block)(const Norm *m, const Walk *w, const Block *b, c
     REAL b_g[BLOCK], b_a[BLOCK], b_b[BLOCK], b_scale[BLOCK], b_shift[BLOCK], b_mean[BLOCK];
     IO b_half[BLOCK], b_dy[BLOCK];
     uint32_t where[BLOCK];
-    const int plain = !j->per_channel && !j->repeated && !j->learns && !j->p_line;
+    const int alike = !j->per_channel && !j->repeated && !(j->learns & LEARNS_TAU);
     const REAL *scale = NAME(row)(m, w, b, SCALE, b_scale), *shift = NAME(row)(m, w, b, SHIFT, b_shift);
     const REAL *mean = NAME(row)(m, w, b, MEAN, b_mean), *factor = m->batch ? 0 : scale;
     if (j->per_channel) NAME(block_constants)(j, b, table);
@@ -169,11 +189,6 @@ static void NAME(backward_block)(const Norm *m, const Walk *w, const Block *b, c
         if (j->masked) NAME(masked)(j, t * j->N + base, where, u, theta, own, full, n);
         const REAL *h = j->masked && j->replace.code ? full : own;
         const IO *g = NAME(upstream)(m, w, b, t, u, theta, b_half);
-        if (plain) {
-            NAME(retreat)(j, b, t, table, u, h, g, mean, factor, c, a, q, b_dy);
-            if (t % HELD == 0) NAME(settle)(j, b, a, q, moved);
-            continue;
-        }
         const REAL *extra = NAME(zero);
         if (j->p_line) {
             SEGMENTS NAME(direct)(j, t, b->at[k], b->run, u + i, b_a + i, b_b + i);
@@ -181,16 +196,18 @@ static void NAME(backward_block)(const Norm *m, const Walk *w, const Block *b, c
         }
         const NAME(Step) p = {
             .u = u,
-            .g = NAME(load)(g, 0, b_g, n),
+            .g = j->learns || !alike ? NAME(load)(g, 0, b_g, n) : 0,
             .theta = theta,
             .own = own,
             .h = h,
             .extra = extra,
             .c = c,
         };
-        if (j->learns & ~LEARNS_TAU) SEGMENTS {
-            const NAME(Step) part = {u + i, p.g + i, theta + i, own + i, p.h + i, extra, c + i};
-            NAME(learn)(j, &part, width ? width + i : 0, b->at[k], b->run, term, learned);
+        if (j->learns & ~LEARNS_TAU) NAME(learn_block)(j, b, &p, width, term, learned);
+        if (alike) {
+            NAME(retreat)(j, b, t, table, u, h, g, j->p_line ? extra : 0, mean, factor, c, a, q, b_dy);
+            if (t % HELD == 0) NAME(settle)(j, b, a, q, moved);
+            continue;
         }
         NAME(step)(j, &p, table[LAM], table[GAIN], j->learns & LEARNS_TAU ? delta : 0, gx, n);
         if (j->learns & LEARNS_TAU) {

@@ -45,19 +45,28 @@ static inline void NAME(spread)(const Job *j, int64_t per_channel, const REAL *p
     }
 }
 
+/* Four numbers at a time, since compilers keep vectors that are wider than those of the processor
+   in memory. */
+typedef REAL NAME(Four) __attribute__((vector_size(4 * sizeof(REAL))));
+typedef double NAME(Sums) __attribute__((vector_size(4 * sizeof(double))));
+
+ALWAYS NAME(Sums) NAME(four)(const REAL *p) {
+    NAME(Four) four;
+    memcpy(&four, p, sizeof four);
+    return __builtin_convertvector(four, NAME(Sums));
+}
+
 /* The sum in an order of our own: a compiler that chose it would choose the bits. */
 static inline double NAME(total)(const REAL *term, int64_t n) {
-    typedef REAL Terms __attribute__((vector_size(8 * sizeof(REAL))));
-    typedef double Sums __attribute__((vector_size(8 * sizeof(double))));
-    Sums sums = {0};
+    NAME(Sums) low = {0}, high = {0};
     double sum = 0;
     int64_t k = 0;
     for (; k + 8 <= n; k += 8) {
-        Terms eight;
-        memcpy(&eight, term + k, sizeof eight);
-        sums += __builtin_convertvector(eight, Sums);
+        low += NAME(four)(term + k);
+        high += NAME(four)(term + k + 4);
     }
-    for (int i = 0; i < 8; i++) sum += sums[i];
+    for (int i = 0; i < 4; i++) sum += low[i];
+    for (int i = 0; i < 4; i++) sum += high[i];
     for (; k < n; k++) sum += term[k];
     return sum;
 }
