@@ -160,7 +160,7 @@ def run(shape=(4, 2, 64, 16, 16), dtype=torch.float32, learn=None, layout=None, 
             options["surrogate"] = Parametric(options["surrogate"])
     out, moments = compute(prepare(x, v0, **options), "triton")
     leaves = [(out.spikes, upstream["g"])] + (
-        [] if moments is None else [(m, m.detach()) for m in moments]
+        [] if moments is None else [(m, m.detach()) for m in moments[:2]]
     )
     leaves += [] if out.membrane is None else [(out.membrane, upstream["gu"])]
     torch.autograd.backward(*zip(*leaves))

@@ -372,7 +372,7 @@ def test_results_do_not_depend_on_the_number_of_threads(layout):
             call = prepare(
                 x, v0, **options, reset_gradient=1.0, temporal_gradient=True, record_moments=True
             )
-            moments.append(torch.cat(compute(call, "cpu")[1]))
+            moments.append(torch.cat(compute(call, "cpu")[1][:2]))
     finally:
         torch.set_num_threads(before)
     for i in (2, 4):

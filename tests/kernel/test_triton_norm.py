@@ -123,7 +123,7 @@ def test_kernels_compile_with_all_flags(training, monkeypatch):
     )
     result = fused._fused("triton", call, make_norm(40, training, dtype=torch.float32), None, True)
     torch.autograd.backward(
-        [result.spikes, result.state, *result.moments],
-        [torch.ones_like(o) for o in (result.spikes, result.state, *result.moments)],
+        [result.spikes, result.state, *result.moments[:2]],
+        [torch.ones_like(o) for o in (result.spikes, result.state, *result.moments[:2])],
     )
     assert len(compiler.ptx) == (5 if training else 3)

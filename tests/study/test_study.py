@@ -697,6 +697,28 @@ def test_a_stopped_study_ends_its_processes_and_says_how_to_continue(how, tmp_pa
     assert list(tmp_path.glob("s/runs/*/0/last.ckpt"))
 
 
+def test_a_stopped_study_shows_the_runs_that_have_finished(tmp_path):
+    def stop(event):
+        if event["event"] == "run" and event["seed"] == 1:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "s"
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(_small(), out, seeds=3, jobs=1, listen=stop)
+    stopped = _results(out)
+    assert [row["n"] for row in stopped["arms"]] == [2, 1]
+    missing, compared, power = stopped["conclusions"]
+    assert missing == "3 of 6 runs have not finished and are missing."
+    assert "in a single pair of runs, which proves nothing" in compared
+    assert power.startswith("With 2 seeds the smallest p")
+    assert "3 of 6 runs have not finished" in (out / "study.html").read_text("utf-8")
+    # the file serves another study, and this one continues
+    runner.run(_small(), tmp_path / "t", seeds=2, jobs=1, include=out / "study.json")
+    assert [p.parent.name for p in (tmp_path / "t").glob("runs/*/1")] == ["masked"]
+    runner.run(_small(), out, seeds=3, jobs=1)
+    assert [row["n"] for row in _results(out)["arms"]] == [3, 3]
+
+
 def test_a_killed_process_is_a_failed_run(tmp_path, monkeypatch):
     """As if the system ran out of memory: the run is named, and the other one finishes."""
     killed, started = [], []

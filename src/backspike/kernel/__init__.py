@@ -6,7 +6,7 @@ the reason once.
 """
 
 from ..errors import Unsupported
-from .call import Call, Constants, Moments, Record, Result
+from .call import Call, Constants, Moments, Record, Result, firing_rate
 from .dispatch import backends, choose, dispatch
 from .mask import draw_seed, dropped
 from .saved import MEMORIES
@@ -24,4 +24,5 @@ __all__ = [
     "dispatch",
     "draw_seed",
     "dropped",
+    "firing_rate",
 ]

@@ -24,6 +24,7 @@ class Moments(NamedTuple):
 
     mean: Tensor  # E(u)
     square: Tensor  # E(u^2)
+    rate: Tensor | None = None  # E(s), without a gradient; given where the spikes may be pooled
 
 
 class Result(NamedTuple):
@@ -44,7 +45,8 @@ class Result(NamedTuple):
         """The result of a flattened call, for samples of this shape `[C, ...]`."""
         moments = self.moments
         if moments is not None:
-            moments = Moments(*(m.unflatten(1, (shape[0], -1)).mean(2) for m in moments))
+            both = moments.mean, moments.square
+            moments = Moments(*(m.unflatten(1, (shape[0], -1)).mean(2) for m in both))
         return self._replace(
             spikes=self.spikes.unflatten(2, shape),
             state=self.state.unflatten(-1, shape) if self.state.numel() else self.state,
@@ -75,6 +77,13 @@ class SpikeInfo(NamedTuple):
             and dense(x)
         )
         return bits if same else None
+
+
+def firing_rate(s: Tensor) -> Tensor:
+    """The mean of spikes `[T, B, ...]` over batch and space, `[T, C]` in float64."""
+    # a count per sample is exact in float32; for float64 torch would copy all spikes
+    counts = s.sum(tuple(range(3, s.dim())), dtype=torch.float32) if s.dim() > 3 else s
+    return counts.mean(1, dtype=torch.float64).view(len(s), -1) / s.shape[3:].numel()
 
 
 def learns(p: float | Tensor | None) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import Unsupported
 from . import layout, ops
 from .autograd import Context, refuse_double_backward
-from .call import Call, Moments, Result, as_tensor
+from .call import Call, Moments, Result, as_tensor, firing_rate
 from .coefficients import state_dtype
 from .cpu.pool import avg_pool, max_pool
 from .dispatch import choose, dispatch
@@ -172,7 +172,9 @@ def _separate(call: Call, norm: Norm, pool: str | None, backend: str) -> Result:
         y.to(dtype), weight, bias, *running, norm.training, norm.momentum, norm.eps, False
     )
     result = dispatch(backend, replace(call, x=x.unflatten(0, call.x.shape[:2])))
-    spikes = result.spikes.to(call.x.dtype)
+    spikes, moments = result.spikes.to(call.x.dtype), result.moments
+    if moments is not None:
+        result = result._replace(moments=moments._replace(rate=firing_rate(spikes)))
     return (
         result._replace(spikes=_pooled(spikes, pool), bits=None)
         if pool
@@ -208,7 +210,7 @@ def _fused(
         )
     if norm.training:
         track_statistics(norm, _samples(call), rows[0], rows[1])
-    collected = Moments(*moments) if record.moments else None
+    collected = Moments(moments[0], moments[1], moments[2].detach()) if record.moments else None
     return Result(spikes, state, None, collected, None, bits_written if bits else None)
 
 

@@ -72,7 +72,7 @@ def forward_outputs(a: ForwardInputs) -> Forward:
     return (
         layout.empty((T, *step), spike_strides(y, strides, pool), y.dtype, device),
         torch.empty_strided(*state, dtype=state_dtype(y), device=device),
-        torch.zeros((2, T, y.shape[2]) if a.moments else (0,), dtype=torch.float64, device=device),
+        torch.zeros((3, T, y.shape[2]) if a.moments else (0,), dtype=torch.float64, device=device),
         torch.zeros((CHANNEL_ROWS, y.shape[2]), dtype=torch.float64, device=device),
         torch.empty(T * math.prod(step) // 8 if a.bits else 0, dtype=torch.uint8, device=device),
     )

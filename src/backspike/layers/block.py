@@ -173,7 +173,7 @@ class Block:
         """Why the pool is not fused with norm and neuron; "" if it is."""
         if self.why_norm_separate():
             return "fused only with a BatchNorm before the neuron"
-        if isinstance(self.neuron, LIF) and self.neuron.watchers:
+        if isinstance(self.neuron, LIF) and any(w.spikes for w in self.neuron.watchers):
             return "the spikes are watched"
         return "" if pool_kind(self.pool) else "it is not torch's 2x2 pool, or has hooks"
 
@@ -263,14 +263,14 @@ class _Part:
             result = part.result(
                 *apply_once(x.expand(T, *x.shape[1:]), _present(part.product), part.info)
             )
-            return result.spikes, result.state, *(result.moments or (None, None)), result.active
+            return result.spikes, result.state, *(result.moments or (None,) * 3), result.active
 
         spikes, state, *moments, active = checkpoint(run, saved, *self._tensors())
         assert spikes is not None
         assert state is not None
-        mean, square = moments
-        both = None if mean is None or square is None else kernel.Moments(mean, square)
-        return Result(spikes, state, None, both, active)
+        mean, square, rate = moments
+        all_three = None if mean is None or square is None else kernel.Moments(mean, square, rate)
+        return Result(spikes, state, None, all_three, active)
 
     def _tensors(self) -> list[Tensor | None]:
         """Its learned tensors, in the order of `_on`."""

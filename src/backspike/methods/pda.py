@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..kernel import Moments
+from ..kernel import Moments, firing_rate
 from ..kernel.coefficients import over_channels
 from ..neuron.hooks import Handle, spiking_layers, watch
 from ..neuron.lif import LIF, Output, Watcher
@@ -65,29 +65,23 @@ def _threshold(layer: LIF, per_channel: bool) -> float | Tensor:
     )
 
 
-def _spikes(layer: LIF, out: Output, per_channel: bool, window: float) -> Normal:
+def _spikes(layer: LIF, rate: Callable[[], Tensor], per_channel: bool, window: float) -> Normal:
     """The distribution of theta s, to which spiking rounds the membrane.
 
     Mean theta r and variance theta^2 r (1 - r), with r the firing rate.
     """
-    s, theta = out.spikes, _threshold(layer, per_channel)
-    assert s is not None
-    # a count per sample is exact in float32; for float64 torch would copy all spikes
-    dims = [d for d in range(2, s.dim()) if not (per_channel and d == 2)]
-    counts = s.detach().sum(dims, dtype=torch.float32) if dims else s.detach()
-    each = s.shape[2:].numel() // counts.shape[2:].numel()
-    mean = counts.mean(1, dtype=torch.float64).view(len(s), -1) / each
-    rate = _mean_over_ranks(layer, out, mean)
-    return Normal(theta * rate, theta**2 * rate * (1 - rate))
+    theta = _threshold(layer, per_channel)
+    r = rate()
+    return Normal(theta * r, theta**2 * r * (1 - r))
 
 
-def _gaussian(layer: LIF, out: Output, per_channel: bool, window: float) -> Normal:
+def _gaussian(layer: LIF, rate: Callable[[], Tensor], per_channel: bool, window: float) -> Normal:
     """N(0, theta^2)."""
     theta = torch.as_tensor(_threshold(layer, per_channel), dtype=torch.float64)
     return Normal(torch.zeros_like(theta), theta**2)
 
 
-def _window(layer: LIF, out: Output, per_channel: bool, window: float) -> Normal:
+def _window(layer: LIF, rate: Callable[[], Tensor], per_channel: bool, window: float) -> Normal:
     """N(theta, (c w)^2) with c = window and w the width of the surrogate."""
     theta = _threshold(layer, per_channel)
     w2 = torch.as_tensor(surrogate_width(layer), dtype=torch.float64) ** 2
@@ -95,7 +89,7 @@ def _window(layer: LIF, out: Output, per_channel: bool, window: float) -> Normal
     return Normal(theta, window**2 * (w2 if per_channel else w2.mean()))
 
 
-_TARGETS: dict[str, Callable[[LIF, Output, bool, float], Normal]] = {
+_TARGETS: dict[str, Callable[[LIF, Callable[[], Tensor], bool, float], Normal]] = {
     "spikes": _spikes,
     "gaussian": _gaussian,
     "window": _window,
@@ -196,9 +190,9 @@ class PotentialAdjustment(Handle):
         measure = self._softmax_distance if form == "softmax" else self._moment_distance
         for name, layer in _chosen(model, layers).items():
             see = partial(self._see, name, measure)
-            self.undo.append(
-                watch(layer, Watcher(see, membrane=form == "softmax", moments=form == "moments"))
-            )
+            softmax = form == "softmax"
+            watcher = Watcher(see, membrane=softmax, moments=not softmax, spikes=softmax)
+            self.undo.append(watch(layer, watcher))
 
     def loss(self) -> Tensor:
         """Return strength * mean D over the latest calls of the watched layers, a scalar.
@@ -240,11 +234,20 @@ class PotentialAdjustment(Handle):
         self._distances[name] = distance.to(out.state.dtype)
 
     def _moment_distance(self, layer: LIF, out: Output, moments: Moments) -> Tensor:
-        own = (m if self.per_channel else m.mean(1, keepdim=True) for m in moments)
-        mean, square = (_mean_over_ranks(layer, out, m) for m in own)
+        def over_samples(m: Tensor) -> Tensor:
+            own = m if self.per_channel else m.mean(1, keepdim=True)
+            return _mean_over_ranks(layer, out, own)
+
+        def rate() -> Tensor:
+            if moments.rate is not None:
+                return over_samples(moments.rate)
+            assert out.spikes is not None
+            return over_samples(firing_rate(out.spikes))
+
+        mean, square = over_samples(moments.mean), over_samples(moments.square)
         with torch.no_grad():
             theta = _threshold(layer, self.per_channel)
-            q = _TARGETS[self.target](layer, out, self.per_channel, self.window)
+            q = _TARGETS[self.target](layer, rate, self.per_channel, self.window)
             floor = self.eps * theta**2
         p = Normal(mean, (square - mean**2).clamp(min=0) + floor)
         return divergence(p, Normal(q.mean, q.var + floor)).mean()

@@ -136,11 +136,13 @@ class Watcher:
     """A callback for every output of a spiking layer.
 
     membrane, moments: whether the membrane, or its moments, must be recorded for it.
+    spikes: whether it reads the spikes, which may otherwise be pooled already.
     """
 
     see: Callable[[LIF, Output, kernel.Moments | None], None]
     membrane: bool = False
     moments: bool = False
+    spikes: bool = True
 
 
 @has(Options)

@@ -76,7 +76,9 @@ class Recurrent(Streaming):
             moments += [] if moments_t is None else [moments_t]
         return self._end(
             Output(torch.cat(spikes), v, torch.cat(membranes) if membranes else None),
-            Moments(*map(torch.cat, zip(*moments))) if moments else None,
+            Moments(torch.cat([m.mean for m in moments]), torch.cat([m.square for m in moments]))
+            if moments
+            else None,
         ), None
 
     def why_step_by_step(self, x: Tensor) -> str | None:

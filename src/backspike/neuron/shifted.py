@@ -71,7 +71,7 @@ class Shifted(LIF):
         membrane = None if out.membrane is None else out.membrane - offset
         state = out.state - offset if want_state else out.state
         if moments is not None:
-            (mean, square), d = moments, transform.offset
+            mean, square, d = moments.mean, moments.square, transform.offset
             moments = kernel.Moments(mean - d, square - 2 * d * mean + d * d)
         return out._replace(state=state, membrane=membrane), moments
 

@@ -64,6 +64,7 @@ def write(
             + (f": {next(iter(failed.values()))}" if failed else "")
         )
     rows = summary(study, results)
+    begun = len({result.seed for result in results})
     # without a folder only numbers are known
     drawn = [name for name in study.figures if name in FIGURES and (outcomes or name == "dots")]
     pictures = [p for name in drawn for p in FIGURES[name](study, rows, outcomes)]
@@ -78,13 +79,16 @@ def write(
         "settings": settings,
         "version": __version__,
         "seeds": seeds,
-        "smallest_p": smallest_p(seeds),
+        "smallest_p": smallest_p(begun),
         "runs": [result.entry for result in results],
         "arms": rows,
         "gradient_shares": shares,
         "failed": list((failed or {}).values()),
     }
-    conclusions = sentences(rows, seeds)
+    conclusions = sentences(rows, begun)
+    wanted = len(study.arms) * seeds
+    if (left := wanted - len(results) - len(failed or ())) > 0:
+        conclusions.insert(0, f"{left} of {wanted} runs have not finished and are missing.")
     if failed:
         missing = f"{len(failed)} runs failed and are missing: {'; '.join(failed.values())}."
         conclusions.insert(0, missing)

@@ -1,7 +1,7 @@
 """Runs a study: every arm with every seed is a run folder `runs/ARM/SEED`, in parallel processes.
 
-`run` continues an interrupted study, and finally writes the study's page. Arms with the same seed
-share initial weights, sample order and augmentation, so they can be compared in pairs.
+`run` continues an interrupted study, and writes the study's page at its end. Arms with the same
+seed share initial weights, sample order and augmentation, so they can be compared in pairs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -80,7 +80,8 @@ def run(
     Raises:
         StudyError: the folder or `include` cannot be used, a run failed, your own model or data
             cannot be copied to other processes, or the Python file has changed.
-        KeyboardInterrupt: Ctrl-C, after a checkpoint of every active run.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint of every active run; the files show the runs
+            that have finished.
     """
     seeds = study.seeds if seeds is None else seeds
     out, tell = Path(out), listen or (lambda e: None)
@@ -110,7 +111,12 @@ def run(
                 "left": len(left),
             }
         )
-        failed = _train_all(left, own, jobs, device, tell) if left else {}
+        try:
+            failed = _train_all(left, own, jobs, device, tell) if left else {}
+        except KeyboardInterrupt:
+            with suppress(StudyError):  # no run has finished yet
+                write(study, out, seeds, {}, included)
+            raise
         page = write(study, out, seeds, failed, included)
         tell({"event": "done", "report": str(page), "failed": len(failed)})
         if failed:

@@ -70,8 +70,8 @@ typedef struct {
     const void *p_g, *p_gu, *p_gv; /* gradients of spikes, membrane and state */
     const void *p_line;            /* a and b of gu = a + b u, [2, T, C] */
     void *p_gx, *p_gv0;            /* backward writes */
-    double *p_partial, *p_sums;    /* [chunks, K] and [K], zeros; K: forward [2, T, C] moments,
-                                      backward [gradients(), C] */
+    double *p_partial, *p_sums;    /* [chunks, K] and [K], zeros; K: forward [2, T, C] moments
+                                      (of norm.c [3, T, C], with the spikes), backward [gradients(), C] */
 } Job;
 
 static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }

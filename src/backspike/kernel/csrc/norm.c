@@ -161,6 +161,8 @@ static void NAME(forward_block)(const Norm *m, const Walk *w, const Block *b, co
         NAME(add_block)(j, 1, b, u, sums + t * j->C);
         SIMD EACH u[i] = u[i] * u[i];
         NAME(add_block)(j, 1, b, u, sums + (j->T + t) * j->C);
+        SIMD EACH u[i] = NAME(widen)(s[i]);
+        NAME(add_block)(j, 1, b, u, sums + (2 * j->T + t) * j->C);
     }
     if (j->p_v) SEGMENTS memcpy((REAL *)j->p_v + b->at[k], v + i, b->run * sizeof(REAL));
 }
@@ -168,7 +170,7 @@ static void NAME(forward_block)(const Norm *m, const Walk *w, const Block *b, co
 void NAME(norm_forward)(const Norm *m) {
     const Job *j = &m->neuron;
     const Walk w = walk(j->N, last(j), m->H, m->W);
-    const int64_t K = 2 * j->T * j->C, blocks = w.groups * w.splits;
+    const int64_t K = 3 * j->T * j->C, blocks = w.groups * w.splits;
     if (m->batch) NAME(statistics)(m);
     NAME(affine)(m);
     NAME(set_row)(m, &w, SCALE, m->p_norm + SCALE * j->C, 1);

@@ -203,7 +203,7 @@ def norm_lif_fwd_kernel(
     p_s,
     p_bits,  # the spikes as bits in memory order; 8 channels are adjacent
     p_v,
-    p_partial,  # [blocks, 2, T, C]: sums of u and its square
+    p_partial,  # [blocks, 3, T, C]: sums of u, of its square and of the spikes
     T,
     N,
     M,
@@ -257,9 +257,11 @@ def norm_lif_fwd_kernel(
             if p_bits is not None:
                 _store_bits(p_bits + row * (s_stride // 8), at, count > 0, complete, ROWS, COLUMNS)
         if p_partial is not None:
-            p_sum = p_partial + (tl.cast(block, tl.int64) * 2 * T + t) * C + column
+            p_sum = p_partial + (tl.cast(block, tl.int64) * 3 * T + t) * C + column
             tl.store(p_sum, _columns(column, tl.where(inside, u, 0.0)), mask=column < C)
             tl.store(p_sum + T * C, _columns(column, tl.where(inside, u * u, 0.0)), mask=column < C)
+            ones = tl.where(fired, 1.0, 0.0)
+            tl.store(p_sum + 2 * T * C, _columns(column, ones), mask=column < C)
     if p_v is not None:
         tl.store(p_v + o, v, mask=inside)
 
