@@ -306,7 +306,8 @@ def test_every_network_can_memorise_eight_samples(value):
         isinstance(value, ResNet18 | ResNet34 | ResNet50) and value.stem == "imagenet"
     )
     surrogate = bs.ATan(alpha=2.0) if hard else bs.Masked(bs.Triangle(), p=0.5)
-    model = value.build(lambda channels: bs.LIF(v_threshold=0.5, surrogate=surrogate))
+    neuron = {"v_reset": 0.0, "decay_input": True, "reset_gradient": 1.0}  # as in the recipes
+    model = value.build(lambda channels: bs.LIF(v_threshold=0.5, surrogate=surrogate, **neuron))
     optimizer = torch.optim.Adam(
         model.parameters(), lr=1e-2 if isinstance(value, ConvNet | VGGSNN) else 1e-3
     )
