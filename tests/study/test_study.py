@@ -707,16 +707,29 @@ def test_a_stopped_study_shows_the_runs_that_have_finished(tmp_path):
         runner.run(_small(), out, seeds=3, jobs=1, listen=stop)
     stopped = _results(out)
     assert [row["n"] for row in stopped["arms"]] == [2, 1]
-    missing, compared, power = stopped["conclusions"]
+    missing, compared = stopped["conclusions"]
     assert missing == "3 of 6 runs have not finished and are missing."
-    assert "in a single pair of runs, which proves nothing" in compared
-    assert power.startswith("With 2 seeds the smallest p")
+    assert compared.startswith("Only one seed can be compared")
     assert "3 of 6 runs have not finished" in (out / "study.html").read_text("utf-8")
     # the file serves another study, and this one continues
     runner.run(_small(), tmp_path / "t", seeds=2, jobs=1, include=out / "study.json")
     assert [p.parent.name for p in (tmp_path / "t").glob("runs/*/1")] == ["masked"]
     runner.run(_small(), out, seeds=3, jobs=1)
     assert [row["n"] for row in _results(out)["arms"]] == [3, 3]
+
+
+def test_a_stopped_study_names_the_runs_that_failed(tmp_path):
+    def stop(event):
+        if event["event"] == "run" and event["seed"] == 1:
+            raise KeyboardInterrupt
+
+    arms = (Arm("plain"), Arm("broken", {"model": ConvNet("4-P-P", size=28)}))
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(_small(arms=arms), tmp_path / "s", seeds=2, jobs=1, listen=stop)
+    stopped = _results(tmp_path / "s")
+    assert len(stopped["failed"]) == 1
+    assert stopped["conclusions"][0].startswith("1 runs failed and are missing: broken seed 0")
+    assert stopped["conclusions"][1] == "1 of 4 runs have not finished and are missing."
 
 
 def test_a_killed_process_is_a_failed_run(tmp_path, monkeypatch):

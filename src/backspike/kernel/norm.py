@@ -174,7 +174,7 @@ def _separate(call: Call, norm: Norm, pool: str | None, backend: str) -> Result:
     result = dispatch(backend, replace(call, x=x.unflatten(0, call.x.shape[:2])))
     spikes, moments = result.spikes.to(call.x.dtype), result.moments
     if moments is not None:
-        result = result._replace(moments=moments._replace(rate=firing_rate(spikes)))
+        result = result._replace(moments=moments._replace(rate=firing_rate(spikes.detach())))
     return (
         result._replace(spikes=_pooled(spikes, pool), bits=None)
         if pool

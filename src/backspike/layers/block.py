@@ -269,8 +269,10 @@ class _Part:
         assert spikes is not None
         assert state is not None
         mean, square, rate = moments
-        all_three = None if mean is None or square is None else kernel.Moments(mean, square, rate)
-        return Result(spikes, state, None, all_three, active)
+        collected = None
+        if mean is not None and square is not None:
+            collected = kernel.Moments(mean, square, rate if rate is None else rate.detach())
+        return Result(spikes, state, None, collected, active)
 
     def _tensors(self) -> list[Tensor | None]:
         """Its learned tensors, in the order of `_on`."""

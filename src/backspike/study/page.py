@@ -42,11 +42,13 @@ def write(
     seeds: int,
     failed: Mapping[Job, str] | None = None,
     include: Mapping[tuple[str, int], Included] | None = None,
+    stopped: bool = False,
 ) -> Path:
     """Writes all files from finished runs and returns the path of the page.
 
     failed: what went wrong, by job. include: further runs by arm and seed; where there is a folder
-    as well, the folder counts. Raises StudyError if no run has finished or one is damaged.
+    as well, the folder counts. stopped: the user waits, so leave out the slow figure of gradients.
+    Raises StudyError if no run has finished or one is damaged.
     """
     outcomes: list[Outcome] = []
     results: list[Outcome | Included] = []
@@ -64,14 +66,16 @@ def write(
             + (f": {next(iter(failed.values()))}" if failed else "")
         )
     rows = summary(study, results)
-    begun = len({result.seed for result in results})
+    differences = [row["best"].get("difference") for row in rows]
+    pairs = max((d["n"] for d in differences if d), default=seeds)
     # without a folder only numbers are known
     drawn = [name for name in study.figures if name in FIGURES and (outcomes or name == "dots")]
     pictures = [p for name in drawn for p in FIGURES[name](study, rows, outcomes)]
     shares = None
     baseline = [o for o in outcomes if o.arm == study.baseline]
     # these need the network and the data, which the caller may have given to `run`
-    if "gradients" in study.figures and baseline and not Run.open(baseline[0].folder).own():
+    drawable = "gradients" in study.figures and not stopped
+    if drawable and baseline and not Run.open(baseline[0].folder).own():
         shares = gradient_shares(study, baseline[0])
         pictures = gradient_pictures(study, shares) + pictures
     settings = study.settings()
@@ -79,13 +83,13 @@ def write(
         "settings": settings,
         "version": __version__,
         "seeds": seeds,
-        "smallest_p": smallest_p(begun),
+        "smallest_p": smallest_p(pairs),
         "runs": [result.entry for result in results],
         "arms": rows,
         "gradient_shares": shares,
         "failed": list((failed or {}).values()),
     }
-    conclusions = sentences(rows, begun)
+    conclusions = sentences(rows, pairs)
     wanted = len(study.arms) * seeds
     if (left := wanted - len(results) - len(failed or ())) > 0:
         conclusions.insert(0, f"{left} of {wanted} runs have not finished and are missing.")
@@ -167,8 +171,8 @@ def sentences(rows: list[dict[str, Any]], seeds: int) -> list[str]:
     """What the comparison supports for each arm, by the accuracy at the best validation epoch."""
     if seeds == 1:
         return [
-            "Only one seed was run: the differences prove nothing. p cannot fall below 0.05 with "
-            "fewer than 6 seeds."
+            "Only one seed can be compared: the differences prove nothing. p cannot fall below "
+            "0.05 with fewer than 6 seeds."
         ]
     lines = []
     for row in rows:

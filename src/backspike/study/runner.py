@@ -111,11 +111,14 @@ def run(
                 "left": len(left),
             }
         )
+        failed: dict[Job, str] = {}
         try:
-            failed = _train_all(left, own, jobs, device, tell) if left else {}
+            if left:
+                _train_all(left, own, jobs, device, tell, failed)
         except KeyboardInterrupt:
-            with suppress(StudyError):  # no run has finished yet
-                write(study, out, seeds, {}, included)
+            # StudyError: no run has finished yet, or one is damaged, which the next call reports
+            with suppress(StudyError, OSError):
+                write(study, out, seeds, failed, included, stopped=True)
             raise
         page = write(study, out, seeds, failed, included)
         tell({"event": "done", "report": str(page), "failed": len(failed)})
@@ -247,8 +250,9 @@ def _train_all(
     at_once: int | None,
     device: str | None,
     tell: Listener,
-) -> dict[Job, str]:
-    """Trains the runs; returns the reason for each one that failed."""
+    failed: dict[Job, str],
+) -> None:
+    """Trains the runs; adds the reason for each one that fails to `failed`."""
     import torch
 
     from ..train import setup
@@ -267,12 +271,12 @@ def _train_all(
         if n > 1:
             # threads do not depend on how many runs are left, so resumed runs are bit-identical
             threads = max(1, cores // n)
-            return _in_processes(jobs, _packed(own), min(n, len(jobs)), threads, devices, clock)
-        failed: dict[Job, str] = {}
+            n = min(n, len(jobs))
+            _in_processes(jobs, _packed(own), n, threads, devices, clock, failed)
+            return
         for job in jobs:
             error = _attempt(job, own, devices[0], partial(clock.hear, job))
-            failed |= clock.over(job, error)
-        return failed
+            failed.update(clock.over(job, error))
 
 
 def _packed(own: Mapping[str, Any]) -> bytes:
@@ -290,8 +294,8 @@ def _in_processes(
     threads: int,
     devices: list[str | None],
     clock: Clock,
-) -> dict[Job, str]:
-    failed: dict[Job, str] = {}
+    failed: dict[Job, str],
+) -> None:
     work = [(job, own, threads, heap.mode()) for job in jobs]
     places = [(device,) for device in devices]
     for (job, *_), kind, value in workers.run(_in_worker, work, n, places=places, patience=60):
@@ -303,8 +307,7 @@ def _in_processes(
                 f"{job.arm} seed {job.seed}: its process ended with code {value.code}; "
                 f"if memory ran out, use {option('jobs', max(1, n - 1))}"
             )
-        failed |= clock.over(job, value)
-    return failed
+        failed.update(clock.over(job, value))
 
 
 @contextmanager

@@ -30,7 +30,7 @@ R = TypeVar("R")
 RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
 COLLECTIVE_TIMEOUT = timedelta(hours=1)  # rank 0 may have to prepare a data set first
 _groups = count()  # every process group has its own keys in the store
-_ended: list[object] = []  # process groups, see `process_group`
+_ended: list[object] = []  # the last process group, see `process_group`
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
 
 
@@ -200,7 +200,7 @@ def process_group(device: str | torch.device | None = None) -> Iterator[Ranks]:
         raise
     # DistributedDataParallel may live longer. If it freed the group, it would wait for a thread of
     # gloo without releasing the interpreter, for which that thread may be waiting.
-    _ended.append(dist.group.WORLD)
+    _ended[:] = [dist.group.WORLD]
     dist.destroy_process_group()
 
 

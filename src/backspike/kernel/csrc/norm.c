@@ -158,11 +158,11 @@ static void NAME(forward_block)(const Norm *m, const Walk *w, const Block *b, co
         if (w->H) NAME(pool_spikes)(m->pool, b, b_s, p_s);
         else deliver(j, p_s + b->at[0], s, n * sizeof(IO));
         if (!sums) continue;
-        NAME(add_block)(j, 1, b, u, sums + t * j->C);
+        NAME(add_block)(j, b, u, sums + t * j->C);
         SIMD EACH u[i] = u[i] * u[i];
-        NAME(add_block)(j, 1, b, u, sums + (j->T + t) * j->C);
+        NAME(add_block)(j, b, u, sums + (j->T + t) * j->C);
         SIMD EACH u[i] = NAME(widen)(s[i]);
-        NAME(add_block)(j, 1, b, u, sums + (2 * j->T + t) * j->C);
+        NAME(add_block)(j, b, u, sums + (2 * j->T + t) * j->C);
     }
     if (j->p_v) SEGMENTS memcpy((REAL *)j->p_v + b->at[k], v + i, b->run * sizeof(REAL));
 }

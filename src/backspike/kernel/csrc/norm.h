@@ -90,8 +90,8 @@ static inline void NAME(add_rows)(const REAL *term, int rows, int n, double *sum
         memcpy(&low, sums + k, sizeof low);
         memcpy(&high, sums + k + 4, sizeof high);
         for (int row = 0; row < rows; row++) {
-            low += NAME(four)(term + row * n + k);
-            high += NAME(four)(term + row * n + k + 4);
+            NAME(add_four)(&low, term + row * n + k);
+            NAME(add_four)(&high, term + row * n + k + 4);
         }
         memcpy(sums + k, &low, sizeof low);
         memcpy(sums + k + 4, &high, sizeof high);
@@ -100,14 +100,11 @@ static inline void NAME(add_rows)(const REAL *term, int rows, int n, double *sum
         for (int row = 0; row < rows; row++) sums[k] += term[row * n + k];
 }
 
-/* sums[channel of element i] += term[i], or all to sums[0] */
-static inline void NAME(add_block)(const Job *j, int64_t per_channel, const Block *b, const REAL *term, double *sums) {
-    const int n = b->count * b->run;
-    if (!per_channel) {
-        sums[0] += NAME(total)(term, n);
-    } else if (j->inner == 1) {
+/* sums[channel of element i] += term[i] */
+static inline void NAME(add_block)(const Job *j, const Block *b, const REAL *term, double *sums) {
+    if (j->inner == 1) {
         const int channels = (int)min(b->run, j->C);
-        NAME(add_rows)(term, n / channels, channels, sums + b->at[0] % j->C);
+        NAME(add_rows)(term, b->count * b->run / channels, channels, sums + b->at[0] % j->C);
     } else {
         SEGMENTS NAME(add)(j, 1, term + i, b->at[k], b->run, sums);
     }

@@ -133,8 +133,8 @@ static inline void NAME(retreat)(const Job *j, const Block *b, int64_t t, REAL t
 }
 
 static inline void NAME(settle)(const Job *j, const Block *b, REAL *a, REAL *q, double *moved) {
-    NAME(add_block)(j, 1, b, a, moved);
-    NAME(add_block)(j, 1, b, q, moved + j->C);
+    NAME(add_block)(j, b, a, moved);
+    NAME(add_block)(j, b, q, moved + j->C);
     SIMD for (int i = 0; i < BLOCK; i++) a[i] = q[i] = 0;
 }
 

@@ -50,10 +50,10 @@ static inline void NAME(spread)(const Job *j, int64_t per_channel, const REAL *p
 typedef REAL NAME(Four) __attribute__((vector_size(4 * sizeof(REAL))));
 typedef double NAME(Sums) __attribute__((vector_size(4 * sizeof(double))));
 
-ALWAYS NAME(Sums) NAME(four)(const REAL *p) {
+ALWAYS void NAME(add_four)(NAME(Sums) *sums, const REAL *p) {
     NAME(Four) four;
     memcpy(&four, p, sizeof four);
-    return __builtin_convertvector(four, NAME(Sums));
+    *sums += __builtin_convertvector(four, NAME(Sums));
 }
 
 /* The sum in an order of our own: a compiler that chose it would choose the bits. */
@@ -62,8 +62,8 @@ static inline double NAME(total)(const REAL *term, int64_t n) {
     double sum = 0;
     int64_t k = 0;
     for (; k + 8 <= n; k += 8) {
-        low += NAME(four)(term + k);
-        high += NAME(four)(term + k + 4);
+        NAME(add_four)(&low, term + k);
+        NAME(add_four)(&high, term + k + 4);
     }
     for (int i = 0; i < 4; i++) sum += low[i];
     for (int i = 0; i < 4; i++) sum += high[i];

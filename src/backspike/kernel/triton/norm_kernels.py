@@ -240,6 +240,7 @@ def norm_lif_fwd_kernel(
         fired = (u >= theta) & inside
         v = step.reset(u, fired, theta, v_reset, SOFT)
         spike = tl.where(fired, 1.0, tl.where(inside, doubt, 0.0))
+        own = spike
         if POOL is None:
             if p_add is not None:
                 spike += _read(p_add, row * add_stride + o, inside, dtype)
@@ -260,8 +261,7 @@ def norm_lif_fwd_kernel(
             p_sum = p_partial + (tl.cast(block, tl.int64) * 3 * T + t) * C + column
             tl.store(p_sum, _columns(column, tl.where(inside, u, 0.0)), mask=column < C)
             tl.store(p_sum + T * C, _columns(column, tl.where(inside, u * u, 0.0)), mask=column < C)
-            ones = tl.where(fired, 1.0, 0.0)
-            tl.store(p_sum + 2 * T * C, _columns(column, ones), mask=column < C)
+            tl.store(p_sum + 2 * T * C, _columns(column, own), mask=column < C)
     if p_v is not None:
         tl.store(p_v + o, v, mask=inside)
 
