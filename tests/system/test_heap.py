@@ -214,5 +214,5 @@ def test_processes_of_a_study_use_the_mode_of_their_parent(monkeypatch, mode):
         lambda f, jobs, n, places, **_: [(j, "result", f(*j, *places[0])) for j in jobs],
     )
     clock = SimpleNamespace(over=lambda *_: {})
-    runner._in_processes([Job("arm", 0, None, None)], workers.pack({}, ""), 1, 1, [None], clock)
+    runner._in_processes([Job("arm", 0, None, None)], workers.pack({}, ""), 1, 1, [None], clock, {})
     assert seen == [mode] * bool(mode)
