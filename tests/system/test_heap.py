@@ -213,6 +213,6 @@ def test_processes_of_a_study_use_the_mode_of_their_parent(monkeypatch, mode):
         "run",
         lambda f, jobs, n, places, **_: [(j, "result", f(*j, *places[0])) for j in jobs],
     )
-    clock = SimpleNamespace(over=lambda *_: {})
-    runner._in_processes([Job("arm", 0, None, None)], workers.pack({}, ""), 1, 1, [None], clock, {})
+    clock = SimpleNamespace(over=lambda *_: None)
+    runner._in_processes([Job("arm", 0, None, None)], workers.pack({}, ""), 1, 1, [None], clock)
     assert seen == [mode] * bool(mode)

@@ -179,15 +179,20 @@ X, G, FLAT = (
 SHARES = (slice(0, 3), slice(3, 8))  # uneven
 
 
-def on_a_rank(rank, folder):
-    """Writes the results of one of two ranks to a file."""
-    torch.set_num_threads(1)
+def one_of_two(rank, folder):
+    """Sets the variables of torchrun, with the port of `with_a_port`."""
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": (folder / "port").read_text(),
     }
+
+
+def on_a_rank(rank, folder):
+    """Writes the results of one of two ranks to a file."""
+    torch.set_num_threads(1)
+    one_of_two(rank, folder)
     with distributed.process_group("cpu") as together:
         here, found = SHARES[rank], {"ranks": (together.rank, together.size)}
         for name, layer in norms().items():
@@ -225,13 +230,7 @@ def on_a_rank(rank, folder):
 
 def join_two_groups(rank, folder):
     """Rank 0 leaves the first group slowly, so rank 1 joins the second one before it has ended."""
-    port = (folder / "port").read_text()
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
+    one_of_two(rank, folder)
     leave = torch.distributed.destroy_process_group
     if rank == 0:
         torch.distributed.destroy_process_group = lambda: (time.sleep(1), leave())
@@ -249,23 +248,25 @@ def with_a_port(folder):
     return folder
 
 
-def test_a_rank_that_joins_the_next_group_early_waits_for_the_others(tmp_path):
-    ranks = torch.multiprocessing.spawn(
-        join_two_groups, (with_a_port(tmp_path),), nprocs=2, join=False
-    ).processes
+def exit_codes(function, folder):
+    """Runs function(rank, folder) in two processes; a rank that still runs is killed: None."""
+    folder = with_a_port(folder)
+    ranks = torch.multiprocessing.spawn(function, (folder,), nprocs=2, join=False).processes
     for rank in ranks:
         rank.join(60)
-    assert [rank.exitcode for rank in ranks] == [0, 0]
+    codes = [rank.exitcode for rank in ranks]
+    for rank in ranks:
+        rank.kill()
+    return codes
+
+
+def test_a_rank_that_joins_the_next_group_early_waits_for_the_others(tmp_path):
+    assert exit_codes(join_two_groups, tmp_path) == [0, 0]
 
 
 def lose_the_other_rank(rank, folder):
     """Rank 1 is killed; rank 0 learns of it and gets the SIGTERM that torchrun sends."""
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": (folder / "port").read_text(),
-    }
+    one_of_two(rank, folder)
     try:
         with distributed.process_group("cpu") as together:
             together.all_reduce(0)
@@ -279,12 +280,7 @@ def lose_the_other_rank(rank, folder):
 
 
 def test_a_lost_rank_is_named_also_outside_the_training(tmp_path):
-    ranks = torch.multiprocessing.spawn(
-        lose_the_other_rank, (with_a_port(tmp_path),), nprocs=2, join=False
-    ).processes
-    for rank in ranks:
-        rank.join(60)
-    assert [rank.exitcode for rank in ranks] == [0, -signal.SIGKILL]
+    assert exit_codes(lose_the_other_rank, tmp_path) == [0, -signal.SIGKILL]
     assert (tmp_path / "said").read_text() == "another rank ended; start all of them again"
 
 
@@ -489,27 +485,14 @@ def test_training_works_without_synchronised_norms(tmp_path):
 
 
 def train_with_silent_layers(rank, folder):
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": (folder / "port").read_text(),
-    }
+    one_of_two(rank, folder)
     torch.set_num_threads(1)
     recipe = bs.recipes.digits().replace(EQUAL | {"epochs": 2})
     bs.fit(recipe, folder / "run", report=False)
 
 
 def test_all_ranks_look_for_silent_layers_behind_norms_over_all_ranks(tmp_path):
-    ranks = torch.multiprocessing.spawn(
-        train_with_silent_layers, (with_a_port(tmp_path),), nprocs=2, join=False
-    ).processes
-    for rank in ranks:
-        rank.join(60)
-    codes = [rank.exitcode for rank in ranks]
-    for rank in ranks:
-        rank.kill()
-    assert codes == [0, 0]
+    assert exit_codes(train_with_silent_layers, tmp_path) == [0, 0]
     initial = next(e for e in Run.open(tmp_path / "run").log() if e["event"] == "initial")
     assert 0 in initial["firing_rate"].values()
 

@@ -6,8 +6,9 @@ the reason once.
 """
 
 from ..errors import Unsupported
-from .call import Call, Constants, Moments, Record, Result, firing_rate
+from .call import Call, Constants, Moments, Record, Result
 from .dispatch import backends, choose, dispatch
+from .layout import firing_rate
 from .mask import draw_seed, dropped
 from .saved import MEMORIES
 

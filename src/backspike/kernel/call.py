@@ -79,13 +79,6 @@ class SpikeInfo(NamedTuple):
         return bits if same else None
 
 
-def firing_rate(s: Tensor) -> Tensor:
-    """The mean of spikes `[T, B, ...]` over batch and space, `[T, C]` in float64."""
-    # a count per sample is exact in float32; for float64 torch would copy all spikes
-    counts = s.sum(tuple(range(3, s.dim())), dtype=torch.float32) if s.dim() > 3 else s
-    return counts.mean(1, dtype=torch.float64).view(len(s), -1) / s.shape[3:].numel()
-
-
 def learns(p: float | Tensor | None) -> bool:
     """Whether p is a tensor that wants a gradient."""
     return isinstance(p, Tensor) and p.requires_grad

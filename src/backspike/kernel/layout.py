@@ -25,6 +25,13 @@ def channel_mean(u: Tensor) -> Tensor:
     return u.mean([d for d in range(u.dim()) if d != 1], dtype=torch.float64)
 
 
+def firing_rate(s: Tensor) -> Tensor:
+    """The mean of spikes `[T, B, ...]` over batch and space, `[T, C]` in float64."""
+    # a count per sample is exact in float32; for float64 torch would copy all spikes
+    counts = s.sum(tuple(range(3, s.dim())), dtype=torch.float32) if s.dim() > 3 else s
+    return counts.mean(1, dtype=torch.float64).view(len(s), -1) / s.shape[3:].numel()
+
+
 def walk_strides(step: Tensor, masked: bool = False) -> tuple[int, ...]:
     """The strides in which kernels walk over a timestep `[B, ...]`.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import Unsupported
 from . import layout, ops
 from .autograd import Context, refuse_double_backward
-from .call import Call, Moments, Result, as_tensor, firing_rate
+from .call import Call, Moments, Result, as_tensor
 from .coefficients import state_dtype
 from .cpu.pool import avg_pool, max_pool
 from .dispatch import choose, dispatch
@@ -174,7 +174,7 @@ def _separate(call: Call, norm: Norm, pool: str | None, backend: str) -> Result:
     result = dispatch(backend, replace(call, x=x.unflatten(0, call.x.shape[:2])))
     spikes, moments = result.spikes.to(call.x.dtype), result.moments
     if moments is not None:
-        result = result._replace(moments=moments._replace(rate=firing_rate(spikes.detach())))
+        result = result._replace(moments=moments._replace(rate=layout.firing_rate(spikes.detach())))
     return (
         result._replace(spikes=_pooled(spikes, pool), bits=None)
         if pool

@@ -16,7 +16,10 @@ from .statistics import percent
 
 
 class Clock:
-    """Turns the events of runs into events of the study."""
+    """Turns the events of runs into events of the study.
+
+    failed: the reason for each run that failed.
+    """
 
     def __init__(self, jobs: Sequence[Job], tell: Listener) -> None:
         self.tell = tell
@@ -26,6 +29,7 @@ class Clock:
         self.at: dict[Job, float] = {}
         self.first: dict[Job, float] = {}
         self.started = 0.0
+        self.failed: dict[Job, str] = {}
 
     def hear(self, job: Job, event: dict[str, Any]) -> None:
         """Takes an event of a run."""
@@ -51,15 +55,15 @@ class Clock:
             self.tell({"event": "run", **where, **share})
             self._progress()
 
-    def over(self, job: Job, error: str | None) -> dict[Job, str]:
-        """Called when a run has ended; returns {job: error} if it failed, else {}."""
+    def over(self, job: Job, error: str | None) -> None:
+        """Called when a run has ended; error: why it failed, or None."""
         self.at[job] = self.total[job]
         if error is None:
-            return {}
+            return
+        self.failed[job] = error
         self.finished += 1
         where = {"arm": job.arm, "seed": job.seed, "number": self.finished, "of": self.runs}
         self.tell({"event": "failed", **where, "error": error})
-        return {job: error}
 
     def _left(self) -> float | None:
         """Remaining seconds, estimated from the epochs done since the start."""

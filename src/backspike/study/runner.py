@@ -111,10 +111,11 @@ def run(
                 "left": len(left),
             }
         )
-        failed: dict[Job, str] = {}
+        clock = Clock(left, tell)
+        failed = clock.failed
         try:
             if left:
-                _train_all(left, own, jobs, device, tell, failed)
+                _train_all(left, own, jobs, device, clock)
         except KeyboardInterrupt:
             # StudyError: no run has finished yet, or one is damaged, which the next call reports
             with suppress(StudyError, OSError):
@@ -249,10 +250,8 @@ def _train_all(
     own: Mapping[str, Any],
     at_once: int | None,
     device: str | None,
-    tell: Listener,
-    failed: dict[Job, str],
+    clock: Clock,
 ) -> None:
-    """Trains the runs; adds the reason for each one that fails to `failed`."""
     import torch
 
     from ..train import setup
@@ -266,17 +265,15 @@ def _train_all(
     cores = processors()
     on_gpu = torch.cuda.is_available() and any(d is None or d.startswith("cuda") for d in devices)
     n = at_once or (len(devices) if on_gpu else cores)
-    clock = Clock(jobs, tell)
     with _on_signal(signal.SIGTERM, signal.default_int_handler):
         if n > 1:
             # threads do not depend on how many runs are left, so resumed runs are bit-identical
             threads = max(1, cores // n)
-            n = min(n, len(jobs))
-            _in_processes(jobs, _packed(own), n, threads, devices, clock, failed)
+            _in_processes(jobs, _packed(own), min(n, len(jobs)), threads, devices, clock)
             return
         for job in jobs:
             error = _attempt(job, own, devices[0], partial(clock.hear, job))
-            failed.update(clock.over(job, error))
+            clock.over(job, error)
 
 
 def _packed(own: Mapping[str, Any]) -> bytes:
@@ -294,7 +291,6 @@ def _in_processes(
     threads: int,
     devices: list[str | None],
     clock: Clock,
-    failed: dict[Job, str],
 ) -> None:
     work = [(job, own, threads, heap.mode()) for job in jobs]
     places = [(device,) for device in devices]
@@ -307,7 +303,7 @@ def _in_processes(
                 f"{job.arm} seed {job.seed}: its process ended with code {value.code}; "
                 f"if memory ran out, use {option('jobs', max(1, n - 1))}"
             )
-        failed.update(clock.over(job, value))
+        clock.over(job, value)
 
 
 @contextmanager

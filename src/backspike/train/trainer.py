@@ -156,9 +156,9 @@ class Trainer:
         with self._lost_rank():
             begun = self.ranks.on_rank0(lambda: self.run.has("last.ckpt"))
             watched = None if begun else self._begin()
-            self.silent = self.ranks.on_rank0(lambda: events.silent_layers(self.run.log()))
-            if self.ranks.first:
-                self.untrained_loss = events.untrained_loss(self.setup, self.run.log())
+            log = self.run.log() if self.ranks.first else []
+            self.silent = self.ranks.on_rank0(lambda: events.silent_layers(log))
+            self.untrained_loss = events.untrained_loss(self.setup, log)
             self._say(
                 "start",
                 run=str(self.run.path),

@@ -173,6 +173,7 @@ static void NAME(backward_block)(const Norm *m, const Walk *w, const Block *b, c
     REAL b_g[BLOCK], b_a[BLOCK], b_b[BLOCK], b_scale[BLOCK], b_shift[BLOCK], b_mean[BLOCK];
     IO b_half[BLOCK], b_dy[BLOCK];
     uint32_t where[BLOCK];
+    /* the same constants everywhere, and one loop for a timestep */
     const int alike = !j->per_channel && !j->repeated && !(j->learns & LEARNS_TAU);
     const REAL *scale = NAME(row)(m, w, b, SCALE, b_scale), *shift = NAME(row)(m, w, b, SHIFT, b_shift);
     const REAL *mean = NAME(row)(m, w, b, MEAN, b_mean), *factor = m->batch ? 0 : scale;
@@ -196,6 +197,7 @@ static void NAME(backward_block)(const Norm *m, const Walk *w, const Block *b, c
         }
         const NAME(Step) p = {
             .u = u,
+            /* a neuron that is alike and learns nothing needs no g in REAL */
             .g = j->learns || !alike ? NAME(load)(g, 0, b_g, n) : 0,
             .theta = theta,
             .own = own,
